@@ -75,10 +75,11 @@ def forgotten_graphs():
     registered = sys.modules["tensorflow.python.framework.ops"].gradient_registry._registry
     before = set(registered)
     yield
-    if new := set(registered) - before:
-        for name in new:
-            del registered[name]
-        gc.collect()
+    for name in set(registered) - before:
+        del registered[name]
+    gc.collect()
+    # What is left is there for good, and need not be looked through again.
+    gc.freeze()
 
 
 @pytest.fixture

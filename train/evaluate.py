@@ -83,13 +83,15 @@ def main() -> None:
     check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
-    of_distance = FID_SAMPLES, INCEPTION, EXTRACTOR, PRIOR, BATCH_NORM_ITERATIONS
+    of_distance = FID_SAMPLES, TEMPERATURE, INCEPTION, EXTRACTOR, PRIOR, BATCH_NORM_ITERATIONS
     of_outliers = OUTLIERS, LLR_SAMPLES, LLR_GROUPS
-    for metrics, its_flags in ((_OF_SAMPLES, of_distance), (("outliers",), of_outliers)):
+    of_metrics = {_OF_SAMPLES: of_distance, ("outliers",): of_outliers, ("iw",): (IMPORTANCE_SAMPLES,)}
+    for metrics, its_flags in of_metrics.items():
         for flag in its_flags:
             of_metric = f"--{flag.name} is of metric {' or '.join(metrics)}"
             without = f"{of_metric}, which --metrics={','.join(METRICS.value)} does not have"
             check(not flag.present or not {*metrics}.isdisjoint(METRICS.value), without)
+    check(LLR_GROUPS.value is None or LLR_SAMPLES.value > 0, "--llr_groups is of LLR>k: give --llr_samples too")
     of_samples = [name for name in _OF_SAMPLES if name in METRICS.value]
     check(len(of_samples) < 2, "--metrics=fid,frechet: each has its own features; measure them by two commands")
     needed = "--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features"

@@ -86,7 +86,7 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
 
     kept, groups = _kept_groups(config)
     drawing = kept, _temperature(config), FLAGS.seed, FLAGS.mean
-    originals, labels, names, words = _images(config, 40, place.kind == FOLDER)
+    originals, labels, names, words = _images(config, 40, _makes_files(place))
     made = reconstruct_images(load().model, originals, *drawing, _progress(len(originals)), labels)
     which = "" if kept == groups else f" of the top {kept} of {groups} groups; the others are drawn from the prior"
 
@@ -139,7 +139,7 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     count = FLAGS.variants
     kept, groups = _kept_groups(config)
     drawing = kept, count, _temperature(config), FLAGS.seed, FLAGS.mean
-    originals, labels, names, words = _images(config, 8, place.kind == FOLDER)
+    originals, labels, names, words = _images(config, 8, _makes_files(place))
     made = vary_images(load().model, originals, *drawing, _progress(len(originals) * count), labels)
     text = f"The rest of the {groups} groups have the original's latents; group 0 is the coarsest."
 
@@ -166,7 +166,7 @@ def direction(config: ExperimentConfig, load: Callable, place: OutputPlace) -> s
 
     strengths = _strengths()
     negative, positive = (_pictures(config, FLAGS[name].value)[0] for name in _SIDES)
-    originals, labels, names, words = _images(config, 8, place.kind == FOLDER)
+    originals, labels, names, words = _images(config, 8, _makes_files(place))
     step = latent_direction(load().model, positive, negative)
     moving = strengths, FLAGS.seed, FLAGS.mean, _progress(len(originals) * len(strengths))
     made = move_images(load().model, originals, step, *moving, labels)
@@ -188,8 +188,8 @@ def restore(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
         nvae-generate restore --workdir=runs/faces --input=old.png --mask=scratches.png --output=restored.png
         nvae-generate restore --workdir=runs/faces --input=my_pictures --blur=1.5 --noise=0.02 --output=out/
 
-    One of --mask (a picture, white where pixels are missing), --scale (a pixel is the mean of so many squared) and
-    --blur (a Gaussian's deviation in pixels) says what has become of the images, and --noise, alone or besides, how
+    One of --mask (a picture, white where pixels are missing), --scale (each pixel is the mean of SCALE x SCALE pixels)
+    and --blur (a Gaussian's deviation in pixels) says what has become of the images, and --noise, alone or besides, how
     much noise they have. Pictures of --input are so already, and with --scale smaller than the model's; images of the
     data set are made so, and the figure shows them too. Its last column is the deviation of a pixel over restorations
     from --starts draws of the latents: bright where the answer is open. Files of a folder have the originals' names.
@@ -202,7 +202,7 @@ def restore(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     spec = stored_spec(config.data)
     spec = dataclasses.replace(spec, height=spec.height // FLAGS.scale, width=spec.width // FLAGS.scale)
     of_images = dataclasses.replace(config, data=spec) if FLAGS.input else config
-    images, labels, names, words = _images(of_images, 8, place.kind == FOLDER)
+    images, labels, names, words = _images(of_images, 8, _makes_files(place))
     measurement = images if FLAGS.input else measured(operator, images, FLAGS.noise, FLAGS.seed)
     how = operator, FLAGS.noise, FLAGS.steps, FLAGS.starts, FLAGS.seed, labels
     made, deviation = restore_images(load().model, measurement, *how)
@@ -357,7 +357,8 @@ def _check_choice_of_images() -> None:
         find_pictures(_places(FLAGS.input))
     for name in ("resize", "convert"):
         text = f"--{name} is for pictures of --input; those of the data set come as trained"
-        check(bool(FLAGS.input) or "positive" in FLAGS or FLAGS[name].value is None, text)
+        with_pictures = FLAGS.input or "positive" in FLAGS or (name == "resize" and "mask" in FLAGS and FLAGS.mask)
+        check(bool(with_pictures) or FLAGS[name].value is None, text)
 
 
 def _places(values: Sequence[str]) -> list[str]:
@@ -396,6 +397,10 @@ def _kept_groups(config: ExperimentConfig) -> tuple[int, int]:
 
     plan = latent_plan(config.model)
     return checked_kept_groups(FLAGS.kept_groups, plan), plan.num_groups
+
+
+def _makes_files(place: OutputPlace) -> bool:
+    return place.kind == FOLDER or bool(FLAGS.each)
 
 
 def _images(

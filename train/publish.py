@@ -4,9 +4,9 @@
     nvae-publish --workdir=runs/mine --repo=user/name
 
 What is published is the run folder without the optimizer's state and without places of this machine (data.path,
-data.cache, train.initialise_from): settings, weights, model card, scores, curves and the newest samples. The repository
-is made, public, if there is none; make it on the Hub before to have it private. Publishing again replaces what was
-there, in one commit.
+data.cache, train.initialise_from): settings, weights, model card, scores, curves and the newest samples, and the
+reweighted prior and the outlier calibration that belong to these weights. The repository is made, public, if there is
+none; make it on the Hub before to have it private. Publishing again replaces what was there, in one commit.
 
 The token is that of `hf auth login`, or of the environment variable HF_TOKEN; HF_ENDPOINT names another Hub.
 

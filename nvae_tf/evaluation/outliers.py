@@ -23,9 +23,8 @@ from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import PosteriorSource, PriorSource, image_seeds, noise_of_samples
+from nvae_tf.models.latents import PriorSource, image_seeds, noise_of_samples
 from nvae_tf.models.outlier_scores import (
     OutlierCalibration,
     OutlierParts,
@@ -54,16 +53,19 @@ def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None 
     Both are images `[batch, height, width, channels]` in [0, 1]. ValueError for fewer than 50 training images, or 19
     others.
     """
-    model.outlier_calibration = None
-    parts = [model.outlier_score(images, batch_size=batch_size).parts for images in (training, held_out)]
-    model.outlier_calibration = calibration_of(*parts)
-    return model.outlier_calibration
+    calibration, model.outlier_calibration = model.outlier_calibration, None
+    try:
+        parts = [model.outlier_score(images, batch_size=batch_size).parts for images in (training, held_out)]
+        calibration = calibration_of(*parts)
+    finally:
+        model.outlier_calibration = calibration
+    return calibration
 
 
 def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
     """Of the parts of the scores of images; p-values are ranks among those that are held out.
 
-    Ranks among training images would be too high: the model fits these better than what it has not seen.
+    Those from training images would be too small: the model fits these better than images it has not seen.
     """
     count, others = len(training.kl), len(held_out.kl)
     check(count >= _FEWEST, f"{count} training images are too few to calibrate; give {_FEWEST} or more")
@@ -115,14 +117,15 @@ def _parts_of(
     source: ImageSource, spec: DataSpec, score: Callable, size: int, images: int, status: StatusLine
 ) -> OutlierParts:
     """Of so many images at most, in batches spread evenly over a source; without the maps, as large as the images."""
-    batches = -(-source.count // size)
+    # The last batch, which may be smaller, is of all images alone.
+    batches = max(1, source.count // size) if images < source.count else -(-source.count // size)
     numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
     progress, found = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
     for batch in iterate(evaluation_batches(source, spec, size, 0, numbers), source):
         found.append(score(batch)[:2])
         progress.add(len(found[-1][0]))
         progress.show(0)
-    return OutlierParts(*(np.concatenate(parts) for parts in zip(*found, strict=True)), None)
+    return OutlierParts(*(np.concatenate(parts)[:images] for parts in zip(*found, strict=True)), None)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -136,17 +139,14 @@ def likelihood_ratio(
     do not explain. The upper groups have the same draws in both.
     """
     features, shapes = model.features(images), model.plan.latent_shapes()
-    count, residual = tf.shape(images)[0], model.config.residual_distributions
+    count, forward = tf.shape(images)[0], model.inference_forward(labels)
 
     def bound(from_prior: int) -> tf.Tensor:
-        forward, kept = ForwardPass(labels=labels), model.plan.num_groups - from_prior
-        # Once, not in every turn of the loop.
-        for convolution in model.convolutions:
-            convolution.kernels_of(forward)
+        kept = model.plan.num_groups - from_prior
 
         def log_weights(indices: tf.Tensor) -> tf.Tensor:
             noise = noise_of_samples(shapes, seeds, indices[0], 1)
-            sources = [PosteriorSource(*of_group, residual) for of_group in zip(features, noise, strict=True)][:kept]
+            sources = model.posterior_sources(features, noise)[:kept]
             decoded = model.top_down_pass([*sources, *map(PriorSource, noise[kept:])], count, forward)
             log_q, log_p = objectives.log_posterior_and_prior(decoded.latents[:kept])
             return (decoded.likelihood.log_prob(images) + log_p - log_q)[:, tf.newaxis]
@@ -205,6 +205,7 @@ def ratio_groups(plan: LatentPlan, groups: int | None) -> int:
     """The k of LLR>k: as given, or the groups of the largest scale, or half of all where there is one scale."""
     if groups is None:
         groups = len(plan.scales[-1].groups) if len(plan.scales) > 1 else plan.num_groups // 2
+    check(plan.num_groups > 1, "LLR>k needs a model with two or more latent groups")
     rule = f"must be from 1 to {plan.num_groups - 1}, all latent groups of this model but the top one"
     check(1 <= groups < plan.num_groups, f"LLR>k with k = {groups}: {rule}")
     return groups

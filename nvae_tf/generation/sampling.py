@@ -21,6 +21,7 @@ from nvae_tf.models.images import check_images
 from nvae_tf.models.latents import (
     PriorSource,
     Temperature,
+    check_guidance,
     check_labels,
     check_latents,
     image_seeds,
@@ -146,7 +147,7 @@ class ImageGenerator:
             # By the image's number, so that they do not depend on the batches.
             labels = np.asarray(seeds)[:, 1] % self._model.config.num_classes
         labels = _checked(labels, len(seeds), self._model)
-        check(guidance == 1.0 or bool(labels), f"guidance = {guidance}: it is towards a class; give labels too")
+        check_guidance(guidance, bool(labels), self._model.config.num_classes)
 
         def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
             rows = divided(self._strategy, rows)
@@ -370,6 +371,7 @@ def restore_images(
 
     Both `[batch, height, width, channels]`; the second, a standard deviation, is None where there are no `starts`.
     """
+    check(starts != 1, "starts = 1: a deviation needs two or more; 0 leaves it out")
     images = model.restore(measurement, operator, sigma, steps, labels=labels, batch_size=batch_size).numpy()
     if not starts:
         return images, None
@@ -483,7 +485,7 @@ def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: in
 
 
 def numbers_of_shared_groups(groups: int) -> list[int]:
-    """None, 1, 2, 4 ... and all but the last."""
+    """0, 1, 2, 4 ... and all but the last."""
     powers = [2**power for power in range(groups.bit_length()) if 2**power < groups - 1]
     return sorted({0, *powers, groups - 1})
 

@@ -75,7 +75,7 @@ def latents_type(num_groups: int) -> type[tuple]:
 
         def numpy(self) -> tuple[np.ndarray, ...]:
             """The same as arrays."""
-            return self._make(map(np.asarray, self))
+            return tuple(map(np.asarray, self))
 
     return Latents
 
@@ -233,6 +233,13 @@ def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Te
         wrong = labels.numpy()[(labels.numpy() < -1) | (labels.numpy() >= num_classes)]
         check(not len(wrong), f"label {wrong[:1]}: the classes are 0 to {num_classes - 1}, and -1 is none")
     return labels
+
+
+def check_guidance(guidance: float, has_labels: bool, num_classes: int) -> None:
+    """ValueError where guidance is not finite, or there is no class to guide towards."""
+    check(np.isfinite(guidance), f"guidance = {guidance}: must be finite")
+    what = "give labels too" if num_classes else "this model has no classes (model.num_classes = 0)"
+    check(guidance == 1.0 or has_labels, f"guidance = {guidance}: it is towards a class; {what}")
 
 
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import numbers as number_types
 import warnings
 from collections.abc import Callable, Sequence
@@ -42,6 +41,7 @@ from nvae_tf.models.latents import (
     Temperature,
     active_channels,
     batch_size_of,
+    check_guidance,
     check_labels,
     check_latents,
     image_seeds,
@@ -183,7 +183,7 @@ class NVAE(keras.Model):
         channels outside of a mask `kept_channels`, see `active_channels`, are at the prior's mean.
         """
         forward = forward or ForwardPass()
-        sources = self._posterior_sources(self.features(images, forward), noise)
+        sources = self.posterior_sources(self.features(images, forward), noise)
         if kept_channels is not None:
             sources = with_kept_channels(sources, kept_channels, self.plan)
         return self.top_down_pass(sources, tf.shape(images)[0], forward)
@@ -205,9 +205,17 @@ class NVAE(keras.Model):
         pixels = real_pixels(parameters, self.config.image_height, self.config.image_width)
         return Decoded(parameters, self.likelihood.distribution(pixels), latents)
 
-    def _posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
+    def posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
+        """The source of each group's latent, from its bottom-up feature and standard-normal noise."""
         residual = self.config.residual_distributions
         return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
+
+    def inference_forward(self, labels: tf.Tensor | None = None) -> ForwardPass:
+        """A forward pass in inference that has all kernels already, for what is called in every turn of a loop."""
+        forward = ForwardPass(labels=labels)
+        for convolution in self.convolutions:
+            convolution.kernels_of(forward)
+        return forward
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
@@ -316,8 +324,7 @@ class NVAE(keras.Model):
         check(count >= 1, f"count = {count}: must be at least 1")
         check_prior(prior, self)
         labels = self._labels(labels, count)
-        check(math.isfinite(guidance), f"guidance = {guidance}: must be finite")
-        check(guidance == 1.0 or labels is not None, f"guidance = {guidance}: it is towards a class; give labels too")
+        check_guidance(guidance, labels is not None, self.config.num_classes)
 
         def generated(seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
             return self.generate_from_seeds(seeds, temperature, (), ForwardPass(labels=labels), guidance, prior).mean()
@@ -409,10 +416,8 @@ class NVAE(keras.Model):
     def nelbo_of_classes(self, images: tf.Tensor, noise: Sequence[tf.Tensor]) -> tf.Tensor:
         """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `inference_pass`."""
         # What does not depend on the class is computed once.
-        forward, count = ForwardPass(), tf.shape(images)[0]
-        for convolution in self.convolutions:
-            convolution.kernels_of(forward)
-        sources = self._posterior_sources(self.features(images, forward), noise)
+        forward, count = self.inference_forward(), tf.shape(images)[0]
+        sources = self.posterior_sources(self.features(images, forward), noise)
 
         def nelbo(number: tf.Tensor) -> tf.Tensor:
             of_class = dataclasses.replace(forward, labels=tf.fill([count], number))
@@ -435,9 +440,11 @@ class NVAE(keras.Model):
 
         The measurement is `operator.apply(images)` and noise of standard deviation `sigma`, pixels being in [0, 1]; the
         operators are in `nvae_tf.models.restoration`, which has the method. After `pnp_steps` (None: 20, but none where
-        sigma is at least 0.1) come `steps` of gradient descent; with 0 of these it is quick and less exact. It begins
-        at the posterior's means, or with a seed at draws, which differ where the measurement leaves much open.
+        sigma is at least 0.1, or a tensor of a graph) come `steps` of gradient descent; with 0 of these it is quick and
+        less exact. It begins at the posterior's means, or with a seed at draws, which differ where the measurement
+        leaves much open.
         """
+        sigma = float(sigma) if tf.executing_eagerly() else sigma
         measurement = restoration.checked_measurement(measurement, operator, sigma, self.config)
         pnp_steps = restoration.default_pnp_steps(sigma) if pnp_steps is None else pnp_steps
         for name, value in (("steps", steps), ("pnp_steps", pnp_steps)):
@@ -483,17 +490,14 @@ class NVAE(keras.Model):
         `images` are `[batch, height, width, channels]` in [0, 1] with these `features` and a seed each, `[batch, 2]`;
         `numbers` see `objective.add_samples`. One pass draws `samples_at_once`, with as many times the memory.
         """
-        # Once for all samples, not in every turn of the loop.
-        forward = ForwardPass(labels=None if labels is None else tf.repeat(labels, samples_at_once))
-        for convolution in self.convolutions:
-            convolution.kernels_of(forward)
+        forward = self.inference_forward(None if labels is None else tf.repeat(labels, samples_at_once))
         if samples_at_once > 1:
             images, *features = (tf.repeat(tensor, samples_at_once, axis=0) for tensor in (images, *features))
         shapes, num_rows = self.plan.latent_shapes(), tf.shape(images)[0]
 
         def log_weights(indices: tf.Tensor) -> tf.Tensor:
             noise = noise_of_samples(shapes, seeds, indices[0], samples_at_once)
-            decoded = self.top_down_pass(self._posterior_sources(features, noise), num_rows, forward)
+            decoded = self.top_down_pass(self.posterior_sources(features, noise), num_rows, forward)
             log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
             return tf.reshape(decoded.likelihood.log_prob(images) + log_p - log_q, [-1, samples_at_once])
 

@@ -20,7 +20,6 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, check
-from nvae_tf.layers import ForwardPass
 from nvae_tf.models.latents import (
     GroupLayers,
     LatentSample,
@@ -116,11 +115,12 @@ def gaussian_blur(size: tuple[int, int], deviation: float) -> Separable:
 
 
 def measured(operator: LinearOperator, images: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
-    """The measurement of known images `[batch, height, width, channels]`, with noise by the seed and the image."""
-    exact = operator.apply(tf.convert_to_tensor(images, tf.float32))
+    """The measurement of known images `[batch, height, width, channels]`; the noise depends on seed and number."""
+    images = tf.cast(images, tf.float32)
+    exact = operator.apply(images)
     # Other numbers than those of latents with the same seed.
     (noise,) = noise_per_image([tuple(exact.shape[1:])], image_seeds(seed, len(images), first=2**30))
-    return np.asarray(tf.where(_seen(operator, tf.ones_like(images)), exact + sigma * noise, 0.0))
+    return np.asarray(tf.where(_seen(operator, images), exact + sigma * noise, 0.0))
 
 
 def default_pnp_steps(sigma: float | tf.Tensor) -> int:
@@ -139,7 +139,10 @@ def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, 
     lacking = [name for name in ("apply", "adjoint", "squared") if not callable(getattr(operator, name, None))]
     text = f"an operator of type {type(operator).__name__} lacks {', '.join(lacking)}; see restoration.LinearOperator"
     check(not lacking, text)
-    measurement = tf.cast(tf.convert_to_tensor(measurement), tf.float32)
+    measurement = tf.convert_to_tensor(measurement)
+    text = f"the measurement is of type {measurement.dtype.name}: give floats; divide pixels of 8 bits by 255"
+    check(measurement.dtype.is_floating, text)
+    measurement = tf.cast(measurement, tf.float32)
     shape = config.image_height, config.image_width, config.image_channels
     images = tf.random.stateless_uniform([2, *shape], seed=(0, 1))
     expected = operator.apply(images).shape[1:]
@@ -183,10 +186,7 @@ def restored(
     from_draws: bool,
 ) -> tf.Tensor:
     """Images `[batch, height, width, channels]` of checked measurements; what a graph does of `NVAE.restore`."""
-    forward = ForwardPass(labels=labels)
-    # Once, before the loops.
-    for convolution in model.convolutions:
-        convolution.kernels_of(forward)
+    forward = model.inference_forward(labels)
     count, shapes = batch_size_of(measurement), model.plan.latent_shapes()
     measured = _Measured(operator, measurement, tf.cast(sigma, tf.float32))
     image_shape = model.config.image_height, model.config.image_width, model.config.image_channels
@@ -253,7 +253,8 @@ class _Measured:
     def linear_estimate(self, image_shape: tuple[int, int, int]) -> tf.Tensor:
         """The same under the classical image model, around the gray `[batch, 1, 1, 1]` that fits best; no network."""
         white = self.operator.apply(tf.ones([1, *image_shape]))
-        gray = _per_image(self.values * white) / _per_image(tf.square(white))
+        # An operator may see nothing of it, as one of differences does.
+        gray = tf.math.divide_no_nan(_per_image(self.values * white), _per_image(tf.square(white)))
         mean = tf.reshape(gray, [-1, 1, 1, 1]) * tf.ones(image_shape)
         covariances = [_CORRELATION ** _distances(length) for length in image_shape[:2]]
         variance = tf.fill([1, *image_shape], _VARIANCE)

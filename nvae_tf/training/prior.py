@@ -29,7 +29,6 @@ from nvae_tf.models.latents import (
     InferredGroup,
     LatentSample,
     LatentSource,
-    PosteriorSource,
     PriorSource,
     batch_noise,
     image_seeds,
@@ -42,15 +41,15 @@ from nvae_tf.progress import ImageProgress, StatusLine, counted
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.training.companions import write_prior
 from nvae_tf.training.loading import load_run, spec_to_read
-from nvae_tf.training.run_folder import RunFolder
+from nvae_tf.training.run_folder import RunFolder, read_run_config
 
 _LEARNING_RATE, _BATCH_SIZE = 1e-3, 512
 _COMPONENTS = 20  # of a mixture
 # A group sees latents above it that are drawn once for all steps, so of few images there are several draws.
 _DRAWS = 30_000
-_IMAGES_AT_ONCE, _MOST_HELD_OUT = 100, 2000
+_IMAGES_AT_ONCE, _ROWS_AT_ONCE, _MOST_HELD_OUT = 100, 400, 2000
 _PRIOR_DRAWS, _PRIOR_DRAWS_AT_ONCE = 10_000, 500
-_BOUND_IMAGES, _BOUND_IMAGES_AT_ONCE = 500, 25
+_BOUND_IMAGES, _BOUND_ROWS_AT_ONCE = 500, 2500
 # The draws' seeds are (seed, one of these), so that none are those of an image that is generated.
 _INFERRING, _LEARNING, _CHOOSING, _HELD_OUT, _MEASURING = range(-2, -7, -1)
 
@@ -100,7 +99,10 @@ def learn_prior(
     Returns what the file says of the prior, see `companions.prior_text`. Raises what `nvae_tf.load` and `load_split`
     raise, and ValueError for settings that the model does not allow.
     """
-    folder, status, run = RunFolder(workdir), StatusLine(), load_run(workdir, checkpoint)
+    folder, status = RunFolder(workdir), StatusLine()
+    # A shared run, which `load_run` finds too, has no folder to write into.
+    read_run_config(folder)
+    run = load_run(workdir, checkpoint)
     model, spec = run.model, spec_to_read(run.config, data_path)
     _check_settings(model, groups, kind, steps, proposals)
     check_model_fits(run.config.model, spec)
@@ -122,10 +124,11 @@ def learn_prior(
         about["cross_entropy"] = _cross_entropy(reweighted, held_out, seed)
         about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
         about |= _log_normalizers(model, reweighted, seed)
-    if importance_samples:
-        batches = _test_batches(test, spec, _BOUND_IMAGES_AT_ONCE, _BOUND_IMAGES, seed)
-        about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
     write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
+    if importance_samples:
+        batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
+        about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
+        write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     keep_model_card(folder, model, status.keep)
     return about
 
@@ -162,7 +165,7 @@ def _of_training_images(
     if fitting < source.count:
         of_all = f"{fitting:,} of the {source.count:,} training images"
         status.keep(f"learning from {of_all}, as many as fit into the memory")
-    size = min(_IMAGES_AT_ONCE, source.count, fitting)
+    size = min(_IMAGES_AT_ONCE, max(1, _ROWS_AT_ONCE // draws), source.count, fitting)
     number = min(source.count, fitting) // size
     # As in training: in a random order, mirrored where images are, binarized.
     batches = iterate(training_batches(source, spec, size, seed).take(number), source)
@@ -179,14 +182,14 @@ def _posteriors(
     progress: ImageProgress | None = None,
 ) -> Posteriors:
     """Of images, so many rows each; the networks run as far as these groups."""
-    shapes, residual = model.plan.latent_shapes()[:groups], model.config.residual_distributions
+    shapes = model.plan.latent_shapes()[:groups]
 
     @tf.function(autograph=False, reduce_retracing=True)
     def rows_of(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tuple:
         features = [tf.repeat(feature, draws, axis=0) for feature in model.features(images)[:groups]]
         labels = None if labels is None else tf.repeat(kept_labels(model, labels, first), draws)
         noise = batch_noise(shapes, draws * tf.shape(images)[0], (seed, _INFERRING), draws * first)
-        sources = [PosteriorSource(*of_group, residual) for of_group in zip(features, noise, strict=True)]
+        sources = model.posterior_sources(features, noise)
         latents = _top_latents(model, sources, draws * tf.shape(images)[0], labels)
         return [inferred_group(latent)._replace(kl=None) for latent in latents], labels
 
@@ -348,7 +351,6 @@ def _bounds(
     model: NVAE, reweighted: ReweightedPrior, batches: Batches, samples: int, log_normalizers: list[float], seed: int
 ) -> dict[str, Any]:
     """The importance-weighted bounds in nats, means over images, with the model's prior and with the reweighted one."""
-    residual = model.config.residual_distributions
 
     @tf.function(autograph=False, reduce_retracing=True)
     def both(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tf.Tensor:
@@ -356,8 +358,7 @@ def _bounds(
         noise = noise_of_samples(model.plan.latent_shapes(), seeds, 0, samples)
         images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *model.features(images)))
         labels = None if labels is None else tf.repeat(labels, samples)
-        sources = [PosteriorSource(*of_group, residual) for of_group in zip(features, noise, strict=True)]
-        decoded = model.top_down_pass(sources, count, ForwardPass(labels=labels))
+        decoded = model.top_down_pass(model.posterior_sources(features, noise), count, ForwardPass(labels=labels))
         log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
         log_weights = decoded.likelihood.log_prob(images) + log_p - log_q
         log_normalizer = tf.gather(log_normalizers, 0 if labels is None else labels)

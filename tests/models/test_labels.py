@@ -120,6 +120,7 @@ def test_fit_takes_pairs(images):
         (lambda model, images: model.generate(3, labels=[1, 1]), "one for each of 3 images"),
         (lambda model, images: model.generate(3, labels=0.5), "whole numbers"),
         (lambda model, images: model.generate(3, guidance=2.0), "give labels too"),
+        (lambda model, images: tiny_model(num_classes=0).generate(3, guidance=2.0), "this model has no classes"),
         (lambda model, images: model.train_step(tf.constant(images)), "give \\(images, labels\\), not images alone"),
         (lambda model, images: tiny_model(num_classes=0).generate(3, labels=1), "has no classes"),
         (lambda model, images: tiny_model(num_latent_scales=1, num_groups_per_scale=1, num_classes=3), "more than one"),

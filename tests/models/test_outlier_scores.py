@@ -5,6 +5,7 @@ import pytest
 import scipy.spatial.distance
 import tensorflow as tf
 
+from nvae_tf.evaluation.outliers import calibrate
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, outlier_scores
 from tests.models.test_coding import near
 from tests.tiny_model import PADDED, images_of, shaken, tiny_model, with_distinct_classes
@@ -78,6 +79,10 @@ def test_what_can_not_be_compared(plain, images, calibration, monkeypatch):
     monkeypatch.setattr(plain, "outlier_calibration", "runs/x/outliers.npz: of other weights")
     with pytest.raises(ValueError, match="^runs/x/outliers.npz: of other weights$"):
         plain.outlier_score(images)
+    monkeypatch.setattr(plain, "outlier_calibration", calibration)
+    with pytest.raises(ValueError, match="training images are too few to calibrate"):
+        calibrate(plain, images, images)
+    assert plain.outlier_calibration is calibration
 
 
 @pytest.mark.slow

@@ -189,6 +189,13 @@ class WrongSquares(Separable):
         return self.apply(variances)
 
 
+def test_where_nothing_is_measured_the_model_fills_in(model, images):
+    everything = Mask(np.ones(SQUARE, bool))
+    values = measured(everything, images.astype(np.float64), 0.1)
+    assert np.all(values == 0.0)
+    assert np.all(np.isfinite(model.restore(values, everything, 0.1, steps=1, pnp_steps=1)))
+
+
 def test_mistakes_are_one_line(model, images):
     small = downsampling(SQUARE, 2)
     values = measured(small, images, 0.0)
@@ -199,6 +206,7 @@ def test_mistakes_are_one_line(model, images):
         ((values, small, 0.1, -1), "steps = -1"),
         ((values, small, 0.1, 1, -1), "pnp_steps = -1"),
         ((values * np.nan, small, 0.1), "values that are not finite"),
+        ((np.uint8(values), small, 0.1), "the measurement is of type uint8: give floats; divide"),
         ((values, WrongAdjoint(*matrices), 0.1), "not the adjoint of apply: <Ax, y> = "),
         ((values, WrongSquares(*matrices), 0.1), "operator.squared is not `apply` with squared weights"),
         ((values, np.eye(3), 0.1), "lacks apply, adjoint, squared"),
@@ -207,6 +215,8 @@ def test_mistakes_are_one_line(model, images):
         with pytest.raises(ValueError, match=message) as raised:
             model.restore(*arguments)
         assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match="starts = 1: a deviation needs two or more"):
+        restore_images(model, values, small, 0.1, starts=1)
     with pytest.raises(ValueError, match="scale 4: must divide"):
         downsampling(SQUARE, 4)
     with pytest.raises(ValueError, match="deviation = 0.0: must be above 0"):

@@ -61,7 +61,7 @@ def test_classifiers_learn_the_ratio_of_posteriors_to_prior():
 
 def test_what_is_learned_is_loaded_with_the_model_and_said(run):
     folder, about = run
-    assert read_about(folder / "prior.npz") == (60, about) and about["images"] == 1400
+    assert read_about(folder / "prior.npz") == (60, about) and about["images"] == 1425
     assert len(about["cross_entropy"]) == len(about["effective_proposals"]) == 2
     # A model that is hardly trained has a prior with holes.
     assert about["cross_entropy"][0] < CHANCE and all(1.0 <= count <= 10.0 for count in about["effective_proposals"])
