@@ -461,9 +461,10 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
     temperature = parse_temperature(FLAGS.temperature) if "temperature" in FLAGS else None
     model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
     labels = f"classes {', '.join(FLAGS.labels)}" if "labels" in FLAGS and FLAGS.labels else None
+    guidance = f"guidance {FLAGS.guidance:g}" if "guidance" in FLAGS and FLAGS.guidance != 1.0 else None
     prior = "reweighted prior" if "prior" in FLAGS and FLAGS.prior != "model" else None
     is_of_data = "split" in FLAGS and not ("input" in FLAGS and FLAGS.input)
-    images = ", ".join(filter(None, [f"{FLAGS.split} images" if is_of_data else None, labels, prior])) or None
+    images = ", ".join(filter(None, [f"{FLAGS.split} images" if is_of_data else None, labels, guidance, prior])) or None
     figure = draw(figures, figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND, images))
     figures.save_figure(figure, place.path, FLAGS.raw)
 

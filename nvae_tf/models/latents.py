@@ -221,7 +221,7 @@ def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Te
     """
     if labels is None:
         return None
-    check(num_classes > 0, "labels were given, but this model has no classes (model.num_classes = 0)")
+    check(num_classes > 0, "labels were given, but this model has no classes (model.num_classes = 0); leave them out")
     labels = tf.convert_to_tensor(labels)
     check(labels.dtype.is_integer, f"labels are of type {labels.dtype.name}; they must be whole numbers")
     labels = tf.cast(labels, tf.int32)

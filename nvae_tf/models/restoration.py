@@ -145,7 +145,10 @@ def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, 
     measurement = tf.cast(measurement, tf.float32)
     shape = config.image_height, config.image_width, config.image_channels
     images = tf.random.stateless_uniform([2, *shape], seed=(0, 1))
-    expected = operator.apply(images).shape[1:]
+    try:
+        expected = operator.apply(images).shape[1:]
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"the operator is for images of another size than the model's, {shape}") from error
     given = f"the measurement has shape {tuple(measurement.shape)}"
     check(
         measurement.shape.rank is not None and measurement.shape[1:] == expected,

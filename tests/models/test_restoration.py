@@ -207,6 +207,10 @@ def test_mistakes_are_one_line(model, images):
         ((values, small, 0.1, 1, -1), "pnp_steps = -1"),
         ((values * np.nan, small, 0.1), "values that are not finite"),
         ((np.uint8(values), small, 0.1), "the measurement is of type uint8: give floats; divide"),
+        (
+            (values, downsampling((8, 8), 2), 0.1),
+            "is for images of another size than the model's",
+        ),
         ((values, WrongAdjoint(*matrices), 0.1), "not the adjoint of apply: <Ax, y> = "),
         ((values, WrongSquares(*matrices), 0.1), "operator.squared is not `apply` with squared weights"),
         ((values, np.eye(3), 0.1), "lacks apply, adjoint, squared"),
