@@ -1,11 +1,14 @@
-"""Small models for all tests of this folder: building one takes half a second, tracing a step many more."""
+"""Small models for the tests of a file: building one takes half a second, tracing a step many more.
+
+Not for those of all files: `forgotten_graphs` forgets how gradients of what a file has traced are computed.
+"""
 
 import pytest
 
 from tests.tiny_model import PADDED, images_of, shaken, tiny_config, tiny_model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model():
     """Three groups on two scales, with flows; not to be trained or changed."""
     groups = dict(num_groups_per_scale=2, min_groups_per_scale=1, adaptive_groups=True, num_flows=1)
