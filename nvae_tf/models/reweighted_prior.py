@@ -19,7 +19,7 @@ import tensorflow as tf
 from nvae_tf.config import PRIORS, check, check_choice
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, PriorSource
+from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, PriorSource, in_graph
 
 NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one"
 CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing: of a pair of draws, in nats
@@ -139,7 +139,7 @@ class ReweightedPrior:
     """
 
     ratios: tuple[keras.layers.Layer, ...]
-    proposals: int  # of which one is chosen
+    proposals: int  # of the top group's latent, of which one is chosen; see `proposals_of_groups`
     num_classes: int = 0
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # how it was learned, see `training.prior`
 
@@ -172,33 +172,40 @@ class ReweightedPrior:
         """The sources of the top groups for one seed an image `[batch, 2]`, on which alone an image's draws depend."""
         shapes = plan.latent_shapes()[: len(self.ratios)]
         if isinstance(self.ratios[0], Mixture):
-            (noise,), (gumbel,) = _draws(seeds, shapes, 1, self.ratios[0].means.shape[0])
-            return [MixtureSource(self.ratios[0], noise[:, 0], gumbel, temperatures[0])]
-        drawn: list[Resampled] = []
-        of_groups = zip(*_draws(seeds, shapes, self.proposals, self.proposals), temperatures, strict=False)
-        return [ResampledSource(self, *of_group, drawn, labels) for of_group in of_groups]
+            noise, gumbel = _draws(seeds, math.prod(shapes[0]), self.ratios[0].means.shape[0])
+            return [MixtureSource(self.ratios[0], tf.reshape(noise, [-1, *shapes[0]]), gumbel, temperatures[0])]
+        counts = proposals_of_groups(self.proposals, len(shapes))
+        # Each draw has its mirror image beside it, which takes no random number: the prior is symmetric.
+        halves = [(-(-count // 2), *shape) for count, shape in zip(counts, shapes, strict=True)]
+        sizes, drawn = list(map(math.prod, halves)), []
+        noise, gumbel = _draws(seeds, sum(sizes), sum(counts))
+        of_groups = zip(tf.split(noise, sizes, axis=1), halves, tf.split(gumbel, counts, axis=1), strict=True)
+        sources = []
+        for group, (noise, half, gumbel) in enumerate(of_groups):
+            noise = tf.reshape(noise, [-1, *half])
+            noise = tf.concat([noise, -noise], axis=1)[:, : counts[group]]
+            sources.append(ResampledSource(self, noise, gumbel, temperatures[group], drawn, labels))
+        return sources
 
 
-def _draws(
-    seeds: tf.Tensor, shapes: Sequence[tuple[int, int, int]], proposals: int, choices: int
-) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """For each group standard-normal noise `[batch, proposals, ...]` and draws of the Gumbel distribution `[batch,
-    choices]`, functions of the images' seeds `[batch, 2]`.
-    """
-    sizes = [math.prod(shape) for shape in shapes]
+def proposals_of_groups(proposals: int, groups: int) -> list[int]:
+    """Below the top group they are half as many: its ratio is the sharpest, and asks for most of them."""
+    return [proposals, *[-(-proposals // 2)] * (groups - 1)]
+
+
+@in_graph
+def _draws(seeds: tf.Tensor, normal: int, gumbel: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """So many draws of the normal and of the Gumbel distribution an image, functions of its seed `[batch, 2]`."""
 
     def of_image(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         of_noise, of_choice = (
             tf.random.experimental.stateless_fold_in(seed, _STREAM + number, alg="philox") for number in range(2)
         )
-        noise = tf.random.stateless_normal([proposals, sum(sizes)], of_noise, alg="philox")
-        return noise, tf.random.stateless_uniform([len(sizes), choices], of_choice, alg="philox")
+        noise = tf.random.stateless_normal([normal], of_noise, alg="philox")
+        return noise, tf.random.stateless_uniform([gumbel], of_choice, alg="philox")
 
-    specs = tf.TensorSpec([proposals, sum(sizes)]), tf.TensorSpec([len(sizes), choices])
-    noise, uniform = tf.map_fn(of_image, seeds, fn_output_signature=specs)
-    of_groups = zip(tf.split(noise, sizes, axis=2), shapes, strict=True)
-    noise = [tf.reshape(part, [-1, proposals, *shape]) for part, shape in of_groups]
-    return noise, tf.unstack(-tf.math.log(-tf.math.log(uniform)), axis=1)
+    noise, uniform = tf.map_fn(of_image, seeds, fn_output_signature=(tf.TensorSpec([normal]), tf.TensorSpec([gumbel])))
+    return noise, -tf.math.log(-tf.math.log(uniform))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models import NVAE
 from nvae_tf.models.outlier_scores import OutlierCalibration
-from nvae_tf.models.reweighted_prior import CHANCE, NONE_LEARNED, ReweightedPrior, made_ratios
+from nvae_tf.models.reweighted_prior import CHANCE, NONE_LEARNED, ReweightedPrior, made_ratios, proposals_of_groups
 from nvae_tf.progress import counted
 
 _Made = TypeVar("_Made")
@@ -69,10 +69,11 @@ def prior_text(about: dict[str, Any]) -> str:
     if about["kind"] == "mixture":
         text = f"mixture of {about['components']} Gaussians of the top group"
     else:
-        groups = counted(about["groups"], "group")
+        groups, proposals = about["groups"], proposals_of_groups(about["proposals"], about["groups"])
         text = (
-            f"classifier of the top {groups}: cross-entropy of test images {_numbers(about['cross_entropy'])} (chance "
-            f"{CHANCE:.3f}); of {about['proposals']} proposals {_numbers(about['effective_proposals'], 1)} effective"
+            f"classifier of the top {counted(groups, 'group')}: cross-entropy of test images "
+            f"{_numbers(about['cross_entropy'])} (chance {CHANCE:.3f}); "
+            f"of {_numbers(proposals, 0)} proposals {_numbers(about['effective_proposals'], 1)} effective"
         )
     if bounds := about.get("bounds"):
         errors, samples = about["log_normalizer_errors"], counted(bounds["samples"], "sample")

@@ -26,7 +26,7 @@ def test_a_prior_is_learned_drawn_from_measured_and_shown(done, finished_run, tm
     where = f"--workdir={folder}"
     printed = done("train.prior", where, "--groups=2", "--steps=30", "--proposals=10")
     assert re.search(
-        r"classifier of the top 2 groups: .* of 10 proposals .* effective\nwritten to .*prior.npz\n", printed
+        r"classifier of the top 2 groups: .* of 10, 5 proposals .* effective\nwritten to .*prior.npz\n", printed
     )
     done("train.generate", where, "--prior=reweighted", "--seed=4", f"--each={tmp_path / 'each'}/", *drawn)
     assert "reweighted prior" in Image.open(tmp_path / "samples.png").info["data"]

@@ -95,8 +95,11 @@ def test_a_group_sees_whitened_proposals_and_what_is_above(reweight):
         return tilt(whitened, context)
 
     latents, sources = latents_of(reweight(note, note), 3, temperature=0.5)
-    for (whitened, _), source in zip(seen, sources, strict=True):
+    for (whitened, _), source, count in zip(seen, sources, (20, 10), strict=True):
         near(whitened, 0.5 * source.noise)
+        # Fewer below the top group; half of them are the others' mirror images.
+        assert whitened.shape[1] == count
+        near(whitened[:, : count // 2], -whitened[:, count // 2 :])
     near(seen[1][1][0], latents[0].z)
     # At temperature 1, whatever that of the samples.
     near(seen[1][1][1], latents[1].prior.loc)
