@@ -6,8 +6,9 @@
 
 Most of the mass of a VAE's prior lies where no image's posterior does. A classifier of each of the top --groups learns
 to tell draws of the posteriors of training images from draws of the prior; its ratio of the two reweights the prior
-(Aneja et al. 2021, arXiv 2010.02917). A latent is drawn as one of --proposals draws of the prior, by their ratios. The
-weights of the model stay as they are. --kind=mixture fits a mixture of Gaussians to the top group instead: seconds.
+(Aneja et al. 2021, arXiv 2010.02917). A latent is drawn as one of --proposals draws of the prior, below the top group
+of half as many, by their ratios. The weights of the model stay as they are. --kind=mixture fits a mixture of Gaussians
+to the top group instead: seconds.
 
 Writes prior.npz into the run folder, for these weights; after more training it is to be learned anew. Prints the
 cross-entropy of the classifiers for test images, of a draw of the posterior and one of the prior in nats (1.386 is
@@ -33,7 +34,9 @@ KIND = flags.DEFINE_enum(
     "kind", PRIOR_KINDS[0], PRIOR_KINDS, "What gives the ratio; a mixture is of the top group alone."
 )
 STEPS = flags.DEFINE_integer("steps", 3000, "Steps of the classifiers' training.", lower_bound=1)
-PROPOSALS = flags.DEFINE_integer("proposals", 100, "Draws of the prior of which one is chosen.", lower_bound=1)
+PROPOSALS = flags.DEFINE_integer(
+    "proposals", 100, "Draws of the prior of which one is chosen; half as many below the top group.", lower_bound=1
+)
 _BOUND_HELP = "Samples of the importance-weighted bounds, with and without this prior, of test images; 0 for none."
 IMPORTANCE_SAMPLES = flags.DEFINE_integer("importance_samples", 0, _BOUND_HELP, lower_bound=0)
 SEED = flags.DEFINE_integer("seed", 0, "Of all draws.", lower_bound=0, upper_bound=LARGEST_SEED)
