@@ -12,7 +12,7 @@ BIN := .venv/bin
 # Which tests `make test` runs, a pytest marker expression: `make test MARKERS=` runs all.
 MARKERS ?= not slow
 # How many files of tests run side by side: often one waits for a process of its own. Each takes some gigabytes.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 3
 # More arguments of pytest: `make test PYTEST_ARGS="tests/layers -x"`.
 PYTEST_ARGS ?=
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder

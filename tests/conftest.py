@@ -72,14 +72,15 @@ def forgotten_graphs():
     TensorFlow keeps the gradient of each function and each custom gradient in a graph by a name of its own, for good,
     and with it the graph: the processes of the tests would grow to 10 GB, and Python look through all of it.
     """
+    # Here and not at the end of a file, where its last test still holds what it was given. What is left is there for
+    # good, and need not be looked through again.
+    gc.collect()
+    gc.freeze()
     registered = sys.modules["tensorflow.python.framework.ops"].gradient_registry._registry
     before = set(registered)
     yield
     for name in set(registered) - before:
         del registered[name]
-    gc.collect()
-    # What is left is there for good, and need not be looked through again.
-    gc.freeze()
 
 
 @pytest.fixture
