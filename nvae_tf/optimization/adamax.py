@@ -13,6 +13,7 @@ from nvae_tf.layers import Packing
 _LARGE = 2**16
 # Weights of at most so many numbers are joined where the program is to be small: a model has hundreds of them.
 SMALL_WEIGHT = 2**19
+_SCALARS = "beta_1", "beta_2", "epsilon", "l2"
 
 
 class Slots(NamedTuple):
@@ -41,7 +42,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
         self._latest: dict[str, tf.Operation] = {}
+        # Those of a step, made once for all variables: a training graph has hundreds, and each would make its own.
         self._power: tf.Tensor | None = None
+        self._scalars: dict[str, tf.Tensor] = {}
         self._condition: tf.Tensor | None = None  # of the steps in `apply_if`
 
     def build(self, variables) -> None:
@@ -58,8 +61,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
-        # Once for all variables: a training graph has hundreds, and each would make its own.
         self._power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
+        self._scalars = {name: tf.constant(getattr(self, name), tf.float32) for name in _SCALARS}
+        self._scalars["shift"] = tf.constant(self.epsilon * (1.0 - self.beta_2) / self.beta_2, tf.float32)
         self._latest = {}
         super().apply(grads, trainable_variables)
 
@@ -103,19 +107,19 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         first so that u decays, this is the rule above, in half of the passes over the memory.
         """
         momentum, norm = (slot.value for slot in self.slots_of(variable))
-        latest = self._latest.get(variable.device)
+        latest, scalars = self._latest.get(variable.device), self._scalars
         with tf.control_dependencies([] if latest is None else [latest]):
-            decayed = gradient + self.l2 * variable
-        norm.assign(norm - self.epsilon * (1.0 - self.beta_2) / self.beta_2, read_value=False)
+            decayed = gradient + scalars["l2"] * variable
+        norm.assign(norm - scalars["shift"], read_value=False)
         update = tf.raw_ops.ResourceApplyAdaMax(
             var=variable.handle,
             m=momentum.handle,
             v=norm.handle,
             beta1_power=self._power,
             lr=tf.cast(learning_rate, tf.float32),
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
+            beta1=scalars["beta_1"],
+            beta2=scalars["beta_2"],
+            epsilon=scalars["epsilon"],
             grad=decayed,
         )
         if not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE:
