@@ -64,7 +64,10 @@ def power_iteration(
         return v, normalized([tf.matmul(row, matrix) for row, matrix in pairs])
 
     def normalized(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        return [tf.math.l2_normalize(each, axis=-1, epsilon=_SMALLEST_NORM**2) for each in _joined(rows)]
+        # `tf.math.l2_normalize` would make its constants for each.
+        axis, smallest = tf.constant([-1]), tf.constant(_SMALLEST_NORM**2)
+        squares = ((row, tf.reduce_sum(tf.square(row), axis, keepdims=True)) for row in _joined(rows))
+        return [row * tf.math.rsqrt(tf.maximum(square, smallest)) for row, square in squares]
 
     _, (v, u) = tf.while_loop(
         lambda index, _: index < iterations,
