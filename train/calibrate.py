@@ -23,7 +23,9 @@ from nvae_tf.progress import StatusLine
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-IMAGES = flags.DEFINE_integer("images", 10_000, "Images of each part at most, spread over the part.", lower_bound=50)
+IMAGES = flags.DEFINE_integer(
+    "images", 10_000, "Images of each part at most, spread over the part; 50 or more.", lower_bound=50
+)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images at a time; that of the training if not given.", lower_bound=1
 )

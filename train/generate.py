@@ -464,7 +464,9 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
     guidance = f"guidance {FLAGS.guidance:g}" if "guidance" in FLAGS and FLAGS.guidance != 1.0 else None
     prior = "reweighted prior" if "prior" in FLAGS and FLAGS.prior != "model" else None
     is_of_data = "split" in FLAGS and not ("input" in FLAGS and FLAGS.input)
-    images = ", ".join(filter(None, [f"{FLAGS.split} images" if is_of_data else None, labels, guidance, prior])) or None
+    restored = [f"{name} {FLAGS[name].value}" for name in _OF_RESTORING if name in FLAGS and FLAGS[name].present]
+    of_images = [f"{FLAGS.split} images" if is_of_data else None, labels, guidance, prior, *restored]
+    images = ", ".join(filter(None, of_images)) or None
     figure = draw(figures, figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND, images))
     figures.save_figure(figure, place.path, FLAGS.raw)
 
@@ -484,6 +486,8 @@ def _progress(total: int) -> Callable[[int], None]:
 # A mode gets the settings of the run, what loads the run, and the place to write. Its docstring is its manual page.
 _FUNCTIONS = sample, reconstruct, interpolate, vary, direction, restore, encode, decode, nearest
 MODES = {mode.__name__: mode for mode in _FUNCTIONS}
+# What a figure says of how its images were degraded.
+_OF_RESTORING = "mask", "scale", "blur", "noise"
 # Of --output, where it is not a figure or a folder.
 _KINDS = {"interpolate": (*FIGURES, ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": FIGURES}
 

@@ -325,7 +325,10 @@ def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_S
     run, folder, split = task.folder.path.absolute().name, task.folder.evaluation, task.split
     about = figures.Provenance(run, task.trained.step, None, task.seed, task.checkpoint_sha256)
     by_name = {one.name: of_set for one, of_set in zip(sets, scores, strict=True)}
-    shown = {one.name: _most_outlying(task, one, of_set) for one, of_set in zip(sets, scores, strict=True)}
+    by = next(iter(scores[0]))
+    shown = {
+        f"{name}, by {by}": _most_outlying(task, one, by_name[name]) for name, one in zip(by_name, sets, strict=True)
+    }
     drawn = {
         folder / f"outlier_scores-{split}.png": task_figures.histograms(by_name, about),
         folder / f"outlier_roc-{split}.png": task_figures.roc_curves(by_name, about),

@@ -189,7 +189,7 @@ class ReweightedPrior:
 
 
 def proposals_of_groups(proposals: int, groups: int) -> list[int]:
-    """Below the top group they are half as many: its ratio is the sharpest, and asks for most of them."""
+    """Below the top group they are half as many, so that sampling stays quick."""
     return [proposals, *[-(-proposals // 2)] * (groups - 1)]
 
 
