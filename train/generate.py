@@ -464,7 +464,9 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
     guidance = f"guidance {FLAGS.guidance:g}" if "guidance" in FLAGS and FLAGS.guidance != 1.0 else None
     prior = "reweighted prior" if "prior" in FLAGS and FLAGS.prior != "model" else None
     is_of_data = "split" in FLAGS and not ("input" in FLAGS and FLAGS.input)
-    restored = [f"{name} {FLAGS[name].value}" for name in _OF_RESTORING if name in FLAGS and FLAGS[name].present]
+    given = [name for name in _OF_RESTORING if name in FLAGS and FLAGS[name].present]
+    # Of a mask's path the name.
+    restored = [f"{name} {pathlib.Path(str(FLAGS[name].value)).name}" for name in given]
     of_images = [f"{FLAGS.split} images" if is_of_data else None, labels, guidance, prior, *restored]
     images = ", ".join(filter(None, of_images)) or None
     figure = draw(figures, figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND, images))
