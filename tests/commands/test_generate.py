@@ -129,6 +129,7 @@ def test_restored_images_stand_beside_their_measurements(made, finished_model, o
     how = f"--indices={','.join(map(str, OUTSIDE[::-1]))}", "--steps=2", "--seed=3"
     file, printed = made("enlarged.png", "restore", "--scale=2", "--noise=0.05", "--starts=2", *how)
     assert "2 images of the test part, restored, from step 60" in printed
+    assert Image.open(file).info["data"] == "test images, scale 2, noise 0.05"
     small, restored, true, deviation = read_images(file, 16, 4)[:4, ..., :1] / 255
     operator = downsampling((16, 16), 2)
     measurement = measured(operator, originals, 0.05, seed=3)
