@@ -7,6 +7,7 @@ TensorFlow's session loader, as TensorFlow Serving does it.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import math
 import os
@@ -23,22 +24,20 @@ BATCH = 64
 VISIBLE_SIDE, GAP = 64, 6
 LARGEST_SEED = 2**31 - 1
 # Signatures that are checked as a server runs them: one of each network.
-OPTIMIZED = ("sample", "score")
+AS_SERVED = ("sample", "score")
 
 # `run(signature, **inputs)`, from and to arrays whose first axis is the batch.
 Run = Callable[..., dict[str, np.ndarray]]
 
 
 @contextlib.contextmanager
-def session_of(folder: str, optimized: bool = True) -> Iterator[Run]:
-    """Loads a SavedModel and gives the function that runs its signatures, with or without rewriting the graph first."""
+def session_of(folder: str) -> Iterator[Run]:
+    """Loads a SavedModel and gives the function that runs its signatures."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")
-    config = tf.compat.v1.ConfigProto()
-    config.graph_options.rewrite_options.disable_meta_optimizer = not optimized
-    with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph(), config=config)) as session:
+    with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto())) as session:
         loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], folder)
 
         def run(signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -62,22 +61,38 @@ def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
 def replay(folder: str, inputs: str, outputs: str) -> None:
     """Runs signatures on arrays `signature/input` of a .npz file, and writes arrays `signature/output` to another.
 
-    Every new export is checked by this. TensorFlow rewrites the graph for each signature, which takes longer than all
-    else. All run the networks of `OPTIMIZED`, so the others are run as they are stored.
+    Every new export is checked by this, with both of TensorFlow's loaders: a signature of each network as TensorFlow
+    Serving runs it, which rewrites the graph for each signature and takes long; the others as Python programs run them,
+    and as they are stored.
     """
+    import tensorflow as tf
+
     arguments: dict[str, dict[str, np.ndarray]] = {}
     with np.load(inputs) as arrays:
         for name, array in arrays.items():
             signature, argument = name.split("/")
             arguments.setdefault(signature, {})[argument] = array
-    results = {}
-    for optimized in (True, False):
-        with session_of(folder, optimized) as run:
-            for signature in [name for name in arguments if (name in OPTIMIZED) == optimized]:
-                for name, array in run(signature, **arguments[signature]).items():
-                    # PNG files as an array that needs no pickle to be stored.
-                    results[f"{signature}/{name}"] = array.astype("S") if array.dtype == object else array
-    np.savez(outputs, **results)
+
+    def as_served() -> dict[str, dict[str, np.ndarray]]:
+        with session_of(folder) as run:
+            return {name: run(name, **arguments[name]) for name in AS_SERVED if name in arguments}
+
+    def as_stored() -> dict[str, dict[str, np.ndarray]]:
+        functions, made = tf.saved_model.load(folder).signatures, {}
+        for signature in [name for name in arguments if name not in AS_SERVED]:
+            tensors = functions[signature](**{name: tf.constant(value) for name, value in arguments[signature].items()})
+            made[signature] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return made
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        served = pool.submit(as_served)
+        found = as_stored() | served.result()
+    results = {f"{signature}/{name}": array for signature, made in found.items() for name, array in made.items()}
+    # PNG files as an array that needs no pickle to be stored.
+    np.savez(
+        outputs, **{name: array.astype("S") if array.dtype == object else array for name, array in results.items()}
+    )
 
 
 def image_grid(images: np.ndarray) -> Image.Image:

@@ -27,9 +27,10 @@ def main() -> None:
     check_is_export(path)
     check_digests(path)
     start_tensorflow_quietly()
-    from nvae_tf.serving.verification import TOLERANCE, verified
+    from nvae_tf.serving.verification import TOLERANCE, ProcessAlone, verified
 
-    differences = verified(path)
+    with ProcessAlone("tensorflow") as process:
+        differences = verified(path, process)
     width = max(map(len, differences))
     for name, difference in differences.items():
         print(f"{name:{width}}  {difference:.1e}")

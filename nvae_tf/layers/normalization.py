@@ -15,8 +15,8 @@ from nvae_tf.replicas import replica_count, replica_means
 MOMENTUM = 0.95
 _AXES = (0, 1, 2)
 
-# Of every stack that owns variables one element a layer: a tuple of variables, or None for a batch norm that is folded.
-FoldedWeights = Mapping[StackedLayer, list[Any]]
+# Of every stack that owns weights a tuple of them, with a leading axis; None in place of a batch norm that is folded.
+FoldedWeights = Mapping[StackedLayer, Any]
 
 
 class NormalizedBatch(NamedTuple):
@@ -170,9 +170,9 @@ class FoldedPass(ForwardPass):
 
     folded: FoldedWeights = dataclasses.field(default_factory=dict)
 
-    def slices_of(self, layer: StackedLayer) -> list[Any]:
+    def weights_of(self, layer: StackedLayer) -> Any:
         if layer not in self.folded:
-            return super().slices_of(layer)
+            return super().weights_of(layer)
         return _map(lambda weight: tf.cast(weight, tf.float32), self.folded[layer])
 
 
@@ -180,27 +180,24 @@ def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32"
     """Weights of all `stacks` of a model, made ready once, for inference: fewer operations, the same images.
 
     `exp(s) w / ||w||` is a kernel, and inference batch norm right beside a convolution is a factor and a shift that the
-    convolution can take over. Every layer has variables of its own, because a slice of a stack would be copied at each
-    use. Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32.
+    convolution can take over. Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32.
     """
     stacks = list(stacks)
     if any(stack.compute_dtype != "float32" for stack in stacks):
         raise ValueError("weights of a model in half precision can't be folded: make it with dtype='float32'")
     # In double precision, so that each number is rounded once.
     owners = [stack for stack in stacks if not stack.parts]
-    folded = {
-        stack: _map(lambda weight: np.asarray(weight, np.float64), stack.slices(ForwardPass())) for stack in owners
-    }
+    plain = ForwardPass()
+    folded = {stack: _map(lambda weight: np.asarray(weight, np.float64), stack.weights_of(plain)) for stack in owners}
     for stack in stacks:
         for convolution, norm, on_outputs in stack.foldings():
-            pairs = zip(folded[convolution], folded[norm], strict=True)
-            folded[convolution] = [_folded(*pair, on_outputs) for pair in pairs]
-            folded[norm] = [None] * norm.count
+            folded[convolution] = _folded(folded[convolution], folded[norm], on_outputs)
+            folded[norm] = None
 
     def variable(array: np.ndarray) -> tf.Variable:
-        return tf.Variable(tf.cast(array, kernel_dtype if array.ndim > 1 else tf.float32), trainable=False)
+        return tf.Variable(tf.cast(array, kernel_dtype if array.ndim > 2 else tf.float32), trainable=False)
 
-    return {stack: _map(variable, slices) for stack, slices in folded.items()}
+    return {stack: _map(variable, weights) for stack, weights in folded.items()}
 
 
 def _folded(weights: Any, norm: BatchNormalizationWeights, on_outputs: bool) -> Any:
@@ -209,10 +206,11 @@ def _folded(weights: Any, norm: BatchNormalizationWeights, on_outputs: bool) -> 
     bias = 0.0 if weights.bias is None else weights.bias
     if on_outputs:
         # `scale * convolution(x) + shift`; output channels are the kernel's last axis, of a depthwise one too.
-        return weights._replace(kernel=weights.kernel * scale, bias=bias * scale + shift)
+        return weights._replace(kernel=weights.kernel * scale[:, None, None, None], bias=bias * scale + shift)
     # `convolution(scale * x + shift)` of a 1x1 kernel: a larger one would see its zero padding shifted too.
-    return weights._replace(kernel=weights.kernel * scale[:, np.newaxis], bias=bias + shift @ weights.kernel[0, 0])
+    shifted = np.einsum("li,lio->lo", shift, weights.kernel[:, 0, 0])
+    return weights._replace(kernel=weights.kernel * scale[:, None, None, :, None], bias=bias + shifted)
 
 
-def _map(function: Callable[[Any], Any], slices: list[Any]) -> list[Any]:
-    return tf.nest.map_structure(lambda weight: None if weight is None else function(weight), slices)
+def _map(function: Callable[[Any], Any], weights: Any) -> Any:
+    return tf.nest.map_structure(lambda weight: None if weight is None else function(weight), weights)

@@ -1,8 +1,9 @@
 """Equal steps, each with its layers of some stacks: one after another in the graph, or as one loop of it.
 
-The loop (`ForwardPass.scanned`) keeps the program that XLA compiles as small for fifty groups as for two. Its body is
-the same step with a slice of the stacked weights. The gradient is a second loop: what the forward loop keeps for it are
-the results of convolutions and products; all else in a step takes little time and is computed again.
+The loop (`ForwardPass.scanned`) keeps the program that XLA compiles, and the graph that a server loads, as small for
+fifty groups as for two. Its body is the same step with a slice of the stacked weights. In training the gradient is a
+second loop: what the forward loop keeps for it are the results of convolutions and products; all else in a step takes
+little time and is computed again.
 """
 
 import contextlib
@@ -52,15 +53,16 @@ def in_turn(
 ) -> tuple[tf.Tensor, list[Any], list[tf.Tensor]]:
     """The state after a step for each of the `inputs`, and what the steps have put out; records batch statistics.
 
-    Where `forward.scanned` the last steps, those that have layers of every part, are a loop if they are three or more;
-    two take less of a program than a loop. Of these steps the third result has the `tensors_of` an output, with an axis
-    for the steps in front; the second has the outputs of all other steps. Steps that lack layers of a part have none
-    that record.
+    Where `forward.scanned` the last steps, those that have layers of every part and inputs of tensors alone, are a loop
+    if they are three or more; two take less of a program than a loop. Of these steps the third result has the
+    `tensors_of` an output, with an axis for the steps in front; the second has the outputs of all other steps. Steps
+    that lack layers of a part have none that record.
     """
     alone = max(len(inputs) - part.stack.count // part.layers_a_step for part in parts if part.stack is not None)
+    alone = max([alone, *(number for number, given in enumerate(inputs, 1) if not _can_be_stacked(given))])
     if not forward.scanned or tf.executing_eagerly() or len(inputs) - alone < 3:
         return (*_unrolled(parts, step, state, inputs, forward), [])
-    weights = [None if part.stack is None else part.stack.weights_of(forward) for part in parts]
+    weights = [None if part.stack is None else forward.weights_of(part.stack) for part in parts]
     outputs = []
     for index, of_step in enumerate(inputs[:alone], -len(inputs)):
         layers = [_layers_alone(*pair, index, forward) for pair in zip(parts, weights, strict=True)]
@@ -82,6 +84,10 @@ def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass
         return cell(state), None
 
     return state if cells is None else in_turn([Part(cells)], step, state, [()] * cells.count, forward)[0]
+
+
+def _can_be_stacked(given: Any) -> bool:
+    return all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(given))
 
 
 def _unrolled(parts, step, state, inputs, forward) -> tuple[tf.Tensor, list[Any]]:
@@ -136,7 +142,8 @@ def _loop(parts, weights, step, state, inputs, forward, tensors_of) -> tuple[tf.
         lengths[:] = map(len, of_recorders)
         return state, tensors_of(output), [tensor for each in of_recorders for tensor in each]
 
-    state, outputs, records = _scan(flat_step, state, leaves)
+    recording = forward.training or forward.initializing
+    state, outputs, records = (_scan if recording else _scan_without_records)(flat_step, state, leaves)
     following = iter(records)
     return state, outputs, [[next(following) for _ in range(length)] for length in lengths]
 
@@ -255,6 +262,30 @@ def _scan(step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]) -> tupl
 
     last, *results = operation(state, *leaves)
     return last, results[: traced.num_outputs], results[traced.num_outputs :]
+
+
+def _scan_without_records(
+    step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]
+) -> tuple[tf.Tensor, list, list]:
+    """As `_scan`, in inference: the gradient, if one is asked for, is TensorFlow's."""
+    slices, count = [tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves], leaves[0].shape[0]
+    traced = tf.function(step, autograph=False).get_concrete_function(tf.TensorSpec(state.shape, state.dtype), slices)
+    specs = traced.structured_outputs[1]  # alone: in a function that is called TensorFlow would fuse nothing
+
+    def ahead(number: tf.Tensor, state: tf.Tensor, tables: list) -> tuple:
+        # Unlike what `tf.gather` gives, these share the memory of the leaves where they are aligned.
+        begin = tf.reshape(number, [1])
+        of_step = [
+            tf.raw_ops.StridedSlice(input=leaf, begin=begin, end=begin + 1, strides=[1], shrink_axis_mask=1)
+            for leaf in leaves
+        ]
+        following, outputs, _ = step(state, of_step)
+        following.set_shape(state.shape)
+        return number + 1, following, _written(tables, number, outputs)
+
+    begun = 0, state, _tables(specs, count)
+    _, last, tables = _while(lambda number, *_: number < count, ahead, begun, count)
+    return last, [table.stack() for table in tables], []
 
 
 def _while(condition: Callable, body: Callable, variables: tuple, count: int) -> tuple:

@@ -37,9 +37,9 @@ class ForwardPass:
         for variable, value in self.updates:
             variable.assign(value)
 
-    def slices_of(self, layer: "StackedLayer") -> list[Any]:
-        """The weights of a stack in this pass, see `StackedLayer.slices`."""
-        return layer.slices(self)
+    def weights_of(self, layer: "StackedLayer") -> Any:
+        """The weights of a stack in this pass, see `StackedLayer.weights_of`."""
+        return layer.weights_of(self)
 
 
 class Folding(NamedTuple):
@@ -77,16 +77,10 @@ class StackedLayer(keras.layers.Layer):
 
     def weights_of(self, forward: ForwardPass) -> Any:
         """The ready-to-use weights of the whole stack: what `apply_slice` takes, with a leading axis of `count`."""
-        return tuple(part.weights_of(forward) for part in self.parts)
-
-    def slices(self, forward: ForwardPass) -> list[Any]:
-        """The weights of every layer of the stack, computed for the whole stack at once."""
-        if self.parts:
-            return list(zip(*(forward.slices_of(part) for part in self.parts), strict=True))
-        return layers_of(self.weights_of(forward), self.count)
+        return tuple(forward.weights_of(part) for part in self.parts)
 
     def apply_slice(self, weights: Any, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """One layer of the stack, a pure function of `[batch, height, width, channels]` and its element of `slices`.
+        """One layer of the stack, a pure function of `[batch, height, width, channels]` and its weights (`layers_of`).
 
         Recording layers append their statistics to `records` in order; None in inference.
         """
@@ -115,7 +109,7 @@ class StackedLayer(keras.layers.Layer):
         """Gives the stack's layers as functions of their input; leaving the block records the whole stack at once."""
         recording = forward.training or forward.initializing
         records: list[list[Any]] = [[] for _ in range(self.count)]
-        weights = forward.slices_of(self)
+        weights = layers_of(forward.weights_of(self), self.count)
         # In a graph a composite layer is traced once for the whole stack. Not on several replicas: what they must agree
         # on can't be requested from within a function.
         inline = forward.traced_inline or tf.executing_eagerly() or not self.parts or replica_count() > 1

@@ -33,15 +33,16 @@ class LatentSample(NamedTuple):
 
     z: tf.Tensor  # after the flows
     z_before_flows: tf.Tensor  # the posterior's own sample; the same as `z` without flows
-    prior: Normal  # given the groups above
+    prior: Normal | None  # given the groups above; None where a scanned pass does not keep it
     posterior: Normal | None = None  # before the flows; None where z does not come from it
     has_flows: bool = False  # between `z_before_flows` and `z`
     groups: int = 1  # whose latents these are, one group's images after another's: more than one in a scanned pass
 
 
 def tensors_of_latent(latent: LatentSample) -> list[tf.Tensor]:
-    """The tensors that a latent from the posterior is made of, see `latents_of_groups`."""
-    tensors = [latent.z, *(each for normal in (latent.prior, latent.posterior) for each in (normal.loc, normal.scale))]
+    """The tensors that a latent is made of, see `latents_of_groups`; of one that is not inferred, itself alone."""
+    normals = [] if latent.posterior is None else [latent.prior, latent.posterior]
+    tensors = [latent.z, *(each for normal in normals for each in (normal.loc, normal.scale))]
     # As one: they are of the same shape, and a loop keeps each on its own.
     return [tf.stack([*tensors, latent.z_before_flows] if latent.has_flows else tensors)]
 
@@ -50,7 +51,8 @@ def latents_of_groups(tensors: Sequence[tf.Tensor]) -> LatentSample:
     """The latents of some groups from those tensors, with an axis for the groups in front."""
     (stacked,) = tensors
     z, *parameters = [tf.reshape(tensor, (-1, *tensor.shape[2:])) for tensor in tf.unstack(stacked, axis=1)]
-    prior, posterior = (SoftClampedNormal(*pair, validate_args=False) for pair in (parameters[:2], parameters[2:4]))
+    pairs = parameters[:2], parameters[2:4]
+    prior, posterior = (SoftClampedNormal(*pair, validate_args=False) if pair else None for pair in pairs)
     before, groups = parameters[4:] or [z], stacked.shape[0]
     return LatentSample(z, before[0], prior, posterior, has_flows=len(parameters) > 4, groups=groups)
 
@@ -96,21 +98,26 @@ class GroupLayers(NamedTuple):
     combine: Callable  # (state, z) -> state
 
 
+class SourceOfTensors:
+    """Base of sources that `tf.nest` knows as their tensors, so that those of several groups can be stacked."""
+
+    def __tf_flatten__(self) -> tuple[tuple, tuple]:
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        # What is no tensor stands last.
+        return tuple(x for x in values if isinstance(x, bool)), tuple(x for x in values if not isinstance(x, bool))
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata: tuple, components: tuple) -> "SourceOfTensors":
+        return cls(*components, *metadata)
+
+
 @dataclasses.dataclass(frozen=True)
-class PosteriorSource:
+class PosteriorSource(SourceOfTensors):
     """Draws from q(z | x, groups above) with standard-normal `noise` `[batch, height, width, latent channels]`."""
 
     feature: tf.Tensor
     noise: tf.Tensor
     residual: bool = True
-
-    # For `tf.nest`.
-    def __tf_flatten__(self) -> tuple[tuple, tuple]:
-        return (self.residual,), (self.feature, self.noise)
-
-    @classmethod
-    def __tf_unflatten__(cls, metadata: tuple, components: tuple) -> "PosteriorSource":
-        return cls(*components, *metadata)
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""
@@ -132,7 +139,7 @@ class PosteriorSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class PriorSource:
+class PriorSource(SourceOfTensors):
     """Draws from p(z | groups above) with the given noise; `temperature` multiplies the prior's sigma."""
 
     noise: tf.Tensor
@@ -168,7 +175,7 @@ class KeptChannelsSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidedSource:
+class GuidedSource(SourceOfTensors):
     """Draws from the prior of a class, moved away from that of no class (classifier-free guidance, Ho & Salimans 2022).
 
     The state has both, the rows with classes and then the same without, which take the same latents. Mean and log-scale

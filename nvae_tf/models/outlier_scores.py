@@ -67,8 +67,13 @@ def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = N
 
 def kl_map(model: "NVAE", latents: Sequence[LatentSample]) -> tf.Tensor:
     """The KL of the groups of the largest scale, where in the image: nats per pixel `[batch, height, width]`."""
-    of_largest = [objectives.kl_per_element(latents[group]) for group in model.plan.scales[-1].groups]
-    return _per_pixel(tf.add_n([tf.reduce_sum(kl, axis=3) for kl in of_largest]), model.config)
+    largest = model.plan.scales[-1].height
+    maps = []
+    for latent in latents:
+        if latent.z.shape[1] == largest:
+            of_groups = tf.reduce_sum(objectives.kl_per_element(latent), axis=3)
+            maps.append(tf.reduce_sum(tf.reshape(of_groups, (latent.groups, -1, *of_groups.shape[1:])), axis=0))
+    return _per_pixel(tf.add_n(maps), model.config)
 
 
 def likeliest_class(model: "NVAE", images: tf.Tensor) -> tf.Tensor | None:

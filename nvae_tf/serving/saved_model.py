@@ -22,7 +22,7 @@ from nvae_tf.progress import Report
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
 from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX, WEIGHTS, check_is_export, new_version, write_digests
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import ROWS, Record, all_differences, recorded, verified
+from nvae_tf.serving.verification import ROWS, ProcessAlone, Record, all_differences, recorded, verified
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.graph_memory import memory_timeline
 from nvae_tf.training.loading import TrainedRun
@@ -102,21 +102,21 @@ def export_saved_model(
     report = report or Report()
     output = pathlib.Path(output)
     folded = folded_weights(model.stacks, weights)
-    with new_version(output, version) as folder:
+    with new_version(output, version) as folder, ProcessAlone("tensorflow") as process:
         report.progress("computing the model's numbers", 0.0)
         reference = Signatures(model, rows=ROWS)
         record = of_model = recorded(reference)
         bytes_of_row = _bytes_of_row(reference)
         most_rows = most_rows or max(REQUEST_BYTES // bytes_of_row, FEWEST_ROWS)
         report.progress("tracing the signatures", 0.3)
-        # Inline: TensorFlow does not rewrite functions that are called, and fuses bias and swish with what is before.
-        signatures = Signatures(model, lambda: FoldedPass(traced_inline=True, folded=folded), most_rows)
+        # As loops, so that a deep model too is traced, loaded and warmed up soon.
+        signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
         signatures.write(folder, **{_FOLDED: _folded_variables(model, folded)})
         report.progress("running the export without this package", 0.6)
         try:
             if weights != "float32":
                 record = recorded(signatures, of_model.inputs)
-            differences = verified(folder, record)
+            differences = verified(folder, process, record)
             if weights != "float32":
                 differences = all_differences(record.outputs, of_model)
                 worst = max(differences, key=differences.get)

@@ -14,11 +14,13 @@ A wrong row fails no other one, because TensorFlow Serving's batching gives one 
 INVALID_ARGUMENT, with what is wrong with the first; so are inputs of different numbers of rows, no rows, or too many.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -28,7 +30,15 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GroupLayers, GuidedSource, LatentSample, LatentSource, PriorSource, noise_per_image
+from nvae_tf.models.latents import (
+    GroupLayers,
+    GuidedSource,
+    LatentSample,
+    LatentSource,
+    PriorSource,
+    SourceOfTensors,
+    noise_per_image,
+)
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, kl_map, outlier_scores
 from nvae_tf.models.reweighted_prior import Resampled, ResampledSource, ReweightedPrior
@@ -91,8 +101,12 @@ class FlatLatentModel:
 
     def _flat(self, decoded: Decoded) -> tf.Tensor:
         """The latents `[batch, total]` of a pass."""
-        latents = zip(decoded.latents, self._sizes, strict=True)
-        return tf.concat([tf.reshape(latent.z, [-1, size]) for latent, size in latents], axis=1)
+        pieces = []
+        for latent in decoded.latents:
+            size = math.prod(latent.z.shape[1:])
+            of_groups = tf.reshape(latent.z, [latent.groups, -1, size])
+            pieces.append(tf.reshape(tf.transpose(of_groups, [1, 0, 2]), [-1, latent.groups * size]))
+        return tf.concat(pieces, axis=1)
 
     def _pass(self, label: tf.Tensor | None) -> ForwardPass:
         return dataclasses.replace(self._forward(), labels=label)
@@ -103,30 +117,42 @@ class FlatLatentModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class ComposedSource:
-    """Takes the latent of the rows that keep it, and draws the others from the prior, some from a reweighted one."""
+class ComposedSource(SourceOfTensors):
+    """Takes the latent of the rows that keep it, and draws the others from a prior."""
 
     latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
     keep: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
     prior: LatentSource
-    reweighted: Callable[[], LatentSource] | None  # makes the draws, of the top groups of a model that has it
-    is_reweighted: tf.Tensor | None  # [batch, 1, 1, 1], which rows are drawn by it
-    above: list[Resampled]  # of the sources of a pass: the latents of the groups above
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of every row, beside the prior that it could have come from."""
         drawn = self.prior.draw(layers, state)
-        z = drawn.z
-        if self.reweighted is not None:
+        z = tf.where(self.keep, self.latent, drawn.z)
+        return LatentSample(z, z, drawn.prior)
 
-            def reweighted() -> tf.Tensor:
-                source = self.reweighted()
-                if isinstance(source, ResampledSource):
-                    source = dataclasses.replace(source, drawn=list(self.above))
-                return tf.where(self.is_reweighted, source.draw(layers, state).z, drawn.z)
 
-            # Proposals take longer than all else of a small model.
-            z = tf.cond(tf.reduce_any(self.is_reweighted), reweighted, lambda: drawn.z)
+@dataclasses.dataclass(frozen=True)
+class PartlyReweightedSource:
+    """As `ComposedSource`; some rows are drawn from a reweighted prior."""
+
+    latent: tf.Tensor
+    keep: tf.Tensor
+    prior: LatentSource
+    reweighted: Callable[[], LatentSource]  # makes the draws
+    is_reweighted: tf.Tensor  # [batch, 1, 1, 1], which rows are drawn by it
+    above: list[Resampled]  # of the sources of a pass: the latents of the groups above
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        drawn = self.prior.draw(layers, state)
+
+        def reweighted() -> tf.Tensor:
+            source = self.reweighted()
+            if isinstance(source, ResampledSource):
+                source = dataclasses.replace(source, drawn=list(self.above))
+            return tf.where(self.is_reweighted, source.draw(layers, state).z, drawn.z)
+
+        # Proposals take longer than all else of a small model.
+        z = tf.cond(tf.reduce_any(self.is_reweighted), reweighted, lambda: drawn.z)
         z = tf.where(self.keep, self.latent, z)
         self.above.append(Resampled(z, tf.ones([])))
         return LatentSample(z, z, drawn.prior)
@@ -199,6 +225,21 @@ class Signatures(FlatLatentModel):
 
         return function
 
+    @contextlib.contextmanager
+    def each_computed_once(self) -> Iterator[None]:
+        """In this block, which is for eager calls, a network computes once what several signatures ask of it."""
+        found: dict[tuple, Any] = {}
+
+        def remembered(network: Callable, *inputs: tf.Tensor) -> Any:
+            key = (network, *(value.numpy().tobytes() for value in inputs))
+            if key not in found:
+                found[key] = network(*inputs)
+            return found[key]
+
+        self._compose, self._infer = (functools.partial(remembered, network) for network in self.networks)
+        yield
+        self._compose, self._infer = self.networks
+
     def write(self, folder: pathlib.Path, **variables: Sequence[tf.Variable]) -> None:
         """Writes a SavedModel of all signatures; `variables` are those that they use, by names of collections.
 
@@ -214,7 +255,9 @@ class Signatures(FlatLatentModel):
         signatures = {name: getattr(module, name) for name in self.names}
         signatures[DEFAULT_SIGNATURE] = signatures["sample"]
         # A server takes no gradients: those of custom operations would be traced and stored for nothing.
-        tf.saved_model.save(module, folder, signatures, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        with graphs_as_traced():
+            tf.saved_model.save(module, folder, signatures, options)
 
     def sample(self, seed: tf.Tensor, temperature: tf.Tensor, **optional: tf.Tensor) -> Tensors:
         """Images from the prior.
@@ -333,32 +376,33 @@ class Signatures(FlatLatentModel):
         """The top-down pass: mean images and latents; another one where some rows are guided."""
         given = dict(zip((spec.name for spec in self.input_specs("compose")[4:]), optional, strict=True))
         temperatures, keeps = (
-            [_over_pixels(x) for x in tf.unstack(value, axis=1)] for value in (temperature, keep > 0)
+            tf.unstack(value[:, :, tf.newaxis, tf.newaxis, tf.newaxis], axis=1) for value in (temperature, keep > 0)
         )
         label, guidance = given.get("label"), given.get("guidance")
         noise = noise_per_image(self.latent_shapes, _words(seed))
         of_groups = list(zip(self._groups(latent), noise, temperatures, keeps, strict=True))
-        above = []
-        is_reweighted = _over_pixels(given["proposals"] > 1) if self._reweighted else None
-
-        def reweighted(group: int) -> Callable[[], LatentSource] | None:
-            if not self._reweighted or group >= len(self._reweighted.ratios):
-                return None
-            return lambda: self._reweighted.sources(_words(seed), temperatures, self.model.plan, label)[group]
-
-        sources = [
-            ComposedSource(group, keep, PriorSource(noise, temperature), reweighted(number), is_reweighted, above)
-            for number, (group, noise, temperature, keep) in enumerate(of_groups)
+        sources: list[LatentSource] = [
+            ComposedSource(group, keep, PriorSource(noise, temperature))
+            for group, noise, temperature, keep in of_groups
         ]
+        if self._reweighted:
+            of_rows = _over_pixels(given["proposals"] > 1), []
+            for number in range(len(self._reweighted.ratios)):
+
+                def reweighted(number: int = number) -> LatentSource:
+                    return self._reweighted.sources(_words(seed), temperatures, self.model.plan, label)[number]
+
+                plain = sources[number]
+                sources[number] = PartlyReweightedSource(plain.latent, plain.keep, plain.prior, reweighted, *of_rows)
         decoded = self._decoded(sources, latent, label)
         found = decoded.likelihood.mean(), self._flat(decoded)
         if guidance is None:
             return found
 
         def guided() -> tuple[tf.Tensor, tf.Tensor]:
-            above, of_row = [], _over_pixels(guidance)
+            of_row = _over_pixels(guidance)
             sources = [
-                ComposedSource(_twice(group), _twice(keep), GuidedSource(noise, temperature, of_row), None, None, above)
+                ComposedSource(_twice(group), _twice(keep), GuidedSource(noise, temperature, of_row))
                 for group, noise, temperature, keep in of_groups
             ]
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
@@ -424,6 +468,21 @@ class Signatures(FlatLatentModel):
                 text = "proposals: the reweighted prior goes with no guidance"
                 reasons = _first_reasons(reasons, ~guided | (inputs["proposals"] <= 1), text)
         return checked, reasons
+
+
+@contextlib.contextmanager
+def graphs_as_traced() -> Iterator[None]:
+    """In this block TensorFlow does not rewrite graphs before it runs them, which takes longer than running them once.
+
+    The functions of a graph traced here keep to it; servers rewrite a signature as a whole.
+    """
+    options = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        before = options.get("disable_meta_optimizer", False)
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
 
 def _with_verdicts(outputs: Tensors, reasons: tf.Tensor, as_files: bool) -> Tensors:

@@ -28,7 +28,7 @@ from nvae_tf.models.nvae import Decoded
 from nvae_tf.progress import Report
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, check_quantization, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
-from nvae_tf.serving.verification import diverged, run_alone
+from nvae_tf.serving.verification import ProcessAlone, diverged
 from nvae_tf.training.loading import spec_to_read
 
 flatbuffers = require("flatbuffers", "tflite")
@@ -282,11 +282,11 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     expected = _in_batches(getattr(signatures, name), inputs)
     cause = "where an activation is 0 for all training images that ranges are taken from: take --quantize=dynamic"
     advice = f"). Nothing was written. With --quantize=int8 that happens {cause}"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ProcessAlone() as process:
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
-            results = run_alone(_RUN, "main", [model, name, output], inputs, [_THREADS])
+            results = process.run(_RUN, "main", [model, name, output], inputs, [_THREADS])
     found = results["output"]
     check(np.isfinite(expected).all(), diverged(name))
     wrong = f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize"

@@ -3,6 +3,7 @@
 Inputs and outputs of the model are recorded when the export is made, so that it can be checked wherever it is copied.
 """
 
+import json
 import os
 import pathlib
 import subprocess
@@ -19,7 +20,7 @@ from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import beside_package, read_arrays, write_arrays
 from nvae_tf.serving.client import pixels_of_files
 from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
-from nvae_tf.serving.signatures import Signatures
+from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
 # Largest difference that rounding may cause, relative to the largest number of the tensor.
 TOLERANCE = 1e-5
@@ -28,9 +29,12 @@ RECORD = "assets.extra/verification.npz"
 _SCRIPT = beside_package("export") / "run_saved_model.py"
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
-import runpy, sys
+import importlib, json, runpy, sys
 sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
-runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:])
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+script, function, *arguments = json.loads(sys.stdin.readline())
+runpy.run_path(script)[function](*arguments)
 """
 # Of so many rows are the record's inputs.
 ROWS = 3
@@ -82,30 +86,30 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
         "compose/temperature": np.linspace(0.5, 1.0, ROWS * groups, dtype=np.float32).reshape(ROWS, groups),
     }
     used, outputs = {}, {}
-    for signature in signatures.names:
-        names = [spec.name for spec in signatures.input_specs(signature)]
-        base = signature.removesuffix(PNG_SUFFIX)
-        given = inputs or {f"{signature}/{name}": values.get(f"{base}/{name}", values.get(name)) for name in names}
-        arguments = {name: given[f"{signature}/{name}"] for name in names}
-        try:
-            with tf.device("/CPU:0"):
+    with tf.device("/CPU:0"), graphs_as_traced(), signatures.each_computed_once():
+        for signature in signatures.names:
+            names = [spec.name for spec in signatures.input_specs(signature)]
+            base = signature.removesuffix(PNG_SUFFIX)
+            given = inputs or {f"{signature}/{name}": values.get(f"{base}/{name}", values.get(name)) for name in names}
+            arguments = {name: given[f"{signature}/{name}"] for name in names}
+            try:
                 tensors = signatures.function(signature)(*map(tf.constant, arguments.values()))
-        except tf.errors.InvalidArgumentError as error:
-            # The inputs are right, so it is the model's output that is refused.
-            raise ValueError(diverged(signature)) from error
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        if not arrays["valid"].all():
-            raise ValueError(diverged(signature))
-        # Bytes of any length, as an array that needs no pickle; PNG files don't end in zeros.
-        results = {name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()}
-        used |= {f"{signature}/{name}": array for name, array in arguments.items()}
-        outputs |= {f"{signature}/{name}": array for name, array in results.items()}
-        if signature == "sample":
-            # On the levels that the model's data have, as the files of `sample_png` will be.
-            levels = 2**config.num_bits - 1
-            results["image"] = np.rint(results["image"] * levels).astype(np.float32) / np.float32(levels)
-        # The first results stay: the samples and their latents are inputs of the other signatures.
-        values = results | values
+            except tf.errors.InvalidArgumentError as error:
+                # The inputs are right, so it is the model's output that is refused.
+                raise ValueError(diverged(signature)) from error
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            if not arrays["valid"].all():
+                raise ValueError(diverged(signature))
+            # Bytes of any length, as an array that needs no pickle; PNG files don't end in zeros.
+            results = {name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()}
+            used |= {f"{signature}/{name}": array for name, array in arguments.items()}
+            outputs |= {f"{signature}/{name}": array for name, array in results.items()}
+            if signature == "sample":
+                # On the levels that the model's data have, as the files of `sample_png` will be.
+                levels = 2**config.num_bits - 1
+                results["image"] = np.rint(results["image"] * levels).astype(np.float32) / np.float32(levels)
+            # The first results stay: the samples and their latents are inputs of the other signatures.
+            values = results | values
     return Record(used, outputs)
 
 
@@ -115,8 +119,50 @@ def diverged(signature: str) -> str:
     return f"the model's signature {signature} {reason}; export an earlier checkpoint"
 
 
-def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, float]:
-    """Runs every signature of an export in a process without this package, on the CPU, and compares with a record.
+class ProcessAlone:
+    """A process on the CPU where this package can't be imported; it has imported some modules by the time it is used.
+
+    Begun before the work whose result it runs, it loads TensorFlow beside that work. Ended by leaving the block.
+    """
+
+    def __init__(self, *modules: str):
+        self._modules = modules
+
+    def __enter__(self) -> "ProcessAlone":
+        self._place = tempfile.TemporaryDirectory()
+        # -I: neither the working directory nor PYTHONPATH can bring the package in.
+        command = [sys.executable, "-I", "-c", _ALONE, *self._modules]
+        options = {"cwd": self._place.name, "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}, "errors": "replace"}
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self._process = subprocess.Popen(command, text=True, **options, **pipes)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._place.cleanup()
+
+    def run(
+        self, script: pathlib.Path, function: str, before: Sequence[Any], inputs: Arrays, after: Sequence[Any] = ()
+    ) -> Arrays:
+        """The arrays that a script's `function(*before, INPUTS.npz, OUTPUTS.npz, *after)` writes; all are texts. Once.
+
+        Raises:
+          ValueError: it failed; the message has the exit code and the last line of the error output.
+        """
+        given, made = pathlib.Path(self._place.name, "inputs.npz"), pathlib.Path(self._place.name, "outputs.npz")
+        np.savez(given, **inputs)
+        _, errors = self._process.communicate(json.dumps([*map(str, [script, function, *before, given, made, *after])]))
+        if self._process.returncode:
+            # The last line of a traceback has the reason.
+            reason = (errors.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"exit code {self._process.returncode}: {reason}")
+        with np.load(made) as outputs:
+            return dict(outputs)
+
+
+def verified(folder: pathlib.Path, process: ProcessAlone, record: Record | None = None) -> dict[str, float]:
+    """Runs every signature of an export in such a process with TensorFlow, and compares the numbers with a record.
 
     Returns:
       The largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
@@ -127,7 +173,7 @@ def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, fl
     """
     record = record or Record.read(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        found = run_alone(_SCRIPT, "replay", [folder.resolve()], record.inputs)
+        found = process.run(_SCRIPT, "replay", [folder.resolve()], record.inputs)
     differences = all_differences(found, record)
     worst = max(differences, key=differences.get)
     check(
@@ -136,31 +182,6 @@ def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, fl
         f"its largest value, {TOLERANCE:.0e} is allowed",
     )
     return differences
-
-
-def run_alone(
-    script: pathlib.Path, function: str, before: Sequence[Any], inputs: Arrays, after: Sequence[Any] = ()
-) -> Arrays:
-    """The arrays that a script's `function(*before, INPUTS.npz, OUTPUTS.npz, *after)` writes; all are texts.
-
-    It runs in a process of its own, on the CPU, where this package can't be imported.
-
-    Raises:
-      ValueError: it failed; the message has the exit code and the last line of the error output.
-    """
-    with tempfile.TemporaryDirectory() as elsewhere:
-        given, made = pathlib.Path(elsewhere, "inputs.npz"), pathlib.Path(elsewhere, "outputs.npz")
-        np.savez(given, **inputs)
-        # -I: neither the working directory nor PYTHONPATH can bring the package in.
-        command = [sys.executable, "-I", "-c", _ALONE, *map(str, [script, function, *before, given, made, *after])]
-        options = {"cwd": elsewhere, "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}, "errors": "replace"}
-        process = subprocess.run(command, capture_output=True, text=True, **options)
-        if process.returncode:
-            # The last line of a traceback has the reason.
-            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"exit code {process.returncode}: {reason}")
-        with np.load(made) as outputs:
-            return dict(outputs)
 
 
 def all_differences(found: Arrays, record: Record) -> dict[str, float]:

@@ -33,8 +33,8 @@ def test_batch_norms_beside_a_convolution_are_gone_and_the_weights_are_copies():
     decoder, encoder = model.top_down.scales[1].cells.branch, model.bottom_up.scales[0].cells.branch
     # Of an inverted residual all four, of activated convolutions in a row all but the first, which follows a sum.
     of_decoder = [norm for norm in decoder._flatten_layers() if norm in model.batch_norms]
-    assert [folded[norm][0] for norm in of_decoder] == [None] * 4
-    first, second = (folded[operation.norm][0] for operation in encoder.parts)
+    assert [folded[norm] for norm in of_decoder] == [None] * 4
+    first, second = (folded[operation.norm] for operation in encoder.parts)
     assert first is not None and second is None
     before = parameters(model, FoldedPass(folded=folded))
     for weight in model.top_down.scales[0].combiners.weights:
@@ -47,8 +47,8 @@ def test_half_precision_keeps_kernels_alone():
     model = shaken_model()
     folded = tf.nest.flatten([*folded_weights(model.stacks, "bfloat16").values()])
     variables = [variable for variable in folded if variable is not None]
-    assert {variable.dtype for variable in variables if len(variable.shape) > 1} == {tf.bfloat16}
-    assert {variable.dtype for variable in variables if len(variable.shape) == 1} == {tf.float32}
+    assert {variable.dtype for variable in variables if len(variable.shape) > 2} == {tf.bfloat16}
+    assert {variable.dtype for variable in variables if len(variable.shape) == 2} == {tf.float32}
 
 
 def test_a_model_in_half_precision_is_refused():

@@ -23,7 +23,7 @@ def convolutions():
 def pass_of(stacks):
     forward = ForwardPass()
     for stack in stacks:
-        stack.slices(forward)
+        stack.weights_of(forward)
     return forward
 
 

@@ -14,10 +14,12 @@ from PIL import Image
 
 from export import run_saved_model
 from nvae_tf.evaluation.outliers import calibrate
+from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
 from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
 from nvae_tf.serving.saved_model import export_saved_model
 from nvae_tf.serving.signatures import Signatures, images_from_bytes
+from nvae_tf.serving.verification import TOLERANCE, all_differences, recorded
 from tests import ROOT
 from tests.command_fixtures import assert_shown, output_of
 from tests.serving.conftest import CONFIG, model_of
@@ -327,3 +329,29 @@ def test_guidance_proposals_and_outlier_scores_are_those_of_the_models_methods(t
     of_model = model.outlier_score(IMAGES, labels=labels)
     for name in ("mahalanobis", "kl_p_value", "mahalanobis_p_value"):
         assert_same(scores[name].numpy(), getattr(of_model, name))
+
+
+def deep_signatures(groups):
+    """Of a model as it is, and as it is exported."""
+    blocks = dict(num_preprocess_blocks=1, num_preprocess_cells=4, num_postprocess_blocks=1, num_postprocess_cells=4)
+    model = model_of(dataclasses.replace(CONFIG, **blocks, num_groups_per_scale=groups, num_classes=3))
+    model.reweighted_prior = ReweightedPrior(made_ratios("classifier", 1, model.plan, 3), 20, 3)
+    folded = folded_weights(model.stacks)
+    return Signatures(model), Signatures(model, lambda: FoldedPass(scanned=True, folded=folded))
+
+
+def nodes_of(signatures):
+    graphs = [network.get_concrete_function().graph.as_graph_def() for network in signatures.networks]
+    functions = [function for graph in graphs for function in graph.library.function]
+    return sum(len(graph.node) for graph in graphs) + sum(len(function.node_def) for function in functions)
+
+
+@pytest.mark.slow
+def test_an_export_has_equal_groups_and_cells_as_loops():
+    signatures, exported = deep_signatures(4)
+    record = recorded(signatures)
+    differences = all_differences(recorded(exported, record.inputs).outputs, record)
+    assert max(differences.values()) < TOLERANCE and len(differences) > 40
+    few, many = nodes_of(exported), nodes_of(deep_signatures(8)[1])
+    # Eight groups more; each has its noise, latent, temperature and choice.
+    assert 0 < many - few < 160
