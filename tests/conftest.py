@@ -55,12 +55,12 @@ def equal_seeds():
 
 @pytest.fixture(autouse=True, scope="module")
 def rewriting(request):
-    """Turns off the rewriting of graphs, as the commands do on a CPU: building a graph then takes half the time.
+    """Turns off the rewriting of graphs, as training on a CPU does: building a graph then takes half the time.
 
-    Not where graphs are run as by servers and by users of Keras.
+    Not where graphs are run as by servers, by users of Keras, and by processes whose numbers must be the same.
     """
     if "tensorflow" in sys.modules:
-        rewritten = "serving" in request.path.parts or request.path.name == "test_keras.py"
+        rewritten = "serving" in request.path.parts or request.path.name in ("test_keras.py", "test_evaluate.py")
         options = {"disable_meta_optimizer": not rewritten}
         sys.modules["tensorflow"].config.optimizer.set_experimental_options(options)
 

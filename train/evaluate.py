@@ -109,9 +109,7 @@ def main() -> None:
     from nvae_tf.evaluation.outliers import OutlierSettings
     from nvae_tf.evaluation.table import table
     from nvae_tf.training.run_folder import RunFolder
-    from nvae_tf.training.strategy import configure_runtime
 
-    configure_runtime()
     drawing = INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS, PRIOR
     written = evaluate_run(
         WORKDIR.value,

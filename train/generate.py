@@ -337,9 +337,7 @@ def _main(mode: str) -> None:
     start_tensorflow_quietly()
     from nvae_tf.training.loading import load_run
     from nvae_tf.training.run_folder import RunFolder, read_run_config
-    from nvae_tf.training.strategy import configure_runtime
 
-    configure_runtime()
     # A mode loads the run when it has checked everything else.
     load = functools.cache(lambda: load_run(workdir, FLAGS.checkpoint))
     text = MODES[mode](read_run_config(RunFolder(workdir)), load, place)

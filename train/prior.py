@@ -50,9 +50,7 @@ def main() -> None:
     start_tensorflow_quietly()
     from nvae_tf.training.companions import prior_text
     from nvae_tf.training.prior import learn_prior
-    from nvae_tf.training.strategy import configure_runtime
 
-    configure_runtime()
     settings = GROUPS, KIND, STEPS, PROPOSALS, IMPORTANCE_SAMPLES, CHECKPOINT, SEED, DATA_PATH
     about = learn_prior(WORKDIR.value, *(flag.value for flag in settings))
     StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(WORKDIR.value, 'prior.npz')}")
