@@ -135,13 +135,14 @@ def train(preset: str, workdir: str, settings: dict[str, Any]) -> int:
     return run_python("train.main", f"--config={preset}", f"--workdir={workdir}", *flags)
 
 
-def configure_process() -> None:
+def configure_process(training: bool = False) -> None:
     """TensorFlow's settings as the commands have them, and threads as the yardstick has; before its first use."""
     import tensorflow as tf
 
     from nvae_tf.training.strategy import configure_runtime
 
-    configure_runtime()
+    if training:
+        configure_runtime()
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
 
@@ -188,7 +189,7 @@ class Training:
 
         from nvae_tf.training import strategy
 
-        configure_process()
+        configure_process(training=True)
         training = {"batch_size": batch_size, "strategy": "one_device"} | training
         settings = config_of(preset, **training).train
         self._replicas = strategy.chosen_replicas(settings)

@@ -15,7 +15,7 @@ from nvae_tf.config import ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import pictures_for_model
 from nvae_tf.data.pipeline import stored_spec
 from nvae_tf.latent_plan import LatentPlan, of_groups
-from nvae_tf.layers import ForwardPass
+from nvae_tf.layers import FoldedPass
 from nvae_tf.models import NVAE, restoration
 from nvae_tf.models.images import check_images
 from nvae_tf.models.latents import (
@@ -162,7 +162,7 @@ class ImageGenerator:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
 
         def of_replica(seeds: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
-            forward, latents = ForwardPass(labels=rest[0] if has_labels else None), rest[has_labels:]
+            forward, latents = FoldedPass(labels=rest[0] if has_labels else None), rest[has_labels:]
             drawn = self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, guidance, prior)
             return drawn.mean()
 
@@ -480,7 +480,7 @@ def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: in
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(seed, count))
     mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
     # All of the first class of a conditional model.
-    forward = ForwardPass(labels=tf.zeros([count], tf.int32) if model.config.num_classes else None)
+    forward = FoldedPass(labels=tf.zeros([count], tf.int32) if model.config.num_classes else None)
     return model.top_down_pass(list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.cpu_kernels import EPSILON, normalize
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer
+from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 from nvae_tf.replicas import replica_count, replica_means
 
 MOMENTUM = 0.95
@@ -166,33 +166,38 @@ def _normalized_by_batch(inputs, gamma, beta):
 
 @dataclasses.dataclass
 class FoldedPass(ForwardPass):
-    """An inference pass with `folded` weights, from `folded_weights`."""
+    """An inference pass whose convolutions take over the batch norm beside them: fewer operations, the same images.
+
+    `exp(s) w / ||w||` is a kernel, and inference batch norm right beside a convolution is a factor and a shift. They
+    are computed for each stack when it is first used, but for weights that are given, those of `folded_weights`. In
+    half precision nothing is folded.
+    """
 
     folded: FoldedWeights = dataclasses.field(default_factory=dict)
 
     def weights_of(self, layer: StackedLayer) -> Any:
-        if layer not in self.folded:
-            return super().weights_of(layer)
-        return _map(lambda weight: tf.cast(weight, tf.float32), self.folded[layer])
+        if layer in self.folded:
+            return _map(lambda weight: tf.cast(weight, tf.float32), self.folded[layer])
+        foldings = layer.foldings() if layer.compute_dtype == "float32" else []
+        if foldings and foldings[0].norm not in self.folded:
+            parts = {part for folding in foldings for part in (folding.convolution, folding.norm)}
+            self.folded = self.folded | _with_folded({part: part.weights_of(self) for part in parts}, foldings)
+        return super().weights_of(layer)
 
 
 def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32") -> FoldedWeights:
-    """Weights of all `stacks` of a model, made ready once, for inference: fewer operations, the same images.
+    """The weights of all `stacks` of a model for a `FoldedPass`, made ready once.
 
-    `exp(s) w / ||w||` is a kernel, and inference batch norm right beside a convolution is a factor and a shift that the
-    convolution can take over. Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32.
+    Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32.
     """
     stacks = list(stacks)
     if any(stack.compute_dtype != "float32" for stack in stacks):
         raise ValueError("weights of a model in half precision can't be folded: make it with dtype='float32'")
     # In double precision, so that each number is rounded once.
-    owners = [stack for stack in stacks if not stack.parts]
     plain = ForwardPass()
-    folded = {stack: _map(lambda weight: np.asarray(weight, np.float64), stack.weights_of(plain)) for stack in owners}
-    for stack in stacks:
-        for convolution, norm, on_outputs in stack.foldings():
-            folded[convolution] = _folded(folded[convolution], folded[norm], on_outputs)
-            folded[norm] = None
+    owners = [stack for stack in stacks if not stack.parts]
+    exact = {stack: _map(lambda weight: np.asarray(weight, np.float64), stack.weights_of(plain)) for stack in owners}
+    folded = _with_folded(exact, [folding for stack in stacks for folding in stack.foldings()])
 
     def variable(array: np.ndarray) -> tf.Variable:
         return tf.Variable(tf.cast(array, kernel_dtype if array.ndim > 2 else tf.float32), trainable=False)
@@ -200,16 +205,25 @@ def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32"
     return {stack: _map(variable, weights) for stack, weights in folded.items()}
 
 
+def _with_folded(weights: FoldedWeights, foldings: Iterable[Folding]) -> FoldedWeights:
+    """The weights of stacks, arrays or tensors, after some foldings."""
+    folded = dict(weights)
+    for convolution, norm, on_outputs in foldings:
+        folded[convolution] = _folded(folded[convolution], folded[norm], on_outputs)
+        folded[norm] = None
+    return folded
+
+
 def _folded(weights: Any, norm: BatchNormalizationWeights, on_outputs: bool) -> Any:
-    scale = norm.gamma / np.sqrt(norm.variance + EPSILON)
+    scale = norm.gamma / (norm.variance + EPSILON) ** 0.5
     shift = norm.beta - norm.mean * scale
     bias = 0.0 if weights.bias is None else weights.bias
     if on_outputs:
         # `scale * convolution(x) + shift`; output channels are the kernel's last axis, of a depthwise one too.
         return weights._replace(kernel=weights.kernel * scale[:, None, None, None], bias=bias * scale + shift)
     # `convolution(scale * x + shift)` of a 1x1 kernel: a larger one would see its zero padding shifted too.
-    shifted = np.einsum("li,lio->lo", shift, weights.kernel[:, 0, 0])
-    return weights._replace(kernel=weights.kernel * scale[:, None, None, :, None], bias=bias + shifted)
+    of_shift = (shift[:, None] @ weights.kernel[:, 0, 0])[:, 0]
+    return weights._replace(kernel=weights.kernel * scale[:, None, None, :, None], bias=bias + of_shift)
 
 
 def _map(function: Callable[[Any], Any], weights: Any) -> Any:

@@ -162,7 +162,7 @@ class SwishConvolution(StackedLayer):
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         norm, convolution = weights
         if norm is None:
-            # Folded, for an export: servers rewrite this to one operation, which takes less time than `swish`.
+            # Folded: the rewriting of graphs makes one operation of this, which takes less time than `swish`.
             return self._convolve(inputs * tf.sigmoid(inputs), convolution)
         if norm.mean is not None:
             return self._convolve(swish(self.norm.apply_slice(norm, inputs, None)), convolution)

@@ -275,11 +275,8 @@ def _scan_without_records(
     def ahead(number: tf.Tensor, state: tf.Tensor, tables: list) -> tuple:
         # Unlike what `tf.gather` gives, these share the memory of the leaves where they are aligned.
         begin = tf.reshape(number, [1])
-        of_step = [
-            tf.raw_ops.StridedSlice(input=leaf, begin=begin, end=begin + 1, strides=[1], shrink_axis_mask=1)
-            for leaf in leaves
-        ]
-        following, outputs, _ = step(state, of_step)
+        place = {"begin": begin, "end": begin + 1, "strides": [1], "shrink_axis_mask": 1}
+        following, outputs, _ = step(state, [tf.raw_ops.StridedSlice(input=leaf, **place) for leaf in leaves])
         following.set_shape(state.shape)
         return number + 1, following, _written(tables, number, outputs)
 

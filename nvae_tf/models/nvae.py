@@ -17,7 +17,14 @@ from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution, StackedLayer
+from nvae_tf.layers import (
+    FoldedPass,
+    ForwardPass,
+    ResidualCells,
+    StackedBatchNormalization,
+    StackedConvolution,
+    StackedLayer,
+)
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import restoration, training_step
 from nvae_tf.models.bottom_up import BottomUp
@@ -182,7 +189,7 @@ class NVAE(keras.Model):
         `noise` are the groups' standard-normal draws, top group first. Without `forward` it is inference. Latent
         channels outside of a mask `kept_channels`, see `active_channels`, are at the prior's mean.
         """
-        forward = forward or ForwardPass()
+        forward = forward or FoldedPass()
         sources = self.posterior_sources(self.features(images, forward), noise)
         if kept_channels is not None:
             sources = with_kept_channels(sources, kept_channels, self.plan)
@@ -190,7 +197,7 @@ class NVAE(keras.Model):
 
     def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
         """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
-        return self.bottom_up.forward(frame(images, self.config), forward or ForwardPass())
+        return self.bottom_up.forward(frame(images, self.config), forward or FoldedPass())
 
     def top_down_pass(
         self,
@@ -200,7 +207,7 @@ class NVAE(keras.Model):
         kept: tf.Tensor | None = None,
     ) -> Decoded:
         """From one latent source a group to the distribution of images, of the first `kept` alone if it is given."""
-        parameters, latents = self.top_down.forward(sources, batch_size, forward or ForwardPass())
+        parameters, latents = self.top_down.forward(sources, batch_size, forward or FoldedPass())
         parameters = parameters if kept is None else parameters[:kept]
         pixels = real_pixels(parameters, self.config.image_height, self.config.image_width)
         return Decoded(parameters, self.likelihood.distribution(pixels), latents)
@@ -212,15 +219,16 @@ class NVAE(keras.Model):
 
     def inference_forward(self, labels: tf.Tensor | None = None) -> ForwardPass:
         """A forward pass in inference that has all kernels already, for what is called in every turn of a loop."""
-        forward = ForwardPass(labels=labels)
-        for convolution in self.convolutions:
-            convolution.kernels_of(forward)
+        forward = FoldedPass(labels=labels)
+        for stack in self.stacks:
+            forward.weights_of(stack)
         return forward
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
         images = check_images(images, self.config)
-        forward = ForwardPass(training, labels=self._labels(labels, batch_size_of(images)))
+        labels = self._labels(labels, batch_size_of(images))
+        forward = ForwardPass(True, labels=labels) if training else FoldedPass(labels=labels)
         noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, tf.shape(images)[0]))
         decoded = self.inference_pass(images, noise, forward)
         forward.commit()
@@ -280,7 +288,7 @@ class NVAE(keras.Model):
     ) -> list[LatentSample]:
         """As `encode`, for one seed an image `[batch, 2]`; `noise_scale` multiplies sigma (0: the means)."""
         noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
-        return self.inference_pass(images, noise, ForwardPass(labels=labels), kept_channels).latents
+        return self.inference_pass(images, noise, FoldedPass(labels=labels), kept_channels).latents
 
     def decode(
         self,
@@ -299,7 +307,7 @@ class NVAE(keras.Model):
         count, temperature = batch_size_of(latents[0]), 1.0 if temperature is None else temperature
 
         def decoded(seeds: tf.Tensor, labels: tf.Tensor | None, *latents: tf.Tensor) -> tf.Tensor:
-            return self.generate_from_seeds(seeds, temperature, latents, ForwardPass(labels=labels)).mean()
+            return self.generate_from_seeds(seeds, temperature, latents, FoldedPass(labels=labels)).mean()
 
         rows = image_seeds(seed, count), self._labels(labels, count)
         return _in_batches(decoded, batch_size, *rows, *latents)
@@ -327,7 +335,7 @@ class NVAE(keras.Model):
         check_guidance(guidance, labels is not None, self.config.num_classes)
 
         def generated(seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
-            return self.generate_from_seeds(seeds, temperature, (), ForwardPass(labels=labels), guidance, prior).mean()
+            return self.generate_from_seeds(seeds, temperature, (), FoldedPass(labels=labels), guidance, prior).mean()
 
         return _in_batches(generated, batch_size, image_seeds(seed, count), labels)
 
@@ -345,7 +353,7 @@ class NVAE(keras.Model):
         Latents of the top groups may be given; the other groups' draws are the same as without, and as with a
         reweighted prior of the top groups.
         """
-        temperatures, forward = temperatures_of_groups(temperature, self.plan), forward or ForwardPass()
+        temperatures, forward = temperatures_of_groups(temperature, self.plan), forward or FoldedPass()
         sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
         is_guided = guidance != 1.0
         check(not (is_guided and latents), "guidance is of the priors of all groups: no latents may be given with it")
@@ -382,7 +390,7 @@ class NVAE(keras.Model):
             if not per_group:
                 return self.importance_weighted(images, importance_samples, seeds, labels)
             noise = noise_per_image(self.plan.latent_shapes(), seeds)
-            return self.inference_pass(images, noise, ForwardPass(labels=labels)).elbo(images)
+            return self.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
 
         return _in_batches(scored, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
 
@@ -534,7 +542,7 @@ class NVAE(keras.Model):
         """One step of `evaluate`: the negative bound in nats; every batch gets the same draws."""
         images, labels = self._batch_of(data)
         noise = training_step.draws(self, images, -1)
-        elbo = self.inference_pass(images, noise, ForwardPass(labels=labels)).elbo(images)
+        elbo = self.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         kl = tf.reduce_sum(kl)
         self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, check
-from nvae_tf.layers import ForwardPass
+from nvae_tf.layers import FoldedPass
 from nvae_tf.models.images import real_pixels
 from nvae_tf.models.latents import LatentSample
 
@@ -61,7 +61,7 @@ class OutlierCalibration:
 def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
     """Of images `[batch, height, width, channels]` in [0, 1]; without labels `[batch]` of the likeliest classes."""
     labels = likeliest_class(model, images) if labels is None else labels
-    decoded = model.inference_pass(images, [0.0] * model.plan.num_groups, ForwardPass(labels=labels))
+    decoded = model.inference_pass(images, [0.0] * model.plan.num_groups, FoldedPass(labels=labels))
     return OutlierParts(*decoded.elbo(images), kl_map(model, decoded.latents))
 
 

@@ -23,7 +23,7 @@ from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
-from nvae_tf.layers import ForwardPass, unstacked
+from nvae_tf.layers import FoldedPass, ForwardPass, unstacked
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import (
     InferredGroup,
@@ -210,7 +210,7 @@ def _top_latents(
 ) -> list[LatentSample]:
     """The latents of the top groups; of the others, and of the image, a graph computes nothing, as nothing is used."""
     rest = [PriorSource(0.0)] * (model.plan.num_groups - len(sources))
-    return model.top_down.forward([*sources, *rest], count, ForwardPass(labels=labels))[1][: len(sources)]
+    return model.top_down.forward([*sources, *rest], count, FoldedPass(labels=labels))[1][: len(sources)]
 
 
 def _flows(model: NVAE, groups: int) -> list[list[Callable]]:
@@ -358,7 +358,7 @@ def _bounds(
         noise = noise_of_samples(model.plan.latent_shapes(), seeds, 0, samples)
         images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *model.features(images)))
         labels = None if labels is None else tf.repeat(labels, samples)
-        decoded = model.top_down_pass(model.posterior_sources(features, noise), count, ForwardPass(labels=labels))
+        decoded = model.top_down_pass(model.posterior_sources(features, noise), count, FoldedPass(labels=labels))
         log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
         log_weights = decoded.likelihood.log_prob(images) + log_p - log_q
         log_normalizer = tf.gather(log_normalizers, 0 if labels is None else labels)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from export import run_saved_model
 from nvae_tf.evaluation.outliers import calibrate
-from nvae_tf.layers import FoldedPass, folded_weights
+from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
 from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
 from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
 from nvae_tf.serving.saved_model import export_saved_model
@@ -61,7 +61,7 @@ def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):
 def test_score_is_the_bound_and_its_parts_add_up(run, model):
     found = run("score", image=IMAGES, seed=SEEDS)
     decoded = model.inference_pass(
-        tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1))
+        tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1)), ForwardPass()
     )
     # With flows the KL is a one-sample estimate, so the bound is that of one importance sample.
     log_q = sum(tf.reduce_sum(latent.posterior.log_prob(latent.z_before_flows)) for latent in decoded.latents)
