@@ -20,6 +20,8 @@ import numpy as np
 import psutil
 import pytest
 
+from tests import forked
+
 # Graphs are many objects that live long, through which Python would look again and again for what is unused.
 gc.set_threshold(200_000, 20, 1000)
 
@@ -63,6 +65,7 @@ def rewriting(request):
         rewritten = "serving" in request.path.parts or request.path.name in ("test_keras.py", "test_evaluate.py")
         options = {"disable_meta_optimizer": not rewritten}
         sys.modules["tensorflow"].config.optimizer.set_experimental_options(options)
+        forked.without_stack_traces()
 
 
 @pytest.fixture(autouse=True, scope="module")

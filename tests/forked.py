@@ -4,6 +4,7 @@ There is one such process a test process, `multiprocessing`'s server of forks. I
 threads are each fork's own, as in a process that is started anew.
 """
 
+import functools
 import io
 import multiprocessing
 import os
@@ -20,6 +21,16 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tensorflow", "tensorflow_probability", "nvae_tf.training.loop"])
 
 
+def without_stack_traces():
+    """Operations of graphs don't note each where it was made, which takes a tenth of the time of most tests.
+
+    All have the trace of the first: there must be one, XLA looks for the user's line in it.
+    """
+    module = sys.modules["tensorflow.python.util.tf_stack"]
+    if not hasattr(module.extract_stack, "cache_info"):
+        module.extract_stack = functools.cache(module.extract_stack)
+
+
 def _main(arguments, folder, environment, *outputs):
     for number, output in enumerate(outputs, 1):
         os.dup2(output.fileno(), number)
@@ -33,6 +44,7 @@ def _main(arguments, folder, environment, *outputs):
     sys.path.insert(0, folder)
     # What it writes when it looks for devices is hidden while it is imported, which has been.
     start_tensorflow_quietly()
+    without_stack_traces()
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -4,4 +4,4 @@ from nvae_tf.layers.convolution import DataDependentConvolution, StackedConvolut
 from nvae_tf.layers.normalization import FoldedPass, StackedBatchNormalization, folded_weights
 from nvae_tf.layers.residual_cells import ResidualCells, StackedSqueezeExcite
 from nvae_tf.layers.scan import Packing, Part, in_turn, run_cells
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer, stack_of, unstacked
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer, stack_of, unstacked, variables_named_alike

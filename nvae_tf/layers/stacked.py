@@ -17,6 +17,21 @@ import tensorflow as tf
 from nvae_tf.replicas import replica_count
 
 
+@contextlib.contextmanager
+def variables_named_alike() -> Iterator[None]:
+    """Variables that are made in this block have one name for TensorFlow; Keras' names and paths stay.
+
+    TensorFlow makes the operation of a variable ready to run anew for each name, which takes about a millisecond.
+    """
+
+    def make(next_creator: Callable, **settings: Any) -> tf.Variable:
+        with tf.name_scope(""):
+            return next_creator(**settings | {"name": "weight"})
+
+    with tf.variable_creator_scope(make):
+        yield
+
+
 @dataclasses.dataclass
 class ForwardPass:
     """What one pass through the network gathers besides its output."""

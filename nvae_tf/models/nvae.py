@@ -24,6 +24,7 @@ from nvae_tf.layers import (
     StackedBatchNormalization,
     StackedConvolution,
     StackedLayer,
+    variables_named_alike,
 )
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import restoration, training_step
@@ -107,6 +108,7 @@ class NVAE(keras.Model):
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
     """
 
+    @variables_named_alike()
     def __init__(
         self,
         config: ModelConfig,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from nvae_tf.layers import Packing
+from nvae_tf.layers import Packing, variables_named_alike
 
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
@@ -47,6 +47,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self._scalars: dict[str, tf.Tensor] = {}
         self._condition: tf.Tensor | None = None  # of the steps in `apply_if`
 
+    @variables_named_alike()
     def build(self, variables) -> None:
         if self.built:
             return
