@@ -19,7 +19,7 @@ from tests.robustness.worker import GIGABYTES, SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
-COUNT = 200
+COUNT = 300
 BY_COMMAND = 3
 WORKERS = 2
 TRAINING = TINY | {f"train.{name}_every_steps": 2 for name in ("checkpoint", "evaluate", "log")}
