@@ -2,9 +2,9 @@
 
     nvae-verify models/digits/1
 
-Every file is compared with the recorded SHA-256. Then the export is run on the CPU by TensorFlow's session loader, as
-TensorFlow Serving does it, in a process that can't import this package. The inputs and the model's numbers are in the
-export, assets.extra/verification.npz.
+Every file is compared with the recorded SHA-256. Then the export is run on the CPU in a process that can't import this
+package: sample and score by TensorFlow's session loader, as TensorFlow Serving does it, the other signatures by
+tf.saved_model.load. The inputs and the model's numbers are in the export, assets.extra/verification.npz.
 
 Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the command.
 """

@@ -7,6 +7,7 @@ from nvae_tf import presets
 from nvae_tf.config import experiment_config
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.nvae import NVAE
+from nvae_tf.optimization import NVAEAdamax
 from tests.tiny_model import tiny_config, tiny_model
 
 # Of settings that have nothing to do with each other, several in one model.
@@ -87,3 +88,11 @@ def test_the_cells_that_are_recomputed():
         counts[recompute] = sum(layer.count for layer in layers if getattr(layer, "recomputed", False))
     # Three groups of one cell in the encoder; two of three in the decoder, and none in its top group.
     assert counts == {"none": 0, "groups": 3 + 6, "all": 3 + 6 + 3 + 3}
+
+
+def test_variables_have_one_name_for_tensorflow_and_their_own_for_keras():
+    """TensorFlow prepares the operation that makes a variable anew for each name."""
+    model = tiny_model(NVAEAdamax())
+    made = [*model.variables, *model.optimizer._momentums, *model.optimizer._norms]
+    assert {variable.value.name for variable in made} == {"weight:0"}
+    assert len({variable.path for variable in model.weights}) == len(model.weights)
