@@ -226,15 +226,16 @@ def _scan(step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]) -> tupl
 
     Returns the last state, and all outputs and records with an axis for the steps in front. Outputs have a gradient.
     """
-    traced, count = _TracedStep(step, state, leaves), leaves[0].shape[0]
-    of_leaves, of_made, of_gradients = map(Packing, (traced.slices, traced.made, traced.slice_gradients))
+    count, packing = leaves[0].shape[0], Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
+    # Joined before the operation, which has a gradient of zeros for each argument that needs none.
+    packed = packing.packed(leaves)
+    traced = _TracedStep(lambda state, slices: step(state, packing.unpacked(slices)), state, packed)
+    of_made, records = Packing(traced.made), []
 
     @tf.custom_gradient
     def operation(state: tf.Tensor, *leaves: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        packed = of_leaves.packed(leaves)
-
         def slices(number: tf.Tensor) -> list[tf.Tensor]:
-            return of_leaves.unpacked([tf.gather(each, number) for each in packed])
+            return [tf.gather(each, number) for each in leaves]
 
         def ahead(number: tf.Tensor, state: tf.Tensor, tables: list) -> tuple:
             following, *made = traced.forward(state, *slices(number))
@@ -247,21 +248,23 @@ def _scan(step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]) -> tupl
         def gradient(upstream: tf.Tensor, *of_results: tf.Tensor) -> list[tf.Tensor | None]:
             def back(number: tf.Tensor, upstream: tf.Tensor, sums: list) -> tuple:
                 kept = of_made.unpacked([table.read(number) for table in tables])[traced.num_results :]
-                of_outputs = [tf.gather(each, number) for each in of_results[: traced.num_outputs]]
+                of_outputs = [tf.gather(each, number) for each in of_results]
                 of_state, *found = traced.backward(*kept, *slices(number), upstream, *of_outputs)
                 of_state.set_shape(upstream.shape)
-                return number - 1, of_state, _written(sums, number, of_gradients.packed(found))
+                return number - 1, of_state, _written(sums, number, found)
 
-            begun = count - 1, upstream, _tables(of_gradients.specs, count)
+            begun = count - 1, upstream, _tables(traced.slice_gradients, count)
             _, upstream, sums = _while(lambda number, *_: number >= 0, back, begun, count)
-            stacked = iter(of_gradients.unpacked([table.stack() for table in sums]))
+            stacked = iter([table.stack() for table in sums])
             return [upstream, *(next(stacked) if is_there else None for is_there in traced.has_gradient)]
 
         results = of_made.unpacked([table.stack() for table in tables])
-        return [last, *results[: traced.num_results]], gradient
+        # No results of the operation: they have no gradient.
+        records[:] = results[traced.num_outputs : traced.num_results]
+        return [last, *results[: traced.num_outputs]], gradient
 
-    last, *results = operation(state, *leaves)
-    return last, results[: traced.num_outputs], results[traced.num_outputs :]
+    last, *outputs = operation(state, *packed)
+    return last, outputs, records
 
 
 def _scan_without_records(
