@@ -2,7 +2,7 @@
 
     python -m benchmarks.workloads WORKLOAD PRESET FOLDER      serves a workload, see `benchmarks.all`
     python -m benchmarks.workloads yardstick PRESET            serves the yardstick, a small PyTorch workload
-    python -m benchmarks.workloads variant PRESET SETTINGS [S] serves training steps with settings `train.*`, JSON
+    python -m benchmarks.workloads variant PRESET SETTINGS [S] serves training steps with changed settings, JSON
     python -m benchmarks.workloads prepare WHAT PRESET FOLDER  writes what a workload starts from
 
 Each workload has a process of its own, so that threads and peak memory are its own, and runs one step whenever it is
@@ -147,11 +147,14 @@ def configure_process(training: bool = False) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
 
 
-def config_of(preset: str, **training: Any) -> Any:
+def config_of(preset: str, **changed: Any) -> Any:
+    """The preset with some settings changed: `NAME` of `train`, and `GROUP.NAME`."""
     from nvae_tf.data.spec import complete_config
 
     settings = presets.preset(preset)
-    settings.train.update(training)
+    for name, value in changed.items():
+        group, _, key = name.rpartition(".")
+        settings[group or "train"][key] = value
     return complete_config(settings)
 
 
