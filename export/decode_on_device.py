@@ -9,6 +9,7 @@ whoever gives them. Images of models with classes are of the classes in the file
 """
 
 import argparse
+import time
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -35,6 +36,24 @@ def main(model: str, output: str, latents: str | None = None) -> None:
     images = [run(**{name: rows[name][index : index + 1] for name in names})["image"][0] for index in range(count)]
     pixels = np.rint(255 * np.clip(np.concatenate(images, axis=1), 0, 1)).astype(np.uint8)
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(output)
+
+
+def replay(model: str, signature: str, output: str, inputs: str, results: str, threads: str) -> None:
+    """Runs a signature for each row of a .npz file; writes the `output` of all, and the `seconds` that each took.
+
+    New exports are checked by this, in a process of its own: the interpreter ends the process where a model goes beyond
+    what its kernels can compute.
+    """
+    with np.load(inputs) as arrays:
+        rows = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
+    run = Interpreter(model_path=model, num_threads=int(threads)).get_signature_runner(signature)
+    outputs, seconds = [], []
+    # Once more at first: memory is allotted then, and weights are packed.
+    for row in rows[:1] + rows:
+        begun = time.perf_counter()
+        outputs.append(run(**{name: value[np.newaxis] for name, value in row.items()})[output])
+        seconds.append(time.perf_counter() - begun)
+    np.savez(results, output=np.concatenate(outputs[1:]), seconds=seconds[1:])
 
 
 if __name__ == "__main__":

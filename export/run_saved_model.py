@@ -12,7 +12,6 @@ import contextlib
 import math
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -126,22 +125,18 @@ def main() -> None:
         versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
         parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version {versions or ''}")
     output = pathlib.Path(flags.output)
-    for is_right, message in (
-        (flags.count > 0, f"--count={flags.count}: must be above 0"),
-        (0.0 < flags.temperature < math.inf, f"--temperature={flags.temperature}: must be above 0"),
-        (0 <= flags.seed <= LARGEST_SEED, f"--seed={flags.seed}: must be from 0 to {LARGEST_SEED}"),
-        (output.suffix.lower() == ".png" and not output.is_dir(), f"--output={output}: give a name in .png"),
-    ):
-        if not is_right:
-            parser.error(message)
+    is_right = flags.count > 0 < flags.temperature < math.inf and 0 <= flags.seed <= LARGEST_SEED
+    if not is_right or output.suffix != ".png":
+        limits = f"--count and --temperature must be above 0, --seed from 0 to {LARGEST_SEED}"
+        parser.error(f"{limits}, --output a name in .png")
     try:
         with session_of(flags.saved_model) as run:
             images = sample(run, flags.count, flags.seed, flags.temperature)
     except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
         lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
-        reason = lines[0] if lines else type(error).__name__
-        print(f"error: --saved_model={folder}: can't be run, a damaged or foreign export ({reason})", file=sys.stderr)
-        sys.exit(2)
+        parser.error(
+            f"--saved_model={folder}: can't be run, a damaged or foreign export ({(lines or [type(error).__name__])[0]})"
+        )
     # Written beside, then renamed: a reader never sees half a file.
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")

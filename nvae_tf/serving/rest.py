@@ -20,7 +20,7 @@ from nvae_tf.serving import client
 from nvae_tf.serving.client import STRING, Arrays, ModelMetadata, SignatureSpec, VersionStatus
 from nvae_tf.serving.outputs import DEFAULT_SIGNATURE
 
-tenacity = require("tenacity", "serving")
+orjson, tenacity = require("orjson", "serving"), require("tenacity", "serving")
 
 BASE64 = "b64"
 # The HTTP status of each of gRPC's codes; what comes first is how a client reads a status.
@@ -61,13 +61,13 @@ class RestTransport:
     def predict(self, signature: str, arrays: Arrays, spec: SignatureSpec, seconds: float) -> Arrays:
         """All outputs."""
         inputs = {name: json_of(array) for name, array in arrays.items()}
-        body = json.dumps({"signature_name": signature, "inputs": inputs})
+        body = json_text({"signature_name": signature, "inputs": inputs})
         answer = self._ask("POST", ":predict", seconds, body)
         with wrap_read_errors("no answer of this signature (", ")", client.ServerFailed):
             # The value of a single output stands without its name.
             only = next(iter(spec.outputs))
             found = {only: answer["outputs"]} if len(spec.outputs) == 1 else answer["outputs"]
-            return {name: _output(found[name], spec.outputs[name]) for name in spec.outputs}
+            return {name: array_of_json(found[name], output.dtype) for name, output in spec.outputs.items()}
 
     def metadata(self, seconds: float) -> ModelMetadata:
         """The version that answers, and its signatures."""
@@ -82,7 +82,7 @@ class RestTransport:
         with wrap_read_errors("no status of a model (", ")", client.ServerFailed):
             return client.version_statuses(answer)
 
-    def _ask(self, method: str, path: str, seconds: float, body: str | None = None) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, seconds: float, body: bytes | None = None) -> dict[str, Any]:
         """The JSON object of an answer; a request that finds no server is sent again, see `ATTEMPTS`."""
         end = time.monotonic() + seconds
         retrying = tenacity.Retrying(
@@ -94,7 +94,7 @@ class RestTransport:
         )
         return retrying(self._ask_once, method, path, body, end, seconds)
 
-    def _ask_once(self, method: str, path: str, body: str | None, end: float, seconds: float) -> dict[str, Any]:
+    def _ask_once(self, method: str, path: str, body: bytes | None, end: float, seconds: float) -> dict[str, Any]:
         try:
             left = max(end - time.monotonic(), 1e-3)
             options = {"timeout": left, "stream": True, "allow_redirects": False}
@@ -141,18 +141,10 @@ def _object_of(status: int, content: bytes) -> dict[str, Any]:
     raise client.error_of(_CODES.get(status, f"HTTP {status}"), str(reason or content[:200]))
 
 
-def _output(value: Any, spec: client.TensorSpec) -> np.ndarray:
-    array = array_of_json(value, spec.dtype)
-    # Lists of no rows lack the rest of the shape.
-    return array.reshape([0, *(size or 0 for size in spec.shape[1:])]) if spec.shape and not array.size else array
-
-
 def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
-    """The nested lists of an array; bytes as `{"b64": ...}`, which inputs need, or as UTF-8 for text outputs."""
-    if array.dtype == np.float32:
-        return _in_short_decimals(array).tolist()
+    """An array for `json_text`; bytes as `{"b64": ...}`, which inputs need, or as UTF-8 for text outputs."""
     if array.dtype != object:
-        return array.tolist()
+        return np.ascontiguousarray(array)
 
     def text(value: bytes) -> Any:
         return {BASE64: base64.b64encode(value).decode()} if as_base64 else value.decode("utf-8", "replace")
@@ -160,20 +152,11 @@ def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
     return np.frompyfunc(text, 1, 1)(array).tolist() if array.size else array.tolist()
 
 
-def _in_short_decimals(array: np.ndarray) -> np.ndarray:
-    """float64 with the shortest decimals of these float32 numbers, as TensorFlow Serving writes: half the bytes."""
-    exact = array.astype(np.float64)
-    with np.errstate(all="ignore"):
-        exponents = np.floor(np.log10(np.abs(exact)))
-        short, left = exact.copy(), np.isfinite(exponents)
-        for digits in (6, 7, 8, 9):
-            places = digits - 1.0 - exponents
-            # Powers of ten up to 22 are exact, so that quotient or product is the double nearest to the decimals.
-            up, down = 10.0 ** np.clip(places, 0, 22), 10.0 ** np.clip(-places, 0, 22)
-            rounded = np.rint(exact * up / down) * down / up
-            found = left & (rounded.astype(np.float32) == array)
-            short[found], left = rounded[found], left & ~found
-    return short
+def json_text(value: Any) -> bytes:
+    """JSON of dictionaries, lists and arrays: floats in the fewest decimals, NaN bare, as TensorFlow Serving writes."""
+    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    # What is not finite, where something is.
+    return json.dumps(value, default=lambda array: array.tolist()).encode() if b"null" in text else text
 
 
 def array_of_json(value: Any, dtype: str) -> np.ndarray:

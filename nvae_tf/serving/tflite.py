@@ -55,7 +55,7 @@ _LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.6, 1.0
 _THREADS = 1
 # The signatures that have images among their inputs.
 _OF_IMAGES = ("encode", "reconstruct")
-_RUN = beside_package("export") / "run_tflite.py"
+_RUN = beside_package("export") / "decode_on_device.py"
 # Equal images have no PSNR; rounding of float32 is some 140 dB down.
 _SMALLEST_SQUARE = 1e-15
 
@@ -286,7 +286,7 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
-            results = process.run(_RUN, "main", [model, name, output], inputs, [_THREADS])
+            results = process.run(_RUN, "replay", [model, name, output], inputs, [_THREADS])
     found = results["output"]
     check(np.isfinite(expected).all(), diverged(name))
     wrong = f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize"

@@ -52,9 +52,8 @@ class Record(NamedTuple):
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes it into an export."""
-        arrays = {f"inputs/{name}": array for name, array in self.inputs.items()}
-        arrays |= {f"outputs/{name}": array for name, array in self.outputs.items()}
-        write_arrays(folder / RECORD, arrays)
+        of_sides = [(side, *pair) for side, arrays in self._asdict().items() for pair in arrays.items()]
+        write_arrays(folder / RECORD, {f"{side}/{name}": array for side, name, array in of_sides})
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Record":
@@ -63,11 +62,8 @@ class Record(NamedTuple):
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
         with wrap_read_errors(f"{folder / RECORD}: damaged (", "); copy the export anew"):
-            sides: dict[str, Arrays] = {"inputs": {}, "outputs": {}}
-            for key, array in read_arrays(folder / RECORD).items():
-                side, _, name = key.partition("/")
-                sides[side][name] = array
-        return cls(**sides)
+            keys = {tuple(key.split("/", 1)): array for key, array in read_arrays(folder / RECORD).items()}
+        return cls(*({name: array for (of, name), array in keys.items() if of == side} for side in cls._fields))
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:

@@ -182,7 +182,19 @@ def test_a_link_brings_back_what_is_shown(explorer, address, browser):
         assert np.array_equal(other.pixels(part), explorer.pixels(part)), part
 
 
-def test_what_is_shown_can_be_asked_for_in_python(explorer):
+def test_pictures_of_large_images_come_as_files(address, browser, model):
+    tab, used = browser.new_page(), []
+
+    def small_is_large(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace("SMALL = 2 ** 12", "SMALL = 1"))
+
+    tab.route("**/latents.js", small_is_large)
+    tab.on("request", lambda request: request.post_data and used.append(request.post_data_json["signature_name"]))
+    explorer = Explorer(tab, address)
+    explorer.settled()
+    assert_shows(explorer.pixels("samples"), model.generate(24, seed=1))
+    assert {"sample_png", "compose_png"} <= set(used) and not {"sample", "compose"} & set(used)
     explorer.button("Copy Samples as Python").click()
     names = {}
     exec(explorer.clipboard(), names)
@@ -196,7 +208,7 @@ def test_classes_guidance_and_the_reweighted_prior_are_sent_where_the_model_has_
     def metadata(route):
         answer = route.fetch().json()
         definitions = answer["metadata"]["signature_def"]["signature_def"]
-        for name, names in (("sample_png", extra[::2]), ("compose_png", extra), ("compose", extra)):
+        for name, names in (("sample", extra[::2]), ("compose", extra)):
             definitions[name]["inputs"] |= dict.fromkeys(names, {})
         route.fulfill(json=answer)
 
@@ -217,7 +229,7 @@ def test_classes_guidance_and_the_reweighted_prior_are_sent_where_the_model_has_
     explorer = Explorer(tab, address)
     explorer.settled()
     by_signature = {request["signature"]: request for request in sent}
-    assert by_signature["sample_png"]["label"] == [0, 1] * 12 and by_signature["sample_png"]["proposals"] == [1] * 24
+    assert by_signature["sample"]["label"] == [0, 1] * 12 and by_signature["sample"]["proposals"] == [1] * 24
     explorer.after(tab.get_by_label("Class").select_option, "dog")
     explorer.after(tab.get_by_role("slider", name="Guidance").fill, "2")
     assert [2] * 24 in [request.get("guidance") for request in sent]
@@ -226,7 +238,7 @@ def test_classes_guidance_and_the_reweighted_prior_are_sent_where_the_model_has_
     assert sent[0]["label"] == [1] * 24 and sent[0]["proposals"] == [100] * 24
     sent.clear()
     explorer.after(explorer.button("Sample 4 of seed 1").click)
-    drawn = next(request for request in sent if request["signature"] == "compose_png")
+    drawn = next(request for request in sent if request["signature"] == "compose")
     assert [drawn[name] for name in extra] == [[1], [2], [100]] and drawn["seed"] == [1 + 3 * 2**32]
 
 

@@ -265,9 +265,9 @@ def test_http_as_browsers_and_curl_speak_it(texts_folder, tmp_path):
         body = b'{"signature_name": "twice", "inputs": [[1]]}'
         head = b"POST /v1/models/texts:predict HTTP/1.1\r\nHost: x\r\n"
         found = exchanged(servers, head + b"Expect: 100-continue\r\nContent-Length: %d\r\n" % len(body) + closing, body)
-        assert found.startswith(b"HTTP/1.1 100") and found.endswith(b'{"outputs": [[2.0]]}')
+        assert found.startswith(b"HTTP/1.1 100") and found.endswith(b'{"outputs":[[2.0]]}')
         chunks = b"Transfer-Encoding: chunked\r\n" + closing + b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
-        assert exchanged(servers, head + chunks).endswith(b'{"outputs": [[2.0]]}')
+        assert exchanged(servers, head + chunks).endswith(b'{"outputs":[[2.0]]}')
         assert exchanged(servers, status.replace(b"GET", b"HEAD") + closing).endswith(b"\r\n\r\n")
         assert exchanged(servers, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
         outside = exchanged(servers, b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n" + closing)

@@ -162,16 +162,16 @@ const showCurrent = () => act("current", async () => {
   shown.current = { pixels: made.original ? [seen, made.pixels] : [seen], request: made.request, made };
   clearMask();
   pressAll();
-  const { nats, bits, kl } = await maker.score(seen, label);
+  const outlierScore = model.has("outlier_score") && maker.outlierScore(seen, label);
+  const [{ nats, bits, kl }, outlier] = await Promise.all([maker.score(seen, label), outlierScore]);
   $("facts").textContent = `Negative evidence lower bound ${nats.toFixed(2)} nats, ${bits.toFixed(3)} bits/dim.`;
   showGroups(kl);
-  if (model.has("outlier_score")) await showOutlierScore(seen, label);
+  if (outlier) showOutlierScore(outlier);
   vary();
   return "Current image";
 });
 
-async function showOutlierScore(pixels, label) {
-  const score = await maker.outlierScore(pixels, label);
+function showOutlierScore(score) {
   const texts = [
     ["kl_sum", "sum of KLs"], ["kl_p_value", "p-value"],
     ["mahalanobis", "Mahalanobis distance"], ["mahalanobis_p_value", "p-value"],

@@ -11,10 +11,10 @@ function rgba(pixels, channels) {
 
 function fromRgba(data, channels) {
   const result = new Uint8Array(channels * data.length / 4);
-  for (let i = 0; i < data.length / 4; i += 1) {
-    const [r, g, b, a] = data.slice(4 * i, 4 * i + 4);
-    const colors = channels < 3 ? [Math.round(0.299 * r + 0.587 * g + 0.114 * b)] : [r, g, b];
-    result.set(channels % 2 ? colors : [...colors, a], channels * i);
+  for (let i = 0, k = 0; i < data.length; i += 4) {
+    if (channels < 3) result[k++] = Math.round(0.299 * data[i] + 0.587 * data[i + 1] + 0.114 * data[i + 2]);
+    else for (let c = 0; c < 3; c += 1) result[k++] = data[i + c];
+    if (channels % 2 === 0) result[k++] = data[i + 3];
   }
   return result;
 }

@@ -10,6 +10,7 @@ import { base64, bytes, fromPng, intensities, nested } from "./images.js";
 
 const KEPT = 100; // results of recipes that are not made again
 const ROUNDS = 12;
+const SMALL = 2 ** 12; // numbers of an image
 // A row's seed has the series in its low and the image in its high word, as in the library.
 export const seedOf = (series, image) => series + image * 2 ** 32;
 
@@ -22,8 +23,8 @@ export class Maker {
     this.total = this.sizes.reduce((one, other) => one + other);
     this.size = facts.image.reduce((one, other) => one * other);
     this.examples = nested(bytes(facts.examples ?? ""), this.size);
-    // PNG files are shorter than lists of numbers, but a browser has none without colors and with alpha.
-    this.ending = facts.image[2] % 2 && model.has("compose_png") ? "_png" : "";
+    // PNG files are shorter than lists of numbers, but slower where those are short, and a browser has none with alpha.
+    this.ending = this.size > SMALL && facts.image[2] % 2 && model.has("compose_png") ? "_png" : "";
   }
 
   all(value) { return Array(this.groups).fill(value); }
