@@ -3,10 +3,10 @@
     python -m benchmarks.growth [--figure=growth.png] [--json=FILE]
 
 A model of one scale (32 channels, 10 groups, images of 32 x 32 pixels, batch 4, `train.scan` as the command chooses
-it), of which one size at a time grows, each in a process of its own with two threads. The work of a step is
-proportional to the batch, to the pixels, and nearly to the groups. The limit, dotted, grows as the work does from the
-smallest size on: time above it is a defect, and so is memory beyond what the smallest size takes for itself. Some
-minutes; let nothing else run meanwhile.
+it), of which one size at a time grows, each in a process of its own with two threads. Its steps take turns with those
+of the smallest model: the time is the median ratio of the two. The work of a step is proportional to the batch, to the
+pixels, and nearly to the groups. The limit, dotted, grows as the work does from the smallest size on: what is above it
+is a defect. A quarter of an hour; let nothing else run meanwhile.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SIZES = {
     "model.num_groups_per_scale": ("latent groups", (10, 20, 30, 60)),
     "side": ("side of an image, pixels", (32, 64, 128, 256)),
 }
-QUANTITIES = {"step": "step, seconds", "memory": "peak memory, GB", "first_step": "time to first step, seconds"}
+QUANTITIES = {"step": "step / smallest step", "memory": "peak memory, GB", "first_step": "time to first step, seconds"}
 
 
 def work(name: str, size: int) -> float:
@@ -33,26 +33,32 @@ def work(name: str, size: int) -> float:
     return (size / SMALLEST[name]) ** (2 if name == "side" else 1)
 
 
-def measured(name: str, size: int) -> dict[str, Any]:
-    settings = SMALLEST | {name: size, "model.num_channels_encoder": 32, "model.num_channels_decoder": 32}
+def worker(**changed: int) -> Worker:
+    """A process that takes the steps of the smallest model but for what is changed."""
+    settings = SMALLEST | changed | {"model.num_channels_encoder": 32, "model.num_channels_decoder": 32}
     side = settings.pop("side")
     settings |= {"model.image_height": side, "model.image_width": side}
-    command = python("benchmarks.workloads", "variant", PRESET, json.dumps(settings))
-    with Worker(f"{name} = {size}", command) as worker:
-        worker.ask("ready")
-        seconds = [worker.ask("step")["seconds"] for _ in range(STEPS)]
-        summary = worker.ask("summary")
-    found = {"step": statistics.median(seconds[1:]), "memory": summary["peak_memory_bytes"] / 1e9}
-    found |= {"first_step": summary["first_step_seconds"], "graph_nodes": summary["graph_nodes"]}
+    return Worker(f"growth, {changed}", python("benchmarks.workloads", "variant", PRESET, json.dumps(settings)))
+
+
+def measured(name: str, size: int, smallest: Worker) -> dict[str, Any]:
+    with worker(**{name: size}) as larger:
+        larger.ask("ready")
+        turns = [[each.ask("step")["seconds"] for each in (larger, smallest)] for _ in range(STEPS)]
+        summary = larger.ask("summary")
+    found = {"step": statistics.median(one / other for one, other in turns[1:])}
+    found |= {"step_seconds": statistics.median(one for one, _ in turns[1:])}
+    found |= {"memory": summary["peak_memory_bytes"] / 1e9, "first_step": summary["first_step_seconds"]}
     results.say(f"{name} = {size}: {', '.join(f'{key} {value:.3g}' for key, value in found.items())}")
-    return {"grows": name, "size": size, "work": work(name, size), **found}
+    return {"grows": name, "size": size, "work": work(name, size), **found, "graph_nodes": summary["graph_nodes"]}
 
 
 def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure((9.0, 7.5), layout="constrained")
-    for line, (quantity, text) in zip(figure.subplots(len(QUANTITIES), len(SIZES)), QUANTITIES.items(), strict=True):
+    grid = figure.subplots(len(QUANTITIES), len(SIZES), squeeze=False)
+    for line, (quantity, text) in zip(grid, QUANTITIES.items(), strict=True):
         for axes, (name, (meaning, sizes)) in zip(line, SIZES.items(), strict=True):
             of_name = [row for row in rows if row["grows"] == name]
             axes.plot(sizes, [row[quantity] for row in of_name], "o-", label="measured")
@@ -65,7 +71,9 @@ def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    rows = [measured(name, size) for name, (_, sizes) in SIZES.items() for size in sizes]
+    with worker() as smallest:
+        smallest.ask("ready")
+        rows = [measured(name, size, smallest) for name, (_, sizes) in SIZES.items() for size in sizes]
     if options.figure:
         draw(rows, options.figure)
     return {"growth": rows}

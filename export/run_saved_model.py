@@ -134,9 +134,8 @@ def main() -> None:
             images = sample(run, flags.count, flags.seed, flags.temperature)
     except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
         lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
-        parser.error(
-            f"--saved_model={folder}: can't be run, a damaged or foreign export ({(lines or [type(error).__name__])[0]})"
-        )
+        lines = lines or [type(error).__name__]
+        parser.error(f"--saved_model={folder}: can't be run, a damaged or foreign export ({lines[0]})")
     # Written beside, then renamed: a reader never sees half a file.
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")

@@ -2,9 +2,10 @@ import importlib
 import json
 
 import pytest
+from PIL import Image
 
 from benchmarks import all as all_benchmarks
-from benchmarks import train_scaling
+from benchmarks import growth, train_scaling
 from benchmarks.workloads import WORKLOADS
 from tests.command_fixtures import output_of
 
@@ -77,3 +78,17 @@ def test_a_real_run_of_train_scaling(tmp_path, capsys):
     assert len(row["every_step_seconds"]) == 2 and 0.0 < row["step_seconds"] < row["first_step_seconds"]
     assert row["peak_memory_bytes"] > 3e8 and row["graph_nodes"] > 1000
     assert capsys.readouterr().out.count("\n| ") == 3
+
+
+@pytest.mark.slow
+def test_a_real_run_of_growth(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "SIZES", {"side": ("side of an image, pixels", (8, 16))})
+    for name, size in (("side", 8), ("model.num_groups_per_scale", 1)):
+        monkeypatch.setitem(growth.SMALLEST, name, size)
+    figure, file = tmp_path / "growth.png", tmp_path / "now.json"
+    growth.main([f"--figure={figure}", f"--json={file}"])
+    rows = json.loads(file.read_text())["growth"]
+    assert [(row["size"], row["work"]) for row in rows] == [(8, 1.0), (16, 4.0)]
+    for row in rows:
+        assert row["step"] > 0.0 and 0.0 < row["step_seconds"] < row["first_step"] and row["memory"] > 0.3
+    assert Image.open(figure).size == (990, 825)
