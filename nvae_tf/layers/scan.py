@@ -326,7 +326,7 @@ class _TracedStep:
         gradients = [of_state, *self.slice_gradients]
         kept = _kept_tensors(gradients, {each.name for each in (*slices, *upstream)}, early)
         self.num_outputs, self.num_results = len(outputs), len(outputs) + len(records)
-        self.slices, self.made = slices, [*outputs, *records, *kept]
+        self.made = [*outputs, *records, *kept]
         self.forward = whole.prune(whole.inputs, [following, *self.made])
         self.backward = whole.prune([*kept, *slices, *upstream], gradients)
 

@@ -144,7 +144,7 @@ def _object_of(status: int, content: bytes) -> dict[str, Any]:
 def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
     """An array for `json_text`; bytes as `{"b64": ...}`, which inputs need, or as UTF-8 for text outputs."""
     if array.dtype != object:
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")
 
     def text(value: bytes) -> Any:
         return {BASE64: base64.b64encode(value).decode()} if as_base64 else value.decode("utf-8", "replace")
@@ -154,9 +154,10 @@ def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
 
 def json_text(value: Any) -> bytes:
     """JSON of dictionaries, lists and arrays: floats in the fewest decimals, NaN bare, as TensorFlow Serving writes."""
-    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    options = {"default": lambda array: array.tolist()}
+    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, **options)
     # What is not finite, where something is.
-    return json.dumps(value, default=lambda array: array.tolist()).encode() if b"null" in text else text
+    return json.dumps(value, **options).encode() if b"null" in text else text
 
 
 def array_of_json(value: Any, dtype: str) -> np.ndarray:
