@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.workloads import Worker, python
 
-STEPS = 5
+STEPS = 4
 PRESET, SMALLEST = "cifar10", {"batch_size": 4, "model.num_groups_per_scale": 10, "side": 32}
 SIZES = {
     "batch_size": ("images of a batch", (4, 8, 16, 32, 64)),
@@ -62,7 +62,8 @@ def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
         for axes, (name, (meaning, sizes)) in zip(line, SIZES.items(), strict=True):
             of_name = [row for row in rows if row["grows"] == name]
             axes.plot(sizes, [row[quantity] for row in of_name], "o-", label="measured")
-            axes.plot(sizes, [of_name[0][quantity] * row["work"] for row in of_name], "k:", label="as the work")
+            smallest = 1.0 if quantity == "step" else of_name[0][quantity]
+            axes.plot(sizes, [smallest * row["work"] for row in of_name], "k:", label="as the work")
             axes.set(xscale="log", yscale="log", xlabel=meaning, ylabel=text, xticks=sizes, xticklabels=sizes)
             axes.minorticks_off()
             axes.grid(alpha=0.3)
