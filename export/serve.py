@@ -23,6 +23,7 @@ Exit code: 0 ended on a signal, or samples are written; 2 a mistake in the comma
 import contextlib
 import pathlib
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -53,6 +54,8 @@ def main() -> None:
         newest = newest_version(pathlib.Path(PATH.value))
         if EXPLORE.value:
             check_has_facts(newest)
+    for flag in (PORT, REST_PORT):
+        check_is_free(flag)
     require("tensorflow_serving", "serving")
     print("starting TensorFlow ...", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
@@ -83,6 +86,16 @@ def main() -> None:
                 print(f"explorer: http://{f'[{host}]' if ':' in host else host}:{rest_port}/{PAGE}", flush=True)
             ended.wait()
     print("ended", flush=True)
+
+
+def check_is_free(port: flags.FlagHolder) -> None:
+    """Raises OSError where somebody listens at a port: before TensorFlow starts, which takes seconds."""
+    family = socket.AF_INET6 if ":" in HOST.value else socket.AF_INET
+    try:
+        socket.create_server((HOST.value, port.value), family=family).close()
+    except OSError as error:
+        place = f"--{port.name}={port.value}, --host={HOST.value}"
+        raise OSError(f"{place}: can't listen there ({error.strerror}); give another port, 0 for a free one") from None
 
 
 def write_samples(servers: dict[str, str], name: str) -> None:

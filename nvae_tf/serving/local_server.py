@@ -4,7 +4,7 @@ Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with t
 server answers, it answers as that one does: paths, JSON, codes. It serves the newest version of one folder as it was at
 the start; labels, other and later versions, batching, classify and regress, TLS and metrics it does not have.
 
-gRPC is grpcio's own server, HTTP is uvicorn: a connection that waits costs no thread, only requests that run do.
+gRPC is grpcio's own server. HTTP is h11 on asyncio: a connection that waits costs no thread, only requests that run do.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from nvae_tf.serving.grpc_client import SIGNATURE_DEF, array_of, message_as_json
 from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, newest_version
 from nvae_tf.serving.rest import HTTP_STATUS, json_answer, json_request, json_text
 
-uvicorn = require("uvicorn", "serving")
+h11 = require("h11", "serving")
 
 MESSAGE_BYTES = 64 * 2**20
 # Of a request: a message of a few bytes may claim millions of them.
@@ -44,10 +44,11 @@ LARGEST_ROWS = 1024
 _LONGEST_MESSAGE = 1000
 # Requests of each protocol that run at once; gRPC's that may wait for them, connections of HTTP.
 _THREADS, _MOST_CALLS, _MOST_CONNECTIONS = 16, 1024, 8192
-# A request has so many seconds to come, and a connection to bring the next one.
-_IDLE_SECONDS = 120
+# A connection on which no request is complete, or no answer taken, for so long is closed.
+_IDLE_SECONDS = 120.0
 # Requests that run have so many seconds to finish when the server ends.
-_SECONDS_TO_END = 5
+_SECONDS_TO_END = 5.0
+_PIECE = 2**16
 _CODE = grpc.StatusCode
 _CODES_BY_NUMBER = {code.value[0]: code for code in _CODE}
 # What stands before the reason in TensorFlow's messages: a heading, where operations were defined, lines of Python.
@@ -265,50 +266,99 @@ class _Model(prediction_service.PredictionServiceServicer, model_service.ModelSe
 
 
 class _Web:
-    """TensorFlow Serving's REST interface, an ASGI application that uvicorn runs in a thread of its own."""
+    """TensorFlow Serving's REST interface, in a thread of its own."""
 
     def __init__(self, model: _Model, most_bytes: int, enable_cors: bool, files: Mapping[str, pathlib.Path]):
         self._model, self._most_bytes, self._files = model, most_bytes, files
-        self._cors = {f"Access-Control-Allow-{key}": value for key, value in _CORS.items()} if enable_cors else {}
+        self._cors = [(f"Access-Control-Allow-{key}", value) for key, value in _CORS.items()] if enable_cors else []
+        self._connections = self._running = 0
 
     @contextlib.contextmanager
     def on(self, listening: socket.socket) -> Iterator[None]:
         """Answers on this socket while the block runs."""
-        # Connections inherit it; otherwise an answer's content would wait 40 ms for a delayed ACK.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        times = {"timeout_keep_alive": _IDLE_SECONDS, "timeout_graceful_shutdown": _SECONDS_TO_END}
-        parts = {"interface": "asgi3", "http": "h11", "ws": "none", "lifespan": "off"}
-        quiet = {"log_config": None, "log_level": "critical", "access_log": False}
-        server = uvicorn.Server(uvicorn.Config(self, **parts, **quiet, **times, limit_concurrency=_MOST_CONNECTIONS))
-        thread = threading.Thread(target=server.run, args=[[listening]], name="rest")
+        loop, end = asyncio.new_event_loop(), asyncio.Event()
+
+        def serve() -> None:
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(self._serve(listening, end))
+
+        thread = threading.Thread(target=serve, name="rest")
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="rest") as self._pool:
             thread.start()
             try:
                 yield
             finally:
-                server.should_exit = True
+                loop.call_soon_threadsafe(end.set)
                 thread.join()
 
-    async def __call__(self, scope: Mapping[str, Any], receive: Callable, send: Callable) -> None:
-        body, goes_on = bytearray(), True
+    async def _serve(self, listening: socket.socket, end: asyncio.Event) -> None:
+        server = await asyncio.start_server(self._converse, sock=listening, limit=_PIECE)
+        await end.wait()
+        # Connections that only wait are not waited for: the runner cancels them.
+        server.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SECONDS_TO_END):
+                while self._running:
+                    await asyncio.sleep(0.02)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers the requests of one connection until it ends, is idle for too long or breaks the protocol."""
+        http, loop = h11.Connection(h11.SERVER), asyncio.get_running_loop()
+        # asyncio does it for sockets of its own alone; otherwise an answer's content waits 40 ms for a delayed ACK.
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connections += 1
         try:
-            async with asyncio.timeout(_IDLE_SECONDS):
-                while goes_on:
-                    event = await receive()
-                    if event["type"] != "http.request":
-                        return  # the client has gone
-                    # What is over the limit is read and dropped: a client reads no answer before it has sent all.
-                    body += event["body"] if len(body) <= self._most_bytes else b""
-                    goes_on = event["more_body"]
-            asked = scope["method"], scope["raw_path"].decode("ascii"), bytes(body)
-            answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, *asked)
-        except TimeoutError:
-            answer = 408, _JSON, _error("the request did not come to its end in time")
-        status, kind, content = answer
-        headers = {"Content-Type": kind, "Content-Length": str(len(content))} | self._cors
-        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": status, "headers": encoded})
-        await send({"type": "http.response.body", "body": content})
+            while http.our_state is h11.IDLE and self._connections <= _MOST_CONNECTIONS:
+                request = None
+                try:
+                    async with asyncio.timeout(_IDLE_SECONDS):
+                        request = await self._received(http, reader, writer)
+                except h11.RemoteProtocolError as error:
+                    answer = error.error_status_hint, _JSON, _error(f"Malformed request: {error}")
+                self._running += 1
+                try:
+                    if request:
+                        answer = await loop.run_in_executor(self._pool, self._answer, *request)
+                    async with asyncio.timeout(_IDLE_SECONDS):
+                        await self._send(http, writer, *answer, is_head=bool(request) and request[0] == "HEAD")
+                finally:
+                    self._running -= 1
+                if http.our_state is h11.DONE and http.their_state is h11.DONE:
+                    http.start_next_cycle()
+        except (OSError, TimeoutError, RuntimeError, asyncio.CancelledError, h11.LocalProtocolError):
+            # Nobody is there to be answered, or the server ends: what is not sent yet is dropped.
+            writer.transport.abort()
+        finally:
+            self._connections -= 1
+            writer.close()
+
+    async def _received(self, http, reader, writer) -> tuple[str, str, bytes]:
+        """Method, path and body of the next request; ConnectionError where the client has gone."""
+        request, body = None, bytearray()
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                if http.they_are_waiting_for_100_continue:
+                    writer.write(http.send(h11.InformationalResponse(status_code=100, headers=[])))
+                http.receive_data(await reader.read(_PIECE))
+            elif isinstance(event, h11.Request):
+                request = event
+            elif isinstance(event, h11.Data):
+                # What is over the limit is read and dropped: a client reads no answer before it has sent all.
+                if len(body) <= self._most_bytes:
+                    body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                path = request.target.decode("ascii", "replace").partition("?")[0]
+                return request.method.decode("ascii", "replace"), path, bytes(body)
+            else:
+                raise ConnectionError
+
+    async def _send(self, http, writer, status: int, kind: str, body: bytes, is_head: bool) -> None:
+        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), *self._cors]
+        content = [] if is_head else [h11.Data(data=body)]
+        for event in (h11.Response(status_code=status, headers=headers), *content, h11.EndOfMessage()):
+            writer.write(http.send(event))
+        await writer.drain()
 
     def _answer(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
         """Status, content type and content."""
