@@ -6,6 +6,7 @@ second loop: what the forward loop keeps for it are the results of convolutions 
 little time and is computed again.
 """
 
+import collections
 import contextlib
 import functools
 import operator
@@ -153,47 +154,62 @@ class Packing:
 
     def __init__(self, tensors: Sequence[Any], small: int = _SMALL):
         """For tensors like these, which may have axes in front; those of at most so many numbers count as small."""
-        self._shapes = [tensor.shape for tensor in tensors]
-        self._groups: list[list[int]] = []
-        of_type: dict[tf.DType, list[int]] = {}
-        for index, tensor in enumerate(tensors):
-            size = tensor.shape.num_elements()
-            is_small = size is not None and size <= small
-            group = of_type.setdefault(tf.as_dtype(tensor.dtype), []) if is_small else []
-            if not group:
-                self._groups.append(group)
-            group.append(index)
+        # First those that differ in their first axis alone: that takes no reshaping.
+        self._alike = _Joining(tensors, small)
+        self._shapes = [spec.shape for spec in self._alike.specs]
+        flat = [[shape.num_elements()] if _is_small(shape, small) else shape for shape in self._shapes]
+        specs = [tf.TensorSpec(shape, spec.dtype) for shape, spec in zip(flat, self._alike.specs, strict=True)]
+        self._flat = _Joining(specs, small)
         # Of what `packed` gives.
-        self.specs = [tf.TensorSpec(self._shape_of(group), tensors[group[0]].dtype) for group in self._groups]
-
-    def _shape_of(self, group: list[int]) -> tf.TensorShape | list[int]:
-        first, *others = (self._shapes[index] for index in group)
-        return [sum(shape.num_elements() for shape in (first, *others))] if others else first
+        self.specs = self._flat.specs
 
     def packed(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The large ones, and one tensor for all small ones of a type."""
-        return [self._joined([tensors[index] for index in group], group) for group in self._groups]
-
-    def _joined(self, tensors: list[tf.Tensor], group: list[int]) -> tf.Tensor:
-        if len(group) == 1:
-            return tensors[0]
-        pieces = []
-        for tensor, index in zip(tensors, group, strict=True):
-            in_front = tensor.shape[: tensor.shape.rank - self._shapes[index].rank]
-            pieces.append(tf.reshape(tensor, [*in_front, self._shapes[index].num_elements()]))
-        return tf.concat(pieces, -1)
+        alike = zip(self._alike.joined(tensors), self._shapes, self._flat.shapes, strict=True)
+        return self._flat.joined([_reshaped(*each) for each in alike])
 
     def unpacked(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """What `packed` has joined."""
+        flat = zip(self._flat.divided(tensors), self._flat.shapes, self._shapes, strict=True)
+        return self._alike.divided([_reshaped(*each) for each in flat])
+
+
+class _Joining:
+    """Joins small tensors of one type and of shapes that differ in their first axis alone, along it."""
+
+    def __init__(self, tensors: Sequence[Any], small: int):
+        self.shapes, groups = [tensor.shape for tensor in tensors], collections.defaultdict(list)
+        for index, tensor in enumerate(tensors):
+            is_alike = tensor.shape.rank and _is_small(tensor.shape, small)
+            groups[(tensor.dtype, *tensor.shape[1:]) if is_alike else index].append(index)
+        self._groups = list(groups.values())
+        self.specs = []
+        for first, *others in self._groups:
+            shape = self.shapes[first]
+            length = [sum(self.shapes[index][0] for index in (first, *others)), *shape[1:]] if others else shape
+            self.specs.append(tf.TensorSpec(length, tensors[first].dtype))
+
+    def joined(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        groups = [[tensors[index] for index in group] for group in self._groups]
+        axes = (each[0].shape.rank - spec.shape.rank for each, spec in zip(groups, self.specs, strict=True))
+        return [tf.concat(each, axis) if each[1:] else each[0] for each, axis in zip(groups, axes, strict=True)]
+
+    def divided(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         found: dict[int, tf.Tensor] = {}
-        for tensor, group in zip(tensors, self._groups, strict=True):
-            if len(group) == 1:
-                found[group[0]] = tensor
-                continue
-            pieces = tf.split(tensor, [self._shapes[index].num_elements() for index in group], -1)
-            for piece, index in zip(pieces, group, strict=True):
-                found[index] = tf.reshape(piece, [*tensor.shape[:-1], *self._shapes[index]])
-        return [found[index] for index in range(len(self._shapes))]
+        for tensor, group, spec in zip(tensors, self._groups, self.specs, strict=True):
+            lengths = [self.shapes[index][0] for index in group[1:] and group]
+            pieces = tf.split(tensor, lengths, tensor.shape.rank - spec.shape.rank) if lengths else [tensor]
+            found |= zip(group, pieces, strict=True)
+        return [found[index] for index in range(len(self.shapes))]
+
+
+def _is_small(shape: tf.TensorShape, small: int) -> bool:
+    return shape.is_fully_defined() and shape.num_elements() <= small
+
+
+def _reshaped(tensor: tf.Tensor, before: tf.TensorShape, after: tf.TensorShape) -> tf.Tensor:
+    """With another shape behind the axes in front."""
+    return tensor if before == after else tf.reshape(tensor, [*tensor.shape[: tensor.shape.rank - before.rank], *after])
 
 
 def _of_steps(part: Part, count: int, weight: tf.Tensor) -> tf.Tensor:
