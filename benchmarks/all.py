@@ -5,14 +5,14 @@
     python -m benchmarks.all --compare=earlier.json --json=now.json
     python -m benchmarks.all --presets=digits --rounds=1
 
-The first takes an hour on two cores, the last, a trial, some minutes. Workloads, each with the architecture of a preset
-and untrained weights (time does not depend on them), by default of those in brackets:
+The first takes an hour on two cores, the last, a trial, some minutes. Workloads, each with untrained weights and the
+architecture of a preset, by default of those in brackets:
 
 WORKLOADS
 In each round a workload runs in a new process and takes turns with another: the yardstick, a small PyTorch workload
-(`make torch`; --no-yardstick does without), or with --against the same workload as that checkout has it. Both have two
-threads. A round's time is the median of its turns; a command and the slow importance-weighted bound have one turn, and
-a command has no first step. Rounds are compared in pairs, as ratios. Let nothing else run meanwhile.
+(`make torch`; --no-yardstick does without), or with --against the same workload of that checkout. Both have two
+threads. A round's time is the median of its turns; commands and the importance-weighted bound have one. Rounds are
+compared in pairs, as ratios. Let nothing else run meanwhile.
 
 A time or the peak memory may grow by 5%, the time to the first step by 20%. A regression is what grew by more and has
 surely grown (one-sided bounds of Student's t over the rounds, 99%). Where it is unclear whether something grew by more
@@ -20,8 +20,7 @@ there is another round, up to --rounds; what is unclear then counts as a regress
 yardstick, with an earlier file of --json, whose rounds are what they are: --against needs fewer. Without either, rounds
 go on until two such files could be compared.
 
-Exit code: 0 done, 1 a workload failed (the others go on), 2 a mistake in the command, 3 nothing failed but there is a
-regression, 130 interrupted (what there is has been written).
+Exit code: 0 done, 1 a workload failed, 2 a mistake in the command, 3 none failed but there is a regression, 130 Ctrl-C.
 """
 
 import argparse
@@ -42,7 +41,7 @@ from scipy.special import stdtrit
 from benchmarks import results
 from benchmarks.results import say
 from benchmarks.workloads import PRESETS, WORKLOADS, Worker, WorkerEnded, python
-from nvae_tf.errors import first_line
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import git_revision
 
 FORMAT = 2
@@ -59,13 +58,11 @@ QUANTITIES = {
     "peak memory": ("every_peak_memory_bytes", 0.05),
 }
 REGRESSION, UNCLEAR = "**regression**", "**unclear**"
-COLUMNS = ("workload", "preset", "batch", "time", "yardstick", "time / yardstick", "noise", "rounds")
-COLUMNS += ("time to first step", "peak memory")
+COLUMNS = "workload,preset,batch,time,yardstick,time / yardstick,noise,rounds,time to first step,peak memory".split(",")
 EXPLANATION = """
-Time: of a batch or of a whole command. Noise: the standard error of the time to compare. Time to first step: building
-the model, or loading it, and the first time, after the imports. Peak memory: of the workload's own process, that of a
-GPU not in it; of a command, that of the largest of its processes. The yardstick is alike only to training on MNIST and
-CIFAR-10; for other workloads cifar10 is a clock, no more."""
+Time: of a batch or a command. Noise: the standard error of the time to compare. Time to first step: after the imports.
+Peak memory: of the process, of a command the largest of its processes, without a GPU's. The yardstick is alike only to
+training on MNIST and CIFAR-10; for other workloads cifar10 is a clock, no more."""
 
 
 class Job(NamedTuple):
@@ -125,7 +122,8 @@ def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """Runs rounds until the comparison is clear, and returns the result. WorkerEnded if a process fails."""
     clock = "mnist" if job.preset == "mnist" and job.workload.endswith("training") else "cifar10"
     yardstick = None if options.no_yardstick else clock
-    is_slow, rounds = WORKLOADS[job.workload].is_slow, []
+    workload, rounds = WORKLOADS[job.workload], []
+    is_slow = workload.is_slow or workload.is_command
     turns, warm_up, clock_steps = (1, 0, CLOCK_STEPS_OF_SLOW) if is_slow else (TURNS, WARM_UP_STEPS, 1)
     with tempfile.TemporaryDirectory() as folder:
         sides = sides_of(job, folder, yardstick, options.against)
@@ -250,10 +248,8 @@ def table_of_changes(result: dict[str, Any], earlier: dict[str, Any] | None, sin
 
 def read_result(file: pathlib.Path) -> dict[str, Any]:
     """Reads a file of `--json`; ValueError if it is missing or another."""
-    try:
+    with wrap_read_errors(f"--compare: {file}: can't be read (", ")"):
         result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--compare: {file}: can't be read ({first_line(error)})") from error
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise ValueError(f"--compare: {file}: no file of benchmarks.all --json, or of another version; measure anew")
     return result
@@ -296,7 +292,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options, with `jobs` and the content of the file of `--compare`, `earlier`."""
     workloads = (f"    {name:<22}{work.what} ({', '.join(work.presets)})\n" for name, work in WORKLOADS.items())
-    parser = results.benchmark_parser("all", __doc__.replace("WORKLOADS\n", "".join([*workloads, "\n"])))
+    parser = results.benchmark_parser("benchmarks.all", __doc__.replace("WORKLOADS\n", "".join([*workloads, "\n"])))
     add, names = parser.add_argument, results.names
     add("--only", type=names(WORKLOADS), default=WORKLOADS, metavar="NAME,...", help="some of the workloads (all)")
     add("--presets", type=names(PRESETS), metavar="NAME,...", help=f"of {', '.join(PRESETS)} (see above)")

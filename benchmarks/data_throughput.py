@@ -5,9 +5,8 @@
 Makes files of each kind in a temporary folder (patches of scikit-learn's photographs, so that they compress like
 photographs), and --files small PNG files in a large one. Each source is read in a process of its own with two threads,
 one after the other: the median of several times --seconds of training batches, the seconds to list and check the files
-and to read a first batch, and the peak memory. Beside it: what training consumes, one step of the cifar10 preset on
-this machine and what the published runs on 8 to 24 GPUs consumed (epochs x images / hours of table 6 of the paper).
-Let nothing else run meanwhile.
+and to read a first batch, and the peak memory. Beside it what training consumes: steps of the cifar10 preset on this
+machine. Let nothing else run meanwhile.
 """
 
 import argparse
@@ -30,12 +29,6 @@ from benchmarks.results import say
 from benchmarks.workloads import BATCH_SIZES, Worker, python, serve_work
 
 ROUNDS, BATCH_SIZE, FILES_OF_A_KIND = 5, 32, 500
-# Epochs x images / hours, for all GPUs together (Vahdat & Kautz 2020, table 6).
-PUBLISHED_IMAGES_PER_SECOND = {
-    "cifar10, 8 V100": 400 * 50_000 / (55 * 3600),
-    "celeba64, 8 V100": 90 * 162_770 / (92 * 3600),
-    "ffhq256, 24 V100": 200 * 63_000 / (160 * 3600),
-}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -51,11 +44,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             rows.append(row | {"peak_memory_bytes": found.summary["peak_memory_bytes"]})
         say("training steps of the cifar10 preset")
         training = run_round(sides_of(Job("training", "cifar10"), folder), turns=3, warm_up=0)["ours"]
-    return {
-        "rows": rows,
-        "training_images_per_second": BATCH_SIZES["cifar10"] / statistics.median(training.seconds),
-        "published_images_per_second": PUBLISHED_IMAGES_PER_SECOND,
-    }
+    return {"rows": rows, "training_images_per_second": BATCH_SIZES["cifar10"] / statistics.median(training.seconds)}
 
 
 def make_sources(root: pathlib.Path, files: int) -> dict[str, dict[str, Any]]:
@@ -104,7 +93,7 @@ def reading(name: str, **settings: Any) -> Callable[[], Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = results.benchmark_parser("data_throughput", __doc__)
+    parser = results.benchmark_parser("benchmarks.data_throughput", __doc__)
     add = parser.add_argument
     add("--files", type=results.at_least(1000), default=100_000, help="PNG files of the large folder (default: 100000)")
     add("--seconds", type=results.at_least(0.01, float), default=2.0, help="seconds a source and round (default: 2)")

@@ -2,11 +2,10 @@
 
     python -m benchmarks.growth [--figure=growth.png] [--json=FILE]
 
-A model of one scale (32 channels, 10 groups, images of 32 x 32 pixels, batch 4, `train.scan` as the command chooses
-it), of which one size at a time grows, each in a process of its own with two threads. Its steps take turns with those
-of the smallest model: the time is the median ratio of the two. The work of a step is proportional to the batch, to the
-pixels, and nearly to the groups. The limit, dotted, grows as the work does from the smallest size on: what is above it
-is a defect. A quarter of an hour; let nothing else run meanwhile.
+A model of one scale (32 channels, 10 groups, images of 32 x 32 pixels, batch 4), of which one size at a time grows, in
+a process of its own. Its steps take turns with those of the smallest model: the time is the median ratio of the two.
+The work of a step is proportional to the batch, to the pixels, and nearly to the groups. The limit, dotted, grows as
+the work does: what is above it is a defect. A quarter of an hour; let nothing else run meanwhile.
 """
 
 import argparse
@@ -28,11 +27,6 @@ SIZES = {
 QUANTITIES = {"step": "step / smallest step", "memory": "peak memory, GB", "first_step": "time to first step, seconds"}
 
 
-def work(name: str, size: int) -> float:
-    """The work of a step, in those of the smallest model."""
-    return (size / SMALLEST[name]) ** (2 if name == "side" else 1)
-
-
 def worker(**changed: int) -> Worker:
     """A process that takes the steps of the smallest model but for what is changed."""
     settings = SMALLEST | changed | {"model.num_channels_encoder": 32, "model.num_channels_decoder": 32}
@@ -50,7 +44,8 @@ def measured(name: str, size: int, smallest: Worker) -> dict[str, Any]:
     found |= {"step_seconds": statistics.median(one for one, _ in turns[1:])}
     found |= {"memory": summary["peak_memory_bytes"] / 1e9, "first_step": summary["first_step_seconds"]}
     results.say(f"{name} = {size}: {', '.join(f'{key} {value:.3g}' for key, value in found.items())}")
-    return {"grows": name, "size": size, "work": work(name, size), **found, "graph_nodes": summary["graph_nodes"]}
+    work = (size / SMALLEST[name]) ** (2 if name == "side" else 1)
+    return {"grows": name, "size": size, "work": work, **found, "graph_nodes": summary["graph_nodes"]}
 
 
 def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
@@ -81,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = results.benchmark_parser("growth", __doc__)
+    parser = results.benchmark_parser("benchmarks.growth", __doc__)
     parser.add_argument("--figure", type=results.json_file, metavar="FILE", help="a figure of it, e.g. in .png")
     results.run(parser.parse_args(arguments), measure)
 

@@ -52,9 +52,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 work()
         operations = operation_times(pathlib.Path(folder), turns)
     named = {"workload": workload, "preset": preset, "batch_size": WORKLOADS[workload].batch_sizes[preset]}
-    others = [each for each in operations if each["kind"] == OTHERS]
-    named |= {"turn_seconds": seconds, "kinds": by_kind(operations), "most_of_the_others": others[:8]}
-    return named | {"every_operation": operations}
+    others = {"most_of_the_others": [each for each in operations if each["kind"] == OTHERS][:8]}
+    return named | {"turn_seconds": seconds, "kinds": by_kind(operations)} | others | {"every_operation": operations}
 
 
 def operation_times(log: pathlib.Path, turns: int) -> list[dict[str, Any]]:
@@ -85,7 +84,7 @@ def by_kind(operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = results.benchmark_parser("operation_times", __doc__)
+    parser = results.benchmark_parser("benchmarks.operation_times", __doc__)
     profiled = [name for name, workload in WORKLOADS.items() if not workload.is_command]
     parser.add_argument("--workload", choices=profiled, required=True, help="what is profiled")
     parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")

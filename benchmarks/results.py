@@ -31,7 +31,7 @@ def say(line: str) -> None:
 def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
     """A parser whose `--help` is the module's documentation, with the option `--json`."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
+        prog=f"python -m {name}",
         description=documentation,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -111,9 +111,7 @@ def run(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dic
 def text(measured: dict[str, Any]) -> str:
     """Results by their names in the file of `--json`; those of every single turn are in the file alone."""
     lines = []
-    for name, value in measured.items():
-        if name.startswith("every_"):
-            continue
+    for name, value in ((name, value) for name, value in measured.items() if not name.startswith("every_")):
         if isinstance(value, dict):
             lines += [f"{name}:", *(f"  {key:<42}{_cell(item)}" for key, item in value.items())]
         elif isinstance(value, list) and value and isinstance(value[0], dict):

@@ -4,11 +4,8 @@
 
 The server is `export.serve`, in a process of its own on this machine: its times are not those of TensorFlow Serving's
 binary. Clients share the cores with it. For every signature 1 to 32 clients each ask for one row, wait for the answer,
-and ask again. Then a soak: so many requests of all signatures with malformed ones among them (a wrong type, NaN, a
-negative temperature, a blob of 10 MB, a wrong size), each of which must be refused as
-INVALID_ARGUMENT; the server's memory is read on the way.
-
-Exit code: 0 no request failed that should not, 1 otherwise.
+and ask again. Then a soak: so many requests of all signatures with malformed ones among them, which must be refused as
+INVALID_ARGUMENT; the server's memory is read on the way. Exit code: 0 no request failed that should not, 1 otherwise.
 """
 
 import argparse
@@ -50,8 +47,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             results.say(", ".join(f"{name} {value}" for name, value in rounds[-1].items()))
         results.say(f"soak: {options.requests:,} requests, one in ten malformed")
         stood = soak([*sound.values()], [*malformed.values()], options.requests, lambda: process.memory_info().rss)
-    named = {"path": path.name, "server": "export.serve", "seconds_a_round": options.seconds}
-    return named | {"rounds": rounds, "soak": stood}
+    return {"path": path.name, "seconds_a_round": options.seconds, "rounds": rounds, "soak": stood}
 
 
 def requests_of(server: GrpcTransport) -> tuple[dict[str, Ask], dict[str, Ask]]:
@@ -63,8 +59,8 @@ def requests_of(server: GrpcTransport) -> tuple[dict[str, Ask], dict[str, Ask]]:
     random, ones, seed = np.random.default_rng(0), np.ones(1, np.float32), np.array([7], np.int64)
     image = random.integers(0, 2, [1, *shapes["encode"]["image"].shape[1:]]).astype(np.float32)
     latent = random.normal(size=[1, *shapes["decode"]["latent"].shape[1:]]).astype(np.float32)
+    # The last three are of some models alone: no class, no guidance, the model's own prior.
     inputs = {"seed": seed, "temperature": ones, "image": image, "latent": latent}
-    # Of some models alone: no class, no guidance, the model's own prior.
     inputs |= {"label": np.int32([-1]), "guidance": ones, "proposals": np.ones(1, np.int32)}
     blob = np.array([b"\xff" * 10 * 2**20], object)
 
@@ -142,7 +138,7 @@ def started_server(path: pathlib.Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = results.benchmark_parser("serving_load", __doc__)
+    parser = results.benchmark_parser("benchmarks.serving_load", __doc__)
     add, count = parser.add_argument, results.at_least(1)
     add("--path", type=pathlib.Path, required=True, metavar="DIR", help="a folder of exported versions")
     add("--seconds", type=results.at_least(0.01, float), default=2.0, help="of each round (default: 2)")

@@ -7,10 +7,9 @@ every number of microbatches (train.accumulate_steps). Replicas are GPUs, or wit
 batch is the same in all rows (weak scaling): efficiency is images/s over those of one replica times the number of
 replicas. `peak_memory_bytes` is TensorFlow's on the GPU with most in use, or on a CPU that of the process.
 
-Each row has a process of its own; they take turns, --seconds each in each of --rounds rounds. All of them are in memory
-meanwhile; a row for which there is no room has no results. Then --alone starts a process anew for every turn; on a
-machine of its own --rounds=1 is then enough. The images are random ones in memory (benchmarks.data_throughput reads
-files). Let nothing else run.
+Each row has a process of its own; they take turns, --seconds each in each of --rounds rounds. All are in memory
+meanwhile; a row for which there is no room has no results: --alone starts a process anew for every turn. The images are
+random ones in memory (benchmarks.data_throughput reads files). Let nothing else run.
 """
 
 import argparse
@@ -80,9 +79,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         return LastingWorker(str(variant), command)
 
     sides = {variant: functools.partial(started, variant) for variant in rows}
-    measured = take_turns(sides, options.rounds, options.alone)
     named = {"preset": options.preset, "rounds": options.rounds, "alone": options.alone, "gpus": gpus} | same
-    return named | {"rows": rows_of(measured, options.batch_size)}
+    return named | {"rows": rows_of(take_turns(sides, options.rounds, options.alone), options.batch_size)}
 
 
 def chosen_numbers(wanted: list[int] | None, gpus: int) -> list[int]:
@@ -138,7 +136,7 @@ def rows_of(measured: dict[Variant, list[Measured]], batch_size: int) -> list[di
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     # `own_images` leaves the size of images to the data.
     known = sorted(set(presets.preset_files()) - {"own_images"})
-    parser = results.benchmark_parser("train_scaling", __doc__)
+    parser = results.benchmark_parser("benchmarks.train_scaling", __doc__)
     add = parser.add_argument
     add("--preset", choices=known, default="digits", metavar="NAME", help="whose settings, of configs/ (digits)")
     add("--replicas", type=numbers, metavar="N,N", help="how many (GPUs: 1,2,4 and so on to all of them; CPU: 1,2)")

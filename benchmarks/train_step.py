@@ -37,12 +37,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     preset, yardstick = options.preset, None if options.no_yardstick else options.preset
     with tempfile.TemporaryDirectory() as folder, exit_on_user_error():
         found = run_round(sides_of(Job("training", preset), folder, yardstick), options.steps, WARM_UP_STEPS)
-    named = {"preset": preset, "batch_size": BATCH_SIZES[preset]}
-    return named | summarize(found["ours"], found.get("yardstick"))
+    return {"preset": preset, "batch_size": BATCH_SIZES[preset]} | summarize(found["ours"], found.get("yardstick"))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = results.benchmark_parser("train_step", __doc__)
+    parser = results.benchmark_parser("benchmarks.train_step", __doc__)
     parser.add_argument("--preset", choices=("cifar10", "mnist"), required=True, help="whose architecture")
     parser.add_argument("--steps", type=results.at_least(1), default=15, help="timed steps of each (default: 15)")
     results.run(results.parse_with_yardstick(parser, arguments), measure)

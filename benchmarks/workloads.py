@@ -5,10 +5,10 @@
     python -m benchmarks.workloads variant PRESET SETTINGS [S] serves training steps with changed settings, JSON
     python -m benchmarks.workloads prepare WHAT PRESET FOLDER  writes what a workload starts from
 
-Each workload has a process of its own, so that threads and peak memory are its own, and runs one step whenever it is
-asked to: the ratio of two workloads that alternate differs much less between machines and hours than seconds do. The
-parent (`Worker`) writes one word a line to the process, `ready`, `step` or `summary`, and gets a line of JSON on a pipe
-made for that. `benchmarks.all --against` asks the processes of another checkout: keep commands and words as they are.
+Each workload runs in a process of its own, one step whenever it is asked to: the ratio of two workloads that alternate
+differs much less between machines and hours than seconds do. The parent (`Worker`) writes one word a line to it,
+`ready`, `step` or `summary`, and gets a line of JSON on a pipe made for that. `benchmarks.all --against` asks the
+processes of another checkout: keep commands and words as they are.
 """
 
 import contextlib
@@ -32,7 +32,6 @@ import numpy as np
 from benchmarks.results import ROOT, THREADS
 from nvae_tf import presets
 
-SAMPLES_A_BATCH = 16
 # Their import is no part of the time to the first step.
 _MODULES = ("models", "optimization", "data.spec", "training.run", "generation.sampling", "evaluation.likelihood")
 _ANSWERS = "BENCHMARK_ANSWERS_FILE_DESCRIPTOR"
@@ -127,12 +126,6 @@ def run_python(module: str, *arguments: str | pathlib.Path) -> int:
     if process.returncode:
         sys.exit(f"The command {module} {how_it_ended(process.returncode)}.")
     return usage.ru_maxrss * 1024
-
-
-def train(preset: str, workdir: str, settings: dict[str, Any]) -> int:
-    """Runs `nvae-train` with a preset and what else is set; gives its peak memory in bytes."""
-    flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    return run_python("train.main", f"--config={preset}", f"--workdir={workdir}", *flags)
 
 
 def configure_process(training: bool = False) -> None:
@@ -260,13 +253,12 @@ class Export:
     """The command; its output is removed before."""
 
     def __init__(self, preset: str, batch_size: None, folder: pathlib.Path):
-        self._folder, self._peak = folder, 0
+        self._folder = folder
 
     def __call__(self) -> None:
         output = self._folder.with_name("output")
         shutil.rmtree(output, ignore_errors=True)
-        peak = run_python("export.export_saved_model", f"--workdir={self._folder}", f"--output={output}")
-        self._peak = max(self._peak, peak)
+        self._peak = run_python("export.export_saved_model", f"--workdir={self._folder}", f"--output={output}")
 
     def summary(self) -> dict[str, int]:
         return {"peak_memory_bytes": self._peak}
@@ -315,23 +307,18 @@ PREPARED = {
 
 
 class Workload(NamedTuple):
-    """How a workload is measured.
-
-    It is made by a function of (preset, batch size, what is prepared), which builds everything and returns a function
-    that does the work once. TensorFlow is loaded then, not before. Weights are the first ones: time and memory
-    do not depend on them.
-    """
+    """`made_by(preset, batch size, what is prepared)`, which loads TensorFlow, gives a function that does it once."""
 
     what: str  # what one turn does, for the table
     made_by: Callable[..., Callable]
     batch_sizes: dict[str, int | None] = BATCH_SIZES  # images at a time for every preset; None where there is no batch
     presets: tuple[str, ...] = ("mnist", "cifar10")  # if none are named
     prepared: str = ""  # what is written before, one of `PREPARED`, if anything is
-    is_slow: bool = False  # one turn a round, and none to warm up
+    is_slow: bool = False  # one turn a round, and none to warm up, as commands have
     is_command: bool = False  # a turn is a complete command in a process anew, so that there is no first step
 
 
-_samples, _recomputed = dict.fromkeys(PRESETS, SAMPLES_A_BATCH), functools.partial(Training, recompute="all")
+_samples, _recomputed = dict.fromkeys(PRESETS, 16), functools.partial(Training, recompute="all")
 _bound = functools.partial(nelbo, importance_samples=100)
 _exported = functools.partial(Workload, made_by=saved_model_sampling, batch_sizes=_samples)
 WORKLOADS = {
@@ -341,13 +328,9 @@ WORKLOADS = {
     "nelbo": Workload("NELBO of a batch", nelbo),
     "importance_weighted": Workload("importance-weighted bound of a batch, K = 100", _bound, is_slow=True),
     "saved_model_sampling": _exported("sampling, the exported SavedModel", prepared="saved_model"),
-    "bfloat16_sampling": _exported(
-        "sampling, a SavedModel with bfloat16 weights", presets=("digits",), prepared="bfloat16"
-    ),
-    "unfolded_sampling": _exported("sampling, a SavedModel without folding", presets=("digits",), prepared="unfolded"),
-    "export": Workload(
-        "nvae-export, verified", Export, dict.fromkeys(PRESETS), prepared="run", is_slow=True, is_command=True
-    ),
+    "bfloat16_sampling": _exported("sampling, bfloat16 weights", presets=("digits",), prepared="bfloat16"),
+    "unfolded_sampling": _exported("sampling, without folding", presets=("digits",), prepared="unfolded"),
+    "export": Workload("nvae-export, verified", Export, dict.fromkeys(PRESETS), prepared="run", is_command=True),
 }
 
 
@@ -449,8 +432,7 @@ def main(name: str, *arguments: str) -> None:
         preset, settings, *seconds = arguments
         serve_work(functools.partial(Training, preset, **json.loads(settings)), False, *map(float, seconds))
     elif name == "prepare":
-        what, preset, folder = arguments
-        PREPARED[what](preset, pathlib.Path(folder))
+        PREPARED[arguments[0]](arguments[1], pathlib.Path(arguments[2]))
     else:
         serve_work(made(name, *arguments), WORKLOADS[name].is_command)
 

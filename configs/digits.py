@@ -4,7 +4,7 @@
 
 Hardware and time: two CPU cores, some three minutes. The data comes with scikit-learn: no network.
 Score: 36.0 nats (NELBO on the 360 test digits), measured with this configuration; a mixture of Bernoullis, the
-usual baseline, has 57.0 (`python -m benchmarks.digits mixture_of_bernoullis`).
+usual baseline, has 57.0 (`python -m examples.digits mixture_of_bernoullis`).
 
 Three scales (8x8, 4x4, 2x2) of one group each. Squeeze-excite is off: on a 2x2 image it has little to squeeze.
 """

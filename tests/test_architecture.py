@@ -94,13 +94,13 @@ def test_the_arrows_inside_the_library():
 
 
 def test_the_library_knows_neither_commands_nor_flags_and_commands_not_each_other():
-    outside = [*COMMANDS, "tests", "benchmarks", "absl.flags", "absl.app"]
+    outside = [*COMMANDS, "tests", "benchmarks", "examples", "absl.flags", "absl.app"]
     # command_line.py is what the scripts share: it runs them, and is given the flags.
     assert not [line for line in forbidden(LIBRARY_FILES, outside) if line != "nvae_tf/command_line.py: absl.app"]
     assert not forbidden(ALL_FILES, ["torch"], at_top_only=True)
     for here in COMMANDS:
         files = [file for file in COMMAND_FILES if top_folder(file) == here]
-        assert not forbidden(files, {"train", "export", "tests", "benchmarks"} - {here})
+        assert not forbidden(files, {"train", "export", "tests", "benchmarks", "examples"} - {here})
 
 
 def test_settings_import_the_standard_library_alone():

@@ -43,11 +43,11 @@ _STEPS = (
     ),
     ("Draw samples", "samples.png", "-m train.generate {run} {output} {drawing}"),
     ("Reconstruct test images", "reconstructions.png", "-m train.generate reconstruct {run} {output}"),
-    ("Fit a simple baseline", "baseline.json", "-m benchmarks.digits mixture_of_bernoullis --components=120 {json}"),
+    ("Fit a simple baseline", "baseline.json", "-m examples.digits mixture_of_bernoullis --components=120 {json}"),
     (
         "Ask a classifier of real digits about the samples",
         "quality.json",
-        "-m benchmarks.digits quality {run} {temperature} {json}",
+        "-m examples.digits quality {run} {temperature} {json}",
     ),
     ("Write a page about the run", "report.html", "-m train.report {run}"),
     ("Export", "saved_model/1/saved_model.pb", "-m export.export_saved_model {run} --output={workdir}/saved_model"),

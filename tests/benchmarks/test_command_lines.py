@@ -19,10 +19,10 @@ def test_mistakes_are_reported_before_anything_starts(capsys, monkeypatch):
         ("all", "--against=/tmp", "--against=/tmp: no checkout of this project"),
         ("all", "--against=. --compare=a.json", "give one of them"),
         ("train_step", "--preset=mnits", "invalid choice: 'mnits'"),
-        ("fashion", "prior", "needs --workdir"),
-        ("fashion", "models --workdir=x", "models: needs a kind"),
-        ("fashion", "restoration --workdir=x --tasks=x2,holes", "'holes': must be some of x2, hole, "),
-        ("digits", "quality", "needs --workdir"),
+        ("examples.fashion", "prior", "needs --workdir"),
+        ("examples.fashion", "models --workdir=x", "models: needs a kind"),
+        ("examples.fashion", "restoration --workdir=x --tasks=x2,holes", "'holes': must be some of x2, hole, "),
+        ("examples.digits", "quality", "needs --workdir"),
         ("serving_load", "--path=x --seconds=nan", "nan: must be a number"),
         ("train_scaling", "--replicas=1,0", "--replicas"),
         ("train_scaling", "--recompute=none,some", "'some': must be some of none, "),
@@ -31,7 +31,7 @@ def test_mistakes_are_reported_before_anything_starts(capsys, monkeypatch):
     ):
         monkeypatch.setattr("benchmarks.results.has_torch", lambda: True)
         with pytest.raises(SystemExit) as ended:
-            importlib.import_module(f"benchmarks.{module}").main(arguments.split())
+            importlib.import_module(module if "." in module else f"benchmarks.{module}").main(arguments.split())
         assert ended.value.code == 2 and message in capsys.readouterr().err
 
 

@@ -1,11 +1,11 @@
 """Small models of Fashion-MNIST, and what they are good for: the recipes that the docs measure, minutes on two cores.
 
-    python -m benchmarks.fashion models binary|gray|classes --workdir=RUN
-    python -m benchmarks.fashion classes --workdir=RUN [--guidance=W]
-    python -m benchmarks.fashion features
-    python -m benchmarks.fashion prior --workdir=RUN [--count=2000] [--seeds=3]
-    python -m benchmarks.fashion outliers --workdir=RUN [--count=2000] [--llr_samples=20]
-    python -m benchmarks.fashion restoration --workdir=RUN [--count=100] [--tasks=x2,hole,noise,blur] [--variants]
+    python -m examples.fashion models binary|gray|classes --workdir=RUN
+    python -m examples.fashion classes --workdir=RUN [--guidance=W]
+    python -m examples.fashion features
+    python -m examples.fashion prior --workdir=RUN [--count=2000] [--seeds=3]
+    python -m examples.fashion outliers --workdir=RUN [--count=2000] [--llr_samples=20]
+    python -m examples.fashion restoration --workdir=RUN [--count=100] [--tasks=x2,hole,noise,blur] [--variants]
 
 `models` trains on the first 9,600 training images (2,000 test images) of --images; an interrupted run goes on.
 
@@ -13,7 +13,7 @@
 class that was asked for, in how many test images the true one, and in how many the model's own Bayes' rule does.
 
 `features` trains a classifier of binarized images, the labels of all 60,000; its 64 last features stand in for
-Inception's: nvae-evaluate --metrics=frechet --extractor=benchmarks.fashion:make_extractor.
+Inception's: nvae-evaluate --metrics=frechet --extractor=examples.fashion:make_extractor.
 
 `prior`: the Fréchet distance in these features of --count samples drawn in several ways, mean and range over seeds, and
 the seconds of the fastest draw. Learns three reweighted priors in turn, of which the last stays in the run folder.
@@ -45,7 +45,7 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.results import say
-from benchmarks.workloads import train
+from examples.digits import train
 from nvae_tf.config import check
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import read_arrays, write_arrays
@@ -143,7 +143,7 @@ class FashionFeatures:
     def __init__(self):
         import keras
 
-        check(FEATURES.is_file(), f"{FEATURES}: no such file; `python -m benchmarks.fashion features` writes it")
+        check(FEATURES.is_file(), f"{FEATURES}: no such file; `python -m examples.fashion features` writes it")
         model = keras.models.load_model(FEATURES)
         self._model = keras.Model(model.inputs, model.layers[-2].output)
         self.name = f"fashion features {hashlib.sha256(FEATURES.read_bytes()).hexdigest()[:8]}"
@@ -357,7 +357,7 @@ RECIPES = {each.__name__: each for each in (models, classes, features, prior, ou
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser, count = results.benchmark_parser("fashion", __doc__), results.at_least
+    parser, count = results.benchmark_parser("examples.fashion", __doc__), results.at_least
     add, debian = parser.add_argument, "/usr/share/datasets/fashion-mnist"
     add("recipe", choices=RECIPES)
     add("kind", nargs="?", choices=KINDS, help="models: which")

@@ -1,8 +1,8 @@
 """How good models of the digits are: the recipes that the docs measure.
 
-    python -m benchmarks.digits quality --workdir=runs/demo [--temperature=T] [--guidance=W] [--count=1000]
-    python -m benchmarks.digits mixture_of_bernoullis [--components=N]
-    python -m benchmarks.digits kl_control [--steps=400] [--batch_size=64] [--figure=FILE.png]
+    python -m examples.digits quality --workdir=runs/demo [--temperature=T] [--guidance=W] [--count=1000]
+    python -m examples.digits mixture_of_bernoullis [--components=N]
+    python -m examples.digits kl_control [--steps=400] [--batch_size=64] [--figure=FILE.png]
 
 `quality`: a support vector machine with calibrated probabilities is trained on the real training digits, which are
 bitmaps. Its mean largest class probability says how sure it is: on real test digits, and on samples (the likelihood's
@@ -30,7 +30,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from benchmarks import results
-from benchmarks.workloads import train
+from benchmarks.workloads import run_python
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 
 SETTINGS = {"kl_final_weight": (0.25, 0.5, 1.0, 2.0, 4.0), "free_nats": (0.0, 4.0, 8.0, 16.0)}
@@ -156,6 +156,12 @@ def seen_after_moving(model: Any) -> dict[str, list[float]]:
     return seen
 
 
+def train(preset: str, workdir: str, settings: dict[str, Any]) -> int:
+    """Runs `nvae-train` with a preset and what else is set; gives its peak memory in bytes."""
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    return run_python("train.main", f"--config={preset}", f"--workdir={workdir}", *flags)
+
+
 def draw(rows: list[dict[str, float]], file: pathlib.Path) -> None:
     """KL, reconstruction and active units over each of the settings."""
     from matplotlib.figure import Figure
@@ -179,7 +185,7 @@ def draw(rows: list[dict[str, float]], file: pathlib.Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     recipes = {each.__name__: each for each in (quality, mixture_of_bernoullis, kl_control)}
-    parser, count = results.benchmark_parser("digits", __doc__), results.at_least(1)
+    parser, count = results.benchmark_parser("examples.digits", __doc__), results.at_least(1)
     add = parser.add_argument
     add("recipe", choices=recipes)
     add("--workdir", help="quality: run folder of a model of the digits")

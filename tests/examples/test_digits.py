@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 
-from benchmarks.digits import digits, fitted_mixture
+from examples.digits import digits, fitted_mixture
 
 TRUE_MEANS = np.array([[0.9] * 6 + [0.1] * 6, [0.1] * 6 + [0.9] * 6])
 
