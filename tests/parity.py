@@ -151,7 +151,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     updated = []
     _start_from_singular_vectors(model)
 
-    @tf.function
+    @tf.function(autograph=False)
     def training_pass():
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:

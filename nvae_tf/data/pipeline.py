@@ -22,6 +22,8 @@ from nvae_tf.data.sources import ImageSource, check_image_shape
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
 _BATCHES_AHEAD = 4
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
+# For the functions of datasets: converted by autograph, which they don't need, a first batch comes half a second later.
+_AS_WRITTEN = tf.autograph.experimental.do_not_convert
 # All images of a large set would take as long as what the result is kept for.
 _IMAGES_IN_DIGEST = 256
 
@@ -140,7 +142,12 @@ def evaluation_batches(
     count = source.count
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
-    index_batches = starts.map(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))
+
+    @_AS_WRITTEN
+    def batch_from(start):
+        return start, tf.range(start, tf.minimum(start + batch_size, count))
+
+    index_batches = starts.map(batch_from)
     return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARIZATION))
 
 
@@ -155,6 +162,7 @@ def shuffled_index_batches(
     size, steps = batch_size // shard.count, count // batch_size
     offset, key = shard.index * size, stream_key(seed, RandomStream.ORDER)
 
+    @_AS_WRITTEN
     def batches_of_epoch(epoch):
         first_step = epoch * steps
         skipped = tf.maximum(start_step - first_step, 0)
@@ -177,6 +185,7 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
         with tf.device("/CPU:0"):
             labels = tf.constant(source.labels)
 
+    @_AS_WRITTEN
     def images_of(first_position, indices):
         values = tf.ensure_shape(read(indices), [indices.shape[0], *spec.image_shape])
         count = tf.shape(values)[0]

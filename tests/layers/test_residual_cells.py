@@ -172,7 +172,7 @@ def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass(one_cpu, 
     count, shape = 6, (8, 32, 32, 8)
     layer = SwishConvolution(layers.StackedConvolution(count, 8, 8, 1))
 
-    @tf.function(input_signature=[tf.TensorSpec(shape)])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec(shape)])
     def gradients(images):
         forward = layers.ForwardPass(training=True, traced_inline=True)
         with tf.GradientTape() as tape, layer.unstacked(forward) as calls:
