@@ -6,7 +6,6 @@ second loop: what the forward loop keeps for it are the results of convolutions 
 little time and is computed again.
 """
 
-import collections
 import contextlib
 import functools
 import operator
@@ -156,60 +155,69 @@ class Packing:
         """For tensors like these, which may have axes in front; those of at most so many numbers count as small."""
         # First those that differ in their first axis alone: that takes no reshaping.
         self._alike = _Joining(tensors, small)
-        self._shapes = [spec.shape for spec in self._alike.specs]
-        flat = [[shape.num_elements()] if _is_small(shape, small) else shape for shape in self._shapes]
-        specs = [tf.TensorSpec(shape, spec.dtype) for shape, spec in zip(flat, self._alike.specs, strict=True)]
-        self._flat = _Joining(specs, small)
+        flat = [[each.shape.num_elements()] if _is_small(each, small) else each.shape for each in self._alike.specs]
+        pairs = zip(flat, self._alike.specs, strict=True)
+        self._flat = _Joining([tf.TensorSpec(shape, each.dtype) for shape, each in pairs], small)
         # Of what `packed` gives.
         self.specs = self._flat.specs
 
     def packed(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """The large ones, and one tensor for all small ones of a type."""
-        alike = zip(self._alike.joined(tensors), self._shapes, self._flat.shapes, strict=True)
-        return self._flat.joined([_reshaped(*each) for each in alike])
+        """The large ones, and few tensors for all small ones."""
+        return self._flat.joined(_reshaped(self._alike.joined(tensors), self._alike.specs, self._flat.given))
 
     def unpacked(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """What `packed` has joined."""
-        flat = zip(self._flat.divided(tensors), self._flat.shapes, self._shapes, strict=True)
-        return self._alike.divided([_reshaped(*each) for each in flat])
+        return self._alike.divided(_reshaped(self._flat.divided(tensors), self._flat.given, self._alike.specs))
 
 
 class _Joining:
     """Joins small tensors of one type and of shapes that differ in their first axis alone, along it."""
 
-    def __init__(self, tensors: Sequence[Any], small: int):
-        self.shapes, groups = [tensor.shape for tensor in tensors], collections.defaultdict(list)
-        for index, tensor in enumerate(tensors):
-            is_alike = tensor.shape.rank and _is_small(tensor.shape, small)
-            groups[(tensor.dtype, *tensor.shape[1:]) if is_alike else index].append(index)
-        self._groups = list(groups.values())
-        self.specs = []
-        for first, *others in self._groups:
-            shape = self.shapes[first]
-            length = [sum(self.shapes[index][0] for index in (first, *others)), *shape[1:]] if others else shape
-            self.specs.append(tf.TensorSpec(length, tensors[first].dtype))
+    def __init__(self, given: Sequence[Any], small: int):
+        self.given, groups = given, {}
+        for index, each in enumerate(given):
+            can_be_joined = _is_small(each, small) and each.shape.rank
+            key = (tf.as_dtype(each.dtype), *each.shape[1:]) if can_be_joined else index
+            groups.setdefault(key, []).append(index)
+        self._groups, self.specs = list(groups.values()), []
+        for group in self._groups:
+            shape, dtype = given[group[0]].shape, given[group[0]].dtype
+            shape = [sum(self._lengths(group)), *shape[1:]] if group[1:] else shape
+            self.specs.append(tf.TensorSpec(shape, dtype))
+
+    def _lengths(self, group: list[int]) -> list[int]:
+        return [self.given[index].shape[0] for index in group]
 
     def joined(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         groups = [[tensors[index] for index in group] for group in self._groups]
-        axes = (each[0].shape.rank - spec.shape.rank for each, spec in zip(groups, self.specs, strict=True))
-        return [tf.concat(each, axis) if each[1:] else each[0] for each, axis in zip(groups, axes, strict=True)]
+        pairs = zip(groups, self.specs, strict=True)
+        return [tf.concat(each, _axes_in_front(each[0], spec)) if each[1:] else each[0] for each, spec in pairs]
 
     def divided(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         found: dict[int, tf.Tensor] = {}
         for tensor, group, spec in zip(tensors, self._groups, self.specs, strict=True):
-            lengths = [self.shapes[index][0] for index in group[1:] and group]
-            pieces = tf.split(tensor, lengths, tensor.shape.rank - spec.shape.rank) if lengths else [tensor]
+            is_joined = bool(group[1:])
+            pieces = tf.split(tensor, self._lengths(group), _axes_in_front(tensor, spec)) if is_joined else [tensor]
             found |= zip(group, pieces, strict=True)
-        return [found[index] for index in range(len(self.shapes))]
+        return [found[index] for index in range(len(self.given))]
 
 
-def _is_small(shape: tf.TensorShape, small: int) -> bool:
-    return shape.is_fully_defined() and shape.num_elements() <= small
+def _is_small(tensor: Any, small: int) -> bool:
+    return tensor.shape.is_fully_defined() and tensor.shape.num_elements() <= small
 
 
-def _reshaped(tensor: tf.Tensor, before: tf.TensorShape, after: tf.TensorShape) -> tf.Tensor:
-    """With another shape behind the axes in front."""
-    return tensor if before == after else tf.reshape(tensor, [*tensor.shape[: tensor.shape.rank - before.rank], *after])
+def _axes_in_front(tensor: tf.Tensor, spec: Any) -> int:
+    return tensor.shape.rank - spec.shape.rank
+
+
+def _reshaped(tensors: Sequence[tf.Tensor], before: Sequence[Any], after: Sequence[Any]) -> list[tf.Tensor]:
+    """With the shapes of other specs behind the axes in front."""
+    found = []
+    for tensor, old, new in zip(tensors, before, after, strict=True):
+        is_same = old.shape == new.shape
+        front = [] if is_same else tensor.shape[: _axes_in_front(tensor, old)]
+        found.append(tensor if is_same else tf.reshape(tensor, [*front, *new.shape]))
+    return found
 
 
 def _of_steps(part: Part, count: int, weight: tf.Tensor) -> tf.Tensor:

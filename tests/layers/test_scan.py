@@ -1,8 +1,10 @@
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from nvae_tf.latent_plan import CELL_SETS
-from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, in_turn
+from nvae_tf.layers import ForwardPass, Packing, Part, ResidualCells, StackedConvolution, in_turn
 from tests.tiny_model import assert_near
 
 BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
@@ -50,3 +52,38 @@ def test_a_loop_over_steps_is_the_same_as_one_after_another(branch, training, no
     images, inputs = tf.constant(normal(2, 4, 4, CHANNELS)), tf.constant(normal(STEPS + 1, 2, 4, 4, CHANNELS))
     expected, found = (results(cells, mixers, images, inputs, scanned, training) for scanned in (False, True))
     assert_near(found, expected, rtol=1e-5)
+
+
+SHAPES = [(), (0, 3), (2, 3), (7,), (3, 2), (4, 3), (5000,), (2, 3), (3,), (2, 2, 2)]
+
+
+@pytest.mark.parametrize("front", [(), (2,)], ids=["alone", "an axis in front"])
+def test_small_tensors_are_joined_and_divided_again(front, normal):
+    kinds = (tf.float32, tf.bfloat16, tf.int32)
+    values = [tf.cast(100.0 * normal(*front, *shape), kind) for kind in kinds for shape in SHAPES]
+    packing = Packing([tf.TensorSpec(shape, kind) for kind in kinds for shape in SHAPES])
+    packed = packing.packed(values)
+    # The large one, and one for the others: of them those that are 3 wide first.
+    assert (
+        sorted(len(spec.shape) and spec.shape[0] for spec in packing.specs)
+        == [3 * 8 + 1 + 7 + 6 + 3 + 8] * 3 + [5000] * 3
+    )
+    assert [(*front, *spec.shape) for spec in packing.specs] == [tuple(tensor.shape) for tensor in packed]
+    for found, value in zip(packing.unpacked(packed), values, strict=True):
+        assert found.dtype == value.dtype
+        np.testing.assert_array_equal(*(tf.cast(tensor, tf.float32) for tensor in (found, value)))
+
+
+def test_what_has_no_known_size_is_not_joined(normal):
+    specs = [tf.TensorSpec(None), tf.TensorSpec([None, 3]), tf.TensorSpec([2, 3]), keras.Variable(normal(4, 3))]
+
+    @tf.function(input_signature=specs[:3], autograph=False)
+    def there_and_back(*tensors):
+        packing = Packing(specs)
+        packed = packing.packed([*tensors, specs[3].value])
+        assert len(packed) == 3
+        return packing.unpacked(packed)
+
+    values = [normal(2, 5), normal(5, 3), normal(2, 3)]
+    for found, value in zip(there_and_back(*values), [*values, specs[3]], strict=True):
+        np.testing.assert_array_equal(found, value)
