@@ -4,7 +4,7 @@
 
 Our step and the yardstick's alternate, each with two threads in a process of its own. Compare the ratio of their
 medians: the published PyTorch code, timed in the same way, takes 1.37 yardstick steps for `mnist` (batch 16, peak
-memory 2.6 GB) and 7.9 for `cifar10` (batch 4, 10.0 GB). Let nothing else run meanwhile. The yardstick alone needs
+memory 2.78 GB) and 7.9 for `cifar10` (batch 4, 10.6 GB). Let nothing else run meanwhile. The yardstick alone needs
 PyTorch (`make torch`); --no-yardstick does without. `benchmarks.all --only=training` says how sure a ratio is.
 """
 

@@ -328,8 +328,8 @@ WORKLOADS = {
     "nelbo": Workload("NELBO of a batch", nelbo),
     "importance_weighted": Workload("importance-weighted bound of a batch, K = 100", _bound, is_slow=True),
     "saved_model_sampling": _exported("sampling, the exported SavedModel", prepared="saved_model"),
-    "bfloat16_sampling": _exported("sampling, bfloat16 weights", presets=("digits",), prepared="bfloat16"),
-    "unfolded_sampling": _exported("sampling, without folding", presets=("digits",), prepared="unfolded"),
+    "bfloat16_sampling": _exported("sampling, an export in bfloat16", presets=("digits",), prepared="bfloat16"),
+    "unfolded_sampling": _exported("sampling, an export unfolded", presets=("digits",), prepared="unfolded"),
     "export": Workload("nvae-export, verified", Export, dict.fromkeys(PRESETS), prepared="run", is_command=True),
 }
 
