@@ -20,8 +20,8 @@ GIB = 2**30
 # Not measured: CUDA's context and libraries, and the scratch memory of convolutions as a fraction of the step's.
 GPU_BASE_BYTES = GIB
 _GPU_SCRATCH = 0.1
-# What the runtime allocates per node at the first step, measured on CPUs: 14 to 20 kB in graphs of 16,000 to 23,000.
-_NODE_BYTES = 16_000
+# What the runtime allocates per node at the first step, measured on CPUs: 21 to 27 kB in graphs of 13,000 to 19,000.
+_NODE_BYTES = 22_000
 # Traced at so many images, and at twice as many, times train.accumulate_steps; other sizes follow, because every tensor
 # grows linearly. Not at multiples of 32, whether a slice of a tensor is a view depends on its alignment.
 _TRACED = 32
