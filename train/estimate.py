@@ -12,8 +12,8 @@ seconds; no step is run, no GPU used and no image read, if the settings name the
 
 Batch sizes are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
 
-The peak on a CPU is that of the process, and within 5% of what was measured on the presets for MNIST, CIFAR-10 and
-digits; the data set, reading ahead, scoring and sampling come on top. That on a GPU has 1 GiB for CUDA and its
+The peak on a CPU is that of the process, within 5% of what was measured for digits and MNIST, and 11% below for
+CIFAR-10; the data set, reading ahead, scoring and sampling come on top. That on a GPU has 1 GiB for CUDA and its
 libraries and a tenth of the step for the scratch memory of convolutions: assumptions that have not been measured.
 With XLA (train.xla) the step is another program, whose memory is not estimated.
 
