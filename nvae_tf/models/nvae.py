@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import numbers as number_types
 import warnings
 from collections.abc import Callable, Sequence
@@ -63,7 +64,6 @@ from nvae_tf.models.latents import (
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierScores, outlier_parts, outlier_scores
 from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check_prior, with_reweighted_prior
-from nvae_tf.models.summary import lines_of_summary
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
@@ -631,7 +631,7 @@ class NVAE(keras.Model):
 
         Other arguments of `keras.Model.summary` have no effect.
         """
-        for line in lines_of_summary(self):
+        for line in _lines_of_summary(self):
             (print_fn or print)(line)
 
     # Saving.
@@ -695,3 +695,34 @@ def _refuse_class_weight(class_weight: object) -> None:
         class_weight is None,
         "class_weight has no effect: the loss is the mean over all images, whatever their class; leave it out",
     )
+
+
+_COLUMNS_OF_SUMMARY = ("part", "groups", "latent of a group", "channels", "weights, encoder", "weights, decoder")
+
+
+def _lines_of_summary(model: NVAE) -> list[str]:
+    """A line about the model, then a table with a line for each scale, from the top, and for what is around them."""
+    config, plan = model.config, model.plan
+    size = f"{config.image_height}x{config.image_width}x{config.image_channels}"
+    of_classes = f", {config.num_classes} classes" if config.num_classes else ""
+    head = f"NVAE of images {size} of {config.num_bits} bits{of_classes}, likelihood {config.likelihood}"
+    rows = [_COLUMNS_OF_SUMMARY]
+    encoders = [*reversed(model.bottom_up.scales)] or [None] * len(plan.scales)
+    for index, (scale, below, above) in enumerate(zip(plan.scales, encoders, model.top_down.scales, strict=True)):
+        place = f"{scale.height}x{scale.width}"
+        groups = f"{scale.groups[0]}-{scale.groups[-1]}" if len(scale.groups) > 1 else str(scale.groups[0])
+        channels = f"{scale.encoder_channels} / {scale.decoder_channels}"
+        down = [layer for layer in (below, model.bottom_up.top if index == 0 else None) if layer is not None]
+        latent = f"{place}x{config.num_latent_per_group}"
+        rows.append((f"scale {place}", groups, latent, channels, _weights_of(*down), _weights_of(above)))
+    before = _weights_of(model.bottom_up.stem, *model.bottom_up.preprocess)
+    after = _weights_of(*model.top_down.postprocess, model.top_down.image)
+    ends = f"{config.num_channels_encoder} / {config.num_channels_decoder}"
+    rows.append((f"image {size}", "", "", ends, before, after))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return [f"{head}: {plan.num_groups} latent groups, {_weights_of(model)} weights", *map(str.rstrip, padded)]
+
+
+def _weights_of(*layers: keras.layers.Layer) -> str:
+    return f"{sum(math.prod(weight.shape) for layer in layers for weight in layer.trainable_weights):,}"
