@@ -161,10 +161,9 @@ def untrained_model(preset: str) -> Any:
 def new_run(preset: str, devices: Any = None, **training: Any) -> Any:
     """A run before its first step, far from its end: what a step takes does not depend on the length."""
     from nvae_tf.training import run
-    from nvae_tf.training.strategy import ONE_DEVICE
 
     config, length = config_of(preset, **training), run.RunLength(steps_per_epoch=1000, total_steps=1_000_000)
-    return run.new_run(config, length, run.Images(config.data, None, None), replicas=devices or ONE_DEVICE)
+    return run.new_run(config, length, run.Images(config.data, None, None), replicas=devices)
 
 
 def random_images(model_config: Any, batch_size: int) -> Any:

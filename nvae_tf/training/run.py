@@ -30,7 +30,7 @@ from nvae_tf.training.run_folder import (
     read_image_counts,
     read_run_config,
 )
-from nvae_tf.training.strategy import ONE_DEVICE, Replicas
+from nvae_tf.training.strategy import Replicas
 
 
 class Images(NamedTuple):
@@ -57,7 +57,7 @@ class Run(NamedTuple):
     images: Images
     model: NVAE  # compiled, with all its weights
     schedule: LoweredRate  # the learning rate of a step
-    replicas: Replicas = ONE_DEVICE  # the devices that train
+    replicas: Replicas  # the devices that train
 
     @property
     def images_a_step(self) -> int:
@@ -145,9 +145,10 @@ def new_run(
     length: RunLength,
     images: Images,
     workdir: str | os.PathLike | None = None,
-    replicas: Replicas = ONE_DEVICE,
+    replicas: Replicas | None = None,
 ) -> Run:
     """A run before its first step, with the weights of `train.initialise_from` unless `workdir` has a checkpoint."""
+    replicas = replicas or Replicas()
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
         is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints, "index")

@@ -92,7 +92,8 @@ class WorkerLost(ConnectionError):
 class Replicas:
     """The devices that hold a copy of the model each."""
 
-    strategy: tf.distribute.Strategy
+    # Not at import: to ask for it starts a thread, and forks of what has only imported must not lose one.
+    strategy: tf.distribute.Strategy = dataclasses.field(default_factory=tf.distribute.get_strategy)
     local_count: int = 1  # in this process
     shard: Shard = ALL  # of every batch, for this process
 
@@ -161,9 +162,6 @@ def _sums(strategy: tf.distribute.Strategy, values: tf.Tensor) -> tf.Tensor:
     return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: values), axis=None)
 
 
-ONE_DEVICE = Replicas(tf.distribute.get_strategy())
-
-
 def chosen_replicas(settings: TrainConfig) -> Replicas:
     """The devices that `train.strategy` and `train.replicas` ask for; waits for the other processes if there are any.
 
@@ -192,7 +190,7 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
         has_one = f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
         check(count <= 1, has_one)
         select_devices(1)
-        return ONE_DEVICE
+        return Replicas()
     devices = select_devices(count)
     check(
         len(devices) > 1,

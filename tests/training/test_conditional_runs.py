@@ -9,7 +9,7 @@ import pytest
 from nvae_tf.evaluation.evaluate import evaluate_run
 from nvae_tf.training.run import run_of_folder
 from nvae_tf.training.run_folder import RunFolder, read_run_config
-from nvae_tf.training.strategy import ONE_DEVICE
+from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import assert_same_tensors, metrics_rows, tensors
 
 
@@ -26,7 +26,7 @@ def test_continued_it_is_the_same_run_and_other_classes_are_refused(commands, co
     (workdir / "images.json").write_text(json.dumps(counts | {"class_names": [*"012345678", "nine"]}))
     folder = RunFolder(workdir)
     with pytest.raises(ValueError, match="bundled digits: not the classes .*: class 9 was 'nine' and is now '9'"):
-        run_of_folder(read_run_config(folder), folder, ONE_DEVICE)
+        run_of_folder(read_run_config(folder), folder, Replicas())
     with pytest.raises(ValueError, match="class 9 was 'nine' and is now '9'"):
         evaluate_run(workdir, ["elbo"])
 

@@ -8,7 +8,7 @@ from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainCo
 from nvae_tf.presets import preset
 from nvae_tf.training.run import RunLength, length_warnings, model_for_training, run_of_folder, with_length
 from nvae_tf.training.run_folder import RunFolder, open_for_training
-from nvae_tf.training.strategy import ONE_DEVICE
+from nvae_tf.training.strategy import Replicas
 from tests.tiny_model import tiny_config
 
 
@@ -60,7 +60,7 @@ def test_a_folder_of_other_settings_is_named_before_the_number_of_images_a_step(
     open_for_training(tmp_path, begun)
     RunFolder(tmp_path).images_file.write_text('{"train": 1437, "test": 360, "a_step": 10}')
     with pytest.raises(ValueError, match="holds a run with other settings: train.seed was 3 and is now 0"):
-        run_of_folder(dataclasses.replace(config, train=TrainConfig(steps=100)), RunFolder(tmp_path), ONE_DEVICE)
+        run_of_folder(dataclasses.replace(config, train=TrainConfig(steps=100)), RunFolder(tmp_path), Replicas())
 
 
 def test_another_seed_gives_other_weights_and_draws():

@@ -22,7 +22,7 @@ from nvae_tf.training.run_folder import (
     open_for_training,
     read_image_counts,
 )
-from nvae_tf.training.strategy import ONE_DEVICE
+from nvae_tf.training.strategy import Replicas
 from tests.tiny_model import assert_same, shaken, tiny_config, tiny_model
 
 MODEL = tiny_config(num_flows=1)
@@ -127,7 +127,7 @@ def test_a_longer_run_with_other_intervals_or_moved_images_is_continued_and_writ
 def run_with(train, test, batch_size=10, held_out=None, class_names=()):
     parts = [types.SimpleNamespace(count=count, class_names=class_names) for count in (train, test)]
     config = ExperimentConfig(data=DataSpec(labels=bool(class_names)), train=TrainConfig(batch_size=batch_size))
-    return Run(config, None, Images(None, *parts, held_out), None, None, ONE_DEVICE)
+    return Run(config, None, Images(None, *parts, held_out), None, None, Replicas())
 
 
 def test_another_number_of_images_a_step_is_refused_and_in_all_is_reported_once(tmp_path):
