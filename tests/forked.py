@@ -4,6 +4,7 @@ There is one such process a test process, `multiprocessing`'s server of forks. I
 threads are each fork's own, as in a process that is started anew.
 """
 
+import faulthandler
 import functools
 import io
 import multiprocessing
@@ -37,6 +38,7 @@ def _main(arguments, folder, environment, *outputs):
     for number, output in enumerate(outputs, 1):
         os.dup2(output.fileno(), number)
         output.close()
+    faulthandler.enable(2)
     # As `python -u` does.
     unbuffered = (open(number, "wb", buffering=0, closefd=False) for number in (1, 2))
     sys.stdout, sys.stderr = (io.TextIOWrapper(output, write_through=True) for output in unbuffered)
@@ -101,8 +103,13 @@ class Forked:
 
 
 def run(arguments, cwd, env):
-    """The finished process, with all that it has printed."""
+    """The finished process, with all that it has printed: where it hangs, if it does."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        code = Forked(arguments, cwd, env, stdout, stderr).wait(600)
+        process = Forked(arguments, cwd, env, stdout, stderr)
+        try:
+            code = process.wait(600)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            code = process.wait()
         texts = [stream.seek(0) or stream.read() for stream in (stdout, stderr)]
     return subprocess.CompletedProcess(arguments, code, *texts)
