@@ -73,12 +73,7 @@ def swish_gradient(upstream: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor) -
 
 
 def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside.
-
-    By TensorFlow's fused kernel, or written out: on CPUs the kernel does not know every half-precision type.
-    """
-    if inputs.dtype != tf.float32:
-        return tf.cast(_written_out_norm(inputs, gamma, beta, mean, variance), inputs.dtype)
+    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside."""
     return tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=EPSILON, is_training=False
     ).y

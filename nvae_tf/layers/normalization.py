@@ -32,9 +32,9 @@ class NormalizedBatch(NamedTuple):
 def normalize_batch(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
     """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own.
 
-    By TensorFlow's kernel, or written out for several replicas and, as in `normalize`, in half precision.
+    By TensorFlow's kernel, or written out for several replicas.
     """
-    if replica_count() == 1 and inputs.dtype == tf.float32:
+    if replica_count() == 1:
         return _fused(inputs, gamma, beta)
     return _written_out(inputs, gamma, beta)
 
