@@ -323,6 +323,7 @@ _exported = functools.partial(Workload, made_by=saved_model_sampling, batch_size
 WORKLOADS = {
     "training": Workload("training step", Training, presets=PRESETS[1:]),
     "recomputed_training": Workload("training step, train.recompute=all", _recomputed),
+    "bfloat16_training": Workload("training step, bfloat16", functools.partial(Training, precision="mixed_bfloat16")),
     "sampling": Workload("sampling, the model in Python", sampling, _samples),
     "nelbo": Workload("NELBO of a batch", nelbo),
     "importance_weighted": Workload("importance-weighted bound of a batch, K = 100", _bound, is_slow=True),
