@@ -33,8 +33,6 @@ def without_stack_traces():
 
 
 def _main(arguments, folder, environment, *outputs):
-    # A fork has the locks of its parent's threads, held for ever, but not the threads.
-    assert len(os.listdir(f"/proc/{os.getppid()}/task")) == 1, "What is imported before the fork has started threads."
     for number, output in enumerate(outputs, 1):
         os.dup2(output.fileno(), number)
         output.close()
@@ -42,6 +40,9 @@ def _main(arguments, folder, environment, *outputs):
     # As `python -u` does.
     unbuffered = (open(number, "wb", buffering=0, closefd=False) for number in (1, 2))
     sys.stdout, sys.stderr = (io.TextIOWrapper(output, write_through=True) for output in unbuffered)
+    # A fork copies locks that other threads of its parent hold, but not the threads that would release them. Checked
+    # only now, because OpenBLAS ends its threads at a fork.
+    assert len(os.listdir(f"/proc/{os.getppid()}/task")) == 1, "The imports before the fork have started threads."
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -103,7 +104,7 @@ class Forked:
 
 
 def run(arguments, cwd, env):
-    """The finished process, with all that it has printed: where it hangs, if it does."""
+    """The finished process, with all that it has printed; one that hangs is aborted, and prints where."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = Forked(arguments, cwd, env, stdout, stderr)
         try:

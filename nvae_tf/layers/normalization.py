@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.cpu_kernels import EPSILON, normalize
+from nvae_tf.layers.cpu_kernels import EPSILON, normalize, on_one_cpu
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 from nvae_tf.replicas import replica_count, replica_means
 
@@ -32,9 +32,10 @@ class NormalizedBatch(NamedTuple):
 def normalize_batch(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
     """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own.
 
-    By TensorFlow's kernel, or written out for several replicas.
+    By TensorFlow's kernel, or written out for several replicas and, on a GPU, in half precision: XLA, which compiles
+    the step there, takes E[x^2] - E[x]^2 as the variance of that kernel.
     """
-    if replica_count() == 1:
+    if on_one_cpu() or (replica_count() == 1 and inputs.dtype == tf.float32):
         return _fused(inputs, gamma, beta)
     return _written_out(inputs, gamma, beta)
 

@@ -92,7 +92,7 @@ class WorkerLost(ConnectionError):
 class Replicas:
     """The devices that hold a copy of the model each."""
 
-    # Not at import: to ask for it starts a thread, and forks of what has only imported must not lose one.
+    # Not at import: asking for it starts a thread, which a fork of a process that has only imported would lack.
     strategy: tf.distribute.Strategy = dataclasses.field(default_factory=tf.distribute.get_strategy)
     local_count: int = 1  # in this process
     shard: Shard = ALL  # of every batch, for this process

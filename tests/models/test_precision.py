@@ -66,7 +66,8 @@ def test_the_networks_of_a_step_compute_in_half_precision_and_their_statistics_i
         for operation in each.get_operations():
             if operation.outputs:
                 types[operation.type].add(operation.outputs[0].dtype.name)
-    assert [types[kind] for kind in ("Conv2D", "MatMul", "SoftplusGrad", "Elu")] == [{"bfloat16"}] * 4
+    half = "Conv2D", "MatMul", "FusedBatchNormV3", "SoftplusGrad", "Elu"
+    assert [types[kind] for kind in half] == [{"bfloat16"}] * 5
     assert [types[kind] for kind in ("Exp", "Log", "Tanh", "Rsqrt", "L2Loss")] == [{"float32"}] * 5
 
 
@@ -79,6 +80,21 @@ def test_statistics_of_half_precision_images_are_as_good_as_those_of_float32(pol
     for mean, variance in (moments(images), (batch.mean, batch.biased_variance())):
         np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-5)
         np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(tf.bfloat16, 2**-7), (tf.float16, 2**-10)])
+def test_batch_norm_in_half_precision_is_the_same_by_the_kernel_and_written_out(dtype, rounding, monkeypatch):
+    """CPUs have the one, GPUs and several replicas the other."""
+    inputs, upstream = (tf.cast(tf.random.stateless_normal((8, 6, 6, 3), (0, seed)), dtype) for seed in (0, 1))
+    gamma, beta = tf.constant([0.5, 1.0, 2.0]), tf.constant([0.0, -1.0, 1.0])
+    found = []
+    for on_one_cpu in (True, False):
+        monkeypatch.setattr("nvae_tf.layers.normalization.on_one_cpu", lambda value=on_one_cpu: value)
+        batch = normalize_batch(inputs, gamma, beta)
+        found.append([batch.outputs, batch.mean, batch.variance, batch.biased_variance(), *batch.gradient(upstream)])
+    for kernel, written_out in zip(*found, strict=True):
+        assert kernel.dtype == written_out.dtype
+        np.testing.assert_allclose(np.float32(kernel), np.float32(written_out), rtol=rounding, atol=1e-4)
 
 
 @pytest.mark.slow

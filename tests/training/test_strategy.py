@@ -107,7 +107,7 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
             stop.signal_number = signal.SIGTERM
             return answer
 
-    replicas = Slow(tf.distribute.get_strategy())
+    replicas = Slow()
     run = types.SimpleNamespace(replicas=replicas, config=ExperimentConfig(), model=NVAE(tiny_config()))
     loop = TrainingLoop(run, None, None, None, stop, None, False)
     assert loop.agreed_signal(0) is None
