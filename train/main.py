@@ -22,8 +22,8 @@ sample_every_steps and checkpoint_every_steps are a tenth of it, from 10 to 1,00
 
 Ctrl-C or SIGTERM ends it with a checkpoint. The same command continues from there, also after a crash or a kill, and
 the result is the same as without the interruption. A folder that holds something else, a run with other settings, or
-one in which another process trains, is refused and not touched; only the length of a run may grow, and where data lies,
-the devices and how often something is written may change.
+one in which another process trains, is refused and not touched; only the length of a run (not below the steps made),
+where data lies, the devices and how often something is written may change.
 
 Fine-tuning: with --config.train.initialise_from=runs/other (or a published file.pt, with the extra torch) a new
 run starts with the weights of that run's latest checkpoint, as far as they have the same name and shape; the others

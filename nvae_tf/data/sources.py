@@ -252,8 +252,9 @@ def _place(path, needs):
     check(bool(path), f"data.path is not set: --config.data.path=... names {needs}")
     place = pathlib.Path(path).expanduser()
     if not place.exists():
-        flags = "--config.data.path, or --data_path where the images of a run have moved"
-        raise FileNotFoundError(f"data.path = {path}: no such file or folder; name {needs} with {flags}")
+        moved = "where the images of a run have moved, the commands after training take --data_path"
+        needed = f"name {needs} with --config.data.path; {moved}"
+        raise FileNotFoundError(f"data.path = {path}: no such file or folder; {needed}")
     return place
 
 

@@ -100,7 +100,7 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_p
     count, met_at_step = 32, 5
     folder, workdir = tmp_path / "images", tmp_path / "run"
     for part in ("train", "test"):
-        write_files(folder / part, {f"{n:02d}.png": png(random_pixels(6, 6, 1, seed=n)) for n in range(count)})
+        write_files(folder / part, {f"{n:02d}.png": png(random_pixels(6, 7, 1, seed=n)) for n in range(count)})
     batches = shuffled_index_batches(count, BATCH_SIZE, seed=0, start_step=0)
     _, numbers = next(iter(batches.skip(met_at_step)))
     bad = folder / "train" / f"{int(numbers[0]):02d}.png"
@@ -113,4 +113,5 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_p
     printed = commands.output_of(["-m", *command("train.main", folder, **settings), f"--workdir={workdir}"])
     assert f"Skipped 1 of 32 pictures of the train part of {folder}:\n    {bad}: a damaged" in printed
     assert f", from step {met_at_step} on" in printed and "has all its 12 steps" in printed
+    assert " weights, images in a frame of 6 x 8.\n" in printed
     assert (workdir / "checkpoints" / "step-12.index").is_file()
