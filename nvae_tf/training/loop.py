@@ -363,12 +363,12 @@ def _first_words(folder: RunFolder, run: Run, step: int) -> str:
     on = f" on {count} replicas" if count > 1 else ""
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     model = run.config.model
-    frame = model.network_height, model.network_width
-    framed = frame != (model.image_height, model.image_width)
+    height, width = model.network_height, model.network_width
+    is_framed = (height, width) != (model.image_height, model.image_width)
+    framed = f", images in a frame of {height} x {width}" if is_framed else ""
     words = (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
-        f"{run.model.plan.num_groups} latent groups, {weights:,} weights"
-        f"{', images in a frame of {} x {}'.format(*frame) if framed else ''}.\n"
+        f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
         f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
         "The first step takes longer: TensorFlow builds its graph."

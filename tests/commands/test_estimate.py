@@ -126,7 +126,7 @@ def test_the_estimate_is_what_training_takes(commands, tmp_path):
     file = tmp_path / "numbers.json"
     flags = ["--config=digits", f"--json={file}", "--gpu_memory_gib=24", "--config.train.batch_size=512"]
     # A fork's memory is in part that of the process that it is a fork of.
-    assert commands.started_anew(["-m", "train.estimate", *flags]).wait(600) == 0
+    assert commands.started_anew(["-m", "train.estimate", *flags]).wait(100) == 0
     numbers = json.loads(file.read_text())
     (row,) = (row for row in numbers["batch_sizes"] if row["batch_size"] == 512)
     measured = int(commands.output_of(["-c", TRAINING_STEPS, "digits", 512]))
