@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -13,6 +14,8 @@ USER_ERROR_CODE = 2
 INTERRUPTED_CODE = 130
 TRACEBACK_VARIABLE = "NVAE_TF_TRACEBACK"
 
+# What stands before the reason in TensorFlow's messages: a heading, where operations were defined, lines of Python.
+_HEADINGS = re.compile(r"Graph execution error|Detected at node|<stack traces unavailable>|Node: |File |\s")
 # Written at every start on a machine without a GPU, by code that does not know TF_CPP_MIN_LOG_LEVEL yet.
 _NOTES = (
     "before absl::InitializeLog()",
@@ -48,6 +51,15 @@ def exit_on_user_error() -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """The first line of an exception's message; the name of its class where that is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def reason_of_tensorflow(message: str) -> str:
+    """TensorFlow's message from the first line that has a cause."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
+    lines = lines[nodes[-1] + 1 :] if nodes else lines
+    first = next((number for number, line in enumerate(lines) if not _HEADINGS.match(line)), 0)
+    return "\n".join(lines[first:]) or message
 
 
 @contextlib.contextmanager

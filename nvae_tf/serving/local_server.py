@@ -29,7 +29,7 @@ from tensorflow_serving.apis import model_service_pb2_grpc as model_service
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_service
 
 from nvae_tf.config import check
-from nvae_tf.errors import require, wrap_read_errors
+from nvae_tf.errors import reason_of_tensorflow, require, wrap_read_errors
 from nvae_tf.serving.client import Arrays, check_inputs, signature_specs
 from nvae_tf.serving.grpc_client import SIGNATURE_DEF, array_of, message_as_json, tensor_of
 from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, newest_version
@@ -46,13 +46,11 @@ _LONGEST_MESSAGE = 1000
 _THREADS, _MOST_CALLS, _MOST_CONNECTIONS = 16, 1024, 8192
 # A connection on which no request is complete, or no answer taken, for so long is closed.
 _IDLE_SECONDS = 120.0
-# Requests that run have so many seconds to finish when the server ends.
+# So many seconds are left to requests that run when the server ends, and to a client to end a connection.
 _SECONDS_TO_END = 5.0
 _PIECE = 2**16
 _CODE = grpc.StatusCode
 _CODES_BY_NUMBER = {code.value[0]: code for code in _CODE}
-# What stands before the reason in TensorFlow's messages: a heading, where operations were defined, lines of Python.
-_HEADINGS = re.compile(r"Graph execution error|Detected at node|<stack traces unavailable>|Node: |File |\s")
 _JSON = "application/json"
 _PATH = re.compile(
     r"/v1/models(?:/(?P<model>[^/:]+))?(?:/versions/(?P<version>\d{1,19})|/labels/(?P<label>[^/:]+))?"
@@ -78,16 +76,7 @@ def request_error(error: Exception) -> RequestError:
         return RequestError("out of memory", _CODE.RESOURCE_EXHAUSTED)
     code = _CODES_BY_NUMBER.get(getattr(error, "error_code", None), _CODE.INTERNAL)
     message = getattr(error, "message", None)
-    return RequestError(reason_of(message) if message else f"{type(error).__name__}: {error}", code)
-
-
-def reason_of(message: str) -> str:
-    """TensorFlow's message from the first line that has a cause."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
-    lines = lines[nodes[-1] + 1 :] if nodes else lines
-    first = next((number for number, line in enumerate(lines) if not _HEADINGS.match(line)), 0)
-    return "\n".join(lines[first:]) or message
+    return RequestError(reason_of_tensorflow(message) if message else f"{type(error).__name__}: {error}", code)
 
 
 class LoadedVersion:
@@ -325,6 +314,12 @@ class _Web:
                     self._running -= 1
                 if http.our_state is h11.DONE and http.their_state is h11.DONE:
                     http.start_next_cycle()
+                    continue
+                # What is left of a request would break the connection before the client has read the answer.
+                writer.write_eof()
+                async with asyncio.timeout(_SECONDS_TO_END):
+                    while await reader.read(_PIECE):
+                        pass
         except (OSError, TimeoutError, RuntimeError, asyncio.CancelledError, h11.LocalProtocolError):
             # Nobody is there to be answered, or the server ends: what is not sent yet is dropped.
             writer.transport.abort()
