@@ -15,7 +15,6 @@ Exit code: 0 done, 2 a mistake in the command, or a server that does not answer 
 
 import json
 import math
-import pathlib
 import sys
 
 import numpy as np
@@ -73,8 +72,10 @@ def main(command: str) -> None:
                 found = model.decode(latents, labels, as_pixels=True)
             else:
                 of_pixels = {"as_pixels": True} if command == "reconstruct" else {}
-                pictures = _pictures([path for path, _ in files], model.image_shape(command))
+                pictures = [read_picture(path, model.image_shape(command)[-1]) for path, _ in files]
                 found = getattr(model, command)(pictures, FLAGS.seed, labels, **of_pixels)
+    if place is not None and place.kind != command_line.FOLDER:
+        place.path.parent.mkdir(parents=True, exist_ok=True)
     if command == "encode":
         latents = {"latent": found, "names": np.array([path.name for path, _ in files])}
         write_arrays(place.path, latents | ({} if labels is None else {"labels": labels}))
@@ -83,22 +84,10 @@ def main(command: str) -> None:
         print(_written(command, place, found, names, [str(path) for path, _ in files]))
 
 
-def _pictures(files: list[pathlib.Path], shape: tuple[int, int, int]) -> list:
-    from nvae_tf.serving.client import check_size
-
-    check(1 <= shape[-1] <= 4, f"pictures for a model of {shape[-1]} channels: it takes arrays alone")
-    pictures = [read_picture(file, shape[-1]) for file in files]
-    for file, picture in zip(files, pictures, strict=True):
-        check_size(f"--images={file}", (picture.height, picture.width, shape[-1]), shape)
-    return pictures
-
-
 def _written(command: str, place: command_line.OutputPlace | None, found, names: list[str], files: list[str]) -> str:
     """Writes what was found; returns a text about it."""
     from nvae_tf.generation.image_grid import image_grid, write_pictures, write_png
 
-    if place is not None and place.kind != command_line.FOLDER:
-        place.path.parent.mkdir(parents=True, exist_ok=True)
     if command == "score":
         rows = list(zip(files, *(score.tolist() for score in found), strict=True))
         if place is not None:

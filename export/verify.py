@@ -27,10 +27,10 @@ def main() -> None:
     check_is_export(path)
     check_digests(path)
     start_tensorflow_quietly()
-    from nvae_tf.serving.verification import TOLERANCE, ProcessAlone, verified
+    from nvae_tf.serving.verification import TOLERANCE, process_alone, verified
 
-    with ProcessAlone("tensorflow") as process:
-        differences = verified(path, process)
+    with process_alone("tensorflow") as run:
+        differences = verified(path, run)
     width = max(map(len, differences))
     for name, difference in differences.items():
         print(f"{name:{width}}  {difference:.1e}")

@@ -423,6 +423,12 @@ class ExperimentConfig:
     data: DataSpec = dataclasses.field(default_factory=DataSpec)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
+    def without_places(self) -> "ExperimentConfig":
+        """The same without settings that name a place on this machine."""
+        data = dataclasses.replace(self.data, path=None, cache=None)
+        train = dataclasses.replace(self.train, initialise_from=None)
+        return dataclasses.replace(self, data=data, train=train)
+
 
 def resolve_lengths(
     config: ExperimentConfig, steps_per_epoch: int, total_steps: int, recorded: ExperimentConfig | None = None

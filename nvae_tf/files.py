@@ -1,13 +1,15 @@
 """Files that a reader sees complete: the old one or the new one, never a part."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import socket
 import subprocess
+import tempfile
 import typing
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nvae_tf.errors import first_line, wrap_read_errors
 
@@ -39,6 +41,30 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
             partial.unlink()
 
 
+@contextlib.contextmanager
+def atomic_folder(place: pathlib.Path, check_is_free: Callable[[], None]) -> Iterator[pathlib.Path]:
+    """Gives a path, not made yet, to write a folder to; after a block without error it is renamed to `place`.
+
+    After an error nothing is left; parents of `place` are removed too if they are new. `check_is_free` raises an error
+    where `place` can't be made.
+    """
+    check_is_free()
+    missing = [folder for folder in place.parents if not folder.exists()]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # On the same file system, so that the last step is one rename. Others may not enter the temporary
+        # folder; the one inside it has the usual permissions, for programs that run as another user.
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.partial-", dir=place.parent) as hidden:
+            written = pathlib.Path(hidden) / place.name
+            yield written
+            check_is_free()  # somebody else may have been quicker
+            written.rename(place)
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not empty: with `place` in it, or somebody else uses it by now
+                folder.rmdir()
+
+
 def atomic_write(path: pathlib.Path, text: str) -> None:
     """Writes a text file, UTF-8."""
     with atomic_file(path) as partial:
@@ -64,6 +90,12 @@ def read_arrays(path: pathlib.Path) -> dict[str, "np.ndarray"]:
         stream.seek(0)
         with np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def beside_package(name: str) -> pathlib.Path:

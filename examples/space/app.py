@@ -13,7 +13,8 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageOps
 
-from nvae_tf.serving.client import ServedModel, pil_images
+from nvae_tf.generation.image_grid import pil_images
+from nvae_tf.serving.client import ServedModel
 
 COUNT, SIZE = 16, 128
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from nvae_tf.config import MAX_PIXELS, DataSpec
+from nvae_tf.config import MAX_PIXELS, DataSpec, check
 from nvae_tf.errors import first_line, wrap_read_errors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -112,11 +112,14 @@ def read_picture(
             result = upright if fit is None else fit(upright)
             return result.copy() if result is picture else result
 
-        return _of_decoded(picture, path, upright_and_fit)
+        found = _of_decoded(picture, path, upright_and_fit)
+    found.filename = os.fspath(path)  # which only those that Pillow opens itself have
+    return found
 
 
 def as_eight_bits(picture: Image.Image, channels: int) -> Image.Image:
-    """The picture with 8 bits and 1 to 4 channels, see `read_picture`."""
+    """The picture with 8 bits and 1 to 4 channels, see `read_picture`; ValueError for more."""
+    check(channels in _CHANNEL_MODES, f"pictures for a model of {channels} channels: it takes arrays alone")
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     mode = _CHANNEL_MODES[channels]

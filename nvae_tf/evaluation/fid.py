@@ -20,7 +20,7 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, share_work
-from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.files import file_sha256, read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
 from nvae_tf.models.reweighted_prior import check_prior
@@ -148,7 +148,7 @@ def named_extractor(name: str) -> FeatureExtractor:
     needed = "a `name`, a string, and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
     check(is_one, f"{given} gives an object of type {type(extractor).__name__}; it must have {needed}")
     file = getattr(module, "__file__", None)
-    digest = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:8] if file else "no file"
+    digest = file_sha256(pathlib.Path(file))[:8] if file else "no file"
     name = f"{extractor.name} ({module_name}, {digest})"
     return types.SimpleNamespace(name=name, features=extractor.features)
 

@@ -1,9 +1,10 @@
 """Images as files for people: grids, animations, and a file per image in a folder."""
 
 import collections
+import io
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -40,8 +41,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     check(columns >= 1, f"columns = {columns}: must be at least 1.")
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
-    pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
-    pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    pixels = pixels_of(images).repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     row_pitch, column_pitch = height * enlarge + _GAP, width * enlarge + _GAP
     size = math.ceil(count / columns) * row_pitch - _GAP, columns * column_pitch - _GAP
     grid = np.full([*size, channels], _GAP_VALUE, dtype=np.uint8)
@@ -107,10 +107,6 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
         pictures[0].save(partial, format=ANIMATION_FORMATS[ending], **options)
 
 
-def _picture(array: np.ndarray) -> Image.Image:
-    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-
-
 def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str]) -> None:
     """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG file of its size."""
     for name, image in zip(picture_names(names), images, strict=True):
@@ -132,3 +128,33 @@ def picture_names(names: Sequence[str]) -> list[str]:
     for file, count in collections.Counter(files).items():
         check(count == 1, f"two pictures would be called {file}: one would replace the other; rename one")
     return files
+
+
+def pixels_of(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as uint8."""
+    return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def pil_images(images: np.ndarray) -> list[Image.Image]:
+    """Images `[count, height, width, 1 to 4]`, uint8 or float in [0, 1], as Pillow's."""
+    pixels = images if images.dtype == np.uint8 else pixels_of(images)
+    return list(map(_picture, pixels))
+
+
+def png_files(pixels: np.ndarray) -> np.ndarray:
+    """The bytes of a PNG file for each of uint8 images `[count, height, width, 1 to 4]`: an object array `[count]`."""
+    files = np.empty(len(pixels), object)
+    for number, image in enumerate(pil_images(pixels)):
+        written = io.BytesIO()
+        image.save(written, format="PNG")
+        files[number] = written.getvalue()
+    return files
+
+
+def pixels_of_files(files: Iterable[bytes]) -> np.ndarray:
+    """The inverse of `png_files`."""
+    return np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(file)))) for file in files])
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -163,6 +163,21 @@ class GivenSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComposedSource(SourceOfTensors):
+    """Takes the latent of the rows that keep it, and draws the others from a prior."""
+
+    latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
+    keep: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
+    prior: "LatentSource"
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        """The latent of every row, beside the prior that it could have come from."""
+        drawn = self.prior.draw(layers, state)
+        z = tf.where(self.keep, self.latent, drawn.z)
+        return LatentSample(z, z, drawn.prior)
+
+
+@dataclasses.dataclass(frozen=True)
 class KeptChannelsSource:
     """Draws as `source` does; channels that are not `kept` `[latent channels]` are at the prior's mean instead."""
 
@@ -195,7 +210,7 @@ class GuidedSource(SourceOfTensors):
 
 
 # Or what else can `draw`.
-LatentSource = PosteriorSource | PriorSource | GivenSource | KeptChannelsSource | GuidedSource
+LatentSource = PosteriorSource | PriorSource | GivenSource | ComposedSource | KeptChannelsSource | GuidedSource
 
 
 def active_channels(kl_per_channel: tf.Tensor | np.ndarray, fraction: float = 0.1) -> tf.Tensor:
@@ -291,7 +306,7 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
 
 def batch_noise(shapes: Shapes, batch_size: Number, seed: Sequence[Number], first: Number = 0) -> list[tf.Tensor]:
     """Standard-normal draws `[batch, height, width, channels]` a group; image i's of one seed `[2]` and `first + i`."""
-    return _of_groups(_numbered_draws(_total_size(shapes), batch_size, seed, first), shapes)
+    return groups_of_flat(_numbered_draws(_total_size(shapes), batch_size, seed, first), shapes)
 
 
 def in_graph(function: Callable) -> Callable:
@@ -311,7 +326,7 @@ def _noise_of_seeds(seeds: tf.Tensor, size: int) -> tf.Tensor:
 
 def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:
     """As `batch_noise`, but each image's draws are a function of its own seed (`[batch, 2]`) alone."""
-    return _of_groups(_noise_of_seeds(seeds, _total_size(shapes)), shapes)
+    return groups_of_flat(_noise_of_seeds(seeds, _total_size(shapes)), shapes)
 
 
 def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: Number, count: int) -> list[tf.Tensor]:
@@ -322,7 +337,7 @@ def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: Number, count: int
     size = _total_size(shapes)
     spec = tf.TensorSpec((count, size), tf.float32)
     noise = tf.map_fn(lambda seed: _numbered_draws(size, count, seed, first), seeds, fn_output_signature=spec)
-    return _of_groups(tf.reshape(noise, [-1, size]), shapes)
+    return groups_of_flat(tf.reshape(noise, [-1, size]), shapes)
 
 
 def batch_size_of(tensor: tf.Tensor) -> Number:
@@ -351,6 +366,7 @@ def _total_size(shapes: Shapes) -> int:
     return sum(map(math.prod, shapes))
 
 
-def _of_groups(noise: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
-    pieces = tf.split(noise, [math.prod(shape) for shape in shapes], axis=1)
-    return [tf.reshape(draws, (-1, *shape)) for draws, shape in zip(pieces, shapes, strict=True)]
+def groups_of_flat(flat: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
+    """Rows `[batch, total]` -> `[batch, height, width, channels]` of every group."""
+    pieces = tf.split(flat, [math.prod(shape) for shape in shapes], axis=1)
+    return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]

@@ -81,6 +81,15 @@ class Decoded(NamedTuple):
         """The bound's terms for the images that the latents were inferred from, in nats."""
         return objectives.Elbo(-self.likelihood.log_prob(images), objectives.kl_per_group(self.latents))
 
+    def flat_latents(self) -> tf.Tensor:
+        """All latents of an image as one row `[batch, total]`, group after group, see `groups_of_flat`."""
+        pieces = []
+        for latent in self.latents:
+            size = math.prod(latent.z.shape[1:])
+            of_groups = tf.reshape(latent.z, [latent.groups, -1, size])
+            pieces.append(tf.reshape(tf.transpose(of_groups, [1, 0, 2]), [-1, latent.groups * size]))
+        return tf.concat(pieces, axis=1)
+
 
 @keras.saving.register_keras_serializable("nvae_tf")
 class NVAE(keras.Model):

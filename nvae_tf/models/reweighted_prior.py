@@ -10,7 +10,7 @@ et al. 2020, arXiv 1903.12436). Training is in `nvae_tf.training.prior`.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -19,7 +19,7 @@ import tensorflow as tf
 from nvae_tf.config import PRIORS, check, check_choice
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, PriorSource, in_graph
+from nvae_tf.models.latents import ComposedSource, GroupLayers, LatentSample, LatentSource, PriorSource, in_graph
 
 NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one"
 CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing: of a pair of draws, in nats
@@ -250,6 +250,31 @@ class MixtureSource:
         prior = soft_clamped_normal(*layers.prior(state))
         z = prior.loc + prior.scale * self.mixture.drawn(self.temperature * self.noise, self.gumbel)
         return LatentSample(z, z, prior)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartlyReweightedSource:
+    """Draws as `composed` does, but some of the rows that are not kept from a reweighted prior."""
+
+    composed: ComposedSource
+    reweighted: Callable[[], Sequence[LatentSource]]  # makes the draws, and of them the sources of the top groups
+    is_reweighted: tf.Tensor  # [batch, 1, 1, 1], which rows are drawn by it
+    above: list[Resampled]  # of the sources of a pass: the latents of the groups above
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        composed = self.composed.draw(layers, state)
+
+        def reweighted() -> tf.Tensor:
+            source = self.reweighted()[len(self.above)]
+            if isinstance(source, ResampledSource):
+                source = dataclasses.replace(source, drawn=list(self.above))
+            is_drawn = self.is_reweighted & ~self.composed.keep
+            return tf.where(is_drawn, source.draw(layers, state).z, composed.z)
+
+        # Proposals take longer than all else of a small model.
+        z = tf.cond(tf.reduce_any(self.is_reweighted), reweighted, lambda: composed.z)
+        self.above.append(Resampled(z, tf.ones([])))
+        return composed._replace(z=z, z_before_flows=z)
 
 
 def made_ratios(kind: str, groups: int, plan: LatentPlan, num_classes: int, components: int = 0) -> tuple:

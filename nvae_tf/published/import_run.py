@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import json
 import math
 import pathlib
@@ -14,7 +13,7 @@ import numpy as np
 from nvae_tf.config import ExperimentConfig, check, config_to_dict, config_to_json, experiment_config, resolve_lengths
 from nvae_tf.data.spec import DATA_SPECS
 from nvae_tf.errors import first_line
-from nvae_tf.files import atomic_file, atomic_write
+from nvae_tf.files import atomic_file, atomic_write, file_sha256
 from nvae_tf.models import NVAE
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published import optimizer, weights
@@ -104,9 +103,7 @@ def import_run(
     if license is not None:
         origin = dataclasses.replace(origin, license=license)
     if origin.source_file is None:  # where the weights came from first
-        with file.open("rb") as content:
-            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        origin = dataclasses.replace(origin, source_file=file.name, sha256=sha256, step=settings.step)
+        origin = dataclasses.replace(origin, source_file=file.name, sha256=file_sha256(file), step=settings.step)
     with new_run_folder(output) as place:
         folder, keep = RunFolder(place), config.train.keep_checkpoints
         TrainingState(folder.checkpoints, model, model.optimizer, keep, others=made.variables).save(settings.step)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from nvae_tf.config import check
 from nvae_tf.errors import first_line
+from nvae_tf.files import atomic_folder
 
 
 def check_torch() -> None:
@@ -71,23 +72,12 @@ def _check_writable(flag: str, path: pathlib.Path, folder: pathlib.Path) -> None
 @contextlib.contextmanager
 def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a hidden folder, `.NAME.partial-*`, that becomes `output` if the block ends well; else nothing is left."""
-    check_output_is_free(output)
-    place, parent = output.resolve(), output.resolve().parent
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
+    place = output.resolve()
     try:
-        # The folder inside has the usual permissions.
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}.partial-", dir=parent) as hidden:
-            written = pathlib.Path(hidden) / place.name
+        with atomic_folder(place, lambda: check_output_is_free(output)) as written:
             written.mkdir()
             yield written
-            check_output_is_free(output)  # somebody else may have been quicker
-            written.rename(place)
     except OSError as error:
         reason = error.strerror or first_line(error).rpartition(f"/{place.name}/")[2]
         failed = f"--output={output}: could not be written, and nothing of it is left ({reason})"
         raise OSError(f"{failed}. Make room on its disk, or name a folder on another one") from error
-    finally:
-        for folder in missing:
-            with contextlib.suppress(OSError):  # not empty: with the run in it, or somebody else uses it by now
-                folder.rmdir()

@@ -1,5 +1,7 @@
 """A model on a server (TensorFlow Serving, or nvae-serve), with NumPy arrays and images in and out.
 
+    from nvae_tf.generation.image_grid import pil_images
+
     with ServedModel("localhost:8500", "digits") as model:  # gRPC; "http://localhost:8501" is REST
         images = pil_images(model.sample(64, seed=1, temperature=0.7, as_pixels=True))
         latents = model.encode([Image.open("seven.png")])
@@ -12,9 +14,8 @@ no TensorFlow; gRPC does, for the messages of `tensorflow_serving.apis`.
 """
 
 import contextlib
-import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from PIL import Image
 from nvae_tf.config import LARGEST_SEED, check, did_you_mean
 from nvae_tf.data.pictures import as_eight_bits
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
+from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
 from nvae_tf.serving.outputs import PNG_SUFFIX
 
 STRING = "string"
@@ -488,14 +490,13 @@ def row_seeds(seed: int, count: int) -> np.ndarray:
 def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
     """Images as uint8 in 0 to 255 or float32 in [0, 1], `[count, *shape]`; Pillow's are converted to its channels."""
     if not isinstance(images, np.ndarray):
-        check(shape[-1] in (1, 2, 3, 4), f"pictures for a model of {shape[-1]} channels: give arrays")
         pixels = []
         for number, image in enumerate(images):
             odd = f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel"
             check(image.mode not in ("I", "F"), odd)
             # Of 16 bits the upper ones, as a model's graph reads such files; Pillow would clip at 255.
             pixels.append(np.atleast_3d(np.asarray(as_eight_bits(image, shape[-1]))))
-            check_size(f"picture {number}", pixels[-1].shape, shape)
+            check_size(getattr(image, "filename", "") or f"picture {number}", pixels[-1].shape, shape)
         return np.stack(pixels) if pixels else np.zeros([0, *(size or 0 for size in shape)], np.uint8)
     check_size("an array's image", images.shape[1:], shape)
     known = images.dtype == np.uint8 or images.dtype.kind == "f"
@@ -508,29 +509,3 @@ def check_size(what: str, found: tuple[int, ...], wanted: tuple[int | None, ...]
     sizes, model = ("x".join("?" if size is None else str(size) for size in shape) for shape in (found, wanted))
     fits = TensorSpec("", tuple(wanted)).takes(found)
     check(fits, f"{what} is {sizes}, the model takes {model} (height x width x channels); resize it")
-
-
-def pixels_of(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as uint8."""
-    return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def pil_images(images: np.ndarray) -> list[Image.Image]:
-    """Images `[count, height, width, 1 to 4]`, uint8 or float in [0, 1], as Pillow's."""
-    pixels = images if images.dtype == np.uint8 else pixels_of(images)
-    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
-
-
-def png_files(pixels: np.ndarray) -> np.ndarray:
-    """The bytes of a PNG file for each of uint8 images `[count, height, width, 1 to 4]`: an object array `[count]`."""
-    files = np.empty(len(pixels), object)
-    for number, image in enumerate(pil_images(pixels)):
-        written = io.BytesIO()
-        image.save(written, format="PNG")
-        files[number] = written.getvalue()
-    return files
-
-
-def pixels_of_files(files: Iterable[bytes]) -> np.ndarray:
-    """The inverse of `png_files`."""
-    return np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(file)))) for file in files])

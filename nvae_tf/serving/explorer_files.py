@@ -63,7 +63,7 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
 
     With labels also `labels` `[count]`, and `classes`, the names. None where the images can't be read here.
     """
-    from nvae_tf.data.pipeline import chosen_images, chosen_labels
+    from nvae_tf.data.pipeline import chosen_images, chosen_labels, spread_numbers
     from nvae_tf.data.sources import load_split
     from nvae_tf.training.loading import spec_to_read
 
@@ -75,11 +75,11 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
             if not tfds_is_prepared(spec):
                 return None  # an export downloads nothing
         source = load_split(spec, "test")
-        indices = np.unique(np.linspace(0, source.count - 1, min(_COUNT, source.count)).astype(int)).tolist()
-        images, _ = chosen_images(source, spec, "test", indices)
+        numbers = spread_numbers(source.count, _COUNT)
+        images, _ = chosen_images(source, spec, "test", numbers)
         examples = {"images": np.rint(images * 255.0).astype(np.uint8)}
         if spec.labels:
-            labels = chosen_labels(source, len(images), indices)
+            labels = chosen_labels(source, len(images), numbers)
             examples |= {"labels": labels, "classes": np.array(source.class_names)}
         return examples
     except (OSError, ValueError):

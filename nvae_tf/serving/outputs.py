@@ -5,16 +5,13 @@ complete or not at all. The SHA-256 of its files travels with it.
 """
 
 import contextlib
-import hashlib
 import json
 import pathlib
 import re
-import tempfile
-from collections.abc import Iterator
 
 from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import atomic_write, check_writable
+from nvae_tf.files import atomic_folder, atomic_write, check_writable, file_sha256
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
@@ -56,28 +53,9 @@ def check_version_is_free(output: pathlib.Path, version: int) -> None:
     check(version not in versions, f"{output}: has a version {version} already, {fix}")
 
 
-@contextlib.contextmanager
-def new_version(output: pathlib.Path, version: int) -> Iterator[pathlib.Path]:
-    """Gives a path, not made yet, to write a version to; after a block without error it is renamed into place.
-
-    After an error nothing is left; `output` and its parents are removed too if they are new.
-    """
-    check_version_is_free(output, version)
-    missing = [folder for folder in (output, *output.parents) if not folder.exists()]
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        # On the same file system, so that the last step is one rename. Others may not enter the temporary
-        # folder; the version inside it has the usual permissions, for a server that runs as another user.
-        with tempfile.TemporaryDirectory(prefix=f".{version}.partial-", dir=output) as hidden:
-            written = pathlib.Path(hidden) / str(version)
-            yield written
-            check_version_is_free(output, version)  # another export may have been quicker
-            written.rename(output / str(version))
-    except BaseException:
-        for folder in missing:
-            with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
-                folder.rmdir()
-        raise
+def new_version(output: pathlib.Path, version: int) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """Gives a path, not made yet, to write a version to, see `atomic_folder`."""
+    return atomic_folder(output / str(version), lambda: check_version_is_free(output, version))
 
 
 def check_is_export(folder: pathlib.Path) -> None:
@@ -118,13 +96,8 @@ def check_digests(folder: pathlib.Path) -> None:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-    digests = {}
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        if file.is_file() and name != DIGESTS:
-            with file.open("rb") as content:
-                digests[name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return digests
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {name: file_sha256(file) for name, file in files.items() if name != DIGESTS}
 
 
 def report_file(output: pathlib.Path) -> pathlib.Path:

@@ -22,7 +22,7 @@ from nvae_tf.progress import Report
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
 from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX, WEIGHTS, check_is_export, new_version, write_digests
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import ROWS, ProcessAlone, Record, all_differences, recorded, verified
+from nvae_tf.serving.verification import ROWS, Record, all_differences, process_alone, recorded, verified
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.graph_memory import memory_timeline
 from nvae_tf.training.loading import TrainedRun
@@ -40,8 +40,6 @@ _CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 _FOLDED = "folded"
 # The name that TensorFlow Serving looks for.
 _WARM_UP = "tf_serving_warmup_requests"
-# Settings that name a place on this machine.
-_PLACES = (("data", "path"), ("data", "cache"), ("train", "initialise_from"))
 
 
 class Exported(NamedTuple):
@@ -102,7 +100,7 @@ def export_saved_model(
     report = report or Report()
     output = pathlib.Path(output)
     folded = folded_weights(model.stacks, weights)
-    with new_version(output, version) as folder, ProcessAlone("tensorflow") as process:
+    with new_version(output, version) as folder, process_alone("tensorflow") as run:
         report.progress("computing the model's numbers", 0.0)
         reference = Signatures(model, rows=ROWS)
         record = of_model = recorded(reference)
@@ -116,7 +114,7 @@ def export_saved_model(
         try:
             if weights != "float32":
                 record = recorded(signatures, of_model.inputs)
-            differences = verified(folder, process, record)
+            differences = verified(folder, run, record)
             if weights != "float32":
                 differences = all_differences(record.outputs, of_model)
                 worst = max(differences, key=differences.get)
@@ -179,10 +177,8 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
 def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:
     """The origin of a run's model."""
     source = source_of(run)
-    settings = config_to_dict(run.config)
-    for group, name in _PLACES:
-        settings[group][name] = None
-    return Origin(source, scores_of(workdir, source), settings, example_images(run.config))
+    scores = RunFolder(workdir).scores(source["checkpoint_sha256"])
+    return Origin(source, scores, config_to_dict(run.config.without_places()), example_images(run.config))
 
 
 def source_of(run: TrainedRun) -> dict[str, Any]:
@@ -195,26 +191,8 @@ def source_of(run: TrainedRun) -> dict[str, Any]:
     }
 
 
-def scores_of(workdir: pathlib.Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `nvae-evaluate` has measured of this very checkpoint, or None."""
-    try:
-        scores = json.loads(RunFolder(workdir).evaluation_file("test").read_text())
-        if scores["checkpoint_sha256"] != source["checkpoint_sha256"]:
-            return None
-        # The place of the data is a folder of this machine.
-        return {name: value for name, value in scores.items() if name != "data"}
-    except (AttributeError, OSError, ValueError, KeyError, TypeError):
-        # Not measured, or edited by hand.
-        return None
-
-
 def _write_assets(
-    export: pathlib.Path,
-    model_name: str,
-    signatures: Signatures,
-    record: Record,
-    origin: Origin,
-    facts: Mapping[str, Any],
+    export: pathlib.Path, model_name: str, signatures: Signatures, record: Record, origin: Origin, facts: dict[str, Any]
 ) -> None:
     """Makes `assets.extra/` of an export; a server reads the warm-up requests alone."""
     folder = export / _ASSETS

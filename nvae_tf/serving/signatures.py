@@ -19,29 +19,26 @@ import dataclasses
 import functools
 import math
 import pathlib
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from nvae_tf import objective
-from nvae_tf.config import ModelConfig
-from nvae_tf.data.pipeline import intensity_table
+from nvae_tf.data.pipeline import files_of_pixels, images_from_bytes, pixels_of_images
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import (
-    GroupLayers,
+    ComposedSource,
     GuidedSource,
-    LatentSample,
     LatentSource,
     PriorSource,
-    SourceOfTensors,
+    groups_of_flat,
     noise_per_image,
 )
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, kl_map, outlier_scores
-from nvae_tf.models.reweighted_prior import Resampled, ResampledSource, ReweightedPrior
+from nvae_tf.models.reweighted_prior import PartlyReweightedSource, ReweightedPrior
 from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX
 
 Tensors = dict[str, tf.Tensor]
@@ -62,9 +59,6 @@ _WHOLE = "num_groups", "keep", "label", "proposals"
 _DTYPES = {"image_bytes": tf.string, "seed": tf.int64} | dict.fromkeys(_WHOLE, tf.int32)
 SIGNATURES = (*_INPUTS, *(f"{name}{PNG_SUFFIX}" for name in _INPUTS))
 _MOST_PNG_CHANNELS = 4
-# How a PNG file begins, up to its width and height; its end; and of its header the length and one type of color.
-_PNG_BEGINNING, _PNG_END = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_PNG_HEADER_LENGTH, _PNG_GRAY_WITH_ALPHA = 26, b"\x04"
 
 
 class FlatLatentModel:
@@ -94,68 +88,12 @@ class FlatLatentModel:
         shapes = {"image": image, "latent": (self.total,), "noise": (self.total,), "keep": (len(self._sizes),)} | shapes
         return [tf.TensorSpec([rows, *shapes.get(name, ())], _DTYPES.get(name, tf.float32), name) for name in names]
 
-    def _groups(self, flat: tf.Tensor) -> list[tf.Tensor]:
-        """`[batch, total]` -> `[batch, height, width, channels]` a group."""
-        groups = zip(tf.split(flat, self._sizes, axis=1), self.latent_shapes, strict=True)
-        return [tf.reshape(group, [-1, *shape]) for group, shape in groups]
-
-    def _flat(self, decoded: Decoded) -> tf.Tensor:
-        """The latents `[batch, total]` of a pass."""
-        pieces = []
-        for latent in decoded.latents:
-            size = math.prod(latent.z.shape[1:])
-            of_groups = tf.reshape(latent.z, [latent.groups, -1, size])
-            pieces.append(tf.reshape(tf.transpose(of_groups, [1, 0, 2]), [-1, latent.groups * size]))
-        return tf.concat(pieces, axis=1)
-
     def _pass(self, label: tf.Tensor | None) -> ForwardPass:
         return dataclasses.replace(self._forward(), labels=label)
 
     def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor, label: tf.Tensor | None) -> Decoded:
         # Where the number of rows is known it is no operation of the graph.
         return self.model.top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
-
-
-@dataclasses.dataclass(frozen=True)
-class ComposedSource(SourceOfTensors):
-    """Takes the latent of the rows that keep it, and draws the others from a prior."""
-
-    latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
-    keep: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
-    prior: LatentSource
-
-    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        """The latent of every row, beside the prior that it could have come from."""
-        drawn = self.prior.draw(layers, state)
-        z = tf.where(self.keep, self.latent, drawn.z)
-        return LatentSample(z, z, drawn.prior)
-
-
-@dataclasses.dataclass(frozen=True)
-class PartlyReweightedSource:
-    """As `ComposedSource`; some rows are drawn from a reweighted prior."""
-
-    latent: tf.Tensor
-    keep: tf.Tensor
-    prior: LatentSource
-    reweighted: Callable[[], LatentSource]  # makes the draws
-    is_reweighted: tf.Tensor  # [batch, 1, 1, 1], which rows are drawn by it
-    above: list[Resampled]  # of the sources of a pass: the latents of the groups above
-
-    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        drawn = self.prior.draw(layers, state)
-
-        def reweighted() -> tf.Tensor:
-            source = self.reweighted()
-            if isinstance(source, ResampledSource):
-                source = dataclasses.replace(source, drawn=list(self.above))
-            return tf.where(self.is_reweighted, source.draw(layers, state).z, drawn.z)
-
-        # Proposals take longer than all else of a small model.
-        z = tf.cond(tf.reduce_any(self.is_reweighted), reweighted, lambda: drawn.z)
-        z = tf.where(self.keep, self.latent, z)
-        self.above.append(Resampled(z, tf.ones([])))
-        return LatentSample(z, z, drawn.prior)
 
 
 class Signatures(FlatLatentModel):
@@ -380,34 +318,32 @@ class Signatures(FlatLatentModel):
         )
         label, guidance = given.get("label"), given.get("guidance")
         noise = noise_per_image(self.latent_shapes, _words(seed))
-        of_groups = list(zip(self._groups(latent), noise, temperatures, keeps, strict=True))
+        of_groups = list(zip(groups_of_flat(latent, self.latent_shapes), noise, temperatures, keeps, strict=True))
         sources: list[LatentSource] = [
             ComposedSource(group, keep, PriorSource(noise, temperature))
             for group, noise, temperature, keep in of_groups
         ]
         if self._reweighted:
-            of_rows = _over_pixels(given["proposals"] > 1), []
-            for number in range(len(self._reweighted.ratios)):
-
-                def reweighted(number: int = number) -> LatentSource:
-                    return self._reweighted.sources(_words(seed), temperatures, self.model.plan, label)[number]
-
-                plain = sources[number]
-                sources[number] = PartlyReweightedSource(plain.latent, plain.keep, plain.prior, reweighted, *of_rows)
+            draws = _words(seed), temperatures, self.model.plan, label
+            reweighted = functools.partial(self._reweighted.sources, *draws)
+            of_pass, count = (reweighted, _over_pixels(given["proposals"] > 1), []), len(self._reweighted.ratios)
+            top = [PartlyReweightedSource(source, *of_pass) for source in sources[:count]]
+            sources = [*top, *sources[count:]]
         decoded = self._decoded(sources, latent, label)
-        found = decoded.likelihood.mean(), self._flat(decoded)
+        found = decoded.likelihood.mean(), decoded.flat_latents()
         if guidance is None:
             return found
 
         def guided() -> tuple[tf.Tensor, tf.Tensor]:
-            of_row = _over_pixels(guidance)
+            # For the rows with classes and then the same without, see `GuidedSource`.
+            twice, of_row = [2, 1, 1, 1], _over_pixels(guidance)
             sources = [
-                ComposedSource(_twice(group), _twice(keep), GuidedSource(noise, temperature, of_row))
+                ComposedSource(tf.tile(group, twice), tf.tile(keep, twice), GuidedSource(noise, temperature, of_row))
                 for group, noise, temperature, keep in of_groups
             ]
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
             decoded = self.model.top_down_pass(sources, 2 * rows, both, kept=rows)
-            images, latents = decoded.likelihood.mean(), self._flat(decoded)[:rows]
+            images, latents = decoded.likelihood.mean(), decoded.flat_latents()[:rows]
             is_guided = guidance != 1.0
             return tf.where(_over_pixels(is_guided), images, found[0]), tf.where(is_guided[:, None], latents, found[1])
 
@@ -417,7 +353,7 @@ class Signatures(FlatLatentModel):
         """The inference pass: latents, the parts of the bound, where the KL is, and mean images."""
         noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
         decoded = self.model.inference_pass(image, noise, self._pass(label))
-        found = {"latent": self._flat(decoded), "image": decoded.likelihood.mean()} | decoded.elbo(image)._asdict()
+        found = {"latent": decoded.flat_latents(), "image": decoded.likelihood.mean()} | decoded.elbo(image)._asdict()
         return found | {"kl_map": kl_map(self.model, decoded.latents)}
 
     def _with_row_count_checks(self, inputs: Tensors) -> Tensors:
@@ -517,11 +453,6 @@ def _is_in(smallest: float, largest: float) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda value: (value >= smallest) & (value <= largest)  # false for NaN
 
 
-def _twice(values: tf.Tensor) -> tf.Tensor:
-    """For the rows with classes and then the same without, see `GuidedSource`."""
-    return tf.tile(values, [2, 1, 1, 1])
-
-
 def _over_pixels(rows: tf.Tensor) -> tf.Tensor:
     """One value a row `[batch]` for all of its pixels and channels."""
     return rows[:, tf.newaxis, tf.newaxis, tf.newaxis]
@@ -530,43 +461,3 @@ def _over_pixels(rows: tf.Tensor) -> tf.Tensor:
 def _words(seed: tf.Tensor) -> tf.Tensor:
     """The two words `[batch, 2]` of seeds `[batch]`: the seeds of the model."""
     return tf.bitcast(seed, tf.int32)
-
-
-def images_from_bytes(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Tensor, tf.Tensor]:
-    """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]` of the model's size.
-
-    Values are quantized to the bits of the model's data, as in training: with 1 bit, values from 128 up are white.
-    Gray is converted to color and back where the model has other channels. Also which files have the right size and are
-    whole `[batch]`; the images of the others are black. InvalidArgumentError where a file is damaged between header and
-    end: no graph can check its sums.
-    """
-    shape = (config.image_height, config.image_width, config.image_channels)
-    size = struct.pack(">II", config.image_width, config.image_height)
-    # From the header, since a small file may be gigabytes when it is decoded; and the end, which a file cut off lacks.
-    padding = " " * _PNG_HEADER_LENGTH
-    header = tf.strings.substr(tf.strings.join([image_bytes, padding]), 0, _PNG_HEADER_LENGTH)
-    is_right = tf.equal(tf.strings.substr(header, 0, len(_PNG_BEGINNING + size)), _PNG_BEGINNING + size)
-    end = tf.strings.substr(tf.strings.join([padding, image_bytes]), -len(_PNG_END), len(_PNG_END))
-    is_right &= tf.equal(end, _PNG_END)
-    channels = config.image_channels
-    if channels == 2:
-        # The operation has no gray with alpha to ask for: 0 takes what the file has.
-        channels = 0
-        is_right &= tf.equal(tf.strings.substr(header, _PNG_HEADER_LENGTH - 1, 1), _PNG_GRAY_WITH_ALPHA)
-    files = tf.where(is_right, image_bytes, tf.io.encode_png(tf.zeros(shape, tf.uint8)))
-
-    def pixels_of(content: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(tf.io.decode_png(content, channels=channels, dtype=tf.uint8), shape)
-
-    pixels = tf.map_fn(pixels_of, files, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
-    return tf.gather(tf.constant(intensity_table(config.num_bits)), tf.cast(pixels, tf.int32)), is_right
-
-
-def pixels_of_images(image: tf.Tensor) -> tf.Tensor:
-    """uint8 pixels of images of any shape in [0, 1]."""
-    return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 1.0) * 255.0), tf.uint8)
-
-
-def files_of_pixels(pixels: tf.Tensor) -> tf.Tensor:
-    """PNG files `[batch]` of 8-bit pixels `[batch, height, width, 1 to 4]`."""
-    return tf.map_fn(tf.io.encode_png, pixels, fn_output_signature=tf.TensorSpec((), tf.string))

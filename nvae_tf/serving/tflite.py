@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check, config_to_dict
-from nvae_tf.data.pipeline import chosen_images
+from nvae_tf.data.pipeline import chosen_images, spread_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_errors
 from nvae_tf.files import atomic_file, beside_package
@@ -23,12 +23,12 @@ from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.cpu_kernels import plain_operations
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GivenSource, PriorSource
+from nvae_tf.models.latents import GivenSource, PriorSource, groups_of_flat
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.progress import Report
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, check_quantization, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
-from nvae_tf.serving.verification import ProcessAlone, diverged
+from nvae_tf.serving.verification import diverged, process_alone
 from nvae_tf.training.loading import spec_to_read
 
 flatbuffers = require("flatbuffers", "tflite")
@@ -88,11 +88,12 @@ class DeviceSignatures(FlatLatentModel):
 
     def decode(self, latent: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Decodes latents to `image`, the likelihood's mean."""
-        return {"image": self._decoded(list(map(GivenSource, self._groups(latent))), latent, label).likelihood.mean()}
+        sources = list(map(GivenSource, groups_of_flat(latent, self.latent_shapes)))
+        return {"image": self._decoded(sources, latent, label).likelihood.mean()}
 
     def encode(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Draws `latent` from the posterior of images; noise of zeros gives its means."""
-        return {"latent": self._flat(self._inferred(image, noise, label))}
+        return {"latent": self._inferred(image, noise, label).flat_latents()}
 
     def sample(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Draws `image` from the prior; the temperature `[batch]`, above 0, multiplies every prior's sigma."""
@@ -104,14 +105,15 @@ class DeviceSignatures(FlatLatentModel):
 
     def prior_latents(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> tf.Tensor:
         """The latents `[batch, total]` of the images that `sample` gives for the same inputs; not exported."""
-        return self._flat(self._drawn(noise, temperature, label))
+        return self._drawn(noise, temperature, label).flat_latents()
 
     def _drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None) -> Decoded:
         temperature = temperature[:, tf.newaxis, tf.newaxis, tf.newaxis]
-        return self._decoded([PriorSource(eps, temperature) for eps in self._groups(noise)], noise, label)
+        sources = [PriorSource(eps, temperature) for eps in groups_of_flat(noise, self.latent_shapes)]
+        return self._decoded(sources, noise, label)
 
     def _inferred(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None) -> Decoded:
-        return self.model.inference_pass(image, self._groups(noise), self._pass(label))
+        return self.model.inference_pass(image, groups_of_flat(noise, self.latent_shapes), self._pass(label))
 
 
 def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> DeviceSignatures:
@@ -234,8 +236,7 @@ def run_images(config: ExperimentConfig | None, data_path: str | None = None) ->
         check(config is not None, "the export was made of a model, not of a run, and names no images; give --workdir")
         spec = spec_to_read(config, data_path)
         source = load_split(spec, split)
-        numbers = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(int)).tolist()
-        return chosen_images(source, spec, split, numbers)[0]
+        return chosen_images(source, spec, split, spread_numbers(source.count, count))[0]
 
     return images
 
@@ -282,11 +283,11 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     expected = _in_batches(getattr(signatures, name), inputs)
     cause = "where an activation is 0 for all training images that ranges are taken from: take --quantize=dynamic"
     advice = f"). Nothing was written. With --quantize=int8 that happens {cause}"
-    with tempfile.TemporaryDirectory() as folder, ProcessAlone() as process:
+    with tempfile.TemporaryDirectory() as folder, process_alone() as run:
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
-            results = process.run(_RUN, "replay", [model, name, output], inputs, [_THREADS])
+            results = run(_RUN, "replay", [model, name, output], inputs, [_THREADS])
     found = results["output"]
     check(np.isfinite(expected).all(), diverged(name))
     wrong = f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize"

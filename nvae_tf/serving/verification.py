@@ -3,13 +3,14 @@
 Inputs and outputs of the model are recorded when the export is made, so that it can be checked wherever it is copied.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import tensorflow as tf
 from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import beside_package, read_arrays, write_arrays
-from nvae_tf.serving.client import pixels_of_files
+from nvae_tf.generation.image_grid import pixels_of_files
 from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
@@ -42,6 +43,7 @@ _SEEDS = np.array([1, 2 + 3 * 2**32, 2**40], np.int64)
 _TEMPERATURES = np.array([0.5, 0.7, 1.0], np.float32)
 
 Arrays = dict[str, np.ndarray]
+RunAlone = Callable[..., Arrays]  # see `process_alone`
 
 
 class Record(NamedTuple):
@@ -115,49 +117,40 @@ def diverged(signature: str) -> str:
     return f"the model's signature {signature} {reason}; export an earlier checkpoint"
 
 
-class ProcessAlone:
-    """A process on the CPU where this package can't be imported; it has imported some modules by the time it is used.
+@contextlib.contextmanager
+def process_alone(*modules: str) -> Iterator[RunAlone]:
+    """Begins a process on the CPU where this package can't be imported, and gives `run` for one function of a script.
 
-    Begun before the work whose result it runs, it loads TensorFlow beside that work. Ended by leaving the block.
+    `run(script, function, before, inputs, after)` gives the arrays that `function(*before, INPUTS.npz, OUTPUTS.npz,
+    *after)` writes; all of its arguments are texts. ValueError, with the exit code and the last line of the error
+    output, where it fails. Begun before the work whose result it runs, the process imports some modules beside it.
     """
+    # -I: neither the working directory nor PYTHONPATH can bring the package in.
+    command = [sys.executable, "-I", "-c", _ALONE, *modules]
+    options = {"text": True, "errors": "replace", "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}}
+    options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with tempfile.TemporaryDirectory() as place, subprocess.Popen(command, cwd=place, **options) as process:
 
-    def __init__(self, *modules: str):
-        self._modules = modules
+        def run(
+            script: pathlib.Path, function: str, before: Sequence[Any], inputs: Arrays, after: Sequence[Any] = ()
+        ) -> Arrays:
+            given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
+            np.savez(given, **inputs)
+            _, errors = process.communicate(json.dumps([*map(str, [script, function, *before, given, made, *after])]))
+            if process.returncode:
+                # The last line of a traceback has the reason.
+                reason = (errors.strip().splitlines() or ["no message"])[-1]
+                raise ValueError(f"exit code {process.returncode}: {reason}")
+            with np.load(made) as outputs:
+                return dict(outputs)
 
-    def __enter__(self) -> "ProcessAlone":
-        self._place = tempfile.TemporaryDirectory()
-        # -I: neither the working directory nor PYTHONPATH can bring the package in.
-        command = [sys.executable, "-I", "-c", _ALONE, *self._modules]
-        options = {"cwd": self._place.name, "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}, "errors": "replace"}
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        self._process = subprocess.Popen(command, text=True, **options, **pipes)
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._place.cleanup()
-
-    def run(
-        self, script: pathlib.Path, function: str, before: Sequence[Any], inputs: Arrays, after: Sequence[Any] = ()
-    ) -> Arrays:
-        """The arrays that a script's `function(*before, INPUTS.npz, OUTPUTS.npz, *after)` writes; all are texts. Once.
-
-        Raises:
-          ValueError: it failed; the message has the exit code and the last line of the error output.
-        """
-        given, made = pathlib.Path(self._place.name, "inputs.npz"), pathlib.Path(self._place.name, "outputs.npz")
-        np.savez(given, **inputs)
-        _, errors = self._process.communicate(json.dumps([*map(str, [script, function, *before, given, made, *after])]))
-        if self._process.returncode:
-            # The last line of a traceback has the reason.
-            reason = (errors.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"exit code {self._process.returncode}: {reason}")
-        with np.load(made) as outputs:
-            return dict(outputs)
+        try:
+            yield run
+        finally:
+            process.kill()
 
 
-def verified(folder: pathlib.Path, process: ProcessAlone, record: Record | None = None) -> dict[str, float]:
+def verified(folder: pathlib.Path, run: RunAlone, record: Record | None = None) -> dict[str, float]:
     """Runs every signature of an export in such a process with TensorFlow, and compares the numbers with a record.
 
     Returns:
@@ -169,7 +162,7 @@ def verified(folder: pathlib.Path, process: ProcessAlone, record: Record | None 
     """
     record = record or Record.read(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        found = process.run(_SCRIPT, "replay", [folder.resolve()], record.inputs)
+        found = run(_SCRIPT, "replay", [folder.resolve()], record.inputs)
     differences = all_differences(found, record)
     worst = max(differences, key=differences.get)
     check(

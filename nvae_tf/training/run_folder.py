@@ -8,7 +8,7 @@ import os
 import pathlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write
@@ -54,6 +54,16 @@ class RunFolder:
     def evaluation_file(self, split: str = "test") -> pathlib.Path:
         """What `nvae-evaluate` measured on a part of the data, as JSON."""
         return self.path / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+
+    def scores(self, checkpoint_sha256: str, split: str = "test") -> dict[str, Any] | None:
+        """What `nvae-evaluate` measured of this very checkpoint, less the place of the data; None where it has not."""
+        try:
+            scores = json.loads(self.evaluation_file(split).read_text(encoding="utf-8"))
+            is_of_checkpoint = scores["checkpoint_sha256"] == checkpoint_sha256
+        # Not measured, or edited by hand.
+        except (KeyError, OSError, TypeError, ValueError, RecursionError):
+            return None
+        return {name: value for name, value in scores.items() if name != "data"} if is_of_checkpoint else None
 
 
 def read_run_config(folder: RunFolder) -> ExperimentConfig:

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -158,9 +158,7 @@ def write_shared_run(
     run = load_run(source.path, checkpoint)
     output.mkdir(parents=True)
     prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_running_means)
-    data = dataclasses.replace(run.config.data, path=None, cache=None)
-    train = dataclasses.replace(run.config.train, initialise_from=None)
-    atomic_write(shared.config_file, config_to_json(dataclasses.replace(run.config, data=data, train=train)))
+    atomic_write(shared.config_file, config_to_json(run.config.without_places()))
     names = ["images_file", "environment_file", "metrics_file", "card_file"]
     # A text is of files that do not fit these weights.
     for name, found in (("outliers_file", run.model.outlier_calibration), ("prior_file", run.model.reweighted_prior)):
@@ -179,26 +177,13 @@ def write_shared_run(
             origin = dataclasses.replace(origin, source_file=pathlib.PurePath(name).name)
         write_origin(shared, origin)
     old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
-    scored = [_share_scores(source.evaluation_file(split), shared, old, new) for split in ("test", "train")]
+    scored = {split: scores for split in ("test", "train") if (scores := source.scores(old, split))}
+    for split, scores in scored.items():
+        scores |= {"checkpoint": "latest", "checkpoint_sha256": new}
+        atomic_write(shared.evaluation_file(split), json.dumps(scores, indent=2) + "\n")
     parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     write_model_card(shared, parameters, place)
-    return run.step, any(scored)
-
-
-def _share_scores(file: pathlib.Path, shared: Any, old: str, new: str) -> bool:
-    """Copies an evaluation file of the checkpoint with the digest `old`, which is `new` now; whether there is one."""
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-        if metrics["checkpoint_sha256"] != old:
-            return False
-        # The place of the data is one of this machine.
-        metrics.pop("data", None)
-    # Not measured, or edited by hand.
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError):
-        return False
-    metrics |= {"checkpoint": "latest", "checkpoint_sha256": new}
-    atomic_write(shared.path / file.name, json.dumps(metrics, indent=2) + "\n")
-    return True
+    return run.step, bool(scored)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ def ask(local, done):
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protocol):
-    pictures, latents = tmp_path / "new" / "pictures", tmp_path / "latents.npz"
+    pictures, latents = tmp_path / "new" / "pictures", tmp_path / "other" / "latents.npz"
     ask("sample", f"--output={pictures}/", "--count=3", "--seed=4", "--batch_rows=2", protocol=protocol)
     files = sorted(pictures.iterdir())
     assert [file.name for file in files] == ["sample_00000.png", "sample_00001.png", "sample_00002.png"]

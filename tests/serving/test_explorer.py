@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from nvae_tf.generation import sampling
-from nvae_tf.serving.client import pixels_of_files
+from nvae_tf.generation.image_grid import pixels_of_files
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
 from nvae_tf.serving.local_server import local_server
 from tests.serving.conftest import EXAMPLES

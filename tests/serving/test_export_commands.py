@@ -9,7 +9,6 @@ from nvae_tf.data import data_spec
 from nvae_tf.models import NVAE
 from nvae_tf.serving import saved_model
 from nvae_tf.serving.explorer_files import cached_export, example_images
-from nvae_tf.serving.saved_model import scores_of
 from nvae_tf.serving.tflite import run_images
 from nvae_tf.training import loading
 from tests.tiny_model import tiny_config
@@ -49,19 +48,6 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_pa
         assert calls.pop()[1:] == [tmp_path / "models", 4, weights, saved_model.Origin({"step": 12}), 90]
         assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed and words in printed
         assert "\nwriting\n" in printed
-
-
-def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
-    file = tmp_path / "evaluation.json"
-    source = {"checkpoint_sha256": "ab"}
-    assert scores_of(tmp_path, source) is None
-    file.write_text(json.dumps({"checkpoint_sha256": "cd", "nelbo_nats": 1.0}))
-    assert scores_of(tmp_path, source) is None
-    # Where the data lay is a folder of the machine that has exported.
-    file.write_text(json.dumps(source | {"nelbo_nats": 1.0, "data": "/home/someone/data"}))
-    assert scores_of(tmp_path, source) == source | {"nelbo_nats": 1.0}
-    file.write_text("{")
-    assert scores_of(tmp_path, source) is None
 
 
 def test_a_run_is_exported_into_the_cache_once(run, tmp_path, monkeypatch):

@@ -13,12 +13,13 @@ import tensorflow as tf
 from PIL import Image
 
 from export import run_saved_model
+from nvae_tf.data.pipeline import images_from_bytes
 from nvae_tf.evaluation.outliers import calibrate
 from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
 from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
 from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
 from nvae_tf.serving.saved_model import export_saved_model
-from nvae_tf.serving.signatures import Signatures, images_from_bytes
+from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import TOLERANCE, all_differences, recorded
 from tests import ROOT
 from tests.command_fixtures import assert_shown, output_of

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from nvae_tf.generation.image_grid import pil_images
 from nvae_tf.serving import client as clients
 from nvae_tf.serving import grpc_client
-from nvae_tf.serving.client import ServedModel, TensorSpec, image_arrays, pil_images
+from nvae_tf.serving.client import ServedModel, TensorSpec, image_arrays
 from nvae_tf.serving.rest import RestTransport, array_of_json
 from tests import ROOT
 from tests.command_fixtures import output_of
@@ -252,7 +253,7 @@ def test_pictures_are_converted_to_the_models_channels_and_other_sizes_refused()
         ([gray], (28, 28, 1), "picture 0 is 8x8x1, the model takes 28x28x1"),
         (np.ones([1, 8, 8, 3], np.int64), (8, 8, 3), "give uint8 in 0 to 255 or float"),
         ([Image.fromarray(np.ones([8, 8], np.float32))], (8, 8, 1), "mode 'F'"),
-        ([gray], (8, 8, 5), "5 channels: give arrays"),
+        ([gray], (8, 8, 5), "5 channels: it takes arrays alone"),
     ):
         with pytest.raises(ValueError, match=message):
             image_arrays(images, shape)
