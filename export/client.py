@@ -72,12 +72,13 @@ def main(command: str) -> None:
                 found = model.decode(latents, labels, as_pixels=True)
             else:
                 of_pixels = {"as_pixels": True} if command == "reconstruct" else {}
-                pictures = [read_picture(path, model.image_shape(command)[-1]) for path, _ in files]
+                channels = model.image_shape(command)[-1]
+                pictures = [read_picture(path, channels) for path, _ in files]
                 found = getattr(model, command)(pictures, FLAGS.seed, labels, **of_pixels)
     if place is not None and place.kind != command_line.FOLDER:
         place.path.parent.mkdir(parents=True, exist_ok=True)
     if command == "encode":
-        latents = {"latent": found, "names": np.array([path.name for path, _ in files])}
+        latents = {"latent": found, "names": np.array([name for _, name in files])}
         write_arrays(place.path, latents | ({} if labels is None else {"labels": labels}))
         print(f"{len(found)} latents of {found.shape[1]} values in {place.path}")
     else:

@@ -9,7 +9,9 @@ whoever gives them. Images of models with classes are of the classes in the file
 """
 
 import argparse
+import pathlib
 import time
+import zipfile
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -22,6 +24,8 @@ def main(model: str, output: str, latents: str | None = None) -> None:
     """Draws a row of images: of the latents in a file, or `COUNT` random ones."""
     interpreter, count = Interpreter(model_path=model), COUNT
     if latents:
+        if not zipfile.is_zipfile(latents):
+            raise ValueError(f"{latents}: no .npz file")
         run = interpreter.get_signature_runner("decode")
         with np.load(latents) as file:
             rows = {"latent": file["latent"]} | ({"label": file["labels"]} if "labels" in file else {})
@@ -35,7 +39,9 @@ def main(model: str, output: str, latents: str | None = None) -> None:
     names = run.get_input_details()
     images = [run(**{name: rows[name][index : index + 1] for name in names})["image"][0] for index in range(count)]
     pixels = np.rint(255 * np.clip(np.concatenate(images, axis=1), 0, 1)).astype(np.uint8)
+    pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(output)
+    print(f"{count} images in {output}")
 
 
 def replay(model: str, signature: str, output: str, inputs: str, results: str, threads: str) -> None:
@@ -61,4 +67,8 @@ if __name__ == "__main__":
     parser.add_argument("model", help="a .tflite file of the signature decode, or sample where no latents are given")
     parser.add_argument("output", help="the image, .png")
     parser.add_argument("latents", nargs="?", help="an .npz file of latents")
-    main(**vars(parser.parse_args()))
+    try:
+        main(**vars(parser.parse_args()))
+    except (KeyError, OSError, ValueError) as error:
+        files = "a .tflite file of the signature decode with latents, or of sample without"
+        parser.error(f"{' '.join(str(error).split())}; give {files}")

@@ -52,6 +52,7 @@ def main() -> None:
     check(0.0 <= PSNR.value < math.inf, f"--smallest_psnr={PSNR.value}: must be a number of decibels from 0")
     if SAVED_MODEL.value:
         outputs.check_is_export(pathlib.Path(place))
+        outputs.check_digests(pathlib.Path(place))
     else:
         place = command_line.run_folder(place)
     start_tensorflow_quietly()

@@ -54,6 +54,7 @@ def main() -> None:
         newest = newest_version(pathlib.Path(PATH.value))
         if EXPLORE.value:
             check_has_facts(newest)
+    check(not pathlib.Path(SAMPLES.value or "").is_file(), f"--samples={SAMPLES.value}: a file; name a folder")
     for flag in (PORT, REST_PORT):
         check_is_free(flag)
     require("tensorflow_serving", "serving")

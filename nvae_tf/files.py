@@ -59,10 +59,11 @@ def atomic_folder(place: pathlib.Path, check_is_free: Callable[[], None]) -> Ite
             yield written
             check_is_free()  # somebody else may have been quicker
             written.rename(place)
-    finally:
+    except BaseException:
         for folder in missing:
-            with contextlib.suppress(OSError):  # not empty: with `place` in it, or somebody else uses it by now
+            with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
                 folder.rmdir()
+        raise
 
 
 def atomic_write(path: pathlib.Path, text: str) -> None:

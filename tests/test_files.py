@@ -1,6 +1,6 @@
 import pytest
 
-from nvae_tf.files import atomic_file, atomic_write
+from nvae_tf.files import atomic_file, atomic_folder, atomic_write, file_sha256
 
 
 def test_a_full_disk_is_reported_with_the_name_of_the_file_itself(small_files, tmp_path):
@@ -37,3 +37,18 @@ def test_other_errors_of_the_block_stay_as_they_are(tmp_path):
         with pytest.raises(type(error)) as raised, atomic_file(tmp_path / "a.txt"):
             raise error
         assert raised.value is error
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    place, checks = tmp_path / "new" / "folder", []
+    with pytest.raises(KeyboardInterrupt), atomic_folder(place, lambda: checks.append(place.exists())) as written:
+        written.mkdir()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir()) and checks == [False]
+    with atomic_folder(place, lambda: checks.append(place.exists())) as written:
+        written.mkdir()
+        (written / "file").write_text("abc")
+        assert not place.exists()
+    assert [entry.name for entry in place.parent.iterdir()] == ["folder"] and checks == [False] * 3
+    # An example of FIPS 180-2.
+    assert file_sha256(place / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

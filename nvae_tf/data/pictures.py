@@ -113,7 +113,7 @@ def read_picture(
             return result.copy() if result is picture else result
 
         found = _of_decoded(picture, path, upright_and_fit)
-    found.filename = os.fspath(path)  # which only those that Pillow opens itself have
+    found.filename = os.fspath(path)  # converted copies have none; errors name the picture by it
     return found
 
 

@@ -1,4 +1,4 @@
-"""Images as files for people: grids, animations, and a file per image in a folder."""
+"""Images for people: grids, animations, a file per image; and arrays of images as pixels, pictures and PNG files."""
 
 import collections
 import io

@@ -74,7 +74,7 @@ def read_flat_latents(path: str | os.PathLike) -> FlatLatents:
     """Reads a file of latents of any model, without TensorFlow; ValueError where it is damaged or something else."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file of latents; `encode` of nvae-generate or nvae-client writes one")
-    fix = "write one with nvae-generate encode or nvae_tf.generation.latents_file.save_latents"
+    fix = "write one with encode of nvae-generate or nvae-client, or nvae_tf.generation.latents_file.save_latents"
     with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {fix}"):
         entries = read_arrays(pathlib.Path(path))
         groups = [entries[name] for name in sorted(entries) if name.startswith(_GROUP)]

@@ -324,6 +324,12 @@ def _noise_of_seeds(seeds: tf.Tensor, size: int) -> tf.Tensor:
     return tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec([size], tf.float32))
 
 
+def groups_of_flat(flat: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
+    """Rows `[batch, total]` -> `[batch, height, width, channels]` of every group."""
+    pieces = tf.split(flat, [math.prod(shape) for shape in shapes], axis=1)
+    return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
 def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:
     """As `batch_noise`, but each image's draws are a function of its own seed (`[batch, 2]`) alone."""
     return groups_of_flat(_noise_of_seeds(seeds, _total_size(shapes)), shapes)
@@ -364,9 +370,3 @@ def _numbered_draws(size: int, count: Number, seed: Sequence[Number], first: Num
 
 def _total_size(shapes: Shapes) -> int:
     return sum(map(math.prod, shapes))
-
-
-def groups_of_flat(flat: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
-    """Rows `[batch, total]` -> `[batch, height, width, channels]` of every group."""
-    pieces = tf.split(flat, [math.prod(shape) for shape in shapes], axis=1)
-    return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]

@@ -254,25 +254,25 @@ class MixtureSource:
 
 @dataclasses.dataclass(frozen=True)
 class PartlyReweightedSource:
-    """Draws as `composed` does, but some of the rows that are not kept from a reweighted prior."""
+    """As `composed`; of the rows that are not kept, those that are reweighted come from a reweighted prior."""
 
     composed: ComposedSource
     reweighted: Callable[[], Sequence[LatentSource]]  # makes the draws, and of them the sources of the top groups
-    is_reweighted: tf.Tensor  # [batch, 1, 1, 1], which rows are drawn by it
-    above: list[Resampled]  # of the sources of a pass: the latents of the groups above
+    is_reweighted: tf.Tensor  # [batch, 1, 1, 1]
+    # Shared by the sources of a pass, which draw in turn, once each: its length is the number of the group.
+    above: list[Resampled]
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        composed = self.composed.draw(layers, state)
+        composed, is_drawn = self.composed.draw(layers, state), self.is_reweighted & ~self.composed.keep
 
         def reweighted() -> tf.Tensor:
             source = self.reweighted()[len(self.above)]
             if isinstance(source, ResampledSource):
                 source = dataclasses.replace(source, drawn=list(self.above))
-            is_drawn = self.is_reweighted & ~self.composed.keep
             return tf.where(is_drawn, source.draw(layers, state).z, composed.z)
 
         # Proposals take longer than all else of a small model.
-        z = tf.cond(tf.reduce_any(self.is_reweighted), reweighted, lambda: composed.z)
+        z = tf.cond(tf.reduce_any(is_drawn), reweighted, lambda: composed.z)
         self.above.append(Resampled(z, tf.ones([])))
         return composed._replace(z=z, z_before_flows=z)
 

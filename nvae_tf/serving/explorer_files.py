@@ -16,6 +16,7 @@ import numpy as np
 
 from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.files import atomic_write, read_arrays
+from nvae_tf.generation.image_grid import pixels_of
 
 PAGE, FACTS = "explorer.html", "explorer.json"
 EXAMPLES = "examples.npz"
@@ -77,7 +78,7 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
         source = load_split(spec, "test")
         numbers = spread_numbers(source.count, _COUNT)
         images, _ = chosen_images(source, spec, "test", numbers)
-        examples = {"images": np.rint(images * 255.0).astype(np.uint8)}
+        examples = {"images": pixels_of(images)}
         if spec.labels:
             labels = chosen_labels(source, len(images), numbers)
             examples |= {"labels": labels, "classes": np.array(source.class_names)}
@@ -93,16 +94,17 @@ def cached_export(place: str) -> pathlib.Path:
     """
     from nvae_tf.evaluation.inception import cache_folder
     from nvae_tf.progress import StatusLine
-    from nvae_tf.serving import saved_model, signatures
+    from nvae_tf.serving import saved_model
     from nvae_tf.training import loading
     from nvae_tf.training.checkpoints import checkpoint_sha256
 
     run_folder = loading.find_run_folder(place)
     _, checkpoint = loading.find_run(run_folder)
-    key = hashlib.sha256(pathlib.Path(signatures.__file__).read_bytes() + checkpoint_sha256(checkpoint).encode())
-    for name in ("prior.npz", "outliers.npz"):
-        if (run_folder / name).is_file():
-            key.update((run_folder / name).read_bytes())
+    key = hashlib.sha256(checkpoint_sha256(checkpoint).encode())
+    code = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
+    for file in (*code, run_folder / "prior.npz", run_folder / "outliers.npz"):
+        if file.is_file():
+            key.update(file.read_bytes())
     name = os.path.basename(place.partition("@")[0].rstrip("/"))
     folder = cache_folder() / "exports" / key.hexdigest()[:16] / name
     if not (folder / "1" / "saved_model.pb").is_file():

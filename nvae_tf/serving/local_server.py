@@ -46,7 +46,7 @@ _LONGEST_MESSAGE = 1000
 _THREADS, _MOST_CALLS, _MOST_CONNECTIONS = 16, 1024, 8192
 # A connection on which no request is complete, or no answer taken, for so long is closed.
 _IDLE_SECONDS = 120.0
-# So many seconds are left to requests that run when the server ends, and to a client to end a connection.
+# Requests that run have so many seconds to finish when the server ends.
 _SECONDS_TO_END = 5.0
 _PIECE = 2**16
 _CODE = grpc.StatusCode
@@ -314,12 +314,12 @@ class _Web:
                     self._running -= 1
                 if http.our_state is h11.DONE and http.their_state is h11.DONE:
                     http.start_next_cycle()
-                    continue
-                # What is left of a request would break the connection before the client has read the answer.
-                writer.write_eof()
-                async with asyncio.timeout(_SECONDS_TO_END):
-                    while await reader.read(_PIECE):
-                        pass
+                elif http.their_state is h11.ERROR:
+                    # What is left of a refused request would break the connection before its answer is read.
+                    writer.write_eof()
+                    async with asyncio.timeout(_IDLE_SECONDS):
+                        while await reader.read(_PIECE):
+                            pass
         except (OSError, TimeoutError, RuntimeError, asyncio.CancelledError, h11.LocalProtocolError):
             # Nobody is there to be answered, or the server ends: what is not sent yet is dropped.
             writer.transport.abort()

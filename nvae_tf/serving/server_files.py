@@ -1,8 +1,7 @@
 """The files that TensorFlow Serving needs to serve all exports of a folder, in Docker or on Kubernetes.
 
-`templates/` has those that do not depend on the exports. A batch has one status: where the graph ends with an error for
-a row, all its requests fail. So requests are batched only where every signature has an output `valid`, which gives each
-row its own verdict.
+`templates/` has them. A batch has one status: where the graph ends with an error for a row, all its requests fail. So
+requests are batched only where every signature has an output `valid`, which gives each row its own verdict.
 """
 
 import json
@@ -12,8 +11,6 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-
-from google.protobuf import text_format
 
 from nvae_tf.config import check, check_choice
 from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
@@ -27,7 +24,6 @@ SERVING_IMAGE = "tensorflow/serving:2.20.0"
 # has that it has not, operations (None) and attributes of operations; found by comparing those of both packages.
 _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
-BATCHING_FILE = "batching_parameters.txt"
 # Rows of a batch, unless an export takes fewer. Of exports that do not say what a row takes, it takes so much.
 _MAX_BATCH_SIZE, _BYTES_OF_ROW = 64, 2**20
 AUTOMATIC_LABELS = "auto"
@@ -77,12 +73,12 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     max_batch_size = min(_MAX_BATCH_SIZE, *(_fact(folder, "most_rows", _MAX_BATCH_SIZE) for folder in folders))
     values = {
         "names": names,
+        "exports": exports,
         "image": image,
         "labels": any(model.labels for model in exports),
         "cores": cores,
         "models": json.dumps((path if path.startswith(".") else f"./{path}").replace("$", "$$"), ensure_ascii=False),
         "health_check": json.dumps(["CMD", "bash", "/serving/health_check.sh", *names]),
-        "models_config": _models_config(exports),
         "batching": not older,
         "max_batch_size": max_batch_size,
         "memory_mib": _memory_mib(folders, cores * max_batch_size),
@@ -90,13 +86,9 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("nvae_tf.serving"), keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
-    # Kubernetes has these in its manifest, too.
-    for key, name in (("monitoring_config", "monitoring.config"), ("batching_parameters", BATCHING_FILE)):
-        values[key] = templates.get_template(name).render(values)
-    files = {"models.config": values["models_config"]}
-    files |= {name: templates.get_template(name).render(values) for name in templates.list_templates()}
+    files = {name: templates.get_template(name).render(values) for name in templates.list_templates()}
     if older:
-        del files[BATCHING_FILE]
+        del files["batching_parameters.txt"]
     output.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         atomic_write(output / name, text)
@@ -162,26 +154,6 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
         check(label not in model.labels, f"--labels: {entry!r}: {name!r} has a label {label!r} already")
         models[name] = model._replace(labels={**model.labels, label: version})
     return list(models.values())
-
-
-def _models_config(exports: Sequence[ServedExports]) -> str:
-    """The text of a ModelServerConfig, for --model_config_file.
-
-    A model with labels is served in those versions alone: an automatic policy could unload the version of a label.
-    """
-    messages = require("tensorflow_serving.config.model_server_config_pb2", "serving")
-    config = messages.ModelServerConfig()
-    for exported in exports:
-        model = config.model_config_list.config.add(
-            name=exported.name, base_path=f"/models/{exported.name}", model_platform="tensorflow"
-        )
-        if exported.labels:
-            model.model_version_policy.specific.versions.extend(exported.served)
-            model.version_labels.update(exported.labels)
-        else:
-            model.model_version_policy.latest.num_versions = 1
-    header = "# A ModelServerConfig; the server reads it again when it has changed.\n"
-    return header + text_format.MessageToString(config)
 
 
 def _fact(folder: pathlib.Path, name: str, otherwise: int) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 import tensorflow as tf
 
 from nvae_tf import objective
-from nvae_tf.data.pipeline import files_of_pixels, images_from_bytes, pixels_of_images
+from nvae_tf.data.png_tensors import eight_bit_pixels, files_of_pixels, images_of_files
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import (
@@ -70,8 +70,7 @@ class FlatLatentModel:
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
         self.model, self._forward = model, forward
         self.latent_shapes = model.plan.latent_shapes()
-        self._sizes = [math.prod(shape) for shape in self.latent_shapes]
-        self.total = sum(self._sizes)
+        self.num_groups, self.total = len(self.latent_shapes), sum(map(math.prod, self.latent_shapes))
 
     def latent_layout(self) -> dict[str, Any]:
         """The order, the groups' shapes and the length of a flat latent, for JSON."""
@@ -85,7 +84,7 @@ class FlatLatentModel:
         """Inputs `[rows, ...]` of these names, some in a shape of their own."""
         config = self.model.config
         image = config.image_height, config.image_width, config.image_channels
-        shapes = {"image": image, "latent": (self.total,), "noise": (self.total,), "keep": (len(self._sizes),)} | shapes
+        shapes = {"image": image, "latent": (self.total,), "noise": (self.total,), "keep": (self.num_groups,)} | shapes
         return [tf.TensorSpec([rows, *shapes.get(name, ())], _DTYPES.get(name, tf.float32), name) for name in names]
 
     def _pass(self, label: tf.Tensor | None) -> ForwardPass:
@@ -147,7 +146,7 @@ class Signatures(FlatLatentModel):
         """The inputs of the signature called `name`, in the order of its arguments."""
         base = name.removesuffix(PNG_SUFFIX)
         image = "image_bytes" if name.endswith(PNG_SUFFIX) else "image"
-        of_groups = {"temperature": (len(self._sizes),)} if base == "compose" else {}
+        of_groups = {"temperature": (self.num_groups,)} if base == "compose" else {}
         names = [image if key == "image" else key for key in _INPUTS[base]]
         names += [key for key, takers in _OPTIONAL.items() if self._has[key] and base in takers]
         return self._specs(names, self._rows, **of_groups)
@@ -222,7 +221,7 @@ class Signatures(FlatLatentModel):
     def decode(self, latent: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """The images of `sample`, for latents `[batch, total]` from anywhere, laid out as `encode` gives them."""
         rows = tf.shape(latent)[:1]
-        num_groups, seed = tf.fill(rows, len(self._sizes)), tf.zeros(rows, tf.int64)
+        num_groups, seed = tf.fill(rows, self.num_groups), tf.zeros(rows, tf.int64)
         return self.decode_upper_groups(latent, num_groups, seed, tf.ones(rows), **label)
 
     def decode_upper_groups(
@@ -237,7 +236,7 @@ class Signatures(FlatLatentModel):
           temperature: `[batch]`, above 0, of their priors.
           **optional: `label`.
         """
-        groups = len(self._sizes)
+        groups = self.num_groups
         keep = tf.sequence_mask(num_groups, groups, tf.int32)
         temperature = tf.tile(temperature[:, tf.newaxis], [1, groups])
         return {"image": self.compose(latent, keep, seed, temperature, **optional)["image"]}
@@ -324,10 +323,9 @@ class Signatures(FlatLatentModel):
             for group, noise, temperature, keep in of_groups
         ]
         if self._reweighted:
-            draws = _words(seed), temperatures, self.model.plan, label
-            reweighted = functools.partial(self._reweighted.sources, *draws)
-            of_pass, count = (reweighted, _over_pixels(given["proposals"] > 1), []), len(self._reweighted.ratios)
-            top = [PartlyReweightedSource(source, *of_pass) for source in sources[:count]]
+            draws = functools.partial(self._reweighted.sources, _words(seed), temperatures, self.model.plan, label)
+            is_reweighted, above, count = _over_pixels(given["proposals"] > 1), [], len(self._reweighted.ratios)
+            top = [PartlyReweightedSource(source, draws, is_reweighted, above) for source in sources[:count]]
             sources = [*top, *sources[count:]]
         decoded = self._decoded(sources, latent, label)
         found = decoded.likelihood.mean(), decoded.flat_latents()
@@ -371,7 +369,7 @@ class Signatures(FlatLatentModel):
 
     def _validated(self, name: str, inputs: Tensors) -> tuple[Tensors, tf.Tensor]:
         """The inputs, those of wrong rows replaced, and what is wrong with each row `[batch]`, nothing for nothing."""
-        config, groups = self.model.config, len(self._sizes)
+        config, groups = self.model.config, self.num_groups
         rules = {
             "image": (_is_in(0.0, 1.0), "must be finite and in [0, 1] (divide 8-bit values by 255)"),
             "latent": (tf.math.is_finite, "must be finite"),
@@ -387,7 +385,7 @@ class Signatures(FlatLatentModel):
         reasons, checked = tf.fill(tf.shape(next(iter(inputs.values())))[:1], ""), {}
         for key, value in inputs.items():
             if key == "image_bytes":
-                key, (value, is_right) = "image", images_from_bytes(value, config)
+                key, (value, is_right) = "image", images_of_files(value, config)
                 size = f"height {config.image_height} and width {config.image_width}"
                 reasons = _first_reasons(reasons, is_right, f"image_bytes: must be whole PNG files of {size}")
             elif key in rules:
@@ -435,7 +433,7 @@ def _with_verdicts(outputs: Tensors, reasons: tf.Tensor, as_files: bool) -> Tens
 
     given = {name: of_right_rows(value, math.nan) for name, value in outputs.items()}
     if "image" in outputs:
-        pixels = pixels_of_images(of_right_rows(outputs["image"], 0.0))
+        pixels = eight_bit_pixels(of_right_rows(outputs["image"], 0.0))
         if as_files:
             del given["image"]
             given["image_bytes"] = tf.where(valid, files_of_pixels(pixels), "")

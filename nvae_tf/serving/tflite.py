@@ -193,7 +193,7 @@ def export_tflite(
         found = images(split, count) if with_images else None
         return device_inputs(exact, signature, count if found is None else len(found), found, seed)
 
-    report.progress("reading images and encoding them", 0.0)
+    report.progress("making inputs to compare with", 0.0)
     test = inputs("test", TEST_INPUTS, _TEST_SEED)
     representative = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else None
     metadata = {

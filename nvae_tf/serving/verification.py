@@ -96,8 +96,7 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
                 # The inputs are right, so it is the model's output that is refused.
                 raise ValueError(diverged(signature)) from error
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            if not arrays["valid"].all():
-                raise ValueError(diverged(signature))
+            check(arrays["valid"].all(), diverged(signature))
             # Bytes of any length, as an array that needs no pickle; PNG files don't end in zeros.
             results = {name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()}
             used |= {f"{signature}/{name}": array for name, array in arguments.items()}
@@ -122,8 +121,8 @@ def process_alone(*modules: str) -> Iterator[RunAlone]:
     """Begins a process on the CPU where this package can't be imported, and gives `run` for one function of a script.
 
     `run(script, function, before, inputs, after)` gives the arrays that `function(*before, INPUTS.npz, OUTPUTS.npz,
-    *after)` writes; all of its arguments are texts. ValueError, with the exit code and the last line of the error
-    output, where it fails. Begun before the work whose result it runs, the process imports some modules beside it.
+    *after)` writes, once; all of its arguments are texts. ValueError, with the exit code and the last line of the error
+    output, where it fails. Begin it early: the process imports `modules` while the caller works.
     """
     # -I: neither the working directory nor PYTHONPATH can bring the package in.
     command = [sys.executable, "-I", "-c", _ALONE, *modules]

@@ -177,13 +177,14 @@ def write_shared_run(
             origin = dataclasses.replace(origin, source_file=pathlib.PurePath(name).name)
         write_origin(shared, origin)
     old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
-    scored = {split: scores for split in ("test", "train") if (scores := source.scores(old, split))}
+    scored = {split: source.scores(old, split) for split in ("test", "train")}
     for split, scores in scored.items():
-        scores |= {"checkpoint": "latest", "checkpoint_sha256": new}
-        atomic_write(shared.evaluation_file(split), json.dumps(scores, indent=2) + "\n")
+        if scores is not None:
+            scores |= {"checkpoint": "latest", "checkpoint_sha256": new}
+            atomic_write(shared.evaluation_file(split), json.dumps(scores, indent=2) + "\n")
     parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     write_model_card(shared, parameters, place)
-    return run.step, bool(scored)
+    return run.step, any(scored.values())
 
 
 @contextlib.contextmanager

@@ -30,12 +30,12 @@ def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protoco
     expected = run("sample", seed=seeds, temperature=np.ones(3, np.float32))["image"]
     assert np.abs(pixels - expected * 255).max() < 0.51
 
-    ask("encode", f"--images={pictures}", f"--output={latents}", protocol=protocol)
+    ask("encode", f"--images={pictures.parent}", f"--output={latents}", protocol=protocol)
     images = (pixels / 255).astype(np.float32)
     ones = 1 + np.arange(3) * 2**32
     with np.load(latents) as written:
         found = written["latent"]
-        assert written["names"].tolist() == ["sample_00000.png", "sample_00001.png", "sample_00002.png"]
+        assert written["names"].tolist() == [f"pictures/{file.name}" for file in files]
     np.testing.assert_allclose(found, run("encode", image=images, seed=ones)["latent"], atol=1e-4)
 
     ask("decode", f"--latents={latents}", f"--output={tmp_path / 'decoded.png'}", protocol=protocol)

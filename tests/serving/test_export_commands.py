@@ -11,6 +11,7 @@ from nvae_tf.serving import saved_model
 from nvae_tf.serving.explorer_files import cached_export, example_images
 from nvae_tf.serving.tflite import run_images
 from nvae_tf.training import loading
+from nvae_tf.training.checkpoints import checkpoint_sha256
 from tests.tiny_model import tiny_config
 
 
@@ -62,8 +63,13 @@ def test_a_run_is_exported_into_the_cache_once(run, tmp_path, monkeypatch):
     monkeypatch.setattr(saved_model, "export_saved_model", export)
     monkeypatch.setattr(loading, "find_run", lambda folder: (None, str(tmp_path / "step-12")))
     place = str(tmp_path / "run")
+    scores = {"checkpoint_sha256": checkpoint_sha256(str(tmp_path / "step-12")), "nelbo_nats": 1.0}
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(scores | {"data": "/home/someone/data"}))
     first = cached_export(place)
     assert first.name == "run" and cached_export(place) == first and len(exported) == 1
+    settings = exported[0].settings
+    assert settings["data"]["path"] is None and settings["train"]["initialise_from"] is None
+    assert exported[0].source["step"] == 12 and exported[0].scores == scores
     examples = exported[0].examples["images"]
     assert examples.shape == (16, 16, 16, 1) and set(np.unique(examples)) == {0, 255}
     (tmp_path / "step-12.data").write_bytes(b"other weights")

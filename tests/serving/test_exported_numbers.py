@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from export import run_saved_model
-from nvae_tf.data.pipeline import images_from_bytes
+from nvae_tf.data.png_tensors import images_of_files
 from nvae_tf.evaluation.outliers import calibrate
 from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
 from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
@@ -132,7 +132,7 @@ def test_pictures_as_bytes_are_those_of_the_tensors(run):
 
 def test_bytes_are_brought_to_the_bits_of_the_models_data(vanilla_model):
     pixels = np.arange(36, dtype=np.uint8).reshape(1, 6, 6, 1) * 7
-    images, are_right = images_from_bytes(tf.reshape(tf.io.encode_png(pixels[0]), [1]), vanilla_model.config)
+    images, are_right = images_of_files(tf.reshape(tf.io.encode_png(pixels[0]), [1]), vanilla_model.config)
     assert are_right.numpy().all()
     np.testing.assert_array_equal(images, pixels >= 128)
 

@@ -270,6 +270,8 @@ def test_http_as_browsers_and_curl_speak_it(texts_folder, tmp_path):
         assert exchanged(servers, head + chunks).endswith(b'{"outputs":[[2.0]]}')
         assert exchanged(servers, status.replace(b"GET", b"HEAD") + closing).endswith(b"\r\n\r\n")
         assert exchanged(servers, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
+        # Read to its end, so that the connection does not break before the answer is read.
+        assert exchanged(servers, b"GET /" + b"x" * 10_000_000).startswith(b"HTTP/1.1 431")
         outside = exchanged(servers, b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n" + closing)
         assert outside.startswith(b"HTTP/1.1 404")
 
@@ -314,6 +316,7 @@ def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
         (["--path={empty}"], "no numbered versions in it"),
         ([], "give --path, a folder of versions, or --model"),
         (["--path={texts}", "--explore"], "{texts}/1: nvae-export has not made it"),
+        (["--path={texts}", "--samples={texts}/1/saved_model.pb"], "saved_model.pb: a file; name a folder"),
     ):
         places = {"texts": texts_folder.parent, "empty": tmp_path}
         assert message.format(**places) in refused("export.serve", *(flag.format(**places) for flag in flags))

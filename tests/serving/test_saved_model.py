@@ -6,6 +6,7 @@ import shutil
 import stat
 
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
@@ -176,6 +177,14 @@ def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_process_that_runs_alone_ends_with_its_block():
+    before = set(psutil.Process().children())
+    with pytest.raises(ValueError, match="stopped"), verification.process_alone():
+        (begun,) = set(psutil.Process().children()) - before
+        raise ValueError("stopped")
+    assert not begun.is_running()
+
+
 def test_a_model_that_has_diverged_is_not_exported(vanilla_model):
     model = NVAE(vanilla_model.config)
     model.top_down.image.kernel.assign(model.top_down.image.kernel * np.nan)
@@ -193,6 +202,8 @@ def test_every_file_is_looked_at(copied, refused):
     (copied / "assets.extra" / "tf_serving_warmup_requests").unlink()
     message = "assets.extra/tf_serving_warmup_requests missing; copy the export anew"
     assert message in refused("export.verify", str(copied))
+    flags = f"--saved_model={copied}", f"--output={copied / 'x.tflite'}", "--signature=decode"
+    assert message in refused("export.export_tflite", *flags)
     (copied / "assets.extra" / "tf_serving_warmup_requests").touch()
     message = "latents.json, assets.extra/tf_serving_warmup_requests damaged or changed"
     assert message in refused("export.verify", str(copied))

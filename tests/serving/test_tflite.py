@@ -2,6 +2,8 @@ import dataclasses
 import functools
 import json
 import pathlib
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -266,6 +268,23 @@ def test_the_example_draws_without_tensorflow(float32, vanilla_model, tmp_path):
     pathlib.Path(model).write_bytes(float32("vanilla", "sample"))
     draw(model, picture)
     assert Image.open(picture).size == (8 * 6, 6)
+
+
+def test_the_example_reports_mistakes_in_one_line(float32, tmp_path, monkeypatch, capsys):
+    (tmp_path / "model.tflite").write_bytes(float32("vanilla", "sample"))
+    np.savez(tmp_path / "other.npz", images=np.ones(3))
+    for model, latents, message in (
+        ("none.tflite", [], "none.tflite"),
+        ("other.npz", [], "not a valid Flatbuffer"),
+        ("model.tflite", ["none.npz"], "none.npz: no .npz file; give a .tflite file"),
+        ("model.tflite", ["other.npz"], "decode"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["", *(str(tmp_path / name) for name in (model, "x.png", *latents))])
+        with pytest.raises(SystemExit, match="2"):
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        (*_, line) = capsys.readouterr().err.splitlines()
+        assert "error: " in line and message in line
+    assert not (tmp_path / "x.png").exists()
 
 
 def draw(*arguments):
