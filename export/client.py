@@ -53,8 +53,9 @@ def main(command: str) -> None:
         latents, _, names, classes = read_flat_latents(FLAGS.latents)
         names = names or [f"decoded_{number:05d}" for number in range(len(latents))]
     count = FLAGS.count if command == "sample" else len(names)
-    # Fail early on duplicate names.
-    names = picture_names(names or [f"sample_{number:05d}" for number in range(count)]) if count else []
+    names = names or [f"sample_{number:05d}" for number in range(count)]
+    if place is not None and place.kind == command_line.FOLDER:
+        picture_names(names)  # Fail early on duplicate names.
     server = FLAGS.server or ("localhost:8501" if FLAGS.rest else "localhost:8500")
     server = f"http://{server}" if FLAGS.rest and "://" not in server else server
     limits = {"timeout": FLAGS.timeout, "total_timeout": FLAGS.total_timeout}

@@ -22,16 +22,17 @@ COUNT, TEMPERATURE, NO_CLASS = 8, 0.7, -1
 
 def main(model: str, output: str, latents: str | None = None) -> None:
     """Draws a row of images: of the latents in a file, or `COUNT` random ones."""
-    interpreter, count = Interpreter(model_path=model), COUNT
+    if latents and not zipfile.is_zipfile(latents):
+        raise ValueError(f"{latents}: no .npz file")
+    interpreter, count, signature = Interpreter(model_path=model), COUNT, "decode" if latents else "sample"
+    if signature not in interpreter.get_signature_list():
+        raise ValueError(f"{model}: has no signature {signature}; decode takes a file of latents, sample none")
+    run = interpreter.get_signature_runner(signature)
     if latents:
-        if not zipfile.is_zipfile(latents):
-            raise ValueError(f"{latents}: no .npz file")
-        run = interpreter.get_signature_runner("decode")
         with np.load(latents) as file:
             rows = {"latent": file["latent"]} | ({"label": file["labels"]} if "labels" in file else {})
         count = len(rows["latent"])
     else:
-        run = interpreter.get_signature_runner("sample")
         _, total = run.get_input_details()["noise"]["shape"]
         rows = {"noise": np.random.default_rng().standard_normal((COUNT, total)).astype(np.float32)}
         rows["temperature"] = np.full(COUNT, TEMPERATURE, np.float32)
@@ -69,6 +70,5 @@ if __name__ == "__main__":
     parser.add_argument("latents", nargs="?", help="an .npz file of latents")
     try:
         main(**vars(parser.parse_args()))
-    except (KeyError, OSError, ValueError) as error:
-        files = "a .tflite file of the signature decode with latents, or of sample without"
-        parser.error(f"{' '.join(str(error).split())}; give {files}")
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        parser.error(" ".join(str(error).split()))

@@ -34,6 +34,7 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import check
 from nvae_tf.errors import require, start_tensorflow_quietly
+from nvae_tf.files import check_writable
 from nvae_tf.serving.explorer_files import PAGE, cached_export, check_has_facts, write_explorer
 from nvae_tf.serving.outputs import newest_version
 
@@ -54,7 +55,8 @@ def main() -> None:
         newest = newest_version(pathlib.Path(PATH.value))
         if EXPLORE.value:
             check_has_facts(newest)
-    check(not pathlib.Path(SAMPLES.value or "").is_file(), f"--samples={SAMPLES.value}: a file; name a folder")
+    if SAMPLES.value:
+        check_writable(pathlib.Path(SAMPLES.value), f"--samples={SAMPLES.value}")
     for flag in (PORT, REST_PORT):
         check_is_free(flag)
     require("tensorflow_serving", "serving")
@@ -79,12 +81,13 @@ def main() -> None:
         pages = {f"/{file.name}": file for file in files}
         with local_server(*places, enable_cors=CORS.value, files=pages) as (port, rest_port):
             print(f"ready: gRPC on {HOST.value}:{port}, REST on {HOST.value}:{rest_port}", flush=True)
+            host = "localhost" if HOST.value in ("0.0.0.0", "::") else HOST.value
+            host = f"[{host}]" if ":" in host else host
             if SAMPLES.value:
-                write_samples({"grpc": f"localhost:{port}", "rest": f"http://localhost:{rest_port}"}, name)
+                write_samples({"grpc": f"{host}:{port}", "rest": f"http://{host}:{rest_port}"}, name)
                 return
             if EXPLORE.value:
-                host = "localhost" if HOST.value in ("0.0.0.0", "::") else HOST.value
-                print(f"explorer: http://{f'[{host}]' if ':' in host else host}:{rest_port}/{PAGE}", flush=True)
+                print(f"explorer: http://{host}:{rest_port}/{PAGE}", flush=True)
             ended.wait()
     print("ended", flush=True)
 

@@ -252,6 +252,8 @@ def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     latents, names, labels = load_latents(FLAGS.input, latent_plan(config.model))
     count = len(latents[0])
     names = names or [f"picture_{number:05d}" for number in range(count)]
+    if _makes_files(place):
+        image_grid.picture_names(names)  # Fail early on duplicate names.
     labels = _labels(config, count) if FLAGS.labels else labels
     drawing = temperature, FLAGS.seed, _progress(count), latents[:kept], labels
     images = generator_of(load().model).generate(count, *drawing)

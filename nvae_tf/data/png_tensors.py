@@ -7,9 +7,9 @@ import tensorflow as tf
 from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import intensity_table
 
-# How a PNG file begins, up to its width and height; its end; and of its header the length and one type of color.
+# How a PNG file begins, up to its width and height; its end; where its type of color ends, and one such type.
 _BEGINNING, _END = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_HEADER_LENGTH, _GRAY_WITH_ALPHA = 26, b"\x04"
+_HEADER_BYTES, _GRAY_WITH_ALPHA = 26, b"\x04"
 
 
 def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Tensor, tf.Tensor]:
@@ -23,8 +23,8 @@ def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Ten
     shape = (config.image_height, config.image_width, config.image_channels)
     size = struct.pack(">II", config.image_width, config.image_height)
     # From the header, since a small file may be gigabytes when it is decoded; and the end, which a file cut off lacks.
-    padding = " " * _HEADER_LENGTH
-    header = tf.strings.substr(tf.strings.join([image_bytes, padding]), 0, _HEADER_LENGTH)
+    padding = " " * _HEADER_BYTES
+    header = tf.strings.substr(tf.strings.join([image_bytes, padding]), 0, _HEADER_BYTES)
     is_right = tf.equal(tf.strings.substr(header, 0, len(_BEGINNING + size)), _BEGINNING + size)
     end = tf.strings.substr(tf.strings.join([padding, image_bytes]), -len(_END), len(_END))
     is_right &= tf.equal(end, _END)
@@ -32,7 +32,7 @@ def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Ten
     if channels == 2:
         # The operation has no gray with alpha to ask for: 0 takes what the file has.
         channels = 0
-        is_right &= tf.equal(tf.strings.substr(header, _HEADER_LENGTH - 1, 1), _GRAY_WITH_ALPHA)
+        is_right &= tf.equal(tf.strings.substr(header, _HEADER_BYTES - 1, 1), _GRAY_WITH_ALPHA)
     files = tf.where(is_right, image_bytes, tf.io.encode_png(tf.zeros(shape, tf.uint8)))
 
     def decoded(content: tf.Tensor) -> tf.Tensor:

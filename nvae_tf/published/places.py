@@ -72,7 +72,7 @@ def _check_writable(flag: str, path: pathlib.Path, folder: pathlib.Path) -> None
 @contextlib.contextmanager
 def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a hidden folder, `.NAME.partial-*`, that becomes `output` if the block ends well; else nothing is left."""
-    check_output_is_free(output)
+    check_output_is_free(output)  # Here too, for its own errors are clear.
     place = output.resolve()
     try:
         with atomic_folder(place, lambda: check_output_is_free(output)) as written:

@@ -102,10 +102,11 @@ def cached_export(place: str) -> pathlib.Path:
     _, checkpoint = loading.find_run(run_folder)
     key = hashlib.sha256(checkpoint_sha256(checkpoint).encode())
     code = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
-    for file in (*code, run_folder / "prior.npz", run_folder / "outliers.npz"):
+    of_run = (run_folder / name for name in ("config.json", "evaluation.json", "prior.npz", "outliers.npz"))
+    for file in (*code, *of_run):
         if file.is_file():
             key.update(file.read_bytes())
-    name = os.path.basename(place.partition("@")[0].rstrip("/"))
+    name = os.path.basename(place.partition("@")[0] if place.startswith("hf://") else os.path.abspath(place))
     folder = cache_folder() / "exports" / key.hexdigest()[:16] / name
     if not (folder / "1" / "saved_model.pb").is_file():
         print(f"Exporting {place} to {folder}, once, half a minute or more ...", flush=True)

@@ -295,6 +295,7 @@ class _Web:
         http, loop = h11.Connection(h11.SERVER), asyncio.get_running_loop()
         # asyncio does it for sockets of its own alone; otherwise an answer's content waits 40 ms for a delayed ACK.
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        writer.transport.set_write_buffer_limits(high=0)  # so that `drain` waits until all is sent
         self._connections += 1
         try:
             while http.our_state is h11.IDLE and self._connections <= _MOST_CONNECTIONS:

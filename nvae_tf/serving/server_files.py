@@ -1,7 +1,7 @@
 """The files that TensorFlow Serving needs to serve all exports of a folder, in Docker or on Kubernetes.
 
-`templates/` has them. A batch has one status: where the graph ends with an error for a row, all its requests fail. So
-requests are batched only where every signature has an output `valid`, which gives each row its own verdict.
+`templates/` has them, less the explorer. A batch has one status: where the graph ends with an error for a row, all its
+requests fail. So requests are batched only where every signature has an output `valid`, a verdict on each row.
 """
 
 import json

@@ -120,9 +120,9 @@ def diverged(signature: str) -> str:
 def process_alone(*modules: str) -> Iterator[RunAlone]:
     """Begins a process on the CPU where this package can't be imported, and gives `run` for one function of a script.
 
-    `run(script, function, before, inputs, after)` gives the arrays that `function(*before, INPUTS.npz, OUTPUTS.npz,
-    *after)` writes, once; all of its arguments are texts. ValueError, with the exit code and the last line of the error
-    output, where it fails. Begin it early: the process imports `modules` while the caller works.
+    `run(script, function, before, inputs, after)`, called once, gives the arrays that `function(*before, INPUTS.npz,
+    OUTPUTS.npz, *after)` writes; all arguments are texts. ValueError, with the exit code and the last line of the
+    error output, where it fails. Begin it early: the process imports `modules` while the caller works.
     """
     # -I: neither the working directory nor PYTHONPATH can bring the package in.
     command = [sys.executable, "-I", "-c", _ALONE, *modules]

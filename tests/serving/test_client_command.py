@@ -39,6 +39,8 @@ def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protoco
     np.testing.assert_allclose(found, run("encode", image=images, seed=ones)["latent"], atol=1e-4)
 
     ask("decode", f"--latents={latents}", f"--output={tmp_path / 'decoded.png'}", protocol=protocol)
+    ask("decode", f"--latents={latents}", f"--output={tmp_path}/decoded/", protocol=protocol)
+    assert len(list((tmp_path / "decoded" / "pictures").iterdir())) == 3
     ask("reconstruct", f"--images={pictures}", f"--output={tmp_path / 'again.png'}", protocol=protocol)
     decoded, again = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("decoded.png", "again.png"))
     assert decoded.shape == again.shape and np.abs(decoded - again).max() <= 1

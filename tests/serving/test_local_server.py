@@ -316,7 +316,7 @@ def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
         (["--path={empty}"], "no numbered versions in it"),
         ([], "give --path, a folder of versions, or --model"),
         (["--path={texts}", "--explore"], "{texts}/1: nvae-export has not made it"),
-        (["--path={texts}", "--samples={texts}/1/saved_model.pb"], "saved_model.pb: a file; name a folder"),
+        (["--path={texts}", "--samples={texts}/1/saved_model.pb"], "saved_model.pb is a file, not a folder"),
     ):
         places = {"texts": texts_folder.parent, "empty": tmp_path}
         assert message.format(**places) in refused("export.serve", *(flag.format(**places) for flag in flags))

@@ -271,13 +271,16 @@ def test_the_example_draws_without_tensorflow(float32, vanilla_model, tmp_path):
 
 
 def test_the_example_reports_mistakes_in_one_line(float32, tmp_path, monkeypatch, capsys):
-    (tmp_path / "model.tflite").write_bytes(float32("vanilla", "sample"))
+    for signature in ("decode", "sample"):
+        (tmp_path / f"{signature}.tflite").write_bytes(float32("vanilla", signature))
     np.savez(tmp_path / "other.npz", images=np.ones(3))
     for model, latents, message in (
         ("none.tflite", [], "none.tflite"),
         ("other.npz", [], "not a valid Flatbuffer"),
-        ("model.tflite", ["none.npz"], "none.npz: no .npz file; give a .tflite file"),
-        ("model.tflite", ["other.npz"], "decode"),
+        ("decode.tflite", ["none.npz"], "none.npz: no .npz file"),
+        ("decode.tflite", ["other.npz"], "latent is not a file in the archive"),
+        ("decode.tflite", [], "decode.tflite: has no signature sample; decode takes a file of latents"),
+        ("sample.tflite", ["other.npz"], "sample.tflite: has no signature decode"),
     ):
         monkeypatch.setattr(sys, "argv", ["", *(str(tmp_path / name) for name in (model, "x.png", *latents))])
         with pytest.raises(SystemExit, match="2"):
