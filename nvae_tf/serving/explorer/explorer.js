@@ -202,7 +202,7 @@ function showGroups(kl) {
   kl.forEach((nats, g) => {
     const [lock, , bar] = table.children[g].children;
     lock.firstChild.checked = state.locks.includes(g);
-    bar.firstChild.firstChild.style.width = `${55 * Math.max(0, nats) / most}%`;
+    bar.firstChild.firstChild.style.width = `calc(${Math.max(0, nats) / most} * (100% - 4.5em))`;
     bar.firstChild.lastChild.textContent = nats.toFixed(2);
   });
 }
