@@ -1,4 +1,4 @@
-"""The input pipeline: batches of images in [0, 1] as a pure function of (seed, step).
+"""How images come into graphs: the input pipeline, batches in [0, 1] as a pure function of (seed, step); PNG files.
 
 Random numbers come from Philox, a function of a key and a counter (Salmon et al. 2011, "Parallel random numbers: as
 easy as 1, 2, 3"). The key holds the seed and what the numbers are for, the counter the position in the stream of
@@ -10,13 +10,14 @@ import dataclasses
 import enum
 import hashlib
 import math
+import struct
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import DataSpec, check
+from nvae_tf.config import DataSpec, ModelConfig, check
 from nvae_tf.data.sources import ImageSource, check_image_shape
 
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
@@ -26,6 +27,9 @@ _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 # All images of a large set would take as long as what the result is kept for.
 _IMAGES_IN_DIGEST = 256
+# How a PNG file begins, up to its width and height; its end; where its type of color ends, and one such type.
+_PNG_BEGINNING, _PNG_END = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_PNG_HEADER_BYTES, _PNG_GRAY_WITH_ALPHA = 26, b"\x04"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,3 +301,43 @@ def chosen_images(
 def chosen_labels(source: ImageSource, count: int, indices: Sequence[int] | None = None) -> np.ndarray:
     """The labels, int32 `[count]`, of the `count` images that `chosen_images` gives of a source with labels."""
     return source.labels[:count] if indices is None else source.labels[list(indices)]
+
+
+def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Tensor, tf.Tensor]:
+    """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]` of the model's size.
+
+    Values are quantized to the bits of the model's data, as in training: with 1 bit, values from 128 up are white.
+    Gray is converted to color and back where the model has other channels. Also which files have the right size and are
+    whole `[batch]`; the images of the others are black. InvalidArgumentError where a file is damaged between header and
+    end: no graph can check its sums.
+    """
+    shape = (config.image_height, config.image_width, config.image_channels)
+    size = struct.pack(">II", config.image_width, config.image_height)
+    # From the header, since a small file may be gigabytes when it is decoded; and the end, which a file cut off lacks.
+    padding = " " * _PNG_HEADER_BYTES
+    header = tf.strings.substr(tf.strings.join([image_bytes, padding]), 0, _PNG_HEADER_BYTES)
+    is_right = tf.equal(tf.strings.substr(header, 0, len(_PNG_BEGINNING + size)), _PNG_BEGINNING + size)
+    end = tf.strings.substr(tf.strings.join([padding, image_bytes]), -len(_PNG_END), len(_PNG_END))
+    is_right &= tf.equal(end, _PNG_END)
+    channels = config.image_channels
+    if channels == 2:
+        # The operation has no gray with alpha to ask for: 0 takes what the file has.
+        channels = 0
+        is_right &= tf.equal(tf.strings.substr(header, _PNG_HEADER_BYTES - 1, 1), _PNG_GRAY_WITH_ALPHA)
+    files = tf.where(is_right, image_bytes, tf.io.encode_png(tf.zeros(shape, tf.uint8)))
+
+    def decoded(content: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.io.decode_png(content, channels=channels, dtype=tf.uint8), shape)
+
+    pixels = tf.map_fn(decoded, files, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+    return tf.gather(tf.constant(intensity_table(config.num_bits)), tf.cast(pixels, tf.int32)), is_right
+
+
+def eight_bit_pixels(image: tf.Tensor) -> tf.Tensor:
+    """uint8 pixels of images of any shape in [0, 1]."""
+    return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 1.0) * 255.0), tf.uint8)
+
+
+def files_of_pixels(pixels: tf.Tensor) -> tf.Tensor:
+    """PNG files `[batch]` of 8-bit pixels `[batch, height, width, 1 to 4]`."""
+    return tf.map_fn(tf.io.encode_png, pixels, fn_output_signature=tf.TensorSpec((), tf.string))

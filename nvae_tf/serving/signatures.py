@@ -25,7 +25,7 @@ from typing import Any
 import tensorflow as tf
 
 from nvae_tf import objective
-from nvae_tf.data.png_tensors import eight_bit_pixels, files_of_pixels, images_of_files
+from nvae_tf.data.pipeline import eight_bit_pixels, files_of_pixels, images_of_files
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import (

@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from export import run_saved_model
-from nvae_tf.data.png_tensors import images_of_files
+from nvae_tf.data.pipeline import images_of_files
 from nvae_tf.evaluation.outliers import calibrate
 from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
 from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
