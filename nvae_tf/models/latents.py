@@ -318,12 +318,6 @@ def in_graph(function: Callable) -> Callable:
     return lambda *arguments: (traced if tf.executing_eagerly() else function)(*arguments)
 
 
-@in_graph
-def _noise_of_seeds(seeds: tf.Tensor, size: int) -> tf.Tensor:
-    draw = functools.partial(tf.random.stateless_normal, [size], alg="philox")
-    return tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec([size], tf.float32))
-
-
 def groups_of_flat(flat: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
     """Rows `[batch, total]` -> `[batch, height, width, channels]` of every group."""
     pieces = tf.split(flat, [math.prod(shape) for shape in shapes], axis=1)
@@ -332,7 +326,7 @@ def groups_of_flat(flat: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
 
 def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:
     """As `batch_noise`, but each image's draws are a function of its own seed (`[batch, 2]`) alone."""
-    return groups_of_flat(_noise_of_seeds(seeds, _total_size(shapes)), shapes)
+    return noise_of_samples(shapes, seeds, 0, 1)
 
 
 def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: Number, count: int) -> list[tf.Tensor]:
@@ -341,9 +335,13 @@ def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: Number, count: int
     Seeds `[batch, 2]` -> `[batch * count, height, width, channels]` a group, an image's samples one after another.
     """
     size = _total_size(shapes)
+    return groups_of_flat(tf.reshape(_noise_of_seeds(seeds, size, first, count), [-1, size]), shapes)
+
+
+@in_graph
+def _noise_of_seeds(seeds: tf.Tensor, size: int, first: Number, count: int) -> tf.Tensor:
     spec = tf.TensorSpec((count, size), tf.float32)
-    noise = tf.map_fn(lambda seed: _numbered_draws(size, count, seed, first), seeds, fn_output_signature=spec)
-    return groups_of_flat(tf.reshape(noise, [-1, size]), shapes)
+    return tf.map_fn(lambda seed: _numbered_draws(size, count, seed, first), seeds, fn_output_signature=spec)
 
 
 def batch_size_of(tensor: tf.Tensor) -> Number:
