@@ -12,7 +12,16 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.models import NVAE
 from nvae_tf.serving.saved_model import Origin, export_saved_model
 from tests.command_fixtures import made_once
-from tests.serving.model_servers import PROTOCOLS, REAL_SERVER, Rows, Texts, real_servers, save_module, served
+from tests.serving.model_servers import (
+    PROTOCOLS,
+    REAL_SERVER,
+    Rows,
+    Texts,
+    real_servers,
+    save_module,
+    served,
+    with_few_warm_ups,
+)
 from tests.tiny_model import shaken
 
 # The Space is tested where somebody has installed Gradio, which wants an older Pillow than constraints.txt has.
@@ -74,9 +83,10 @@ def rows_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def local(folder, texts_folder):
+def local(folder, texts_folder, tmp_path_factory):
     """The server of this repository."""
-    with served("texts", texts_folder.parent) as texts, served("tiny", folder.parent) as servers:
+    export = with_few_warm_ups(folder, tmp_path_factory.mktemp("local"), "sample", "encode")
+    with served("texts", texts_folder.parent) as texts, served("tiny", export.parent) as servers:
         yield servers._replace(texts=texts)
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -22,11 +23,12 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from benchmarks.serving_load import requests_of, run_round, soak
 from nvae_tf.serving.client import BadRequest, ModelNotFound, TooLarge
-from nvae_tf.serving.grpc_client import tensor_of
+from nvae_tf.serving.grpc_client import GrpcTransport, tensor_of
 from nvae_tf.serving.local_server import LoadedVersion, local_server
 from tests.command_fixtures import started_anew
-from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, Servers, served
+from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, Servers, served, with_few_warm_ups
 
 ONES = np.ones(4, np.float32)
 
@@ -232,15 +234,6 @@ def test_a_version_that_cannot_be_loaded_is_reported_with_its_cause(folder, tmp_
         assert "\n" not in str(raised.value)
 
 
-@pytest.mark.slow
-def test_the_export_is_warm_when_it_is_served(folder, monkeypatch):
-    ran = []
-    run = LoadedVersion.run
-    monkeypatch.setattr(LoadedVersion, "run", lambda self, name, *rest: ran.append(name) or run(self, name, *rest))
-    with local_server("tiny", folder.parent):
-        assert {"sample", "encode", "score_png"} <= set(ran)
-
-
 def test_a_taken_port_is_refused(texts_folder, local):
     for ports in ({"port": int(local.grpc.split(":")[1])}, {"rest_port": int(local.rest.split(":")[1])}):
         with pytest.raises(OSError, match="can't be had"), local_server("texts", texts_folder.parent, **ports):
@@ -323,10 +316,38 @@ def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
 
 
 @pytest.mark.slow
-def test_both_protocols_give_the_same_picture(folder, tmp_path, done):
-    output = tmp_path / "new"
-    printed = done("export.serve", f"--path={folder.parent}", "--port=0", "--rest_port=0", f"--samples={output}")
+def test_both_protocols_give_the_same_picture_of_a_warm_export(folder, tmp_path, done, monkeypatch):
+    ran, run = [], LoadedVersion.run
+    monkeypatch.setattr(LoadedVersion, "run", lambda self, name, *rest: ran.append(name) or run(self, name, *rest))
+    export, output = with_few_warm_ups(folder, tmp_path, "encode", "score_png"), tmp_path / "new"
+    printed = done("export.serve", f"--path={export.parent}", "--port=0", "--rest_port=0", f"--samples={output}")
+    assert ran[:2] == ["encode", "score_png"]
     by_grpc, by_rest = (np.asarray(Image.open(output / f"served_{name}.png")) for name in PROTOCOLS)
     np.testing.assert_array_equal(by_grpc, by_rest)
     assert by_grpc.std() > 0
     assert printed.startswith("ready: ") and "64 images in " in printed
+
+
+@pytest.fixture
+def made(local):
+    transport = GrpcTransport(local.grpc, "tiny", None, None)
+    yield requests_of(transport)
+    transport.close()
+
+
+def test_a_round_counts_answers_and_errors(made):
+    sound, malformed = made
+    answered = run_round(sound["decode"], clients=2, seconds=0.2)
+    assert answered["clients"] == 2 and answered["errors"] == 0
+    assert answered["requests_per_second"] > 1.0 and 0.0 < answered["p50_ms"] <= answered["p99_ms"]
+    # All but the first, which is not counted.
+    requests = itertools.chain([sound["decode"]], itertools.repeat(malformed["wrong size"]))
+    refused = run_round(lambda: next(requests)(), clients=1, seconds=0.1)
+    assert refused["errors"] > 0 and refused["requests_per_second"] == 0.0
+
+
+def test_malformed_requests_are_refused_and_sound_ones_answered(made):
+    (sound, malformed), memory = made, iter(range(100, 200))
+    stood = soak([sound["sample"], sound["decode"]], [*malformed.values()], 60, lambda: next(memory))
+    assert stood["errors"] == 0 and stood["malformed"] == stood["refused"] == 6
+    assert stood["memory_bytes"] == list(range(100, 110))

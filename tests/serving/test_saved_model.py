@@ -103,9 +103,21 @@ def test_half_precision_weights_are_half_as_long_and_hardly_move_the_pictures(va
     assert source["weights"] == "bfloat16" and 0.0 < source["difference_from_model"]["sample/image"] < 0.05
 
 
-@pytest.mark.slow
-def test_weights_that_are_rounded_too_much_are_not_published(vanilla_model, tmp_path, monkeypatch):
+@pytest.fixture
+def unwritten(monkeypatch):
+    """Exports are folders without a graph."""
+
+    def write(self, folder, **variables):
+        folder.mkdir()
+        (folder / "saved_model.pb").write_text("")
+
+    monkeypatch.setattr(Signatures, "write", write)
+
+
+def test_weights_that_are_rounded_too_much_are_not_published(vanilla_model, tmp_path, monkeypatch, unwritten):
     monkeypatch.setattr(saved_model, "LARGEST_DIFFERENCE", 1e-6)
+    monkeypatch.setattr(saved_model, "process_alone", lambda *modules: contextlib.nullcontext())
+    monkeypatch.setattr(saved_model, "verified", lambda *arguments: {})
     with pytest.raises(ValueError, match="weights=bfloat16 change too much.*export float32. It was not published"):
         export_saved_model(vanilla_model, tmp_path / "half", weights="bfloat16")
     assert not list(tmp_path.iterdir())
@@ -158,19 +170,14 @@ def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, m
     assert stored == values + int(np.prod(model.top_down.start.shape))
 
 
-def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, monkeypatch):
+def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, monkeypatch, unwritten):
     signatures = Signatures(vanilla_model)
-
-    def write(self, folder, **variables):
-        folder.mkdir()
-        (folder / "saved_model.pb").write_text("")
 
     def off_by_little(script, function, before, inputs):
         outputs = verification.recorded(signatures).outputs
         outputs["score/kl_per_group"] *= np.float32(1 + 3e-5)
         return outputs
 
-    monkeypatch.setattr(Signatures, "write", write)
     monkeypatch.setattr(saved_model, "process_alone", lambda *modules: contextlib.nullcontext(off_by_little))
     with pytest.raises(ValueError, match="score/kl_per_group is off by 3.*not published"):
         export_saved_model(vanilla_model, tmp_path / "a" / "b")

@@ -74,12 +74,13 @@ def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(
         ("(count > 5) & (factor > 0.9)", {}),
         ("count < 0", {"optimizer__learning_rate": 1.5e-2, "optimizer__learning_rate_min": 5e-5}),
     ):
-        done, folder = train(condition, "float('nan')", train__checkpoint_every_steps=1000, **changes)
+        changes |= {"train__checkpoint_every_steps": 1000, "train__steps": 30, "train__sample_every_steps": 30}
+        done, folder = train(condition, "float('nan')", **changes)
         assert done.returncode == 0, done.stderr
-        assert ("Back to step 0, with 0.5 of the learning rate." in done.stdout) == (not changes)
-        assert saved_steps(folder / "checkpoints") == [60]
-        assert [row["step"] for row in metrics_rows(folder)] == [20, 40, 60]
-        numbers = tensors(folder, 60).items()
+        assert ("Back to step 0, with 0.5 of the learning rate." in done.stdout) == ("factor" in condition)
+        assert saved_steps(folder / "checkpoints") == [30]
+        assert [row["step"] for row in metrics_rows(folder)] == [20, 30]
+        numbers = tensors(folder, 30).items()
         found.append({name: value for name, value in numbers if name.startswith(("model/", "optimizer/"))})
         shutil.rmtree(folder)
     assert len(found[0]) > 50
