@@ -335,11 +335,12 @@ def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: Number, count: int
     Seeds `[batch, 2]` -> `[batch * count, height, width, channels]` a group, an image's samples one after another.
     """
     size = _total_size(shapes)
-    return groups_of_flat(tf.reshape(_noise_of_seeds(seeds, size, first, count), [-1, size]), shapes)
+    noise = _noise_of_seeds(seeds, size, tf.convert_to_tensor(first), count)
+    return groups_of_flat(tf.reshape(noise, [-1, size]), shapes)
 
 
 @in_graph
-def _noise_of_seeds(seeds: tf.Tensor, size: int, first: Number, count: int) -> tf.Tensor:
+def _noise_of_seeds(seeds: tf.Tensor, size: int, first: tf.Tensor, count: int) -> tf.Tensor:
     spec = tf.TensorSpec((count, size), tf.float32)
     return tf.map_fn(lambda seed: _numbered_draws(size, count, seed, first), seeds, fn_output_signature=spec)
 

@@ -1,4 +1,3 @@
-import functools
 import os
 import re
 import shlex
@@ -9,7 +8,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from nvae_tf.generation.image_grid import read_images
-from nvae_tf.training import loading
 from tests import ROOT
 from tests.command_fixtures import CONSOLE_NAMES, output_of
 
@@ -19,14 +17,6 @@ SMALL = "--config.train.steps=2 --config.train.batch_size=4 --config.model.num_g
 SMALL += " --config.model.num_channels_encoder=4 --config.model.num_channels_decoder=4"
 SMALL += " --config.model.num_latent_scales=1 --config.model.num_cells_per_group_encoder=1"
 SMALL += " --config.model.num_cells_per_group_decoder=1"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def loaded_once():
-    """The commands and the examples of this file are of one model, which they leave as it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "load_run", functools.cache(loading.load_run))
-        yield
 
 
 def commands():

@@ -136,7 +136,7 @@ def test_a_model_is_made_of_the_right_settings():
 
 
 def test_callbacks_get_the_numbers(tmp_path):
-    model = compiled(run_eagerly=True)
+    model = compiled()
     callbacks = [
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
         keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=1, min_delta=1e9),

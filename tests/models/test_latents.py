@@ -106,6 +106,10 @@ def test_the_draw_of_an_image_does_not_depend_on_its_batch():
     many, seeds = flat(latents.noise_per_image(SHAPES, latents.image_seeds(3, 6))), latents.image_seeds(3, 6)
     np.testing.assert_array_equal(flat(latents.noise_per_image(SHAPES, latents.image_seeds(3, 2, first=4))), many[4:])
     np.testing.assert_array_equal(flat(latents.noise_per_image(SHAPES, seeds[::-1]))[::-1], many)
+    # The numbers that older exports and scores were made with.
+    seeds = [[3, 0], [-1, 5], [2**31 - 1, -7]]
+    plain = [tf.random.stateless_normal([many.shape[1]], seed, alg="philox") for seed in seeds]
+    np.testing.assert_array_equal(flat(latents.noise_per_image(SHAPES, tf.constant(seeds))), plain)
     # Of a batch it depends on the place.
     whole, last = flat(latents.batch_noise(SHAPES, 6, (3, 0))), flat(latents.batch_noise(SHAPES, 2, (3, 0), first=4))
     np.testing.assert_array_equal(last, whole[4:])

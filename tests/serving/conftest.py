@@ -85,7 +85,8 @@ def rows_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def local(folder, texts_folder, tmp_path_factory):
     """The server of this repository."""
-    export = with_few_warm_ups(folder, tmp_path_factory.mktemp("local"), "sample", "encode")
+    names = "sample", "encode", "decode", "reconstruct", "score", "encode_png"
+    export = with_few_warm_ups(folder, tmp_path_factory.mktemp("local"), *names)
     with served("texts", texts_folder.parent) as texts, served("tiny", export.parent) as servers:
         yield servers._replace(texts=texts)
 

@@ -92,12 +92,13 @@ def with_few_warm_ups(export, place, *names):
     """A copy, `place/all/3`, with the warm-up requests of some signatures alone; a server takes seconds for each."""
     copy = shutil.copytree(export, place / "all" / "3")
     file = str(copy / "assets.extra" / "tf_serving_warmup_requests")
-    records = [*tf.data.TFRecordDataset(file).as_numpy_iterator()]
+    records = {}
+    for record in tf.data.TFRecordDataset(file).as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        records[request.model_spec.signature_name] = record
     with tf.io.TFRecordWriter(file) as writer:
-        for record in records:
-            request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-            if request.model_spec.signature_name in names:
-                writer.write(record)
+        for name in names:
+            writer.write(records[name])
     return copy
 
 

@@ -17,7 +17,6 @@ from nvae_tf.generation.image_grid import pixels_of_files
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
 from nvae_tf.serving.local_server import local_server
 from tests.serving.conftest import EXAMPLES
-from tests.serving.model_servers import with_few_warm_ups
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -69,11 +68,10 @@ def files(folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder, files, tmp_path_factory):
+def address(folder, files):
     pages = {f"/{file.name}": file for file in files}
-    names = "sample", "compose", "encode", "outlier_score"
-    export = with_few_warm_ups(folder, tmp_path_factory.mktemp("served"), *names)
-    with local_server("tiny", export.parent, enable_cors=True, files=pages) as (_, port):
+    # With all warm-up requests of an export.
+    with local_server("tiny", folder.parent, enable_cors=True, files=pages) as (_, port):
         yield f"http://127.0.0.1:{port}/{PAGE}"
 
 

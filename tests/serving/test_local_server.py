@@ -341,8 +341,8 @@ def test_a_round_counts_answers_and_errors(made):
     assert answered["clients"] == 2 and answered["errors"] == 0
     assert answered["requests_per_second"] > 1.0 and 0.0 < answered["p50_ms"] <= answered["p99_ms"]
     # All but the first, which is not counted.
-    requests = itertools.chain([sound["decode"]], itertools.repeat(malformed["wrong size"]))
-    refused = run_round(lambda: next(requests)(), clients=1, seconds=0.1)
+    asked = itertools.chain([sound["decode"]], itertools.repeat(malformed["wrong size"]))
+    refused = run_round(lambda: next(asked)(), clients=1, seconds=0.1)
     assert refused["errors"] > 0 and refused["requests_per_second"] == 0.0
 
 

@@ -8,6 +8,16 @@ import pytest
 from nvae_tf.training.run_folder import RunFolder, lock_for_training
 from tests.command_fixtures import assert_same_tensors, saved_steps
 
+SETTINGS = dict(train__steps=40, train__batch_size=16, optimizer__ema_momentum=0.9, train__log_every_steps=6)
+SETTINGS |= dict(train__evaluate_every_steps=15, train__sample_every_steps=1000)
+# A network of two scales takes each of the processes twice the time.
+SETTINGS |= dict(model__num_latent_scales=1, model__num_groups_per_scale=2)
+
+
+def training(commands, workdir, **changes):
+    arguments = commands.tiny_training(workdir, **SETTINGS | changes)
+    return ["--config=photos" if name.startswith("--config=") else name for name in arguments]
+
 
 def half_written_steps(workdir):
     """Steps whose checkpoints a process is writing, or was when it was killed."""
@@ -16,11 +26,11 @@ def half_written_steps(workdir):
 
 
 @pytest.mark.slow
-def test_killed_twice_is_the_same_run(commands, finished_run, tmp_path):
-    whole, workdir = finished_run[0], tmp_path / "killed"
-    often = dict(train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
-    command = commands.tiny_training(workdir, **often)
-    draw = random.Random("digits")
+def test_killed_twice_is_the_same_run(commands, tmp_path):
+    whole, workdir = tmp_path / "whole", tmp_path / "killed"
+    commands.output_of(training(commands, whole))
+    command = training(commands, workdir, train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
+    draw = random.Random("photos")
     reached, half_written = 0, []
     for number, earliest in enumerate((1, 12)):
         log = tmp_path / f"output-{number}"
@@ -37,12 +47,12 @@ def test_killed_twice_is_the_same_run(commands, finished_run, tmp_path):
         if number:
             assert_continued(log.read_text(), reached, half_written)
         reached, half_written = max(saved_steps(workdir / "checkpoints")), half_written_steps(workdir)
-        assert earliest <= reached < 60
+        assert earliest <= reached < 40
     assert_continued(commands.output_of(command), reached, half_written)
     (best,) = (whole / "checkpoints" / "best").glob("*.index")
-    for place in ("step-60", f"best/{best.stem}"):
+    for place in ("step-40", f"best/{best.stem}"):
         assert_same_tensors(whole, workdir, place)
-    assert saved_steps(workdir / "checkpoints") == [59, 60]
+    assert saved_steps(workdir / "checkpoints") == [39, 40]
     assert not list((workdir / "checkpoints").glob(".*"))
 
 
@@ -63,6 +73,6 @@ def test_a_second_training_is_refused_and_changes_nothing(commands, tmp_path):
     workdir = tmp_path / "run"
     with lock_for_training(RunFolder(workdir), pytest.fail):
         before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
-        line = commands.refused_process(commands.tiny_training(workdir))
+        line = commands.refused_process(training(commands, workdir))
         assert f"{workdir}: another training writes into this folder: process {os.getpid()} on " in line
         assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
