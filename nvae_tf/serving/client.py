@@ -322,7 +322,7 @@ class ServedModel(contextlib.AbstractContextManager):
         return self._images("reconstruct", inputs, {"label": labels}, as_pixels)
 
     def score(self, images: Images, seed: int = 0, labels: Any = None) -> Scores:
-        """The negative evidence lower bound of images; `model.score` in Python is another estimate, with more draws."""
+        """The negative evidence lower bound of images: in Python `model.score(images, per_group=True)`."""
         found = self._values("score", images, seed, labels)
         return Scores(*(found[name] for name in Scores._fields))
 

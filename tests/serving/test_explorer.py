@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import shutil
+import signal
 import socket
 import threading
 
@@ -15,7 +16,7 @@ from playwright.sync_api import sync_playwright
 from nvae_tf.generation import sampling
 from nvae_tf.generation.image_grid import pixels_of_files
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
-from nvae_tf.serving.local_server import local_server
+from tests.command_fixtures import started
 from tests.serving.conftest import EXAMPLES
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -68,11 +69,14 @@ def files(folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder, files):
-    pages = {f"/{file.name}": file for file in files}
-    # With all warm-up requests of an export.
-    with local_server("tiny", folder.parent, enable_cors=True, files=pages) as (_, port):
-        yield f"http://127.0.0.1:{port}/{PAGE}"
+def address(folder):
+    """The address that the command prints; it has run all warm-up requests of the export by then."""
+    flags = ["--model=tiny", "--explore", "--rest_api_enable_cors_support", "--port=0", "--rest_port=0"]
+    process = started(["-m", "export.serve", f"--path={folder.parent}", *flags])
+    start = "explorer: "
+    yield next(line for line in process.stdout if line.startswith(start)).removeprefix(start).strip()
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.read() == "ended\n" and process.wait(20) == 0
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +161,11 @@ def test_a_region_is_restored_with_the_keyboard_alone(explorer):
     restored, original = explorer.pixels("restored"), EXAMPLES[3:4]
     changed = (restored != original).any(axis=(0, -1))
     assert len(restored) == 4 and changed[3:7, 3:7].mean() > 0.5
+    # What can be copied is the last round's request.
+    explorer.button("Copy Restoration as Python").click()
+    names = {}
+    exec(explorer.clipboard(), names)
+    assert np.abs(255.0 * names["outputs"]["image"] - restored)[:, changed].max() <= 1.0
     changed[2:8, 2:8] = False
     assert not changed.any()
 
@@ -232,15 +241,19 @@ def test_classes_guidance_and_the_reweighted_prior_are_sent_where_the_model_has_
     by_signature = {request["signature"]: request for request in sent}
     assert by_signature["sample"]["label"] == [0, 1] * 12 and by_signature["sample"]["proposals"] == [1] * 24
     explorer.after(tab.get_by_label("Class").select_option, "dog")
-    explorer.after(tab.get_by_role("slider", name="Guidance").fill, "2")
-    assert [2] * 24 in [request.get("guidance") for request in sent]
-    sent.clear()
-    explorer.after(tab.get_by_label("Reweighted prior").check)
-    assert sent[0]["label"] == [1] * 24 and sent[0]["proposals"] == [100] * 24
-    sent.clear()
-    explorer.after(explorer.button("Sample 4 of seed 1").click)
-    drawn = next(request for request in sent if request["signature"] == "compose")
-    assert [drawn[name] for name in extra] == [[1], [2], [100]] and drawn["seed"] == [1 + 3 * 2**32]
+    # One of the two at a time: together the model refuses them.
+    guided, reweighted = tab.get_by_role("slider", name="Guidance"), tab.get_by_label("Reweighted prior")
+    for action, guidance, proposals in ((lambda: guided.fill("2"), 2, 1), (reweighted.check, 1, 100)):
+        sent.clear()
+        explorer.after(action)
+        assert sent[0]["label"] == [1] * 24 and sent[0]["proposals"] == [proposals] * 24
+        assert sent[0].get("guidance", [1] * 24) == [guidance] * 24
+        sent.clear()
+        explorer.after(explorer.button("Sample 4 of seed 1").click)
+        drawn = next(request for request in sent if request["signature"] == "compose")
+        assert [drawn[name] for name in extra] == [[1], [guidance], [proposals]] and drawn["seed"] == [1 + 3 * 2**32]
+    explorer.after(guided.fill, "3")
+    assert not reweighted.is_checked()
 
 
 def test_a_page_of_another_address_asks_too(address, browser, files, explorer):
@@ -267,7 +280,19 @@ def test_a_server_that_is_away_and_a_wrong_model_are_named(address, browser):
         assert tab.get_by_role("button", name="Try again").is_visible()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1600, "dark")])
+def test_a_server_that_goes_away_and_comes_back(address, browser, model):
+    explorer = Explorer(browser.new_page(), address)
+    explorer.settled()
+    explorer.tab.route("**/*:predict", lambda route: route.abort())
+    explorer.button("Next seed").click()
+    explorer.tab.get_by_role("alert").get_by_text("No answer from").wait_for()
+    explorer.tab.unroute("**/*:predict")
+    explorer.after(explorer.button("Try again").click)
+    assert not explorer.tab.get_by_role("alert").is_visible()
+    assert_shows(explorer.pixels("samples"), model.generate(24, seed=2))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1000, "light"), (1600, "dark")])
 def test_nothing_is_wider_than_the_window_and_text_stands_out(address, browser, width, scheme):
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     explorer = Explorer(tab, address)

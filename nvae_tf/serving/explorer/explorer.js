@@ -10,7 +10,7 @@ const LONGEST_LINK = 2 ** 16;
 const IN_TURN = "turn";
 
 const $ = (id) => document.getElementById(id);
-let model, maker, facts, state, painted;
+let model, maker, facts, state, painted, isInLink;
 // What each part shows: { pixels, request }.
 const shown = {};
 
@@ -39,7 +39,6 @@ async function act(name, action) {
     performance.measure(name, { start });
     $("problem").hidden = true;
     if (text) $("status").textContent = `${text} in ${Math.round(performance.now() - start)} ms`;
-    remember();
   } catch (error) {
     if (!(error instanceof Problem)) console.error(error);
     $("reason").textContent = error instanceof Problem ? error.message : `The page has an error: ${error.message}`;
@@ -50,6 +49,7 @@ async function act(name, action) {
     delete waiting[name];
     if (next) act(name, next);
     markRunning();
+    if (state && name !== "start") remember(); // also what failed: to be tried again
   }
 }
 
@@ -57,7 +57,8 @@ async function act(name, action) {
 
 function remember() {
   let text = JSON.stringify(state);
-  if (text.length > LONGEST_LINK) text = JSON.stringify({ ...state, current: null, ends: [null, null] });
+  isInLink = text.length <= LONGEST_LINK;
+  if (!isInLink) text = JSON.stringify({ ...state, current: null, ends: [null, null] });
   history.replaceState(null, "", `#${encodeURIComponent(text)}`);
 }
 
@@ -298,6 +299,8 @@ function paintWithKeys(event) {
     painted.x = Math.min(width - 1, Math.max(0, painted.x + step[0]));
     painted.y = Math.min(height - 1, Math.max(0, painted.y + step[1]));
   } else paintAt(painted.x, painted.y);
+  const isPainted = painted.mask[painted.y * width + painted.x];
+  $("status").textContent = `Column ${painted.x + 1}, row ${painted.y + 1}${isPainted ? ", painted" : ""}`;
   drawMask(true);
 }
 
@@ -305,9 +308,9 @@ const restore = () => act("restored", async () => {
   const { pixels: [seen], made } = shown.current, { mask } = painted, label = made.settings.label ?? -1;
   if (!mask.some(Boolean)) throw new Problem("Paint over a region of the image first.");
   painted.series += 1;
-  await maker.restored(seen, mask, painted.series, RESTORATIONS, label, (pixels) => {
+  await maker.restored(seen, mask, painted.series, RESTORATIONS, label, (pixels, request) => {
     if (mask !== painted.mask) return false; // another image, or cleared
-    shown.restored = { pixels, columns: RESTORATIONS };
+    shown.restored = { pixels, request, columns: RESTORATIONS };
     const recipe = (i) => ({ pixels: images.base64(pixels[i]), label });
     show("restored", pixels, (i) => `Restoration ${i + 1}`, (i) => choose(recipe(i)));
     return true;
@@ -376,11 +379,11 @@ const upload = (file) => file && act("upload", async () => {
   }
 });
 
-async function copy(text) {
+async function copy(text, done = "Copied") {
   // Of another machine, without https, a page has no clipboard.
   if (!navigator.clipboard) prompt("To copy:", text);
   else await navigator.clipboard.writeText(text);
-  $("status").textContent = "Copied";
+  $("status").textContent = done;
 }
 
 function addTools(place) {
@@ -394,7 +397,6 @@ function addTools(place) {
     Python: () => copy(model.asPython(shown[part].request)),
     curl: () => copy(model.asCurl(shown[part].request)),
   };
-  if (part === "restored") { delete tools.Python; delete tools.curl; } // many requests
   for (const [text, action] of Object.entries(tools)) {
     const label = text === "PNG" ? `Download ${title} as PNG` : `Copy ${title} as ${text}`;
     const button = element("button", { type: "button", textContent: text, ariaLabel: label, title: label });
@@ -407,41 +409,36 @@ function listen() {
   document.querySelectorAll(".tools").forEach(addTools);
   const on = (id, event, action) => $(id).addEventListener(event, action);
   on("again", "click", start);
-  on("link", "click", () => copy(location.href));
+  on("link", "click", () => copy(location.href, isInLink ? "Copied" : "Copied without your picture: it is too large"));
   on("model", "change", () => { location.search = new URLSearchParams({ ...query(), model: $("model").value }); });
-  const setSeed = (seed) => {
-    state.seed = Math.min(2 ** 31 - 1, Math.max(0, Math.floor(seed) || 0));
-    $("seed").value = state.seed;
+  const change = (changes) => {
+    Object.assign(state, changes);
+    showControls();
     sample();
   };
+  const setSeed = (seed) => change({ seed: Math.min(2 ** 31 - 1, Math.max(0, Math.floor(seed) || 0)) });
   on("seed", "change", () => setSeed(Number($("seed").value)));
   on("next", "click", () => setSeed(state.seed + 1));
-  const setCount = (step) => {
-    state.count = COUNTS[Math.min(COUNTS.length - 1, Math.max(0, COUNTS.indexOf(state.count) + step))] ?? COUNTS[0];
-    sample();
-  };
+  const setCount = (step) => change({ count: COUNTS[COUNTS.indexOf(state.count) + step] ?? state.count });
   on("fewer", "click", () => setCount(-1));
   on("more", "click", () => setCount(1));
-  on("class", "change", () => {
-    state.label = $("class").value === IN_TURN ? IN_TURN : Number($("class").value);
-    sample();
-  });
-  on("guidance", "input", () => {
-    state.guidance = Number($("guidance").value);
-    setOutput($("guidance"), state.guidance);
-    sample();
-  });
-  on("prior", "change", () => { state.prior = $("prior").checked; sample(); });
+  on("class", "change", () => change({ label: $("class").value === IN_TURN ? IN_TURN : Number($("class").value) }));
+  // The reweighted prior goes with no guidance.
+  on("guidance", "input", () => change({ guidance: Number($("guidance").value), prior: false }));
+  on("prior", "change", () => change({ prior: $("prior").checked, guidance: 1 }));
   on("each", "change", () => { state.each = $("each").checked; showTemperatures(); remember(); });
   on("top", "input", () => { state.variants = { top: Number($("top").value) }; vary(); });
   on("unlocked", "click", () => { state.variants = {}; vary(); });
   on("others", "click", () => { state.draws += 1; vary(); });
   ["as-a", "as-b"].forEach((id, i) => on(id, "click", () => { state.ends[i] = state.current; showPath(); }));
   on("file", "change", () => upload($("file").files[0]));
-  for (const event of ["dragover", "dragleave", "drop"]) {
-    on("drop", event, (found) => { found.preventDefault(); $("drop").classList.toggle("over", event === "dragover"); });
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(name, (event) => { // wherever on the page: else a browser would leave it for the picture
+      event.preventDefault();
+      $("drop").classList.toggle("over", name === "dragover");
+      if (name === "drop" && facts) upload(event.dataTransfer.files[0]);
+    });
   }
-  on("drop", "drop", (event) => upload(event.dataTransfer.files[0]));
   on("paint", "pointerdown", paintWithPointer);
   on("paint", "pointermove", paintWithPointer);
   on("paint", "keydown", paintWithKeys);

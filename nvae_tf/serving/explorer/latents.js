@@ -143,13 +143,13 @@ export class Maker {
     const first = known.map((v, i) => (holes[i] ? (this.examples.length ? mean(i) : 0.5) : v));
     let images = Array(count).fill(first);
     for (let round = 0; round < ROUNDS; round += 1) {
-      const { outputs } = await this.model.predict("reconstruct", {
+      const { outputs, request } = await this.model.predict("reconstruct", {
         image: images.map((values) => nested(nested(values, channels), width)),
         seed: images.map((_, i) => seedOf(seed * ROUNDS + round, i)), label: images.map(() => label),
       });
       const found = outputs.image.map((image) => image.flat(2));
       const filled = (values) => Uint8Array.from(pixels, (v, i) => (holes[i] ? Math.round(255 * values[i]) : v));
-      if (!show(found.map(filled))) return;
+      if (!show(found.map(filled), request)) return;
       const moved = (v, i, n) => (holes[i] ? Math.min(1, Math.max(0, 2 * v - images[n][i])) : known[i]);
       images = found.map((values, n) => values.map((v, i) => moved(v, i, n)));
     }
