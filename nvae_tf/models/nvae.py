@@ -69,6 +69,9 @@ from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
 from nvae_tf.replicas import replica_count, replica_means
 
+# Their conditions are all Python's: in a graph of the caller's, autograph would take as long as the tracing itself.
+_AS_WRITTEN = tf.autograph.experimental.do_not_convert
+
 
 class Decoded(NamedTuple):
     """The end of a top-down pass."""
@@ -251,6 +254,7 @@ class NVAE(keras.Model):
     # a conditional model, one number for all images or one an image; without, and for -1, images have no class. With a
     # batch size the images go through the networks so many at a time, with a bar on a terminal.
 
+    @_AS_WRITTEN
     def infer(
         self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
     ) -> tuple[InferredGroup, ...]:
@@ -263,6 +267,7 @@ class NVAE(keras.Model):
 
         return _in_batches(inferred, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
 
+    @_AS_WRITTEN
     def encode(
         self,
         images: tf.Tensor,
@@ -301,6 +306,7 @@ class NVAE(keras.Model):
         noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
         return self.inference_pass(images, noise, FoldedPass(labels=labels), kept_channels).latents
 
+    @_AS_WRITTEN
     def decode(
         self,
         latents: Sequence[tf.Tensor],
@@ -323,6 +329,7 @@ class NVAE(keras.Model):
         rows = image_seeds(seed, count), self._labels(labels, count)
         return _in_batches(decoded, batch_size, *rows, *latents)
 
+    @_AS_WRITTEN
     def generate(
         self,
         count: int,
@@ -379,6 +386,7 @@ class NVAE(keras.Model):
         both = dataclasses.replace(forward, labels=tf.concat([forward.labels, -tf.ones_like(forward.labels)], axis=0))
         return self.top_down_pass(sources, 2 * tf.shape(seeds)[0], both, kept=tf.shape(seeds)[0]).likelihood
 
+    @_AS_WRITTEN
     def score(
         self,
         images: tf.Tensor,
@@ -405,6 +413,7 @@ class NVAE(keras.Model):
 
         return _in_batches(scored, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
 
+    @_AS_WRITTEN
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
         """How unlike the training images these are, by one pass at the posterior's means, without a random draw.
 
@@ -417,6 +426,7 @@ class NVAE(keras.Model):
         rows = images, self._labels(labels, batch_size_of(images))
         return outlier_scores(_in_batches(functools.partial(outlier_parts, self), batch_size, *rows), calibration)
 
+    @_AS_WRITTEN
     def classify(self, images: tf.Tensor, seed: int = 0, batch_size: int | None = None) -> tf.Tensor:
         """The probability of each class given an image, `[batch, classes]`: Bayes' rule over the bounds.
 
@@ -444,6 +454,7 @@ class NVAE(keras.Model):
 
         return tf.map_fn(nelbo, tf.range(self.config.num_classes), fn_output_signature=tf.float32)
 
+    @_AS_WRITTEN
     def restore(
         self,
         measurement: tf.Tensor,
@@ -481,7 +492,7 @@ class NVAE(keras.Model):
     def _labels(self, labels: object, count: int | tf.Tensor) -> tf.Tensor | None:
         return check_labels(labels, count, self.config.num_classes)
 
-    @tf.autograph.experimental.do_not_convert
+    @_AS_WRITTEN
     def importance_weighted(
         self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor, labels: tf.Tensor | None = None
     ) -> tf.Tensor:
@@ -537,7 +548,7 @@ class NVAE(keras.Model):
         inputs, total = objectives.gradients_after_network(images, total)
         return training_step.loss_of(self, images, noise, step, forward, (norms, total), inputs)
 
-    @tf.autograph.experimental.do_not_convert
+    @_AS_WRITTEN
     def train_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `fit` on a batch of images in [0, 1], or `(images, labels)`."""
         training_step.train(self, *self._batch_of(data))
@@ -548,7 +559,7 @@ class NVAE(keras.Model):
         images, labels = self._batch_of(data, may_lack_labels=True)
         return self(images, labels=labels)
 
-    @tf.autograph.experimental.do_not_convert
+    @_AS_WRITTEN
     def test_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the negative bound in nats; every batch gets the same draws."""
         images, labels = self._batch_of(data)

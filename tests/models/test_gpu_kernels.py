@@ -41,25 +41,28 @@ PRECISIONS = tf.bfloat16, tf.float16, tf.float32
 BATCH = 4
 
 
+def kind_of(node):
+    """The operation of a node, and the types of its numbers by attribute."""
+    types = ((name, tuple(value.list.type) or (value.type,)) for name, value in node.attr.items())
+    return node.op, tuple(sorted((name, several) for name, several in types if any(several)))
+
+
 @functools.cache
-def registered(operation):
-    return list(kernels.get_registered_kernels_for_op(operation).kernel)
+def runs_on_gpus(operation, types, precision):
+    """Whether there is a kernel for numbers of these types; one for the device DEFAULT is for all devices.
 
-
-def runs_on_gpus(node, precision):
-    """Whether there is a kernel for the types of a node's numbers; one for the device DEFAULT is for all devices.
-
-    It is asked for `precision` where the node has half precision.
+    It is asked for `precision` where they have half precision.
     """
     halves = {half.as_datatype_enum: precision.as_datatype_enum for half in (tf.bfloat16, tf.float16)}
+    types = dict(types)
 
     def fits(kernel):
-        values = [(node.attr[one.name], one.allowed_values.list.type) for one in kernel.constraint]
-        types = [([value.type] if value.type else value.list.type, allowed) for value, allowed in values]
-        assert all(found for found, _ in types), node
-        return all({halves.get(number, number) for number in found} <= set(allowed) for found, allowed in types)
+        values = [(types.get(one.name), one.allowed_values.list.type) for one in kernel.constraint]
+        assert all(found for found, _ in values), (operation, types)
+        return all({halves.get(number, number) for number in found} <= set(allowed) for found, allowed in values)
 
-    of_gpus = (kernel for kernel in registered(node.op) if kernel.device_type in ("GPU", "DEFAULT"))
+    registered = kernels.get_registered_kernels_for_op(operation).kernel
+    of_gpus = (kernel for kernel in registered if kernel.device_type in ("GPU", "DEFAULT"))
     # Those with a label are for nodes that ask for it.
     return any(fits(kernel) for kernel in of_gpus if not kernel.label)
 
@@ -69,13 +72,12 @@ def operations_of(function):
     definition = function.graph.as_graph_def()
     nodes = [*definition.node, *(node for inner in definition.library.function for node in inner.node_def)]
     called = {inner.signature.name for inner in definition.library.function}
-    nodes = [node for node in nodes if node.op not in called]
-    missing = set()
-    for node in nodes:
-        if not all(runs_on_gpus(node, precision) for precision in PRECISIONS):
-            types = sorted(f"{name}={tf.as_dtype(value.type).name}" for name, value in node.attr.items() if value.type)
-            missing.add(f"{node.op}({', '.join(types)})")
-    return {node.op for node in nodes}, missing
+    kinds, missing = {kind_of(node) for node in nodes if node.op not in called}, set()
+    for operation, types in kinds:
+        if not all(runs_on_gpus(operation, types, precision) for precision in PRECISIONS):
+            named = (f"{name}={tf.as_dtype(several[0]).name}" for name, several in types if len(several) == 1)
+            missing.add(f"{operation}({', '.join(named)})")
+    return {operation for operation, _ in kinds}, missing
 
 
 def graphs(config):
