@@ -6,6 +6,7 @@ threads are each fork's own, as in a process that is started anew.
 
 import faulthandler
 import functools
+import gc
 import io
 import multiprocessing
 import os
@@ -19,7 +20,9 @@ from multiprocessing.connection import Connection
 from nvae_tf.errors import start_tensorflow_quietly
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tensorflow", "tensorflow_probability", "nvae_tf.training.loop"])
+# With what commands import when they need it: matplotlib, and scikit-learn, which has the digits.
+_IMPORTED = ["tensorflow", "tensorflow_probability", "nvae_tf.training.loop", "nvae_tf.evaluation.evaluate"]
+FORKS.set_forkserver_preload([*_IMPORTED, "nvae_tf.command_line", "nvae_tf.reports.task_figures", "sklearn.datasets"])
 
 
 def without_stack_traces():
@@ -32,10 +35,15 @@ def without_stack_traces():
         module.extract_stack = functools.cache(module.extract_stack)
 
 
-def _main(arguments, folder, environment, *outputs):
-    for number, output in enumerate(outputs, 1):
-        os.dup2(output.fileno(), number)
-        output.close()
+def _main(arguments, folder, environment, *streams):
+    # What is imported is there for good; graphs live long.
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 1000)
+    for number, stream in enumerate(streams):
+        if stream:
+            os.dup2(stream.fileno(), number)
+            stream.close()
+    sys.stdin = open(0)
     faulthandler.enable(2)
     # As `python -u` does.
     unbuffered = (open(number, "wb", buffering=0, closefd=False) for number in (1, 2))
@@ -50,7 +58,10 @@ def _main(arguments, folder, environment, *outputs):
     # What it writes when it looks for devices is hidden while it is imported, which has been.
     start_tensorflow_quietly()
     without_stack_traces()
-    if arguments[0] == "-m":
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
@@ -59,21 +70,25 @@ def _main(arguments, folder, environment, *outputs):
 
 
 class Forked:
-    """Used as `subprocess.Popen` is, without an input; of the outputs the first alone may be a pipe."""
+    """Used as `subprocess.Popen` is; the input may be a pipe, and of the outputs the first alone."""
 
-    def __init__(self, arguments, cwd, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT):
-        self.stdout = None
+    def __init__(self, arguments, cwd, env, stdin=None, stdout=subprocess.PIPE, stderr=subprocess.STDOUT):
+        self.stdin = self.stdout = None
+        streams = [None]
+        if stdin == subprocess.PIPE:
+            read, writing = os.pipe()
+            self.stdin, streams = open(writing, "w"), [Connection(read, writable=False)]
         if stdout == subprocess.PIPE:
             reading, written = os.pipe()
             self.stdout = open(reading)
         else:
             written = os.open(os.devnull, os.O_WRONLY) if stdout == subprocess.DEVNULL else os.dup(stdout.fileno())
-        outputs = [Connection(written, readable=False)]
-        outputs.append(Connection(os.dup(written if stderr == subprocess.STDOUT else stderr.fileno()), readable=False))
-        self._process = FORKS.Process(target=_main, args=([*map(str, arguments)], str(cwd), dict(env), *outputs))
+        streams.append(Connection(written, readable=False))
+        streams.append(Connection(os.dup(written if stderr == subprocess.STDOUT else stderr.fileno()), readable=False))
+        self._process = FORKS.Process(target=_main, args=([*map(str, arguments)], str(cwd), dict(env), *streams))
         self._process.start()
-        for output in outputs:
-            output.close()
+        for stream in filter(None, streams):
+            stream.close()
 
     @property
     def pid(self):
@@ -106,7 +121,7 @@ class Forked:
 def run(arguments, cwd, env):
     """The finished process, with all that it has printed; one that hangs is aborted, and prints where."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        process = Forked(arguments, cwd, env, stdout, stderr)
+        process = Forked(arguments, cwd, env, None, stdout, stderr)
         try:
             code = process.wait(600)
         except subprocess.TimeoutExpired:

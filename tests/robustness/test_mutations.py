@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import FIXTURES
-from tests.command_fixtures import TINY, config_flags, output_of, started_anew
+from tests.command_fixtures import TINY, config_flags, output_of, started
 from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
 from tests.robustness import mutations
 from tests.robustness.worker import GIGABYTES, SECONDS
@@ -74,7 +74,7 @@ class Worker:
     def read(self, path):
         if self._process is None:
             command = ["-m", "tests.robustness.worker", *self._arguments]
-            self._process = started_anew(command, stdin=subprocess.PIPE, stderr=self._log)
+            self._process = started(command, stdin=subprocess.PIPE, stderr=self._log)
         self._process.stdin.write(f"{path}\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -84,6 +84,7 @@ class Worker:
                 self.close()
             return found
         code = self._process.wait()
+        self._process.stdin.close()
         self._process = None
         return {"died": f"more than {SECONDS} s" if code == -signal.SIGALRM else f"exit code {code}"}
 

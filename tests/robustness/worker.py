@@ -37,12 +37,30 @@ def digest_of_checkpoint(prefix: str) -> str:
 
 
 def reader_of_published(base: pathlib.Path):
-    from nvae_tf.published.import_run import import_run
+    from nvae_tf.published import import_run as importing
+    from nvae_tf.published.optimizer import checkpoint_names
+    from nvae_tf.training.run import model_for_training
+
+    @functools.lru_cache(8)
+    def built(config, **length):
+        """A model with its optimizer, and what all variables of a checkpoint hold at first."""
+        made = model_for_training(config, **length)
+        made.model.optimizer.build(made.model.trainable_variables)
+        return made, [(variable, variable.numpy()) for _, variable in checkpoint_names(made)]
+
+    def as_new(config, **length):
+        """Models of the same settings are built once: that takes the most time of a mutant."""
+        made, start = built(config, **length)
+        for variable, value in start:
+            variable.assign(value)
+        return made
+
+    importing.model_for_training = as_new
 
     def read(path):
         output = path.parent / "imported"
         try:
-            imported = import_run(path, output)
+            imported = importing.import_run(path, output)
             return {"imported": digest_of_checkpoint(str(output / "checkpoints" / f"step-{imported.step}"))}
         finally:
             shutil.rmtree(output, ignore_errors=True)
@@ -110,7 +128,10 @@ def reader_of_runs(base: pathlib.Path):
 
 def reader_of_pictures(base: pathlib.Path):
     import numpy as np
+    import tensorflow as tf
 
+    # Pipelines are not traced: that takes the most time of a mutant.
+    tf.data.experimental.enable_debug_mode()
     from nvae_tf.data.pipeline import evaluation_batches, iterate
     from nvae_tf.data.sources import load_split
     from tests.data.picture_factory import own_images
