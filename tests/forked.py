@@ -4,6 +4,7 @@ There is one such process a test process, `multiprocessing`'s server of forks. I
 threads are each fork's own, as in a process that is started anew.
 """
 
+import atexit
 import faulthandler
 import functools
 import gc
@@ -20,9 +21,18 @@ from multiprocessing.connection import Connection
 from nvae_tf.errors import start_tensorflow_quietly
 
 FORKS = multiprocessing.get_context("forkserver")
-# With what commands import when they need it: matplotlib, and scikit-learn, which has the digits.
-_IMPORTED = ["tensorflow", "tensorflow_probability", "nvae_tf.training.loop", "nvae_tf.evaluation.evaluate"]
-FORKS.set_forkserver_preload([*_IMPORTED, "nvae_tf.command_line", "nvae_tf.reports.task_figures", "sklearn.datasets"])
+# The last three are what commands import when they need it: matplotlib, and scikit-learn, which has the digits.
+FORKS.set_forkserver_preload(
+    ["tensorflow", "tensorflow_probability", "nvae_tf.training.loop", "nvae_tf.evaluation.evaluate"]
+    + ["nvae_tf.command_line", "nvae_tf.reports.task_figures", "sklearn.datasets"]
+)
+
+
+@atexit.register
+def _end_all():
+    """Before multiprocessing waits for those that a failed test has left."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def without_stack_traces():
@@ -43,7 +53,8 @@ def _main(arguments, folder, environment, *streams):
         if stream:
             os.dup2(stream.fileno(), number)
             stream.close()
-    sys.stdin = open(0)
+    if streams[0] is not None:
+        sys.stdin = open(0, closefd=False)
     faulthandler.enable(2)
     # As `python -u` does.
     unbuffered = (open(number, "wb", buffering=0, closefd=False) for number in (1, 2))

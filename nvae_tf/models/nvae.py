@@ -454,7 +454,6 @@ class NVAE(keras.Model):
 
         return tf.map_fn(nelbo, tf.range(self.config.num_classes), fn_output_signature=tf.float32)
 
-    @_AS_WRITTEN
     def restore(
         self,
         measurement: tf.Tensor,

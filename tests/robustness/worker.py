@@ -130,7 +130,7 @@ def reader_of_pictures(base: pathlib.Path):
     import numpy as np
     import tensorflow as tf
 
-    # Pipelines are not traced: that takes the most time of a mutant.
+    # Pipelines run eagerly: to make graphs of them takes the most time of a mutant.
     tf.data.experimental.enable_debug_mode()
     from nvae_tf.data.pipeline import evaluation_batches, iterate
     from nvae_tf.data.sources import load_split

@@ -73,10 +73,13 @@ def address(folder):
     """The address that the command prints; it has run all warm-up requests of the export by then."""
     flags = ["--model=tiny", "--explore", "--rest_api_enable_cors_support", "--port=0", "--rest_port=0"]
     process = started(["-m", "export.serve", f"--path={folder.parent}", *flags])
-    start = "explorer: "
-    yield next(line for line in process.stdout if line.startswith(start)).removeprefix(start).strip()
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout.read() == "ended\n" and process.wait(20) == 0
+    printed, start = [], "explorer: "
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith(start):
+            yield line.removeprefix(start).strip()
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0 and printed[-1] == "ended\n", "".join(printed)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,7 @@ def test_an_interpolation_in_chosen_groups(explorer, model):
         latents = sampling.interpolate_latents(*ends, fractions, how)
         assert_shows(explorer.pixels("path"), model.decode(latents))
         explorer.button("Copy Interpolation as curl").click()
-        request = json.loads(explorer.clipboard().split("'")[1])
+        request = json.loads(explorer.clipboard().splitlines()[1])
         flat = np.concatenate([z.reshape(len(fractions), -1) for z in latents], axis=1)
         assert np.allclose(request["inputs"]["latent"], flat, atol=1e-5)
         explorer.after(explorer.tab.get_by_label("2: ").uncheck)

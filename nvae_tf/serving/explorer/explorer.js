@@ -10,7 +10,7 @@ const LONGEST_LINK = 2 ** 16;
 const IN_TURN = "turn";
 
 const $ = (id) => document.getElementById(id);
-let model, maker, facts, state, painted, isInLink;
+let model, maker, facts, state, painted, isInLink = true;
 // What each part shows: { pixels, request }.
 const shown = {};
 
@@ -49,7 +49,8 @@ async function act(name, action) {
     delete waiting[name];
     if (next) act(name, next);
     markRunning();
-    if (state && name !== "start") remember(); // also what failed: to be tried again
+    // Also what failed: to be tried again. A start reads the link.
+    if (state && name !== "start" && !running.start) remember();
   }
 }
 
@@ -347,17 +348,21 @@ function showTemperatures() {
   $("of-each").hidden = places.size === maker.groups && !state.each;
 }
 
-function showControls() {
+function showSettings() {
   $("seed").value = state.seed;
+  $("class").value = state.label;
+  setOutput($("guidance"), state.guidance);
+  $("prior").checked = state.prior;
+}
+
+function showControls() {
   const has = (input) => model.takes("compose", input);
   $("of-classes").hidden = !has("label");
   const options = [[IN_TURN, "all in turn"], [-1, "none"], ...facts.classes.map((name, i) => [i, name])];
   $("class").replaceChildren(...options.map(([value, text]) => element("option", { value, textContent: text })));
-  $("class").value = state.label;
   $("of-guidance").hidden = !has("guidance");
-  setOutput($("guidance"), state.guidance);
   $("of-prior").hidden = !has("proposals");
-  $("prior").checked = state.prior;
+  showSettings();
   $("each").checked = state.each;
   $("top").max = maker.groups;
   $("of-restore").hidden = !model.has("reconstruct");
@@ -413,7 +418,7 @@ function listen() {
   on("model", "change", () => { location.search = new URLSearchParams({ ...query(), model: $("model").value }); });
   const change = (changes) => {
     Object.assign(state, changes);
-    showControls();
+    showSettings();
     sample();
   };
   const setSeed = (seed) => change({ seed: Math.min(2 ** 31 - 1, Math.max(0, Math.floor(seed) || 0)) });
@@ -434,6 +439,7 @@ function listen() {
   on("file", "change", () => upload($("file").files[0]));
   for (const name of ["dragover", "dragleave", "drop"]) {
     document.addEventListener(name, (event) => { // wherever on the page: else a browser would leave it for the picture
+      if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
       $("drop").classList.toggle("over", name === "dragover");
       if (name === "drop" && facts) upload(event.dataTransfer.files[0]);
@@ -443,7 +449,7 @@ function listen() {
   on("paint", "pointermove", paintWithPointer);
   on("paint", "keydown", paintWithKeys);
   on("restore", "click", restore);
-  on("clear", "click", clearMask);
+  on("clear", "click", () => { clearMask(); $("status").textContent = "Cleared"; });
   addEventListener("hashchange", start);
 }
 
@@ -458,8 +464,7 @@ const start = () => act("start", async () => {
   $("model").replaceChildren(...names.map((text) => element("option", { textContent: text })));
   $("model").value = name;
   if (!models[name]) throw new Problem(`explorer.json has no model ${name}; it has ${names.join(", ")}.`);
-  model = new Model(server.replace(/\/$/, ""), name);
-  await model.load();
+  model = await new Model(server.replace(/\/$/, ""), name).load();
   facts = models[name];
   maker = new Maker(model, facts);
   state = restoredState();

@@ -26,6 +26,7 @@ export class Model {
     if (!this.has("compose")) {
       throw new Problem(`${this.name} has no signature compose, as nvae-export makes; export the model again.`);
     }
+    return this;
   }
 
   has(signature) { return signature in this.inputs; }
@@ -77,6 +78,6 @@ with ServedModel(${JSON.stringify(this.server)}, ${JSON.stringify(this.name)}) a
   }
 
   asCurl(request) {
-    return `curl --data '${JSON.stringify(request)}' '${this.url}:predict'\n`;
+    return `curl --data @- '${this.url}:predict' <<'END'\n${JSON.stringify(request)}\nEND\n`;
   }
 }
