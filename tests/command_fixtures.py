@@ -59,14 +59,13 @@ def quiet():
     return environment | {"PYTHONUNBUFFERED": "1"}
 
 
-def run(arguments, anew=None, **settings):
+def run(arguments, anew=False, **settings):
     """Runs `python ARGUMENTS` in the project's folder and returns the finished process.
 
-    It is a fork, see `forked`, but with `anew`: where what is imported reads the environment. So is a program in `-c`
-    with `anew=False` alone.
+    It is a fork, see `forked`, but for a program in `-c`, or with `anew`: where what is imported reads the environment.
     """
     settings = {"cwd": ROOT, "env": quiet()} | settings
-    if anew or (anew is None and "-c" in arguments):
+    if anew or "-c" in arguments:
         command = [sys.executable, *map(str, arguments)]
         return subprocess.run(command, **{"timeout": 600, "capture_output": True, "text": True} | settings)
     return forked.run(arguments, **settings)

@@ -69,10 +69,7 @@ def _main(arguments, folder, environment, *streams):
     # What it writes when it looks for devices is hidden while it is imported, which has been.
     start_tensorflow_quietly()
     without_stack_traces()
-    if arguments[0] == "-c":
-        sys.argv = ["-c", *arguments[2:]]
-        exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
-    elif arguments[0] == "-m":
+    if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:

@@ -108,7 +108,7 @@ def test_a_killed_import_leaves_no_run_folder(commands, done, tmp_path):
         "import_run.write_origin = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "import_run.import_run(*map(pathlib.Path, sys.argv[1:]))\n"
     )
-    assert commands.run(["-c", program, FIXTURE, tmp_path / "run"], anew=False).returncode == -signal.SIGKILL
+    assert commands.run(["-c", program, FIXTURE, tmp_path / "run"]).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".run.partial-") and list(left.rglob("step-7.index"))
     assert not list(left.rglob("config.json"))

@@ -75,7 +75,7 @@ def test_means_of_a_thousand_deviations(tmp_path):
     images = np.float32(images + 1000.0 * images.std((0, 1, 2)) * generator.choice([-1.0, 1.0], channels))
     upstream = np.float32(generator.normal(size=images.shape) + images - images.mean((0, 1, 2)))
     np.savez(tmp_path / "step.npz", images=images, upstream=upstream)
-    output_of(["-c", STEP, tmp_path / "step.npz", tmp_path], anew=False)
+    output_of(["-c", STEP, tmp_path / "step.npz", tmp_path])
     # The batch as a whole, and accumulated of two microbatches.
     for parts in (1, 2):
         assert_is_that_of_the_parts(np.load(tmp_path / f"{parts}.npz"), images, upstream, parts)

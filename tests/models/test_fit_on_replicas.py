@@ -48,7 +48,7 @@ def fit(strategy, file):
 @pytest.mark.slow
 def test_fit_on_two_replicas_is_fit_on_one_device(tmp_path):
     one_history = fit(tf.distribute.get_strategy(), tmp_path / "one.npz")
-    two_history = json.loads(output_of(["-c", ON_TWO_REPLICAS, tmp_path / "two.npz"], anew=False).splitlines()[-1])
+    two_history = json.loads(output_of(["-c", ON_TWO_REPLICAS, tmp_path / "two.npz"]).splitlines()[-1])
     one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
     assert set(one_history) == set(two_history) and "val_loss" in one_history
     for name in set(one_history) - {"gradient_norm"}:

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import io
 import json
 import shutil
 import signal
@@ -56,6 +57,17 @@ class Explorer:
 
     def button(self, name):
         return self.tab.get_by_role("button", name=name, exact=True)
+
+
+def with_constant(tab, script, before, after):
+    """Serves a script of the page with a constant changed."""
+
+    def serve(route):
+        answer = route.fetch()
+        assert before in answer.text()
+        route.fulfill(response=answer, body=answer.text().replace(before, after))
+
+    tab.route(f"**/{script}", serve)
 
 
 def assert_shows(found, images):
@@ -195,14 +207,27 @@ def test_a_link_brings_back_what_is_shown(explorer, address, browser):
         assert np.array_equal(other.pixels(part), explorer.pixels(part)), part
 
 
+def test_a_picture_is_dropped_anywhere_and_one_that_a_link_has_no_room_for_is_said(address, browser):
+    tab, file = browser.new_page(), io.BytesIO()
+    with_constant(tab, "explorer.js", "LONGEST_LINK = 2 ** 16", "LONGEST_LINK = 1")
+    explorer = Explorer(tab, address)
+    explorer.settled()
+    Image.fromarray(EXAMPLES[5]).save(file, "PNG")
+    script = """bytes => {
+      const data = new DataTransfer();
+      data.items.add(new File([Uint8Array.from(bytes)], "own.png", { type: "image/png" }));
+      return data;
+    }"""
+    dropped = tab.evaluate_handle(script, list(file.getvalue()))
+    explorer.after(tab.dispatch_event, "header", "drop", {"dataTransfer": dropped})
+    assert np.array_equal(explorer.pixels("original"), EXAMPLES[5:6])
+    explorer.button("Copy link").click()
+    tab.get_by_role("status").get_by_text("Copied without your picture").wait_for()
+
+
 def test_pictures_of_large_images_come_as_files(address, browser, model):
     tab, used = browser.new_page(), []
-
-    def small_is_large(route):
-        answer = route.fetch()
-        route.fulfill(response=answer, body=answer.text().replace("SMALL = 2 ** 12", "SMALL = 1"))
-
-    tab.route("**/latents.js", small_is_large)
+    with_constant(tab, "latents.js", "SMALL = 2 ** 12", "SMALL = 1")
     tab.on("request", lambda request: request.post_data and used.append(request.post_data_json["signature_name"]))
     explorer = Explorer(tab, address)
     explorer.settled()

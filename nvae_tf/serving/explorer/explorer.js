@@ -10,7 +10,7 @@ const LONGEST_LINK = 2 ** 16;
 const IN_TURN = "turn";
 
 const $ = (id) => document.getElementById(id);
-let model, maker, facts, state, painted, isInLink = true;
+let model, maker, facts, state, painted;
 // What each part shows: { pixels, request }.
 const shown = {};
 
@@ -57,11 +57,11 @@ async function act(name, action) {
 // ---- State and link.
 
 function remember() {
-  let text = JSON.stringify(state);
-  isInLink = text.length <= LONGEST_LINK;
-  if (!isInLink) text = JSON.stringify({ ...state, current: null, ends: [null, null] });
-  history.replaceState(null, "", `#${encodeURIComponent(text)}`);
+  const inLink = isTooLong() ? { ...state, current: null, ends: [null, null] } : state;
+  history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(inLink))}`);
 }
+
+const isTooLong = () => JSON.stringify({ ...state }).length > LONGEST_LINK;
 
 function fresh() {
   const classes = facts.classes.length && model.takes("compose", "label");
@@ -414,7 +414,7 @@ function listen() {
   document.querySelectorAll(".tools").forEach(addTools);
   const on = (id, event, action) => $(id).addEventListener(event, action);
   on("again", "click", start);
-  on("link", "click", () => copy(location.href, isInLink ? "Copied" : "Copied without your picture: it is too large"));
+  on("link", "click", () => copy(location.href, isTooLong() ? "Copied without your picture: it is too large" : "Copied"));
   on("model", "change", () => { location.search = new URLSearchParams({ ...query(), model: $("model").value }); });
   const change = (changes) => {
     Object.assign(state, changes);
