@@ -11,6 +11,7 @@ import importlib.util
 import os
 import random
 import resource
+import signal
 import sys
 import types
 
@@ -28,6 +29,11 @@ gc.set_threshold(200_000, 20, 1000)
 pytest_plugins = ("tests.command_fixtures", "tests.published_fixtures")
 REQUIRE_ALL = "NVAE_TF_REQUIRE_ALL"
 WITHOUT_TORCH = "PyTorch is not installed"
+
+
+# Commands would inherit it of `nohup`, and go on when they are asked to stop by this signal.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_configure(config):

@@ -13,6 +13,7 @@ import pytest
 import nvae_tf
 from tests import FIXTURES
 from tests.command_fixtures import metrics_rows, tensors, train
+from tests.serving.model_servers import PROTOCOLS, served, with_few_warm_ups
 from tests.tiny_model import ARCHITECTURE
 
 FILES = FIXTURES / "first_layout"
@@ -37,6 +38,17 @@ def test_a_model_gives_the_same_numbers(form, expected):
 @pytest.mark.slow
 def test_a_saved_model_passes_its_own_check(done):
     assert "gives the model's numbers" in done("export.verify", FILES / "saved_model" / "1")
+
+
+@pytest.mark.slow
+def test_a_saved_model_is_served(expected, tmp_path):
+    export = with_few_warm_ups(FILES / "saved_model" / "1", tmp_path, "sample", "encode", "decode")
+    with served("old", export.parent) as servers:
+        for protocol in PROTOCOLS:
+            with servers.client(protocol, "old") as client:
+                np.testing.assert_allclose(client.sample(4, seed=1, temperature=0.7), expected["generated"], atol=1e-5)
+                decoded = client.decode(client.encode(expected["images"], seed=3))
+                np.testing.assert_allclose(decoded, expected["decoded"], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -27,9 +27,8 @@ _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 # All images of a large set would take as long as what the result is kept for.
 _IMAGES_IN_DIGEST = 256
-# How a PNG file begins, up to its width and height; its end; where its type of color ends, and one such type.
-_PNG_BEGINNING, _PNG_END = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_PNG_HEADER_BYTES, _PNG_GRAY_WITH_ALPHA = 26, b"\x04"
+# How a PNG file begins, up to its width and height.
+_PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,29 +306,29 @@ def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Ten
     """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]` of the model's size.
 
     Values are quantized to the bits of the model's data, as in training: with 1 bit, values from 128 up are white.
-    Gray is converted to color and back where the model has other channels. Also which files have the right size and are
-    whole `[batch]`; the images of the others are black. InvalidArgumentError where a file is damaged between header and
-    end: no graph can check its sums.
+    Gray is converted to color and back where the model has other channels. Also which files have the right size and
+    can be decoded `[batch]`; the images of the others are black.
     """
     shape = (config.image_height, config.image_width, config.image_channels)
-    size = struct.pack(">II", config.image_width, config.image_height)
-    # From the header, since a small file may be gigabytes when it is decoded; and the end, which a file cut off lacks.
-    padding = " " * _PNG_HEADER_BYTES
-    header = tf.strings.substr(tf.strings.join([image_bytes, padding]), 0, _PNG_HEADER_BYTES)
-    is_right = tf.equal(tf.strings.substr(header, 0, len(_PNG_BEGINNING + size)), _PNG_BEGINNING + size)
-    end = tf.strings.substr(tf.strings.join([padding, image_bytes]), -len(_PNG_END), len(_PNG_END))
-    is_right &= tf.equal(end, _PNG_END)
-    channels = config.image_channels
-    if channels == 2:
-        # The operation has no gray with alpha to ask for: 0 takes what the file has.
-        channels = 0
-        is_right &= tf.equal(tf.strings.substr(header, _PNG_HEADER_BYTES - 1, 1), _PNG_GRAY_WITH_ALPHA)
-    files = tf.where(is_right, image_bytes, tf.io.encode_png(tf.zeros(shape, tf.uint8)))
+    # From the header, since a small file may be gigabytes when it is decoded.
+    header = _PNG_BEGINNING + struct.pack(">II", config.image_width, config.image_height)
+    beginning = tf.strings.substr(tf.strings.join([image_bytes, " " * len(header)]), 0, len(header))
+    files = tf.where(tf.equal(beginning, header), image_bytes, "")
+    # The operation has no gray with alpha to ask for: 0 takes what the file has.
+    channels = config.image_channels if config.image_channels != 2 else 0
+    other = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), False))
 
-    def decoded(content: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(tf.io.decode_png(content, channels=channels, dtype=tf.uint8), shape)
+    @_AS_WRITTEN
+    def decoded(content):
+        return tf.ensure_shape(tf.io.decode_png(content, channels, tf.uint8), shape), True
 
-    pixels = tf.map_fn(decoded, files, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+    @_AS_WRITTEN
+    def of_file(content):
+        # An operation that fails would fail the whole batch; a dataset can do without its element.
+        return tf.data.Dataset.from_tensors(content).map(decoded).ignore_errors().concatenate(other).take(1)
+
+    images = tf.data.Dataset.from_tensor_slices(files).flat_map(of_file)
+    pixels, is_right = images.batch(tf.size(files, tf.int64)).get_single_element()
     return tf.gather(tf.constant(intensity_table(config.num_bits)), tf.cast(pixels, tf.int32)), is_right
 
 

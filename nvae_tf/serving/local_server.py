@@ -32,14 +32,12 @@ from nvae_tf.config import check
 from nvae_tf.errors import reason_of_tensorflow, require, wrap_read_errors
 from nvae_tf.serving.client import Arrays, check_inputs, signature_specs
 from nvae_tf.serving.grpc_client import SIGNATURE_DEF, array_of, message_as_json, tensor_of
-from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, newest_version
+from nvae_tf.serving.outputs import BATCH_ROWS, DEFAULT_SIGNATURE, newest_version
 from nvae_tf.serving.rest import HTTP_STATUS, json_answer, json_request, json_text
 
 h11 = require("h11", "serving")
 
 MESSAGE_BYTES = 64 * 2**20
-# Of a request: a message of a few bytes may claim millions of them.
-LARGEST_ROWS = 1024
 # Longer messages would not fit into the headers of an answer.
 _LONGEST_MESSAGE = 1000
 # Requests of each protocol that run at once; gRPC's that may wait for them, connections of HTTP.
@@ -128,7 +126,8 @@ class LoadedVersion:
             for name in outputs:
                 check(name in spec.outputs, f"output tensor alias not found in signature: {name}")
             rows = max((len(array) for array in arrays.values() if array.ndim), default=0)
-            check(rows <= LARGEST_ROWS, f"{rows:,} rows in a request; at most {LARGEST_ROWS:,} are taken")
+            # A message of a few bytes may claim millions of them.
+            check(rows <= BATCH_ROWS, f"{rows:,} rows in a request; at most {BATCH_ROWS} are taken")
         feed = {definition.inputs[name].name: array for name, array in arrays.items()}
         return self._session.run({name: definition.outputs[name].name for name in outputs or spec.outputs}, feed)
 

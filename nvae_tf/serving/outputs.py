@@ -19,6 +19,8 @@ WEIGHTS = ("float32", "bfloat16", "float16")
 DEFAULT_SIGNATURE = "serving_default"
 # The ending of signatures whose images are the bytes of PNG files.
 PNG_SUFFIX = "_png"
+# The most rows of a request to TensorFlow Serving with our files, and to the server for trials.
+BATCH_ROWS = 64
 # The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
 DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
 MODES = {

@@ -20,7 +20,15 @@ from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.progress import Report
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
-from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX, WEIGHTS, check_is_export, new_version, write_digests
+from nvae_tf.serving.outputs import (
+    BATCH_ROWS,
+    DEFAULT_SIGNATURE,
+    PNG_SUFFIX,
+    WEIGHTS,
+    check_is_export,
+    new_version,
+    write_digests,
+)
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import ROWS, Record, all_differences, process_alone, recorded, verified
 from nvae_tf.training.checkpoints import checkpoint_sha256
@@ -30,10 +38,8 @@ from nvae_tf.training.run_folder import RunFolder
 
 # Half-precision weights that change an output by more of its largest value are not published.
 LARGEST_DIFFERENCE = 0.2
-# The memory that the rows of one request may take unless the export says otherwise; TensorFlow Serving's batches of
-# some 64 rows are allowed even so.
+# The memory that the rows of one request may take unless the export says otherwise; servers' batches may take more.
 REQUEST_BYTES = 2 * 2**30
-FEWEST_ROWS = 64
 _ASSETS = "assets.extra"
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 # The weights of an export by place, for `load_export`.
@@ -87,7 +93,7 @@ def export_saved_model(
         time.
       origin: where the weights come from.
       report: where the steps of the export are shown.
-      most_rows: of a request; if not given, as many as take `REQUEST_BYTES`, or `FEWEST_ROWS` if that is more.
+      most_rows: of a request; if not given, as many as take `REQUEST_BYTES`, or `BATCH_ROWS` if that is more.
 
     Raises:
       ValueError: the version exists, `output` holds something else than versions, or the export gives other
@@ -105,7 +111,7 @@ def export_saved_model(
         reference = Signatures(model, rows=ROWS)
         record = of_model = recorded(reference)
         bytes_of_row = _bytes_of_row(reference)
-        most_rows = most_rows or max(REQUEST_BYTES // bytes_of_row, FEWEST_ROWS)
+        most_rows = most_rows or max(REQUEST_BYTES // bytes_of_row, BATCH_ROWS)
         report.progress("tracing the signatures", 0.3)
         # As loops, so that a deep model too is traced, loaded and warmed up soon.
         signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)

@@ -16,6 +16,7 @@ from nvae_tf.config import check, check_choice
 from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
+from nvae_tf.serving.outputs import BATCH_ROWS
 
 # The newest release of which public threads say that its image exists (github.com/tensorflow/serving/issues/4129,
 # August 2026).
@@ -24,8 +25,8 @@ SERVING_IMAGE = "tensorflow/serving:2.20.0"
 # has that it has not, operations (None) and attributes of operations; found by comparing those of both packages.
 _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
-# Rows of a batch, unless an export takes fewer. Of exports that do not say what a row takes, it takes so much.
-_MAX_BATCH_SIZE, _BYTES_OF_ROW = 64, 2**20
+# Of exports that do not say what a row takes, it takes so much.
+_BYTES_OF_ROW = 2**20
 AUTOMATIC_LABELS = "auto"
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -70,7 +71,7 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
         for name, signature in found.meta_graphs[0].signature_def.items()
         if "valid" not in signature.outputs and not name.startswith("__")
     }
-    max_batch_size = min(_MAX_BATCH_SIZE, *(_fact(folder, "most_rows", _MAX_BATCH_SIZE) for folder in folders))
+    max_batch_size = min(BATCH_ROWS, *(_fact(folder, "most_rows", BATCH_ROWS) for folder in folders))
     values = {
         "names": names,
         "exports": exports,

@@ -1,5 +1,6 @@
 """One small export and one server for all tests of this folder: writing and checking an export takes some seconds."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -9,7 +10,9 @@ import pytest
 
 from export import run_saved_model
 from nvae_tf.config import ModelConfig
+from nvae_tf.evaluation.outliers import calibrate
 from nvae_tf.models import NVAE
+from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
 from nvae_tf.serving.saved_model import Origin, export_saved_model
 from tests.command_fixtures import made_once
 from tests.serving.model_servers import (
@@ -33,6 +36,7 @@ SIZE = dict(image_height=8, image_width=8, num_mixtures=2)
 CONFIG = ModelConfig(**SIZE, **SMALL, **CELLS, num_latent_scales=2, num_latent_per_group=3)
 PADDED = dict(image_height=6, image_width=6, image_channels=1, padded_height=8, padded_width=8)
 EXAMPLES = np.random.default_rng(1).integers(0, 256, [16, 8, 8, 3], np.uint8)
+CONDITIONAL_EXAMPLES = {"images": EXAMPLES, "labels": np.arange(16) % 3, "classes": np.array(["cat", "dog", "eel"])}
 VANILLA_CONFIG = ModelConfig(**PADDED, **SMALL, num_bits=1, likelihood="bernoulli", num_latent_per_group=2)
 
 
@@ -61,6 +65,23 @@ def run(folder):
     """`run(signature, **inputs)` through the session loader, in this process."""
     with run_saved_model.session_of(str(folder)) as run:
         yield run
+
+
+@pytest.fixture(scope="session")
+def conditional_model():
+    """With classes, a reweighted prior and calibrated outlier scores."""
+    model, rng = model_of(dataclasses.replace(CONFIG, num_classes=3, num_flows=0)), np.random.default_rng(0)
+    model.reweighted_prior = ReweightedPrior(made_ratios("classifier", 2, model.plan, 3), 20, 3)
+    calibrate(model, *(rng.random([count, 8, 8, 3], np.float32) for count in (60, 20)))
+    return model
+
+
+@pytest.fixture(scope="session")
+def conditional_folder(conditional_model, tmp_path_factory):
+    def export(folder):
+        export_saved_model(conditional_model, folder / "all", 1, origin=Origin(examples=CONDITIONAL_EXAMPLES))
+
+    return made_once(tmp_path_factory, "conditional", export) / "all" / "1"
 
 
 @pytest.fixture(scope="session")

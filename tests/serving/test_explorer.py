@@ -19,6 +19,7 @@ from nvae_tf.generation.image_grid import pixels_of_files
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
 from tests.command_fixtures import started
 from tests.serving.conftest import EXAMPLES
+from tests.serving.model_servers import served, with_few_warm_ups
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -239,49 +240,35 @@ def test_pictures_of_large_images_come_as_files(address, browser, model):
     assert np.array_equal(pixels_of_files(names["outputs"]["image_bytes"]), explorer.pixels("samples"))
 
 
-def test_classes_guidance_and_the_reweighted_prior_are_sent_where_the_model_has_them(address, browser):
-    """On the same model, which does without: its metadata are given more inputs, and requests are freed of them."""
-    extra, sent = ("label", "guidance", "proposals"), []
-
-    def metadata(route):
-        answer = route.fetch().json()
-        definitions = answer["metadata"]["signature_def"]["signature_def"]
-        for name, names in (("sample", extra[::2]), ("compose", extra)):
-            definitions[name]["inputs"] |= dict.fromkeys(names, {})
-        route.fulfill(json=answer)
-
-    def predict(route):
-        request = route.request.post_data_json
-        sent.append({"signature": request["signature_name"], **request["inputs"]})
-        inputs = {name: value for name, value in request["inputs"].items() if name not in extra}
-        route.continue_(post_data=json.dumps(request | {"inputs": inputs}))
-
-    def facts(route):
-        answer = route.fetch().json()
-        answer["models"]["tiny"]["classes"] = ["cat", "dog"]
-        route.fulfill(json=answer)
-
-    tab = browser.new_page()
-    for pattern, handler in (("**/metadata", metadata), ("**/*:predict", predict), ("**/explorer.json", facts)):
-        tab.route(pattern, handler)
-    explorer = Explorer(tab, address)
-    explorer.settled()
-    by_signature = {request["signature"]: request for request in sent}
-    assert by_signature["sample"]["label"] == [0, 1] * 12 and by_signature["sample"]["proposals"] == [1] * 24
-    explorer.after(tab.get_by_label("Class").select_option, "dog")
-    # One of the two at a time: together the model refuses them.
-    guided, reweighted = tab.get_by_role("slider", name="Guidance"), tab.get_by_label("Reweighted prior")
-    for action, guidance, proposals in ((lambda: guided.fill("2"), 2, 1), (reweighted.check, 1, 100)):
-        sent.clear()
-        explorer.after(action)
-        assert sent[0]["label"] == [1] * 24 and sent[0]["proposals"] == [proposals] * 24
-        assert sent[0].get("guidance", [1] * 24) == [guidance] * 24
-        sent.clear()
+def test_classes_guidance_and_the_reweighted_prior(conditional_model, conditional_folder, browser, tmp_path):
+    model, image = conditional_model, EXAMPLES[1:2] / np.float32(255.0)
+    export = with_few_warm_ups(conditional_folder, tmp_path, "sample")
+    pages = {f"/{file.name}": file for file in write_explorer(tmp_path / "explorer", {"pets": export})}
+    with served("pets", export.parent, files=pages) as servers:
+        explorer = Explorer(browser.new_page(), f"{servers.url('rest')}/{PAGE}")
+        tab = explorer.tab
+        explorer.settled()
+        assert_shows(explorer.pixels("samples"), model.generate(24, seed=1, labels=[0, 1, 2] * 8))
+        explorer.after(tab.get_by_label("Class").select_option, "dog")
+        # One of the two at a time: together the model refuses them.
+        guided, reweighted = tab.get_by_role("slider", name="Guidance"), tab.get_by_label("Reweighted prior")
+        explorer.after(guided.fill, "2")
+        guidance_of_dogs = model.generate(24, seed=1, labels=1, guidance=2.0).numpy()
+        assert_shows(explorer.pixels("samples"), guidance_of_dogs)
         explorer.after(explorer.button("Sample 4 of seed 1").click)
-        drawn = next(request for request in sent if request["signature"] == "compose")
-        assert [drawn[name] for name in extra] == [[1], [guidance], [proposals]] and drawn["seed"] == [1 + 3 * 2**32]
-    explorer.after(guided.fill, "3")
-    assert not reweighted.is_checked()
+        assert_shows(explorer.pixels("current"), guidance_of_dogs[3:4])
+        explorer.after(reweighted.check)
+        assert_shows(explorer.pixels("samples"), model.generate(24, seed=1, labels=1, prior="reweighted"))
+        explorer.after(guided.fill, "3")
+        assert not reweighted.is_checked()
+
+        # A test image has a class of its own, with which it is encoded, scored and redrawn.
+        explorer.after(explorer.button("Test image 2").click)
+        assert_shows(explorer.pixels("current"), model.decode(model.encode(image, seed=0, labels=1), labels=1))
+        facts, score = tab.locator("#facts").inner_text(), model.outlier_score(image, labels=1)
+        for text, value in (("sum of KLs", score.kl), ("Mahalanobis distance", score.mahalanobis)):
+            assert f"{text} {value.numpy()[0]:.3g}"[:-1] in facts
+        assert explorer.errors == []
 
 
 def test_a_page_of_another_address_asks_too(address, browser, files, explorer):

@@ -24,10 +24,11 @@ from tensorflow_serving.apis import (
 )
 
 from benchmarks.serving_load import requests_of, run_round, soak
+from nvae_tf.serving import local_server as local_server_module
 from nvae_tf.serving.client import BadRequest, ModelNotFound, TooLarge
 from nvae_tf.serving.grpc_client import GrpcTransport, tensor_of
 from nvae_tf.serving.local_server import LoadedVersion, local_server
-from tests.command_fixtures import started_anew
+from tests.command_fixtures import started_anew, until
 from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, Servers, served, with_few_warm_ups
 
 ONES = np.ones(4, np.float32)
@@ -283,6 +284,18 @@ def test_two_thousand_idle_connections_do_not_stop_a_request(local):
             assert client.predict("twice", value=[[2.0]])["value"] == [[4.0]]
 
 
+def test_connections_over_the_limit_are_closed(texts_folder, monkeypatch):
+    monkeypatch.setattr(local_server_module, "_MOST_CONNECTIONS", 2)
+    with served("texts", texts_folder.parent) as servers, contextlib.ExitStack() as stack:
+        host, port = servers.rest.split(":")
+        first, _, third = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=10.0)) for _ in range(3)
+        ]
+        assert third.recv(1) == b""
+        first.close()
+        until(lambda: requests.get(f"http://{servers.rest}/v1/models/texts").ok)
+
+
 @pytest.mark.slow
 def test_the_command_serves_until_sigterm(texts_folder):
     flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0"]
@@ -318,10 +331,12 @@ def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
 @pytest.mark.slow
 def test_both_protocols_give_the_same_picture_of_a_warm_export(folder, tmp_path, done, monkeypatch):
     ran, run = [], LoadedVersion.run
-    monkeypatch.setattr(LoadedVersion, "run", lambda self, name, *rest: ran.append(name) or run(self, name, *rest))
+    monkeypatch.setattr(LoadedVersion, "run", lambda self, *given: ran.append(given) or run(self, *given))
     export, output = with_few_warm_ups(folder, tmp_path, "encode", "score_png"), tmp_path / "new"
     printed = done("export.serve", f"--path={export.parent}", "--port=0", "--rest_port=0", f"--samples={output}")
-    assert ran[:2] == ["encode", "score_png"]
+    assert [name for name, *_ in ran[:2]] == ["encode", "score_png"]
+    # Nobody names outputs, which TensorFlow Serving would make another graph for, and warm that up anew.
+    assert not any(list(outputs) for _, _, *filters in ran for outputs in filters)
     by_grpc, by_rest = (np.asarray(Image.open(output / f"served_{name}.png")) for name in PROTOCOLS)
     np.testing.assert_array_equal(by_grpc, by_rest)
     assert by_grpc.std() > 0
