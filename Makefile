@@ -28,7 +28,7 @@ HEALTHY := $(shell [ ! -e .venv/.installing ] && [ "$$(cat .venv/.installed 2>/d
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-demo: .venv/.installed  ## Train on handwritten digits, look at samples, export; pictures in runs/demo (some minutes).
+demo: .venv/.installed  ## Train on handwritten digits, look at samples, export; images in runs/demo (some minutes).
 	$(BIN)/python -m train.demo --workdir=runs/demo
 
 test: .venv/.installed  ## The test suite, less the slow tests.

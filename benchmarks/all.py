@@ -291,7 +291,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options, with `jobs` and the content of the file of `--compare`, `earlier`."""
-    workloads = (f"    {name:<22}{work.what} ({', '.join(work.presets)})\n" for name, work in WORKLOADS.items())
+    workloads = (f"    {name:<23} {work.what} ({', '.join(work.presets)})\n" for name, work in WORKLOADS.items())
     parser = results.benchmark_parser("benchmarks.all", __doc__.replace("WORKLOADS\n", "".join([*workloads, "\n"])))
     add, names = parser.add_argument, results.names
     add("--only", type=names(WORKLOADS), default=WORKLOADS, metavar="NAME,...", help="some of the workloads (all)")

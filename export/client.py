@@ -24,7 +24,7 @@ from nvae_tf import command_line
 from nvae_tf.config import LARGEST_SEED, check, check_choice
 from nvae_tf.data.pictures import read_picture
 from nvae_tf.errors import exit_on_user_error
-from nvae_tf.files import atomic_write, write_arrays
+from nvae_tf.files import atomic_write
 
 FLAGS = flags.FLAGS
 COMMANDS = ("sample", "encode", "decode", "reconstruct", "score", "status")
@@ -37,7 +37,7 @@ def main(command: str) -> None:
     """Asks, and writes."""
     from nvae_tf.data.picture_folder import find_pictures
     from nvae_tf.generation.image_grid import picture_names
-    from nvae_tf.generation.latents_file import read_flat_latents
+    from nvae_tf.generation.latents_file import read_flat_latents, write_flat_latents
     from nvae_tf.progress import image_bar
     from nvae_tf.serving.client import ServedModel, status_text
 
@@ -79,8 +79,7 @@ def main(command: str) -> None:
     if place is not None and place.kind != command_line.FOLDER:
         place.path.parent.mkdir(parents=True, exist_ok=True)
     if command == "encode":
-        latents = {"latent": found, "names": np.array([name for _, name in files])}
-        write_arrays(place.path, latents | ({} if labels is None else {"labels": labels}))
+        write_flat_latents(place.path, found, names=names, labels=labels)
         print(f"{len(found)} latents of {found.shape[1]} values in {place.path}")
     else:
         print(_written(command, place, found, names, [str(path) for path, _ in files]))
@@ -116,7 +115,7 @@ def _define_flags(command: str) -> None:
     flags.DEFINE_string("label", None, "The version with a label, e.g. stable.")
     flags.DEFINE_float("timeout", 60.0, "Seconds for a request.")
     flags.DEFINE_float("total_timeout", 3600.0, "Seconds for everything.")
-    flags.DEFINE_integer("batch_rows", 32, "Most rows of a request.", lower_bound=1)
+    flags.DEFINE_integer("batch_rows", 32, "Most rows of a request; servers usually take up to 64.", lower_bound=1)
     flags.DEFINE_integer("in_flight", 2, "Requests at once.", lower_bound=1)
     if command == "sample":
         flags.DEFINE_integer("count", 64, "How many images.", lower_bound=1)

@@ -222,8 +222,10 @@ def _check_no_bare_settings(arguments: Sequence[str], flags: ModuleType) -> None
     by_name = {setting.rpartition(".")[2]: setting for setting in valid_settings()}
     for argument in arguments:
         name = argument.partition("=")[0].lstrip("-")
-        if argument.startswith("-") and name not in flags.FLAGS and name in by_name:
-            raise ValueError(f"--{name}: no such flag; did you mean --config.{by_name[name]}?")
+        if argument.startswith("-") and name not in flags.FLAGS and "." not in name:
+            near = difflib.get_close_matches(name, [*flags.FLAGS, *by_name], n=1, cutoff=0.75)
+            meant = by_name.get(near[0]) if near else None
+            check(meant is None, f"--{name}: no such flag; did you mean --config.{meant}?")
 
 
 def print_page(page: str) -> None:

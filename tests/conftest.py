@@ -31,11 +31,6 @@ REQUIRE_ALL = "NVAE_TF_REQUIRE_ALL"
 WITHOUT_TORCH = "PyTorch is not installed"
 
 
-# Commands would inherit it of `nohup`, and go on when they are asked to stop by this signal.
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, lambda *_: None)
-
-
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than some seconds; left out by `make test`")
     config.addinivalue_line("markers", "torch: needs PyTorch (the extra `torch`); skipped without it")
@@ -50,6 +45,13 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
         pytest.skip(WITHOUT_TORCH)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hangups():
+    """Under `nohup` SIGHUP is ignored, and commands that tests start would inherit that; a handler is not inherited."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

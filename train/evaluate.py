@@ -12,10 +12,10 @@
               TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH; in other features with
               --extractor
     frechet   the same distance in the features of --extractor, beside fid in the file
-    latents   active units of every group, the reconstruction with a tenth of the channels, and pictures: the KL of
+    latents   active units of every group, the reconstruction with a tenth of the channels, and figures: the KL of
               every group and latent channel, and samples that share the latents of their upper groups; elbo is measured
               with it
-    outliers  how well outlier scores tell the images of the folders --outliers from those of the data set: the area
+    outliers  how well outlier scores separate the images of the folders --outliers from the data set's: the area
               under the ROC curve of each, and figures; run nvae-calibrate before. See docs/outliers.md
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to

@@ -239,8 +239,8 @@ def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
 def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Turns latents into images: those of `nvae-generate encode`, or what a program has made of them.
 
-        nvae-generate decode --workdir=runs/digits --input=latents.npz --output=pictures.png
-        nvae-generate decode --workdir=runs/digits --input=latents.npz --kept_groups=2 --output=pictures/
+        nvae-generate decode --workdir=runs/digits --input=latents.npz --output=images.png
+        nvae-generate decode --workdir=runs/digits --input=latents.npz --kept_groups=2 --output=images/
 
     An image is the likelihood's mean. With --kept_groups the latents of the other groups are drawn from the prior at
     --temperature. Files of a folder have the names that are in the file of latents.
@@ -251,7 +251,7 @@ def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     kept, temperature = _kept_groups(config)[0], _temperature(config)
     latents, names, labels = load_latents(FLAGS.input, latent_plan(config.model))
     count = len(latents[0])
-    names = names or [f"picture_{number:05d}" for number in range(count)]
+    names = names or [f"decoded_{number:05d}" for number in range(count)]
     if _makes_files(place):
         image_grid.picture_names(names)  # Fail early on duplicate names.
     labels = _labels(config, count) if FLAGS.labels else labels

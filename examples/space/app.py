@@ -19,8 +19,8 @@ from nvae_tf.serving.client import ServedModel
 COUNT, SIZE = 16, 128
 
 
-def pictures(pixels: np.ndarray) -> list[Image.Image]:
-    """Images `[count, height, width, channels]` as pictures of whole multiples of their size."""
+def enlarged(pixels: np.ndarray) -> list[Image.Image]:
+    """Images `[count, height, width, channels]` as Pillow images, enlarged by a whole number."""
     factor = max(1, SIZE // pixels.shape[2])
     return [ImageOps.scale(image, factor, Image.Resampling.NEAREST) for image in pil_images(pixels)]
 
@@ -31,7 +31,7 @@ def interface(model: ServedModel) -> gr.Blocks:
     groups = model.signatures()["compose"].inputs["keep"].shape[1]
 
     def sample(seed: float, temperature: float) -> list[Image.Image]:
-        return pictures(model.sample(COUNT, int(seed), temperature, as_pixels=True))
+        return enlarged(model.sample(COUNT, int(seed), temperature, as_pixels=True))
 
     def vary(picture: Image.Image | None, kept: float, seed: float, temperature: float) -> list[Image.Image]:
         if picture is None:
@@ -39,7 +39,7 @@ def interface(model: ServedModel) -> gr.Blocks:
         latents = model.encode([ImageOps.fit(picture, (width, height))])
         keep = np.arange(groups) < kept
         drawn = model.compose(np.repeat(latents, COUNT, axis=0), keep, int(seed), temperature, as_pixels=True)
-        return pictures(drawn.images)
+        return enlarged(drawn.images)
 
     with gr.Blocks(title="NVAE") as page:
         gr.Markdown("# NVAE\nA deep hierarchical VAE ([arXiv 2007.03898](https://arxiv.org/abs/2007.03898)).")

@@ -134,7 +134,7 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
         return _fitted(found, spec)
 
     source = ReadSource(len(numbers), spec.image_shape, read)
-    return source.labelled(labels, arrays_classes(spec)) if spec.labels else source
+    return source.labeled(labels, arrays_classes(spec)) if spec.labels else source
 
 
 def arrays_classes(spec: DataSpec) -> tuple[str, ...]:
@@ -258,7 +258,7 @@ def load_idx(spec: DataSpec, split: str, _: Report) -> ImageSource:
     images = _read_idx(file)[..., np.newaxis]
     _check_images(images, spec, file)
     source = ArraySource(_fitted(images, spec))
-    return source.labelled(_idx_labels(file, len(images)), idx_classes(spec)) if spec.labels else source
+    return source.labeled(_idx_labels(file, len(images)), idx_classes(spec)) if spec.labels else source
 
 
 def idx_classes(spec: DataSpec) -> tuple[str, ...]:
@@ -404,7 +404,7 @@ def decoded_once(
             np.save(stream, read_labels())
     with wrap_read_errors(f"{file}: damaged (", "); remove it, and it will be made again"):
         labels = np.load(file, allow_pickle=False)
-    return source.labelled(class_numbers(labels, len(images), file), class_names)
+    return source.labeled(class_numbers(labels, len(images), file), class_names)
 
 
 def fill(images: np.ndarray, batches: Iterable[np.ndarray], spec: DataSpec, doing: str, report: Report) -> None:

@@ -84,7 +84,7 @@ def _digits(_, split):
     is_test = np.zeros(len(labels), dtype=bool)
     is_test[grouped[::5]] = True
     chosen = is_test == (split == "test")
-    return ArraySource(images[chosen][..., np.newaxis]).labelled(labels[chosen], _DIGITS)
+    return ArraySource(images[chosen][..., np.newaxis]).labeled(labels[chosen], _DIGITS)
 
 
 _SETS = {"digits": _digits, "photos": _photos}

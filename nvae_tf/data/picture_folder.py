@@ -62,7 +62,7 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
             return np.stack([_pixels(pathlib.Path(spec.path, usable[number]), spec, _fix(1)) for number in numbers])
 
         found = ReadSource(len(usable), spec.image_shape, read)
-        return found.labelled(np.array([labels[name] for name in usable]), classes) if classes else found
+        return found.labeled(np.array([labels[name] for name in usable]), classes) if classes else found
 
     if spec.cache is None:
         return source()

@@ -312,11 +312,10 @@ def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Ten
     shape = (config.image_height, config.image_width, config.image_channels)
     # From the header, since a small file may be gigabytes when it is decoded.
     header = _PNG_BEGINNING + struct.pack(">II", config.image_width, config.image_height)
-    beginning = tf.strings.substr(tf.strings.join([image_bytes, " " * len(header)]), 0, len(header))
-    files = tf.where(tf.equal(beginning, header), image_bytes, "")
+    files = tf.where(tf.equal(tf.strings.substr(image_bytes, 0, len(header)), header), image_bytes, "")
     # The operation has no gray with alpha to ask for: 0 takes what the file has.
     channels = config.image_channels if config.image_channels != 2 else 0
-    other = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), False))
+    black = tf.data.Dataset.from_tensors((tf.zeros(shape, tf.uint8), False))
 
     @_AS_WRITTEN
     def decoded(content):
@@ -325,10 +324,12 @@ def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Ten
     @_AS_WRITTEN
     def of_file(content):
         # An operation that fails would fail the whole batch; a dataset can do without its element.
-        return tf.data.Dataset.from_tensors(content).map(decoded).ignore_errors().concatenate(other).take(1)
+        return tf.data.Dataset.from_tensors(content).map(decoded).ignore_errors().concatenate(black).take(1)
 
     images = tf.data.Dataset.from_tensor_slices(files).flat_map(of_file)
     pixels, is_right = images.batch(tf.size(files, tf.int64)).get_single_element()
+    # The number of files, where it is known.
+    pixels, is_right = tf.ensure_shape(pixels, [*files.shape, *shape]), tf.ensure_shape(is_right, files.shape)
     return tf.gather(tf.constant(intensity_table(config.num_bits)), tf.cast(pixels, tf.int32)), is_right
 
 

@@ -60,7 +60,7 @@ class ImageSource:
         """A function, to be traced, from indices `[batch]` to uint8 images `[batch, height, width, channels]`."""
         raise NotImplementedError
 
-    def labelled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> ImageSource:
+    def labeled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> ImageSource:
         """This source, which has labels from now on."""
         self.labels, self.class_names = labels.astype(np.int32), class_names
         return self

@@ -77,7 +77,7 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     images = np.empty((count, *spec.image_shape), np.uint8)
     fill(images, _batches(builder, name, spec), spec, f"reading {builder.info.full_name}", report)
     source = ArraySource(images)
-    return source.labelled(read_labels(), classes) if classes else source
+    return source.labeled(read_labels(), classes) if classes else source
 
 
 def tfds_is_prepared(spec: DataSpec) -> bool:

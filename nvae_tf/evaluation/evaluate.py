@@ -271,7 +271,7 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str
         "checkpoint": "best" if checkpoint.parent.name == "best" else "latest",
         "step": task.trained.step,
         "checkpoint_sha256": task.checkpoint_sha256,
-        "weights": "running means of the weights" if task.trained.has_running_means else "weights as trained",
+        "weights": "exponential moving averages (EMA) of the weights" if task.trained.has_ema else "weights as trained",
         "tensorflow": tf.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

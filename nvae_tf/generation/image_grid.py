@@ -1,4 +1,4 @@
-"""Images for people: grids, animations, a file per image; and arrays of images as pixels, pictures and PNG files."""
+"""Images for people: grids, animations, a file per image; and arrays of images as pixels, Pillow images, PNG files."""
 
 import collections
 import io

@@ -50,15 +50,24 @@ def save_latents(
         with_names = "" if names is None else f" with {len(names)} names"
         form = "[count, height, width, latent channels] of one count, with one name an image"
         raise ValueError(f"latents of shapes {shapes}{with_names}: they must be {form}")
-    about = {"format": _FORMAT, "latent_shapes": [latent.shape[1:] for latent in latents]}
-    arrays = {"latent": np.concatenate([latent.reshape(len(latent), -1) for latent in latents], axis=1)}
-    if names is not None:
-        arrays["names"] = np.array(names, np.str_)
-    if labels is not None:
-        arrays["labels"] = np.array(labels, np.int32)
+    flat = np.concatenate([latent.reshape(len(latent), -1) for latent in latents], axis=1)
+    write_flat_latents(path, flat, [latent.shape[1:] for latent in latents], names, labels)
+
+
+def write_flat_latents(
+    path: str | os.PathLike,
+    latent: np.ndarray,
+    shapes: Sequence[tuple[int, ...]] | None = None,
+    names: Sequence[str] | None = None,
+    labels: np.ndarray | None = None,
+) -> None:
+    """Writes what `FlatLatents` has. Atomically; makes the folder."""
+    about = {"about": np.array(json.dumps({"format": _FORMAT, "latent_shapes": shapes}))} if shapes else {}
+    kinds = {"names": (names, np.str_), "labels": (labels, np.int32)}
+    others = {name: np.array(value, kind) for name, (value, kind) in kinds.items() if value is not None}
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_arrays(path, {"about": np.array(json.dumps(about)), **arrays})
+    write_arrays(path, about | {"latent": latent} | others)
 
 
 class FlatLatents(NamedTuple):

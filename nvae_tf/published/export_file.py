@@ -42,7 +42,7 @@ def export_file(
     with_optimizer: bool = True,
     running_means: bool = False,
 ) -> Exported:
-    """Writes a run's checkpoint, "latest" or "best", as a file of the published form, which appears when it is whole.
+    """Writes a run's checkpoint, "latest" or "best", as a file of the published form, atomically.
 
     `with_optimizer` includes all that training continues with. `running_means` writes the moving averages of the
     weights in place of the weights, and then without the optimizer's state, which is that of the weights.

@@ -66,7 +66,7 @@ def import_run(
     license: str | None = None,
     report: pathlib.Path | None = None,
 ) -> RunSettings:
-    """Makes a run folder of a published file; the folder appears when it is whole.
+    """Makes a run folder of a published file; the folder is written atomically.
 
     `data_path` and `data_source` replace the settings `data.path` and `data.source`, `license` that of the weights in
     files that this project wrote. `report` gets a table of all tensors, CSV; also where they do not fit.

@@ -1,4 +1,4 @@
-"""Where the commands read and write, checked before TensorFlow and torch start; and run folders that appear whole."""
+"""Where the commands read and write, checked before TensorFlow and torch start; run folders are written atomically."""
 
 import contextlib
 import importlib.util

@@ -223,7 +223,7 @@ class ServedModel(contextlib.AbstractContextManager):
       label: the label of a version instead, e.g. `stable`.
       timeout: seconds for one request, its repetitions included.
       total_timeout: seconds for one call, which may be many requests.
-      batch_rows: the most rows in a request.
+      batch_rows: the most rows in a request; servers usually take up to 64.
       in_flight: how many requests run at once.
       progress: is called with the number of rows done so far, after each request.
 

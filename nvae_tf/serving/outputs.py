@@ -19,7 +19,8 @@ WEIGHTS = ("float32", "bfloat16", "float16")
 DEFAULT_SIGNATURE = "serving_default"
 # The ending of signatures whose images are the bytes of PNG files.
 PNG_SUFFIX = "_png"
-# The most rows of a request to TensorFlow Serving with our files, and to the server for trials.
+# The most rows of a batch in the files for TensorFlow Serving, and of a request to the server for trials; an export may
+# take fewer.
 BATCH_ROWS = 64
 # The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
 DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")

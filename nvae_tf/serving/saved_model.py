@@ -193,7 +193,7 @@ def source_of(run: TrainedRun) -> dict[str, Any]:
         "checkpoint": "best" if pathlib.Path(run.checkpoint).parent.name == "best" else "latest",
         "step": run.step,
         "checkpoint_sha256": checkpoint_sha256(run.checkpoint),
-        "running_means_of_weights": run.has_running_means,
+        "running_means_of_weights": run.has_ema,
     }
 
 

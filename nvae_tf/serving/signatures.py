@@ -387,6 +387,7 @@ class Signatures(FlatLatentModel):
             if key == "image_bytes":
                 key, (value, is_right) = "image", images_of_files(value, config)
                 size = f"height {config.image_height} and width {config.image_width}"
+                size += ", gray with alpha" if config.image_channels == 2 else ""
                 reasons = _first_reasons(reasons, is_right, f"image_bytes: must be whole PNG files of {size}")
             elif key in rules:
                 is_right, rule = rules[key]

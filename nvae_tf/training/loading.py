@@ -31,7 +31,7 @@ class TrainedRun(NamedTuple):
     config: ExperimentConfig
     checkpoint: str  # the prefix of its files
     model: NVAE
-    has_running_means: bool  # whether its weights are exponential moving averages (EMA): where the run keeps them
+    has_ema: bool  # whether its weights are exponential moving averages (EMA): where the run keeps them
 
     @property
     def step(self) -> int:

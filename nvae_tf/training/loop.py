@@ -249,9 +249,9 @@ class Recovery:
             return number, reason
         shapes = enumerate(self._model.plan.latent_shapes())
         groups = [f"group {index} ({height}x{width})" for index, (height, width, _) in shapes]
-        growth = growth_sentence(self._model.recent.read(), groups, layer_names(self._model))
+        sentence = divergence_sentence(self._model.recent.read(), groups, layer_names(self._model))
         raise ValueError(
-            f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time. {growth}. "
+            f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time. {sentence}. "
             f"The latest checkpoint is that of step {latest:,}{'' if latest else ', where the run began'}. "
             "Try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher objective.regularisation "
             "in a new run, or look for damaged images"
@@ -271,16 +271,17 @@ def layer_names(model: NVAE) -> list[str]:
     return [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
 
 
-def growth_sentence(steps: RecentSteps, groups: Sequence[str], layers: Sequence[str]) -> str:
+def divergence_sentence(steps: RecentSteps, groups: Sequence[str], layers: Sequence[str]) -> str:
     """Of the latest steps: the KL of which group and the spectral norm of which layer grew first, by their names."""
     count, taken = len(steps.accepted), np.flatnonzero(steps.accepted)
     if not count:
         return "No step is remembered"
-    kl = _first_growth(steps.kl_per_group, taken, groups, "KL", " nats")
-    return f"In the last {count} steps: {kl}; {_first_growth(steps.spectral_norms, taken, layers, 'spectral norm', '')}"
+    kl = _first_divergence(steps.kl_per_group, taken, groups, "KL", " nats")
+    norm = _first_divergence(steps.spectral_norms, taken, layers, "spectral norm", "")
+    return f"In the last {count} steps: {kl}; {norm}"
 
 
-def _first_growth(values: np.ndarray, taken: np.ndarray, names: Sequence[str], what: str, unit: str) -> str:
+def _first_divergence(values: np.ndarray, taken: np.ndarray, names: Sequence[str], what: str, unit: str) -> str:
     usual = np.median(values[taken[: max(len(taken) // 2, 1)]], axis=0) if len(taken) else values[0]
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         ratios = np.where(np.isfinite(values), np.abs(values) / np.maximum(np.abs(usual), 1e-6), np.inf)

@@ -157,7 +157,7 @@ def write_shared_run(
     source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
     run = load_run(source.path, checkpoint)
     output.mkdir(parents=True)
-    prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_running_means)
+    prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_ema)
     atomic_write(shared.config_file, config_to_json(run.config.without_places()))
     names = ["images_file", "environment_file", "metrics_file", "card_file"]
     # A text is of files that do not fit these weights.

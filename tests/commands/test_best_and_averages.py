@@ -55,7 +55,7 @@ def test_the_commands_take_the_checkpoint_that_is_asked_for(done, run, tmp_path)
     assert "best checkpoint, step 40, " in done("train.evaluate", *flags, "--metrics=elbo")
     metrics = json.loads((workdir / "evaluation.json").read_text())
     assert (metrics["checkpoint"], metrics["step"]) == ("best", 40)
-    assert metrics["weights"] == "running means of the weights"
+    assert metrics["weights"] == "exponential moving averages (EMA) of the weights"
     assert metrics["nelbo_nats"] == pytest.approx(score_of(workdir, 40), rel=1e-5)
     output = tmp_path / "samples.png"
     assert f"from step 40, in {output}" in done("train.generate", *flags, f"--output={output}", "--count=2")

@@ -72,6 +72,8 @@ NEW_RUN = "train.main --config=digits --workdir={0}/new --config."
 # Commands with the folder of the test at {0}, and part of the line that is printed.
 MISTAKES = [
     ("train.main --config=digits --wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+    ("train.main --config=digits --workdir=x --batch_size=4", "--batch_size: no such flag; did you mean --config."),
+    ("train.main --config=digits --workdir=x --batch_sise=4", "did you mean --config.train.batch_size?"),
     ("train.main --config=digits", "--workdir is missing"),
     ("train.main --workdir=x", "--workdir=x: no run to continue, there is no x/config.json; to begin one, give its"),
     ("train.main --config=digits --workdir=x more", "'more': not a flag"),

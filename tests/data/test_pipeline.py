@@ -206,33 +206,33 @@ def test_the_shards_of_a_batch_are_the_batch_of_one_process(spec, processes):
         np.testing.assert_array_equal(late, shards[1][start_step : start_step + 4])
 
 
-LABELLED = dataclasses.replace(NUMBERED, labels=True, num_classes=5)
+LABELED = dataclasses.replace(NUMBERED, labels=True, num_classes=5)
 
 
-def labelled_source(count):
+def labeled_source(count):
     """Image i is of class i % 5."""
-    return numbered_source(count).labelled(np.arange(count) % 5, tuple("abcde"))
+    return numbered_source(count).labeled(np.arange(count) % 5, tuple("abcde"))
 
 
 @pytest.mark.parametrize("start_step", [0, 7])
 def test_labels_go_with_their_training_images(start_step):
     for index in range(2):
         settings = (8, 3, start_step, pipeline.Shard(index, 2))
-        batches = pipeline.training_batches(labelled_source(50), LABELLED, *settings)
+        batches = pipeline.training_batches(labeled_source(50), LABELED, *settings)
         assert batches.element_spec == (tf.TensorSpec([4, 4, 2, 1], tf.float32), tf.TensorSpec([4], tf.int32))
         images, labels = (np.stack(parts) for parts in zip(*batches.take(9), strict=True))
         np.testing.assert_array_equal(labels, example_numbers(images) % 5)
-        alone = pipeline.training_batches(labelled_source(50), NUMBERED, *settings)
+        alone = pipeline.training_batches(labeled_source(50), NUMBERED, *settings)
         np.testing.assert_array_equal(images, take(alone, 9))
 
 
 def test_labels_go_with_their_evaluation_images():
-    batches = [*pipeline.evaluation_batches(labelled_source(50), LABELLED, 16, seed=0, numbers=[3, 0])]
+    batches = [*pipeline.evaluation_batches(labeled_source(50), LABELED, 16, seed=0, numbers=[3, 0])]
     for (images, labels), numbers in zip(batches, ((48, 50), (0, 16)), strict=True):
         np.testing.assert_array_equal(example_numbers(images.numpy()), range(*numbers))
         np.testing.assert_array_equal(labels, np.arange(*numbers) % 5)
     with pytest.raises(ValueError, match="data.labels = True, but these images of cifar10 came without labels"):
-        pipeline.evaluation_batches(numbered_source(50), LABELLED, 16, seed=0)
+        pipeline.evaluation_batches(numbered_source(50), LABELED, 16, seed=0)
 
 
 @SPECS
@@ -259,8 +259,8 @@ def test_the_digest_is_of_the_stored_images():
     last[-1, 0, 0, 0] ^= 1
     for others in (images[:-1], images[::-1], first, last):
         assert pipeline.content_digest(ArraySource(others), spec) != expected
-    source, labelled = ArraySource(images), dataclasses.replace(spec, labels=True)
-    digests = {pipeline.content_digest(source.labelled(np.arange(300) % n, ()), labelled) for n in (2, 3)}
+    source, labeled = ArraySource(images), dataclasses.replace(spec, labels=True)
+    digests = {pipeline.content_digest(source.labeled(np.arange(300) % n, ()), labeled) for n in (2, 3)}
     assert len(digests | {expected}) == 3 and pipeline.content_digest(source, spec) == expected
 
 

@@ -60,7 +60,7 @@ def test_bernoulli_mean_is_the_sigmoid_of_tempered_logits_and_normal_a_density_o
     logits = np.array([-100.0, -1.0, 0.0, 2.0], np.float32).reshape(1, 2, 2, 1)
     mean = ImageLikelihood("bernoulli", 1).distribution(logits, 0.5).mean()
     np.testing.assert_allclose(mean, 1 / (1 + np.exp(-logits.astype(np.float64) / 0.5)), rtol=1e-6, atol=1e-30)
-    # One grey-alpha pixel: two means, then two log-sigmas; no factor for the change of scale.
+    # One gray-alpha pixel: two means, then two log-sigmas; no factor for the change of scale.
     parameters = np.array([0.5, 7.0, -1.0, -2.0]).reshape(1, 1, 1, 4)
     images = np.array([0.6, 0.9]).reshape(1, 1, 1, 2)
     location, scale = 5 * np.tanh(parameters[..., :2] / 5), np.exp(5 * np.tanh(parameters[..., 2:] / 5)) + 0.01

@@ -7,12 +7,12 @@ from nvae_tf.optimization import NVAEAdamax
 from tests.tiny_model import PADDED, assert_same, images_of, tiny_model, values
 
 PLAIN = dict(padded_height=None, padded_width=None, image_height=4, image_width=4)
-COLOUR = dict(**PLAIN, image_channels=3, likelihood="logistic_mixture", num_mixtures=2)
+COLOR = dict(**PLAIN, image_channels=3, likelihood="logistic_mixture", num_mixtures=2)
 # Settings that have nothing to do with each other share a model: each costs two seconds.
 VARIANTS = {
-    "logistic mixture, exact edges; no squeeze-excite; narrow encoder": COLOUR
+    "logistic mixture, exact edges; no squeeze-excite; narrow encoder": COLOR
     | dict(num_bits=5, exact_edges=True, squeeze_excite=False, num_channels_encoder=2, num_channels_decoder=6),
-    "normal; absolute posteriors; narrow decoder": COLOUR
+    "normal; absolute posteriors; narrow decoder": COLOR
     | dict(
         num_bits=8, likelihood="normal", residual_distributions=False, num_channels_encoder=6, num_channels_decoder=2
     ),

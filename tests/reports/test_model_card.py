@@ -59,7 +59,7 @@ def evaluate(folder, config=CONFIG, split="test", **measured):
     draws = random.uniform(5.0, 9.0, 40), random.uniform(0.0, 1.0, (40, 2, 2))
     draws += (1, 10, 50), random.uniform(4, 5, (40, 3)), random.uniform(1.0, 50.0, 40)
     likelihood = Likelihood(*draws)
-    trained = TrainedRun(config, str(folder.checkpoints / "step-60"), MODEL, has_running_means=False)
+    trained = TrainedRun(config, str(folder.checkpoints / "step-60"), MODEL, has_ema=False)
     place = {"spec": config.data, "split": split, "source": SimpleNamespace(count=40), "data_sha256": "d"}
     devices = {"batch_size": 8, "seed": 3, "strategy": None, "shard": None, "status": StatusLine()}
     metrics = likelihood_metrics(likelihood, latent_plan(config.model), num_values=16)

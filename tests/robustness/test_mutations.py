@@ -51,12 +51,12 @@ def bases(tmp_path_factory):
 
 def data_sets(folder):
     images = random_pixels(6, 12, 12, 3)
-    grey = images[..., 0]
+    gray = images[..., 0]
     files = {"exact-png": {f"{number}.png": png(image) for number, image in enumerate(images)}}
     files["exact-png-16"] = {f"{number}.png": png(image.astype(np.uint16) * 257) for number, image in enumerate(images)}
     for kind in ("jpeg", "bmp", "gif", "webp", "tiff"):
         files[kind] = {f"{number}.{kind}": encoded(image, kind) for number, image in enumerate(images)}
-    files["idx"] = {f"{part}-images-idx3-ubyte": idx(grey) for part in ("train", "t10k")}
+    files["idx"] = {f"{part}-images-idx3-ubyte": idx(gray) for part in ("train", "t10k")}
     files["exact-gzip"] = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in files["idx"].items()}
     for name, content in files.items():
         write_files(folder / name, content)

@@ -10,7 +10,7 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import LoweredRate, RunawayGuard
-from nvae_tf.training.loop import Recovery, StepProfiler, growth_sentence, layer_names
+from nvae_tf.training.loop import Recovery, StepProfiler, divergence_sentence, layer_names
 from tests.command_fixtures import metrics_rows, saved_steps, tensors
 from tests.tiny_model import assert_same, tiny_model
 
@@ -127,7 +127,7 @@ def test_the_first_that_triples_is_named_and_not_the_largest():
     recent.kl_per_group[17:, 0] = 1e6
     recent.spectral_norms[12:, 2] = 7.0
     recent.spectral_norms[14:, 0] = 1e4
-    sentence = growth_sentence(recent, GROUPS, LAYERS)
+    sentence = divergence_sentence(recent, GROUPS, LAYERS)
     assert "In the last 20 steps: the KL of group 1 (4x4) grew first, from 4" in sentence
     assert "to 13 nats 4 steps before the last" in sentence
     assert "the spectral norm of cells[1] grew first, from 2" in sentence and "to 7 7 steps before the last" in sentence
@@ -136,12 +136,12 @@ def test_the_first_that_triples_is_named_and_not_the_largest():
 def test_what_is_not_finite_has_grown_and_skipped_steps_do_not_say_what_is_usual():
     recent = steps()
     recent.kl_per_group[-1, 0] = np.nan
-    sentence = growth_sentence(recent, GROUPS, LAYERS)
+    sentence = divergence_sentence(recent, GROUPS, LAYERS)
     assert "the KL of group 0 (2x2) grew first" in sentence and "to nan nats at the last step" in sentence
     assert "no spectral norm has tripled, that of" in sentence
     recent.accepted[4:] = False
     recent.kl_per_group[4:, 1] = 50.0
-    assert "the KL of group 1 (4x4) grew first, from 4" in growth_sentence(recent, GROUPS, LAYERS)
+    assert "the KL of group 1 (4x4) grew first, from 4" in divergence_sentence(recent, GROUPS, LAYERS)
 
 
 def test_what_was_never_finite_has_not_grown_from_nan_to_nan():
@@ -150,7 +150,7 @@ def test_what_was_never_finite_has_not_grown_from_nan_to_nan():
     recent.kl_per_group[:, 1] = np.nan
     # Finite once, and usual is NaN.
     recent.spectral_norms[0, 1] = np.nan
-    assert growth_sentence(recent, GROUPS, LAYERS) == (
+    assert divergence_sentence(recent, GROUPS, LAYERS) == (
         "In the last 20 steps: the KL of group 1 (4x4) was nan 19 steps before the last; the spectral norm of cells[0] "
         "was nan 19 steps before the last"
     )

@@ -73,7 +73,12 @@ def run(tmp_path_factory):
     (folder.path / "report.html").write_text(PRIVATE)
     (folder.path / ".lock").write_text(PRIVATE)
     scores = {"dataset": "mine", "data": f"{PRIVATE}/pictures", "split": "test", "checkpoint": "latest", "seed": 0}
-    scores |= {"step": 7, "nelbo_nats": 5.0, "num_images": 2, "weights": "running means of the weights"}
+    scores |= {
+        "step": 7,
+        "nelbo_nats": 5.0,
+        "num_images": 2,
+        "weights": "weights as trained",
+    }
     scores["checkpoint_sha256"] = checkpoint_sha256(str(folder.checkpoints / "step-7"))
     folder.evaluation_file("test").write_text(json.dumps(scores))
     folder.evaluation_file("train").write_text(json.dumps(scores | {"split": "train", "checkpoint_sha256": "another"}))
@@ -136,7 +141,7 @@ def test_what_is_shared(run, tmp_path):
     assert "nvae_tf.load('hf://me/tiny')" in card and "nvae-generate --workdir=hf://me/tiny" in card
     assert "`first`" in card and "(samples/step-00000007.png)" in card and "That of the weights that this run" in card
     # What the run says of its weights holds: they are the moving averages.
-    assert shared_run.has_running_means
+    assert shared_run.has_ema
     keys = tf.train.load_checkpoint(str(shared.checkpoints / "step-7")).get_variable_to_shape_map()
     assert {key.partition("/")[0] for key in keys} == {"model", "step", "_CHECKPOINTABLE_OBJECT_GRAPH"}
 

@@ -198,7 +198,8 @@ function showGroups(kl) {
       const redraw = element("button", { textContent: "Redraw", ariaLabel: `Redraw group ${g + 1} alone` });
       redraw.onclick = () => { state.variants = { group: g }; vary(); };
       const bar = element("div", { className: "bar" }, element("span"), element("b"));
-      return element("tr", {}, ...[lock, groupName(g), bar, redraw].map((of, i) => element(i === 1 ? "th" : "td", {}, of)));
+      const named = element("th", { scope: "row" }, groupName(g));
+      return element("tr", {}, element("td", {}, lock), named, ...[bar, redraw].map((cell) => element("td", {}, cell)));
     }));
   }
   kl.forEach((nats, g) => {
