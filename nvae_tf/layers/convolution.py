@@ -77,8 +77,17 @@ class StackedConvolution(StackedLayer):
         variables = [self.kernels_of(forward)] + ([] if self.bias is None else [self.bias])
         return ConvolutionWeights(*(tf.cast(variable, self.compute_dtype) for variable in variables))
 
-    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`."""
+    def apply_slice(
+        self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple[tf.Tensor, tf.Tensor], records: list | None
+    ) -> tf.Tensor:
+        """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`.
+
+        A 1x1 convolution takes two tensors too, as if the second's channels followed those of the first.
+        """
+        if isinstance(inputs, tuple):
+            if records is None and cpu_kernels.has_cpu_forms():
+                return cpu_kernels.convolution_of_two(*inputs, *weights)
+            inputs = tf.concat(inputs, -1)
         if self.kernel_size == 1 and self.strides == 1 and self.groups == 1:
             return cpu_kernels.pointwise_convolution(inputs, *weights)
         outputs = self._convolve(inputs, weights.kernel)

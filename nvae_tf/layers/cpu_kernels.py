@@ -39,6 +39,11 @@ def plain_operations() -> Iterator[None]:
         _PLAIN.reset(token)
 
 
+def has_cpu_forms() -> bool:
+    """Whether networks take `phase_kernels`, and in inference `convolution_of_two`: they are quicker on CPUs."""
+    return not has_gpus() and not _PLAIN.get()
+
+
 def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
     """`count` copies of a tensor, one for each of its uses; their gradients are added one after the other.
 
@@ -124,6 +129,33 @@ def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     return outputs, lambda upstream: 4.0 * tf.nn.avg_pool2d(upstream, 2, 2, "VALID")
 
 
+def phase_kernels(kernel: tf.Tensor) -> list[tf.Tensor]:
+    """What convolves an image as `kernel` `[size, size, ...]` does the image doubled by `nearest_upsampling`.
+
+    A kernel for each of the four pixels of a square of the outputs, see `interleaved` (a polyphase decomposition). They
+    are smaller, 3x3 in place of 5x5, because several taps of `kernel` see the same pixel; these are added.
+    """
+    size = kernel.shape[0]
+    reach = (size // 2 + 1) // 2
+    # Which tap of the small kernel, along one axis, has each tap of the kernel, for each of two pixels.
+    places = (np.arange(size) - size // 2 + np.arange(2)[:, np.newaxis]) // 2 + reach
+    small = 2 * reach + 1
+    along_axis = (np.arange(small)[:, np.newaxis] == places[:, np.newaxis]).astype(np.float32)
+    taps = np.einsum("pik,qjl->pqijkl", along_axis, along_axis).reshape(4 * small**2, size**2)
+    added = tf.matmul(tf.constant(taps, kernel.dtype), tf.reshape(kernel, (size**2, -1)))
+    return tf.unstack(tf.reshape(added, (4, small, small, *kernel.shape[2:])))
+
+
+def interleaved(phases: tf.Tensor) -> tf.Tensor:
+    """`[4 * batch, height, width, channels]` -> `[batch, 2 * height, 2 * width, channels]`.
+
+    The phases are the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of all squares, one after another on the first axis.
+    """
+    _, height, width, channels = phases.shape
+    squares = tf.reshape(phases, (2, 2, -1, height, width, channels))
+    return tf.reshape(tf.transpose(squares, (2, 3, 0, 4, 1, 5)), (-1, 2 * height, 2 * width, channels))
+
+
 @tf.custom_gradient
 def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """`tf.nn.depthwise_conv2d` with stride 1, "SAME", and a kernel `[size, size, channels, 1]` of an odd size."""
@@ -178,6 +210,15 @@ def pointwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor 
     outputs = tf.matmul(tf.reshape(inputs, (-1, channels_in)), tf.reshape(kernel, kernel.shape[2:]))
     outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
     return tf.reshape(outputs, (-1, height, width, kernel.shape[-1]))
+
+
+def convolution_of_two(first: tf.Tensor, second: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """`pointwise_convolution(tf.concat([first, second], -1), kernel, bias)`, as a sum.
+
+    In inference it is quicker: nothing is copied, and a product over 128 channels takes less time than one over 148.
+    """
+    kernels = tf.split(kernel, [first.shape[-1], second.shape[-1]], axis=-2)
+    return pointwise_convolution(first, kernels[0], None) + pointwise_convolution(second, kernels[1], bias)
 
 
 def dilated_kernel(kernel: tf.Tensor, dilation: int) -> tf.Tensor:

@@ -11,7 +11,15 @@ import tensorflow as tf
 
 from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
-from nvae_tf.layers.cpu_kernels import concatenated, nearest_upsampling, normalized_swish, swish
+from nvae_tf.layers.cpu_kernels import (
+    concatenated,
+    has_cpu_forms,
+    interleaved,
+    nearest_upsampling,
+    normalized_swish,
+    phase_kernels,
+    swish,
+)
 from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
@@ -87,13 +95,26 @@ class InvertedResidualBranch(StackedLayer):
         ]
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        outputs = super().apply_slice(weights, inputs, records)
+        if self.upsampling and has_cpu_forms():
+            outputs = self._in_phases(weights, inputs, records)
+        else:
+            outputs = super().apply_slice(weights, inputs, records)
         if self.upsampling and records is not None:
             # The first two batch norms have seen every pixel once, those of the published network four times.
             count = numbers_a_channel(inputs)
             of_repeated = 4 * (count - 1.0) / (4 * count - 1.0)
             records[-4:-2] = [(mean, variance * of_repeated) for mean, variance in records[-4:-2]]
         return outputs
+
+    def _in_phases(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        norm, widen, depthwise, *others = zip(self.parts, weights, strict=True)
+        for part, of_part in (norm, widen):
+            inputs = part.apply_slice(of_part, inputs, records)
+        convolution, of_convolution = depthwise
+        phases = convolution.phases(of_convolution, inputs, records)
+        for part, of_part in others:
+            phases = [part.apply_slice(of_part, phase, records) for phase in phases]
+        return interleaved(tf.concat(phases, 0))
 
 
 class OperationsBranch(StackedLayer):
@@ -161,13 +182,31 @@ class SwishConvolution(StackedLayer):
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         norm, convolution = weights
+        if norm is None or norm.mean is not None:
+            return self._convolve(self._active(norm, inputs), convolution)
+        return self._training(self._convolve, weights, inputs, records)
+
+    def phases(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> list[tf.Tensor]:
+        """What `interleaved` makes the outputs of, where these have twice the resolution.
+
+        In inference each on its own; in training as one tensor, whose statistics are those of the outputs.
+        """
+        norm, convolution = weights
+        if norm is None or norm.mean is not None:
+            return self._convolve_in_phases(self._active(norm, inputs), convolution)
+        joined = lambda *given: tf.concat(self._convolve_in_phases(*given), 0)  # noqa: E731
+        return [self._training(joined, weights, inputs, records)]
+
+    def _active(self, norm: tuple | None, inputs: tf.Tensor) -> tf.Tensor:
         if norm is None:
             # Folded: the rewriting of graphs makes one operation of this, which takes less time than `swish`.
-            return self._convolve(inputs * tf.sigmoid(inputs), convolution)
-        if norm.mean is not None:
-            return self._convolve(swish(self.norm.apply_slice(norm, inputs, None)), convolution)
+            return inputs * tf.sigmoid(inputs)
+        return swish(self.norm.apply_slice(norm, inputs, None))
+
+    def _training(self, convolve: Callable, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        norm, convolution = weights
         bias = [] if convolution.bias is None else [convolution.bias]
-        operation = _without_keeping(self._convolve)
+        operation = _without_keeping(convolve)
         outputs, mean, variance = operation(inputs, norm.gamma, norm.beta, convolution.kernel, *bias)
         if records is not None:
             records.append((mean, variance))
@@ -177,6 +216,10 @@ class SwishConvolution(StackedLayer):
         if self.upsampling:
             active = nearest_upsampling(active)
         return self.convolution.apply_slice(weights, active, None)
+
+    def _convolve_in_phases(self, active: tf.Tensor, weights: ConvolutionWeights) -> list[tf.Tensor]:
+        kernels = phase_kernels(weights.kernel)
+        return [self.convolution.apply_slice(weights._replace(kernel=kernel), active, None) for kernel in kernels]
 
 
 def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor]) -> Callable:

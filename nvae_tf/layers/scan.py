@@ -308,15 +308,15 @@ def _scan_without_records(
         return number + 1, following, _written(tables, number, outputs)
 
     begun = 0, state, _tables(specs, count)
-    _, last, tables = _while(lambda number, *_: number < count, ahead, begun, count)
+    # Of steps at a time: the next ones get their slices ahead.
+    _, last, tables = _while(lambda number, *_: number < count, ahead, begun, count, parallel_iterations=4)
     return last, [table.stack() for table in tables], []
 
 
-def _while(condition: Callable, body: Callable, variables: tuple, count: int) -> tuple:
+def _while(condition: Callable, body: Callable, variables: tuple, count: int, parallel_iterations: int = 1) -> tuple:
     first, *others = variables
-    return tf.while_loop(
-        condition, body, (tf.constant(first), *others), maximum_iterations=count, parallel_iterations=1
-    )
+    settings = {"maximum_iterations": count, "parallel_iterations": parallel_iterations}
+    return tf.while_loop(condition, body, (tf.constant(first), *others), **settings)
 
 
 def _tables(specs: Sequence[tf.TensorSpec], count: int) -> list[tf.TensorArray]:

@@ -167,13 +167,14 @@ class ComposedSource(SourceOfTensors):
     """Takes the latent of the rows that keep it, and draws the others from a prior."""
 
     latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
-    keep: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
+    keep: tf.Tensor  # [batch], which rows' latents are taken
     prior: "LatentSource"
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of every row, beside the prior that it could have come from."""
         drawn = self.prior.draw(layers, state)
-        z = tf.where(self.keep, self.latent, drawn.z)
+        # By rows; with broadcasting it takes several times as long.
+        z = tf.compat.v1.where(self.keep, self.latent, drawn.z)
         return LatentSample(z, z, drawn.prior)
 
 

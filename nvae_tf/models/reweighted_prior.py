@@ -258,7 +258,7 @@ class PartlyReweightedSource:
 
     composed: ComposedSource
     reweighted: Callable[[], Sequence[LatentSource]]  # makes the draws, and of them the sources of the top groups
-    is_reweighted: tf.Tensor  # [batch, 1, 1, 1]
+    is_reweighted: tf.Tensor  # [batch]
     # Shared by the sources of a pass, which draw in turn, once each: its length is the number of the group.
     above: list[Resampled]
 
@@ -269,7 +269,7 @@ class PartlyReweightedSource:
             source = self.reweighted()[len(self.above)]
             if isinstance(source, ResampledSource):
                 source = dataclasses.replace(source, drawn=list(self.above))
-            return tf.where(is_drawn, source.draw(layers, state).z, composed.z)
+            return tf.compat.v1.where(is_drawn, source.draw(layers, state).z, composed.z)
 
         # Proposals take longer than all else of a small model.
         z = tf.cond(tf.reduce_any(is_drawn), reweighted, lambda: composed.z)

@@ -109,7 +109,7 @@ class TopDownScale(keras.layers.Layer):
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)
-            return combiner(z if self.is_vanilla else tf.concat([state, z], -1))
+            return combiner(z if self.is_vanilla else (state, z))
 
         return GroupLayers(cells, prior, posterior, flows, combine)
 

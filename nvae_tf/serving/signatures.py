@@ -312,9 +312,8 @@ class Signatures(FlatLatentModel):
     def _composed(self, latent, keep, seed, temperature, *optional) -> tuple[tf.Tensor, tf.Tensor]:
         """The top-down pass: mean images and latents; another one where some rows are guided."""
         given = dict(zip((spec.name for spec in self.input_specs("compose")[4:]), optional, strict=True))
-        temperatures, keeps = (
-            tf.unstack(value[:, :, tf.newaxis, tf.newaxis, tf.newaxis], axis=1) for value in (temperature, keep > 0)
-        )
+        temperatures = tf.unstack(temperature[:, :, tf.newaxis, tf.newaxis, tf.newaxis], axis=1)
+        keeps = tf.unstack(keep > 0, axis=1)
         label, guidance = given.get("label"), given.get("guidance")
         noise = noise_per_image(self.latent_shapes, _words(seed))
         of_groups = list(zip(groups_of_flat(latent, self.latent_shapes), noise, temperatures, keeps, strict=True))
@@ -324,7 +323,7 @@ class Signatures(FlatLatentModel):
         ]
         if self._reweighted:
             draws = functools.partial(self._reweighted.sources, _words(seed), temperatures, self.model.plan, label)
-            is_reweighted, above, count = _over_pixels(given["proposals"] > 1), [], len(self._reweighted.ratios)
+            is_reweighted, above, count = given["proposals"] > 1, [], len(self._reweighted.ratios)
             top = [PartlyReweightedSource(source, draws, is_reweighted, above) for source in sources[:count]]
             sources = [*top, *sources[count:]]
         decoded = self._decoded(sources, latent, label)
@@ -336,7 +335,7 @@ class Signatures(FlatLatentModel):
             # For the rows with classes and then the same without, see `GuidedSource`.
             twice, of_row = [2, 1, 1, 1], _over_pixels(guidance)
             sources = [
-                ComposedSource(tf.tile(group, twice), tf.tile(keep, twice), GuidedSource(noise, temperature, of_row))
+                ComposedSource(tf.tile(group, twice), tf.tile(keep, [2]), GuidedSource(noise, temperature, of_row))
                 for group, noise, temperature, keep in of_groups
             ]
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))

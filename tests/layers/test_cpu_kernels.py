@@ -4,19 +4,30 @@ import tensorflow as tf
 
 from nvae_tf.layers import cpu_kernels
 
+
+def doubled(images):
+    return tf.repeat(tf.repeat(images, 2, axis=1), 2, axis=2)
+
+
+def in_phases(images, kernel):
+    phases = [tf.nn.depthwise_conv2d(images, each, (1, 1, 1, 1), "SAME") for each in cpu_kernels.phase_kernels(kernel)]
+    return cpu_kernels.interleaved(tf.concat(phases, 0))
+
+
 # The kernel, the plain expression, and the shapes of what both take.
 KERNELS = {
     "swish": (cpu_kernels.swish, tf.nn.silu, [(2, 3, 4, 5)]),
-    "nearest": (
-        cpu_kernels.nearest_upsampling,
-        lambda images: tf.repeat(tf.repeat(images, 2, axis=1), 2, axis=2),
-        [(2, 3, 5, 4)],
-    ),
+    "nearest": (cpu_kernels.nearest_upsampling, doubled, [(2, 3, 5, 4)]),
     "nearest of one pixel": (cpu_kernels.nearest_upsampling, lambda x: tf.tile(x, (1, 2, 2, 1)), [(2, 1, 1, 3)]),
     "pointwise": (
         cpu_kernels.pointwise_convolution,
         lambda images, kernel, bias: tf.nn.conv2d(images, kernel, 1, "SAME") + bias,
         [(2, 4, 3, 5), (1, 1, 5, 6), (6,)],
+    ),
+    "of two": (
+        cpu_kernels.convolution_of_two,
+        lambda first, second, kernel, bias: tf.nn.conv2d(tf.concat([first, second], -1), kernel, 1, "SAME") + bias,
+        [(2, 4, 3, 5), (2, 4, 3, 2), (1, 1, 7, 6), (6,)],
     ),
     "concatenated": (
         lambda *pieces: cpu_kernels.concatenated(pieces),
@@ -35,6 +46,14 @@ KERNELS = {
             [(2, height, width, 3), (size, size, 3, 1)],
         )
         for size, height, width in [(3, 5, 4), (5, 8, 8), (5, 6, 3), (5, 2, 2), (11, 8, 8), (1, 3, 3)]
+    },
+    **{
+        f"doubled and {size}x{size} on {height}x{width}": (
+            in_phases,
+            lambda images, kernel: tf.nn.depthwise_conv2d(doubled(images), kernel, (1, 1, 1, 1), "SAME"),
+            [(2, height, width, 3), (size, size, 3, 1)],
+        )
+        for size, height, width in [(3, 5, 4), (5, 4, 3), (5, 1, 1), (7, 3, 3), (1, 3, 3)]
     },
 }
 TOLERANCES = {tf.float32: 1e-4, tf.float16: 1e-2, tf.bfloat16: 5e-2}
