@@ -224,7 +224,7 @@ def _check_no_bare_settings(arguments: Sequence[str], flags: ModuleType) -> None
         name = argument.partition("=")[0].lstrip("-")
         if argument.startswith("-") and name not in flags.FLAGS and "." not in name:
             near = difflib.get_close_matches(name, [*flags.FLAGS, *by_name], n=1, cutoff=0.75)
-            meant = by_name.get(near[0]) if near else None
+            meant = by_name.get(near[0]) if near and near[0] not in flags.FLAGS else None
             check(meant is None, f"--{name}: no such flag; did you mean --config.{meant}?")
 
 

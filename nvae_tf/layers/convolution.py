@@ -82,10 +82,10 @@ class StackedConvolution(StackedLayer):
     ) -> tf.Tensor:
         """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`.
 
-        A 1x1 convolution takes two tensors too, as if the second's channels followed those of the first.
+        Two tensors count as one, the channels of the second after those of the first.
         """
         if isinstance(inputs, tuple):
-            if records is None and cpu_kernels.has_cpu_forms():
+            if self.kernel_size == 1 and records is None and cpu_kernels.has_cpu_forms():
                 return cpu_kernels.convolution_of_two(*inputs, *weights)
             inputs = tf.concat(inputs, -1)
         if self.kernel_size == 1 and self.strides == 1 and self.groups == 1:

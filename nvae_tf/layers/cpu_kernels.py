@@ -1,7 +1,7 @@
 """Operations in forms that are faster on CPUs, need less memory, or add in a fixed order.
 
 Each names or has beside it the plain TensorFlow expression that it equals. A form that is slower on GPUs is left out
-there (`has_gpus`, `on_one_cpu`).
+there (`has_gpus`, `on_one_cpu`, `has_cpu_forms`).
 """
 
 import contextlib
@@ -212,7 +212,7 @@ def pointwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor 
     return tf.reshape(outputs, (-1, height, width, kernel.shape[-1]))
 
 
-def convolution_of_two(first: tf.Tensor, second: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+def convolution_of_two(first: tf.Tensor, second: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
     """`pointwise_convolution(tf.concat([first, second], -1), kernel, bias)`, as a sum.
 
     In inference it is quicker: nothing is copied, and a product over 128 channels takes less time than one over 148.

@@ -13,6 +13,7 @@ from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.cpu_kernels import (
     concatenated,
+    fan_out,
     has_cpu_forms,
     interleaved,
     nearest_upsampling,
@@ -63,7 +64,7 @@ class InvertedResidualBranch(StackedLayer):
 
     `h` is `expansion` times the branch's input channels; the convolutions are plain (no weight normalization, no bias).
     The published network doubles first. All before the depthwise convolution acts on pixels by themselves, so the
-    numbers are the same at a quarter of the cost.
+    numbers are the same at a quarter of the cost. On CPUs the image is not doubled at all, see `phase_kernels`.
     """
 
     def __init__(
@@ -194,8 +195,7 @@ class SwishConvolution(StackedLayer):
         norm, convolution = weights
         if norm is None or norm.mean is not None:
             return self._convolve_in_phases(self._active(norm, inputs), convolution)
-        joined = lambda *given: tf.concat(self._convolve_in_phases(*given), 0)  # noqa: E731
-        return [self._training(joined, weights, inputs, records)]
+        return [self._training(self._joined_phases, weights, inputs, records)]
 
     def _active(self, norm: tuple | None, inputs: tf.Tensor) -> tf.Tensor:
         if norm is None:
@@ -219,7 +219,11 @@ class SwishConvolution(StackedLayer):
 
     def _convolve_in_phases(self, active: tf.Tensor, weights: ConvolutionWeights) -> list[tf.Tensor]:
         kernels = phase_kernels(weights.kernel)
-        return [self.convolution.apply_slice(weights._replace(kernel=kernel), active, None) for kernel in kernels]
+        pairs = zip(fan_out(active, len(kernels)), kernels, strict=True)
+        return [self.convolution.apply_slice(weights._replace(kernel=kernel), each, None) for each, kernel in pairs]
+
+    def _joined_phases(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
+        return tf.concat(self._convolve_in_phases(active, weights), 0)
 
 
 def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor]) -> Callable:

@@ -308,7 +308,7 @@ def _scan_without_records(
         return number + 1, following, _written(tables, number, outputs)
 
     begun = 0, state, _tables(specs, count)
-    # Of steps at a time: the next ones get their slices ahead.
+    # Up to four steps at once: the next ones' slices are taken meanwhile.
     _, last, tables = _while(lambda number, *_: number < count, ahead, begun, count, parallel_iterations=4)
     return last, [table.stack() for table in tables], []
 

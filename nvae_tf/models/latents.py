@@ -173,7 +173,7 @@ class ComposedSource(SourceOfTensors):
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of every row, beside the prior that it could have come from."""
         drawn = self.prior.draw(layers, state)
-        # By rows; with broadcasting it takes several times as long.
+        # Version 1 takes one condition a row; broadcasting it takes several times as long.
         z = tf.compat.v1.where(self.keep, self.latent, drawn.z)
         return LatentSample(z, z, drawn.prior)
 

@@ -342,7 +342,8 @@ class Signatures(FlatLatentModel):
             decoded = self.model.top_down_pass(sources, 2 * rows, both, kept=rows)
             images, latents = decoded.likelihood.mean(), decoded.flat_latents()[:rows]
             is_guided = guidance != 1.0
-            return tf.where(_over_pixels(is_guided), images, found[0]), tf.where(is_guided[:, None], latents, found[1])
+            pairs = zip((images, latents), found, strict=True)
+            return tuple(tf.compat.v1.where(is_guided, *pair) for pair in pairs)
 
         return tf.cond(tf.reduce_any(guidance != 1.0), guided, lambda: found)
 

@@ -73,12 +73,7 @@ def run(tmp_path_factory):
     (folder.path / "report.html").write_text(PRIVATE)
     (folder.path / ".lock").write_text(PRIVATE)
     scores = {"dataset": "mine", "data": f"{PRIVATE}/pictures", "split": "test", "checkpoint": "latest", "seed": 0}
-    scores |= {
-        "step": 7,
-        "nelbo_nats": 5.0,
-        "num_images": 2,
-        "weights": "weights as trained",
-    }
+    scores |= {"step": 7, "nelbo_nats": 5.0, "num_images": 2}
     scores["checkpoint_sha256"] = checkpoint_sha256(str(folder.checkpoints / "step-7"))
     folder.evaluation_file("test").write_text(json.dumps(scores))
     folder.evaluation_file("train").write_text(json.dumps(scores | {"split": "train", "checkpoint_sha256": "another"}))
