@@ -194,7 +194,7 @@ class SwishConvolution(StackedLayer):
         """
         norm, convolution = weights
         if norm is None or norm.mean is not None:
-            return self._convolve_in_phases(self._active(norm, inputs), convolution)
+            return self._convolve_in_phases(4 * [self._active(norm, inputs)], convolution)
         return [self._training(self._joined_phases, weights, inputs, records)]
 
     def _active(self, norm: tuple | None, inputs: tf.Tensor) -> tf.Tensor:
@@ -217,13 +217,12 @@ class SwishConvolution(StackedLayer):
             active = nearest_upsampling(active)
         return self.convolution.apply_slice(weights, active, None)
 
-    def _convolve_in_phases(self, active: tf.Tensor, weights: ConvolutionWeights) -> list[tf.Tensor]:
-        kernels = phase_kernels(weights.kernel)
-        pairs = zip(fan_out(active, len(kernels)), kernels, strict=True)
+    def _convolve_in_phases(self, copies: list[tf.Tensor], weights: ConvolutionWeights) -> list[tf.Tensor]:
+        pairs = zip(copies, phase_kernels(weights.kernel), strict=True)
         return [self.convolution.apply_slice(weights._replace(kernel=kernel), each, None) for each, kernel in pairs]
 
     def _joined_phases(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
-        return tf.concat(self._convolve_in_phases(active, weights), 0)
+        return tf.concat(self._convolve_in_phases(fan_out(active, 4), weights), 0)
 
 
 def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor]) -> Callable:
