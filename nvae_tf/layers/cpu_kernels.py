@@ -40,7 +40,7 @@ def plain_operations() -> Iterator[None]:
 
 
 def has_cpu_forms() -> bool:
-    """Whether networks take `phase_kernels`, and in inference `convolution_of_two`: they are quicker on CPUs."""
+    """Whether inference takes `phase_kernels` and `convolution_of_two`, which are quicker on CPUs."""
     return not has_gpus() and not _PLAIN.get()
 
 
@@ -147,11 +147,11 @@ def phase_kernels(kernel: tf.Tensor) -> list[tf.Tensor]:
 
 
 def interleaved(phases: tf.Tensor) -> tf.Tensor:
-    """`[4 * batch, height, width, channels]` -> `[batch, 2 * height, 2 * width, channels]`.
+    """`[4, batch, height, width, channels]` -> `[batch, 2 * height, 2 * width, channels]`.
 
-    The phases are the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of all squares, one after another on the first axis.
+    The phases are the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of all squares.
     """
-    _, height, width, channels = phases.shape
+    *_, height, width, channels = phases.shape
     squares = tf.reshape(phases, (2, 2, -1, height, width, channels))
     return tf.reshape(tf.transpose(squares, (2, 3, 0, 4, 1, 5)), (-1, 2 * height, 2 * width, channels))
 
@@ -215,7 +215,7 @@ def pointwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor 
 def convolution_of_two(first: tf.Tensor, second: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
     """`pointwise_convolution(tf.concat([first, second], -1), kernel, bias)`, as a sum.
 
-    In inference it is quicker: nothing is copied, and a product over 128 channels takes less time than one over 148.
+    Nothing is copied, and a product over 128 channels takes less time than one over 148.
     """
     kernels = tf.split(kernel, [first.shape[-1], second.shape[-1]], axis=-2)
     return pointwise_convolution(first, kernels[0], None) + pointwise_convolution(second, kernels[1], bias)

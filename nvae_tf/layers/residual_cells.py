@@ -13,7 +13,6 @@ from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.cpu_kernels import (
     concatenated,
-    fan_out,
     has_cpu_forms,
     interleaved,
     nearest_upsampling,
@@ -64,7 +63,7 @@ class InvertedResidualBranch(StackedLayer):
 
     `h` is `expansion` times the branch's input channels; the convolutions are plain (no weight normalization, no bias).
     The published network doubles first. All before the depthwise convolution acts on pixels by themselves, so the
-    numbers are the same at a quarter of the cost. On CPUs the image is not doubled at all, see `phase_kernels`.
+    numbers are the same at a quarter of the cost. In inference CPUs don't double the image at all, see `phase_kernels`.
     """
 
     def __init__(
@@ -96,10 +95,9 @@ class InvertedResidualBranch(StackedLayer):
         ]
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        if self.upsampling and has_cpu_forms():
-            outputs = self._in_phases(weights, inputs, records)
-        else:
-            outputs = super().apply_slice(weights, inputs, records)
+        if self.upsampling and records is None and has_cpu_forms():
+            return self._in_phases(weights, inputs)
+        outputs = super().apply_slice(weights, inputs, records)
         if self.upsampling and records is not None:
             # The first two batch norms have seen every pixel once, those of the published network four times.
             count = numbers_a_channel(inputs)
@@ -107,15 +105,14 @@ class InvertedResidualBranch(StackedLayer):
             records[-4:-2] = [(mean, variance * of_repeated) for mean, variance in records[-4:-2]]
         return outputs
 
-    def _in_phases(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        norm, widen, depthwise, *others = zip(self.parts, weights, strict=True)
+    def _in_phases(self, weights: tuple, inputs: tf.Tensor) -> tf.Tensor:
+        norm, widen, (depthwise, of_depthwise), *others = zip(self.parts, weights, strict=True)
         for part, of_part in (norm, widen):
-            inputs = part.apply_slice(of_part, inputs, records)
-        convolution, of_convolution = depthwise
-        phases = convolution.phases(of_convolution, inputs, records)
+            inputs = part.apply_slice(of_part, inputs, None)
+        phases = depthwise.phases(of_depthwise, inputs)
         for part, of_part in others:
-            phases = [part.apply_slice(of_part, phase, records) for phase in phases]
-        return interleaved(tf.concat(phases, 0))
+            phases = [part.apply_slice(of_part, phase, None) for phase in phases]
+        return interleaved(tf.stack(phases))
 
 
 class OperationsBranch(StackedLayer):
@@ -185,17 +182,18 @@ class SwishConvolution(StackedLayer):
         norm, convolution = weights
         if norm is None or norm.mean is not None:
             return self._convolve(self._active(norm, inputs), convolution)
-        return self._training(self._convolve, weights, inputs, records)
+        bias = [] if convolution.bias is None else [convolution.bias]
+        operation = _without_keeping(self._convolve)
+        outputs, mean, variance = operation(inputs, norm.gamma, norm.beta, convolution.kernel, *bias)
+        if records is not None:
+            records.append((mean, variance))
+        return outputs
 
-    def phases(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> list[tf.Tensor]:
-        """What `interleaved` makes the outputs of, where these have twice the resolution.
-
-        In inference each on its own; in training as one tensor, whose statistics are those of the outputs.
-        """
+    def phases(self, weights: tuple, inputs: tf.Tensor) -> list[tf.Tensor]:
+        """What `interleaved` makes the outputs of, in inference, where these have twice the resolution."""
         norm, convolution = weights
-        if norm is None or norm.mean is not None:
-            return self._convolve_in_phases(4 * [self._active(norm, inputs)], convolution)
-        return [self._training(self._joined_phases, weights, inputs, records)]
+        active, kernels = self._active(norm, inputs), phase_kernels(convolution.kernel)
+        return [self.convolution.apply_slice(convolution._replace(kernel=kernel), active, None) for kernel in kernels]
 
     def _active(self, norm: tuple | None, inputs: tf.Tensor) -> tf.Tensor:
         if norm is None:
@@ -203,26 +201,10 @@ class SwishConvolution(StackedLayer):
             return inputs * tf.sigmoid(inputs)
         return swish(self.norm.apply_slice(norm, inputs, None))
 
-    def _training(self, convolve: Callable, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        norm, convolution = weights
-        bias = [] if convolution.bias is None else [convolution.bias]
-        operation = _without_keeping(convolve)
-        outputs, mean, variance = operation(inputs, norm.gamma, norm.beta, convolution.kernel, *bias)
-        if records is not None:
-            records.append((mean, variance))
-        return outputs
-
     def _convolve(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
         if self.upsampling:
             active = nearest_upsampling(active)
         return self.convolution.apply_slice(weights, active, None)
-
-    def _convolve_in_phases(self, copies: list[tf.Tensor], weights: ConvolutionWeights) -> list[tf.Tensor]:
-        pairs = zip(copies, phase_kernels(weights.kernel), strict=True)
-        return [self.convolution.apply_slice(weights._replace(kernel=kernel), each, None) for each, kernel in pairs]
-
-    def _joined_phases(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
-        return tf.concat(self._convolve_in_phases(fan_out(active, 4), weights), 0)
 
 
 def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor]) -> Callable:

@@ -11,7 +11,7 @@ def doubled(images):
 
 def in_phases(images, kernel):
     phases = [tf.nn.depthwise_conv2d(images, each, (1, 1, 1, 1), "SAME") for each in cpu_kernels.phase_kernels(kernel)]
-    return cpu_kernels.interleaved(tf.concat(phases, 0))
+    return cpu_kernels.interleaved(tf.stack(phases))
 
 
 # The kernel, the plain expression, and the shapes of what both take.

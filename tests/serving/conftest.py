@@ -81,7 +81,7 @@ def conditional_folder(conditional_model, tmp_path_factory):
     def export(folder):
         export_saved_model(conditional_model, folder / "all", 1, origin=Origin(examples=CONDITIONAL_EXAMPLES))
 
-    return made_once(tmp_path_factory, "conditional", export) / "all" / "1"
+    return made_once(tmp_path_factory, "pets", export) / "all" / "1"
 
 
 @pytest.fixture(scope="session")
