@@ -82,12 +82,10 @@ class StackedConvolution(StackedLayer):
     ) -> tf.Tensor:
         """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`.
 
-        Two tensors count as one, the channels of the second after those of the first.
+        For a 1x1 convolution two tensors count as one, the channels of the second after those of the first.
         """
         if isinstance(inputs, tuple):
-            if self.kernel_size == 1 and records is None and cpu_kernels.has_cpu_forms():
-                return cpu_kernels.convolution_of_two(*inputs, *weights)
-            inputs = tf.concat(inputs, -1)
+            return cpu_kernels.convolution_of_two(*inputs, *weights)
         if self.kernel_size == 1 and self.strides == 1 and self.groups == 1:
             return cpu_kernels.pointwise_convolution(inputs, *weights)
         outputs = self._convolve(inputs, weights.kernel)

@@ -9,7 +9,7 @@ from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, in_turn, run_cells, stack_of
-from nvae_tf.layers.cpu_kernels import fan_out
+from nvae_tf.layers.cpu_kernels import fan_out, has_cpu_forms
 from nvae_tf.models.latents import (
     GroupLayers,
     LatentSample,
@@ -109,7 +109,10 @@ class TopDownScale(keras.layers.Layer):
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)
-            return combiner(z if self.is_vanilla else (state, z))
+            if self.is_vanilla:
+                return combiner(z)
+            as_two = has_cpu_forms() and not forward.training
+            return combiner((state, z) if as_two else tf.concat([state, z], -1))
 
         return GroupLayers(cells, prior, posterior, flows, combine)
 
