@@ -9,7 +9,7 @@ import { Problem } from "./server.js";
 import { base64, bytes, fromPng, intensities, nested } from "./images.js";
 
 const KEPT = 100; // results of recipes that are not made again
-const ROUNDS = 8;
+const ROUNDS = 7;
 const SMALL = 2 ** 12; // numbers of an image
 // A row's seed has the series in its low and the image in its high word, as in the library.
 export const seedOf = (series, image) => series + image * 2 ** 32;
