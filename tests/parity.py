@@ -117,8 +117,7 @@ def _evaluation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     yield from recorded.compare("eval/mean", _frame_mean(model, decoded.parameters), VALUE)
     yield from recorded.compare("eval/recon_loss", reconstruction, NATS)
     yield from recorded.compare("eval/kl_per_group", objective.kl_per_group(decoded.latents), NATS)
-    for index, latent in enumerate(decoded.latents):
-        per_channel = tf.reduce_mean(objective.kl_per_channel(latent), axis=0)
+    for index, per_channel in enumerate(tf.reduce_mean(objective.kl_per_channel(decoded.latents), axis=0)):
         yield from recorded.compare(f"eval/kl_diag/{index}", per_channel, NATS)
     yield from recorded.compare("eval/log_q", log_q, NATS)
     yield from recorded.compare("eval/log_p", log_p, NATS)

@@ -156,10 +156,10 @@ class LikelihoodEvaluator:
     def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
         """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""
         noise = noise_per_image(self._model.plan.latent_shapes(), seeds)
-        forward = FoldedPass(labels=labels)
+        forward = FoldedPass(labels=labels, scanned=True)
         decoded = self._model.inference_pass(images, noise, forward, self._kept_channels)
         reconstruction = -decoded.likelihood.log_prob(images)
-        return [reconstruction, tf.stack([kl_per_channel(latent) for latent in decoded.latents], axis=1)]
+        return [reconstruction, kl_per_channel(decoded.latents)]
 
     def _on_replicas(self, function: Callable) -> Callable:
         return tf.function(lambda *arguments: self._strategy.run(function, arguments), autograph=False)

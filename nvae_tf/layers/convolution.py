@@ -15,6 +15,7 @@ from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 # The kernels of a stack with at most so many numbers may be joined with others.
 _SMALL_KERNEL = 2**16
+_OF_A_CHANNEL = 1, 2, 3  # axes of kernels
 
 
 class ConvolutionWeights(NamedTuple):
@@ -62,15 +63,15 @@ class StackedConvolution(StackedLayer):
             self.log_norm = self.add_weight(name="log_norm", shape=(count, channels_out))
             self.log_norm.assign(tf.math.log(_norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset)
 
-    def effective_kernels(self) -> tf.Tensor:
+    def effective_kernels(self, constant: Callable = tf.constant) -> tf.Tensor:
         """The masked and normalized kernels, float32 `[count, height, width, in / groups, out]`."""
         kernel = self._masked_kernel()
-        return kernel if self.log_norm is None else _weight_normalized(kernel, tf.convert_to_tensor(self.log_norm))
+        return kernel if self.log_norm is None else _weight_normalized(kernel, self.log_norm, constant)
 
     def kernels_of(self, forward: ForwardPass) -> tf.Tensor:
         """The effective kernels, computed once in a pass."""
         if self not in forward.kernels:
-            forward.kernels[self] = self.effective_kernels()
+            forward.kernels[self] = self.effective_kernels(forward.constant)
         return forward.kernels[self]
 
     def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
@@ -161,29 +162,34 @@ def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -
             alike[tuple(stack.kernel.shape[1:])].append(stack)
     for several in alike.values():
         kernels, log_norms = (tf.concat([getattr(one, name) for one in several], 0) for name in ("kernel", "log_norm"))
-        pieces = tf.split(_weight_normalized(kernels, log_norms), [one.count for one in several])
+        pieces = tf.split(_weight_normalized(kernels, log_norms, forward.constant), [one.count for one in several])
         forward.kernels |= zip(several, pieces, strict=True)
     return [stack.kernels_of(forward) for stack in stacks]
 
 
-@tf.custom_gradient
-def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, constant: Callable) -> tf.Tensor:
     """`exp(s) w / (||w|| + 1e-5)` of every output channel of `[count, height, width, in, out]`; `s` is `[count, out]`.
 
     What TensorFlow derives as gradient has three more arrays of the kernels' size, and as many nodes again.
     """
-    norms = _norms(kernels)
-    divisors = norms + 1e-5
-    scales = tf.reshape(tf.exp(log_norms), norms.shape) / divisors
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        along = scales * tf.reduce_sum(upstream * kernels, axis=(1, 2, 3), keepdims=True)
-        return scales * upstream - along / (norms * divisors) * kernels, tf.reshape(along, log_norms.shape)
+    @tf.custom_gradient
+    def operation(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        norms = _norms(kernels, constant)
+        divisors = norms + constant(1e-5)
+        scales = tf.reshape(tf.exp(log_norms), norms.shape) / divisors
 
-    return kernels * scales, gradient
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            along = scales * tf.reduce_sum(upstream * kernels, constant(_OF_A_CHANNEL), keepdims=True)
+            return scales * upstream - along / (norms * divisors) * kernels, tf.squeeze(along, _OF_A_CHANNEL)
+
+        return kernels * scales, gradient
+
+    return operation(kernels, tf.convert_to_tensor(log_norms))
 
 
-def _norms(kernels: tf.Tensor) -> tf.Tensor:
+def _norms(kernels: tf.Tensor, constant: Callable = tf.constant) -> tf.Tensor:
     """The norm of every output channel, `[count, 1, 1, 1, out]`."""
     # The tiny number keeps the gradient finite for a filter that is all zeros.
-    return tf.sqrt(tf.reduce_sum(tf.square(kernels), axis=(1, 2, 3), keepdims=True) + 1e-30)
+    squares = tf.reduce_sum(tf.square(kernels), constant(_OF_A_CHANNEL), keepdims=True)
+    return tf.sqrt(squares + constant(1e-30))

@@ -124,7 +124,8 @@ def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     if _PLAIN.get():
         outputs = tf.raw_ops.ResizeNearestNeighbor(images=inputs, size=[2 * height, 2 * width])
     else:
-        repeated = tf.broadcast_to(inputs[:, :, None, :, None, :], (tf.shape(inputs)[0], height, 2, width, 2, channels))
+        shape = inputs.shape[0] or tf.shape(inputs)[0], height, 2, width, 2, channels
+        repeated = tf.broadcast_to(tf.reshape(inputs, (-1, height, 1, width, 1, channels)), shape)
         outputs = tf.reshape(repeated, (-1, 2 * height, 2 * width, channels))
     return outputs, lambda upstream: 4.0 * tf.nn.avg_pool2d(upstream, 2, 2, "VALID")
 
@@ -183,7 +184,7 @@ def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Te
     # A depthwise convolution of the inputs by the outputs' gradient, with the images side by side as channels; in
     # float32, because every number is a sum over all pixels.
     _, height, width, channels = inputs.shape
-    batch_size = tf.shape(inputs)[0]
+    batch_size = inputs.shape[0] or tf.shape(inputs)[0]
     images, filters = (
         tf.reshape(tf.transpose(tf.cast(tensor, tf.float32), (1, 2, 0, 3)), (1, height, width, batch_size * channels))
         for tensor in (inputs, upstream)

@@ -41,8 +41,9 @@ def normalize_batch(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Nor
 
 
 def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
+    none = tf.constant([], tf.float32)
     norm = tf.raw_ops.FusedBatchNormV3(
-        x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
+        x=inputs, scale=gamma, offset=beta, mean=none, variance=none, epsilon=EPSILON, is_training=True
     )
 
     def biased_variance() -> tf.Tensor:
@@ -99,8 +100,10 @@ def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.cast(mean, tf.float32), tf.cast(variance, tf.float32)
 
 
-def numbers_a_channel(inputs: tf.Tensor) -> tf.Tensor:
-    """How many numbers the moments of a channel are of."""
+def numbers_a_channel(inputs: tf.Tensor) -> float | tf.Tensor:
+    """How many numbers the moments of a channel are of; a tensor where that is not known before the step."""
+    if inputs.shape.is_fully_defined():
+        return replica_count() * float(inputs.shape[:-1].num_elements())
     return replica_count() * tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
 
 
@@ -155,8 +158,9 @@ class StackedBatchNormalization(StackedLayer):
         return [self]
 
     def record(self, forward: ForwardPass, records: Sequence[tf.Tensor]) -> None:
+        kept, taken = forward.constant(MOMENTUM), forward.constant(1.0 - MOMENTUM)
         for running, batch in zip(self.statistics, records, strict=True):
-            forward.updates.append((running, MOMENTUM * running + (1.0 - MOMENTUM) * batch))
+            forward.updates.append((running, kept * running + taken * batch))
 
 
 @tf.custom_gradient

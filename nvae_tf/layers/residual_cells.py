@@ -20,7 +20,7 @@ from nvae_tf.layers.cpu_kernels import (
     phase_kernels,
     swish,
 )
-from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
+from nvae_tf.layers.normalization import NormalizedBatch, StackedBatchNormalization, normalize_batch, numbers_a_channel
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
 RESIDUAL_SCALE = 0.1
@@ -184,9 +184,9 @@ class SwishConvolution(StackedLayer):
             return self._convolve(self._active(norm, inputs), convolution)
         bias = [] if convolution.bias is None else [convolution.bias]
         operation = _without_keeping(self._convolve)
-        outputs, mean, variance = operation(inputs, norm.gamma, norm.beta, convolution.kernel, *bias)
+        outputs, batch = operation(inputs, norm.gamma, norm.beta, convolution.kernel, *bias)
         if records is not None:
-            records.append((mean, variance))
+            records.append((batch.mean, batch.variance))
         return outputs
 
     def phases(self, weights: tuple, inputs: tf.Tensor) -> list[tf.Tensor]:
@@ -208,14 +208,19 @@ class SwishConvolution(StackedLayer):
 
 
 def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor]) -> Callable:
-    """`convolve(swish(batch norm(x)), weights)` as an operation whose gradient computes its way there again."""
+    """`convolve(swish(batch norm(x)), weights)` as an operation whose gradient computes its way there again.
+
+    The normalized batch beside it has no gradient.
+    """
+    found: list[NormalizedBatch] = []
 
     @tf.custom_gradient
-    def operation(inputs, gamma, beta, *weights):
+    def differentiable(inputs, gamma, beta, *weights):
         batch = normalize_batch(inputs, gamma, beta)
+        found[:] = [batch]
         outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
 
-        def gradient(upstream, *_):
+        def gradient(upstream):
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
                 active, swish_gradient = normalized_swish(inputs, gamma, beta, batch.mean, batch.biased_variance())
@@ -225,9 +230,9 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
             active_gradient, weight_gradients = tape.gradient(again, (active, weights), upstream)
             return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
 
-        return (outputs, batch.mean, batch.variance), gradient
+        return outputs, gradient
 
-    return operation
+    return lambda *arguments: (differentiable(*arguments), *found)
 
 
 class StackedSqueezeExcite(StackedLayer):

@@ -8,6 +8,7 @@ little time and is computed again.
 
 import contextlib
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -154,10 +155,10 @@ class Packing:
     def __init__(self, tensors: Sequence[Any], small: int = _SMALL):
         """For tensors like these, which may have axes in front; those of at most so many numbers count as small."""
         # First those that differ in their first axis alone: that takes no reshaping.
-        self._alike = _Joining(tensors, small)
+        self._alike = Joining(tensors, small)
         flat = [[each.shape.num_elements()] if _is_small(each, small) else each.shape for each in self._alike.specs]
         pairs = zip(flat, self._alike.specs, strict=True)
-        self._flat = _Joining([tf.TensorSpec(shape, each.dtype) for shape, each in pairs], small)
+        self._flat = Joining([tf.TensorSpec(shape, each.dtype) for shape, each in pairs], small)
         # Of what `packed` gives.
         self.specs = self._flat.specs
 
@@ -170,10 +171,10 @@ class Packing:
         return self._alike.divided(_reshaped(self._flat.divided(tensors), self._flat.given, self._alike.specs))
 
 
-class _Joining:
+class Joining:
     """Joins small tensors of one type and of shapes that differ in their first axis alone, along it."""
 
-    def __init__(self, given: Sequence[Any], small: int):
+    def __init__(self, given: Sequence[Any], small: float = math.inf):
         self.given, groups = given, {}
         for index, each in enumerate(given):
             can_be_joined = _is_small(each, small) and each.shape.rank
@@ -202,7 +203,7 @@ class _Joining:
         return [found[index] for index in range(len(self.given))]
 
 
-def _is_small(tensor: Any, small: int) -> bool:
+def _is_small(tensor: Any, small: float) -> bool:
     return tensor.shape.is_fully_defined() and tensor.shape.num_elements() <= small
 
 

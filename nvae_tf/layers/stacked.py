@@ -46,6 +46,13 @@ class ForwardPass:
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
     # The effective kernels of all convolutions: network and spectral regularizer need not both compute them.
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
+    _constants: dict[Any, tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    def constant(self, value: float | tuple[int, ...]) -> tf.Tensor:
+        """As `tf.constant`, made once in a pass: in training there would be hundreds of some."""
+        if value not in self._constants:
+            self._constants[value] = tf.constant(value)
+        return self._constants[value]
 
     def commit(self) -> None:
         """Assigns the gathered updates."""
@@ -80,7 +87,7 @@ class StackedLayer(keras.layers.Layer):
         self.recomputed = False
         # Not inlined, one layer is made ready to run and not each of its uses: the first step comes sooner.
         attributes = {"_noinline": True}
-        traced = tf.function(self._apply_and_record, autograph=False, experimental_attributes=attributes)
+        traced = tf.function(self._apply_and_pack, autograph=False, experimental_attributes=attributes)
         # Behind a partial, so that exports do not take it for a function to be exported.
         self._traced = functools.partial(traced)
         self.built = True
@@ -137,10 +144,10 @@ class StackedLayer(keras.layers.Layer):
 
         yield [functools.partial(layer, index) for index in range(self.count)]
         if recording:
-            for position, recorder in enumerate(self.recorders()):
-                of_layers = [record[position] for record in records]
-                if of_layers[0] is not None:
-                    recorder.record(forward, [tf.stack(each) for each in zip(*of_layers, strict=True)])
+            stacked = _stacked if inline else functools.partial(_unpacked, self.recorders())
+            for recorder, of_layers in zip(self.recorders(), stacked(records), strict=True):
+                if of_layers is not None:
+                    recorder.record(forward, of_layers)
 
     def application(self, forward: ForwardPass, inline: bool = True) -> Callable:
         """`(weights, inputs, recording) -> (outputs, records)` of one layer, as a pass computes it."""
@@ -151,6 +158,16 @@ class StackedLayer(keras.layers.Layer):
         records: list[Any] = []
         outputs = self.apply_slice(weights, inputs, records if recording else None)
         return outputs, records
+
+    def _apply_and_pack(self, weights: Any, inputs: tf.Tensor, recording: bool) -> tuple[tf.Tensor, Any]:
+        """As `_apply_and_record`; the records are one tensor of integers, beside None for each that is None.
+
+        For every float that a call returns and whose gradient is not asked for, TensorFlow makes zeros.
+        """
+        outputs, records = self._apply_and_record(weights, inputs, recording)
+        tensors = [tensor for record in records if record is not None for tensor in record]
+        packed = tf.bitcast(tf.concat(tensors, 0), tf.int32) if tensors else None
+        return outputs, (packed, [None if record is None else () for record in records])
 
     def single(self, inputs: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """The only layer of a stack of one."""
@@ -179,10 +196,24 @@ def _recomputed(apply: Callable) -> Callable:
     return again
 
 
+def _stacked(records: Sequence[list]) -> list[list[tf.Tensor] | None]:
+    """Of the records of all layers those of each recorder, `[count, ...]`."""
+    columns = zip(*records, strict=True)
+    return [None if column[0] is None else list(map(tf.stack, zip(*column, strict=True))) for column in columns]
+
+
+def _unpacked(recorders: Sequence[StackedLayer], records: Sequence[tuple]) -> list[list[tf.Tensor] | None]:
+    """As `_stacked`, from what `_apply_and_pack` makes of the records."""
+    packed, (kinds, *_) = zip(*records, strict=True)
+    found = [None if kind is None else recorder.statistics for recorder, kind in zip(recorders, kinds, strict=True)]
+    widths = [variable.shape[1] for variables in found if variables for variable in variables]
+    pieces = iter(tf.split(tf.bitcast(tf.stack(packed), tf.float32), widths, axis=1) if widths else [])
+    return [None if variables is None else [next(pieces) for _ in variables] for variables in found]
+
+
 def layers_of(weights: Any, count: int) -> list[Any]:
     """The weights of each layer, from those of `StackedLayer.weights_of`."""
-    unstack = tf.unstack if count > 1 else lambda each: [tf.squeeze(each, 0)]
-    columns = [[None] * count if each is None else unstack(each) for each in tf.nest.flatten(weights)]
+    columns = [[None] * count if each is None else tf.unstack(each) for each in tf.nest.flatten(weights)]
     return [tf.nest.pack_sequence_as(weights, row) for row in zip(*columns, strict=True)]
 
 

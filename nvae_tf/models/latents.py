@@ -17,7 +17,7 @@ import tensorflow_probability as tfp
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import check
-from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_of
 from nvae_tf.latent_plan import LatentPlan, of_groups
 from nvae_tf.layers.cpu_kernels import fan_out
 
@@ -92,8 +92,9 @@ class GroupLayers(NamedTuple):
     """What one latent group computes, as functions of tensors."""
 
     cells: list[Callable]  # residual cells on the state; none for the top group
-    prior: Callable  # state -> mean and log-scale of the prior, before the clamp; zeros for the top group
-    posterior: Callable  # (state, bottom-up feature) -> mean and log-scale that the posterior adds or takes
+    # state -> means and log-scales of the prior, before the clamp, as one tensor `[..., 2 * latent channels]`
+    prior: Callable
+    posterior: Callable  # (state, bottom-up feature) -> those that the posterior adds or takes
     flows: list[Callable]  # latent -> latent
     combine: Callable  # (state, z) -> state
 
@@ -121,11 +122,8 @@ class PosteriorSource(SourceOfTensors):
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""
-        prior_mean, prior_log_scale = layers.prior(state)
-        mean, log_scale = layers.posterior(state, self.feature)
-        if self.residual:
-            mean, log_scale = prior_mean + mean, prior_log_scale + log_scale
-        posterior = soft_clamped_normal(mean, log_scale)
+        of_prior, of_posterior = layers.prior(state), layers.posterior(state, self.feature)
+        posterior = soft_clamped_normal_of(of_prior + of_posterior if self.residual else of_posterior)
         scale = posterior.scale
         if layers.flows:
             # The density of what is drawn has two uses of its own.
@@ -134,7 +132,7 @@ class PosteriorSource(SourceOfTensors):
         z = z_before_flows = posterior.loc + scale * self.noise
         for flow in layers.flows:
             z = flow(z)
-        prior = soft_clamped_normal(prior_mean, prior_log_scale)
+        prior = soft_clamped_normal_of(of_prior)
         return LatentSample(z, z_before_flows, prior, posterior, bool(layers.flows))
 
 
@@ -146,7 +144,7 @@ class PriorSource(SourceOfTensors):
     temperature: float | tf.Tensor = 1.0
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        prior = soft_clamped_normal(*layers.prior(state), self.temperature)
+        prior = soft_clamped_normal_of(layers.prior(state), self.temperature)
         z = prior.loc + prior.scale * self.noise
         return LatentSample(z, z, prior)
 
@@ -159,7 +157,7 @@ class GivenSource:
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         z = tf.cast(self.latent, tf.float32)
-        return LatentSample(z, z, soft_clamped_normal(*layers.prior(state)))
+        return LatentSample(z, z, soft_clamped_normal_of(layers.prior(state)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,9 +201,8 @@ class GuidedSource(SourceOfTensors):
     guidance: float | tf.Tensor
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        of_halves = (tf.split(parameter, 2) for parameter in layers.prior(state))
-        guided = [without + self.guidance * (of_class - without) for of_class, without in of_halves]
-        prior = soft_clamped_normal(*guided, self.temperature)
+        of_class, without = tf.split(layers.prior(state), 2)
+        prior = soft_clamped_normal_of(without + self.guidance * (of_class - without), self.temperature)
         z = tf.tile(prior.loc + prior.scale * self.noise, [2, 1, 1, 1])
         return LatentSample(z, z, prior)
 

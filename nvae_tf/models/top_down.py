@@ -91,21 +91,18 @@ class TopDownScale(keras.layers.Layer):
         cells, priors, feature_combiners, (of_posterior,), flows, (combiner,) = layers
         is_top = not priors
 
-        def prior(state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            if is_top:
-                mean, log_scale = standard_prior(state, self.num_latent)
-                if self.classes:
-                    both = self.classes_of_prior.added(tf.concat([mean, log_scale], axis=-1), forward)
-                    mean, log_scale = _mean_and_log_scale(both)
-                return mean, log_scale
-            return _mean_and_log_scale(priors[0](tf.nn.elu(state)))
+        def prior(state: tf.Tensor) -> tf.Tensor:
+            if not is_top:
+                return tf.cast(priors[0](tf.nn.elu(state)), tf.float32)
+            parameters = standard_prior(state, self.num_latent)
+            return self.classes_of_prior.added(parameters, forward) if self.classes else parameters
 
-        def posterior(state: tf.Tensor, feature: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def posterior(state: tf.Tensor, feature: tf.Tensor) -> tf.Tensor:
             if not is_top:
                 feature += feature_combiners[0](state)
             elif self.classes:
                 feature = self.classes_of_posterior.added(feature, forward)
-            return _mean_and_log_scale(of_posterior(feature))
+            return tf.cast(of_posterior(feature), tf.float32)
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)
@@ -129,7 +126,6 @@ class TopDownScale(keras.layers.Layer):
             latent = source.draw(of_group, seen_by_latent)
             return of_group.combine(state, latent.z), latent
 
-        # Only training is scanned, and its sources are posteriors.
         state, latents, stacked = in_turn(self.parts, group, state, sources, forward, tensors_of_latent)
         return state, [*latents, latents_of_groups(stacked)] if stacked else latents
 
@@ -189,11 +185,6 @@ class TopDown(keras.layers.Layer):
         return self.image.single(tf.nn.elu(state), forward), latents
 
 
-def standard_prior(state: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and log-scale of the top group's prior: zeros, so that sigma is 1.01 (see `soft_clamped_normal`)."""
-    zeros = tf.zeros((batch_size_of(state), *state.shape[1:3], channels))
-    return zeros, zeros
-
-
-def _mean_and_log_scale(parameters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return tuple(tf.split(tf.cast(parameters, tf.float32), 2, axis=-1))
+def standard_prior(state: tf.Tensor, channels: int) -> tf.Tensor:
+    """Means and log-scales of the top group's prior: zeros, so that sigma is 1.01 (see `soft_clamped_normal`)."""
+    return tf.zeros((batch_size_of(state), *state.shape[1:3], 2 * channels))

@@ -1,5 +1,6 @@
 """The evidence lower bound, KL warm-up and balancing, and the training loss (Vahdat & Kautz 2020, section 3.2)."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from nvae_tf.config import ObjectiveConfig, check
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.replicas import replica_means
 
@@ -38,18 +40,36 @@ def kl_per_element(latent: Latent) -> tf.Tensor:
     return tfp.distributions.kl_divergence(latent.posterior, latent.prior)
 
 
-def kl_per_channel(latent: Latent) -> tf.Tensor:
-    """One group's KL, summed over height and width: `[batch, latent channels]`, in nats."""
-    return tf.reduce_sum(kl_per_element(latent), axis=(1, 2))
+def kl_per_channel(latents: Sequence[Latent]) -> tf.Tensor:
+    """KL of every group, summed over height and width: `[batch, groups, latent channels]`, in nats."""
+    kl = []
+    for latent in _joined(latents):
+        of_images = tf.reduce_sum(kl_per_element(latent), axis=(1, 2))
+        kl += tf.unstack(tf.reshape(of_images, (latent.groups, -1, of_images.shape[1])))
+    return tf.stack(kl, axis=1)
 
 
 def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:
     """KL of every group, `[batch, groups]`, in nats."""
-    kl = []
-    for latent in latents:
-        of_images = tf.reduce_sum(kl_per_channel(latent), axis=1)
-        kl += [of_images] if latent.groups == 1 else tf.unstack(tf.reshape(of_images, (latent.groups, -1)))
-    return tf.stack(kl, axis=1)
+    return tf.reduce_sum(kl_per_channel(latents), axis=2)
+
+
+def _joined(latents: Sequence[Latent]) -> list[Latent]:
+    """The same with neighbors of one shape as one, a group's images after another's: fewer operations."""
+    found = []
+    for _, several in itertools.groupby(latents, lambda latent: (latent.z.shape[1:], latent.groups, latent.has_flows)):
+        first, *others = several = list(several)
+        if others and first.groups == 1 and not first.has_flows:
+            normals = {name: _stacked([getattr(each, name) for each in several]) for name in ("posterior", "prior")}
+            several = [first._replace(groups=len(several), **normals)]
+        found += several
+    return found
+
+
+def _stacked(normals: Sequence[SoftClampedNormal]) -> SoftClampedNormal:
+    columns = [normal.loc for normal in normals], [normal.scale for normal in normals]
+    flat = [tf.reshape(tf.stack(tensors), (-1, *tensors[0].shape[1:])) for tensors in columns]
+    return SoftClampedNormal(*flat, validate_args=False)
 
 
 def log_posterior_and_prior(latents: Sequence[Latent]) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,12 +1,20 @@
 """Spectral regularization and the batch-norm regularizer (Vahdat & Kautz 2020, section 3.2)."""
 
 import collections
+import math
 from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
-from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution, cpu_kernels, kernels_of_all
+from nvae_tf.layers import (
+    ForwardPass,
+    Joining,
+    StackedBatchNormalization,
+    StackedConvolution,
+    cpu_kernels,
+    kernels_of_all,
+)
 
 _SMALLEST_NORM = 1e-3
 
@@ -44,7 +52,8 @@ class SpectralRegularizer(keras.layers.Layer):
         if iterations is None:
             iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         fixed = [tf.stop_gradient(matrix) for matrix in matrices]
-        pairs = power_iteration(fixed, [tf.expand_dims(vector, 1) for vector in self.vectors], iterations)
+        axis = tf.constant(1)
+        pairs = power_iteration(fixed, [tf.expand_dims(vector, axis) for vector in self.vectors], iterations)
         forward.updates += [(vector, tf.squeeze(u, 1)) for vector, (_, u) in zip(self.vectors, pairs, strict=True)]
         forward.updates.append((self.warmed_up, tf.ones([])))
         return _norms(matrices, pairs)
@@ -54,50 +63,31 @@ def power_iteration(
     matrices: Sequence[tf.Tensor], starts: Sequence[tf.Tensor], iterations: int | tf.Tensor
 ) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
     """Singular vectors v `[count, 1, in]` and u `[count, 1, out]`, started from u, of matrices `[count, in, out]`."""
-    zeros = [tf.zeros((matrix.shape[0], 1, matrix.shape[1])) for matrix in matrices]
+    # On GPUs those of each width are one, a few operations in place of many. On CPUs each matrix is at once multiplied
+    # from both sides, while the cache has it.
+    small = math.inf if cpu_kernels.has_gpus() else 0
+    specs = ([tf.TensorSpec((each.shape[0], 1, each.shape[axis])) for each in matrices] for axis in (1, 2))
+    of_v, of_u = (Joining(each, small) for each in specs)
 
     def iterated(v: list, u: list) -> tuple[list, list]:
         # A row times the transpose is twice as fast on CPUs as `tf.linalg.matvec`.
-        pairs = zip(_divided(u, starts), matrices, strict=True)
-        v = normalized([tf.matmul(row, matrix, transpose_b=True) for row, matrix in pairs])
-        pairs = zip(_divided(v, zeros), matrices, strict=True)
-        return v, normalized([tf.matmul(row, matrix) for row, matrix in pairs])
+        pairs = zip(of_u.divided(u), matrices, strict=True)
+        v = normalized(of_v.joined([tf.matmul(row, matrix, transpose_b=True) for row, matrix in pairs]))
+        pairs = zip(of_v.divided(v), matrices, strict=True)
+        return v, normalized(of_u.joined([tf.matmul(row, matrix) for row, matrix in pairs]))
 
     def normalized(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         # `tf.math.l2_normalize` would make its constants for each.
         axis, smallest = tf.constant([-1]), tf.constant(_SMALLEST_NORM**2)
-        squares = ((row, tf.reduce_sum(tf.square(row), axis, keepdims=True)) for row in _joined(rows))
+        squares = ((row, tf.reduce_sum(tf.square(row), axis, keepdims=True)) for row in rows)
         return [row * tf.math.rsqrt(tf.maximum(square, smallest)) for row, square in squares]
 
     _, (v, u) = tf.while_loop(
         lambda index, _: index < iterations,
         lambda index, pair: (index + 1, iterated(*pair)),
-        (tf.constant(0), (_joined(zeros), _joined(starts))),
+        (tf.constant(0), ([tf.zeros(spec.shape) for spec in of_v.specs], of_u.joined(starts))),
     )
-    return list(zip(_divided(v, zeros), _divided(u, starts), strict=True))
-
-
-def _joined(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Tensors `[count, 1, width]`; on GPUs those of each width as one: a few operations in place of many."""
-    return [
-        tf.concat([rows[place] for place in places], 0) if places[1:] else rows[places[0]] for places in _alike(rows)
-    ]
-
-
-def _divided(joined: Sequence[tf.Tensor], like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """The rows of each tensor that `_joined` has joined, in its order."""
-    found = {}
-    for together, places in zip(joined, _alike(like), strict=True):
-        pieces = tf.split(together, [like[place].shape[0] for place in places]) if places[1:] else [together]
-        found |= zip(places, pieces, strict=True)
-    return [found[place] for place in range(len(like))]
-
-
-def _alike(rows: Sequence[tf.Tensor]) -> list[list[int]]:
-    places = collections.defaultdict(list)
-    for place, each in enumerate(rows):
-        places[each.shape[-1] if cpu_kernels.has_gpus() else place].append(place)
-    return list(places.values())
+    return list(zip(of_v.divided(v), of_u.divided(u), strict=True))
 
 
 def _norms(matrices: Sequence[tf.Tensor], pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> list[tf.Tensor]:
@@ -105,14 +95,14 @@ def _norms(matrices: Sequence[tf.Tensor], pairs: Sequence[tuple[tf.Tensor, tf.Te
 
     @tf.custom_gradient
     def operation(*matrices: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        products = [tf.matmul(v, matrix) * u for matrix, (v, u) in zip(matrices, pairs, strict=True)]
-        sums = [tf.reduce_sum(rows, axis=(1, 2)) for rows in _joined(products)]
+        axes, products = tf.constant((1, 2)), zip(matrices, pairs, strict=True)
+        sums = [tf.reduce_sum(tf.matmul(v, matrix) * u, axes) for matrix, (v, u) in products]
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             scaled = zip(pairs, upstream, strict=True)
             return [tf.matmul(v, tf.reshape(each, (-1, 1, 1)) * u, transpose_a=True) for (v, u), each in scaled]
 
-        return _divided(sums, products), gradient
+        return sums, gradient
 
     return operation(*matrices)
 

@@ -13,8 +13,8 @@ SHAPES = ((2, 3, 4), (4, 6, 4), (4, 6, 4))
 def layers(flows=()):
     return latents.GroupLayers(
         cells=[],
-        prior=lambda state: (state, 0.5 * state),
-        posterior=lambda state, feature: (state + feature, feature),
+        prior=lambda state: tf.concat([state, 0.5 * state], -1),
+        posterior=lambda state, feature: tf.concat([state + feature, feature], -1),
         flows=list(flows),
         combine=None,
     )

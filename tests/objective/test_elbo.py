@@ -25,6 +25,7 @@ class Latent(NamedTuple):
     prior: object
     posterior: object
     has_flows: bool
+    groups: int = 1
 
 
 def random_normal(generator):
@@ -52,8 +53,13 @@ def kl_by_formula(mean_q, scale_q, mean_p, scale_p):
 def test_the_analytic_kl():
     group = latent()
     expected = kl_by_formula(*parameters(group)).sum(axis=(1, 2))
-    np.testing.assert_allclose(bound.kl_per_channel(group), expected, rtol=1e-4)
-    np.testing.assert_array_equal(bound.kl_per_channel(group._replace(z=group.z + 1.0)), bound.kl_per_channel(group))
+    found = bound.kl_per_channel([group])
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4)
+    np.testing.assert_array_equal(bound.kl_per_channel([group._replace(z=group.z + 1.0)]), found)
+    # Groups of one shape are computed as one.
+    several = [group, latent(1), latent(2)]
+    alone = [bound.kl_per_channel([each])[:, 0] for each in several]
+    np.testing.assert_allclose(bound.kl_per_channel(several), np.stack(alone, axis=1), rtol=1e-6)
 
 
 def test_the_kl_with_flows_is_estimated_from_the_sample():
@@ -67,7 +73,7 @@ def test_the_kl_with_flows_is_estimated_from_the_sample():
     log_ratio -= scipy.stats.norm.logpdf(before + shift, mean_p[0], scale_p[0])
     of_first_image = [type(normal)(normal.loc[:1], normal.scale[:1]) for normal in (group.prior, group.posterior)]
     drawn = [tf.constant(values, tf.float32) for values in (before + shift, before)]
-    estimates = bound.kl_per_channel(Latent(*drawn, *of_first_image, has_flows=True)).numpy()
+    estimates = bound.kl_per_channel([Latent(*drawn, *of_first_image, has_flows=True)])[:, 0].numpy()
     np.testing.assert_allclose(estimates, log_ratio.sum(axis=(1, 2)), rtol=1e-3, atol=1e-2)
     assert np.all(np.abs(estimates.mean(axis=0) - expected) < 5.0 * estimates.std(axis=0) / math.sqrt(count))
 
