@@ -119,7 +119,7 @@ def _define_flags(command: str) -> None:
     flags.DEFINE_integer("in_flight", 2, "Requests at once.", lower_bound=1)
     if command == "sample":
         flags.DEFINE_integer("count", 64, "How many images.", lower_bound=1)
-        flags.DEFINE_float("temperature", 1.0, "Above 0; lower is tamer.")
+        flags.DEFINE_float("temperature", 1.0, "Above 0; lower values give cleaner, less varied images.")
         text = "More than 1: from the reweighted prior, for models that have one."
         flags.DEFINE_integer("proposals", None, text, lower_bound=1)
     if command in _OF_PICTURES:
@@ -128,7 +128,7 @@ def _define_flags(command: str) -> None:
     if command == "decode":
         flags.DEFINE_string("latents", None, "Latents as `encode` writes them, .npz.", required=True)
     if command in ("sample", *_OF_PICTURES):
-        flags.DEFINE_integer("seed", 1, "Which series of draws.", lower_bound=0, upper_bound=LARGEST_SEED)
+        flags.DEFINE_integer("seed", 1, "Random seed of the draws.", lower_bound=0, upper_bound=LARGEST_SEED)
     if command != "status":
         flags.DEFINE_list("labels", None, "Classes, in turn; -1 for none.")
         text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a folder, DIR/.")

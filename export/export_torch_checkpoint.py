@@ -6,7 +6,8 @@ One more key than in published files, nvae_tf, which other code ignores, has the
 machine, the origin of imported weights, and the state of training that the published form has no place for: from it
 nvae-import-torch-checkpoint makes the same run, bit for bit. --without_optimizer leaves out what only training needs.
 
-Where the run keeps moving averages of its weights (optimizer.ema_momentum), its scores are those of the averages, and
+Where the run keeps exponential moving averages of its weights (EMA, optimizer.ema_momentum), its scores are those of
+the averages, and
 the state_dict has the weights. --running_means writes the averages instead, without the optimizer's state.
 
 Needs PyTorch (`make torch`) and memory for the whole file; see docs/published_weights.md. Exit code: 0 done, 2 a
@@ -26,7 +27,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=T
 OUTPUT = flags.DEFINE_string("output", None, "The .pt file; must not exist yet.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 WITHOUT_OPTIMIZER = flags.DEFINE_boolean("without_optimizer", False, "Write the weights alone.")
-RUNNING_MEANS = flags.DEFINE_boolean("running_means", False, "Write the weights' moving averages instead.")
+RUNNING_MEANS = flags.DEFINE_boolean("running_means", False, "Write the EMA of the weights instead.")
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     exported = export_file(workdir, output, checkpoint=CHECKPOINT.value, **parts)
     print(f"Exported step {exported.step:,} to {output}, as a checkpoint of {exported.data_set}.")
     if exported.leaves_means:
-        print("Its state_dict has the weights; the run's scores are those of the moving averages: --running_means.")
+        print("Its state_dict has the weights; the run's scores are those of the EMA: --running_means.")
 
 
 def run() -> None:

@@ -117,8 +117,8 @@ def main() -> None:
     parser.add_argument("--saved_model", required=True, metavar="DIR", help="one version, as models/digits/1")
     parser.add_argument("--output", required=True, metavar="PNG", help="the grid; replaced if it exists")
     parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")
-    parser.add_argument("--seed", type=int, default=1, help="which series of images, from 0 (default: 1)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="above 0; lower is tamer (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="random seed, from 0 (default: 1)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="above 0; lower: less variety (default: 1)")
     flags = parser.parse_args()
     folder = pathlib.Path(flags.saved_model)
     if not (folder / "saved_model.pb").is_file():

@@ -89,7 +89,7 @@ class ModelConfig:
       num_latent_scales: scales of the latent hierarchy, each half as high and wide as the one below.
       num_groups_per_scale: latent groups of a scale, of the largest where `adaptive_groups` is set.
       adaptive_groups: whether each smaller scale has half as many groups.
-      min_groups_per_scale: but at least so many.
+      min_groups_per_scale: smallest number of groups in a scale, where `adaptive_groups` is set.
       num_latent_per_group: channels of a group's latent.
       num_channels_encoder: channels of the encoder at the image's own resolution; twice as many after each halving.
       num_channels_decoder: the same for the decoder.
@@ -336,19 +336,19 @@ class TrainConfig:
       epochs: length of the run in passes over the training images, where `steps` is 0.
       steps: its length in steps; 0 leaves it to `epochs`.
       seed: of the initial weights, the order of images and all draws.
-      checkpoint_every_steps: a checkpoint is due after so many steps; None for a tenth of the run, from 10 to 1,000.
-      checkpoint_every_minutes: and after so many minutes; 0 for none by time.
+      checkpoint_every_steps: steps between checkpoints; None: a tenth of the run, from 10 to 1,000 steps.
+      checkpoint_every_minutes: minutes after which a checkpoint is written in any case; 0: by steps alone.
       keep_checkpoints: how many of the latest checkpoints are kept.
-      keep_checkpoint_every_hours: of the others one is kept for good when so many hours have passed; 0 for none.
-      evaluate_every_steps: the test images are scored after so many steps; None for the same.
-      sample_every_steps: an image grid of samples is written after so many steps; None for the same.
-      log_every_steps: a point of the training curves is written after so many steps.
+      keep_checkpoint_every_hours: hours after which one of the others is kept for good; 0: none is.
+      evaluate_every_steps: steps between scores of the test images; None: a tenth of the run, as above.
+      sample_every_steps: steps between image grids of samples; None: a tenth of the run, as above.
+      log_every_steps: steps between points of the training curves.
       logger: where curves and images go: "tensorboard", or "wandb" (Weights & Biases, `pip install "nvae_tf[wandb]"`).
       initialise_from: run folder, hf://user/repo, or published file (.pt), with whose weights the run starts.
-      loss_tolerance: a step whose loss lies so many spreads above the running level is skipped, see
+      loss_tolerance: a step is skipped when its loss exceeds the moving average by more mean deviations, see
         `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
-      refused_steps: after so many skipped steps in a row the latest checkpoint is restored, at half the learning rate.
-      rollbacks: how often it does; then it stops.
+      refused_steps: skipped steps in a row after which the latest checkpoint is restored, at half the learning rate.
+      rollbacks: how many times the run does so before it ends with an error.
       strategy: which devices train: "one_device", all of this machine ("mirrored"), all of several processes that
         TF_CONFIG names ("multi_worker"), or "auto", whatever is there.
       replicas: how many devices a process takes; 0 for all GPUs. Without GPUs the CPU is divided into so many.

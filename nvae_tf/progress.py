@@ -125,7 +125,7 @@ def image_bar(total: int) -> tqdm:
 
 
 class Speed:
-    """Steps per second of late, without the pauses between them."""
+    """Recent steps per second, without the pauses between them."""
 
     _WEIGHT_OF_NEW = 0.3
 

@@ -1,4 +1,4 @@
-"""Notes how a trained model scores its training and test images, so that it can say how unusual another image is.
+"""Calibrates a model's outlier scores with its training and test images.
 
     nvae-calibrate --workdir=runs/mine
 

@@ -1,4 +1,4 @@
-"""The whole way in some minutes: digits are learned, measured, drawn, exported, drawn by the export, and served.
+"""End-to-end demo in minutes: trains on digits, evaluates, samples, exports, samples from the export and serves it.
 
     python -m train.demo --workdir=runs/demo
 

@@ -1,4 +1,4 @@
-"""Measures how well a trained model knows images that it has not seen.
+"""Evaluates a trained model: likelihood bounds, FID, use of the latents, outlier scores.
 
     nvae-evaluate --workdir=runs/digits
     nvae-evaluate --workdir=runs/cifar10 --metrics=elbo,iw,latents --checkpoint=best
@@ -88,7 +88,7 @@ def main() -> None:
     of_metrics = {_OF_SAMPLES: of_distance, ("outliers",): of_outliers, ("iw",): (IMPORTANCE_SAMPLES,)}
     for metrics, its_flags in of_metrics.items():
         for flag in its_flags:
-            of_metric = f"--{flag.name} is of metric {' or '.join(metrics)}"
+            of_metric = f"--{flag.name} belongs to metric {' or '.join(metrics)}"
             without = f"{of_metric}, which --metrics={','.join(METRICS.value)} does not have"
             check(not flag.present or not {*metrics}.isdisjoint(METRICS.value), without)
     check(LLR_GROUPS.value is None or LLR_SAMPLES.value > 0, "--llr_groups is of LLR>k: give --llr_samples too")

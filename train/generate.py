@@ -171,7 +171,7 @@ def direction(config: ExperimentConfig, load: Callable, place: OutputPlace) -> s
     moving = strengths, FLAGS.seed, FLAGS.mean, _progress(len(originals) * len(strengths))
     made = move_images(load().model, originals, step, *moving, labels)
     minus, plus = (", ".join(pathlib.Path(place).name for place in _places(FLAGS[name].value)) for name in _SIDES)
-    text = f"Below each: how often the difference of the mean latents, {plus} minus {minus}, is added."
+    text = f"Below each: the multiple of the difference of the mean latents, {plus} minus {minus}, that is added."
     notes = [f"{strength:g}" for strength in strengths]
 
     def draw(figures, about):
@@ -189,8 +189,8 @@ def restore(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
         nvae-generate restore --workdir=runs/faces --input=my_pictures --blur=1.5 --noise=0.02 --output=out/
 
     One of --mask (a picture, white where pixels are missing), --scale (each pixel is the mean of SCALE x SCALE pixels)
-    and --blur (a Gaussian's deviation in pixels) says what has become of the images, and --noise, alone or besides, how
-    much noise they have. Pictures of --input are so already, and with --scale smaller than the model's; images of the
+    and --blur (a Gaussian's deviation in pixels) describes how the images were degraded, and --noise, alone or besides,
+    their noise. Pictures of --input are so already, and with --scale smaller than the model's; images of the
     data set are made so, and the figure shows them too. Its last column is the deviation of a pixel over restorations
     from --starts draws of the latents: bright where the answer is open. Files of a folder have the originals' names.
     """
@@ -323,7 +323,7 @@ def _main(mode: str) -> None:
         given = [f"--{name}" for name in ("mask", "scale", "blur") if FLAGS[name].value != FLAGS[name].default]
         check(len(given) < 2, f"{' and '.join(given)}: give one of them")
         command_line.check_exists("mask", FLAGS.mask)
-        check(given or FLAGS.noise, "what has become of the images? give --mask, --scale or --blur, or --noise alone")
+        check(given or FLAGS.noise, "no degradation given: give --mask, --scale or --blur, or --noise alone")
     if mode == "direction":
         _strengths()
         for name in _SIDES:
@@ -558,7 +558,7 @@ def _flags_of_images() -> _Flags:
 def _flags_of_latents() -> _Flags:
     """Where latents come from."""
     kept = "So many groups, from the top, keep their latents, and the others are drawn; 0 gives samples."
-    guidance = "How far the priors go towards the class: 1 as trained, 0 those of no class."
+    guidance = "Classifier-free guidance: 1 as trained, above 1 more typical of the class, 0 without the class."
     mean = "Take the posterior's means as latents, not draws."
     return [
         ("mean", dict.fromkeys(_WITH_LATENTS, False), _switch, mean),
@@ -578,14 +578,14 @@ def _flags_of_one_mode() -> _Flags:
     return [
         ("positive", {"direction": None}, folders, positive),
         ("negative", {"direction": None}, folders, negative),
-        ("strengths", {"direction": ["-2", "-1", "0", "1", "2"]}, _words, "How often the direction is added."),
+        ("strengths", {"direction": ["-2", "-1", "0", "1", "2"]}, _words, "Multiples of the direction to add."),
         ("input", {"decode": None}, functools.partial(_text, required=True), "File of latents, .npz."),
         ("steps", {"interpolate": 10}, _from_1, "Steps from one image to the next."),
         ("how", {"interpolate": ["spherical"]}, _words, "spherical, linear or keep; one, or one a scale or a group."),
         ("milliseconds", {"interpolate": 80}, _from_20, "How long a GIF or WebP shows each image."),
-        ("loop", {"interpolate": True}, _switch, "Whether a GIF or WebP begins again for ever."),
+        ("loop", {"interpolate": True}, _switch, "Whether a GIF or WebP repeats forever."),
         ("mask", {"restore": None}, _text, "A picture that is white where pixels are missing."),
-        ("scale", {"restore": 1}, _from_1, "How many times smaller than the model's images they are."),
+        ("scale", {"restore": 1}, _from_1, "How many times smaller they are: 2 for half the height and width."),
         ("blur", {"restore": 0.0}, _from_0_0, "Standard deviation, in pixels, of the Gaussian that blurred them."),
         ("noise", {"restore": 0.0}, _from_0_0, "Standard deviation of their noise; pixels are in [0, 1]."),
         ("steps", {"restore": 40}, _from_0, "Steps of gradient descent; 0 is quick and less exact."),

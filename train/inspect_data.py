@@ -23,7 +23,7 @@ from nvae_tf.generation.image_grid import FIGURES
 from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config(flags)
-_OUTPUT_HELP = "PNG, SVG or PDF file to write; that of an earlier look is replaced, another only with --overwrite."
+_OUTPUT_HELP = "PNG, SVG or PDF file to write; one from this command is replaced, another only with --overwrite."
 OUTPUT = flags.DEFINE_string("output", "inspect_data.png", _OUTPUT_HELP)
 COUNT = flags.DEFINE_integer("count", 40, "Images of each split in the file.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each split.", lower_bound=0.1)

@@ -35,7 +35,7 @@ from nvae_tf.training import launcher
 from nvae_tf.training.launcher import STOPPED_CODES, TF_CONFIG
 
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of worker processes.", lower_bound=1, required=True)
-_GPUS_HELP = "GPUs of each process alone: of those in CUDA_VISIBLE_DEVICES, or of all. 0: every process sees all."
+_GPUS_HELP = "GPUs that each process gets for itself, of CUDA_VISIBLE_DEVICES or of all. 0: every process sees all."
 GPUS_PER_PROCESS = flags.DEFINE_integer("gpus_per_process", 0, _GPUS_HELP, lower_bound=0)
 RESTARTS = flags.DEFINE_integer("restarts", 0, "How often all workers start again after a crash of one.", lower_bound=0)
 _GRACE_HELP = "When one worker has ended, seconds that the others may take to save and stop; then they are killed."

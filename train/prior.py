@@ -10,7 +10,7 @@ to tell draws of the posteriors of training images from draws of the prior; its 
 of half as many, by their ratios. The weights of the model stay as they are. --kind=mixture fits a mixture of Gaussians
 to the top group instead: seconds.
 
-Writes prior.npz into the run folder, for these weights; after more training it is to be learned anew. Prints the
+Writes prior.npz into the run folder, for these weights; learn it again after more training. Prints the
 cross-entropy of the classifiers for test images, of a draw of the posterior and one of the prior in nats (1.386 is
 chance), and how many of the proposals are effective. See docs/prior.md.
 

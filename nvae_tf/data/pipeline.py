@@ -226,7 +226,7 @@ _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 def closed_at_exit(iteration: Generator) -> Generator:
     """The same generator, which is closed when the process ends, if it still runs.
 
-    Otherwise threads of tf.data that call Python wait for the interpreter's lock, and it waits for them, for ever.
+    Otherwise threads of tf.data that call Python wait for the interpreter's lock, and it waits for them, forever.
     """
     _OPEN.add(iteration)
     return iteration

@@ -48,7 +48,7 @@ _Scored = Mapping[str, np.ndarray]
 
 
 def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None = None) -> OutlierCalibration:
-    """Compares what the model scores from now on with training images and with images that it has not seen.
+    """Calibrates `model.outlier_score` with training images and held-out images.
 
     Both are images `[batch, height, width, channels]` in [0, 1]. ValueError for fewer than 50 training images, or 19
     others.

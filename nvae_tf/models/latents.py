@@ -256,10 +256,10 @@ def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Te
 
 
 def check_guidance(guidance: float, has_labels: bool, num_classes: int) -> None:
-    """ValueError where guidance is not finite, or there is no class to guide towards."""
+    """ValueError where guidance is not finite, or there is no class to guide toward."""
     check(np.isfinite(guidance), f"guidance = {guidance}: must be finite")
     what = "give labels too" if num_classes else "this model has no classes (model.num_classes = 0)"
-    check(guidance == 1.0 or has_labels, f"guidance = {guidance}: it is towards a class; {what}")
+    check(guidance == 1.0 or has_labels, f"guidance = {guidance}: it leads toward a class; {what}")
 
 
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:

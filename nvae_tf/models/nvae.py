@@ -282,8 +282,8 @@ class NVAE(keras.Model):
         Draws from the posterior, or its means, each given those of the groups above, and what the flows make of them;
         their method `numpy()` gives arrays.
 
-        With `active_only` only a tenth of all latent channels are, those with the largest mean KL over these images;
-        the others are at the prior's mean given the groups above. It may also be a mask of channels, see
+        With `active_only` only a tenth of all latent channels come from there, those with the largest mean KL over
+        these images; the others are at the prior's mean given the groups above. It may also be a mask of channels, see
         `nvae_tf.models.latents.active_channels`, which other images have decided.
         """
         kept = None if isinstance(active_only, bool) else active_only

@@ -154,7 +154,7 @@ def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, 
         measurement.shape.rank is not None and measurement.shape[1:] == expected,
         f"{given}; this operator makes [batch, {', '.join(map(str, expected))}] of the model's images {shape}",
     )
-    check(measurement.shape[0] != 0, f"{given}: there is none")
+    check(measurement.shape[0] != 0, f"{given}: there is no image")
     measurement = tf.where(_seen(operator, images), measurement, 0.0)
     if tf.executing_eagerly():
         _check_operator(operator, images, expected)
@@ -222,7 +222,7 @@ def restored(
 class TemperedSource:
     """The mode of a posterior times its prior to the power of `1 / temperature^2 - 1` (Prost et al. 2023).
 
-    Below 1 what is unlikely for the prior moves towards its mean.
+    Below 1 what is unlikely for the prior moves toward its mean.
     """
 
     source: PosteriorSource

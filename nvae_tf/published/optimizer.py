@@ -90,7 +90,7 @@ def saved_optimizer(
     groups, inner = content.get("param_groups"), inner_optimizer(optimizer)
     # Which parameters are in which of several groups does not follow from the file.
     is_one = isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], Mapping)
-    _check(is_one, "has not one group in param_groups, which gives its parameters' order")
+    _check(is_one, "must have exactly one group in param_groups, which gives its parameters' order")
     for name, needed in (("betas", (inner.beta_1, inner.beta_2)), ("eps", inner.epsilon)):
         made_with = groups[0].get(name, needed)
         try:

@@ -205,6 +205,6 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
     if not isinstance(model.reweighted_prior, str):
         draw("samples", "samples of the reweighted prior", samples, 1.0, "reweighted")
     draw("test", "reconstructions of test images", reconstructions)
-    draw("test", "the way between test images", interpolation)
+    draw("test", "interpolation between test images", interpolation)
     draw("nearest", "the training images nearest to samples", nearest)
     draw("groups", "what the latent groups decide", decisions)

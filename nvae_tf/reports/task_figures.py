@@ -33,7 +33,7 @@ Scores = Mapping[str, Mapping[str, Array]]
 
 
 def histograms(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
-    """How often each score is how high, a line for each set; the first set's is filled."""
+    """A histogram of each score, one line for each set; that of the first set is filled."""
 
     def draw(axes: Axes, name: str) -> None:
         values = np.concatenate([of_set[name] for of_set in scores.values()])

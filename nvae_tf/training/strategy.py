@@ -45,7 +45,7 @@ def select_devices(count: int) -> list[str]:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * wanted)
     except RuntimeError as error:
         raise ValueError(
-            "train.replicas can't be followed any more: TensorFlow has used its devices in this process. "
+            "train.replicas can't be applied: TensorFlow has already used its devices in this process. "
             "Train in a process of its own"
         ) from error
     return [f"{'GPU' if found else 'CPU'}:{index}" for index in range(wanted)]

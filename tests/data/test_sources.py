@@ -116,7 +116,7 @@ def test_channels_are_whole_images_and_keep_their_failures():
 
 @pytest.mark.slow
 def test_a_process_ends_while_pictures_are_being_decoded(tmp_path):
-    """Threads that wait for the interpreter's lock and an interpreter that waits for them would wait for ever."""
+    """Threads that wait for the interpreter's lock and an interpreter that waits for them would wait forever."""
     noise = np.random.default_rng(0).integers(0, 256, [1400, 2000, 3], np.uint8)
     for number in range(30):
         Image.fromarray(noise).save(tmp_path / f"{number}.jpg")

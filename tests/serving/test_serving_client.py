@@ -270,7 +270,7 @@ def test_rest_starts_without_tensorflow_and_without_the_models_code():
 
 @contextlib.contextmanager
 def web_server(*answers, piece_seconds=0.0):
-    """Gives one answer (code and text) after another, the last one for ever; without a code the connection ends."""
+    """Gives one answer (code and text) after another, the last one forever; without a code the connection ends."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -133,7 +133,7 @@ export class Maker {
     return Object.fromEntries(Object.entries(outputs).map(([name, [value]]) => [name, value]));
   }
 
-  // Fills in what the mask has (Rezende et al. 2014, appendix F): each round the hole moves towards what it is in the
+  // Fills in what the mask has (Rezende et al. 2014, appendix F): each round the hole moves toward what it is in the
   // image's reconstruction, and as far beyond, which halves the rounds. It begins as in the mean test image.
   async restored(pixels, mask, seed, count, label, show) {
     const [, width, channels] = this.facts.image;
