@@ -13,8 +13,8 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def soft_clamp(value: tf.Tensor) -> tf.Tensor:
-    """Bounds `value` smoothly to (-5, 5): `5 tanh(value / 5)`, close to the identity near zero."""
-    return CLAMP_BOUND * tf.math.tanh(value / CLAMP_BOUND)
+    """Bounds `value` smoothly to (-5, 5): `5 tanh(value / 5)`, close to the identity near zero; in float32."""
+    return CLAMP_BOUND * tf.math.tanh(tf.cast(value, tf.float32) / CLAMP_BOUND)
 
 
 class SoftClampedNormal(tfd.Normal):
@@ -40,12 +40,12 @@ def soft_clamped_normal(
     Bounding both keeps the KL of a deep hierarchy finite early in training (Vahdat & Kautz 2020, section 3). Where a
     residual is added to a prior, add it before calling this. At temperature 0 samples are the mean.
     """
-    return _normal(*(soft_clamp(tf.cast(each, tf.float32)) for each in (mean, log_scale)), temperature)
+    return _normal(soft_clamp(mean), soft_clamp(log_scale), temperature)
 
 
-def soft_clamped_normal_of(parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> SoftClampedNormal:
+def soft_clamped_normal_from(parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> SoftClampedNormal:
     """`soft_clamped_normal` of means and log-scales in one tensor `[..., 2 * channels]`, in half of the operations."""
-    return _normal(*tf.split(soft_clamp(tf.cast(parameters, tf.float32)), 2, axis=-1), temperature)
+    return _normal(*tf.split(soft_clamp(parameters), 2, axis=-1), temperature)
 
 
 def _normal(location: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor) -> SoftClampedNormal:

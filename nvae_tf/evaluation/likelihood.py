@@ -156,7 +156,8 @@ class LikelihoodEvaluator:
     def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
         """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""
         noise = noise_per_image(self._model.plan.latent_shapes(), seeds)
-        forward = FoldedPass(labels=labels, scanned=True)
+        # Latents of which only some channels are kept are not drawn by a loop.
+        forward = FoldedPass(labels=labels, scanned=self._kept_channels is None)
         decoded = self._model.inference_pass(images, noise, forward, self._kept_channels)
         reconstruction = -decoded.likelihood.log_prob(images)
         return [reconstruction, kl_per_channel(decoded.latents)]

@@ -162,7 +162,9 @@ class ImageGenerator:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
 
         def of_replica(seeds: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
-            forward, latents = FoldedPass(labels=rest[0] if has_labels else None, scanned=True), rest[has_labels:]
+            labels, latents = rest[0] if has_labels else None, rest[has_labels:]
+            # Given latents are not drawn by a loop.
+            forward = FoldedPass(labels=labels, scanned=not latents)
             drawn = self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, guidance, prior)
             return drawn.mean()
 

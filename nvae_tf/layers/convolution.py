@@ -15,7 +15,7 @@ from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 # The kernels of a stack with at most so many numbers may be joined with others.
 _SMALL_KERNEL = 2**16
-_OF_A_CHANNEL = 1, 2, 3  # axes of kernels
+_FILTER_AXES = 1, 2, 3  # of kernels, all but the layer and the output channel
 
 
 class ConvolutionWeights(NamedTuple):
@@ -180,8 +180,8 @@ def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, constant: Calla
         scales = tf.reshape(tf.exp(log_norms), norms.shape) / divisors
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            along = scales * tf.reduce_sum(upstream * kernels, constant(_OF_A_CHANNEL), keepdims=True)
-            return scales * upstream - along / (norms * divisors) * kernels, tf.squeeze(along, _OF_A_CHANNEL)
+            along = scales * tf.reduce_sum(upstream * kernels, constant(_FILTER_AXES), keepdims=True)
+            return scales * upstream - along / (norms * divisors) * kernels, tf.squeeze(along, _FILTER_AXES)
 
         return kernels * scales, gradient
 
@@ -191,5 +191,5 @@ def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, constant: Calla
 def _norms(kernels: tf.Tensor, constant: Callable = tf.constant) -> tf.Tensor:
     """The norm of every output channel, `[count, 1, 1, 1, out]`."""
     # The tiny number keeps the gradient finite for a filter that is all zeros.
-    squares = tf.reduce_sum(tf.square(kernels), constant(_OF_A_CHANNEL), keepdims=True)
+    squares = tf.reduce_sum(tf.square(kernels), constant(_FILTER_AXES), keepdims=True)
     return tf.sqrt(squares + constant(1e-30))

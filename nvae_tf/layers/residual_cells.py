@@ -20,7 +20,7 @@ from nvae_tf.layers.cpu_kernels import (
     phase_kernels,
     swish,
 )
-from nvae_tf.layers.normalization import NormalizedBatch, StackedBatchNormalization, normalize_batch, numbers_a_channel
+from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
 RESIDUAL_SCALE = 0.1
@@ -183,10 +183,10 @@ class SwishConvolution(StackedLayer):
         if norm is None or norm.mean is not None:
             return self._convolve(self._active(norm, inputs), convolution)
         bias = [] if convolution.bias is None else [convolution.bias]
-        operation = _without_keeping(self._convolve)
-        outputs, batch = operation(inputs, norm.gamma, norm.beta, convolution.kernel, *bias)
+        weights = norm.gamma, norm.beta, convolution.kernel, *bias
+        outputs, statistics = _without_keeping(self._convolve, inputs, *weights)
         if records is not None:
-            records.append((batch.mean, batch.variance))
+            records.append(statistics)
         return outputs
 
     def phases(self, weights: tuple, inputs: tf.Tensor) -> list[tf.Tensor]:
@@ -207,17 +207,20 @@ class SwishConvolution(StackedLayer):
         return self.convolution.apply_slice(weights, active, None)
 
 
-def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor]) -> Callable:
-    """`convolve(swish(batch norm(x)), weights)` as an operation whose gradient computes its way there again.
+def _without_keeping(
+    convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor], *arguments: tf.Tensor
+) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+    """`convolve(swish(batch norm(x)), weights)` by an operation whose gradient computes its way there again.
 
-    The normalized batch beside it has no gradient.
+    The arguments are x, gamma, beta and the weights. Beside the outputs are mean and variance, for the records: as
+    results of the operation they would have gradients.
     """
-    found: list[NormalizedBatch] = []
+    statistics = []
 
     @tf.custom_gradient
-    def differentiable(inputs, gamma, beta, *weights):
+    def operation(inputs, gamma, beta, *weights):
         batch = normalize_batch(inputs, gamma, beta)
-        found[:] = [batch]
+        statistics[:] = batch.mean, batch.variance
         outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
 
         def gradient(upstream):
@@ -232,7 +235,7 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
 
         return outputs, gradient
 
-    return lambda *arguments: (differentiable(*arguments), *found)
+    return operation(*arguments), tuple(statistics)
 
 
 class StackedSqueezeExcite(StackedLayer):

@@ -8,7 +8,6 @@ little time and is computed again.
 
 import contextlib
 import functools
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -174,7 +173,8 @@ class Packing:
 class Joining:
     """Joins small tensors of one type and of shapes that differ in their first axis alone, along it."""
 
-    def __init__(self, given: Sequence[Any], small: float = math.inf):
+    def __init__(self, given: Sequence[Any], small: float):
+        """For tensors like these; those of at most so many numbers count as small."""
         self.given, groups = given, {}
         for index, each in enumerate(given):
             can_be_joined = _is_small(each, small) and each.shape.rank
@@ -190,11 +190,13 @@ class Joining:
         return [self.given[index].shape[0] for index in group]
 
     def joined(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Those that differ in their first axis alone as one, in the order of `specs`."""
         groups = [[tensors[index] for index in group] for group in self._groups]
         pairs = zip(groups, self.specs, strict=True)
         return [tf.concat(each, _axes_in_front(each[0], spec)) if each[1:] else each[0] for each, spec in pairs]
 
     def divided(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """What `joined` has joined."""
         found: dict[int, tf.Tensor] = {}
         for tensor, group, spec in zip(tensors, self._groups, self.specs, strict=True):
             is_joined = bool(group[1:])

@@ -49,10 +49,11 @@ class ForwardPass:
     _constants: dict[Any, tf.Tensor] = dataclasses.field(default_factory=dict)
 
     def constant(self, value: float | tuple[int, ...]) -> tf.Tensor:
-        """As `tf.constant`, made once in a pass: in training there would be hundreds of some."""
-        if value not in self._constants:
-            self._constants[value] = tf.constant(value)
-        return self._constants[value]
+        """As `tf.constant`, but one node for all uses in a graph."""
+        key = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph(), value
+        if key not in self._constants:
+            self._constants[key] = tf.constant(value)
+        return self._constants[key]
 
     def commit(self) -> None:
         """Assigns the gathered updates."""
@@ -144,13 +145,16 @@ class StackedLayer(keras.layers.Layer):
 
         yield [functools.partial(layer, index) for index in range(self.count)]
         if recording:
-            stacked = _stacked if inline else functools.partial(_unpacked, self.recorders())
+            stacked = _records_of_inline if inline else functools.partial(_records_of_traced, self.recorders())
             for recorder, of_layers in zip(self.recorders(), stacked(records), strict=True):
                 if of_layers is not None:
                     recorder.record(forward, of_layers)
 
     def application(self, forward: ForwardPass, inline: bool = True) -> Callable:
-        """`(weights, inputs, recording) -> (outputs, records)` of one layer, as a pass computes it."""
+        """`(weights, inputs, recording) -> (outputs, records)` of one layer, as a pass computes it.
+
+        Unless `inline` the records are what `_apply_and_pack` makes of them.
+        """
         apply = self._apply_and_record if inline else self._traced
         return _recomputed(apply) if self.recomputed and forward.training else apply
 
@@ -160,13 +164,14 @@ class StackedLayer(keras.layers.Layer):
         return outputs, records
 
     def _apply_and_pack(self, weights: Any, inputs: tf.Tensor, recording: bool) -> tuple[tf.Tensor, Any]:
-        """As `_apply_and_record`; the records are one tensor of integers, beside None for each that is None.
+        """As `_apply_and_record`; the records as one vector, and for each recorder whether it has any: `()` or None.
 
-        For every float that a call returns and whose gradient is not asked for, TensorFlow makes zeros.
+        The vector is of integers, because TensorFlow makes a gradient of zeros for each float that a call returns;
+        unsigned ones, because int32 is kept on the host.
         """
         outputs, records = self._apply_and_record(weights, inputs, recording)
         tensors = [tensor for record in records if record is not None for tensor in record]
-        packed = tf.bitcast(tf.concat(tensors, 0), tf.int32) if tensors else None
+        packed = tf.bitcast(tf.concat(tensors, 0), tf.uint32) if tensors else None
         return outputs, (packed, [None if record is None else () for record in records])
 
     def single(self, inputs: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
@@ -196,14 +201,14 @@ def _recomputed(apply: Callable) -> Callable:
     return again
 
 
-def _stacked(records: Sequence[list]) -> list[list[tf.Tensor] | None]:
+def _records_of_inline(records: Sequence[list]) -> list[list[tf.Tensor] | None]:
     """Of the records of all layers those of each recorder, `[count, ...]`."""
     columns = zip(*records, strict=True)
     return [None if column[0] is None else list(map(tf.stack, zip(*column, strict=True))) for column in columns]
 
 
-def _unpacked(recorders: Sequence[StackedLayer], records: Sequence[tuple]) -> list[list[tf.Tensor] | None]:
-    """As `_stacked`, from what `_apply_and_pack` makes of the records."""
+def _records_of_traced(recorders: Sequence[StackedLayer], records: Sequence[tuple]) -> list[list[tf.Tensor] | None]:
+    """As `_records_of_inline`, from what `_apply_and_pack` makes of the records."""
     packed, (kinds, *_) = zip(*records, strict=True)
     found = [None if kind is None else recorder.statistics for recorder, kind in zip(recorders, kinds, strict=True)]
     widths = [variable.shape[1] for variables in found if variables for variable in variables]

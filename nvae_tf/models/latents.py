@@ -17,7 +17,7 @@ import tensorflow_probability as tfp
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import check
-from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_of
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_from
 from nvae_tf.latent_plan import LatentPlan, of_groups
 from nvae_tf.layers.cpu_kernels import fan_out
 
@@ -123,7 +123,7 @@ class PosteriorSource(SourceOfTensors):
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""
         of_prior, of_posterior = layers.prior(state), layers.posterior(state, self.feature)
-        posterior = soft_clamped_normal_of(of_prior + of_posterior if self.residual else of_posterior)
+        posterior = soft_clamped_normal_from(of_prior + of_posterior if self.residual else of_posterior)
         scale = posterior.scale
         if layers.flows:
             # The density of what is drawn has two uses of its own.
@@ -132,7 +132,7 @@ class PosteriorSource(SourceOfTensors):
         z = z_before_flows = posterior.loc + scale * self.noise
         for flow in layers.flows:
             z = flow(z)
-        prior = soft_clamped_normal_of(of_prior)
+        prior = soft_clamped_normal_from(of_prior)
         return LatentSample(z, z_before_flows, prior, posterior, bool(layers.flows))
 
 
@@ -144,7 +144,7 @@ class PriorSource(SourceOfTensors):
     temperature: float | tf.Tensor = 1.0
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        prior = soft_clamped_normal_of(layers.prior(state), self.temperature)
+        prior = soft_clamped_normal_from(layers.prior(state), self.temperature)
         z = prior.loc + prior.scale * self.noise
         return LatentSample(z, z, prior)
 
@@ -157,7 +157,7 @@ class GivenSource:
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         z = tf.cast(self.latent, tf.float32)
-        return LatentSample(z, z, soft_clamped_normal_of(layers.prior(state)))
+        return LatentSample(z, z, soft_clamped_normal_from(layers.prior(state)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +202,7 @@ class GuidedSource(SourceOfTensors):
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         of_class, without = tf.split(layers.prior(state), 2)
-        prior = soft_clamped_normal_of(without + self.guidance * (of_class - without), self.temperature)
+        prior = soft_clamped_normal_from(without + self.guidance * (of_class - without), self.temperature)
         z = tf.tile(prior.loc + prior.scale * self.noise, [2, 1, 1, 1])
         return LatentSample(z, z, prior)
 

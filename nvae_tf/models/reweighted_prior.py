@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.config import PRIORS, check, check_choice
-from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_of
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_from
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import ComposedSource, GroupLayers, LatentSample, LatentSource, PriorSource, in_graph
 
@@ -226,10 +226,10 @@ class ResampledSource:
         parameters, above = layers.prior(state), [drawn.z for drawn in self.drawn]
         whitened = self.noise * tf.reshape(tf.cast(self.temperature, tf.float32), [-1, 1, 1, 1, 1])
         log_ratio = self.reweighted.log_ratio(
-            len(above), whitened, soft_clamped_normal_of(parameters), above, self.labels
+            len(above), whitened, soft_clamped_normal_from(parameters), above, self.labels
         )
         chosen = tf.argmax(log_ratio + self.gumbel, axis=1)
-        prior = soft_clamped_normal_of(parameters, self.temperature)
+        prior = soft_clamped_normal_from(parameters, self.temperature)
         # Of the many proposals only the one that is chosen is computed.
         z = prior.loc + prior.scale * tf.gather(self.noise, chosen, axis=1, batch_dims=1)
         probabilities = tf.nn.softmax(log_ratio)
@@ -247,7 +247,7 @@ class MixtureSource:
     temperature: float | tf.Tensor  # multiplies the components' sigma
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        prior = soft_clamped_normal_of(layers.prior(state))
+        prior = soft_clamped_normal_from(layers.prior(state))
         z = prior.loc + prior.scale * self.mixture.drawn(self.temperature * self.noise, self.gumbel)
         return LatentSample(z, z, prior)
 

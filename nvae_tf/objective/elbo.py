@@ -14,6 +14,7 @@ from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.replicas import replica_means
 
 _SMALLEST_KL = 0.01
+_NORMALS = "posterior", "prior"
 
 Latent = Any  # a `nvae_tf.models.latents.LatentSample`
 
@@ -55,21 +56,25 @@ def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:
 
 
 def _joined(latents: Sequence[Latent]) -> list[Latent]:
-    """The same with neighbors of one shape as one, a group's images after another's: fewer operations."""
+    """The same with neighbors of one shape as one, a group's images after another's: fewer operations.
+
+    Not with flows, where z counts too.
+    """
     found = []
     for _, several in itertools.groupby(latents, lambda latent: (latent.z.shape[1:], latent.groups, latent.has_flows)):
-        first, *others = several = list(several)
-        if others and first.groups == 1 and not first.has_flows:
-            normals = {name: _stacked([getattr(each, name) for each in several]) for name in ("posterior", "prior")}
-            several = [first._replace(groups=len(several), **normals)]
+        several = list(several)
+        if len(several) > 1 and several[0].groups == 1 and not several[0].has_flows:
+            posterior, prior = (_joined_normals([getattr(each, name) for each in several]) for name in _NORMALS)
+            several = [several[0]._replace(z=None, posterior=posterior, prior=prior, groups=len(several))]
         found += several
     return found
 
 
-def _stacked(normals: Sequence[SoftClampedNormal]) -> SoftClampedNormal:
+def _joined_normals(normals: Sequence[SoftClampedNormal]) -> SoftClampedNormal:
     columns = [normal.loc for normal in normals], [normal.scale for normal in normals]
-    flat = [tf.reshape(tf.stack(tensors), (-1, *tensors[0].shape[1:])) for tensors in columns]
-    return SoftClampedNormal(*flat, validate_args=False)
+    # The gradient of a stack is one operation, that of a concatenation several a piece.
+    joined = [tf.reshape(tf.stack(tensors), (-1, *tensors[0].shape[1:])) for tensors in columns]
+    return SoftClampedNormal(*joined, validate_args=False)
 
 
 def log_posterior_and_prior(latents: Sequence[Latent]) -> tuple[tf.Tensor, tf.Tensor]:

@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.layers import Packing, variables_named_alike
-from nvae_tf.replicas import replica_count
 
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
@@ -81,13 +80,17 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self.iterations.assign_sub(tf.where(condition, 0, 1))
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
-        if self._condition is None and replica_count() > 1:
-            return super()._backend_update_step(grads, trainable_variables, learning_rate)
-        if self._condition is None:
-            # Keras' own adds up each gradient over the replicas.
+        if self._condition is not None:
+            self._update_if(grads, trainable_variables, learning_rate)
+        elif tf.distribute.has_strategy():
+            # Calls `update_step` for each variable, with gradients added up over the replicas.
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+        else:
+            # The same, without the operations that add up.
             for gradient, variable in zip(grads, trainable_variables, strict=True):
                 self.update_step(gradient, variable.value, learning_rate)
-            return None
+
+    def _update_if(self, grads, trainable_variables, learning_rate) -> None:
         packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
         columns = [trainable_variables, *zip(*map(self.slots_of, trainable_variables), strict=True)]
         packed = [packing.packed([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]

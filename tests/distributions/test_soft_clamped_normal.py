@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
+from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal, soft_clamped_normal_from
 
 tfd = tfp.distributions
 
@@ -28,6 +28,9 @@ def test_any_type_is_computed_in_float32_and_the_temperature_multiplies_the_scal
     assert normal.dtype == tf.float32
     np.testing.assert_allclose(normal.mean(), location, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(normal.stddev(), scale, rtol=1e-5)
+    of_both = soft_clamped_normal_from(tf.concat([mean, log_scale], axis=-1), temperature)
+    np.testing.assert_array_equal(of_both.mean(), normal.mean())
+    np.testing.assert_array_equal(of_both.stddev(), normal.stddev())
 
 
 def test_log_prob_matches_the_formula(raw):

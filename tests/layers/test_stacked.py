@@ -29,29 +29,38 @@ KINDS = {
 }
 
 
-def results(stack, images, training):
-    """Outputs, gradients of all weights, and the updates of one pass, in which every layer has its own images."""
-    forward = ForwardPass(training)
+# Settings of a pass, and whether it is that of a graph, which has one function for all layers made of parts.
+PASSES = {
+    "inference": (dict(training=False), False),
+    "training": (dict(training=True), False),
+    "training in a graph": (dict(training=True), True),
+    "first batch in a graph": (dict(training=True, initializing=True), True),
+}
+
+
+def results(stack, images, settings):
+    """Outputs, gradients of the weights, and the updates of one pass, in which every layer has its own images."""
+    forward = ForwardPass(**settings)
     with tf.GradientTape() as tape:
         with stack.unstacked(forward) as layers:
             outputs = [layer(image) for layer, image in zip(layers, images, strict=True)]
         total = tf.add_n([tf.reduce_sum(output**2) for output in outputs])
-    gradients = tape.gradient(total, stack.trainable_weights)
+    gradients = [each for each in tape.gradient(total, stack.trainable_weights) if each is not None]
     return tf.stack(outputs), gradients, [value for _, value in forward.updates]
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("kind_of_pass", PASSES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stack_equals_separate_layers(kind, training, normal, shaken):
-    stack = shaken(KINDS[kind](2))
+def test_a_stack_equals_separate_layers(kind, kind_of_pass, normal, shaken):
+    stack, (settings, in_graph) = shaken(KINDS[kind](2)), PASSES[kind_of_pass]
     images = [tf.constant(normal(2, 4, 4, 8)) for _ in range(2)]
-    found = results(stack, images, training)
+    found = (tf.function(results, autograph=False) if in_graph else results)(stack, images, settings)
     separate = []
     for index in range(2):
         single = KINDS[kind](1)
         for mine, theirs in zip(single.weights, stack.weights, strict=True):
             mine.assign(theirs[index : index + 1])
-        separate.append(tf.nest.flatten(results(single, images[index : index + 1], training)))
+        separate.append(tf.nest.flatten(results(single, images[index : index + 1], settings)))
     for value, *parts in zip(tf.nest.flatten(found), *separate, strict=True):
         # A bias right before a norm has a gradient of zero in theory: hence the floor of the tolerance.
         tolerance = 1e-4 * max(np.max(np.abs(value)), 0.1)

@@ -8,11 +8,13 @@ import tensorflow as tf
 
 from nvae_tf import presets
 from nvae_tf.config import experiment_config
-from nvae_tf.layers import ForwardPass, cpu_kernels
+from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
+from nvae_tf.generation.sampling import generate_images
+from nvae_tf.layers import ForwardPass, cpu_kernels, scan
 from nvae_tf.models import training_step
 from nvae_tf.optimization import NVAEAdamax, adamax
 from nvae_tf.training.run import model_for_training
-from tests.tiny_model import assert_near, assert_same, images_of, tiny_model, values
+from tests.tiny_model import assert_near, assert_same, images_of, shaken, tiny_model, values
 
 SETTINGS = dict(image_height=8, image_width=8, num_groups_per_scale=4, num_channels_encoder=4, num_channels_decoder=4)
 VARIANTS = {
@@ -66,6 +68,33 @@ def test_the_small_program_for_gpus_takes_the_same_step_or_none(monkeypatch):
     before = values(state)
     steps[1](float("nan") * images)
     assert_same(values(state), before)
+
+
+DRAWN = {
+    "two scales": (dict(num_latent_scales=2), {}),
+    "flows": (dict(num_flows=1), {}),
+    "classes": (dict(num_classes=3), dict(guidance=2.0)),
+    "half precision": (dict(), {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", DRAWN)
+def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
+    loops, loop = [], scan._scan_without_records
+    monkeypatch.setattr(scan, "_scan_without_records", lambda *given: loops.append(given) or loop(*given))
+    settings, how = DRAWN[variant]
+    precision = "mixed_bfloat16" if variant == "half precision" else None
+    model = shaken(tiny_model(dtype=precision, **SETTINGS | dict(num_latent_scales=1) | settings))
+    images, labels = tf.constant(images_of(model.config, 4)), tf.constant([0, 1, 2, -1])
+    labels = labels if model.config.num_classes else None
+    nats = LikelihoodEvaluator(model, 4).evaluate([images if labels is None else (images, labels)], seed=1).nelbo
+    drawn = generate_images(model, 4, 0.7, seed=1, labels=labels, **how)
+    assert loops
+    tolerance = 2e-2 if precision else 1e-4
+    expected = model.score(images, per_group=True, seed=1, labels=labels)
+    np.testing.assert_allclose(nats, expected.reconstruction + tf.reduce_sum(expected.kl, axis=1), rtol=tolerance)
+    np.testing.assert_allclose(drawn, model.generate(4, 0.7, seed=1, labels=labels, **how), atol=tolerance)
 
 
 def nodes_of_step(groups):
