@@ -9,7 +9,7 @@ import psutil
 import tensorflow as tf
 
 from nvae_tf.config import check
-from nvae_tf.layers import FoldedPass
+from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.cpu_kernels import has_gpus
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import image_seeds, noise_per_image
@@ -156,8 +156,8 @@ class LikelihoodEvaluator:
     def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
         """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""
         noise = noise_per_image(self._model.plan.latent_shapes(), seeds)
-        # Latents of which only some channels are kept are not drawn by a loop.
-        forward = FoldedPass(labels=labels, scanned=self._kept_channels is None)
+        # Latents of which some channels are kept are not drawn by a loop. Folding would copy most kernels for one pass.
+        forward = ForwardPass(labels=labels, scanned=self._kept_channels is None)
         decoded = self._model.inference_pass(images, noise, forward, self._kept_channels)
         reconstruction = -decoded.likelihood.log_prob(images)
         return [reconstruction, kl_per_channel(decoded.latents)]
