@@ -7,8 +7,8 @@ machine, the origin of imported weights, and the state of training that the publ
 nvae-import-torch-checkpoint makes the same run, bit for bit. --without_optimizer leaves out what only training needs.
 
 Where the run keeps exponential moving averages of its weights (EMA, optimizer.ema_momentum), its scores are those of
-the averages, and
-the state_dict has the weights. --running_means writes the averages instead, without the optimizer's state.
+the averages, and the state_dict has the weights. --running_means writes the averages instead, without the optimizer's
+state.
 
 Needs PyTorch (`make torch`) and memory for the whole file; see docs/published_weights.md. Exit code: 0 done, 2 a
 mistake in the command, a run that can't be exported or whose settings the published form can't express, or no room.

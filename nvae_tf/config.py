@@ -89,7 +89,7 @@ class ModelConfig:
       num_latent_scales: scales of the latent hierarchy, each half as high and wide as the one below.
       num_groups_per_scale: latent groups of a scale, of the largest where `adaptive_groups` is set.
       adaptive_groups: whether each smaller scale has half as many groups.
-      min_groups_per_scale: smallest number of groups in a scale, where `adaptive_groups` is set.
+      min_groups_per_scale: smallest number of groups in each scale but the largest.
       num_latent_per_group: channels of a group's latent.
       num_channels_encoder: channels of the encoder at the image's own resolution; twice as many after each halving.
       num_channels_decoder: the same for the decoder.
@@ -345,8 +345,8 @@ class TrainConfig:
       log_every_steps: steps between points of the training curves.
       logger: where curves and images go: "tensorboard", or "wandb" (Weights & Biases, `pip install "nvae_tf[wandb]"`).
       initialise_from: run folder, hf://user/repo, or published file (.pt), with whose weights the run starts.
-      loss_tolerance: a step is skipped when its loss exceeds the moving average by more mean deviations, see
-        `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
+      loss_tolerance: a step is skipped when its loss exceeds the moving average by more than so many mean
+        absolute deviations, see `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
       refused_steps: skipped steps in a row after which the latest checkpoint is restored, at half the learning rate.
       rollbacks: how many times the run does so before it ends with an error.
       strategy: which devices train: "one_device", all of this machine ("mirrored"), all of several processes that

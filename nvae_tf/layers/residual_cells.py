@@ -220,7 +220,7 @@ def _without_keeping(
     @tf.custom_gradient
     def operation(inputs, gamma, beta, *weights):
         batch = normalize_batch(inputs, gamma, beta)
-        statistics[:] = batch.mean, batch.variance
+        statistics[:] = tf.stop_gradient(batch.mean), tf.stop_gradient(batch.variance)
         outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
 
         def gradient(upstream):

@@ -1,7 +1,7 @@
 """Equal steps, each with its layers of some stacks: one after another in the graph, or as one loop of it.
 
-The loop (`ForwardPass.scanned`) keeps the program that XLA compiles, and the graph that draws, scores or is served, as
-small for fifty groups as for two. Its body is the same step with a slice of the stacked weights. In training the
+The loop (`ForwardPass.scanned`) keeps the program that XLA compiles, and the graph that draws or is served, as small
+for fifty groups as for two. Its body is the same step with a slice of the stacked weights. In training the
 gradient is a second loop: what the forward loop keeps for it are the results of convolutions and products; all else in
 a step takes little time and is computed again.
 """

@@ -14,7 +14,6 @@ from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.replicas import replica_means
 
 _SMALLEST_KL = 0.01
-_NORMALS = "posterior", "prior"
 
 Latent = Any  # a `nvae_tf.models.latents.LatentSample`
 
@@ -58,14 +57,16 @@ def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:
 def _joined(latents: Sequence[Latent]) -> list[Latent]:
     """The same with neighbors of one shape as one, a group's images after another's: fewer operations.
 
-    Not with flows, where z counts too.
+    They lack z, which the analytic KL does not need; with flows nothing is joined.
     """
     found = []
     for _, several in itertools.groupby(latents, lambda latent: (latent.z.shape[1:], latent.groups, latent.has_flows)):
         several = list(several)
         if len(several) > 1 and several[0].groups == 1 and not several[0].has_flows:
-            posterior, prior = (_joined_normals([getattr(each, name) for each in several]) for name in _NORMALS)
-            several = [several[0]._replace(z=None, posterior=posterior, prior=prior, groups=len(several))]
+            normals = {
+                name: _joined_normals([getattr(each, name) for each in several]) for name in ("posterior", "prior")
+            }
+            several = [several[0]._replace(z=None, z_before_flows=None, groups=len(several), **normals)]
         found += several
     return found
 
