@@ -122,7 +122,7 @@ def run_folder(path: str) -> pathlib.Path:
 def check_exists(flag: str, path: str | None) -> None:
     """Checks a file or folder that a flag names, if it is given, before TensorFlow starts."""
     if path and not pathlib.Path(path).exists():
-        raise FileNotFoundError(f"--{flag}={path}: there is no such file or folder")
+        raise FileNotFoundError(f"--{flag}={path}: no such file or folder")
 
 
 def check_run_folder(path: str) -> None:

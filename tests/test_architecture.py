@@ -32,7 +32,7 @@ ARROWS = {
     "training": BELOW_MODELS | BASICS | {"", "data", "models", "published", "evaluation", "generation", "reports"},
     "published": BELOW_MODELS | BASICS | {"presets", "data", "models", "training", "reports", "serving"},
     "evaluation": BELOW_MODELS | BASICS | {"data", "models", "training", "generation", "reports"},
-    "generation": BELOW_MODELS | BASICS | {"data", "models", "training"},
+    "generation": BELOW_MODELS | BASICS | {"data", "models", "training", "evaluation", "reports"},
     "reports": BELOW_MODELS | BASICS | {"", "presets", "data", "models", "training", "evaluation", "generation"},
     "serving": BELOW_MODELS | BASICS | {"data", "models", "training", "evaluation", "generation", "reports"},
 }

@@ -10,6 +10,7 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.latents_file import load_latents
 from nvae_tf.generation.sampling import latent_direction, move_images, reconstruct_images, restore_images
+from nvae_tf.generation.tasks import TASKS
 from nvae_tf.models.restoration import downsampling, measured
 from tests.command_fixtures import assert_shown
 from train import generate
@@ -162,5 +163,5 @@ def test_a_bare_grid_is_a_png_file(refused, tmp_path):
 
 
 def test_every_mode_has_a_manual_page():
-    for mode, function in generate.MODES.items():
-        assert f"nvae-generate {mode} --workdir=" in function.__doc__ and mode in generate.overview()
+    for mode, task in TASKS.items():
+        assert f"nvae-generate {mode} --workdir=" in task.__doc__ and mode in generate.overview()

@@ -1,0 +1,501 @@
+"""What `nvae-generate` does, a function for each of its modes: images from the model of a run, and a figure of them.
+
+    made = tasks.sample(load_run("runs/digits"), count=16, temperature=0.7)
+    made.images; made.draw(figures.Provenance("digits"))
+
+A function gets a run, and where it starts from images the choice of them. Its docstring is the manual page of the mode,
+its parameters and the fields of `Originals` are flags.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from nvae_tf.config import PRIORS, ExperimentConfig, check
+from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
+from nvae_tf.progress import ImageProgress, StatusLine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from nvae_tf.reports.figures import Provenance
+    from nvae_tf.training.loading import TrainedRun
+
+Temperature, Labels, Places = float | Sequence[float], Sequence[int | str] | None, Sequence[str]
+
+
+class Made(NamedTuple):
+    """What a task has made: a line about it and images `[count, height, width, channels]` in [0, 1] with their names.
+
+    `draw` makes a figure of them (it needs matplotlib), of whose `Provenance` a task knows the `origin`. Latents are
+    arrays to be stored, metrics numbers. None for what a task does not make.
+    """
+
+    text: str
+    images: np.ndarray | None = None
+    names: Sequence[str] | None = None
+    draw: "Callable[[Provenance], Figure] | None" = None
+    origin: dict[str, Any] = {}
+    latents: Sequence[np.ndarray] | None = None
+    labels: np.ndarray | None = None
+    metrics: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Originals:
+    """Which images a task starts from: picture files, or images of the run's data set.
+
+    `input` are files and folders; `resize` ("crop", "stretch") and `convert` bring them to the model's form, None as in
+    training. Of the data set they are the `indices`, counted from 0, or the first `count` of a `split`; `data_path` is
+    where it lies now. `labels` are classes in turn for those of a conditional model; the data set's have theirs.
+    ValueError: two ways to choose at once.
+    """
+
+    input: Places | None = None
+    resize: str | None = None
+    convert: bool | None = None
+    indices: Sequence[int] | None = None
+    split: str = "test"
+    data_path: str | None = None
+    count: int | None = None
+    labels: Labels = None
+
+    def __post_init__(self):
+        given = [f"--{name}" for name in ("input", "indices", "count") if getattr(self, name)]
+        check(len(given) < 2, f"{' and '.join(given)}: give one of them, each says which images to take")
+        if self.input:
+            check(self.data_path is None, "--input and --data_path: give one of them")
+            find_pictures(self.input)
+
+    def pictures(self, config: ExperimentConfig, places: Places, seed: int) -> tuple[np.ndarray, list[str]]:
+        """Picture files as the model sees them, and their names."""
+        return pictures_for_model(places, config.data, seed, self.resize, self.convert)
+
+    def load(
+        self, config: ExperimentConfig, seed: int, at_most: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
+        """The images as the model sees them, their labels, a name for each, and which they are, in words.
+
+        Where nothing says how many, there are `at_most`, or all if there are fewer.
+        """
+        labels = None
+        if self.input:
+            images, names = self.pictures(config, self.input, seed)
+            words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(self.input)}"
+        else:
+            from nvae_tf.data.pipeline import chosen_images, chosen_labels
+            from nvae_tf.data.sources import load_split
+            from nvae_tf.training.loading import spec_to_read
+
+            spec = spec_to_read(config, self.data_path)
+            source = load_split(spec, self.split, StatusLine().report())
+            images, names = chosen_images(source, spec, self.split, self.indices, self.count, at_most, seed)
+            words = f"image{'' if len(images) == 1 else 's'} of the {self.split} part"
+            labels = chosen_labels(source, len(images), self.indices) if spec.labels else None
+        labels = _classes(config, self.labels, len(images)) if self.labels else labels
+        return images, labels, names, f"{len(images):,} {words}"
+
+    def in_words(self, *details: str | None) -> str | None:
+        """Which images they are, as a figure's last line says it, with details."""
+        return _joined(None if self.input else f"{self.split} images", _class_words(self.labels), *details)
+
+
+def sample(
+    run: "TrainedRun",
+    *,
+    seed: int = 1,
+    count: int = 64,
+    labels: Labels = None,
+    columns: int | None = None,
+    temperature: Temperature = 1.0,
+    guidance: float = 1.0,
+    batch_norm_iterations: int = 0,
+    prior: str = PRIORS[0],
+) -> Made:
+    """Draws samples from a trained model.
+
+        nvae-generate sample --workdir=runs/digits --output=samples.png
+        nvae-generate --workdir=runs/digits --output=samples/ --count=100 --temperature=0.6 --seed=7
+
+    An image is the likelihood's mean for latents from the prior; image i depends on the seed and on i alone.
+    --temperature multiplies every prior's sigma: 1 is the model as trained, below 1 the images are cleaner and more
+    alike (the paper shows 0.6 to 1). A conditional model draws its classes in turn, or those of --labels; --guidance
+    above 1 makes images more typical of their class. --batch_norm_iterations=500 takes a while, and helps where low
+    temperatures come out wrong in color or contrast. --prior=reweighted draws the top groups as nvae-prior has learned.
+    """
+    from nvae_tf.evaluation.batch_norm_statistics import readjusted
+    from nvae_tf.generation.sampling import generate_images
+
+    classes, model = _classes(run.config, labels, count), run.model
+    if batch_norm_iterations:
+        model, text = readjusted(model, temperature, batch_norm_iterations, seed=seed, prior=prior)
+        StatusLine().keep(text)
+    images = generate_images(model, count, temperature, seed, _progress(count), classes, guidance, prior)
+    values = np.atleast_1d(temperature)
+    shown = f"temperature{'s' if len(values) > 1 else ''} {', '.join(map('{:g}'.format, values))}"
+    guided = None if guidance == 1.0 else f"guidance {guidance:g}"
+    data = _joined(_class_words(labels), guided, None if prior == PRIORS[0] else f"{prior} prior")
+    return Made(
+        f"{count:,} images at {shown}",
+        images,
+        [f"sample_{number:05d}" for number in range(count)],
+        lambda about: _figures().samples(images, about, columns),
+        dict(seed=seed, temperature=temperature, data=data),
+    )
+
+
+def reconstruct(
+    run: "TrainedRun",
+    originals: Originals,
+    *,
+    seed: int = 1,
+    columns: int = 10,
+    mean: bool = False,
+    kept_groups: int | None = None,
+    temperature: Temperature = 1.0,
+) -> Made:
+    """Shows what a trained model keeps of real images: originals, and below each its reconstruction.
+
+        nvae-generate reconstruct --workdir=runs/digits --output=reconstructions.png
+        nvae-generate reconstruct --workdir=runs/faces --input=me.jpg --resize=crop --output=me.png
+        nvae-generate reconstruct --workdir=runs/faces --input=my_pictures --kept_groups=5 --output=out/
+
+    The figure has pairs of rows: the first images of the test part, or the picture files of --input, as the model sees
+    them (binary data are binarized), above the likelihood's means for latents from the posterior. With --kept_groups
+    the latents of the other groups come from the prior at --temperature. Files of a folder have the originals' names.
+    """
+    from nvae_tf.generation.sampling import checked_kept_groups, reconstruct_images
+
+    kept = checked_kept_groups(kept_groups, run.model.plan)
+    images, labels, names, words = originals.load(run.config, seed, 40)
+    progress = _progress(len(images))
+    made = reconstruct_images(run.model, images, kept, temperature, seed, mean, progress, labels)
+    groups = run.model.plan.num_groups
+    which = "" if kept == groups else f" of the top {kept} of {groups} groups; the others are drawn from the prior"
+    return Made(
+        f"{words}, reconstructed" + ("" if kept == groups else f" from the top {kept} of {groups} groups"),
+        made,
+        names,
+        lambda about: _figures().reconstructions(images, made, about, which, columns),
+        dict(seed=seed, temperature=temperature if which else None, data=originals.in_words()),
+    )
+
+
+def interpolate(
+    run: "TrainedRun",
+    originals: Originals,
+    *,
+    seed: int = 1,
+    mean: bool = False,
+    steps: int = 10,
+    how: str | Sequence[str] = "spherical",
+) -> Made:
+    """Goes from image to image in small steps: a path between their latents, as a grid or an animation.
+
+        nvae-generate interpolate --workdir=runs/digits --indices=3,17 --output=path.png
+        nvae-generate interpolate --workdir=runs/faces --input=a.png,b.png --steps=30 --output=path.gif
+        nvae-generate interpolate --workdir=runs/faces --indices=1,5,9 --how=spherical,linear --output=path/
+
+    The path goes through all images in turn and begins and ends at their reconstructions. --how says how the latents
+    go: spherical (along an arc, which keeps their length), linear, or keep (they stay those of the first image); one
+    word for all, or one for every scale (the smallest first) or every latent group (the top one first). The figure has
+    a row for the path from one image to the next, between both originals. A GIF has 256 colors, a WebP all.
+    """
+    from nvae_tf.generation.sampling import interpolate_images, ways_of_groups
+
+    ways_of_groups(how, run.model.plan.latent_shapes())
+    images, labels, _, words = originals.load(run.config, seed)
+    progress = _progress((len(images) - 1) * (steps - 1))
+    path = interpolate_images(run.model, images, steps, how, seed, mean, progress, labels)
+    return Made(
+        f"{len(path):,} images through {words}",
+        path,
+        [f"image_{number:05d}" for number in range(len(path))],
+        lambda about: _figures().interpolation(images, path, steps, about),
+        dict(seed=seed, data=originals.in_words()),
+    )
+
+
+def vary(
+    run: "TrainedRun",
+    originals: Originals,
+    *,
+    seed: int = 1,
+    mean: bool = False,
+    kept_groups: int = 1,
+    temperature: Temperature = 1.0,
+    variants: int = 8,
+) -> Made:
+    """Draws variants of images that keep what the upper latent groups hold of them.
+
+        nvae-generate vary --workdir=runs/digits --output=variants.png
+        nvae-generate vary --workdir=runs/faces --input=me.png --kept_groups=4 --variants=12 --output=me/
+
+    The latents of --kept_groups groups, from the top, are the image's in all its variants; the others are drawn from
+    the prior at --temperature, afresh for each. The figure has a row for every image: itself as the model sees it,
+    then its variants. Files of a folder have the originals' names and a number.
+    """
+    from nvae_tf.generation.sampling import checked_kept_groups, vary_images
+
+    kept = checked_kept_groups(kept_groups, run.model.plan)
+    images, labels, names, words = originals.load(run.config, seed, 8)
+    progress = _progress(len(images) * variants)
+    made = vary_images(run.model, images, kept, variants, temperature, seed, mean, progress, labels)
+    groups = run.model.plan.num_groups
+    text = f"The rest of the {groups} groups have the original's latents; group 0 is the coarsest."
+
+    def draw(about: "Provenance") -> "Figure":
+        heading = f"variants: {_figures().redrawn(kept, groups)}"
+        return _figures().variants(images, made, heading, text, about)
+
+    return Made(
+        f"{variants:,} variants of each of {words}, with the latents of the top {kept} of {groups} groups kept",
+        *_numbered(made, names),
+        draw,
+        dict(seed=seed, temperature=temperature, data=originals.in_words()),
+    )
+
+
+def direction(
+    run: "TrainedRun",
+    originals: Originals,
+    *,
+    positive: Places,
+    negative: Places,
+    seed: int = 1,
+    mean: bool = False,
+    strengths: Sequence[float] = (-2, -1, 0, 1, 2),
+) -> Made:
+    """Moves images along what sets one folder of pictures apart from another, such as smiling faces from others.
+
+        nvae-generate direction --workdir=runs/digits --positive=eights/ --negative=threes/ --output=direction.png
+        nvae-generate direction --workdir=runs/faces --positive=happy/ --negative=sad/ --input=me.png --output=me/
+
+    The direction is the mean of the latents of --positive minus that of --negative, in every group (the posterior's
+    means). Each strength times it is added to the latents of an image, and all groups are decoded as they are then: 0
+    is the reconstruction, 1 the whole difference, below 0 the way back. Some tens of pictures each are needed, which
+    differ in nothing else. The figure has a row for every image, itself first. Files of a folder have the originals'
+    names and a number.
+    """
+    from nvae_tf.generation.sampling import latent_direction, move_images
+
+    added, subtracted = (originals.pictures(run.config, places, seed)[0] for places in (positive, negative))
+    images, labels, names, words = originals.load(run.config, seed, 8)
+    step = latent_direction(run.model, added, subtracted)
+    progress = _progress(len(images) * len(strengths))
+    made = move_images(run.model, images, step, strengths, seed, mean, progress, labels)
+    plus, minus = (", ".join(pathlib.Path(place).name for place in places) for places in (positive, negative))
+    text = f"Below each: the multiple of the difference of the mean latents, {plus} minus {minus}, that is added."
+    notes = [f"{strength:g}" for strength in strengths]
+
+    def draw(about: "Provenance") -> "Figure":
+        return _figures().variants(images, made, "moved along the direction", text, about, notes)
+
+    of = f"the difference of {len(added)} and {len(subtracted)} pictures, times {', '.join(notes)}"
+    origin = dict(seed=seed, data=originals.in_words())
+    return Made(f"{words}, moved by {of}", *_numbered(made, names), draw, origin)
+
+
+def restore(
+    run: "TrainedRun",
+    originals: Originals,
+    *,
+    seed: int = 1,
+    mask: str | None = None,
+    scale: int = 1,
+    blur: float = 0.0,
+    noise: float = 0.0,
+    steps: int = 40,
+    starts: int = 4,
+) -> Made:
+    """Restores images with the model as the prior: fills holes, enlarges, deblurs, takes out noise.
+
+        nvae-generate restore --workdir=runs/digits --scale=2 --output=restored.png
+        nvae-generate restore --workdir=runs/faces --input=old.png --mask=scratches.png --output=restored.png
+        nvae-generate restore --workdir=runs/faces --input=my_pictures --blur=1.5 --noise=0.02 --output=out/
+
+    One of --mask (a picture, white where pixels are missing), --scale (each pixel is the mean of SCALE x SCALE pixels)
+    and --blur (a Gaussian's deviation in pixels) describes how the images were degraded, and --noise, alone or besides,
+    their noise. Pictures of --input are so already, and with --scale smaller than the model's; images of the
+    data set are made so, and the figure shows them too. Its last column is the deviation of a pixel over restorations
+    from --starts draws of the latents: bright where the answer is open. Files of a folder have the originals' names.
+    """
+    degraded = {"mask": mask, "scale": None if scale == 1 else scale, "blur": blur, "noise": noise}
+    degraded = {name: value for name, value in degraded.items() if value}
+    from nvae_tf.data.pipeline import stored_spec
+    from nvae_tf.generation.sampling import operator_of, restore_images
+    from nvae_tf.models.restoration import measured
+
+    operator, spec = operator_of(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
+    spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
+    of_images = dataclasses.replace(run.config, data=spec) if originals.input else run.config
+    images, labels, names, words = originals.load(of_images, seed, 8)
+    measurement = images if originals.input else measured(operator, images, noise, seed)
+    made, deviation = restore_images(run.model, measurement, operator, noise, steps, starts, seed, labels)
+    shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if mask else measurement
+
+    def draw(about: "Provenance") -> "Figure":
+        from nvae_tf.reports.task_figures import restorations
+
+        return restorations(shown, made, None if originals.input else images, deviation, about)
+
+    # Of a mask's path the name.
+    details = [f"{name} {pathlib.Path(str(value)).name}" for name, value in degraded.items()]
+    return Made(f"{words}, restored", made, names, draw, dict(seed=seed, data=originals.in_words(*details)))
+
+
+def encode(run: "TrainedRun", originals: Originals, *, seed: int = 1, mean: bool = False) -> Made:
+    """Turns images into the model's latents, for `nvae-generate decode` or for programs of one's own.
+
+        nvae-generate encode --workdir=runs/digits --output=latents.npz
+        nvae-generate encode --workdir=runs/faces --input=my_pictures --mean --output=latents.npz
+
+    The file is NumPy's: latent is float32 [count, total], the groups one after another, the top one first, as exported
+    models take it; names are the images' names, about is JSON with the latent shapes. In Python
+    nvae_tf.generation.latents_file.load_latents reads it.
+    """
+    from nvae_tf.generation.sampling import encode_images
+
+    images, labels, names, words = originals.load(run.config, seed)
+    latents = encode_images(run.model, images, seed, mean, _progress(len(images)), labels)
+    return Made(f"latents of {words} in {len(latents)} groups", names=names, latents=latents, labels=labels)
+
+
+def decode(
+    run: "TrainedRun",
+    *,
+    input: str,
+    seed: int = 1,
+    labels: Labels = None,
+    columns: int | None = None,
+    kept_groups: int | None = None,
+    temperature: Temperature = 1.0,
+) -> Made:
+    """Turns latents into images: those of `nvae-generate encode`, or what a program has made of them.
+
+        nvae-generate decode --workdir=runs/digits --input=latents.npz --output=images.png
+        nvae-generate decode --workdir=runs/digits --input=latents.npz --kept_groups=2 --output=images/
+
+    An image is the likelihood's mean. With --kept_groups the latents of the other groups are drawn from the prior at
+    --temperature. Files of a folder have the names that are in the file of latents.
+    """
+    from nvae_tf.generation.latents_file import load_latents
+    from nvae_tf.generation.sampling import checked_kept_groups, generator_of
+
+    kept = checked_kept_groups(kept_groups, run.model.plan)
+    latents, names, stored = load_latents(input, run.model.plan)
+    count = len(latents[0])
+    names = names or [f"decoded_{number:05d}" for number in range(count)]
+    classes = _classes(run.config, labels, count) if labels else stored
+    generator = generator_of(run.model)
+    images = generator.generate(count, temperature, seed, _progress(count), latents[:kept], classes)
+    # With all latents given, nothing is drawn at random.
+    drawn = dict(seed=seed, temperature=temperature) if kept < len(latents) else {}
+
+    return Made(
+        f"{count:,} images of latents in {input}",
+        images,
+        names,
+        lambda about: _figures().samples(images, about, columns),
+        dict(**drawn, data=_class_words(labels)),
+    )
+
+
+def nearest(
+    run: "TrainedRun",
+    *,
+    seed: int = 1,
+    split: str = "train",
+    data_path: str | None = None,
+    count: int = 8,
+    labels: Labels = None,
+    temperature: Temperature = 1.0,
+    neighbors: int = 8,
+) -> Made:
+    """Shows samples beside the training images that are most like them: has the model memorized them?
+
+        nvae-generate nearest --workdir=runs/digits --output=nearest.png
+        nvae-generate nearest --workdir=runs/digits --output=nearest.png --count=16 --json=nearest.json
+
+    The figure has a row for every sample: the sample, then the nearest training images, the nearest first. The distance
+    is the mean squared difference of a pixel value in [0, 1] between the likelihood's mean and the image as the model
+    sees it; binary data are binarized once, with --seed.
+    """
+    from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
+    from nvae_tf.data.sources import load_split
+    from nvae_tf.generation.sampling import generate_images, nearest_images
+    from nvae_tf.training.loading import spec_to_read
+
+    spec = spec_to_read(run.config, data_path)
+    source = load_split(spec, split, StatusLine().report())
+    check(neighbors <= source.count, f"--neighbors={neighbors}: the {split} part has only {source.count} images")
+    classes = _classes(run.config, labels, count)
+    samples = generate_images(run.model, count, temperature, seed, labels=classes)
+    batches = iterate(evaluation_batches(source, images_alone(spec), 256, seed), source)
+    numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count))
+    part = "training" if split == "train" else split
+    least = distances[:, 0]
+    return Made(
+        f"{count:,} samples, each before the nearest of {source.count:,} images of the {split} part (mean squared "
+        f"difference from the nearest {least.min():.4g} to {least.max():.4g})",
+        samples,
+        [f"sample_{number:05d}" for number in range(count)],
+        lambda about: _figures().nearest(samples, images, distances, part, about),
+        dict(seed=seed, temperature=temperature, data=_joined(f"{split} images", _class_words(labels))),
+        metrics=dict(
+            step=run.step,
+            seed=seed,
+            temperature=temperature,
+            split=split,
+            numbers=numbers.tolist(),
+            distances=distances.tolist(),
+        ),
+    )
+
+
+TASKS = {
+    task.__name__: task
+    for task in (sample, reconstruct, interpolate, vary, direction, restore, encode, decode, nearest)
+}
+
+
+def _classes(config: ExperimentConfig, labels: Labels, count: int) -> np.ndarray | None:
+    """Classes in turn, for so many images."""
+    if not labels:
+        return None
+    words = [str(label).strip() for label in labels]
+    names = f"classes 0 to {config.model.num_classes - 1}" if config.model.num_classes else "no classes"
+    for word in words:
+        known = word == "-1" or (word.isdecimal() and int(word) < config.model.num_classes)
+        check(known, f"--labels={','.join(words)}: {word!r} is no class of this model, which has {names}")
+    return np.resize(np.array(words, np.int32), count)
+
+
+def _class_words(labels: Labels) -> str | None:
+    return f"classes {', '.join(map(str, labels))}" if labels else None
+
+
+def _joined(*parts: str | None) -> str | None:
+    return ", ".join(filter(None, parts)) or None
+
+
+def _numbered(made: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Variants `[originals, variants, ...]` one after another, and names: the originals' with a number."""
+    stems = [os.path.splitext(name)[0] for name in names]
+    numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(made.shape[1])]
+    return made.reshape(-1, *made.shape[2:]), numbered
+
+
+def _figures() -> Any:
+    from nvae_tf.reports import figures
+
+    return figures
+
+
+def _progress(total: int) -> Callable[[int], None]:
+    """A function that shows how many images are done, now and then."""
+    return ImageProgress(StatusLine().report().progress, total).show
