@@ -1,7 +1,14 @@
-"""Random numbers for the tests of layers."""
+"""Random numbers for the tests of layers, and the kinds of each layer."""
 
 import numpy as np
 import pytest
+
+
+def pytest_generate_tests(metafunc):
+    """Runs the tests of `LayerTests` for every kind of a layer."""
+    if "make" in metafunc.fixturenames:
+        kinds = metafunc.cls.KINDS
+        metafunc.parametrize("make", kinds.values(), ids=kinds)
 
 
 @pytest.fixture

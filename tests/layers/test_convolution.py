@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from nvae_tf.layers import DataDependentConvolution, ForwardPass, StackedConvolution
 from tests.layers import reference
+from tests.layers.layer_tests import CHANNELS, LayerTests
 
 KINDS = {
     "3x3": dict(kernel_size=3),
@@ -19,6 +20,13 @@ KINDS = {
     "grouped": dict(kernel_size=3, groups=2),
     "grouped stride 2": dict(kernel_size=3, groups=2, strides=2),
 }
+
+
+class TestConvolutions(LayerTests):
+    KINDS = {
+        "plain": lambda count, **dtype: StackedConvolution(count, CHANNELS, 4, 3, **dtype),
+        "data-dependent": lambda count, **dtype: DataDependentConvolution(count, CHANNELS, 4, 3, **dtype),
+    }
 
 
 def convolution(count=1, channels_in=4, channels_out=6, **settings):

@@ -7,11 +7,25 @@ from nvae_tf import layers
 from nvae_tf.latent_plan import CELL_SETS, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.residual_cells import FactorizedReduce, SwishConvolution, aligned_bilinear_upsampling
 from nvae_tf.training.graph_memory import memory_timeline
+from tests.layers.layer_tests import CHANNELS, LayerTests
 from tests.layers.reference import normalized_kernel
 
 BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
 # Channels in and out, and the factor of the resolution.
 CHANGES = {"normal": (8, 8, 1.0), "down": (8, 16, 0.5), "up": (8, 4, 2.0)}
+
+
+def cells(branch, channels_out=CHANNELS):
+    return lambda count, **dtype: layers.ResidualCells(count, branch, CHANNELS, channels_out, True, **dtype)
+
+
+class TestCells(LayerTests):
+    KINDS = {str(branch): cells(branch) for branch in BRANCHES}
+    KINDS |= {"half the size": cells(BRANCHES[0], 16), "twice the size": cells(BRANCHES[-1], 4)}
+    KINDS |= {
+        "batch norm": lambda count, **dtype: layers.StackedBatchNormalization(count, CHANNELS, **dtype),
+        "gate": lambda count, **dtype: layers.StackedSqueezeExcite(count, CHANNELS, **dtype),
+    }
 
 
 def leaves(layer):
