@@ -216,7 +216,7 @@ def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
     for place in [places] if isinstance(places, str | os.PathLike) else places:
         path = pathlib.Path(place).expanduser()
         if not path.exists():
-            raise FileNotFoundError(f"{place}: there is no such file or folder of pictures")
+            raise FileNotFoundError(f"{place}: no such file or folder of pictures")
         found += [(path / name, name) for name in _pictures(path, "")] if path.is_dir() else [(path, path.name)]
     return found
 

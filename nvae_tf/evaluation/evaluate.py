@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import importlib.util
 import json
 import math
 import os
@@ -154,9 +153,11 @@ def _measure_likelihood(
     likelihood = share_work(task, kept, functools.partial(_batches, task), compute, Likelihood.joined)
     if likelihood is None:
         return None
-    if not all(np.isfinite(values).all() for values in likelihood):
+    try:
+        task.check_finite(likelihood)
+    except ValueError:
         kept.remove()
-        raise ValueError(f"{task.trained.checkpoint}: the model has diverged, its scores are not finite")
+        raise
     measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
     return measured | ({"latents": _latents_metrics(task, likelihood)} if with_latents else {})
 
@@ -237,8 +238,7 @@ def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathli
     """Writes figures into the run's `evaluation/`: the KL of every group and channel, and rows of samples that share
     the latents of the upper 0, 1, 2, 4 ... groups.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
+    if not task.can_draw():
         return []
     from nvae_tf.reports import figures
 

@@ -6,7 +6,6 @@ for comparison: it needs many passes, the other scores need one.
 
 import dataclasses
 import functools
-import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -189,7 +188,7 @@ def load_outliers(task: EvaluationTask, settings: OutlierSettings) -> list[Image
     spec, sets = dataclasses.replace(images_alone(task.spec), source="folder", **reading), []
     for given, name, place in zip(settings.places, names, places, strict=True):
         if not os.path.exists(place):
-            raise FileNotFoundError(f"--outliers={given}: there is no such file or folder")
+            raise FileNotFoundError(f"--outliers={given}: no such file or folder")
         of_place = dataclasses.replace(spec, name=name, source=source_at(place), path=place)
         if of_place.source == "folder":
             source = picture_source(place, of_place)[0]
@@ -226,8 +225,7 @@ def measure_outliers(task: EvaluationTask, settings: OutlierSettings, outliers: 
     if any(of_set is None for of_set in scored):
         return None
     model = task.trained.model
-    if not all(np.isfinite(values).all() for of_set in scored for values in of_set.values()):
-        raise ValueError(f"{task.trained.checkpoint}: the model has diverged, its scores are not finite")
+    task.check_finite(values for of_set in scored for values in of_set.values())
     calibration = model.outlier_calibration
     with_scores = [scores_of(of_set, calibration) for of_set in scored]
     own, *others = with_scores
@@ -317,8 +315,7 @@ def flagged(scores: _Scored) -> dict[str, float]:
 
 def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_Scored]) -> list[str]:
     """Writes figures into the run's `evaluation/`; their names in the run folder."""
-    if importlib.util.find_spec("matplotlib") is None:
-        task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
+    if not task.can_draw():
         return []
     from nvae_tf.reports import figures, task_figures
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import math
 import pathlib
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import DataSpec
+from nvae_tf.config import DataSpec, check
 from nvae_tf.data.pipeline import Shard
 from nvae_tf.data.sources import ImageSource
 from nvae_tf.files import read_arrays, write_arrays
@@ -40,6 +41,18 @@ class EvaluationTask:
     strategy: tf.distribute.Strategy
     shard: Shard  # which of several processes this is
     status: StatusLine
+
+    def check_finite(self, scores: Iterable[np.ndarray]) -> None:
+        """ValueError where a score is not finite."""
+        diverged = f"{self.trained.checkpoint}: the model has diverged, its scores are not finite"
+        check(all(np.isfinite(values).all() for values in scores), diverged)
+
+    def can_draw(self) -> bool:
+        """Whether matplotlib is there, without which a line reports that there are no figures."""
+        if importlib.util.find_spec("matplotlib"):
+            return True
+        self.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
+        return False
 
 
 class KeptBatches:

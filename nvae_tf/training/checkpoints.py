@@ -76,6 +76,10 @@ class TrainingState:
             self._manager = self._manager or manager_of(self.folder, self._checkpoint.write, *self._keep)
             self._manager.save(checkpoint_number=step)
             self.whole_step = step
+            if step and 0 in steps_of_files(self.folder, "index"):
+                # Weights that no step has trained; the next manager no longer lists them.
+                _remove_checkpoint(self.folder, 0)
+                self._manager = None
 
     def save_if_best(self, step: int, score: float) -> None:
         """Does the same in the folder of the best if no earlier score was as low; NaN never is."""

@@ -289,6 +289,15 @@ def test_a_clock_that_was_ahead_for_a_while_does_not_end_the_keeping(tmp_path, c
     assert saved_steps(tmp_path) == [3, 4, 7, 8]
 
 
+def test_step_0_is_kept_until_there_is_another(empty_run, model):
+    state = state_of(empty_run, model, keep=3)
+    save(state, model, 0)
+    assert saved_steps(empty_run.checkpoints) == [0]
+    save(state, model, 5, 7)
+    assert saved_steps(empty_run.checkpoints) == [5, 7]
+    assert list(checkpoints.read_list(empty_run.checkpoints).written) == [5, 7]
+
+
 def test_a_process_killed_between_two_files_leaves_nothing_that_stays(tmp_path):
     add(after_a_restart(tmp_path), 1, 2)
     # Whole but not yet listed; and a deletion that was cut short.
