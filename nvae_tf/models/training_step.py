@@ -178,7 +178,9 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
         model.optimizer.apply(gradients, model.trainable_weights)
 
     optimizer = model.optimizer
-    if _is_small_program(model) and isinstance(optimizer, NVAEAdamax) and not optimizer.use_ema:
+    can_choose = _is_small_program(model) or not (cpu_kernels.has_gpus() or tf.distribute.has_strategy())
+    is_plain = isinstance(optimizer, NVAEAdamax) and not (optimizer.use_ema or optimizer.gradient_accumulation_steps)
+    if can_choose and is_plain:
         optimizer.apply_if(applies, gradients, model.trainable_weights)
     else:
         _on_all_replicas_if(applies, apply, gradients)

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from nvae_tf.layers import Packing, variables_named_alike
+from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
 
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
 # Weights of at most so many numbers are joined where the program is to be small: a model has hundreds of them.
 SMALL_WEIGHT = 2**19
-_SCALARS = "beta_1", "beta_2", "epsilon", "l2"
 
 
 class Slots(NamedTuple):
@@ -63,25 +62,33 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
         self._power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
-        self._scalars = {name: tf.constant(getattr(self, name), tf.float32) for name in _SCALARS}
-        self._scalars["shift"] = tf.constant(self.epsilon * (1.0 - self.beta_2) / self.beta_2, tf.float32)
+        self._scalars = self._made_scalars()
         self._latest = {}
         super().apply(grads, trainable_variables)
 
     def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
-        """`apply` if a condition holds, as a choice between values, in a program that is as small as can be.
+        """`apply` if a condition holds, in a program that is as small as can be; for one replica.
 
-        Of a branch XLA's program would have each variable nine times, with copies among them. For one replica; averages
-        of the weights (`use_ema`) move even if the condition does not hold.
+        For GPUs it is a choice between values: of a branch XLA's program would have each variable nine times, with
+        copies among them. On CPUs it is a function that is called for each weight. Averages of the weights (`use_ema`)
+        move even if the condition does not hold.
         """
         self._condition = condition
-        self.apply(grads, trainable_variables)
+        # Nothing, the count of steps neither, before it is known that there is no error.
+        with tf.control_dependencies(None if tf.executing_eagerly() else [condition]):
+            self.apply(grads, trainable_variables)
         self._condition = None
         self.iterations.assign_sub(tf.where(condition, 0, 1))
 
+    def _made_scalars(self) -> dict[str, tf.Tensor]:
+        values = {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}
+        values["shift"] = self.epsilon * (1.0 - self.beta_2) / self.beta_2
+        return {name: tf.constant(value, tf.float32) for name, value in values.items()}
+
     def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
         if self._condition is not None:
-            self._update_if(grads, trainable_variables, learning_rate)
+            update = self._choose_updates if cpu_kernels.has_gpus() else self._update_each_if
+            update(grads, trainable_variables, learning_rate)
         elif tf.distribute.has_strategy():
             # Calls `update_step` for each variable, with gradients added up over the replicas.
             super()._backend_update_step(grads, trainable_variables, learning_rate)
@@ -90,7 +97,26 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             for gradient, variable in zip(grads, trainable_variables, strict=True):
                 self.update_step(gradient, variable.value, learning_rate)
 
-    def _update_if(self, grads, trainable_variables, learning_rate) -> None:
+    def _update_each_if(self, grads, trainable_variables, learning_rate) -> None:
+        def update_if(condition, *arguments) -> tf.Tensor:
+            def update() -> None:
+                self._update(*arguments, self._made_scalars())
+
+            tf.cond(condition, update, lambda: None)
+            return tf.identity(condition)
+
+        handle, scalar = tf.TensorSpec([], tf.resource), tf.TensorSpec([], tf.float32)
+        # Not inlined: a graph has it once.
+        function = tf.function(update_if, autograph=False, experimental_attributes={"_noinline": True})
+        specs = tf.TensorSpec([], tf.bool), handle, handle, handle, tf.TensorSpec(None), scalar, scalar
+        function = function.get_concrete_function(*specs)
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            handles = [each.value.handle for each in (variable, *self.slots_of(variable))]
+            arguments = tf.convert_to_tensor(gradient), tf.cast(learning_rate, tf.float32), self._power
+            with self._one_after_another(variable.value) as done:
+                done.append(function(self._condition, *handles, *arguments))
+
+    def _choose_updates(self, grads, trainable_variables, learning_rate) -> None:
         packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
         columns = [trainable_variables, *zip(*map(self.slots_of, trainable_variables), strict=True)]
         packed = [packing.packed([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]
@@ -110,29 +136,44 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         return weight - rate * (momentum / (norm + self.epsilon)), momentum, norm
 
     def update_step(self, gradient, variable, learning_rate) -> None:
-        """One step of one variable.
+        """One step of one variable."""
+        handles = [each.handle for each in (variable, *(slot.value for slot in self.slots_of(variable)))]
+        with self._one_after_another(variable) as done:
+            done.append(
+                self._update(*handles, gradient, tf.cast(learning_rate, tf.float32), self._power, self._scalars)
+            )
+
+    def _update(self, weight, momentum, norm, gradient, rate, power, scalars) -> tf.Operation | None:
+        """One step of the variables with these handles.
 
         TensorFlow's own kernel has `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered
         first so that u decays, this is the rule above, in half of the passes over the memory.
         """
-        momentum, norm = (slot.value for slot in self.slots_of(variable))
-        latest, scalars = self._latest.get(variable.device), self._scalars
-        with tf.control_dependencies([] if latest is None else [latest]):
-            decayed = gradient + scalars["l2"] * variable
-        norm.assign(norm - scalars["shift"], read_value=False)
-        update = tf.raw_ops.ResourceApplyAdaMax(
-            var=variable.handle,
-            m=momentum.handle,
-            v=norm.handle,
-            beta1_power=self._power,
-            lr=tf.cast(learning_rate, tf.float32),
+        # In place: new memory for it at each step would lie among that of activations, which grows into the gaps.
+        lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=tf.fill(tf.shape(gradient), scalars["shift"]))
+        with tf.control_dependencies(None if tf.executing_eagerly() else [lowered]):
+            decayed = gradient + scalars["l2"] * tf.raw_ops.ReadVariableOp(resource=weight, dtype=tf.float32)
+        return tf.raw_ops.ResourceApplyAdaMax(
+            var=weight,
+            m=momentum,
+            v=norm,
+            beta1_power=power,
+            lr=rate,
             beta1=scalars["beta_1"],
             beta2=scalars["beta_2"],
             epsilon=scalars["epsilon"],
             grad=decayed,
         )
-        if not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE:
-            self._latest[variable.device] = update
+
+    @contextlib.contextmanager
+    def _one_after_another(self, variable: Any) -> Iterator[list]:
+        """Large variables, in a graph: takes what the block makes, after which the next of the device begins."""
+        is_large = not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE
+        latest, made = self._latest.get(variable.device), []
+        with tf.control_dependencies([] if latest is None else [latest]):
+            yield made
+        if is_large:
+            (self._latest[variable.device],) = made
 
     def get_config(self) -> dict:
         settings = {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}

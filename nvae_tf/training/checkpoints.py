@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from nvae_tf.config import check
 from nvae_tf.errors import first_line
+from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights, inner_optimizer
 from nvae_tf.optimization.adamax import start_averages
@@ -73,13 +74,13 @@ class TrainingState:
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
         with self._raising_not_written(self.folder, step):
-            self._manager = self._manager or manager_of(self.folder, self._checkpoint.write, *self._keep)
+            self._manager = self._manager or self._new_manager()
             self._manager.save(checkpoint_number=step)
             self.whole_step = step
             if step and 0 in steps_of_files(self.folder, "index"):
-                # Weights that no step has trained; the next manager no longer lists them.
+                # Weights that no step has trained.
                 _remove_checkpoint(self.folder, 0)
-                self._manager = None
+                self._manager = self._new_manager()
 
     def save_if_best(self, step: int, score: float) -> None:
         """Does the same in the folder of the best if no earlier score was as low; NaN never is."""
@@ -116,7 +117,7 @@ class TrainingState:
             half_written = {step: "half-written" for step in _remove_partial(self.folder) if step > found.step}
             if unusable := half_written | found.unusable:
                 report(f"{self.folder}: {found._replace(unusable=unusable).passed_over_line()}.")
-            self._manager = manager_of(self.folder, self._checkpoint.write, *self._keep, found.unusable)
+            self._manager = self._new_manager(found.unusable)
             _remove_partial(self._best_folder)
             best = find_best(self._best_folder)
             self._lowest = best.score
@@ -126,6 +127,9 @@ class TrainingState:
                 words = f"{self._best_folder}: {best.unusable_words()} can't be used"
                 report(f"{words}; the next step that is evaluated counts as best.")
         return found.step
+
+    def _new_manager(self, unusable: Collection[int] = ()) -> tf.train.CheckpointManager:
+        return manager_of(self.folder, self._checkpoint.write, *self._keep, unusable)
 
     @contextlib.contextmanager
     def _raising_not_written(self, folder: pathlib.Path, step: int) -> Iterator[None]:
@@ -499,16 +503,18 @@ def manager_of(
     kept = [step for step in kept if step in listed.written or step > max(listed.written)] if listed else kept[-keep:]
     written, kept_at = listed or CheckpointList({}, time.time())
     times = {step: written.get(step) or (folder / f"step-{step}.index").stat().st_mtime for step in kept}
+    oldest = min(times.values(), default=time.time())
     # The manager never deletes what is not newer than the last that was kept for good, as after a clock was ahead.
-    updated = CheckpointList(times, min([kept_at, *(moment - 1.0 for moment in times.values())]))
+    updated = CheckpointList(times, kept_at if kept_at < oldest else oldest - 1.0)
     if not times:
         # TensorFlow takes an empty list for a damaged one.
         (folder / "checkpoint").unlink(missing_ok=True)
     elif updated != listed:
         names = [f"step-{step}" for step in times]
-        tf.compat.v1.train.update_checkpoint_state(
-            str(folder.absolute()), names[-1], names, None, list(times.values()), updated.kept_at
+        state = tf.compat.v1.train.generate_checkpoint_state_proto(
+            str(folder.absolute()), names[-1], names, list(times.values()), updated.kept_at
         )
+        atomic_write(folder / "checkpoint", str(state))
     for step in {*steps_of_files(folder, "data")} - {*present}:
         if step < max(kept, default=0):
             _remove_checkpoint(folder, step)

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig
+from nvae_tf.layers import cpu_kernels
 from nvae_tf.optimization import NVAEAdamax, WarmupCosine, adamax, average_of_weights, averaged_weights
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import open_for_training
@@ -58,16 +59,20 @@ def weights_after(optimizer, steps, modes):
 
 
 @pytest.mark.parametrize("modes", [["eager"], ["graph"], ["graph", "eager"], ["chosen", "graph"]], ids="-".join)
+@pytest.mark.parametrize("has_gpus", [False, True], ids=["CPU", "GPU"])
 @pytest.mark.parametrize(
     "settings", [{}, OTHER_SETTINGS, dict(learning_rate=SCHEDULE, l2=0.0)], ids=["defaults", "others", "schedule"]
 )
-def test_several_steps(settings, modes, monkeypatch):
+def test_several_steps(settings, modes, has_gpus, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: has_gpus)
     monkeypatch.setattr(adamax, "SMALL_WEIGHT", 100)
     steps = gradients_of_steps()
     assert_near(weights_after(NVAEAdamax(**settings), steps, modes), expected_weights(steps, **settings))
 
 
-def test_a_step_that_is_not_chosen_changes_nothing():
+@pytest.mark.parametrize("has_gpus", [False, True], ids=["CPU", "GPU"])
+def test_a_step_that_is_not_chosen_changes_nothing(has_gpus, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: has_gpus)
     variables = [keras.Variable(value) for value in start()]
     optimizer = NVAEAdamax(**OTHER_SETTINGS)
     optimizer.build(variables)
