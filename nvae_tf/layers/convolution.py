@@ -63,15 +63,15 @@ class StackedConvolution(StackedLayer):
             self.log_norm = self.add_weight(name="log_norm", shape=(count, channels_out))
             self.log_norm.assign(tf.math.log(_norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset)
 
-    def effective_kernels(self, constant: Callable = tf.constant) -> tf.Tensor:
+    def effective_kernels(self, training: bool = False) -> tf.Tensor:
         """The masked and normalized kernels, float32 `[count, height, width, in / groups, out]`."""
         kernel = self._masked_kernel()
-        return kernel if self.log_norm is None else _weight_normalized(kernel, self.log_norm, constant)
+        return kernel if self.log_norm is None else _weight_normalized(kernel, self.log_norm, training)
 
     def kernels_of(self, forward: ForwardPass) -> tf.Tensor:
         """The effective kernels, computed once in a pass."""
         if self not in forward.kernels:
-            forward.kernels[self] = self.effective_kernels(forward.constant)
+            forward.kernels[self] = self.effective_kernels(forward.training)
         return forward.kernels[self]
 
     def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
@@ -162,34 +162,52 @@ def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -
             alike[tuple(stack.kernel.shape[1:])].append(stack)
     for several in alike.values():
         kernels, log_norms = (tf.concat([getattr(one, name) for one in several], 0) for name in ("kernel", "log_norm"))
-        pieces = tf.split(_weight_normalized(kernels, log_norms, forward.constant), [one.count for one in several])
+        pieces = tf.split(_weight_normalized(kernels, log_norms, forward.training), [one.count for one in several])
         forward.kernels |= zip(several, pieces, strict=True)
     return [stack.kernels_of(forward) for stack in stacks]
 
 
-def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, constant: Callable) -> tf.Tensor:
+def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, training: bool) -> tf.Tensor:
     """`exp(s) w / (||w|| + 1e-5)` of every output channel of `[count, height, width, in, out]`; `s` is `[count, out]`.
 
     What TensorFlow derives as gradient has three more arrays of the kernels' size, and as many nodes again.
     """
+    is_shared = training and not cpu_kernels.has_gpus()
+    forward, backward = (_scaled_in_a_call, _gradients_in_a_call) if is_shared else (_scaled, _gradients)
 
     @tf.custom_gradient
     def operation(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        norms = _norms(kernels, constant)
-        divisors = norms + constant(1e-5)
-        scales = tf.reshape(tf.exp(log_norms), norms.shape) / divisors
+        scaled, *others = forward(kernels, log_norms)
+        scaled.set_shape(kernels.shape)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            along = scales * tf.reduce_sum(upstream * kernels, constant(_FILTER_AXES), keepdims=True)
-            return scales * upstream - along / (norms * divisors) * kernels, tf.squeeze(along, _FILTER_AXES)
+            of_kernels, of_log_norms = backward(upstream, kernels, *others)
+            of_kernels.set_shape(kernels.shape)
+            of_log_norms.set_shape(log_norms.shape)
+            return of_kernels, of_log_norms
 
-        return kernels * scales, gradient
+        return scaled, gradient
 
     return operation(kernels, tf.convert_to_tensor(log_norms))
 
 
-def _norms(kernels: tf.Tensor, constant: Callable = tf.constant) -> tf.Tensor:
+def _scaled(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    norms = _norms(kernels)
+    scales = tf.reshape(tf.exp(log_norms), tf.shape(norms)) / (norms + 1e-5)
+    return kernels * scales, norms, scales
+
+
+def _gradients(upstream, kernels, norms, scales) -> tuple[tf.Tensor, tf.Tensor]:
+    along = scales * tf.reduce_sum(upstream * kernels, _FILTER_AXES, keepdims=True)
+    return scales * upstream - along / (norms * (norms + 1e-5)) * kernels, tf.squeeze(along, _FILTER_AXES)
+
+
+_ANY_KERNELS = tf.TensorSpec([None] * 5)
+_scaled_in_a_call = cpu_kernels.shared_function(_ANY_KERNELS, tf.TensorSpec([None, None]))(_scaled)
+_gradients_in_a_call = cpu_kernels.shared_function(*[_ANY_KERNELS] * 4)(_gradients)
+
+
+def _norms(kernels: tf.Tensor) -> tf.Tensor:
     """The norm of every output channel, `[count, 1, 1, 1, out]`."""
     # The tiny number keeps the gradient finite for a filter that is all zeros.
-    squares = tf.reduce_sum(tf.square(kernels), constant(_FILTER_AXES), keepdims=True)
-    return tf.sqrt(squares + constant(1e-30))
+    return tf.sqrt(tf.reduce_sum(tf.square(kernels), _FILTER_AXES, keepdims=True) + 1e-30)

@@ -17,6 +17,31 @@ from nvae_tf.replicas import replica_count
 EPSILON = 1e-5  # of batch norm
 _UNIT_STRIDES = [1, 1, 1, 1]
 _PLAIN = contextvars.ContextVar("plain", default=False)
+_SIZED = contextvars.ContextVar("sized", default=False)
+
+
+def shared_function(*specs: tf.TensorSpec) -> Callable[[Callable], Callable]:
+    """Makes of a function one that a training graph has once, not inlined, for tensors of all shapes that fit.
+
+    Each node of a graph takes time before the first step, and memory. For CPUs: GPUs run a graph's nodes as they are.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        settings = dict(autograph=False, experimental_attributes={"_noinline": True})
+        of_all, of_each = tf.function(function, input_signature=specs, **settings), tf.function(function, **settings)
+        return lambda *arguments: (of_each if _SIZED.get() else of_all)(*arguments)
+
+    return decorate
+
+
+@contextlib.contextmanager
+def known_sizes() -> Iterator[None]:
+    """Traces a function of `shared_function` for each size, so that a graph tells how much memory it takes."""
+    token = _SIZED.set(True)
+    try:
+        yield
+    finally:
+        _SIZED.reset(token)
 
 
 def has_gpus() -> bool:

@@ -3,6 +3,7 @@
 import collections
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -53,58 +54,103 @@ class SpectralRegularizer(keras.layers.Layer):
             iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         fixed = [tf.stop_gradient(matrix) for matrix in matrices]
         axis = tf.constant(1)
-        pairs = power_iteration(fixed, [tf.expand_dims(vector, axis) for vector in self.vectors], iterations)
-        forward.updates += [(vector, tf.squeeze(u, 1)) for vector, (_, u) in zip(self.vectors, pairs, strict=True)]
+        found = power_iteration(fixed, [tf.expand_dims(vector, axis) for vector in self.vectors], iterations)
+        forward.updates += [(vector, tf.squeeze(one.u, 1)) for vector, one in zip(self.vectors, found, strict=True)]
         forward.updates.append((self.warmed_up, tf.ones([])))
-        return _norms(matrices, pairs)
+        return _norms(matrices, found)
+
+
+class SingularVectors(NamedTuple):
+    """Of matrices `W` `[count, in, out]`: v `[count, 1, in]`, u `[count, 1, out]`, and `u^T W v` `[count]`."""
+
+    v: tf.Tensor
+    u: tf.Tensor
+    norm: tf.Tensor
 
 
 def power_iteration(
     matrices: Sequence[tf.Tensor], starts: Sequence[tf.Tensor], iterations: int | tf.Tensor
-) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
-    """Singular vectors v `[count, 1, in]` and u `[count, 1, out]`, started from u, of matrices `[count, in, out]`."""
-    # On GPUs those of each width are one, a few operations in place of many. On CPUs each matrix is at once multiplied
-    # from both sides, while the cache has it.
-    small = math.inf if cpu_kernels.has_gpus() else 0
+) -> list[SingularVectors]:
+    """The largest singular value of matrices `[count, in, out]` and its vectors, started from u `[count, 1, out]`."""
+    if cpu_kernels.has_gpus():
+        return _power_iteration_of_all(matrices, starts, iterations)
+    found = []
+    for matrix, start in zip(matrices, starts, strict=True):
+        v, u, norm = _power_iteration_of_one(matrix, start, tf.convert_to_tensor(iterations, tf.int32))
+        v.set_shape((matrix.shape[0], 1, matrix.shape[1]))
+        u.set_shape(start.shape)
+        norm.set_shape(matrix.shape[:1])
+        found.append(SingularVectors(v, u, norm))
+    return found
+
+
+_ANY_ROWS = tf.TensorSpec((None, 1, None))
+
+
+# One matrix after the other, so that the cache has it for all its products.
+@cpu_kernels.shared_function(tf.TensorSpec((None, None, None)), _ANY_ROWS, tf.TensorSpec((), tf.int32))
+def _power_iteration_of_one(matrix: tf.Tensor, start: tf.Tensor, iterations: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def iterated(index: tf.Tensor, v: tf.Tensor, u: tf.Tensor, norm: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # A row times the transpose is twice as fast on CPUs as `tf.linalg.matvec`.
+        v = _normalized(tf.matmul(u, matrix, transpose_b=True))
+        product = tf.matmul(v, matrix)
+        u = _normalized(product)
+        return index + 1, v, u, tf.reduce_sum(product * u, (1, 2))
+
+    count, rows, _ = tf.unstack(tf.shape(matrix))
+    begin = tf.constant(0), tf.zeros((count, 1, rows)), start, tf.zeros([count])
+    return tf.while_loop(lambda index, *_: index < iterations, iterated, begin)[1:]
+
+
+def _power_iteration_of_all(
+    matrices: Sequence[tf.Tensor], starts: Sequence[tf.Tensor], iterations: int | tf.Tensor
+) -> list[SingularVectors]:
+    # On GPUs the rows of each width are one, a few operations in place of many.
     specs = ([tf.TensorSpec((each.shape[0], 1, each.shape[axis])) for each in matrices] for axis in (1, 2))
-    of_v, of_u = (Joining(each, small) for each in specs)
+    of_v, of_u = (Joining(each, math.inf) for each in specs)
 
     def iterated(v: list, u: list) -> tuple[list, list]:
-        # A row times the transpose is twice as fast on CPUs as `tf.linalg.matvec`.
         pairs = zip(of_u.divided(u), matrices, strict=True)
-        v = normalized(of_v.joined([tf.matmul(row, matrix, transpose_b=True) for row, matrix in pairs]))
+        v = list(map(_normalized, of_v.joined([tf.matmul(row, matrix, transpose_b=True) for row, matrix in pairs])))
         pairs = zip(of_v.divided(v), matrices, strict=True)
-        return v, normalized(of_u.joined([tf.matmul(row, matrix) for row, matrix in pairs]))
-
-    def normalized(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        # `tf.math.l2_normalize` would make its constants for each.
-        axis, smallest = tf.constant([-1]), tf.constant(_SMALLEST_NORM**2)
-        squares = ((row, tf.reduce_sum(tf.square(row), axis, keepdims=True)) for row in rows)
-        return [row * tf.math.rsqrt(tf.maximum(square, smallest)) for row, square in squares]
+        return v, list(map(_normalized, of_u.joined([tf.matmul(row, matrix) for row, matrix in pairs])))
 
     _, (v, u) = tf.while_loop(
         lambda index, _: index < iterations,
         lambda index, pair: (index + 1, iterated(*pair)),
         (tf.constant(0), ([tf.zeros(spec.shape) for spec in of_v.specs], of_u.joined(starts))),
     )
-    return list(zip(of_v.divided(v), of_u.divided(u), strict=True))
+    axes, each = tf.constant((1, 2)), zip(of_v.divided(v), of_u.divided(u), matrices, strict=True)
+    return [SingularVectors(v, u, tf.reduce_sum(tf.matmul(v, matrix) * u, axes)) for v, u, matrix in each]
 
 
-def _norms(matrices: Sequence[tf.Tensor], pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> list[tf.Tensor]:
-    """`u^T W v` of every matrix, `[count]`, for rows as `power_iteration` gives them; with gradient through W alone."""
+def _normalized(rows: tf.Tensor) -> tf.Tensor:
+    square = tf.reduce_sum(tf.square(rows), axis=-1, keepdims=True)
+    return rows * tf.math.rsqrt(tf.maximum(square, _SMALLEST_NORM**2))
+
+
+def _norms(matrices: Sequence[tf.Tensor], found: Sequence[SingularVectors]) -> list[tf.Tensor]:
+    """`u^T W v` of every matrix, `[count]`, with gradient through W alone."""
+    outer = _outer_products if cpu_kernels.has_gpus() else _outer_products_in_a_call
 
     @tf.custom_gradient
     def operation(*matrices: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        axes, products = tf.constant((1, 2)), zip(matrices, pairs, strict=True)
-        sums = [tf.reduce_sum(tf.matmul(v, matrix) * u, axes) for matrix, (v, u) in products]
-
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            scaled = zip(pairs, upstream, strict=True)
-            return [tf.matmul(v, tf.reshape(each, (-1, 1, 1)) * u, transpose_a=True) for (v, u), each in scaled]
+            products = [outer(one.v, one.u, each) for one, each in zip(found, upstream, strict=True)]
+            for product, matrix in zip(products, matrices, strict=True):
+                product.set_shape(matrix.shape)
+            return products
 
-        return sums, gradient
+        return [tf.identity(one.norm) for one in found], gradient
 
     return operation(*matrices)
+
+
+def _outer_products(v: tf.Tensor, u: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    return tf.matmul(v, tf.reshape(scale, (-1, 1, 1)) * u, transpose_a=True)
+
+
+_outer_products_in_a_call = cpu_kernels.shared_function(_ANY_ROWS, _ANY_ROWS, tf.TensorSpec([None]))(_outer_products)
 
 
 def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:

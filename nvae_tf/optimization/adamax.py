@@ -98,6 +98,11 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                 self.update_step(gradient, variable.value, learning_rate)
 
     def _update_each_if(self, grads, trainable_variables, learning_rate) -> None:
+        handle, scalar = tf.TensorSpec([], tf.resource), tf.TensorSpec([])
+
+        @cpu_kernels.shared_function(
+            tf.TensorSpec([], tf.bool), handle, handle, handle, tf.TensorSpec(None), scalar, scalar
+        )
         def update_if(condition, *arguments) -> tf.Tensor:
             def update() -> None:
                 self._update(*arguments, self._made_scalars())
@@ -105,16 +110,11 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             tf.cond(condition, update, lambda: None)
             return tf.identity(condition)
 
-        handle, scalar = tf.TensorSpec([], tf.resource), tf.TensorSpec([], tf.float32)
-        # Not inlined: a graph has it once.
-        function = tf.function(update_if, autograph=False, experimental_attributes={"_noinline": True})
-        specs = tf.TensorSpec([], tf.bool), handle, handle, handle, tf.TensorSpec(None), scalar, scalar
-        function = function.get_concrete_function(*specs)
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             handles = [each.value.handle for each in (variable, *self.slots_of(variable))]
             arguments = tf.convert_to_tensor(gradient), tf.cast(learning_rate, tf.float32), self._power
             with self._one_after_another(variable.value) as done:
-                done.append(function(self._condition, *handles, *arguments))
+                done.append(update_if(self._condition, *handles, *arguments))
 
     def _choose_updates(self, grads, trainable_variables, learning_rate) -> None:
         packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)

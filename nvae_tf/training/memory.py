@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.data.spec import check_model_fits
+from nvae_tf.layers.cpu_kernels import known_sizes
 from nvae_tf.training.graph_memory import Timeline, memory_timeline, reserved_bytes
 from nvae_tf.training.run import Images, RunLength, new_run
 from nvae_tf.training.strategy import configure_runtime
@@ -87,7 +88,8 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
     def timeline(count: int) -> Timeline:
         images, labels = tf.TensorSpec((count, *config.data.image_shape)), tf.TensorSpec([count], tf.int32)
         batch = (images, labels) if config.data.labels else images
-        return memory_timeline(step.get_concrete_function(batch))
+        with known_sizes():
+            return memory_timeline(step.get_concrete_function(batch))
 
     first = timeline(batch_size)
     trained, others = model.trainable_variables, [*model.non_trainable_variables, *model.step_guard.variables]

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from configs import digits
 from nvae_tf.data.spec import complete_config
+from nvae_tf.layers.cpu_kernels import known_sizes
 from nvae_tf.training import memory
 from nvae_tf.training.graph_memory import memory_timeline
 from nvae_tf.training.run import Images, RunLength, new_run
@@ -104,7 +105,8 @@ def test_other_batch_sizes_are_those_of_their_own_graphs(config, estimate):
     model = new_run(config, RunLength(100, 1000), Images(config.data, None, None)).model
     for size in (3, 100):
         images = tf.TensorSpec([size, *config.data.image_shape])
-        traced = tf.function(model.train_step, autograph=False).get_concrete_function(images)
+        with known_sizes():
+            traced = tf.function(model.train_step, autograph=False).get_concrete_function(images)
         assert estimate.activations_bytes(size) == pytest.approx(memory_timeline(traced).peak_bytes, rel=0.02)
     # A batch size is a multiple of the microbatches.
     estimate = memory.estimate_memory(tiny_config(accumulate_steps=4))
