@@ -83,23 +83,23 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
     # Of any length: only the learning rate depends on it.
     length = RunLength(steps_per_epoch=1000, total_steps=1_000_000)
     model = new_run(config, length, Images(config.data, None, None)).model
-    step, batch_size = tf.function(model.train_step, autograph=False), _TRACED * config.train.accumulate_steps
+    batch_size = _TRACED * config.train.accumulate_steps
 
     def timeline(count: int) -> Timeline:
         images, labels = tf.TensorSpec((count, *config.data.image_shape)), tf.TensorSpec([count], tf.int32)
         batch = (images, labels) if config.data.labels else images
-        with known_sizes():
-            return memory_timeline(step.get_concrete_function(batch))
+        return memory_timeline(tf.function(model.train_step, autograph=False).get_concrete_function(batch))
 
-    first = timeline(batch_size)
+    as_in_training = timeline(batch_size)
     trained, others = model.trainable_variables, [*model.non_trainable_variables, *model.step_guard.variables]
     state = [
         sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables)
         for variables in (trained, model.optimizer.variables, others)
     ]
-    # Before the second trace: a process that trains traces once.
-    process = max(psutil.Process().memory_info().rss - sum(state), 0) + _NODE_BYTES * first.nodes
-    second = timeline(2 * batch_size)
+    # Before more is traced: a process that trains traces once.
+    process = max(psutil.Process().memory_info().rss - sum(state), 0) + _NODE_BYTES * as_in_training.nodes
+    with known_sizes():
+        first, second = timeline(batch_size), timeline(2 * batch_size)
     if len(first.changes) != len(second.changes):
         raise RuntimeError(f"The training step's graph differs between batch sizes {batch_size} and {2 * batch_size}.")
     parameters = sum(math.prod(weight.shape) for weight in trained)
