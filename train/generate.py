@@ -23,7 +23,7 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.command_line import FOLDER, OutputPlace, output_place, parse_temperature
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, PRIORS, check, check_choice
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, PRIORS, ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures
 from nvae_tf.errors import exit_on_user_error, require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
@@ -36,7 +36,7 @@ from nvae_tf.progress import StatusLine
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
 _COMMAND = shlex.join(["nvae-generate", *sys.argv[1:]])
-# Of --output, where it is not a figure or a folder.
+# What --output can be, where it is not a figure or a folder.
 _KINDS = {"interpolate": (*FIGURES, ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": FIGURES}
 # Fields of `Originals` that a mode has no flag for.
 _WITHOUT = {"interpolate": {"count"}, "direction": {"labels"}}
@@ -44,27 +44,23 @@ _WITHOUT = {"interpolate": {"count"}, "direction": {"labels"}}
 _from_0, _from_1, _from_20 = (functools.partial(flags.DEFINE_integer, lower_bound=least) for least in (0, 1, 20))
 _from_0_0 = functools.partial(flags.DEFINE_float, lower_bound=0.0)
 _seed = functools.partial(flags.DEFINE_integer, lower_bound=0, upper_bound=LARGEST_SEED)
-_switch, _text, _words, _places = (
-    flags.DEFINE_boolean,
-    flags.DEFINE_string,
-    flags.DEFINE_list,
-    flags.DEFINE_multi_string,
-)
+_switch, _text, _words = flags.DEFINE_boolean, flags.DEFINE_string, flags.DEFINE_list
+_files = flags.DEFINE_multi_string
 
 
 def _choice(*values: str) -> functools.partial:
     return functools.partial(flags.DEFINE_enum, enum_values=values)
 
 
-_PICTURES = "Picture files: a file, a folder with all in it, or several with commas."
+_PICTURES = "Picture files: a file, a folder with all in it, or several with commas"
 _GUIDANCE = "Classifier-free guidance: 1 as trained, above 1 more typical of the class, 0 without the class."
-_COUNT = "Number of images of the data set; if not given, reconstruct takes 40, vary, direction, restore 8, encode all."
+_COUNT = "Number of images of the data set; if not given, 40 for reconstruct, all for encode, 8 for the others."
 _CLASSES = "Classes of a conditional model: 3, or 0,1,2 in turn; -1 is none. Images of the data set have theirs."
-_KEPT = "Groups, from the top, that keep their latents, the others are drawn; 0 gives samples. All if not given."
+_KEPT = "How many groups, from the top, keep their latents; the others are drawn, so 0 gives samples."
 # How the flag of a parameter is defined, and what it means; MODE.NAME where one mode's differs.
 _FLAGS = {
     "seed": (_seed, "Of the latents, and of the binarization of images."),
-    "input": (flags.DEFINE_multi_string, f"{_PICTURES} Without it, images of the data set."),
+    "input": (_files, f"{_PICTURES}; without it, images of the data set"),
     "resize": (_choice("crop", "stretch"), "How picture files get the model's size; if not given, as in training."),
     "convert": (_switch, "Convert picture files that have other channels; if not given, as in training."),
     "indices": (_words, "Numbers of images of the data set, counted from 0: 3,17."),
@@ -75,8 +71,10 @@ _FLAGS = {
     "nearest.count": (_from_1, "Number of samples."),
     "labels": (_words, _CLASSES),
     "columns": (_from_1, "Images a row at most; nearly a square if not given."),
+    "reconstruct.columns": (_from_1, "Images a row at most."),
     "mean": (_switch, "Take the posterior's means as latents, not draws."),
-    "kept_groups": (_from_0, _KEPT),
+    "kept_groups": (_from_0, f"{_KEPT} All if not given."),
+    "vary.kept_groups": (_from_0, _KEPT),
     "temperature": (_text, command_line.TEMPERATURE_HELP),
     "guidance": (flags.DEFINE_float, _GUIDANCE),
     "batch_norm_iterations": (_from_0, command_line.BATCH_NORM_HELP),
@@ -84,8 +82,8 @@ _FLAGS = {
     "interpolate.steps": (_from_1, "Steps from one image to the next."),
     "how": (_words, "spherical, linear or keep; one, or one a scale or a group."),
     "variants": (_from_1, "Number of variants of each image."),
-    "positive": (flags.DEFINE_multi_string, f"{_PICTURES} Those that have what the direction adds."),
-    "negative": (flags.DEFINE_multi_string, f"{_PICTURES} Those that lack it."),
+    "positive": (_files, f"{_PICTURES}, which have what the direction adds"),
+    "negative": (_files, f"{_PICTURES}, which lack what the direction adds"),
     "strengths": (_words, "Multiples of the direction to add; 1 is the whole difference."),
     "mask": (_text, "A picture that is white where pixels are missing."),
     "scale": (_from_1, "How many times smaller they are: 2 for half the height and width."),
@@ -101,10 +99,11 @@ _FLAGS = {
 def _parameters(mode: str) -> dict[str, Any]:
     """The names and the defaults of what a mode can be given as flags; `inspect.Parameter.empty` for none."""
     found = {name: parameter.default for name, parameter in inspect.signature(TASKS[mode]).parameters.items()}
-    if "originals" in found:
-        fields = {field.name: field.default for field in dataclasses.fields(Originals)}
-        found = {name: value for name, value in fields.items() if name not in _WITHOUT.get(mode, ())} | found
-    return {name: value for name, value in found.items() if name not in ("run", "originals")}
+    del found["run"]
+    if found.pop("originals", None) is None:
+        return found
+    fields = {field.name: field.default for field in dataclasses.fields(Originals)}
+    return {name: value for name, value in fields.items() if name not in _WITHOUT.get(mode, ())} | found
 
 
 def _define_flags(mode: str) -> None:
@@ -119,12 +118,16 @@ def _define_flags(mode: str) -> None:
     for name, default in _parameters(mode).items():
         define, meaning = _FLAGS.get(f"{mode}.{name}") or _FLAGS[name]
         is_required = default is inspect.Parameter.empty
-        if define in (_text, _words) and default is not None:
+        if is_required or default is None:
+            default = None
+        elif define in (_text, _words):
             default = list(map(str, default)) if isinstance(default, tuple) else str(default)
-        define(name, None if is_required else default, help=meaning, **({"required": True} if is_required else {}))
+        define(name, default, help=meaning, required=is_required)
     if mode != "encode":
         _switch("raw", False, "Write a bare grid of images, without labels; PNG alone.")
-        _text("each", None, "Folder for a PNG file of every image, in the model's size, besides --output.")
+        _text(
+            "each", None, "Folder for a PNG file of every image that was made, in the model's size, besides --output."
+        )
     if mode == "interpolate":
         _from_20("milliseconds", 80, "How long a GIF or WebP shows each image.")
         _switch("loop", True, "Whether a GIF or WebP repeats forever.")
@@ -143,8 +146,7 @@ def _value(name: str) -> Any:
     if name == "how":
         check(bool(value), "--how=: give spherical, linear or keep")
         return value if len(value) > 1 else value[0]
-    if name == "indices" and value is not None:
-        check(bool(value), "--indices=: give numbers of images, such as 3,17")
+    if name == "indices" and value:
         wrong = [word for word in value if not word.strip().isdecimal()]
         check(not wrong, f"--indices={','.join(value)}: {wrong[:1]} is not a whole number from 0")
         return list(map(int, value))
@@ -156,36 +158,72 @@ def _value(name: str) -> Any:
             strengths = []
         check(bool(strengths) and all(map(math.isfinite, strengths)), f"--strengths={','.join(value)}: {rule}")
         return strengths
-    return value
+    return (value or None) if name == "labels" else value
 
 
-def _checked_place(mode: str) -> OutputPlace:
-    """Where to write; all that can be wrong with it, and with flags that depend on each other, is an error."""
+def _settings(mode: str) -> dict[str, Any]:
+    """What a task gets besides the run."""
+    settings = {name: _value(name) for name in _parameters(mode)}
+    if "originals" in inspect.signature(TASKS[mode]).parameters:
+        chosen = {field.name for field in dataclasses.fields(Originals)} & {*settings}
+        settings["originals"] = Originals(**{name: settings.pop(name) for name in chosen})
+    return settings
+
+
+def _check_flags(mode: str, originals: Originals | None) -> OutputPlace:
+    """Checks flags that depend on each other; returns where to write."""
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
-    if "each" in FLAGS:
+    each = getattr(FLAGS, "each", None)
+    if mode != "encode":
         check(not FLAGS.raw or place.kind == ".png", f"--raw --output={FLAGS.output}: a bare grid is a .png file")
-        if FLAGS.each is not None:
-            output_place(os.path.join(FLAGS.each, ""), (FOLDER,), FLAGS.overwrite, "each")
+        if each is not None:
+            output_place(os.path.join(each, ""), (FOLDER,), FLAGS.overwrite, "each")
         if place.kind in FIGURES:
             require("matplotlib", "reports")
-    with_pictures = {"resize", "convert"} if "input" in FLAGS and FLAGS.input or mode == "direction" else set()
-    with_pictures |= {"resize"} if mode == "restore" and FLAGS.mask else set()
-    for name in {"resize", "convert"} - with_pictures:
-        text = f"--{name} is for pictures of --input; those of the data set come as trained"
-        check(name not in FLAGS or FLAGS[name].value is None, text)
+    if originals is not None:
+        has_pictures = bool(originals.input) or mode == "direction"
+        uses = {"resize": has_pictures or (mode == "restore" and FLAGS.mask), "convert": has_pictures}
+        for name, has_use in uses.items():
+            text = f"--{name} is for pictures of --input; those of the data set come as trained"
+            check(bool(has_use) or FLAGS[name].value is None, text)
     if mode == "restore":
-        given = [f"--{name}" for name in ("mask", "scale", "blur") if FLAGS[name].value != FLAGS[name].default]
-        check(len(given) < 2, f"{' and '.join(given)}: give one of them")
-        check(given or FLAGS.noise, "no degradation given: give --mask, --scale or --blur, or --noise alone")
         command_line.check_exists("mask", FLAGS.mask)
-    if mode == "interpolate":
-        which = "give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data set, as --indices=3,17"
-        check(bool(FLAGS.input or FLAGS.indices), f"between which images? {which}")
-    if mode == "decode":
-        command_line.check_exists("input", FLAGS.input)
+    if mode == "direction":
+        find_pictures([*_value("positive"), *_value("negative")])
+    if mode == "decode" and not pathlib.Path(FLAGS.input).is_file():
+        raise FileNotFoundError(f"--input={FLAGS.input}: no such file; nvae-generate encode writes one")
     if mode == "nearest" and FLAGS.json:
         output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
+    # Files have the originals' names, but for a path's.
+    if (place.kind == FOLDER or each) and mode != "interpolate":
+        names = (read_flat_latents(FLAGS.input).names or []) if mode == "decode" else []
+        if originals is not None:
+            pictures = [name for _, name in find_pictures(originals.input or [])]
+            names = pictures or list(map(str, originals.indices or []))
+        image_grid.picture_names(names)  # Fail early on duplicate names.
     return place
+
+
+class _LazyRun:
+    """A run whose settings are read and whose model is loaded when a task asks for them."""
+
+    def __init__(self, workdir: pathlib.Path, checkpoint: str):
+        self._workdir, self._checkpoint = workdir, checkpoint
+
+    @functools.cached_property
+    def config(self) -> ExperimentConfig:
+        from nvae_tf.training.run_folder import RunFolder, read_run_config
+
+        return read_run_config(RunFolder(self._workdir))
+
+    @functools.cached_property
+    def _loaded(self) -> Any:
+        from nvae_tf.training.loading import load_run
+
+        return load_run(self._workdir, self._checkpoint)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loaded, name)
 
 
 def _write(run: Any, place: OutputPlace, made: Made) -> None:
@@ -211,22 +249,11 @@ def _write(run: Any, place: OutputPlace, made: Made) -> None:
 
 def _main(mode: str) -> None:
     """Checks the flags before TensorFlow is started, does what the mode does, writes and reports it in a line."""
-    settings = {name: _value(name) for name in _parameters(mode)}
-    if "originals" in inspect.signature(TASKS[mode]).parameters:
-        chosen = {field.name for field in dataclasses.fields(Originals)} & {*settings}
-        settings["originals"] = Originals(**{name: settings.pop(name) for name in chosen})
-    place = _checked_place(mode)
-    if getattr(FLAGS, "input", None) and (place.kind == FOLDER or getattr(FLAGS, "each", None)):
-        if mode == "decode":
-            names = read_flat_latents(FLAGS.input).names or []
-        else:
-            names = [name for _, name in find_pictures(settings["originals"].input)]
-        image_grid.picture_names(names)  # Fail early on duplicate names.
+    settings = _settings(mode)
+    place = _check_flags(mode, settings.get("originals"))
     workdir = command_line.run_folder(FLAGS.workdir)
     start_tensorflow_quietly()
-    from nvae_tf.training.loading import load_run
-
-    run = load_run(workdir, FLAGS.checkpoint)
+    run = _LazyRun(workdir, FLAGS.checkpoint)
     made = TASKS[mode](run, **settings)
     _write(run, place, made)
     StatusLine().keep(f"{made.text}, from step {run.step:,}, in {place.path}")

@@ -184,7 +184,7 @@ def downloaded_inception(
 def graph_content(file: pathlib.Path) -> bytes:
     """The graph's file as bytes, from itself or from the archive that it is in."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such file; {_HELP}")
+        raise FileNotFoundError(f"{file}: no such file; {_HELP}")
     # Any file of zeros is a tar archive, so its name decides.
     if not file.name.endswith((".tgz", ".tar.gz", ".tar")):
         return file.read_bytes()

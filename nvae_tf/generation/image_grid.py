@@ -108,9 +108,14 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
 
 
 def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str]) -> None:
-    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG file of its size."""
+    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG file of its size.
+
+    Of `[count, variants, height, width, channels]` the files' names have a number besides.
+    """
     for name, image in zip(picture_names(names), images, strict=True):
-        write_png(folder / name, image_grid(image[np.newaxis]))
+        for number, variant in enumerate(image if image.ndim == 4 else [image]):
+            file = f"{name.removesuffix('.png')}_{number:03d}.png" if image.ndim == 4 else name
+            write_png(folder / file, image_grid(variant[np.newaxis]))
 
 
 def picture_names(names: Sequence[str]) -> list[str]:

@@ -1,10 +1,15 @@
 """What `nvae-generate` does, a function for each of its modes: images from the model of a run, and a figure of them.
 
-    made = tasks.sample(load_run("runs/digits"), count=16, temperature=0.7)
-    made.images; made.draw(figures.Provenance("digits"))
+    from nvae_tf.generation import tasks
+    from nvae_tf.reports import figures
+    from nvae_tf.training.loading import load_run
 
-A function gets a run, and where it starts from images the choice of them. Its docstring is the manual page of the mode,
-its parameters and the fields of `Originals` are flags.
+    run = load_run("runs/digits")
+    made = tasks.sample(run, count=16, temperature=0.7)
+    made.images; made.draw(figures.Provenance("digits", step=run.step, **made.origin))
+
+Each function takes a run and, where it starts from images, an `Originals`. Its docstring is the mode's manual page; its
+parameters, and the fields of `Originals`, are the flags. It checks them before it asks for the run's model.
 """
 
 import dataclasses
@@ -16,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nvae_tf.config import PRIORS, ExperimentConfig, check
-from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
+from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model
+from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.progress import ImageProgress, StatusLine
 
 if TYPE_CHECKING:
@@ -25,21 +31,22 @@ if TYPE_CHECKING:
     from nvae_tf.reports.figures import Provenance
     from nvae_tf.training.loading import TrainedRun
 
-Temperature, Labels, Places = float | Sequence[float], Sequence[int | str] | None, Sequence[str]
+Temperature, Labels = float | Sequence[float], int | Sequence[int | str] | np.ndarray | None
 
 
 class Made(NamedTuple):
-    """What a task has made: a line about it and images `[count, height, width, channels]` in [0, 1] with their names.
+    """What a task has made; None for what it does not make.
 
-    `draw` makes a figure of them (it needs matplotlib), of whose `Provenance` a task knows the `origin`. Latents are
-    arrays to be stored, metrics numbers. None for what a task does not make.
+    `text` is a line about it. Images are `[count, height, width, channels]` in [0, 1], or `[originals, variants, ...]`,
+    with a name for each (or for each original). `draw` makes a figure of them, which needs matplotlib; `origin` has the
+    fields of its `Provenance` that the task knows. Latents, with the `labels` they belong to, are arrays to be stored.
     """
 
     text: str
     images: np.ndarray | None = None
     names: Sequence[str] | None = None
     draw: "Callable[[Provenance], Figure] | None" = None
-    origin: dict[str, Any] = {}
+    origin: dict[str, Any] | None = None
     latents: Sequence[np.ndarray] | None = None
     labels: np.ndarray | None = None
     metrics: dict[str, Any] | None = None
@@ -50,9 +57,10 @@ class Originals:
     """Which images a task starts from: picture files, or images of the run's data set.
 
     `input` are files and folders; `resize` ("crop", "stretch") and `convert` bring them to the model's form, None as in
-    training. Of the data set they are the `indices`, counted from 0, or the first `count` of a `split`; `data_path` is
-    where it lies now. `labels` are classes in turn for those of a conditional model; the data set's have theirs.
-    ValueError: two ways to choose at once.
+    training. Images of the data set are those numbered `indices` (from 0), or the first `count` of a `split`;
+    `data_path` is where they lie now. `labels` are classes, taken in turn; without them the data set's own are used.
+
+    ValueError: two ways to choose at once, or no indices; FileNotFoundError where `input` is missing.
     """
 
     input: Places | None = None
@@ -65,8 +73,9 @@ class Originals:
     labels: Labels = None
 
     def __post_init__(self):
-        given = [f"--{name}" for name in ("input", "indices", "count") if getattr(self, name)]
+        given = [f"--{name}" for name in ("input", "indices", "count") if getattr(self, name) is not None]
         check(len(given) < 2, f"{' and '.join(given)}: give one of them, each says which images to take")
+        check(self.indices is None or len(self.indices) > 0, "--indices=: give numbers of images, such as 3,17")
         if self.input:
             check(self.data_path is None, "--input and --data_path: give one of them")
             find_pictures(self.input)
@@ -85,7 +94,7 @@ class Originals:
         labels = None
         if self.input:
             images, names = self.pictures(config, self.input, seed)
-            words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(self.input)}"
+            words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(_listed(self.input))}"
         else:
             from nvae_tf.data.pipeline import chosen_images, chosen_labels
             from nvae_tf.data.sources import load_split
@@ -96,10 +105,10 @@ class Originals:
             images, names = chosen_images(source, spec, self.split, self.indices, self.count, at_most, seed)
             words = f"image{'' if len(images) == 1 else 's'} of the {self.split} part"
             labels = chosen_labels(source, len(images), self.indices) if spec.labels else None
-        labels = _classes(config, self.labels, len(images)) if self.labels else labels
+        labels = labels if self.labels is None else _classes(config, self.labels, len(images))
         return images, labels, names, f"{len(images):,} {words}"
 
-    def in_words(self, *details: str | None) -> str | None:
+    def data_words(self, *details: str | None) -> str | None:
         """Which images they are, as a figure's last line says it, with details."""
         return _joined(None if self.input else f"{self.split} images", _class_words(self.labels), *details)
 
@@ -130,6 +139,7 @@ def sample(
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
     from nvae_tf.generation.sampling import generate_images
 
+    _plan(run, temperature)
     classes, model = _classes(run.config, labels, count), run.model
     if batch_norm_iterations:
         model, text = readjusted(model, temperature, batch_norm_iterations, seed=seed, prior=prior)
@@ -170,18 +180,18 @@ def reconstruct(
     """
     from nvae_tf.generation.sampling import checked_kept_groups, reconstruct_images
 
-    kept = checked_kept_groups(kept_groups, run.model.plan)
+    plan = _plan(run, temperature)
+    kept, groups = checked_kept_groups(kept_groups, plan), plan.num_groups
     images, labels, names, words = originals.load(run.config, seed, 40)
     progress = _progress(len(images))
     made = reconstruct_images(run.model, images, kept, temperature, seed, mean, progress, labels)
-    groups = run.model.plan.num_groups
     which = "" if kept == groups else f" of the top {kept} of {groups} groups; the others are drawn from the prior"
     return Made(
         f"{words}, reconstructed" + ("" if kept == groups else f" from the top {kept} of {groups} groups"),
         made,
         names,
         lambda about: _figures().reconstructions(images, made, about, which, columns),
-        dict(seed=seed, temperature=temperature if which else None, data=originals.in_words()),
+        dict(seed=seed, temperature=temperature if which else None, data=originals.data_words()),
     )
 
 
@@ -207,7 +217,9 @@ def interpolate(
     """
     from nvae_tf.generation.sampling import interpolate_images, ways_of_groups
 
-    ways_of_groups(how, run.model.plan.latent_shapes())
+    which = "give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data set, as --indices=3,17"
+    check(originals.input is not None or originals.indices is not None, f"between which images? {which}")
+    ways_of_groups(how, _plan(run).latent_shapes())
     images, labels, _, words = originals.load(run.config, seed)
     progress = _progress((len(images) - 1) * (steps - 1))
     path = interpolate_images(run.model, images, steps, how, seed, mean, progress, labels)
@@ -216,7 +228,7 @@ def interpolate(
         path,
         [f"image_{number:05d}" for number in range(len(path))],
         lambda about: _figures().interpolation(images, path, steps, about),
-        dict(seed=seed, data=originals.in_words()),
+        dict(seed=seed, data=originals.data_words()),
     )
 
 
@@ -241,11 +253,11 @@ def vary(
     """
     from nvae_tf.generation.sampling import checked_kept_groups, vary_images
 
-    kept = checked_kept_groups(kept_groups, run.model.plan)
+    plan = _plan(run, temperature)
+    kept, groups = checked_kept_groups(kept_groups, plan), plan.num_groups
     images, labels, names, words = originals.load(run.config, seed, 8)
     progress = _progress(len(images) * variants)
     made = vary_images(run.model, images, kept, variants, temperature, seed, mean, progress, labels)
-    groups = run.model.plan.num_groups
     text = f"The rest of the {groups} groups have the original's latents; group 0 is the coarsest."
 
     def draw(about: "Provenance") -> "Figure":
@@ -254,9 +266,10 @@ def vary(
 
     return Made(
         f"{variants:,} variants of each of {words}, with the latents of the top {kept} of {groups} groups kept",
-        *_numbered(made, names),
+        made,
+        names,
         draw,
-        dict(seed=seed, temperature=temperature, data=originals.in_words()),
+        dict(seed=seed, temperature=temperature, data=originals.data_words()),
     )
 
 
@@ -288,16 +301,20 @@ def direction(
     step = latent_direction(run.model, added, subtracted)
     progress = _progress(len(images) * len(strengths))
     made = move_images(run.model, images, step, strengths, seed, mean, progress, labels)
-    plus, minus = (", ".join(pathlib.Path(place).name for place in places) for places in (positive, negative))
+    plus, minus = (", ".join(pathlib.Path(place).name for place in _listed(side)) for side in (positive, negative))
     text = f"Below each: the multiple of the difference of the mean latents, {plus} minus {minus}, that is added."
     notes = [f"{strength:g}" for strength in strengths]
 
     def draw(about: "Provenance") -> "Figure":
         return _figures().variants(images, made, "moved along the direction", text, about, notes)
 
-    of = f"the difference of {len(added)} and {len(subtracted)} pictures, times {', '.join(notes)}"
-    origin = dict(seed=seed, data=originals.in_words())
-    return Made(f"{words}, moved by {of}", *_numbered(made, names), draw, origin)
+    return Made(
+        f"{words}, moved by the difference of {len(added)} and {len(subtracted)} pictures, times {', '.join(notes)}",
+        made,
+        names,
+        draw,
+        dict(seed=seed, data=originals.data_words()),
+    )
 
 
 def restore(
@@ -324,12 +341,16 @@ def restore(
     data set are made so, and the figure shows them too. Its last column is the deviation of a pixel over restorations
     from --starts draws of the latents: bright where the answer is open. Files of a folder have the originals' names.
     """
-    degraded = {"mask": mask, "scale": None if scale == 1 else scale, "blur": blur, "noise": noise}
-    degraded = {name: value for name, value in degraded.items() if value}
     from nvae_tf.data.pipeline import stored_spec
     from nvae_tf.generation.sampling import operator_of, restore_images
     from nvae_tf.models.restoration import measured
 
+    degraded = (("mask", mask), ("scale", scale if scale > 1 else None), ("blur", blur), ("noise", noise))
+    # Only the file name of a mask.
+    details = [f"{name} {pathlib.Path(str(value)).name}" for name, value in degraded if value]
+    given = [f"--{name}" for name, value in degraded[:3] if value]
+    check(len(given) < 2, f"{' and '.join(given)}: give one of them")
+    check(bool(details), "no degradation given: give --mask, --scale or --blur, or --noise alone")
     operator, spec = operator_of(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
     spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
     of_images = dataclasses.replace(run.config, data=spec) if originals.input else run.config
@@ -343,9 +364,7 @@ def restore(
 
         return restorations(shown, made, None if originals.input else images, deviation, about)
 
-    # Of a mask's path the name.
-    details = [f"{name} {pathlib.Path(str(value)).name}" for name, value in degraded.items()]
-    return Made(f"{words}, restored", made, names, draw, dict(seed=seed, data=originals.in_words(*details)))
+    return Made(f"{words}, restored", made, names, draw, dict(seed=seed, data=originals.data_words(*details)))
 
 
 def encode(run: "TrainedRun", originals: Originals, *, seed: int = 1, mean: bool = False) -> Made:
@@ -386,16 +405,16 @@ def decode(
     from nvae_tf.generation.latents_file import load_latents
     from nvae_tf.generation.sampling import checked_kept_groups, generator_of
 
-    kept = checked_kept_groups(kept_groups, run.model.plan)
-    latents, names, stored = load_latents(input, run.model.plan)
+    plan = _plan(run, temperature)
+    kept = checked_kept_groups(kept_groups, plan)
+    latents, names, stored = load_latents(input, plan)
     count = len(latents[0])
     names = names or [f"decoded_{number:05d}" for number in range(count)]
-    classes = _classes(run.config, labels, count) if labels else stored
+    classes = stored if labels is None else _classes(run.config, labels, count)
     generator = generator_of(run.model)
     images = generator.generate(count, temperature, seed, _progress(count), latents[:kept], classes)
     # With all latents given, nothing is drawn at random.
     drawn = dict(seed=seed, temperature=temperature) if kept < len(latents) else {}
-
     return Made(
         f"{count:,} images of latents in {input}",
         images,
@@ -430,6 +449,7 @@ def nearest(
     from nvae_tf.generation.sampling import generate_images, nearest_images
     from nvae_tf.training.loading import spec_to_read
 
+    _plan(run, temperature)
     spec = spec_to_read(run.config, data_path)
     source = load_split(spec, split, StatusLine().report())
     check(neighbors <= source.count, f"--neighbors={neighbors}: the {split} part has only {source.count} images")
@@ -463,11 +483,20 @@ TASKS = {
 }
 
 
+def _plan(run: "TrainedRun", temperature: Temperature = 1.0) -> LatentPlan:
+    """The run's latent groups, which the temperature fits."""
+    from nvae_tf.models.latents import temperatures_of_groups
+
+    plan = latent_plan(run.config.model)
+    temperatures_of_groups(temperature, plan)
+    return plan
+
+
 def _classes(config: ExperimentConfig, labels: Labels, count: int) -> np.ndarray | None:
-    """Classes in turn, for so many images."""
-    if not labels:
+    """Classes, taken in turn, for so many images."""
+    if labels is None:
         return None
-    words = [str(label).strip() for label in labels]
+    words = [str(label).strip() for label in np.atleast_1d(labels)]
     names = f"classes 0 to {config.model.num_classes - 1}" if config.model.num_classes else "no classes"
     for word in words:
         known = word == "-1" or (word.isdecimal() and int(word) < config.model.num_classes)
@@ -476,18 +505,15 @@ def _classes(config: ExperimentConfig, labels: Labels, count: int) -> np.ndarray
 
 
 def _class_words(labels: Labels) -> str | None:
-    return f"classes {', '.join(map(str, labels))}" if labels else None
+    return None if labels is None else f"classes {', '.join(map(str, np.atleast_1d(labels)))}"
+
+
+def _listed(places: Places) -> list[str]:
+    return [str(place) for place in ([places] if isinstance(places, str | os.PathLike) else places)]
 
 
 def _joined(*parts: str | None) -> str | None:
     return ", ".join(filter(None, parts)) or None
-
-
-def _numbered(made: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Variants `[originals, variants, ...]` one after another, and names: the originals' with a number."""
-    stems = [os.path.splitext(name)[0] for name in names]
-    numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(made.shape[1])]
-    return made.reshape(-1, *made.shape[2:]), numbered
 
 
 def _figures() -> Any:

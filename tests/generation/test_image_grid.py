@@ -107,6 +107,9 @@ def test_a_picture_each_in_its_own_size_and_none_replaces_another(tmp_path):
     for name, image in zip(("a.png", "sub/b.png", "c.png"), images, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / name)), np.rint(image * 255))
     assert picture_names(["a.jpg", "a.webp", "b.jpg"]) == ["a.jpg.png", "a.webp.png", "b.png"]
+    write_pictures(tmp_path / "variants", np.stack([images[:2]] * 2), ["a.jpg", "a.webp"])
+    found = [file.name for file in sorted((tmp_path / "variants").iterdir())]
+    assert found == [f"a.{kind}_{number:03d}.png" for kind in ("jpg", "webp") for number in (0, 1)]
     for names in (["a.jpg", "a.jpg"], ["a.jpg", "a.webp", "a.jpg.png"]):
         with pytest.raises(ValueError, match="two pictures would be called a.jpg.png"):
             picture_names(names)
