@@ -22,7 +22,7 @@ ARROWS = {
     "distributions": {"config", "layers"},  # of the layers only `fan_out`
     "flows": {"layers"},
     "objective": SETTINGS | {"layers", "distributions", "replicas"},
-    "optimization": {"layers"},  # of the layers only `Packing`
+    "optimization": {"layers"},  # how many nodes they make of many tensors
     "models": BELOW_MODELS | {"progress"},  # a bar where a batch size is given
     "errors": set(),
     "replicas": set(),

@@ -1,7 +1,7 @@
 """Operations in forms that are faster on CPUs, need less memory, or add in a fixed order.
 
 Each names or has beside it the plain TensorFlow expression that it equals. A form that is slower on GPUs is left out
-there (`has_gpus`, `on_one_cpu`, `has_cpu_forms`).
+there (`has_gpus`, `on_one_cpu`, `has_cpu_forms`). `shared_function` makes graphs smaller.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ _SIZED = contextvars.ContextVar("sized", default=False)
 
 
 def shared_function(*specs: tf.TensorSpec) -> Callable[[Callable], Callable]:
-    """Makes of a function one that a training graph has once, not inlined, for tensors of all shapes that fit.
+    """Turns a function into one that a training graph contains once, not inlined, for all shapes that fit.
 
-    Each node of a graph takes time before the first step, and memory. For CPUs: GPUs run a graph's nodes as they are.
+    Each node of a graph takes time before the first step, and memory.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -36,7 +36,7 @@ def shared_function(*specs: tf.TensorSpec) -> Callable[[Callable], Callable]:
 
 @contextlib.contextmanager
 def known_sizes() -> Iterator[None]:
-    """Traces a function of `shared_function` for each size, so that a graph tells how much memory it takes."""
+    """Inside the block such functions are traced for each size, so that a graph tells how much memory it takes."""
     token = _SIZED.set(True)
     try:
         yield

@@ -48,7 +48,7 @@ class ForwardPass:
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
     _constants: dict[Any, tf.Tensor] = dataclasses.field(default_factory=dict)
 
-    def constant(self, value: float | tuple[int, ...]) -> tf.Tensor:
+    def constant(self, value: float) -> tf.Tensor:
         """As `tf.constant`, but one node for all uses in a graph."""
         key = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph(), value
         if key not in self._constants:

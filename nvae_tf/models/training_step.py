@@ -178,9 +178,11 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
         model.optimizer.apply(gradients, model.trainable_weights)
 
     optimizer = model.optimizer
-    can_choose = _is_small_program(model) or not (cpu_kernels.has_gpus() or tf.distribute.has_strategy())
-    is_plain = isinstance(optimizer, NVAEAdamax) and not (optimizer.use_ema or optimizer.gradient_accumulation_steps)
-    if can_choose and is_plain:
+    is_graph_of_cpus = not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy())
+    is_plain = isinstance(optimizer, NVAEAdamax) and not (
+        optimizer.use_ema or optimizer.weight_decay or optimizer.gradient_accumulation_steps
+    )
+    if is_plain and (is_graph_of_cpus or _is_small_program(model)):
         optimizer.apply_if(applies, gradients, model.trainable_weights)
     else:
         _on_all_replicas_if(applies, apply, gradients)
@@ -210,7 +212,7 @@ def _forward_pass(model: "NVAE", **settings) -> ForwardPass:
 
 
 def _is_small_program(model: "NVAE") -> bool:
-    # What makes it smaller still takes longer on CPUs, which need not compile it.
+    # Joining small weights takes longer on CPUs, which need not compile the program.
     return model.scan and replica_count() == 1 and cpu_kernels.has_gpus()
 
 

@@ -1,7 +1,7 @@
 """The Adamax of the published training runs, and the exponential moving averages that any Keras optimizer can keep."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -70,14 +70,16 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """`apply` if a condition holds, in a program that is as small as can be; for one replica.
 
         For GPUs it is a choice between values: of a branch XLA's program would have each variable nine times, with
-        copies among them. On CPUs it is a function that is called for each weight. Averages of the weights (`use_ema`)
-        move even if the condition does not hold.
+        copies among them. On CPUs one function, called for each weight, has the condition inside. What Keras does
+        besides (`use_ema`, `weight_decay`) happens even if the condition does not hold.
         """
         self._condition = condition
-        # Nothing, the count of steps neither, before it is known that there is no error.
-        with tf.control_dependencies(None if tf.executing_eagerly() else [condition]):
-            self.apply(grads, trainable_variables)
-        self._condition = None
+        try:
+            # Nothing may change, not even the step count, before it is known that there is no error.
+            with tf.control_dependencies(None if tf.executing_eagerly() else [condition]):
+                self.apply(grads, trainable_variables)
+        finally:
+            self._condition = None
         self.iterations.assign_sub(tf.where(condition, 0, 1))
 
     def _made_scalars(self) -> dict[str, tf.Tensor]:
@@ -113,8 +115,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             handles = [each.value.handle for each in (variable, *self.slots_of(variable))]
             arguments = tf.convert_to_tensor(gradient), tf.cast(learning_rate, tf.float32), self._power
-            with self._one_after_another(variable.value) as done:
-                done.append(update_if(self._condition, *handles, *arguments))
+            self._in_turn(variable.value, update_if, self._condition, *handles, *arguments)
 
     def _choose_updates(self, grads, trainable_variables, learning_rate) -> None:
         packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
@@ -138,10 +139,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable."""
         handles = [each.handle for each in (variable, *(slot.value for slot in self.slots_of(variable)))]
-        with self._one_after_another(variable) as done:
-            done.append(
-                self._update(*handles, gradient, tf.cast(learning_rate, tf.float32), self._power, self._scalars)
-            )
+        rate = tf.cast(learning_rate, tf.float32)
+        self._in_turn(variable, self._update, *handles, gradient, rate, self._power, self._scalars)
 
     def _update(self, weight, momentum, norm, gradient, rate, power, scalars) -> tf.Operation | None:
         """One step of the variables with these handles.
@@ -149,7 +148,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         TensorFlow's own kernel has `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered
         first so that u decays, this is the rule above, in half of the passes over the memory.
         """
-        # In place: new memory for it at each step would lie among that of activations, which grows into the gaps.
+        # In place: a new buffer at each step would lie among those of the activations and fragment the memory.
         lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=tf.fill(tf.shape(gradient), scalars["shift"]))
         with tf.control_dependencies(None if tf.executing_eagerly() else [lowered]):
             decayed = gradient + scalars["l2"] * tf.raw_ops.ReadVariableOp(resource=weight, dtype=tf.float32)
@@ -165,15 +164,13 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             grad=decayed,
         )
 
-    @contextlib.contextmanager
-    def _one_after_another(self, variable: Any) -> Iterator[list]:
-        """Large variables, in a graph: takes what the block makes, after which the next of the device begins."""
-        is_large = not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE
-        latest, made = self._latest.get(variable.device), []
+    def _in_turn(self, variable: tf.Variable, update: Callable, *arguments: Any) -> None:
+        """Calls `update`; in a graph, large variables of a device are updated one after another."""
+        latest = self._latest.get(variable.device)
         with tf.control_dependencies([] if latest is None else [latest]):
-            yield made
-        if is_large:
-            (self._latest[variable.device],) = made
+            done = update(*arguments)
+        if not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE:
+            self._latest[variable.device] = done
 
     def get_config(self) -> dict:
         settings = {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}

@@ -48,7 +48,6 @@ class Timeline(NamedTuple):
 
     changes: np.ndarray  # bytes, positive where a buffer is allocated and negative where it is freed, `[events]`
     buffers: np.ndarray  # which buffer that is, `[events]`; each is allocated once and freed once
-    nodes: int  # of the graph and of each function that it calls
     unknown: tuple[str, ...]  # operations with outputs of unknown size, which are counted as nothing
 
     @property
@@ -69,9 +68,14 @@ def memory_timeline(function: tf.types.experimental.ConcreteFunction) -> Timelin
     walk = _Walk(graph)
     arguments = [_Buffer(_size_in_bytes(tensor) or 0) for tensor in graph.inputs]
     walk.release(walk.run(graph, len(graph.outputs), arguments, is_held=True))
-    graphs = {id(called.graph): called.graph for called in walk.functions.values()} | {id(graph): graph}
     changes, buffers = np.array(walk.events, np.int64).reshape(-1, 2).T
-    return Timeline(changes, buffers, sum(len(each.get_operations()) for each in graphs.values()), tuple(walk.unknown))
+    return Timeline(changes, buffers, tuple(walk.unknown))
+
+
+def number_of_nodes(graph: tf.Graph) -> int:
+    """The operations of a graph and of each function that it calls."""
+    graphs = {id(called.graph): called.graph for called in graph._functions.values()} | {id(graph): graph}
+    return sum(len(each.get_operations()) for each in graphs.values())
 
 
 class _Buffer:

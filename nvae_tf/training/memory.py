@@ -13,7 +13,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.layers.cpu_kernels import known_sizes
-from nvae_tf.training.graph_memory import Timeline, memory_timeline, reserved_bytes
+from nvae_tf.training.graph_memory import Timeline, memory_timeline, number_of_nodes, reserved_bytes
 from nvae_tf.training.run import Images, RunLength, new_run
 from nvae_tf.training.strategy import configure_runtime
 
@@ -21,7 +21,7 @@ GIB = 2**30
 # Not measured: CUDA's context and libraries, and the scratch memory of convolutions as a fraction of the step's.
 GPU_BASE_BYTES = GIB
 _GPU_SCRATCH = 0.1
-# What the runtime allocates per node at the first step, measured on CPUs: 21 to 27 kB in graphs of 13,000 to 19,000.
+# What the runtime allocates per node at the first step, measured on CPUs: 21 to 27 kB in graphs of 12,000 to 19,000.
 _NODE_BYTES = 22_000
 # Traced at so many images, and at twice as many, times train.accumulate_steps; other sizes follow, because every tensor
 # grows linearly. Not at multiples of 32, whether a slice of a tensor is a view depends on its alignment.
@@ -85,21 +85,21 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
     model = new_run(config, length, Images(config.data, None, None)).model
     batch_size = _TRACED * config.train.accumulate_steps
 
-    def timeline(count: int) -> Timeline:
+    def traced(count: int) -> tf.types.experimental.ConcreteFunction:
         images, labels = tf.TensorSpec((count, *config.data.image_shape)), tf.TensorSpec([count], tf.int32)
         batch = (images, labels) if config.data.labels else images
-        return memory_timeline(tf.function(model.train_step, autograph=False).get_concrete_function(batch))
+        return tf.function(model.train_step, autograph=False).get_concrete_function(batch)
 
-    as_in_training = timeline(batch_size)
+    nodes = number_of_nodes(traced(batch_size).graph)
     trained, others = model.trainable_variables, [*model.non_trainable_variables, *model.step_guard.variables]
     state = [
         sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables)
         for variables in (trained, model.optimizer.variables, others)
     ]
     # Before more is traced: a process that trains traces once.
-    process = max(psutil.Process().memory_info().rss - sum(state), 0) + _NODE_BYTES * as_in_training.nodes
+    process = max(psutil.Process().memory_info().rss - sum(state), 0) + _NODE_BYTES * nodes
     with known_sizes():
-        first, second = timeline(batch_size), timeline(2 * batch_size)
+        first, second = (memory_timeline(traced(count)) for count in (batch_size, 2 * batch_size))
     if len(first.changes) != len(second.changes):
         raise RuntimeError(f"The training step's graph differs between batch sizes {batch_size} and {2 * batch_size}.")
     parameters = sum(math.prod(weight.shape) for weight in trained)

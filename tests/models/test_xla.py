@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import batch_noise
+from nvae_tf.optimization import NVAEAdamax
 from tests.command_fixtures import run
 from tests.tiny_model import assert_near, assert_same, tiny_model, values
 
@@ -41,9 +42,9 @@ def test_the_training_step_is_compiled_once():
     assert len(compilations) == 1, compilations
 
 
-def model_of(groups=2, **settings):
+def model_of(groups=2, adamax=False, **settings):
     # At rate 1 and with momentum, weights and slots show the gradients themselves.
-    optimizer = keras.optimizers.SGD(1.0, momentum=0.9)
+    optimizer = NVAEAdamax() if adamax else keras.optimizers.SGD(1.0, momentum=0.9)
     return tiny_model(optimizer, num_latent_scales=1, num_groups_per_scale=groups, num_flows=1, **settings)
 
 
@@ -72,8 +73,8 @@ def given_draws(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "scan"),
-    [(dict(recompute="all", accumulate_steps=4), False), (dict(groups=4), True)],
-    ids=["recomputed in parts", "with a loop"],
+    [(dict(recompute="all", accumulate_steps=4), False), (dict(groups=4), True), (dict(adamax=True), False)],
+    ids=["recomputed in parts", "with a loop", "Adamax"],
 )
 def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(settings, scan, given_draws):
     plain, model = model_of(**settings), model_of(**settings)

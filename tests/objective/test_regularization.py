@@ -3,9 +3,15 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.flows import FlowCells
-from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
+from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution, cpu_kernels
 from nvae_tf.objective import SpectralRegularizer, batch_norm_loss, gradients_after_network
 from tests.tiny_model import assert_same, values
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["CPU", "GPU"])
+def has_gpus(request, monkeypatch):
+    """The forms of both."""
+    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: request.param)
 
 
 def convolutions():
@@ -21,7 +27,7 @@ def convolutions():
 
 
 def pass_of(stacks):
-    forward = ForwardPass()
+    forward = ForwardPass(training=True)
     for stack in stacks:
         stack.weights_of(forward)
     return forward

@@ -143,7 +143,7 @@ def events(*steps):
     names = [step[0] for step in steps]
     signs = [1 if isinstance(step, tuple) else -1 for step in steps]
     changes = [sign * sizes[name] * 2**20 for name, sign in zip(names, signs, strict=True)]
-    return Timeline(np.array(changes), np.array([numbers[name] for name in names]), len(names), ())
+    return Timeline(np.array(changes), np.array([numbers[name] for name in names]), ())
 
 
 PLACES = {
@@ -165,4 +165,4 @@ def test_where_the_last_buffer_ends(case):
 
 
 def test_sizes_are_rounded_and_empty_buffers_take_nothing():
-    assert reserved_bytes(Timeline(np.array([1, 257, 0, 0, -1, -257]), np.array([0, 1, 2, 2, 0, 1]), 6, ())) == 768
+    assert reserved_bytes(Timeline(np.array([1, 257, 0, 0, -1, -257]), np.array([0, 1, 2, 2, 0, 1]), ())) == 768
