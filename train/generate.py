@@ -148,7 +148,7 @@ def _value(name: str) -> Any:
         return value if len(value) > 1 else value[0]
     if name == "indices" and value:
         wrong = [word for word in value if not word.strip().isdecimal()]
-        check(not wrong, f"--indices={','.join(value)}: {wrong[:1]} is not a whole number from 0")
+        check(not wrong, f"--indices={','.join(value)}: {', '.join(wrong[:1])!r} is not a whole number from 0")
         return list(map(int, value))
     if name == "strengths":
         rule = "give numbers, such as -1,0,1,2; 1 is the whole difference"
@@ -199,7 +199,8 @@ def _check_flags(mode: str, originals: Originals | None) -> OutputPlace:
         names = (read_flat_latents(FLAGS.input).names or []) if mode == "decode" else []
         if originals is not None:
             pictures = [name for _, name in find_pictures(originals.input or [])]
-            names = pictures or list(map(str, originals.indices or []))
+            names, indices = pictures, originals.indices or []
+            check(len({*indices}) == len(indices), "--indices: an image is given twice, but files need different names")
         image_grid.picture_names(names)  # Fail early on duplicate names.
     return place
 

@@ -131,7 +131,8 @@ def picture_names(names: Sequence[str]) -> list[str]:
     counts = collections.Counter(short)
     files = [file if counts[file] == 1 else f"{name}.png" for file, name in zip(short, names, strict=True)]
     for file, count in collections.Counter(files).items():
-        check(count == 1, f"two pictures would be called {file}: one would replace the other; rename one")
+        fix = "one would replace the other; rename one, or give the folder above both"
+        check(count == 1, f"two pictures would be called {file}: {fix}")
     return files
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from nvae_tf.config import PRIORS, ExperimentConfig, check
 from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model
 from nvae_tf.latent_plan import LatentPlan, latent_plan
-from nvae_tf.progress import ImageProgress, StatusLine
+from nvae_tf.progress import ImageProgress, StatusLine, counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,6 +76,8 @@ class Originals:
         given = [f"--{name}" for name in ("input", "indices", "count") if getattr(self, name) is not None]
         check(len(given) < 2, f"{' and '.join(given)}: give one of them, each says which images to take")
         check(self.indices is None or len(self.indices) > 0, "--indices=: give numbers of images, such as 3,17")
+        check(self.indices is None or min(self.indices) >= 0, f"--indices={self.indices}: images are counted from 0")
+        check(self.count is None or self.count > 0, f"--count={self.count}: must be at least 1")
         if self.input:
             check(self.data_path is None, "--input and --data_path: give one of them")
             find_pictures(self.input)
@@ -150,7 +152,7 @@ def sample(
     guided = None if guidance == 1.0 else f"guidance {guidance:g}"
     data = _joined(_class_words(labels), guided, None if prior == PRIORS[0] else f"{prior} prior")
     return Made(
-        f"{count:,} images at {shown}",
+        f"{counted(count, 'image')} at {shown}",
         images,
         [f"sample_{number:05d}" for number in range(count)],
         lambda about: _figures().samples(images, about, columns),
@@ -210,10 +212,11 @@ def interpolate(
         nvae-generate interpolate --workdir=runs/faces --input=a.png,b.png --steps=30 --output=path.gif
         nvae-generate interpolate --workdir=runs/faces --indices=1,5,9 --how=spherical,linear --output=path/
 
-    The path goes through all images in turn and begins and ends at their reconstructions. --how says how the latents
-    go: spherical (along an arc, which keeps their length), linear, or keep (they stay those of the first image); one
-    word for all, or one for every scale (the smallest first) or every latent group (the top one first). The figure has
-    a row for the path from one image to the next, between both originals. A GIF has 256 colors, a WebP all.
+    The path goes through all images in turn, and begins and ends at their reconstructions where no latents are kept.
+    --how says how the latents go: spherical (along an arc, which keeps their length), linear, or keep (they stay those
+    of the first image); one word for all, or one for every scale (the smallest first) or every latent group (the top
+    one first). The figure has a row for the path from one image to the next, between both originals. A GIF has 256
+    colors, a WebP all.
     """
     from nvae_tf.generation.sampling import interpolate_images, ways_of_groups
 
@@ -306,7 +309,8 @@ def direction(
     notes = [f"{strength:g}" for strength in strengths]
 
     def draw(about: "Provenance") -> "Figure":
-        return _figures().variants(images, made, "moved along the direction", text, about, notes)
+        title = "Images moved along a direction"
+        return _figures().variants(images, made, "moved along the direction", text, about, notes, title=title)
 
     return Made(
         f"{words}, moved by the difference of {len(added)} and {len(subtracted)} pictures, times {', '.join(notes)}",
@@ -416,10 +420,10 @@ def decode(
     # With all latents given, nothing is drawn at random.
     drawn = dict(seed=seed, temperature=temperature) if kept < len(latents) else {}
     return Made(
-        f"{count:,} images of latents in {input}",
+        f"{counted(count, 'image')} of latents in {input}",
         images,
         names,
-        lambda about: _figures().samples(images, about, columns),
+        lambda about: _figures().samples(images, about, columns, title=f"Images decoded from {input}"),
         dict(**drawn, data=_class_words(labels)),
     )
 
@@ -452,7 +456,7 @@ def nearest(
     _plan(run, temperature)
     spec = spec_to_read(run.config, data_path)
     source = load_split(spec, split, StatusLine().report())
-    check(neighbors <= source.count, f"--neighbors={neighbors}: the {split} part has only {source.count} images")
+    check(neighbors <= source.count, f"--neighbors={neighbors}: the {split} part has only {source.count:,} images")
     classes = _classes(run.config, labels, count)
     samples = generate_images(run.model, count, temperature, seed, labels=classes)
     batches = iterate(evaluation_batches(source, images_alone(spec), 256, seed), source)

@@ -71,10 +71,13 @@ class Row(NamedTuple):
     starts_part: bool = False
 
 
-def samples(images: Array, about: Provenance, columns: int | None = None, width: int = 1000) -> Figure:
+def samples(
+    images: Array, about: Provenance, columns: int | None = None, width: int = 1000, title: str | None = None
+) -> Figure:
     """Images drawn by a model, so many per row; None for a nearly square grid."""
     rows = _rows("", images, columns or math.ceil(math.sqrt(len(images))))
-    return image_figure(f"{counted(len(images), 'sample')}, drawn by the model", "", rows, about, width)
+    title = title or f"{counted(len(images), 'sample')}, drawn by the model"
+    return image_figure(title, "", rows, about, width)
 
 
 def data_images(train: Array, test: Array, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
@@ -117,12 +120,19 @@ def interpolation(originals: Array, path: Array, steps: int, about: Provenance, 
 
 
 def variants(
-    originals: Array, made: Array, heading: str, text: str, about: Provenance, notes: Sequence[str] = (), width=1000
+    originals: Array,
+    made: Array,
+    heading: str,
+    text: str,
+    about: Provenance,
+    notes: Sequence[str] = (),
+    width: int = 1000,
+    title: str = "Variants of images",
 ) -> Figure:
     """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
     rows = [Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
     blocks = [("original", 1), (heading, made.shape[1])]
-    return image_figure("Variants of images", text, rows, about, width, blocks)
+    return image_figure(title, text, rows, about, width, blocks)
 
 
 def group_decisions(

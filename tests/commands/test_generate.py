@@ -166,10 +166,10 @@ def test_files_need_names_of_their_own_but_for_a_path(refused, outside, tmp_path
     (tmp_path / "config.json").touch()
     folder = [f"--workdir={tmp_path}", f"--output={tmp_path}/out/"]
     same = [f"--input={outside / 'digit 3.bmp'}", f"--input={outside / 'digit 3.bmp'}"]
-    for flags in (same, ["--indices=3,3"]):
+    for flags, words in ((same, "one would replace the other"), (["--indices=3,3"], "an image is given twice")):
         for mode in ("reconstruct", "vary"):
-            assert "one would replace the other" in refused("train.generate", mode, *folder, *flags)
-        assert "one would replace" not in refused("train.generate", "interpolate", *folder, *flags)
+            assert words in refused("train.generate", mode, *folder, *flags)
+        assert words not in refused("train.generate", "interpolate", *folder, *flags)
     needed = [f"--positive={tmp_path}/no", f"--negative={outside}"]
     assert "no such file or folder of pictures" in refused("train.generate", "direction", *folder, *needed)
     assert "no such file; nvae-generate encode" in refused("train.generate", "decode", *folder, f"--input={tmp_path}")
