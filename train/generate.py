@@ -198,8 +198,7 @@ def _check_flags(mode: str, originals: Originals | None) -> OutputPlace:
     if (place.kind == FOLDER or each) and mode != "interpolate":
         names = (read_flat_latents(FLAGS.input).names or []) if mode == "decode" else []
         if originals is not None:
-            pictures = [name for _, name in find_pictures(originals.input or [])]
-            names, indices = pictures, originals.indices or []
+            names, indices = [name for _, name in find_pictures(originals.input or [])], originals.indices or []
             check(len({*indices}) == len(indices), "--indices: an image is given twice, but files need different names")
         image_grid.picture_names(names)  # Fail early on duplicate names.
     return place

@@ -60,7 +60,7 @@ class Originals:
     training. Images of the data set are those numbered `indices` (from 0), or the first `count` of a `split`;
     `data_path` is where they lie now. `labels` are classes, taken in turn; without them the data set's own are used.
 
-    ValueError: two ways to choose at once, or no indices; FileNotFoundError where `input` is missing.
+    ValueError: two ways to choose at once, or a choice of nothing; FileNotFoundError where `input` is missing.
     """
 
     input: Places | None = None

@@ -34,14 +34,9 @@ def shared_function(*specs: tf.TensorSpec) -> Callable[[Callable], Callable]:
     return decorate
 
 
-@contextlib.contextmanager
-def known_sizes() -> Iterator[None]:
+def known_sizes() -> contextlib.AbstractContextManager[None]:
     """Inside the block such functions are traced for each size, so that a graph tells how much memory it takes."""
-    token = _SIZED.set(True)
-    try:
-        yield
-    finally:
-        _SIZED.reset(token)
+    return _switched_on(_SIZED)
 
 
 def has_gpus() -> bool:
@@ -54,14 +49,18 @@ def on_one_cpu() -> bool:
     return not has_gpus() and replica_count() == 1
 
 
-@contextlib.contextmanager
-def plain_operations() -> Iterator[None]:
+def plain_operations() -> contextlib.AbstractContextManager[None]:
     """Traces inference as operations that TFLite has: it knows no SoftplusGrad, and slices 5 axes at most."""
-    token = _PLAIN.set(True)
+    return _switched_on(_PLAIN)
+
+
+@contextlib.contextmanager
+def _switched_on(switch: contextvars.ContextVar) -> Iterator[None]:
+    token = switch.set(True)
     try:
         yield
     finally:
-        _PLAIN.reset(token)
+        switch.reset(token)
 
 
 def has_cpu_forms() -> bool:
