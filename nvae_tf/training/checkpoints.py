@@ -43,7 +43,7 @@ class CheckpointNotWritten(OSError):
 class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
-    `others` are variables besides the model's that decide how the run continues, the rest is for `KeptCheckpoints`.
+    `others` are variables besides the model's that decide how the run continues, the rest is for `manager_of`.
     """
 
     def __init__(
@@ -68,14 +68,19 @@ class TrainingState:
         variables["loss_scale"] = loss_scale(optimizer)
         self._checkpoint = tf.train.Checkpoint(**variables)
         self._best_checkpoint = tf.train.Checkpoint(**variables, best_score=self._score)
-        self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
+        self._keep = keep, keep_every_hours
+        self._manager: tf.train.CheckpointManager | None = None
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
         with self._raising_not_written(self.folder, step):
-            write_checkpoint(self.folder, step, self._checkpoint.write)
+            self._manager = self._manager or self._new_manager()
+            self._manager.save(checkpoint_number=step)
             self.whole_step = step
-            self._kept.add(step)
+            if step and 0 in steps_of_files(self.folder, "index"):
+                # Weights that no step has trained.
+                _remove_checkpoint(self.folder, 0)
+                self._manager = self._new_manager()
 
     def save_if_best(self, step: int, score: float) -> None:
         """Does the same in the folder of the best if no earlier score was as low; NaN never is."""
@@ -112,7 +117,7 @@ class TrainingState:
             half_written = {step: "half-written" for step in _remove_partial(self.folder) if step > found.step}
             if unusable := half_written | found.unusable:
                 report(f"{self.folder}: {found._replace(unusable=unusable).passed_over_line()}.")
-            self._kept.take_over(found.step, found.unusable)
+            self._manager = self._new_manager(found.unusable)
             _remove_partial(self._best_folder)
             best = find_best(self._best_folder)
             self._lowest = best.score
@@ -122,6 +127,9 @@ class TrainingState:
                 words = f"{self._best_folder}: {best.unusable_words()} can't be used"
                 report(f"{words}; the next step that is evaluated counts as best.")
         return found.step
+
+    def _new_manager(self, unusable: Collection[int] = ()) -> tf.train.CheckpointManager:
+        return manager_of(self.folder, self._checkpoint.write, *self._keep, unusable)
 
     @contextlib.contextmanager
     def _raising_not_written(self, folder: pathlib.Path, step: int) -> Iterator[None]:
@@ -461,63 +469,54 @@ def read_list(folder: pathlib.Path) -> CheckpointList | None:
     return CheckpointList(written, state.last_preserved_timestamp)
 
 
-class KeptCheckpoints:
-    """The list of a folder's checkpoints, of which the latest `keep` stay. Of the others one is kept for good when
-    `keep_every_hours` have passed since the one before, 0: none. Step 0 is deleted when there is a later one.
+class _Writer:
+    """What `CheckpointManager` writes a checkpoint by: beside its place and moved there, not in its place."""
 
-    `tf.train.CheckpointManager` takes a folder's name for a pattern when it deletes (in `run[12]` it deletes those of
-    `run1`), writes in place, counts damaged ones, and a clock that was ahead for a while ends the keeping for good.
+    def __init__(self, write: Callable[[str], object]):
+        # The manager counts in it, and would add it to a checkpoint's variables.
+        self.save_counter = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._write_at = write
+
+    def _write(self, file_prefix: str, options: tf.train.CheckpointOptions) -> str:
+        write_checkpoint(pathlib.Path(file_prefix).parent, step_of(file_prefix), self._write_at)
+        for record_and_delete in options.experimental_write_callbacks:
+            record_and_delete(file_prefix)
+        return file_prefix
+
+
+def manager_of(
+    folder: pathlib.Path,
+    write: Callable[[str], object],
+    keep: int,
+    keep_every_hours: float = 0.0,
+    unusable: Collection[int] = (),
+) -> tf.train.CheckpointManager:
+    """What saves by `write`, see `write_checkpoint`, and keeps the latest `keep` checkpoints of a folder.
+
+    Of the others one is kept for good when `keep_every_hours` have passed since the one before, 0: none. The folder's
+    list is brought up to date before: `unusable` steps are not listed, so they neither count nor go, and one that a
+    killed process has not listed is. What such a process has left of a checkpoint that it deleted goes. The manager
+    takes the folder's name for a pattern when it deletes; a run folder has none.
     """
-
-    def __init__(self, folder: pathlib.Path, keep: int, keep_every_hours: float):
-        self._folder, self._keep, self._keep_seconds = folder, keep, keep_every_hours * 3600.0
-        self._list = read_list(folder) or CheckpointList({}, time.time())
-
-    def take_over(self, newest: int, unusable: Collection[int]) -> None:
-        """Updates the list before a run continues from step `newest`; `unusable` steps are not listed, and stay."""
-        listed, present = read_list(self._folder), steps_of_files(self._folder, "index")
-        kept = [step for step in present if step not in unusable]
-        if listed is None:
-            # Those that are kept for good are older than the last ones.
-            kept = kept[-self._keep :]
-        else:
-            kept = [step for step in kept if step in listed.written or step > max(listed.written)]
-        written, kept_at = listed or self._list
-        times = {step: written.get(step) or (self._folder / f"step-{step}.index").stat().st_mtime for step in kept}
-        self._list = CheckpointList(times, kept_at)
-        if self._list != listed:
-            self._write()
-        for step in {*steps_of_files(self._folder, "data")} - {*present}:
-            if step < newest:
-                # The deletion was cut short.
-                _remove_checkpoint(self._folder, step)
-
-    def add(self, step: int) -> None:
-        """Lists a checkpoint that was written, and deletes the oldest where there are too many."""
-        written, kept_at = self._list
-        written.pop(step, None)
-        written[step] = time.time()
-        # Before files go: other readers of the list always find one that is there.
-        self._write()
-        while len(written) > self._keep or (len(written) > 1 and 0 in written):
-            oldest = 0 if 0 in written else next(iter(written))
-            time_of_oldest = written.pop(oldest)
-            # A clock that was ahead and is right again: the hours count from here on.
-            kept_at = min(kept_at, time_of_oldest)
-            if oldest > 0 and 0.0 < self._keep_seconds <= time_of_oldest - kept_at:
-                kept_at = time_of_oldest
-            else:
-                _remove_checkpoint(self._folder, oldest)
-        self._list = CheckpointList(written, kept_at)
-        self._write()
-
-    def _write(self) -> None:
-        names = [f"step-{step}" for step in self._list.written]
-        if not names:
-            # TensorFlow takes an empty list for a damaged one.
-            (self._folder / "checkpoint").unlink(missing_ok=True)
-            return
+    listed, present = read_list(folder), steps_of_files(folder, "index")
+    kept = [step for step in present if step not in unusable]
+    # Those that are kept for good are older than the last ones.
+    kept = [step for step in kept if step in listed.written or step > max(listed.written)] if listed else kept[-keep:]
+    written, kept_at = listed or CheckpointList({}, time.time())
+    times = {step: written.get(step) or (folder / f"step-{step}.index").stat().st_mtime for step in kept}
+    oldest = min(times.values(), default=time.time())
+    # The manager never deletes what is not newer than the last that was kept for good, as after a clock was ahead.
+    updated = CheckpointList(times, kept_at if kept_at < oldest else oldest - 1.0)
+    if not times:
+        # TensorFlow takes an empty list for a damaged one.
+        (folder / "checkpoint").unlink(missing_ok=True)
+    elif updated != listed:
+        names = [f"step-{step}" for step in times]
         state = tf.compat.v1.train.generate_checkpoint_state_proto(
-            str(self._folder.absolute()), names[-1], names, list(self._list.written.values()), self._list.kept_at
+            str(folder.absolute()), names[-1], names, list(times.values()), updated.kept_at
         )
-        atomic_write(self._folder / "checkpoint", str(state))
+        atomic_write(folder / "checkpoint", str(state))
+    for step in {*steps_of_files(folder, "data")} - {*present}:
+        if step < max(kept, default=0):
+            _remove_checkpoint(folder, step)
+    return tf.train.CheckpointManager(_Writer(write), folder, keep, keep_every_hours or None, checkpoint_name="step")

@@ -248,22 +248,19 @@ def test_what_can_not_be_written_leaves_nothing_behind(folder, model, small_file
     assert saved_steps(folder.checkpoints) == [10, 12] and saved_steps(best_of(folder)) == [12]
 
 
-def add(folder, kept, *steps):
-    def write(prefix):
-        for end in (".index", ".data-00000-of-00001"):
-            with open(prefix + end, "w"):
-                pass
+def write_empty(prefix):
+    for end in (".index", ".data-00000-of-00001"):
+        with open(prefix + end, "w"):
+            pass
 
+
+def add(manager, *steps):
     for step in steps:
-        checkpoints.write_checkpoint(folder, step, write)
-        if kept is not None:
-            kept.add(step)
+        manager.save(checkpoint_number=step)
 
 
-def after_a_restart(folder, newest, keep=2, hours=0.0):
-    kept = checkpoints.KeptCheckpoints(folder, keep, hours)
-    kept.take_over(newest, ())
-    return kept
+def after_a_restart(folder, keep=2, hours=0.0):
+    return checkpoints.manager_of(folder, write_empty, keep, hours)
 
 
 @pytest.fixture
@@ -275,51 +272,43 @@ def clock(monkeypatch):
 def test_now_and_then_one_is_kept_for_good(tmp_path, clock):
     for step in range(1, 9):
         clock(step / 2)
-        add(tmp_path, after_a_restart(tmp_path, step - 1, hours=1.0), step)
+        add(after_a_restart(tmp_path, hours=1.0), step)
     # Of each hour since the beginning one; 7 and 8 are the last two.
     assert saved_steps(tmp_path) == [3, 5, 7, 8]
     # Those are never deleted again, whatever the settings; others are, however old.
     clock(1000.0)
-    add(tmp_path, after_a_restart(tmp_path, 8, keep=1), 9, 10)
+    add(after_a_restart(tmp_path, keep=1), 9, 10)
     assert saved_steps(tmp_path) == [3, 5, 10]
 
 
 def test_a_clock_that_was_ahead_for_a_while_does_not_end_the_keeping(tmp_path, clock):
     for step in range(8):
         clock(step / 2 + (1000.0 if step == 3 else 0.0))
-        add(tmp_path, after_a_restart(tmp_path, max(step - 1, 0), keep=1, hours=1.0), step + 1)
+        add(after_a_restart(tmp_path, keep=1, hours=1.0), step + 1)
     # 3 was written after an hour, 4 with the clock ahead; from 5 on every hour again.
     assert saved_steps(tmp_path) == [3, 4, 7, 8]
 
 
-def test_a_folder_whose_name_is_a_pattern_loses_its_own(tmp_path):
-    folders = [tmp_path / name for name in ("run1", "run[12]")]
-    for folder in folders:
-        folder.mkdir()
-        add(folder, after_a_restart(folder, 0, keep=1), 1, 2)
-    assert list(map(saved_steps, folders)) == [[2], [2]]
-
-
-def test_step_0_is_kept_until_there_is_another(tmp_path, clock):
-    kept = after_a_restart(tmp_path, 0, keep=3, hours=0.5)
-    add(tmp_path, kept, 0)
-    assert saved_steps(tmp_path) == [0]
-    clock(1)
-    add(tmp_path, kept, 5)
-    assert saved_steps(tmp_path) == [5] and list(checkpoints.read_list(tmp_path).written) == [5]
+def test_step_0_is_kept_until_there_is_another(empty_run, model):
+    state = state_of(empty_run, model, keep=3)
+    save(state, model, 0)
+    assert saved_steps(empty_run.checkpoints) == [0]
+    save(state, model, 5, 7)
+    assert saved_steps(empty_run.checkpoints) == [5, 7]
+    assert list(checkpoints.read_list(empty_run.checkpoints).written) == [5, 7]
 
 
 def test_a_process_killed_between_two_files_leaves_nothing_that_stays(tmp_path):
-    add(tmp_path, after_a_restart(tmp_path, 0), 1, 2)
+    add(after_a_restart(tmp_path), 1, 2)
     # Whole but not yet listed; and a deletion that was cut short.
-    add(tmp_path, None, 3)
+    checkpoints.write_checkpoint(tmp_path, 3, write_empty)
     (tmp_path / "step-1.index").unlink()
-    kept = after_a_restart(tmp_path, 3)
+    manager = after_a_restart(tmp_path)
     assert saved_steps(tmp_path) == [2, 3] and list(checkpoints.read_list(tmp_path).written) == [2, 3]
     before = (tmp_path / "checkpoint").stat()
-    after_a_restart(tmp_path, 3)
+    after_a_restart(tmp_path)
     assert (tmp_path / "checkpoint").stat() == before
-    add(tmp_path, kept, 4)
+    add(manager, 4)
     assert saved_steps(tmp_path) == [3, 4]
 
 

@@ -96,6 +96,13 @@ def test_a_foreign_folder_is_refused_and_not_touched(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_name_that_tensorflow_takes_for_a_pattern_is_refused(tmp_path):
+    """In `run[12]` it would delete the checkpoints of `run1`."""
+    with pytest.raises(ValueError, match=r"takes \? \[ in the name of a folder for a pattern; give another name"):
+        open_for_training(tmp_path / "run[12]?", CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_with_other_settings_or_fewer_steps_is_refused_and_not_touched(folder):
     shorter = dataclasses.replace(CONFIG, objective=dataclasses.replace(CONFIG.objective, total_steps=9))
     for other, message in (
