@@ -27,7 +27,7 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, check
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, check
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report, StatusLine
 from nvae_tf.serving import outputs
@@ -40,7 +40,7 @@ NUMBERS = "; ".join(f"{mode}: {numbers}" for mode, numbers in outputs.MODES.item
 QUANTIZE = flags.DEFINE_enum("quantize", "none", list(outputs.MODES), f"How numbers are stored: {NUMBERS}.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 PSNR = flags.DEFINE_float("smallest_psnr", outputs.SMALLEST_PSNR, "Decibels that quantized images must reach.")
-DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
+DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
 
 def main() -> None:

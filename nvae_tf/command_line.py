@@ -4,15 +4,18 @@ The library defines no flags: a script hands over its module `absl.flags`.
 """
 
 import difflib
+import functools
+import inspect
 import itertools
 import os
 import pathlib
 import re
 import sys
 import textwrap
+import types
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -33,18 +36,8 @@ _CONVERSION_ERRORS = {
     r"could not convert string to float: (.*)": r"\1 is not a number",
     r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither True nor False",
 }
-DATA_PATH_HELP = "Where the images lie now, if no longer at the run's data.path."
 FOLDER = "folder"
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
-TEMPERATURE_HELP = (
-    "What multiplies the priors' sigma, greater than 0: one number, or one for every scale (the smallest first) or "
-    "every latent group (the top one first), as 0.7,0.8."
-)
-PRIOR_HELP = "The prior that latents are drawn from: the model's own, or the reweighted one of nvae-prior."
-BATCH_NORM_HELP = (
-    "Readjust the batch-norm statistics to the temperature with so many batches before samples are drawn (the "
-    "paper takes 500), in a copy of the model; 0 for none."
-)
 
 
 def run(main: Callable[[], None], flags: ModuleType) -> None:
@@ -79,6 +72,59 @@ def define_config(flags: ModuleType) -> Any:
     flags.FLAGS["config"].parser = SettingsParser()
     flags.mark_flag_as_required("config")
     return holder
+
+
+def define_parameters(flags: ModuleType, parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Defines a flag of the same name for each parameter of a function; `parameter_values` reads them.
+
+    A parameter is annotated `Annotated[type, meaning, *limits]`: limits are the least and the largest of numbers, or
+    all that a text may be. A sequence is written with commas between its values; if of paths, also as several flags.
+    """
+
+    class WithCommas(flags.ArgumentParser):
+        def __init__(self, read: Callable[[str], Any]):
+            self._read = read
+
+        def parse(self, value: Any) -> Any:
+            return self._read(value) if isinstance(value, str) else value
+
+    # They belong to the script that asks for them, and are on its page of --help.
+    flags.disclaim_key_flags()
+    for name, parameter in parameters.items():
+        annotated, meaning, *limits = typing.get_args(parameter.annotation)
+        kinds = typing.get_args(annotated) if isinstance(annotated, types.UnionType) else (annotated,)
+        of_several = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is Sequence]
+        required = parameter.default is parameter.empty
+        default = None if required else parameter.default
+        if os.PathLike in kinds:
+            flags.DEFINE_multi(WithCommas(_listed_paths), None, name, default, meaning, required=required)
+        elif of_several:
+            of_one = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[of_several[0]]
+            parser = WithCommas(functools.partial(_listed_values, of_one(*limits).parse, of_several[0] in kinds))
+            flags.DEFINE(parser, name, default, meaning, required=required)
+        elif kinds[0] is str and limits:
+            flags.DEFINE_enum(name, default, limits, meaning, required=required)
+        else:
+            define = {bool: "boolean", int: "integer", float: "float", str: "string"}[kinds[0]]
+            getattr(flags, f"DEFINE_{define}")(name, default, meaning, *limits, required=required)
+
+
+def _listed_paths(text: str) -> list[str]:
+    # Unless a file is called so.
+    return [text] if os.path.exists(text) else text.split(",")
+
+
+def _listed_values(read: Callable[[str], Any], can_be_one: bool, text: str) -> Any:
+    values = [read(word.strip()) for word in text.split(",")]
+    return values[0] if can_be_one and len(values) == 1 else values
+
+
+def parameter_values(flags: ModuleType, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """What the flags of `define_parameters` were given, by name."""
+    values = {name: flags.FLAGS[name].value for name in parameters}
+    # A flag that can be given several times has a list for each.
+    is_repeated = {name for name, value in values.items() if isinstance(value, list) and isinstance(value[0], list)}
+    return values | {name: [place for part in values[name] for place in part] for name in is_repeated}
 
 
 def valid_settings() -> tuple[str, ...]:
@@ -242,7 +288,8 @@ def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] 
     """The docstring of a script, what its flags mean, and the settings of the config that the arguments choose."""
     sections = [(module.__doc__ or "").strip(), "Flags:"]
     for flag in flags.FLAGS.get_flags_for_module(module):
-        default = "" if flag.default is None else f" (default: {flag.default})"
+        values = flag.default if isinstance(flag.default, list | tuple) else [flag.default]
+        default = "" if values in ([None], []) else f" (default: {','.join(map(str, values))})"
         sections.append(_entry(f"--{flag.name}", f"{flag.help or ''}{default}"))
     if hasattr(module, "CONFIG"):
         chosen = flag_value(arguments, "config")

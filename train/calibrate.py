@@ -16,7 +16,7 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
@@ -29,7 +29,7 @@ IMAGES = flags.DEFINE_integer(
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images at a time; that of the training if not given.", lower_bound=1
 )
-DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
+DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
 
 def main() -> None:

@@ -33,8 +33,19 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.command_line import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, PRIORS, check, check_choice
+from nvae_tf.command_line import parse_temperature
+from nvae_tf.config import (
+    BATCH_NORM_HELP,
+    CHECKPOINT_HELP,
+    CHECKPOINTS,
+    DATA_PATH_HELP,
+    LARGEST_SEED,
+    PRIOR_HELP,
+    PRIORS,
+    TEMPERATURE_HELP,
+    check,
+    check_choice,
+)
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
@@ -65,7 +76,7 @@ INCEPTION = flags.DEFINE_string(
 )
 _EXTRACTOR_HELP = "Other features than Inception's, of fid or frechet: MODULE:FUNCTION of yours makes the extractor."
 EXTRACTOR = flags.DEFINE_string("extractor", None, _EXTRACTOR_HELP)
-PRIOR = flags.DEFINE_enum("prior", PRIORS[0], PRIORS, command_line.PRIOR_HELP)
+PRIOR = flags.DEFINE_enum("prior", PRIORS[0], PRIORS, PRIOR_HELP)
 BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 _OUTLIERS_HELP = "Folders of pictures of another kind, or files of arrays, for metric outliers."
 OUTLIERS = flags.DEFINE_list("outliers", [], _OUTLIERS_HELP)
@@ -75,7 +86,7 @@ LLR_SAMPLES = flags.DEFINE_integer(
 LLR_GROUPS = flags.DEFINE_integer(
     "llr_groups", None, "Its k, how many groups are drawn from the prior; those of the largest scale if not given."
 )
-DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
+DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
 
 def main() -> None:

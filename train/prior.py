@@ -22,7 +22,7 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, PRIOR_KINDS
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED, PRIOR_KINDS
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
@@ -40,7 +40,7 @@ PROPOSALS = flags.DEFINE_integer(
 _BOUND_HELP = "Samples of the importance-weighted bounds, with and without this prior, of test images; 0 for none."
 IMPORTANCE_SAMPLES = flags.DEFINE_integer("importance_samples", 0, _BOUND_HELP, lower_bound=0)
 SEED = flags.DEFINE_integer("seed", 0, "Of all draws.", lower_bound=0, upper_bound=LARGEST_SEED)
-DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
+DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
 
 def main() -> None:

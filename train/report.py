@@ -23,7 +23,7 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.command_line import output_place
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED, check
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 
@@ -32,7 +32,7 @@ OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
 SEED = flags.DEFINE_integer("seed", 1, "Of the images and the binarization.", lower_bound=0, upper_bound=LARGEST_SEED)
-DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
+DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
 
 # Of the command line, without a flag.

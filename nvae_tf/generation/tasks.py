@@ -13,14 +13,16 @@ parameters, and the fields of `Originals`, are the flags. It checks them before 
 """
 
 import dataclasses
+import inspect
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import PRIORS, ExperimentConfig, check
+from nvae_tf import config as settings
+from nvae_tf.config import LARGEST_SEED, PRIORS, ExperimentConfig, check
 from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.progress import ImageProgress, StatusLine, counted
@@ -31,7 +33,24 @@ if TYPE_CHECKING:
     from nvae_tf.reports.figures import Provenance
     from nvae_tf.training.loading import TrainedRun
 
-Temperature, Labels = float | Sequence[float], int | Sequence[int | str] | np.ndarray | None
+_PICTURES = "Picture files: a file, a folder with all in it, or several with commas"
+_RESIZE = "How picture files get the model's size; if not given, as in training."
+_CONVERT = "Convert picture files that have other channels; if not given, as in training."
+_COUNT = "Number of images of the data set; if not given, 40 for reconstruct, all for encode, 8 for the others."
+_CLASSES = "Classes of a conditional model: 3, or 0,1,2 in turn; -1 is none. Images of the data set have theirs."
+_KEPT = "How many groups, from the top, keep their latents; the others are drawn, so 0 gives samples."
+_GUIDANCE = "Classifier-free guidance: 1 as trained, above 1 more typical of the class, 0 without the class."
+_STARTS = "Draws of the latents to begin at, for the deviation; 0 leaves it out."
+# What the parameters are and mean, and the limits of their values, see `nvae_tf.command_line.define_parameters`.
+Seed = Annotated[int, "Of the latents, and of the binarization of images.", 0, LARGEST_SEED]
+Split = Annotated[str, "Part of the data set.", "test", "train"]
+DataPath = Annotated[str | None, settings.DATA_PATH_HELP]
+Samples = Annotated[int, "Number of samples.", 1]
+Labels = Annotated[int | Sequence[int] | np.ndarray | None, _CLASSES]
+Columns = Annotated[int | None, "Images a row at most; nearly a square if not given.", 1]
+Mean = Annotated[bool, "Take the posterior's means as latents, not draws."]
+KeptOrAll = Annotated[int | None, f"{_KEPT} All if not given.", 0]
+Temperature = Annotated[float | Sequence[float], settings.TEMPERATURE_HELP]
 
 
 class Made(NamedTuple):
@@ -63,13 +82,13 @@ class Originals:
     ValueError: two ways to choose at once, or a choice of nothing; FileNotFoundError where `input` is missing.
     """
 
-    input: Places | None = None
-    resize: str | None = None
-    convert: bool | None = None
-    indices: Sequence[int] | None = None
-    split: str = "test"
-    data_path: str | None = None
-    count: int | None = None
+    input: Annotated[Places | None, f"{_PICTURES}; without it, images of the data set"] = None
+    resize: Annotated[str | None, _RESIZE, "crop", "stretch"] = None
+    convert: Annotated[bool | None, _CONVERT] = None
+    indices: Annotated[Sequence[int] | None, "Numbers of images of the data set, counted from 0: 3,17.", 0] = None
+    split: Split = "test"
+    data_path: DataPath = None
+    count: Annotated[int | None, _COUNT, 1] = None
     labels: Labels = None
 
     def __post_init__(self):
@@ -87,12 +106,16 @@ class Originals:
         return pictures_for_model(places, config.data, seed, self.resize, self.convert)
 
     def load(
-        self, config: ExperimentConfig, seed: int, at_most: int | None = None
+        self, config: ExperimentConfig, seed: int, at_most: int | None = None, has_pictures: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
         """The images as the model sees them, their labels, a name for each, and which they are, in words.
 
-        Where nothing says how many, there are `at_most`, or all if there are fewer.
+        Where nothing says how many, there are `at_most`, or all if there are fewer. A task `has_pictures` if it takes
+        picture files besides.
         """
+        for name in ("resize", "convert"):
+            text = f"--{name} is for pictures of --input; those of the data set come as trained"
+            check(bool(self.input) or has_pictures or getattr(self, name) is None, text)
         labels = None
         if self.input:
             images, names = self.pictures(config, self.input, seed)
@@ -118,14 +141,14 @@ class Originals:
 def sample(
     run: "TrainedRun",
     *,
-    seed: int = 1,
-    count: int = 64,
+    seed: Seed = 1,
+    count: Samples = 64,
     labels: Labels = None,
-    columns: int | None = None,
+    columns: Columns = None,
     temperature: Temperature = 1.0,
-    guidance: float = 1.0,
-    batch_norm_iterations: int = 0,
-    prior: str = PRIORS[0],
+    guidance: Annotated[float, _GUIDANCE] = 1.0,
+    batch_norm_iterations: Annotated[int, settings.BATCH_NORM_HELP, 0] = 0,
+    prior: Annotated[str, settings.PRIOR_HELP, *PRIORS] = PRIORS[0],
 ) -> Made:
     """Draws samples from a trained model.
 
@@ -164,10 +187,10 @@ def reconstruct(
     run: "TrainedRun",
     originals: Originals,
     *,
-    seed: int = 1,
-    columns: int = 10,
-    mean: bool = False,
-    kept_groups: int | None = None,
+    seed: Seed = 1,
+    columns: Annotated[int, "Images a row at most.", 1] = 10,
+    mean: Mean = False,
+    kept_groups: KeptOrAll = None,
     temperature: Temperature = 1.0,
 ) -> Made:
     """Shows what a trained model keeps of real images: originals, and below each its reconstruction.
@@ -201,10 +224,10 @@ def interpolate(
     run: "TrainedRun",
     originals: Originals,
     *,
-    seed: int = 1,
-    mean: bool = False,
-    steps: int = 10,
-    how: str | Sequence[str] = "spherical",
+    seed: Seed = 1,
+    mean: Mean = False,
+    steps: Annotated[int, "Steps from one image to the next.", 1] = 10,
+    how: Annotated[str | Sequence[str], "spherical, linear or keep; one, or one a scale or a group."] = "spherical",
 ) -> Made:
     """Goes from image to image in small steps: a path between their latents, as a grid or an animation.
 
@@ -220,8 +243,9 @@ def interpolate(
     """
     from nvae_tf.generation.sampling import interpolate_images, ways_of_groups
 
-    which = "give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data set, as --indices=3,17"
-    check(originals.input is not None or originals.indices is not None, f"between which images? {which}")
+    which = "give two or more with --input=FILE_OR_FOLDER, or of the data set, as --indices=3,17 or --count=2"
+    chosen = originals.input, originals.indices, originals.count
+    check(any(each is not None for each in chosen), f"between which images? {which}")
     ways_of_groups(how, _plan(run).latent_shapes())
     images, labels, _, words = originals.load(run.config, seed)
     progress = _progress((len(images) - 1) * (steps - 1))
@@ -239,11 +263,11 @@ def vary(
     run: "TrainedRun",
     originals: Originals,
     *,
-    seed: int = 1,
-    mean: bool = False,
-    kept_groups: int = 1,
+    seed: Seed = 1,
+    mean: Mean = False,
+    kept_groups: Annotated[int, _KEPT, 0] = 1,
     temperature: Temperature = 1.0,
-    variants: int = 8,
+    variants: Annotated[int, "Number of variants of each image.", 1] = 8,
 ) -> Made:
     """Draws variants of images that keep what the upper latent groups hold of them.
 
@@ -280,11 +304,17 @@ def direction(
     run: "TrainedRun",
     originals: Originals,
     *,
-    positive: Places,
-    negative: Places,
-    seed: int = 1,
-    mean: bool = False,
-    strengths: Sequence[float] = (-2, -1, 0, 1, 2),
+    positive: Annotated[Places, f"{_PICTURES}, which have what the direction adds"],
+    negative: Annotated[Places, f"{_PICTURES}, which lack what the direction adds"],
+    seed: Seed = 1,
+    mean: Mean = False,
+    strengths: Annotated[Sequence[float], "Multiples of the direction to add; 1 is the whole difference."] = (
+        -2,
+        -1,
+        0,
+        1,
+        2,
+    ),
 ) -> Made:
     """Moves images along what sets one folder of pictures apart from another, such as smiling faces from others.
 
@@ -299,8 +329,9 @@ def direction(
     """
     from nvae_tf.generation.sampling import latent_direction, move_images
 
+    check(bool(np.isfinite(strengths).all()), f"--strengths={','.join(map(str, strengths))}: give finite numbers")
     added, subtracted = (originals.pictures(run.config, places, seed)[0] for places in (positive, negative))
-    images, labels, names, words = originals.load(run.config, seed, 8)
+    images, labels, names, words = originals.load(run.config, seed, 8, has_pictures=True)
     step = latent_direction(run.model, added, subtracted)
     progress = _progress(len(images) * len(strengths))
     made = move_images(run.model, images, step, strengths, seed, mean, progress, labels)
@@ -325,13 +356,13 @@ def restore(
     run: "TrainedRun",
     originals: Originals,
     *,
-    seed: int = 1,
-    mask: str | None = None,
-    scale: int = 1,
-    blur: float = 0.0,
-    noise: float = 0.0,
-    steps: int = 40,
-    starts: int = 4,
+    seed: Seed = 1,
+    mask: Annotated[str | None, "A picture that is white where pixels are missing."] = None,
+    scale: Annotated[int, "How many times smaller they are: 2 for half the height and width.", 1] = 1,
+    blur: Annotated[float, "Standard deviation, in pixels, of the Gaussian that blurred them.", 0.0] = 0.0,
+    noise: Annotated[float, "Standard deviation of their noise; pixels are in [0, 1].", 0.0] = 0.0,
+    steps: Annotated[int, "Steps of gradient descent; 0 is quick and less exact.", 0] = 40,
+    starts: Annotated[int, _STARTS, 0] = 4,
 ) -> Made:
     """Restores images with the model as the prior: fills holes, enlarges, deblurs, takes out noise.
 
@@ -358,7 +389,7 @@ def restore(
     operator, spec = operator_of(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
     spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
     of_images = dataclasses.replace(run.config, data=spec) if originals.input else run.config
-    images, labels, names, words = originals.load(of_images, seed, 8)
+    images, labels, names, words = originals.load(of_images, seed, 8, has_pictures=bool(mask))
     measurement = images if originals.input else measured(operator, images, noise, seed)
     made, deviation = restore_images(run.model, measurement, operator, noise, steps, starts, seed, labels)
     shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if mask else measurement
@@ -371,7 +402,7 @@ def restore(
     return Made(f"{words}, restored", made, names, draw, dict(seed=seed, data=originals.data_words(*details)))
 
 
-def encode(run: "TrainedRun", originals: Originals, *, seed: int = 1, mean: bool = False) -> Made:
+def encode(run: "TrainedRun", originals: Originals, *, seed: Seed = 1, mean: Mean = False) -> Made:
     """Turns images into the model's latents, for `nvae-generate decode` or for programs of one's own.
 
         nvae-generate encode --workdir=runs/digits --output=latents.npz
@@ -391,11 +422,11 @@ def encode(run: "TrainedRun", originals: Originals, *, seed: int = 1, mean: bool
 def decode(
     run: "TrainedRun",
     *,
-    input: str,
-    seed: int = 1,
+    input: Annotated[str, "File of latents, .npz."],
+    seed: Seed = 1,
     labels: Labels = None,
-    columns: int | None = None,
-    kept_groups: int | None = None,
+    columns: Columns = None,
+    kept_groups: KeptOrAll = None,
     temperature: Temperature = 1.0,
 ) -> Made:
     """Turns latents into images: those of `nvae-generate encode`, or what a program has made of them.
@@ -431,13 +462,13 @@ def decode(
 def nearest(
     run: "TrainedRun",
     *,
-    seed: int = 1,
-    split: str = "train",
-    data_path: str | None = None,
-    count: int = 8,
+    seed: Seed = 1,
+    split: Split = "train",
+    data_path: DataPath = None,
+    count: Samples = 8,
     labels: Labels = None,
     temperature: Temperature = 1.0,
-    neighbors: int = 8,
+    neighbors: Annotated[int, "Number of nearest images of each sample.", 1] = 8,
 ) -> Made:
     """Shows samples beside the training images that are most like them: has the model memorized them?
 
@@ -487,6 +518,22 @@ TASKS = {
 }
 
 
+def parameters_of(task: Callable[..., Made]) -> dict[str, inspect.Parameter]:
+    """What a task takes besides the run, with the fields of `Originals` in its place."""
+    found = dict(inspect.signature(task).parameters)
+    del found["run"]
+    return dict(inspect.signature(Originals).parameters) | found if found.pop("originals", None) else found
+
+
+def arguments_of(task: Callable[..., Made], values: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a task besides the run, of values for `parameters_of`."""
+    if "originals" not in inspect.signature(task).parameters:
+        return values
+    fields = inspect.signature(Originals).parameters
+    originals = Originals(**{name: value for name, value in values.items() if name in fields})
+    return {name: value for name, value in values.items() if name not in fields} | {"originals": originals}
+
+
 def _plan(run: "TrainedRun", temperature: Temperature = 1.0) -> LatentPlan:
     """The run's latent groups, which the temperature fits."""
     from nvae_tf.models.latents import temperatures_of_groups
@@ -500,12 +547,12 @@ def _classes(config: ExperimentConfig, labels: Labels, count: int) -> np.ndarray
     """Classes, taken in turn, for so many images."""
     if labels is None:
         return None
-    words = [str(label).strip() for label in np.atleast_1d(labels)]
+    given = np.atleast_1d(labels)
     names = f"classes 0 to {config.model.num_classes - 1}" if config.model.num_classes else "no classes"
-    for word in words:
-        known = word == "-1" or (word.isdecimal() and int(word) < config.model.num_classes)
-        check(known, f"--labels={','.join(words)}: {word!r} is no class of this model, which has {names}")
-    return np.resize(np.array(words, np.int32), count)
+    for label in given:
+        is_known = -1 <= label < config.model.num_classes
+        check(is_known, f"--labels={','.join(map(str, given))}: {label} is no class of this model, which has {names}")
+    return np.resize(given.astype(np.int32), count)
 
 
 def _class_words(labels: Labels) -> str | None:

@@ -1,10 +1,10 @@
 """Weights from elsewhere: the model of a run folder, and a new run that starts from another's weights (fine-tuning)."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import warnings
-from typing import NamedTuple
 
 import keras
 
@@ -25,18 +25,39 @@ _LISTED = 20
 _NAMED_SETTINGS = 5
 
 
-class TrainedRun(NamedTuple):
-    """A run with the model of one of its checkpoints."""
+class TrainedRun:
+    """A run with one of its checkpoints, of which the model is read when it is asked for; raises what `load` raises.
 
-    config: ExperimentConfig
-    checkpoint: str  # the prefix of its files
-    model: NVAE
-    has_ema: bool  # whether its weights are exponential moving averages (EMA): where the run keeps them
+    Attributes:
+      config: the settings.
+      checkpoint: the prefix of the checkpoint's files.
+      step: the checkpoint's step.
+    """
+
+    def __init__(self, path: str | os.PathLike, checkpoint: str = "latest"):
+        self._folder = RunFolder(find_run_folder(path))
+        self.config, self.checkpoint = find_run(self._folder.path, checkpoint)
+        self.step = step_of(self.checkpoint)
 
     @property
-    def step(self) -> int:
-        """The checkpoint's step."""
-        return step_of(self.checkpoint)
+    def model(self) -> NVAE:
+        """The model as `load` gives it."""
+        return self._loaded[0]
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether its weights are exponential moving averages (EMA): where the run keeps them."""
+        return self._loaded[1]
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[NVAE, bool]:
+        config = self.config
+        dropout = config.train.label_dropout if config.model.num_classes else 0.0
+        model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
+        has_ema = restore_weights(model, self.checkpoint)
+        model.reweighted_prior = read_prior(self._folder.prior_file, model, self.step)
+        model.outlier_calibration = read_calibration(self._folder.outliers_file, model, self.step)
+        return model, has_ema
 
 
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
@@ -63,14 +84,9 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
 
 
 def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
-    """The model as `load` gives it, with its settings and its step; raises what `load` raises."""
-    folder = RunFolder(find_run_folder(path))
-    config, prefix = find_run(folder.path, checkpoint)
-    dropout = config.train.label_dropout if config.model.num_classes else 0.0
-    model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
-    run = TrainedRun(config, prefix, model, restore_weights(model, prefix))
-    model.reweighted_prior = read_prior(folder.prior_file, model, run.step)
-    model.outlier_calibration = read_calibration(folder.outliers_file, model, run.step)
+    """The model as `load` gives it, read now, with its settings and its step; raises what `load` raises."""
+    run = TrainedRun(path, checkpoint)
+    _ = run.model
     return run
 
 

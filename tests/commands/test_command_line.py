@@ -117,11 +117,14 @@ MISTAKES = [
     ("train.generate reconstruct --workdir={0} --output=x.png --input=no", "no such file or folder of pic"),
     ("train.generate reconstruct --workdir={0} --output=x.png --input=x --indices=3", "--indices: give one of them"),
     ("train.generate vary --workdir={0} --output=x.png --input=x --data_path=y", "--input and --data_path"),
-    ("train.generate vary --workdir={0} --output=x.png --indices=3,-1", "'-1' is not a whole number"),
-    ("train.generate encode --workdir={0} --output=x.npz --resize=crop", "--resize is for pictures of --input"),
-    ("train.generate interpolate --workdir={0} --output=x.png", "between which images?"),
-    ("train.generate direction --workdir={0} --output=x.png --positive=x --negative=y --strengths=a", "--strengths=a"),
-    ("train.generate decode --workdir={0} --output=x.png --input=no.npz", "--input=no.npz: no such file"),
+    ("train.generate vary --workdir={0} --output=x.png --indices=3,-1", "=3,-1: -1 is not a non-neg"),
+    ("train.generate encode --workdir=digits --output=x.npz --resize=crop", "--resize is for pictures of --input"),
+    ("train.generate interpolate --workdir=digits --output=x.png", "between which images?"),
+    (
+        "train.generate direction --workdir={0} --output=x.png --positive=x --negative=y --strengths=a",
+        "'a' is not a number",
+    ),
+    ("train.generate decode --workdir={0} --output=x.png --input=no.npz", "no.npz: no such file of latents"),
 ]
 
 

@@ -74,6 +74,4 @@ def test_exports_take_labels(conditional_run, done, tmp_path):
 @pytest.mark.slow
 def test_what_does_not_fit_is_named(conditional_run, refused, tmp_path):
     where = f"--workdir={conditional_run}", f"--output={tmp_path / 'x.png'}"
-    assert "'12' is no class of this model, which has classes 0 to 9" in refused(
-        "train.generate", *where, "--labels=12"
-    )
+    assert "12 is no class of this model, which has classes 0 to 9" in refused("train.generate", *where, "--labels=12")

@@ -150,8 +150,7 @@ def test_restored_images_stand_beside_their_measurements(made, finished_model, o
 
 
 def test_what_has_become_of_images_must_be_said(refused, tmp_path):
-    (tmp_path / "config.json").touch()
-    flags = ["restore", f"--workdir={tmp_path}", f"--output={tmp_path}/x.png"]
+    flags = ["restore", "--workdir=digits", f"--output={tmp_path}/x.png"]
     assert "--scale and --blur: give one of them" in refused("train.generate", *flags, "--scale=2", "--blur=1")
     assert "give --mask, --scale or --blur, or --noise alone" in refused("train.generate", *flags)
 
@@ -170,9 +169,9 @@ def test_files_need_names_of_their_own_but_for_a_path(refused, outside, tmp_path
         for mode in ("reconstruct", "vary"):
             assert words in refused("train.generate", mode, *folder, *flags)
         assert words not in refused("train.generate", "interpolate", *folder, *flags)
-    needed = [f"--positive={tmp_path}/no", f"--negative={outside}"]
-    assert "no such file or folder of pictures" in refused("train.generate", "direction", *folder, *needed)
-    assert "no such file; nvae-generate encode" in refused("train.generate", "decode", *folder, f"--input={tmp_path}")
+    needed = ["--workdir=digits", f"--positive={tmp_path}/no", f"--negative={outside}", f"--output={tmp_path}/x.png"]
+    assert "no such file or folder of pictures" in refused("train.generate", "direction", *needed)
+    assert "no such file of latents; `encode` of" in refused("train.generate", "decode", *folder, f"--input={tmp_path}")
 
 
 def test_every_mode_has_a_manual_page():
