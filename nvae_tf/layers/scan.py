@@ -158,15 +158,16 @@ class Packing:
         flat = [[each.shape.num_elements()] if _is_small(each, small) else each.shape for each in self._alike.specs]
         pairs = zip(flat, self._alike.specs, strict=True)
         self._flat = Joining([tf.TensorSpec(shape, each.dtype) for shape, each in pairs], small)
-        # Of what `packed` gives.
+        # Of what `packed` gives, and which of it are several tensors.
         self.specs = self._flat.specs
+        self.joins = [len(group) > 1 or len(self._alike.groups[group[0]]) > 1 for group in self._flat.groups]
 
     def packed(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The large ones, and few tensors for all small ones."""
         return self._flat.joined(_reshaped(self._alike.joined(tensors), self._alike.specs, self._flat.given))
 
-    def unpacked(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """What `packed` has joined."""
+    def unpacked(self, tensors: Sequence[tf.Tensor | None]) -> list[tf.Tensor | None]:
+        """What `packed` has joined; None for None."""
         return self._alike.divided(_reshaped(self._flat.divided(tensors), self._flat.given, self._alike.specs))
 
 
@@ -180,8 +181,8 @@ class Joining:
             can_be_joined = _is_small(each, small) and each.shape.rank
             key = (tf.as_dtype(each.dtype), *each.shape[1:]) if can_be_joined else index
             groups.setdefault(key, []).append(index)
-        self._groups, self.specs = list(groups.values()), []
-        for group in self._groups:
+        self.groups, self.specs = list(groups.values()), []
+        for group in self.groups:
             shape, dtype = given[group[0]].shape, given[group[0]].dtype
             shape = [sum(self._lengths(group)), *shape[1:]] if group[1:] else shape
             self.specs.append(tf.TensorSpec(shape, dtype))
@@ -191,16 +192,17 @@ class Joining:
 
     def joined(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Those that differ in their first axis alone as one, in the order of `specs`."""
-        groups = [[tensors[index] for index in group] for group in self._groups]
+        groups = [[tensors[index] for index in group] for group in self.groups]
         pairs = zip(groups, self.specs, strict=True)
         return [tf.concat(each, _axes_in_front(each[0], spec)) if each[1:] else each[0] for each, spec in pairs]
 
-    def divided(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """What `joined` has joined."""
-        found: dict[int, tf.Tensor] = {}
-        for tensor, group, spec in zip(tensors, self._groups, self.specs, strict=True):
-            is_joined = bool(group[1:])
-            pieces = tf.split(tensor, self._lengths(group), _axes_in_front(tensor, spec)) if is_joined else [tensor]
+    def divided(self, tensors: Sequence[tf.Tensor | None]) -> list[tf.Tensor | None]:
+        """What `joined` has joined; None for None."""
+        found: dict[int, tf.Tensor | None] = {}
+        for tensor, group, spec in zip(tensors, self.groups, self.specs, strict=True):
+            pieces = [tensor] * len(group)
+            if group[1:] and tensor is not None:
+                pieces = tf.split(tensor, self._lengths(group), _axes_in_front(tensor, spec))
             found |= zip(group, pieces, strict=True)
         return [found[index] for index in range(len(self.given))]
 
@@ -217,7 +219,7 @@ def _reshaped(tensors: Sequence[tf.Tensor], before: Sequence[Any], after: Sequen
     """With the shapes of other specs behind the axes in front."""
     found = []
     for tensor, old, new in zip(tensors, before, after, strict=True):
-        is_same = old.shape == new.shape
+        is_same = tensor is None or old.shape == new.shape
         front = [] if is_same else tensor.shape[: _axes_in_front(tensor, old)]
         found.append(tensor if is_same else tf.reshape(tensor, [*front, *new.shape]))
     return found

@@ -6,6 +6,7 @@ from nvae_tf.optimization.adamax import (
     average_of_weights,
     averaged_weights,
     inner_optimizer,
+    joined_weights_later,
 )
 from nvae_tf.optimization.schedule import LoweredRate, WarmupCosine
 from nvae_tf.optimization.step_guard import RunawayGuard, StepGuard

@@ -1,6 +1,7 @@
 """The Adamax of the published training runs, and the exponential moving averages that any Keras optimizer can keep."""
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,19 @@ from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
 _LARGE = 2**16
 # Weights of at most so many numbers are joined where the program is to be small: a model has hundreds of them.
 SMALL_WEIGHT = 2**19
+_LATER = contextvars.ContextVar("later", default=None)
+
+
+@contextlib.contextmanager
+def joined_weights_later() -> Iterator[list[tuple[Callable[[list], None], list]]]:
+    """In the block a small program does not assign the weights that it has joined, but lists for the caller a function
+    that does, and its argument: tensors, which the program returns. To cut them it would have a kernel for each weight.
+    """
+    token = _LATER.set([])
+    try:
+        yield _LATER.get()
+    finally:
+        _LATER.reset(token)
 
 
 class Slots(NamedTuple):
@@ -121,13 +135,24 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
         columns = [trainable_variables, *zip(*map(self.slots_of, trainable_variables), strict=True)]
         packed = [packing.packed([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]
-        chosen = []
-        for gradient, *before in zip(*packed, strict=True):
+        joined, alone = [], []
+        for joins, gradient, *before in zip(packing.joins, *packed, strict=True):
             pairs = zip(self._updated(gradient, *before, rate), before, strict=True)
-            chosen.append([tf.where(self._condition, *pair) for pair in pairs])
-        for variables, values in zip(columns, zip(*chosen, strict=True), strict=True):
-            for variable, value in zip(variables, packing.unpacked(values), strict=True):
-                variable.assign(value)
+            (joined if joins else alone).append([tf.where(self._condition, *pair) for pair in pairs])
+
+        def assign(chosen: list, are_joined: bool = True) -> None:
+            following, others = iter(chosen), [None] * len(columns)
+            of_all = [next(following) if joins == are_joined else others for joins in packing.joins]
+            for variables, values in zip(columns, zip(*of_all, strict=True), strict=True):
+                for variable, value in zip(variables, packing.unpacked(values), strict=True):
+                    if value is not None:
+                        variable.assign(value)
+
+        assign(alone, are_joined=False)
+        if (later := _LATER.get()) is None:
+            assign(joined)
+        else:
+            later.append((assign, joined))
 
     def _updated(self, gradient, weight, momentum, norm, rate) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Weight, m and u - epsilon after a step: what `update_step` does, for XLA, which makes it one pass."""

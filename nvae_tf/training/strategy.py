@@ -6,12 +6,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from nvae_tf.config import TrainConfig, check
 from nvae_tf.data.pipeline import ALL, Shard
+from nvae_tf.optimization import joined_weights_later
 from nvae_tf.replicas import divided
 from nvae_tf.training.launcher import STOPPING_SIGNALS, TF_CONFIG
 
@@ -78,8 +80,27 @@ def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
 
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
     """The training step on all replicas, as a function of their images (`Replicas.divided`)."""
+
+    def whole_step(images: Any) -> Any:
+        return strategy.run(model.train_step, (images,))
+
+    later: list[Callable[[list], None]] = []
+
+    @tf.function(autograph=False, jit_compile=True)
+    def compiled_part(images: Any) -> tuple[Any, list]:
+        with joined_weights_later() as found:
+            metrics = whole_step(images)
+        later[:] = [assign for assign, _ in found]
+        return metrics, [tensors for _, tensors in found]
+
+    def compiled_step(images: Any) -> Any:
+        metrics, joined = compiled_part(images)
+        for assign, tensors in zip(later, joined, strict=True):
+            assign(tensors)
+        return metrics
+
     # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
-    return tf.function(lambda images: strategy.run(model.train_step, (images,)), autograph=False, jit_compile=compiled)
+    return tf.function(compiled_step if compiled else whole_step, autograph=False)
 
 
 class WorkerLost(ConnectionError):

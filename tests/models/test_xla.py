@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.layers import cpu_kernels
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import batch_noise
-from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.optimization import NVAEAdamax, adamax
+from nvae_tf.training.strategy import step_function
 from tests.command_fixtures import run
 from tests.tiny_model import assert_near, assert_same, tiny_model, values
 
@@ -73,13 +75,20 @@ def given_draws(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "scan"),
-    [(dict(recompute="all", accumulate_steps=4), False), (dict(groups=4), True), (dict(adamax=True), False)],
-    ids=["recomputed in parts", "with a loop", "Adamax"],
+    [
+        (dict(recompute="all", accumulate_steps=4), False),
+        (dict(groups=4), True),
+        (dict(adamax=True), False),
+        (dict(groups=4, adamax=True), True),
+    ],
+    ids=["recomputed in parts", "with a loop", "Adamax", "small weights joined, for GPUs"],
 )
-def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(settings, scan, given_draws):
+def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(settings, scan, given_draws, monkeypatch):
     plain, model = model_of(**settings), model_of(**settings)
     model.scan = scan
-    compiled = tf.function(model.train_step, autograph=False, jit_compile=True)
+    monkeypatch.setattr(adamax, "SMALL_WEIGHT", 100)
+    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: scan and settings.get("adamax"))
+    compiled = step_function(tf.distribute.get_strategy(), model, compiled=True)
     assert_near(after(model, compiled), after(plain, tf.function(plain.train_step, autograph=False)))
     before = values([*model.weights, *model.optimizer.variables])
     images = np.zeros((8, 4, 4, 1), np.float32)
