@@ -1,8 +1,9 @@
-"""Replays recorded reference files and compares every quantity: `python -m tests.parity FILE.npz [...]`.
+"""Replays recorded reference files and compares every quantity: `python -m tests.parity [--scan] FILE.npz [...]`.
 
 A file holds settings, weights under their published names, inputs, the random draws and what the published model gave
 for them (channels first, float32). Prints one line a quantity with its largest error relative to the largest recorded
-value and exits 1 if any is past its tolerance. Quantities that a file lacks are named.
+value and exits 1 if any is past its tolerance. Quantities that a file lacks are named. With --scan equal groups and
+cells of the training pass are loops, as by `train.scan=on`.
 """
 
 import json
@@ -89,10 +90,11 @@ def channels_first(tensor) -> np.ndarray:
     return np.asarray(tensor).transpose(0, 3, 1, 2)
 
 
-def replay(path: str) -> tuple[list[Comparison], list[str]]:
+def replay(path: str, scan: bool = False) -> tuple[list[Comparison], list[str]]:
     recorded = Recorded(path)
     model = NVAE(model_config_from_published(recorded.settings), objective_config_from_published(recorded.settings))
     load_published_weights(model, recorded.group("state/"))
+    model.scan = scan
     comparisons = [*_evaluation(model, recorded), *_generation(model, recorded), *_training(model, recorded)]
     return comparisons, recorded.missing
 
@@ -152,7 +154,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
 
     @tf.function(autograph=False)
     def training_pass():
-        forward = ForwardPass(training=True)
+        forward = ForwardPass(training=True, scanned=model.scan)
         with tf.GradientTape() as tape:
             decoded = model.inference_pass(images, draws, forward)
             elbo = objective.Elbo(_reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents))
@@ -262,12 +264,14 @@ def _weights(model: NVAE, recorded: Recorded, prefix: str, allowances=None) -> I
 
 
 def main(paths: list[str]) -> int:
+    scan = paths[:1] == ["--scan"]
+    paths = paths[scan:]
     if not paths:
         print(__doc__)
         return 2
     failures = 0
     for path in paths:
-        comparisons, missing = replay(path)
+        comparisons, missing = replay(path, scan)
         failed = [comparison for comparison in comparisons if not comparison.passed]
         for comparison in comparisons:
             verdict = "ok" if comparison.passed else "FAILED"

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from nvae_tf.layers import scan as layers_scan
 from tests import FIXTURES, parity
 
 SMALLEST = FIXTURES / "normal_decoder_tiny.npz"
@@ -11,17 +12,24 @@ def failures(comparisons):
 
 
 @pytest.mark.parametrize(
-    ("name", "missing"),
+    ("name", "missing", "scan"),
     [
-        pytest.param("mnist_tiny", [], marks=pytest.mark.slow),
-        ("cifar10_tiny", []),
-        pytest.param("celeba64_tiny", [], marks=pytest.mark.slow),
-        pytest.param("normal_decoder_tiny", ["eval/mean", "sample/mean"], marks=pytest.mark.slow),
+        pytest.param("mnist_tiny", [], False, marks=pytest.mark.slow),
+        pytest.param("mnist_tiny", [], True, marks=pytest.mark.slow),
+        ("cifar10_tiny", [], False),
+        pytest.param("cifar10_tiny", [], True, marks=pytest.mark.slow),
+        pytest.param("celeba64_tiny", [], False, marks=pytest.mark.slow),
+        pytest.param("celeba64_tiny", [], True, marks=pytest.mark.slow),
+        pytest.param("normal_decoder_tiny", ["eval/mean", "sample/mean"], False, marks=pytest.mark.slow),
     ],
 )
-def test_a_recorded_file(name, missing):
-    comparisons, absent = parity.replay(str(FIXTURES / f"{name}.npz"))
+def test_a_recorded_file(name, missing, scan, monkeypatch):
+    loop, loops = layers_scan._while, []
+    monkeypatch.setattr(layers_scan, "_while", lambda *rest: loops.append(rest) or loop(*rest))
+    comparisons, absent = parity.replay(str(FIXTURES / f"{name}.npz"), scan)
     assert failures(comparisons) == {}
+    # Forward and backward.
+    assert len(loops) >= 2 if scan else not loops
     assert sorted(absent) == missing
     with np.load(FIXTURES / f"{name}.npz") as file:
         keys = [key for key in file if key.startswith(("train/grad/", "train/after_"))]
