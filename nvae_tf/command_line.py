@@ -110,7 +110,7 @@ def define_parameters(flags: ModuleType, parameters: Mapping[str, inspect.Parame
 
 
 def _listed_paths(text: str) -> list[str]:
-    # Unless a file is called so.
+    # A file's name may have commas.
     return [text] if os.path.exists(text) else text.split(",")
 
 
@@ -122,9 +122,9 @@ def _listed_values(read: Callable[[str], Any], can_be_one: bool, text: str) -> A
 def parameter_values(flags: ModuleType, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """What the flags of `define_parameters` were given, by name."""
     values = {name: flags.FLAGS[name].value for name in parameters}
-    # A flag that can be given several times has a list for each.
-    is_repeated = {name for name, value in values.items() if isinstance(value, list) and isinstance(value[0], list)}
-    return values | {name: [place for part in values[name] for place in part] for name in is_repeated}
+    # A flag that was given several times has a list for each.
+    repeated = {name for name in parameters if isinstance(flags.FLAGS[name], flags.MultiFlag)}
+    return values | {name: [place for part in values[name] for place in part] for name in repeated if values[name]}
 
 
 def valid_settings() -> tuple[str, ...]:

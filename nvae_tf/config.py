@@ -33,7 +33,8 @@ CHECKPOINT_HELP = "Which of the run's checkpoints: the latest, or the one with t
 # Where the latents of samples come from: the prior as it was trained, or that which nvae-prior has learned.
 PRIORS = ("model", "reweighted")
 PRIOR_HELP = "The prior that latents are drawn from: the model's own, or the reweighted one of nvae-prior."
-# Of what else several commands have.
+PRIOR_KINDS = ("classifier", "mixture")
+# The help of flags that several commands share.
 DATA_PATH_HELP = "Where the images lie now, if no longer at the run's data.path."
 TEMPERATURE_HELP = (
     "What multiplies the priors' sigma, greater than 0: one number, or one for every scale (the smallest first) or "
@@ -43,7 +44,6 @@ BATCH_NORM_HELP = (
     "Readjust the batch-norm statistics to the temperature with so many batches before samples are drawn (the "
     "paper takes 500), in a copy of the model; 0 for none."
 )
-PRIOR_KINDS = ("classifier", "mixture")
 
 # What is left of images of 65,536 pixels is then one.
 _MOST_HALVINGS = 16

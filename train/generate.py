@@ -61,7 +61,6 @@ def _define_flags(mode: str) -> None:
 def _check_output(mode: str, originals: tasks.Originals | None) -> OutputPlace:
     """Checks what can be written; returns where to write."""
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
-    names = (read_flat_latents(FLAGS.input).names or []) if mode == "decode" else []
     each = None if mode == "encode" else FLAGS.each
     if mode != "encode":
         check(not FLAGS.raw or place.kind == ".png", f"--raw --output={FLAGS.output}: a bare grid is a .png file")
@@ -73,6 +72,7 @@ def _check_output(mode: str, originals: tasks.Originals | None) -> OutputPlace:
         output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     # Files have the originals' names, but for a path's.
     if (place.kind == FOLDER or each) and mode != "interpolate":
+        names = (read_flat_latents(FLAGS.input).names or []) if mode == "decode" else []
         if originals is not None:
             names, indices = [name for _, name in find_pictures(originals.input or [])], originals.indices or []
             check(len({*indices}) == len(indices), "--indices: an image is given twice, but files need different names")
@@ -102,7 +102,7 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made) -> None:
 
 
 def _main(mode: str) -> None:
-    """Checks the flags before TensorFlow is started, does what the mode does, writes and reports it in a line."""
+    """Checks where to write before TensorFlow is started, does what the mode does, writes and reports it in a line."""
     task = TASKS[mode]
     arguments = tasks.arguments_of(task, command_line.parameter_values(flags, tasks.parameters_of(task)))
     place = _check_output(mode, arguments.get("originals"))

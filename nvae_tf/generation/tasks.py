@@ -21,8 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf import config as settings
-from nvae_tf.config import LARGEST_SEED, PRIORS, ExperimentConfig, check
+from nvae_tf.config import (
+    BATCH_NORM_HELP,
+    DATA_PATH_HELP,
+    LARGEST_SEED,
+    PRIOR_HELP,
+    PRIORS,
+    TEMPERATURE_HELP,
+    ExperimentConfig,
+    check,
+)
 from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.progress import ImageProgress, StatusLine, counted
@@ -36,7 +44,7 @@ if TYPE_CHECKING:
 _PICTURES = "Picture files: a file, a folder with all in it, or several with commas"
 _RESIZE = "How picture files get the model's size; if not given, as in training."
 _CONVERT = "Convert picture files that have other channels; if not given, as in training."
-_COUNT = "Number of images of the data set; if not given, 40 for reconstruct, all for encode, 8 for the others."
+_COUNT = "Number of images of the data set; if not given, all for encode, 40 for reconstruct, otherwise 8."
 _CLASSES = "Classes of a conditional model: 3, or 0,1,2 in turn; -1 is none. Images of the data set have theirs."
 _KEPT = "How many groups, from the top, keep their latents; the others are drawn, so 0 gives samples."
 _GUIDANCE = "Classifier-free guidance: 1 as trained, above 1 more typical of the class, 0 without the class."
@@ -44,13 +52,15 @@ _STARTS = "Draws of the latents to begin at, for the deviation; 0 leaves it out.
 # What the parameters are and mean, and the limits of their values, see `nvae_tf.command_line.define_parameters`.
 Seed = Annotated[int, "Of the latents, and of the binarization of images.", 0, LARGEST_SEED]
 Split = Annotated[str, "Part of the data set.", "test", "train"]
-DataPath = Annotated[str | None, settings.DATA_PATH_HELP]
+DataPath = Annotated[str | None, DATA_PATH_HELP]
 Samples = Annotated[int, "Number of samples.", 1]
 Labels = Annotated[int | Sequence[int] | np.ndarray | None, _CLASSES]
 Columns = Annotated[int | None, "Images a row at most; nearly a square if not given.", 1]
 Mean = Annotated[bool, "Take the posterior's means as latents, not draws."]
 KeptOrAll = Annotated[int | None, f"{_KEPT} All if not given.", 0]
-Temperature = Annotated[float | Sequence[float], settings.TEMPERATURE_HELP]
+How = Annotated[str | Sequence[str], "spherical, linear or keep; one, or one a scale or a group."]
+Strengths = Annotated[Sequence[float], "Multiples of the direction to add; 1 is the whole difference."]
+Temperature = Annotated[float | Sequence[float], TEMPERATURE_HELP]
 
 
 class Made(NamedTuple):
@@ -106,16 +116,16 @@ class Originals:
         return pictures_for_model(places, config.data, seed, self.resize, self.convert)
 
     def load(
-        self, config: ExperimentConfig, seed: int, at_most: int | None = None, has_pictures: bool = False
+        self, config: ExperimentConfig, seed: int, at_most: int | None = None, used: Sequence[str] = ()
     ) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
         """The images as the model sees them, their labels, a name for each, and which they are, in words.
 
-        Where nothing says how many, there are `at_most`, or all if there are fewer. A task `has_pictures` if it takes
-        picture files besides.
+        Where nothing says how many, there are `at_most`, or all if there are fewer. Of `resize` and `convert` those are
+        `used` that the task has other pictures for.
         """
         for name in ("resize", "convert"):
             text = f"--{name} is for pictures of --input; those of the data set come as trained"
-            check(bool(self.input) or has_pictures or getattr(self, name) is None, text)
+            check(bool(self.input) or name in used or getattr(self, name) is None, text)
         labels = None
         if self.input:
             images, names = self.pictures(config, self.input, seed)
@@ -147,8 +157,8 @@ def sample(
     columns: Columns = None,
     temperature: Temperature = 1.0,
     guidance: Annotated[float, _GUIDANCE] = 1.0,
-    batch_norm_iterations: Annotated[int, settings.BATCH_NORM_HELP, 0] = 0,
-    prior: Annotated[str, settings.PRIOR_HELP, *PRIORS] = PRIORS[0],
+    batch_norm_iterations: Annotated[int, BATCH_NORM_HELP, 0] = 0,
+    prior: Annotated[str, PRIOR_HELP, *PRIORS] = PRIORS[0],
 ) -> Made:
     """Draws samples from a trained model.
 
@@ -227,7 +237,7 @@ def interpolate(
     seed: Seed = 1,
     mean: Mean = False,
     steps: Annotated[int, "Steps from one image to the next.", 1] = 10,
-    how: Annotated[str | Sequence[str], "spherical, linear or keep; one, or one a scale or a group."] = "spherical",
+    how: How = "spherical",
 ) -> Made:
     """Goes from image to image in small steps: a path between their latents, as a grid or an animation.
 
@@ -308,13 +318,7 @@ def direction(
     negative: Annotated[Places, f"{_PICTURES}, which lack what the direction adds"],
     seed: Seed = 1,
     mean: Mean = False,
-    strengths: Annotated[Sequence[float], "Multiples of the direction to add; 1 is the whole difference."] = (
-        -2,
-        -1,
-        0,
-        1,
-        2,
-    ),
+    strengths: Strengths = (-2, -1, 0, 1, 2),
 ) -> Made:
     """Moves images along what sets one folder of pictures apart from another, such as smiling faces from others.
 
@@ -330,8 +334,9 @@ def direction(
     from nvae_tf.generation.sampling import latent_direction, move_images
 
     check(bool(np.isfinite(strengths).all()), f"--strengths={','.join(map(str, strengths))}: give finite numbers")
+    find_pictures([*_listed(positive), *_listed(negative)])
     added, subtracted = (originals.pictures(run.config, places, seed)[0] for places in (positive, negative))
-    images, labels, names, words = originals.load(run.config, seed, 8, has_pictures=True)
+    images, labels, names, words = originals.load(run.config, seed, 8, ("resize", "convert"))
     step = latent_direction(run.model, added, subtracted)
     progress = _progress(len(images) * len(strengths))
     made = move_images(run.model, images, step, strengths, seed, mean, progress, labels)
@@ -389,7 +394,7 @@ def restore(
     operator, spec = operator_of(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
     spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
     of_images = dataclasses.replace(run.config, data=spec) if originals.input else run.config
-    images, labels, names, words = originals.load(of_images, seed, 8, has_pictures=bool(mask))
+    images, labels, names, words = originals.load(of_images, seed, 8, ("resize",) if mask else ())
     measurement = images if originals.input else measured(operator, images, noise, seed)
     made, deviation = restore_images(run.model, measurement, operator, noise, steps, starts, seed, labels)
     shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if mask else measurement
@@ -521,8 +526,9 @@ TASKS = {
 def parameters_of(task: Callable[..., Made]) -> dict[str, inspect.Parameter]:
     """What a task takes besides the run, with the fields of `Originals` in its place."""
     found = dict(inspect.signature(task).parameters)
-    del found["run"]
-    return dict(inspect.signature(Originals).parameters) | found if found.pop("originals", None) else found
+    if "originals" in found:
+        found = dict(inspect.signature(Originals).parameters) | found
+    return {name: parameter for name, parameter in found.items() if name not in ("run", "originals")}
 
 
 def arguments_of(task: Callable[..., Made], values: dict[str, Any]) -> dict[str, Any]:
@@ -549,6 +555,7 @@ def _classes(config: ExperimentConfig, labels: Labels, count: int) -> np.ndarray
         return None
     given = np.atleast_1d(labels)
     names = f"classes 0 to {config.model.num_classes - 1}" if config.model.num_classes else "no classes"
+    check(given.dtype.kind in "iu", f"labels = {labels}: give the numbers of classes, as whole numbers")
     for label in given:
         is_known = -1 <= label < config.model.num_classes
         check(is_known, f"--labels={','.join(map(str, given))}: {label} is no class of this model, which has {names}")

@@ -19,8 +19,8 @@ _LATER = contextvars.ContextVar("later", default=None)
 
 @contextlib.contextmanager
 def joined_weights_later() -> Iterator[list[tuple[Callable[[list], None], list]]]:
-    """In the block a small program does not assign the weights that it has joined, but lists for the caller a function
-    that does, and its argument: tensors, which the program returns. To cut them it would have a kernel for each weight.
+    """In the block an optimizer does not assign weights that it has joined to update them, but adds `(assign, tensors)`
+    to the list. The program that XLA compiles returns the tensors; inside, cutting them takes a kernel for each weight.
     """
     token = _LATER.set([])
     try:
@@ -135,20 +135,20 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
         columns = [trainable_variables, *zip(*map(self.slots_of, trainable_variables), strict=True)]
         packed = [packing.packed([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]
-        joined, alone = [], []
+        joined, alone, nothing = [], [], [None] * len(columns)
         for joins, gradient, *before in zip(packing.joins, *packed, strict=True):
             pairs = zip(self._updated(gradient, *before, rate), before, strict=True)
-            (joined if joins else alone).append([tf.where(self._condition, *pair) for pair in pairs])
+            chosen = [tf.where(self._condition, *pair) for pair in pairs]
+            joined.append(chosen if joins else nothing)
+            alone.append(nothing if joins else chosen)
 
-        def assign(chosen: list, are_joined: bool = True) -> None:
-            following, others = iter(chosen), [None] * len(columns)
-            of_all = [next(following) if joins == are_joined else others for joins in packing.joins]
-            for variables, values in zip(columns, zip(*of_all, strict=True), strict=True):
+        def assign(chosen: list) -> None:
+            for variables, values in zip(columns, zip(*chosen, strict=True), strict=True):
                 for variable, value in zip(variables, packing.unpacked(values), strict=True):
                     if value is not None:
                         variable.assign(value)
 
-        assign(alone, are_joined=False)
+        assign(alone)
         if (later := _LATER.get()) is None:
             assign(joined)
         else:

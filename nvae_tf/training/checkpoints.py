@@ -68,19 +68,22 @@ class TrainingState:
         variables["loss_scale"] = loss_scale(optimizer)
         self._checkpoint = tf.train.Checkpoint(**variables)
         self._best_checkpoint = tf.train.Checkpoint(**variables, best_score=self._score)
-        self._keep = keep, keep_every_hours
-        self._manager: tf.train.CheckpointManager | None = None
+        self._keep, self._unusable = (keep, keep_every_hours), set()
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
         with self._raising_not_written(self.folder, step):
-            self._manager = self._manager or self._new_manager()
-            self._manager.save(checkpoint_number=step)
-            self.whole_step = step
-            if step and 0 in steps_of_files(self.folder, "index"):
-                # Weights that no step has trained.
+            if step == 0:
+                # Weights that no step has trained: not listed, and deleted when there are others.
+                self._write(0)
+            else:
+                manager_of(self.folder, self._write, *self._keep, self._unusable).save(checkpoint_number=step)
+                self._unusable.discard(step)
                 _remove_checkpoint(self.folder, 0)
-                self._manager = self._new_manager()
+
+    def _write(self, step: int) -> None:
+        write_checkpoint(self.folder, step, self._checkpoint.write)
+        self.whole_step = step
 
     def save_if_best(self, step: int, score: float) -> None:
         """Does the same in the folder of the best if no earlier score was as low; NaN never is."""
@@ -117,7 +120,8 @@ class TrainingState:
             half_written = {step: "half-written" for step in _remove_partial(self.folder) if step > found.step}
             if unusable := half_written | found.unusable:
                 report(f"{self.folder}: {found._replace(unusable=unusable).passed_over_line()}.")
-            self._manager = self._new_manager(found.unusable)
+            self._unusable = {*found.unusable}
+            manager_of(self.folder, self._write, *self._keep, self._unusable)
             _remove_partial(self._best_folder)
             best = find_best(self._best_folder)
             self._lowest = best.score
@@ -128,15 +132,13 @@ class TrainingState:
                 report(f"{words}; the next step that is evaluated counts as best.")
         return found.step
 
-    def _new_manager(self, unusable: Collection[int] = ()) -> tf.train.CheckpointManager:
-        return manager_of(self.folder, self._checkpoint.write, *self._keep, unusable)
-
     @contextlib.contextmanager
     def _raising_not_written(self, folder: pathlib.Path, step: int) -> Iterator[None]:
         self._step.assign(step)
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
+            _remove_partial(folder)
             before = f"That of step {self.whole_step} is whole, the same command continues from there"
             if self.whole_step is None:
                 before = "There is none before, the same command starts anew"
@@ -438,7 +440,8 @@ def _remove_all_but(folder: pathlib.Path, kept: set[int]) -> None:
 def _remove_partial(folder: pathlib.Path) -> set[int]:
     """Removes what killed processes have left half-written, and returns the steps of checkpoints among it."""
     steps = set()
-    for entry in folder.glob(".*.partial"):
+    # TensorFlow's list is written beside its place too.
+    for entry in [*folder.glob(".*.partial"), *folder.glob("checkpoint.tmp*")]:
         if match := re.fullmatch(r"\.step-(\d+)\.partial", entry.name):
             steps.add(int(match[1]))
             shutil.rmtree(entry, ignore_errors=True)
@@ -472,40 +475,42 @@ def read_list(folder: pathlib.Path) -> CheckpointList | None:
 class _Writer:
     """What `CheckpointManager` writes a checkpoint by: beside its place and moved there, not in its place."""
 
-    def __init__(self, write: Callable[[str], object]):
+    def __init__(self, write: Callable[[int], object]):
         # The manager counts in it, and would add it to a checkpoint's variables.
         self.save_counter = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._write_at = write
+        self._write_step = write
 
     def _write(self, file_prefix: str, options: tf.train.CheckpointOptions) -> str:
-        write_checkpoint(pathlib.Path(file_prefix).parent, step_of(file_prefix), self._write_at)
-        for record_and_delete in options.experimental_write_callbacks:
-            record_and_delete(file_prefix)
+        self._write_step(step_of(file_prefix))
+        for list_and_delete in options.experimental_write_callbacks:
+            list_and_delete(file_prefix)
         return file_prefix
 
 
 def manager_of(
     folder: pathlib.Path,
-    write: Callable[[str], object],
+    write: Callable[[int], object],
     keep: int,
     keep_every_hours: float = 0.0,
     unusable: Collection[int] = (),
 ) -> tf.train.CheckpointManager:
-    """What saves by `write`, see `write_checkpoint`, and keeps the latest `keep` checkpoints of a folder.
+    """A manager for the next save, by `write(step)`, that keeps the latest `keep` checkpoints of a folder.
 
     Of the others one is kept for good when `keep_every_hours` have passed since the one before, 0: none. The folder's
-    list is brought up to date before: `unusable` steps are not listed, so they neither count nor go, and one that a
-    killed process has not listed is. What such a process has left of a checkpoint that it deleted goes. The manager
-    takes the folder's name for a pattern when it deletes; a run folder has none.
+    list is brought up to date before: `unusable` steps and step 0 are not listed, so they neither count nor go, and one
+    that a killed process has not listed is. What such a process has left of a checkpoint that it deleted goes. The
+    manager takes the folder's name for a pattern when it deletes; a run folder's name is none.
     """
-    listed, present = read_list(folder), steps_of_files(folder, "index")
-    kept = [step for step in present if step not in unusable]
+    listed, present, now = read_list(folder), steps_of_files(folder, "index"), time.time()
+    kept = [step for step in present if step and step not in unusable]
     # Those that are kept for good are older than the last ones.
     kept = [step for step in kept if step in listed.written or step > max(listed.written)] if listed else kept[-keep:]
-    written, kept_at = listed or CheckpointList({}, time.time())
+    written, kept_at = listed or CheckpointList({}, now)
     times = {step: written.get(step) or (folder / f"step-{step}.index").stat().st_mtime for step in kept}
-    oldest = min(times.values(), default=time.time())
-    # The manager never deletes what is not newer than the last that was kept for good, as after a clock was ahead.
+    # The manager takes what is not later than the last that was kept for good for one of these. A clock that was ahead
+    # may have written such times.
+    times = {step: min(found, now) for step, found in times.items()}
+    oldest = min(times.values(), default=now)
     updated = CheckpointList(times, kept_at if kept_at < oldest else oldest - 1.0)
     if not times:
         # TensorFlow takes an empty list for a damaged one.

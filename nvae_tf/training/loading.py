@@ -26,18 +26,25 @@ _NAMED_SETTINGS = 5
 
 
 class TrainedRun:
-    """A run with one of its checkpoints, of which the model is read when it is asked for; raises what `load` raises.
-
-    Attributes:
-      config: the settings.
-      checkpoint: the prefix of the checkpoint's files.
-      step: the checkpoint's step.
-    """
+    """A run and one of its checkpoints; settings and weights are read on first use. Raises what `load` raises."""
 
     def __init__(self, path: str | os.PathLike, checkpoint: str = "latest"):
-        self._folder = RunFolder(find_run_folder(path))
-        self.config, self.checkpoint = find_run(self._folder.path, checkpoint)
-        self.step = step_of(self.checkpoint)
+        self._folder, self._which = RunFolder(find_run_folder(path)), checkpoint
+
+    @functools.cached_property
+    def config(self) -> ExperimentConfig:
+        """The settings."""
+        return read_run_config(self._folder)
+
+    @functools.cached_property
+    def checkpoint(self) -> str:
+        """The prefix of the checkpoint's files."""
+        return find_run(self._folder.path, self._which)[1]
+
+    @property
+    def step(self) -> int:
+        """The checkpoint's step."""
+        return step_of(self.checkpoint)
 
     @property
     def model(self) -> NVAE:

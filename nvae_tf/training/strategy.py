@@ -79,7 +79,11 @@ def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
 
 
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
-    """The training step on all replicas, as a function of their images (`Replicas.divided`)."""
+    """The training step on all replicas, as a function of their images (`Replicas.divided`).
+
+    Where it is `compiled` by XLA, weights that the optimizer has joined are assigned outside, see
+    `joined_weights_later`.
+    """
 
     def whole_step(images: Any) -> Any:
         return strategy.run(model.train_step, (images,))

@@ -124,7 +124,7 @@ MISTAKES = [
         "train.generate direction --workdir={0} --output=x.png --positive=x --negative=y --strengths=a",
         "'a' is not a number",
     ),
-    ("train.generate decode --workdir={0} --output=x.png --input=no.npz", "no.npz: no such file of latents"),
+    ("train.generate decode --workdir=digits --output=x.png --input=no.npz", "no.npz: no such file of latents"),
 ]
 
 

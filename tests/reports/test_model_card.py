@@ -17,7 +17,6 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import MARKER, keep_model_card, write_model_card
 from nvae_tf.reports.run_facts import Origin, gather, write_origin
-from nvae_tf.training.loading import TrainedRun
 from nvae_tf.training.run_folder import open_for_training
 from tests.tiny_model import tiny_config
 
@@ -59,7 +58,8 @@ def evaluate(folder, config=CONFIG, split="test", **measured):
     draws = random.uniform(5.0, 9.0, 40), random.uniform(0.0, 1.0, (40, 2, 2))
     draws += (1, 10, 50), random.uniform(4, 5, (40, 3)), random.uniform(1.0, 50.0, 40)
     likelihood = Likelihood(*draws)
-    trained = TrainedRun(config, str(folder.checkpoints / "step-60"), MODEL, has_ema=False)
+    checkpoint = str(folder.checkpoints / "step-60")
+    trained = SimpleNamespace(config=config, checkpoint=checkpoint, step=60, model=MODEL, has_ema=False)
     place = {"spec": config.data, "split": split, "source": SimpleNamespace(count=40), "data_sha256": "d"}
     devices = {"batch_size": 8, "seed": 3, "strategy": None, "shard": None, "status": StatusLine()}
     metrics = likelihood_metrics(likelihood, latent_plan(config.model), num_values=16)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "step-12.data").write_bytes(b"weights")
     (tmp_path / "step-12.index").write_bytes(b"index")
     config = ExperimentConfig(model=tiny_config(image_height=16, image_width=16), data=data_spec("digits"))
-    trained = loading.TrainedRun(config, str(tmp_path / "step-12"), NVAE(config.model), False)
+    model, checkpoint = NVAE(config.model), str(tmp_path / "step-12")
+    trained = SimpleNamespace(config=config, checkpoint=checkpoint, step=12, model=model, has_ema=False)
     asked = []
     monkeypatch.setattr(loading, "load_run", lambda *given: asked.append(given) or trained)
     return asked

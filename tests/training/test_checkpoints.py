@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.lib.io import file_io
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
@@ -216,7 +217,8 @@ def test_a_save_that_a_killed_process_left_half_written_is_reported_and_removed(
     partial = folder.checkpoints / ".step-12.partial"
     (partial / "step-12_temp").mkdir(parents=True)
     (partial / "step-12_temp" / "part-00000-of-00001.data-00000-of-00001").write_bytes(b"half")
-    (folder.checkpoints / ".checkpoint.123.partial").write_text("model_checkpoint_path")
+    for name in (".checkpoint.123.partial", "checkpoint.tmp123"):
+        (folder.checkpoints / name).write_text("model_checkpoint_path")
     # A reader beside a training sees such a folder whenever the training saves.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -224,7 +226,23 @@ def test_a_save_that_a_killed_process_left_half_written_is_reported_and_removed(
     reported = []
     assert state_of(folder, model).restore(reported.append) == 10
     assert "passed over step-12 (half-written); step-10 is used" in reported[0]
-    assert not list(folder.checkpoints.glob(".*"))
+    assert not [*folder.checkpoints.glob(".*"), *folder.checkpoints.glob("checkpoint.*")]
+
+
+def test_where_the_list_alone_can_not_be_written_the_checkpoint_is_there(folder, model, monkeypatch):
+    def full_disk(name, text, *_):
+        shutil.copy(folder.config_file, f"{name}.tmp123")
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(file_io, "atomic_write_string_to_file", full_disk)
+    with pytest.raises(CheckpointNotWritten, match="step 12 .*No space left.* That of step 12 is whole"):
+        save(state_of(folder, model), model, 12)
+    monkeypatch.undo()
+    assert not list(folder.checkpoints.glob("checkpoint.*")) and saved_steps(folder.checkpoints) == [5, 10, 12]
+    state = state_of(folder, model)
+    assert state.restore(pytest.fail) == 12
+    save(state, model, 15)
+    assert saved_steps(folder.checkpoints) == [12, 15]
 
 
 @pytest.mark.parametrize("size", [1, 3000])
@@ -254,13 +272,15 @@ def write_empty(prefix):
             pass
 
 
-def add(manager, *steps):
+def manager(folder, keep=2, hours=0.0):
+    return checkpoints.manager_of(
+        folder, lambda step: checkpoints.write_checkpoint(folder, step, write_empty), keep, hours
+    )
+
+
+def add(folder, *steps, **settings):
     for step in steps:
-        manager.save(checkpoint_number=step)
-
-
-def after_a_restart(folder, keep=2, hours=0.0):
-    return checkpoints.manager_of(folder, write_empty, keep, hours)
+        manager(folder, **settings).save(checkpoint_number=step)
 
 
 @pytest.fixture
@@ -272,43 +292,56 @@ def clock(monkeypatch):
 def test_now_and_then_one_is_kept_for_good(tmp_path, clock):
     for step in range(1, 9):
         clock(step / 2)
-        add(after_a_restart(tmp_path, hours=1.0), step)
+        add(tmp_path, step, hours=1.0)
     # Of each hour since the beginning one; 7 and 8 are the last two.
     assert saved_steps(tmp_path) == [3, 5, 7, 8]
     # Those are never deleted again, whatever the settings; others are, however old.
     clock(1000.0)
-    add(after_a_restart(tmp_path, keep=1), 9, 10)
+    add(tmp_path, 9, 10, keep=1)
     assert saved_steps(tmp_path) == [3, 5, 10]
 
 
 def test_a_clock_that_was_ahead_for_a_while_does_not_end_the_keeping(tmp_path, clock):
     for step in range(8):
         clock(step / 2 + (1000.0 if step == 3 else 0.0))
-        add(after_a_restart(tmp_path, keep=1, hours=1.0), step + 1)
+        add(tmp_path, step + 1, keep=1, hours=1.0)
     # 3 was written after an hour, 4 with the clock ahead; from 5 on every hour again.
     assert saved_steps(tmp_path) == [3, 4, 7, 8]
+
+
+def test_what_was_written_while_the_clock_was_ahead_is_deleted_in_turn(tmp_path, clock):
+    clock(1000.0)
+    add(tmp_path, 1, 2, 3)
+    clock(0.5)
+    add(tmp_path, 4, 5)
+    assert saved_steps(tmp_path) == [4, 5] == list(checkpoints.read_list(tmp_path).written)
 
 
 def test_step_0_is_kept_until_there_is_another(empty_run, model):
     state = state_of(empty_run, model, keep=3)
     save(state, model, 0)
     assert saved_steps(empty_run.checkpoints) == [0]
-    save(state, model, 5, 7)
-    assert saved_steps(empty_run.checkpoints) == [5, 7]
-    assert list(checkpoints.read_list(empty_run.checkpoints).written) == [5, 7]
+    # A later one that is damaged neither counts nor goes.
+    shutil.copy(empty_run.checkpoints / "step-0.index", empty_run.checkpoints / "step-9.index")
+    later = state_of(empty_run, model)
+    assert later.restore(lambda line: None) == 0
+    save(later, model, 5, 7, 8)
+    assert checkpoints.steps_of_files(empty_run.checkpoints, "index") == [7, 8, 9]
+    assert list(checkpoints.read_list(empty_run.checkpoints).written) == [7, 8]
 
 
 def test_a_process_killed_between_two_files_leaves_nothing_that_stays(tmp_path):
-    add(after_a_restart(tmp_path), 1, 2)
+    add(tmp_path, 1, 2)
     # Whole but not yet listed; and a deletion that was cut short.
     checkpoints.write_checkpoint(tmp_path, 3, write_empty)
+    write_empty(str(tmp_path / "step-1"))
     (tmp_path / "step-1.index").unlink()
-    manager = after_a_restart(tmp_path)
+    manager(tmp_path)
     assert saved_steps(tmp_path) == [2, 3] and list(checkpoints.read_list(tmp_path).written) == [2, 3]
     before = (tmp_path / "checkpoint").stat()
-    after_a_restart(tmp_path)
+    manager(tmp_path)
     assert (tmp_path / "checkpoint").stat() == before
-    add(manager, 4)
+    add(tmp_path, 4)
     assert saved_steps(tmp_path) == [3, 4]
 
 
