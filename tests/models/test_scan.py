@@ -124,7 +124,7 @@ def test_what_has_no_loop_does_not_know_of_it(monkeypatch):
     assert len(found.latents) == len(expected.latents) == 2
 
 
-# Lines of the program that XLA is given, with the forms that GPUs get. Without the loop: 56,357 and 104,117.
+# Lines of the program that XLA is given, with the forms that GPUs get. Without the loop: 55,000 and 104,000.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "precision", "most"), [("mnist", "float32", 25_000), ("cifar10", "mixed_bfloat16", 18_000)]
