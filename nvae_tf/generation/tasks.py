@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _PICTURES = "Picture files: a file, a folder with all in it, or several with commas"
 _RESIZE = "How picture files get the model's size; if not given, as in training."
 _CONVERT = "Convert picture files that have other channels; if not given, as in training."
-_COUNT = "Number of images of the data set; if not given, all for encode, 40 for reconstruct, otherwise 8."
+_COUNT = "Number of images of the data set; if not given, 40 for reconstruct, all for encode, 8 where they are changed."
 _CLASSES = "Classes of a conditional model: 3, or 0,1,2 in turn; -1 is none. Images of the data set have theirs."
 _KEPT = "How many groups, from the top, keep their latents; the others are drawn, so 0 gives samples."
 _GUIDANCE = "Classifier-free guidance: 1 as trained, above 1 more typical of the class, 0 without the class."
@@ -120,8 +120,8 @@ class Originals:
     ) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
         """The images as the model sees them, their labels, a name for each, and which they are, in words.
 
-        Where nothing says how many, there are `at_most`, or all if there are fewer. Of `resize` and `convert` those are
-        `used` that the task has other pictures for.
+        Where nothing says how many, there are `at_most`, or all if there are fewer. `used` names those of `resize` and
+        `convert` that the task needs for other pictures.
         """
         for name in ("resize", "convert"):
             text = f"--{name} is for pictures of --input; those of the data set come as trained"

@@ -37,7 +37,7 @@ _NAMED_DIFFERENCES = 5
 
 
 class CheckpointNotWritten(OSError):
-    """A checkpoint could not be written; nothing of it was left behind."""
+    """A checkpoint, or the list of them, could not be written; nothing half-written was left behind."""
 
 
 class TrainingState:
@@ -68,7 +68,7 @@ class TrainingState:
         variables["loss_scale"] = loss_scale(optimizer)
         self._checkpoint = tf.train.Checkpoint(**variables)
         self._best_checkpoint = tf.train.Checkpoint(**variables, best_score=self._score)
-        self._keep, self._unusable = (keep, keep_every_hours), set()
+        self._keep, self._unmanaged = (keep, keep_every_hours), set()
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
@@ -77,8 +77,8 @@ class TrainingState:
                 # Weights that no step has trained: not listed, and deleted when there are others.
                 self._write(0)
             else:
-                manager_of(self.folder, self._write, *self._keep, self._unusable).save(checkpoint_number=step)
-                self._unusable.discard(step)
+                manager_of(self.folder, self._write, *self._keep, self._unmanaged).save(checkpoint_number=step)
+                self._unmanaged.discard(step)
                 _remove_checkpoint(self.folder, 0)
 
     def _write(self, step: int) -> None:
@@ -120,8 +120,15 @@ class TrainingState:
             half_written = {step: "half-written" for step in _remove_partial(self.folder) if step > found.step}
             if unusable := half_written | found.unusable:
                 report(f"{self.folder}: {found._replace(unusable=unusable).passed_over_line()}.")
-            self._unusable = {*found.unusable}
-            manager_of(self.folder, self._write, *self._keep, self._unusable)
+            present, listed = steps_of_files(self.folder, "index"), read_list(self.folder)
+            newest_listed = max(listed.written) if listed else 0
+            kept_for_good = {step for step in present if step < newest_listed and step not in listed.written}
+            self._unmanaged = kept_for_good | {*found.unusable}
+            update_list(self.folder, self._keep[0], self._unmanaged)
+            for step in {*steps_of_files(self.folder, "data")} - {*present}:
+                if step < found.step:
+                    # The deletion was cut short.
+                    _remove_checkpoint(self.folder, step)
             _remove_partial(self._best_folder)
             best = find_best(self._best_folder)
             self._lowest = best.score
@@ -138,14 +145,16 @@ class TrainingState:
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
-            _remove_partial(folder)
+            with contextlib.suppress(OSError):
+                _remove_partial(folder)
+            what = "list of checkpoints" if folder == self.folder and self.whole_step == step else "checkpoint"
             before = f"That of step {self.whole_step} is whole, the same command continues from there"
             if self.whole_step is None:
                 before = "There is none before, the same command starts anew"
             # Before the cause TensorFlow names operations and temporary files.
             cause = re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
             raise CheckpointNotWritten(
-                f"{folder}: the checkpoint of step {step} could not be written "
+                f"{folder}: the {what} of step {step} could not be written "
                 f"({getattr(error, 'strerror', None) or cause}). {before}"
             ) from error
 
@@ -492,17 +501,22 @@ def manager_of(
     write: Callable[[int], object],
     keep: int,
     keep_every_hours: float = 0.0,
-    unusable: Collection[int] = (),
+    unmanaged: Collection[int] = (),
 ) -> tf.train.CheckpointManager:
     """A manager for the next save, by `write(step)`, that keeps the latest `keep` checkpoints of a folder.
 
-    Of the others one is kept for good when `keep_every_hours` have passed since the one before, 0: none. The folder's
-    list is brought up to date before: `unusable` steps and step 0 are not listed, so they neither count nor go, and one
-    that a killed process has not listed is. What such a process has left of a checkpoint that it deleted goes. The
-    manager takes the folder's name for a pattern when it deletes; a run folder's name is none.
+    Of the others one is kept for good when `keep_every_hours` have passed since the one before, 0: none. `unmanaged`
+    steps and step 0 neither count nor go. The manager takes the folder's name for a pattern when it deletes; a run
+    folder's name is none.
     """
-    listed, present, now = read_list(folder), steps_of_files(folder, "index"), time.time()
-    kept = [step for step in present if step and step not in unusable]
+    update_list(folder, keep, unmanaged)
+    return tf.train.CheckpointManager(_Writer(write), folder, keep, keep_every_hours or None, checkpoint_name="step")
+
+
+def update_list(folder: pathlib.Path, keep: int, unmanaged: Collection[int] = ()) -> None:
+    """Brings a folder's list up to date: with what a killed process has not listed, without `unmanaged` steps."""
+    listed, now = read_list(folder), time.time()
+    kept = [step for step in steps_of_files(folder, "index") if step and step not in unmanaged]
     # Those that are kept for good are older than the last ones.
     kept = [step for step in kept if step in listed.written or step > max(listed.written)] if listed else kept[-keep:]
     written, kept_at = listed or CheckpointList({}, now)
@@ -521,7 +535,3 @@ def manager_of(
             str(folder.absolute()), names[-1], names, list(times.values()), updated.kept_at
         )
         atomic_write(folder / "checkpoint", str(state))
-    for step in {*steps_of_files(folder, "data")} - {*present}:
-        if step < max(kept, default=0):
-            _remove_checkpoint(folder, step)
-    return tf.train.CheckpointManager(_Writer(write), folder, keep, keep_every_hours or None, checkpoint_name="step")

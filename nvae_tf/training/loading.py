@@ -58,10 +58,11 @@ class TrainedRun:
 
     @functools.cached_property
     def _loaded(self) -> tuple[NVAE, bool]:
-        config = self.config
+        # Fails before a model is made.
+        config, checkpoint = self.config, self.checkpoint
         dropout = config.train.label_dropout if config.model.num_classes else 0.0
         model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
-        has_ema = restore_weights(model, self.checkpoint)
+        has_ema = restore_weights(model, checkpoint)
         model.reweighted_prior = read_prior(self._folder.prior_file, model, self.step)
         model.outlier_calibration = read_calibration(self._folder.outliers_file, model, self.step)
         return model, has_ema

@@ -104,7 +104,10 @@ def _check_place(folder: RunFolder) -> None:
     # TensorFlow deletes old checkpoints by such a pattern: in `run[12]` those of `run1`.
     special = sorted(({*"*?[\\"} - {os.sep}) & {*str(folder.path)})
     fix = "for a pattern; give another name, or rename the folder"
-    check(not special, f"{folder.path}: TensorFlow takes {' '.join(special)} in the name of a folder {fix}")
+    check(
+        not special,
+        f"{folder.path}: TensorFlow takes {' '.join(special)} in the name of a folder, or of one above, {fix}",
+    )
     is_file = folder.path.exists() and not folder.path.is_dir()
     wanted = "give a new or empty folder, or one of the same run"
     check(not is_file, f"{folder.path}: a file; {wanted}")

@@ -74,6 +74,7 @@ def test_what_the_modes_write(made, finished_model, outside, originals, tmp_path
     file, _ = made("reconstructions.svg", "reconstruct", "--count=7", "--kept_groups=1")
     words = " ".join(re.findall(">([^<>]+)</text>", file.read_text()))
     assert "its latents of the top 1 of 2 groups; the others are drawn from the prior" in words
+    assert "5 images through 2 images of the test part" in made("path/", "interpolate", "--count=2", "--steps=4")[1]
     file, _ = made("path.pdf", "interpolate", f"--input={outside}", "--steps=4")
     assert file.read_bytes().startswith(b"%PDF")
     ways = ["--steps=4", "--how=keep,linear", "--milliseconds=200", f"--each={tmp_path}/frames"]

@@ -235,7 +235,9 @@ def test_where_the_list_alone_can_not_be_written_the_checkpoint_is_there(folder,
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
     monkeypatch.setattr(file_io, "atomic_write_string_to_file", full_disk)
-    with pytest.raises(CheckpointNotWritten, match="step 12 .*No space left.* That of step 12 is whole"):
+    with pytest.raises(
+        CheckpointNotWritten, match="the list of checkpoints of step 12 could .*No space left.*12 is whole"
+    ):
         save(state_of(folder, model), model, 12)
     monkeypatch.undo()
     assert not list(folder.checkpoints.glob("checkpoint.*")) and saved_steps(folder.checkpoints) == [5, 10, 12]
@@ -330,19 +332,35 @@ def test_step_0_is_kept_until_there_is_another(empty_run, model):
     assert list(checkpoints.read_list(empty_run.checkpoints).written) == [7, 8]
 
 
-def test_a_process_killed_between_two_files_leaves_nothing_that_stays(tmp_path):
-    add(tmp_path, 1, 2)
+def test_a_process_killed_between_two_files_leaves_nothing_that_stays(folder, model):
+    place, state = folder.checkpoints, state_of(folder, model)
+    listed = (place / "checkpoint").read_text()
+    save(state, model, 12)
     # Whole but not yet listed; and a deletion that was cut short.
-    checkpoints.write_checkpoint(tmp_path, 3, write_empty)
-    write_empty(str(tmp_path / "step-1"))
-    (tmp_path / "step-1.index").unlink()
-    manager(tmp_path)
-    assert saved_steps(tmp_path) == [2, 3] and list(checkpoints.read_list(tmp_path).written) == [2, 3]
-    before = (tmp_path / "checkpoint").stat()
-    manager(tmp_path)
-    assert (tmp_path / "checkpoint").stat() == before
-    add(tmp_path, 4)
-    assert saved_steps(tmp_path) == [3, 4]
+    (place / "checkpoint").write_text(listed)
+    shutil.copy(place / "step-10.data-00000-of-00001", place / "step-5.data-00000-of-00001")
+    state = state_of(folder, model)
+    assert state.restore(pytest.fail) == 12
+    assert saved_steps(place) == [10, 12] == list(checkpoints.read_list(place).written)
+    before = (place / "checkpoint").stat()
+    state_of(folder, model).restore(pytest.fail)
+    assert (place / "checkpoint").stat() == before
+    save(state, model, 14)
+    assert saved_steps(place) == [12, 14]
+
+
+def test_what_was_kept_for_good_stays_where_all_later_ones_are_damaged(folder, model):
+    place = folder.checkpoints
+    listed = (place / "checkpoint").read_text()
+    # As after its hours: there, and not listed.
+    save(state_of(folder, model, keep=3), model, 3)
+    (place / "checkpoint").write_text(listed)
+    for step in (5, 10):
+        damage(place, step, "half", ["data"])
+    state = state_of(folder, model)
+    assert state.restore(lambda line: None) == 3
+    save(state, model, 11, 12, 13)
+    assert saved_steps(place) == [3, 5, 10, 12, 13]
 
 
 def test_the_hash_of_a_checkpoint_is_of_its_files(tmp_path):
