@@ -173,7 +173,8 @@ def check_exists(flag: str, path: str | None) -> None:
 
 def check_run_folder(path: str) -> None:
     """Checks the run folder of a command that writes into it, before it begins to work."""
-    if not pathlib.Path(path, "config.json").is_file():
+    folder = pathlib.Path(path)
+    if not (folder / "config.json").is_file() or folder.resolve().parent.name == "pretrained":
         from nvae_tf.training.sharing import copy_command
 
         if copy := copy_command(path):

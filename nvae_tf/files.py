@@ -114,6 +114,15 @@ def git_revision(checkout: pathlib.Path) -> str | None:
     return None
 
 
+def check_is_no_pattern(path: pathlib.Path) -> None:
+    """ValueError for a path that TensorFlow takes for a pattern: it finds nothing there, and deletes others' files."""
+    if special := sorted(({*"*?[\\"} - {os.sep}) & {*str(path)}):
+        fix = "for a pattern; give another name, or rename the folder"
+        raise ValueError(
+            f"{path}: TensorFlow takes {' '.join(special)} in the name of a folder, or of one above, {fix}"
+        )
+
+
 def check_writable(folder: pathlib.Path, flag: str) -> None:
     """Checks that files can be written in a folder, or that it can be made; `flag`, `--workdir=runs/x`, named it."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))

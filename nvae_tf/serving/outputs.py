@@ -11,7 +11,7 @@ import re
 
 from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import atomic_folder, atomic_write, check_writable, file_sha256
+from nvae_tf.files import atomic_folder, atomic_write, check_is_no_pattern, check_writable, file_sha256
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
@@ -42,6 +42,7 @@ def check_version_is_free(output: pathlib.Path, version: int) -> None:
     """Raises ValueError if `output/version` can't be made; `output` may be missing, empty, or hold other versions."""
     is_version = 1 <= version <= _LARGEST_VERSION
     check(is_version, f"version {version}: versions are whole numbers from 1 to {_LARGEST_VERSION}")
+    check_is_no_pattern(output)
     if not output.exists():
         check_writable(output, str(output))
         return

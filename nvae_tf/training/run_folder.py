@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
-from nvae_tf.files import atomic_write
+from nvae_tf.files import atomic_write, check_is_no_pattern
 from nvae_tf.training.checkpoints import steps_of_files
 
 # What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
@@ -71,6 +71,7 @@ def read_run_config(folder: RunFolder) -> ExperimentConfig:
     if not folder.config_file.is_file():
         found = "not a run folder, it has no config.json" if folder.path.is_dir() else "no such folder"
         raise FileNotFoundError(f"{folder.path}: {found}; give the --workdir of a run of nvae-train")
+    check_is_no_pattern(folder.path)
     try:
         return read_config(folder.config_file)
     except ValueError as error:
@@ -101,13 +102,7 @@ def check_continues(folder: RunFolder, config: ExperimentConfig) -> ExperimentCo
 
 
 def _check_place(folder: RunFolder) -> None:
-    # TensorFlow deletes old checkpoints by such a pattern: in `run[12]` those of `run1`.
-    special = sorted(({*"*?[\\"} - {os.sep}) & {*str(folder.path)})
-    fix = "for a pattern; give another name, or rename the folder"
-    check(
-        not special,
-        f"{folder.path}: TensorFlow takes {' '.join(special)} in the name of a folder, or of one above, {fix}",
-    )
+    check_is_no_pattern(folder.path)
     is_file = folder.path.exists() and not folder.path.is_dir()
     wanted = "give a new or empty folder, or one of the same run"
     check(not is_file, f"{folder.path}: a file; {wanted}")

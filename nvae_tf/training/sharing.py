@@ -78,6 +78,8 @@ def copy_command(place: str) -> str | None:
     if place.startswith(HUB):
         options = [f"--local-dir={copy}", *([f"--revision={revision}"] if revision else [])]
         return shlex.join(["hf", "download", name, *options])
+    if pathlib.Path(place).resolve().parent == _BUNDLED.resolve():
+        return shlex.join(["cp", "-r", place, f"runs/{pathlib.Path(place).name}"])
     return shlex.join(["cp", "-r", str(_BUNDLED / place), copy]) if _is_bundled(place) else None
 
 

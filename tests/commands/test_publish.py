@@ -3,6 +3,7 @@ import pytest
 
 from nvae_tf import command_line
 from nvae_tf.generation.image_grid import read_images
+from tests import ROOT
 from tests.command_fixtures import output_of, quiet
 from tests.hub_server import TOKEN, HubServer
 
@@ -47,7 +48,8 @@ def test_what_is_refused(finished_run, refused, tmp_path):
     copy = "make one by `hf download me/tiny --local-dir=runs/tiny"
     assert f"{copy} --revision=v2`" in refused("train.evaluate", "--workdir=hf://me/tiny@v2")
     assert f"{copy}`" in refused("train.report", "hf://me/tiny")
-    assert "make one by `cp -r " in refused("train.evaluate", "--workdir=digits")
+    for place in ("digits", ROOT / "nvae_tf" / "pretrained" / "digits"):
+        assert "make one by `cp -r " in refused("train.evaluate", f"--workdir={place}")
     assert "no run to continue" in refused("train.main", "--workdir=hf://me/tiny")
 
 

@@ -285,6 +285,7 @@ def test_an_error_leaves_nothing(tmp_path, error):
     ("place", "version", "message"),
     [
         ("folder", 1, "holds 'file', so it is no folder of numbered versions"),
+        ("new[1]", 1, r"new\[1\]: TensorFlow takes \[ in the name of a folder"),
         ("folder/file", 1, "file: a file; name a folder"),
         ("folder/file/models", 1, "file is a file, not a folder"),
         ("new", 0, "whole numbers from 1 to 9223372036854775807"),

@@ -101,6 +101,10 @@ def test_a_name_that_tensorflow_takes_for_a_pattern_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"takes \? \[ in the name of a folder, or of one above, for a pattern; give"):
         open_for_training(tmp_path / "run[12]?", CONFIG)
     assert not list(tmp_path.iterdir())
+    # Nor does TensorFlow find what is there.
+    open_for_training(tmp_path / "run", CONFIG)
+    with pytest.raises(ValueError, match="for a pattern"):
+        nvae_tf.load((tmp_path / "run").rename(tmp_path / "run[1]"))
 
 
 def test_a_run_with_other_settings_or_fewer_steps_is_refused_and_not_touched(folder):
