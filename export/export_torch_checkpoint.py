@@ -2,13 +2,11 @@
 
     nvae-export-torch-checkpoint --workdir=runs/cifar10 --output=cifar10.pt
 
-One more key than in published files, nvae_tf, which other code ignores, has the settings, with data.path of this
-machine, the origin of imported weights, and the state of training that the published form has no place for: from it
-nvae-import-torch-checkpoint makes the same run, bit for bit. --without_optimizer leaves out what only training needs.
+The file has the weights and running statistics, without the optimizer's state. One more key than in published files,
+nvae_tf, which other code ignores, has the settings, with data.path of this machine, and the origin of imported weights.
 
 Where the run keeps exponential moving averages of its weights (EMA, optimizer.ema_momentum), its scores are those of
-the averages, and the state_dict has the weights. --running_means writes the averages instead, without the optimizer's
-state.
+the averages, and the state_dict has the weights. --running_means writes the averages instead.
 
 Needs PyTorch (`make torch`) and memory for the whole file; see docs/published_weights.md. Exit code: 0 done, 2 a
 mistake in the command, a run that can't be exported or whose settings the published form can't express, or no room.
@@ -26,7 +24,7 @@ from nvae_tf.published.places import check_new_file, check_torch
 WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The .pt file; must not exist yet.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-WITHOUT_OPTIMIZER = flags.DEFINE_boolean("without_optimizer", False, "Write the weights alone.")
+flags.DEFINE_boolean("without_optimizer", False, "No effect: files hold no optimizer's state.")
 RUNNING_MEANS = flags.DEFINE_boolean("running_means", False, "Write the EMA of the weights instead.")
 
 
@@ -39,8 +37,7 @@ def main() -> None:
     start_tensorflow_quietly()
     from nvae_tf.published.export_file import export_file
 
-    parts = {"with_optimizer": not WITHOUT_OPTIMIZER.value, "running_means": RUNNING_MEANS.value}
-    exported = export_file(workdir, output, checkpoint=CHECKPOINT.value, **parts)
+    exported = export_file(workdir, output, checkpoint=CHECKPOINT.value, running_means=RUNNING_MEANS.value)
     print(f"Exported step {exported.step:,} to {output}, as a checkpoint of {exported.data_set}.")
     if exported.leaves_means:
         print("Its state_dict has the weights; the run's scores are those of the EMA: --running_means.")

@@ -7,9 +7,9 @@ Every other command accepts the run folder, nvae-train to continue the training;
 train.initialise_from. It is written atomically, with the settings (config.json, and config.py to change them), the
 checkpoint at the file's step, origin.json with the file's name, SHA-256 and license, and the model card.
 
-Adamax' moments are taken over; without them, or with --without_optimizer, they start at zero, at the file's step all
-the same. What had to be assumed about the length of the run is printed. --report=FILE gets a table of every tensor in
-the file and what it fills, or why it is left out; also where tensors do not fit and nothing is imported.
+The optimizer's moments are not taken over: they start at zero, at the file's step. What had to be assumed about the
+length of the run is printed. --report=FILE gets a table of every tensor in the file and what it fills, or why it is
+left out; also where tensors do not fit and nothing is imported.
 
 Files are read with torch's safe reader, which builds no object of the file's choice. Needs PyTorch (`make torch`); see
 docs/published_weights.md. Exit code: 0 done, 2 a mistake in the command or a file that does not fit.
@@ -29,7 +29,7 @@ from nvae_tf.published.places import check_import_places, check_torch
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The published file, .pt.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The run folder; new or empty.", required=True)
-WITHOUT_OPTIMIZER = flags.DEFINE_boolean("without_optimizer", False, "Leave the optimizer's moments out.")
+flags.DEFINE_boolean("without_optimizer", False, "No effect: the optimizer's moments are never imported.")
 DATA_PATH = flags.DEFINE_string("data_path", None, "Where the images are, for the run's settings (data.path).")
 DATA_SOURCE = flags.DEFINE_string("data_source", None, "The kind of source, if not the usual one: idx, folder ...")
 LICENSE = flags.DEFINE_string("license", None, "License of the weights, for the model card; by default the file's own.")
@@ -51,10 +51,10 @@ def main() -> None:
 
     print(f"Importing {file} ...", flush=True)
     changes = {"data_path": DATA_PATH.value, "data_source": DATA_SOURCE.value}
-    changes |= {"with_optimizer": not WITHOUT_OPTIMIZER.value, "license": LICENSE.value and LICENSE.value.strip()}
+    changes |= {"license": LICENSE.value and LICENSE.value.strip()}
     imported = import_run(file, output, report=report, **changes)
-    config, place, state = imported.config, shlex.quote(str(output)), "with" if imported.has_optimizer else "without"
-    print(f"Imported to {output}: {config.data.name}, step {imported.step:,}, {state} the optimizer's state.")
+    config, place = imported.config, shlex.quote(str(output))
+    print(f"Imported to {output}: {config.data.name}, step {imported.step:,}.")
     if imported.defaults:
         print(f"Not in the file, so this project's defaults: {', '.join(imported.defaults)}.")
     if imported.assumed is not None:

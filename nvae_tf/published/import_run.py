@@ -5,26 +5,26 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import ExperimentConfig, check, config_to_dict, config_to_json, experiment_config, resolve_lengths
+from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, experiment_config, resolve_lengths
 from nvae_tf.data.spec import DATA_SPECS
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write, file_sha256
 from nvae_tf.models import NVAE
 from nvae_tf.optimization.adamax import start_averages
-from nvae_tf.published import optimizer, weights
 from nvae_tf.published import settings as published
-from nvae_tf.published.names import PublishedTensor, named_weights
+from nvae_tf.published import weights
+from nvae_tf.published.names import named_weights
 from nvae_tf.published.places import new_run_folder
 from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
 from nvae_tf.training.checkpoints import TrainingState
-from nvae_tf.training.run import ModelForTraining, model_for_training
+from nvae_tf.training.run import model_for_training
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text
 
 # For those who want to change settings; `--config` takes config.json too.
@@ -38,8 +38,8 @@ from nvae_tf.presets import load_settings
 def get_config():
     return load_settings(str(pathlib.Path(__file__).with_name("config.json")))
 '''
-# Of the report: name (`optimizer.N.exp_avg` for the moments of parameter N, `nvae_tf.NAME` for what this project has
-# added), shape and type in the file, the variable, the index in its stack, its shape, and why a tensor was not taken.
+# The columns of the report: a tensor's name, shape and type in the file; the variable that it fills, its index in that
+# variable's stack and the variable's shape; and why a tensor was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
 
 
@@ -53,14 +53,12 @@ class RunSettings(NamedTuple):
     origin: Origin = Origin()
     defaults: tuple[str, ...] = ()  # settings that the file lacks, which are this project's defaults
     assumed: str | None = None  # a sentence about what was assumed of the run's length
-    has_optimizer: bool = False  # whether the optimizer's state was taken over
 
 
 def import_run(
     file: pathlib.Path,
     output: pathlib.Path,
     *,
-    with_optimizer: bool = True,
     data_path: str | None = None,
     data_source: str | None = None,
     license: str | None = None,
@@ -68,6 +66,7 @@ def import_run(
 ) -> RunSettings:
     """Makes a run folder of a published file; the folder is written atomically.
 
+    Weights and running statistics are taken over; the optimizer's moments start at zero, at the file's step.
     `data_path` and `data_source` replace the settings `data.path` and `data.source`, `license` that of the weights in
     files that this project wrote. `report` gets a table of all tensors, CSV; also where they do not fit.
 
@@ -77,13 +76,10 @@ def import_run(
     """
     checkpoint = read_torch_checkpoint(file)
     try:
-        step = checkpoint.global_step
-        if step is None:
-            step = optimizer.saved_step(checkpoint.optimizer)
         if checkpoint.own:
-            settings = _own_settings(checkpoint, step or 0)
+            settings = _own_settings(checkpoint)
         else:
-            settings = imported_settings(checkpoint.settings, checkpoint.epoch, step)
+            settings = imported_settings(checkpoint.settings, checkpoint.epoch, checkpoint.global_step)
         given = {"path": data_path, "source": data_source}
         changes = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(settings.config, data=dataclasses.replace(settings.config.data, **changes))
@@ -93,16 +89,21 @@ def import_run(
             note = "not compared: the settings ask for a larger model"
             _write_report(report, (_row(*tensor, note=note) for tensor in checkpoint.state.items()))
             raise
-        # No step is taken: the learning rates do not matter.
+        # No step is taken, so the learning rates do not matter.
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
-        has_optimizer = _fill(made, checkpoint, settings.step, with_optimizer, report)
+        model, matched = made.model, weights.match(made.model, checkpoint.state)
+        _write_report(report, _rows(model, checkpoint.state, matched))
+        weights.load_published_weights(model, checkpoint.state)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    del checkpoint  # its memory
-    model, origin = made.model, settings.origin
+    del checkpoint  # frees the memory of the file's tensors before the optimizer's slots are made
+    model.optimizer.build(model.trainable_variables)
+    start_averages(model)
+    model.optimizer.iterations.assign(settings.step)
+    origin = settings.origin
     if license is not None:
         origin = dataclasses.replace(origin, license=license)
-    if origin.source_file is None:  # where the weights came from first
+    if origin.source_file is None:  # the file that the weights first came from
         origin = dataclasses.replace(origin, source_file=file.name, sha256=file_sha256(file), step=settings.step)
     with new_run_folder(output) as place:
         folder, keep = RunFolder(place), config.train.keep_checkpoints
@@ -113,27 +114,28 @@ def import_run(
         write_origin(folder, origin)
         atomic_write(folder.config_file, config_to_json(config))
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
-    return settings._replace(config=config, has_optimizer=has_optimizer)
+    return settings._replace(config=config)
 
 
-def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
-    found = {}
-    for name, parse in (
-        ("config", lambda text: experiment_config(json.loads(text))),
-        ("images", image_counts_from_text),
-        ("origin", origin_from_text),
-    ):
+def _own_settings(checkpoint: TorchCheckpoint) -> RunSettings:
+    """The settings of a file that this project wrote, from the entry that only such files have."""
+
+    def parsed(name: str, parse: Callable[[str], Any]) -> Any:
         text = checkpoint.own.get(name)
         try:
-            found[name] = parse(text) if text or name == "config" else None
+            return parse(text) if text or name == "config" else None
         # The JSON may be damaged, of another form, or nested without end.
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             why = "the file is damaged, or of another version of this project"
             raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); {why}") from error
+
+    config = parsed("config", lambda text: experiment_config(json.loads(text)))
+    images, origin = parsed("images", image_counts_from_text), parsed("origin", origin_from_text)
     in_args = published.model_config_from_published(checkpoint.settings)
-    unlike = published.differing_settings(found["config"].model, in_args)
-    check(not unlike, f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
-    return RunSettings(found["config"], step, found["images"], found["origin"] or Origin())
+    if unlike := published.differing_settings(config.model, in_args):
+        names = ", ".join(unlike)
+        raise ValueError(f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {names}")
+    return RunSettings(config, checkpoint.global_step or 0, images, origin or Origin())
 
 
 def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> RunSettings:
@@ -205,38 +207,6 @@ def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: 
     return next(fitting, None)
 
 
-def _fill(
-    made: ModelForTraining, checkpoint: TorchCheckpoint, step: int, with_optimizer: bool, report: pathlib.Path | None
-) -> bool:
-    """Fills a model with all that a file has; returns whether the optimizer's state was taken over."""
-    model, state = made.model, checkpoint.state
-    matched, saved = weights.match(model, state), None
-    own = checkpoint.own.get("state", {})
-    if not isinstance(own, Mapping) or not all(isinstance(value, np.ndarray) for value in own.values()):
-        raise ValueError("'nvae_tf' has a 'state' that holds something else than tensors by name; the file is damaged")
-    taken = {name: value for name, value in own.items() if with_optimizer or not optimizer.is_of_training(name)}
-    try:
-        matched.check(state)
-        if with_optimizer:
-            in_order = {name: matched.found[name] for name in state if name in matched.found}
-            saved = optimizer.saved_optimizer(in_order, model.optimizer, checkpoint.optimizer)
-    finally:
-        why = "nothing was imported" if with_optimizer else "--without_optimizer"
-        _write_report(report, _rows(model, checkpoint, matched, saved, taken, f"ignored: {why}"))
-    # Weights first: what is needed to fill them is gone when the slots are made.
-    weights.load_published_weights(model, state, checkpoint.is_mapped)
-    weights.release_freed_memory()
-    model.optimizer.build(model.trainable_variables)
-    start_averages(model)  # what the file has of them follows
-    model.optimizer.iterations.assign(saved.step if saved else step)
-    if saved:
-        optimizer.fill_slots(model.optimizer, saved, checkpoint.is_mapped)
-    # Last, because it has to the last bit what the slots have almost.
-    optimizer.fill_own(made, taken)
-    weights.release_freed_memory()
-    return saved is not None
-
-
 def _write_report(path: pathlib.Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
     if path is not None:
         with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
@@ -245,43 +215,19 @@ def _write_report(path: pathlib.Path | None, rows: Iterable[Mapping[str, Any]]) 
             writer.writerows(rows)
 
 
-def _rows(
-    model: NVAE,
-    checkpoint: TorchCheckpoint,
-    matched: weights.Match,
-    saved: optimizer.SavedOptimizer | None,
-    taken: Collection[str],
-    moments_note: str,
-) -> Iterator[dict[str, Any]]:
-    """A row for each tensor of the file, and for each weight that it lacks."""
+def _rows(model: NVAE, state: Mapping[str, np.ndarray], matched: weights.Match) -> Iterator[dict[str, Any]]:
+    """A row for each tensor of the file, and for each weight that the file lacks."""
     names = {id(weight): name for name, weight in named_weights(model).items()}
-
-    def place(tensor: PublishedTensor, of: str = "") -> dict[str, Any]:
-        shape = _text(tuple(tensor.variable.shape))
-        return {"target": of + names[id(tensor.variable)], "index": tensor.index, "target_shape": shape}
-
-    for name, value in checkpoint.state.items():
-        how = {"note": "ignored: carries nothing" if name in matched.ignored else "unknown"}
+    for name, value in state.items():
+        columns = {"note": "ignored: carries no information" if name in matched.ignored else "unknown"}
         if name in matched.misshapen:
-            how = {"note": f"of another shape: this architecture needs {_text(matched.misshapen[name])}"}
-        elif name in matched.found:
-            how = place(matched.found[name])
-        yield _row(name, value, **how)
+            columns = {"note": f"of another shape: this architecture needs {_text(matched.misshapen[name])}"}
+        elif name in matched.fitting:
+            tensor = matched.fitting[name]
+            variable = {"target": names[id(tensor.variable)], "target_shape": _text(tuple(tensor.variable.shape))}
+            columns = variable | {"index": tensor.index}
+        yield _row(name, value, **columns)
     yield from ({"source": name, "note": "missing"} for name in matched.missing)
-    for name, value in checkpoint.own.get("state", {}).items():
-        how = {"target": name, "target_shape": _text(value.shape)}
-        yield _row(f"nvae_tf.{name}", value, **how if name in taken else {"note": "ignored: of the optimizer's state"})
-    parameters = {number: tensor for number, _, tensor, _ in saved.moments} if saved else {}
-    has_norms = any(name.startswith("optimizer/") for name in taken)
-    state = checkpoint.optimizer.get("state")
-    for number, arrays in state.items() if isinstance(state, Mapping) else ():
-        for name, value in arrays.items() if isinstance(arrays, Mapping) else ():
-            if not isinstance(value, np.ndarray) or name not in optimizer.SLOTS:
-                continue
-            how = place(parameters[number], f"{optimizer.SLOTS[name]} of ") if saved else {"note": moments_note}
-            if saved and name == optimizer.NORM and has_norms:
-                how = {"note": "ignored: nvae_tf.optimizer has it to the last bit"}
-            yield _row(f"optimizer.{number}.{name}", value, **how)
 
 
 def _row(name: str, value: np.ndarray, **columns: Any) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Weights of a published checkpoint into a model, one variable after the other: no second copy of them ever exists."""
+"""The weights of a published checkpoint, into a model and out of it, one variable after the other."""
 
-import ctypes
-import mmap
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +16,12 @@ from nvae_tf.published.names import COPY, COUNTER, PublishedTensor, published_te
 _IGNORED_ENDINGS = (f".{COPY}", f".{COUNTER}")  # of entries that carry no information
 _NAMED = 5
 _ONE_FILE = "Settings and weights must be those of one file, and that file whole"
-BROKEN_WEIGHTS = "nothing can go on from it. Take a file from before its training diverged"
-_LIBRARY = ctypes.CDLL(None)
 
 
 class Match(NamedTuple):
     """Which tensors of a file fit an architecture, by their names in the file."""
 
-    found: dict[str, PublishedTensor]  # in the order of published files
+    fitting: dict[str, PublishedTensor]  # in the order of published files
     ignored: list[str]  # carry no information
     missing: list[str]
     misshapen: dict[str, tuple[int, ...]]  # the shape that the architecture needs
@@ -47,7 +44,7 @@ class Match(NamedTuple):
 
 def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
     """Compares names and shapes of a state with what the model needs; reads no number."""
-    found, missing, misshapen = {}, [], {}
+    fitting, missing, misshapen = {}, [], {}
     for tensor in published_tensors(model):
         name = next((name for name in tensor.names if name in state), None)
         if name is None:
@@ -55,69 +52,49 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
         elif np.shape(state[name]) != published_shape(tensor):
             misshapen[name] = published_shape(tensor)
         else:
-            found[name] = tensor
-    layers = {name.rpartition(".")[0] for name in (*found, *misshapen)}
+            fitting[name] = tensor
+    layers = {name.rpartition(".")[0] for name in (*fitting, *misshapen)}
     ignored = [name for name in state if name.endswith(_IGNORED_ENDINGS) and name.rpartition(".")[0] in layers]
-    unknown = sorted(state.keys() - found.keys() - misshapen.keys() - set(ignored))
-    return Match(found, ignored, missing, misshapen, unknown)
+    unknown = sorted(state.keys() - fitting.keys() - misshapen.keys() - set(ignored))
+    return Match(fitting, ignored, missing, misshapen, unknown)
 
 
-def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray], are_mapped: bool = False) -> None:
-    """Fills the model from a published `state_dict`, arrays in the published layout.
+def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None:
+    """Fills the model from a published `state_dict`, arrays in the published layout, each variable once and whole.
 
     ValueError, before anything is assigned, with tensors that are missing, left over or of another shape; and with one
-    that is not finite, after which the model is of no use.
+    that holds NaN or infinity, after which the model is of no use.
     """
     matched = match(model, state)
     matched.check(state)
-    weights = [(tensor, name, state[name]) for name, tensor in matched.found.items()]
-    fill(weights, "weights", BROKEN_WEIGHTS, are_mapped)
+    groups = _by_variable((tensor, name) for name, tensor in matched.fitting.items())
+    with byte_bar(sum(4 * math.prod(variable.shape) for variable, _ in groups), "weights") as bar:
+        for variable, group in groups:
+            value = np.empty(variable.shape, np.float32)
+            for tensor, name in group:
+                place = ... if tensor.index is None else tensor.index
+                # A number that is too large for float32 becomes infinity, and is then refused.
+                with np.errstate(over="ignore"):
+                    value[place] = tensor.from_published(state[name])
+                if not np.isfinite(value[place]).all():
+                    fix = "take a file from before its training diverged"
+                    raise ValueError(f"{name} holds NaN or infinity, so the model is of no use; {fix}")
+            variable.assign(value)
+            bar.update(value.nbytes)
     model.data_initialised.assign(1.0)
 
 
-def fill(
-    arrays: Iterable[tuple[PublishedTensor, str, np.ndarray]],
-    what: str,
-    fix: str,
-    are_mapped: bool,
-    lowered_by: float = 0.0,
-) -> None:
-    """Assigns variables of float32 one after the other, each once and as a whole.
+def published_values(tensors: Iterable[PublishedTensor]) -> list[Any]:
+    """The weights of published tensors in the published layout, as torch tensors; each variable is read once."""
+    import torch
 
-    `arrays` has of each tensor its place, its name for messages, and its numbers in the published layout, from which
-    `lowered_by` is subtracted in double precision. The progress bar shows `what`; `fix` says what to do where one holds
-    NaN or infinity, a ValueError. Pages of a mapped file are released after use.
-    """
-    groups = _by_variable(arrays)
-    total = sum(4 * int(np.prod(variable.shape, dtype=np.int64)) for variable, _ in groups)
-    with byte_bar(total, what) as bar:
-        for variable, group in groups:
-            value = np.empty(variable.shape, np.float32)
-            for tensor, name, array in group:
-                place = value if tensor.index is None else value[tensor.index]
-                # What is too large for float32 becomes infinity, and is then refused.
-                with np.errstate(over="ignore"):
-                    numbers = array.astype(np.float64) - lowered_by if lowered_by else array
-                    place[...] = tensor.from_published(numbers)
-                check_finite(place, name, fix)
-                if are_mapped:
-                    release_pages(array)
-            variable.assign(value)
-            bar.update(value.nbytes)
-
-
-def check_finite(array: np.ndarray, what: str, fix: str) -> None:
-    """Raises ValueError if an array holds NaN or infinity."""
-    check(np.isfinite(array).all(), f"{what} holds NaN or infinity; {fix}")
-
-
-def published_values(tensors: Iterable[PublishedTensor], read: Callable[[Any], np.ndarray]) -> list[Any]:
-    """Every tensor in the published layout, for torch, in order; `read` is called once for each variable."""
-    found: dict[int, Any] = {}
+    weights: dict[int, Any] = {}
     for variable, group in _by_variable((tensor, number) for number, tensor in enumerate(tensors)):
-        value = read(variable)
-        found |= {number: as_tensor(published_array(tensor, value)) for tensor, number in group}
-    return [found[number] for number in range(len(found))]
+        value = variable.numpy()
+        # A copy: a view would bring the whole stack into a file.
+        copies = {number: np.array(published_array(tensor, value), order="C") for tensor, number in group}
+        weights |= {number: torch.from_numpy(copy) for number, copy in copies.items()}
+    return [weights[number] for number in range(len(weights))]
 
 
 def _by_variable(items: Iterable[tuple]) -> list[tuple[Any, list[tuple]]]:
@@ -126,13 +103,6 @@ def _by_variable(items: Iterable[tuple]) -> list[tuple[Any, list[tuple]]]:
     for item in items:
         groups.setdefault(id(item[0].variable), []).append(item)
     return [(group[0][0].variable, group) for group in groups.values()]
-
-
-def as_tensor(array: np.ndarray) -> Any:
-    """A torch tensor with a copy of the array: a view would bring the whole stack into a file."""
-    import torch
-
-    return torch.from_numpy(np.array(array, order="C"))
 
 
 def published_array(tensor: PublishedTensor, value: np.ndarray) -> np.ndarray:
@@ -145,32 +115,14 @@ def published_shape(tensor: PublishedTensor) -> tuple[int, ...]:
     return published_array(tensor, np.broadcast_to(np.float32(0.0), tuple(tensor.variable.shape))).shape
 
 
-def release_pages(array: np.ndarray) -> None:
-    """Gives back the memory of an array that lies in a mapped file; a later use reads it from the file again."""
-    owner = array
-    while isinstance(owner.base, np.ndarray):
-        owner = owner.base
-    if owner.flags.owndata:  # would be zero afterwards
-        return
-    first = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last and array.flags.c_contiguous and hasattr(_LIBRARY, "madvise"):
-        _LIBRARY.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
-
-
-def release_freed_memory() -> None:
-    """Gives freed memory back to the system, which glibc keeps for later: hundreds of megabytes after a model."""
-    if hasattr(_LIBRARY, "malloc_trim"):
-        _LIBRARY.malloc_trim(ctypes.c_size_t(0))
-
-
 def check_implied_size(config: ModelConfig, state: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError where an architecture has more layers or numbers than a file, so that it is never built."""
     numbers = sum(value.size for value in state.values())
     # Layers first, because the plan has a place for every group.
-    for fewest, what, found in ((fewest_layers, "layers", len(state)), (fewest_numbers, "numbers", numbers)):
-        needed, fits = fewest(config), "the published weights do not fit this architecture"
-        check(needed <= found, f"{fits}: it has at least {needed:,} {what}, and the file {found:,}. {_ONE_FILE}")
+    for fewest, what, available in ((fewest_layers, "layers", len(state)), (fewest_numbers, "numbers", numbers)):
+        if (needed := fewest(config)) > available:
+            fits = "the published weights do not fit this architecture"
+            raise ValueError(f"{fits}: it has at least {needed:,} {what}, and the file {available:,}. {_ONE_FILE}")
 
 
 def fewest_layers(config: ModelConfig) -> int:

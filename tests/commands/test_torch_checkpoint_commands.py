@@ -18,7 +18,7 @@ def test_there_and_back(done, published, tmp_path):
     runs, back = tmp_path / "my runs" / "cifar10", tmp_path / "back.pt"
     given = ("--data_source=arrays", "--data_path=no/images.npy", "--license=mit", f"--report={tmp_path}/map.csv")
     printed = done(IMPORT, f"--checkpoint={FIXTURE}", f"--output={runs}", *given)
-    assert "cifar10, step 7, without the optimizer's state" in printed
+    assert "cifar10, step 7." in printed
     assert "does not follow from 7 steps in 3 epochs" in printed
     assert "nothing at --data_path=no/images.npy yet" in printed
     assert f"nvae-evaluate --workdir='{runs}'\n" in printed and (tmp_path / "map.csv").is_file()
@@ -39,7 +39,7 @@ def test_commands_that_are_refused(refused, tmp_path):
     file, new = tmp_path / "x.pt", f"--output={tmp_path / 'new'}"
     file.write_bytes(b"<html>404</html>" * 100)
     checkpoint = f"--checkpoint={file}"
-    assert "x.pt: is no torch file" in refused(IMPORT, checkpoint, new)
+    assert "x.pt: not a checkpoint that PyTorch" in refused(IMPORT, checkpoint, new)
     assert "--license='a\\nb': must be one line" in refused(IMPORT, checkpoint, new, "--license=a\nb")
     assert "--data_source = 'idxx': not one of the choices" in refused(IMPORT, checkpoint, new, "--data_source=idxx")
     assert "did you mean" in refused(IMPORT, f"--chekpoint={file}", new).lower()

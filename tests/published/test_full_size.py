@@ -73,8 +73,8 @@ def test_a_full_size_file_is_imported(published, tmp_path):
         # The model's: its weights and the optimizer's slots.
         assert peak <= file.stat().st_size + 3 * 4 * parameters + 100 * MEGABYTE
         reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(run / "checkpoints"))
-        found = reader.get_tensor("model/top_down/image/kernel/.ATTRIBUTES/VARIABLE_VALUE")
-        np.testing.assert_array_equal(found[0], last.transpose(2, 3, 1, 0))
+        kernel = reader.get_tensor("model/top_down/image/kernel/.ATTRIBUTES/VARIABLE_VALUE")
+        np.testing.assert_array_equal(kernel[0], last.transpose(2, 3, 1, 0))
         image = np.random.default_rng(0).uniform(size=[1, 32, 32, 3]).astype(np.float32)
         assert np.isfinite(nvae_tf.load(run).score(image, seed=1)).all()
     finally:

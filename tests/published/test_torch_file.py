@@ -1,11 +1,8 @@
 import argparse
-import collections
 import copy
 import io
-import itertools
 import os
 import pickle
-import struct
 import sys
 import zipfile
 
@@ -21,9 +18,6 @@ from tests.tiny_model import assert_same
 pytestmark = pytest.mark.torch
 
 NAME = "normal_decoder_tiny"
-PROTO = b"\x80\x02"
-ARGS, STATE = b"X\x04\x00\x00\x00args", b"X\x0a\x00\x00\x00state_dict"
-ORDERED_DICT = b"ccollections\nOrderedDict\n"
 
 
 @pytest.fixture
@@ -47,12 +41,6 @@ def archive(tmp_path):
         return tmp_path / "x.pt"
 
     return write
-
-
-@pytest.fixture
-def pickled(archive):
-    records = [("x/byteorder", b"little"), ("x/version", b"3\n")]
-    return lambda data, **settings: archive([("x/data.pkl", data), *records], **settings)
 
 
 @pytest.fixture
@@ -80,8 +68,8 @@ def test_the_file_has_the_recorded_weights_and_settings(name, published):
     for key, value in state.items():
         # The recorded names of inner norms are the shorter ones.
         longer = ".bn.".join(key.rsplit(".", 1))
-        found = checkpoint.state[key if key in checkpoint.state else longer]
-        np.testing.assert_array_equal(found, value, err_msg=key)
+        read = checkpoint.state[key if key in checkpoint.state else longer]
+        np.testing.assert_array_equal(read, value, err_msg=key)
 
 
 def test_a_missing_file_and_missing_torch(published, tmp_path, monkeypatch):
@@ -131,81 +119,32 @@ def test_damaged_files(damage, published, tmp_path):
 def test_records_of_other_sizes_missing_and_doubled(kind, records, archive):
     one, other = f"{NAME}/data/97", f"{NAME}/data/0"
     for data in (records[one][: len(records[one]) // 2], b"", records[one] + bytes(4)):
-        message = refused(archive({**records, one: data}.items(), {one: kind}))
-        assert "'97' has" in message and "bytes where its tensors need" in message
+        assert "does not match expected size" in refused(archive({**records, one: data}.items(), {one: kind}))
     swapped = {**records, one: records[other], other: records[one]}
-    assert "where its tensors need" in refused(archive(swapped.items(), kind=kind))
-    less = {name: data for name, data in records.items() if name != one}
-    assert "'97' is missing" in refused(archive(less.items(), kind=kind))
-    more = {**records, f"{NAME}/data/x": b"1234"}
-    assert "'x' belongs to none of its tensors" in refused(archive(more.items(), kind=kind))
+    assert "does not match expected size" in refused(archive(swapped.items(), kind=kind))
+    refused(archive([item for item in records.items() if item[0] != one], kind=kind))
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = archive([*records.items(), (one, bytes(len(records[one])))], kind=kind)
     assert "two records of one name" in refused(path)
-    assert "does not read" in refused(archive(records.items(), {one: zipfile.ZIP_BZIP2}))
-    for order in (b"big", b"middle"):
-        assert "byte order" in refused(archive({**records, f"{NAME}/byteorder": order}.items()))
 
 
-@pytest.mark.parametrize("every", [1, 3])
-def test_deflated_archives_are_read(every, published, records, archive):
-    path = archive(records.items(), dict.fromkeys([*records][::every], zipfile.ZIP_DEFLATED))
-    checkpoint, expected = read_torch_checkpoint(path), read_torch_checkpoint(published.path(f"{NAME}.pt"))
-    assert not checkpoint.is_mapped and expected.is_mapped
-    assert_same(checkpoint.state, expected.state)
-
-
-def test_files_without_checksums_and_zip_bombs(published, content, saved, pickled):
+def test_deflated_archives_and_archives_without_checksums_are_read(published, records, archive, content, saved):
     import torch
 
+    expected = read_torch_checkpoint(published.path(f"{NAME}.pt")).state
+    path = archive(records.items(), dict.fromkeys([*records][::3], zipfile.ZIP_DEFLATED))
+    assert_same(read_torch_checkpoint(path).state, expected)
     torch.serialization.set_crc32_options(False)
     try:
         path = saved(content)
     finally:
         torch.serialization.set_crc32_options(True)
-    expected = read_torch_checkpoint(published.path(f"{NAME}.pt")).state
     assert_same(read_torch_checkpoint(path).state, expected)
-    assert "would unpack to 100 MB" in refused(pickled(PROTO + b"N" * 100_000_000, kind=zipfile.ZIP_DEFLATED))
-    assert "holds far more than" in refused(pickled(PROTO + b"N" * 10_000_000, kind=zipfile.ZIP_DEFLATED))
 
 
-def nested(count):
-    return b")" + b"\x85" * count
-
-
-STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu\x8a\x08"
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        # Python would hash it by recursion in C, and the process would end there.
-        (PROTO + b"}" + nested(300_000) + b"K\x01s.", "nested deeper"),
-        (PROTO + b"}" + nested(1) + b"K\x01s.", "neither text nor numbers"),
-        (PROTO + ORDERED_DICT + b"]" + nested(1) + b"K\x01\x86a\x85R.", "wants to call 'collections.OrderedDict'"),
-        (PROTO + b"ctorch\nFloatStorage\n\x8a\x06\x00\x00\x00\x00\x00\x01\x85R.", "wants to call 'torch.FloatStorage'"),
-        (PROTO + b"ctorch\nload\nX\x01\x00\x00\x00x\x85R.", "wants to call 'torch.load'"),
-        (PROTO + b"\x8a\x09" + bytes(8) + b"\x01.", "whole number of more than 64 bits"),
-        (PROTO + b"X\xff\xff\xff\xffabc", "cut short or damaged"),
-        (PROTO + b"N", "cut short or damaged"),
-        (PROTO + b"R.", "cut short or damaged"),
-        (PROTO + b"J\xff\xff\xff\xff\x85Q.", "something else than tensors"),
-        (PROTO + STORAGE + struct.pack("<q", 2**62) + b"tQ.", "'0' is missing"),
-        (PROTO + STORAGE + struct.pack("<q", -1) + b"tQ.", "does not say which numbers"),
-        (PROTO + b"\x95" + bytes(8) + b"N.", "is no torch file"),
-        (PROTO + b"}.", "not an NVAE checkpoint"),
-        # Attributes that would hide a dictionary's own methods.
-        (PROTO + ORDERED_DICT + b")R(" + ARGS + b"}" + STATE + b"}u}X\x04\x00\x00\x00keysK\x05sb.", None),
-        (PROTO + b"}(" + ARGS + b"}" + STATE + ORDERED_DICT + b")R}X\x05\x00\x00\x00itemsK\x05sbu.", None),
-        (PROTO + b"}(" + ARGS + b"cargparse\nNamespace\n)\x81N}\x86b" + STATE + b"}u.", "attributes in an unknown way"),
-    ],
-    ids=itertools.count(),
-)
-def test_hostile_pickles(data, message, pickled):
-    if message is None:
-        assert not read_torch_checkpoint(pickled(data)).state
-    else:
-        assert message in refused(pickled(data))
+def test_an_archive_that_unpacks_to_far_more_than_a_model_is_refused(archive):
+    path = archive([("x/data.pkl", b"\x80\x02" + b"N" * 100_000_000)], kind=zipfile.ZIP_DEFLATED)
+    assert "to 100,000,002 bytes, as no checkpoint does" in refused(path)
 
 
 class Foreign:
@@ -222,7 +161,7 @@ def test_foreign_objects_are_not_built(content, saved, tmp_path):
     trace, path = tmp_path / "trace", tmp_path / "x.pt"
     message = refused(saved({**content, "scheduler": Foreign(trace)}))
     # No one is advised to load them all the same.
-    assert "mkdir', which no NVAE checkpoint needs" in message and "weights_only" not in message
+    assert "not a checkpoint that PyTorch's safe loader reads" in message and "weights_only" not in message
     path.write_bytes(pickle.dumps({"args": Foreign(trace), "state_dict": {}}))
     refused(path)
     assert not trace.exists()
@@ -238,14 +177,16 @@ def test_files_and_checkpoints_of_another_form(content, saved):
         assert "not an NVAE checkpoint" in refused(saved(other))
     for changes in (dict(args=None), dict(args={1: 2}), dict(state_dict=None), dict(state_dict=[1])):
         refused(saved({**content, **changes}))
-    message = refused(saved({**content, "state_dict": {"stem.weight": "text", 1: torch.zeros(1)}}))
-    assert "'state_dict' holds something else than tensors by name: stem.weight, 1" in message
-    for kind in (torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
-        assert "which no NVAE checkpoint needs" in refused(saved({**content, "optimizer": {"state": kind}}))
+    for value in ("text", torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
+        message = refused(saved({**content, "state_dict": {"stem.weight": value}}))
+        assert "'state_dict' holds something other than a dense tensor by the name stem.weight" in message
     repeated = torch.zeros(1, 1).expand(10**9, 10**9)
     for tensor, message in (
-        (torch.ones(3, dtype=torch.int64), "stem.weight holds numbers of type int64, and weights are floats"),
-        (torch.ones(3, dtype=torch.complex64), "stem.weight holds numbers of type complex64, and weights are floats"),
+        (torch.ones(3, dtype=torch.int64), "stem.weight holds numbers of type torch.int64, and weights are floats"),
+        (
+            torch.ones(3, dtype=torch.complex64),
+            "stem.weight holds numbers of type torch.complex64, and weights are floats",
+        ),
         (repeated, "far larger than the file"),
     ):
         content["state_dict"]["stem.weight"] = tensor
@@ -266,8 +207,8 @@ def test_other_forms_that_are_read(content, saved):
     array = checkpoint.state["enc0.1.weight"]
     np.testing.assert_array_equal(array.astype(np.float32), weight.float().numpy())
     np.testing.assert_array_equal(checkpoint.state["weiß.重み"], checkpoint.state["stem.weight"])
-    # Not a copy of NumPy's: the import releases its pages.
-    assert checkpoint.is_mapped and not array.base.flags.owndata
+    old_form = read_torch_checkpoint(saved(content, _use_new_zipfile_serialization=False))
+    assert_same(old_form.state, checkpoint.state)
 
 
 @pytest.mark.parametrize(
@@ -277,19 +218,6 @@ def test_names_that_are_not_one_line_of_text(name, content, saved):
     state, args = {name: content["state_dict"]["stem.weight"]}, argparse.Namespace(**{name: 5})
     assert "'state_dict' holds an entry whose name" in refused(saved({**content, "state_dict": state}))
     assert "'args' holds an entry whose name" in refused(saved({**content, "args": args}))
-    assert "'optimizer.state' holds" in refused(saved({**content, "optimizer": {"state": {name: 1}}}))
-
-
-def test_states_that_are_nested_or_repeated_without_end(content, saved):
-    value, wide, circle = {}, {}, []
-    for _ in range(30):
-        value = {number: value for number in range(10)}
-    assert "is nested deeper" in refused(saved({**content, "optimizer": {"state": value}}))
-    for _ in range(4):
-        wide = {number: wide for number in range(1000)}
-    assert len(read_torch_checkpoint(saved({**content, "optimizer": wide})).optimizer) == 1000
-    circle.append(circle)
-    assert "is nested deeper" in refused(saved({**content, "optimizer": {"param_groups": circle}}))
 
 
 @pytest.mark.parametrize("value", [float("nan"), [1], "x" * 10_000], ids=type)
@@ -335,7 +263,7 @@ def test_garbled_files_of_older_torch_versions(saved):
 
     content = {"args": argparse.Namespace(a=1), "state_dict": {"a": torch.ones(2, 3)}}
     path = saved(content, _use_new_zipfile_serialization=False)
-    data, count = path.read_bytes(), 0
+    data, num_refused = path.read_bytes(), 0
     generator = np.random.default_rng(0)
     garbled = [data[:length] for length in range(0, len(data), 5)]
     for place in generator.choice(len(data), 150, replace=False):
@@ -346,20 +274,5 @@ def test_garbled_files_of_older_torch_versions(saved):
             read_torch_checkpoint(path)
         except ValueError as error:
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
-            count += 1
-    assert count > 100
-
-
-def test_old_files_that_were_cut_are_refused_before_their_tensors_are_made(content, saved):
-    path = saved(content, _use_new_zipfile_serialization=False)
-    data = path.read_bytes()
-    path.write_bytes(data[:-1])
-    assert "cut short: it has" in refused(path)
-    # Texts that are said to be longer than any memory.
-    place = data.index(b"X\x04\x00\x00\x00args")
-    path.write_bytes(data[:place] + b"\x8d" + b"\xff" * 7 + b"\x7f" + data[place:])
-    assert "cut short or damaged" in refused(path)
-    small = {"args": {}, "state_dict": collections.OrderedDict()}
-    path = saved(small, _use_new_zipfile_serialization=False)
-    path.write_bytes(path.read_bytes().replace(b"]q\x00.", b"]q\x00X\x01\x00\x00\x000a."))
-    assert "its list of storages is not that of its tensors" in refused(path)
+            num_refused += 1
+    assert num_refused > 100

@@ -5,7 +5,7 @@ import tensorflow as tf
 from nvae_tf.layers import ForwardPass
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.published.names import published_tensors
-from nvae_tf.published.weights import load_published_weights, release_pages
+from nvae_tf.published.weights import load_published_weights
 from tests.tiny_model import assert_same, values
 
 
@@ -118,14 +118,3 @@ def test_loaded_self_normalizing_layers_are_not_set_again(published):
     for name, value in before.items():
         if not name.endswith(("running_mean", "running_var")):
             np.testing.assert_array_equal(after[name], value, err_msg=name)
-
-
-def test_only_pages_of_files_are_released(tmp_path):
-    own = np.ones([1 << 16])
-    release_pages(own)
-    release_pages(own.reshape(256, 256)[:128])
-    np.testing.assert_array_equal(own, 1.0)
-    own.tofile(tmp_path / "x.bin")
-    mapped = np.memmap(tmp_path / "x.bin", mode="c")
-    release_pages(mapped)
-    assert mapped.tobytes() == own.tobytes()

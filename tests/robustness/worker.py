@@ -28,17 +28,16 @@ def digest(named) -> str:
 
 
 def digest_of_checkpoint(prefix: str) -> str:
-    """Of weights and moments; not of counters, and of the spectral vectors, which published files lack."""
+    """The digest of the weights, less the spectral vectors, which published files lack."""
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(prefix)
-    names = filter(re.compile("model/(?!spectral_)|optimizer/[1-9]").match, reader.get_variable_to_shape_map())
+    names = filter(re.compile("model/(?!spectral_)").match, reader.get_variable_to_shape_map())
     return digest((name, reader.get_tensor(name)) for name in names)
 
 
 def reader_of_published(base: pathlib.Path):
     from nvae_tf.published import import_run as importing
-    from nvae_tf.published.optimizer import checkpoint_names
     from nvae_tf.training.run import model_for_training
 
     @functools.lru_cache(8)
@@ -46,7 +45,8 @@ def reader_of_published(base: pathlib.Path):
         """A model with its optimizer, and what all variables of a checkpoint hold at first."""
         made = model_for_training(config, **length)
         made.model.optimizer.build(made.model.trainable_variables)
-        return made, [(variable, variable.numpy()) for _, variable in checkpoint_names(made)]
+        variables = {id(v): v for v in (*made.model.variables, *made.model.optimizer.variables)}.values()
+        return made, [(variable, variable.numpy()) for variable in variables]
 
     def as_new(config, **length):
         """Models of the same settings are built once: that takes the most time of a mutant."""
