@@ -350,7 +350,7 @@ class TrainConfig:
       checkpoint_every_steps: steps between checkpoints; None: a tenth of the run, from 10 to 1,000 steps.
       checkpoint_every_minutes: minutes after which a checkpoint is written in any case; 0: by steps alone.
       keep_checkpoints: how many of the latest checkpoints are kept.
-      keep_checkpoint_every_hours: hours after which one of the others is kept for good; 0: none is.
+      keep_checkpoint_every_hours: has no effect; earlier versions kept one for good now and then.
       evaluate_every_steps: steps between scores of the test images; None: a tenth of the run, as above.
       sample_every_steps: steps between image grids of samples; None: a tenth of the run, as above.
       log_every_steps: steps between points of the training curves.

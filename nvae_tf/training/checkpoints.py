@@ -11,8 +11,7 @@ import os
 import pathlib
 import re
 import shutil
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -43,7 +42,8 @@ class CheckpointNotWritten(OSError):
 class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
-    `others` are variables besides the model's that decide how the run continues, the rest is for `manager_of`.
+    The newest `keep` checkpoints of the folder stay, and the best one. `others` are variables besides the model's that
+    decide how the run continues.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class TrainingState:
         model: NVAE,
         optimizer: keras.optimizers.Optimizer,
         keep: int,
-        keep_every_hours: float = 0.0,
         others: Sequence[tf.Variable] = (),
     ):
         self.folder, self.whole_step = folder, None
@@ -68,22 +67,20 @@ class TrainingState:
         variables["loss_scale"] = loss_scale(optimizer)
         self._checkpoint = tf.train.Checkpoint(**variables)
         self._best_checkpoint = tf.train.Checkpoint(**variables, best_score=self._score)
-        self._keep, self._unmanaged = (keep, keep_every_hours), set()
+        self._keep, self._listed = keep, []
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
         with self._raising_not_written(self.folder, step):
-            if step == 0:
-                # Weights that no step has trained: not listed, and deleted when there are others.
-                self._write(0)
-            else:
-                manager_of(self.folder, self._write, *self._keep, self._unmanaged).save(checkpoint_number=step)
-                self._unmanaged.discard(step)
-                _remove_checkpoint(self.folder, 0)
-
-    def _write(self, step: int) -> None:
-        write_checkpoint(self.folder, step, self._checkpoint.write)
-        self.whole_step = step
+            write_checkpoint(self.folder, step, self._checkpoint.write)
+            self.whole_step = step
+            # The weights of step 0, which no step has trained, are not listed, and go when there are others.
+            if step > 0:
+                steps = [*(earlier for earlier in self._listed if earlier != step), step]
+                self._listed = steps[-self._keep :]
+                write_list(self.folder, self._listed)
+                for earlier in {0, *steps} - {*self._listed}:
+                    _remove_checkpoint(self.folder, earlier)
 
     def save_if_best(self, step: int, score: float) -> None:
         """Does the same in the folder of the best if no earlier score was as low; NaN never is."""
@@ -116,15 +113,15 @@ class TrainingState:
                 checkpoint = self._checkpoint if _LOSS_SCALE in names else self._without_scale
                 checkpoint.read(found.path).assert_existing_objects_matched().expect_partial()
         self.whole_step = None if found.path is None else found.step
+        present, listed = steps_of_files(self.folder, "index"), read_list(self.folder)
+        usable = [step for step in present if step > 0 and step not in found.unusable]
+        # Older ones that are not in the list were kept for good by an earlier version, and stay.
+        from_list = [step for step in usable if step in listed or step > max(listed)] if listed else None
+        self._listed = usable[-self._keep :] if from_list is None else from_list
         if tidies:
             half_written = {step: "half-written" for step in _remove_partial(self.folder) if step > found.step}
             if unusable := half_written | found.unusable:
                 report(f"{self.folder}: {found._replace(unusable=unusable).passed_over_line()}.")
-            present, listed = steps_of_files(self.folder, "index"), read_list(self.folder)
-            newest_listed = max(listed.written) if listed else 0
-            kept_for_good = {step for step in present if step < newest_listed and step not in listed.written}
-            self._unmanaged = kept_for_good | {*found.unusable}
-            update_list(self.folder, self._keep[0], self._unmanaged)
             for step in {*steps_of_files(self.folder, "data")} - {*present}:
                 if step < found.step:
                     # The deletion was cut short.
@@ -179,25 +176,18 @@ def loss_scale(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     return [variable for variable in optimizer.variables if id(variable) not in of_inner]
 
 
-def names_of_variables(parts: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Every variable with its name in a checkpoint, `model/top_down/start`; once for each of its names."""
-    for name, value in parts.items():
-        inside = dict(enumerate(value)) if isinstance(value, list) else value
-        if isinstance(inside, Mapping):
-            yield from ((f"{name}/{rest}", variable) for rest, variable in names_of_variables(inside))
-        else:
-            yield str(name), value
-
-
-def restore_weights(model: NVAE, checkpoint: str) -> bool:
+def restore_weights(model: NVAE, checkpoint: str, averages: bool = True) -> bool:
     """Restores a model's weights; returns whether they are exponential moving averages (EMA), which a run may keep.
 
-    ValueError, before anything is assigned: the checkpoint is damaged or of another architecture.
+    Without `averages` they are the weights themselves. ValueError, before anything is assigned: the checkpoint is
+    damaged or of another architecture.
     """
     weights = check_architecture(model, checkpoint)
     with wrap_checkpoint_errors(checkpoint):
         status = tf.train.Checkpoint(model=nested(weights)).read(checkpoint)
         status.assert_existing_objects_matched().expect_partial()
+        if not averages:
+            return False
         learned = nested({name: weight for name, weight in weights.items() if weight.trainable})
         status = tf.train.Checkpoint(averages=learned).read(checkpoint).expect_partial()
         # They are the optimizer's variables too, so a file may have them by that name alone.
@@ -297,9 +287,9 @@ class FoundCheckpoint(NamedTuple):
 
 def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
     """Finds the newest checkpoint, listed or not, whose numbers can all be read; ValueError where all are damaged."""
-    listed, unusable = read_list(folder), {}
+    unusable = {}
     # The list names what was deleted, too.
-    for step in sorted(_steps_of_any(folder) | {*(listed.written if listed else ())}, reverse=True):
+    for step in sorted(_steps_of_any(folder) | {*read_list(folder)}, reverse=True):
         fault = _fault_of(folder, step)
         if fault is None:
             return FoundCheckpoint(_prefix(folder, step), unusable)
@@ -459,79 +449,17 @@ def _remove_partial(folder: pathlib.Path) -> set[int]:
     return steps
 
 
-class CheckpointList(NamedTuple):
-    """TensorFlow's list of a folder's checkpoints, without those kept for good; times are seconds since 1970."""
-
-    written: dict[int, float]  # step -> time, oldest first, 0 where that is not known
-    kept_at: float  # the time of the last that was kept for good, at first when the run began
-
-
-def read_list(folder: pathlib.Path) -> CheckpointList | None:
-    """The list of a folder's checkpoints; None where it is missing, empty or unreadable."""
+def read_list(folder: pathlib.Path) -> list[int]:
+    """The steps in TensorFlow's list of a folder's checkpoints; empty where the list is missing or unreadable."""
     try:
         state = tf.train.get_checkpoint_state(str(folder))
-        steps = [step_of(prefix) for prefix in state.all_model_checkpoint_paths] if state else []
+        return [step_of(prefix) for prefix in state.all_model_checkpoint_paths] if state else []
     except ValueError:
-        steps = []
-    if not steps:
-        return None
-    # Where a time is missing nobody knows which; the files have times too.
-    times = state.all_model_checkpoint_timestamps
-    written = dict(zip(steps, times if len(times) == len(steps) else [0.0] * len(steps), strict=True))
-    return CheckpointList(written, state.last_preserved_timestamp)
+        return []
 
 
-class _Writer:
-    """What `CheckpointManager` writes a checkpoint by: beside its place and moved there, not in its place."""
-
-    def __init__(self, write: Callable[[int], object]):
-        # The manager counts in it, and would add it to a checkpoint's variables.
-        self.save_counter = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._write_step = write
-
-    def _write(self, file_prefix: str, options: tf.train.CheckpointOptions) -> str:
-        self._write_step(step_of(file_prefix))
-        for list_and_delete in options.experimental_write_callbacks:
-            list_and_delete(file_prefix)
-        return file_prefix
-
-
-def manager_of(
-    folder: pathlib.Path,
-    write: Callable[[int], object],
-    keep: int,
-    keep_every_hours: float = 0.0,
-    unmanaged: Collection[int] = (),
-) -> tf.train.CheckpointManager:
-    """A manager for the next save, by `write(step)`, that keeps the latest `keep` checkpoints of a folder.
-
-    Of the others one is kept for good when `keep_every_hours` have passed since the one before, 0: none. `unmanaged`
-    steps and step 0 neither count nor go. The manager takes the folder's name for a pattern when it deletes; a run
-    folder's name is none.
-    """
-    update_list(folder, keep, unmanaged)
-    return tf.train.CheckpointManager(_Writer(write), folder, keep, keep_every_hours or None, checkpoint_name="step")
-
-
-def update_list(folder: pathlib.Path, keep: int, unmanaged: Collection[int] = ()) -> None:
-    """Brings a folder's list up to date: with what a killed process has not listed, without `unmanaged` steps."""
-    listed, now = read_list(folder), time.time()
-    kept = [step for step in steps_of_files(folder, "index") if step and step not in unmanaged]
-    # Those that are kept for good are older than the last ones.
-    kept = [step for step in kept if step in listed.written or step > max(listed.written)] if listed else kept[-keep:]
-    written, kept_at = listed or CheckpointList({}, now)
-    times = {step: written.get(step) or (folder / f"step-{step}.index").stat().st_mtime for step in kept}
-    # The manager takes what is not later than the last that was kept for good for one of these. A clock that was ahead
-    # may have written such times.
-    times = {step: min(found, now) for step, found in times.items()}
-    oldest = min(times.values(), default=now)
-    updated = CheckpointList(times, kept_at if kept_at < oldest else oldest - 1.0)
-    if not times:
-        # TensorFlow takes an empty list for a damaged one.
-        (folder / "checkpoint").unlink(missing_ok=True)
-    elif updated != listed:
-        names = [f"step-{step}" for step in times]
-        state = tf.compat.v1.train.generate_checkpoint_state_proto(
-            str(folder.absolute()), names[-1], names, list(times.values()), updated.kept_at
-        )
-        atomic_write(folder / "checkpoint", str(state))
+def write_list(folder: pathlib.Path, steps: Sequence[int]) -> None:
+    """Writes TensorFlow's list of a folder's checkpoints, the latest last, for `tf.train.latest_checkpoint`."""
+    names = [f"step-{step}" for step in steps]
+    state = tf.compat.v1.train.generate_checkpoint_state_proto(str(folder.absolute()), names[-1], names)
+    atomic_write(folder / "checkpoint", str(state))

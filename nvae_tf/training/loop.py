@@ -86,8 +86,10 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
     if replicas.is_chief:
         replicas.wait_for_all()
     recovery = Recovery(run)
-    kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
-    state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, *kept, recovery.variables)
+    if config.train.keep_checkpoint_every_hours:
+        StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
+    keep = config.train.keep_checkpoints
+    state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, keep, recovery.variables)
     step, started = state.restore(StatusLine().keep, tidies=replicas.is_chief), time.monotonic()
     replicas.check_same_step(step, folder.path)
     with StopRequest() as stop:
