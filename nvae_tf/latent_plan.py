@@ -138,6 +138,15 @@ def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
     return tuple(counts)
 
 
+def inference_bytes_per_image(config: ModelConfig) -> int:
+    """Estimates, on the safe side, the memory that a pass of inference takes for each image: four of its widest layers.
+
+    The widest layers are inside of the decoder's cells, which have six times its channels, in float32. With each
+    halving of the resolution a layer's numbers halve too, so the image's own resolution counts.
+    """
+    return 4 * 4 * config.network_height * config.network_width * 6 * config.num_channels_decoder
+
+
 def latent_plan(config: ModelConfig) -> LatentPlan:
     """Lays out the hierarchy that the settings ask for; ValueError where they do not fit each other."""
     _check_architecture(config)

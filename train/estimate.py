@@ -3,19 +3,19 @@
     nvae-estimate --config=cifar10
     nvae-estimate --config=cifar10 --gpu_memory_gib=24 --config.train.recompute=groups
 
-Takes the same --config flags as nvae-train. Builds the model and the graph of its training step, in some twenty
-seconds; no step is run, no GPU used and no image read, if the settings name their size (--config.data.height). Prints
+Takes the same --config flags as nvae-train. Runs some training steps of images of zeros at two small batch sizes, each
+in a process of its own, on the device that would train: a GPU where there is one, else the CPU. No image is read, if
+the settings name their size (--config.data.height). Prints
 
-    the number of parameters, the memory of weights, of the optimizer's slots and of gradients,
-    for several batch sizes the peak of all that a step makes, and of the whole with weights and slots,
+    the number of parameters, and the memory of weights and of the optimizer's slots,
+    for several batch sizes the peak of the whole, on the measured device and on a GPU,
     the largest batch size for a GPU with --gpu_memory_gib, or for GPUs of usual sizes.
 
 Batch sizes are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
 
-The peak on a CPU is that of the process, within 5% of what was measured for digits and MNIST, and 11% below for
-CIFAR-10; the data set, reading ahead, scoring and sampling come on top. That on a GPU has 1 GiB for CUDA and its
-libraries and a tenth of the step for the scratch memory of convolutions: assumptions that have not been measured.
-With XLA (train.xla) the step is another program, whose memory is not estimated.
+The peak on a CPU is that of the process; the data set, reading ahead, scoring and sampling come on top. The peak on a
+GPU has 1 GiB for CUDA and its libraries; where no GPU was there to measure, it takes the memory of an image from the
+CPU. Neither has been compared with a real GPU.
 
 Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single image.
 """
@@ -41,7 +41,7 @@ JSON = flags.DEFINE_string("json", None, "File to write the numbers to as well, 
 
 
 def main() -> None:
-    """Checks the settings, traces the training step and prints."""
+    """Checks the settings, measures training steps and prints."""
     json_file = pathlib.Path(JSON.value) if JSON.value else None
     if json_file:
         if json_file.is_dir() or not json_file.absolute().parent.is_dir():
@@ -50,12 +50,8 @@ def main() -> None:
     config = complete_config(sized_settings(CONFIG.value))
     latent_plan(config.model)
     start_tensorflow_quietly()
-    import tensorflow as tf
-
     from nvae_tf.training.memory import check_one_image_fits, estimate_memory, memory_summary, memory_table
 
-    # Somebody may be training on it.
-    tf.config.set_visible_devices([], "GPU")
     estimate = estimate_memory(config)
     summary = memory_summary(estimate, config, GPU_MEMORY_GIB.value)
     print(memory_table(summary, config), flush=True)

@@ -9,13 +9,13 @@ import psutil
 import tensorflow as tf
 
 from nvae_tf.config import check
+from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.cpu_kernels import has_gpus
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.objective import ImportanceWeighting, kl_per_channel
 from nvae_tf.replicas import divided, joined
-from nvae_tf.training.graph_memory import memory_timeline
 
 _TURNS = 25  # of the samples' loop between two reports of progress
 _ROWS = 256  # more in one pass do not make a row cheaper
@@ -167,23 +167,10 @@ class LikelihoodEvaluator:
 
 
 def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
-    """How many importance samples of one replica's batch go through the network together.
+    """The number of importance samples of one replica's batch that go through the network together.
 
-    As many as make a pass fast and fit into a quarter of the free memory, which replicas on a CPU share. What a pass
-    needs follows from its graph; no step of it is run.
+    It is the number that makes a pass fast and fits into a quarter of the free memory, which replicas on a CPU share.
     """
-    wanted = min(importance_samples, _ROWS // batch_size)
-    if wanted < 2:
-        return 1
-    config = model.config
-    images = tf.TensorSpec([batch_size, config.image_height, config.image_width, config.image_channels])
-    seeds = tf.TensorSpec([batch_size, 2], tf.int32)
-
-    @tf.function(input_signature=[images, seeds], autograph=False)
-    def one_sample(images: tf.Tensor, seeds: tf.Tensor) -> ImportanceWeighting:
-        begun = ImportanceWeighting.begun(batch_size, num_numbers=1)
-        return model.add_importance_samples(begun, images, model.features(images), seeds, 0, 1, (1,))
-
-    needed = memory_timeline(one_sample.get_concrete_function()).peak_bytes
     free = _BYTES_ON_GPU if has_gpus() else psutil.virtual_memory().available / replicas
-    return max(1, min(wanted, int(0.25 * free / needed)))
+    rows = min(_ROWS, 0.25 * free / inference_bytes_per_image(model.config))
+    return max(1, min(importance_samples, int(rows) // batch_size))

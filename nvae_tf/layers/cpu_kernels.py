@@ -17,7 +17,6 @@ from nvae_tf.replicas import replica_count
 EPSILON = 1e-5  # of batch norm
 _UNIT_STRIDES = [1, 1, 1, 1]
 _PLAIN = contextvars.ContextVar("plain", default=False)
-_SIZED = contextvars.ContextVar("sized", default=False)
 
 
 def shared_function(*specs: tf.TensorSpec) -> Callable[[Callable], Callable]:
@@ -27,16 +26,10 @@ def shared_function(*specs: tf.TensorSpec) -> Callable[[Callable], Callable]:
     """
 
     def decorate(function: Callable) -> Callable:
-        settings = dict(autograph=False, experimental_attributes={"_noinline": True})
-        of_all, of_each = tf.function(function, input_signature=specs, **settings), tf.function(function, **settings)
-        return lambda *arguments: (of_each if _SIZED.get() else of_all)(*arguments)
+        attributes = {"_noinline": True}
+        return tf.function(function, input_signature=specs, autograph=False, experimental_attributes=attributes)
 
     return decorate
-
-
-def known_sizes() -> contextlib.AbstractContextManager[None]:
-    """Inside the block such functions are traced for each size, so that a graph tells how much memory it takes."""
-    return _switched_on(_SIZED)
 
 
 def has_gpus() -> bool:
@@ -49,18 +42,14 @@ def on_one_cpu() -> bool:
     return not has_gpus() and replica_count() == 1
 
 
-def plain_operations() -> contextlib.AbstractContextManager[None]:
-    """Traces inference as operations that TFLite has: it knows no SoftplusGrad, and slices 5 axes at most."""
-    return _switched_on(_PLAIN)
-
-
 @contextlib.contextmanager
-def _switched_on(switch: contextvars.ContextVar) -> Iterator[None]:
-    token = switch.set(True)
+def plain_operations() -> Iterator[None]:
+    """Traces inference as operations that TFLite has: it knows no SoftplusGrad, and slices 5 axes at most."""
+    token = _PLAIN.set(True)
     try:
         yield
     finally:
-        switch.reset(token)
+        _PLAIN.reset(token)
 
 
 def has_cpu_forms() -> bool:

@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import inspect
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, read_config
 from nvae_tf.errors import require, wrap_read_errors
 from nvae_tf.files import atomic_write, git_revision, write_arrays
+from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
@@ -32,7 +32,6 @@ from nvae_tf.serving.outputs import (
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import ROWS, Record, all_differences, process_alone, recorded, verified
 from nvae_tf.training.checkpoints import checkpoint_sha256
-from nvae_tf.training.graph_memory import memory_timeline
 from nvae_tf.training.loading import TrainedRun
 from nvae_tf.training.run_folder import RunFolder
 
@@ -110,7 +109,7 @@ def export_saved_model(
         report.progress("computing the model's numbers", 0.0)
         reference = Signatures(model, rows=ROWS)
         record = of_model = recorded(reference)
-        bytes_of_row = _bytes_of_row(reference)
+        bytes_of_row = inference_bytes_per_image(model.config)
         most_rows = most_rows or max(REQUEST_BYTES // bytes_of_row, BATCH_ROWS)
         report.progress("tracing the signatures", 0.3)
         # As loops, so that a deep model too is traced, loaded and warmed up soon.
@@ -133,13 +132,6 @@ def export_saved_model(
         facts["bytes_of_row"] = bytes_of_row
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return Exported(output / str(version), max(differences.values()))
-
-
-def _bytes_of_row(reference: Signatures) -> int:
-    """The memory that a row of a request takes, by the graphs of a model traced for `ROWS` rows."""
-    with tf.device("/CPU:0"):  # as `recorded` has traced them
-        graphs = [network.get_concrete_function() for network in reference.networks]
-    return math.ceil(max(memory_timeline(graph).peak_bytes for graph in graphs) / ROWS)
 
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:

@@ -5,9 +5,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers import ForwardPass
-from nvae_tf.layers.cpu_kernels import known_sizes
 from nvae_tf.models.latents import batch_noise
-from nvae_tf.training.graph_memory import memory_timeline
 from tests.tiny_model import assert_near, assert_same, images_of, tiny_model, values
 
 BATCH = 8
@@ -87,17 +85,6 @@ def test_nan_in_one_microbatch_skips_the_step(step_of_four):
     assert_same(values([*model.weights, *model.optimizer.variables]), before)
 
 
-@pytest.mark.slow
-def test_the_more_microbatches_the_less_memory_a_step_needs():
-    peaks = []
-    for count in (1, 4):
-        model = model_of(count, num_flows=0)
-        step = tf.function(model.train_step, autograph=False)
-        with known_sizes():
-            peaks.append(memory_timeline(step.get_concrete_function(tf.TensorSpec((128, 4, 4, 1)))).peak_bytes)
-    assert peaks[1] < 0.35 * peaks[0]
-
-
 def test_a_batch_that_can_not_be_cut_evenly_is_refused():
     model = model_of(4, num_flows=0)
     with pytest.raises(ValueError, match="a batch of 6 can't be cut into accumulate_steps = 4 equal parts: give batch"):
@@ -112,22 +99,17 @@ def test_a_batch_that_can_not_be_cut_evenly_is_refused():
 DEEP = dict(num_groups_per_scale=3, num_cells_per_group_decoder=3, num_channels_encoder=4, num_channels_decoder=4)
 
 
-def peak_and_changes(recompute):
-    """What a step makes and has not yet freed, at most; and all that it changes, and its metrics."""
+def changes_of_a_step(recompute):
+    """All that a step changes, and its metrics."""
     # At rate 1 weights show the gradients themselves, and the slots the means that Adamax would follow.
     settings = dict(image_height=8, image_width=8, num_latent_scales=1, num_flows=1)
     model = tiny_model(keras.optimizers.SGD(1.0, momentum=0.9), recompute=recompute, **settings, **DEEP)
-    with known_sizes():
-        step = tf.function(model.train_step, autograph=False).get_concrete_function(tf.TensorSpec((32, 8, 8, 1)))
-    timeline = memory_timeline(step)
-    assert not timeline.unknown and step(batch_of(model, 32))["skipped_steps"] == 0.0
+    assert tf.function(model.train_step, autograph=False)(batch_of(model, 32))["skipped_steps"] == 0.0
     recent = model.recent.read()
     changed = values([*model.variables, *model.optimizer.variables])
-    return timeline.peak_bytes, [*changed, recent.kl_per_group, recent.spectral_norms]
+    return [*changed, recent.kl_per_group, recent.spectral_norms]
 
 
 @pytest.mark.slow
-def test_a_step_with_recomputed_cells_is_the_same_with_less_memory():
-    (kept, expected), (recomputed, found) = peak_and_changes("none"), peak_and_changes("all")
-    assert recomputed < 0.6 * kept
-    assert_near(found, expected, floor=1e-3)
+def test_a_step_with_recomputed_cells_is_the_same():
+    assert_near(changes_of_a_step("all"), changes_of_a_step("none"), floor=1e-3)
