@@ -14,10 +14,7 @@ def test_mistakes_are_reported_before_anything_starts(capsys, monkeypatch):
     for module, arguments, message in (
         ("all", "--only=training,smapling", "'smapling': must be some of training, "),
         ("all", "--rounds=0", "at least 1"),
-        ("all", "--compare=/no/such/file.json", "--compare: /no/such/file.json: can't be read"),
-        ("all", "--json=a.json --compare=./a.json", "would overwrite"),
         ("all", "--against=/tmp", "--against=/tmp: no checkout of this project"),
-        ("all", "--against=. --compare=a.json", "give one of them"),
         ("train_step", "--preset=mnits", "invalid choice: 'mnits'"),
         ("examples.fashion", "prior", "needs --workdir"),
         ("examples.fashion", "models --workdir=x", "models: needs a kind"),
@@ -62,9 +59,9 @@ def test_a_real_run_of_all(tmp_path, capsys):
     result = json.loads(file.read_text())
     assert result["complete"] and len(result["results"]) == 2
     for row in result["results"]:
-        assert row["failure"] is None and row["seconds"] == [row["median_seconds"]]
-        assert row["peak_memory_bytes"] > 3e8
-    assert 0.0 < result["results"][0]["median_seconds"] < result["results"][0]["first_step_seconds"]
+        assert row["failure"] is None and len(row["seconds"]) == 1
+        assert row["peak_memory_bytes"][0] > 3e8
+    assert 0.0 < result["results"][0]["seconds"][0] < result["results"][0]["first_step_seconds"][0]
     assert "| sampling, the exported SavedModel | digits | 16 |" in capsys.readouterr().out
 
 
