@@ -59,7 +59,8 @@ def main() -> None:
         check_writable(pathlib.Path(SAMPLES.value), f"--samples={SAMPLES.value}")
     for flag in (PORT, REST_PORT):
         check_is_free(flag)
-    require("tensorflow_serving", "serving")
+    for module in ("tensorflow_serving", "uvicorn"):
+        require(module, "serving")
     print("starting TensorFlow ...", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
     from nvae_tf.serving.local_server import local_server

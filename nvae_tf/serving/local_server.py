@@ -4,13 +4,12 @@ Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with t
 server answers, it answers as that one does: paths, JSON, codes. It serves the newest version of one folder as it was at
 the start; labels, other and later versions, batching, classify and regress, TLS and metrics it does not have.
 
-gRPC is grpcio's own server. HTTP is h11 on asyncio: a connection that waits costs no thread, only requests that run do.
+gRPC is grpcio's own server, HTTP is Starlette on uvicorn: a connection that waits costs no thread.
 """
 
 import asyncio
 import contextlib
 import json
-import mimetypes
 import pathlib
 import re
 import socket
@@ -24,38 +23,41 @@ from typing import Any
 
 import grpc
 import tensorflow as tf
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2, prediction_log_pb2
 from tensorflow_serving.apis import model_service_pb2_grpc as model_service
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_service
 
 from nvae_tf.config import check
-from nvae_tf.errors import reason_of_tensorflow, require, wrap_read_errors
+from nvae_tf.errors import reason_of_tensorflow, wrap_read_errors
 from nvae_tf.serving.client import Arrays, check_inputs, signature_specs
 from nvae_tf.serving.grpc_client import SIGNATURE_DEF, array_of, message_as_json, tensor_of
 from nvae_tf.serving.outputs import BATCH_ROWS, DEFAULT_SIGNATURE, newest_version
 from nvae_tf.serving.rest import HTTP_STATUS, json_answer, json_request, json_text
 
-h11 = require("h11", "serving")
-
 MESSAGE_BYTES = 64 * 2**20
 # Longer messages would not fit into the headers of an answer.
 _LONGEST_MESSAGE = 1000
-# Requests of each protocol that run at once; gRPC's that may wait for them, connections of HTTP.
+# Calls of gRPC that run at once, and that may wait for them; connections of HTTP.
 _THREADS, _MOST_CALLS, _MOST_CONNECTIONS = 16, 1024, 8192
-# A connection on which no request is complete, or no answer taken, for so long is closed.
-_IDLE_SECONDS = 120.0
-# Requests that run have so many seconds to finish when the server ends.
-_SECONDS_TO_END = 5.0
-_PIECE = 2**16
+# A connection without a request, or with half of one, is closed after this time.
+_IDLE_SECONDS = 120
+# Requests that run have this time to finish when the server ends.
+_SECONDS_TO_END = 5
 _CODE = grpc.StatusCode
 _CODES_BY_NUMBER = {code.value[0]: code for code in _CODE}
-_JSON = "application/json"
 _PATH = re.compile(
     r"/v1/models(?:/(?P<model>[^/:]+))?(?:/versions/(?P<version>\d{1,19})|/labels/(?P<label>[^/:]+))?"
     r"(?P<action>/metadata|:classify|:regress|:predict)?",
     re.IGNORECASE,
 )
-_CORS = {"Origin": "*", "Methods": "POST, GET", "Headers": "Content-Type"}
 
 
 class RequestError(Exception):
@@ -167,7 +169,8 @@ def local_server(
         model_service.add_ModelServiceServicer_to_server(model, calls)
         calls.start()
         stack.callback(lambda: calls.stop(_SECONDS_TO_END).wait())
-        stack.enter_context(_Web(model, max_message_bytes, enable_cors, files or {}).on(listening))
+        application = _web_application(model, max_message_bytes, enable_cors, files or {})
+        stack.enter_context(_serving(application, listening))
         yield grpc_port, listening.getsockname()[1]
 
 
@@ -182,10 +185,6 @@ def _answers(answer: Callable) -> Callable:
         context.abort(refusal.code, str(refusal))
 
     return call
-
-
-def _error(message: object) -> bytes:
-    return json.dumps({"error": str(message)}).encode()
 
 
 def _logged(error: Exception) -> RequestError:
@@ -253,142 +252,73 @@ class _Model(prediction_service.PredictionServiceServicer, model_service.ModelSe
     Regress = MultiInference = HandleReloadConfigRequest = Classify
 
 
-class _Web:
-    """TensorFlow Serving's REST interface, in a thread of its own."""
+def _web_application(model: _Model, most_bytes: int, enable_cors: bool, files: Mapping[str, pathlib.Path]) -> Starlette:
+    """TensorFlow Serving's REST interface, and static files by their paths."""
 
-    def __init__(self, model: _Model, most_bytes: int, enable_cors: bool, files: Mapping[str, pathlib.Path]):
-        self._model, self._most_bytes, self._files = model, most_bytes, files
-        self._cors = [(f"Access-Control-Allow-{key}", value) for key, value in _CORS.items()] if enable_cors else []
-        self._connections = self._running = 0
+    async def answer(request: Request) -> Response:
+        body = bytearray()
+        async with asyncio.timeout(_IDLE_SECONDS):
+            # What is over the limit is read and dropped: a client reads no answer before it has sent all.
+            async for piece in request.stream():
+                body += piece if len(body) <= most_bytes else b""
+        path = request.scope["raw_path"].decode("ascii", "replace")
+        status, content = await run_in_threadpool(_answer, request.method, path, bytes(body))
+        return Response(content, status, media_type="application/json")
 
-    @contextlib.contextmanager
-    def on(self, listening: socket.socket) -> Iterator[None]:
-        """Answers on this socket while the block runs."""
-        loop, end = asyncio.new_event_loop(), asyncio.Event()
-
-        def serve() -> None:
-            with asyncio.Runner(loop_factory=lambda: loop) as runner:
-                runner.run(self._serve(listening, end))
-
-        thread = threading.Thread(target=serve, name="rest")
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="rest") as self._pool:
-            thread.start()
-            try:
-                yield
-            finally:
-                loop.call_soon_threadsafe(end.set)
-                thread.join()
-
-    async def _serve(self, listening: socket.socket, end: asyncio.Event) -> None:
-        server = await asyncio.start_server(self._converse, sock=listening, limit=_PIECE)
-        await end.wait()
-        # Connections that only wait are not waited for: the runner cancels them.
-        server.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SECONDS_TO_END):
-                while self._running:
-                    await asyncio.sleep(0.02)
-
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers the requests of one connection until it ends, is idle for too long or breaks the protocol."""
-        http, loop = h11.Connection(h11.SERVER), asyncio.get_running_loop()
-        # asyncio does it for sockets of its own alone; otherwise an answer's content waits 40 ms for a delayed ACK.
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        writer.transport.set_write_buffer_limits(high=0)  # so that `drain` waits until all is sent
-        self._connections += 1
+    def _answer(method: str, path: str, body: bytes) -> tuple[int, bytes]:
         try:
-            while http.our_state is h11.IDLE and self._connections <= _MOST_CONNECTIONS:
-                request = None
-                try:
-                    async with asyncio.timeout(_IDLE_SECONDS):
-                        request = await self._received(http, reader, writer)
-                except h11.RemoteProtocolError as error:
-                    answer = error.error_status_hint, _JSON, _error(f"Malformed request: {error}")
-                self._running += 1
-                try:
-                    if request:
-                        answer = await loop.run_in_executor(self._pool, self._answer, *request)
-                    async with asyncio.timeout(_IDLE_SECONDS):
-                        await self._send(http, writer, *answer, is_head=bool(request) and request[0] == "HEAD")
-                finally:
-                    self._running -= 1
-                if http.our_state is h11.DONE and http.their_state is h11.DONE:
-                    http.start_next_cycle()
-                elif http.their_state is h11.ERROR:
-                    # What is left of a refused request would break the connection before its answer is read.
-                    writer.write_eof()
-                    async with asyncio.timeout(_IDLE_SECONDS):
-                        while await reader.read(_PIECE):
-                            pass
-        except (OSError, TimeoutError, RuntimeError, asyncio.CancelledError, h11.LocalProtocolError):
-            # Nobody is there to be answered, or the server ends: what is not sent yet is dropped.
-            writer.transport.abort()
-        finally:
-            self._connections -= 1
-            writer.close()
-
-    async def _received(self, http, reader, writer) -> tuple[str, str, bytes]:
-        """Method, path and body of the next request; ConnectionError where the client has gone."""
-        request, body = None, bytearray()
-        while True:
-            event = http.next_event()
-            if event is h11.NEED_DATA:
-                if http.they_are_waiting_for_100_continue:
-                    writer.write(http.send(h11.InformationalResponse(status_code=100, headers=[])))
-                http.receive_data(await reader.read(_PIECE))
-            elif isinstance(event, h11.Request):
-                request = event
-            elif isinstance(event, h11.Data):
-                # What is over the limit is read and dropped: a client reads no answer before it has sent all.
-                if len(body) <= self._most_bytes:
-                    body += event.data
-            elif isinstance(event, h11.EndOfMessage):
-                path = request.target.decode("ascii", "replace").partition("?")[0]
-                return request.method.decode("ascii", "replace"), path, bytes(body)
-            else:
-                raise ConnectionError
-
-    async def _send(self, http, writer, status: int, kind: str, body: bytes, is_head: bool) -> None:
-        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), *self._cors]
-        content = [] if is_head else [h11.Data(data=body)]
-        for event in (h11.Response(status_code=status, headers=headers), *content, h11.EndOfMessage()):
-            writer.write(http.send(event))
-        await writer.drain()
-
-    def _answer(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
-        """Status, content type and content."""
-        try:
-            if method == "OPTIONS" and self._cors:
-                return 200, _JSON, b""
-            if method == "GET" and path in self._files:
-                return 200, mimetypes.guess_type(path)[0] or "text/html", self._files[path].read_bytes()
             if not path.lower().startswith("/v1/"):
                 raise RequestError(f"Not found: {path}", _CODE.NOT_FOUND)
-            if len(body) > self._most_bytes:
-                raise RequestError(f"a body of over {self._most_bytes:,} bytes", _CODE.RESOURCE_EXHAUSTED)
-            return 200, _JSON, json_text(self._result(method, path, body))
+            if len(body) > most_bytes:
+                raise RequestError(f"a body of over {most_bytes:,} bytes", _CODE.RESOURCE_EXHAUSTED)
+            return 200, json_text(_result(model, method, path, body))
         except Exception as error:
             refusal = _logged(error)
-            return HTTP_STATUS.get(refusal.code.name, 500), _JSON, _error(refusal)
+            return HTTP_STATUS.get(refusal.code.name, 500), json.dumps({"error": str(refusal)}).encode()
 
-    def _result(self, method: str, path: str, body: bytes) -> dict[str, Any]:
-        """What the path asks for: a status, metadata, or a prediction."""
-        matched = _PATH.fullmatch(path)
-        action = (matched["action"] or "").lower() if matched else ""
-        if not matched or not matched["model"] or method != ("POST" if action.startswith(":") else "GET"):
-            raise RequestError(f"Malformed request: {method} {path}")
-        if action in (":classify", ":regress"):
-            raise RequestError(f"{action[1:]} is not offered by this server for trials", _CODE.UNIMPLEMENTED)
-        name, label = (urllib.parse.unquote(matched[group] or "") for group in ("model", "label"))
-        asked = name, int(matched["version"]) if matched["version"] else None, label
-        if not action:
-            return message_as_json(self._model.status(*asked))
-        version = self._model.checked(*asked)
-        if action == ":predict":
-            try:
-                signature, arrays, in_rows = json_request(body, version.specs)
-                return json_answer(version.run(signature, arrays), in_rows)
-            except ValueError as error:
-                raise RequestError(error) from None
-        spec = {"name": name, "signature_name": "", "version": str(version.number)}
-        return {"model_spec": spec, "metadata": {SIGNATURE_DEF: message_as_json(version.definitions)}}
+    def static_file(file: pathlib.Path) -> Callable:
+        return lambda request: FileResponse(file)
+
+    routes = [Route(path, static_file(file)) for path, file in files.items()]
+    routes.append(Route("/{path:path}", answer, methods=["GET", "POST", "PUT", "DELETE", "OPTIONS"]))
+    cors = {"allow_origins": ["*"], "allow_methods": ["GET", "POST"], "allow_headers": ["Content-Type"]}
+    middleware = [Middleware(CORSMiddleware, **cors)]
+    return Starlette(routes=routes, middleware=middleware if enable_cors else [])
+
+
+def _result(model: _Model, method: str, path: str, body: bytes) -> dict[str, Any]:
+    """What a path of the REST interface asks for: a status, metadata, or a prediction."""
+    matched = _PATH.fullmatch(path)
+    action = (matched["action"] or "").lower() if matched else ""
+    if not matched or not matched["model"] or method != ("POST" if action.startswith(":") else "GET"):
+        raise RequestError(f"Malformed request: {method} {path}")
+    if action in (":classify", ":regress"):
+        raise RequestError(f"{action[1:]} is not offered by this server for trials", _CODE.UNIMPLEMENTED)
+    name, label = (urllib.parse.unquote(matched[group] or "") for group in ("model", "label"))
+    asked = name, int(matched["version"]) if matched["version"] else None, label
+    if not action:
+        return message_as_json(model.status(*asked))
+    version = model.checked(*asked)
+    if action == ":predict":
+        try:
+            signature, arrays, in_rows = json_request(body, version.specs)
+            return json_answer(version.run(signature, arrays), in_rows)
+        except ValueError as error:
+            raise RequestError(error) from None
+    spec = {"name": name, "signature_name": "", "version": str(version.number)}
+    return {"model_spec": spec, "metadata": {SIGNATURE_DEF: message_as_json(version.definitions)}}
+
+
+@contextlib.contextmanager
+def _serving(application: Starlette, listening: socket.socket) -> Iterator[None]:
+    """Answers on a socket, from a thread, while the block runs."""
+    limits = {"limit_concurrency": _MOST_CONNECTIONS, "timeout_keep_alive": _IDLE_SECONDS}
+    limits["timeout_graceful_shutdown"] = _SECONDS_TO_END
+    server = uvicorn.Server(uvicorn.Config(application, log_level="error", lifespan="off", **limits))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="rest")
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -24,7 +24,6 @@ from tensorflow_serving.apis import (
 )
 
 from benchmarks.serving_load import requests_of, run_round, soak
-from nvae_tf.serving import local_server as local_server_module
 from nvae_tf.serving.client import BadRequest, ModelNotFound, TooLarge
 from nvae_tf.serving.grpc_client import GrpcTransport, tensor_of
 from nvae_tf.serving.local_server import LoadedVersion, local_server
@@ -246,26 +245,26 @@ def test_http_as_browsers_and_curl_speak_it(texts_folder, tmp_path):
     page.write_text("<p>hello</p>")
     with served("texts", texts_folder.parent, enable_cors=True, files={"/page.html": page}) as servers:
         url = f"http://{servers.rest}"
-        found = requests.get(f"{url}/page.html?x=1")
-        assert found.text == "<p>hello</p>" and found.headers["Content-Type"] == "text/html"
+        answer = requests.get(f"{url}/page.html?x=1")
+        assert answer.text == "<p>hello</p>" and answer.headers["Content-Type"].startswith("text/html")
         assert requests.get(f"{url}/other.html").status_code == 404
-        preflight = requests.options(f"{url}/v1/models/texts:predict")
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        preflight = requests.options(f"{url}/v1/models/texts:predict", headers={"Origin": "http://x"} | asked)
         assert preflight.status_code == 200 and preflight.headers["Access-Control-Allow-Origin"] == "*"
-        assert preflight.headers["Access-Control-Allow-Headers"] == "Content-Type"
+        assert "Content-Type" in preflight.headers["Access-Control-Allow-Headers"]
         status, closing = b"GET /v1/models/texts HTTP/1.1\r\nHost: x\r\n", b"Connection: close\r\n\r\n"
         # One connection, two requests at once.
         assert exchanged(servers, status + b"\r\n" + status + closing).count(b"HTTP/1.1 200") == 2
         # A body that comes when the server asks for it; and one in pieces.
         body = b'{"signature_name": "twice", "inputs": [[1]]}'
         head = b"POST /v1/models/texts:predict HTTP/1.1\r\nHost: x\r\n"
-        found = exchanged(servers, head + b"Expect: 100-continue\r\nContent-Length: %d\r\n" % len(body) + closing, body)
-        assert found.startswith(b"HTTP/1.1 100") and found.endswith(b'{"outputs":[[2.0]]}')
+        waiting = b"Expect: 100-continue\r\nContent-Length: %d\r\n" % len(body)
+        received = exchanged(servers, head + waiting + closing, body)
+        assert received.startswith(b"HTTP/1.1 100") and received.endswith(b'{"outputs":[[2.0]]}')
         chunks = b"Transfer-Encoding: chunked\r\n" + closing + b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
         assert exchanged(servers, head + chunks).endswith(b'{"outputs":[[2.0]]}')
         assert exchanged(servers, status.replace(b"GET", b"HEAD") + closing).endswith(b"\r\n\r\n")
         assert exchanged(servers, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
-        # Read to its end, so that the connection does not break before the answer is read.
-        assert exchanged(servers, b"GET /" + b"x" * 10_000_000).startswith(b"HTTP/1.1 431")
         outside = exchanged(servers, b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n" + closing)
         assert outside.startswith(b"HTTP/1.1 404")
 
@@ -282,18 +281,6 @@ def test_two_thousand_idle_connections_do_not_stop_a_request(local):
         assert answer == (200, {"outputs": [[4.0]]})
         with local.client("grpc", "texts") as client:
             assert client.predict("twice", value=[[2.0]])["value"] == [[4.0]]
-
-
-def test_connections_over_the_limit_are_closed(texts_folder, monkeypatch):
-    monkeypatch.setattr(local_server_module, "_MOST_CONNECTIONS", 2)
-    with served("texts", texts_folder.parent) as servers, contextlib.ExitStack() as stack:
-        host, port = servers.rest.split(":")
-        first, _, third = [
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=10.0)) for _ in range(3)
-        ]
-        assert third.recv(1) == b""
-        first.close()
-        assert requests.get(f"http://{servers.rest}/v1/models/texts").ok
 
 
 @pytest.mark.slow
