@@ -267,8 +267,8 @@ def prepare_run(preset: str, folder: pathlib.Path) -> None:
     """A run folder with a checkpoint of the first weights and of moments that are zero."""
     from nvae_tf.config import config_to_json
     from nvae_tf.files import atomic_write
-    from nvae_tf.training.checkpoints import TrainingState
-    from nvae_tf.training.run_folder import RunFolder
+    from nvae_tf.runs.checkpoints import TrainingState
+    from nvae_tf.runs.run_folder import RunFolder
 
     configure_process()
     run, place = new_run(preset), RunFolder(folder)

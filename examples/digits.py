@@ -132,7 +132,7 @@ def kl_control(options: argparse.Namespace) -> dict[str, Any]:
 
 def trained(workdir: str, steps: int, batch_size: int, objective: dict[str, float]) -> dict[str, float]:
     """Trains a model of the digits into a folder, and gives its bounds of the test digits, in nats per image."""
-    from nvae_tf.evaluation.evaluate import evaluate_run
+    from nvae_tf.reports.evaluate import evaluate_run
 
     settings = {f"objective.{name}": value for name, value in objective.items()}
     train("digits", workdir, settings | {"train.steps": steps, "train.batch_size": batch_size})

@@ -167,8 +167,8 @@ def prior(options: argparse.Namespace) -> dict[str, Any]:
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
     from nvae_tf.evaluation.fid import frechet_distance, image_statistics
     from nvae_tf.generation.sampling import ImageGenerator, reconstruct_images
-    from nvae_tf.training.companions import prior_text
-    from nvae_tf.training.loading import load, load_run
+    from nvae_tf.runs.companions import prior_text
+    from nvae_tf.runs.loading import load, load_run
     from nvae_tf.training.prior import learn_prior
 
     run, extractor, rows = load_run(options.workdir), make_extractor(), []
@@ -232,10 +232,10 @@ def digits(size: int) -> np.ndarray:
 
 
 def outliers(options: argparse.Namespace) -> dict[str, Any]:
-    from nvae_tf.evaluation.evaluate import evaluate_run
     from nvae_tf.evaluation.outliers import OutlierSettings
     from nvae_tf.latent_plan import latent_plan
-    from nvae_tf.training.run_folder import RunFolder, read_run_config
+    from nvae_tf.reports.evaluate import evaluate_run
+    from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
     folder = RunFolder(pathlib.Path(options.workdir))
     config = read_run_config(folder)
@@ -275,7 +275,7 @@ def restoration(options: argparse.Namespace) -> dict[str, Any]:
     from nvae_tf.data.pipeline import chosen_images
     from nvae_tf.data.sources import load_split
     from nvae_tf.models.restoration import measured
-    from nvae_tf.training.loading import load_run
+    from nvae_tf.runs.loading import load_run
 
     has_classical = importlib.util.find_spec("skimage") is not None
     check(has_classical, "the classical methods need scikit-image: pip install scikit-image")

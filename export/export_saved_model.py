@@ -40,8 +40,8 @@ def main() -> None:
     check_version_is_free(output, VERSION.value)
     workdir = command_line.run_folder(WORKDIR.value)
     start_tensorflow_quietly()
+    from nvae_tf.runs.loading import load_run
     from nvae_tf.serving.saved_model import export_saved_model, origin_of
-    from nvae_tf.training.loading import load_run
 
     run = load_run(workdir, CHECKPOINT.value)
     status = StatusLine()

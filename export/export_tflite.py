@@ -56,9 +56,9 @@ def main() -> None:
     else:
         place = command_line.run_folder(place)
     start_tensorflow_quietly()
+    from nvae_tf.runs.loading import load_run
     from nvae_tf.serving.saved_model import load_export, source_of
     from nvae_tf.serving.tflite import export_tflite, run_images
-    from nvae_tf.training.loading import load_run
 
     if SAVED_MODEL.value:
         config, model, folded, source = load_export(place)

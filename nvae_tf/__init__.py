@@ -21,7 +21,7 @@ _PLACES = {
     "ObjectiveConfig": "nvae_tf.config",
     "experiment_config": "nvae_tf.config",
     "from_torch_checkpoint": "nvae_tf.published.torch_file",
-    "load": "nvae_tf.training.loading",
+    "load": "nvae_tf.runs.loading",
     "load_images": "nvae_tf.data.picture_folder",
 }
 

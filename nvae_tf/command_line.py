@@ -156,9 +156,9 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
 
 
 def run_folder(path: str) -> pathlib.Path:
-    """The folder of the run that a command only reads, which may be a shared one (`nvae_tf.training.sharing`)."""
+    """The folder of the run that a command only reads, which may be a shared one (`nvae_tf.runs.sharing`)."""
     # Not at the top: most commands need no Hub.
-    from nvae_tf.training.sharing import find_run_folder
+    from nvae_tf.runs.sharing import find_run_folder
 
     folder = find_run_folder(path)
     _check_has_config(folder, path)
@@ -175,7 +175,7 @@ def check_run_folder(path: str) -> None:
     """Checks the run folder of a command that writes into it, before it begins to work."""
     folder = pathlib.Path(path)
     if not (folder / "config.json").is_file() or folder.resolve().parent.name == "pretrained":
-        from nvae_tf.training.sharing import copy_command
+        from nvae_tf.runs.sharing import copy_command
 
         if copy := copy_command(path):
             raise ValueError(f"--workdir={path}: this command writes into the run folder; make one by `{copy}`")

@@ -23,7 +23,7 @@ from nvae_tf.errors import start_tensorflow_quietly
 FORKS = multiprocessing.get_context("forkserver")
 # The last three are what commands import when they need it: matplotlib, and scikit-learn, which has the digits.
 FORKS.set_forkserver_preload(
-    ["tensorflow", "tensorflow_probability", "nvae_tf.training.loop", "nvae_tf.evaluation.evaluate"]
+    ["tensorflow", "tensorflow_probability", "nvae_tf.training.loop", "nvae_tf.reports.evaluate"]
     + ["nvae_tf.command_line", "nvae_tf.reports.task_figures", "sklearn.datasets"]
 )
 

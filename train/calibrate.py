@@ -38,7 +38,7 @@ def main() -> None:
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     start_tensorflow_quietly()
     from nvae_tf.evaluation.outliers import calibrate_run
-    from nvae_tf.training.run_folder import RunFolder
+    from nvae_tf.runs.run_folder import RunFolder
 
     made = calibrate_run(*(flag.value for flag in (WORKDIR, CHECKPOINT, IMAGES, BATCH_SIZE, DATA_PATH)))
     ranked = f"p-values are ranks among {len(made.kl):,} test images, so at least {1 / (1 + len(made.kl)):.1g}"

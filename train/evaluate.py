@@ -115,11 +115,11 @@ def main() -> None:
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     temperature = parse_temperature(TEMPERATURE.value)
     start_tensorflow_quietly()
-    from nvae_tf.evaluation.evaluate import evaluate_run
     from nvae_tf.evaluation.fid import FidSettings
     from nvae_tf.evaluation.outliers import OutlierSettings
     from nvae_tf.evaluation.table import table
-    from nvae_tf.training.run_folder import RunFolder
+    from nvae_tf.reports.evaluate import evaluate_run
+    from nvae_tf.runs.run_folder import RunFolder
 
     drawing = INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS, PRIOR
     written = evaluate_run(

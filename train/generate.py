@@ -24,11 +24,12 @@ from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures
 from nvae_tf.errors import exit_on_user_error, require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
-from nvae_tf.generation import image_grid, tasks
+from nvae_tf.generation import image_grid
 from nvae_tf.generation.image_grid import FIGURES
 from nvae_tf.generation.latents_file import read_flat_latents, save_latents
-from nvae_tf.generation.tasks import TASKS
 from nvae_tf.progress import StatusLine
+from nvae_tf.reports import generate as tasks
+from nvae_tf.reports.generate import TASKS
 
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
@@ -91,7 +92,7 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made) -> None:
         image_grid.write_animation(place.path, made.images, FLAGS.milliseconds, FLAGS.loop)
     if place.kind in FIGURES:
         from nvae_tf.reports.figures import Provenance, save_figure
-        from nvae_tf.training.checkpoints import checkpoint_sha256
+        from nvae_tf.runs.checkpoints import checkpoint_sha256
 
         model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
         of_model = dict(step=run.step, checkpoint_sha256=sha256, command=_COMMAND)
@@ -108,7 +109,7 @@ def _main(mode: str) -> None:
     place = _check_output(mode, arguments.get("originals"))
     workdir = command_line.run_folder(FLAGS.workdir)
     start_tensorflow_quietly()
-    from nvae_tf.training.loading import TrainedRun
+    from nvae_tf.runs.loading import TrainedRun
 
     run = TrainedRun(workdir, FLAGS.checkpoint)
     made = task(run, **arguments)

@@ -48,7 +48,7 @@ def main() -> None:
     command_line.check_run_folder(WORKDIR.value)
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     start_tensorflow_quietly()
-    from nvae_tf.training.companions import prior_text
+    from nvae_tf.runs.companions import prior_text
     from nvae_tf.training.prior import learn_prior
 
     settings = GROUPS, KIND, STEPS, PROPOSALS, IMPORTANCE_SAMPLES, CHECKPOINT, SEED, DATA_PATH

@@ -34,9 +34,9 @@ from nvae_tf.models.outlier_scores import (
 )
 from nvae_tf.progress import ImageProgress, StatusLine
 from nvae_tf.replicas import divided, joined
-from nvae_tf.training.companions import write_calibration
-from nvae_tf.training.loading import load_run, spec_to_read
-from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.companions import write_calibration
+from nvae_tf.runs.loading import load_run, spec_to_read
+from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 FLAGGED_BELOW = 0.05  # the p-value of what counts as found
 _FEWEST, _FEWEST_HELD_OUT = 50, 19

@@ -19,8 +19,8 @@ from nvae_tf.data.pipeline import Shard
 from nvae_tf.data.sources import ImageSource
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.progress import ImageProgress, StatusLine
-from nvae_tf.training.loading import TrainedRun
-from nvae_tf.training.run_folder import RunFolder
+from nvae_tf.runs.loading import TrainedRun
+from nvae_tf.runs.run_folder import RunFolder
 
 _SECONDS_FOR_CHIEF = 300.0
 

@@ -23,9 +23,9 @@ from nvae_tf.published.places import new_run_folder
 from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
-from nvae_tf.training.checkpoints import TrainingState
+from nvae_tf.runs.checkpoints import TrainingState
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, image_counts_from_text
 from nvae_tf.training.run import model_for_training
-from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text
 
 # For those who want to change settings; `--config` takes config.json too.
 _CONFIG_TEXT = '''"""The settings of this run, for nvae-train: those of config.json beside this file."""

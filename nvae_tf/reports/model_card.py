@@ -15,7 +15,7 @@ from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
 from nvae_tf.progress import counted
 from nvae_tf.reports.run_facts import TASK, Evaluation, RunFacts, gather, hub_dataset, identifier, write_origin
-from nvae_tf.training.run_folder import RunFolder
+from nvae_tf.runs.run_folder import RunFolder
 
 MARKER = "<!-- Yours: what stands below this line is kept. -->"
 # https://huggingface.co/docs/hub/repositories-licenses, without those of single large models; others are `other`.

@@ -22,9 +22,9 @@ from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures, run_facts
-from nvae_tf.training.checkpoints import checkpoint_sha256
-from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
-from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.checkpoints import checkpoint_sha256
+from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
+from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 # In CSS pixels. A phone shows a figure at about this width, so its text stays readable there.

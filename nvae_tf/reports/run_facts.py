@@ -25,10 +25,10 @@ from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
-from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
-from nvae_tf.training.companions import prior_text, read_about
-from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
-from nvae_tf.training.sharing import find_run_folder
+from nvae_tf.runs.checkpoints import folder_of_best, steps_of_files
+from nvae_tf.runs.companions import prior_text, read_about
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
+from nvae_tf.runs.sharing import find_run_folder
 
 # Whatever a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)

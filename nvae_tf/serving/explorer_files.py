@@ -66,7 +66,7 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
     """
     from nvae_tf.data.pipeline import chosen_images, chosen_labels, spread_numbers
     from nvae_tf.data.sources import load_split
-    from nvae_tf.training.loading import spec_to_read
+    from nvae_tf.runs.loading import spec_to_read
 
     try:
         spec = spec_to_read(config, None)
@@ -94,9 +94,9 @@ def cached_export(place: str) -> pathlib.Path:
     """
     from nvae_tf.evaluation.inception import cache_folder
     from nvae_tf.progress import StatusLine
+    from nvae_tf.runs import loading
+    from nvae_tf.runs.checkpoints import checkpoint_sha256
     from nvae_tf.serving import saved_model
-    from nvae_tf.training import loading
-    from nvae_tf.training.checkpoints import checkpoint_sha256
 
     run_folder = loading.find_run_folder(place)
     _, checkpoint = loading.find_run(run_folder)

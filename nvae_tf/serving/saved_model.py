@@ -19,6 +19,9 @@ from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.progress import Report
+from nvae_tf.runs.checkpoints import checkpoint_sha256
+from nvae_tf.runs.loading import TrainedRun
+from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
 from nvae_tf.serving.outputs import (
     BATCH_ROWS,
@@ -31,9 +34,6 @@ from nvae_tf.serving.outputs import (
 )
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import ROWS, Record, all_differences, process_alone, recorded, verified
-from nvae_tf.training.checkpoints import checkpoint_sha256
-from nvae_tf.training.loading import TrainedRun
-from nvae_tf.training.run_folder import RunFolder
 
 # Half-precision weights that change an output by more of its largest value are not published.
 LARGEST_DIFFERENCE = 0.2

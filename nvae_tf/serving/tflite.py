@@ -26,10 +26,10 @@ from nvae_tf.models import NVAE
 from nvae_tf.models.latents import GivenSource, PriorSource, groups_of_flat
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.progress import Report
+from nvae_tf.runs.loading import spec_to_read
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, check_quantization, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.verification import diverged, process_alone
-from nvae_tf.training.loading import spec_to_read
 
 flatbuffers = require("flatbuffers", "tflite")
 schema = require("ai_edge_litert.schema_py_generated", "tflite")

@@ -22,11 +22,11 @@ from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.published.names import named_weights
 from nvae_tf.reports.model_card import keep_model_card
-from nvae_tf.training.checkpoints import TrainingState, latest_checkpoint, step_of
+from nvae_tf.runs.checkpoints import TrainingState, latest_checkpoint, step_of
+from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs
 from nvae_tf.training.run import Run, length_warnings, note_environment, note_images, run_of_folder
-from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training.strategy import (
     Replicas,
     chosen_replicas,

@@ -26,9 +26,9 @@ from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights
 from nvae_tf.progress import Speed, StatusLine, duration
+from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.training.launcher import StopRequest, StopRequested
 from nvae_tf.training.run import Run
-from nvae_tf.training.run_folder import RunFolder
 
 COLUMNS = (
     *("step", "epoch", "learning_rate", "kl_weight"),

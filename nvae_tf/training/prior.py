@@ -39,9 +39,9 @@ from nvae_tf.models.reweighted_prior import MOST_FOR_PERCEPTRON, ReweightedPrior
 from nvae_tf.models.training_step import kept_labels
 from nvae_tf.progress import ImageProgress, StatusLine, counted
 from nvae_tf.reports.model_card import keep_model_card
-from nvae_tf.training.companions import write_prior
-from nvae_tf.training.loading import load_run, spec_to_read
-from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.companions import write_prior
+from nvae_tf.runs.loading import load_run, spec_to_read
+from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 _LEARNING_RATE, _BATCH_SIZE = 1e-3, 512
 _COMPONENTS = 20  # of a mixture

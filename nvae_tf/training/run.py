@@ -20,9 +20,9 @@ from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
 from nvae_tf.progress import StatusLine, counted
-from nvae_tf.training.checkpoints import steps_of_files
-from nvae_tf.training.loading import initialize
-from nvae_tf.training.run_folder import (
+from nvae_tf.runs.checkpoints import steps_of_files
+from nvae_tf.runs.loading import initialize
+from nvae_tf.runs.run_folder import (
     ImageCounts,
     RunFolder,
     check_class_names,

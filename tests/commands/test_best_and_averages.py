@@ -8,7 +8,7 @@ from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.published.names import named_weights, nested
-from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from tests.command_fixtures import saved_steps, score_of
 
 

@@ -10,8 +10,8 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.latents_file import load_latents
 from nvae_tf.generation.sampling import latent_direction, move_images, reconstruct_images, restore_images
-from nvae_tf.generation.tasks import TASKS
 from nvae_tf.models.restoration import downsampling, measured
+from nvae_tf.reports.generate import TASKS
 from tests.command_fixtures import assert_shown
 from train import generate
 

@@ -16,12 +16,12 @@ from PIL import Image
 
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import require
-from nvae_tf.evaluation.evaluate import evaluate_run
 from nvae_tf.generation.sampling import reconstruct_images
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports import figures
+from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.reports.page import TEMPERATURES, compare_runs, report_of_run
-from nvae_tf.training.loading import load_run
+from nvae_tf.runs.loading import load_run
 
 # Settings are data; no one may write tags with them.
 NAME = "<b onload=\"x\">digits</b> & 'more'"

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from nvae_tf.published.places import check_import_places, check_new_file, check_output_is_free, new_run_folder
-from nvae_tf.training.checkpoints import CheckpointNotWritten
+from nvae_tf.runs.checkpoints import CheckpointNotWritten
 from tests import FIXTURES
 
 FIXTURE = FIXTURES / "normal_decoder_tiny.pt"

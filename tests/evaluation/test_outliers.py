@@ -17,7 +17,7 @@ from nvae_tf.evaluation.outliers import (
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models.latents import PosteriorSource, PriorSource, image_seeds, noise_of_samples
 from nvae_tf.models.outlier_scores import OutlierParts
-from nvae_tf.training.companions import read_calibration, write_calibration
+from nvae_tf.runs.companions import read_calibration, write_calibration
 from tests.tiny_model import images_of, shaken, tiny_config, tiny_model, with_distinct_classes
 
 

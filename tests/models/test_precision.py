@@ -10,8 +10,8 @@ from nvae_tf.config import ExperimentConfig, ObjectiveConfig, TrainConfig
 from nvae_tf.layers.normalization import moments, normalize_batch
 from nvae_tf.models.training_step import initialize_scales
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.training.checkpoints import TrainingState
-from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.runs.checkpoints import TrainingState
+from nvae_tf.runs.run_folder import open_for_training
 from tests.tiny_model import assert_same, images_of, state_of, tiny_model, values
 
 HALF = {"mixed_bfloat16": tf.bfloat16, "mixed_float16": tf.float16}

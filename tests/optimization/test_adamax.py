@@ -9,8 +9,8 @@ import nvae_tf
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.optimization import NVAEAdamax, WarmupCosine, adamax, average_of_weights, averaged_weights
-from nvae_tf.training.checkpoints import TrainingState
-from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.runs.checkpoints import TrainingState
+from nvae_tf.runs.run_folder import open_for_training
 from tests.tiny_model import assert_near, assert_same, images_of, tiny_config, tiny_model, values
 
 SHAPES = [(3, 4), (5,), (), (300, 300), (400, 200)]  # the last two are updated one after the other

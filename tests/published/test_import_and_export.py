@@ -18,10 +18,10 @@ from nvae_tf.published.export_file import export_file
 from nvae_tf.published.import_run import import_run
 from nvae_tf.published.names import nested
 from nvae_tf.reports.run_facts import Origin, read_origin
-from nvae_tf.training.checkpoints import VALUE, TrainingState
-from nvae_tf.training.loading import load_run
+from nvae_tf.runs.checkpoints import VALUE, TrainingState
+from nvae_tf.runs.loading import load_run
+from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from nvae_tf.training.run import model_for_training
-from nvae_tf.training.run_folder import RunFolder, read_run_config
 from tests import FIXTURES
 
 pytestmark = pytest.mark.torch

@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 from nvae_tf.config import DataSpec, ExperimentConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
-from nvae_tf.evaluation.evaluate import likelihood_metrics, write_evaluation
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.table import interval
 from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
+from nvae_tf.reports.evaluate import likelihood_metrics, write_evaluation
 from nvae_tf.reports.model_card import MARKER, keep_model_card, write_model_card
 from nvae_tf.reports.run_facts import Origin, gather, write_origin
-from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.runs.run_folder import open_for_training
 from tests.tiny_model import tiny_config
 
 SHA256 = "0123456789abcdef" * 4

@@ -3,8 +3,8 @@
 import numpy as np
 
 from nvae_tf.reports.run_facts import read_curves
+from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.training.outputs import TensorBoardLog
-from nvae_tf.training.run_folder import RunFolder
 
 
 def test_one_line_of_metrics_and_a_half_written_one(tmp_path):

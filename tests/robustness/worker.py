@@ -73,11 +73,11 @@ def reader_of_runs(base: pathlib.Path):
     from nvae_tf.models import NVAE
     from nvae_tf.reports.model_card import keep_model_card
     from nvae_tf.reports.run_facts import gather, read_curves
-    from nvae_tf.training import loading
-    from nvae_tf.training.checkpoints import TrainingState
+    from nvae_tf.runs import loading
+    from nvae_tf.runs.checkpoints import TrainingState
+    from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_image_counts, read_run_config
     from nvae_tf.training.outputs import MetricsFile
     from nvae_tf.training.run import model_for_training
-    from nvae_tf.training.run_folder import RunFolder, open_for_training, read_image_counts, read_run_config
 
     config = read_run_config(RunFolder(base))
     settings = config.model, config.objective, config.train.seed

@@ -8,11 +8,11 @@ import pytest
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import data_spec
 from nvae_tf.models import NVAE
+from nvae_tf.runs import loading
+from nvae_tf.runs.checkpoints import checkpoint_sha256
 from nvae_tf.serving import saved_model
 from nvae_tf.serving.explorer_files import cached_export, example_images
 from nvae_tf.serving.tflite import run_images
-from nvae_tf.training import loading
-from nvae_tf.training.checkpoints import checkpoint_sha256
 from tests.tiny_model import tiny_config
 
 

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from nvae_tf.evaluation.evaluate import evaluate_run
+from nvae_tf.reports.evaluate import evaluate_run
+from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from nvae_tf.training.run import run_of_folder
-from nvae_tf.training.run_folder import RunFolder, read_run_config
 from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import assert_same_tensors, metrics_rows, tensors
 

@@ -20,10 +20,10 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
+from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, write_samples
 from nvae_tf.training.run import RunLength, images_of_run, new_run
-from nvae_tf.training.run_folder import RunFolder, read_run_config
 from tests.command_fixtures import assert_shown, metrics_rows
 from tests.tiny_model import assert_same, values
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from nvae_tf.training.run_folder import RunFolder, lock_for_training
+from nvae_tf.runs.run_folder import RunFolder, lock_for_training
 from tests.command_fixtures import assert_same_tensors, saved_steps
 
 SETTINGS = dict(train__steps=40, train__batch_size=16, optimizer__ema_momentum=0.9, train__log_every_steps=6)

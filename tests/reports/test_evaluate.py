@@ -6,12 +6,12 @@ import pytest
 
 from nvae_tf.data.pipeline import ALL, Shard
 from nvae_tf.evaluation import task as task_module
-from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.table import interval, rows, table
 from nvae_tf.evaluation.task import KeptBatches, share_work
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
+from nvae_tf.reports.evaluate import half_width_95, likelihood_metrics
 from tests.tiny_model import tiny_config
 
 

@@ -152,9 +152,9 @@ def write_shared_run(
     # Not at the top: `loading` imports this module, and commands use it before they start TensorFlow.
     from nvae_tf.reports.model_card import write_model_card
     from nvae_tf.reports.run_facts import Origin, origin_of_run, write_origin
-    from nvae_tf.training.checkpoints import checkpoint_sha256, write_weights
-    from nvae_tf.training.loading import load_run
-    from nvae_tf.training.run_folder import RunFolder
+    from nvae_tf.runs.checkpoints import checkpoint_sha256, write_weights
+    from nvae_tf.runs.loading import load_run
+    from nvae_tf.runs.run_folder import RunFolder
 
     source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
     run = load_run(source.path, checkpoint)

@@ -10,9 +10,9 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.training import checkpoints
-from nvae_tf.training.checkpoints import CheckpointNotWritten
-from nvae_tf.training.run_folder import RunFolder, open_for_training
+from nvae_tf.runs import checkpoints
+from nvae_tf.runs.checkpoints import CheckpointNotWritten
+from nvae_tf.runs.run_folder import RunFolder, open_for_training
 from tests.tiny_model import assert_same, tiny_config, tiny_model, values
 
 CONFIG = ExperimentConfig(model=tiny_config(num_latent_scales=1), train=TrainConfig(seed=3))

@@ -13,10 +13,10 @@ from nvae_tf.layers import DataDependentConvolution
 from nvae_tf.models import NVAE
 from nvae_tf.published.names import named_weights
 from nvae_tf.published.torch_file import from_torch_checkpoint
-from nvae_tf.training.checkpoints import best_instead, find_best, folder_of_best, newest_whole, restore_weights, step_of
-from nvae_tf.training.companions import read_calibration, read_prior
-from nvae_tf.training.run_folder import RunFolder, read_run_config
-from nvae_tf.training.sharing import find_run_folder
+from nvae_tf.runs.checkpoints import best_instead, find_best, folder_of_best, newest_whole, restore_weights, step_of
+from nvae_tf.runs.companions import read_calibration, read_prior
+from nvae_tf.runs.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.sharing import find_run_folder
 
 _LATEST_INSTEAD = 'take the latest: checkpoint="latest", or the flag --checkpoint=latest'
 # What else a model holds is state of its training, or follows the kernels.

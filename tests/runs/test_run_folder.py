@@ -14,15 +14,15 @@ import pytest
 import nvae_tf
 from nvae_tf.config import DataSpec, ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.training.checkpoints import TrainingState
-from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
-from nvae_tf.training.run_folder import (
+from nvae_tf.runs.checkpoints import TrainingState
+from nvae_tf.runs.run_folder import (
     RunFolder,
     check_class_names,
     lock_for_training,
     open_for_training,
     read_image_counts,
 )
+from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
 from nvae_tf.training.strategy import Replicas
 from tests.tiny_model import assert_same, shaken, tiny_config, tiny_model
 

@@ -13,21 +13,21 @@ from huggingface_hub import constants
 
 import nvae_tf
 from nvae_tf.config import DataSpec, ExperimentConfig, OptimizerConfig, TrainConfig
-from nvae_tf.evaluation.evaluate import evaluate_run
 from nvae_tf.evaluation.outliers import calibration_of
 from nvae_tf.files import beside_package
 from nvae_tf.models.outlier_scores import OutlierParts
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published.names import named_weights
+from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.reports.run_facts import Origin, origin_of_run
-from nvae_tf.training import sharing
-from nvae_tf.training.checkpoints import TrainingState, checkpoint_sha256
-from nvae_tf.training.companions import write_calibration
-from nvae_tf.training.loading import initialize, load_run
+from nvae_tf.runs import sharing
+from nvae_tf.runs.checkpoints import TrainingState, checkpoint_sha256
+from nvae_tf.runs.companions import write_calibration
+from nvae_tf.runs.loading import initialize, load_run
+from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
+from nvae_tf.runs.sharing import find_run_folder, publish_run, write_shared_run
 from nvae_tf.training.run import model_for_training
-from nvae_tf.training.run_folder import RunFolder, open_for_training, read_run_config
-from nvae_tf.training.sharing import find_run_folder, publish_run, write_shared_run
 from tests.hub_server import GATED, READER, TOKEN, HubServer, commit_id
 from tests.tiny_model import assert_same, tiny_config
 

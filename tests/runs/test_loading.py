@@ -11,9 +11,9 @@ from nvae_tf.layers import ForwardPass
 from nvae_tf.models.latents import batch_noise
 from nvae_tf.optimization import NVAEAdamax, average_of_weights
 from nvae_tf.published.names import named_weights
-from nvae_tf.training.checkpoints import TrainingState
-from nvae_tf.training.loading import Initialization, initialize
-from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.runs.checkpoints import TrainingState
+from nvae_tf.runs.loading import Initialization, initialize
+from nvae_tf.runs.run_folder import open_for_training
 from tests.tiny_model import assert_same, tiny_config
 
 MODEL = tiny_config(num_flows=1)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write, check_is_no_pattern
-from nvae_tf.training.checkpoints import steps_of_files
+from nvae_tf.runs.checkpoints import steps_of_files
 
 # What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
 # images lie now and what happens to unreadable ones. Nothing else, because the second half of a run must belong to the

@@ -1,8 +1,8 @@
 """What `nvae-generate` does, a function for each of its modes: images from the model of a run, and a figure of them.
 
-    from nvae_tf.generation import tasks
+    from nvae_tf.reports import generate
     from nvae_tf.reports import figures
-    from nvae_tf.training.loading import load_run
+    from nvae_tf.runs.loading import load_run
 
     run = load_run("runs/digits")
     made = tasks.sample(run, count=16, temperature=0.7)
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from nvae_tf.reports.figures import Provenance
-    from nvae_tf.training.loading import TrainedRun
+    from nvae_tf.runs.loading import TrainedRun
 
 _PICTURES = "Picture files: a file, a folder with all in it, or several with commas"
 _RESIZE = "How picture files get the model's size; if not given, as in training."
@@ -133,7 +133,7 @@ class Originals:
         else:
             from nvae_tf.data.pipeline import chosen_images, chosen_labels
             from nvae_tf.data.sources import load_split
-            from nvae_tf.training.loading import spec_to_read
+            from nvae_tf.runs.loading import spec_to_read
 
             spec = spec_to_read(config, self.data_path)
             source = load_split(spec, self.split, StatusLine().report())
@@ -487,7 +487,7 @@ def nearest(
     from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
     from nvae_tf.data.sources import load_split
     from nvae_tf.generation.sampling import generate_images, nearest_images
-    from nvae_tf.training.loading import spec_to_read
+    from nvae_tf.runs.loading import spec_to_read
 
     _plan(run, temperature)
     spec = spec_to_read(run.config, data_path)
