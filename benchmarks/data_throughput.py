@@ -85,7 +85,8 @@ def reading(name: str, **settings: Any) -> Callable[[], Any]:
     """A function that reads the next training batch of the data set with this name and other settings `data.*`."""
     from nvae_tf.data.pipeline import iterate, training_batches
     from nvae_tf.data.sources import load_split
-    from nvae_tf.data.spec import DATA_SPECS, DataSpec, complete_spec
+    from nvae_tf.data.spec import DataSpec, complete_spec
+    from nvae_tf.data_sets import DATA_SPECS
 
     spec = complete_spec(DataSpec(**vars(DATA_SPECS[name]) | settings))
     source = load_split(spec, "train")

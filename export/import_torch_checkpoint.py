@@ -48,11 +48,14 @@ def main() -> None:
     check_torch()
     start_tensorflow_quietly()
     from nvae_tf.published.import_run import import_run
+    from nvae_tf.reports.model_card import write_model_card
+    from nvae_tf.runs.run_folder import RunFolder
 
     print(f"Importing {file} ...", flush=True)
     changes = {"data_path": DATA_PATH.value, "data_source": DATA_SOURCE.value}
     changes |= {"license": LICENSE.value and LICENSE.value.strip()}
     imported = import_run(file, output, report=report, **changes)
+    write_model_card(RunFolder(output), imported.parameters)
     config, place = imported.config, shlex.quote(str(output))
     print(f"Imported to {output}: {config.data.name}, step {imported.step:,}.")
     if imported.defaults:

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, did_you_mean, read_config
-from nvae_tf.data.spec import MODEL_SETTINGS, data_spec
+from nvae_tf.data_sets import MODEL_SETTINGS, data_spec
 from nvae_tf.files import beside_package
 
 

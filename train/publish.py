@@ -19,7 +19,7 @@ from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import StatusLine
-from nvae_tf.runs.sharing import HUB, check_repo_name, publish_run
+from nvae_tf.runs.sharing import HUB, check_repo_name
 
 WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
 REPO = flags.DEFINE_string("repo", None, "Name on the Hub, user/name.", required=True)
@@ -31,6 +31,8 @@ def main() -> None:
     check_repo_name(REPO.value, f"--repo={REPO.value}")
     command_line.run_folder(WORKDIR.value)
     start_tensorflow_quietly()
+    from nvae_tf.reports.publishing import publish_run
+
     published = publish_run(WORKDIR.value, REPO.value, CHECKPOINT.value)
     scores = "" if published.has_scores else ", without scores: nvae-evaluate has not measured this checkpoint"
     StatusLine().keep(

@@ -5,6 +5,6 @@ module: `sources.load_split`, `pipeline.training_batches`, `pipeline.evaluation_
 """
 
 from nvae_tf.config import DataSpec
-from nvae_tf.data.spec import DATA_SPECS, data_spec
+from nvae_tf.data_sets import DATA_SPECS, data_spec
 
 __all__ = ["DATA_SPECS", "DataSpec", "data_spec"]

@@ -9,7 +9,7 @@ import tensorflow as tf
 from nvae_tf.config import DataSpec, ExperimentConfig
 from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate, steps_per_epoch, training_batches
 from nvae_tf.data.sources import ImageSource, load_split, place_of
-from nvae_tf.data.spec import check_model_fits
+from nvae_tf.data_sets import check_model_fits
 from nvae_tf.progress import StatusLine, counted
 
 _HISTOGRAM_BARS = 8

@@ -1,98 +1,14 @@
-"""The known data sets, and what a data set decides: its own open settings, and those of the model that follow.
+"""What a look at the images decides: settings of the data that are left open, and those of the model that follow.
 
-docs/data.md says where the images come from. Nothing here needs TensorFlow, unless the images do.
+Nothing here needs TensorFlow, unless the images do.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from nvae_tf.config import (
-    DataSpec,
-    ExperimentConfig,
-    ModelConfig,
-    check,
-    config_from_dict,
-    did_you_mean,
-    experiment_config,
-)
-
-_BITMAPS = {"channels": 1, "num_bits": 1, "horizontal_flip": False, "likelihood": "bernoulli"}
-_EIGHT_BITS = {"num_bits": 8, "binarise": False, "likelihood": "logistic_mixture"}
-_FOLDER = {"source": "folder", "source_name": None}
-# Padded to 32x32 and binarized afresh at every access (Vahdat & Kautz 2020).
-_MNIST = {"height": 28, "width": 28, "padded_height": 32, "padded_width": 32, "binarise": True} | _BITMAPS
-_IN_256 = {"height": 256, "width": 256, "num_bits": 5} | _FOLDER
-# From folders: what TFDS needs to prepare LSUN is not made for this TensorFlow.
-_LSUN = {"height": 64, "width": 64, "test_split": "validation", "resize": "crop"} | _FOLDER
-# The downsampled sets of van den Oord et al. 2016. (TFDS does not know their size beforehand.)
-_IMAGENET = "downsampled_imagenet/{0}x{0}"
-
-# Numbers of training and test images stand beside the names.
-DATA_SPECS = {
-    name: DataSpec(name=name, **settings)
-    for name, settings in {
-        # scikit-learn's handwritten digits as bitmaps: 1,437 / 360.
-        "digits": {"source": "bundled", "source_name": "digits", "height": 16, "width": 16} | _BITMAPS,
-        # Patches of the two photographs that come with scikit-learn; any size up to 96x96.
-        "photos": {"source": "bundled", "source_name": "photos"},
-        # 60,000 / 10,000.
-        "mnist": {"source_name": "mnist"} | _MNIST,
-        # The same digits, three at random as the channels of one image. The published code never ran it.
-        "stacked_mnist": {"source_name": "mnist"} | _MNIST | _EIGHT_BITS | {"channels": 3, "stacked_images": 3},
-        # 24,345 / 8,070: the 28x28 set of Burda et al. 2016, chardata.mat.
-        "omniglot": {"source": "mat", "source_name": None} | _MNIST,
-        # 60,000 / 10,000 gray pictures of 28x28 in MNIST's format, not binarized.
-        "fashion_mnist": {"source": "idx", "source_name": None} | _MNIST | _EIGHT_BITS,
-        # 50,000 / 10,000.
-        "cifar10": {},
-        # 162,770 / 19,962 aligned faces of 178x218: a square of 148 around the face, scaled to 64.
-        "celeba64": {"source_name": "celeb_a", "height": 64, "width": 64}
-        | {"crop_box": (15, 40, 163, 188), "resize": "stretch"},
-        # 1,281,149 / 49,999.
-        "imagenet32": {"source_name": _IMAGENET.format(32), "test_split": "validation"},
-        "imagenet64": {"source_name": _IMAGENET.format(64), "test_split": "validation", "height": 64, "width": 64},
-        # 27,000 / 3,000: the 256x256 set that was published with Glow (Kingma & Dhariwal 2018).
-        "celebahq256": {"test_split": "validation"} | _IN_256,
-        # 63,000 / 7,000.
-        "ffhq256": {"resize": "stretch"} | _IN_256,
-        # 3,033,042 / 300 and 126,227 / 300 pictures with a shorter side of 256.
-        "lsun_bedroom64": _LSUN,
-        "lsun_church64": _LSUN,
-        # Whatever lies at data.path; `complete_spec` looks.
-        "own_images": {"source": "auto", "horizontal_flip": False}
-        | dict.fromkeys(("source_name", "height", "width", "channels", "file_bits", "likelihood")),
-    }.items()
-}
-
-# Settings of `ModelConfig` and the settings of `DataSpec` that they follow.
-MODEL_SETTINGS = {"image_height": "height", "image_width": "width", "image_channels": "channels"}
-MODEL_SETTINGS |= {name: name for name in ("num_bits", "likelihood", "padded_height", "padded_width")}
-
-
-def data_spec(name: str) -> DataSpec:
-    """The spec of the data set called `name`."""
-    known = ", ".join(sorted(DATA_SPECS))
-    check(name in DATA_SPECS, f"there is no data set '{name}' ({known}){did_you_mean(name, DATA_SPECS)}")
-    return DATA_SPECS[name]
-
-
-def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
-    """Raises ValueError unless a model takes the images of a data set; padding and a continuous likelihood are free."""
-    names = ["image_height", "image_width", "image_channels", "num_bits"]
-    if "bernoulli" in (config.likelihood, spec.likelihood):
-        names.append("likelihood")
-    pairs = [(name, getattr(config, name), getattr(spec, MODEL_SETTINGS[name])) for name in names]
-    wrong = [
-        f"model.{name} is {value!r}, but data.{MODEL_SETTINGS[name]} is {of_data!r}"
-        for name, value, of_data in pairs
-        if value != of_data
-    ]
-    classes = (spec.num_classes or 0) if spec.labels else 0
-    if config.num_classes != classes:
-        found = f"model.num_classes is {config.num_classes}, but data.num_classes is {classes}"
-        wrong.append(f"{found} with data.labels = {spec.labels}")
-    check(not wrong, f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. Set them alike")
+from nvae_tf.config import DataSpec, ExperimentConfig, check, config_from_dict, experiment_config
+from nvae_tf.data_sets import MODEL_SETTINGS
 
 
 def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
@@ -118,9 +34,9 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     if spec.likelihood is None:
         spec = dataclasses.replace(spec, likelihood="bernoulli" if spec.num_bits == 1 else "logistic_mixture")
     if None in (*spec.image_shape, spec.file_bits):
-        found = first_image(spec)
-        height, width = _size(spec, found)
-        channels, bits = spec.channels or found.channels, spec.file_bits or found.bits
+        first = first_image(spec)
+        height, width = _size(spec, first)
+        channels, bits = spec.channels or first.channels, spec.file_bits or first.bits
         spec = dataclasses.replace(spec, height=height, width=width, channels=channels, file_bits=bits)
     without = f"data.num_classes = {spec.num_classes}, but data.labels is False: set --config.data.labels=True"
     check(spec.labels or spec.num_classes is None, f"{without}, or leave the former out")
@@ -129,7 +45,7 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     return spec
 
 
-def _size(spec, found):
+def _size(spec, first):
     """Height and width for the model; one that is not set follows from the other, or from the first image."""
     if spec.height or spec.width:
         return spec.height or spec.width, spec.width or spec.height
@@ -139,5 +55,5 @@ def _size(spec, found):
         left, top, right, bottom = spec.crop_box
         return bottom - top, right - left
     differ = f"The images of {spec.source_name} have different sizes: set --config.data.resize=crop (or stretch) and"
-    check(None not in (found.height, found.width), f"{differ} {size}")
-    return found.height, found.width
+    check(None not in (first.height, first.width), f"{differ} {size}")
+    return first.height, first.width

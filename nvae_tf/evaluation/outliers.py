@@ -19,7 +19,7 @@ from nvae_tf.config import DataSpec, check
 from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pipeline import chosen_images, content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
-from nvae_tf.data.spec import check_model_fits
+from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE

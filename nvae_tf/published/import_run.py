@@ -11,21 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, experiment_config, resolve_lengths
-from nvae_tf.data.spec import DATA_SPECS
+from nvae_tf.data_sets import DATA_SPECS
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write, file_sha256
 from nvae_tf.models import NVAE
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published import settings as published
 from nvae_tf.published import weights
-from nvae_tf.published.names import named_weights
 from nvae_tf.published.places import new_run_folder
 from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
-from nvae_tf.reports.model_card import write_model_card
-from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
-from nvae_tf.runs.checkpoints import TrainingState
+from nvae_tf.runs.checkpoints import TrainingState, named_weights
+from nvae_tf.runs.new_model import model_for_training
+from nvae_tf.runs.origin import Origin, origin_from_text, write_origin
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, image_counts_from_text
-from nvae_tf.training.run import model_for_training
 
 # For those who want to change settings; `--config` takes config.json too.
 _CONFIG_TEXT = '''"""The settings of this run, for nvae-train: those of config.json beside this file."""
@@ -53,6 +51,7 @@ class RunSettings(NamedTuple):
     origin: Origin = Origin()
     defaults: tuple[str, ...] = ()  # settings that the file lacks, which are this project's defaults
     assumed: str | None = None  # a sentence about what was assumed of the run's length
+    parameters: int = 0  # trained numbers of the model
 
 
 def import_run(
@@ -113,8 +112,8 @@ def import_run(
             atomic_write(folder.images_file, settings.images.text())
         write_origin(folder, origin)
         atomic_write(folder.config_file, config_to_json(config))
-        write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
-    return settings._replace(config=config)
+    parameters = sum(math.prod(weight.shape) for weight in model.trainable_variables)
+    return settings._replace(config=config, parameters=parameters)
 
 
 def _own_settings(checkpoint: TorchCheckpoint) -> RunSettings:

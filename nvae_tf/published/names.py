@@ -1,13 +1,11 @@
 """Every tensor of a published checkpoint: its name, and the place in this model's stacked variables that it fills.
 
 Published files hold one tensor a layer, channels first; here identical layers share one variable with a leading axis.
-Inside TensorFlow checkpoints a weight has the name of the attributes that lead to it (`named_weights`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 
 from nvae_tf.layers import ResidualCells, StackedBatchNormalization, StackedConvolution
@@ -161,40 +159,3 @@ def _batch_norm(
         names = (f"{name}.bn.{tensor}", f"{name}.{tensor}") if has_own_module else (f"{name}.{tensor}",)
         counter = names[0].replace(tensor, COUNTER) if tensor == "running_var" else None
         yield PublishedTensor(names, variable, index, *_VECTOR, canceled and tensor == "bias", counter)
-
-
-def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
-
-    Keras' own names are numbered in the order of construction. RuntimeError where no public attribute leads to one.
-    """
-    found: dict[int, tuple[str, keras.Variable]] = {}
-    for name, variable in _walk(layer, ()):
-        found.setdefault(id(variable), (name, variable))
-    if hidden := [variable.path for variable in layer.weights if id(variable) not in found]:
-        raise RuntimeError(f"no public attribute leads to the weights {', '.join(hidden)}")
-    return dict(found.values())
-
-
-def nested(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as a tree of dictionaries, cut at the slashes of their names."""
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *folders, last = name.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = value
-    return tree
-
-
-def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Variable]]:
-    inside: Iterable[tuple[str, Any]] = ()
-    if isinstance(holder, keras.Variable):
-        yield "/".join(path), holder
-    elif isinstance(holder, keras.layers.Layer):
-        inside = ((name, value) for name, value in vars(holder).items() if not name.startswith("_"))
-    elif isinstance(holder, list | tuple):
-        inside = ((str(index), value) for index, value in enumerate(holder))
-    for name, value in inside:
-        yield from _walk(value, (*path, name))

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate
 from nvae_tf.data.sources import load_split, place_of
-from nvae_tf.data.spec import check_model_fits
+from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.inception import FeatureExtractor
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units

@@ -14,7 +14,8 @@ from nvae_tf.config import ObjectiveConfig
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
 from nvae_tf.progress import counted
-from nvae_tf.reports.run_facts import TASK, Evaluation, RunFacts, gather, hub_dataset, identifier, write_origin
+from nvae_tf.reports.run_facts import TASK, Evaluation, RunFacts, gather, hub_dataset, identifier
+from nvae_tf.runs.origin import write_origin
 from nvae_tf.runs.run_folder import RunFolder
 
 MARKER = "<!-- Yours: what stands below this line is kept. -->"

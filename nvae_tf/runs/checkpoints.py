@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -24,7 +24,6 @@ from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights, inner_optimizer
 from nvae_tf.optimization.adamax import start_averages
-from nvae_tf.published.names import named_weights, nested
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _STEP, _SCORE, _LOSS_SCALE = f"step{VALUE}", f"best_score{VALUE}", f"loss_scale/0{VALUE}"
@@ -463,3 +462,40 @@ def write_list(folder: pathlib.Path, steps: Sequence[int]) -> None:
     names = [f"step-{step}" for step in steps]
     state = tf.compat.v1.train.generate_checkpoint_state_proto(str(folder.absolute()), names[-1], names)
     atomic_write(folder / "checkpoint", str(state))
+
+
+def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
+
+    Keras' own names are numbered in the order of construction. RuntimeError where no public attribute leads to one.
+    """
+    names: dict[int, tuple[str, keras.Variable]] = {}
+    for name, variable in _walk(layer, ()):
+        names.setdefault(id(variable), (name, variable))
+    if hidden := [variable.path for variable in layer.weights if id(variable) not in names]:
+        raise RuntimeError(f"no public attribute leads to the weights {', '.join(hidden)}")
+    return dict(names.values())
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as a tree of dictionaries, cut at the slashes of their names."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *folders, last = name.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = value
+    return tree
+
+
+def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Variable]]:
+    inside: Iterable[tuple[str, Any]] = ()
+    if isinstance(holder, keras.Variable):
+        yield "/".join(path), holder
+    elif isinstance(holder, keras.layers.Layer):
+        inside = ((name, value) for name, value in vars(holder).items() if not name.startswith("_"))
+    elif isinstance(holder, list | tuple):
+        inside = ((str(index), value) for index, value in enumerate(holder))
+    for name, value in inside:
+        yield from _walk(value, (*path, name))

@@ -20,9 +20,8 @@ from nvae_tf.errors import first_line
 from nvae_tf.models import NVAE
 from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.progress import StatusLine, duration
-from nvae_tf.published.names import named_weights
 from nvae_tf.reports.model_card import keep_model_card
-from nvae_tf.runs.checkpoints import TrainingState, latest_checkpoint, step_of
+from nvae_tf.runs.checkpoints import TrainingState, latest_checkpoint, named_weights, step_of
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, read_config
-from nvae_tf.data.spec import check_model_fits
+from nvae_tf.data_sets import check_model_fits
 from nvae_tf.training.run import Images, RunLength, new_run
 from nvae_tf.training.strategy import compiles_whole_step, configure_runtime, gpus, scans_steps, step_function
 

@@ -21,7 +21,7 @@ from nvae_tf import objective as objectives
 from nvae_tf.config import PRIOR_KINDS, DataSpec, check, check_choice
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ImageSource, load_split
-from nvae_tf.data.spec import check_model_fits
+from nvae_tf.data_sets import check_model_fits
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.layers import FoldedPass, ForwardPass, unstacked
 from nvae_tf.models import NVAE

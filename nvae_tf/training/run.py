@@ -15,13 +15,13 @@ import nvae_tf
 from nvae_tf.config import DataSpec, ExperimentConfig, check, resolve_lengths
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import ImageSource, holds_out, load_split, place_of
-from nvae_tf.data.spec import check_model_fits
+from nvae_tf.data_sets import check_model_fits
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
+from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine, counted
 from nvae_tf.runs.checkpoints import steps_of_files
-from nvae_tf.runs.loading import initialize
+from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.run_folder import (
     ImageCounts,
     RunFolder,
@@ -30,6 +30,7 @@ from nvae_tf.runs.run_folder import (
     read_image_counts,
     read_run_config,
 )
+from nvae_tf.training.initialization import initialize
 from nvae_tf.training.strategy import Replicas
 
 
@@ -107,37 +108,6 @@ def length_warnings(config: ExperimentConfig, length: RunLength) -> list[str]:
             "steps: the test images are scored only at its end."
         )
     return lines
-
-
-class ModelForTraining(NamedTuple):
-    """A model with its first weights, compiled; the optimizer's slots are not made yet."""
-
-    model: NVAE  # with a `RunawayGuard`
-    schedule: LoweredRate  # step -> learning rate
-
-    @property
-    def variables(self) -> list:
-        """What a checkpoint must hold besides weights, metrics and the optimizer's variables."""
-        return [*self.model.step_guard.variables, *self.schedule.variables]
-
-
-def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_steps: int) -> ModelForTraining:
-    """Makes the model of an experiment; the same settings, of a run of this length, give the same first weights."""
-    settings, rates = config.train, resolve_lengths(config, steps_per_epoch, total_steps).optimizer
-    keras.utils.set_random_seed(settings.seed)
-    of_training = {"recompute": settings.recompute, "accumulate_steps": settings.accumulate_steps}
-    if config.model.num_classes:
-        of_training["label_dropout"] = settings.label_dropout
-    model = NVAE(config.model, config.objective, seed=settings.seed, dtype=settings.precision, **of_training)
-    warmup_steps = round(rates.warmup_epochs * steps_per_epoch)
-    limits = rates.learning_rate, rates.learning_rate_min
-    schedule = LoweredRate(WarmupCosine(*limits, warmup_steps, steps_per_epoch, total_steps))
-    model.step_guard = RunawayGuard(settings.loss_tolerance)
-    average = {"use_ema": True, "ema_momentum": rates.ema_momentum} if rates.ema_momentum else {}
-    optimizer = NVAEAdamax(learning_rate=schedule, l2=rates.weight_decay, **average)
-    # The step is compiled with all that is around it, see `nvae_tf.training.strategy`.
-    model.compile(optimizer=optimizer, jit_compile=False)
-    return ModelForTraining(model, schedule)
 
 
 def new_run(

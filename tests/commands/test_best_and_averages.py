@@ -7,7 +7,7 @@ import nvae_tf
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
-from nvae_tf.published.names import named_weights, nested
+from nvae_tf.runs.checkpoints import named_weights, nested
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from tests.command_fixtures import saved_steps, score_of
 

@@ -12,7 +12,8 @@ from nvae_tf import presets
 from nvae_tf.config import experiment_config, resolve_lengths
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import SOURCES
-from nvae_tf.data.spec import MODEL_SETTINGS, check_model_fits, complete_config
+from nvae_tf.data.spec import complete_config
+from nvae_tf.data_sets import MODEL_SETTINGS, check_model_fits
 from nvae_tf.latent_plan import groups_per_scale, latent_plan
 from tests import ROOT
 from tests.command_fixtures import output_of

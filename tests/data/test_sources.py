@@ -124,7 +124,8 @@ def test_a_process_ends_while_pictures_are_being_decoded(tmp_path):
 import dataclasses, sys
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.data.sources import load_split
-from nvae_tf.data.spec import complete_spec, data_spec
+from nvae_tf.data.spec import complete_spec
+from nvae_tf.data_sets import data_spec
 spec = complete_spec(dataclasses.replace(data_spec("own_images"), path=sys.argv[1], resize="crop", height=16))
 source = load_split(spec, "train")
 batches = iterate(training_batches(source, spec, 4, 0), source)

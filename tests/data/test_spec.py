@@ -10,7 +10,8 @@ from configs import own_images as preset
 from nvae_tf.config import ModelConfig, config_from_dict, config_to_dict, config_to_json
 from nvae_tf.data import DATA_SPECS, DataSpec, data_spec
 from nvae_tf.data.sources import SOURCES, load_split
-from nvae_tf.data.spec import MODEL_SETTINGS, check_model_fits, complete_config, complete_spec
+from nvae_tf.data.spec import complete_config, complete_spec
+from nvae_tf.data_sets import MODEL_SETTINGS, check_model_fits
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.presets import load_settings
 from tests.command_fixtures import output_of

@@ -13,7 +13,7 @@ from tensorflow.python.framework import kernels
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.layers import cpu_kernels
-from nvae_tf.training.run import model_for_training
+from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.training.strategy import step_function
 from tests.tiny_model import tiny_config
 

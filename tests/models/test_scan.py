@@ -13,7 +13,7 @@ from nvae_tf.generation.sampling import generate_images
 from nvae_tf.layers import ForwardPass, cpu_kernels, scan
 from nvae_tf.models import training_step
 from nvae_tf.optimization import NVAEAdamax, adamax, joined_weights_later
-from nvae_tf.training.run import model_for_training
+from nvae_tf.runs.new_model import model_for_training
 from tests.tiny_model import assert_near, assert_same, images_of, shaken, tiny_model, values
 
 SETTINGS = dict(image_height=8, image_width=8, num_groups_per_scale=4, num_channels_encoder=4, num_channels_decoder=4)

@@ -16,12 +16,12 @@ from nvae_tf.data.spec import complete_config
 from nvae_tf.presets import load_settings
 from nvae_tf.published.export_file import export_file
 from nvae_tf.published.import_run import import_run
-from nvae_tf.published.names import nested
-from nvae_tf.reports.run_facts import Origin, read_origin
-from nvae_tf.runs.checkpoints import VALUE, TrainingState
+from nvae_tf.reports.model_card import write_model_card
+from nvae_tf.runs.checkpoints import VALUE, TrainingState, nested
 from nvae_tf.runs.loading import load_run
+from nvae_tf.runs.new_model import model_for_training
+from nvae_tf.runs.origin import Origin, read_origin
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
-from nvae_tf.training.run import model_for_training
 from tests import FIXTURES
 
 pytestmark = pytest.mark.torch
@@ -111,6 +111,7 @@ def test_back_in_the_published_form(name, published, tmp_path):
     origin = json.loads((tmp_path / "run" / "origin.json").read_text())
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     assert origin == {"source_file": f"{name}.pt", "sha256": sha256, "license": "cc-by-4.0", "step": STEP}
+    write_model_card(RunFolder(tmp_path / "run"))
     card = (tmp_path / "run" / "README.md").read_text()
     assert f"imported from `{name}.pt` (SHA-256 `{sha256}`)" in card and "license: cc-by-4.0" in card
 
@@ -266,6 +267,7 @@ def test_source_and_license_of_weights(own_file, trained_run, run, published, tm
     images = '{"train": 20, "test": 4}\n'
     assert imported("again", origin=None, images=images).images.a_step is None
     assert (tmp_path / "again" / "images.json").read_text() == images
+    write_model_card(RunFolder(tmp_path / "again"))
     card = (tmp_path / "again" / "README.md").read_text()
     assert "None is recorded." in card and "license:" not in card
     with_settings(run, train={"initialise_from": str(trained_run)})

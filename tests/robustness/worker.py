@@ -38,7 +38,7 @@ def digest_of_checkpoint(prefix: str) -> str:
 
 def reader_of_published(base: pathlib.Path):
     from nvae_tf.published import import_run as importing
-    from nvae_tf.training.run import model_for_training
+    from nvae_tf.runs.new_model import model_for_training
 
     @functools.lru_cache(8)
     def built(config, **length):
@@ -75,9 +75,9 @@ def reader_of_runs(base: pathlib.Path):
     from nvae_tf.reports.run_facts import gather, read_curves
     from nvae_tf.runs import loading
     from nvae_tf.runs.checkpoints import TrainingState
+    from nvae_tf.runs.new_model import model_for_training
     from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_image_counts, read_run_config
     from nvae_tf.training.outputs import MetricsFile
-    from nvae_tf.training.run import model_for_training
 
     config = read_run_config(RunFolder(base))
     settings = config.model, config.objective, config.train.seed

@@ -10,10 +10,9 @@ from nvae_tf.config import ExperimentConfig, OptimizerConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.latents import batch_noise
 from nvae_tf.optimization import NVAEAdamax, average_of_weights
-from nvae_tf.published.names import named_weights
-from nvae_tf.runs.checkpoints import TrainingState
-from nvae_tf.runs.loading import Initialization, initialize
+from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import open_for_training
+from nvae_tf.training.initialization import Initialization, initialize
 from tests.tiny_model import assert_same, tiny_config
 
 MODEL = tiny_config(num_flows=1)

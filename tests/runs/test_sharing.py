@@ -18,16 +18,17 @@ from nvae_tf.files import beside_package
 from nvae_tf.models.outlier_scores import OutlierParts
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.optimization.adamax import start_averages
-from nvae_tf.published.names import named_weights
+from nvae_tf.reports import publishing
 from nvae_tf.reports.evaluate import evaluate_run
-from nvae_tf.reports.run_facts import Origin, origin_of_run
-from nvae_tf.runs import sharing
-from nvae_tf.runs.checkpoints import TrainingState, checkpoint_sha256
+from nvae_tf.reports.publishing import publish_run, write_shared_run
+from nvae_tf.runs.checkpoints import TrainingState, checkpoint_sha256, named_weights
 from nvae_tf.runs.companions import write_calibration
-from nvae_tf.runs.loading import initialize, load_run
+from nvae_tf.runs.loading import load_run
+from nvae_tf.runs.new_model import model_for_training
+from nvae_tf.runs.origin import Origin, origin_of_run
 from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
-from nvae_tf.runs.sharing import find_run_folder, publish_run, write_shared_run
-from nvae_tf.training.run import model_for_training
+from nvae_tf.runs.sharing import find_run_folder
+from nvae_tf.training.initialization import initialize
 from tests.hub_server import GATED, READER, TOKEN, HubServer, commit_id
 from tests.tiny_model import assert_same, tiny_config
 
@@ -105,7 +106,7 @@ def test_there_and_back(run, hub, monkeypatch, tmp_path):
         written.update(digests(arguments[1]))
         return result
 
-    monkeypatch.setattr(sharing, "write_shared_run", noting)
+    monkeypatch.setattr(publishing, "write_shared_run", noting)
     published = publish_run(run.path, "me/tiny")
     assert (published.url, published.step, published.has_scores) == (f"{hub.endpoint}/me/tiny", 7, True)
     on_hub = {name: hashlib.sha256(content).hexdigest() for name, content in hub.files("me/tiny").items()}

@@ -14,9 +14,9 @@ from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models.latents import InferredGroup
 from nvae_tf.models.reweighted_prior import CHANCE, ReweightedPrior, made_ratios
 from nvae_tf.progress import StatusLine
+from nvae_tf.reports.publishing import write_shared_run
 from nvae_tf.runs.companions import prior_text, read_about, write_prior
 from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.sharing import write_shared_run
 from nvae_tf.training import prior as module
 from nvae_tf.training.prior import Posteriors, learn_prior
 from tests.models.test_coding import near

@@ -6,8 +6,9 @@ import pytest
 
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, experiment_config
 from nvae_tf.presets import preset
+from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.run_folder import RunFolder, open_for_training
-from nvae_tf.training.run import RunLength, length_warnings, model_for_training, run_of_folder, with_length
+from nvae_tf.training.run import RunLength, length_warnings, run_of_folder, with_length
 from nvae_tf.training.strategy import Replicas
 from tests.tiny_model import tiny_config
 

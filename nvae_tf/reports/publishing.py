@@ -1,0 +1,109 @@
+"""Publishes a run on the Hugging Face Hub: a copy to share, with its model card."""
+
+import dataclasses
+import fnmatch
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import NamedTuple
+
+import huggingface_hub
+
+from nvae_tf.config import config_to_json
+from nvae_tf.files import atomic_write
+from nvae_tf.reports.model_card import write_model_card
+from nvae_tf.runs.checkpoints import checkpoint_sha256, write_weights
+from nvae_tf.runs.loading import load_run
+from nvae_tf.runs.origin import Origin, origin_of_run, write_origin
+from nvae_tf.runs.run_folder import RunFolder
+from nvae_tf.runs.sharing import HUB, SHARED_FILES, check_repo_name, find_run_folder, hub_errors_in_one_line
+
+
+class Published(NamedTuple):
+    """A run on the Hub."""
+
+    url: str
+    step: int
+    num_files: int
+    num_bytes: int
+    has_scores: bool  # whether nvae-evaluate had measured this very checkpoint
+
+
+def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest") -> Published:
+    """Publishes a run on the Hub as the model `repo` ("user/name"), which is made if there is none, in one commit.
+
+    What is published is the run as `write_shared_run` writes it. The token is that of `hf auth login`, or HF_TOKEN.
+    Files of a shared run that were there before are replaced; others, such as a LICENSE, stay.
+
+    Raises what `nvae_tf.load` raises, ValueError for a malformed name, and OSError where the Hub does not take the run.
+    """
+    check_repo_name(repo, f"repo {repo!r}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary) / repo.partition("/")[2]
+        step, has_scores = write_shared_run(workdir, folder, f"{HUB}{repo}", checkpoint)
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        num_bytes = sum(path.stat().st_size for path in files.values())
+        hub = huggingface_hub.HfApi()
+        with hub_errors_in_one_line(f"{HUB}{repo}"):
+            url = hub.create_repo(repo, exist_ok=True)
+            # By themselves: `upload_folder` may make several commits, and a reader would find a part of the run.
+            operations = [huggingface_hub.CommitOperationAdd(name, path) for name, path in files.items()]
+            # What another commit changes meanwhile is not known, so the Hub then refuses this one.
+            parent = hub.model_info(repo).sha
+            for name in hub.list_repo_files(repo, revision=parent):
+                if name not in files and _is_of_shared_run(name):
+                    operations.append(huggingface_hub.CommitOperationDelete(name))
+            hub.create_commit(repo, operations, commit_message=f"Step {step:,}", parent_commit=parent)
+    return Published(str(url), step, len(files), num_bytes, has_scores)
+
+
+def _is_of_shared_run(name: str) -> bool:
+    # To `fnmatch` a slash is a letter like others.
+    return any(fnmatch.fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in SHARED_FILES)
+
+
+def write_shared_run(
+    workdir: str | os.PathLike, output: pathlib.Path, place: str, checkpoint: str = "latest"
+) -> tuple[int, bool]:
+    """Writes a copy of a run to share: the folder `output`, from which everything works but going on with the training.
+
+    It has the weights that `nvae_tf.load` gives, without the optimizer's state; the settings without places of this
+    machine; the scores of this checkpoint, its reweighted prior, the curves, the newest samples, and a model card that
+    gives `place` to load the run from.
+
+    Returns the checkpoint's step, and whether there are scores of it. Raises what `nvae_tf.load` raises, and OSError.
+    """
+    source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
+    run = load_run(source.path, checkpoint)
+    output.mkdir(parents=True)
+    prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_ema)
+    atomic_write(shared.config_file, config_to_json(run.config.without_places()))
+    names = ["images_file", "environment_file", "metrics_file", "card_file"]
+    # A text is of files that do not fit these weights.
+    for name, made in (("outliers_file", run.model.outlier_calibration), ("prior_file", run.model.reweighted_prior)):
+        names += [] if isinstance(made, str) else [name]
+    for name in names:
+        if getattr(source, name).is_file():
+            shutil.copyfile(getattr(source, name), getattr(shared, name))
+    for file in sorted(source.samples.glob("step-*.png"))[-1:]:
+        shared.samples.mkdir()
+        shutil.copyfile(file, shared.samples / file.name)
+    first = run.config.train.initialise_from
+    origin = origin_of_run(source, first) or (Origin(first) if first else None)
+    if origin is not None:
+        name = origin.source_file
+        if name is not None and not name.startswith(HUB):
+            origin = dataclasses.replace(origin, source_file=pathlib.PurePath(name).name)
+        write_origin(shared, origin)
+    old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
+    scored = {split: source.scores(old, split) for split in ("test", "train")}
+    for split, scores in scored.items():
+        if scores is not None:
+            scores |= {"checkpoint": "latest", "checkpoint_sha256": new}
+            atomic_write(shared.evaluation_file(split), json.dumps(scores, indent=2) + "\n")
+    parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
+    write_model_card(shared, parameters, place)
+    return run.step, any(scored.values())
