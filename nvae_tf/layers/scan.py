@@ -1,9 +1,14 @@
 """Equal steps, each with its layers of some stacks: one after another in the graph, or as one loop of it.
 
-The loop (`ForwardPass.scanned`) keeps the program that XLA compiles, and the graph that draws or is served, as small
-for fifty groups as for two. Its body is the same step with a slice of the stacked weights. In training the
-gradient is a second loop: what the forward loop keeps for it are the results of convolutions and products; all else in
-a step takes little time and is computed again.
+This is `jax.lax.scan` for stacked layers. A step takes a state and gives the next state and an output; step i has the
+i-th layers of every stack and the i-th input. Unrolled, a graph has every step. As a loop (`ForwardPass.scanned`) it
+has one, which takes slices of the stacked weights: the program that XLA compiles, and the graph that is exported, stay
+as small for fifty groups as for two.
+
+In training the loop has a gradient of its own, a second loop that goes backward. TensorFlow's gradient of a loop would
+keep every tensor that the backward pass reads, slices of the weights among them. This one keeps the results of
+convolutions and matrix products, and computes again the rest of a step, which takes little time: see `_TracedStep`, and
+docs/architecture.md for a picture.
 """
 
 import contextlib
@@ -14,360 +19,321 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from nvae_tf.layers.packing import Packing
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer, layers_of, unstacked
 
-# Operations whose results are kept for the backward pass.
+# Operations whose results the forward loop keeps for the backward loop.
 _KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "StatefulPartitionedCall")
-
-# Tensors of so many numbers are joined with others.
-_SMALL = 2**12
+# A loop of fewer steps would take more of a program than the steps themselves.
+_FEWEST_STEPS = 3
 
 
 class Part(NamedTuple):
-    """A stack, None where there is none, of which every step has so many layers; the last steps where it has fewer."""
+    """The layers of a stack that each step uses; the first steps use none where the stack has too few layers for all.
+
+    With `stack` None no step uses any.
+    """
 
     stack: StackedLayer | None
-    layers_a_step: int = 1
+    layers_per_step: int = 1
 
     def recorders(self) -> list[StackedLayer]:
-        """See `StackedLayer.recorders`."""
+        """The layers that record batch statistics, see `StackedLayer.recorders`."""
         return [] if self.stack is None else self.stack.recorders()
 
     def layers_of_step(self, layers: Sequence[Any], index: int) -> Sequence[Any]:
-        """Those of a step; steps count from the end, -1 is the last. An empty list where they are too few for it."""
-        first = len(layers) + index * self.layers_a_step
-        return layers[first : first + self.layers_a_step] if first >= 0 else []
+        """The layers of one step; steps count from the end, -1 is the last. Empty where there are too few for it."""
+        first = len(layers) + index * self.layers_per_step
+        return layers[first : first + self.layers_per_step] if first >= 0 else []
 
 
 # `(layers, state, input) -> (state, output)`; `layers` are functions of a tensor, a list of them for each part.
 Step = Callable[[list[list[Callable]], tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
 
-def in_turn(
+def run_steps(
     parts: Sequence[Part],
     step: Step,
     state: tf.Tensor,
     inputs: Sequence[Any],
     forward: ForwardPass,
-    tensors_of: Callable[[Any], list[tf.Tensor]] = lambda _: [],
+    output_tensors: Callable[[Any], list[tf.Tensor]] = lambda _: [],
 ) -> tuple[tf.Tensor, list[Any], list[tf.Tensor]]:
-    """The state after a step for each of the `inputs`, and what the steps have put out; records batch statistics.
+    """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
 
-    Where `forward.scanned` the last steps, those that have layers of every part and inputs of tensors alone, are a loop
-    if they are three or more; two take less of a program than a loop. Of these steps the third result has the
-    `tensors_of` an output, with an axis for the steps in front; the second has the outputs of all other steps. Steps
-    that lack layers of a part have none that record.
+    Where `forward.scanned`, the last steps become a loop if they are three or more: those that have layers of every
+    part, and inputs of tensors alone. Steps before them that lack layers of a part have no layers that record.
+
+    Returns:
+      The last state; the outputs of the steps outside of the loop; and, of the loop's steps, the `output_tensors` of an
+      output, each with an axis for the steps in front (empty without a loop).
     """
-    alone = max(len(inputs) - part.stack.count // part.layers_a_step for part in parts if part.stack is not None)
-    alone = max([alone, *(number for number, given in enumerate(inputs, 1) if not _can_be_stacked(given))])
-    if not forward.scanned or tf.executing_eagerly() or len(inputs) - alone < 3:
+    num_before_loop = max(
+        [len(inputs) - part.stack.count // part.layers_per_step for part in parts if part.stack is not None]
+        + [number for number, value in enumerate(inputs, 1) if not _can_be_stacked(value)]
+    )
+    num_before_loop = max(num_before_loop, 0)
+    if not forward.scanned or tf.executing_eagerly() or len(inputs) - num_before_loop < _FEWEST_STEPS:
         return (*_unrolled(parts, step, state, inputs, forward), [])
     weights = [None if part.stack is None else forward.weights_of(part.stack) for part in parts]
     outputs = []
-    for index, of_step in enumerate(inputs[:alone], -len(inputs)):
-        layers = [_layers_alone(*pair, index, forward) for pair in zip(parts, weights, strict=True)]
-        state, output = step(layers, state, of_step)
+    for index, step_input in enumerate(inputs[:num_before_loop], -len(inputs)):
+        layers = [_layers_outside_loop(*pair, index, forward) for pair in zip(parts, weights, strict=True)]
+        state, output = step(layers, state, step_input)
         outputs.append(output)
-    state, kept, records = _loop(parts, weights, step, state, inputs[alone:], forward, tensors_of)
-    for recorder, of_recorder in zip((each for part in parts for each in part.recorders()), records, strict=True):
-        if of_recorder:
-            pairs = zip(of_recorder, recorder.statistics, strict=True)
+    state, stacked_outputs, statistics = _loop(
+        parts, weights, step, state, inputs[num_before_loop:], forward, output_tensors
+    )
+    recorders = [recorder for part in parts for recorder in part.recorders()]
+    for recorder, tensors in zip(recorders, statistics, strict=True):
+        if tensors:
+            pairs = zip(tensors, recorder.statistics, strict=True)
             recorder.record(forward, [tf.reshape(tensor, variable.shape) for tensor, variable in pairs])
-    return state, outputs, kept
+    return state, outputs, stacked_outputs
 
 
 def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
-    """All layers of a stack, or none, one after the other."""
+    """The state after all layers of a stack, one after the other; the state itself where there is no stack."""
 
     def step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, None]:
         ((cell,),) = layers
         return cell(state), None
 
-    return state if cells is None else in_turn([Part(cells)], step, state, [()] * cells.count, forward)[0]
+    return state if cells is None else run_steps([Part(cells)], step, state, [()] * cells.count, forward)[0]
 
 
-def _can_be_stacked(given: Any) -> bool:
-    return all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(given))
+def _can_be_stacked(step_input: Any) -> bool:
+    return all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
 
 
 def _unrolled(parts, step, state, inputs, forward) -> tuple[tf.Tensor, list[Any]]:
+    """The last state and all outputs, with every step in the graph by itself."""
     outputs = []
-    with contextlib.ExitStack() as stack:
-        functions = [stack.enter_context(unstacked(part.stack, forward)) for part in parts]
-        for index, of_step in enumerate(inputs, -len(inputs)):
-            layers = [part.layers_of_step(of_part, index) for part, of_part in zip(parts, functions, strict=True)]
-            state, output = step(layers, state, of_step)
+    with contextlib.ExitStack() as opened:
+        functions = [opened.enter_context(unstacked(part.stack, forward)) for part in parts]
+        for index, step_input in enumerate(inputs, -len(inputs)):
+            layers = [
+                part.layers_of_step(part_layers, index) for part, part_layers in zip(parts, functions, strict=True)
+            ]
+            state, output = step(layers, state, step_input)
             outputs.append(output)
     return state, outputs
 
 
-def _layers_alone(part: Part, weights: Any, index: int, forward: ForwardPass) -> list[Callable]:
+def _layers_outside_loop(part: Part, weights: Any, index: int, forward: ForwardPass) -> list[Callable]:
+    """The layers of a step that comes before the loop; they do not record."""
     numbers = [] if part.stack is None else part.layers_of_step(range(part.stack.count), index)
     return [_layer(part, _map(operator.itemgetter(number), weights), forward) for number in numbers]
 
 
 def _layer(part: Part, weights: Any, forward: ForwardPass, records: list | None = None, place: int = 0) -> Callable:
-    """A layer with these weights as a function of a tensor, which leaves at a place of `records` what it records."""
+    """A layer with these weights as a function of a tensor, which puts its statistics into `records[place]`."""
     apply = part.stack.application(forward)
 
     def layer(inputs: tf.Tensor) -> tf.Tensor:
         recording = records is not None and (forward.training or forward.initializing)
-        outputs, found = apply(weights, inputs, recording)
+        outputs, statistics = apply(weights, inputs, recording)
         if recording:
-            records[place] = found
+            records[place] = statistics
         return outputs
 
     return layer
 
 
-def _loop(parts, weights, step, state, inputs, forward, tensors_of) -> tuple[tf.Tensor, list, list[list]]:
-    pairs = zip(parts, weights, strict=True)
-    of_steps = [_map(functools.partial(_of_steps, part, len(inputs)), of_part) for part, of_part in pairs]
-    # Both as they are in a step, but with an axis for the steps in front.
-    given = of_steps, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
-    leaves = [leaf for leaf in tf.nest.flatten(given) if leaf is not None]
-    lengths: list[int] = []
+def _loop(parts, weights, step, state, inputs, forward, output_tensors) -> tuple[tf.Tensor, list, list[list]]:
+    """The last state, the stacked output tensors, and for each recorder its statistics with an axis for the steps."""
+    step_weights = [
+        _map(functools.partial(_weights_of_last_steps, part, len(inputs)), part_weights)
+        for part, part_weights in zip(parts, weights, strict=True)
+    ]
+    # The arguments of all steps, as a step takes them but with an axis for the steps in front.
+    stacked = step_weights, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
+    leaves = [leaf for leaf in tf.nest.flatten(stacked) if leaf is not None]
+    num_statistics: list[int] = []
 
     def flat_step(state: tf.Tensor, slices: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-        following = iter(slices)
-        of_step, input_of_step = _map(lambda _: next(following), given)
+        """A step of flat lists of tensors: `(state, slices) -> (state, outputs, statistics)`."""
+        remaining = iter(slices)
+        weights, step_input = _map(lambda _: next(remaining), stacked)
         layers, records = [], []
-        for part, of_part in zip(parts, of_step, strict=True):
-            of_layers = [] if part.stack is None else _unpacked(part, of_part)
-            found = [None] * len(of_layers)
-            layers.append([_layer(part, each, forward, found, place) for place, each in enumerate(of_layers)])
-            records.append(found)
-        state, output = step(layers, state, input_of_step)
-        of_recorders = [each for pair in zip(parts, records, strict=True) for each in _of_recorders(*pair)]
-        lengths[:] = map(len, of_recorders)
-        return state, tensors_of(output), [tensor for each in of_recorders for tensor in each]
+        for part, part_weights in zip(parts, weights, strict=True):
+            layer_weights = [] if part.stack is None else _split_layers(part, part_weights)
+            part_records = [None] * len(layer_weights)
+            layers.append(
+                [_layer(part, each, forward, part_records, place) for place, each in enumerate(layer_weights)]
+            )
+            records.append(part_records)
+        state, output = step(layers, state, step_input)
+        statistics = [
+            tensors for pair in zip(parts, records, strict=True) for tensors in _statistics_by_recorder(*pair)
+        ]
+        num_statistics[:] = map(len, statistics)
+        return state, output_tensors(output), [tensor for tensors in statistics for tensor in tensors]
 
     recording = forward.training or forward.initializing
-    state, outputs, records = (_scan if recording else _scan_without_records)(flat_step, state, leaves)
-    following = iter(records)
-    return state, outputs, [[next(following) for _ in range(length)] for length in lengths]
+    scan = _scan_with_gradient if recording else _scan_for_inference
+    state, outputs, statistics = scan(flat_step, state, leaves)
+    remaining = iter(statistics)
+    return state, outputs, [[next(remaining) for _ in range(count)] for count in num_statistics]
 
 
-class Packing:
-    """Joins small tensors of one type, so that a program has a few of them in place of hundreds."""
-
-    def __init__(self, tensors: Sequence[Any], small: int = _SMALL):
-        """For tensors like these, which may have axes in front; those of at most so many numbers count as small."""
-        # First those that differ in their first axis alone: that takes no reshaping.
-        self._alike = Joining(tensors, small)
-        flat = [[each.shape.num_elements()] if _is_small(each, small) else each.shape for each in self._alike.specs]
-        pairs = zip(flat, self._alike.specs, strict=True)
-        self._flat = Joining([tf.TensorSpec(shape, each.dtype) for shape, each in pairs], small)
-        # Of what `packed` gives, and which of it are several tensors.
-        self.specs = self._flat.specs
-        self.joins = [len(group) > 1 or len(self._alike.groups[group[0]]) > 1 for group in self._flat.groups]
-
-    def packed(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """The large ones, and few tensors for all small ones."""
-        return self._flat.joined(_reshaped(self._alike.joined(tensors), self._alike.specs, self._flat.given))
-
-    def unpacked(self, tensors: Sequence[tf.Tensor | None]) -> list[tf.Tensor | None]:
-        """What `packed` has joined; None for None."""
-        return self._alike.divided(_reshaped(self._flat.divided(tensors), self._flat.given, self._alike.specs))
+def _weights_of_last_steps(part: Part, num_steps: int, weight: tf.Tensor) -> tf.Tensor:
+    """The weights of the last steps: `[steps, ...]`, or `[steps, layers, ...]` where a step has several layers."""
+    num_layers = num_steps * part.layers_per_step
+    last = weight if part.stack.count == num_layers else weight[-num_layers:]
+    several = [num_steps, part.layers_per_step, *weight.shape[1:]]
+    return last if part.layers_per_step == 1 else tf.reshape(last, several)
 
 
-class Joining:
-    """Joins small tensors of one type and of shapes that differ in their first axis alone, along it."""
-
-    def __init__(self, given: Sequence[Any], small: float):
-        """For tensors like these; those of at most so many numbers count as small."""
-        self.given, groups = given, {}
-        for index, each in enumerate(given):
-            can_be_joined = _is_small(each, small) and each.shape.rank
-            key = (tf.as_dtype(each.dtype), *each.shape[1:]) if can_be_joined else index
-            groups.setdefault(key, []).append(index)
-        self.groups, self.specs = list(groups.values()), []
-        for group in self.groups:
-            shape, dtype = given[group[0]].shape, given[group[0]].dtype
-            shape = [sum(self._lengths(group)), *shape[1:]] if group[1:] else shape
-            self.specs.append(tf.TensorSpec(shape, dtype))
-
-    def _lengths(self, group: list[int]) -> list[int]:
-        return [self.given[index].shape[0] for index in group]
-
-    def joined(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Those that differ in their first axis alone as one, in the order of `specs`."""
-        groups = [[tensors[index] for index in group] for group in self.groups]
-        pairs = zip(groups, self.specs, strict=True)
-        return [tf.concat(each, _axes_in_front(each[0], spec)) if each[1:] else each[0] for each, spec in pairs]
-
-    def divided(self, tensors: Sequence[tf.Tensor | None]) -> list[tf.Tensor | None]:
-        """What `joined` has joined; None for None."""
-        found: dict[int, tf.Tensor | None] = {}
-        for tensor, group, spec in zip(tensors, self.groups, self.specs, strict=True):
-            pieces = [tensor] * len(group)
-            if group[1:] and tensor is not None:
-                pieces = tf.split(tensor, self._lengths(group), _axes_in_front(tensor, spec))
-            found |= zip(group, pieces, strict=True)
-        return [found[index] for index in range(len(self.given))]
+def _split_layers(part: Part, weights: Any) -> list[Any]:
+    """The weights of each of a step's layers."""
+    return [weights] if part.layers_per_step == 1 else layers_of(weights, part.layers_per_step)
 
 
-def _is_small(tensor: Any, small: float) -> bool:
-    return tensor.shape.is_fully_defined() and tensor.shape.num_elements() <= small
-
-
-def _axes_in_front(tensor: tf.Tensor, spec: Any) -> int:
-    return tensor.shape.rank - spec.shape.rank
-
-
-def _reshaped(tensors: Sequence[tf.Tensor], before: Sequence[Any], after: Sequence[Any]) -> list[tf.Tensor]:
-    """With the shapes of other specs behind the axes in front."""
-    found = []
-    for tensor, old, new in zip(tensors, before, after, strict=True):
-        is_same = tensor is None or old.shape == new.shape
-        front = [] if is_same else tensor.shape[: _axes_in_front(tensor, old)]
-        found.append(tensor if is_same else tf.reshape(tensor, [*front, *new.shape]))
-    return found
-
-
-def _of_steps(part: Part, count: int, weight: tf.Tensor) -> tf.Tensor:
-    """The weights of the last `count` steps, of one layer each or with a second axis for their layers."""
-    last = weight if part.stack.count == count * part.layers_a_step else weight[-count * part.layers_a_step :]
-    return last if part.layers_a_step == 1 else tf.reshape(last, [count, part.layers_a_step, *weight.shape[1:]])
-
-
-def _unpacked(part: Part, weights: Any) -> list[Any]:
-    return [weights] if part.layers_a_step == 1 else layers_of(weights, part.layers_a_step)
-
-
-def _of_recorders(part: Part, records: list) -> list[list[tf.Tensor]]:
-    """What a step's layers have recorded, of each recorder a tensor for each of its statistics, or none."""
+def _statistics_by_recorder(part: Part, records: list) -> list[list[tf.Tensor]]:
+    """Groups what a step's layers have recorded by recorder: for each a tensor for each of its statistics, or none."""
     if not records or records[0] is None:
         return [[] for _ in part.recorders()]
-    pairs = [[] if of_layers[0] is None else zip(*of_layers, strict=True) for of_layers in zip(*records, strict=True)]
-    return [[column[0] if len(column) == 1 else tf.stack(column) for column in columns] for columns in pairs]
+    groups = []
+    for layer_records in zip(*records, strict=True):  # of one recorder, from each layer of the step
+        columns = [] if layer_records[0] is None else zip(*layer_records, strict=True)
+        groups.append([column[0] if len(column) == 1 else tf.stack(column) for column in columns])
+    return groups
 
 
 def _map(function: Callable, structure: Any) -> Any:
+    """`tf.nest.map_structure` that leaves None as it is."""
     return tf.nest.map_structure(lambda leaf: None if leaf is None else function(leaf), structure)
 
 
-# The loop itself.
+# The loops themselves. `step(state, slices) -> (state, outputs, statistics)`, with flat lists of tensors.
 
 
-def _scan(step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list, list]:
-    """`state, outputs, records = step(state, slices)` for each slice of the leaves, see `_TracedStep`.
+def _scan_with_gradient(step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list, list]:
+    """Runs `step` for each slice of the leaves; their gradient is a second loop, which goes backward.
 
-    Returns the last state, and all outputs and records with an axis for the steps in front. Outputs have a gradient.
+    Returns the last state, and all outputs and statistics with an axis for the steps in front.
     """
-    count, packing = leaves[0].shape[0], Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
-    # Joined before the operation, which has a gradient of zeros for each argument that needs none.
-    packed = packing.packed(leaves)
-    traced = _TracedStep(lambda state, slices: step(state, packing.unpacked(slices)), state, packed)
-    of_made, records = Packing(traced.made), []
+    num_steps = leaves[0].shape[0]
+    leaf_packing = Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
+    # Packed outside of the operation, which has a gradient of zeros for each argument that needs none.
+    packed_leaves = leaf_packing.pack(leaves)
+    traced = _TracedStep(lambda state, slices: step(state, leaf_packing.unpack(slices)), state, packed_leaves)
+    result_packing, statistics = Packing(traced.results), []
 
     @tf.custom_gradient
     def operation(state: tf.Tensor, *leaves: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
         def slices(number: tf.Tensor) -> list[tf.Tensor]:
-            return [tf.gather(each, number) for each in leaves]
+            return [tf.gather(leaf, number) for leaf in leaves]
 
-        def ahead(number: tf.Tensor, state: tf.Tensor, tables: list) -> tuple:
-            following, *made = traced.forward(state, *slices(number))
-            following.set_shape(state.shape)
-            return number + 1, following, _written(tables, number, of_made.packed(made))
+        def forward_body(number: tf.Tensor, state: tf.Tensor, tables: list) -> tuple:
+            next_state, *results = traced.forward(state, *slices(number))
+            next_state.set_shape(state.shape)
+            return number + 1, next_state, _write(tables, number, result_packing.pack(results))
 
-        begun = 0, state, _tables(of_made.specs, count)
-        _, last, tables = _while(lambda number, *_: number < count, ahead, begun, count)
+        start = 0, state, _tables(result_packing.specs, num_steps)
+        _, last_state, tables = _while(lambda number, *_: number < num_steps, forward_body, start, num_steps)
 
-        def gradient(upstream: tf.Tensor, *of_results: tf.Tensor) -> list[tf.Tensor | None]:
-            def back(number: tf.Tensor, upstream: tf.Tensor, sums: list) -> tuple:
-                kept = of_made.unpacked([table.read(number) for table in tables])[traced.num_results :]
-                of_outputs = [tf.gather(each, number) for each in of_results]
-                of_state, *found = traced.backward(*kept, *slices(number), upstream, *of_outputs)
-                of_state.set_shape(upstream.shape)
-                return number - 1, of_state, _written(sums, number, found)
+        def gradient(state_gradient: tf.Tensor, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
+            def backward_body(number: tf.Tensor, state_gradient: tf.Tensor, gradient_tables: list) -> tuple:
+                results = result_packing.unpack([table.read(number) for table in tables])
+                kept = results[traced.num_outputs + traced.num_statistics :]
+                upstream = [tf.gather(each, number) for each in output_gradients]
+                previous, *slice_gradients = traced.backward(*kept, *slices(number), state_gradient, *upstream)
+                previous.set_shape(state_gradient.shape)
+                return number - 1, previous, _write(gradient_tables, number, slice_gradients)
 
-            begun = count - 1, upstream, _tables(traced.slice_gradients, count)
-            _, upstream, sums = _while(lambda number, *_: number >= 0, back, begun, count)
-            stacked = iter([table.stack() for table in sums])
-            return [upstream, *(next(stacked) if is_there else None for is_there in traced.has_gradient)]
+            start = num_steps - 1, state_gradient, _tables(traced.slice_gradients, num_steps)
+            _, state_gradient, gradient_tables = _while(lambda number, *_: number >= 0, backward_body, start, num_steps)
+            stacked = iter([table.stack() for table in gradient_tables])
+            return [state_gradient, *(next(stacked) if has_one else None for has_one in traced.has_gradient)]
 
-        results = of_made.unpacked([table.stack() for table in tables])
-        # No results of the operation: they have no gradient.
-        records[:] = results[traced.num_outputs : traced.num_results]
-        return [last, *results[: traced.num_outputs]], gradient
+        results = result_packing.unpack([table.stack() for table in tables])
+        outputs, others = results[: traced.num_outputs], results[traced.num_outputs :]
+        # Not results of the operation, because they have no gradient.
+        statistics[:] = others[: traced.num_statistics]
+        return [last_state, *outputs], gradient
 
-    last, *outputs = operation(state, *packed)
-    return last, outputs, records
+    last_state, *outputs = operation(state, *packed_leaves)
+    return last_state, outputs, statistics
 
 
-def _scan_without_records(
-    step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]
-) -> tuple[tf.Tensor, list, list]:
-    """As `_scan`, in inference: the gradient, if one is asked for, is TensorFlow's."""
-    slices, count = [tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves], leaves[0].shape[0]
-    traced = tf.function(step, autograph=False).get_concrete_function(tf.TensorSpec(state.shape, state.dtype), slices)
-    specs = traced.structured_outputs[1]  # alone: in a function that is called TensorFlow would fuse nothing
+def _scan_for_inference(step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list, list]:
+    """As `_scan_with_gradient` without statistics; the gradient, if one is asked for, is TensorFlow's."""
+    num_steps = leaves[0].shape[0]
+    slice_specs = [tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+    # Traced for the outputs' shapes alone: in a function that is called TensorFlow would fuse nothing.
+    traced = tf.function(step, autograph=False)
+    output_specs = traced.get_concrete_function(tf.TensorSpec(state.shape, state.dtype), slice_specs)
+    output_specs = output_specs.structured_outputs[1]
 
-    def ahead(number: tf.Tensor, state: tf.Tensor, tables: list) -> tuple:
-        # Unlike what `tf.gather` gives, these share the memory of the leaves where they are aligned.
+    def body(number: tf.Tensor, state: tf.Tensor, tables: list) -> tuple:
+        # Unlike what `tf.gather` gives, these slices share the memory of the leaves where they are aligned.
         begin = tf.reshape(number, [1])
         place = {"begin": begin, "end": begin + 1, "strides": [1], "shrink_axis_mask": 1}
-        following, outputs, _ = step(state, [tf.raw_ops.StridedSlice(input=leaf, **place) for leaf in leaves])
-        following.set_shape(state.shape)
-        return number + 1, following, _written(tables, number, outputs)
+        next_state, outputs, _ = step(state, [tf.raw_ops.StridedSlice(input=leaf, **place) for leaf in leaves])
+        next_state.set_shape(state.shape)
+        return number + 1, next_state, _write(tables, number, outputs)
 
-    begun = 0, state, _tables(specs, count)
-    # Up to four steps at once: the next ones' slices are taken meanwhile.
-    _, last, tables = _while(lambda number, *_: number < count, ahead, begun, count, parallel_iterations=4)
-    return last, [table.stack() for table in tables], []
-
-
-def _while(condition: Callable, body: Callable, variables: tuple, count: int, parallel_iterations: int = 1) -> tuple:
-    first, *others = variables
-    settings = {"maximum_iterations": count, "parallel_iterations": parallel_iterations}
-    return tf.while_loop(condition, body, (tf.constant(first), *others), **settings)
+    start = 0, state, _tables(output_specs, num_steps)
+    # Up to four steps at once: the slices of the next ones are taken meanwhile.
+    _, last_state, tables = _while(lambda number, *_: number < num_steps, body, start, num_steps, parallel_iterations=4)
+    return last_state, [table.stack() for table in tables], []
 
 
-def _tables(specs: Sequence[tf.TensorSpec], count: int) -> list[tf.TensorArray]:
-    return [tf.TensorArray(spec.dtype, count, element_shape=spec.shape, clear_after_read=False) for spec in specs]
+def _while(condition: Callable, body: Callable, start: tuple, num_steps: int, parallel_iterations: int = 1) -> tuple:
+    number, *others = start
+    settings = {"maximum_iterations": num_steps, "parallel_iterations": parallel_iterations}
+    return tf.while_loop(condition, body, (tf.constant(number), *others), **settings)
 
 
-def _written(tables: Sequence[tf.TensorArray], number: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.TensorArray]:
+def _tables(specs: Sequence[tf.TensorSpec], num_steps: int) -> list[tf.TensorArray]:
+    return [tf.TensorArray(spec.dtype, num_steps, element_shape=spec.shape, clear_after_read=False) for spec in specs]
+
+
+def _write(tables: Sequence[tf.TensorArray], number: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.TensorArray]:
     return [table.write(number, tensor) for table, tensor in zip(tables, tensors, strict=True)]
 
 
 class _TracedStep:
-    """A step and its gradient in one graph, cut in two at what the forward piece keeps for the backward piece.
+    """A step and its gradient, traced in one graph and cut in two at what the forward piece keeps for the backward one.
 
-    `forward(state, *slices)` gives the next state and all that is `made`: outputs, records, and what is kept.
-    `backward(*kept, *slices, *upstream)` gives the gradients of the state and of the slices that have one.
+    `forward(state, *slices)` returns the next state and all `results`: outputs, statistics, and what is kept.
+    `backward(*kept, *slices, *upstream)` returns the gradients of the state and of those slices that have one.
     """
 
     def __init__(self, step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]):
-        slices = [tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves]
-        whole = tf.compat.v1.wrap_function(step, [tf.TensorSpec(state.shape, state.dtype), slices])
+        slice_specs = [tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+        whole = tf.compat.v1.wrap_function(step, [tf.TensorSpec(state.shape, state.dtype), slice_specs])
         if whole.graph.captures:
             raise ValueError(f"a step has no gradient for what it uses besides its arguments: {whole.graph.captures}")
-        following, outputs, records = whole.structured_outputs
+        next_state, outputs, statistics = whole.structured_outputs
         _, *slices = whole.inputs
-        early = {operation.name for operation in whole.graph.get_operations()}
+        forward_operations = {operation.name for operation in whole.graph.get_operations()}
         with whole.graph.as_default():
-            upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (following, *outputs)]
-            of_state, *of_slices = tf.gradients([following, *outputs], whole.inputs, upstream)
-        self.has_gradient = [gradient is not None for gradient in of_slices]
-        self.slice_gradients = [gradient for gradient in of_slices if gradient is not None]
-        gradients = [of_state, *self.slice_gradients]
-        kept = _kept_tensors(gradients, {each.name for each in (*slices, *upstream)}, early)
-        self.num_outputs, self.num_results = len(outputs), len(outputs) + len(records)
-        self.made = [*outputs, *records, *kept]
-        self.forward = whole.prune(whole.inputs, [following, *self.made])
+            upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (next_state, *outputs)]
+            state_gradient, *slice_gradients = tf.gradients([next_state, *outputs], whole.inputs, upstream)
+        self.has_gradient = [gradient is not None for gradient in slice_gradients]
+        self.slice_gradients = [gradient for gradient in slice_gradients if gradient is not None]
+        gradients = [state_gradient, *self.slice_gradients]
+        kept = _kept_tensors(gradients, {each.name for each in (*slices, *upstream)}, forward_operations)
+        self.num_outputs, self.num_statistics = len(outputs), len(statistics)
+        self.results = [*outputs, *statistics, *kept]
+        self.forward = whole.prune(whole.inputs, [next_state, *self.results])
         self.backward = whole.prune([*kept, *slices, *upstream], gradients)
 
 
-def _kept_tensors(gradients: Sequence[tf.Tensor], given: set[str], early: set[str]) -> list[tf.Tensor]:
-    """What the gradients need of the forward pass's operations besides what is given, see `_KEPT`."""
+def _kept_tensors(gradients: Sequence[tf.Tensor], given: set[str], forward_operations: set[str]) -> list[tf.Tensor]:
+    """The tensors of the forward pass at which the search for what the gradients need ends, see `_KEPT`.
+
+    `given` are names of tensors that the backward piece has anyway. What lies between is computed again.
+    """
     pending, seen, kept = list(gradients), set(given), []
     while pending:
         tensor = pending.pop()
         if tensor.name not in seen:
             seen.add(tensor.name)
-            if tensor.op.name in early and tensor.op.type in (*_KEPT, "Placeholder"):
+            if tensor.op.name in forward_operations and tensor.op.type in (*_KEPT, "Placeholder"):
                 kept.append(tensor)
             else:
                 pending += tensor.op.inputs

@@ -41,7 +41,7 @@ class ForwardPass:
     # The class of every image, int32 `[batch]`, -1 for none; None where no image has one.
     labels: tf.Tensor | None = None
     traced_inline: bool = False  # a graph has every layer of a stack on its own instead of one function for all
-    scanned: bool = False  # a graph has the equal steps of `in_turn` as one loop
+    scanned: bool = False  # a graph has the equal steps of `run_steps` as one loop
     # Non-trainable variables and their new values, not yet assigned.
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
     # The effective kernels of all convolutions: network and spectral regularizer need not both compute them.

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, in_turn, run_cells, stack_of
+from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, run_cells, run_steps, stack_of
 
 
 class PreprocessBlock(keras.layers.Layer):
@@ -64,7 +64,7 @@ class BottomUp(keras.layers.Layer):
             state = block.forward(state, forward)
         features = []
         for scale in self.scales:
-            state, states, stacked = in_turn(
+            state, states, stacked = run_steps(
                 [Part(scale.cells)], _encoded, state, [()] * scale.cells.count, forward, lambda state: [state]
             )
             states += [each for of_steps in stacked for each in tf.unstack(of_steps)]

@@ -8,7 +8,7 @@ import tensorflow as tf
 from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, in_turn, run_cells, stack_of
+from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, run_cells, run_steps, stack_of
 from nvae_tf.layers.cpu_kernels import fan_out, has_cpu_forms
 from nvae_tf.models.latents import (
     GroupLayers,
@@ -81,7 +81,7 @@ class TopDownScale(keras.layers.Layer):
 
     @property
     def parts(self) -> list[Part]:
-        """The stacks of which each group has layers, see `in_turn`; the top group lacks those of the first three."""
+        """The stacks of which each group has layers, see `run_steps`; the top group lacks those of the first three."""
         several = {self.cells: self.cells_per_group, self.flows: self.num_flows}
         stacks = self.cells, self.priors, self.feature_combiners, self.posteriors, self.flows, self.combiners
         return [Part(stack, several.get(stack, 1)) for stack in stacks]
@@ -126,7 +126,7 @@ class TopDownScale(keras.layers.Layer):
             latent = source.draw(of_group, seen_by_latent)
             return of_group.combine(state, latent.z), latent
 
-        state, latents, stacked = in_turn(self.parts, group, state, sources, forward, tensors_of_latent)
+        state, latents, stacked = run_steps(self.parts, group, state, sources, forward, tensors_of_latent)
         return state, [*latents, latents_of_groups(stacked)] if stacked else latents
 
 

@@ -229,7 +229,7 @@ def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -
 
 def _metrics(model: "NVAE", gradients: list, means: list, spectral_norms: tf.Tensor) -> StepMetrics:
     if _is_small_program(model):
-        gradients = Packing(gradients, SMALL_WEIGHT).packed(gradients)
+        gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squares = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     *means, square = replica_means([*means, squares / tf.square(_scaled(model, 1.0))])
     return StepMetrics(*means, tf.stop_gradient(spectral_norms), tf.sqrt(square))

@@ -134,9 +134,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def _choose_updates(self, grads, trainable_variables, learning_rate) -> None:
         packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
         columns = [trainable_variables, *zip(*map(self.slots_of, trainable_variables), strict=True)]
-        packed = [packing.packed([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]
+        packed = [packing.pack([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]
         joined, alone, nothing = [], [], [None] * len(columns)
-        for joins, gradient, *before in zip(packing.joins, *packed, strict=True):
+        for joins, gradient, *before in zip(packing.is_joined, *packed, strict=True):
             pairs = zip(self._updated(gradient, *before, rate), before, strict=True)
             chosen = [tf.where(self._condition, *pair) for pair in pairs]
             joined.append(chosen if joins else nothing)
@@ -144,7 +144,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
         def assign(chosen: list) -> None:
             for variables, values in zip(columns, zip(*chosen, strict=True), strict=True):
-                for variable, value in zip(variables, packing.unpacked(values), strict=True):
+                for variable, value in zip(variables, packing.unpack(values), strict=True):
                     if value is not None:
                         variable.assign(value)
 

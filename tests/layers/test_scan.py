@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.latent_plan import CELL_SETS
-from nvae_tf.layers import ForwardPass, Packing, Part, ResidualCells, StackedConvolution, in_turn
+from nvae_tf.layers import ForwardPass, Packing, Part, ResidualCells, StackedConvolution, run_steps
 from tests.tiny_model import assert_near
 
 BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
@@ -25,7 +25,7 @@ def results(cells, mixers, images, inputs, scanned, training):
         forward = ForwardPass(training, scanned=scanned)
         with tf.GradientTape() as tape:
             tape.watch([images, inputs])
-            state, outputs, stacked = in_turn(
+            state, outputs, stacked = run_steps(
                 [Part(cells, 2), Part(None, 0), Part(mixers)],
                 step,
                 images,
@@ -62,14 +62,14 @@ def test_small_tensors_are_joined_and_divided_again(front, normal):
     kinds = (tf.float32, tf.bfloat16, tf.int32)
     values = [tf.cast(100.0 * normal(*front, *shape), kind) for kind in kinds for shape in SHAPES]
     packing = Packing([tf.TensorSpec(shape, kind) for kind in kinds for shape in SHAPES])
-    packed = packing.packed(values)
+    packed = packing.pack(values)
     # The large one, and one for the others: of them those that are 3 wide first.
     assert (
         sorted(len(spec.shape) and spec.shape[0] for spec in packing.specs)
         == [3 * 8 + 1 + 7 + 6 + 3 + 8] * 3 + [5000] * 3
     )
     assert [(*front, *spec.shape) for spec in packing.specs] == [tuple(tensor.shape) for tensor in packed]
-    for found, value in zip(packing.unpacked(packed), values, strict=True):
+    for found, value in zip(packing.unpack(packed), values, strict=True):
         assert found.dtype == value.dtype
         np.testing.assert_array_equal(*(tf.cast(tensor, tf.float32) for tensor in (found, value)))
 
@@ -80,9 +80,9 @@ def test_what_has_no_known_size_is_not_joined(normal):
     @tf.function(input_signature=specs[:3], autograph=False)
     def there_and_back(*tensors):
         packing = Packing(specs)
-        packed = packing.packed([*tensors, specs[3].value])
+        packed = packing.pack([*tensors, specs[3].value])
         assert len(packed) == 3
-        return packing.unpacked(packed)
+        return packing.unpack(packed)
 
     values = [normal(2, 5), normal(5, 3), normal(2, 3)]
     for found, value in zip(there_and_back(*values), [*values, specs[3]], strict=True):

@@ -81,8 +81,8 @@ DRAWN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", DRAWN)
 def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
-    loops, loop = [], scan._scan_without_records
-    monkeypatch.setattr(scan, "_scan_without_records", lambda *given: loops.append(given) or loop(*given))
+    loops, loop = [], scan._scan_for_inference
+    monkeypatch.setattr(scan, "_scan_for_inference", lambda *given: loops.append(given) or loop(*given))
     settings, how = DRAWN[variant]
     precision = "mixed_bfloat16" if variant == "half precision" else None
     model = shaken(tiny_model(dtype=precision, **SETTINGS | dict(num_latent_scales=1) | settings))
