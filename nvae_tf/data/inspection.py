@@ -7,7 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ExperimentConfig
-from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate, steps_per_epoch, training_batches
+from nvae_tf.data.pipeline import (
+    chosen_images,
+    evaluation_batches,
+    images_alone,
+    iterate,
+    steps_per_epoch,
+    training_batches,
+)
 from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.progress import StatusLine, counted
@@ -21,7 +28,8 @@ _CLASSES_SHOWN = 10
 def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> list[np.ndarray]:
     """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
 
-    Returns the first images of each part, float32 `[up to count, height, width, channels]` in [0, 1].
+    Returns images of each part, float32 `[up to count, height, width, channels]` in [0, 1]: the first that training
+    gets, and those of the test part that `shown_numbers` draws.
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)
@@ -35,23 +43,19 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
         "train": (train, training_batches(train, spec, batch_size, config.train.seed)),
         "test": (test, evaluation_batches(test, spec, batch_size, seed=0).repeat()),
     }
-    shown = []
     for name, (source, dataset) in batches.items():
-        images, statistics = _inspect_part(iterate(dataset, source), source.count, spec, count, seconds)
+        statistics = _statistics(iterate(dataset, source), source.count, spec, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
-        shown.append(images)
     status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
-    return shown
+    first = iterate(training_batches(train, spec, min(count, train.count), config.train.seed), train)
+    return [next(first).numpy(), chosen_images(test, spec, "test", at_most=count)[0]]
 
 
-def _inspect_part(
-    batches: Iterator[tf.Tensor], available: int, spec: DataSpec, count: int, seconds: float
-) -> tuple[np.ndarray, str]:
-    """The first images and, in words, statistics of more and how fast they are read."""
-    shown, levels, bars, total, seen = [], [], np.zeros(_HISTOGRAM_BARS, np.int64), 0.0, 0
-    while seen < min(max(_IMAGES_LOOKED_AT, count), available):
+def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, seconds: float) -> str:
+    """Statistics of the first images, and how fast they are read, in words."""
+    levels, bars, total, seen = [], np.zeros(_HISTOGRAM_BARS, np.int64), 0.0, 0
+    while seen < min(_IMAGES_LOOKED_AT, available):
         batch = next(batches).numpy()
-        shown += [batch[: count - seen]] if seen < count else []
         levels = np.union1d(levels, batch)
         bars += np.histogram(batch, _HISTOGRAM_BARS, (0.0, 1.0))[0]
         total, seen = total + batch.sum(dtype=np.float64), seen + len(batch)
@@ -69,7 +73,7 @@ def _inspect_part(
         low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
         bar = "#" * round(fraction * 40)
         lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
-    return np.concatenate(shown)[:available], "\n".join(lines)
+    return "\n".join(lines)
 
 
 def _classes(train: ImageSource, test: ImageSource) -> str:

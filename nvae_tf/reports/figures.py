@@ -81,7 +81,7 @@ def samples(
 
 
 def data_images(train: Array, test: Array, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
-    """The first images of both parts of a data set as the model sees them, at most so many per row."""
+    """Images of both parts of a data set as the model sees them, at most so many per row."""
     columns = min(columns, _columns_of(train, width))
     rows = [*_rows("training images", train, columns), *_rows("test images", test, columns)]
     return image_figure("Images as the model sees them", "", rows, about, width)
