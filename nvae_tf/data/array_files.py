@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from nvae_tf.config import DataSpec, check
-from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits
+from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits, report_conversion
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, class_numbers, held_out
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_file, check_writable
@@ -37,6 +37,7 @@ _DECODED_FORM = 3
 _PIXEL_SETTINGS = (
     *("source", "source_name", "train_split", "test_split", "test_fraction", "split_seed"),
     *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file", "max_pixels"),
+    "alpha",
 )
 
 
@@ -108,7 +109,7 @@ def first_arrays_image(spec: DataSpec) -> PictureHeader:
     return PictureHeader(*header.shape[1:], _bits(header.dtype))
 
 
-def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
+def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """One part of the images at `path`.
 
     That is a `.npy` file with all images; a `.npz` file with one array of images, or with arrays called
@@ -120,6 +121,8 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     stored, header, numbers = _part(spec, split)
     images = stored.read(header).reshape(header.shape)
     _check_images(images, spec, spec.path)
+    form = spec.seen_channels(images.shape[3]), _bits(images.dtype)
+    report_conversion({form: len(numbers)}, spec, report)
     labels = _array_of_labels(spec, stored, len(images))[numbers] if spec.labels else None
     if not isinstance(images, np.memmap):
         # Of what lies in memory, only this part.
@@ -375,7 +378,10 @@ def decoded_once(
     it is missing, `decode` gives the number of images, and batches uint8 `[batch, height, width, channels]` of them.
     With `class_names` their labels are in a second file, which `read_labels` gives likewise.
     """
-    digest = hashlib.sha256(repr((_DECODED_FORM, [getattr(spec, name) for name in _PIXEL_SETTINGS])).encode())
+    settings = [(name, getattr(spec, name)) for name in _PIXEL_SETTINGS]
+    # Files of before there was `alpha` keep their names.
+    values = [value for name, value in settings if (name, value) != ("alpha", "keep")]
+    digest = hashlib.sha256(repr((_DECODED_FORM, values)).encode())
     for content in contents:
         digest.update(repr(content).encode(errors="surrogateescape"))
     folder = pathlib.Path(spec.cache).expanduser()

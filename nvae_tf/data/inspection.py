@@ -91,6 +91,7 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
         f"{spec.height} x {spec.width} (height x width)",
         counted(spec.channels, "channel"),
         counted(spec.num_bits, "bit"),
+        *([] if spec.alpha == "keep" else ["no alpha" if spec.alpha == "drop" else f"alpha on {spec.alpha}"]),
         *(["of 16-bit files the upper bits"] if spec.file_bits == 16 else []),
         *(["binarized at every access"] if spec.binarise else []),
         *(["mirrored at random in training"] if spec.horizontal_flip else []),

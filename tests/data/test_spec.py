@@ -85,6 +85,8 @@ def test_unknown_names_and_impossible_specs_are_refused():
         ({"test_fraction": float("nan")}, "data.test_fraction = nan: must lie between 0 and 1"),
         ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
         ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970, Pillow's own limit"),
+        ({"alpha": "#12345"}, "data.alpha = '#12345': must be keep, drop, white, black or a color"),
+        ({"alpha": "white", "channels": 4}, "leaves no alpha channel, but data.channels = 4 .*data.channels=3"),
         ({"split_seed": 2**32}, "data.split_seed = 4294967296: must be from 0 to"),
         ({"test_split": "train"}, "data.train_split and data.test_split are both 'train'"),
         ({"likelihood": "bernouli"}, "data.likelihood = 'bernouli': .*; did you mean 'bernoulli'"),
