@@ -193,9 +193,8 @@ def prior(options: argparse.Namespace) -> dict[str, Any]:
         generator = ImageGenerator(model)
         add(name, lambda seed: generator.generate(options.count, temperature, seed, prior=prior), options.seeds, **more)
 
-    unseen, seen = (
-        chosen_images(test, each, "test", range(min(options.count, test.count)))[0] for each in (stored, spec)
-    )
+    first = range(min(options.count, test.count))
+    unseen, seen = (chosen_images(test, each, "test", first)[0] for each in (stored, spec))
     add("unseen real images", lambda seed: unseen, 1)
     add("their reconstructions", lambda seed: reconstruct_images(model, seen), 1)
     add("the top group's latents from test images", lambda seed: reconstruct_images(model, seen, 1), 1)

@@ -142,12 +142,14 @@ def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
 
 
 def latent_plan(config: ModelConfig) -> LatentPlan:
-    """Lays out the hierarchy that the settings ask for; ValueError where they do not fit each other.
-
-    Warns, once a process, of a frame with more than twice the pixels of the images.
-    """
+    """Lays out the hierarchy that the settings ask for; ValueError where they do not fit each other."""
     _check_architecture(config)
-    _warn_of_large_frame(config)
+    sizes = config.image_height, config.image_width, config.network_height, config.network_width
+    if (times := sizes[2] * sizes[3] / (sizes[0] * sizes[1])) > 2:
+        text = "images of {} x {} are padded with zeros to {} x {} (height x width)".format(*sizes)
+        text += f", {times:.3g} times the work: lower model.num_latent_scales = {config.num_latent_scales}, or padded_*"
+        # Without a line of source text: one line on a terminal.
+        warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0, registry=_WARNINGS_SHOWN)
     before_scales = 2**config.num_preprocess_blocks
     scales, first_group = [], 0
     counts = groups_per_scale(config)
@@ -169,17 +171,6 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
     postprocess = [Block(*pair, config.num_postprocess_cells) for pair in itertools.pairwise(widths)]
     num_latent, cells = config.num_latent_per_group, CELL_SETS[config.cell_set]
     return LatentPlan(tuple(scales), tuple(preprocess), tuple(postprocess), num_latent, cells)
-
-
-def _warn_of_large_frame(config: ModelConfig) -> None:
-    sizes = config.image_height, config.image_width, config.network_height, config.network_width
-    times = sizes[2] * sizes[3] / (sizes[0] * sizes[1])
-    if times > 2.0:
-        text = "images of {} x {} are padded with zeros to {} x {} (height x width)".format(*sizes)
-        text += f", which takes {times:.3g} times the work: set a smaller model.num_latent_scales (it is"
-        text += f" {config.num_latent_scales}), model.padded_height or model.padded_width"
-        # Without a line of source text: one line on a terminal.
-        warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0, registry=_WARNINGS_SHOWN)
 
 
 def _check_architecture(config: ModelConfig) -> None:

@@ -112,5 +112,5 @@ def test_a_frame_of_more_than_twice_the_pixels_is_warned_of_once(settings, frame
         warnings.simplefilter("default")
         for _ in range(2):
             plans.latent_plan(config(image_height=32, image_width=32, **settings))
-    texts = [f"images of 32 x 32 are padded with zeros to {frame} (height x width), which takes"] if frame else []
+    texts = [f"images of 32 x 32 are padded with zeros to {frame} (height x width), "] if frame else []
     assert [str(warning.message)[: len(text)] for warning, text in zip(warned, texts, strict=True)] == texts

@@ -37,7 +37,6 @@ _DECODED_FORM = 3
 _PIXEL_SETTINGS = (
     *("source", "source_name", "train_split", "test_split", "test_fraction", "split_seed"),
     *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file", "max_pixels"),
-    "alpha",
 )
 
 
@@ -378,10 +377,10 @@ def decoded_once(
     it is missing, `decode` gives the number of images, and batches uint8 `[batch, height, width, channels]` of them.
     With `class_names` their labels are in a second file, which `read_labels` gives likewise.
     """
-    settings = [(name, getattr(spec, name)) for name in _PIXEL_SETTINGS]
     # Files of before there was `alpha` keep their names.
-    values = [value for name, value in settings if (name, value) != ("alpha", "keep")]
-    digest = hashlib.sha256(repr((_DECODED_FORM, values)).encode())
+    alpha = [] if spec.alpha == "keep" else [spec.alpha]
+    settings = [*(getattr(spec, name) for name in _PIXEL_SETTINGS), *alpha]
+    digest = hashlib.sha256(repr((_DECODED_FORM, settings)).encode())
     for content in contents:
         digest.update(repr(content).encode(errors="surrogateescape"))
     folder = pathlib.Path(spec.cache).expanduser()

@@ -7,14 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ExperimentConfig
-from nvae_tf.data.pipeline import (
-    chosen_images,
-    evaluation_batches,
-    images_alone,
-    iterate,
-    steps_per_epoch,
-    training_batches,
-)
+from nvae_tf.data import pipeline
 from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.progress import StatusLine, counted
@@ -34,21 +27,21 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
-    epoch = steps_per_epoch(train.count, batch_size)
+    epoch = pipeline.steps_per_epoch(train.count, batch_size)
     status.keep(_form(spec, config))
     if spec.labels:
         status.keep(_classes(train, test))
-    spec = images_alone(spec)
+    spec = pipeline.images_alone(spec)
     batches = {
-        "train": (train, training_batches(train, spec, batch_size, config.train.seed)),
-        "test": (test, evaluation_batches(test, spec, batch_size, seed=0).repeat()),
+        "train": (train, pipeline.training_batches(train, spec, batch_size, config.train.seed)),
+        "test": (test, pipeline.evaluation_batches(test, spec, batch_size, seed=0).repeat()),
     }
     for name, (source, dataset) in batches.items():
-        statistics = _statistics(iterate(dataset, source), source.count, spec, seconds)
+        statistics = _statistics(pipeline.iterate(dataset, source), source.count, spec, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
     status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
-    first = iterate(training_batches(train, spec, min(count, train.count), config.train.seed), train)
-    return [next(first).numpy(), chosen_images(test, spec, "test", at_most=count)[0]]
+    first = pipeline.iterate(pipeline.training_batches(train, spec, min(count, train.count), config.train.seed), train)
+    return [next(first).numpy(), pipeline.chosen_images(test, spec, "test", at_most=count)[0]]
 
 
 def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, seconds: float) -> str:

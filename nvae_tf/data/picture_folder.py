@@ -25,13 +25,10 @@ _FIX = "Fix or remove the file"
 Places = str | os.PathLike | Sequence[str | os.PathLike]
 
 
-def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
-    """What most pictures of the training part are like, by the headers of up to 200 spread all over it."""
-    return _usual_header(spec, _names_of_parts(spec)["train"])
-
-
-def _usual_header(spec: DataSpec, names: Sequence[str]) -> pictures.PictureHeader:
-    headers, problems = [], []
+def first_folder_image(spec: DataSpec, *splits: str) -> pictures.PictureHeader:
+    """What most pictures of the training part, or of `splits`, are like, by the headers of up to 200 spread over it."""
+    parts, headers, problems = _names_of_parts(spec), [], []
+    names = sorted(name for split in splits or ("train",) for name in parts[split])
     for name in names[:: -(-len(names) // 200)]:
         try:
             header = pictures.read_header(pathlib.Path(spec.path, name), spec.max_pixels)
@@ -132,13 +129,8 @@ def _class_folders(spec, split, names):
 def _pixels(path: pathlib.Path, spec: DataSpec, fix: str) -> np.ndarray:
     """A picture as the spec has it, uint8 `[height, width, channels]`; every error has its name and the fix."""
     try:
-        picture = pictures.read_picture(
-            path,
-            spec.channels,
-            spec.max_pixels,
-            lambda picture: pictures.fitted(picture, spec, f"{path}:"),
-            spec.alpha,
-        )
+        fit = functools.partial(pictures.fitted, spec=spec, where=f"{path}:")
+        picture = pictures.read_picture(path, spec.channels, spec.max_pixels, fit, spec.alpha)
         return np.asarray(picture).reshape(spec.image_shape)
     except pictures.BadPicture as error:
         raise pictures.BadPicture(f"{error}. {fix}") from None
@@ -179,27 +171,26 @@ def _usable(spec: DataSpec, split: str, parts: dict[str, list[str]], report: Rep
     """
     names, usable, problems, forms = parts[split], [], [], collections.Counter()
     looked_at = [*names, *parts["test"]] if split == "train" else names
-    stops, bad = spec.on_bad_file == "stop", None
-    for number, (form, problem) in enumerate(_in_threads(functools.partial(_examined, spec), looked_at), 1):
-        name, is_of_part = looked_at[number - 1], number <= len(names)
+    stops, examined = spec.on_bad_file == "stop", _in_threads(functools.partial(_examined, spec), looked_at)
+    for number, (name, form, problem) in enumerate(examined, 1):
+        is_of_part = number <= len(names)
         if problem is None:
             forms[form] += 1
             usable += [name] if is_of_part else []
         elif stops or is_of_part:
-            problems.append(problem)
-            bad = bad or name
+            problems.append((name, problem))
         if number % _NAMES_AT_ONCE == 0 or number == len(looked_at):
             if stops and problems:
-                _, problem = _examined(spec, bad, _usual_header(spec, sorted(parts["train"] + parts["test"])))
+                *_, problem = _examined(spec, problems[0][0], *first_folder_image(spec, *parts)[2:])
                 raise ValueError(f"{problem}. {_fix(len(problems), number)}")
             text = f"looking at the pictures in {spec.path}: {number:,} of {len(looked_at):,}"
             report.progress(text, number / len(looked_at))
     if not usable:
-        raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
+        raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0][1]}")
     if split == "train":
         pictures.report_conversion(forms, spec, report)
     if problems:
-        shown = "".join(f"\n    {problem}" for problem in problems[:_SKIPPED_NAMES_SHOWN])
+        shown = "".join(f"\n    {problem}" for _, problem in problems[:_SKIPPED_NAMES_SHOWN])
         rest = len(problems) - _SKIPPED_NAMES_SHOWN
         skipped = f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}"
         report.keep(f"{skipped}:{shown}" + (f"\n    and {rest:,} more" if rest > 0 else ""))
@@ -207,25 +198,22 @@ def _usable(spec: DataSpec, split: str, parts: dict[str, list[str]], report: Rep
 
 
 def _fix(bad: int = 1, looked_at: int = 1) -> str:
-    of_all = f", of {looked_at:,} pictures looked at"
-    others = f" ({bad - 1:,} more can't be used, for this or other reasons{of_all})" if bad > 1 else ""
+    others = f" ({bad - 1:,} more of {looked_at:,} can't be used, for this or other reasons)" if bad > 1 else ""
     return f"{_FIX}{others}, or leave such files out with --config.data.on_bad_file=skip"
 
 
-def _examined(
-    spec: DataSpec, name: str, usual: pictures.PictureHeader | None = None
-) -> tuple[tuple[int, int] | None, str | None]:
-    """A picture's channels and bits, and why it can't be used, by its header and, with "skip", its pixels."""
+def _examined(spec: DataSpec, name: str, *usual: int) -> tuple[str, tuple[int, int] | None, str | None]:
+    """A picture's name, its channels and bits, and why it can't be used: by its header and, with "skip", its pixels."""
     path = pathlib.Path(spec.path, name)
     try:
         header = pictures.read_header(path, spec.max_pixels)
         pictures.check_size(f"{path}:", header.height, header.width, spec)
-        pictures.check_form(path, header.channels, header.bits, spec, usual)
+        pictures.check_form(path, header.channels, header.bits, spec, *usual)
         if spec.on_bad_file == "skip":
             pictures.read_picture(path, spec.channels, spec.max_pixels)
     except pictures.BadPicture as error:
-        return None, str(error)
-    return (spec.seen_channels(header.channels), header.bits), None
+        return name, None, str(error)
+    return name, (spec.seen_channels(header.channels), header.bits), None
 
 
 def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:

@@ -20,7 +20,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _FORMATS_WITH_FRAMES = ("PNG", "WEBP", "GIF", "TIFF")
 # Pillow's modes of pictures with 1 to 4 channels.
 _CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_CHANNEL_NAMES = {1: "gray", 2: "gray with alpha", 3: "RGB", 4: "RGBA"}
+# By channels and bits.
+_FORM_NAMES = {(1, 8): "gray", (2, 8): "gray with alpha", (3, 8): "RGB", (4, 8): "RGBA"}
+_FORM_NAMES |= {(channels, 16): f"16-bit {name}" for (channels, _), name in _FORM_NAMES.items()}
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
 # Where a PNG file has its bits per channel, and then its color type; and the channels of these types.
 _PNG_FORM_AT = 24
@@ -333,37 +335,29 @@ def check_size(where: str, height: int, width: int, spec: DataSpec) -> None:
         raise BadPicture(f"{where} is {size}: {fix}")
 
 
-def check_form(
-    where: object, channels: int | None, bits: int, spec: DataSpec, usual: PictureHeader | None = None
-) -> None:
+def check_form(where: object, channels: int | None, bits: int, spec: DataSpec, *usual: int) -> None:
     """Raises BadPicture for images with other channels or bits than the spec's, unless they are converted.
 
-    `usual` is what most images of the set are like, if not like these.
+    `usual` are the channels and the bits of most images of the set; if not given, those of these images.
     """
-    settings = ("channels", spec.seen_channels(channels), "channels"), ("file_bits", bits, "bits a channel")
-    for setting, value, what in settings:
-        expected, common = getattr(spec, setting), value
-        if usual:
-            common = usual.bits if setting == "file_bits" else usual.channels
+    form = spec.seen_channels(channels), bits
+    names = zip(("channels", "bits a channel"), ("channels", "file_bits"), form, usual or form, strict=True)
+    for what, setting, value, common in names:
+        expected = getattr(spec, setting)
         if not spec.convert and value not in (None, expected):
             fix = "--config.data.convert=True converts images when they are read"
-            if common != expected:
-                fix += f", or set it to {common}" + (", as most pictures have it" if usual else "")
+            fix += f", or set it to {common}, what most images have" if common != expected else ""
             raise BadPicture(f"{where}: has {value} {what}, but data.{setting} is {expected}; {fix}")
 
 
 def report_conversion(forms: Mapping[tuple[int, int], int], spec: DataSpec, report: Report) -> None:
     """Reports in one line what is converted; `forms` has the number of pictures by their channels and bits."""
-    others = {form: count for form, count in forms.items() if form != (spec.channels, spec.file_bits)}
-    if not others:
-        return
-
-    def words(channels, bits):
-        return ("16-bit " if bits == 16 else "") + _CHANNEL_NAMES[channels]
-
-    kinds = [words(*form) + (f" ({count:,})" if len(others) > 1 else "") for form, count in sorted(others.items())]
-    numbers = f"{sum(others.values()):,} of {sum(forms.values()):,} pictures"
-    report.keep(f"Converted {numbers} from {' and '.join(kinds)} to {words(spec.channels, spec.file_bits)}")
+    target = spec.channels, spec.file_bits
+    others = {form: count for form, count in sorted(forms.items()) if form != target}
+    if others:
+        kinds = [_FORM_NAMES[form] + (f" ({count:,})" if len(others) > 1 else "") for form, count in others.items()]
+        numbers = f"{sum(others.values()):,} of {sum(forms.values()):,} pictures"
+        report.keep(f"Converted {numbers} from {' and '.join(kinds)} to {_FORM_NAMES[target]}")
 
 
 def fits(images: np.ndarray, spec: DataSpec) -> bool:

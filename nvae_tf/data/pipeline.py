@@ -28,8 +28,6 @@ _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 # All images of a large set would take as long as what the result is kept for.
 _IMAGES_IN_DIGEST = 256
-# Of the images that are shown.
-_SHOWN_SEED = 0
 # How a PNG file begins, up to its width and height.
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
@@ -277,7 +275,7 @@ def shown_numbers(source: ImageSource, count: int) -> list[int]:
     smaller than their number, one of each of `count` classes that are drawn by the same seed.
     """
     # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
-    random = np.random.RandomState(_SHOWN_SEED)
+    random = np.random.RandomState(0)
     order = random.permutation(source.count)
     if source.labels is not None:
         labels, classes = source.labels[order], len(source.class_names)
@@ -314,8 +312,8 @@ def chosen_images(
         indices = shown_numbers(source, count or at_most)
     size, batches = (64, None) if indices is None else (1, indices)
     indices = range(source.count) if indices is None else indices
-    images = iterate(evaluation_batches(source, spec, size, seed, batches), source)
-    images = np.concatenate([batch.numpy() for batch in images])
+    dataset = evaluation_batches(source, spec, size, seed, batches)
+    images = np.concatenate([batch.numpy() for batch in iterate(dataset, source)])
     return images, None if labels is None else labels[list(indices)], [f"{split}_{index:05d}" for index in indices]
 
 

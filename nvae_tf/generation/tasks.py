@@ -137,8 +137,7 @@ class Originals:
 
             spec = spec_to_read(config, self.data_path)
             source = load_split(spec, self.split, StatusLine().report())
-            chosen = self.indices, self.count, at_most, seed
-            images, labels, names = chosen_images(source, spec, self.split, *chosen)
+            images, labels, names = chosen_images(source, spec, self.split, self.indices, self.count, at_most, seed)
             words = f"image{'' if len(images) == 1 else 's'} of the {self.split} part"
         labels = labels if self.labels is None else _classes(config, self.labels, len(images))
         return images, labels, names, f"{len(images):,} {words}"

@@ -210,9 +210,9 @@ def test_what_is_converted_is_said_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("channels", "advice"),
     [
-        (None, "gray .* has 2 channels, but data.channels is 4; [^,]*{} [(]4 more .*, of 45 pictures looked at[)], or"),
-        (3, "has 4 channels, .* when they are read, or set it to 4, as most pictures have it.{} [(]44 more"),
-        (2, "has 4 channels, .* when they are read, or set it to 4, as most pictures have it.{} [(]40 more"),
+        (None, "gray .* has 2 channels, but data.channels is 4; [^,]*{} [(]4 more of 45 can't"),
+        (3, "has 4 channels, .* when they are read, or set it to 4, what most images have.{} [(]44 more"),
+        (2, "has 4 channels, .* when they are read, or set it to 4, what most images have.{} [(]40 more"),
     ],
 )
 def test_what_is_advised_fits_the_majority_of_all_pictures(channels, advice, tmp_path):
@@ -256,7 +256,7 @@ def test_of_many_skipped_pictures_the_first_are_named(tmp_path):
     write_files(tmp_path / "train", {f"x{number}.png": b"text" for number in range(8)})
     assert load_split(spec, "train", Report(keep=kept.append)).count == 6
     assert "Skipped 8 of 14 pictures" in kept[0] and kept[0].endswith("and 3 more") and kept[0].count("x") == 5
-    with pytest.raises(ValueError, match="7 more can't be used"):
+    with pytest.raises(ValueError, match="7 more of 16 can't be used"):
         load_split(dataclasses.replace(spec, on_bad_file="stop"), "train")
 
 

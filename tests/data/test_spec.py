@@ -244,6 +244,10 @@ def test_what_leads_to_no_images_is_reported():
         ({"path": __file__}, ValueError, "data.path = .*: a file that is neither .npy nor .npz; name a folder of"),
         ({"path": __file__, "source": "folder"}, ValueError, "a file; for data.source = folder it names a folder of"),
         ({"source": "tfds"}, ValueError, "data.source_name is not set: .* for example --config.data.source_name="),
+        *(
+            ({"source": "tfds", "source_name": name}, ValueError, "data.source_name = .*: not a name of TensorFlow")
+            for name in ("huggingface:mnist", "hf://user/set", "https://host/a.zip", "kaggle:a" * 999, "a\nb")
+        ),
         ({"source": "arrays", "path": "gone"}, FileNotFoundError, "data.path = gone: .* name a .npy or .npz file"),
         ({"source": "fodler"}, ValueError, "data.source = 'fodler': .*did you mean 'folder'"),
     ):
