@@ -126,7 +126,7 @@ def check_is_no_pattern(path: pathlib.Path) -> None:
 def check_has_config(folder: pathlib.Path, given: str) -> None:
     """FileNotFoundError, which begins with what was `given`, where a place is no run folder."""
     if not (folder / "config.json").is_file():
-        file = "a file; of files, nvae_tf.load reads those of model.save" if folder.is_file() else "no such folder"
+        file = "a file, not a run folder (nvae_tf.load reads .keras files)" if folder.is_file() else "no such folder"
         fault = "not a run folder, it has no config.json" if folder.is_dir() else file
         raise FileNotFoundError(f"{given}: {fault}; give the --workdir of a run of nvae-train")
 

@@ -195,8 +195,7 @@ def fewest_weights(config: ModelConfig) -> int:
     plan, latent = _layout(config), config.num_latent_per_group
     top, flow = plan.scales[0], 2 * 9 * latent * HIDDEN_MULTIPLE * latent
     weights = top.height * top.width * top.decoder_channels + top.encoder_channels**2
-    weights += 9 * config.image_channels * config.num_channels_encoder
-    weights += config.num_classes * sum(scale.decoder_channels for scale in plan.scales)
+    weights += 9 * config.image_channels * config.num_channels_encoder + config.num_classes * top.decoder_channels
     if config.likelihood == "logistic_mixture":
         weights += 9 * config.num_channels_decoder * config.num_mixtures
     # Of a block, the cell that changes the channels counts as one of the others.

@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import warnings
+import zipfile
 
 import keras
 
@@ -94,6 +95,7 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     if file.suffix != ".keras" or not file.is_file():
         return load_run(path, checkpoint).model
     with wrap_read_errors(f"{file}: not a model that can be read (", "); restore it from a copy, or save it again"):
+        check(zipfile.is_zipfile(file), "not a zip file, or cut off")
         model = keras.saving.load_model(file)
         check(isinstance(model, NVAE), f"a {type(model).__name__}, no NVAE")
         return model

@@ -193,8 +193,7 @@ def write_shared_run(
 
 def _check_is_own(folder: pathlib.Path, is_cached: bool) -> None:
     """ValueError for a file to be shared that is a link out of the run folder, or a device: it may be a secret."""
-    # A snapshot in the Hub's cache has links to blobs beside the snapshots.
-    root = folder.resolve().parents[1] if is_cached else folder.resolve()
+    root = folder.resolve().parents[1] if is_cached else folder.resolve()  # the cache has links to blobs
     for file in (file for pattern in (*_FILES, _BEST) for file in folder.glob(pattern)):
         if not file.is_file() or not file.resolve().is_relative_to(root):
             raise ValueError(f"{file}: a link out of the run folder, or no file; put a copy in its place, or delete it")

@@ -75,8 +75,8 @@ def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
     ("damage", "reason"),
     [
         (None, None),
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "File not found|not a zip file"),
-        (lambda path: path.write_bytes(b"x" * 1000), "File not found|not a zip file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a zip file, or cut off"),
+        (lambda path: path.write_bytes(b"x" * 1000), "not a zip file, or cut off"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"num_flows", b"num_flowx")), "Bad CRC-32"),
         (lambda path: rewritten(path, lambda config: config.update(registered_name="X>Y")), "locate class"),
         (
@@ -97,7 +97,7 @@ def test_a_keras_file_is_loaded_or_refused_in_one_line(tmp_path, damage, reason)
     with pytest.raises(ValueError, match=rf"model\.keras: not a model .* read \(.*({reason}).*\); restore") as error:
         nvae_tf.load(path)
     assert "\n" not in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"--workdir=.*model\.keras: a file; of files, nvae_tf.load reads"):
+    with pytest.raises(FileNotFoundError, match=r"model\.keras: a file, not a run folder \(nvae_tf.load reads"):
         command_line.run_folder(str(path))
 
 
