@@ -552,10 +552,13 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
         raise FileNotFoundError(f"{path}: no such file; a run folder written by nvae-train has one")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
     check(isinstance(settings, dict), f"{path} is no JSON object of settings; restore it from a copy of the run")
-    return experiment_config(settings)
+    try:
+        return experiment_config(settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def preset(name: str) -> Any:

@@ -123,6 +123,14 @@ def check_is_no_pattern(path: pathlib.Path) -> None:
         )
 
 
+def check_has_config(folder: pathlib.Path, given: str) -> None:
+    """FileNotFoundError, which begins with what was `given`, where a place is no run folder."""
+    if not (folder / "config.json").is_file():
+        file = "a file, not a run folder (nvae_tf.load reads .keras files)" if folder.is_file() else "no such folder"
+        fault = "not a run folder, it has no config.json" if folder.is_dir() else file
+        raise FileNotFoundError(f"{given}: {fault}; give the --workdir of a run of nvae-train")
+
+
 def check_writable(folder: pathlib.Path, flag: str) -> None:
     """Checks that files can be written in a folder, or that it can be made; `flag`, `--workdir=runs/x`, named it."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))

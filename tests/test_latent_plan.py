@@ -81,6 +81,21 @@ def test_the_cell_sets():
         assert (cells.preprocess, cells.encoder, cells.decoder, cells.postprocess) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((f"num_{name}", 10**6) for name in ("groups_per_scale", "flows", "preprocess_cells", "postprocess_cells")),
+        *((f"num_cells_per_group_{part}", 10**6) for part in ("encoder", "decoder")),
+        *((f"num_channels_{part}", 10**9) for part in ("encoder", "decoder")),
+        *(("num_latent_per_group", 10**8), ("num_mixtures", 10**9), ("num_classes", 10**9), ("image_height", 10**9)),
+        *((name, 2**62) for name in ("num_groups_per_scale", "min_groups_per_scale", "num_channels_encoder")),
+    ],
+)
+def test_a_far_too_large_model_is_refused_before_it_is_laid_out(name, value):
+    with pytest.raises(ValueError, match=r"model\.num_\*: at least [0-9,]{6,} (layers|weights), and a .*; use fewer"):
+        plans.latent_plan(config(num_latent_scales=2, **{name: value}))
+
+
 TIGHT = dict(image_height=28, padded_height=28, num_latent_scales=3)
 GROUPED = dict(cell_set="mbconv_den", num_channels_encoder=8, num_channels_decoder=8)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import ExperimentConfig, check, config_to_dict, config_to_json, experiment_config, resolve_lengths
+from nvae_tf.config import ExperimentConfig, check, config_to_dict, experiment_config, resolve_lengths
 from nvae_tf.data.spec import DATA_SPECS
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write, file_sha256
@@ -25,7 +25,7 @@ from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run import ModelForTraining, model_for_training
-from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text
+from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text, write_run_config
 
 # For those who want to change settings; `--config` takes config.json too.
 _CONFIG_TEXT = '''"""The settings of this run, for nvae-train: those of config.json beside this file."""
@@ -111,7 +111,7 @@ def import_run(
         if settings.images:
             atomic_write(folder.images_file, settings.images.text())
         write_origin(folder, origin)
-        atomic_write(folder.config_file, config_to_json(config))
+        write_run_config(folder, config)
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
     return settings._replace(config=config, has_optimizer=has_optimizer)
 

@@ -25,7 +25,7 @@ from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
-from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
+from nvae_tf.training.checkpoints import steps_of_files
 from nvae_tf.training.companions import prior_text, read_about
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
 from nvae_tf.training.sharing import find_run_folder
@@ -169,7 +169,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
     """Reads the files of a run folder. Metrics that can't be read are left out; damaged settings raise ValueError."""
     config, name = read_run_config(folder), folder.path.resolve().name
     steps = steps_of_files(folder.checkpoints, "index")
-    best = steps_of_files(folder_of_best(folder.checkpoints), "index")
+    best = steps_of_files(folder.best_checkpoints, "index")
     files = [folder.evaluation_file(split) for split in ("test", "train")]
     evaluations = (_read(_evaluation, file, name, hub_dataset(config.data)) for file in files)
     samples = {int(file.stem[5:]): file for file in folder.samples.glob("step-*.png") if file.stem[5:].isdecimal()}
@@ -350,6 +350,9 @@ def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evalua
     )
     made = f"with TensorFlow {metrics.get('tensorflow')}, last written {metrics.get('date')}"
     results = tuple(_results(metrics, dataset or identifier(metrics["dataset"])))
+    for name in [name for name, value in metrics.items() if isinstance(value, str)]:
+        # A name must not look like other lines of the table.
+        metrics[name] = "".join(letter if letter.isprintable() else " " for letter in metrics[name])
     command = _command(metrics, workdir)
     return Evaluation(
         *(str(metrics["split"]), metrics.get("checkpoint"), results),

@@ -5,15 +5,17 @@ import functools
 import os
 import pathlib
 import warnings
+import zipfile
 
 import keras
 
 from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check, check_choice
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.layers import DataDependentConvolution
 from nvae_tf.models import NVAE
 from nvae_tf.published.names import named_weights
 from nvae_tf.published.torch_file import from_torch_checkpoint
-from nvae_tf.training.checkpoints import best_instead, find_best, folder_of_best, newest_whole, restore_weights, step_of
+from nvae_tf.training.checkpoints import best_instead, check_size, find_best, newest_whole, restore_weights, step_of
 from nvae_tf.training.companions import read_calibration, read_prior
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 from nvae_tf.training.sharing import find_run_folder
@@ -60,6 +62,7 @@ class TrainedRun:
     def _loaded(self) -> tuple[NVAE, bool]:
         # Fails before a model is made.
         config, checkpoint = self.config, self.checkpoint
+        check_size(config.model, checkpoint)
         dropout = config.train.label_dropout if config.model.num_classes else 0.0
         model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
         has_ema = restore_weights(model, checkpoint)
@@ -79,16 +82,23 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
 
     Args:
       path: the `--workdir` of nvae-train; or "hf://user/repo", of nvae-publish, or "hf://user/repo@revision"; or
-        "digits", the preset of that name, trained, which comes with this package.
+        "digits", the preset of that name, trained, which comes with this package; or a file of `model.save`, .keras.
       checkpoint: "latest", or "best" for the one with the best test score (`train.keep_best`).
 
     Raises:
       FileNotFoundError: there is no such run folder, or it has no such checkpoint yet.
       OSError: the repository is unknown, or the Hub can't be reached.
-      ValueError: `config.json` is damaged or asks for an impossible model; or all checkpoints, or the best, are
-        damaged; or the checkpoint is of another architecture, then the first differences are named.
+      ValueError: `config.json`, or a .keras file, is damaged or asks for an impossible model; or all checkpoints, or
+        the best, are damaged; or the checkpoint is of another architecture, then the first differences are named.
     """
-    return load_run(path, checkpoint).model
+    file = pathlib.Path(path)
+    if file.suffix != ".keras" or not file.is_file():
+        return load_run(path, checkpoint).model
+    with wrap_read_errors(f"{file}: not a model that can be read (", "); restore it from a copy, or save it again"):
+        check(zipfile.is_zipfile(file), "not a zip file, or cut off")
+        model = keras.saving.load_model(file)
+        check(isinstance(model, NVAE), f"a {type(model).__name__}, no NVAE")
+        return model
 
 
 def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
@@ -130,7 +140,7 @@ def _newest(folder: RunFolder) -> str:
 
 
 def _best(folder: RunFolder) -> str:
-    place = folder_of_best(folder.checkpoints)
+    place = folder.best_checkpoints
     found = find_best(place)
     if found.path is not None:
         return found.path

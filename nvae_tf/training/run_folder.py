@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
-from nvae_tf.files import atomic_write, check_is_no_pattern
-from nvae_tf.training.checkpoints import steps_of_files
+from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
+from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
 
 # What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
 # images lie now and what happens to those that are unreadable or of another form. Nothing else, because the second half
@@ -41,6 +41,8 @@ class RunFolder:
         self.images_file = self.path / "images.json"  # see `ImageCounts`
         self.environment_file = self.path / "environment.json"  # hardware and versions of the latest training
         self.checkpoints = self.path / "checkpoints"
+        self.best_checkpoints = folder_of_best(self.checkpoints)
+        self.recorded_config_file = self.checkpoints / "config.json"  # a copy, which shows damage to the other
         self.metrics_file = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"  # `step-N.png` with N in eight digits
@@ -66,17 +68,27 @@ class RunFolder:
         return {name: value for name, value in scores.items() if name != "data"} if is_of_checkpoint else None
 
 
+def write_run_config(folder: RunFolder, config: ExperimentConfig) -> None:
+    """Writes the settings of a run, and last, because a run may lack it, their copy beside its weights."""
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    for file in (folder.config_file, folder.recorded_config_file):
+        atomic_write(file, config_to_json(config))
+
+
 def read_run_config(folder: RunFolder) -> ExperimentConfig:
-    """The settings of a run; FileNotFoundError where there is none, ValueError where its `config.json` is damaged."""
-    if not folder.config_file.is_file():
-        found = "not a run folder, it has no config.json" if folder.path.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder.path}: {found}; give the --workdir of a run of nvae-train")
+    """The settings of a run; FileNotFoundError where there is none, ValueError where its `config.json` is damaged.
+
+    Settings that belong to the weights must be those of the copy beside them, which runs of older versions lack.
+    """
+    check_has_config(folder.path, str(folder.path))
     check_is_no_pattern(folder.path)
-    try:
-        return read_config(folder.config_file)
-    except ValueError as error:
-        place = "" if str(folder.config_file) in str(error) else f"{folder.config_file}: "
-        raise ValueError(f"{place}{error}") from error
+    config, copy = read_config(folder.config_file), folder.recorded_config_file
+    if copy.is_file() and (differences := _differences(read_config(copy), config)):
+        raise ValueError(
+            f"{folder.config_file}: not the settings that its weights were made with: {differences}. If it is damaged, "
+            f"copy {copy} over it; if the change is meant, delete {copy}"
+        )
+    return config
 
 
 def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunFolder:
@@ -85,9 +97,8 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
     ValueError: the folder holds something else, or a run with other settings; nothing is written then.
     """
     folder = RunFolder(path)
-    if check_continues(folder, config) != config:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder.config_file, config_to_json(config))
+    if check_continues(folder, config) != config or not folder.recorded_config_file.is_file():
+        write_run_config(folder, config)
     return folder
 
 
@@ -116,16 +127,10 @@ def _check_place(folder: RunFolder) -> None:
 
 
 def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: ExperimentConfig) -> None:
-    old = named_settings(before)
-    differences = [
-        f"{name} was {old[name]!r} and is now {value!r}"
-        for name, value in named_settings(now).items()
-        if old[name] != value and name not in CHANGEABLE_SETTINGS
-    ]
-    more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+    differences = _differences(before, now)
     check(
         not differences,
-        f"{folder.path}: holds a run with other settings: {'; '.join(differences[:5])}{more}. "
+        f"{folder.path}: holds a run with other settings: {differences}. "
         "Give the same settings to continue it, or another --workdir",
     )
     step, total = max(steps_of_files(folder.checkpoints, "index"), default=0), now.objective.total_steps
@@ -134,6 +139,17 @@ def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: Experiment
         f"{folder.path}: this run has {step:,} steps already, more than the {total:,} asked for. "
         "Give more train.steps (or train.epochs), or another --workdir",
     )
+
+
+def _differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
+    """The settings that may not change in a run and have, in words; empty where there is none."""
+    old = named_settings(before)
+    differences = [
+        f"{name} was {old[name]!r} and is now {value!r}"
+        for name, value in named_settings(now).items()
+        if old[name] != value and name not in CHANGEABLE_SETTINGS
+    ]
+    return "; ".join(differences[:5]) + (f" and {len(differences) - 5} more" if len(differences) > 5 else "")
 
 
 class ImageCounts(NamedTuple):

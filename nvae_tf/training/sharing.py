@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from nvae_tf.config import check, config_to_json, did_you_mean
+from nvae_tf.config import check, did_you_mean
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 
@@ -35,7 +35,8 @@ _BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 _FILES = tuple(
     """
     README.md config.json images.json environment.json origin.json evaluation.json evaluation-train.json metrics.csv
-    outliers.npz prior.npz checkpoints/step-*.index checkpoints/step-*.data-* samples/step-*.png
+    outliers.npz prior.npz checkpoints/config.json checkpoints/step-*.index checkpoints/step-*.data-*
+    samples/step-*.png
     """.split()
 )
 # Fetched too: a run folder that was uploaded as it is may have a best checkpoint beside the latest.
@@ -154,13 +155,14 @@ def write_shared_run(
     from nvae_tf.reports.run_facts import Origin, origin_of_run, write_origin
     from nvae_tf.training.checkpoints import checkpoint_sha256, write_weights
     from nvae_tf.training.loading import load_run
-    from nvae_tf.training.run_folder import RunFolder
+    from nvae_tf.training.run_folder import RunFolder, write_run_config
 
     source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
+    _check_is_own(source.path, is_cached=os.fspath(workdir).startswith(HUB))
     run = load_run(source.path, checkpoint)
     output.mkdir(parents=True)
     prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_ema)
-    atomic_write(shared.config_file, config_to_json(run.config.without_places()))
+    write_run_config(shared, run.config.without_places())
     names = ["images_file", "environment_file", "metrics_file", "card_file"]
     # A text is of files that do not fit these weights.
     for name, found in (("outliers_file", run.model.outlier_calibration), ("prior_file", run.model.reweighted_prior)):
@@ -187,6 +189,14 @@ def write_shared_run(
     parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     write_model_card(shared, parameters, place)
     return run.step, any(scored.values())
+
+
+def _check_is_own(folder: pathlib.Path, is_cached: bool) -> None:
+    """ValueError for a file to be shared that is a link out of the run folder, or a device: it may be a secret."""
+    root = folder.resolve().parents[1] if is_cached else folder.resolve()  # the cache has links to blobs
+    for file in (file for pattern in (*_FILES, _BEST) for file in folder.glob(pattern)):
+        if not file.is_file() or not file.resolve().is_relative_to(root):
+            raise ValueError(f"{file}: a link out of the run folder, or no file; put a copy in its place, or delete it")
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def run_folder(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathl
         file.write_bytes(changed)
     (run / "config.py").write_text(f"open({str(canary)!r}, 'w').close()")
     # Whole, checksums and all: what was changed in a tensor can't be seen.
-    beside = not name.startswith(("config.json", "images.json", "checkpoints/step", "checkpoints/best"))
+    beside = not name.startswith(("config.json", "images.json", "checkpoints/"))
     is_sound = beside and change not in (_become_folder, _swap_files)
     return Mutant(run, base.name, f"{name}, {change.__name__}", change is not _change_tensor, is_sound)
 

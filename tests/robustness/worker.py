@@ -70,6 +70,7 @@ def reader_of_published(base: pathlib.Path):
 
 def reader_of_runs(base: pathlib.Path):
     """What generation and evaluation, resumed training, the model card and the report read."""
+    from nvae_tf.config import named_settings
     from nvae_tf.models import NVAE
     from nvae_tf.reports.model_card import keep_model_card
     from nvae_tf.reports.run_facts import gather, read_curves
@@ -77,7 +78,13 @@ def reader_of_runs(base: pathlib.Path):
     from nvae_tf.training.checkpoints import TrainingState
     from nvae_tf.training.outputs import MetricsFile
     from nvae_tf.training.run import model_for_training
-    from nvae_tf.training.run_folder import RunFolder, open_for_training, read_image_counts, read_run_config
+    from nvae_tf.training.run_folder import (
+        CHANGEABLE_SETTINGS,
+        RunFolder,
+        open_for_training,
+        read_image_counts,
+        read_run_config,
+    )
 
     config = read_run_config(RunFolder(base))
     settings = config.model, config.objective, config.train.seed
@@ -101,7 +108,9 @@ def reader_of_runs(base: pathlib.Path):
 
     def loaded(checkpoint, path):
         trained = loading.load_run(path, checkpoint)
-        return numbered(trained.step, trained.model.weights)
+        settings = named_settings(trained.config).items()
+        kept = [setting for setting in settings if setting[0] not in CHANGEABLE_SETTINGS]
+        return f"{numbered(trained.step, trained.model.weights)} {kept}"
 
     def resumed(path):
         folder = open_for_training(path, config)
