@@ -147,7 +147,7 @@ class ImageGenerator:
             # By the image's number, so that they do not depend on the batches.
             labels = np.asarray(seeds)[:, 1] % self._model.config.num_classes
         labels = _checked(labels, len(seeds), self._model)
-        check_guidance(guidance, bool(labels), self._model.config.num_classes)
+        check_guidance(guidance, bool(labels), self._model.config.num_classes, self._model.label_dropout)
 
         def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
             rows = divided(self._strategy, rows)

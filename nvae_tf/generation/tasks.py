@@ -173,8 +173,12 @@ def sample(
     """
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
     from nvae_tf.generation.sampling import generate_images
+    from nvae_tf.models.latents import check_guidance
 
     _plan(run, temperature)
+    # Without labels a conditional model draws its classes in turn.
+    num_classes = run.config.model.num_classes
+    check_guidance(guidance, num_classes > 0, num_classes, run.config.train.label_dropout)
     classes, model = _classes(run.config, labels, count), run.model
     if batch_norm_iterations:
         model, text = readjusted(model, temperature, batch_norm_iterations, seed=seed, prior=prior)

@@ -343,14 +343,15 @@ class NVAE(keras.Model):
         """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
         `temperature` multiplies the priors' sigma, see `temperatures_of_groups`: a number, or one a scale or group.
-        Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class,
-        for a model trained with `label_dropout` (see `GuidedSource`); with 0 latents are from the priors of no class.
+        Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class
+        (see `GuidedSource`); with 0 latents are from the priors of no class. ValueError unless it is 1 where the model
+        was trained without `label_dropout`.
         With `prior="reweighted"` the top groups are drawn from the `ReweightedPrior` that nvae-prior has learned.
         """
         check(count >= 1, f"count = {count}: must be at least 1")
         check_prior(prior, self)
         labels = self._labels(labels, count)
-        check_guidance(guidance, labels is not None, self.config.num_classes)
+        check_guidance(guidance, labels is not None, self.config.num_classes, self.label_dropout)
 
         def generated(seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
             return self.generate_from_seeds(seeds, temperature, (), FoldedPass(labels=labels), guidance, prior).mean()

@@ -101,7 +101,8 @@ class Signatures(FlatLatentModel):
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an
     image, `groups` the number of latent groups. Images are float32 `[batch, H, W, C]` in [0, 1], seeds int64 `[batch]`,
     temperatures float32 `[batch]`. Models with classes take int32 `label` `[batch]` too, the number of a class or -1
-    for none, and `compose` float32 `guidance` `[batch]`, see `NVAE.generate`, 1 where there is no class.
+    for none, and, if trained with `label_dropout`, `compose` float32 `guidance` `[batch]`, see `NVAE.generate`, 1 where
+    there is no class.
     Where there is a reweighted prior, `sample` and `compose` take int32 `proposals` `[batch]`: with 1 a row is drawn
     from the model's own prior, with more from the reweighted one, whose number of proposals is fixed.
 
@@ -129,7 +130,8 @@ class Signatures(FlatLatentModel):
         self._most_rows, self._rows = most_rows, rows
         reweighted = model.reweighted_prior
         self._reweighted = reweighted if isinstance(reweighted, ReweightedPrior) else None
-        self._has = {"label": model.config.num_classes > 0, "guidance": model.config.num_classes > 0}
+        has_classes = model.config.num_classes > 0
+        self._has = {"label": has_classes, "guidance": has_classes and model.label_dropout > 0.0}
         self._has["proposals"] = self._reweighted is not None
         noise_scale = tf.TensorSpec([rows], tf.float32, "noise_scale")
         self.networks = self._compose, self._infer = [

@@ -129,7 +129,7 @@ def test_what_is_refused(reweight, model):
                 ask(2, prior=prior)
         with pytest.raises(ValueError, match=message):
             readjusted(model, 0.7, 1, prior=prior)
-    conditional = reweight(tilt, of=tiny_model(num_classes=3), classes=3)
+    conditional = reweight(tilt, of=tiny_model(num_classes=3, label_dropout=0.1), classes=3)
     with pytest.raises(ValueError, match="neither guidance nor latents go with it"):
         conditional.generate(2, labels=0, guidance=2.0, prior="reweighted")
 

@@ -85,7 +85,7 @@ def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
     monkeypatch.setattr(scan, "_scan_without_records", lambda *given: loops.append(given) or loop(*given))
     settings, how = DRAWN[variant]
     precision = "mixed_bfloat16" if variant == "half precision" else None
-    model = shaken(tiny_model(dtype=precision, **SETTINGS | dict(num_latent_scales=1) | settings))
+    model = shaken(tiny_model(dtype=precision, label_dropout=0.1, **SETTINGS | dict(num_latent_scales=1) | settings))
     images, labels = tf.constant(images_of(model.config, 4)), tf.constant([0, 1, 2, -1])
     labels = labels if model.config.num_classes else None
     nats = LikelihoodEvaluator(model, 4).evaluate([images if labels is None else (images, labels)], seed=1).nelbo
