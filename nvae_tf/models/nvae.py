@@ -32,7 +32,7 @@ from nvae_tf.models import restoration, training_step
 from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import (
     assert_classes,
-    assert_unit_range,
+    assert_pixels,
     check_batch,
     check_images,
     frame,
@@ -550,45 +550,32 @@ class NVAE(keras.Model):
 
     @_AS_WRITTEN
     def train_step(self, data) -> dict[str, tf.Tensor]:
-        """One step of `fit` on a batch of images in [0, 1], or `(images, labels)`."""
-        training_step.train(self, *self._batch_of(data))
-        return _results(self.running.of_training)
+        """One step of `fit` on a batch of images in [0, 1], or `(images, labels)`; refuses what `fit` refuses."""
+        images, labels = training_step.batch_of(self, data)
+        check_images(images, self.config, scored=True, nan_allowed=True)
+        return training_step.train(self, images, labels)
 
     def predict_step(self, data) -> tf.Tensor:
         """One step of `predict`: the reconstructions' means, of `(images, labels)` with their classes."""
-        images, labels = self._batch_of(data, may_lack_labels=True)
+        images, labels = training_step.batch_of(self, data, may_lack_labels=True)
         return self(images, labels=labels)
 
     @_AS_WRITTEN
     def test_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the negative bound in nats; every batch gets the same draws."""
-        images, labels = self._batch_of(data)
+        images, labels = training_step.batch_of(self, data)
+        check_images(images, self.config, scored=True)
         noise = training_step.draws(self, images, -1)
         elbo = self.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         kl = tf.reduce_sum(kl)
         self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
-        return _results(self.running.of_evaluation)
-
-    def _batch_of(self, data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Images and, for a conditional model, their labels; other models may get some too, and do not use them."""
-        images, labels, *_ = [*data, None] if isinstance(data, (tuple, list)) else (data, None)
-        images = check_batch(images, self.config)
-        if not self.config.num_classes or (labels is None and may_lack_labels):
-            return images, None
-        missing = (
-            f"this model has model.num_classes = {self.config.num_classes}: give (images, labels), not images alone"
-        )
-        check(labels is not None, missing)
-        labels = tf.convert_to_tensor(labels)
-        form = "must be the numbers of classes, [batch], not one-hot vectors (tf.argmax makes numbers of these)"
-        # Unknown where Keras traces for labels of several shapes.
-        is_list = labels.shape.rank in (None, 1) or labels.shape[1:] == (1,)
-        check(is_list, f"labels have shape {labels.shape}: {form}")
-        return images, self._labels(tf.reshape(labels, [-1]), batch_size_of(images))
+        return training_step.results(self.running.of_evaluation)
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
-        """As `keras.Model.fit`; ValueError for images that are not floats in [0, 1] of the model's size."""
+        """As `keras.Model.fit`; ValueError for images that are not floats in [0, 1] (0 or 1 where the model's are of 1
+        bit) of the model's size.
+        """
         _refuse_class_weight(class_weight)
         return super().fit(*args, **kwargs)
 
@@ -606,7 +593,7 @@ class NVAE(keras.Model):
             # Else they would be made by the first trace of the step, which a refused batch breaks off.
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
-        self._make_checked_function("train", super().make_train_function, force, nan_allowed=True)
+        self._make_checked_function("train", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:
         """Makes what `evaluate` runs."""
@@ -616,23 +603,24 @@ class NVAE(keras.Model):
         """Makes what `predict` runs."""
         self._make_checked_function("predict", super().make_predict_function, force)
 
-    def _make_checked_function(self, kind: str, make: Callable, force: bool, nan_allowed: bool = False) -> None:
+    def _make_checked_function(self, kind: str, make: Callable, force: bool) -> None:
         name = f"{kind}_function"
         if getattr(self, name) is None or force:
-            self._nan_allowed = nan_allowed
+            self._kind_of_step = kind
             make(force)
             setattr(self, name, with_one_line_errors(getattr(self, name)))
 
     def _autoconvert_optionals(self, step_func: Callable) -> Callable:
         # Keras wraps in this what it does with a batch, be it compiled by XLA or not: the one place outside of that.
-        step, nan_allowed = super()._autoconvert_optionals(step_func), self._nan_allowed
+        step, kind = super()._autoconvert_optionals(step_func), self._kind_of_step
+        how = self.config, kind != "predict", kind == "train"
 
         def checked(data):
             images, *others = data if isinstance(data, (tuple, list)) else (data,)
             if len(others) > 1 and others[1] is not None:
                 warnings.warn("sample weights have no effect: the loss is the mean over all images", stacklevel=2)
             replicas = self.distribute_strategy.experimental_local_results(images)
-            checks = [assert_unit_range(check_batch(shard, self.config), nan_allowed) for shard in replicas]
+            checks = [assert_pixels(check_batch(shard, self.config), *how) for shard in replicas]
             if self.config.num_classes and others and others[0] is not None:
                 labels = self.distribute_strategy.experimental_local_results(others[0])
                 checks += [assert_classes(shard, self.config.num_classes) for shard in labels]
@@ -702,12 +690,6 @@ def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | N
             parts.append(traced(*some))
             bar.update(len(some[0]))
     return tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=0), *parts)
-
-
-def _results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
-    # Several workers' `fit` joins their metrics along an axis, which scalars lack.
-    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
-    return {metric.name: tf.reshape(metric.result(), [1] if several else []) for metric in metrics}
 
 
 def _refuse_class_weight(class_weight: object) -> None:

@@ -10,7 +10,8 @@ from scipy.special import ndtri
 from nvae_tf import objective as objectives
 from nvae_tf.config import check
 from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
-from nvae_tf.models.latents import batch_noise, batch_size_of
+from nvae_tf.models.images import check_batch
+from nvae_tf.models.latents import batch_noise, batch_size_of, check_labels
 from nvae_tf.models.metrics import StepMetrics
 from nvae_tf.optimization import SMALL_WEIGHT, NVAEAdamax
 from nvae_tf.replicas import replica_count, replica_index, replica_means
@@ -41,17 +42,49 @@ class Step(NamedTuple):
     batch_size: int | tf.Tensor
 
 
-def train(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> None:
+def batch_of(model: "NVAE", data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Images and, for a conditional model, their labels; other models may get some too, and do not use them."""
+    images, labels, *_ = [*data, None] if isinstance(data, (tuple, list)) else (data, None)
+    images = check_batch(images, model.config)
+    if not model.config.num_classes or (labels is None and may_lack_labels):
+        return images, None
+    missing = (
+        f"this model has model.num_classes = {model.config.num_classes}: give (images, labels), not images alone"
+    )
+    check(labels is not None, missing)
+    labels = tf.convert_to_tensor(labels)
+    form = "must be the numbers of classes, [batch], not one-hot vectors (tf.argmax makes numbers of these)"
+    # Unknown where Keras traces for labels of several shapes.
+    is_list = labels.shape.rank in (None, 1) or labels.shape[1:] == (1,)
+    check(is_list, f"labels have shape {labels.shape}: {form}")
+    return images, check_labels(tf.reshape(labels, [-1]), batch_size_of(images), model.config.num_classes)
+
+
+def train_on(model: "NVAE", data) -> dict[str, tf.Tensor]:
+    """As `NVAE.train_step`, without its check of the pixels' values: the data pipeline of a run gives right ones."""
+    return train(model, *batch_of(model, data))
+
+
+def train(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
     """One step on a batch `[batch, height, width, channels]` in [0, 1], unless the step guard skips it.
 
     `labels` are the images' classes, int32 `[batch]`, where the model is conditional on them.
 
     The draws depend on the model's seed and the step alone. Replicas, each with its images, take one step together.
+    Returns the metrics' values, see `RunningMetrics`.
     """
     if model.is_data_dependent:
         _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
     find_step = step_of_batch if model.accumulate_steps == 1 else step_of_microbatches
     take_if_accepted(model, find_step(model, images, labels, model.optimizer.iterations))
+    return results(model.running.of_training)
+
+
+def results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
+    """The values of metrics by their names."""
+    # Several workers' `fit` joins their metrics along an axis, which scalars lack.
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return {metric.name: tf.reshape(metric.result(), [1] if several else []) for metric in metrics}
 
 
 def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from nvae_tf.config import TrainConfig, check
 from nvae_tf.data.pipeline import ALL, Shard
+from nvae_tf.models.training_step import train_on
 from nvae_tf.optimization import joined_weights_later
 from nvae_tf.replicas import divided
 from nvae_tf.training.launcher import STOPPING_SIGNALS, TF_CONFIG
@@ -86,7 +88,7 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
     """
 
     def whole_step(images: Any) -> Any:
-        return strategy.run(model.train_step, (images,))
+        return strategy.run(functools.partial(train_on, model), (images,))
 
     later: list[Callable[[list], None]] = []
 

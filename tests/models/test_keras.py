@@ -62,7 +62,7 @@ def test_another_range_is_refused_however_the_step_is_compiled(settings, tmp_pat
     model = compiled(**settings)
     one_pixel = IMAGES.copy()
     one_pixel[2, 1, 3] = -0.1
-    refusals = [(BRIGHT, WRONG_RANGE), (one_pixel, "values from -0.1 to 1;")]
+    refusals = [(BRIGHT, WRONG_RANGE), (one_pixel, "values from -0.1 to 1;"), (0.5 * IMAGES, "other than 0 and 1")]
     history = assert_refusals_leave_no_trace(model, refusals, tmp_path)
     assert history == fit(compiled(**settings), IMAGES)
     for method in (model.evaluate, model.predict):
@@ -77,6 +77,19 @@ def test_every_method_refuses_another_range(eager, name):
         getattr(eager, name)(BRIGHT)
     with pytest.raises(ValueError, match="values from 0 to 255;"):
         eager(BRIGHT)
+    assert_same(values(eager.weights), before)
+
+
+@pytest.mark.parametrize("name", ["train_step", "test_step", *METHODS[:2], "fit", "evaluate"])
+def test_gray_pixels_are_refused_by_a_model_of_one_bit(eager, name):
+    gray, before = IMAGES.copy(), values(eager.weights)
+    gray[1, 2, 3] = 0.5
+    with pytest.raises(ValueError, match="^images have values other than 0 and 1; this model scores images of 1 bit"):
+        getattr(eager, name)(gray)
+    assert_same(values(eager.weights), before)
+    if name.endswith("step"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="images have values other than 0 and 1"):
+            tf.function(getattr(eager, name))(tf.constant(gray))
     assert_same(values(eager.weights), before)
 
 
