@@ -38,7 +38,6 @@ def tiny_model(
     # Not at the top: tests of settings need no TensorFlow.
     from nvae_tf.models.nvae import NVAE
 
-    keras.utils.set_random_seed(3)
     model = NVAE(tiny_config(**changes), objective, seed, recompute, accumulate_steps, label_dropout, dtype=dtype)
     if optimizer is not None:
         model.compile(optimizer=optimizer)

@@ -1,11 +1,13 @@
 """The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import numbers as number_types
+import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import keras
@@ -109,7 +111,7 @@ class NVAE(keras.Model):
     Args:
       config: the architecture; ValueError where its settings do not fit each other.
       objective: the training loss.
-      seed: of all draws in training.
+      seed: of the initial weights, and of all draws in training.
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the latent
         groups ("groups"), or those before and after them too ("all").
       accumulate_steps: into how many microbatches a batch is cut in training, for less memory.
@@ -154,12 +156,13 @@ class NVAE(keras.Model):
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
-        self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
-        self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
+        with _seeded_initializers(self.seed):
+            self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
+            self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
+            self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         of_groups = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
         for cells in self._stacks(ResidualCells):
             cells.recomputed = recompute == "all" or (recompute == "groups" and cells in of_groups)
-        self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         self.is_data_dependent = bool(self._stacks(DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
@@ -673,6 +676,17 @@ class NVAE(keras.Model):
         model = configuration.config_from_dict(ModelConfig, config["config"])
         objective = configuration.config_from_dict(ObjectiveConfig, config["objective"])
         return cls(**config | {"config": model, "objective": objective})
+
+
+@contextlib.contextmanager
+def _seeded_initializers(seed: int) -> Iterator[None]:
+    """In this block the seeds of Keras' initializers, which come from Python's generator, follow from `seed`."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | None):

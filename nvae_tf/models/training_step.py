@@ -48,9 +48,7 @@ def batch_of(model: "NVAE", data, may_lack_labels: bool = False) -> tuple[tf.Ten
     images = check_batch(images, model.config)
     if not model.config.num_classes or (labels is None and may_lack_labels):
         return images, None
-    missing = (
-        f"this model has model.num_classes = {model.config.num_classes}: give (images, labels), not images alone"
-    )
+    missing = f"this model has model.num_classes = {model.config.num_classes}: give (images, labels), not images alone"
     check(labels is not None, missing)
     labels = tf.convert_to_tensor(labels)
     form = "must be the numbers of classes, [batch], not one-hot vectors (tf.argmax makes numbers of these)"

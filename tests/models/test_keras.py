@@ -1,4 +1,5 @@
 import csv
+import random
 
 import keras
 import numpy as np
@@ -7,7 +8,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.optimization import NVAEAdamax
-from tests.tiny_model import assert_same, images_of, tiny_config, values
+from tests.tiny_model import assert_same, images_of, tiny_config, tiny_model, values
 
 SMALLEST = tiny_config(num_latent_scales=1, squeeze_excite=False)
 IMAGES = images_of(SMALLEST, 8)
@@ -17,8 +18,7 @@ METHODS = ["train_on_batch", "test_on_batch", "predict_on_batch", "fit", "evalua
 
 
 def compiled(**settings):
-    keras.utils.set_random_seed(3)
-    model = nvae_tf.NVAE(SMALLEST)
+    model = nvae_tf.NVAE(SMALLEST, seed=3)
     model.compile(**dict(optimizer=NVAEAdamax(0.01)) | settings)
     return model
 
@@ -146,6 +146,20 @@ def test_a_model_is_made_of_the_right_settings():
     ):
         with pytest.raises(ValueError, match=message):
             nvae_tf.NVAE(**dict(config=SMALLEST) | settings)
+
+
+def test_the_seed_decides_the_initial_weights():
+    state = random.getstate()
+    weights = [values(tiny_model(seed=seed, num_groups_per_scale=2).weights) for seed in (3, 3, 4)]
+    assert random.getstate() == state
+    assert_same(weights[0], weights[1])
+    drawn = [np.unique(each).size > 1 for each in weights[0]]
+    assert sum(drawn) > 20 and all(
+        np.any(one != other) for one, other, is_drawn in zip(weights[0], weights[2], drawn, strict=True) if is_drawn
+    )
+    # No two layers of one form have the same kernel, in a stack or in two of them.
+    kernels = [kernel for each in weights[0] if each.ndim == 5 for kernel in each]
+    assert len({(kernel.shape, kernel.tobytes()) for kernel in kernels}) == len(kernels) > 20
 
 
 def test_callbacks_get_the_numbers(tmp_path):
