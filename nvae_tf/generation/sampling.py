@@ -50,14 +50,15 @@ def generate_images(
     labels: Labels = None,
     guidance: float = 1.0,
     prior: str = "model",
+    mean: bool = True,
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
     Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
     a scale or one a group, see `temperatures_of_groups`, which has the errors too. A conditional model draws images of
-    all its classes in turn where `labels` `[count]` does not say of which; `guidance` and `prior` see `NVAE.generate`.
+    all its classes in turn where `labels` `[count]` does not say of which; the others see `NVAE.generate`.
     """
-    return generator_of(model).generate(count, temperature, seed, progress, (), labels, guidance, prior)
+    return generator_of(model).generate(count, temperature, seed, progress, (), labels, guidance, prior, mean)
 
 
 def encode_images(
@@ -107,7 +108,7 @@ class ImageGenerator:
     def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
         self._model = model
         self._strategy = strategy or tf.distribute.get_strategy()
-        self._mean_images = tf.function(self._images_of, autograph=False)
+        self._images = tf.function(self._images_of, autograph=False)
         self.encode_batch = tf.function(self._latents_of, autograph=False)
 
     def generate(
@@ -120,10 +121,11 @@ class ImageGenerator:
         labels: Labels = None,
         guidance: float = 1.0,
         prior: str = "model",
+        mean: bool = True,
     ) -> np.ndarray:
         """See `generate_images`; latents of the top groups may be given."""
         check(count >= 1, f"count = {count}: must be at least 1")
-        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress, labels, guidance, prior)
+        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress, labels, guidance, prior, mean)
 
     def from_seeds(
         self,
@@ -134,9 +136,10 @@ class ImageGenerator:
         labels: Labels = None,
         guidance: float = 1.0,
         prior: str = "model",
+        mean: bool = True,
     ) -> np.ndarray:
-        """Mean images `[count, height, width, channels]` for one seed an image `[count, 2]`, see `generate_images`."""
-        check_prior(prior, self._model)
+        """Images `[count, height, width, channels]` for one seed an image `[count, 2]`, see `generate_images`."""
+        reweighted = check_prior(prior, self._model)
         if len(latents):
             checked = check_latents(latents, self._model.plan, may_lack_groups=True)
             latents = [latent.numpy() for latent in checked]
@@ -151,22 +154,21 @@ class ImageGenerator:
 
         def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
             rows = divided(self._strategy, rows)
-            made = self._mean_images(temperatures, rows, bool(labels), float(guidance), prior)
+            made = self._images(temperatures, rows, bool(labels), float(guidance), reweighted, mean)
             return [joined(self._strategy, made)]
 
         batches = self._strategy.num_replicas_in_sync
         (images,) = _in_batches(images_of, [np.asarray(seeds), *labels, *latents], progress, batches)
         return images
 
-    def _images_of(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, guidance: float, prior: str) -> Any:
+    def _images_of(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, *how: Any) -> Any:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
 
         def of_replica(seeds: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
             labels, latents = rest[0] if has_labels else None, rest[has_labels:]
             # Given latents are not drawn by a loop.
             forward = FoldedPass(labels=labels, scanned=not latents)
-            drawn = self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, guidance, prior)
-            return drawn.mean()
+            return self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, *how)
 
         return self._strategy.run(of_replica, rows)
 

@@ -85,14 +85,14 @@ def pixel_checks(
     """Whether float32 images `[batch, height, width, channels]` are in [0, 1], and whether they are 0 or 1 if need be.
 
     Both but for rounding. A model of 1 bit needs 0 and 1 in images that are `scored`, in training too: between them its
-    likelihood is none. With `nan_allowed` a batch with NaN passes.
+    likelihood is none. With `nan_allowed` a batch passes that is not finite, whose step the step guard skips.
     """
     # NaN if a value is, and then a comparison fails.
     distance = tf.abs(images - 0.5)
     farthest, nearest = tf.reduce_max(distance), tf.reduce_min(distance)
-    has_nan = nan_allowed & tf.math.is_nan(farthest)
-    is_binary = (nearest >= 0.5 - _RANGE_TOLERANCE) | has_nan if scored and config.num_bits == 1 else True
-    return (farthest <= 0.5 + _RANGE_TOLERANCE) | has_nan, is_binary
+    passes = nan_allowed & ~tf.math.is_finite(farthest)
+    is_binary = (nearest >= 0.5 - _RANGE_TOLERANCE) | passes if scored and config.num_bits == 1 else True
+    return (farthest <= 0.5 + _RANGE_TOLERANCE) | passes, is_binary
 
 
 def assert_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allowed: bool) -> tf.Operation | None:

@@ -71,6 +71,7 @@ from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
 from nvae_tf.replicas import replica_count, replica_means
 
+_MOST_GRAPHS = 16
 # Their conditions are all Python's: in a graph of the caller's, autograph would take as long as the tracing itself.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 
@@ -173,6 +174,8 @@ class NVAE(keras.Model):
         # What `nvae_tf.load` has found beside the weights; a text says why there is none.
         self.reweighted_prior: ReweightedPrior | str = NONE_LEARNED
         self.outlier_calibration: OutlierCalibration | str | None = None
+        # Of `batch_size=`: tracing takes many times as long as running.
+        self._kept_graphs = functools.lru_cache(_MOST_GRAPHS)(_graph_of)
         # TensorFlow does not look into Keras' lists: `tf.train.Checkpoint(model=...)` would leave their weights out.
         self._weights_of_checkpoint = tf.train.Checkpoint(weights=self.weights)
         self.built = True
@@ -265,10 +268,8 @@ class NVAE(keras.Model):
         images = check_images(images, self.config)
         count = batch_size_of(images)
 
-        def inferred(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tuple[InferredGroup, ...]:
-            return tuple(map(inferred_group, self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels)))
-
-        return _in_batches(inferred, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
+        rows = images, image_seeds(seed, count), self._labels(labels, count)
+        return _in_batches(self, _inferred, batch_size, *rows, mean=mean)
 
     @_AS_WRITTEN
     def encode(
@@ -296,11 +297,10 @@ class NVAE(keras.Model):
         images = check_images(images, self.config)
         count = batch_size_of(images)
 
-        def encoded(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
-            latents = self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels, kept)
-            return latents_type(len(latents))._make(latent.z for latent in latents)
-
-        return _in_batches(encoded, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
+        # One mask for all images, given to each, as what goes through in batches is.
+        kept = None if kept is None else tf.repeat(tf.cast(kept, tf.bool)[tf.newaxis], count, axis=0)
+        rows = images, image_seeds(seed, count), self._labels(labels, count), kept
+        return _in_batches(self, _encoded, batch_size, *rows, mean=mean)
 
     def encode_from_seeds(
         self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0, labels: tf.Tensor | None = None, kept_channels=None
@@ -325,12 +325,9 @@ class NVAE(keras.Model):
         """
         latents = check_latents(latents, self.plan, may_lack_groups=temperature is not None)
         count, temperature = batch_size_of(latents[0]), 1.0 if temperature is None else temperature
-
-        def decoded(seeds: tf.Tensor, labels: tf.Tensor | None, *latents: tf.Tensor) -> tf.Tensor:
-            return self.generate_from_seeds(seeds, temperature, latents, FoldedPass(labels=labels)).mean()
-
-        rows = image_seeds(seed, count), self._labels(labels, count)
-        return _in_batches(decoded, batch_size, *rows, *latents)
+        rows = image_seeds(seed, count), self._labels(labels, count), *latents
+        temperatures = tuple(temperatures_of_groups(temperature, self.plan))
+        return _in_batches(self, _generated, batch_size, *rows, temperature=temperatures)
 
     @_AS_WRITTEN
     def generate(
@@ -342,8 +339,11 @@ class NVAE(keras.Model):
         guidance: float = 1.0,
         batch_size: int | None = None,
         prior: str = "model",
+        mean: bool = True,
     ) -> tf.Tensor:
-        """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
+        """Images `[count, height, width, channels]` in [0, 1] of latents from the prior: the likelihood's means.
+
+        With `mean=False` they are draws from the likelihood p(x | z) instead: 0 or 1 for a model of 1 bit, and noisy.
 
         `temperature` multiplies the priors' sigma, see `temperatures_of_groups`: a number, or one a scale or group.
         Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class
@@ -352,14 +352,11 @@ class NVAE(keras.Model):
         With `prior="reweighted"` the top groups are drawn from the `ReweightedPrior` that nvae-prior has learned.
         """
         check(count >= 1, f"count = {count}: must be at least 1")
-        check_prior(prior, self)
         labels = self._labels(labels, count)
         check_guidance(guidance, labels is not None, self.config.num_classes, self.label_dropout)
-
-        def generated(seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
-            return self.generate_from_seeds(seeds, temperature, (), FoldedPass(labels=labels), guidance, prior).mean()
-
-        return _in_batches(generated, batch_size, image_seeds(seed, count), labels)
+        how = dict(guidance=guidance, prior=check_prior(prior, self), mean=mean)
+        how |= dict(temperature=tuple(temperatures_of_groups(temperature, self.plan)))
+        return _in_batches(self, _generated, batch_size, image_seeds(seed, count), labels, **how)
 
     def generate_from_seeds(
         self,
@@ -368,9 +365,10 @@ class NVAE(keras.Model):
         latents=(),
         forward: ForwardPass | None = None,
         guidance: float = 1.0,
-        prior: str = "model",
-    ) -> tfp.distributions.Distribution:
-        """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone.
+        prior: ReweightedPrior | None = None,
+        mean: bool = True,
+    ) -> tf.Tensor:
+        """As `generate`, for one seed an image `[batch, 2]`; the temperature is the priors' alone.
 
         Latents of the top groups may be given; the other groups' draws are the same as without, and as with a
         reweighted prior of the top groups.
@@ -383,12 +381,17 @@ class NVAE(keras.Model):
             noise = noise_per_image(self.plan.latent_shapes(), seeds)
             make = functools.partial(GuidedSource, guidance=guidance) if is_guided else PriorSource
             sources += list(map(make, noise, temperatures))[len(sources) :]
-        if prior != "model":
-            sources = with_reweighted_prior(self, sources, seeds, temperatures, forward.labels)
-        if not is_guided:
-            return self.top_down_pass(sources, tf.shape(seeds)[0], forward).likelihood
-        both = dataclasses.replace(forward, labels=tf.concat([forward.labels, -tf.ones_like(forward.labels)], axis=0))
-        return self.top_down_pass(sources, 2 * tf.shape(seeds)[0], both, kept=tf.shape(seeds)[0]).likelihood
+        if prior is not None:
+            sources = with_reweighted_prior(prior, sources, seeds, temperatures, self.plan, forward.labels)
+        count = kept = tf.shape(seeds)[0]
+        if is_guided:
+            labels = tf.concat([forward.labels, -tf.ones_like(forward.labels)], axis=0)
+            count, forward = 2 * count, dataclasses.replace(forward, labels=labels)
+        decoded = self.top_down_pass(sources, count, forward, kept if is_guided else None)
+        if mean:
+            return decoded.likelihood.mean()
+        pixels = real_pixels(decoded.parameters, self.config.image_height, self.config.image_width)
+        return self.likelihood.sample(pixels, seeds)
 
     @_AS_WRITTEN
     def score(
@@ -408,14 +411,10 @@ class NVAE(keras.Model):
         count = batch_size_of(images)
         parts = f"per_group with importance_samples = {importance_samples}: the KL of each group is that of one sample"
         check(importance_samples == 1 or not per_group, parts)
-
-        def scored(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor | objectives.Elbo:
-            if not per_group:
-                return self.importance_weighted(images, importance_samples, seeds, labels)
-            noise = noise_per_image(self.plan.latent_shapes(), seeds)
-            return self.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
-
-        return _in_batches(scored, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
+        rows = images, image_seeds(seed, count), self._labels(labels, count)
+        if per_group:
+            return _in_batches(self, _elbo, batch_size, *rows)
+        return _in_batches(self, _importance_weighted, batch_size, *rows, importance_samples=importance_samples)
 
     @_AS_WRITTEN
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
@@ -428,7 +427,7 @@ class NVAE(keras.Model):
         check(not isinstance(calibration, str), calibration)
         images = check_images(images, self.config, scored=True)
         rows = images, self._labels(labels, batch_size_of(images))
-        return outlier_scores(_in_batches(functools.partial(outlier_parts, self), batch_size, *rows), calibration)
+        return outlier_scores(_in_batches(self, outlier_parts, batch_size, *rows), calibration)
 
     @_AS_WRITTEN
     def classify(self, images: tf.Tensor, seed: int = 0, batch_size: int | None = None) -> tf.Tensor:
@@ -439,12 +438,7 @@ class NVAE(keras.Model):
         """
         check(self.config.num_classes > 0, "this model has no classes (model.num_classes = 0)")
         images = check_images(images, self.config, scored=True)
-
-        def classified(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-            noise = noise_per_image(self.plan.latent_shapes(), seeds)
-            return tf.nn.softmax(-tf.transpose(self.nelbo_of_classes(images, noise)))
-
-        return _in_batches(classified, batch_size, images, image_seeds(seed, batch_size_of(images)))
+        return _in_batches(self, _classified, batch_size, images, image_seeds(seed, batch_size_of(images)))
 
     def nelbo_of_classes(self, images: tf.Tensor, noise: Sequence[tf.Tensor]) -> tf.Tensor:
         """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `inference_pass`."""
@@ -482,15 +476,12 @@ class NVAE(keras.Model):
         pnp_steps = restoration.default_pnp_steps(sigma) if pnp_steps is None else pnp_steps
         for name, value in (("steps", steps), ("pnp_steps", pnp_steps)):
             check(value >= 0, f"{name} = {value}: must be at least 0")
-        count, how = batch_size_of(measurement), (operator, sigma, steps, pnp_steps, seed is not None)
-
-        def restored(measurement: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
-            return restoration.restored(self, measurement, seeds, labels, *how)
-
-        # Never eagerly: its loops are fast in a graph alone.
+        count = batch_size_of(measurement)
+        how = dict(operator=operator, sigma=sigma, steps=steps, pnp_steps=pnp_steps, from_draws=seed is not None)
+        # Never eagerly: its loops are fast in a graph alone. Anew at each call: an operator's arrays may change.
         batch_size = count if batch_size is None and tf.executing_eagerly() else batch_size
         rows = measurement, image_seeds(seed or 0, count), self._labels(labels, count)
-        return _in_batches(restored, batch_size, *rows)
+        return _in_batches(self, restoration.restored, batch_size, *rows, keep_graph=False, **how)
 
     def _labels(self, labels: object, count: int | tf.Tensor) -> tf.Tensor | None:
         return check_labels(labels, count, self.config.num_classes)
@@ -588,7 +579,7 @@ class NVAE(keras.Model):
         return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes what `fit` runs. Images with NaN pass, and the step guard skips their step."""
+        """Makes what `fit` runs. Images that are not finite pass, and the step guard skips their step."""
         check(self.optimizer is not None, "the model has no optimizer: compile(optimizer=nvae_tf.NVAEAdamax())")
         if self._compile_loss is not None or self._compile_metrics is not None:
             warnings.warn("loss and metrics of `compile` have no effect: the model has its own", stacklevel=2)
@@ -689,21 +680,71 @@ def _seeded_initializers(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | None):
-    """`function(*rows)`, for at most so many rows at a time where a batch size is given; None stays None."""
+# What goes through in batches: functions of a model and of tensors with a row an image.
+
+
+def _inferred(model: NVAE, images, seeds, labels, mean: bool) -> tuple[InferredGroup, ...]:
+    return tuple(map(inferred_group, model.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels)))
+
+
+def _encoded(model: NVAE, images, seeds, labels, kept, mean: bool) -> tuple[tf.Tensor, ...]:
+    kept = None if kept is None else kept[0]
+    latents = model.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels, kept)
+    return latents_type(len(latents))._make(latent.z for latent in latents)
+
+
+def _generated(model: NVAE, seeds, labels, *latents, **how) -> tf.Tensor:
+    return model.generate_from_seeds(seeds, latents=latents, forward=FoldedPass(labels=labels), **how)
+
+
+def _elbo(model: NVAE, images, seeds, labels) -> objectives.Elbo:
+    noise = noise_per_image(model.plan.latent_shapes(), seeds)
+    return model.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
+
+
+def _importance_weighted(model: NVAE, images, seeds, labels, importance_samples: int) -> tf.Tensor:
+    return model.importance_weighted(images, importance_samples, seeds, labels)
+
+
+def _classified(model: NVAE, images, seeds) -> tf.Tensor:
+    noise = noise_per_image(model.plan.latent_shapes(), seeds)
+    return tf.nn.softmax(-tf.transpose(model.nelbo_of_classes(images, noise)))
+
+
+def _in_batches(
+    model: NVAE,
+    function: Callable,
+    batch_size: int | None,
+    *rows: tf.Tensor | None,
+    keep_graph: bool = True,
+    **settings,
+):
+    """`function(model, *rows, **settings)`, for at most `batch_size` rows at a time, or for all; None stays None.
+
+    The model keeps the latest graphs, by function and settings; `keep_graph=False` is for settings that may change.
+    """
     if batch_size is None:
-        return function(*rows)
+        return function(model, *rows, **settings)
     count = next(row.shape[0] for row in rows if row is not None)
     check(count is not None, "batch_size is for images of a known number, not in a graph that takes any")
     check(batch_size >= 1, f"batch_size = {batch_size}: must be at least 1")
     specs = [None if row is None else tf.TensorSpec([None, *row.shape[1:]], row.dtype) for row in rows]
-    traced, parts = tf.function(function, autograph=False).get_concrete_function(*specs), []
+    try:
+        graph_of = model._kept_graphs if keep_graph and tf.executing_eagerly() else _graph_of
+        graph = graph_of(model, function, **settings)
+    except TypeError:  # A setting is no key, such as a tensor.
+        graph = _graph_of(model, function, **settings)
+    traced, parts = graph.get_concrete_function(*specs), []
     with image_bar(count) as bar:
         for first in range(0, count, batch_size):
             some = [None if row is None else row[first : first + batch_size] for row in rows]
             parts.append(traced(*some))
             bar.update(len(some[0]))
     return tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=0), *parts)
+
+
+def _graph_of(model: NVAE, function: Callable, **settings) -> tf.types.experimental.PolymorphicFunction:
+    return tf.function(lambda *rows: function(model, *rows, **settings), autograph=False)
 
 
 def _refuse_class_weight(class_weight: object) -> None:

@@ -1,8 +1,12 @@
+import types
+
 import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
 
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.generation import tasks
 from nvae_tf.models.latents import (
     GivenSource,
     PriorSource,
@@ -12,6 +16,7 @@ from nvae_tf.models.latents import (
     noise_per_image,
 )
 from nvae_tf.objective import kl_per_channel
+from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_model
 
 SHAPES = [(4, 4, 2), (8, 8, 2), (8, 8, 2)]
 
@@ -204,11 +209,71 @@ def test_a_batch_size_changes_no_number(model, images):
     near(model.score(images, 2, seed=3, batch_size=3), model.score(images, 2, seed=3), atol=1e-3)
 
 
+def test_graphs_of_batches_are_kept_and_follow_the_weights(monkeypatch):
+    model = shaken(tiny_model(num_classes=3, label_dropout=0.1))
+    images, forward, traced = images_of(model.config), model.top_down.forward, []
+    monkeypatch.setattr(model.top_down, "forward", lambda *given: traced.append(given) or forward(*given))
+    latents = model.encode(images)
+    calls = (
+        lambda **how: model.generate(5, 0.7, 3, labels=1, guidance=2.0, **how),
+        lambda **how: model.encode(images, 3, active_only=True, **how)[1],
+        lambda **how: model.decode(latents[:1], [0.5, 0.7], **how),
+        lambda **how: model.score(images, 2, labels=1, **how),
+        lambda **how: model.score(images, per_group=True, **how).nelbo,
+        lambda **how: model.infer(images, **how)[0].kl,
+        lambda **how: model.classify(images, **how),
+        lambda **how: model.outlier_score(images, **how).nelbo,
+    )
+    first = [call(batch_size=3) for call in calls]
+    traced.clear()
+    assert_same([call(batch_size=3) for call in calls], first)
+    # Masks of channels are no constants of a graph; and no more graphs are kept than are bounded.
+    model.encode(images[:2], labels=2, active_only=np.eye(2, dtype=bool), batch_size=1)
+    model.encode(images[:2], labels=2, active_only=~np.eye(2, dtype=bool), batch_size=1)
+    assert len(traced) == 1
+    shaken(model)
+    again = [call(batch_size=3) for call in calls]
+    assert len(traced) == 1
+    for call, after, before in zip(calls, again, first, strict=True):
+        near(after, call(), atol=1e-3)
+        assert np.abs(after - before).max() > 1e-4
+    for number in range(20):
+        model.generate(1, 0.5 + 0.01 * number, batch_size=1)
+    assert model._kept_graphs.cache_info().currsize == 16
+
+
+@pytest.mark.parametrize("likelihood, bits", [("bernoulli", 1), ("logistic_mixture", 3), ("normal", 8)])
+def test_pixels_are_drawn_from_the_likelihood_by_the_seed_of_each_image(likelihood, bits):
+    model = shaken(tiny_model(**PADDED, likelihood=likelihood, num_bits=bits, image_channels=3))
+    drawn = model.generate(5, seed=3, mean=False)
+    assert drawn.shape == (5, 6, 6, 3) and np.all((drawn >= 0.0) & (drawn <= 1.0))
+    if likelihood != "normal":
+        levels = drawn * (2**bits - 1)
+        near(levels, np.round(levels), atol=1e-4)
+    near(model.generate(2, seed=3, mean=False), drawn[:2])
+    near(model.generate(5, seed=3, mean=False, batch_size=2), drawn)
+    near(tf.function(lambda: model.generate(5, seed=3, mean=False), autograph=False)(), drawn)
+    assert np.abs(model.generate(5, seed=4, mean=False) - drawn).max() > 0.1
+    run = types.SimpleNamespace(config=ExperimentConfig(model.config), model=model)
+    near(tasks.sample(run, count=5, seed=3, pixels="sample").images, drawn)
+    near(tasks.sample(run, count=5, seed=3).images, model.generate(5, seed=3))
+    # Many of one image, against the moments of the distribution.
+    parameters = tf.random.stateless_normal([1, 6, 6, model.likelihood.num_parameters], (1, 2))
+    many = model.likelihood.sample(tf.repeat(parameters, 2000, axis=0), image_seeds(0, 2000))
+    distribution = model.likelihood.distribution(parameters)
+    if likelihood == "bernoulli":  # others are clipped or rounded, and their mean is that of before
+        errors = (np.mean(many, axis=0) - distribution.mean()[0]) / np.sqrt(distribution.variance()[0] / 2000)
+        assert np.mean(errors**2) == pytest.approx(1.0, abs=0.6) and np.abs(errors).max() < 5.0
+
+
 def test_latents_go_through_tf_data_and_become_arrays(model, images):
-    (latents,) = tf.data.Dataset.from_tensor_slices(images).batch(4).map(model.encode)
-    for array, expected in zip(latents.numpy(), model.encode(images), strict=True):
-        assert isinstance(array, np.ndarray)
-        near(array, expected)
+    batches = tf.data.Dataset.from_tensors(images).repeat(2).enumerate()
+    found = list(batches.map(lambda number, images: model.encode(images, seed=number)))
+    for number, latents in enumerate(found):
+        for array, expected in zip(latents.numpy(), model.encode(images, seed=number), strict=True):
+            assert isinstance(array, np.ndarray)
+            near(array, expected)
+    assert np.abs(found[0][0] - found[1][0]).max() > 0.1
 
 
 def test_scores_and_kls_have_gradients_of_images(model, images):

@@ -1,5 +1,6 @@
 """Draws from a reweighted prior, with ratios that are known."""
 
+import functools
 import math
 
 import numpy as np
@@ -105,6 +106,14 @@ def test_a_group_sees_whitened_proposals_and_what_is_above(reweight):
     near(seen[1][1][1], latents[1].prior.loc)
     near(tf.exp(seen[1][1][2]), 2.0 * latents[1].prior.scale)
     assert seen[0][1] == []
+
+
+def test_a_prior_learned_anew_is_the_one_that_graphs_draw_from(reweight):
+    for strength in (1.0, -1.0):
+        weighted = reweight(functools.partial(lambda strength, *given: strength * tilt(*given), strength))
+        expected = weighted.generate(6, prior="reweighted")
+        near(weighted.generate(6, prior="reweighted", batch_size=4), expected)
+        near(generate_images(weighted, 6, prior="reweighted"), expected)
 
 
 def test_the_classes_of_a_conditional_model_are_seen_and_drawn(reweight):
