@@ -48,17 +48,16 @@ def generate_images(
     seed: int = 0,
     progress: Progress = None,
     labels: Labels = None,
-    guidance: float = 1.0,
-    prior: str = "model",
-    mean: bool = True,
+    **how: Any,
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
     Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
     a scale or one a group, see `temperatures_of_groups`, which has the errors too. A conditional model draws images of
-    all its classes in turn where `labels` `[count]` does not say of which; the others see `NVAE.generate`.
+    all its classes in turn where `labels` `[count]` does not say of which. `how`: guidance, prior and mean, as for
+    `NVAE.generate`.
     """
-    return generator_of(model).generate(count, temperature, seed, progress, (), labels, guidance, prior, mean)
+    return generator_of(model).generate(count, temperature, seed, progress, (), labels, **how)
 
 
 def encode_images(
@@ -119,13 +118,11 @@ class ImageGenerator:
         progress: Progress = None,
         latents: Arrays = (),
         labels: Labels = None,
-        guidance: float = 1.0,
-        prior: str = "model",
-        mean: bool = True,
+        **how: Any,
     ) -> np.ndarray:
         """See `generate_images`; latents of the top groups may be given."""
         check(count >= 1, f"count = {count}: must be at least 1")
-        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress, labels, guidance, prior, mean)
+        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress, labels, **how)
 
     def from_seeds(
         self,

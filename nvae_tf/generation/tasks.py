@@ -185,9 +185,8 @@ def sample(
     if batch_norm_iterations:
         model, text = readjusted(model, temperature, batch_norm_iterations, seed=seed, prior=prior)
         StatusLine().keep(text)
-    images = generate_images(
-        model, count, temperature, seed, _progress(count), classes, guidance, prior, pixels == "mean"
-    )
+    how = {"guidance": guidance, "prior": prior, "mean": pixels == "mean"}
+    images = generate_images(model, count, temperature, seed, _progress(count), classes, **how)
     values = np.atleast_1d(temperature)
     shown = f"temperature{'s' if len(values) > 1 else ''} {', '.join(map('{:g}'.format, values))}"
     guided = None if guidance == 1.0 else f"guidance {guidance:g}"

@@ -354,8 +354,8 @@ class NVAE(keras.Model):
         check(count >= 1, f"count = {count}: must be at least 1")
         labels = self._labels(labels, count)
         check_guidance(guidance, labels is not None, self.config.num_classes, self.label_dropout)
-        how = dict(guidance=guidance, prior=check_prior(prior, self), mean=mean)
-        how |= dict(temperature=tuple(temperatures_of_groups(temperature, self.plan)))
+        temperatures = tuple(temperatures_of_groups(temperature, self.plan))
+        how = dict(temperature=temperatures, guidance=guidance, prior=check_prior(prior, self), mean=mean)
         return _in_batches(self, _generated, batch_size, image_seeds(seed, count), labels, **how)
 
     def generate_from_seeds(
@@ -414,7 +414,7 @@ class NVAE(keras.Model):
         rows = images, image_seeds(seed, count), self._labels(labels, count)
         if per_group:
             return _in_batches(self, _elbo, batch_size, *rows)
-        return _in_batches(self, _importance_weighted, batch_size, *rows, importance_samples=importance_samples)
+        return _in_batches(self, NVAE.importance_weighted, batch_size, *rows, importance_samples=importance_samples)
 
     @_AS_WRITTEN
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
@@ -487,9 +487,7 @@ class NVAE(keras.Model):
         return check_labels(labels, count, self.config.num_classes)
 
     @_AS_WRITTEN
-    def importance_weighted(
-        self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor, labels: tf.Tensor | None = None
-    ) -> tf.Tensor:
+    def importance_weighted(self, images, seeds, labels, importance_samples: int) -> tf.Tensor:
         """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
         check(importance_samples >= 1, f"importance_samples = {importance_samples}: at least 1 sample is needed")
         begun = objectives.ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
@@ -702,23 +700,12 @@ def _elbo(model: NVAE, images, seeds, labels) -> objectives.Elbo:
     return model.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
 
 
-def _importance_weighted(model: NVAE, images, seeds, labels, importance_samples: int) -> tf.Tensor:
-    return model.importance_weighted(images, importance_samples, seeds, labels)
-
-
 def _classified(model: NVAE, images, seeds) -> tf.Tensor:
     noise = noise_per_image(model.plan.latent_shapes(), seeds)
     return tf.nn.softmax(-tf.transpose(model.nelbo_of_classes(images, noise)))
 
 
-def _in_batches(
-    model: NVAE,
-    function: Callable,
-    batch_size: int | None,
-    *rows: tf.Tensor | None,
-    keep_graph: bool = True,
-    **settings,
-):
+def _in_batches(model: NVAE, function: Callable, batch_size: int | None, *rows, keep_graph: bool = True, **settings):
     """`function(model, *rows, **settings)`, for at most `batch_size` rows at a time, or for all; None stays None.
 
     The model keeps the latest graphs, by function and settings; `keep_graph=False` is for settings that may change.

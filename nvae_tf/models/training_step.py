@@ -58,11 +58,6 @@ def batch_of(model: "NVAE", data, may_lack_labels: bool = False) -> tuple[tf.Ten
     return images, check_labels(tf.reshape(labels, [-1]), batch_size_of(images), model.config.num_classes)
 
 
-def train_on(model: "NVAE", data) -> dict[str, tf.Tensor]:
-    """As `NVAE.train_step`, without its check of the pixels' values: the data pipeline of a run gives right ones."""
-    return train(model, *batch_of(model, data))
-
-
 def train(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
     """One step on a batch `[batch, height, width, channels]` in [0, 1], unless the step guard skips it.
 

@@ -59,7 +59,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(model):
     def peak(count):
         @tf.function(input_signature=[tf.TensorSpec([4, 4, 4, 1]), tf.TensorSpec([4, 2], tf.int32)], autograph=False)
         def bound(images, seeds):
-            return model.importance_weighted(images, count, seeds)
+            return model.importance_weighted(images, seeds, None, count)
 
         return memory_timeline(bound.get_concrete_function()).peak_bytes
 
