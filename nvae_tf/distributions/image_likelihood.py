@@ -61,10 +61,7 @@ class ImageLikelihood:
         return tfd.Independent(DiscretizedLogisticMixture(*split, temperature, self.num_bits, self.exact_edges), 2)
 
     def sample(self, parameters: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """Images `[batch, H, W, C]` drawn from p(x | z), each by its own seed `[batch, 2]` alone.
-
-        They have the levels of `num_bits`, to which the draws of a `DiscretizedLogisticMixture` are rounded.
-        """
+        """Images `[batch, H, W, C]` drawn from p(x | z), on its levels, each by its own seed `[batch, 2]` alone."""
 
         def draw(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
             seed = tf.random.experimental.stateless_fold_in(row[1], _STREAM, alg="philox")

@@ -114,39 +114,28 @@ class ImageGenerator:
         self,
         count: int,
         temperature: Temperature = 1.0,
-        seed: int = 0,
+        seed: int | tf.Tensor = 0,
         progress: Progress = None,
         latents: Arrays = (),
-        labels: Labels = None,
-        **how: Any,
-    ) -> np.ndarray:
-        """See `generate_images`; latents of the top groups may be given."""
-        check(count >= 1, f"count = {count}: must be at least 1")
-        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress, labels, **how)
-
-    def from_seeds(
-        self,
-        seeds: tf.Tensor,
-        temperature: Temperature = 1.0,
-        latents: Arrays = (),
-        progress: Progress = None,
         labels: Labels = None,
         guidance: float = 1.0,
         prior: str = "model",
         mean: bool = True,
     ) -> np.ndarray:
-        """Images `[count, height, width, channels]` for one seed an image `[count, 2]`, see `generate_images`."""
+        """See `generate_images`; latents of the top groups may be given, and one seed an image `[count, 2]`."""
+        check(count >= 1, f"count = {count}: must be at least 1")
+        seeds = seed if np.ndim(seed) else image_seeds(seed, count)
         reweighted = check_prior(prior, self._model)
         if len(latents):
             checked = check_latents(latents, self._model.plan, may_lack_groups=True)
             latents = [latent.numpy() for latent in checked]
             given = len(latents[0])
-            check(given == len(seeds), f"latents are of {given} images, but {len(seeds)} are asked for")
+            check(given == count, f"latents are of {given} images, but {count} are asked for")
         temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
         if labels is None and not len(latents) and self._model.config.num_classes:
             # By the image's number, so that they do not depend on the batches.
             labels = np.asarray(seeds)[:, 1] % self._model.config.num_classes
-        labels = _checked(labels, len(seeds), self._model)
+        labels = _checked(labels, count, self._model)
         check_guidance(guidance, bool(labels), self._model.config.num_classes, self._model.label_dropout)
 
         def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
@@ -165,14 +154,14 @@ class ImageGenerator:
             labels, latents = rest[0] if has_labels else None, rest[has_labels:]
             # Given latents are not drawn by a loop.
             forward = FoldedPass(labels=labels, scanned=not latents)
-            return self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, *how)
+            return self._model._generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, *how)
 
         return self._strategy.run(of_replica, rows)
 
     def _latents_of(
         self, noise_scale: tf.Tensor, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        return [latent.z for latent in self._model.encode_from_seeds(images, seeds, noise_scale, labels)]
+        return [latent.z for latent in self._model._encode_from_seeds(images, seeds, noise_scale, labels)]
 
 
 def _checked(labels: Labels, count: int, model: NVAE) -> list[np.ndarray]:
@@ -244,7 +233,7 @@ def vary_images(
     of_variants = tf.concat([seeds(number) for number in range(count)], axis=0)
     tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
     labels = None if labels is None else np.tile(np.broadcast_to(labels, len(images)), count)
-    variants = generator_of(model).from_seeds(of_variants, temperature, tiled, progress, labels)
+    variants = generator_of(model).generate(len(of_variants), temperature, of_variants, progress, tiled, labels)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
 
 
@@ -482,7 +471,7 @@ def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: in
     mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
     # All of the first class of a conditional model.
     forward = FoldedPass(labels=tf.zeros([count], tf.int32) if model.config.num_classes else None)
-    return model.top_down_pass(list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
+    return model._top_down_pass(list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
 
 
 def numbers_of_shared_groups(groups: int) -> list[int]:

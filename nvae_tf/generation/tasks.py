@@ -178,8 +178,7 @@ def sample(
     from nvae_tf.models.latents import check_guidance
 
     _plan(run, temperature)
-    # Without labels a conditional model draws its classes in turn.
-    num_classes = run.config.model.num_classes
+    num_classes = run.config.model.num_classes  # drawn in turn where no labels are given
     check_guidance(guidance, num_classes > 0, num_classes, run.config.train.label_dropout)
     classes, model = _classes(run.config, labels, count), run.model
     if batch_norm_iterations:

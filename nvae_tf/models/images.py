@@ -13,7 +13,6 @@ from nvae_tf.config import ModelConfig, check
 _RANGE_TOLERANCE = 1e-3
 _WRONG_RANGE = "images have values from {} to {}; they must be in [0, 1]: divide 8-bit values by 255"
 _NOT_BINARY = "images have values other than 0 and 1; this model scores images of 1 bit: use images >= 0.5 as floats"
-_NOT_PIXELS = "images must be in [0, 1]: divide 8-bit values by 255"
 _WRONG_CLASSES = "labels go from {} to {}; the classes are 0 to {}, and -1 is none"
 _ASSERTED = re.compile(r"assertion failed: \[(images have values .* (?:by 255|as floats)|labels go from .* is none)\]")
 
@@ -72,10 +71,9 @@ def check_images(images: Any, config: ModelConfig, scored: bool = False, nan_all
         with_one_line_errors(assert_pixels)(images, config, scored, nan_allowed)
     else:
         # Constant texts: XLA can't compile one that is made from values.
-        in_range, is_binary = pixel_checks(images, config, scored, nan_allowed)
-        tf.raw_ops.Assert(condition=in_range, data=[_NOT_PIXELS])
-        if is_binary is not True:
-            tf.raw_ops.Assert(condition=is_binary, data=[_NOT_BINARY])
+        texts = "images must be in [0, 1]: divide 8-bit values by 255", _NOT_BINARY
+        for passes, text in zip(pixel_checks(images, config, scored, nan_allowed), texts, strict=True):
+            tf.raw_ops.Assert(condition=passes, data=[text])
     return images
 
 

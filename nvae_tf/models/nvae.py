@@ -72,6 +72,7 @@ from nvae_tf.progress import image_bar
 from nvae_tf.replicas import replica_count, replica_means
 
 _MOST_GRAPHS = 16
+_NO_CLASS_WEIGHT = "class_weight has no effect: the loss is the mean over all images; leave it out"
 # Their conditions are all Python's: in a graph of the caller's, autograph would take as long as the tracing itself.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 
@@ -160,16 +161,16 @@ class NVAE(keras.Model):
         with _seeded_initializers(self.seed):
             self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
             self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
-            self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
+            self.spectral_regularizer = objectives.SpectralRegularizer(self._convolutions)
         of_groups = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
-        for cells in self._stacks(ResidualCells):
+        for cells in self._layers_of_kind(ResidualCells):
             cells.recomputed = recompute == "all" or (recompute == "groups" and cells in of_groups)
-        self.is_data_dependent = bool(self._stacks(DataDependentConvolution))
+        self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
         )
         self.running = RunningMetrics()
-        self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self.convolutions))
+        self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self._convolutions))
         self.step_guard = StepGuard()
         # What `nvae_tf.load` has found beside the weights; a text says why there is none.
         self.reweighted_prior: ReweightedPrior | str = NONE_LEARNED
@@ -180,28 +181,17 @@ class NVAE(keras.Model):
         self._weights_of_checkpoint = tf.train.Checkpoint(weights=self.weights)
         self.built = True
 
-    def _stacks(self, kind: type) -> list:
+    def _layers_of_kind(self, kind: type) -> list:
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
     # Not set in the constructor: Keras would count and save these layers a second time.
-    @functools.cached_property
-    def batch_norms(self) -> list[StackedBatchNormalization]:
-        """The batch normalizations of both networks."""
-        return self._stacks(StackedBatchNormalization)
-
-    @functools.cached_property
-    def stacks(self) -> list[StackedLayer]:
-        """All stacks of both networks, those that others are made of too."""
-        return self._stacks(StackedLayer)
-
-    @functools.cached_property
-    def convolutions(self) -> list[StackedConvolution]:
-        """The convolutions of both networks."""
-        return self._stacks(StackedConvolution)
+    _batch_norms = functools.cached_property(lambda self: self._layers_of_kind(StackedBatchNormalization))
+    _convolutions = functools.cached_property(lambda self: self._layers_of_kind(StackedConvolution))
+    _stacks = functools.cached_property(lambda self: self._layers_of_kind(StackedLayer))
 
     # The networks: images -> features -> latents -> the distribution of images.
 
-    def inference_pass(
+    def _inference_pass(
         self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None, kept_channels=None
     ) -> Decoded:
         """Both passes for images `[batch, height, width, channels]`, with every latent from the posterior.
@@ -210,16 +200,16 @@ class NVAE(keras.Model):
         channels outside of a mask `kept_channels`, see `active_channels`, are at the prior's mean.
         """
         forward = forward or FoldedPass()
-        sources = self.posterior_sources(self.features(images, forward), noise)
+        sources = self._posterior_sources(self._features(images, forward), noise)
         if kept_channels is not None:
             sources = with_kept_channels(sources, kept_channels, self.plan)
-        return self.top_down_pass(sources, tf.shape(images)[0], forward)
+        return self._top_down_pass(sources, tf.shape(images)[0], forward)
 
-    def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
+    def _features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
         """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
         return self.bottom_up.forward(frame(images, self.config), forward or FoldedPass())
 
-    def top_down_pass(
+    def _top_down_pass(
         self,
         sources: Sequence[LatentSource],
         batch_size: int | tf.Tensor,
@@ -232,15 +222,15 @@ class NVAE(keras.Model):
         pixels = real_pixels(parameters, self.config.image_height, self.config.image_width)
         return Decoded(parameters, self.likelihood.distribution(pixels), latents)
 
-    def posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
+    def _posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
         """The source of each group's latent, from its bottom-up feature and standard-normal noise."""
         residual = self.config.residual_distributions
         return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
 
-    def inference_forward(self, labels: tf.Tensor | None = None) -> ForwardPass:
+    def _inference_forward(self, labels: tf.Tensor | None = None) -> ForwardPass:
         """A forward pass in inference that has all kernels already, for what is called in every turn of a loop."""
         forward = FoldedPass(labels=labels)
-        for stack in self.stacks:
+        for stack in self._stacks:
             forward.weights_of(stack)
         return forward
 
@@ -250,7 +240,7 @@ class NVAE(keras.Model):
         labels = self._labels(labels, batch_size_of(images))
         forward = ForwardPass(True, labels=labels) if training else FoldedPass(labels=labels)
         noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, tf.shape(images)[0]))
-        decoded = self.inference_pass(images, noise, forward)
+        decoded = self._inference_pass(images, noise, forward)
         forward.commit()
         return decoded.likelihood.mean()
 
@@ -264,7 +254,10 @@ class NVAE(keras.Model):
     def infer(
         self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
     ) -> tuple[InferredGroup, ...]:
-        """What the model infers of each group's latent from images, top group first, see `InferredGroup`."""
+        """What the model infers of each group's latent from images, top group first, see `InferredGroup`.
+
+        Example: `kl_of_top_group = model.infer(images, mean=True)[0].kl`
+        """
         images = check_images(images, self.config)
         count = batch_size_of(images)
 
@@ -289,6 +282,7 @@ class NVAE(keras.Model):
         With `active_only` only a tenth of all latent channels come from there, those with the largest mean KL over
         these images; the others are at the prior's mean given the groups above. It may also be a mask of channels, see
         `nvae_tf.models.latents.active_channels`, which other images have decided.
+        Example: `latents = model.encode(images, seed=1)`
         """
         kept = None if isinstance(active_only, bool) else active_only
         if active_only is True:
@@ -302,12 +296,12 @@ class NVAE(keras.Model):
         rows = images, image_seeds(seed, count), self._labels(labels, count), kept
         return _in_batches(self, _encoded, batch_size, *rows, mean=mean)
 
-    def encode_from_seeds(
+    def _encode_from_seeds(
         self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0, labels: tf.Tensor | None = None, kept_channels=None
     ) -> list[LatentSample]:
         """As `encode`, for one seed an image `[batch, 2]`; `noise_scale` multiplies sigma (0: the means)."""
         noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
-        return self.inference_pass(images, noise, FoldedPass(labels=labels), kept_channels).latents
+        return self._inference_pass(images, noise, FoldedPass(labels=labels), kept_channels).latents
 
     @_AS_WRITTEN
     def decode(
@@ -322,6 +316,7 @@ class NVAE(keras.Model):
 
         With a temperature those of the top groups are enough, at least of one; the others are drawn from the prior, see
         `generate`. ValueError where the latents are of another architecture, or some are missing.
+        Example: `images = model.decode(latents)`; `variants = model.decode(latents[:1], temperature=0.7, seed=2)`
         """
         latents = check_latents(latents, self.plan, may_lack_groups=temperature is not None)
         count, temperature = batch_size_of(latents[0]), 1.0 if temperature is None else temperature
@@ -350,6 +345,7 @@ class NVAE(keras.Model):
         (see `GuidedSource`); with 0 latents are from the priors of no class. ValueError unless it is 1 where the model
         was trained without `label_dropout`.
         With `prior="reweighted"` the top groups are drawn from the `ReweightedPrior` that nvae-prior has learned.
+        Example: `images = model.generate(16, temperature=0.7, seed=1)`
         """
         check(count >= 1, f"count = {count}: must be at least 1")
         labels = self._labels(labels, count)
@@ -358,7 +354,7 @@ class NVAE(keras.Model):
         how = dict(temperature=temperatures, guidance=guidance, prior=check_prior(prior, self), mean=mean)
         return _in_batches(self, _generated, batch_size, image_seeds(seed, count), labels, **how)
 
-    def generate_from_seeds(
+    def _generate_from_seeds(
         self,
         seeds: tf.Tensor,
         temperature: Temperature = 1.0,
@@ -387,7 +383,7 @@ class NVAE(keras.Model):
         if is_guided:
             labels = tf.concat([forward.labels, -tf.ones_like(forward.labels)], axis=0)
             count, forward = 2 * count, dataclasses.replace(forward, labels=labels)
-        decoded = self.top_down_pass(sources, count, forward, kept if is_guided else None)
+        decoded = self._top_down_pass(sources, count, forward, kept if is_guided else None)
         if mean:
             return decoded.likelihood.mean()
         pixels = real_pixels(decoded.parameters, self.config.image_height, self.config.image_width)
@@ -406,6 +402,7 @@ class NVAE(keras.Model):
         """Importance-weighted bound on the negative log-likelihood of each image `[batch]`, in nats.
 
         With `per_group` it is that of one draw with analytic KLs (the NELBO), in its parts: an `objective.Elbo`.
+        Example: `nats = model.score(images, importance_samples=100, batch_size=50)`
         """
         images = check_images(images, self.config, scored=True)
         count = batch_size_of(images)
@@ -414,7 +411,7 @@ class NVAE(keras.Model):
         rows = images, image_seeds(seed, count), self._labels(labels, count)
         if per_group:
             return _in_batches(self, _elbo, batch_size, *rows)
-        return _in_batches(self, NVAE.importance_weighted, batch_size, *rows, importance_samples=importance_samples)
+        return _in_batches(self, NVAE._importance_weighted, batch_size, *rows, importance_samples=importance_samples)
 
     @_AS_WRITTEN
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
@@ -422,6 +419,7 @@ class NVAE(keras.Model):
 
         Without labels a conditional model takes for each image the class that fits best, which is a pass a class.
         ValueError where the calibration file of the model's run is damaged or of other weights.
+        Example: `p_values = model.outlier_score(images).kl_p_value`
         """
         calibration = self.outlier_calibration
         check(not isinstance(calibration, str), calibration)
@@ -435,20 +433,21 @@ class NVAE(keras.Model):
 
         All classes are as probable a priori, and `log p(x | class)` is replaced by its lower bound (`score` with
         `per_group`), with the same draws for all.
+        Example: `likeliest = tf.argmax(model.classify(images), axis=1)`
         """
         check(self.config.num_classes > 0, "this model has no classes (model.num_classes = 0)")
         images = check_images(images, self.config, scored=True)
         return _in_batches(self, _classified, batch_size, images, image_seeds(seed, batch_size_of(images)))
 
-    def nelbo_of_classes(self, images: tf.Tensor, noise: Sequence[tf.Tensor]) -> tf.Tensor:
-        """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `inference_pass`."""
+    def _nelbo_of_classes(self, images: tf.Tensor, noise: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `_inference_pass`."""
         # What does not depend on the class is computed once.
-        forward, count = self.inference_forward(), tf.shape(images)[0]
-        sources = self.posterior_sources(self.features(images, forward), noise)
+        forward, count = self._inference_forward(), tf.shape(images)[0]
+        sources = self._posterior_sources(self._features(images, forward), noise)
 
         def nelbo(number: tf.Tensor) -> tf.Tensor:
             of_class = dataclasses.replace(forward, labels=tf.fill([count], number))
-            return self.top_down_pass(sources, count, of_class).elbo(images).nelbo
+            return self._top_down_pass(sources, count, of_class).elbo(images).nelbo
 
         return tf.map_fn(nelbo, tf.range(self.config.num_classes), fn_output_signature=tf.float32)
 
@@ -470,6 +469,7 @@ class NVAE(keras.Model):
         sigma is at least 0.1, or a tensor of a graph) come `steps` of gradient descent; with 0 of these it is quick and
         less exact. It begins at the posterior's means, or with a seed at draws, which differ where the measurement
         leaves much open.
+        Example: `images = model.restore(damaged, restoration.Mask(missing), sigma=0.0)`
         """
         sigma = float(sigma) if tf.executing_eagerly() else sigma
         measurement = restoration.checked_measurement(measurement, operator, sigma, self.config)
@@ -487,15 +487,15 @@ class NVAE(keras.Model):
         return check_labels(labels, count, self.config.num_classes)
 
     @_AS_WRITTEN
-    def importance_weighted(self, images, seeds, labels, importance_samples: int) -> tf.Tensor:
+    def _importance_weighted(self, images, seeds, labels, importance_samples: int) -> tf.Tensor:
         """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
         check(importance_samples >= 1, f"importance_samples = {importance_samples}: at least 1 sample is needed")
         begun = objectives.ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
         whole = 0, importance_samples, (importance_samples,)
-        features = self.features(images)
-        return self.add_importance_samples(begun, images, features, seeds, *whole, labels=labels).bounds[:, 0]
+        features = self._features(images)
+        return self._add_importance_samples(begun, images, features, seeds, *whole, labels=labels).bounds[:, 0]
 
-    def add_importance_samples(
+    def _add_importance_samples(
         self,
         before: objectives.ImportanceWeighting,
         images: tf.Tensor,
@@ -512,14 +512,14 @@ class NVAE(keras.Model):
         `images` are `[batch, height, width, channels]` in [0, 1] with these `features` and a seed each, `[batch, 2]`;
         `numbers` see `objective.add_samples`. One pass draws `samples_at_once`, with as many times the memory.
         """
-        forward = self.inference_forward(None if labels is None else tf.repeat(labels, samples_at_once))
+        forward = self._inference_forward(None if labels is None else tf.repeat(labels, samples_at_once))
         if samples_at_once > 1:
             images, *features = (tf.repeat(tensor, samples_at_once, axis=0) for tensor in (images, *features))
         shapes, num_rows = self.plan.latent_shapes(), tf.shape(images)[0]
 
         def log_weights(indices: tf.Tensor) -> tf.Tensor:
             noise = noise_of_samples(shapes, seeds, indices[0], samples_at_once)
-            decoded = self.top_down_pass(self.posterior_sources(features, noise), num_rows, forward)
+            decoded = self._top_down_pass(self._posterior_sources(features, noise), num_rows, forward)
             log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
             return tf.reshape(decoded.likelihood.log_prob(images) + log_p - log_q, [-1, samples_at_once])
 
@@ -532,7 +532,7 @@ class NVAE(keras.Model):
         """What `fit` reports, see `RunningMetrics`."""
         return self.running.of_training
 
-    def training_loss(
+    def _training_loss(
         self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
     ) -> training_step.StepLoss:
         """The bound's terms and the loss at a step, see `nvae_tf.objective`."""
@@ -558,22 +558,20 @@ class NVAE(keras.Model):
         images, labels = training_step.batch_of(self, data)
         check_images(images, self.config, scored=True)
         noise = training_step.draws(self, images, -1)
-        elbo = self.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
+        elbo = self._inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         kl = tf.reduce_sum(kl)
         self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
         return training_step.results(self.running.of_evaluation)
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
-        """As `keras.Model.fit`; ValueError for images that are not floats in [0, 1] (0 or 1 where the model's are of 1
-        bit) of the model's size.
-        """
-        _refuse_class_weight(class_weight)
+        """As `keras.Model.fit`; ValueError for images not of the model's size, or no floats in [0, 1] (1 bit: 0, 1)."""
+        check(class_weight is None, _NO_CLASS_WEIGHT)
         return super().fit(*args, **kwargs)
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
         """As `keras.Model.train_on_batch`; refuses what `fit` does."""
-        _refuse_class_weight(class_weight)
+        check(class_weight is None, _NO_CLASS_WEIGHT)
         return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def make_train_function(self, force: bool = False) -> None:
@@ -682,27 +680,27 @@ def _seeded_initializers(seed: int) -> Iterator[None]:
 
 
 def _inferred(model: NVAE, images, seeds, labels, mean: bool) -> tuple[InferredGroup, ...]:
-    return tuple(map(inferred_group, model.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels)))
+    return tuple(map(inferred_group, model._encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels)))
 
 
 def _encoded(model: NVAE, images, seeds, labels, kept, mean: bool) -> tuple[tf.Tensor, ...]:
     kept = None if kept is None else kept[0]
-    latents = model.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels, kept)
+    latents = model._encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels, kept)
     return latents_type(len(latents))._make(latent.z for latent in latents)
 
 
 def _generated(model: NVAE, seeds, labels, *latents, **how) -> tf.Tensor:
-    return model.generate_from_seeds(seeds, latents=latents, forward=FoldedPass(labels=labels), **how)
+    return model._generate_from_seeds(seeds, latents=latents, forward=FoldedPass(labels=labels), **how)
 
 
 def _elbo(model: NVAE, images, seeds, labels) -> objectives.Elbo:
     noise = noise_per_image(model.plan.latent_shapes(), seeds)
-    return model.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
+    return model._inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
 
 
 def _classified(model: NVAE, images, seeds) -> tf.Tensor:
     noise = noise_per_image(model.plan.latent_shapes(), seeds)
-    return tf.nn.softmax(-tf.transpose(model.nelbo_of_classes(images, noise)))
+    return tf.nn.softmax(-tf.transpose(model._nelbo_of_classes(images, noise)))
 
 
 def _in_batches(model: NVAE, function: Callable, batch_size: int | None, *rows, keep_graph: bool = True, **settings):
@@ -732,13 +730,6 @@ def _in_batches(model: NVAE, function: Callable, batch_size: int | None, *rows, 
 
 def _graph_of(model: NVAE, function: Callable, **settings) -> tf.types.experimental.PolymorphicFunction:
     return tf.function(lambda *rows: function(model, *rows, **settings), autograph=False)
-
-
-def _refuse_class_weight(class_weight: object) -> None:
-    check(
-        class_weight is None,
-        "class_weight has no effect: the loss is the mean over all images, whatever their class; leave it out",
-    )
 
 
 _COLUMNS_OF_SUMMARY = ("part", "groups", "latent of a group", "channels", "weights, encoder", "weights, decoder")

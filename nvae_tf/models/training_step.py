@@ -102,7 +102,7 @@ def regularizers_of(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.
     """Every layer's spectral norm, and the sum of both regularizers."""
     norms = tf.concat(model.spectral_regularizer.norms(forward), axis=0)
     total = tf.reduce_sum(norms)
-    return norms, total + (objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0)
+    return norms, total + (objectives.batch_norm_loss(model._batch_norms) if model._batch_norms else 0.0)
 
 
 def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularizers, inputs=None) -> StepLoss:
@@ -111,7 +111,7 @@ def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularize
     `noise` are the groups' draws, `regularizers` those of `regularizers_of`, `inputs` what the network sees instead.
     """
     norms, total = regularizers
-    elbo = model.inference_pass(images if inputs is None else inputs, noise, forward).elbo(images)
+    elbo = model._inference_pass(images if inputs is None else inputs, noise, forward).elbo(images)
     beta = objectives.kl_weight(step, model.objective)
     weight = objectives.regularization_weight(beta, model.objective)
     scales = objectives.balancing_scales(model.plan)
@@ -123,7 +123,7 @@ def step_of_batch(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, st
     """The step of a batch at once."""
     forward = _forward_pass(model, labels=kept_labels(model, labels, step))
     with tf.GradientTape() as tape:
-        found = model.training_loss(images, draws(model, images, step), step, forward)
+        found = model._training_loss(images, draws(model, images, step), step, forward)
         scaled_loss = _scaled(model, found.loss.loss)
     gradients = tape.gradient(scaled_loss, model.trainable_weights)
     metrics = _metrics(model, gradients, found.means, found.spectral_norms)
@@ -146,7 +146,7 @@ def step_of_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | N
         weighted = regularizers * objectives.regularization_weight(beta, model.objective)
         scaled_loss = _scaled(model, weighted)
     gradients = _gradients_or_zeros(model, tape, scaled_loss)
-    statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
+    statistics = [variable for norm in model._batch_norms for variable in norm.statistics]
 
     def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
         shard = replica_index() * count + index
@@ -224,7 +224,7 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from the first batch."""
     forward = _forward_pass(model, initializing=True)
-    model.inference_pass(images, draws(model, images, 0), forward)
+    model._inference_pass(images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
     for variable, value in forward.updates:

@@ -92,7 +92,7 @@ class FlatLatentModel:
 
     def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor, label: tf.Tensor | None) -> Decoded:
         # Where the number of rows is known it is no operation of the graph.
-        return self.model.top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
+        return self.model._top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
 
 
 class Signatures(FlatLatentModel):
@@ -341,7 +341,7 @@ class Signatures(FlatLatentModel):
                 for group, noise, temperature, keep in of_groups
             ]
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
-            decoded = self.model.top_down_pass(sources, 2 * rows, both, kept=rows)
+            decoded = self.model._top_down_pass(sources, 2 * rows, both, kept=rows)
             images, latents = decoded.likelihood.mean(), decoded.flat_latents()[:rows]
             is_guided = guidance != 1.0
             pairs = zip((images, latents), found, strict=True)
@@ -352,7 +352,7 @@ class Signatures(FlatLatentModel):
     def _inferred(self, noise_scale, image, seed, label=None) -> Tensors:
         """The inference pass: latents, the parts of the bound, where the KL is, and mean images."""
         noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
-        decoded = self.model.inference_pass(image, noise, self._pass(label))
+        decoded = self.model._inference_pass(image, noise, self._pass(label))
         found = {"latent": decoded.flat_latents(), "image": decoded.likelihood.mean()} | decoded.elbo(image)._asdict()
         return found | {"kl_map": kl_map(self.model, decoded.latents)}
 

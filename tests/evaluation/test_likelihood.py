@@ -28,7 +28,7 @@ def test_the_parts_are_those_of_the_model_whatever_the_batches(model, images):
     evaluator = LikelihoodEvaluator(model, 4, importance_samples=3)
     found = evaluator.evaluate([images[:4], images[4:8], images[8:]], seed=4, progress=seen.append)
     assert seen == [4, 8, 10] and len(found.nelbo) == 10
-    decoded = model.inference_pass(images, noise_per_image(model.plan.latent_shapes(), image_seeds(4, 10)))
+    decoded = model._inference_pass(images, noise_per_image(model.plan.latent_shapes(), image_seeds(4, 10)))
     reconstruction = -decoded.likelihood.log_prob(images).numpy().mean()
     per_channel = kl_per_channel(decoded.latents).numpy().mean(axis=0)
     assert found.reconstruction_nats == pytest.approx(reconstruction, rel=1e-5)
@@ -59,7 +59,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(model):
     def peak(count):
         @tf.function(input_signature=[tf.TensorSpec([4, 4, 4, 1]), tf.TensorSpec([4, 2], tf.int32)], autograph=False)
         def bound(images, seeds):
-            return model.importance_weighted(images, seeds, None, count)
+            return model._importance_weighted(images, seeds, None, count)
 
         return memory_timeline(bound.get_concrete_function()).peak_bytes
 

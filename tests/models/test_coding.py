@@ -28,7 +28,7 @@ def near(value, expected, atol=1e-5):
 @pytest.mark.slow
 def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has_a_gradient(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
-    expected = model.inference_pass(images, noise).likelihood.mean()
+    expected = model._inference_pass(images, noise).likelihood.mean()
     assert tuple(expected.shape) == images.shape
     near(model.decode(model.encode(images, seed=3)), expected)
     near(model(images, seed=3), expected)
@@ -49,12 +49,12 @@ def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has
 
 def test_every_latent_matters_and_only_below_it(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
-    latents = model.inference_pass(images, noise).latents
+    latents = model._inference_pass(images, noise).latents
     z = [latent.z for latent in latents]
     for changed in range(3):
         others = [value + 1.0 if index == changed else value for index, value in enumerate(z)]
         assert np.max(np.abs(model.decode(others) - model.decode(z))) > 1e-4
-        moved = model.inference_pass(images, [eps + (index == changed) for index, eps in enumerate(noise)]).latents
+        moved = model._inference_pass(images, [eps + (index == changed) for index, eps in enumerate(noise)]).latents
         for index, (mine, theirs) in enumerate(zip(moved, latents, strict=True)):
             change = np.max(np.abs(mine.prior.loc - theirs.prior.loc))
             assert (change > 1e-4) == (index > changed)
@@ -67,7 +67,7 @@ def test_generating_is_decoding_draws_of_the_prior(model):
         # The groups given so far fix the next prior; what stands for the others does not matter.
         padded = z + [np.zeros(draw.shape, np.float32) for draw in noise[len(z) :]]
         given = [GivenSource(tf.convert_to_tensor(latent)) for latent in padded]
-        prior = model.top_down_pass(given, 2).latents[len(z)].prior
+        prior = model._top_down_pass(given, 2).latents[len(z)].prior
         z.append(prior.loc + 0.7 * prior.scale * eps)
     generated = model.generate(2, temperature=0.7, seed=1)
     assert np.min(generated) >= 0.0 and np.max(generated) <= 1.0
@@ -80,13 +80,13 @@ def test_missing_latents_are_drawn_from_the_prior(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(1, 4))
     for given in (1, 2):
         sources = [GivenSource(z) for z in latents[:given]] + [PriorSource(eps, 0.7) for eps in noise[given:]]
-        near(model.decode(latents[:given], 0.7, seed=1), model.top_down_pass(sources, 4).likelihood.mean())
+        near(model.decode(latents[:given], 0.7, seed=1), model._top_down_pass(sources, 4).likelihood.mean())
 
 
 def test_the_mean_of_the_posterior(model, images):
     means = model.encode(images, mean=True)
     silent = [tf.zeros((4, *shape)) for shape in SHAPES]
-    for mean, latent in zip(means, model.inference_pass(images, silent).latents, strict=True):
+    for mean, latent in zip(means, model._inference_pass(images, silent).latents, strict=True):
         near(mean, latent.z)
         near(latent.z_before_flows, latent.posterior.loc)
 
@@ -106,12 +106,12 @@ def test_encoding_with_active_channels_only(model, images):
     z = model.encode(images, seed=3, active_only=mask)
     plain = model.encode(images, seed=3)
     np.testing.assert_array_equal(z[0][..., 0], plain[0][..., 0])
-    priors = model.top_down_pass([GivenSource(latent) for latent in z], 4).latents
+    priors = model._top_down_pass([GivenSource(latent) for latent in z], 4).latents
     for latent, given, kept in zip(z, priors, mask, strict=True):
         near(latent.numpy()[..., ~kept], given.prior.loc.numpy()[..., ~kept])
     assert np.max(np.abs(z[1][..., 1] - priors[1].prior.loc[..., 1])) > 1e-3
     noise = noise_per_image(SHAPES, image_seeds(3, 4))
-    kl = kl_per_channel(model.inference_pass(images, noise).latents).numpy().mean(axis=0)
+    kl = kl_per_channel(model._inference_pass(images, noise).latents).numpy().mean(axis=0)
     # One of six channels is the tenth.
     alone = np.arange(6).reshape(3, 2) == np.argmax(kl)
     expected = model.encode(images, seed=3, active_only=alone)
@@ -127,7 +127,7 @@ def test_scores_are_log_weights_from_scipy(model, images):
     """log p(x | z) + log p(z) - log q(z | x) of each draw, put together by hand."""
     seeds, weights = image_seeds(5, 4), []
     for sample in range(3):
-        decoded = model.inference_pass(images, noise_of_samples(SHAPES, seeds, sample, 1))
+        decoded = model._inference_pass(images, noise_of_samples(SHAPES, seeds, sample, 1))
         weight = np.float64(decoded.likelihood.log_prob(images))
         for latent in decoded.latents:
             log_q = scipy.stats.norm.logpdf(latent.z_before_flows, latent.posterior.loc, latent.posterior.scale)
@@ -185,7 +185,7 @@ def test_temperatures_may_differ_by_scale_and_by_group(model):
 
 def test_what_is_inferred_is_posterior_prior_and_kl(model, images):
     groups, noise = model.infer(images, seed=3), noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
-    decoded = model.inference_pass(images, noise)
+    decoded = model._inference_pass(images, noise)
     for group, latent in zip(groups, decoded.latents, strict=True):
         near(group.z, latent.z)
         near(group.mean, latent.posterior.loc)

@@ -1,4 +1,5 @@
 import csv
+import pydoc
 import random
 
 import keras
@@ -146,6 +147,14 @@ def test_a_model_is_made_of_the_right_settings():
     ):
         with pytest.raises(ValueError, match=message):
             nvae_tf.NVAE(**dict(config=SMALLEST) | settings)
+
+
+def test_help_shows_what_a_user_calls():
+    added = {name for name in dir(nvae_tf.NVAE) if not name.startswith("_")} - {*dir(keras.Model)}
+    assert added == {"classify", "decode", "encode", "generate", "infer", "outlier_score", "restore", "score"}
+    assert all("Example: `" in getattr(nvae_tf.NVAE, name).__doc__ for name in added)
+    text = pydoc.render_doc(nvae_tf, renderer=pydoc.plaintext)
+    assert len(text.splitlines()) < 80 and all(f"nvae_tf.{name}(" in text for name in ("NVAE", "load", "load_images"))
 
 
 def test_the_seed_decides_the_initial_weights():

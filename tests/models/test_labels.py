@@ -52,7 +52,7 @@ def test_a_new_model_does_not_depend_on_the_class_and_a_step_changes_that(images
 def test_the_class_matters_to_priors_posteriors_and_decoder(conditional, images):
     noise = noise_per_image(conditional.plan.latent_shapes(), image_seeds(1, 4))
     one, other = (
-        conditional.inference_pass(images, noise, ForwardPass(labels=tf.fill([4], label))) for label in (0, 1)
+        conditional._inference_pass(images, noise, ForwardPass(labels=tf.fill([4], label))) for label in (0, 1)
     )
     for a, b in zip(one.latents, other.latents, strict=True):
         assert np.abs(a.prior.loc - b.prior.loc).max() > 1e-3 and np.abs(a.posterior.loc - b.posterior.loc).max() > 1e-3
@@ -79,7 +79,7 @@ def test_guidance_goes_from_no_class_through_the_class_and_beyond(conditional):
     z = []
     for _ in conditional.plan.latent_shapes():
         given = z + [tf.zeros_like(eps) for eps in noise[len(z) :]]
-        from_no_class = conditional.top_down_pass([nvae_tf.models.latents.GivenSource(latent) for latent in given], 3)
+        from_no_class = conditional._top_down_pass([nvae_tf.models.latents.GivenSource(latent) for latent in given], 3)
         prior = from_no_class.latents[len(z)].prior
         z.append(prior.loc + prior.scale * noise[len(z)])
     near(draw(3, labels=labels, guidance=0.0), conditional.decode(z, labels=labels))

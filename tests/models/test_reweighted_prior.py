@@ -48,7 +48,7 @@ def latents_of(model, count, temperature=1.0, seed=0, labels=None):
         image_seeds(seed, count), temperatures_of_groups(temperature, model.plan), model.plan, labels
     )
     zeros = [module.PriorSource(0.0)] * (model.plan.num_groups - len(sources))
-    return model.top_down_pass([*sources, *zeros], count).latents, sources
+    return model._top_down_pass([*sources, *zeros], count).latents, sources
 
 
 def test_samples_have_the_distribution_that_the_ratio_asks_for(reweight):

@@ -119,7 +119,7 @@ def test_what_has_no_loop_does_not_know_of_it(monkeypatch):
         images_of(model.config, 2),
         [np.zeros((2, *shape), np.float32) for shape in model.plan.latent_shapes()],
     )
-    expected, found = (model.inference_pass(images, noise, ForwardPass(True, scanned=scan)) for scan in (False, True))
+    expected, found = (model._inference_pass(images, noise, ForwardPass(True, scanned=scan)) for scan in (False, True))
     np.testing.assert_array_equal(found.parameters, expected.parameters)
     assert len(found.latents) == len(expected.latents) == 2
 
