@@ -112,7 +112,7 @@ def _evaluation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     images, draws = tf.constant(channels_last(recorded.arrays["x"])), recorded.draws("eval")
     if draws is None:
         return
-    decoded = model.inference_pass(images, draws)
+    decoded = model._inference_pass(images, draws)
     reconstruction = _reconstruction(model, decoded, images)
     log_q, log_p = objective.log_posterior_and_prior(decoded.latents)
     yield from recorded.compare("eval/logits", channels_first(decoded.parameters), VALUE)
@@ -138,7 +138,7 @@ def _generation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
         return
     temperature = float(recorded.arrays["sample/temperature"])
     sources = [PriorSource(eps, temperature) for eps in draws]
-    decoded = model.top_down_pass(sources, draws[0].shape[0])
+    decoded = model._top_down_pass(sources, draws[0].shape[0])
     yield from recorded.compare("sample/logits", channels_first(decoded.parameters), VALUE)
     yield from recorded.compare("sample/mean", _frame_mean(model, decoded.parameters), VALUE)
 
@@ -156,11 +156,11 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     def training_pass():
         forward = ForwardPass(training=True, scanned=model.scan)
         with tf.GradientTape() as tape:
-            decoded = model.inference_pass(images, draws, forward)
+            decoded = model._inference_pass(images, draws, forward)
             elbo = objective.Elbo(_reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents))
             norms = model.spectral_regularizer.norms(forward, ITERATIONS)
             spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])
-            norm_loss = objective.batch_norm_loss(model.batch_norms) if model.batch_norms else tf.zeros([])
+            norm_loss = objective.batch_norm_loss(model._batch_norms) if model._batch_norms else tf.zeros([])
             loss = objective.training_loss(elbo, beta, scales, spectral + norm_loss, weight)
         updated[:] = [variable for variable, _ in forward.updates]
         gradients = tape.gradient(loss.loss, model.trainable_weights)
@@ -215,7 +215,7 @@ def published_gradients(model: NVAE, recorded: Mapping[str, np.ndarray]) -> list
 def _start_from_singular_vectors(model: NVAE) -> None:
     """Puts the power iterations where they would end: two nearly equal singular values take thousands of them."""
     regularizer = model.spectral_regularizer
-    for stack, vectors in zip(model.convolutions, regularizer.vectors, strict=True):
+    for stack, vectors in zip(model._convolutions, regularizer.vectors, strict=True):
         kernels = stack.effective_kernels().numpy().astype(np.float64)
         matrices = kernels.reshape(len(kernels), -1, kernels.shape[-1])
         vectors.assign(np.linalg.svd(matrices, full_matrices=False).Vh[:, 0])

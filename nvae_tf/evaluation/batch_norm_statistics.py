@@ -67,7 +67,7 @@ def readjusted(
             seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)
             top = reweighted.sources(seeds, temperatures, copy.plan, forward.labels)
             sources[: len(top)] = top
-        copy.top_down_pass(sources, batch_size, forward)
+        copy._top_down_pass(sources, batch_size, forward)
         forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in running]
         forward.commit()
         return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])

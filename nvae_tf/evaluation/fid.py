@@ -203,7 +203,7 @@ def measure_fid(
         return [image_seeds(task.seed, min(kept.size, kept.total - first), first) for first in firsts]
 
     def compute(seeds: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
-        images = generator_and_shift()[0].from_seeds(seeds, settings.temperature, prior=settings.prior)
+        images = generator_and_shift()[0].generate(len(seeds), settings.temperature, seeds, prior=settings.prior)
         images = np.rint(images * np.float32(255.0)) / np.float32(255.0)  # as they would be in a PNG file
         return {"features": np.asarray(extractor.features(images))}
 

@@ -82,7 +82,7 @@ class LikelihoodEvaluator:
     The weights are read at each evaluation. `batch_size` is that of the largest batch; smaller ones are padded.
     `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
     measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. The
-    reconstruction is that of a mask `kept_channels` alone where one is given, see `NVAE.inference_pass`.
+    reconstruction is that of a mask `kept_channels` alone where one is given, see `NVAE._inference_pass`.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class LikelihoodEvaluator:
         self._numbers = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
         at_once = {"numbers": self._numbers, "samples_at_once": self._at_once}
-        self._elbo, self._features = self._on_replicas(self._elbo_of), self._on_replicas(model.features)
+        self._elbo, self._features = self._on_replicas(self._elbo_of), self._on_replicas(model._features)
 
         def add_samples(*rows: tf.Tensor) -> ImportanceWeighting:
-            return model.add_importance_samples(*rows[:-1], **at_once, labels=rows[-1])
+            return model._add_importance_samples(*rows[:-1], **at_once, labels=rows[-1])
 
         self._add_samples = self._on_replicas(add_samples)
 
@@ -158,7 +158,7 @@ class LikelihoodEvaluator:
         noise = noise_per_image(self._model.plan.latent_shapes(), seeds)
         # Latents of which some channels are kept are not drawn by a loop. Folding would copy most kernels for one pass.
         forward = ForwardPass(labels=labels, scanned=self._kept_channels is None)
-        decoded = self._model.inference_pass(images, noise, forward, self._kept_channels)
+        decoded = self._model._inference_pass(images, noise, forward, self._kept_channels)
         reconstruction = -decoded.likelihood.log_prob(images)
         return [reconstruction, kl_per_channel(decoded.latents)]
 
@@ -182,7 +182,7 @@ def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, repli
     @tf.function(input_signature=[images, seeds], autograph=False)
     def one_sample(images: tf.Tensor, seeds: tf.Tensor) -> ImportanceWeighting:
         begun = ImportanceWeighting.begun(batch_size, num_numbers=1)
-        return model.add_importance_samples(begun, images, model.features(images), seeds, 0, 1, (1,))
+        return model._add_importance_samples(begun, images, model._features(images), seeds, 0, 1, (1,))
 
     needed = memory_timeline(one_sample.get_concrete_function()).peak_bytes
     free = _BYTES_ON_GPU if has_gpus() else psutil.virtual_memory().available / replicas

@@ -137,16 +137,16 @@ def likelihood_ratio(
     groups nearest to the image are from the prior (Havtorn et al. 2021): high where details fit that the upper groups
     do not explain. The upper groups have the same draws in both.
     """
-    features, shapes = model.features(images), model.plan.latent_shapes()
-    count, forward = tf.shape(images)[0], model.inference_forward(labels)
+    features, shapes = model._features(images), model.plan.latent_shapes()
+    count, forward = tf.shape(images)[0], model._inference_forward(labels)
 
     def bound(from_prior: int) -> tf.Tensor:
         kept = model.plan.num_groups - from_prior
 
         def log_weights(indices: tf.Tensor) -> tf.Tensor:
             noise = noise_of_samples(shapes, seeds, indices[0], 1)
-            sources = model.posterior_sources(features, noise)[:kept]
-            decoded = model.top_down_pass([*sources, *map(PriorSource, noise[kept:])], count, forward)
+            sources = model._posterior_sources(features, noise)[:kept]
+            decoded = model._top_down_pass([*sources, *map(PriorSource, noise[kept:])], count, forward)
             log_q, log_p = objectives.log_posterior_and_prior(decoded.latents[:kept])
             return (decoded.likelihood.log_prob(images) + log_p - log_q)[:, tf.newaxis]
 

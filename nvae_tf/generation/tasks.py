@@ -158,13 +158,15 @@ def sample(
     guidance: Annotated[float, _GUIDANCE] = 1.0,
     batch_norm_iterations: Annotated[int, BATCH_NORM_HELP, 0] = 0,
     prior: Annotated[str, PRIOR_HELP, *PRIORS] = PRIORS[0],
+    pixels: Annotated[str, "The likelihood's mean, or a draw from it.", "mean", "sample"] = "mean",
 ) -> Made:
     """Draws samples from a trained model.
 
         nvae-generate sample --workdir=runs/digits --output=samples.png
         nvae-generate --workdir=runs/digits --output=samples/ --count=100 --temperature=0.6 --seed=7
 
-    An image is the likelihood's mean for latents from the prior; image i depends on the seed and on i alone.
+    An image is the likelihood's mean for latents from the prior, or with --pixels=sample a draw from the likelihood
+    p(x | z), with its noise; image i depends on the seed and on i alone.
     --temperature multiplies every prior's sigma: 1 is the model as trained, below 1 the images are cleaner and more
     alike (the paper shows 0.6 to 1). A conditional model draws its classes in turn, or those of --labels; --guidance
     above 1 makes images more typical of their class. --batch_norm_iterations=500 takes a while, and helps where low
@@ -172,17 +174,22 @@ def sample(
     """
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
     from nvae_tf.generation.sampling import generate_images
+    from nvae_tf.models.latents import check_guidance
 
     _plan(run, temperature)
+    num_classes = run.config.model.num_classes  # drawn in turn where no labels are given
+    check_guidance(guidance, num_classes > 0, num_classes, run.config.train.label_dropout)
     classes, model = _classes(run.config, labels, count), run.model
     if batch_norm_iterations:
         model, text = readjusted(model, temperature, batch_norm_iterations, seed=seed, prior=prior)
         StatusLine().keep(text)
-    images = generate_images(model, count, temperature, seed, _progress(count), classes, guidance, prior)
+    how = {"guidance": guidance, "prior": prior, "mean": pixels == "mean"}
+    images = generate_images(model, count, temperature, seed, _progress(count), classes, **how)
     values = np.atleast_1d(temperature)
     shown = f"temperature{'s' if len(values) > 1 else ''} {', '.join(map('{:g}'.format, values))}"
     guided = None if guidance == 1.0 else f"guidance {guidance:g}"
-    data = _joined(_class_words(labels), guided, None if prior == PRIORS[0] else f"{prior} prior")
+    drawn = None if pixels == "mean" else "drawn pixels"
+    data = _joined(_class_words(labels), guided, None if prior == PRIORS[0] else f"{prior} prior", drawn)
     return Made(
         f"{counted(count, 'image')} at {shown}",
         images,

@@ -255,11 +255,13 @@ def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Te
     return labels
 
 
-def check_guidance(guidance: float, has_labels: bool, num_classes: int) -> None:
-    """ValueError where guidance is not finite, or there is no class to guide toward."""
+def check_guidance(guidance: float, has_labels: bool, num_classes: int, label_dropout: float) -> None:
+    """ValueError where guidance is not finite, there is no class to guide toward, or no priors without a class."""
     check(np.isfinite(guidance), f"guidance = {guidance}: must be finite")
     what = "give labels too" if num_classes else "this model has no classes (model.num_classes = 0)"
     check(guidance == 1.0 or has_labels, f"guidance = {guidance}: it leads toward a class; {what}")
+    what = "this model was trained without label_dropout, so it has no priors of no class; leave guidance out"
+    check(guidance == 1.0 or label_dropout > 0.0, f"guidance = {guidance}: {what}, or train with label_dropout=0.1")
 
 
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:

@@ -61,7 +61,7 @@ class OutlierCalibration:
 def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
     """Of images `[batch, height, width, channels]` in [0, 1]; without labels `[batch]` of the likeliest classes."""
     labels = likeliest_class(model, images) if labels is None else labels
-    decoded = model.inference_pass(images, [0.0] * model.plan.num_groups, FoldedPass(labels=labels))
+    decoded = model._inference_pass(images, [0.0] * model.plan.num_groups, FoldedPass(labels=labels))
     return OutlierParts(*decoded.elbo(images), kl_map(model, decoded.latents))
 
 
@@ -80,7 +80,7 @@ def likeliest_class(model: "NVAE", images: tf.Tensor) -> tf.Tensor | None:
     """The class of each image `[batch]` with the best bound at the posterior's means; None for a model without."""
     if not model.config.num_classes:
         return None
-    means = model.nelbo_of_classes(images, [0.0] * model.plan.num_groups)
+    means = model._nelbo_of_classes(images, [0.0] * model.plan.num_groups)
     return tf.argmin(means, axis=0, output_type=tf.int32)
 
 

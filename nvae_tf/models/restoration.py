@@ -189,25 +189,25 @@ def restored(
     from_draws: bool,
 ) -> tf.Tensor:
     """Images `[batch, height, width, channels]` of checked measurements; what a graph does of `NVAE.restore`."""
-    forward = model.inference_forward(labels)
+    forward = model._inference_forward(labels)
     count, shapes = batch_size_of(measurement), model.plan.latent_shapes()
     measured = _Measured(operator, measurement, tf.cast(sigma, tf.float32))
     image_shape = model.config.image_height, model.config.image_width, model.config.image_channels
     start = measured.linear_estimate(image_shape)
 
     def plug_and_play(_: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        features = model.features(images, forward)
+        features = model._features(images, forward)
         sources = [TemperedSource(PosteriorSource(it, 0.0, model.config.residual_distributions)) for it in features]
-        likelihood = model.top_down_pass(sources, count, forward).likelihood
+        likelihood = model._top_down_pass(sources, count, forward).likelihood
         return measured.with_data(likelihood.mean(), likelihood.variance())
 
     start = _repeated(plug_and_play, start, pnp_steps)
     noise = noise_per_image(shapes, seeds) if from_draws else [0.0] * len(shapes)
-    inferred = model.inference_pass(start, noise, forward).latents
+    inferred = model._inference_pass(start, noise, forward).latents
     latents = [(latent.z - latent.prior.loc) / latent.prior.scale for latent in inferred]
 
     def decoded(latents: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        likelihood = model.top_down_pass(list(map(PriorSource, latents)), count, forward).likelihood
+        likelihood = model._top_down_pass(list(map(PriorSource, latents)), count, forward).likelihood
         return likelihood.mean(), likelihood.variance()
 
     def loss(latents: Sequence[tf.Tensor]) -> tf.Tensor:

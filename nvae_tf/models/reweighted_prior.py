@@ -129,7 +129,7 @@ class Resampled(NamedTuple):
     effective_proposals: tf.Tensor  # `(sum r)^2 / sum r^2`, `[batch]`: from 1 to the number of proposals
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ReweightedPrior:
     """The ratios of the top groups, top group first; no part of the model's weights.
 
@@ -306,15 +306,15 @@ def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
 
 
 def with_reweighted_prior(
-    model: Any,
+    reweighted: ReweightedPrior,
     sources: Sequence[LatentSource],
     seeds: tf.Tensor,
     temperatures: Sequence[float | tf.Tensor],
+    plan: LatentPlan,
     labels: tf.Tensor | None,
 ) -> list[LatentSource]:
-    """The sources of all groups, the top ones those of the model's reweighted prior; ValueError as `check_prior`."""
-    reweighted = check_prior("reweighted", model)
+    """The sources of all groups, the top ones those of `reweighted`; ValueError where they are not priors."""
     is_plain = all(isinstance(source, PriorSource) for source in sources)
     check(is_plain, "the reweighted prior draws the top groups by itself: neither guidance nor latents go with it")
-    top = reweighted.sources(seeds, temperatures, model.plan, labels)
+    top = reweighted.sources(seeds, temperatures, plan, labels)
     return [*top, *sources[len(top) :]]

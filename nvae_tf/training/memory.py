@@ -13,6 +13,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.layers.cpu_kernels import known_sizes
+from nvae_tf.models.training_step import batch_of, train
 from nvae_tf.training.graph_memory import Timeline, memory_timeline, number_of_nodes, reserved_bytes
 from nvae_tf.training.run import Images, RunLength, new_run
 from nvae_tf.training.strategy import configure_runtime
@@ -88,7 +89,9 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
     def traced(count: int) -> tf.types.experimental.ConcreteFunction:
         images, labels = tf.TensorSpec((count, *config.data.image_shape)), tf.TensorSpec([count], tf.int32)
         batch = (images, labels) if config.data.labels else images
-        return tf.function(model.train_step, autograph=False).get_concrete_function(batch)
+        return tf.function(lambda data: train(model, *batch_of(model, data)), autograph=False).get_concrete_function(
+            batch
+        )
 
     nodes = number_of_nodes(traced(batch_size).graph)
     trained, others = model.trainable_variables, [*model.non_trainable_variables, *model.step_guard.variables]

@@ -105,8 +105,8 @@ def test_the_likelihood_ratio_is_that_of_the_bounds(model):
     log_weights = []
     for number in range(samples):
         noise = noise_of_samples(model.plan.latent_shapes(), seeds, number, 1)
-        top = PosteriorSource(model.features(images)[0], noise[0])
-        decoded = model.top_down_pass([top, *map(PriorSource, noise[1:])], 4)
+        top = PosteriorSource(model._features(images)[0], noise[0])
+        decoded = model._top_down_pass([top, *map(PriorSource, noise[1:])], 4)
         latent = decoded.latents[0]
         ratio = latent.prior.log_prob(latent.z) - latent.posterior.log_prob(latent.z)
         log_weights.append(decoded.likelihood.log_prob(images) + tf.reduce_sum(ratio, axis=(1, 2, 3)))

@@ -33,7 +33,7 @@ def by_hand(model, images, count):
     for part in range(count):
         forward, rows = ForwardPass(training=True), slice(part * size, (part + 1) * size)
         with tf.GradientTape() as tape:
-            loss = model.training_loss(images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
+            loss = model._training_loss(images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
         updates = {variable.path: value for variable, value in forward.updates}
         found.append((tape.gradient(loss.loss.loss, model.trainable_weights), updates, loss.means))
     return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)
@@ -61,7 +61,7 @@ def test_a_step_is_the_mean_of_those_of_the_microbatches(step_of_four):
     # Statistics are the mean of theirs, and power vectors advance once.
     variables = {variable.path: variable for variable in model.non_trainable_variables}
     regularizer = model.spectral_regularizer
-    moved = [*regularizer.vectors, regularizer.warmed_up, *(v for norm in model.batch_norms for v in norm.statistics)]
+    moved = [*regularizer.vectors, regularizer.warmed_up, *(v for norm in model._batch_norms for v in norm.statistics)]
     assert updates.keys() == {variable.path for variable in moved}
     for path, value in updates.items():
         np.testing.assert_allclose(variables[path], value, rtol=1e-3, atol=1e-4, err_msg=path)

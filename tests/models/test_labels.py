@@ -1,14 +1,20 @@
 """Models that are conditional on classes."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import nvae_tf
+from nvae_tf.config import ExperimentConfig, TrainConfig
+from nvae_tf.generation.sampling import generate_images
+from nvae_tf.generation.tasks import sample
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.models.top_down import ClassEmbedding
+from nvae_tf.serving.signatures import Signatures
 from tests.models.test_coding import near
 from tests.tiny_model import images_of, shaken, tiny_config, tiny_model
 
@@ -19,7 +25,7 @@ LABELS = [0, 1, 2, -1]
 @pytest.fixture(scope="module")
 def conditional():
     """A model whose classes differ."""
-    return shaken(tiny_model(**SETTINGS, seed=0))
+    return shaken(tiny_model(**SETTINGS, seed=0, label_dropout=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def test_a_new_model_does_not_depend_on_the_class_and_a_step_changes_that(images
 def test_the_class_matters_to_priors_posteriors_and_decoder(conditional, images):
     noise = noise_per_image(conditional.plan.latent_shapes(), image_seeds(1, 4))
     one, other = (
-        conditional.inference_pass(images, noise, ForwardPass(labels=tf.fill([4], label))) for label in (0, 1)
+        conditional._inference_pass(images, noise, ForwardPass(labels=tf.fill([4], label))) for label in (0, 1)
     )
     for a, b in zip(one.latents, other.latents, strict=True):
         assert np.abs(a.prior.loc - b.prior.loc).max() > 1e-3 and np.abs(a.posterior.loc - b.posterior.loc).max() > 1e-3
@@ -73,11 +79,29 @@ def test_guidance_goes_from_no_class_through_the_class_and_beyond(conditional):
     z = []
     for _ in conditional.plan.latent_shapes():
         given = z + [tf.zeros_like(eps) for eps in noise[len(z) :]]
-        from_no_class = conditional.top_down_pass([nvae_tf.models.latents.GivenSource(latent) for latent in given], 3)
+        from_no_class = conditional._top_down_pass([nvae_tf.models.latents.GivenSource(latent) for latent in given], 3)
         prior = from_no_class.latents[len(z)].prior
         z.append(prior.loc + prior.scale * noise[len(z)])
     near(draw(3, labels=labels, guidance=0.0), conditional.decode(z, labels=labels))
     assert np.abs(draw(3, labels=labels, guidance=3.0) - draw(3, labels=labels)).max() > 1e-3
+
+
+@pytest.mark.parametrize("guidance", [2.0, 0.0])
+def test_guidance_is_refused_where_training_dropped_no_labels(guidance):
+    model, config = (
+        tiny_model(**SETTINGS),
+        ExperimentConfig(tiny_config(**SETTINGS), train=TrainConfig(label_dropout=0.0)),
+    )
+    assert {spec.name for spec in Signatures(model).input_specs("compose")}.isdisjoint({"guidance", "proposals"})
+    for ask in (
+        lambda: model.generate(3, labels=1, guidance=guidance),
+        lambda: generate_images(model, 3, labels=1, guidance=guidance),
+        # What nvae-generate does, before it reads the model.
+        lambda: sample(types.SimpleNamespace(config=config), labels=1, guidance=guidance),
+    ):
+        with pytest.raises(ValueError, match=f"^guidance = {guidance}: this model was trained without label_dropout"):
+            ask()
+    assert model.generate(3, labels=1, guidance=1.0).shape == (3, 4, 4, 1)
 
 
 def test_classes_are_as_probable_as_their_bounds_say(conditional, images):

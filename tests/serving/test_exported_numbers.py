@@ -46,7 +46,7 @@ def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):
     assert_same(found["sample/image"][[1]], model.generate(1, seed=6))
     assert_same(found["sample/image"][[3]], model.generate(3, seed=5)[2:])
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1))
-    cooler = model.top_down_pass([PriorSource(draw, 0.6) for draw in noise], 1)
+    cooler = model._top_down_pass([PriorSource(draw, 0.6) for draw in noise], 1)
     assert_same(found["sample/image"][[2]], cooler.likelihood.mean())
     assert np.abs(found["sample/image"][2] - found["sample/image"][0]).max() > 1e-3
 
@@ -60,7 +60,7 @@ def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):
 
 def test_score_is_the_bound_and_its_parts_add_up(run, model):
     found = run("score", image=IMAGES, seed=SEEDS)
-    decoded = model.inference_pass(
+    decoded = model._inference_pass(
         tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1)), ForwardPass()
     )
     # With flows the KL is a one-sample estimate, so the bound is that of one importance sample.
@@ -324,7 +324,7 @@ def deep_signatures(groups):
     blocks = dict(num_preprocess_blocks=1, num_preprocess_cells=4, num_postprocess_blocks=1, num_postprocess_cells=4)
     model = model_of(dataclasses.replace(CONFIG, **blocks, num_groups_per_scale=groups, num_classes=3))
     model.reweighted_prior = ReweightedPrior(made_ratios("classifier", 1, model.plan, 3), 20, 3)
-    folded = folded_weights(model.stacks)
+    folded = folded_weights(model._stacks)
     return Signatures(model), Signatures(model, lambda: FoldedPass(scanned=True, folded=folded))
 
 

@@ -19,14 +19,14 @@ INJECTED = """
 import tensorflow as tf
 from nvae_tf.models import NVAE
 
-original, tried = NVAE.training_loss, tf.Variable(0, dtype=tf.int32)
+original, tried = NVAE._training_loss, tf.Variable(0, dtype=tf.int32)
 
 def poisoned(self, images, noise, step, forward):
     count, factor = tried.assign_add(1), self.optimizer._learning_rate.factor
     found = original(self, images, noise, step, forward)
     return found._replace(loss=found.loss._replace(loss=tf.where({condition}, {value}, found.loss.loss)))
 
-NVAE.training_loss = poisoned
+NVAE._training_loss = poisoned
 from nvae_tf.train.main import run
 run()
 """
@@ -174,7 +174,7 @@ def test_the_model_remembers_its_last_steps_in_order():
 def test_every_layer_has_a_name_of_its_own():
     model = tiny_model()
     names = layer_names(model)
-    assert len(names) == len(set(names)) == sum(stack.count for stack in model.convolutions)
+    assert len(names) == len(set(names)) == sum(stack.count for stack in model._convolutions)
     assert "bottom_up/stem[0]" in names
 
 
