@@ -1,5 +1,6 @@
 """Evaluates one checkpoint: `elbo`, `iw`, `latents`, `fid`, `frechet`, `outliers`, in the run's evaluation file."""
 
+import csv
 import datetime
 import functools
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.config import check
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data.spec import check_model_fits
@@ -19,10 +21,10 @@ from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, me
 from nvae_tf.evaluation.inception import FeatureExtractor
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
-from nvae_tf.evaluation.outliers import OutlierSettings, load_outliers, measure_outliers
+from nvae_tf.evaluation.outliers import OutlierSettings, load_outliers, measure_outliers, part_scores
 from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
-from nvae_tf.files import atomic_write
+from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import active_channels
@@ -53,6 +55,7 @@ def evaluate_run(
     data_path: str | None = None,
     replicas: int = 0,
     outliers: OutlierSettings | None = None,
+    scores: str | None = None,
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
@@ -72,6 +75,8 @@ def evaluate_run(
       data_path: where the images are, if no longer where they were during training.
       replicas: number of GPUs, all for 0; where there are none, number of virtual CPU devices.
       outliers: where images of another kind are, metric "outliers".
+      scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, the bound of "iw" if
+        it is measured, and outlier scores with their p-values if the checkpoint is calibrated.
 
     Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
@@ -81,6 +86,9 @@ def evaluate_run(
     # Before hours of work: its file may be missing.
     of_samples = next((name for name in ("fid", "frechet") if name in metrics), None)
     extractor = load_extractor(task, fid) if of_samples else None
+    calibration = task.trained.model.outlier_calibration
+    # That of other weights, or a damaged one.
+    check(not (isinstance(calibration, str) and (scores or "outliers" in metrics)), calibration)
     outlier_sets = load_outliers(task, outliers) if "outliers" in metrics else []
     written = None
     # All come from one pass over the images.
@@ -89,7 +97,7 @@ def evaluate_run(
         kept = kept_batches(
             task, f"{task.data_sha256} {task.spec.name} {split} {samples}", task.source.count, task.batch_size
         )
-        measured = _measure_likelihood(task, kept, samples, "latents" in metrics)
+        measured = _measure_likelihood(task, kept, samples, "latents" in metrics, scores)
         if measured is not None:
             written = write_evaluation(task, measured)
             kept.remove()
@@ -139,7 +147,7 @@ def _drawing(task: EvaluationTask, fid: FidSettings, extractor: FeatureExtractor
 
 
 def _measure_likelihood(
-    task: EvaluationTask, kept: KeptBatches, importance_samples: int, with_latents: bool
+    task: EvaluationTask, kept: KeptBatches, importance_samples: int, with_latents: bool, scores: str | None
 ) -> dict[str, Any] | None:
     """Metrics of the evaluation file, without samples of the NELBO alone; None where `share_work` gives None."""
 
@@ -158,8 +166,23 @@ def _measure_likelihood(
     except ValueError:
         kept.remove()
         raise
+    if scores:
+        _write_scores(task, likelihood, pathlib.Path(scores))
     measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
     return measured | ({"latents": _latents_metrics(task, likelihood)} if with_latents else {})
+
+
+def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Path) -> None:
+    """Writes the CSV file of `evaluate_run`."""
+    bits = bits_per_dimension(likelihood.nelbo, math.prod(task.spec.image_shape))
+    columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo, "bits_per_dim": bits}
+    if likelihood.numbers_of_samples:
+        columns["importance_weighted_nats"] = likelihood.importance_weighted[:, -1]
+    columns |= part_scores(task)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The name of a file need not be Unicode.
+    with atomic_file(file) as partial, partial.open("w", newline="", errors="surrogateescape") as lines:
+        csv.writer(lines).writerows([columns, *zip(*columns.values(), strict=True)])
 
 
 def _batches(task: EvaluationTask, numbers: Sequence[int]) -> Iterator[tf.Tensor]:
@@ -216,7 +239,7 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
         "latent_channels": model.plan.num_latent_per_group,
         "kl_per_channel_nats": per_channel.tolist(),
         "active_only": _active_only_metrics(task, likelihood),
-        "pictures": [str(file.relative_to(task.folder.path)) for file in _latent_figures(task, likelihood)],
+        "pictures": _latent_figures(task, likelihood),
     }
 
 
@@ -234,31 +257,32 @@ def _active_only_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[s
     }
 
 
-def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathlib.Path]:
-    """Writes figures into the run's `evaluation/`: the KL of every group and channel, and rows of samples that share
-    the latents of the upper 0, 1, 2, 4 ... groups.
+def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[str]:
+    """Writes figures: the KL of every group and channel, and rows of samples that share the latents of the upper 0, 1,
+    2, 4 ... groups; see `EvaluationTask.save_figures`.
     """
     if not task.can_draw():
         return []
     from nvae_tf.reports import figures
 
-    plan, folder, split = task.trained.model.plan, task.folder.evaluation, task.split
+    plan, split = task.trained.model.plan, task.split
     kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
     model = task.folder.path.absolute().name
     of_samples = figures.Provenance(model, task.trained.step, 1.0, task.seed, task.checkpoint_sha256)
     about, shapes = of_samples._replace(temperature=None, data=f"{split} images"), plan.latent_shapes()
     drawn = {
-        folder / f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
-        folder / f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
-        folder / "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
+        f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
+        f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
+        "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
     }
-    for file, figure in drawn.items():
-        figures.save_figure(figure, file)
-    return list(drawn)
+    return task.save_figures(drawn)
 
 
 def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
-    """Adds metrics to the evaluation file, its table and the model card; returns all that the file has then."""
+    """Prints metrics as a table, and adds them to the evaluation file, its table and the model card.
+
+    Returns all that the file has then.
+    """
     file, checkpoint = task.folder.evaluation_file(task.split), pathlib.Path(task.trained.checkpoint)
     provenance = {
         "dataset": task.spec.name,
@@ -282,6 +306,7 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str
         metrics["half_widths_95"] = half_widths
     atomic_write(file, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
+    task.status.keep(f"{table(provenance | measured)}\n")
     keep_model_card(task.folder, task.trained.model, task.status.keep)
     return metrics
 

@@ -104,23 +104,38 @@ def calibrate_run(
     check_model_fits(trained.config.model, spec)
     spec = images_alone(spec)
     sources = [load_split(spec, split, status.report()) for split in ("train", "test")]
-    of_model = functools.partial(outlier_parts, trained.model)
-    score = tf.function(of_model, autograph=False).get_concrete_function(tf.TensorSpec([None, *spec.image_shape]))
+    score = _traced_parts(trained.model, spec)
     size = batch_size or trained.config.train.batch_size
     calibration = calibration_of(*(_parts_of(source, spec, score, size, images, status) for source in sources))
     write_calibration(folder.outliers_file, trained.model, trained.step, calibration)
     return calibration
 
 
+def part_scores(task: EvaluationTask) -> dict[str, np.ndarray]:
+    """Outlier scores and p-values `[images]` of the images that are evaluated, by name; none without a calibration."""
+    model, spec = task.trained.model, images_alone(task.spec)
+    if model.outlier_calibration is None:
+        return {}
+    score, count = _traced_parts(model, spec), task.source.count
+    parts = _parts_of(task.source, spec, score, task.batch_size, count, task.status, task.seed)
+    scores = scores_of(parts._asdict(), model.outlier_calibration)
+    return {name: scores[name] for name in ("mahalanobis", "p_mahalanobis", "kl", "p_kl")}
+
+
+def _traced_parts(model: NVAE, spec: DataSpec) -> Callable:
+    of_model = functools.partial(outlier_parts, model)
+    return tf.function(of_model, autograph=False).get_concrete_function(tf.TensorSpec([None, *spec.image_shape]))
+
+
 def _parts_of(
-    source: ImageSource, spec: DataSpec, score: Callable, size: int, images: int, status: StatusLine
+    source: ImageSource, spec: DataSpec, score: Callable, size: int, images: int, status: StatusLine, seed: int = 0
 ) -> OutlierParts:
     """Of so many images at most, in batches spread evenly over a source; without the maps, as large as the images."""
     # The last batch, which may be smaller, is of all images alone.
     batches = max(1, source.count // size) if images < source.count else -(-source.count // size)
     numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
     progress, found = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
-    for batch in iterate(evaluation_batches(source, spec, size, 0, numbers), source):
+    for batch in iterate(evaluation_batches(source, spec, size, seed, numbers), source):
         found.append(score(batch)[:2])
         progress.add(len(found[-1][0]))
         progress.show(0)
@@ -175,8 +190,6 @@ class ImageSet(NamedTuple):
 
 def load_outliers(task: EvaluationTask, settings: OutlierSettings) -> list[ImageSet]:
     """The sets of a user's outliers; raises for what can't be used before the work begins."""
-    calibration = task.trained.model.outlier_calibration
-    check(not isinstance(calibration, str), calibration)
     if settings.llr_samples:
         ratio_groups(task.trained.model.plan, settings.llr_groups)
     check(bool(settings.places), "metric outliers: give folders of pictures of another kind, --outliers=FOLDER,FOLDER")
@@ -314,12 +327,12 @@ def flagged(scores: _Scored) -> dict[str, float]:
 
 
 def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_Scored]) -> list[str]:
-    """Writes figures into the run's `evaluation/`; their names in the run folder."""
+    """Draws the figures of `EvaluationTask.save_figures`."""
     if not task.can_draw():
         return []
     from nvae_tf.reports import figures, task_figures
 
-    run, folder, split = task.folder.path.absolute().name, task.folder.evaluation, task.split
+    run, split = task.folder.path.absolute().name, task.split
     about = figures.Provenance(run, task.trained.step, None, task.seed, task.checkpoint_sha256)
     by_name = {one.name: of_set for one, of_set in zip(sets, scores, strict=True)}
     by = next(iter(scores[0]))
@@ -327,13 +340,11 @@ def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_S
         f"{name}, by {by}": _most_outlying(task, one, by_name[name]) for name, one in zip(by_name, sets, strict=True)
     }
     drawn = {
-        folder / f"outlier_scores-{split}.png": task_figures.histograms(by_name, about),
-        folder / f"outlier_roc-{split}.png": task_figures.roc_curves(by_name, about),
-        folder / f"outlier_maps-{split}.png": task_figures.maps(shown, about),
+        f"outlier_scores-{split}.png": task_figures.histograms(by_name, about),
+        f"outlier_roc-{split}.png": task_figures.roc_curves(by_name, about),
+        f"outlier_maps-{split}.png": task_figures.maps(shown, about),
     }
-    for file, figure in drawn.items():
-        figures.save_figure(figure, file)
-    return [str(file.relative_to(task.folder.path)) for file in drawn]
+    return task.save_figures(drawn)
 
 
 def _most_outlying(task: EvaluationTask, one: ImageSet, scores: _Scored) -> tuple[Any, np.ndarray, list[str]]:

@@ -1,5 +1,6 @@
 """The commands on a model that is conditional on classes."""
 
+import csv
 import json
 import re
 import shutil
@@ -50,12 +51,37 @@ def test_a_run_with_labels_is_scored_drawn_from_and_reported(conditional_run, do
 
 
 @pytest.mark.slow
-def test_outliers_have_the_class_that_fits_best(conditional_run, done, tmp_path):
-    done("train.calibrate", f"--workdir={conditional_run}", "--images=300")
+def test_outliers_have_the_class_that_fits_best(conditional_run, done, refused, tmp_path):
+    where, flags = f"--workdir={conditional_run}", ["--metrics=outliers", f"--outliers={tmp_path / 'noise.npy'}"]
+    done("train.calibrate", where, "--images=300")
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).integers(0, 256, (30, 16, 16)).astype(np.uint8))
-    flags = ["--metrics=outliers", f"--outliers={tmp_path / 'noise.npy'}"]
-    done("train.evaluate", f"--workdir={conditional_run}", *flags)
-    found = json.loads((conditional_run / "evaluation.json").read_text())["outliers"]["sets"]["noise.npy"]
+    file, images = (
+        tmp_path / "new" / "scores.csv",
+        nvae_tf.data.sources.load_split(nvae_tf.data.data_spec("digits"), "test"),
+    )
+    printed = done("train.evaluate", where, "--metrics=elbo", f"--scores={file}", "--seed=3")
+    metrics = json.loads((conditional_run / "evaluation.json").read_text())
+    assert "NELBO, in bits" in printed and printed.endswith(f"evaluation.txt, {file}\n")
+    rows, found = (
+        list(csv.DictReader(file.open())),
+        nvae_tf.load(conditional_run).outlier_score(images.images / np.float32(255)),
+    )
+    assert [row["image"] for row in rows] == [*map(str, range(360))]
+    for name, mean in {"nelbo_nats": metrics["nelbo_nats"], "bits_per_dim": metrics["bits_per_dim"]}.items():
+        assert np.mean([float(row[name]) for row in rows]) == pytest.approx(mean, rel=1e-4)
+    for name, expected in {"kl": found.kl, "p_mahalanobis": found.mahalanobis_p_value}.items():
+        assert [float(row[name]) for row in rows] == pytest.approx(expected.numpy().tolist(), rel=1e-3)
+    again = refused("train.evaluate", where, "--metrics=elbo", f"--scores={file}")
+    assert f"--scores={file}: there is such a file; give another name, or --overwrite" in again
+    assert "--scores belongs to metric elbo or iw or latents" in refused(
+        "train.evaluate", where, *flags, f"--scores={file}"
+    )
+    # What was measured before is in the file, and not printed again.
+    printed = done("train.evaluate", where, *flags, "--seed=3")
+    assert f"figure: {conditional_run}/evaluation/outlier_maps-test.png" in printed and "nats per image" not in printed
+    metrics = json.loads((conditional_run / "evaluation.json").read_text())
+    found = metrics["outliers"]["sets"]["noise.npy"]
+    assert "nelbo_nats" in metrics
     assert found["auroc"]["mahalanobis"] > 0.95 and found["flagged"]["mahalanobis"] == 1.0
 
 
