@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import check
-from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate
+from nvae_tf.data.pipeline import content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.inception import FeatureExtractor
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
-from nvae_tf.evaluation.outliers import OutlierSettings, load_outliers, measure_outliers, part_scores
+from nvae_tf.evaluation.outliers import OutlierSettings, load_outliers, measure_outliers
 from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.files import atomic_file, atomic_write
@@ -40,6 +39,7 @@ from nvae_tf.training.strategy import select_devices, shard_from_environment
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
 _QUANTILE_95 = 1.959964  # of the normal distribution, for means over many images
 _COLUMNS = 8
+_OUTLIER_SCORES = ("mahalanobis", "mahalanobis_p_value", "kl", "kl_p_value")  # of `NVAE.outlier_score`
 _MOST_WITH_ACTIVE_ONLY = 1000  # images; a second pass over them, after that of the bounds
 
 
@@ -86,9 +86,8 @@ def evaluate_run(
     # Before hours of work: its file may be missing.
     of_samples = next((name for name in ("fid", "frechet") if name in metrics), None)
     extractor = load_extractor(task, fid) if of_samples else None
-    calibration = task.trained.model.outlier_calibration
-    # That of other weights, or a damaged one.
-    check(not (isinstance(calibration, str) and (scores or "outliers" in metrics)), calibration)
+    if scores and isinstance(task.trained.model.outlier_calibration, str):
+        raise ValueError(task.trained.model.outlier_calibration)
     outlier_sets = load_outliers(task, outliers) if "outliers" in metrics else []
     written = None
     # All come from one pass over the images.
@@ -178,7 +177,11 @@ def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Pa
     columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo, "bits_per_dim": bits}
     if likelihood.numbers_of_samples:
         columns["importance_weighted_nats"] = likelihood.importance_weighted[:, -1]
-    columns |= part_scores(task)
+    if task.trained.model.outlier_calibration is not None:
+        batches = evaluation_batches(task.source, images_alone(task.spec), task.batch_size, task.seed)
+        score, batches = task.trained.model.outlier_score, iterate(batches, task.source)
+        scored = [score(batch)._replace(parts=None) for batch in batches]  # the parts are as large as the images
+        columns |= {name: np.concatenate([getattr(part, name) for part in scored]) for name in _OUTLIER_SCORES}
     file.parent.mkdir(parents=True, exist_ok=True)
     # The name of a file need not be Unicode.
     with atomic_file(file) as partial, partial.open("w", newline="", errors="surrogateescape") as lines:
@@ -279,10 +282,7 @@ def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[str]:
 
 
 def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
-    """Prints metrics as a table, and adds them to the evaluation file, its table and the model card.
-
-    Returns all that the file has then.
-    """
+    """Prints metrics, and adds them to the evaluation file, its table and the model card; returns all of the file."""
     file, checkpoint = task.folder.evaluation_file(task.split), pathlib.Path(task.trained.checkpoint)
     provenance = {
         "dataset": task.spec.name,

@@ -20,6 +20,7 @@ from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pipeline import chosen_images, content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
 from nvae_tf.data.spec import check_model_fits
+from nvae_tf.evaluation.table import digits
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
@@ -104,38 +105,23 @@ def calibrate_run(
     check_model_fits(trained.config.model, spec)
     spec = images_alone(spec)
     sources = [load_split(spec, split, status.report()) for split in ("train", "test")]
-    score = _traced_parts(trained.model, spec)
+    of_model = functools.partial(outlier_parts, trained.model)
+    score = tf.function(of_model, autograph=False).get_concrete_function(tf.TensorSpec([None, *spec.image_shape]))
     size = batch_size or trained.config.train.batch_size
     calibration = calibration_of(*(_parts_of(source, spec, score, size, images, status) for source in sources))
     write_calibration(folder.outliers_file, trained.model, trained.step, calibration)
     return calibration
 
 
-def part_scores(task: EvaluationTask) -> dict[str, np.ndarray]:
-    """Outlier scores and p-values `[images]` of the images that are evaluated, by name; none without a calibration."""
-    model, spec = task.trained.model, images_alone(task.spec)
-    if model.outlier_calibration is None:
-        return {}
-    score, count = _traced_parts(model, spec), task.source.count
-    parts = _parts_of(task.source, spec, score, task.batch_size, count, task.status, task.seed)
-    scores = scores_of(parts._asdict(), model.outlier_calibration)
-    return {name: scores[name] for name in ("mahalanobis", "p_mahalanobis", "kl", "p_kl")}
-
-
-def _traced_parts(model: NVAE, spec: DataSpec) -> Callable:
-    of_model = functools.partial(outlier_parts, model)
-    return tf.function(of_model, autograph=False).get_concrete_function(tf.TensorSpec([None, *spec.image_shape]))
-
-
 def _parts_of(
-    source: ImageSource, spec: DataSpec, score: Callable, size: int, images: int, status: StatusLine, seed: int = 0
+    source: ImageSource, spec: DataSpec, score: Callable, size: int, images: int, status: StatusLine
 ) -> OutlierParts:
     """Of so many images at most, in batches spread evenly over a source; without the maps, as large as the images."""
     # The last batch, which may be smaller, is of all images alone.
     batches = max(1, source.count // size) if images < source.count else -(-source.count // size)
     numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
     progress, found = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
-    for batch in iterate(evaluation_batches(source, spec, size, seed, numbers), source):
+    for batch in iterate(evaluation_batches(source, spec, size, 0, numbers), source):
         found.append(score(batch)[:2])
         progress.add(len(found[-1][0]))
         progress.show(0)
@@ -190,6 +176,8 @@ class ImageSet(NamedTuple):
 
 def load_outliers(task: EvaluationTask, settings: OutlierSettings) -> list[ImageSet]:
     """The sets of a user's outliers; raises for what can't be used before the work begins."""
+    calibration = task.trained.model.outlier_calibration
+    check(not isinstance(calibration, str), calibration)
     if settings.llr_samples:
         ratio_groups(task.trained.model.plan, settings.llr_groups)
     check(bool(settings.places), "metric outliers: give folders of pictures of another kind, --outliers=FOLDER,FOLDER")
@@ -353,5 +341,5 @@ def _most_outlying(task: EvaluationTask, one: ImageSet, scores: _Scored) -> tupl
     numbers = np.argsort(-scores[name], kind="stable")[:_SHOWN]
     images, _ = chosen_images(one.source, one.spec, task.split, numbers.tolist(), seed=task.seed)
     maps = outlier_parts(task.trained.model, tf.constant(images)).kl_map.numpy()
-    notes = [f"{scores[name][number]:.3g}" for number in numbers]
+    notes = [digits(scores[name][number], 3) for number in numbers]
     return images, maps, notes

@@ -11,15 +11,15 @@ _PROVENANCE = ("{num_images:,} ", "images of the {split} part of {dataset}", " (
 _PROVENANCE += ("\n{checkpoint} checkpoint", ", step {step:,}", ", {weights}", ", SHA-256 {checkpoint_sha256:.16}...")
 
 
-def four_digits(value: float) -> str:
-    """`0.05417`, `9,740`, `10,400`: four digits or, of large numbers, all before the point."""
-    return f"{value:,.4g}" if abs(value) < 9999.5 else f"{value:,.0f}"
+def digits(value: float, count: int = 4) -> str:
+    """`0.05417`, `9,740`, `10,400`: so many digits or, of large numbers, all before the point."""
+    return f"{value:,.{count}g}" if abs(value) < 10**count - 0.5 else f"{value:,.0f}"
 
 
 def interval(value: float, half_width: float | None) -> str:
     """`35.95 ± 0.94`: half the width of an interval with two digits, and the value with as many places."""
     if not half_width:
-        return four_digits(value)
+        return digits(value)
     places = max(0, 1 - math.floor(math.log10(half_width)))
     return f"{value:,.{places}f} ± {half_width:,.{places}f}"
 
@@ -51,7 +51,7 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         # A file of an earlier version lacks it.
         if kept := latents.get("active_only"):
             how = f"the {kept['channels']} with the largest KL, the others at the prior's mean; all channels together "
-            tenth, all_nats = (four_digits(kept[f"reconstruction_nats{which}"]) for which in ("", "_of_all_channels"))
+            tenth, all_nats = (digits(kept[f"reconstruction_nats{which}"]) for which in ("", "_of_all_channels"))
             how += f"{all_nats} nats; mean of {kept['num_images']:,} images"
             yield "reconstruction, a tenth of the channels", f"{tenth} nats per image", how
     for key, name in _OF_SAMPLES.items():

@@ -69,7 +69,7 @@ def test_outliers_have_the_class_that_fits_best(conditional_run, done, refused, 
     assert [row["image"] for row in rows] == [*map(str, range(360))]
     for name, mean in {"nelbo_nats": metrics["nelbo_nats"], "bits_per_dim": metrics["bits_per_dim"]}.items():
         assert np.mean([float(row[name]) for row in rows]) == pytest.approx(mean, rel=1e-4)
-    for name, expected in {"kl": found.kl, "p_mahalanobis": found.mahalanobis_p_value}.items():
+    for name, expected in {"kl": found.kl, "mahalanobis_p_value": found.mahalanobis_p_value}.items():
         assert [float(row[name]) for row in rows] == pytest.approx(expected.numpy().tolist(), rel=1e-3)
     again = refused("train.evaluate", where, "--metrics=elbo", f"--scores={file}")
     assert f"--scores={file}: there is such a file; give another name, or --overwrite" in again
