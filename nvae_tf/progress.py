@@ -25,12 +25,11 @@ class _Bar(tqdm):
     monitor_interval = 0
 
 
-def _size(stream: TextIO) -> dict[str, int]:
-    """The size of a terminal as tqdm takes it, 80 columns where none is reported, for which tqdm would show nothing."""
+def _columns(stream: TextIO) -> int:
+    """The columns of a line on a terminal, 79 where its width is not reported, as tqdm would show nothing then."""
     with contextlib.suppress(OSError, ValueError):
-        if (columns := os.get_terminal_size(stream.fileno()).columns) > 1:
-            return {"ncols": columns - 1, "nrows": 20}
-    return {"ncols": 79, "nrows": 20}
+        return max(0, os.get_terminal_size(stream.fileno()).columns - 1) or 79
+    return 79
 
 
 class StatusLine:
@@ -55,9 +54,10 @@ class StatusLine:
             self.keep(text)
             return
         with contextlib.suppress(OSError):
+            size = {"ncols": _columns(self._stream), "nrows": 20}
             if self._bar is None:
-                self._bar = _Bar(total=1.0, file=self._stream, bar_format="{bar}", leave=False, **_size(self._stream))
-            self._bar.ncols = _size(self._stream)["ncols"]
+                self._bar = _Bar(total=1.0, file=self._stream, bar_format="{bar}", leave=False, **size)
+            self._bar.ncols = size["ncols"]
             # A bar without an end, blank, makes tqdm cut the text too.
             self._bar.total, self._bar.n = (None, 0) if fraction is None else (1.0, fraction)
             self._bar.bar_format = "{desc}{bar}" if fraction is None else "{bar:6} {desc}"
@@ -131,12 +131,13 @@ class ImageProgress:
 
 def byte_bar(total: int, description: str) -> tqdm:
     """A bar of bytes, on a terminal alone: a context manager, whose `update` takes how many more are done."""
-    return tqdm(None, description, total, leave=False, unit="B", unit_scale=True, disable=None, **_size(sys.stderr))
+    size = {"ncols": _columns(sys.stderr), "nrows": 20}
+    return tqdm(None, description, total, leave=False, unit="B", unit_scale=True, disable=None, **size)
 
 
 def image_bar(total: int) -> tqdm:
     """A bar of images, on a terminal alone, see `byte_bar`."""
-    return tqdm(total=total, unit=" images", leave=False, disable=None, **_size(sys.stderr))
+    return tqdm(total=total, unit=" images", leave=False, disable=None, ncols=_columns(sys.stderr), nrows=20)
 
 
 class Speed:

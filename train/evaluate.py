@@ -87,8 +87,7 @@ LLR_SAMPLES = flags.DEFINE_integer(
 LLR_GROUPS = flags.DEFINE_integer(
     "llr_groups", None, "Its k, how many groups are drawn from the prior; those of the largest scale if not given."
 )
-_SCORES_HELP = "CSV file for the scores of every image: name, NELBO, bits/dim, and outlier scores after nvae-calibrate."
-SCORES = flags.DEFINE_string("scores", None, _SCORES_HELP)
+SCORES = flags.DEFINE_string("scores", None, "CSV file to write, a line with the scores of each image.")
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --scores already.")
 DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
@@ -139,8 +138,7 @@ def main() -> None:
     )
     if written is not None:
         file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
-        scores = f", {SCORES.value}" if SCORES.value else ""
-        StatusLine().keep(f"written to {file}, {file.with_suffix('.txt')}{scores}")
+        StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
 
 
 def run() -> None:

@@ -7,7 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ExperimentConfig
-from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate, steps_per_epoch, training_batches
+from nvae_tf.data.pipeline import (
+    chosen_images,
+    evaluation_batches,
+    images_alone,
+    iterate,
+    steps_per_epoch,
+    training_batches,
+)
 from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.progress import StatusLine, counted
@@ -16,12 +23,14 @@ _HISTOGRAM_BARS = 8
 _IMAGES_LOOKED_AT = 500
 _BATCHES_READ_AHEAD = 8
 _CLASSES_SHOWN = 10
+_ROW = 10  # most images of a class
 
 
-def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> list[np.ndarray]:
+def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> dict[str, np.ndarray]:
     """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
 
-    Returns the first images of each part, float32 `[up to count, height, width, channels]` in [0, 1].
+    Returns the first images of each part by what they are, float32 `[up to count, height, width, channels]` in [0, 1];
+    with labels up to 10 of each class by themselves.
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)
@@ -35,11 +44,17 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
         "train": (train, training_batches(train, spec, batch_size, config.train.seed)),
         "test": (test, evaluation_batches(test, spec, batch_size, seed=0).repeat()),
     }
-    shown = []
+    shown = {}
     for name, (source, dataset) in batches.items():
         images, statistics = _inspect_part(iterate(dataset, source), source.count, spec, count, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
-        shown.append(images)
+        part = "training images" if name == "train" else "test images"
+        names, each = source.class_names[:count], max(1, min(_ROW, count // max(1, len(source.class_names))))
+        numbers = {f"{part}: {name}": np.flatnonzero(source.labels == n)[:each] for n, name in enumerate(names)}
+        of_classes = {
+            row: chosen_images(source, spec, name, [*found])[0] for row, found in numbers.items() if len(found)
+        }
+        shown |= of_classes or {part: images}
     status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
     return shown
 

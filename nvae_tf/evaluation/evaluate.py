@@ -75,8 +75,8 @@ def evaluate_run(
       data_path: where the images are, if no longer where they were during training.
       replicas: number of GPUs, all for 0; where there are none, number of virtual CPU devices.
       outliers: where images of another kind are, metric "outliers".
-      scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, the bound of "iw" if
-        it is measured, and outlier scores with their p-values if the checkpoint is calibrated.
+      scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, and outlier scores
+        with their p-values if the checkpoint is calibrated.
 
     Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
@@ -175,8 +175,6 @@ def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Pa
     """Writes the CSV file of `evaluate_run`."""
     bits = bits_per_dimension(likelihood.nelbo, math.prod(task.spec.image_shape))
     columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo, "bits_per_dim": bits}
-    if likelihood.numbers_of_samples:
-        columns["importance_weighted_nats"] = likelihood.importance_weighted[:, -1]
     if task.trained.model.outlier_calibration is not None:
         batches = evaluation_batches(task.source, images_alone(task.spec), task.batch_size, task.seed)
         score, batches = task.trained.model.outlier_score, iterate(batches, task.source)
@@ -186,6 +184,7 @@ def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Pa
     # The name of a file need not be Unicode.
     with atomic_file(file) as partial, partial.open("w", newline="", errors="surrogateescape") as lines:
         csv.writer(lines).writerows([columns, *zip(*columns.values(), strict=True)])
+    task.status.keep(f"scores of every image: {file}")
 
 
 def _batches(task: EvaluationTask, numbers: Sequence[int]) -> Iterator[tf.Tensor]:
@@ -242,7 +241,7 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
         "latent_channels": model.plan.num_latent_per_group,
         "kl_per_channel_nats": per_channel.tolist(),
         "active_only": _active_only_metrics(task, likelihood),
-        "pictures": _latent_figures(task, likelihood),
+        "pictures": [str(file.relative_to(task.folder.path)) for file in _latent_figures(task, likelihood)],
     }
 
 
@@ -260,25 +259,28 @@ def _active_only_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[s
     }
 
 
-def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[str]:
-    """Writes figures: the KL of every group and channel, and rows of samples that share the latents of the upper 0, 1,
-    2, 4 ... groups; see `EvaluationTask.save_figures`.
+def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathlib.Path]:
+    """Writes figures into the run's `evaluation/`: the KL of every group and channel, and rows of samples that share
+    the latents of the upper 0, 1, 2, 4 ... groups.
     """
     if not task.can_draw():
         return []
     from nvae_tf.reports import figures
 
-    plan, split = task.trained.model.plan, task.split
+    plan, folder, split = task.trained.model.plan, task.folder.evaluation, task.split
     kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
     model = task.folder.path.absolute().name
     of_samples = figures.Provenance(model, task.trained.step, 1.0, task.seed, task.checkpoint_sha256)
     about, shapes = of_samples._replace(temperature=None, data=f"{split} images"), plan.latent_shapes()
     drawn = {
-        f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
-        f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
-        "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
+        folder / f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
+        folder / f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
+        folder / "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
     }
-    return task.save_figures(drawn)
+    for file, figure in drawn.items():
+        figures.save_figure(figure, file)
+        task.status.keep(f"figure: {file}")
+    return list(drawn)
 
 
 def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:

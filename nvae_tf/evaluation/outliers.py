@@ -315,12 +315,12 @@ def flagged(scores: _Scored) -> dict[str, float]:
 
 
 def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_Scored]) -> list[str]:
-    """Draws the figures of `EvaluationTask.save_figures`."""
+    """Writes figures into the run's `evaluation/`; their names in the run folder."""
     if not task.can_draw():
         return []
     from nvae_tf.reports import figures, task_figures
 
-    run, split = task.folder.path.absolute().name, task.split
+    run, folder, split = task.folder.path.absolute().name, task.folder.evaluation, task.split
     about = figures.Provenance(run, task.trained.step, None, task.seed, task.checkpoint_sha256)
     by_name = {one.name: of_set for one, of_set in zip(sets, scores, strict=True)}
     by = next(iter(scores[0]))
@@ -328,11 +328,14 @@ def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_S
         f"{name}, by {by}": _most_outlying(task, one, by_name[name]) for name, one in zip(by_name, sets, strict=True)
     }
     drawn = {
-        f"outlier_scores-{split}.png": task_figures.histograms(by_name, about),
-        f"outlier_roc-{split}.png": task_figures.roc_curves(by_name, about),
-        f"outlier_maps-{split}.png": task_figures.maps(shown, about),
+        folder / f"outlier_scores-{split}.png": task_figures.histograms(by_name, about),
+        folder / f"outlier_roc-{split}.png": task_figures.roc_curves(by_name, about),
+        folder / f"outlier_maps-{split}.png": task_figures.maps(shown, about),
     }
-    return task.save_figures(drawn)
+    for file, figure in drawn.items():
+        figures.save_figure(figure, file)
+        task.status.keep(f"figure: {file}")
+    return [str(file.relative_to(task.folder.path)) for file in drawn]
 
 
 def _most_outlying(task: EvaluationTask, one: ImageSet, scores: _Scored) -> tuple[Any, np.ndarray, list[str]]:

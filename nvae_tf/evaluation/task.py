@@ -8,7 +8,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,15 +46,6 @@ class EvaluationTask:
         """ValueError where a score is not finite."""
         diverged = f"{self.trained.checkpoint}: the model has diverged, its scores are not finite"
         check(all(np.isfinite(values).all() for values in scores), diverged)
-
-    def save_figures(self, drawn: Mapping[str, Any]) -> list[str]:
-        """Writes figures into the run's `evaluation/`, and a line for each; returns their names in the run folder."""
-        from nvae_tf.reports.figures import save_figure
-
-        for name, figure in drawn.items():
-            save_figure(figure, self.folder.evaluation / name)
-            self.status.keep(f"figure: {self.folder.evaluation / name}")
-        return [f"{self.folder.evaluation.name}/{name}" for name in drawn]
 
     def can_draw(self) -> bool:
         """Whether matplotlib is there, without which a line reports that there are no figures."""

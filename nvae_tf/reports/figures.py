@@ -33,6 +33,7 @@ LINES = ("#0a63c4", "#c2410c", "#15803d", "#7e22ce", "#0f766e", "#be185d", "#926
 # A power of two: sizes in pixels are exact as inches.
 _DPI = 128
 _POINTS = 72 / _DPI
+_MOST_CLASSES = 10  # columns with captions
 _FRAME = (176, 180, 186, 255)
 Array, Shapes = np.ndarray, Sequence[tuple[int, int, int]]
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
@@ -73,18 +74,28 @@ class Row(NamedTuple):
 
 
 def samples(
-    images: Array, about: Provenance, columns: int | None = None, width: int = 1000, title: str | None = None
+    images: Array,
+    about: Provenance,
+    columns: int | None = None,
+    width: int = 1000,
+    title="",
+    classes: Sequence[str] = (),
 ) -> Figure:
-    """Images drawn by a model, so many per row; None for a nearly square grid."""
-    rows = _rows("", images, columns or math.ceil(math.sqrt(len(images))))
+    """Images drawn by a model, so many per row; None for a nearly square grid.
+
+    `classes` are the names of those that the images take in turn: a caption over each column, if they fit a row.
+    """
+    kinds = len(classes) if len(classes) <= _MOST_CLASSES else 0
+    columns = columns or max(1, kinds) * max(1, math.ceil(math.sqrt(len(images))) // max(1, kinds))
+    captions = [(name, 1) for name in classes] * (columns // kinds) if kinds > 1 and columns % kinds == 0 else ()
     title = title or f"{counted(len(images), 'sample')}, drawn by the model"
-    return image_figure(title, "", rows, about, width)
+    return image_figure(title, "", _rows("", images, columns), about, width, captions)
 
 
-def data_images(train: Array, test: Array, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
-    """The first images of both parts of a data set as the model sees them, at most so many per row."""
-    columns = min(columns, _columns_of(train, width))
-    rows = [*_rows("training images", train, columns), *_rows("test images", test, columns)]
+def data_images(parts: Mapping[str, Array], about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
+    """Images of a data set by what they are ("test images"), as the model sees them, at most so many per row."""
+    columns = min(columns, _columns_of(next(iter(parts.values())), width))
+    rows = [row for label, images in parts.items() for row in _rows(label, images, columns)]
     return image_figure("Images as the model sees them", "", rows, about, width)
 
 
@@ -195,8 +206,8 @@ def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, wid
 def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> Figure:
     """Lines (steps, values) by their names, on the axes that show most; a value that is not finite is a gap.
 
-    The names are those of runs where runs are compared. Axes are logarithmic where the lines then run nearer the middle
-    of the chart than along its sides; the steps alone where a value is not above 0.
+    The names are those of runs where runs are compared. Axes are logarithmic where half of the points would lie along
+    the bottom or the top of the chart; the steps alone where a value is not above 0.
     """
     figure, axes, size = chart(title, None, width, 24 + 1.5 * len(lines))
     for (name, line), color in zip(lines.items(), LINES * len(lines), strict=False):
@@ -206,26 +217,17 @@ def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> 
     axes.grid(axis="y", color=RULE, linewidth=0.7)
     axes.set(xlabel="training step", ylabel=unit)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    shown = [np.asarray(line, float) for line in lines.values()]
-    shown = [line[:, np.isfinite(line[1]) & (line[0] > 0)] for line in shown]
-    steps, values = np.concatenate(shown, axis=1)
-    if values.size and np.mean([_nearer_middle(*line) for line in shown if line.size]) > 0.1:
+    values = np.concatenate([np.asarray(line, float) for _, line in lines.values()])
+    values, steps = values[np.isfinite(values)], [step for line, _ in lines.values() for step in line if step > 0]
+    low, middle, high = np.quantile(values, (0.0, 0.5, 1.0)) if len(values) else (0.0, 0.0, 0.0)
+    if steps and abs(2.0 * middle - low - high) > 0.9 * (high - low):
         make_logarithmic(axes, "x", steps)
-        if values.min() > 0.0:
+        if low > 0.0:
             make_logarithmic(axes, "y", values)
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_major_formatter("{x:,g}")
     figure.legend(handles=axes.lines, loc="outside lower left", frameon=False, fontsize=size, labelcolor=INK)
     return figure
-
-
-def _nearer_middle(steps: Array, values: Array) -> float:
-    """How much nearer the middle of its chart, of height 1, a line runs in the mean on logarithmic axes."""
-    distances = []
-    for x, y in ((steps, values), (np.log(steps), np.log(values) if values.min() > 0.0 else values)):
-        x, y = ((part - part.min()) / max(np.ptp(part), 1e-30) for part in (x, y))
-        distances.append(abs(np.trapezoid(y, x) - 0.5))
-    return distances[0] - distances[1]
 
 
 def _rows(label: str, images: Array, columns: int) -> list[Row]:

@@ -157,9 +157,7 @@ class RunOutputs:
         return {metric.name: float(metric.result()) for metric in self._run.model.metrics}
 
     def _moving_means(self, step: int) -> dict[str, float]:
-        """Means over about the last `train.log_every_steps` steps, for people: those for files start anew with each
-        such period, so the last period counts for what is still missing of the present one.
-        """
+        """Means over about `train.log_every_steps` steps: the last period stands in for the rest of the present one."""
         means, period = self._running_means(), self._run.config.train.log_every_steps
         part = (step % period or period) / period
         last = means | {name: value for name, value in self._last_means.items() if math.isfinite(value)}

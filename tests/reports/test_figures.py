@@ -48,6 +48,10 @@ def with_maps(level, count=4):
 # Each figure, and texts that it must have.
 FIGURES = {
     "samples": (lambda w: figures.samples(images(7), ABOUT, width=w), ["7 samples, drawn by the model"]),
+    "samples_of_classes": (
+        lambda w: figures.samples(images(7), ABOUT, width=w, classes=["cats", "sea urchins", "owls"]),
+        ["cats", "sea urchins", "owls"],
+    ),
     "reconstructions": (
         lambda w: figures.reconstructions(images(13), images(13), ABOUT, "those of groups 0–1", width=w),
         ["original", "reconstruction", "those of groups 0–1"],
@@ -77,7 +81,7 @@ FIGURES = {
         ["sample", "all groups redrawn", "groups 1–35 redrawn", "group 35 redrawn"],
     ),
     "data_images": (
-        lambda w: figures.data_images(images(25), images(4), ABOUT, width=w),
+        lambda w: figures.data_images({"training images": images(25), "test images": images(4)}, ABOUT, width=w),
         ["training images", "test images"],
     ),
     "training_strip": (
