@@ -1,5 +1,6 @@
 """What a model will see of its data: statistics for people, and images for a picture."""
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -49,12 +50,13 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
         images, statistics = _inspect_part(iterate(dataset, source), source.count, spec, count, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
         part = "training images" if name == "train" else "test images"
-        names, each = source.class_names[:count], max(1, min(_ROW, count // max(1, len(source.class_names))))
-        numbers = {f"{part}: {name}": np.flatnonzero(source.labels == n)[:each] for n, name in enumerate(names)}
-        of_classes = {
-            row: chosen_images(source, spec, name, [*found])[0] for row, found in numbers.items() if len(found)
-        }
-        shown |= of_classes or {part: images}
+        numbers = [np.flatnonzero(source.labels == label)[:_ROW] for label in range(len(source.class_names))]
+        in_turn = [number for turn in itertools.zip_longest(*numbers) for number in turn if number is not None][:count]
+        for class_name, own in zip(source.class_names, numbers, strict=True):
+            if chosen := [number for number in own if number in in_turn]:
+                shown[f"{part}: {class_name}"] = chosen_images(source, spec, name, chosen)[0]
+        if not numbers:
+            shown[part] = images
     status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
     return shown
 
