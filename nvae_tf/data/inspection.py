@@ -50,13 +50,14 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
         images, statistics = _inspect_part(iterate(dataset, source), source.count, spec, count, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
         part = "training images" if name == "train" else "test images"
+        if not config.data.labels:
+            shown[part] = images
+            continue
         numbers = [np.flatnonzero(source.labels == label)[:_ROW] for label in range(len(source.class_names))]
         in_turn = [number for turn in itertools.zip_longest(*numbers) for number in turn if number is not None][:count]
-        for class_name, own in zip(source.class_names, numbers, strict=True):
-            if chosen := [number for number in own if number in in_turn]:
-                shown[f"{part}: {class_name}"] = chosen_images(source, spec, name, chosen)[0]
-        if not numbers:
-            shown[part] = images
+        for label in sorted({*source.labels[in_turn]}):
+            chosen = [number for number in in_turn if source.labels[number] == label]
+            shown[f"{part}: {source.class_names[label]}"] = chosen_images(source, spec, name, chosen)[0]
     status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
     return shown
 

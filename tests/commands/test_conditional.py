@@ -1,6 +1,7 @@
 """The commands on a model that is conditional on classes."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -72,6 +73,9 @@ def test_classes_have_names(conditional_run, done, refused, tmp_path):
     shown, test = inspect(run.config, 40, 0.1, StatusLine()), load_split(run.config.data, "test")
     assert list(shown) == [f"{part} images: {number}" for part in ("training", "test") for number in range(10)]
     np.testing.assert_array_equal(shown["test images: 3"], (test.images / np.float32(255))[test.labels == 3][:4])
+    data = dataclasses.replace(run.config.data, labels=False, num_classes=None)
+    config = dataclasses.replace(run.config, data=data, model=dataclasses.replace(run.config.model, num_classes=0))
+    assert list(inspect(config, 40, 0.1, StatusLine())) == ["training images", "test images"]
 
 
 @pytest.mark.slow
