@@ -74,12 +74,7 @@ class Row(NamedTuple):
 
 
 def samples(
-    images: Array,
-    about: Provenance,
-    columns: int | None = None,
-    width: int = 1000,
-    title="",
-    classes: Sequence[str] = (),
+    images: Array, about: Provenance, columns: int | None = None, width: int = 1000, title="", classes: Sequence = ()
 ) -> Figure:
     """Images drawn by a model, so many per row; None for a nearly square grid.
 
