@@ -193,7 +193,8 @@ def prior(options: argparse.Namespace) -> dict[str, Any]:
         generator = ImageGenerator(model)
         add(name, lambda seed: generator.generate(options.count, temperature, seed, prior=prior), options.seeds, **more)
 
-    unseen, seen = (chosen_images(test, each, "test", at_most=options.count)[0] for each in (stored, spec))
+    first = range(min(options.count, test.count))
+    unseen, seen = (chosen_images(test, each, "test", first)[0] for each in (stored, spec))
     add("unseen real images", lambda seed: unseen, 1)
     add("their reconstructions", lambda seed: reconstruct_images(model, seen), 1)
     add("the top group's latents from test images", lambda seed: reconstruct_images(model, seen, 1), 1)
@@ -281,8 +282,8 @@ def restoration(options: argparse.Namespace) -> dict[str, Any]:
     check(has_classical, "the classical methods need scikit-image: pip install scikit-image")
     run = load_run(options.workdir)
     spec = run.config.data
-    images, _ = chosen_images(load_split(spec, "test"), spec, "test", count=options.count)
-    training, _ = chosen_images(load_split(spec, "train"), spec, "train", at_most=COUNTS["train"])
+    images, *_ = chosen_images(load_split(spec, "test"), spec, "test", range(options.count))
+    training, *_ = chosen_images(load_split(spec, "train"), spec, "train", range(COUNTS["train"]))
     variants = {"model": {}}
     variants |= {"pnp": {"steps": 0}, "map": {"steps": 80, "pnp_steps": 0}} if options.variants else {}
     rows = []

@@ -278,6 +278,8 @@ class DataSpec:
       cache: folder for images that are decoded once and then read from there; None decodes at every access.
       labels: whether the images come with the numbers of their classes, for a model that is conditional on them.
       num_classes: how many classes there are; None: looked up. Only with `labels`.
+      alpha: what becomes of an alpha channel: "keep" it, "drop" it, or lay the image on "white", "black" or a color
+        "#rrggbb". Without it RGBA has 3 channels and gray with alpha has 1.
     """
 
     name: str = "cifar10"
@@ -307,6 +309,7 @@ class DataSpec:
     max_pixels: int = MAX_PIXELS
     labels: bool = False
     num_classes: int | None = None
+    alpha: str = "keep"
 
     def __post_init__(self):
         limits = {"channels": (1, 4), "num_bits": (1, 8), "test_fraction": (0, 1), "split_seed": (0, 2**32 - 1)}
@@ -319,6 +322,11 @@ class DataSpec:
         both = f"data.train_split and data.test_split are both {self.train_split!r}: the parts must differ"
         check(self.train_split != self.test_split, both)
         check_choice("data.resize", self.resize, ("none", "crop", "stretch"))
+        if not re.fullmatch("keep|drop|white|black|#[0-9a-fA-F]{6}", self.alpha):
+            raise ValueError(f"data.alpha = {self.alpha!r}: must be keep, drop, white, black or a color as #ff8000")
+        if self.stacked_images == 1 and self.seen_channels(self.channels) != self.channels:
+            without = f"data.alpha = {self.alpha!r} leaves no alpha channel, but data.channels = {self.channels}"
+            raise ValueError(f"{without} has one: set --config.data.channels={self.channels - 1}")
         check_choice("data.on_bad_file", self.on_bad_file, ("stop", "skip"))
         if self.likelihood is not None:
             check_choice("data.likelihood", self.likelihood, LIKELIHOODS)
@@ -336,6 +344,10 @@ class DataSpec:
     def image_shape(self) -> tuple[int, int, int]:
         """Size of one image, `(height, width, channels)`, once all three are known."""
         return (self.height, self.width, self.channels)
+
+    def seen_channels(self, channels: int | None) -> int | None:
+        """The channels, after `alpha`, of images that are stored with `channels`."""
+        return channels - 1 if self.alpha != "keep" and channels in (2, 4) else channels
 
 
 @dataclasses.dataclass(frozen=True)

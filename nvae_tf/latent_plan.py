@@ -6,12 +6,15 @@ from it (Vahdat & Kautz 2020, section 3.1 and figure 2).
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
 from nvae_tf.config import ModelConfig, check, check_choice
 
 Value = TypeVar("Value")
+# What this process has been warned of.
+_WARNINGS_SHOWN: dict = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +144,12 @@ def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
 def latent_plan(config: ModelConfig) -> LatentPlan:
     """Lays out the hierarchy that the settings ask for; ValueError where they do not fit each other."""
     _check_architecture(config)
+    sizes = config.image_height, config.image_width, config.network_height, config.network_width
+    if (times := sizes[2] * sizes[3] / (sizes[0] * sizes[1])) > 2:
+        text = "images of {} x {} are padded with zeros to {} x {} (height x width)".format(*sizes)
+        text += f", {times:.3g} times the work: lower model.num_latent_scales = {config.num_latent_scales}, or padded_*"
+        # Without a line of source text: one line on a terminal.
+        warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0, registry=_WARNINGS_SHOWN)
     before_scales = 2**config.num_preprocess_blocks
     scales, first_group = [], 0
     counts = groups_per_scale(config)

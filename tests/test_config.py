@@ -29,7 +29,7 @@ CHANGED = ExperimentConfig(
     data=DataSpec(
         *("my_faces", "folder", "left", "somewhere", "training", "testing", 0.25, 3),
         *(28, 20, 2, 16, True, (1, 2, 30, 40), "crop", 2),
-        *(1, True, False, "bernoulli", 32, 24, "skip", "decoded", 1_000_000, True, 4),
+        *(1, True, False, "bernoulli", 32, 24, "skip", "decoded", 1_000_000, True, 4, "white"),
     ),
     train=TrainConfig(
         *(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37, "wandb"),

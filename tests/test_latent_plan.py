@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 
 from nvae_tf import latent_plan as plans
@@ -99,3 +101,16 @@ def test_what_does_not_fit_is_reported():
     ):
         with pytest.raises(ValueError, match=message):
             plans.latent_plan(config(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "frame"),
+    [({"num_latent_scales": 7}, "128 x 128"), ({"padded_height": 48, "padded_width": 48}, "48 x 48"), ({}, None)],
+)
+def test_a_frame_of_more_than_twice_the_pixels_is_warned_of_once(settings, frame):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            plans.latent_plan(config(image_height=32, image_width=32, **settings))
+    texts = [f"images of 32 x 32 are padded with zeros to {frame} (height x width), "] if frame else []
+    assert [str(warning.message)[: len(text)] for warning, text in zip(warned, texts, strict=True)] == texts

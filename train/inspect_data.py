@@ -5,7 +5,7 @@
 Takes the same --config flags as nvae-train. Prints for the training and the test part the number of images and their
 form, where their values lie, how many bits they really use, and how many images a second can be read; with
 --config.data.labels=True the classes too. Writes a figure: above the first training images as the model gets them,
-below the first test images, with labels a row for each class.
+below test images: drawn at random, with labels a row of each class.
 
 Exit code: 0 done, 2 a mistake in the command or in the data.
 """

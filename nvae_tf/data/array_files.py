@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from nvae_tf.config import DataSpec, check
-from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits
+from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits, report_conversion
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, class_numbers, held_out
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_file, check_writable
@@ -108,7 +108,7 @@ def first_arrays_image(spec: DataSpec) -> PictureHeader:
     return PictureHeader(*header.shape[1:], _bits(header.dtype))
 
 
-def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
+def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """One part of the images at `path`.
 
     That is a `.npy` file with all images; a `.npz` file with one array of images, or with arrays called
@@ -120,6 +120,8 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     stored, header, numbers = _part(spec, split)
     images = stored.read(header).reshape(header.shape)
     _check_images(images, spec, spec.path)
+    form = spec.seen_channels(images.shape[3]), _bits(images.dtype)
+    report_conversion({form: len(numbers)}, spec, report)
     labels = _array_of_labels(spec, stored, len(images))[numbers] if spec.labels else None
     if not isinstance(images, np.memmap):
         # Of what lies in memory, only this part.
@@ -375,7 +377,10 @@ def decoded_once(
     it is missing, `decode` gives the number of images, and batches uint8 `[batch, height, width, channels]` of them.
     With `class_names` their labels are in a second file, which `read_labels` gives likewise.
     """
-    digest = hashlib.sha256(repr((_DECODED_FORM, [getattr(spec, name) for name in _PIXEL_SETTINGS])).encode())
+    # Files of before there was `alpha` keep their names.
+    alpha = [] if spec.alpha == "keep" else [spec.alpha]
+    settings = [*(getattr(spec, name) for name in _PIXEL_SETTINGS), *alpha]
+    digest = hashlib.sha256(repr((_DECODED_FORM, settings)).encode())
     for content in contents:
         digest.update(repr(content).encode(errors="surrogateescape"))
     folder = pathlib.Path(spec.cache).expanduser()

@@ -60,7 +60,7 @@ DATA_SPECS = {
         "lsun_bedroom64": _LSUN,
         "lsun_church64": _LSUN,
         # Whatever lies at data.path; `complete_spec` looks.
-        "own_images": {"source": "auto", "horizontal_flip": False}
+        "own_images": {"source": "auto", "horizontal_flip": False, "convert": True}
         | dict.fromkeys(("source_name", "height", "width", "channels", "file_bits", "likelihood")),
     }.items()
 }
@@ -120,7 +120,7 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     if None in (*spec.image_shape, spec.file_bits):
         found = first_image(spec)
         height, width = _size(spec, found)
-        channels, bits = spec.channels or found.channels, spec.file_bits or found.bits
+        channels, bits = spec.channels or spec.seen_channels(found.channels), spec.file_bits or found.bits
         spec = dataclasses.replace(spec, height=height, width=width, channels=channels, file_bits=bits)
     without = f"data.num_classes = {spec.num_classes}, but data.labels is False: set --config.data.labels=True"
     check(spec.labels or spec.num_classes is None, f"{without}, or leave the former out")

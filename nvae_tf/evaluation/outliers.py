@@ -342,7 +342,7 @@ def _most_outlying(task: EvaluationTask, one: ImageSet, scores: _Scored) -> tupl
     """Images of a set with the highest first score, their maps, and what is written below each."""
     name = next(iter(scores))
     numbers = np.argsort(-scores[name], kind="stable")[:_SHOWN]
-    images, _ = chosen_images(one.source, one.spec, task.split, numbers.tolist(), seed=task.seed)
+    images, *_ = chosen_images(one.source, one.spec, task.split, numbers.tolist(), seed=task.seed)
     maps = outlier_parts(task.trained.model, tf.constant(images)).kl_map.numpy()
     notes = [digits(scores[name][number], 3) for number in numbers]
     return images, maps, notes

@@ -87,7 +87,7 @@ class Originals:
     """Which images a task starts from: picture files, or images of the run's data set.
 
     `input` are files and folders; `resize` ("crop", "stretch") and `convert` bring them to the model's form, None as in
-    training. Images of the data set are those numbered `indices` (from 0), or the first `count` of a `split`;
+    training. Images of the data set are those numbered `indices` (from 0), or `count` spread over a `split`;
     `data_path` is where they lie now. `labels` are classes, taken in turn; without them the data set's own are used.
 
     ValueError: two ways to choose at once, or a choice of nothing; FileNotFoundError where `input` is missing.
@@ -133,15 +133,14 @@ class Originals:
             images, names = self.pictures(config, self.input, seed)
             words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(_listed(self.input))}"
         else:
-            from nvae_tf.data.pipeline import chosen_images, chosen_labels
+            from nvae_tf.data.pipeline import chosen_images
             from nvae_tf.data.sources import load_split
             from nvae_tf.training.loading import spec_to_read
 
             spec = spec_to_read(config, self.data_path)
             source = load_split(spec, self.split, StatusLine().report())
-            images, names = chosen_images(source, spec, self.split, self.indices, self.count, at_most, seed)
+            images, labels, names = chosen_images(source, spec, self.split, self.indices, self.count, at_most, seed)
             words = f"image{'' if len(images) == 1 else 's'} of the {self.split} part"
-            labels = chosen_labels(source, len(images), self.indices) if spec.labels else None
         labels = labels if self.labels is None else _classes(run, self.labels, len(images))
         return images, labels, names, f"{len(images):,} {words}"
 
@@ -212,7 +211,7 @@ def reconstruct(
         nvae-generate reconstruct --workdir=runs/faces --input=me.jpg --resize=crop --output=me.png
         nvae-generate reconstruct --workdir=runs/faces --input=my_pictures --kept_groups=5 --output=out/
 
-    The figure has pairs of rows: the first images of the test part, or the picture files of --input, as the model sees
+    The figure has pairs of rows: images spread over the test part, or the picture files of --input, as the model sees
     them (binary data are binarized), above the likelihood's means for latents from the posterior. With --kept_groups
     the latents of the other groups come from the prior at --temperature. Files of a folder have the originals' names.
     """

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from nvae_tf.config import config_to_dict, named_settings
-from nvae_tf.data.pipeline import chosen_images, chosen_labels, evaluation_batches, images_alone, iterate
+from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
@@ -171,9 +171,7 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
     @functools.cache
     def originals() -> tuple[np.ndarray, np.ndarray | None]:
         spec = spec_to_read(config, data_path)
-        source = load_split(spec, "test")
-        images, _ = chosen_images(source, spec, "test", at_most=_COLUMNS, seed=seed)
-        return images, chosen_labels(source, len(images)) if spec.labels else None
+        return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[:2]
 
     def reconstructions(width: int) -> Figure:
         images, labels = originals()

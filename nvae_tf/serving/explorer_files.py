@@ -60,11 +60,11 @@ def _facts(export: pathlib.Path) -> dict[str, Any]:
 
 
 def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
-    """16 test images of a run, spread evenly: `images` uint8 `[count, height, width, channels]`, as models see them.
+    """16 test images of a run (`shown_numbers`): `images` uint8 `[count, height, width, channels]`, as models see them.
 
     With labels also `labels` `[count]`, and `classes`, the names. None where the images can't be read here.
     """
-    from nvae_tf.data.pipeline import chosen_images, chosen_labels, spread_numbers
+    from nvae_tf.data.pipeline import chosen_images
     from nvae_tf.data.sources import load_split
     from nvae_tf.training.loading import spec_to_read
 
@@ -76,11 +76,9 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
             if not tfds_is_prepared(spec):
                 return None  # an export downloads nothing
         source = load_split(spec, "test")
-        numbers = spread_numbers(source.count, _COUNT)
-        images, _ = chosen_images(source, spec, "test", numbers)
+        images, labels, _ = chosen_images(source, spec, "test", at_most=_COUNT)
         examples = {"images": pixels_of(images)}
-        if spec.labels:
-            labels = chosen_labels(source, len(images), numbers)
+        if labels is not None:
             examples |= {"labels": labels, "classes": np.array(source.class_names)}
         return examples
     except (OSError, ValueError):

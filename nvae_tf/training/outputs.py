@@ -16,7 +16,7 @@ from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.hparams import api as hparams
 
 from nvae_tf.config import named_settings
-from nvae_tf.data.pipeline import evaluation_batches, iterate
+from nvae_tf.data.pipeline import chosen_images, evaluation_batches, iterate
 from nvae_tf.errors import first_line, require
 from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
@@ -222,15 +222,12 @@ class RunOutputs:
         """Reconstructions and samples for TensorBoard; the last also as a file, which shows that all are there."""
         spec, test = self._run.images.spec, self._run.images.test
         self.status.announce("drawing reconstructions")
-        count = min(8, test.count)
-        with contextlib.closing(iterate(evaluation_batches(test, spec, count, _FIXED_SEED), test)) as batches:
-            batch = next(batches)
-        originals, *labels = batch if isinstance(batch, tuple) else (batch,)
+        originals, labels, _ = chosen_images(test, spec, "test", at_most=8, seed=_FIXED_SEED)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
-        made = self._run.model(originals, seed=_FIXED_SEED, labels=labels[0] if spec.labels else None)
+        made = self._run.model(originals, seed=_FIXED_SEED, labels=labels)
         rows = tf.concat([originals, made], axis=0)
         self._stop.check()
-        self._log.image(step, "reconstructions", image_grid(rows, columns=count, enlarge=None))
+        self._log.image(step, "reconstructions", image_grid(rows, columns=len(originals), enlarge=None))
         for temperature, count in _SAMPLES.items():
             self.status.announce(f"drawing samples at temperature {temperature:g}")
             images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())

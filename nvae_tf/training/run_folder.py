@@ -15,11 +15,11 @@ from nvae_tf.files import atomic_write, check_is_no_pattern
 from nvae_tf.training.checkpoints import steps_of_files
 
 # What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
-# images lie now and what happens to unreadable ones. Nothing else, because the second half of a run must belong to the
-# first. `objective.total_steps` follows from the length.
+# images lie now and what happens to those that are unreadable or of another form. Nothing else, because the second half
+# of a run must belong to the first. `objective.total_steps` follows from the length.
 CHANGEABLE_SETTINGS = tuple(
     """
-    objective.total_steps data.path data.cache data.on_bad_file data.max_pixels train.steps train.epochs
+    objective.total_steps data.path data.cache data.on_bad_file data.max_pixels data.convert train.steps train.epochs
     train.batch_size train.accumulate_steps train.strategy train.replicas train.precision train.xla train.scan
     train.recompute train.deterministic train.profile_steps train.keep_best train.checkpoint_every_steps
     train.checkpoint_every_minutes train.keep_checkpoints train.keep_checkpoint_every_hours
