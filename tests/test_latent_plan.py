@@ -120,7 +120,11 @@ def test_what_does_not_fit_is_reported():
 
 @pytest.mark.parametrize(
     ("settings", "frame"),
-    [({"num_latent_scales": 7}, "128 x 128"), ({"padded_height": 48, "padded_width": 48}, "48 x 48"), ({}, None)],
+    [
+        ({"num_latent_scales": 7, "num_channels_encoder": 4, "num_channels_decoder": 4}, "128 x 128"),
+        ({"padded_height": 48, "padded_width": 48}, "48 x 48"),
+        ({}, None),
+    ],
 )
 def test_a_frame_of_more_than_twice_the_pixels_is_warned_of_once(settings, frame):
     with warnings.catch_warnings(record=True) as warned:

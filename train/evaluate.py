@@ -19,7 +19,8 @@
               under the ROC curve of each, and figures; run nvae-calibrate before. See docs/outliers.md
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
-evaluation.txt. What is there already of the same checkpoint, images and seed is kept.
+evaluation.txt. What is there already of the same checkpoint, images and seed is kept. --scores=FILE.csv has the scores
+of every image, after nvae-calibrate its outlier scores and p-values too.
 
 Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there. All GPUs share
 the work (--replicas), and so do several machines that see the run folder and have TF_CONFIG set as for training. The
@@ -86,17 +87,20 @@ LLR_SAMPLES = flags.DEFINE_integer(
 LLR_GROUPS = flags.DEFINE_integer(
     "llr_groups", None, "Its k, how many groups are drawn from the prior; those of the largest scale if not given."
 )
+SCORES = flags.DEFINE_string("scores", None, "CSV file to write, a line with the scores of each image.")
+OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --scores already.")
 DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
 
 def main() -> None:
-    """Evaluates, prints a table and writes the files."""
+    """Evaluates, prints tables and writes the files."""
     check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
     of_distance = FID_SAMPLES, TEMPERATURE, INCEPTION, EXTRACTOR, PRIOR, BATCH_NORM_ITERATIONS
     of_outliers = OUTLIERS, LLR_SAMPLES, LLR_GROUPS
     of_metrics = {_OF_SAMPLES: of_distance, ("outliers",): of_outliers, ("iw",): (IMPORTANCE_SAMPLES,)}
+    of_metrics[("elbo", "iw", "latents")] = (SCORES,)
     for metrics, its_flags in of_metrics.items():
         for flag in its_flags:
             of_metric = f"--{flag.name} belongs to metric {' or '.join(metrics)}"
@@ -113,12 +117,13 @@ def main() -> None:
     for place in OUTLIERS.value:
         command_line.check_exists("outliers", place)
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
+    if SCORES.value:
+        command_line.output_place(SCORES.value, (".csv",), OVERWRITE.value, "scores")
     temperature = parse_temperature(TEMPERATURE.value)
     start_tensorflow_quietly()
     from nvae_tf.evaluation.evaluate import evaluate_run
     from nvae_tf.evaluation.fid import FidSettings
     from nvae_tf.evaluation.outliers import OutlierSettings
-    from nvae_tf.evaluation.table import table
     from nvae_tf.training.run_folder import RunFolder
 
     drawing = INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS, PRIOR
@@ -129,10 +134,11 @@ def main() -> None:
         FidSettings(FID_SAMPLES.value, temperature, *(flag.value for flag in drawing)),
         *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
         OutlierSettings(*(flag.value for flag in of_outliers)),
+        SCORES.value,
     )
     if written is not None:
         file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
-        StatusLine().keep(f"{table(written)}\n\nwritten to {file} and {file.with_suffix('.txt').name}")
+        StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
 
 
 def run() -> None:

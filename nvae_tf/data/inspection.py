@@ -16,13 +16,15 @@ _HISTOGRAM_BARS = 8
 _IMAGES_LOOKED_AT = 500
 _BATCHES_READ_AHEAD = 8
 _CLASSES_SHOWN = 10
+_ROW = 10  # most images of a class
 
 
-def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> list[np.ndarray]:
+def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> dict[str, np.ndarray]:
     """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
 
-    Returns images of each part, float32 `[up to count, height, width, channels]` in [0, 1]: the first that training
-    gets, and those of the test part that `shown_numbers` draws.
+    Returns images of each part by what they are, float32 `[up to count, height, width, channels]` in [0, 1]: the first
+    that training gets, and those of the test part that `shown_numbers` draws; with labels those of each class, at most
+    10, by themselves, for both parts as it draws them.
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)
@@ -40,8 +42,17 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
         statistics = _statistics(pipeline.iterate(dataset, source), source.count, spec, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
     status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
+    shown = {}
+    for name, (source, _) in batches.items() if config.data.labels else ():
+        images, labels, _ = pipeline.chosen_images(source, config.data, name, at_most=count)
+        for label in np.unique(labels):
+            part = "training images" if name == "train" else "test images"
+            shown[f"{part}: {source.class_names[label]}"] = images[labels == label][:_ROW]
+    if shown:
+        return shown
     first = pipeline.iterate(pipeline.training_batches(train, spec, min(count, train.count), config.train.seed), train)
-    return [next(first).numpy(), pipeline.chosen_images(test, spec, "test", at_most=count)[0]]
+    test_images = pipeline.chosen_images(test, spec, "test", at_most=count)[0]
+    return {"training images": next(first).numpy(), "test images": test_images}
 
 
 def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, seconds: float) -> str:

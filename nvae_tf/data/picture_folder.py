@@ -63,6 +63,7 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
             return np.stack([_pixels(pathlib.Path(spec.path, usable[number]), spec, _fix()) for number in numbers])
 
         found = ReadSource(len(usable), spec.image_shape, read)
+        found.names = lambda: [os.path.join(spec.path, name) for name in usable]
         return found.labeled(np.array([labels[name] for name in usable]), classes) if classes else found
 
     if spec.cache is None:
@@ -82,7 +83,9 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
         return usable.count, map(usable.read, numbers)
 
     contents = _in_threads(stamp, names)
-    return decoded_once(spec, split, contents, decode, report, classes, lambda: source().labels)
+    cached = decoded_once(spec, split, contents, decode, report, classes, lambda: source().labels)
+    cached.names = lambda: source().names()
+    return cached
 
 
 def _in_threads(function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:

@@ -61,6 +61,10 @@ class ImageSource:
         """A function, to be traced, from indices `[batch]` to uint8 images `[batch, height, width, channels]`."""
         raise NotImplementedError
 
+    def names(self) -> Sequence[str | int]:
+        """A name for each image: the path of its file, or its number where it has no file of its own."""
+        return range(self.count)
+
     def labeled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> ImageSource:
         """This source, which has labels from now on."""
         self.labels, self.class_names = labels.astype(np.int32), class_names

@@ -20,6 +20,7 @@ from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pipeline import chosen_images, content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
 from nvae_tf.data.spec import check_model_fits
+from nvae_tf.evaluation.table import digits
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
@@ -333,6 +334,7 @@ def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_S
     }
     for file, figure in drawn.items():
         figures.save_figure(figure, file)
+        task.status.keep(f"figure: {file}")
     return [str(file.relative_to(task.folder.path)) for file in drawn]
 
 
@@ -342,5 +344,5 @@ def _most_outlying(task: EvaluationTask, one: ImageSet, scores: _Scored) -> tupl
     numbers = np.argsort(-scores[name], kind="stable")[:_SHOWN]
     images, *_ = chosen_images(one.source, one.spec, task.split, numbers.tolist(), seed=task.seed)
     maps = outlier_parts(task.trained.model, tf.constant(images)).kl_map.numpy()
-    notes = [f"{scores[name][number]:.3g}" for number in numbers]
+    notes = [digits(scores[name][number], 3) for number in numbers]
     return images, maps, notes

@@ -17,7 +17,7 @@ from nvae_tf.published.names import named_weights
 from nvae_tf.published.torch_file import from_torch_checkpoint
 from nvae_tf.training.checkpoints import best_instead, check_size, find_best, newest_whole, restore_weights, step_of
 from nvae_tf.training.companions import read_calibration, read_prior
-from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.training.run_folder import RunFolder, read_image_counts, read_run_config
 from nvae_tf.training.sharing import find_run_folder
 
 _LATEST_INSTEAD = 'take the latest: checkpoint="latest", or the flag --checkpoint=latest'
@@ -47,6 +47,12 @@ class TrainedRun:
     def step(self) -> int:
         """The checkpoint's step."""
         return step_of(self.checkpoint)
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of a conditional model, in their order; numbers where the run notes no names."""
+        noted = read_image_counts(self._folder.images_file)
+        return (noted and noted.class_names) or tuple(map(str, range(self.config.model.num_classes)))
 
     @property
     def model(self) -> NVAE:

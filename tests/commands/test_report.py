@@ -224,6 +224,21 @@ def test_an_evaluation_of_another_checkpoint_or_a_damaged_one(run, tmp_path):
             assert "nvae-evaluate" in page.text and "--checkpoint=best" in page.text
 
 
+@pytest.mark.parametrize("name", ["evaluation.json", "metrics.csv"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
+def test_the_headline_of_images_that_are_not_binary_has_both_units(name, likelihood, run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    binary = likelihood == "bernoulli"
+    for group in ("data", "model"):
+        config[group] |= {"likelihood": likelihood, "num_bits": 1 if binary else 8}
+    config["data"]["binarise"] = binary and config["data"]["binarise"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(run / name, tmp_path)
+    page = Page(report_of_run(tmp_path, "latest", 1, None, StatusLine())[0])
+    score = re.search(r"Score [\d.,± ]+ nats per image(, [\d.,± ]+ bits/dim)? [iN]", page.text)
+    assert bool(score[1]) != binary
+
+
 def test_the_command_writes_a_page_also_of_a_run_without_a_checkpoint(done, run, tmp_path):
     shutil.copy(run / "config.json", tmp_path)
     *_, missing, written = done("train.report", f"--workdir={tmp_path}").splitlines()

@@ -60,6 +60,10 @@ def test_folders_are_classes(tmp_path):
     skipping = own_images(tmp_path, labels=True, on_bad_file="skip", cache=str(tmp_path / "cache"))
     for _ in range(2):
         assert values_and_labels(skipping) == [([20, 22, 10, 11], [1, 1, 2, 2]), (test[0], [1, 1, 1, 2, 2])]
+        names = [
+            f"{tmp_path}/train/{name}.png" for name in ("cats/020", "cats/022", "dogs/small/010", "dogs/small/011")
+        ]
+        assert load_split(skipping, "train").names() == names
         assert len(list((tmp_path / "cache").iterdir())) == 4
     # Images are not decoded again for their labels.
     load_split(dataclasses.replace(skipping, labels=False, num_classes=None), "train")
