@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LARGEST = float(np.finfo(np.float32).max)
-MOST_PROPOSALS = 10_000  # of a reweighted prior
 # By NumPy's letters for types; JSON may write a number without a point.
 _KINDS = {"number": "fiu", "whole number": "iu", "truth value": "b", "text": "U", "value": "fiubUS"}
 _LETTERS = {float: "f", int: "i", bool: "b", str: "U"}
@@ -19,7 +18,7 @@ _LETTERS = {float: "f", int: "i", bool: "b", str: "U"}
 class Field(NamedTuple):
     """What an array of a `.npz` file, or a value of a JSON object, must be."""
 
-    kind: Any  # one of `_KINDS`, or the schema of an object
+    kind: Any  # one of `_KINDS`, or the schema of an object; None: anything
     # Sizes. None is any; a name one of at least 1, the same wherever it occurs, and that of a whole number of this name
     # before. None in place of the tuple: any shape.
     shape: tuple[int | str | None, ...] | None = ()
@@ -30,7 +29,7 @@ class Field(NamedTuple):
 
 
 Schema = Mapping[str, Field]  # by name or by pattern
-ANY = {"*": Field("value", None, None)}
+ANY, ANY_OBJECT = {"*": Field("value", None, None)}, {"*": Field(None, optional=True)}
 _COUNT, _TEXT = Field("whole number", (), 0, 2**63), Field("text")
 _LABELS = Field("whole number", ("count",), -1, 2**31 - 1, optional=True)
 # What belongs to exact weights: `prior.npz`, with `ABOUT` as JSON and the weights that follow from that, and
@@ -40,8 +39,9 @@ PRIOR = OWNER | {"about": _TEXT}
 ABOUT = {
     **dict.fromkeys(("groups", "proposals", "steps", "seed", "images"), _COUNT),
     "kind": _TEXT,
-    "components": Field("whole number", (), 1, 100, optional=True),
-    **dict.fromkeys(("cross_entropy", "effective_proposals"), Field("number", ("groups",), optional=True)),
+    # Of a mixture the one, of classifiers the others.
+    "components": Field("whole number", (), 1, 100, optional="cross_entropy"),
+    **dict.fromkeys(("cross_entropy", "effective_proposals"), Field("number", ("groups",), optional="components")),
     **dict.fromkeys(("log_normalizers", "log_normalizer_errors"), Field("number", (None,))),
     "bounds": Field(
         dict.fromkeys(("samples", "images"), _COUNT) | dict.fromkeys(("model", "reweighted"), Field("number")),
@@ -84,7 +84,7 @@ def checked(values: Any, schema: Schema, where: str = "", sizes: Mapping[str, in
     for name, field in fields.items():
         if isinstance(field.kind, Mapping):
             checked(values[name], field.kind, f"{where}`{name}`: ")
-        else:
+        elif field.kind:
             check_field(values[name], field, f"{where}`{name}`", sizes)
             sizes |= {name: int(values[name])} if (field.kind, field.shape) == ("whole number", ()) else {}
     return {name: values[name] for name in fields}
@@ -132,7 +132,7 @@ def parsed(text: str | bytes, schema: Schema, where: str = "") -> dict[str, Any]
     """The values that a schema names of a JSON object, see `checked`."""
     try:
         values = json.loads(text)
-    except (RecursionError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{where}not JSON ({error})") from None
     return checked(values, schema, where)
 

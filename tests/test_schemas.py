@@ -41,10 +41,17 @@ def test_lists_are_as_arrays(shapes):
 def test_named_sizes_and_objects_in_objects(tmp_path):
     about = dict.fromkeys(("groups", "proposals", "steps", "seed", "images"), 2)
     about |= {"kind": "classifier", "log_normalizers": [], "log_normalizer_errors": [0]}
-    about |= {"cross_entropy": [1, 2.5], "bounds": {"samples": 1, "images": 2, "model": 1.5, "reweighted": 3}}
+    about |= {
+        "cross_entropy": [1, 2.5],
+        "effective_proposals": [1, 1],
+        "bounds": {"samples": 1, "images": 2, "model": 1.5, "reweighted": 3},
+    }
     assert parsed(json.dumps(about), ABOUT) == about
     message = error_of(json.dumps(about | {"groups": 3}), ABOUT)
     assert "`cross_entropy` is [1, 2.5]; it must be a number of shape [3]" in message
+    without = {name: value for name, value in about.items() if name != "cross_entropy"}
+    assert "no entry `components`" in error_of(json.dumps(without), ABOUT)
+    assert "cross_entropy" not in parsed(json.dumps(without | {"components": 2}), ABOUT)
     del about["bounds"]["model"]
     assert "`bounds`: it has images, reweighted, samples, and no entry `model`" in error_of(json.dumps(about), ABOUT)
     file = tmp_path / "x.json"

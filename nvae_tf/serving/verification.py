@@ -75,10 +75,8 @@ class Record(NamedTuple):
         if missing := sorted(given - arrays.keys()):
             reason = f"lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}, which the export gives"
             raise ValueError(f"{folder / RECORD}: {reason}; copy the export anew")
-        sides = [(f"{side}/", len(side) + 1) for side in cls._fields]
-        return cls(
-            *({key[end:]: array for key, array in arrays.items() if key.startswith(side)} for side, end in sides)
-        )
+        keys = {tuple(key.split("/", 1)): array for key, array in arrays.items()}
+        return cls(*({name: array for (of, name), array in keys.items() if of == side} for side in cls._fields))
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:

@@ -7,7 +7,6 @@ the checkpoint or in a shared run, so the files may be copied along.
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 import shlex
 from collections.abc import Callable, Iterable
@@ -17,15 +16,15 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import schemas
-from nvae_tf.config import PRIOR_KINDS, check, check_choice
+from nvae_tf.config import check
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models import NVAE
 from nvae_tf.models.outlier_scores import OutlierCalibration
 from nvae_tf.models.reweighted_prior import (
     CHANCE,
-    MOST_FOR_PERCEPTRON,
     NONE_LEARNED,
     ReweightedPrior,
+    check_settings,
     made_ratios,
     proposals_of_groups,
 )
@@ -57,7 +56,7 @@ def read_prior(file: pathlib.Path, model: NVAE, step: int) -> ReweightedPrior | 
 
     def made() -> ReweightedPrior:
         about, classes = read_about(file)[1], model.config.num_classes
-        check_prior_settings(model, **{name: about[name] for name in ("groups", "kind", "steps", "proposals")})
+        check_settings(model, about["groups"], about["kind"], about["steps"], about["proposals"])
         ratios = made_ratios(about["kind"], about["groups"], model.plan, classes, about.get("components", 1))
         for group, ratio in enumerate(ratios):
             shapes = {f"{group}/{number:02d}": weight.shape for number, weight in enumerate(ratio.weights)}
@@ -68,23 +67,6 @@ def read_prior(file: pathlib.Path, model: NVAE, step: int) -> ReweightedPrior | 
     if not file.is_file():
         return NONE_LEARNED.replace("RUN", shlex.quote(str(file.parent)))
     return _read(file, model, step, "nvae-prior", made)
-
-
-def check_prior_settings(model: NVAE, groups: int, kind: str, steps: int, proposals: int) -> None:
-    """Raises ValueError for what a reweighted prior of a model can't be."""
-    check_choice("kind", kind, PRIOR_KINDS)
-    limit = f"this model has {counted(model.plan.num_groups, 'latent group')}, so it must be from 1 to that"
-    check(1 <= groups <= model.plan.num_groups, f"groups = {groups}: {limit}")
-    if kind == "mixture":
-        config, size = model.config, math.prod(model.plan.latent_shapes()[0])
-        limits = f"without classes and flows, and of {MOST_FOR_PERCEPTRON:,} numbers at most"
-        found = f"here it has {size:,}, model.num_classes = {config.num_classes}, model.num_flows = {config.num_flows}"
-        fits = size <= MOST_FOR_PERCEPTRON and not config.num_classes and not config.num_flows
-        check(groups == 1, f"groups = {groups}: a mixture is of the top group alone, groups = 1")
-        check(fits, f"a mixture is of a top group {limits}; {found}: take kind = classifier")
-    check(steps >= 1, f"steps = {steps}: must be at least 1")
-    most = schemas.MOST_PROPOSALS
-    check(1 <= proposals <= most, f"proposals = {proposals}: must be from 1 to {most:,}")
 
 
 def read_about(file: pathlib.Path) -> tuple[int, dict[str, Any]]:

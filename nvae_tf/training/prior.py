@@ -35,11 +35,11 @@ from nvae_tf.models.latents import (
     inferred_group,
     noise_of_samples,
 )
-from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
+from nvae_tf.models.reweighted_prior import ReweightedPrior, check_settings, made_ratios
 from nvae_tf.models.training_step import kept_labels
 from nvae_tf.progress import ImageProgress, StatusLine
 from nvae_tf.reports.model_card import keep_model_card
-from nvae_tf.training.companions import check_prior_settings, write_prior
+from nvae_tf.training.companions import write_prior
 from nvae_tf.training.loading import load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 
@@ -104,7 +104,7 @@ def learn_prior(
     read_run_config(folder)
     run = load_run(workdir, checkpoint)
     model, spec = run.model, spec_to_read(run.config, data_path)
-    check_prior_settings(model, groups, kind, steps, proposals)
+    check_settings(model, groups, kind, steps, proposals)
     check_model_fits(run.config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
     learned_from, images = _of_training_images(model, train, spec, groups, seed, status)
