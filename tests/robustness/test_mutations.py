@@ -32,7 +32,7 @@ BY_COMMAND = 3
 # Of a mutant of what has been made of a run; the libraries take the half of it.
 SHARED_GIGABYTES = 2
 WORKERS = 2
-FIRST = int(__import__("os").environ.get("FIRST", 0))
+FIRST = {"shared": 1000, "exports": 2000}  # seed; of others 0
 TRAINING = TINY | {f"train.{name}_every_steps": 2 for name in ("checkpoint", "evaluate", "log")}
 # Each variable is read thrice of each mutant: of the network there is as little as can be.
 TRAINING |= {"train.steps": 4, "train.keep_best": True, "model.num_groups_per_scale": 1, "model.squeeze_excite": False}
@@ -171,6 +171,7 @@ def try_all(kind, bases, folder, log):
     """What is wrong with mutants, in words, and the seeds of those of which nothing can be read."""
     base, workers = bases / kind, [Worker(kind, bases / kind, log) for _ in range(WORKERS)]
     known = known_results(base, folder, workers[0])
+    first = FIRST.get(kind, 0)
     gigabytes = SHARED_GIGABYTES if kind in ("shared", "exports") else GIGABYTES
 
     def try_one(seed, worker):
@@ -187,7 +188,7 @@ def try_all(kind, bases, folder, log):
         )
 
     def try_some(number):
-        return [try_one(seed, workers[number]) for seed in range(FIRST + number, FIRST + COUNTS[kind], WORKERS)]
+        return [try_one(seed, workers[number]) for seed in range(first + number, first + COUNTS[kind], WORKERS)]
 
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as threads:
         tried = [one for some in threads.map(try_some, range(WORKERS)) for one in some]

@@ -121,7 +121,8 @@ def reader_of_shared_runs(base: pathlib.Path):
         gather(RunFolder(path))
         read_curves(RunFolder(path))
         run = loading.load_run(path)
-        results = {"weights": numbered(run.step, run.model.weights), "settings": config_to_json(run.config)}
+        networks = [*run.model.bottom_up.weights, *run.model.top_down.weights]
+        results = {"weights": numbered(run.step, networks), "settings": config_to_json(run.config)}
         for name, of_model in (("prior", prior), ("outliers", outliers)):
             results[name] = result_of(functools.partial(of_model, run.model))
         latents = functools.partial(load_latents, path / "latents.npz", run.model.plan)
