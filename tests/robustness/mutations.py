@@ -102,7 +102,7 @@ def exports(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.
     name = random.choice((*names, *["assets.extra/verification.npz", "assets.extra/sha256.json"] * 3))
     file, changes = export / name, [*_BYTES, _remove, _become_folder, _swap_files]
     changes += [_change_json] * 6 if name.endswith(".json") else _ARRAYS if name.endswith(".npz") else []
-    change = random.choice(changes)
+    change = random.choice([*changes, *[_forget_file] * 20] if name.endswith("sha256.json") else changes)
     changed = change(file, random) if change in _OF_FILES else change(file.read_bytes(), random, canary)
     if changed is not None:
         file.write_bytes(changed)
@@ -400,6 +400,16 @@ def _swap_files(file, random):
     return content
 
 
+def _forget_file(file, random):
+    """Digests without that of a file, or without any, and another file in its place."""
+    digests = json.loads(file.read_text())
+    name = random.choice([name for name in sorted(digests) if not name.endswith((".pb", ".npz"))])
+    del digests[name]
+    other = file.parents[1] / name
+    other.write_bytes(other.read_bytes() + b"\n")
+    return json.dumps(random.choice((digests, {}, []))).encode()
+
+
 def _copy_as_later(file, random):
     step, later = file.name.partition(".")[0], random.choice((1000, 3, 10**9, 10**30))
     for part in file.parent.glob(f"{step}.*"):
@@ -422,7 +432,7 @@ def _change_tensor(file, random):
     tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=whole, tensors=[*tensors.values()])
 
 
-_OF_FILES = (_remove, _become_folder, _swap_files, _copy_as_later, _change_tensor)
+_OF_FILES = (_remove, _become_folder, _swap_files, _copy_as_later, _change_tensor, _forget_file)
 
 
 def _change_png(content, random, canary):
