@@ -147,7 +147,9 @@ def faults(found, mutant, canary, known, gigabytes):
 def known_results(base, place, worker):
     """What is read of what nobody has damaged, by the name of the base; of a run also without its latest checkpoint."""
     if base.name in ("shared", "exports"):
-        return {base.name: [worker.read(shutil.copytree(base, place / base.name))["results"]]}
+        results = worker.read(shutil.copytree(base, place / base.name))["results"]
+        assert not any(result.startswith("refused: ") for result in results.values()), results
+        return {base.name: [results]}
     if base.name != "run_folder":
         files = {entry.name: next(entry.glob("*.npz"), entry) for entry in base.iterdir()}
         return {name: [worker.read(file)["results"]] for name, file in files.items()}
