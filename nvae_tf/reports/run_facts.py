@@ -25,6 +25,7 @@ from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
+from nvae_tf.schemas import ANY_OBJECT, Field, parsed, read_object
 from nvae_tf.training.checkpoints import steps_of_files
 from nvae_tf.training.companions import prior_text, read_about
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
@@ -75,14 +76,9 @@ class Origin:
 
 def origin_from_text(text: str) -> Origin:
     """Reads what `Origin.text` has written; a ValueError says which form is needed."""
-    try:
-        found = json.loads(text)
-    except (RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"not JSON ({error})") from error
-    kinds = typing.get_type_hints(Origin)
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
-        raise ValueError("must be a JSON object with texts for source_file, sha256 and license, and a number for step")
-    return Origin(*map(found.get, kinds))
+    schema = dict.fromkeys(("source_file", "sha256", "license"), Field("text", optional=True))
+    schema["step"] = Field("whole number", (), 0, 2**63, optional=True)
+    return Origin(**parsed(text, schema, "must be a JSON object with texts: "))
 
 
 def write_origin(folder: RunFolder, origin: Origin) -> None:
@@ -185,18 +181,10 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
         evaluations=tuple(filter(None, evaluations)),
         training_score=_read(_training_score, folder.metrics_file),
         learning_rates=_read(_learning_rates, folder.metrics_file),
-        environment=_read(read_object, folder.environment_file),
+        environment=_read(read_object, folder.environment_file, ANY_OBJECT),
         samples=(f"{folder.samples.name}/{samples[max(samples)].name}", max(samples)) if samples else None,
         prior=_read(_prior, folder.prior_file),
     )
-
-
-def read_object(file: pathlib.Path) -> dict[str, Any]:
-    """The JSON object of a file; ValueError where it is damaged or another kind."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return content
 
 
 def _read(reader: typing.Callable[..., Any], *arguments: Any) -> Any:
@@ -339,7 +327,7 @@ def identifier(text: str) -> str:
 
 
 def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evaluation:
-    metrics = read_object(file)
+    metrics = read_object(file, ANY_OBJECT)
     # A folder of this machine, which a public card does not name.
     metrics.pop("data", None)
     pictures = tuple(

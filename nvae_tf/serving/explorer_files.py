@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nvae_tf import schemas
 from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.files import atomic_write, read_arrays
 from nvae_tf.generation.image_grid import pixels_of
@@ -53,7 +54,7 @@ def _facts(export: pathlib.Path) -> dict[str, Any]:
         "classes": list(map(str, range(model.get("num_classes", 0)))),
     }
     if (assets / EXAMPLES).is_file():
-        examples = read_arrays(assets / EXAMPLES)
+        examples = read_arrays(assets / EXAMPLES, schemas.EXAMPLES)
         facts["examples"] = base64.b64encode(examples["images"].tobytes()).decode()
         facts |= {name: examples[name].tolist() for name in ("labels", "classes") if name in examples}
     return facts

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
+from nvae_tf.schemas import Field, parsed
 from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
 
 # What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
@@ -26,9 +27,12 @@ CHANGEABLE_SETTINGS = tuple(
     train.evaluate_every_steps train.sample_every_steps train.log_every_steps train.logger
     """.split()
 )
-_COUNTS_FORM = (
-    "must be a JSON object with whole numbers for train and test, one above zero for a_step, and texts for class_names"
-)
+_COUNT = Field("whole number", (), 0, 2**63)
+_COUNTS = dict.fromkeys(("train", "test"), _COUNT) | {
+    "a_step": _COUNT._replace(least=1, optional=True),
+    "held_out": Field("truth value", optional=True),
+    "class_names": Field("text", (None,), optional=True),
+}
 
 
 class RunFolder:
@@ -178,19 +182,8 @@ def read_image_counts(file: pathlib.Path) -> ImageCounts | None:
 
 def image_counts_from_text(text: str) -> ImageCounts:
     """The numbers that `ImageCounts.text` has written; a ValueError says which form is needed."""
-    try:
-        found = json.loads(text)
-    except (RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{_COUNTS_FORM} ({error})") from error
-    counts = ImageCounts(*map((found if isinstance(found, dict) else {}).get, ImageCounts._fields))
-    numbers = [(counts.train, 0), (counts.test, 0), (1 if counts.a_step is None else counts.a_step, 1)]
-    # Not by `isinstance`: true and false are whole numbers to Python.
-    are_counts = all(type(value) is int and value >= least for value, least in numbers)
-    names = counts.class_names
-    are_names = names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
-    if not are_counts or not are_names or not isinstance(counts.held_out, bool | None):
-        raise ValueError(f"{_COUNTS_FORM} (it is {text.strip()[:100]!r})")
-    return counts if names is None else counts._replace(class_names=tuple(names))
+    found = parsed(text, _COUNTS, "must be a JSON object of numbers of images: ")
+    return ImageCounts(**found | ({"class_names": tuple(found["class_names"])} if "class_names" in found else {}))
 
 
 def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> None:
