@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from nvae_tf.serving.outputs import (
     new_version,
     write_digests,
 )
-from nvae_tf.serving.signatures import Signatures
+from nvae_tf.serving.signatures import OPTIONAL_TEXTS, Signatures
 from nvae_tf.serving.verification import ROWS, Record, all_differences, process_alone, recorded, verified
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.graph_memory import memory_timeline
@@ -227,11 +228,17 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
     """What each signature does, takes and gives."""
     described = {}
     for name in signatures.names:
+        documentation = inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX)))
+        documentation = re.sub(r"\n +\*\*.*", "", documentation)  # the inputs say which of these the model has
+        as_files = name.endswith(PNG_SUFFIX)
+        if as_files:
+            documentation = documentation.replace("`image` `[batch, H, W, C]`", "`image_bytes` `[batch]`, PNG files")
         described[name] = {
-            "documentation": inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX))),
-            "pictures": "bytes of files (image_bytes)" if name.endswith(PNG_SUFFIX) else "float32 in [0, 1]",
+            "documentation": documentation,
+            "pictures": "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]",
             "inputs": {
                 spec.name: {"dtype": spec.dtype.name, "shape": ["batch", *spec.shape[1:]]}
+                | ({"documentation": OPTIONAL_TEXTS[spec.name]} if spec.name in OPTIONAL_TEXTS else {})
                 for spec in signatures.input_specs(name)
             },
             "outputs": {},
