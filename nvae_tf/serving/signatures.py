@@ -55,11 +55,6 @@ _INPUTS = {
 }
 # Inputs of some models alone, and which signatures take them. A `guidance` or `proposals` of 1 changes nothing.
 _OPTIONAL = {"label": tuple(_INPUTS), "guidance": ("compose",), "proposals": ("sample", "compose")}
-OPTIONAL_TEXTS = {
-    "label": "the number of a class, -1 for none",
-    "guidance": "how far toward the class, 1 for not at all",
-    "proposals": "1 for the model's own prior, more for the reweighted one",
-}
 _WHOLE = "num_groups", "keep", "label", "proposals"
 _DTYPES = {"image_bytes": tf.string, "seed": tf.int64} | dict.fromkeys(_WHOLE, tf.int32)
 SIGNATURES = (*_INPUTS, *(f"{name}{PNG_SUFFIX}" for name in _INPUTS))

@@ -81,7 +81,6 @@ def test_the_documentation_of_a_signature_names_its_own_inputs_and_outputs(condi
         args, _, returns = signature["documentation"].partition("Returns:")
         assert "**" not in args and set(re.findall(r"^  (\w+): ", args, re.MULTILINE)) <= set(signature["inputs"]), name
         assert set(re.findall(r"`(\w+)`(?: `\[|:)", returns)) <= set(signature["outputs"]), name
-    assert "-1 for none" in described["score"]["inputs"]["label"]["documentation"]
     assert set(described["score"]["outputs"]) == {"nats", "bits_per_dim", "kl_per_group", "valid"}
 
 
