@@ -82,7 +82,6 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
         "names": names,
         "exports": exports,
         "image": image,
-        "labels": any(model.labels for model in exports),
         "cores": cores,
         "models": json.dumps((path if path.startswith(".") else f"./{path}").replace("$", "$$"), ensure_ascii=False),
         "health_check": ["bash", "/serving/health_check.sh", *names],

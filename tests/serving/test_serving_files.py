@@ -62,6 +62,8 @@ def flags_of(output):
 def test_without_labels_the_newest_version_of_each_model_is_served(models, write_files):
     served = served_models(write_files(models)[0])
     assert sorted(served) == ["digits", "faces"]
+    # Labels may come while the server runs.
+    assert flags_of(models.parent / "serving")["allow_version_labels_for_unavailable_models"] == "true"
     for name, model in served.items():
         assert model.base_path == f"/models/{name}" and model.model_platform == "tensorflow"
         assert not model.version_labels and model.model_version_policy.latest.num_versions == 1
