@@ -49,6 +49,7 @@ from examples.digits import train
 from nvae_tf.config import check
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.schemas import ANY
 
 COUNTS = {"train": 9600, "test": 2000}
 _RECIPE = {
@@ -240,7 +241,7 @@ def outliers(options: argparse.Namespace) -> dict[str, Any]:
     folder = RunFolder(pathlib.Path(options.workdir))
     config = read_run_config(folder)
     check(folder.outliers_file.is_file(), f"first: nvae-calibrate --workdir={options.workdir}")
-    parts = {name: array[: options.count] for name, array in read_arrays(pathlib.Path(config.data.path)).items()}
+    parts = {name: array[: options.count] for name, array in read_arrays(pathlib.Path(config.data.path), ANY).items()}
     test = parts["test"]
     sets = {"digits": digits(test.shape[1])[: len(test)], "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
     sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": parts["train"]}

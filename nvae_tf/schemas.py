@@ -1,69 +1,53 @@
-"""What the files that this package writes must hold, and the check of that for arrays of `.npz` files and for JSON.
-
-A schema is a table from names to fields. What has the right types, shapes and ranges can still be wrong: digests are
-against that.
-"""
+"""What the files that this package writes must hold: tables of fields for arrays of `.npz` files and for JSON."""
 
 import fnmatch
 import json
 import pathlib
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# The largest finite float32.
 LARGEST = float(np.finfo(np.float32).max)
-MOST_PROPOSALS = 10_000  # of the reweighted prior
-# NumPy's letters for the types that fit each kind; JSON may write a number without a point.
-_KINDS = {"number": "fiu", "whole number": "iu", "truth value": "b", "text": "U", "any": "fiubUS"}
+MOST_PROPOSALS = 10_000  # of a reweighted prior
+# By NumPy's letters for types; JSON may write a number without a point.
+_KINDS = {"number": "fiu", "whole number": "iu", "truth value": "b", "text": "U", "value": "fiubUS"}
 _LETTERS = {float: "f", int: "i", bool: "b", str: "U"}
 
 
 class Field(NamedTuple):
-    """What one array of a `.npz` file or one value of a JSON object must be.
+    """What an array of a `.npz` file, or a value of a JSON object, must be."""
 
-    Attributes:
-      kind: "number", "whole number", "truth value", "text", or "any" of these and bytes; or the schema of an object.
-      shape: sizes of the axes, `()` for a single value; None for any size. A name stands for one size of at least 1,
-        the same wherever it occurs, and as given by a whole number of this name before. None, no tuple: any shape.
-      least: smallest number; None: numbers are not looked at, they may be NaN.
-      most: largest number.
-      optional: whether it may be missing; a text: the pattern of names of which one must be there in its place.
-      ascending: whether numbers `[count]` must not fall.
-    """
-
-    kind: Union[str, "Schema"]
+    kind: Any  # one of `_KINDS`, or the schema of an object
+    # Sizes. None is any; a name one of at least 1, the same wherever it occurs, and that of a whole number of this name
+    # before. None in place of the tuple: any shape.
     shape: tuple[int | str | None, ...] | None = ()
-    least: float | None = -LARGEST
+    least: float | None = -LARGEST  # None: numbers may be anything, NaN too
     most: float = LARGEST
-    optional: bool | str = False
+    optional: bool | str = False  # a text: it may be missing where there are names of this pattern
     ascending: bool = False
 
 
-# By name, or by pattern (`group_*`).
-Schema = Mapping[str, Field]
-
-_COUNT = Field("whole number", least=0, most=2**63)
-_NUMBERS = Field("number", (None,))
-# `prior.npz`: `ABOUT` as JSON, and the weights, whose shapes follow from that and the model.
-OWNER = {"step": _COUNT, "weights_sha256": Field("text")}
-PRIOR = OWNER | {"about": Field("text")}
+Schema = Mapping[str, Field]  # by name or by pattern
+ANY = {"*": Field("value", None, None)}
+_COUNT, _TEXT = Field("whole number", (), 0, 2**63), Field("text")
+_LABELS = Field("whole number", ("count",), -1, 2**31 - 1, optional=True)
+# What belongs to exact weights: `prior.npz`, with `ABOUT` as JSON and the weights that follow from that, and
+# `outliers.npz`.
+OWNER = {"step": _COUNT, "weights_sha256": _TEXT}
+PRIOR = OWNER | {"about": _TEXT}
 ABOUT = {
-    "kind": Field("text"),
-    "groups": _COUNT,
-    "proposals": _COUNT,
-    **dict.fromkeys(("steps", "seed", "images"), _COUNT),
+    **dict.fromkeys(("groups", "proposals", "steps", "seed", "images"), _COUNT),
+    "kind": _TEXT,
     "components": Field("whole number", (), 1, 100, optional=True),
     **dict.fromkeys(("cross_entropy", "effective_proposals"), Field("number", ("groups",), optional=True)),
-    **dict.fromkeys(("log_normalizers", "log_normalizer_errors"), _NUMBERS),
+    **dict.fromkeys(("log_normalizers", "log_normalizer_errors"), Field("number", (None,))),
     "bounds": Field(
-        {name: _COUNT for name in ("samples", "images")} | dict.fromkeys(("model", "reweighted"), Field("number")),
+        dict.fromkeys(("samples", "images"), _COUNT) | dict.fromkeys(("model", "reweighted"), Field("number")),
         optional=True,
     ),
 }
-# `outliers.npz`: of each group's KL and of the reconstruction.
 CALIBRATION = OWNER | {
     "mean": Field("number", ("numbers",)),
     "covariance": Field("number", ("numbers", "numbers")),
@@ -76,107 +60,83 @@ LATENTS = {
     "group_*": Field("number", ("count", None, None, None), optional=True),
     "about": Field("text", optional=True),
     "names": Field("text", ("count",), optional=True),
-    "labels": Field("whole number", ("count",), -1, 2**31 - 1, optional=True),
+    "labels": _LABELS,
 }
 LATENT_SHAPES = {"latent_shapes": Field("whole number", ("groups", 3), 1, 2**31 - 1)}
-# `verification.npz` of an export, and its `examples.npz`.
-RECORD = {name: Field("any", None) for name in ("inputs/*/*", "outputs/*/*")}
-EXAMPLE_IMAGES = {
-    "images": Field("whole number", ("count", "height", "width", "channels"), 0, 255),
-    "labels": Field("whole number", ("count",), -1, 2**31 - 1, optional=True),
+# `verification.npz` and `examples.npz` of an export.
+RECORD = dict.fromkeys(("inputs/*/*", "outputs/*/*"), Field("value", None))
+EXAMPLES = {
+    "images": Field("whole number", ("count", None, None, None), 0, 255),
+    "labels": _LABELS,
     "classes": Field("text", (None,), optional=True),
 }
-# What is kept of the features of images, see `nvae_tf.evaluation.fid`.
-STATISTICS = {
-    "mean": Field("number", ("features",)),
-    "covariance": Field("number", ("features", "features")),
-    "count": Field("whole number", (), 2, 2**63),
-    "fingerprint": Field("text"),
-}
-# Of whatever names and values.
-ANY = {"*": Field("any", None, None)}
 
 
 def checked(values: Any, schema: Schema, where: str = "", sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """The values that a schema names, out of arrays or out of what JSON gives; others are left out.
+    """The values that a schema names, of arrays or of what JSON gives; others are left out.
 
-    `sizes` are those of named axes that are known before, `where` begins the message. ValueError, one line, for values
-    that are missing, or of other types, shapes or ranges.
+    `where` begins the message, `sizes` are those of names in shapes that are known before. ValueError, one line, for
+    what is missing, or of another type or shape, or out of its range.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}it is {reprlib.repr(values)}; it must be an object")
     sizes, fields = dict(sizes or {}), fields_of(values, schema, where)
     for name, field in fields.items():
-        value, place = values[name], f"{where}`{name}`"
         if isinstance(field.kind, Mapping):
-            checked(value, field.kind, f"{place}: ")
+            checked(values[name], field.kind, f"{where}`{name}`: ")
         else:
-            array = value if isinstance(value, np.ndarray) else np.asarray(value, object)
-            check_form(array, field, place, sizes)
-            _check_values(array, field, place)
-            sizes |= {name: int(value)} if (field.kind, field.shape) == ("whole number", ()) else {}
+            check_field(values[name], field, f"{where}`{name}`", sizes)
+            sizes |= {name: int(values[name])} if (field.kind, field.shape) == ("whole number", ()) else {}
     return {name: values[name] for name in fields}
 
 
 def fields_of(names: Iterable[str], schema: Schema, where: str = "") -> dict[str, Field]:
-    """The field of each of the names that a schema knows; ValueError where one is missing."""
-
-    def matches(pattern: str) -> list[str]:
-        return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-
+    """The fields of those names that a schema knows; ValueError where one is missing."""
+    fields = {name: field for pattern, field in schema.items() for name in names if fnmatch.fnmatchcase(name, pattern)}
     for pattern, field in schema.items():
-        needed = [] if field.optional is True else [pattern, *filter(None, [field.optional])]
-        if needed and not any(map(matches, needed)):
+        others = () if field.optional is True else (pattern, field.optional or pattern)
+        if others and not any(fnmatch.fnmatchcase(name, other) for name in fields for other in others):
             there = ", ".join(sorted(names)[:5]) or "nothing"
             raise ValueError(f"{where}it has {there}, and no entry `{pattern}`")
-    return {name: field for pattern, field in schema.items() for name in matches(pattern)}
+    return fields
 
 
-def check_form(form: Any, field: Field, place: str, sizes: dict[str, int]) -> None:
-    """Raises ValueError unless an array, or the header of one, has the type and shape of a field; adds to `sizes`."""
+def check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) -> None:
+    """Raises ValueError for a value, or the header of an array, that does not fit a field; adds to `sizes`."""
+    form = value if hasattr(value, "dtype") else np.asarray(value, object)
     of_json = form.dtype == object
     letters = {_LETTERS.get(type(item), "O") for item in form.flat} if of_json else {form.dtype.kind}
     shape = form.shape if field.shape is None else field.shape
-    if len(shape) == len(form.shape):
-        pairs = zip(shape, form.shape, strict=True)
-        sizes |= {name: size for name, size in pairs if isinstance(name, str) and size and name not in sizes}
+    for name, size in zip(shape, form.shape, strict=False):
+        if isinstance(name, str) and size:
+            sizes.setdefault(name, size)
     wanted = [sizes.get(size, size) for size in shape]
-    fits = len(wanted) == len(form.shape) and all(
-        size in (None, there) for size, there in zip(wanted, form.shape, strict=True)
-    )
+    pairs = zip(wanted, form.shape, strict=False)
+    fits = len(wanted) == len(form.shape) and all(size in (None, there) for size, there in pairs)
     if not fits or not letters <= set(_KINDS[field.kind]):
-        found = reprlib.repr(form.tolist()) if of_json else f"of shape {list(form.shape)} and type {form.dtype}"
+        found = reprlib.repr(value) if of_json else f"of shape {list(form.shape)} and type {form.dtype}"
         axes = f" of shape [{', '.join('any' if size is None else str(size) for size in wanted)}]" if wanted else ""
         raise ValueError(f"{place} is {found}; it must be a {field.kind}{axes}")
-
-
-def _check_values(array: np.ndarray, field: Field, place: str) -> None:
-    """Raises ValueError for numbers that are NaN, out of the range of a field, or not in its order."""
-    numeric = field.kind in ("number", "whole number") or array.dtype.kind in "fiu"
-    if field.least is None or not numeric or not array.size:
+    if field.least is None or not letters <= set("fiu") or not getattr(form, "size", 0):
         return
-    # Without a copy: arrays may be large. NaN is the smallest where there is one.
-    extremes = array.flat if array.dtype == object else (array.min().item(), array.max().item())
-    if not all(field.least <= value <= field.most for value in extremes):
+    # Without a copy: arrays may be large. NaN is their smallest.
+    extremes = form.flat if of_json else (form.min().item(), form.max().item())
+    if not all(field.least <= number <= field.most for number in extremes):
         rule = "finite" if field.least == -LARGEST else f"from {field.least:g} to {field.most:g}"
         raise ValueError(f"{place} has numbers that are not all {rule}")
-    if field.ascending and not (np.diff(array) >= 0).all():
+    if field.ascending and not (np.diff(form) >= 0).all():
         raise ValueError(f"{place} is not in ascending order")
 
 
-def parsed(text: str, schema: Schema, where: str = "", sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
+def parsed(text: str | bytes, schema: Schema, where: str = "") -> dict[str, Any]:
     """The values that a schema names of a JSON object, see `checked`."""
     try:
         values = json.loads(text)
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{where}not JSON ({error})") from None
-    return checked(values, schema, where, sizes)
+    return checked(values, schema, where)
 
 
 def read_object(file: pathlib.Path, schema: Schema) -> dict[str, Any]:
-    """The values that a schema names of a JSON file; ValueError with the file's name, see `checked`, or OSError."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a text ({error})") from None
-    return parsed(text, schema, f"{file}: ")
+    """The values that a schema names of a JSON file, see `checked`; also OSError."""
+    return parsed(file.read_bytes(), schema, f"{file}: ")

@@ -6,7 +6,6 @@ Images of other sources can be decoded once into such a file: see `decoded_once`
 import contextlib
 import gzip
 import hashlib
-import io
 import math
 import os
 import pathlib
@@ -23,12 +22,10 @@ from nvae_tf.config import DataSpec, check
 from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, class_numbers, held_out
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import atomic_file, check_writable
+from nvae_tf.files import ArrayHeader, atomic_file, check_writable, read_array_header
 from nvae_tf.progress import Report, counted
 
 _BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
-# NumPy refuses longer headers.
-_LONGEST_HEADER = 2**14
 _IDX_WORDS = {"train": ("train",), "test": ("t10k", "test")}
 _MAT_FILE, _MAT_SIZE = "chardata.mat", 28
 # To be raised whenever the code makes other pixels of the same pictures: all are then decoded again.
@@ -40,40 +37,17 @@ _PIXEL_SETTINGS = (
 )
 
 
-class _ArrayHeader(NamedTuple):
-    """Shape and type of an array in NumPy's format, and why its values can't be read (None if they can)."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    problem: str | None
-
-
-def _read_header(stream: BinaryIO, size: int) -> _ArrayHeader:
-    """The header of an array of `size` bytes in all."""
-    start = io.BytesIO(stream.read(_LONGEST_HEADER))
-    version = np.lib.format.read_magic(start)
-    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
-    shape, _, dtype = read(start)
-    promised = start.tell() + math.prod(shape) * dtype.itemsize
-    problem = None
-    if dtype.hasobject:
-        problem = "it has Python objects"
-    elif min(shape, default=0) < 0 or promised != size:
-        problem = f"its header says {dtype} {list(shape)}, {promised:,} bytes in all, and there are {size:,}"
-    return _ArrayHeader(shape, dtype, problem)
-
-
 class _StoredArray(NamedTuple):
     """An array in a `.npy` file, or in an entry of a `.npz` file."""
 
     file: pathlib.Path
     entry: str | None = None
 
-    def header(self) -> _ArrayHeader:
+    def header(self) -> ArrayHeader:
         with self.opened() as (stream, size):
-            return _read_header(stream, size)
+            return read_array_header(stream, size)
 
-    def read(self, header: _ArrayHeader) -> np.ndarray:
+    def read(self, header: ArrayHeader) -> np.ndarray:
         """The array, whose header has no problem: mapped where it can be, otherwise in memory."""
         if self.entry is None:
             with self.naming_damage():
@@ -172,7 +146,7 @@ def _names_of_parts(spec):
     return (spec.train_split, spec.test_split), ("x_train", "x_test")
 
 
-def _part(spec: DataSpec, split: str) -> tuple[_StoredArray, _ArrayHeader, np.ndarray]:
+def _part(spec: DataSpec, split: str) -> tuple[_StoredArray, ArrayHeader, np.ndarray]:
     """The array that has the images of a part, its header, and the numbers of those that belong to the part."""
     path, part = pathlib.Path(spec.path), ("train", "test").index(split)
     arrays = _arrays_at(path)
@@ -210,7 +184,7 @@ def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
     return {name.removesuffix(".npy"): _StoredArray(path, name) for name in names if name.endswith(".npy")}
 
 
-def _checked(path: pathlib.Path, stored: _StoredArray, header: _ArrayHeader) -> _ArrayHeader:
+def _checked(path: pathlib.Path, stored: _StoredArray, header: ArrayHeader) -> ArrayHeader:
     """The header of images, with the shape `[count, height, width, channels]`."""
     with stored.naming_damage():
         check(not header.problem, header.problem)
@@ -390,7 +364,7 @@ def decoded_once(
             fill(images, batches, spec, f"decoding into {folder}", report)
             images.flush()
     with wrap_read_errors(f"{file}: damaged (", "); remove it, and it will be made again"), file.open("rb") as stream:
-        header = _read_header(stream, file.stat().st_size)
+        header = read_array_header(stream, file.stat().st_size)
         matches = header.dtype == np.uint8 and header.shape[1:] == spec.image_shape
         check(not header.problem and matches, header.problem or f"it has {header.dtype} {list(header.shape)}")
         images = np.load(file, mmap_mode="r")

@@ -49,7 +49,7 @@ def readjusted(
     copy = type(model).from_config(model.get_config())
     for variable, value in zip(copy.weights, model.weights, strict=True):
         variable.assign(value)
-    copy.reweighted_prior = model.reweighted_prior
+    copy.read_prior = lambda: model.reweighted_prior
     norms = _norms_of(copy.top_down)
     if not norms:
         return ReadjustedModel(copy, "the generator has no batch norm: nothing to readjust")

@@ -19,6 +19,7 @@ from nvae_tf.data.pipeline import Shard
 from nvae_tf.data.sources import ImageSource
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.progress import ImageProgress, StatusLine
+from nvae_tf.schemas import ANY
 from nvae_tf.training.loading import TrainedRun
 from nvae_tf.training.run_folder import RunFolder
 
@@ -107,7 +108,7 @@ class KeptBatches:
     def _arrays(self, number: int) -> dict[str, np.ndarray]:
         file = self.file(number)
         try:
-            return read_arrays(file)
+            return read_arrays(file, ANY)
         except ValueError as error:
             file.unlink(missing_ok=True)
             fix = "the same command computes this batch again"

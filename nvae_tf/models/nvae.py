@@ -167,12 +167,22 @@ class NVAE(keras.Model):
         self.running = RunningMetrics()
         self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self.convolutions))
         self.step_guard = StepGuard()
-        # What `nvae_tf.load` has found beside the weights; a text says why there is none.
-        self.reweighted_prior: ReweightedPrior | str = NONE_LEARNED
-        self.outlier_calibration: OutlierCalibration | str | None = None
+        # Of `nvae_tf.load`, which leaves reading what lies beside the weights to its first use.
+        self.read_prior: Callable[[], ReweightedPrior | str] = lambda: NONE_LEARNED
+        self.read_calibration: Callable[[], OutlierCalibration | str | None] = lambda: None
         # TensorFlow does not look into Keras' lists: `tf.train.Checkpoint(model=...)` would leave their weights out.
         self._weights_of_checkpoint = tf.train.Checkpoint(weights=self.weights)
         self.built = True
+
+    @functools.cached_property
+    def reweighted_prior(self) -> ReweightedPrior | str:
+        """What nvae-prior has learned for these weights; a text says why there is none."""
+        return self.read_prior()
+
+    @functools.cached_property
+    def outlier_calibration(self) -> OutlierCalibration | str | None:
+        """What nvae-calibrate has measured with these weights; a text says why it can't be used."""
+        return self.read_calibration()
 
     def _stacks(self, kind: type) -> list:
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]

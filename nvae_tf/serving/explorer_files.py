@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from nvae_tf import schemas
 from nvae_tf.config import MOST_CLASSES, ExperimentConfig, check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_write, read_arrays
 from nvae_tf.generation.image_grid import pixels_of
-from nvae_tf.schemas import EXAMPLE_IMAGES, Field, checked
+from nvae_tf.schemas import Field
 from nvae_tf.serving.outputs import ASSETS, read_asset
 
 PAGE, FACTS = "explorer.html", "explorer.json"
@@ -61,9 +62,9 @@ def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
     }
     file = export / ASSETS / EXAMPLES
     if file.is_file():
+        images = schemas.EXAMPLES["images"]._replace(shape=("count", *facts["image"]))
         with wrap_read_errors(f"{file}: damaged (", "); copy the export anew"):
-            sizes = dict(zip(("height", "width", "channels"), facts["image"], strict=True))
-            examples = checked(read_arrays(file), EXAMPLE_IMAGES, sizes=sizes)
+            examples = read_arrays(file, schemas.EXAMPLES | {"images": images})
         facts["examples"] = base64.b64encode(examples["images"].astype(np.uint8).tobytes()).decode()
         facts |= {name: examples[name].tolist() for name in ("labels", "classes") if name in examples}
     return facts

@@ -13,7 +13,7 @@ from typing import Any
 from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_folder, atomic_write, check_is_no_pattern, check_writable, file_sha256
-from nvae_tf.schemas import Schema, read_object
+from nvae_tf.schemas import Field, Schema, parsed, read_object
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
@@ -92,12 +92,13 @@ def write_digests(folder: pathlib.Path) -> None:
 
 
 def check_digests(folder: pathlib.Path) -> None:
-    """Raises ValueError if a file of an export is missing or has not the recorded SHA-256."""
+    """Raises ValueError if a file of an export is missing, has no recorded SHA-256, or another one."""
     with wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
-        recorded = dict(json.loads((folder / DIGESTS).read_text()))
+        recorded = parsed((folder / DIGESTS).read_text(), {"*": Field("text", optional=True)})
     found = _digests(folder)
-    missing = sorted(set(recorded) - set(found))
+    missing, unknown = sorted(set(recorded) - set(found)), sorted(set(found) - set(recorded))
     check(not missing, f"{folder}: {', '.join(missing)} missing; copy the export anew")
+    check(not unknown, f"{folder}: {', '.join(unknown[:5])} not in {DIGESTS}; copy the export anew, or remove it")
     changed = sorted(name for name in recorded if recorded[name] != found[name])
     check(not changed, f"{folder}: {', '.join(changed)} damaged or changed; copy the export anew")
 

@@ -63,15 +63,16 @@ class TrainedRun:
         dropout = config.train.label_dropout if config.model.num_classes else 0.0
         model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
         has_ema = restore_weights(model, checkpoint)
-        model.reweighted_prior = read_prior(self._folder.prior_file, model, self.step)
-        model.outlier_calibration = read_calibration(self._folder.outliers_file, model, self.step)
+        model.read_prior = functools.partial(read_prior, self._folder.prior_file, model, self.step)
+        model.read_calibration = functools.partial(read_calibration, self._folder.outliers_file, model, self.step)
         return model, has_ema
 
 
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     """The model of a run folder, with the weights of one of its checkpoints, or their exponential moving averages where
     the run keeps them (`optimizer.ema_momentum`). Instead of a damaged latest one the newest whole one is taken, with a
-    warning. What nvae-prior and nvae-calibrate have made comes with the weights that it was made for.
+    warning. What nvae-prior and nvae-calibrate have made comes with the weights that it was made for, and is read when
+    it is first used.
 
     Example:
       >>> model = nvae_tf.load("digits")

@@ -14,9 +14,11 @@ from nvae_tf.evaluation.outliers import (
     ratio_groups,
     scores_of,
 )
+from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models.latents import PosteriorSource, PriorSource, image_seeds, noise_of_samples
 from nvae_tf.models.outlier_scores import OutlierParts
+from nvae_tf.schemas import ANY
 from nvae_tf.training.companions import read_calibration, write_calibration
 from tests.tiny_model import images_of, shaken, tiny_config, tiny_model, with_distinct_classes
 
@@ -36,6 +38,11 @@ def scored(parts, calibration):
 @pytest.fixture(scope="module")
 def model():
     return shaken(tiny_model(num_groups_per_scale=2, seed=0), 0.5)
+
+
+@pytest.fixture(scope="module")
+def calibration(model):
+    return calibrate(model, images_of(model.config, 60), images_of(model.config, 20), batch_size=20)
 
 
 def test_p_values_of_further_images_are_uniform_and_correlated_numbers_are_seen_together():
@@ -71,10 +78,9 @@ def test_too_few_images_and_a_diverged_model_are_refused(model):
             calibration_of(*pair)
 
 
-def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model):
+def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model, calibration):
     file = tmp_path / "outliers.npz"
     assert read_calibration(file, model, 1200) is None
-    calibration = calibrate(model, images_of(model.config, 60), images_of(model.config, 20), batch_size=20)
     assert model.outlier_calibration is calibration
     write_calibration(file, model, 1200, calibration)
     # A copy elsewhere, of the same weights at another step: what counts is the weights.
@@ -86,6 +92,29 @@ def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model):
     file.write_bytes(file.read_bytes()[:-99])
     found = read_calibration(file, model, 1200)
     assert "outliers.npz: damaged" in found and found.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *(("mean", change) for change in (lambda a: a * np.nan, lambda a: a[:-1], lambda a: a.astype("S9"))),
+        *(("covariance", change) for change in (lambda a: a * np.inf, lambda a: -a, np.triu, lambda a: a[0], np.str_)),
+        *(("kl", change) for change in (lambda a: a[::-1], lambda a: a[:0], lambda a: a[None], lambda a: a * np.nan)),
+        *(("mahalanobis", change) for change in (lambda a: a[:-1], lambda a: -a[::-1], lambda a: a > 0, np.sum)),
+    ],
+)
+def test_a_calibration_that_can_not_be_is_refused_in_a_line(tmp_path, model, calibration, name, change):
+    file = tmp_path / "outliers.npz"
+    write_calibration(file, model, 7, calibration)
+    # Of other types than ours, as another program may write them.
+    write_arrays(file, read_arrays(file, ANY) | {"kl": calibration.kl.astype(np.float64)})
+    model.outlier_calibration = read_calibration(file, model, 7)
+    assert model.outlier_score(images_of(model.config)).kl_p_value.shape == 4
+    model.outlier_calibration = None
+    arrays = read_arrays(file, ANY)
+    write_arrays(file, arrays | {name: change(arrays[name])})
+    reason = read_calibration(file, model, 7)
+    assert isinstance(reason, str) and "outliers.npz: damaged" in reason and "\n" not in reason
 
 
 @pytest.mark.slow

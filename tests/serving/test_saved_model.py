@@ -13,17 +13,21 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from nvae_tf.config import read_config
+from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.layers import folded_weights
 from nvae_tf.models import NVAE
+from nvae_tf.schemas import ANY
 from nvae_tf.serving import saved_model, verification
-from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, new_version
+from nvae_tf.serving.outputs import DIGESTS, check_digests, check_version_is_free, new_version, write_digests
 from nvae_tf.serving.saved_model import export_saved_model, load_export
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from nvae_tf.serving.tflite import folded_signatures, run_images
-from nvae_tf.serving.verification import RECORD, verified
+from nvae_tf.serving.verification import RECORD, Record, verified
 from tests import FIXTURES, ROOT
 from tests.serving.conftest import VANILLA_CONFIG
 from tests.serving.model_servers import IMAGES
+
+FIRST_EXPORT, NATS = FIXTURES / "first_layout" / "saved_model" / "1", "outputs/score/nats"
 
 
 def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model):
@@ -225,6 +229,46 @@ def test_every_file_is_looked_at(copied, refused):
     assert message in refused("export.verify", str(copied))
     (copied / DIGESTS).write_text("[")
     assert f"{DIGESTS}: missing or damaged" in refused("export.verify", str(copied))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "[[1, 2]]", '{"saved_model.pb": 5}', "null", "5", "[" * 100_000])
+def test_digests_of_no_files_or_of_another_form_prove_nothing(tmp_path, refused, text):
+    export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
+    (export / DIGESTS).write_text(text)
+    assert DIGESTS in refused("export.verify", str(export))
+
+
+def test_a_file_without_a_digest_is_named(tmp_path, refused):
+    export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
+    (export / "variables" / "more").touch()
+    assert f"variables/more not in {DIGESTS}" in refused("export.verify", str(export))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a | {NATS: a[NATS] * np.nan}, f"`{NATS}` has numbers that are not all finite"),
+        (lambda a: a | {NATS: np.array([None])}, "it has Python objects"),
+        (lambda a: {n: a[n] for n in a if n != NATS}, f"lacks {NATS}, which the export gives"),
+        (lambda a: {n: a[n] for n in a if n[:2] == "in" or n == NATS}, "lacks outputs/decode/image, .* [.]{3}, which"),
+        (lambda a: {n: a[n] for n in a if n[:2] == "in"}, "no entry `outputs/"),
+        (lambda a: {"outputs": a[NATS]}, "no entry `inputs/"),
+        (lambda a: {"inputs/x": a[NATS], "outputs/x": a[NATS]}, "no entry `inputs/"),
+    ],
+)
+def test_a_record_that_proves_little_is_refused(tmp_path, change, message):
+    export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
+    assert len(Record.read(export).outputs) == 20
+    write_arrays(export / RECORD, change(read_arrays(export / RECORD, ANY)))
+    write_digests(export)
+    check_digests(export)
+    with pytest.raises(ValueError, match=f"verification.npz: .*{message}.*; copy the export anew"):
+        Record.read(export)
+
+
+def test_what_is_no_number_is_never_equal():
+    one, nan = np.ones(2, np.float32), np.array([1.0, np.nan], np.float32)
+    assert [verification.difference(*pair) for pair in ((one, one), (nan, one), (one, nan))] == [0.0, np.inf, np.inf]
 
 
 def test_what_is_no_export_is_refused(folder, tmp_path, refused):

@@ -132,7 +132,7 @@ def npz(**arrays):
         ("config.json", b"{}", "config.json: it has nothing, and no entry `model`"),
         ("config.json", b'{"model": []}', "config.json: `model`: it is []; it must be an object"),
         ("config.json", b'{"model": {"image_height": 4}}', "config.json: `model`: it has image_height, and no entry"),
-        ("config.json", b"\xff", "config.json: not a text"),
+        ("config.json", b"\xff", "config.json: not JSON"),
         ("latents.json", b"[[1, 1, 3]]", "latents.json: it is [[1, 1, 3]]; it must be an object"),
         ("latents.json", b'{"shapes": [[1, 1], [3]]}', "latents.json: `shapes` is [[1, 1], [3]]; it must be a whole"),
         ("latents.json", b'{"shapes": [[1, 1, "<script>"]]}', "latents.json: `shapes` is [[1, 1, '<script>']]"),
