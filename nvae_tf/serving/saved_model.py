@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from nvae_tf.models import NVAE
 from nvae_tf.progress import Report
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
 from nvae_tf.serving.outputs import (
+    ASSETS,
     BATCH_ROWS,
     DEFAULT_SIGNATURE,
     PNG_SUFFIX,
@@ -40,7 +42,6 @@ from nvae_tf.training.run_folder import RunFolder
 LARGEST_DIFFERENCE = 0.2
 # The memory that the rows of one request may take unless the export says otherwise; servers' batches may take more.
 REQUEST_BYTES = 2 * 2**30
-_ASSETS = "assets.extra"
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 # The weights of an export by place, for `load_export`.
 _FOLDED = "folded"
@@ -163,8 +164,8 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
     """Reads an export; ValueError where it is damaged, or older than the collection of its weights by place."""
     folder = pathlib.Path(folder)
     check_is_export(folder)
-    source = json.loads((folder / _ASSETS / "source.json").read_text())
-    settings = folder / _ASSETS / "config.json"
+    source = json.loads((folder / ASSETS / "source.json").read_text())
+    settings = folder / ASSETS / "config.json"
     config, is_of_run = read_config(settings), "data" in json.loads(settings.read_text())
     model = NVAE(config.model)
     folded = folded_weights(model._stacks, source["weights"])
@@ -201,7 +202,7 @@ def _write_assets(
     export: pathlib.Path, model_name: str, signatures: Signatures, record: Record, origin: Origin, facts: dict[str, Any]
 ) -> None:
     """Makes `assets.extra/` of an export; a server reads the warm-up requests alone."""
-    folder = export / _ASSETS
+    folder = export / ASSETS
     folder.mkdir()
     versions = {"nvae_tf": None, "git_revision": git_revision(_CHECKOUT), "tensorflow": tf.__version__}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -227,9 +228,15 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
     """What each signature does, takes and gives."""
     described = {}
     for name in signatures.names:
+        documentation = inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX)))
+        # The inputs say which of the optional ones the model has.
+        documentation = re.sub(r"\n +\*\*.*", "", documentation)
+        as_files = name.endswith(PNG_SUFFIX)
+        if as_files:
+            documentation = documentation.replace("`image` `[batch, H, W, C]`", "`image_bytes` `[batch]`, PNG files")
         described[name] = {
-            "documentation": inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX))),
-            "pictures": "bytes of files (image_bytes)" if name.endswith(PNG_SUFFIX) else "float32 in [0, 1]",
+            "documentation": documentation,
+            "pictures": "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]",
             "inputs": {
                 spec.name: {"dtype": spec.dtype.name, "shape": ["batch", *spec.shape[1:]]}
                 for spec in signatures.input_specs(name)

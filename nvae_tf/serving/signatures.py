@@ -256,14 +256,12 @@ class Signatures(FlatLatentModel):
 
         Returns:
           `nats` `[batch]`: the bound; `bits_per_dim` `[batch]`: the same in bits for each of the H * W * C
-          values; `kl` `[batch, groups]`: the KL's part of `nats`, top group first; `kl_per_group`: the same, by the
-          name that it has in older exports.
+          values; `kl_per_group` `[batch, groups]`: the KL's part of `nats`, top group first.
         """
         inferred = self._infer_with(image, seed, **label)
-        kl = inferred["kl"]
-        nats = objective.Elbo(inferred["reconstruction"], kl).nelbo
+        nats = objective.Elbo(inferred["reconstruction"], inferred["kl"]).nelbo
         bits = objective.bits_per_dimension(nats, math.prod(image.shape[1:]))
-        return {"nats": nats, "bits_per_dim": bits, "kl_per_group": kl, "kl": tf.identity(kl)}
+        return {"nats": nats, "bits_per_dim": bits, "kl_per_group": inferred["kl"]}
 
     def outlier_score(self, image: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """How unlike the training images an image looks, from one pass at the posterior's means: `NVAE.outlier_score`.

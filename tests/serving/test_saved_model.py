@@ -56,7 +56,7 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
         "decode": [["latent"], ["image", "image_uint8", "valid"]],
         "decode_upper_groups": [["latent", "num_groups", "seed", "temperature"], ["image", "image_uint8", "valid"]],
         "reconstruct": [["image", "seed"], ["image", "image_uint8", "valid"]],
-        "score": [["image", "seed"], ["bits_per_dim", "kl", "kl_per_group", "nats", "valid"]],
+        "score": [["image", "seed"], ["bits_per_dim", "kl_per_group", "nats", "valid"]],
         "compose": [["keep", "latent", "seed", "temperature"], ["image", "image_uint8", "latent", "valid"]],
         "outlier_score": [["image"], ["kl", "kl_map", "kl_sum", "nelbo", "valid"]],
     }
@@ -77,6 +77,15 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
             description = (described[name]["inputs"] | described[name]["outputs"])[tensor_name]
             assert tf.as_dtype(description["dtype"]).as_datatype_enum == tensor.dtype
             assert description["shape"][1:] == [size.size for size in tensor.tensor_shape.dim][1:]
+
+
+def test_the_documentation_of_a_signature_names_its_own_inputs_and_outputs(conditional_folder):
+    described = json.loads((conditional_folder / "assets.extra" / "signatures.json").read_text())
+    for name, signature in described.items():
+        args, _, returns = signature["documentation"].partition("Returns:")
+        assert "**" not in args and set(re.findall(r"^  (\w+): ", args, re.MULTILINE)) <= set(signature["inputs"]), name
+        assert set(re.findall(r"`(\w+)`(?: `\[|:)", returns)) <= set(signature["outputs"]), name
+    assert set(described["score"]["outputs"]) == {"nats", "bits_per_dim", "kl_per_group", "valid"}
 
 
 def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
