@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import numbers as number_types
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import tensorflow_probability as tfp
 
 from nvae_tf import config as configuration
 from nvae_tf import objective as objectives
-from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice
+from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import (
@@ -138,19 +137,15 @@ class NVAE(keras.Model):
         for where, value, expected in (("config", config, ModelConfig), ("objective", objective, ObjectiveConfig)):
             found = type(value).__name__
             check(isinstance(value, expected), f"{where} is of type {found}: must be a nvae_tf.{expected.__name__}")
-        is_seed = isinstance(seed, number_types.Integral) and abs(seed) <= configuration.LARGEST_SEED
-        check(is_seed, f"seed = {seed!r}: must be a whole number up to {configuration.LARGEST_SEED}")
-        is_count = isinstance(accumulate_steps, int) and accumulate_steps is not True and accumulate_steps >= 1
-        check(is_count, f"accumulate_steps = {accumulate_steps!r}: must be a whole number and at least 1")
-        is_part = isinstance(label_dropout, number_types.Real) and 0.0 <= label_dropout <= 1.0
-        check(is_part, f"label_dropout = {label_dropout!r}: must be a probability from 0 to 1")
         check_choice("dtype", self.dtype_policy.name, configuration.PRECISIONS)
         check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
         self.config, self.objective, self.plan = config, objective, latent_plan(config)
         # Fails early where the settings do not fit each other.
         objectives.final_kl_weights(objective, self.plan)
-        self.seed, self.recompute, self.accumulate_steps = int(seed), recompute, accumulate_steps
-        self.label_dropout, self.scan = float(label_dropout), bool(scan)
+        self.seed, self.recompute = whole_number("seed", seed, -configuration.LARGEST_SEED), recompute
+        self.accumulate_steps, self.scan = whole_number("accumulate_steps", accumulate_steps, 1), bool(scan)
+        probability = "must be a probability from 0 to 1"
+        self.label_dropout = real_number("label_dropout", label_dropout, probability, 0.0, 1.0)
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
@@ -347,7 +342,7 @@ class NVAE(keras.Model):
         for a model trained with `label_dropout` (see `GuidedSource`); with 0 latents are from the priors of no class.
         With `prior="reweighted"` the top groups are drawn from the `ReweightedPrior` that nvae-prior has learned.
         """
-        check(count >= 1, f"count = {count}: must be at least 1")
+        count = whole_number("count", count, 1)
         check_prior(prior, self)
         labels = self._labels(labels, count)
         check_guidance(guidance, labels is not None, self.config.num_classes)
@@ -473,11 +468,9 @@ class NVAE(keras.Model):
         less exact. It begins at the posterior's means, or with a seed at draws, which differ where the measurement
         leaves much open.
         """
-        sigma = float(sigma) if tf.executing_eagerly() else sigma
-        measurement = restoration.checked_measurement(measurement, operator, sigma, self.config)
+        measurement, sigma = restoration.checked_measurement(measurement, operator, sigma, self.config)
         pnp_steps = restoration.default_pnp_steps(sigma) if pnp_steps is None else pnp_steps
-        for name, value in (("steps", steps), ("pnp_steps", pnp_steps)):
-            check(value >= 0, f"{name} = {value}: must be at least 0")
+        steps, pnp_steps = whole_number("steps", steps), whole_number("pnp_steps", pnp_steps)
         count, how = batch_size_of(measurement), (operator, sigma, steps, pnp_steps, seed is not None)
 
         def restored(measurement: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
@@ -485,7 +478,7 @@ class NVAE(keras.Model):
 
         # Never eagerly: its loops are fast in a graph alone.
         batch_size = count if batch_size is None and tf.executing_eagerly() else batch_size
-        rows = measurement, image_seeds(seed or 0, count), self._labels(labels, count)
+        rows = measurement, image_seeds(0 if seed is None else seed, count), self._labels(labels, count)
         return _in_batches(restored, batch_size, *rows)
 
     def _labels(self, labels: object, count: int | tf.Tensor) -> tf.Tensor | None:
@@ -496,7 +489,8 @@ class NVAE(keras.Model):
         self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor, labels: tf.Tensor | None = None
     ) -> tf.Tensor:
         """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
-        check(importance_samples >= 1, f"importance_samples = {importance_samples}: at least 1 sample is needed")
+        most = configuration.MOST_IMPORTANCE_SAMPLES
+        importance_samples = whole_number("importance_samples", importance_samples, 1, most)
         begun = objectives.ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
         whole = 0, importance_samples, (importance_samples,)
         features = self.features(images)
@@ -579,12 +573,7 @@ class NVAE(keras.Model):
             f"this model has model.num_classes = {self.config.num_classes}: give (images, labels), not images alone"
         )
         check(labels is not None, missing)
-        labels = tf.convert_to_tensor(labels)
-        form = "must be the numbers of classes, [batch], not one-hot vectors (tf.argmax makes numbers of these)"
-        # Unknown where Keras traces for labels of several shapes.
-        is_list = labels.shape.rank in (None, 1) or labels.shape[1:] == (1,)
-        check(is_list, f"labels have shape {labels.shape}: {form}")
-        return images, self._labels(tf.reshape(labels, [-1]), batch_size_of(images))
+        return images, self._labels(labels, batch_size_of(images))
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
         """As `keras.Model.fit`; ValueError for images that are not floats in [0, 1] of the model's size."""
@@ -692,7 +681,7 @@ def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | N
         return function(*rows)
     count = next(row.shape[0] for row in rows if row is not None)
     check(count is not None, "batch_size is for images of a known number, not in a graph that takes any")
-    check(batch_size >= 1, f"batch_size = {batch_size}: must be at least 1")
+    batch_size = whole_number("batch_size", batch_size, 1)
     specs = [None if row is None else tf.TensorSpec([None, *row.shape[1:]], row.dtype) for row in rows]
     traced, parts = tf.function(function, autograph=False).get_concrete_function(*specs), []
     with image_bar(count) as bar:
