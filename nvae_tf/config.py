@@ -3,7 +3,6 @@
 Nothing here imports TensorFlow, so that a wrong setting is reported at once, before any work is done.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -11,7 +10,6 @@ import inspect
 import json
 import math
 import numbers
-import os
 import pathlib
 import re
 import types
@@ -566,12 +564,12 @@ def _converted(value: Any, expected: Any, where: str) -> Any:
         if value is None or (isinstance(value, str | tuple) and value in ("", "None", (), (None,), ("None",))):
             return None
         expected = typing.get_args(expected)[0]
-    if expected in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        # NumPy's numbers too.
-        with contextlib.suppress(OverflowError):
-            value = float(value) if expected is float else int(value) if value % 1 == 0 else value
-    if expected is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
+    # NumPy's too; what no float is as large as stays an integer.
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if expected is float and is_number and abs(value) < 1e300:
+        return float(value)
+    if expected is int and is_number and value % 1 == 0:
+        return int(value)
     if expected is tuple and (value is None or isinstance(value, list | tuple)):
         # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
         return tuple(item for item in value or () if item not in ("", None))

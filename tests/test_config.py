@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import math
 
 import numpy as np
 import pytest
@@ -115,15 +114,11 @@ def test_unknown_settings_and_wrong_types_are_reported():
     ("call", "message"),
     [
         (lambda: ModelConfig(image_hieght=3), r"setting model.image_hieght .*did you mean 'image_height'\?$"),
-        (lambda: ModelConfig(*range(40)), "zip"),
-        *(
-            (lambda value=value: ModelConfig(num_flows=value), "model.num_flows = ")
-            for value in (None, "x", 1j, [1], True)
-        ),
+        *((lambda bad=bad: ModelConfig(num_flows=bad), "num_flows = .*: must be of") for bad in (None, 1j, [1], True)),
         (lambda: ModelConfig(num_flows=[*range(4000)]), r"model.num_flows = \[0, 1.*\.\.\.: must be of type int$"),
-        *(
-            (lambda rate=rate: OptimizerConfig(rate), "must be at least 0 and")
-            for rate in (math.inf, np.float64(math.inf))
+        (
+            lambda: OptimizerConfig(np.float64(np.inf)),
+            "optimizer.learning_rate = .*inf.*: must be at least 0 and finite",
         ),
         (lambda: experiment_config("digit"), "preset = 'digit': no such preset .*did you mean 'digits'"),
         (lambda: experiment_config(None), "an experiment is a group of settings .*not the single value None"),

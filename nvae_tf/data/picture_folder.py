@@ -213,10 +213,11 @@ def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
     Returns paths, and names relative to the folder, if one was given.
     """
     found = []
-    places = [places] if isinstance(places, str | os.PathLike) else places
-    if not isinstance(places, Sequence) or not places or not all(isinstance(it, str | os.PathLike) for it in places):
+    are_several = isinstance(places, Sequence | Iterator) and not isinstance(places, str)
+    given = [*places] if are_several else [places]
+    if not given or not all(isinstance(place, str | os.PathLike) for place in given):
         raise ValueError(f"{shown(places)}: give a file or folder of pictures, or a list of several")
-    for place in places:
+    for place in given:
         path = pathlib.Path(place).expanduser()
         # For a name that is too long, too.
         if not os.path.exists(path):

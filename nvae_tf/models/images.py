@@ -89,11 +89,9 @@ def as_tensor(values: Any, what: str) -> tf.Tensor:
 
 def boolean_mask(mask: Any, what: str) -> np.ndarray | tf.Tensor:
     """The mask as booleans; ValueError, which calls it `what`, for values other than 0 and 1, unless it is symbolic."""
-    if tf.is_symbolic_tensor(mask):
-        return tf.cast(mask, tf.bool)
-    mask = np.asarray(mask)
-    check(bool(np.isin(mask, (0, 1)).all()), f"{what} has values other than False and True, or 0 and 1")
-    return mask.astype(bool)
+    is_mask = tf.is_symbolic_tensor(mask) or np.isin(mask, (0, 1)).all()
+    check(bool(is_mask), f"{what} has values other than False and True, or 0 and 1")
+    return tf.cast(mask, tf.bool) if tf.is_tensor(mask) else np.asarray(mask, bool)
 
 
 def check_values(passes: tf.Tensor, message: str) -> None:

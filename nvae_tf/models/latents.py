@@ -247,11 +247,9 @@ def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Te
     if labels.shape.rank is None or labels.shape[1:] == (1,):
         # As Keras has them: a column, or for batches of several shapes.
         labels = tf.reshape(labels, [-1])
+    fits = labels.shape.rank == 0 or isinstance(count, tf.Tensor) or labels.shape[0] in (None, count)
     form = f"must be one number, or one for each of {count} images, not one-hot vectors (tf.argmax makes numbers)"
-    fits = labels.shape.rank == 0 or (
-        labels.shape.rank == 1 and (isinstance(count, tf.Tensor) or labels.shape[0] in (None, count))
-    )
-    check(fits, f"labels have shape {tuple(labels.shape)}; they {form}")
+    check(labels.shape.rank < 2 and fits, f"labels have shape {tuple(labels.shape)}; they {form}")
     check(labels.dtype.is_integer, f"labels are of type {labels.dtype.name}; they must be whole numbers")
     if tf.executing_eagerly():
         wrong = labels.numpy()[(labels.numpy() < -1) | (labels.numpy() >= num_classes)]
@@ -278,8 +276,8 @@ def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_group
     if isinstance(latents, str | bytes) or not isinstance(latents, Sequence):
         raise ValueError(f"latents are one {type(latents).__name__}; give a list, one array a group, as of `encode`")
     tensors = [as_tensor(latent, "latents") for latent in latents]
-    for tensor in tensors:
-        check(tensor.dtype.is_floating, f"latents are of type {tensor.dtype.name}; they must be floats")
+    kinds = {tensor.dtype.name for tensor in tensors if not tensor.dtype.is_floating}
+    check(not kinds, f"latents are of type {', '.join(kinds)}; they must be floats")
     tensors = [tf.cast(tensor, tf.float32) for tensor in tensors]
     shapes = plan.latent_shapes()
     given = [tuple(tensor.shape[1:]) for tensor in tensors]

@@ -270,10 +270,7 @@ def test_one_that_does_not_fit_is_named(tmp_path):
         *((places, {}, "give a file or folder of pictures, or a list") for places in (None, [], {}, 3, b"x", ["x", 3])),
         *((places, {}, "'.*: no such file or folder of pictures$") for places in ("a" * 5000, "a\0b")),
         *((".", {"config": config}, "config = .*: give the settings of") for config in (None, "x", {}, np.float32(1))),
-        *(
-            (None, {"seed": seed}, "the seed of the data = .*: must be a whole number from 0")
-            for seed in (1.5, "x", -1)
-        ),
+        *((None, {"seed": seed}, "seed of the data = .*: must be a whole number from 0") for seed in (1.5, "x", -1)),
         (None, {"resize": [1]}, r"data.resize = \[1\]: must be of type str"),
     ],
 )

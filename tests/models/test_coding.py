@@ -168,49 +168,36 @@ def test_what_does_not_fit_is_refused(model, images):
         tf.function(model.score, autograph=False)(tf.constant(0.5 * images))
 
 
-NAN = float("nan")
+SEEDS = (np.nan, 1.5, 5 + 2**32, 2**70, None, "x", [1], 1j, True, tf.constant(1.5), np.array([1, 2]))
+COUNTS = (2**31, 2**32 + 5, 2**24 + 1, None, 1.5, "x", np.uint64(2**64 - 1), tf.constant(1.5))
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("name", "arguments", "message"),
     [
+        *(("encode", {"seed": seed}, "seed = .*: must be a whole number from -") for seed in SEEDS),
+        *(("score", {"importance_samples": count}, "importance_samples = .* 1 to 16777216") for count in COUNTS),
+        ("generate", {"count": 2, "batch_size": "x"}, "batch_size = 'x': must be a whole number from 1"),
+        ("generate", {"count": 2**31}, "count = 2147483648: must be a whole number from 1 to 2147483647"),
         *(
-            (
-                lambda model, images, seed=seed: model.encode(images, seed=seed),
-                "seed = .*: must be a whole number from -",
-            )
-            for seed in (NAN, 1.5, 5 + 2**32, 2**70, None, "x", [1], 1j, True, tf.constant(1.5), np.array([1, 2]))
+            ("generate", {"count": 2, "temperature": bad}, "temperature = .*: must be gr")
+            for bad in (1j, [[1.0], [2.0]])
         ),
+        ("generate", {"count": 2, "guidance": {}}, r"guidance = \{\}: must be finite"),
         *(
-            (
-                lambda model, images, many=many: model.score(images, many),
-                "importance_samples = .*: .* from 1 to 16777216",
-            )
-            for many in (2**31, 2**32 + 5, 2**24 + 1, None, 1.5, "x", np.uint64(2**64 - 1), tf.constant(1.5))
+            ("decode", {"latents": bad}, "latents are one .*; give a list, one array a g")
+            for bad in (np.ones(3), None, "x")
         ),
-        (lambda model, _: model.generate(2, batch_size="x"), "batch_size = 'x': must be a whole number from 1 to"),
-        (lambda model, _: model.generate(2**31), "count = 2147483648: must be a whole number from 1 to 2147483647"),
-        (lambda model, _: model.generate(2, 1 + 2j), r"temperature = \(1\+2j\): must be greater than 0 and finite"),
-        (lambda model, _: model.generate(2, [[1.0], [2.0]]), r"temperature = \[1.0\]: must be greater than 0"),
-        (lambda model, _: model.generate(2, guidance={}), r"guidance = \{\}: must be finite"),
-        (lambda model, _: model.decode(zeros(3, 3, 3)[0]), "latents are one ndarray; give a list, one array a group"),
-        (lambda model, _: model.decode(None), "latents are one NoneType; give a list"),
-        (
-            lambda model, _: model.decode([1j * z for z in zeros(3, 3, 3)]),
-            "latents are of type complex.*; they must be floats",
-        ),
-        (lambda model, _: model.decode(["a", "b", "c"]), "latents are of type string"),
-        (lambda model, _: model.infer([[1.0], [2.0, 3.0]]), "images must be numbers in an array or a tensor, not list"),
-        (lambda model, _: model.score(tf.sparse.from_dense(np.eye(3))), "images must be numbers .*, not SparseTensor"),
-        (
-            lambda model, images: model.encode(images, active_only=np.full((3, 2), NAN)),
-            "has values other than False and T",
-        ),
+        *(("decode", {"latents": [bad] * 3}, "latents are of type .*; they must be floats") for bad in (1j, "x", True)),
+        ("infer", {"images": [[1.0], [2.0, 3.0]]}, "images must be numbers in an array or a tensor, not list"),
+        ("score", {"images": tf.sparse.from_dense(np.eye(3))}, "images must be numbers .*, not SparseTensor"),
+        ("encode", {"active_only": np.full((3, 2), np.nan)}, "has values other than False and True"),
     ],
 )
-def test_hostile_values_are_refused_in_one_line(model, images, call, message):
+def test_hostile_values_are_refused_in_one_line(model, images, name, arguments, message):
+    images = {} if name in ("generate", "decode") else {"images": images}
     with pytest.raises(ValueError, match=message) as raised:
-        call(model, images)
+        getattr(model, name)(**images | arguments)
     assert "\n" not in str(raised.value)
 
 

@@ -136,24 +136,11 @@ def test_labels_are_asserted_in_graphs(images, name, label):
 @pytest.mark.parametrize(
     "call, message",
     [
-        *(
-            (
-                lambda model, images, label=label: model.score(images, labels=label),
-                "label \\[.*\\]: the classes are 0 to 2",
-            )
-            for label in (5, -2, 2**40, 2**32 + 1, np.full(4, 2**64 - 1, np.uint64))
-        ),
-        *(
-            (
-                lambda model, images, kind=kind: model.score(images, labels=np.eye(4, 3, dtype=kind)),
-                "not one-hot vectors",
-            )
-            for kind in (int, float)
-        ),
-        (
-            lambda model, images: model.generate(3, labels=[0, None, 1]),
-            "labels must be numbers in an array or a tensor",
-        ),
+        (lambda model, images: model.generate(3, labels=5), "label \\[5\\]: the classes are 0 to 2"),
+        (lambda model, images: model.score(images, labels=2**40), "label \\[1099511627776\\]: the classes are 0 to 2"),
+        (lambda model, images: model.score(images, labels=np.uint64(2**64 - 1)), "label \\[18446744073709551615\\]"),
+        (lambda model, images: model.score(images, labels=np.eye(4, 3)), "not one-hot vectors"),
+        (lambda model, images: model.generate(3, labels=[0, None, 1]), "labels must be numbers in an array or a tens"),
         (lambda model, images: model.generate(3, labels=[1, 1]), "one for each of 3 images"),
         (lambda model, images: model.generate(3, labels=0.5), "whole numbers"),
         (lambda model, images: model.generate(3, guidance=2.0), "give labels too"),
