@@ -22,8 +22,8 @@ ARROWS = {
     "distributions": {"config", "layers"},  # of the layers only `fan_out`
     "flows": {"layers"},
     "objective": SETTINGS | {"layers", "distributions", "replicas"},
-    "optimization": {"layers"},  # how many nodes they make of many tensors
-    "models": BELOW_MODELS | {"progress"},  # a bar where a batch size is given
+    "optimization": {"config", "layers"},  # how many nodes they make of many tensors
+    "models": BELOW_MODELS | {"errors", "progress"},  # a bar where a batch size is given
     "errors": set(),
     "replicas": set(),
     "files": {"errors", "schemas"},

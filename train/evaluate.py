@@ -41,6 +41,7 @@ from nvae_tf.config import (
     CHECKPOINTS,
     DATA_PATH_HELP,
     LARGEST_SEED,
+    MOST_IMPORTANCE_SAMPLES,
     PRIOR_HELP,
     PRIORS,
     TEMPERATURE_HELP,
@@ -57,9 +58,8 @@ _METRICS = ("elbo", "iw", *_OF_SAMPLES, "latents", "outliers")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 METRICS = flags.DEFINE_list("metrics", ["elbo", "iw"], f"What to measure, of {', '.join(_METRICS)}.")
-IMPORTANCE_SAMPLES = flags.DEFINE_integer(
-    "importance_samples", 1000, "Samples an image of the importance-weighted bound, metric iw.", lower_bound=1
-)
+_SAMPLES_HELP = "Samples an image of the importance-weighted bound, metric iw."
+IMPORTANCE_SAMPLES = flags.DEFINE_integer("importance_samples", 1000, _SAMPLES_HELP, 1, MOST_IMPORTANCE_SAMPLES)
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images at a time on each replica; that of the training if not given.", lower_bound=1
@@ -81,9 +81,8 @@ PRIOR = flags.DEFINE_enum("prior", PRIORS[0], PRIORS, PRIOR_HELP)
 BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 _OUTLIERS_HELP = "Folders of pictures of another kind, or files of arrays, for metric outliers."
 OUTLIERS = flags.DEFINE_list("outliers", [], _OUTLIERS_HELP)
-LLR_SAMPLES = flags.DEFINE_integer(
-    "llr_samples", 0, "Importance samples of the likelihood ratio LLR>k, a further outlier score.", lower_bound=0
-)
+_LLR_HELP = "Importance samples of the likelihood ratio LLR>k, a further outlier score."
+LLR_SAMPLES = flags.DEFINE_integer("llr_samples", 0, _LLR_HELP, 0, MOST_IMPORTANCE_SAMPLES)
 LLR_GROUPS = flags.DEFINE_integer(
     "llr_groups", None, "Its k, how many groups are drawn from the prior; those of the largest scale if not given."
 )

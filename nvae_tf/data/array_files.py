@@ -214,6 +214,9 @@ def _bits(dtype):
 def _check_images(images: np.ndarray, spec: DataSpec, where: object) -> None:
     check_size(f"{where}: each image", *images.shape[1:3], spec)
     check_form(where, images.shape[3], _bits(images.dtype), spec)
+    if _bits(images.dtype) == 16 and not any((image > 255).any() for image in images):
+        scale = "uint16 goes from 0 for black to 65535 for white, so that all of them would be black"
+        raise ValueError(f"{where}: no value is above 255, and {scale}; if 255 is white: images.astype('uint8')")
 
 
 def _fitted(images: np.ndarray, spec: DataSpec) -> np.ndarray:

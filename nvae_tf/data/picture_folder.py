@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, check, did_you_mean
+from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, check, did_you_mean, shown
 from nvae_tf.data import pictures
 from nvae_tf.data.array_files import decoded_once
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
@@ -225,10 +225,15 @@ def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
     Returns paths, and names relative to the folder, if one was given.
     """
     found = []
-    for place in [places] if isinstance(places, str | os.PathLike) else places:
+    are_several = isinstance(places, Sequence | Iterator) and not isinstance(places, str)
+    given = [*places] if are_several else [places]
+    if not given or not all(isinstance(place, str | os.PathLike) for place in given):
+        raise ValueError(f"{shown(places)}: give a file or folder of pictures, or a list of several")
+    for place in given:
         path = pathlib.Path(place).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"{place}: no such file or folder of pictures")
+        # For a name that is too long, too.
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"{shown(str(place))}: no such file or folder of pictures")
         found += [(path / name, name) for name in _pictures(path, "")] if path.is_dir() else [(path, path.name)]
     return found
 
@@ -290,8 +295,10 @@ def load_images(
         size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}
         reading = {"source": "folder", "source_name": None, "resize": "crop", "convert": True}
         spec = DataSpec("pictures", **size, **reading, num_bits=config.num_bits, likelihood=config.likelihood)
-    else:
+    elif isinstance(config, ExperimentConfig):
         spec = config.data
+    else:
+        raise ValueError(f"config = {shown(config)}: give the settings of a run or a model, such as model.config")
     return pictures_for_model(places, spec, seed, resize, convert)[0]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import DataSpec, ModelConfig, check
+from nvae_tf.config import DataSpec, ModelConfig, check, whole_number
 from nvae_tf.data.sources import ImageSource, check_image_shape
 
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
@@ -58,7 +58,7 @@ class RandomStream(enum.IntEnum):
 
 def stream_key(seed: int, stream: RandomStream) -> np.ndarray:
     """The Philox key of a stream, uint64 `[1]`; ValueError where the seed is negative."""
-    check(seed >= 0, f"The data seed is {seed}; it must be 0 or above.")
+    seed = whole_number("the seed of the data", seed)
     return np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)
 
 

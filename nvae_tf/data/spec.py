@@ -98,7 +98,7 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
 def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
     """The settings of a run from nested ones of a config file, completed by a look at the images."""
     groups = {group: dict(values.items()) for group, values in settings.items()}
-    spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {}), "data."))
+    spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {})))
     model = groups.setdefault("model", {})
     for name, data_name in MODEL_SETTINGS.items():
         if model.get(name) is None:

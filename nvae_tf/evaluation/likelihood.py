@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from nvae_tf.config import check
+from nvae_tf.config import MOST_IMPORTANCE_SAMPLES, check, whole_number
 from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.cpu_kernels import has_gpus
 from nvae_tf.models import NVAE
@@ -95,7 +95,7 @@ class LikelihoodEvaluator:
     ):
         self._strategy = strategy or tf.distribute.get_strategy()
         replicas = self._strategy.num_replicas_in_sync
-        check(importance_samples >= 0, f"importance_samples = {importance_samples}: must be at least 0")
+        importance_samples = whole_number("importance_samples", importance_samples, 0, MOST_IMPORTANCE_SAMPLES)
         needed = f"must be at least 1, and a multiple of the {replicas} replicas"
         check(batch_size >= 1 and batch_size % replicas == 0, f"batch_size = {batch_size}: {needed}")
         self._model, self._batch_size, self._kept_channels = model, batch_size, kept_channels

@@ -291,7 +291,7 @@ def scores_of(parts: _Scored, calibration: OutlierCalibration | None) -> dict[st
     `parts` are arrays `reconstruction` `[images]`, `kl` `[images, groups]` and, where it was measured, `llr`.
     """
     found = outlier_scores(OutlierParts(parts["reconstruction"], parts["kl"], None), calibration)
-    scores = {"mahalanobis": found.mahalanobis, "kl": found.kl, "nelbo": found.nelbo}
+    scores = {"mahalanobis": found.mahalanobis, "kl": found.kl, "nelbo_at_mean": found.nelbo_at_mean}
     scores |= {"p_mahalanobis": found.mahalanobis_p_value, "p_kl": found.kl_p_value}
     scores = {name: np.asarray(values) for name, values in scores.items() if values is not None}
     return scores | ({"llr": parts["llr"]} if "llr" in parts else {})

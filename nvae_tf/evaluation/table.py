@@ -63,7 +63,9 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             how += ", not known as the published Inception graph" if unknown else ""
             yield name, f"{fid['value']:.2f}", how
     if outliers := metrics.get("outliers"):
-        words = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs", "nelbo": "NELBO", "llr": "LLR"}
+        # Earlier files have the name "nelbo".
+        words = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
+        words |= dict.fromkeys(("nelbo_at_mean", "nelbo"), "NELBO at the means") | {"llr": "LLR"}
         for name, of_set in outliers["sets"].items():
             value = ", ".join(f"{of_set['auroc'][key]:.3f} {words[key]}" for key in words if key in of_set["auroc"])
             own = f"{metrics.get('split')} images"

@@ -377,12 +377,14 @@ def operator_of(
 ) -> restoration.LinearOperator:
     """What has become of a run's images: a picture file, white where pixels are missing, or scale, or blur, or nothing.
 
-    `resize` says how the mask is brought to the model's size. ValueError where it is several pictures, or the scale
-    does not divide the images' size.
+    The mask has the model's size, or `resize` brings it there. ValueError where it does not, where it is several
+    pictures, or the scale does not divide the images' size.
     """
     size = config.model.image_height, config.model.image_width
     if mask:
         spec = dataclasses.replace(stored_spec(config.data), channels=1)
+        if resize is None:
+            spec = dataclasses.replace(spec, resize="none", crop_box=None)
         pictures, _ = pictures_for_model([mask], spec, resize=resize, convert=True)
         check(len(pictures) == 1, f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")
         return restoration.Mask(pictures[0, ..., 0] > 0.5)

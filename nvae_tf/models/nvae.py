@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import numbers as number_types
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ import tensorflow_probability as tfp
 
 from nvae_tf import config as configuration
 from nvae_tf import objective as objectives
-from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice
+from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import (
@@ -142,19 +141,15 @@ class NVAE(keras.Model):
         for where, value, expected in (("config", config, ModelConfig), ("objective", objective, ObjectiveConfig)):
             found = type(value).__name__
             check(isinstance(value, expected), f"{where} is of type {found}: must be a nvae_tf.{expected.__name__}")
-        is_seed = isinstance(seed, number_types.Integral) and abs(seed) <= configuration.LARGEST_SEED
-        check(is_seed, f"seed = {seed!r}: must be a whole number up to {configuration.LARGEST_SEED}")
-        is_count = isinstance(accumulate_steps, int) and accumulate_steps is not True and accumulate_steps >= 1
-        check(is_count, f"accumulate_steps = {accumulate_steps!r}: must be a whole number and at least 1")
-        is_part = isinstance(label_dropout, number_types.Real) and 0.0 <= label_dropout <= 1.0
-        check(is_part, f"label_dropout = {label_dropout!r}: must be a probability from 0 to 1")
         check_choice("dtype", self.dtype_policy.name, configuration.PRECISIONS)
         check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
         self.config, self.objective, self.plan = config, objective, latent_plan(config)
         # Fails early where the settings do not fit each other.
         objectives.final_kl_weights(objective, self.plan)
-        self.seed, self.recompute, self.accumulate_steps = int(seed), recompute, accumulate_steps
-        self.label_dropout, self.scan = float(label_dropout), bool(scan)
+        self.seed, self.recompute = whole_number("seed", seed, -configuration.LARGEST_SEED), recompute
+        self.accumulate_steps, self.scan = whole_number("accumulate_steps", accumulate_steps, 1), bool(scan)
+        probability = "must be a probability from 0 to 1"
+        self.label_dropout = real_number("label_dropout", label_dropout, probability, 0.0, 1.0)
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
@@ -357,7 +352,7 @@ class NVAE(keras.Model):
         With `prior="reweighted"` the top groups are drawn from the `ReweightedPrior` that nvae-prior has learned.
         Example: `images = model.generate(16, temperature=0.7, seed=1)`
         """
-        check(count >= 1, f"count = {count}: must be at least 1")
+        count = whole_number("count", count, 1)
         labels = self._labels(labels, count)
         check_guidance(guidance, labels is not None, self.config.num_classes, self.label_dropout)
         temperatures = tuple(temperatures_of_groups(temperature, self.plan))
@@ -481,16 +476,14 @@ class NVAE(keras.Model):
         leaves much open.
         Example: `images = model.restore(damaged, restoration.Mask(missing), sigma=0.0)`
         """
-        sigma = float(sigma) if tf.executing_eagerly() else sigma
-        measurement = restoration.checked_measurement(measurement, operator, sigma, self.config)
+        measurement, sigma = restoration.checked_measurement(measurement, operator, sigma, self.config)
         pnp_steps = restoration.default_pnp_steps(sigma) if pnp_steps is None else pnp_steps
-        for name, value in (("steps", steps), ("pnp_steps", pnp_steps)):
-            check(value >= 0, f"{name} = {value}: must be at least 0")
+        steps, pnp_steps = whole_number("steps", steps), whole_number("pnp_steps", pnp_steps)
         count = batch_size_of(measurement)
         how = dict(operator=operator, sigma=sigma, steps=steps, pnp_steps=pnp_steps, from_draws=seed is not None)
         # Never eagerly: its loops are fast in a graph alone. Anew at each call: an operator's arrays may change.
         batch_size = count if batch_size is None and tf.executing_eagerly() else batch_size
-        rows = measurement, image_seeds(seed or 0, count), self._labels(labels, count)
+        rows = measurement, image_seeds(0 if seed is None else seed, count), self._labels(labels, count)
         return _in_batches(self, restoration.restored, batch_size, *rows, keep_graph=False, **how)
 
     def _labels(self, labels: object, count: int | tf.Tensor) -> tf.Tensor | None:
@@ -499,7 +492,8 @@ class NVAE(keras.Model):
     @_AS_WRITTEN
     def _importance_weighted(self, images, seeds, labels, importance_samples: int) -> tf.Tensor:
         """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
-        check(importance_samples >= 1, f"importance_samples = {importance_samples}: at least 1 sample is needed")
+        most = configuration.MOST_IMPORTANCE_SAMPLES
+        importance_samples = whole_number("importance_samples", importance_samples, 1, most)
         begun = objectives.ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
         whole = 0, importance_samples, (importance_samples,)
         features = self._features(images)
@@ -722,7 +716,7 @@ def _in_batches(model: NVAE, function: Callable, batch_size: int | None, *rows, 
         return function(model, *rows, **settings)
     count = next(row.shape[0] for row in rows if row is not None)
     check(count is not None, "batch_size is for images of a known number, not in a graph that takes any")
-    check(batch_size >= 1, f"batch_size = {batch_size}: must be at least 1")
+    batch_size = whole_number("batch_size", batch_size, 1)
     specs = [None if row is None else tf.TensorSpec([None, *row.shape[1:]], row.dtype) for row in rows]
     try:
         graph_of = model._kept_graphs if keep_graph and tf.executing_eagerly() else _graph_of

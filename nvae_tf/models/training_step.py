@@ -50,12 +50,7 @@ def batch_of(model: "NVAE", data, may_lack_labels: bool = False) -> tuple[tf.Ten
         return images, None
     missing = f"this model has model.num_classes = {model.config.num_classes}: give (images, labels), not images alone"
     check(labels is not None, missing)
-    labels = tf.convert_to_tensor(labels)
-    form = "must be the numbers of classes, [batch], not one-hot vectors (tf.argmax makes numbers of these)"
-    # Unknown where Keras traces for labels of several shapes.
-    is_list = labels.shape.rank in (None, 1) or labels.shape[1:] == (1,)
-    check(is_list, f"labels have shape {labels.shape}: {form}")
-    return images, check_labels(tf.reshape(labels, [-1]), batch_size_of(images), model.config.num_classes)
+    return images, check_labels(labels, batch_size_of(images), model.config.num_classes)
 
 
 def train(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:

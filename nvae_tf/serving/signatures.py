@@ -271,8 +271,9 @@ class Signatures(FlatLatentModel):
 
         Returns:
           `kl_sum` `[batch]`: the score, in nats; `kl` `[batch, groups]`: its parts, top group first; `kl_map`
-          `[batch, H, W]`: where in the image those of the largest scale are; `nelbo` `[batch]`, for comparison. Of a
-          model that is calibrated also `mahalanobis`, `kl_p_value` and `mahalanobis_p_value` `[batch]`.
+          `[batch, H, W]`: where in the image those of the largest scale are; `nelbo_at_mean` `[batch]`, no bound, for
+          comparison (in older exports: `nelbo`). Of a model that is calibrated also `mahalanobis`, `kl_p_value` and
+          `mahalanobis_p_value` `[batch]`.
         """
         inferred = self._infer_with(image, tf.zeros(tf.shape(image)[:1], tf.int64), 0.0, **label)
         calibration = self.model.outlier_calibration

@@ -58,6 +58,11 @@ def test_types_and_shapes(array, form, expected, ending, tmp_path):
     assert found == sorted(image.astype(np.uint8).tobytes() for image in expected)
 
 
+def test_sixteen_bits_with_the_values_of_eight_are_not_taken_for_black(tmp_path):
+    path = saved(tmp_path / "images.npy", IMAGES.astype(np.uint16))
+    assert_refused(path, "no value is above 255, and uint16 goes from 0 for black to 65535 for white")
+
+
 def test_the_file_is_not_read_into_memory(tmp_path):
     path = saved(tmp_path / "images.npy", IMAGES)
     source = load_split(own_images(path), "train")

@@ -336,6 +336,31 @@ def test_one_that_does_not_fit_is_named(tmp_path):
         assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("places", "arguments", "message"),
+    [
+        *((places, {}, "give a file or folder of pictures, or a list") for places in (None, [], {}, 3, b"x", ["x", 3])),
+        *((places, {}, "'.*: no such file or folder of pictures$") for places in ("a" * 5000, "a\0b")),
+        *((".", {"config": config}, "config = .*: give the settings of") for config in (None, "x", {}, np.float32(1))),
+        *((None, {"seed": seed}, "seed of the data = .*: must be a whole number from 0") for seed in (1.5, "x", -1)),
+        (None, {"resize": [1]}, r"data.resize = \[1\]: must be of type str"),
+    ],
+)
+def test_hostile_calls_of_load_images(places, arguments, message, tmp_path):
+    places = write_files(tmp_path, {"a.png": gray(4, 4)}) if "seed" in arguments or "resize" in arguments else places
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
+        nvae_tf.load_images(places, **{"config": nvae_tf.ModelConfig()} | arguments)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+
+def test_what_pillow_says_of_a_chunk_is_text(tmp_path):
+    content = png(random_pixels(40, 40, 3))
+    place = content.index(b"IDAT") + 300
+    write_files(tmp_path, {"a.png": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]})
+    with pytest.raises(ValueError, match=r"a damaged or cut-off PNG file \(.* 'IDAT'"):
+        nvae_tf.load_images(tmp_path, nvae_tf.ModelConfig())
+
+
 def test_pictures_are_loaded_as_a_run_or_a_model_sees_them(tmp_path):
     write_files(tmp_path, {"a.png": gray(30, 40), "b.png": png(random_pixels(60, 60, 3))})
     run = dataclasses.replace(MNIST, resize="stretch", convert=True)

@@ -32,7 +32,7 @@ def test_numbers_depend_on_the_position_and_not_on_the_batch(shape):
 def test_seeds_and_streams_have_keys_of_their_own():
     keys = {int(pipeline.stream_key(seed, stream)[0]) for seed in range(50) for stream in pipeline.RandomStream}
     assert len(keys) == 50 * len(pipeline.RandomStream)
-    with pytest.raises(ValueError, match="seed is -1"):
+    with pytest.raises(ValueError, match="seed of the data = -1: must be a whole number"):
         pipeline.stream_key(-1, pipeline.RandomStream.ORDER)
 
 

@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused(model, images):
     ):
         with pytest.raises(ValueError, match=message):
             model.generate(1, temperature)
-    with pytest.raises(ValueError, match="count = 0: must be at least 1"):
+    with pytest.raises(ValueError, match="count = 0: must be a whole number from 1 to 2147483647"):
         model.generate(0)
     with pytest.raises(ValueError, match="importance_samples = -1"):
         model.score(images, importance_samples=-1)
@@ -171,6 +171,39 @@ def test_what_does_not_fit_is_refused(model, images):
             refuse(0.5 * images)
     with pytest.raises(tf.errors.InvalidArgumentError, match="images have values other than 0 and 1"):
         tf.function(model.score, autograph=False)(tf.constant(0.5 * images))
+
+
+SEEDS = (np.nan, 1.5, 5 + 2**32, 2**70, None, "x", [1], 1j, True, tf.constant(1.5), np.array([1, 2]))
+COUNTS = (2**31, 2**32 + 5, 2**24 + 1, None, 1.5, "x", np.uint64(2**64 - 1), tf.constant(1.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        *(("encode", {"seed": seed}, "seed = .*: must be a whole number from -") for seed in SEEDS),
+        *(("score", {"importance_samples": count}, "importance_samples = .* 1 to 16777216") for count in COUNTS),
+        ("generate", {"count": 2, "batch_size": "x"}, "batch_size = 'x': must be a whole number from 1"),
+        ("generate", {"count": 2**31}, "count = 2147483648: must be a whole number from 1 to 2147483647"),
+        *(
+            ("generate", {"count": 2, "temperature": bad}, "temperature = .*: must be gr")
+            for bad in (1j, [[1.0], [2.0]])
+        ),
+        ("generate", {"count": 2, "guidance": {}}, r"guidance = \{\}: must be finite"),
+        *(
+            ("decode", {"latents": bad}, "latents are one .*; give a list, one array a g")
+            for bad in (np.ones(3), None, "x")
+        ),
+        *(("decode", {"latents": [bad] * 3}, "latents are of type .*; they must be floats") for bad in (1j, "x", True)),
+        ("infer", {"images": [[1.0], [2.0, 3.0]]}, "images must be numbers in an array or a tensor, not list"),
+        ("score", {"images": tf.sparse.from_dense(np.eye(3))}, "images must be numbers .*, not SparseTensor"),
+        ("encode", {"active_only": np.full((3, 2), np.nan)}, "has values other than False and True"),
+    ],
+)
+def test_hostile_values_are_refused_in_one_line(model, images, name, arguments, message):
+    images = {} if name in ("generate", "decode") else {"images": images}
+    with pytest.raises(ValueError, match=message) as raised:
+        getattr(model, name)(**images | arguments)
+    assert "\n" not in str(raised.value)
 
 
 def test_temperatures_may_differ_by_scale_and_by_group(model):

@@ -12,6 +12,7 @@ from nvae_tf.generation.sampling import generate_images
 from nvae_tf.generation.tasks import sample
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import training_step
+from nvae_tf.models.images import assert_classes, with_one_line_errors
 from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.models.top_down import ClassEmbedding
 from nvae_tf.serving.signatures import Signatures
@@ -137,10 +138,33 @@ def test_fit_takes_pairs(images):
         model.fit(images, np.eye(4, 3, dtype="int32"), batch_size=4, verbose=0)
 
 
+@pytest.mark.parametrize("labels", [[0, 2**32 + 1], np.array([0, 2**64 - 1], np.uint64), [-9, 1]])
+def test_what_fit_checks_has_the_labels_as_given(labels):
+    with pytest.raises(ValueError, match=f"^labels go from {min(labels)} to {max(labels)}; the classes are 0 to 2"):
+        with_one_line_errors(assert_classes)(labels, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", [7, -9, 2**32 + 1])
+@pytest.mark.parametrize("name", ["generate", "encode", "score", "train_step"])
+def test_labels_are_asserted_in_graphs(images, name, label):
+    model = tiny_model(nvae_tf.NVAEAdamax(), **SETTINGS)
+    calls = {"generate": lambda labels: model.generate(4, labels=labels)}
+    calls["train_step"] = lambda labels: model.train_step((tf.constant(images), labels))
+    call = calls.get(name, lambda labels: getattr(model, name)(images, labels=labels))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="labels must be numbers of classes, 0 to 2, and -1 is no"):
+        tf.function(call, autograph=False)(tf.constant([0, label, 1, 2], tf.int64))
+    assert name != "train_step" or int(model.optimizer.iterations) == 0
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
         (lambda model, images: model.generate(3, labels=5), "label \\[5\\]: the classes are 0 to 2"),
+        (lambda model, images: model.score(images, labels=2**40), "label \\[1099511627776\\]: the classes are 0 to 2"),
+        (lambda model, images: model.score(images, labels=np.uint64(2**64 - 1)), "label \\[18446744073709551615\\]"),
+        (lambda model, images: model.score(images, labels=np.eye(4, 3)), "not one-hot vectors"),
+        (lambda model, images: model.generate(3, labels=[0, None, 1]), "labels must be numbers in an array or a tens"),
         (lambda model, images: model.generate(3, labels=[1, 1]), "one for each of 3 images"),
         (lambda model, images: model.generate(3, labels=0.5), "whole numbers"),
         (lambda model, images: model.generate(3, guidance=2.0), "give labels too"),

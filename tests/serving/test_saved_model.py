@@ -58,7 +58,7 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
         "reconstruct": [["image", "seed"], ["image", "image_uint8", "valid"]],
         "score": [["image", "seed"], ["bits_per_dim", "kl_per_group", "nats", "valid"]],
         "compose": [["keep", "latent", "seed", "temperature"], ["image", "image_uint8", "latent", "valid"]],
-        "outlier_score": [["image"], ["kl", "kl_map", "kl_sum", "nelbo", "valid"]],
+        "outlier_score": [["image"], ["kl", "kl_map", "kl_sum", "nelbo_at_mean", "valid"]],
     }
     files = {
         f"{name}_png": [[key.replace("image", "image_bytes") for key in keys if key != "image_uint8"] for keys in pair]
