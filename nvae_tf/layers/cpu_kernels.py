@@ -89,6 +89,8 @@ def gradients_of(function: Callable, arguments: Sequence[tf.Tensor], upstream: A
     Forward mode calls custom gradients while no tape records. Eagerly all are None then, and TensorFlow goes on with
     the derivatives of the operations of the forward pass.
     """
+    # Copies: a custom gradient may be in another graph than what it is the gradient of.
+    arguments = [tf.identity(argument) for argument in arguments]
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         results = function(*arguments)
@@ -114,11 +116,22 @@ def swish_gradient(upstream: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor) -
         return sloped * (1.0 + (inputs - outputs))
 
 
-def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside."""
-    return tf.raw_ops.FusedBatchNormV3(
+@tf.custom_gradient
+def normalize(*arguments: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Batch norm of inputs, gamma, beta, mean and variance: with given statistics, `[channels]`.
+
+    Computed in float32, in the inputs' type outside. TensorFlow's own gradient leaves out those of mean and variance,
+    and can't be differentiated in forward mode.
+    """
+    inputs, gamma, beta, mean, variance = arguments
+    outputs = tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=EPSILON, is_training=False
     ).y
+
+    def written_out(*arguments: tf.Tensor) -> tf.Tensor:
+        return tf.cast(written_out_norm(*arguments), outputs.dtype)
+
+    return outputs, lambda upstream: gradients_of(written_out, arguments, upstream)
 
 
 def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:

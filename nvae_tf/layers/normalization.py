@@ -64,10 +64,14 @@ def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBa
         # TensorFlow's own is of no use in forward mode.
         return tuple(gradients[:3]), lambda *upstream: gradients_of(written_out, arguments, upstream)
 
-    copies = lambda upstream: gradient(upstream, tf.identity(inputs), tf.identity(gamma))
-    return NormalizedBatch(norm.y, norm.batch_mean, norm.batch_variance, divisors, copies)
+    def gradient_of_copies(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return gradient(upstream, tf.identity(inputs), tf.identity(gamma))
+
+    return NormalizedBatch(norm.y, norm.batch_mean, norm.batch_variance, divisors, gradient_of_copies)
 
 
+# A function, because forward mode looks into custom gradients but not into functions.
+@tf.function(autograph=False)
 @tf.custom_gradient
 def _differentiable(inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tuple, Callable]:
     """Mean and biased variance of the inputs, given by a kernel that has no gradients of them."""
@@ -100,7 +104,9 @@ def _written_out(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Normal
         inputs_gradient = gamma * inverse * (upstream - beta_share - standardized * gamma_share)
         return tf.cast(inputs_gradient, inputs.dtype), gamma_gradient, beta_gradient
 
-    return NormalizedBatch(outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: (mean, biased), gradient)
+    return NormalizedBatch(
+        outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: (mean, biased), gradient
+    )
 
 
 def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

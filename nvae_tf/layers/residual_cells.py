@@ -227,13 +227,15 @@ def _without_keeping(
         def gradient(upstream):
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                # Copies: this graph may be another one, whose own gradient can't reach the tensors of the first.
-                given = [tf.identity(tensor) for tensor in (inputs, gamma, beta, *weights)]
-                active, swish_gradient = normalized_swish(*given[:3], *map(tf.identity, batch.divisors()))
-            again = lambda active, *weights: convolve(active, ConvolutionWeights(*weights))
-            active_gradient, *weight_gradients = gradients_of(again, [active, *given[3:]], upstream)
-            if active_gradient is None:
-                return [None] * len(given)
+                given = map(tf.identity, (inputs, gamma, beta, *batch.divisors()))
+                active, swish_gradient = normalized_swish(*given)
+
+            def again(active, *weights):
+                return convolve(active, ConvolutionWeights(*weights))
+
+            active_gradient, *weight_gradients = gradients_of(again, [active, *weights], upstream)
+            if active_gradient is None:  # eagerly in forward mode
+                return [None] * (3 + len(weights))
             return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
 
         return outputs, gradient
@@ -308,6 +310,8 @@ class BilinearExpand(StackedLayer):
         return aligned_bilinear_upsampling(self.parts[0].apply_slice(weights[0], inputs, records))
 
 
+# A function, because forward mode looks into custom gradients but not into functions.
+@tf.function(autograph=False)
 @tf.custom_gradient
 def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Doubles height and width bilinearly, in float32; corners keep their places (not so in Keras' UpSampling2D).
