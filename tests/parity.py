@@ -160,7 +160,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
             elbo = objective.Elbo(_reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents))
             norms = model.spectral_regularizer.norms(forward, ITERATIONS)
             spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])
-            norm_loss = objective.batch_norm_loss(model._batch_norms) if model._batch_norms else tf.zeros([])
+            norm_loss = objective.batch_norm_loss(model.batch_norms) if model.batch_norms else tf.zeros([])
             loss = objective.training_loss(elbo, beta, scales, spectral + norm_loss, weight)
         updated[:] = [variable for variable, _ in forward.updates]
         gradients = tape.gradient(loss.loss, model.trainable_weights)
@@ -215,7 +215,7 @@ def published_gradients(model: NVAE, recorded: Mapping[str, np.ndarray]) -> list
 def _start_from_singular_vectors(model: NVAE) -> None:
     """Puts the power iterations where they would end: two nearly equal singular values take thousands of them."""
     regularizer = model.spectral_regularizer
-    for stack, vectors in zip(model._convolutions, regularizer.vectors, strict=True):
+    for stack, vectors in zip(model.convolutions, regularizer.vectors, strict=True):
         kernels = stack.effective_kernels().numpy().astype(np.float64)
         matrices = kernels.reshape(len(kernels), -1, kernels.shape[-1])
         vectors.assign(np.linalg.svd(matrices, full_matrices=False).Vh[:, 0])

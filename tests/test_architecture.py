@@ -20,7 +20,7 @@ ARROWS = {
     "latent_plan": {"config"},
     "layers": {"latent_plan", "replicas"},  # the plan's words for a cell: plain data
     "distributions": {"config", "layers"},  # of the layers only `fan_out`
-    "flows": {"layers"},
+    "flows": {"latent_plan", "layers"},
     "objective": SETTINGS | {"layers", "distributions", "replicas"},
     "optimization": {"config", "layers"},  # how many nodes they make of many tensors
     "models": BELOW_MODELS | {"errors", "progress"},  # a bar where a batch size is given

@@ -34,6 +34,7 @@ from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import (
     assert_classes,
     assert_pixels,
+    boolean_mask,
     check_batch,
     check_images,
     frame,
@@ -156,7 +157,7 @@ class NVAE(keras.Model):
         with _seeded_initializers(self.seed):
             self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
             self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
-            self.spectral_regularizer = objectives.SpectralRegularizer(self._convolutions)
+            self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         of_groups = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
         for cells in self._layers_of_kind(ResidualCells):
             cells.recomputed = recompute == "all" or (recompute == "groups" and cells in of_groups)
@@ -165,7 +166,7 @@ class NVAE(keras.Model):
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
         )
         self.running = RunningMetrics()
-        self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self._convolutions))
+        self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self.convolutions))
         self.step_guard = StepGuard()
         # Of `nvae_tf.load`, which leaves reading what lies beside the weights to its first use.
         self.read_prior: Callable[[], ReweightedPrior | str] = lambda: NONE_LEARNED
@@ -189,10 +190,14 @@ class NVAE(keras.Model):
     def _layers_of_kind(self, kind: type) -> list:
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
-    # Not set in the constructor: Keras would count and save these layers a second time.
-    _batch_norms = functools.cached_property(lambda self: self._layers_of_kind(StackedBatchNormalization))
-    _convolutions = functools.cached_property(lambda self: self._layers_of_kind(StackedConvolution))
-    _stacks = functools.cached_property(lambda self: self._layers_of_kind(StackedLayer))
+    # Not set in the constructor: Keras would count these layers a second time. The names are not private, because in
+    # `.keras` files the weights of these layers lie under them.
+    batch_norms = functools.cached_property(lambda self: self._layers_of_kind(StackedBatchNormalization))
+    convolutions = functools.cached_property(lambda self: self._layers_of_kind(StackedConvolution))
+
+    # A method, because Keras would save weights under the name of an attribute.
+    def _stacks(self) -> list[StackedLayer]:
+        return self._layers_of_kind(StackedLayer)
 
     # The networks: images -> features -> latents -> the distribution of images.
 
@@ -235,7 +240,7 @@ class NVAE(keras.Model):
     def _inference_forward(self, labels: tf.Tensor | None = None) -> ForwardPass:
         """A forward pass in inference that has all kernels already, for what is called in every turn of a loop."""
         forward = FoldedPass(labels=labels)
-        for stack in self._stacks:
+        for stack in self._stacks():
             forward.weights_of(stack)
         return forward
 
@@ -289,7 +294,7 @@ class NVAE(keras.Model):
         `nvae_tf.models.latents.active_channels`, which other images have decided.
         Example: `latents = model.encode(images, seed=1)`
         """
-        kept = None if isinstance(active_only, bool) else active_only
+        kept = None if isinstance(active_only, bool) else boolean_mask(active_only, "active_only")
         if active_only is True:
             kl = [tf.reduce_sum(group.kl, axis=(1, 2)) for group in self.infer(images, seed, mean, labels, batch_size)]
             kept = active_channels(tf.reduce_mean(kl, axis=1))
@@ -297,7 +302,7 @@ class NVAE(keras.Model):
         count = batch_size_of(images)
 
         # One mask for all images, given to each, as what goes through in batches is.
-        kept = None if kept is None else tf.repeat(tf.cast(kept, tf.bool)[tf.newaxis], count, axis=0)
+        kept = None if kept is None else tf.repeat(tf.convert_to_tensor(kept)[tf.newaxis], count, axis=0)
         rows = images, image_seeds(seed, count), self._labels(labels, count), kept
         return _in_batches(self, _encoded, batch_size, *rows, mean=mean)
 

@@ -97,7 +97,7 @@ def regularizers_of(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.
     """Every layer's spectral norm, and the sum of both regularizers."""
     norms = tf.concat(model.spectral_regularizer.norms(forward), axis=0)
     total = tf.reduce_sum(norms)
-    return norms, total + (objectives.batch_norm_loss(model._batch_norms) if model._batch_norms else 0.0)
+    return norms, total + (objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0)
 
 
 def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularizers, inputs=None) -> StepLoss:
@@ -141,7 +141,7 @@ def step_of_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | N
         weighted = regularizers * objectives.regularization_weight(beta, model.objective)
         scaled_loss = _scaled(model, weighted)
     gradients = _gradients_or_zeros(model, tape, scaled_loss)
-    statistics = [variable for norm in model._batch_norms for variable in norm.statistics]
+    statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
 
     def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
         shard = replica_index() * count + index

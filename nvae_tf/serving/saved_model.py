@@ -106,7 +106,7 @@ def export_saved_model(
     check(most_rows is None or most_rows >= ROWS, f"most_rows = {most_rows}: must be at least {ROWS}")
     report = report or Report()
     output = pathlib.Path(output)
-    folded = folded_weights(model._stacks, weights)
+    folded = folded_weights(model._stacks(), weights)
     with new_version(output, version) as folder, process_alone("tensorflow") as run:
         report.progress("computing the model's numbers", 0.0)
         reference = Signatures(model, rows=ROWS)
@@ -145,7 +145,7 @@ def _bytes_of_row(reference: Signatures) -> int:
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
     """All weights that a pass with folded ones reads, in an order that the architecture alone decides."""
-    in_stacks = {id(weight) for stack in model._stacks for weight in stack.weights}
+    in_stacks = {id(weight) for stack in model._stacks() for weight in stack.weights}
     others = [weight.value for weight in model.top_down.weights if id(weight) not in in_stacks]
     variables = [variable for slices in folded.values() for variable in tf.nest.flatten(slices)]
     return [*(variable for variable in variables if variable is not None), *others]
@@ -168,7 +168,7 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
     settings = folder / ASSETS / "config.json"
     config, is_of_run = read_config(settings), "data" in json.loads(settings.read_text())
     model = NVAE(config.model)
-    folded = folded_weights(model._stacks, source["weights"])
+    folded = folded_weights(model._stacks(), source["weights"])
     checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
     fix = "); export the run again with nvae-export"
     with wrap_read_errors(f"{folder}: its weights can't be read by place (", fix):

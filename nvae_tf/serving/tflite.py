@@ -118,7 +118,7 @@ class DeviceSignatures(FlatLatentModel):
 
 def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> DeviceSignatures:
     """The signatures with folded weights, for conversion: those of an export, or the model's."""
-    folded = folded_weights(model._stacks) if folded is None else folded
+    folded = folded_weights(model._stacks()) if folded is None else folded
     # Inline: where a function is called for several layers, each with weights that are constants for the converter, it
     # takes the weights of one for all.
     return DeviceSignatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))

@@ -236,9 +236,7 @@ def initialize(model: NVAE, path: str) -> Initialization:
         model.spectral_regularizer.warmed_up.assign(source.spectral_regularizer.warmed_up.numpy())
     # Or the first batch would set scales anew in all data-dependent layers, taken or not.
     taken = {id(weights[name]) for name in found.taken}
-    if any(
-        isinstance(layer, DataDependentConvolution) and id(layer.log_norm) in taken for layer in model._convolutions
-    ):
+    if any(isinstance(layer, DataDependentConvolution) and id(layer.log_norm) in taken for layer in model.convolutions):
         model.data_initialised.assign(source.data_initialised.numpy())
     return found
 
@@ -264,5 +262,5 @@ def _read_source(path: str) -> tuple[str, NVAE]:
 def _power_vectors(model: NVAE) -> dict[str, keras.Variable]:
     """The vectors of the spectral regularizer by the names of their kernels."""
     names = {id(weight): name for name, weight in named_weights(model).items()}
-    kernels = (names[id(convolution.kernel)] for convolution in model._convolutions)
+    kernels = (names[id(convolution.kernel)] for convolution in model.convolutions)
     return dict(zip(kernels, model.spectral_regularizer.vectors, strict=True))

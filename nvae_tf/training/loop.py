@@ -268,7 +268,7 @@ class Recovery:
 def layer_names(model: NVAE) -> list[str]:
     """The name of every convolution, in the order of the spectral norms."""
     names = {id(weight): name.rpartition("/")[0] for name, weight in named_weights(model).items()}
-    return [f"{names[id(stack.kernel)]}[{index}]" for stack in model._convolutions for index in range(stack.count)]
+    return [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
 
 
 def divergence_sentence(steps: RecentSteps, groups: Sequence[str], layers: Sequence[str]) -> str:

@@ -95,6 +95,7 @@ def run(finished_run, tmp_path_factory):
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["name"] = NAME
     (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "checkpoints" / "config.json").unlink()
     evaluate_run(workdir, ["elbo", "iw", "latents"], 5)
     return workdir
 

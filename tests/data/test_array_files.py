@@ -251,7 +251,7 @@ def test_more_than_the_memory_is_not_unpacked(free_memory, tmp_path):
 
 def test_images_of_another_form_than_was_said_are_refused(tmp_path):
     path = saved(tmp_path / "images.npy", IMAGES)
-    deep = saved(tmp_path / "deep.npy", IMAGES.astype(np.uint16))
+    deep = saved(tmp_path / "deep.npy", 257 * IMAGES.astype(np.uint16))
     refuses, kept = {"convert": False}, []
     assert_refused(path, "has 8 bits a channel, but data.file_bits is 16; .* or set it to 8", file_bits=16, **refuses)
     assert_refused(deep, "has 16 bits a channel, but data.file_bits is 8; .* or set it to 16", file_bits=8, **refuses)

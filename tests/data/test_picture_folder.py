@@ -143,7 +143,7 @@ def test_no_pictures_are_reported(tmp_path):
     for find in (own_images, lambda folder: find_pictures([folder])):
         with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
             find(tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere': no such file or folder"):
         find_pictures(tmp_path / "nowhere")
 
 

@@ -27,7 +27,7 @@ def model():
     changes = {"num_groups_per_scale": 2, "num_latent_scales": 1, "num_postprocess_blocks": 1}
     model = nvae_tf.NVAE(tiny_config(num_preprocess_blocks=1, image_height=8, image_width=8, **changes))
     random = np.random.RandomState(0)
-    for norm in model._batch_norms:
+    for norm in model.batch_norms:
         norm.moving_mean.assign(random.normal(size=norm.moving_mean.shape))
         norm.moving_variance.assign(random.uniform(0.5, 2.0, norm.moving_variance.shape))
     return model

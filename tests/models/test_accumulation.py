@@ -61,7 +61,7 @@ def test_a_step_is_the_mean_of_those_of_the_microbatches(step_of_four):
     # Statistics are the mean of theirs, and power vectors advance once.
     variables = {variable.path: variable for variable in model.non_trainable_variables}
     regularizer = model.spectral_regularizer
-    moved = [*regularizer.vectors, regularizer.warmed_up, *(v for norm in model._batch_norms for v in norm.statistics)]
+    moved = [*regularizer.vectors, regularizer.warmed_up, *(v for norm in model.batch_norms for v in norm.statistics)]
     assert updates.keys() == {variable.path for variable in moved}
     for path, value in updates.items():
         np.testing.assert_allclose(variables[path], value, rtol=1e-3, atol=1e-4, err_msg=path)

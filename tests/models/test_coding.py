@@ -255,7 +255,7 @@ def test_graphs_of_batches_are_kept_and_follow_the_weights(monkeypatch):
         lambda **how: model.score(images, per_group=True, **how).nelbo,
         lambda **how: model.infer(images, **how)[0].kl,
         lambda **how: model.classify(images, **how),
-        lambda **how: model.outlier_score(images, **how).nelbo,
+        lambda **how: model.outlier_score(images, **how).nelbo_at_mean,
     )
     first = [call(batch_size=3) for call in calls]
     traced.clear()
@@ -287,7 +287,7 @@ def test_pixels_are_drawn_from_the_likelihood_by_the_seed_of_each_image(likeliho
     near(model.generate(5, seed=3, mean=False, batch_size=2), drawn)
     near(tf.function(lambda: model.generate(5, seed=3, mean=False), autograph=False)(), drawn)
     assert np.abs(model.generate(5, seed=4, mean=False) - drawn).max() > 0.1
-    run = types.SimpleNamespace(config=ExperimentConfig(model.config), model=model)
+    run = types.SimpleNamespace(config=ExperimentConfig(model.config), model=model, class_names=None)
     near(tasks.sample(run, count=5, seed=3, pixels="sample").images, drawn)
     near(tasks.sample(run, count=5, seed=3).images, model.generate(5, seed=3))
     # Many of one image, against the moments of the distribution.

@@ -151,8 +151,9 @@ def test_a_model_is_made_of_the_right_settings():
 
 def test_help_shows_what_a_user_calls():
     added = {name for name in dir(nvae_tf.NVAE) if not name.startswith("_")} - {*dir(keras.Model)}
-    assert added == {"classify", "decode", "encode", "generate", "infer", "outlier_score", "restore", "score"}
-    assert all("Example: `" in getattr(nvae_tf.NVAE, name).__doc__ for name in added)
+    methods = {"classify", "decode", "encode", "generate", "infer", "outlier_score", "restore", "score"}
+    assert added == methods | {"batch_norms", "convolutions", "outlier_calibration", "reweighted_prior"}
+    assert all("Example: `" in getattr(nvae_tf.NVAE, name).__doc__ for name in methods)
     text = pydoc.render_doc(nvae_tf, renderer=pydoc.plaintext)
     assert len(text.splitlines()) < 80 and all(f"nvae_tf.{name}(" in text for name in ("NVAE", "load", "load_images"))
 

@@ -98,7 +98,7 @@ def test_guidance_is_refused_where_training_dropped_no_labels(guidance):
         lambda: model.generate(3, labels=1, guidance=guidance),
         lambda: generate_images(model, 3, labels=1, guidance=guidance),
         # What nvae-generate does, before it reads the model.
-        lambda: sample(types.SimpleNamespace(config=config), labels=1, guidance=guidance),
+        lambda: sample(types.SimpleNamespace(config=config, class_names=None), labels=1, guidance=guidance),
     ):
         with pytest.raises(ValueError, match=f"^guidance = {guidance}: this model was trained without label_dropout"):
             ask()

@@ -49,7 +49,7 @@ def test_the_bound_falls(trained):
     assert float(model.spectral_regularizer.warmed_up) == 1.0
     for vectors in model.spectral_regularizer.vectors:
         np.testing.assert_allclose(np.linalg.norm(vectors.numpy(), axis=1), 1.0, rtol=1e-3)
-    for norm in model._batch_norms:
+    for norm in model.batch_norms:
         assert np.any(norm.moving_mean.numpy()) and np.all(norm.moving_variance.numpy() > 0.0)
 
 
@@ -65,7 +65,7 @@ def test_evaluation_gives_the_bound_and_changes_nothing(trained):
 
 def test_self_normalizing_layers_are_set_by_the_first_batch_only_and_draws_depend_on_the_step():
     model, _ = compiled(rate=0.0, cell_set="res_elu")  # so that nothing else moves a weight
-    layers = [layer for layer in model._convolutions if isinstance(layer, DataDependentConvolution)]
+    layers = [layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution)]
     variables = [variable for layer in layers for variable in (layer.log_norm, layer.bias)]
     assert layers
     start = values(variables)

@@ -191,7 +191,7 @@ def test_moments_and_step_are_at_their_places(trained_file, trained_run, publish
     norms = np.concatenate(model.spectral_regularizer.norms(nvae_tf.layers.ForwardPass(training=True)))
     exact = [
         np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0]
-        for stack in model._convolutions
+        for stack in model.convolutions
         for kernel in stack.effective_kernels().numpy()
     ]
     np.testing.assert_allclose(norms, exact, rtol=0.02)

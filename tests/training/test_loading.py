@@ -127,10 +127,10 @@ def test_power_vectors_go_with_their_kernels(run):
     found = initialize(model, path)
     assert not found.missing and not found.misshapen
     assert found.unused and all("/flows/" in name for name in found.unused)
-    pairs = zip(source._convolutions, source.spectral_regularizer.vectors, strict=True)
+    pairs = zip(source.convolutions, source.spectral_regularizer.vectors, strict=True)
     of_kernels = {id(layer.kernel): vector for layer, vector in pairs}
     shifted = 0
-    for index, (layer, vector) in enumerate(zip(model._convolutions, model.spectral_regularizer.vectors, strict=True)):
+    for index, (layer, vector) in enumerate(zip(model.convolutions, model.spectral_regularizer.vectors, strict=True)):
         name = next(name for name, weight in named_weights(model).items() if weight is layer.kernel)
         expected = of_kernels[id(named_weights(source)[name])]
         shifted += expected is not source.spectral_regularizer.vectors[index]

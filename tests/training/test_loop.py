@@ -174,7 +174,7 @@ def test_the_model_remembers_its_last_steps_in_order():
 def test_every_layer_has_a_name_of_its_own():
     model = tiny_model()
     names = layer_names(model)
-    assert len(names) == len(set(names)) == sum(stack.count for stack in model._convolutions)
+    assert len(names) == len(set(names)) == sum(stack.count for stack in model.convolutions)
     assert "bottom_up/stem[0]" in names
 
 

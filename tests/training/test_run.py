@@ -67,7 +67,7 @@ def test_another_seed_gives_other_weights_and_draws():
     configs = [ExperimentConfig(model=tiny_config(), train=TrainConfig(seed=seed)) for seed in (3, 4)]
     one, other = (model_for_training(config, 10, 100).model for config in configs)
     assert (one.seed, other.seed) == (3, 4)
-    assert np.any(one._convolutions[0].kernel != other._convolutions[0].kernel)
+    assert np.any(one.convolutions[0].kernel != other.convolutions[0].kernel)
 
 
 def test_what_can_not_work_is_warned_about_in_one_line_each():
