@@ -289,7 +289,7 @@ def prepare_saved_model(preset: str, folder: pathlib.Path, folded: str | None = 
 
     model, forward = untrained_model(preset), ForwardPass
     if folded:
-        weights = folded_weights(model.stacks, folded)
+        weights = folded_weights(model._stacks(), folded)
         forward = functools.partial(FoldedPass, scanned=True, folded=weights)
     signatures, archive = Signatures(model, forward), keras.export.ExportArchive()
     archive.add_endpoint("sample", signatures.function("sample"), signatures.input_specs("sample"))

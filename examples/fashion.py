@@ -49,6 +49,7 @@ from examples.digits import train
 from nvae_tf.config import check
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.schemas import ANY
 
 COUNTS = {"train": 9600, "test": 2000}
 _RECIPE = {
@@ -193,7 +194,8 @@ def prior(options: argparse.Namespace) -> dict[str, Any]:
         generator = ImageGenerator(model)
         add(name, lambda seed: generator.generate(options.count, temperature, seed, prior=prior), options.seeds, **more)
 
-    unseen, seen = (chosen_images(test, each, "test", at_most=options.count)[0] for each in (stored, spec))
+    first = range(min(options.count, test.count))
+    unseen, seen = (chosen_images(test, each, "test", first)[0] for each in (stored, spec))
     add("unseen real images", lambda seed: unseen, 1)
     add("their reconstructions", lambda seed: reconstruct_images(model, seen), 1)
     add("the top group's latents from test images", lambda seed: reconstruct_images(model, seen, 1), 1)
@@ -240,7 +242,7 @@ def outliers(options: argparse.Namespace) -> dict[str, Any]:
     folder = RunFolder(pathlib.Path(options.workdir))
     config = read_run_config(folder)
     check(folder.outliers_file.is_file(), f"first: nvae-calibrate --workdir={options.workdir}")
-    parts = {name: array[: options.count] for name, array in read_arrays(pathlib.Path(config.data.path)).items()}
+    parts = {name: array[: options.count] for name, array in read_arrays(pathlib.Path(config.data.path), ANY).items()}
     test = parts["test"]
     sets = {"digits": digits(test.shape[1])[: len(test)], "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
     sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": parts["train"]}
@@ -281,8 +283,8 @@ def restoration(options: argparse.Namespace) -> dict[str, Any]:
     check(has_classical, "the classical methods need scikit-image: pip install scikit-image")
     run = load_run(options.workdir)
     spec = run.config.data
-    images, _ = chosen_images(load_split(spec, "test"), spec, "test", count=options.count)
-    training, _ = chosen_images(load_split(spec, "train"), spec, "train", at_most=COUNTS["train"])
+    images, *_ = chosen_images(load_split(spec, "test"), spec, "test", range(options.count))
+    training, *_ = chosen_images(load_split(spec, "train"), spec, "train", range(COUNTS["train"]))
     variants = {"model": {}}
     variants |= {"pnp": {"steps": 0}, "map": {"steps": 80, "pnp_steps": 0}} if options.variants else {}
     rows = []

@@ -35,8 +35,8 @@ from nvae_tf import command_line
 from nvae_tf.config import check
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import check_writable
-from nvae_tf.serving.explorer_files import PAGE, cached_export, check_has_facts, write_explorer
-from nvae_tf.serving.outputs import newest_version
+from nvae_tf.serving.explorer_files import PAGE, cached_export, explorer_facts, write_explorer
+from nvae_tf.serving.outputs import newest_version, unchecked_reason
 
 MODEL = flags.DEFINE_string("model", None, "The model's name for clients, the folder's if not given; or see above.")
 PATH = flags.DEFINE_string("path", None, "Its folder of versions.")
@@ -51,17 +51,19 @@ SAMPLES = flags.DEFINE_string("samples", None, "A folder for two images; ends wh
 def main() -> None:
     """Serves until a signal comes."""
     check(bool(PATH.value or MODEL.value), "give --path, a folder of versions, or --model, e.g. digits")
+    remark = ""
     if PATH.value:
         newest = newest_version(pathlib.Path(PATH.value))
+        remark = unchecked_reason(newest)
         if EXPLORE.value:
-            check_has_facts(newest)
+            explorer_facts(newest)
     if SAMPLES.value:
         check_writable(pathlib.Path(SAMPLES.value), f"--samples={SAMPLES.value}")
     for flag in (PORT, REST_PORT):
         check_is_free(flag)
     for module in ("tensorflow_serving", "uvicorn"):
         require(module, "serving")
-    print("starting TensorFlow ...", file=sys.stderr, flush=True)
+    print(*filter(None, [remark]), "starting TensorFlow ...", sep="\n", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
     from nvae_tf.serving.local_server import local_server
 

@@ -3,8 +3,8 @@
     nvae-serving-files --models=models --output=serving
     nvae-serving-files --models=models --output=serving --labels=digits:stable=3,digits:canary=4
 
---models has models/NAME/VERSION/saved_model.pb, as `nvae-export --output=models/NAME` writes them. Into the output
-folder come these files, in place of those that have the names:
+--models has models/NAME/VERSION/saved_model.pb, as `nvae-export --output=models/NAME` writes them; all must have the
+SHA-256 that is recorded in them. Into the output folder come these files, in place of those that have the names:
 
     docker-compose.yml       starts the server: gRPC on port 8500, REST on 8501, both for this machine alone
     models.config            which versions of which models are loaded, and their labels; read again when it changes

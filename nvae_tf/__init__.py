@@ -1,8 +1,11 @@
 """NVAE, a deep hierarchical variational autoencoder, on TensorFlow and Keras.
 
-model = nvae_tf.NVAE(config.model)                         # a keras.Model
-model = nvae_tf.load("runs/cifar10")                       # a run folder of nvae-train
+config = nvae_tf.experiment_config(nvae_tf.config.preset("cifar10"))
+model = nvae_tf.NVAE(config.model, config.objective)       # a keras.Model; help(nvae_tf.NVAE) has its methods
+model.compile(optimizer=nvae_tf.NVAEAdamax())
+model = nvae_tf.load("runs/cifar10")                       # a run folder of nvae-train, "hf://user/repo", or "digits"
 model = nvae_tf.from_torch_checkpoint("cifar10.pt")        # a published file
+images = nvae_tf.load_images("my_pictures", model.config)  # [count, height, width, channels] in [0, 1]
 images = model.generate(64, temperature=0.7, seed=1)       # [64, height, width, channels] in [0, 1]
 """
 
@@ -25,14 +28,12 @@ _PLACES = {
     "load_images": "nvae_tf.data.picture_folder",
 }
 
-__all__ = sorted(_PLACES)  # noqa: PLE0605
-
 
 def __getattr__(name: str):
     if name == "config":
         return importlib.import_module("nvae_tf.config")
     if name not in _PLACES:
-        raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(sorted(_PLACES))}")
     if _PLACES[name] != "nvae_tf.config" and "tensorflow" not in sys.modules:
         importlib.import_module("nvae_tf.errors").start_tensorflow_quietly()
     if _PLACES[name] != "nvae_tf.config":
@@ -42,7 +43,8 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    # No `__all__`: with it `help(nvae_tf)` would print all of Keras' methods.
+    return [*sorted(_PLACES), "__version__"]
 
 
 class _AfterKeras(importlib.abc.MetaPathFinder):

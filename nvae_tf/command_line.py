@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from nvae_tf.config import ExperimentConfig, check, named_settings, setting_meanings
 from nvae_tf.errors import exit_on_user_error
-from nvae_tf.files import check_writable
+from nvae_tf.files import check_has_config, check_writable
 from nvae_tf.presets import default_config, load_settings, settings_file
 
 HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
@@ -161,7 +161,7 @@ def run_folder(path: str) -> pathlib.Path:
     from nvae_tf.runs.sharing import find_run_folder
 
     folder = find_run_folder(path)
-    _check_has_config(folder, path)
+    check_has_config(folder, f"--workdir={path}")
     return folder
 
 
@@ -179,13 +179,7 @@ def check_run_folder(path: str) -> None:
 
         if copy := copy_command(path):
             raise ValueError(f"--workdir={path}: this command writes into the run folder; make one by `{copy}`")
-    _check_has_config(pathlib.Path(path), path)
-
-
-def _check_has_config(folder: pathlib.Path, given: str) -> None:
-    if not (folder / "config.json").is_file():
-        found = "not a run folder, it has no config.json" if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(f"--workdir={given}: {found}; give the --workdir of a run of nvae-train")
+    check_has_config(folder, f"--workdir={path}")
 
 
 class OutputPlace(NamedTuple):

@@ -5,14 +5,16 @@ Nothing here imports TensorFlow, so that a wrong setting is reported at once, be
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import math
+import numbers
 import pathlib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
@@ -22,6 +24,8 @@ SCANS = ("auto", "on", "off")
 LOGGERS = ("tensorboard", "wandb")
 RECOMPUTATIONS = ("none", "groups", "all")
 LARGEST_SEED = 2**31 - 1
+# Float32 counts no further one by one, so that more samples would not change their sum.
+MOST_IMPORTANCE_SAMPLES = 2**24
 MAX_PIXELS = 64_000_000
 MOST_CLASSES = 100_000
 # Settings of which None stands for a number that follows from the length of the run, see `resolve_lengths`.
@@ -60,7 +64,34 @@ def check(valid: bool, message: str) -> None:
 def check_choice(where: str, name: str, names: Iterable[str], what: str = "not one of the choices") -> None:
     """Raises ValueError unless `name` is one of `names`; the message lists them, and suggests the nearest."""
     names = tuple(names)
-    check(name in names, f"{where} = {name!r}: {what} ({', '.join(names)}){did_you_mean(str(name), names)}")
+    is_one = isinstance(name, str) and name in names
+    check(is_one, f"{where} = {shown(name)}: {what} ({', '.join(names)}){did_you_mean(str(name), names)}")
+
+
+def shown(value: Any) -> str:
+    """A value that a user gave, for a message: its `repr` in one line of at most 100 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def whole_number(where: str, value: Any, smallest: int = 0, largest: int = LARGEST_SEED) -> int:
+    """The value as an int; ValueError unless it is a whole number in this range."""
+    rule = f"must be a whole number from {smallest} to {largest}"
+    return int(real_number(where, value, rule, smallest, largest, whole=True))
+
+
+def real_number(
+    where: str, value: Any, rule: str, smallest: float = -math.inf, largest: float = math.inf, whole: bool = False
+) -> float:
+    """The value, also of NumPy or TensorFlow, as a float; a ValueError says the rule unless it is finite and so."""
+    try:
+        number = complex(math.nan if isinstance(value, str | bytes | bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        number = complex(math.nan)
+    is_finite = math.isfinite(number.real) and not number.imag
+    if not is_finite or not smallest <= number.real <= largest or (whole and number.real % 1):
+        raise ValueError(f"{where} = {shown(value)}: {rule}")
+    return number.real
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -76,11 +107,33 @@ def _check_numbers(group: str, settings: Any, smallest: float, limits: Mapping[s
     for name, value in vars(settings).items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             low, high = limits.get(name, (smallest, math.inf))
-            allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            check(low <= value <= high, f"{group}.{name} = {value}: must be {allowed}")
+            allowed = f"at least {low} and finite" if high == math.inf else f"from {low} to {high}"
+            check(low <= value <= high and value != math.inf, f"{group}.{name} = {shown(value)}: must be {allowed}")
 
 
-@dataclasses.dataclass(frozen=True)
+@typing.dataclass_transform(frozen_default=True)
+def _settings(prefix: str) -> Callable[[type], type]:
+    """Makes a frozen dataclass, whose constructor checks names and types; the prefix, as `model.`, is for messages."""
+
+    def decorate(kind: type) -> type:
+        kind = dataclasses.dataclass(frozen=True)(kind)
+        make, expected = kind.__init__, typing.get_type_hints(kind)
+
+        @functools.wraps(make)
+        def checked(self, *values, **settings):
+            settings |= zip(list(expected)[: len(values)], values, strict=True)
+            for name, value in settings.items():
+                check_choice(f"setting {prefix}{name}", name, expected, what="no such setting")
+                settings[name] = _converted(value, expected[name], f"{prefix}{name}")
+            make(self, **settings)
+
+        kind.__init__ = checked
+        return kind
+
+    return decorate
+
+
+@_settings("model.")
 class ModelConfig:
     """The architecture and the likelihood (Vahdat & Kautz 2020, section 3 and table 6).
 
@@ -173,7 +226,7 @@ class ModelConfig:
         return self.padded_width or -(-self.image_width // self.size_divisor) * self.size_divisor
 
 
-@dataclasses.dataclass(frozen=True)
+@_settings("objective.")
 class ObjectiveConfig:
     """The training loss (Vahdat & Kautz 2020, section 3.2 and appendix A).
 
@@ -217,7 +270,7 @@ class ObjectiveConfig:
         check(are_weights, f"objective.kl_scale_weights = {self.kl_scale_weights}: {rule}")
 
 
-@dataclasses.dataclass(frozen=True)
+@_settings("optimizer.")
 class OptimizerConfig:
     """Adamax and its learning-rate schedule (Vahdat & Kautz 2020, appendix A).
 
@@ -242,7 +295,7 @@ class OptimizerConfig:
         check(self.ema_momentum < 1.0, f"optimizer.ema_momentum = {self.ema_momentum}: must be less than 1")
 
 
-@dataclasses.dataclass(frozen=True)
+@_settings("data.")
 class DataSpec:
     """One data set: the group `data` of a run's settings.
 
@@ -278,6 +331,8 @@ class DataSpec:
       cache: folder for images that are decoded once and then read from there; None decodes at every access.
       labels: whether the images come with the numbers of their classes, for a model that is conditional on them.
       num_classes: how many classes there are; None: looked up. Only with `labels`.
+      alpha: what becomes of an alpha channel: "keep" it, "drop" it, or lay the image on "white", "black" or a color
+        "#rrggbb". Without it RGBA has 3 channels and gray with alpha has 1.
     """
 
     name: str = "cifar10"
@@ -307,6 +362,7 @@ class DataSpec:
     max_pixels: int = MAX_PIXELS
     labels: bool = False
     num_classes: int | None = None
+    alpha: str = "keep"
 
     def __post_init__(self):
         limits = {"channels": (1, 4), "num_bits": (1, 8), "test_fraction": (0, 1), "split_seed": (0, 2**32 - 1)}
@@ -319,6 +375,11 @@ class DataSpec:
         both = f"data.train_split and data.test_split are both {self.train_split!r}: the parts must differ"
         check(self.train_split != self.test_split, both)
         check_choice("data.resize", self.resize, ("none", "crop", "stretch"))
+        if not re.fullmatch("keep|drop|white|black|#[0-9a-fA-F]{6}", self.alpha):
+            raise ValueError(f"data.alpha = {self.alpha!r}: must be keep, drop, white, black or a color as #ff8000")
+        if self.stacked_images == 1 and self.seen_channels(self.channels) != self.channels:
+            without = f"data.alpha = {self.alpha!r} leaves no alpha channel, but data.channels = {self.channels}"
+            raise ValueError(f"{without} has one: set --config.data.channels={self.channels - 1}")
         check_choice("data.on_bad_file", self.on_bad_file, ("stop", "skip"))
         if self.likelihood is not None:
             check_choice("data.likelihood", self.likelihood, LIKELIHOODS)
@@ -337,8 +398,12 @@ class DataSpec:
         """Size of one image, `(height, width, channels)`, once all three are known."""
         return (self.height, self.width, self.channels)
 
+    def seen_channels(self, channels: int | None) -> int | None:
+        """The channels, after `alpha`, of images that are stored with `channels`."""
+        return channels - 1 if self.alpha != "keep" and channels in (2, 4) else channels
 
-@dataclasses.dataclass(frozen=True)
+
+@_settings("train.")
 class TrainConfig:
     """The group `train` of a run's settings.
 
@@ -424,7 +489,7 @@ class TrainConfig:
         check(are_steps, f"train.profile_steps = {self.profile_steps}: {rule}")
 
 
-@dataclasses.dataclass(frozen=True)
+@_settings("")
 class ExperimentConfig:
     """Everything that a run needs to be made again."""
 
@@ -472,48 +537,56 @@ def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(group, **{name: value for name, value in values.items() if getattr(group, name) is None})
 
 
-def experiment_config(settings: Mapping[str, Any]) -> ExperimentConfig:
-    """Nested settings (a dictionary, an `ml_collections.ConfigDict`) as an `ExperimentConfig`.
+def experiment_config(
+    settings: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> ExperimentConfig:
+    """The settings of a preset by its name, or nested ones (a dictionary, an `ml_collections.ConfigDict`), checked.
 
-    A ValueError names a setting that is unknown (and the nearest valid one), of the wrong type or impossible.
+    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`. A ValueError names a setting
+    that is unknown (and the nearest valid one), of the wrong type or impossible.
     """
+    if overrides is not None and not (isinstance(settings, str) and isinstance(overrides, Mapping)):
+        raise ValueError(f"overrides = {shown(overrides)}: must be as {{'train.steps': 100}}, beside a preset's name")
+    if isinstance(settings, str):
+        settings = preset(settings).unlock()
+        for place, value in (overrides or {}).items():
+            group, _, name = str(place).partition(".")
+            check_choice(f"override {place}", group, settings, what="no group of settings; give names as train.steps")
+            # The type is checked below.
+            with settings.ignore_type():
+                settings[group][name] = value
     return config_from_dict(ExperimentConfig, settings)
 
 
-def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "") -> Any:
-    """Builds the frozen dataclass `kind` from a mapping; `where` is the dotted place for messages."""
-    types_of_fields = typing.get_type_hints(kind)
-    values = {}
-    for name, value in settings.items():
-        place = f"{where}{name}"
-        check_choice(f"setting {place}", name, types_of_fields, what="no such setting")
-        expected = types_of_fields[name]
-        if dataclasses.is_dataclass(expected):
-            names = ", ".join(typing.get_type_hints(expected))
-            check(hasattr(value, "items"), f"{place} is a group of settings ({names}), not the single value {value!r}")
-            values[name] = config_from_dict(expected, value, f"{place}.")
-        else:
-            values[name] = _converted(value, expected, place)
-    return kind(**values)
+def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "an experiment") -> Any:
+    """Builds the frozen dataclass `kind` from a mapping; `where` is the name of the group for messages."""
+    expected = typing.get_type_hints(kind)
+    is_group = f"{where} is a group of settings ({', '.join(expected)}), not the single value {shown(settings)}"
+    check(hasattr(settings, "items"), is_group)
+    values = {str(name): value for name, value in settings.items()}
+    groups = {name: group for name, group in expected.items() if name in values and dataclasses.is_dataclass(group)}
+    return kind(**values | {name: config_from_dict(group, values[name], name) for name, group in groups.items()})
 
 
 def _converted(value: Any, expected: Any, where: str) -> Any:
-    """Checks the type of one value; whole floats pass for integers and integers for floats, as flags give them."""
+    """The value with the type that is expected: whole floats pass for integers, and integers for floats."""
     optional = isinstance(expected, types.UnionType)
     if optional:
         # None and nothing are how a flag sets back what a config file has set.
-        if value in (None, "", "None", (), (None,), ("None",)):
+        if value is None or (isinstance(value, str | tuple) and value in ("", "None", (), (None,), ("None",))):
             return None
         expected = typing.get_args(expected)[0]
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+    # NumPy's too; what no float is as large as stays an integer.
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if expected is float and is_number and abs(value) < 1e300:
         return float(value)
-    if expected is int and isinstance(value, float) and value.is_integer():
+    if expected is int and is_number and value % 1 == 0:
         return int(value)
     if expected is tuple and (value is None or isinstance(value, list | tuple)):
         # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
         return tuple(item for item in value or () if item not in ("", None))
     matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-    check(matches, f"{where} = {value!r}: must be of type {expected.__name__}{' or None' if optional else ''}")
+    check(matches, f"{where} = {shown(value)}: must be of type {expected.__name__}{' or None' if optional else ''}")
     return value
 
 
@@ -540,10 +613,13 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
         raise FileNotFoundError(f"{path}: no such file; a run folder written by nvae-train has one")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
     check(isinstance(settings, dict), f"{path} is no JSON object of settings; restore it from a copy of the run")
-    return experiment_config(settings)
+    try:
+        return experiment_config(settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def preset(name: str) -> Any:

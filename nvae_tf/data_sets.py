@@ -48,7 +48,7 @@ DATA_SPECS = {
         "lsun_bedroom64": _LSUN,
         "lsun_church64": _LSUN,
         # Whatever lies at data.path; `complete_spec` looks.
-        "own_images": {"source": "auto", "horizontal_flip": False}
+        "own_images": {"source": "auto", "horizontal_flip": False, "convert": True}
         | dict.fromkeys(("source_name", "height", "width", "channels", "file_bits", "likelihood")),
     }.items()
 }

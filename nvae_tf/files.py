@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import io
+import math
 import os
 import pathlib
 import socket
@@ -9,12 +11,19 @@ import subprocess
 import tempfile
 import typing
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from nvae_tf.errors import first_line, wrap_read_errors
 
 if typing.TYPE_CHECKING:
     import numpy as np
+
+    from nvae_tf import schemas
+
+# NumPy refuses longer headers.
+_LONGEST_HEADER = 2**14
+# So many bytes a `.npz` file may have when unpacked, and four times its own: arrays of random numbers hardly shrink.
+_UNPACKED = 2**28
 
 
 @contextlib.contextmanager
@@ -81,16 +90,64 @@ def write_arrays(path: pathlib.Path, arrays: dict[str, "np.ndarray"]) -> None:
         np.savez(file, **arrays)
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, "np.ndarray"]:
-    """All arrays of a `.npz` file; ValueError with the reason alone where it is damaged or something else."""
+def read_arrays(
+    path: pathlib.Path, schema: "schemas.Schema", sizes: Mapping[str, int] | None = None
+) -> dict[str, "np.ndarray"]:
+    """The arrays of a `.npz` file that a schema names, see `schemas.checked`; others are not read.
+
+    What they are said to be is checked before their values are unpacked: a small file may promise many. ValueError with
+    the reason alone where it is damaged or something else.
+    """
     import numpy as np
+
+    from nvae_tf import schemas
 
     with path.open("rb") as stream, wrap_read_errors("", ""):
         if not zipfile.is_zipfile(stream):
             raise ValueError("not a .npz file, or cut off")
-        stream.seek(0)
-        with np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with zipfile.ZipFile(stream) as archive:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            fields, known, arrays = schemas.fields_of(entries, schema), dict(sizes or {}), {}
+            total = sum(entries[name].file_size for name in fields)
+            # Of other methods zipfile unpacks blocks of any size.
+            plain = {entries[name].compress_type for name in fields} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+            if total > _UNPACKED + 4 * path.stat().st_size or not plain:
+                raise ValueError(f"it would unpack to {total:,} bytes; numpy.savez writes its arrays as they are")
+            for name, field in fields.items():
+                with archive.open(entries[name]) as entry:
+                    header = read_array_header(entry, entries[name].file_size)
+                    if header.problem:
+                        raise ValueError(header.problem)
+                    schemas.check_field(header, field, f"`{name}`", known)
+                    entry.seek(0)
+                    array = np.lib.format.read_array(entry, allow_pickle=False)
+                arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return schemas.checked(arrays, schema, sizes=sizes)
+
+
+class ArrayHeader(typing.NamedTuple):
+    """Shape and type of an array in NumPy's format, and why its values can't be read (None if they can)."""
+
+    shape: tuple[int, ...]
+    dtype: "np.dtype"
+    problem: str | None
+
+
+def read_array_header(stream: typing.BinaryIO, size: int) -> ArrayHeader:
+    """The header of an array of `size` bytes in all."""
+    import numpy as np
+
+    start = io.BytesIO(stream.read(_LONGEST_HEADER))
+    version = np.lib.format.read_magic(start)
+    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
+    shape, _, dtype = read(start)
+    promised = start.tell() + math.prod(shape) * dtype.itemsize
+    problem = None
+    if dtype.hasobject:
+        problem = "it has Python objects"
+    elif min(shape, default=0) < 0 or promised != size:
+        problem = f"its header says {dtype} {list(shape)}, {promised:,} bytes in all, and there are {size:,}"
+    return ArrayHeader(shape, dtype, problem)
 
 
 def file_sha256(path: pathlib.Path) -> str:
@@ -121,6 +178,14 @@ def check_is_no_pattern(path: pathlib.Path) -> None:
         raise ValueError(
             f"{path}: TensorFlow takes {' '.join(special)} in the name of a folder, or of one above, {fix}"
         )
+
+
+def check_has_config(folder: pathlib.Path, given: str) -> None:
+    """FileNotFoundError, which begins with what was `given`, where a place is no run folder."""
+    if not (folder / "config.json").is_file():
+        file = "a file, not a run folder (nvae_tf.load reads .keras files)" if folder.is_file() else "no such folder"
+        fault = "not a run folder, it has no config.json" if folder.is_dir() else file
+        raise FileNotFoundError(f"{given}: {fault}; give the --workdir of a run of nvae-train")
 
 
 def check_writable(folder: pathlib.Path, flag: str) -> None:

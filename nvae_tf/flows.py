@@ -9,10 +9,9 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.latent_plan import HIDDEN_MULTIPLE
 from nvae_tf.layers.convolution import StackedConvolution
 from nvae_tf.layers.stacked import StackedLayer
-
-HIDDEN_MULTIPLE = 6
 
 
 def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mirrored: bool) -> np.ndarray:

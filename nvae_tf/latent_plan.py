@@ -6,12 +6,19 @@ from it (Vahdat & Kautz 2020, section 3.1 and figure 2).
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
 from nvae_tf.config import ModelConfig, check, check_choice
 
 Value = TypeVar("Value")
+# What this process has been warned of.
+_WARNINGS_SHOWN: dict = {}
+
+HIDDEN_MULTIPLE = 6  # hidden channels of a flow cell for each channel of the latent
+# More than one machine can train: such settings are a mistake, or those of a damaged or hostile file.
+MOST_LAYERS, MOST_WEIGHTS = 10_000, 2_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +155,20 @@ def inference_bytes_per_image(config: ModelConfig) -> int:
 
 
 def latent_plan(config: ModelConfig) -> LatentPlan:
-    """Lays out the hierarchy that the settings ask for; ValueError where they do not fit each other."""
+    """Lays out the hierarchy that the settings ask for; ValueError where they do not fit, or make too large a model."""
+    _check_size(fewest_weights(config), MOST_WEIGHTS, "weights")
+    sizes = config.image_height, config.image_width, config.network_height, config.network_width
+    if (times := sizes[2] * sizes[3] / (sizes[0] * sizes[1])) > 2:
+        text = "images of {} x {} are padded with zeros to {} x {} (height x width)".format(*sizes)
+        text += f", {times:.3g} times the work: lower model.num_latent_scales = {config.num_latent_scales}, or padded_*"
+        # Without a line of source text: one line on a terminal.
+        warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0, registry=_WARNINGS_SHOWN)
+    return _layout(config)
+
+
+def _layout(config: ModelConfig) -> LatentPlan:
     _check_architecture(config)
+    _check_size(fewest_layers(config), MOST_LAYERS, "layers")  # first: the plan has a place for every group
     before_scales = 2**config.num_preprocess_blocks
     scales, first_group = [], 0
     counts = groups_per_scale(config)
@@ -171,6 +190,45 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
     postprocess = [Block(*pair, config.num_postprocess_cells) for pair in itertools.pairwise(widths)]
     num_latent, cells = config.num_latent_per_group, CELL_SETS[config.cell_set]
     return LatentPlan(tuple(scales), tuple(preprocess), tuple(postprocess), num_latent, cells)
+
+
+def _check_size(asked: int, most: int, what: str) -> None:
+    if asked > most:
+        fix = "use fewer channels, latents, groups, cells, flows or classes, or smaller images"
+        raise ValueError(f"model.num_*: at least {asked:,} {what}, and a model may have {most:,}; {fix}")
+
+
+def fewest_layers(config: ModelConfig) -> int:
+    """A lower bound of the layers, each of which has at least one tensor of its own."""
+    groups = sum(groups_per_scale(config))
+    layers = config.num_preprocess_blocks * config.num_preprocess_cells
+    layers += config.num_postprocess_blocks * config.num_postprocess_cells + groups * (1 + config.num_flows)
+    if groups > 1:
+        layers += groups * config.num_cells_per_group_encoder + (groups - 1) * config.num_cells_per_group_decoder
+    return layers
+
+
+def fewest_weights(config: ModelConfig) -> int:
+    """A lower bound of the numbers in all weights, which counts most of them; ValueError where settings do not fit."""
+    plan, latent = _layout(config), config.num_latent_per_group
+    top, flow = plan.scales[0], 2 * 9 * latent * HIDDEN_MULTIPLE * latent
+    weights = top.height * top.width * top.decoder_channels + top.encoder_channels**2
+    weights += 9 * config.image_channels * config.num_channels_encoder + config.num_classes * top.decoder_channels
+    if config.likelihood == "logistic_mixture":
+        weights += 9 * config.num_channels_decoder * config.num_mixtures
+    # Of a block, the cell that changes the channels counts as one of the others.
+    cells = [(block.num_cells, plan.cells.preprocess, block.channels_in) for block in plan.preprocess]
+    cells += [(block.num_cells, plan.cells.postprocess, block.channels_out) for block in plan.postprocess]
+    for scale in plan.scales:
+        groups, encoder, decoder = len(scale.groups), scale.encoder_channels, scale.decoder_channels
+        weights += groups * (9 * encoder * 2 * latent + decoder * latent + config.num_flows * flow)
+        if not plan.is_vanilla:
+            cells.append((groups * config.num_cells_per_group_encoder, plan.cells.encoder, encoder))
+            cells.append(((groups - (scale is top)) * config.num_cells_per_group_decoder, plan.cells.decoder, decoder))
+    for count, branch, channels in cells:
+        is_inverted = isinstance(branch, InvertedBranch)
+        weights += count * (2 * branch.expansion if is_inverted else 9 * len(branch.operations)) * channels**2
+    return weights
 
 
 def _check_architecture(config: ModelConfig) -> None:

@@ -1,6 +1,7 @@
 """The progress of every command: a bar on a terminal, a plain line a minute elsewhere."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,13 @@ class Report(NamedTuple):
 class _Bar(tqdm):
     # No thread that watches bars: every update is drawn.
     monitor_interval = 0
+
+
+def _columns(stream: TextIO) -> int:
+    """The columns of a line on a terminal, 79 where its width is not reported, as tqdm would show nothing then."""
+    with contextlib.suppress(OSError, ValueError):
+        return max(0, os.get_terminal_size(stream.fileno()).columns - 1) or 79
+    return 79
 
 
 class StatusLine:
@@ -46,12 +54,19 @@ class StatusLine:
             self.keep(text)
             return
         with contextlib.suppress(OSError):
+            size = {"ncols": _columns(self._stream), "nrows": 20}
             if self._bar is None:
-                self._bar = _Bar(total=1.0, file=self._stream, bar_format="{bar}", dynamic_ncols=True, leave=False)
+                self._bar = _Bar(total=1.0, file=self._stream, bar_format="{bar}", leave=False, **size)
+            self._bar.ncols = size["ncols"]
             # A bar without an end, blank, makes tqdm cut the text too.
             self._bar.total, self._bar.n = (None, 0) if fraction is None else (1.0, fraction)
             self._bar.bar_format = "{desc}{bar}" if fraction is None else "{bar:6} {desc}"
             self._bar.set_description_str(self._encodable(text), refresh=True)
+
+    def announce(self, text: str) -> None:
+        """Shows on a terminal what begins now and may take long; in a log only if a line is due."""
+        if self._is_terminal or self.is_due:
+            self.show(text)
 
     def show_if_due(self, text: str, fraction: float | None = None) -> None:
         """Shows a line, if enough time has passed since the last."""
@@ -116,12 +131,13 @@ class ImageProgress:
 
 def byte_bar(total: int, description: str) -> tqdm:
     """A bar of bytes, on a terminal alone: a context manager, whose `update` takes how many more are done."""
-    return tqdm(desc=description, total=total, unit="B", unit_scale=True, leave=False, disable=None)
+    size = {"ncols": _columns(sys.stderr), "nrows": 20}
+    return tqdm(None, description, total, leave=False, unit="B", unit_scale=True, disable=None, **size)
 
 
 def image_bar(total: int) -> tqdm:
     """A bar of images, on a terminal alone, see `byte_bar`."""
-    return tqdm(total=total, unit=" images", leave=False, disable=None)
+    return tqdm(total=total, unit=" images", leave=False, disable=None, ncols=_columns(sys.stderr), nrows=20)
 
 
 class Speed:

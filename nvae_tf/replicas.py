@@ -22,11 +22,10 @@ def replica_index() -> int | tf.Tensor:
 
 
 def replica_means(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """The mean of every tensor over all replicas, the same on each; without gradient."""
+    """The mean of every tensor over all replicas, the same on each; its gradient is that of all replicas."""
     if replica_count() == 1:
         return list(tensors)
-    tensors = [tf.stop_gradient(tensor) for tensor in tensors]
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, tensors)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, list(tensors))
 
 
 def divided(strategy: tf.distribute.Strategy, rows: Any) -> Any:

@@ -10,7 +10,7 @@ COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob
 ALL_FILES = LIBRARY_FILES + COMMAND_FILES
 
 SETTINGS = {"config", "latent_plan"}
-BASICS = {"errors", "files", "progress"}
+BASICS = {"errors", "files", "progress", "schemas"}
 # Which parts of the library each part may import, besides itself.
 BELOW_MODELS = SETTINGS | {"replicas", "layers", "distributions", "flows", "objective", "optimization"}
 ARROWS = {
@@ -20,13 +20,14 @@ ARROWS = {
     "latent_plan": {"config"},
     "layers": {"latent_plan", "replicas"},  # the plan's words for a cell: plain data
     "distributions": {"config", "layers"},  # of the layers only `fan_out`
-    "flows": {"layers"},
+    "flows": {"latent_plan", "layers"},
     "objective": SETTINGS | {"layers", "distributions", "replicas"},
-    "optimization": {"layers"},  # how many nodes they make of many tensors
-    "models": BELOW_MODELS | {"progress"},  # a bar where a batch size is given
+    "optimization": {"config", "layers"},  # how many nodes they make of many tensors
+    "models": BELOW_MODELS | {"errors", "progress"},  # a bar where a batch size is given
     "errors": set(),
     "replicas": set(),
-    "files": {"errors"},
+    "files": {"errors", "schemas"},
+    "schemas": set(),
     "progress": set(),
     "data": SETTINGS | BASICS,
     "training": BELOW_MODELS | BASICS | {"", "data", "models", "published", "evaluation", "generation", "reports"},

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from nvae_tf.config import (
@@ -14,6 +15,7 @@ from nvae_tf.config import (
     config_to_json,
     did_you_mean,
     experiment_config,
+    preset,
     read_config,
 )
 
@@ -29,7 +31,7 @@ CHANGED = ExperimentConfig(
     data=DataSpec(
         *("my_faces", "folder", "left", "somewhere", "training", "testing", 0.25, 3),
         *(28, 20, 2, 16, True, (1, 2, 30, 40), "crop", 2),
-        *(1, True, False, "bernoulli", 32, 24, "skip", "decoded", 1_000_000, True, 4),
+        *(1, True, False, "bernoulli", 32, 24, "skip", "decoded", 1_000_000, True, 4, "white"),
     ),
     train=TrainConfig(
         *(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37, "wandb"),
@@ -106,6 +108,41 @@ def test_unknown_settings_and_wrong_types_are_reported():
     with pytest.raises(ValueError, match=r"setting train\.qqqq") as caught:
         experiment_config({"train": {"qqqq": 1}})
     assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ModelConfig(image_hieght=3), r"setting model.image_hieght .*did you mean 'image_height'\?$"),
+        *((lambda bad=bad: ModelConfig(num_flows=bad), "num_flows = .*: must be of") for bad in (None, 1j, [1], True)),
+        (lambda: ModelConfig(num_flows=[*range(4000)]), r"model.num_flows = \[0, 1.*\.\.\.: must be of type int$"),
+        (
+            lambda: OptimizerConfig(np.float64(np.inf)),
+            "optimizer.learning_rate = .*inf.*: must be at least 0 and finite",
+        ),
+        (lambda: experiment_config("digit"), "preset = 'digit': no such preset .*did you mean 'digits'"),
+        (lambda: experiment_config(None), "an experiment is a group of settings .*not the single value None"),
+        (lambda: experiment_config({3: {}}), "setting 3 = '3': no such setting"),
+        (lambda: experiment_config("digits", {"train.stepss": 1}), "setting train.stepss .*did you mean 'steps'"),
+        (lambda: experiment_config("digits", {"steps": 1}), "override steps = 'steps': no group .*as train.steps"),
+        (lambda: experiment_config("digits", {"train.steps": "x"}), "train.steps = 'x': must be of type int"),
+        (lambda: experiment_config("digits", 3), "overrides = 3: must be as {'train.steps': 100}"),
+        (lambda: experiment_config({}, {"train.steps": 1}), "beside a preset's name"),
+    ],
+)
+def test_hostile_settings_are_refused_in_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_preset_by_its_name_and_with_other_values():
+    assert experiment_config("digits") == experiment_config(preset("digits"))
+    # What follows the data follows an override too; NumPy's numbers are numbers.
+    overrides = {"data.num_bits": np.int64(2), "data.binarise": False, "train.steps": 100, "data.path": None}
+    config = experiment_config("digits", overrides)
+    assert (config.model.num_bits, config.data.num_bits, config.train.steps) == (2, 2, 100)
+    assert type(config.model.num_bits) is int and type(ModelConfig(num_bits=np.uint8(3)).num_bits) is int
 
 
 def test_an_impossible_value_is_reported_with_its_place():

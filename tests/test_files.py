@@ -1,6 +1,12 @@
+import tracemalloc
+import zipfile
+
+import numpy as np
 import pytest
 
-from nvae_tf.files import atomic_file, atomic_folder, atomic_write, file_sha256
+from nvae_tf import files
+from nvae_tf.files import atomic_file, atomic_folder, atomic_write, file_sha256, read_arrays, write_arrays
+from nvae_tf.schemas import Field
 
 
 def test_a_full_disk_is_reported_with_the_name_of_the_file_itself(small_files, tmp_path):
@@ -52,3 +58,59 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     assert [entry.name for entry in place.parent.iterdir()] == ["folder"] and checks == [False] * 3
     # An example of FIPS 180-2.
     assert file_sha256(place / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+SCHEMA = {"a": Field("number", ("count", 3)), "b": Field("text", optional=True)}
+LONG = np.zeros([10**7, 3])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "method", "claim", "message"),
+    [
+        ({"extra": LONG}, zipfile.ZIP_DEFLATED, None, None),
+        ({"a": LONG}, zipfile.ZIP_DEFLATED, None, "it would unpack to 240,000,128 bytes"),
+        ({"a": LONG}, zipfile.ZIP_BZIP2, None, "it would unpack to"),
+        ({"a": LONG}, zipfile.ZIP_DEFLATED, 100_128, r"its header says float64 \[10000000, 3\]"),
+        ({"a": LONG.ravel()}, zipfile.ZIP_DEFLATED, 100_128, "its header says"),
+        ({"a": np.array("x" * 10**7)}, zipfile.ZIP_DEFLATED, None, "it would unpack to"),
+        (
+            {"a": np.zeros([100, 2])},
+            zipfile.ZIP_STORED,
+            None,
+            r"`a` is of shape \[100, 2\] and type float64; it",
+        ),
+        ({"a": np.zeros([4, 3], complex)}, zipfile.ZIP_STORED, None, "and type complex128; it must be a number"),
+        ({"a": np.array([[None] * 3])}, zipfile.ZIP_STORED, None, "it has Python objects"),
+        ({"a": np.full([4, 3], np.nan)}, zipfile.ZIP_STORED, None, "`a` has numbers that are not all finite"),
+        ({"c": np.zeros(3)}, zipfile.ZIP_STORED, None, "it has c, and no entry `a`"),
+    ],
+)
+def test_a_small_file_is_not_unpacked_to_much(tmp_path, monkeypatch, arrays, method, claim, message):
+    monkeypatch.setattr(files, "_UNPACKED", 2**20)
+    path, good = tmp_path / "x.npz", np.arange(6.0).reshape(2, 3).astype(">f8")
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, array in ({"a": good} | arrays).items() if "c" not in arrays else arrays.items():
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, array)
+    if claim:
+        # What the directory says of it, which is read first.
+        content, size = path.read_bytes(), claim.to_bytes(4, "little")
+        place = content.rindex(b"PK\x01\x02") + 24
+        path.write_bytes(content[:place] + size + content[place + 4 :])
+    tracemalloc.start()
+    if message:
+        with pytest.raises(ValueError, match=message) as error:
+            read_arrays(path, SCHEMA)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 200
+    else:
+        (read,) = read_arrays(path, SCHEMA).values()
+        np.testing.assert_array_equal(read, good)
+        assert read.dtype.isnative
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_large_arrays_that_are_stored_as_they_are_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_UNPACKED", 1000)
+    write_arrays(tmp_path / "x.npz", {"a": np.ones([5000, 3])})
+    assert read_arrays(tmp_path / "x.npz", SCHEMA)["a"].sum() == 15_000

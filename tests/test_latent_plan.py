@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 
 from nvae_tf import latent_plan as plans
@@ -79,6 +81,21 @@ def test_the_cell_sets():
         assert (cells.preprocess, cells.encoder, cells.decoder, cells.postprocess) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((f"num_{name}", 10**6) for name in ("groups_per_scale", "flows", "preprocess_cells", "postprocess_cells")),
+        *((f"num_cells_per_group_{part}", 10**6) for part in ("encoder", "decoder")),
+        *((f"num_channels_{part}", 10**9) for part in ("encoder", "decoder")),
+        *(("num_latent_per_group", 10**8), ("num_mixtures", 10**9), ("num_classes", 10**9), ("image_height", 10**9)),
+        *((name, 2**62) for name in ("num_groups_per_scale", "min_groups_per_scale", "num_channels_encoder")),
+    ],
+)
+def test_a_far_too_large_model_is_refused_before_it_is_laid_out(name, value):
+    with pytest.raises(ValueError, match=r"model\.num_\*: at least [0-9,]{6,} (layers|weights), and a .*; use fewer"):
+        plans.latent_plan(config(num_latent_scales=2, **{name: value}))
+
+
 TIGHT = dict(image_height=28, padded_height=28, num_latent_scales=3)
 GROUPED = dict(cell_set="mbconv_den", num_channels_encoder=8, num_channels_decoder=8)
 
@@ -99,3 +116,20 @@ def test_what_does_not_fit_is_reported():
     ):
         with pytest.raises(ValueError, match=message):
             plans.latent_plan(config(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "frame"),
+    [
+        ({"num_latent_scales": 7, "num_channels_encoder": 4, "num_channels_decoder": 4}, "128 x 128"),
+        ({"padded_height": 48, "padded_width": 48}, "48 x 48"),
+        ({}, None),
+    ],
+)
+def test_a_frame_of_more_than_twice_the_pixels_is_warned_of_once(settings, frame):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            plans.latent_plan(config(image_height=32, image_width=32, **settings))
+    texts = [f"images of 32 x 32 are padded with zeros to {frame} (height x width), "] if frame else []
+    assert [str(warning.message)[: len(text)] for warning, text in zip(warned, texts, strict=True)] == texts

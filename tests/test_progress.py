@@ -30,13 +30,14 @@ def test_a_log_gets_a_plain_line_a_minute(clock):
     assert stream.getvalue() == "step 1\nstep 50\ndone\n"
 
 
-def test_a_terminal_gets_one_line_with_a_bar_that_is_cut_to_its_width():
+@pytest.mark.parametrize(("size", "width"), [((24, 40), 40), ((0, 0), 80)])
+def test_a_terminal_gets_one_line_with_a_bar_that_is_cut_to_its_width(size, width):
     reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     with open(writer, "w", encoding="ascii") as stream:
         status = StatusLine(stream)
-        status.show("loading " + "x" * 50)
-        status.show("step 50/100  loss 3.25 " + "x" * 50, 0.5)
+        status.announce("loading " + "x" * 90)
+        status.show("step 50/100  loss 3.25 " + "x" * 90, 0.5)
         status.keep("done \udcff")
     output = b""
     # The system hands on in pieces what was written.
@@ -47,7 +48,7 @@ def test_a_terminal_gets_one_line_with_a_bar_that_is_cut_to_its_width():
     assert shown[-2].rstrip() == "done \\udcff"
     shown = [line for line in shown[:-2] if line.strip()]
     assert shown[0].startswith("loading xxx") and shown[1].startswith("###    step 50/100  loss 3.25 xxx")
-    assert all(len(line) < 40 for line in shown)
+    assert all(len(line) < width for line in shown)
 
 
 def test_speed_counts_steps_without_pauses_and_without_the_first_and_follows_a_change(clock):

@@ -24,13 +24,21 @@ def images_of(config, count=4):
     return np.float32(np.random.default_rng(0).integers(0, levels, shape) / (levels - 1))
 
 
-def tiny_model(optimizer=None, objective=None, seed=3, recompute="none", accumulate_steps=1, dtype=None, **changes):
+def tiny_model(
+    optimizer=None,
+    objective=None,
+    seed=3,
+    recompute="none",
+    accumulate_steps=1,
+    dtype=None,
+    label_dropout=0.0,
+    **changes,
+):
     """A model with its optimizer's slots where one is given; with the same settings all have the same weights."""
     # Not at the top: tests of settings need no TensorFlow.
     from nvae_tf.models.nvae import NVAE
 
-    keras.utils.set_random_seed(3)
-    model = NVAE(tiny_config(**changes), objective, seed, recompute, accumulate_steps, dtype=dtype)
+    model = NVAE(tiny_config(**changes), objective, seed, recompute, accumulate_steps, label_dropout, dtype=dtype)
     if optimizer is not None:
         model.compile(optimizer=optimizer)
         model.optimizer.build(model.trainable_variables)

@@ -19,7 +19,8 @@
               under the ROC curve of each, and figures; run nvae-calibrate before. See docs/outliers.md
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
-evaluation.txt. What is there already of the same checkpoint, images and seed is kept.
+evaluation.txt. What is there already of the same checkpoint, images and seed is kept. --scores=FILE.csv has the scores
+of every image, after nvae-calibrate its outlier scores and p-values too.
 
 Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there. All GPUs share
 the work (--replicas), and so do several machines that see the run folder and have TF_CONFIG set as for training. The
@@ -40,6 +41,7 @@ from nvae_tf.config import (
     CHECKPOINTS,
     DATA_PATH_HELP,
     LARGEST_SEED,
+    MOST_IMPORTANCE_SAMPLES,
     PRIOR_HELP,
     PRIORS,
     TEMPERATURE_HELP,
@@ -56,9 +58,8 @@ _METRICS = ("elbo", "iw", *_OF_SAMPLES, "latents", "outliers")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 METRICS = flags.DEFINE_list("metrics", ["elbo", "iw"], f"What to measure, of {', '.join(_METRICS)}.")
-IMPORTANCE_SAMPLES = flags.DEFINE_integer(
-    "importance_samples", 1000, "Samples an image of the importance-weighted bound, metric iw.", lower_bound=1
-)
+_SAMPLES_HELP = "Samples an image of the importance-weighted bound, metric iw."
+IMPORTANCE_SAMPLES = flags.DEFINE_integer("importance_samples", 1000, _SAMPLES_HELP, 1, MOST_IMPORTANCE_SAMPLES)
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images at a time on each replica; that of the training if not given.", lower_bound=1
@@ -80,23 +81,25 @@ PRIOR = flags.DEFINE_enum("prior", PRIORS[0], PRIORS, PRIOR_HELP)
 BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 _OUTLIERS_HELP = "Folders of pictures of another kind, or files of arrays, for metric outliers."
 OUTLIERS = flags.DEFINE_list("outliers", [], _OUTLIERS_HELP)
-LLR_SAMPLES = flags.DEFINE_integer(
-    "llr_samples", 0, "Importance samples of the likelihood ratio LLR>k, a further outlier score.", lower_bound=0
-)
+_LLR_HELP = "Importance samples of the likelihood ratio LLR>k, a further outlier score."
+LLR_SAMPLES = flags.DEFINE_integer("llr_samples", 0, _LLR_HELP, 0, MOST_IMPORTANCE_SAMPLES)
 LLR_GROUPS = flags.DEFINE_integer(
     "llr_groups", None, "Its k, how many groups are drawn from the prior; those of the largest scale if not given."
 )
+SCORES = flags.DEFINE_string("scores", None, "CSV file to write, a line with the scores of each image.")
+OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --scores already.")
 DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
 
 def main() -> None:
-    """Evaluates, prints a table and writes the files."""
+    """Evaluates, prints tables and writes the files."""
     check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
     of_distance = FID_SAMPLES, TEMPERATURE, INCEPTION, EXTRACTOR, PRIOR, BATCH_NORM_ITERATIONS
     of_outliers = OUTLIERS, LLR_SAMPLES, LLR_GROUPS
     of_metrics = {_OF_SAMPLES: of_distance, ("outliers",): of_outliers, ("iw",): (IMPORTANCE_SAMPLES,)}
+    of_metrics[("elbo", "iw", "latents")] = (SCORES,)
     for metrics, its_flags in of_metrics.items():
         for flag in its_flags:
             of_metric = f"--{flag.name} belongs to metric {' or '.join(metrics)}"
@@ -113,11 +116,12 @@ def main() -> None:
     for place in OUTLIERS.value:
         command_line.check_exists("outliers", place)
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
+    if SCORES.value:
+        command_line.output_place(SCORES.value, (".csv",), OVERWRITE.value, "scores")
     temperature = parse_temperature(TEMPERATURE.value)
     start_tensorflow_quietly()
     from nvae_tf.evaluation.fid import FidSettings
     from nvae_tf.evaluation.outliers import OutlierSettings
-    from nvae_tf.evaluation.table import table
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder
 
@@ -129,10 +133,11 @@ def main() -> None:
         FidSettings(FID_SAMPLES.value, temperature, *(flag.value for flag in drawing)),
         *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
         OutlierSettings(*(flag.value for flag in of_outliers)),
+        SCORES.value,
     )
     if written is not None:
         file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
-        StatusLine().keep(f"{table(written)}\n\nwritten to {file} and {file.with_suffix('.txt').name}")
+        StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
 
 
 def run() -> None:

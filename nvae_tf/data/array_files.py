@@ -6,7 +6,6 @@ Images of other sources can be decoded once into such a file: see `decoded_once`
 import contextlib
 import gzip
 import hashlib
-import io
 import math
 import os
 import pathlib
@@ -20,15 +19,13 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from nvae_tf.config import DataSpec, check
-from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits
+from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits, report_conversion
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, class_numbers, held_out
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import atomic_file, check_writable
+from nvae_tf.files import ArrayHeader, atomic_file, check_writable, read_array_header
 from nvae_tf.progress import Report, counted
 
 _BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
-# NumPy refuses longer headers.
-_LONGEST_HEADER = 2**14
 _IDX_WORDS = {"train": ("train",), "test": ("t10k", "test")}
 _MAT_FILE, _MAT_SIZE = "chardata.mat", 28
 # To be raised whenever the code makes other pixels of the same pictures: all are then decoded again.
@@ -40,40 +37,17 @@ _PIXEL_SETTINGS = (
 )
 
 
-class _ArrayHeader(NamedTuple):
-    """Shape and type of an array in NumPy's format, and why its values can't be read (None if they can)."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    problem: str | None
-
-
-def _read_header(stream: BinaryIO, size: int) -> _ArrayHeader:
-    """The header of an array of `size` bytes in all."""
-    start = io.BytesIO(stream.read(_LONGEST_HEADER))
-    version = np.lib.format.read_magic(start)
-    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
-    shape, _, dtype = read(start)
-    promised = start.tell() + math.prod(shape) * dtype.itemsize
-    problem = None
-    if dtype.hasobject:
-        problem = "it has Python objects"
-    elif min(shape, default=0) < 0 or promised != size:
-        problem = f"its header says {dtype} {list(shape)}, {promised:,} bytes in all, and there are {size:,}"
-    return _ArrayHeader(shape, dtype, problem)
-
-
 class _StoredArray(NamedTuple):
     """An array in a `.npy` file, or in an entry of a `.npz` file."""
 
     file: pathlib.Path
     entry: str | None = None
 
-    def header(self) -> _ArrayHeader:
+    def header(self) -> ArrayHeader:
         with self.opened() as (stream, size):
-            return _read_header(stream, size)
+            return read_array_header(stream, size)
 
-    def read(self, header: _ArrayHeader) -> np.ndarray:
+    def read(self, header: ArrayHeader) -> np.ndarray:
         """The array, whose header has no problem: mapped where it can be, otherwise in memory."""
         if self.entry is None:
             with self.naming_damage():
@@ -108,7 +82,7 @@ def first_arrays_image(spec: DataSpec) -> PictureHeader:
     return PictureHeader(*header.shape[1:], _bits(header.dtype))
 
 
-def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
+def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """One part of the images at `path`.
 
     That is a `.npy` file with all images; a `.npz` file with one array of images, or with arrays called
@@ -120,6 +94,8 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     stored, header, numbers = _part(spec, split)
     images = stored.read(header).reshape(header.shape)
     _check_images(images, spec, spec.path)
+    form = spec.seen_channels(images.shape[3]), _bits(images.dtype)
+    report_conversion({form: len(numbers)}, spec, report)
     labels = _array_of_labels(spec, stored, len(images))[numbers] if spec.labels else None
     if not isinstance(images, np.memmap):
         # Of what lies in memory, only this part.
@@ -172,7 +148,7 @@ def _names_of_parts(spec):
     return (spec.train_split, spec.test_split), ("x_train", "x_test")
 
 
-def _part(spec: DataSpec, split: str) -> tuple[_StoredArray, _ArrayHeader, np.ndarray]:
+def _part(spec: DataSpec, split: str) -> tuple[_StoredArray, ArrayHeader, np.ndarray]:
     """The array that has the images of a part, its header, and the numbers of those that belong to the part."""
     path, part = pathlib.Path(spec.path), ("train", "test").index(split)
     arrays = _arrays_at(path)
@@ -210,7 +186,7 @@ def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
     return {name.removesuffix(".npy"): _StoredArray(path, name) for name in names if name.endswith(".npy")}
 
 
-def _checked(path: pathlib.Path, stored: _StoredArray, header: _ArrayHeader) -> _ArrayHeader:
+def _checked(path: pathlib.Path, stored: _StoredArray, header: ArrayHeader) -> ArrayHeader:
     """The header of images, with the shape `[count, height, width, channels]`."""
     with stored.naming_damage():
         check(not header.problem, header.problem)
@@ -238,6 +214,9 @@ def _bits(dtype):
 def _check_images(images: np.ndarray, spec: DataSpec, where: object) -> None:
     check_size(f"{where}: each image", *images.shape[1:3], spec)
     check_form(where, images.shape[3], _bits(images.dtype), spec)
+    if _bits(images.dtype) == 16 and not any((image > 255).any() for image in images):
+        scale = "uint16 goes from 0 for black to 65535 for white, so that all of them would be black"
+        raise ValueError(f"{where}: no value is above 255, and {scale}; if 255 is white: images.astype('uint8')")
 
 
 def _fitted(images: np.ndarray, spec: DataSpec) -> np.ndarray:
@@ -375,7 +354,10 @@ def decoded_once(
     it is missing, `decode` gives the number of images, and batches uint8 `[batch, height, width, channels]` of them.
     With `class_names` their labels are in a second file, which `read_labels` gives likewise.
     """
-    digest = hashlib.sha256(repr((_DECODED_FORM, [getattr(spec, name) for name in _PIXEL_SETTINGS])).encode())
+    # Files of before there was `alpha` keep their names.
+    alpha = [] if spec.alpha == "keep" else [spec.alpha]
+    settings = [*(getattr(spec, name) for name in _PIXEL_SETTINGS), *alpha]
+    digest = hashlib.sha256(repr((_DECODED_FORM, settings)).encode())
     for content in contents:
         digest.update(repr(content).encode(errors="surrogateescape"))
     folder = pathlib.Path(spec.cache).expanduser()
@@ -390,7 +372,7 @@ def decoded_once(
             fill(images, batches, spec, f"decoding into {folder}", report)
             images.flush()
     with wrap_read_errors(f"{file}: damaged (", "); remove it, and it will be made again"), file.open("rb") as stream:
-        header = _read_header(stream, file.stat().st_size)
+        header = read_array_header(stream, file.stat().st_size)
         matches = header.dtype == np.uint8 and header.shape[1:] == spec.image_shape
         check(not header.problem and matches, header.problem or f"it has {header.dtype} {list(header.shape)}")
         images = np.load(file, mmap_mode="r")

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ExperimentConfig
-from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate, steps_per_epoch, training_batches
+from nvae_tf.data import pipeline
 from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.progress import StatusLine, counted
@@ -16,42 +16,50 @@ _HISTOGRAM_BARS = 8
 _IMAGES_LOOKED_AT = 500
 _BATCHES_READ_AHEAD = 8
 _CLASSES_SHOWN = 10
+_ROW = 10  # most images of a class
 
 
-def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> list[np.ndarray]:
+def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> dict[str, np.ndarray]:
     """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
 
-    Returns the first images of each part, float32 `[up to count, height, width, channels]` in [0, 1].
+    Returns images of each part by what they are, float32 `[up to count, height, width, channels]` in [0, 1]: the first
+    that training gets, and those of the test part that `shown_numbers` draws; with labels those of each class, at most
+    10, by themselves, for both parts as it draws them.
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
-    epoch = steps_per_epoch(train.count, batch_size)
+    epoch = pipeline.steps_per_epoch(train.count, batch_size)
     status.keep(_form(spec, config))
     if spec.labels:
         status.keep(_classes(train, test))
-    spec = images_alone(spec)
+    spec = pipeline.images_alone(spec)
     batches = {
-        "train": (train, training_batches(train, spec, batch_size, config.train.seed)),
-        "test": (test, evaluation_batches(test, spec, batch_size, seed=0).repeat()),
+        "train": (train, pipeline.training_batches(train, spec, batch_size, config.train.seed)),
+        "test": (test, pipeline.evaluation_batches(test, spec, batch_size, seed=0).repeat()),
     }
-    shown = []
     for name, (source, dataset) in batches.items():
-        images, statistics = _inspect_part(iterate(dataset, source), source.count, spec, count, seconds)
+        statistics = _statistics(pipeline.iterate(dataset, source), source.count, spec, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
-        shown.append(images)
     status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
-    return shown
+    shown = {}
+    for name, (source, _) in batches.items() if config.data.labels else ():
+        images, labels, _ = pipeline.chosen_images(source, config.data, name, at_most=count)
+        for label in np.unique(labels):
+            part = "training images" if name == "train" else "test images"
+            shown[f"{part}: {source.class_names[label]}"] = images[labels == label][:_ROW]
+    if shown:
+        return shown
+    first = pipeline.iterate(pipeline.training_batches(train, spec, min(count, train.count), config.train.seed), train)
+    test_images = pipeline.chosen_images(test, spec, "test", at_most=count)[0]
+    return {"training images": next(first).numpy(), "test images": test_images}
 
 
-def _inspect_part(
-    batches: Iterator[tf.Tensor], available: int, spec: DataSpec, count: int, seconds: float
-) -> tuple[np.ndarray, str]:
-    """The first images and, in words, statistics of more and how fast they are read."""
-    shown, levels, bars, total, seen = [], [], np.zeros(_HISTOGRAM_BARS, np.int64), 0.0, 0
-    while seen < min(max(_IMAGES_LOOKED_AT, count), available):
+def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, seconds: float) -> str:
+    """Statistics of the first images, and how fast they are read, in words."""
+    levels, bars, total, seen = [], np.zeros(_HISTOGRAM_BARS, np.int64), 0.0, 0
+    while seen < min(_IMAGES_LOOKED_AT, available):
         batch = next(batches).numpy()
-        shown += [batch[: count - seen]] if seen < count else []
         levels = np.union1d(levels, batch)
         bars += np.histogram(batch, _HISTOGRAM_BARS, (0.0, 1.0))[0]
         total, seen = total + batch.sum(dtype=np.float64), seen + len(batch)
@@ -69,7 +77,7 @@ def _inspect_part(
         low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
         bar = "#" * round(fraction * 40)
         lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
-    return np.concatenate(shown)[:available], "\n".join(lines)
+    return "\n".join(lines)
 
 
 def _classes(train: ImageSource, test: ImageSource) -> str:
@@ -87,6 +95,7 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
         f"{spec.height} x {spec.width} (height x width)",
         counted(spec.channels, "channel"),
         counted(spec.num_bits, "bit"),
+        *([] if spec.alpha == "keep" else ["no alpha" if spec.alpha == "drop" else f"alpha on {spec.alpha}"]),
         *(["of 16-bit files the upper bits"] if spec.file_bits == 16 else []),
         *(["binarized at every access"] if spec.binarise else []),
         *(["mirrored at random in training"] if spec.horizontal_flip else []),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, check, did_you_mean
+from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, check, did_you_mean, shown
 from nvae_tf.data import pictures
 from nvae_tf.data.array_files import decoded_once
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
@@ -25,17 +25,18 @@ _FIX = "Fix or remove the file"
 Places = str | os.PathLike | Sequence[str | os.PathLike]
 
 
-def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
-    """What most pictures of the training part are like, by the headers of up to 200 spread all over it."""
-    names = _names_of_parts(spec)["train"]
-    headers, problems = [], []
+def first_folder_image(spec: DataSpec, *splits: str) -> pictures.PictureHeader:
+    """What most pictures of the training part, or of `splits`, are like, by the headers of up to 200 spread over it."""
+    parts, headers, problems = _names_of_parts(spec), [], []
+    names = sorted(name for split in splits or ("train",) for name in parts[split])
     for name in names[:: -(-len(names) // 200)]:
         try:
-            headers.append(pictures.read_header(pathlib.Path(spec.path, name), spec.max_pixels))
+            header = pictures.read_header(pathlib.Path(spec.path, name), spec.max_pixels)
+            headers.append(header._replace(channels=spec.seen_channels(header.channels)))
         except pictures.BadPicture as error:
             problems.append(str(error))
     if not headers:
-        raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
+        raise ValueError(f"{problems[0]}. {_fix(len(problems), len(problems))}")
     # Separately: where all sizes differ, the channels may still be the same.
     (size, _), *_ = collections.Counter((header.height, header.width) for header in headers).most_common(1)
     (form, _), *_ = collections.Counter((header.channels, header.bits) for header in headers).most_common(1)
@@ -56,12 +57,13 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
     # Once for images and labels that are not in the cache.
     @functools.cache
     def source():
-        usable = _usable(spec, split, names, report)
+        usable = _usable(spec, split, parts, report)
 
         def read(numbers):
-            return np.stack([_pixels(pathlib.Path(spec.path, usable[number]), spec, _fix(1)) for number in numbers])
+            return np.stack([_pixels(pathlib.Path(spec.path, usable[number]), spec, _fix()) for number in numbers])
 
         found = ReadSource(len(usable), spec.image_shape, read)
+        found.names = lambda: [os.path.join(spec.path, name) for name in usable]
         return found.labeled(np.array([labels[name] for name in usable]), classes) if classes else found
 
     if spec.cache is None:
@@ -81,7 +83,9 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
         return usable.count, map(usable.read, numbers)
 
     contents = _in_threads(stamp, names)
-    return decoded_once(spec, split, contents, decode, report, classes, lambda: source().labels)
+    cached = decoded_once(spec, split, contents, decode, report, classes, lambda: source().labels)
+    cached.names = lambda: source().names()
+    return cached
 
 
 def _in_threads(function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
@@ -128,9 +132,8 @@ def _class_folders(spec, split, names):
 def _pixels(path: pathlib.Path, spec: DataSpec, fix: str) -> np.ndarray:
     """A picture as the spec has it, uint8 `[height, width, channels]`; every error has its name and the fix."""
     try:
-        picture = pictures.read_picture(
-            path, spec.channels, spec.max_pixels, lambda picture: pictures.fitted(picture, spec, f"{path}:")
-        )
+        fit = functools.partial(pictures.fitted, spec=spec, where=f"{path}:")
+        picture = pictures.read_picture(path, spec.channels, spec.max_pixels, fit, spec.alpha)
         return np.asarray(picture).reshape(spec.image_shape)
     except pictures.BadPicture as error:
         raise pictures.BadPicture(f"{error}. {fix}") from None
@@ -164,47 +167,56 @@ def _pictures(root, folder):
     return names
 
 
-def _usable(spec: DataSpec, split: str, names: Sequence[str], report: Report) -> list[str]:
-    """The names of the pictures that can be used; "stop" raises at one that can't, "skip" decodes every picture."""
-    usable, problems = [], []
-    for number, problem in enumerate(_in_threads(functools.partial(_problem, spec), names)):
+def _usable(spec: DataSpec, split: str, parts: dict[str, list[str]], report: Report) -> list[str]:
+    """The names of the pictures that can be used; "stop" raises at one that can't, "skip" decodes every picture.
+
+    With the training part those of the test part are looked at too, so that what is said is of all pictures.
+    """
+    names, usable, problems, forms = parts[split], [], [], collections.Counter()
+    looked_at = [*names, *parts["test"]] if split == "train" else names
+    stops, examined = spec.on_bad_file == "stop", _in_threads(functools.partial(_examined, spec), looked_at)
+    for number, (name, form, problem) in enumerate(examined, 1):
+        is_of_part = number <= len(names)
         if problem is None:
-            usable.append(names[number])
-        else:
-            problems.append(problem)
-        looked_at = number + 1
-        if looked_at % _NAMES_AT_ONCE == 0 or looked_at == len(names):
-            if spec.on_bad_file == "stop" and problems:
-                raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
-            text = f"looking at the pictures in {spec.path}: {looked_at:,} of {len(names):,}"
-            report.progress(text, looked_at / len(names))
+            forms[form] += 1
+            usable += [name] if is_of_part else []
+        elif stops or is_of_part:
+            problems.append((name, problem))
+        if number % _NAMES_AT_ONCE == 0 or number == len(looked_at):
+            if stops and problems:
+                *_, problem = _examined(spec, problems[0][0], *first_folder_image(spec, *parts)[2:])
+                raise ValueError(f"{problem}. {_fix(len(problems), number)}")
+            text = f"looking at the pictures in {spec.path}: {number:,} of {len(looked_at):,}"
+            report.progress(text, number / len(looked_at))
     if not usable:
-        raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
+        raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0][1]}")
+    if split == "train":
+        pictures.report_conversion(forms, spec, report)
     if problems:
-        shown = "".join(f"\n    {problem}" for problem in problems[:_SKIPPED_NAMES_SHOWN])
+        shown = "".join(f"\n    {problem}" for _, problem in problems[:_SKIPPED_NAMES_SHOWN])
         rest = len(problems) - _SKIPPED_NAMES_SHOWN
         skipped = f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}"
         report.keep(f"{skipped}:{shown}" + (f"\n    and {rest:,} more" if rest > 0 else ""))
     return usable
 
 
-def _fix(count):
-    others = f" ({count - 1} more can't be used, for this or other reasons)" if count > 1 else ""
+def _fix(bad: int = 1, looked_at: int = 1) -> str:
+    others = f" ({bad - 1:,} more of {looked_at:,} can't be used, for this or other reasons)" if bad > 1 else ""
     return f"{_FIX}{others}, or leave such files out with --config.data.on_bad_file=skip"
 
 
-def _problem(spec: DataSpec, name: str) -> str | None:
-    """Why a picture can't be used, by its header and, with "skip", its pixels; None if it can."""
+def _examined(spec: DataSpec, name: str, *usual: int) -> tuple[str, tuple[int, int] | None, str | None]:
+    """A picture's name, its channels and bits, and why it can't be used: by its header and, with "skip", its pixels."""
     path = pathlib.Path(spec.path, name)
     try:
         header = pictures.read_header(path, spec.max_pixels)
         pictures.check_size(f"{path}:", header.height, header.width, spec)
-        pictures.check_form(path, header.channels, header.bits, spec)
+        pictures.check_form(path, header.channels, header.bits, spec, *usual)
         if spec.on_bad_file == "skip":
             pictures.read_picture(path, spec.channels, spec.max_pixels)
     except pictures.BadPicture as error:
-        return str(error)
-    return None
+        return name, None, str(error)
+    return name, (spec.seen_channels(header.channels), header.bits), None
 
 
 def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
@@ -213,10 +225,15 @@ def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
     Returns paths, and names relative to the folder, if one was given.
     """
     found = []
-    for place in [places] if isinstance(places, str | os.PathLike) else places:
+    are_several = isinstance(places, Sequence | Iterator) and not isinstance(places, str)
+    given = [*places] if are_several else [places]
+    if not given or not all(isinstance(place, str | os.PathLike) for place in given):
+        raise ValueError(f"{shown(places)}: give a file or folder of pictures, or a list of several")
+    for place in given:
         path = pathlib.Path(place).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"{place}: no such file or folder of pictures")
+        # For a name that is too long, too.
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"{shown(str(place))}: no such file or folder of pictures")
         found += [(path / name, name) for name in _pictures(path, "")] if path.is_dir() else [(path, path.name)]
     return found
 
@@ -278,8 +295,10 @@ def load_images(
         size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}
         reading = {"source": "folder", "source_name": None, "resize": "crop", "convert": True}
         spec = DataSpec("pictures", **size, **reading, num_bits=config.num_bits, likelihood=config.likelihood)
-    else:
+    elif isinstance(config, ExperimentConfig):
         spec = config.data
+    else:
+        raise ValueError(f"config = {shown(config)}: give the settings of a run or a model, such as model.config")
     return pictures_for_model(places, spec, seed, resize, convert)[0]
 
 
@@ -290,7 +309,7 @@ def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
         raise pictures.BadPicture(f"{error}. {_FIX}") from None
     fix = "--convert (in Python convert=True) converts such pictures when they are read"
     other = f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}"
-    check(spec.convert or header.channels == spec.channels, f"{other}; {fix}")
+    check(spec.convert or spec.seen_channels(header.channels) == spec.channels, f"{other}; {fix}")
     try:
         pictures.check_size(f"{path}:", header.height, header.width, spec)
     except pictures.BadPicture:

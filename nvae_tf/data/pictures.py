@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from nvae_tf.config import MAX_PIXELS, DataSpec, check
 from nvae_tf.errors import first_line, wrap_read_errors
+from nvae_tf.progress import Report
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -19,6 +20,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _FORMATS_WITH_FRAMES = ("PNG", "WEBP", "GIF", "TIFF")
 # Pillow's modes of pictures with 1 to 4 channels.
 _CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+# By channels and bits.
+_FORM_NAMES = {(1, 8): "gray", (2, 8): "gray with alpha", (3, 8): "RGB", (4, 8): "RGBA"}
+_FORM_NAMES |= {(channels, 16): f"16-bit {name}" for (channels, _), name in _FORM_NAMES.items()}
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
 # Where a PNG file has its bits per channel, and then its color type; and the channels of these types.
 _PNG_FORM_AT = 24
@@ -95,11 +99,13 @@ def read_picture(
     channels: int,
     max_pixels: int = MAX_PIXELS,
     fit: Callable[[Image.Image], Image.Image] | None = None,
+    alpha: str = "keep",
 ) -> Image.Image:
     """A picture of 8 bits with 1 to 4 channels, upright; BadPicture as in `read_header`, and for damaged pixels.
 
     Of 16 bits the upper 8 are kept: the b-bit levels that follow, b <= 8, are those of the 16-bit values. Of large
     pictures only one is in memory at a time, however many threads read; `fit` is applied before the next is decoded.
+    `alpha` is that of `DataSpec`.
     """
     with _opened(path, max_pixels) as picture:
 
@@ -108,7 +114,7 @@ def read_picture(
                 # What fails on odd metadata is writing them, when the pixels are turned.
                 with contextlib.suppress(Exception):
                     ImageOps.exif_transpose(picture, in_place=True)
-            upright = as_eight_bits(picture, channels)
+            upright = as_eight_bits(picture, channels, alpha)
             result = upright if fit is None else fit(upright)
             return result.copy() if result is picture else result
 
@@ -117,11 +123,16 @@ def read_picture(
     return found
 
 
-def as_eight_bits(picture: Image.Image, channels: int) -> Image.Image:
+def as_eight_bits(picture: Image.Image, channels: int, alpha: str = "keep") -> Image.Image:
     """The picture with 8 bits and 1 to 4 channels, see `read_picture`; ValueError for more."""
     check(channels in _CHANNEL_MODES, f"pictures for a model of {channels} channels: it takes arrays alone")
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if alpha != "keep" and picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        if alpha != "drop":
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, alpha), picture)
+        picture = picture.convert("RGB")
     mode = _CHANNEL_MODES[channels]
     return picture if picture.mode == mode else picture.convert(mode)
 
@@ -324,13 +335,29 @@ def check_size(where: str, height: int, width: int, spec: DataSpec) -> None:
         raise BadPicture(f"{where} is {size}: {fix}")
 
 
-def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -> None:
-    """Raises BadPicture for images with other channels or bits than the spec's, unless they are converted."""
-    for found, setting, what in ((channels, "channels", "channels"), (bits, "file_bits", "bits a channel")):
+def check_form(where: object, channels: int | None, bits: int, spec: DataSpec, *usual: int) -> None:
+    """Raises BadPicture for images with other channels or bits than the spec's, unless they are converted.
+
+    `usual` are the channels and the bits of most images of the set; if not given, those of these images.
+    """
+    form = spec.seen_channels(channels), bits
+    names = zip(("channels", "bits a channel"), ("channels", "file_bits"), form, usual or form, strict=True)
+    for what, setting, value, common in names:
         expected = getattr(spec, setting)
-        if not spec.convert and found not in (None, expected):
-            fix = f"--config.data.convert=True converts images when they are read, or set it to {found}"
-            raise BadPicture(f"{where}: has {found} {what}, but data.{setting} is {expected}; {fix}")
+        if not spec.convert and value not in (None, expected):
+            fix = "--config.data.convert=True converts images when they are read"
+            fix += f", or set it to {common}, what most images have" if common != expected else ""
+            raise BadPicture(f"{where}: has {value} {what}, but data.{setting} is {expected}; {fix}")
+
+
+def report_conversion(forms: Mapping[tuple[int, int], int], spec: DataSpec, report: Report) -> None:
+    """Reports in one line what is converted; `forms` has the number of pictures by their channels and bits."""
+    target = spec.channels, spec.file_bits
+    others = {form: count for form, count in sorted(forms.items()) if form != target}
+    if others:
+        kinds = [_FORM_NAMES[form] + (f" ({count:,})" if len(others) > 1 else "") for form, count in others.items()]
+        numbers = f"{sum(others.values()):,} of {sum(forms.values()):,} pictures"
+        report.keep(f"Converted {numbers} from {' and '.join(kinds)} to {_FORM_NAMES[target]}")
 
 
 def fits(images: np.ndarray, spec: DataSpec) -> bool:
@@ -343,7 +370,8 @@ def fit_pixels(pixels: np.ndarray, spec: DataSpec, where: str = "an image") -> n
     if fits(pixels, spec):
         return pixels
     if pixels.shape[-1] != spec.channels:
-        picture = as_eight_bits(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), spec.channels)
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        picture = as_eight_bits(picture, spec.channels, spec.alpha)
         pixels = np.asarray(picture).reshape(*pixels.shape[:2], spec.channels)
     # Each channel by itself: Pillow would take the last of 2 or 4 for an alpha channel and multiply the others by it.
     channels = [fitted(Image.fromarray(channel), spec, where) for channel in np.moveaxis(pixels, -1, 0)]

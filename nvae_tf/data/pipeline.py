@@ -9,6 +9,7 @@ import atexit
 import dataclasses
 import enum
 import hashlib
+import itertools
 import math
 import struct
 import weakref
@@ -17,7 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import DataSpec, ModelConfig, check
+from nvae_tf.config import DataSpec, ModelConfig, check, whole_number
 from nvae_tf.data.sources import ImageSource, check_image_shape
 
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
@@ -57,7 +58,7 @@ class RandomStream(enum.IntEnum):
 
 def stream_key(seed: int, stream: RandomStream) -> np.ndarray:
     """The Philox key of a stream, uint64 `[1]`; ValueError where the seed is negative."""
-    check(seed >= 0, f"The data seed is {seed}; it must be 0 or above.")
+    seed = whole_number("the seed of the data", seed)
     return np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)
 
 
@@ -267,6 +268,26 @@ def spread_numbers(count: int, at_most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, at_most)).astype(int)).tolist()
 
 
+def shown_numbers(source: ImageSource, count: int) -> list[int]:
+    """The numbers of `count` images to show (all, if there are fewer), drawn by a fixed seed.
+
+    Of a source with labels there is one image of each class in turn, in the order of the classes; where `count` is
+    smaller than their number, one of each of `count` classes that are drawn by the same seed.
+    """
+    # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
+    random = np.random.RandomState(0)
+    order = random.permutation(source.count)
+    if source.labels is not None:
+        labels, classes = source.labels[order], len(source.class_names)
+        ends = np.cumsum(np.bincount(labels, minlength=classes))
+        of_classes = np.split(order[np.argsort(labels, kind="stable")], ends[:-1])
+        if classes > count:
+            of_classes = [of_classes[number] for number in random.permutation(classes)]
+        rounds = itertools.zip_longest(*of_classes)
+        order = (number for of_round in rounds for number in of_round if number is not None)
+    return [int(number) for number in itertools.islice(order, count)]
+
+
 def chosen_images(
     source: ImageSource,
     spec: DataSpec,
@@ -275,31 +296,25 @@ def chosen_images(
     count: int | None = None,
     at_most: int | None = None,
     seed: int = 0,
-) -> tuple[np.ndarray, list[str]]:
-    """Images of a part of a data set as the model sees them, and a name for each.
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Images of a part of a data set as the model sees them, their labels (None without `spec.labels`), their names.
 
-    They are those of the numbers `indices`, or the first `count`, or else `at_most`. `seed` is that of the
-    binarization. ValueError where there are fewer images. `chosen_labels` has their labels.
+    They are those of the numbers `indices`; or `count`, or else up to `at_most`, as `shown_numbers` draws them; or all
+    in order. `seed` is that of the binarization. ValueError where there are fewer images.
     """
-    spec = images_alone(spec)
-    count = count or min(at_most or source.count, source.count)
-    part = f"the {split} part of {spec.name}"
-    check(count <= source.count, f"count = {count}: {part} has only {source.count} images")
+    labels = source.labels if spec.labels else None
+    spec, part = images_alone(spec), f"the {split} part of {spec.name}"
+    check(count is None or count <= source.count, f"count = {count}: {part} has only {source.count} images")
     for index in indices or ():
         numbers = f"{part} has {source.count} images, numbers 0 to {source.count - 1}"
         check(index < source.count, f"indices = {index}: {numbers}")
-    if indices is None:
-        indices = range(count)
-        batches = evaluation_batches(source, spec, 64, seed, range(-(-count // 64)))
-    else:
-        batches = evaluation_batches(source, spec, 1, seed, indices)
-    images = np.concatenate([batch.numpy() for batch in iterate(batches, source)])[: len(indices)]
-    return images, [f"{split}_{index:05d}" for index in indices]
-
-
-def chosen_labels(source: ImageSource, count: int, indices: Sequence[int] | None = None) -> np.ndarray:
-    """The labels, int32 `[count]`, of the `count` images that `chosen_images` gives of a source with labels."""
-    return source.labels[:count] if indices is None else source.labels[list(indices)]
+    if indices is None and (count or at_most):
+        indices = shown_numbers(source, count or at_most)
+    size, batches = (64, None) if indices is None else (1, indices)
+    indices = range(source.count) if indices is None else indices
+    dataset = evaluation_batches(source, spec, size, seed, batches)
+    images = np.concatenate([batch.numpy() for batch in iterate(dataset, source)])
+    return images, None if labels is None else labels[list(indices)], [f"{split}_{index:05d}" for index in indices]
 
 
 def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Tensor, tf.Tensor]:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,6 +60,10 @@ class ImageSource:
     def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """A function, to be traced, from indices `[batch]` to uint8 images `[batch, height, width, channels]`."""
         raise NotImplementedError
+
+    def names(self) -> Sequence[str | int]:
+        """A name for each image: the path of its file, or its number where it has no file of its own."""
+        return range(self.count)
 
     def labeled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> ImageSource:
         """This source, which has labels from now on."""
@@ -240,6 +245,10 @@ def _function(spec, name):
     message = f"data.source_name is not set: the name of the set within data.source = {spec.source}, {example}"
     check(bool(spec.source_name) or not source.needs_name, message)
     if kind == "tfds":
+        # Names of other kinds TFDS looks up on the network, for minutes.
+        if not re.fullmatch(r"[\w-]+(/[\w+.-]+)?(:[\d.*]+)?(/\w+=.*)?", spec.source_name):
+            fix = "give a name of https://www.tensorflow.org/datasets/catalog, as NAME, NAME/CONFIG or NAME:VERSION"
+            raise ValueError(f"data.source_name = {spec.source_name!r:.60}: not a name of TensorFlow Datasets; {fix}")
         start_tensorflow_quietly()
     # Imported when it is needed: some modules take seconds.
     module = importlib.import_module(f"nvae_tf.data.{source.module}")

@@ -14,7 +14,7 @@ from nvae_tf.data_sets import MODEL_SETTINGS
 def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
     """The settings of a run from nested ones of a config file, completed by a look at the images."""
     groups = {group: dict(values.items()) for group, values in settings.items()}
-    spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {}), "data."))
+    spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {})))
     model = groups.setdefault("model", {})
     for name, data_name in MODEL_SETTINGS.items():
         if model.get(name) is None:
@@ -36,7 +36,7 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     if None in (*spec.image_shape, spec.file_bits):
         first = first_image(spec)
         height, width = _size(spec, first)
-        channels, bits = spec.channels or first.channels, spec.file_bits or first.bits
+        channels, bits = spec.channels or spec.seen_channels(first.channels), spec.file_bits or first.bits
         spec = dataclasses.replace(spec, height=height, width=width, channels=channels, file_bits=bits)
     without = f"data.num_classes = {spec.num_classes}, but data.labels is False: set --config.data.labels=True"
     check(spec.labels or spec.num_classes is None, f"{without}, or leave the former out")

@@ -18,7 +18,7 @@ from absl import logging
 
 from nvae_tf.config import DataSpec, check, did_you_mean
 from nvae_tf.data.array_files import decoded_once, fill
-from nvae_tf.data.pictures import BadPicture, PictureHeader, check_form, fit_pixels
+from nvae_tf.data.pictures import BadPicture, PictureHeader, check_form, fit_pixels, report_conversion
 from nvae_tf.data.pipeline import closed_at_exit
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory, class_numbers
 from nvae_tf.errors import first_line
@@ -60,6 +60,8 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
         _download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
     count = _number_of_examples(builder, name, split, spec)
+    form = spec.seen_channels(feature.shape[-1] or spec.channels), _bits(feature)
+    report_conversion({form: count}, spec, report)
     classes = _class_names(builder) if spec.labels else ()
 
     def read_labels():

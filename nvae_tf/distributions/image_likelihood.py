@@ -14,6 +14,8 @@ from nvae_tf.distributions.discretized_logistic_mixture import (
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
 tfd = tfp.distributions
+# What is folded into an image's seed, so that no other draw has these numbers.
+_STREAM = 0x50697865
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,16 @@ class ImageLikelihood:
             return tfd.Independent(PixelNormal(*tf.split(parameters, 2, axis=-1), temperature), 3)
         split = split_mixture_parameters(parameters, self.channels, self.num_mixtures)
         return tfd.Independent(DiscretizedLogisticMixture(*split, temperature, self.num_bits, self.exact_edges), 2)
+
+    def sample(self, parameters: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Images `[batch, H, W, C]` drawn from p(x | z), on its levels, each by its own seed `[batch, 2]` alone."""
+
+        def draw(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            seed = tf.random.experimental.stateless_fold_in(row[1], _STREAM, alg="philox")
+            return self.distribution(row[0]).sample(seed=seed)
+
+        images, highest = tf.map_fn(draw, (parameters, seeds), fn_output_signature=tf.float32), 2**self.num_bits - 1
+        return tf.round(images * highest) / highest if self.name == "logistic_mixture" else images
 
 
 class PixelNormal(tfd.Distribution):

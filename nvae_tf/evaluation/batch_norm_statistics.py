@@ -49,7 +49,7 @@ def readjusted(
     copy = type(model).from_config(model.get_config())
     for variable, value in zip(copy.weights, model.weights, strict=True):
         variable.assign(value)
-    copy.reweighted_prior = model.reweighted_prior
+    copy.read_prior = lambda: model.reweighted_prior
     norms = _norms_of(copy.top_down)
     if not norms:
         return ReadjustedModel(copy, "the generator has no batch norm: nothing to readjust")
@@ -67,7 +67,7 @@ def readjusted(
             seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)
             top = reweighted.sources(seeds, temperatures, copy.plan, forward.labels)
             sources[: len(top)] = top
-        copy.top_down_pass(sources, batch_size, forward)
+        copy._top_down_pass(sources, batch_size, forward)
         forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in running]
         forward.commit()
         return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])

@@ -25,7 +25,12 @@ from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
 from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.progress import ImageProgress
+from nvae_tf.schemas import Field
 
+_STATISTICS = {
+    **{"mean": Field("number", (None,)), "covariance": Field("number", (None, None))},
+    **{"count": Field("whole number"), "fingerprint": Field("text")},
+}
 KEPT_SAMPLES = 256  # of one kept batch; a multiple of the generator's own batches
 
 
@@ -82,15 +87,13 @@ def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics |
     if not path.exists():
         return None
     try:
-        arrays = read_arrays(path)
-        if str(arrays["fingerprint"]) != fingerprint:
-            return None
+        arrays = read_arrays(path, _STATISTICS)
         statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
         _check_statistics(statistics)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         fix = "remove the file, and they will be made again"
         raise ValueError(f"{path}: the statistics of features are damaged ({error}); {fix}") from None
-    return statistics
+    return statistics if str(arrays["fingerprint"]) == fingerprint else None
 
 
 def _check_statistics(statistics: FeatureStatistics) -> None:
@@ -203,7 +206,7 @@ def measure_fid(
         return [image_seeds(task.seed, min(kept.size, kept.total - first), first) for first in firsts]
 
     def compute(seeds: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
-        images = generator_and_shift()[0].from_seeds(seeds, settings.temperature, prior=settings.prior)
+        images = generator_and_shift()[0].generate(len(seeds), settings.temperature, seeds, prior=settings.prior)
         images = np.rint(images * np.float32(255.0)) / np.float32(255.0)  # as they would be in a PNG file
         return {"features": np.asarray(extractor.features(images))}
 

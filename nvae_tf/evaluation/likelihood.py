@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from nvae_tf.config import check
+from nvae_tf.config import MOST_IMPORTANCE_SAMPLES, check, whole_number
 from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.cpu_kernels import has_gpus
@@ -82,7 +82,7 @@ class LikelihoodEvaluator:
     The weights are read at each evaluation. `batch_size` is that of the largest batch; smaller ones are padded.
     `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
     measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. The
-    reconstruction is that of a mask `kept_channels` alone where one is given, see `NVAE.inference_pass`.
+    reconstruction is that of a mask `kept_channels` alone where one is given, see `NVAE._inference_pass`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class LikelihoodEvaluator:
     ):
         self._strategy = strategy or tf.distribute.get_strategy()
         replicas = self._strategy.num_replicas_in_sync
-        check(importance_samples >= 0, f"importance_samples = {importance_samples}: must be at least 0")
+        importance_samples = whole_number("importance_samples", importance_samples, 0, MOST_IMPORTANCE_SAMPLES)
         needed = f"must be at least 1, and a multiple of the {replicas} replicas"
         check(batch_size >= 1 and batch_size % replicas == 0, f"batch_size = {batch_size}: {needed}")
         self._model, self._batch_size, self._kept_channels = model, batch_size, kept_channels
@@ -103,10 +103,10 @@ class LikelihoodEvaluator:
         self._numbers = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
         at_once = {"numbers": self._numbers, "samples_at_once": self._at_once}
-        self._elbo, self._features = self._on_replicas(self._elbo_of), self._on_replicas(model.features)
+        self._elbo, self._features = self._on_replicas(self._elbo_of), self._on_replicas(model._features)
 
         def add_samples(*rows: tf.Tensor) -> ImportanceWeighting:
-            return model.add_importance_samples(*rows[:-1], **at_once, labels=rows[-1])
+            return model._add_importance_samples(*rows[:-1], **at_once, labels=rows[-1])
 
         self._add_samples = self._on_replicas(add_samples)
 
@@ -158,7 +158,7 @@ class LikelihoodEvaluator:
         noise = noise_per_image(self._model.plan.latent_shapes(), seeds)
         # Latents of which some channels are kept are not drawn by a loop. Folding would copy most kernels for one pass.
         forward = ForwardPass(labels=labels, scanned=self._kept_channels is None)
-        decoded = self._model.inference_pass(images, noise, forward, self._kept_channels)
+        decoded = self._model._inference_pass(images, noise, forward, self._kept_channels)
         reconstruction = -decoded.likelihood.log_prob(images)
         return [reconstruction, kl_per_channel(decoded.latents)]
 

@@ -20,6 +20,7 @@ from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pipeline import chosen_images, content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
 from nvae_tf.data_sets import check_model_fits
+from nvae_tf.evaluation.table import digits
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
@@ -137,16 +138,16 @@ def likelihood_ratio(
     groups nearest to the image are from the prior (Havtorn et al. 2021): high where details fit that the upper groups
     do not explain. The upper groups have the same draws in both.
     """
-    features, shapes = model.features(images), model.plan.latent_shapes()
-    count, forward = tf.shape(images)[0], model.inference_forward(labels)
+    features, shapes = model._features(images), model.plan.latent_shapes()
+    count, forward = tf.shape(images)[0], model._inference_forward(labels)
 
     def bound(from_prior: int) -> tf.Tensor:
         kept = model.plan.num_groups - from_prior
 
         def log_weights(indices: tf.Tensor) -> tf.Tensor:
             noise = noise_of_samples(shapes, seeds, indices[0], 1)
-            sources = model.posterior_sources(features, noise)[:kept]
-            decoded = model.top_down_pass([*sources, *map(PriorSource, noise[kept:])], count, forward)
+            sources = model._posterior_sources(features, noise)[:kept]
+            decoded = model._top_down_pass([*sources, *map(PriorSource, noise[kept:])], count, forward)
             log_q, log_p = objectives.log_posterior_and_prior(decoded.latents[:kept])
             return (decoded.likelihood.log_prob(images) + log_p - log_q)[:, tf.newaxis]
 
@@ -290,7 +291,7 @@ def scores_of(parts: _Scored, calibration: OutlierCalibration | None) -> dict[st
     `parts` are arrays `reconstruction` `[images]`, `kl` `[images, groups]` and, where it was measured, `llr`.
     """
     found = outlier_scores(OutlierParts(parts["reconstruction"], parts["kl"], None), calibration)
-    scores = {"mahalanobis": found.mahalanobis, "kl": found.kl, "nelbo": found.nelbo}
+    scores = {"mahalanobis": found.mahalanobis, "kl": found.kl, "nelbo_at_mean": found.nelbo_at_mean}
     scores |= {"p_mahalanobis": found.mahalanobis_p_value, "p_kl": found.kl_p_value}
     scores = {name: np.asarray(values) for name, values in scores.items() if values is not None}
     return scores | ({"llr": parts["llr"]} if "llr" in parts else {})
@@ -333,6 +334,7 @@ def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_S
     }
     for file, figure in drawn.items():
         figures.save_figure(figure, file)
+        task.status.keep(f"figure: {file}")
     return [str(file.relative_to(task.folder.path)) for file in drawn]
 
 
@@ -340,7 +342,7 @@ def _most_outlying(task: EvaluationTask, one: ImageSet, scores: _Scored) -> tupl
     """Images of a set with the highest first score, their maps, and what is written below each."""
     name = next(iter(scores))
     numbers = np.argsort(-scores[name], kind="stable")[:_SHOWN]
-    images, _ = chosen_images(one.source, one.spec, task.split, numbers.tolist(), seed=task.seed)
+    images, *_ = chosen_images(one.source, one.spec, task.split, numbers.tolist(), seed=task.seed)
     maps = outlier_parts(task.trained.model, tf.constant(images)).kl_map.numpy()
-    notes = [f"{scores[name][number]:.3g}" for number in numbers]
+    notes = [digits(scores[name][number], 3) for number in numbers]
     return images, maps, notes

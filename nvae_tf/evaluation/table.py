@@ -11,10 +11,15 @@ _PROVENANCE = ("{num_images:,} ", "images of the {split} part of {dataset}", " (
 _PROVENANCE += ("\n{checkpoint} checkpoint", ", step {step:,}", ", {weights}", ", SHA-256 {checkpoint_sha256:.16}...")
 
 
+def digits(value: float, count: int = 4) -> str:
+    """`0.05417`, `9,740`, `10,400`: so many digits or, of large numbers, all before the point."""
+    return f"{value:,.{count}g}" if abs(value) < 10**count - 0.5 else f"{value:,.0f}"
+
+
 def interval(value: float, half_width: float | None) -> str:
     """`35.95 ± 0.94`: half the width of an interval with two digits, and the value with as many places."""
     if not half_width:
-        return f"{value:,.4g}"
+        return digits(value)
     places = max(0, 1 - math.floor(math.log10(half_width)))
     return f"{value:,.{places}f} ± {half_width:,.{places}f}"
 
@@ -46,8 +51,9 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         # A file of an earlier version lacks it.
         if kept := latents.get("active_only"):
             how = f"the {kept['channels']} with the largest KL, the others at the prior's mean; all channels together "
-            how += f"{kept['reconstruction_nats_of_all_channels']:,.4g} nats; mean of {kept['num_images']:,} images"
-            yield "reconstruction, a tenth of the channels", f"{kept['reconstruction_nats']:,.4g} nats per image", how
+            tenth, all_nats = (digits(kept[f"reconstruction_nats{which}"]) for which in ("", "_of_all_channels"))
+            how += f"{all_nats} nats; mean of {kept['num_images']:,} images"
+            yield "reconstruction, a tenth of the channels", f"{tenth} nats per image", how
     for key, name in _OF_SAMPLES.items():
         if fid := metrics.get(key):
             how = f"{fid['samples']:,} samples at temperature {fid['temperature']}"
@@ -57,7 +63,9 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             how += ", not known as the published Inception graph" if unknown else ""
             yield name, f"{fid['value']:.2f}", how
     if outliers := metrics.get("outliers"):
-        words = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs", "nelbo": "NELBO", "llr": "LLR"}
+        # Earlier files have the name "nelbo".
+        words = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
+        words |= dict.fromkeys(("nelbo_at_mean", "nelbo"), "NELBO at the means") | {"llr": "LLR"}
         for name, of_set in outliers["sets"].items():
             value = ", ".join(f"{of_set['auroc'][key]:.3f} {words[key]}" for key in words if key in of_set["auroc"])
             own = f"{metrics.get('split')} images"
@@ -79,7 +87,7 @@ def table(metrics: Mapping[str, Any]) -> str:
         lines = [
             _line(f"active units of group {group}", f"{count} of {channels}") for group, count in enumerate(active)
         ]
-        parts.append("\n".join(lines + [f"figure: {name}" for name in metrics["latents"]["pictures"]]))
+        parts.append("\n".join(lines))
     if "outliers" in metrics:
         parts.append("\n".join(_outlier_lines(metrics)))
     for key, name in _OF_SAMPLES.items():
@@ -91,7 +99,7 @@ def table(metrics: Mapping[str, Any]) -> str:
 
 
 def _outlier_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """How many images of each set have a small p-value, and where the figures are."""
+    """How many images of each set have a small p-value."""
     outliers, words = metrics["outliers"], {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
     for name, of_set in outliers["sets"].items() if outliers["calibrated"] else ():
         value = ", ".join(f"{of_set['flagged'][key]:.1%} {words[key]}" for key in words)
@@ -100,7 +108,6 @@ def _outlier_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield "no Mahalanobis distance, no p-values: nvae-calibrate has not been run for this checkpoint"
     if "llr_groups" in outliers:
         yield f"LLR>{outliers['llr_groups']} with {outliers['llr_samples']:,} importance samples"
-    yield from (f"figure: {name}" for name in outliers["pictures"])
 
 
 def _line(name: str, value: str) -> str:

@@ -21,6 +21,7 @@ from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.progress import ImageProgress, StatusLine
 from nvae_tf.runs.loading import TrainedRun
 from nvae_tf.runs.run_folder import RunFolder
+from nvae_tf.schemas import ANY
 
 _SECONDS_FOR_CHIEF = 300.0
 
@@ -107,7 +108,7 @@ class KeptBatches:
     def _arrays(self, number: int) -> dict[str, np.ndarray]:
         file = self.file(number)
         try:
-            return read_arrays(file)
+            return read_arrays(file, ANY)
         except ValueError as error:
             file.unlink(missing_ok=True)
             fix = "the same command computes this batch again"

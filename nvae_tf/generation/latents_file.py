@@ -17,12 +17,12 @@ from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.schemas import LATENT_SHAPES, LATENTS, parsed
 
 if TYPE_CHECKING:
     from nvae_tf.models import NVAE
 
 _FORMAT = "nvae_tf latents"
-_GROUP = "group_"  # in older files
 
 
 class StoredLatents(NamedTuple):
@@ -85,19 +85,14 @@ def read_flat_latents(path: str | os.PathLike) -> FlatLatents:
         raise FileNotFoundError(f"{path}: no such file of latents; `encode` of nvae-generate or nvae-client writes one")
     fix = "write one with encode of nvae-generate or nvae-client, or nvae_tf.generation.latents_file.save_latents"
     with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {fix}"):
-        entries = read_arrays(pathlib.Path(path))
-        groups = [entries[name] for name in sorted(entries) if name.startswith(_GROUP)]
+        entries = read_arrays(pathlib.Path(path), LATENTS)
+        groups = [entries[name] for name in sorted(entries) if name.startswith("group_")]
         groups = [entries["latent"]] if "latent" in entries else groups
-        check(bool(groups), f"it has {', '.join(sorted(entries)[:5])}, and no entry `latent`")
-        check("latent" not in entries or groups[0].ndim == 2, f"`latent` is of shape {list(groups[0].shape)}")
         latent = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
         # Those of a served model, which knows nothing but the total, have no shapes with them.
-        shapes = json.loads(str(entries["about"]))["latent_shapes"] if "about" in entries else None
+        about = parsed(str(entries["about"]), LATENT_SHAPES) if "about" in entries else None
         names = [str(name) for name in entries["names"]] if "names" in entries else None
-        labels = entries.get("labels")
-        fits = {len(latent)} >= {len(part) for part in (names, labels) if part is not None}
-        check(fits, "its arrays do not fit each other")
-    return FlatLatents(latent, None if shapes is None else list(map(tuple, shapes)), names, labels)
+    return FlatLatents(latent, about and list(map(tuple, about["latent_shapes"])), names, entries.get("labels"))
 
 
 def load_latents(path: str | os.PathLike, model: Union["NVAE", LatentPlan]) -> StoredLatents:

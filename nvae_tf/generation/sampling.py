@@ -48,16 +48,16 @@ def generate_images(
     seed: int = 0,
     progress: Progress = None,
     labels: Labels = None,
-    guidance: float = 1.0,
-    prior: str = "model",
+    **how: Any,
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
     Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
     a scale or one a group, see `temperatures_of_groups`, which has the errors too. A conditional model draws images of
-    all its classes in turn where `labels` `[count]` does not say of which; `guidance` and `prior` see `NVAE.generate`.
+    all its classes in turn where `labels` `[count]` does not say of which. `how`: guidance, prior and mean, as for
+    `NVAE.generate`.
     """
-    return generator_of(model).generate(count, temperature, seed, progress, (), labels, guidance, prior)
+    return generator_of(model).generate(count, temperature, seed, progress, (), labels, **how)
 
 
 def encode_images(
@@ -107,73 +107,61 @@ class ImageGenerator:
     def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
         self._model = model
         self._strategy = strategy or tf.distribute.get_strategy()
-        self._mean_images = tf.function(self._images_of, autograph=False)
+        self._images = tf.function(self._images_of, autograph=False)
         self.encode_batch = tf.function(self._latents_of, autograph=False)
 
     def generate(
         self,
         count: int,
         temperature: Temperature = 1.0,
-        seed: int = 0,
+        seed: int | tf.Tensor = 0,
         progress: Progress = None,
         latents: Arrays = (),
         labels: Labels = None,
         guidance: float = 1.0,
         prior: str = "model",
+        mean: bool = True,
     ) -> np.ndarray:
-        """See `generate_images`; latents of the top groups may be given."""
+        """See `generate_images`; latents of the top groups may be given, and one seed an image `[count, 2]`."""
         check(count >= 1, f"count = {count}: must be at least 1")
-        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress, labels, guidance, prior)
-
-    def from_seeds(
-        self,
-        seeds: tf.Tensor,
-        temperature: Temperature = 1.0,
-        latents: Arrays = (),
-        progress: Progress = None,
-        labels: Labels = None,
-        guidance: float = 1.0,
-        prior: str = "model",
-    ) -> np.ndarray:
-        """Mean images `[count, height, width, channels]` for one seed an image `[count, 2]`, see `generate_images`."""
-        check_prior(prior, self._model)
+        seeds = seed if np.ndim(seed) else image_seeds(seed, count)
+        reweighted = check_prior(prior, self._model)
         if len(latents):
             checked = check_latents(latents, self._model.plan, may_lack_groups=True)
             latents = [latent.numpy() for latent in checked]
             given = len(latents[0])
-            check(given == len(seeds), f"latents are of {given} images, but {len(seeds)} are asked for")
+            check(given == count, f"latents are of {given} images, but {count} are asked for")
         temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
         if labels is None and not len(latents) and self._model.config.num_classes:
             # By the image's number, so that they do not depend on the batches.
             labels = np.asarray(seeds)[:, 1] % self._model.config.num_classes
-        labels = _checked(labels, len(seeds), self._model)
-        check_guidance(guidance, bool(labels), self._model.config.num_classes)
+        labels = _checked(labels, count, self._model)
+        check_guidance(guidance, bool(labels), self._model.config.num_classes, self._model.label_dropout)
 
         def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
             rows = divided(self._strategy, rows)
-            made = self._mean_images(temperatures, rows, bool(labels), float(guidance), prior)
+            made = self._images(temperatures, rows, bool(labels), float(guidance), reweighted, mean)
             return [joined(self._strategy, made)]
 
         batches = self._strategy.num_replicas_in_sync
         (images,) = _in_batches(images_of, [np.asarray(seeds), *labels, *latents], progress, batches)
         return images
 
-    def _images_of(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, guidance: float, prior: str) -> Any:
+    def _images_of(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, *how: Any) -> Any:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
 
         def of_replica(seeds: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
             labels, latents = rest[0] if has_labels else None, rest[has_labels:]
             # Given latents are not drawn by a loop.
             forward = FoldedPass(labels=labels, scanned=not latents)
-            drawn = self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, guidance, prior)
-            return drawn.mean()
+            return self._model._generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, *how)
 
         return self._strategy.run(of_replica, rows)
 
     def _latents_of(
         self, noise_scale: tf.Tensor, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        return [latent.z for latent in self._model.encode_from_seeds(images, seeds, noise_scale, labels)]
+        return [latent.z for latent in self._model._encode_from_seeds(images, seeds, noise_scale, labels)]
 
 
 def _checked(labels: Labels, count: int, model: NVAE) -> list[np.ndarray]:
@@ -245,7 +233,7 @@ def vary_images(
     of_variants = tf.concat([seeds(number) for number in range(count)], axis=0)
     tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
     labels = None if labels is None else np.tile(np.broadcast_to(labels, len(images)), count)
-    variants = generator_of(model).from_seeds(of_variants, temperature, tiled, progress, labels)
+    variants = generator_of(model).generate(len(of_variants), temperature, of_variants, progress, tiled, labels)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
 
 
@@ -389,12 +377,14 @@ def operator_of(
 ) -> restoration.LinearOperator:
     """What has become of a run's images: a picture file, white where pixels are missing, or scale, or blur, or nothing.
 
-    `resize` says how the mask is brought to the model's size. ValueError where it is several pictures, or the scale
-    does not divide the images' size.
+    The mask has the model's size, or `resize` brings it there. ValueError where it does not, where it is several
+    pictures, or the scale does not divide the images' size.
     """
     size = config.model.image_height, config.model.image_width
     if mask:
         spec = dataclasses.replace(stored_spec(config.data), channels=1)
+        if resize is None:
+            spec = dataclasses.replace(spec, resize="none", crop_box=None)
         pictures, _ = pictures_for_model([mask], spec, resize=resize, convert=True)
         check(len(pictures) == 1, f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")
         return restoration.Mask(pictures[0, ..., 0] > 0.5)
@@ -483,7 +473,7 @@ def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: in
     mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
     # All of the first class of a conditional model.
     forward = FoldedPass(labels=tf.zeros([count], tf.int32) if model.config.num_classes else None)
-    return model.top_down_pass(list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
+    return model._top_down_pass(list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
 
 
 def numbers_of_shared_groups(groups: int) -> list[int]:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.cpu_kernels import EPSILON, normalize, on_one_cpu
+from nvae_tf.layers.cpu_kernels import EPSILON, gradients_of, normalize, on_one_cpu, written_out_norm
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 from nvae_tf.replicas import replica_count, replica_means
 
@@ -25,7 +25,7 @@ class NormalizedBatch(NamedTuple):
     outputs: tf.Tensor
     mean: tf.Tensor
     variance: tf.Tensor  # unbiased
-    biased_variance: Callable[[], tf.Tensor]  # makes the one that was divided by
+    divisors: Callable[[], tuple[tf.Tensor, tf.Tensor]]  # makes the mean and the biased variance, with gradients
     gradient: Callable[[tf.Tensor], tuple[tf.Tensor, ...]]  # of the outputs -> those of inputs, gamma and beta
 
 
@@ -46,24 +46,49 @@ def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBa
         x=inputs, scale=gamma, offset=beta, mean=none, variance=none, epsilon=EPSILON, is_training=True
     )
 
-    def biased_variance() -> tf.Tensor:
+    def divisors() -> tuple[tf.Tensor, tf.Tensor]:
         size = numbers_a_channel(inputs)
-        return norm.batch_variance * ((size - 1.0) / size)
+        return _differentiable(tf.identity(inputs), norm.batch_mean, norm.batch_variance * ((size - 1.0) / size))
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    @tf.custom_gradient
+    def gradient(*arguments: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable]:
         reserved = {f"reserve_space_{index}": getattr(norm, f"reserve_space_{index}") for index in (1, 2, 3)}
+        upstream, inputs, gamma = arguments
         gradients = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=upstream, x=inputs, scale=gamma, **reserved, epsilon=EPSILON, is_training=True
         )
-        return tuple(gradients[:3])
 
-    return NormalizedBatch(norm.y, norm.batch_mean, norm.batch_variance, biased_variance, gradient)
+        def written_out(upstream: tf.Tensor, inputs: tf.Tensor, gamma: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return _written_out(inputs, gamma, beta=gamma).gradient(upstream)
+
+        # TensorFlow's own is of no use in forward mode.
+        return tuple(gradients[:3]), lambda *upstream: gradients_of(written_out, arguments, upstream)
+
+    def gradient_of_copies(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return gradient(upstream, tf.identity(inputs), tf.identity(gamma))
+
+    return NormalizedBatch(norm.y, norm.batch_mean, norm.batch_variance, divisors, gradient_of_copies)
+
+
+# A function, because forward mode looks into custom gradients but not into functions.
+@tf.function(autograph=False)
+@tf.custom_gradient
+def _differentiable(inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tuple, Callable]:
+    """Mean and biased variance of the inputs, given by a kernel that has no gradients of them."""
+
+    def gradient(mean_gradient: tf.Tensor, variance_gradient: tf.Tensor) -> tuple[tf.Tensor, None, None]:
+        values = tf.cast(inputs, tf.float32)
+        centered = values - tf.reduce_mean(values, _AXES)
+        total = (mean_gradient + 2.0 * variance_gradient * centered) / numbers_a_channel(inputs)
+        return tf.cast(total, inputs.dtype), None, None
+
+    return (tf.identity(mean), tf.identity(variance)), gradient
 
 
 def _written_out(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
     mean, biased = moments(inputs)
     size = numbers_a_channel(inputs)
-    outputs = normalize(inputs, gamma, beta, mean, biased)
+    outputs = tf.cast(written_out_norm(inputs, gamma, beta, mean, biased), inputs.dtype)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
         # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
@@ -79,7 +104,9 @@ def _written_out(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Normal
         inputs_gradient = gamma * inverse * (upstream - beta_share - standardized * gamma_share)
         return tf.cast(inputs_gradient, inputs.dtype), gamma_gradient, beta_gradient
 
-    return NormalizedBatch(outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: biased, gradient)
+    return NormalizedBatch(
+        outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: (mean, biased), gradient
+    )
 
 
 def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -13,6 +13,7 @@ from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.cpu_kernels import (
     concatenated,
+    gradients_of,
     has_cpu_forms,
     interleaved,
     nearest_upsampling,
@@ -226,11 +227,15 @@ def _without_keeping(
         def gradient(upstream):
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                active, swish_gradient = normalized_swish(inputs, gamma, beta, batch.mean, batch.biased_variance())
-            with tf.GradientTape() as tape:
-                tape.watch((active, weights))
-                again = convolve(active, ConvolutionWeights(*weights))
-            active_gradient, weight_gradients = tape.gradient(again, (active, weights), upstream)
+                given = map(tf.identity, (inputs, gamma, beta, *batch.divisors()))
+                active, swish_gradient = normalized_swish(*given)
+
+            def again(active, *weights):
+                return convolve(active, ConvolutionWeights(*weights))
+
+            active_gradient, *weight_gradients = gradients_of(again, [active, *weights], upstream)
+            if active_gradient is None:  # eagerly in forward mode
+                return [None] * (3 + len(weights))
             return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
 
         return outputs, gradient
@@ -305,8 +310,22 @@ class BilinearExpand(StackedLayer):
         return aligned_bilinear_upsampling(self.parts[0].apply_slice(weights[0], inputs, records))
 
 
-def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:
-    """Doubles height and width bilinearly, in float32; corners keep their places (not so in Keras' UpSampling2D)."""
+# A function, because forward mode looks into custom gradients but not into functions.
+@tf.function(autograph=False)
+@tf.custom_gradient
+def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Doubles height and width bilinearly, in float32; corners keep their places (not so in Keras' UpSampling2D).
+
+    The gradient is the transposed map, whose gradient is the upsampling again. TensorFlow has the same two operations,
+    but takes the second for one without a gradient.
+    """
     _, height, width, _ = inputs.shape
     doubled = tf.raw_ops.ResizeBilinear(images=inputs, size=(2 * height, 2 * width), align_corners=True)
-    return tf.cast(doubled, inputs.dtype)
+
+    @tf.custom_gradient
+    def transposed(upstream: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        upstream = tf.cast(upstream, tf.float32)
+        halved = tf.raw_ops.ResizeBilinearGrad(grads=upstream, original_image=inputs, align_corners=True)
+        return halved, aligned_bilinear_upsampling
+
+    return tf.cast(doubled, inputs.dtype), transposed

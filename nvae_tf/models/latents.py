@@ -16,10 +16,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from nvae_tf import objective as objectives
-from nvae_tf.config import check
+from nvae_tf.config import LARGEST_SEED, check, real_number, shown, whole_number
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_from
 from nvae_tf.latent_plan import LatentPlan, of_groups
 from nvae_tf.layers.cpu_kernels import fan_out
+from nvae_tf.models.images import are_classes, as_tensor, boolean_mask, check_values
 
 Normal = tfp.distributions.Normal
 Shapes = Sequence[tuple[int, int, int]]
@@ -230,36 +231,43 @@ def with_kept_channels(
     shape = plan.num_groups, plan.num_latent_per_group
     rule = f"must be {list(shape)}, a bool for each group and latent channel, as `active_channels` gives it"
     check(np.shape(kept_channels) == shape, f"a mask of channels has shape {list(np.shape(kept_channels))}: {rule}")
-    return list(map(KeptChannelsSource, sources, tf.unstack(tf.cast(kept_channels, tf.bool))))
+    return list(map(KeptChannelsSource, sources, tf.unstack(boolean_mask(kept_channels, "a mask of channels"))))
 
 
 def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Tensor | None:
     """The class of each of `count` images, int32 `[count]`, from one number for all or one an image; None for none.
 
-    ValueError where the model has no classes, there are more or fewer labels than images or (if eager) others than the
-    classes' numbers and -1, which means none.
+    ValueError where the model has no classes, there are more or fewer labels than images, or others than the classes'
+    numbers and -1, which means none. In graphs these are asserted; XLA leaves that out.
     """
     if labels is None:
         return None
     check(num_classes > 0, "labels were given, but this model has no classes (model.num_classes = 0); leave them out")
-    labels = tf.convert_to_tensor(labels)
+    labels = as_tensor(labels, "labels")
+    if labels.shape.rank is None or labels.shape[1:] == (1,):
+        # As Keras has them: a column, or for batches of several shapes.
+        labels = tf.reshape(labels, [-1])
+    fits = labels.shape.rank == 0 or isinstance(count, tf.Tensor) or labels.shape[0] in (None, count)
+    form = f"must be one number, or one for each of {count} images, not one-hot vectors (tf.argmax makes numbers)"
+    check(labels.shape.rank < 2 and fits, f"labels have shape {tuple(labels.shape)}; they {form}")
     check(labels.dtype.is_integer, f"labels are of type {labels.dtype.name}; they must be whole numbers")
-    labels = tf.cast(labels, tf.int32)
-    if labels.shape.rank == 0:
-        labels = tf.fill([count], labels)
-    known = labels.shape.rank == 1 and (isinstance(count, tf.Tensor) or labels.shape[0] in (None, count))
-    check(known, f"labels have shape {tuple(labels.shape)}; they must be one number, or one for each of {count} images")
     if tf.executing_eagerly():
         wrong = labels.numpy()[(labels.numpy() < -1) | (labels.numpy() >= num_classes)]
         check(not len(wrong), f"label {wrong[:1]}: the classes are 0 to {num_classes - 1}, and -1 is none")
-    return labels
+    else:
+        text = f"labels must be numbers of classes, 0 to {num_classes - 1}, and -1 is none"
+        check_values(are_classes(labels, num_classes), text)
+    labels = tf.cast(labels, tf.int32)
+    return labels if labels.shape.rank else tf.fill([count], labels)
 
 
-def check_guidance(guidance: float, has_labels: bool, num_classes: int) -> None:
-    """ValueError where guidance is not finite, or there is no class to guide toward."""
-    check(np.isfinite(guidance), f"guidance = {guidance}: must be finite")
+def check_guidance(guidance: float, has_labels: bool, num_classes: int, label_dropout: float) -> None:
+    """ValueError where guidance is not finite, there is no class to guide toward, or no priors without a class."""
+    guidance = real_number("guidance", guidance, "must be finite")
     what = "give labels too" if num_classes else "this model has no classes (model.num_classes = 0)"
     check(guidance == 1.0 or has_labels, f"guidance = {guidance}: it leads toward a class; {what}")
+    what = "this model was trained without label_dropout, so it has no priors of no class; leave guidance out"
+    check(guidance == 1.0 or label_dropout > 0.0, f"guidance = {guidance}: {what}, or train with label_dropout=0.1")
 
 
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:
@@ -267,7 +275,12 @@ def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_group
 
     ValueError where they do not fit the plan, lack groups, are not of equally many images or (if eager) not finite.
     """
-    tensors = [tf.cast(tf.convert_to_tensor(latent), tf.float32) for latent in latents]
+    if isinstance(latents, str | bytes) or not isinstance(latents, Sequence):
+        raise ValueError(f"latents are one {type(latents).__name__}; give a list, one array a group, as of `encode`")
+    tensors = [as_tensor(latent, "latents") for latent in latents]
+    kinds = {tensor.dtype.name for tensor in tensors if not tensor.dtype.is_floating}
+    check(not kinds, f"latents are of type {', '.join(kinds)}; they must be floats")
+    tensors = [tf.cast(tensor, tf.float32) for tensor in tensors]
     shapes = plan.latent_shapes()
     given = [tuple(tensor.shape[1:]) for tensor in tensors]
     check(
@@ -295,9 +308,8 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
     values = []
     for value in temperature if several else [temperature]:
         if not isinstance(value, tf.Tensor):
-            value = float(value)
-            message = f"temperature = {value:g}: must be greater than 0 and finite; 1 is the model as trained"
-            check(0.0 < value < math.inf, message)
+            rule = "must be greater than 0 and finite; 1 is the model as trained"
+            value = real_number("temperature", value, rule, math.ulp(0.0))
         values.append(value)
     return of_groups(values, plan.latent_shapes(), "temperatures") if several else values * plan.num_groups
 
@@ -349,7 +361,11 @@ def batch_size_of(tensor: tf.Tensor) -> Number:
 
 
 def image_seeds(seed: Number, count: Number, first: Number = 0) -> tf.Tensor:
-    """Seeds `[count, 2]` of the images `first .. first + count - 1` of a stream."""
+    """Seeds `[count, 2]` of the images `first .. first + count - 1` of a stream; in graphs the seed may be a tensor."""
+    if tf.executing_eagerly() or not hasattr(seed, "dtype") or isinstance(seed, np.generic):
+        seed = whole_number("seed", seed, -LARGEST_SEED)
+    elif not tf.as_dtype(seed.dtype).is_integer or len(seed.shape):
+        raise ValueError(f"seed = {shown(seed)}: must be one whole number")
     indices = tf.range(first, first + count, dtype=tf.int32)
     return tf.stack([tf.fill(tf.shape(indices), tf.cast(seed, tf.int32)), indices], axis=1)
 

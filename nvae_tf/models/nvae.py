@@ -1,11 +1,12 @@
 """The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
 
+import contextlib
 import dataclasses
 import functools
 import math
-import numbers as number_types
+import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import keras
@@ -15,7 +16,7 @@ import tensorflow_probability as tfp
 
 from nvae_tf import config as configuration
 from nvae_tf import objective as objectives
-from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice
+from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import (
@@ -32,7 +33,8 @@ from nvae_tf.models import restoration, training_step
 from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import (
     assert_classes,
-    assert_unit_range,
+    assert_pixels,
+    boolean_mask,
     check_batch,
     check_images,
     frame,
@@ -69,6 +71,8 @@ from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
 from nvae_tf.replicas import replica_count, replica_means
 
+_MOST_GRAPHS = 16
+_NO_CLASS_WEIGHT = "class_weight has no effect: the loss is the mean over all images; leave it out"
 # Their conditions are all Python's: in a graph of the caller's, autograph would take as long as the tracing itself.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 
@@ -109,7 +113,7 @@ class NVAE(keras.Model):
     Args:
       config: the architecture; ValueError where its settings do not fit each other.
       objective: the training loss.
-      seed: of all draws in training.
+      seed: of the initial weights, and of all draws in training.
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the latent
         groups ("groups"), or those before and after them too ("all").
       accumulate_steps: into how many microbatches a batch is cut in training, for less memory.
@@ -138,64 +142,66 @@ class NVAE(keras.Model):
         for where, value, expected in (("config", config, ModelConfig), ("objective", objective, ObjectiveConfig)):
             found = type(value).__name__
             check(isinstance(value, expected), f"{where} is of type {found}: must be a nvae_tf.{expected.__name__}")
-        is_seed = isinstance(seed, number_types.Integral) and abs(seed) <= configuration.LARGEST_SEED
-        check(is_seed, f"seed = {seed!r}: must be a whole number up to {configuration.LARGEST_SEED}")
-        is_count = isinstance(accumulate_steps, int) and accumulate_steps is not True and accumulate_steps >= 1
-        check(is_count, f"accumulate_steps = {accumulate_steps!r}: must be a whole number and at least 1")
-        is_part = isinstance(label_dropout, number_types.Real) and 0.0 <= label_dropout <= 1.0
-        check(is_part, f"label_dropout = {label_dropout!r}: must be a probability from 0 to 1")
         check_choice("dtype", self.dtype_policy.name, configuration.PRECISIONS)
         check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
         self.config, self.objective, self.plan = config, objective, latent_plan(config)
         # Fails early where the settings do not fit each other.
         objectives.final_kl_weights(objective, self.plan)
-        self.seed, self.recompute, self.accumulate_steps = int(seed), recompute, accumulate_steps
-        self.label_dropout, self.scan = float(label_dropout), bool(scan)
+        self.seed, self.recompute = whole_number("seed", seed, -configuration.LARGEST_SEED), recompute
+        self.accumulate_steps, self.scan = whole_number("accumulate_steps", accumulate_steps, 1), bool(scan)
+        probability = "must be a probability from 0 to 1"
+        self.label_dropout = real_number("label_dropout", label_dropout, probability, 0.0, 1.0)
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
-        self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
-        self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
+        with _seeded_initializers(self.seed):
+            self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
+            self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
+            self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         of_groups = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
-        for cells in self._stacks(ResidualCells):
+        for cells in self._layers_of_kind(ResidualCells):
             cells.recomputed = recompute == "all" or (recompute == "groups" and cells in of_groups)
-        self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
-        self.is_data_dependent = bool(self._stacks(DataDependentConvolution))
+        self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
         )
         self.running = RunningMetrics()
         self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self.convolutions))
         self.step_guard = StepGuard()
-        # What `nvae_tf.load` has found beside the weights; a text says why there is none.
-        self.reweighted_prior: ReweightedPrior | str = NONE_LEARNED
-        self.outlier_calibration: OutlierCalibration | str | None = None
+        # Of `nvae_tf.load`, which leaves reading what lies beside the weights to its first use.
+        self.read_prior: Callable[[], ReweightedPrior | str] = lambda: NONE_LEARNED
+        self.read_calibration: Callable[[], OutlierCalibration | str | None] = lambda: None
+        # Of `batch_size=`: tracing takes many times as long as running.
+        self._kept_graphs = functools.lru_cache(_MOST_GRAPHS)(_graph_of)
         # TensorFlow does not look into Keras' lists: `tf.train.Checkpoint(model=...)` would leave their weights out.
         self._weights_of_checkpoint = tf.train.Checkpoint(weights=self.weights)
         self.built = True
 
-    def _stacks(self, kind: type) -> list:
+    @functools.cached_property
+    def reweighted_prior(self) -> ReweightedPrior | str:
+        """What nvae-prior has learned for these weights; a text says why there is none."""
+        return self.read_prior()
+
+    @functools.cached_property
+    def outlier_calibration(self) -> OutlierCalibration | str | None:
+        """What nvae-calibrate has measured with these weights; a text says why it can't be used."""
+        return self.read_calibration()
+
+    def _layers_of_kind(self, kind: type) -> list:
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
-    # Not set in the constructor: Keras would count and save these layers a second time.
-    @functools.cached_property
-    def batch_norms(self) -> list[StackedBatchNormalization]:
-        """The batch normalizations of both networks."""
-        return self._stacks(StackedBatchNormalization)
+    # Not set in the constructor: Keras would count these layers a second time. The names are not private, because in
+    # `.keras` files the weights of these layers lie under them.
+    batch_norms = functools.cached_property(lambda self: self._layers_of_kind(StackedBatchNormalization))
+    convolutions = functools.cached_property(lambda self: self._layers_of_kind(StackedConvolution))
 
-    @functools.cached_property
-    def stacks(self) -> list[StackedLayer]:
-        """All stacks of both networks, those that others are made of too."""
-        return self._stacks(StackedLayer)
-
-    @functools.cached_property
-    def convolutions(self) -> list[StackedConvolution]:
-        """The convolutions of both networks."""
-        return self._stacks(StackedConvolution)
+    # A method, because Keras would save weights under the name of an attribute.
+    def _stacks(self) -> list[StackedLayer]:
+        return self._layers_of_kind(StackedLayer)
 
     # The networks: images -> features -> latents -> the distribution of images.
 
-    def inference_pass(
+    def _inference_pass(
         self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None, kept_channels=None
     ) -> Decoded:
         """Both passes for images `[batch, height, width, channels]`, with every latent from the posterior.
@@ -204,16 +210,16 @@ class NVAE(keras.Model):
         channels outside of a mask `kept_channels`, see `active_channels`, are at the prior's mean.
         """
         forward = forward or FoldedPass()
-        sources = self.posterior_sources(self.features(images, forward), noise)
+        sources = self._posterior_sources(self._features(images, forward), noise)
         if kept_channels is not None:
             sources = with_kept_channels(sources, kept_channels, self.plan)
-        return self.top_down_pass(sources, tf.shape(images)[0], forward)
+        return self._top_down_pass(sources, tf.shape(images)[0], forward)
 
-    def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
+    def _features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
         """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
         return self.bottom_up.forward(frame(images, self.config), forward or FoldedPass())
 
-    def top_down_pass(
+    def _top_down_pass(
         self,
         sources: Sequence[LatentSource],
         batch_size: int | tf.Tensor,
@@ -226,15 +232,15 @@ class NVAE(keras.Model):
         pixels = real_pixels(parameters, self.config.image_height, self.config.image_width)
         return Decoded(parameters, self.likelihood.distribution(pixels), latents)
 
-    def posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
+    def _posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
         """The source of each group's latent, from its bottom-up feature and standard-normal noise."""
         residual = self.config.residual_distributions
         return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
 
-    def inference_forward(self, labels: tf.Tensor | None = None) -> ForwardPass:
+    def _inference_forward(self, labels: tf.Tensor | None = None) -> ForwardPass:
         """A forward pass in inference that has all kernels already, for what is called in every turn of a loop."""
         forward = FoldedPass(labels=labels)
-        for stack in self.stacks:
+        for stack in self._stacks():
             forward.weights_of(stack)
         return forward
 
@@ -244,7 +250,7 @@ class NVAE(keras.Model):
         labels = self._labels(labels, batch_size_of(images))
         forward = ForwardPass(True, labels=labels) if training else FoldedPass(labels=labels)
         noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, tf.shape(images)[0]))
-        decoded = self.inference_pass(images, noise, forward)
+        decoded = self._inference_pass(images, noise, forward)
         forward.commit()
         return decoded.likelihood.mean()
 
@@ -258,14 +264,15 @@ class NVAE(keras.Model):
     def infer(
         self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
     ) -> tuple[InferredGroup, ...]:
-        """What the model infers of each group's latent from images, top group first, see `InferredGroup`."""
+        """What the model infers of each group's latent from images, top group first, see `InferredGroup`.
+
+        Example: `kl_of_top_group = model.infer(images, mean=True)[0].kl`
+        """
         images = check_images(images, self.config)
         count = batch_size_of(images)
 
-        def inferred(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tuple[InferredGroup, ...]:
-            return tuple(map(inferred_group, self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels)))
-
-        return _in_batches(inferred, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
+        rows = images, image_seeds(seed, count), self._labels(labels, count)
+        return _in_batches(self, _inferred, batch_size, *rows, mean=mean)
 
     @_AS_WRITTEN
     def encode(
@@ -285,26 +292,26 @@ class NVAE(keras.Model):
         With `active_only` only a tenth of all latent channels come from there, those with the largest mean KL over
         these images; the others are at the prior's mean given the groups above. It may also be a mask of channels, see
         `nvae_tf.models.latents.active_channels`, which other images have decided.
+        Example: `latents = model.encode(images, seed=1)`
         """
-        kept = None if isinstance(active_only, bool) else active_only
+        kept = None if isinstance(active_only, bool) else boolean_mask(active_only, "active_only")
         if active_only is True:
             kl = [tf.reduce_sum(group.kl, axis=(1, 2)) for group in self.infer(images, seed, mean, labels, batch_size)]
             kept = active_channels(tf.reduce_mean(kl, axis=1))
         images = check_images(images, self.config)
         count = batch_size_of(images)
 
-        def encoded(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
-            latents = self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels, kept)
-            return latents_type(len(latents))._make(latent.z for latent in latents)
+        # One mask for all images, given to each, as what goes through in batches is.
+        kept = None if kept is None else tf.repeat(tf.convert_to_tensor(kept)[tf.newaxis], count, axis=0)
+        rows = images, image_seeds(seed, count), self._labels(labels, count), kept
+        return _in_batches(self, _encoded, batch_size, *rows, mean=mean)
 
-        return _in_batches(encoded, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
-
-    def encode_from_seeds(
+    def _encode_from_seeds(
         self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0, labels: tf.Tensor | None = None, kept_channels=None
     ) -> list[LatentSample]:
         """As `encode`, for one seed an image `[batch, 2]`; `noise_scale` multiplies sigma (0: the means)."""
         noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
-        return self.inference_pass(images, noise, FoldedPass(labels=labels), kept_channels).latents
+        return self._inference_pass(images, noise, FoldedPass(labels=labels), kept_channels).latents
 
     @_AS_WRITTEN
     def decode(
@@ -319,15 +326,13 @@ class NVAE(keras.Model):
 
         With a temperature those of the top groups are enough, at least of one; the others are drawn from the prior, see
         `generate`. ValueError where the latents are of another architecture, or some are missing.
+        Example: `images = model.decode(latents)`; `variants = model.decode(latents[:1], temperature=0.7, seed=2)`
         """
         latents = check_latents(latents, self.plan, may_lack_groups=temperature is not None)
         count, temperature = batch_size_of(latents[0]), 1.0 if temperature is None else temperature
-
-        def decoded(seeds: tf.Tensor, labels: tf.Tensor | None, *latents: tf.Tensor) -> tf.Tensor:
-            return self.generate_from_seeds(seeds, temperature, latents, FoldedPass(labels=labels)).mean()
-
-        rows = image_seeds(seed, count), self._labels(labels, count)
-        return _in_batches(decoded, batch_size, *rows, *latents)
+        rows = image_seeds(seed, count), self._labels(labels, count), *latents
+        temperatures = tuple(temperatures_of_groups(temperature, self.plan))
+        return _in_batches(self, _generated, batch_size, *rows, temperature=temperatures)
 
     @_AS_WRITTEN
     def generate(
@@ -339,34 +344,37 @@ class NVAE(keras.Model):
         guidance: float = 1.0,
         batch_size: int | None = None,
         prior: str = "model",
+        mean: bool = True,
     ) -> tf.Tensor:
-        """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
+        """Images `[count, height, width, channels]` in [0, 1] of latents from the prior: the likelihood's means.
+
+        With `mean=False` they are draws from the likelihood p(x | z) instead: 0 or 1 for a model of 1 bit, and noisy.
 
         `temperature` multiplies the priors' sigma, see `temperatures_of_groups`: a number, or one a scale or group.
-        Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class,
-        for a model trained with `label_dropout` (see `GuidedSource`); with 0 latents are from the priors of no class.
+        Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class
+        (see `GuidedSource`); with 0 latents are from the priors of no class. ValueError unless it is 1 where the model
+        was trained without `label_dropout`.
         With `prior="reweighted"` the top groups are drawn from the `ReweightedPrior` that nvae-prior has learned.
+        Example: `images = model.generate(16, temperature=0.7, seed=1)`
         """
-        check(count >= 1, f"count = {count}: must be at least 1")
-        check_prior(prior, self)
+        count = whole_number("count", count, 1)
         labels = self._labels(labels, count)
-        check_guidance(guidance, labels is not None, self.config.num_classes)
+        check_guidance(guidance, labels is not None, self.config.num_classes, self.label_dropout)
+        temperatures = tuple(temperatures_of_groups(temperature, self.plan))
+        how = dict(temperature=temperatures, guidance=guidance, prior=check_prior(prior, self), mean=mean)
+        return _in_batches(self, _generated, batch_size, image_seeds(seed, count), labels, **how)
 
-        def generated(seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
-            return self.generate_from_seeds(seeds, temperature, (), FoldedPass(labels=labels), guidance, prior).mean()
-
-        return _in_batches(generated, batch_size, image_seeds(seed, count), labels)
-
-    def generate_from_seeds(
+    def _generate_from_seeds(
         self,
         seeds: tf.Tensor,
         temperature: Temperature = 1.0,
         latents=(),
         forward: ForwardPass | None = None,
         guidance: float = 1.0,
-        prior: str = "model",
-    ) -> tfp.distributions.Distribution:
-        """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone.
+        prior: ReweightedPrior | None = None,
+        mean: bool = True,
+    ) -> tf.Tensor:
+        """As `generate`, for one seed an image `[batch, 2]`; the temperature is the priors' alone.
 
         Latents of the top groups may be given; the other groups' draws are the same as without, and as with a
         reweighted prior of the top groups.
@@ -379,12 +387,17 @@ class NVAE(keras.Model):
             noise = noise_per_image(self.plan.latent_shapes(), seeds)
             make = functools.partial(GuidedSource, guidance=guidance) if is_guided else PriorSource
             sources += list(map(make, noise, temperatures))[len(sources) :]
-        if prior != "model":
-            sources = with_reweighted_prior(self, sources, seeds, temperatures, forward.labels)
-        if not is_guided:
-            return self.top_down_pass(sources, tf.shape(seeds)[0], forward).likelihood
-        both = dataclasses.replace(forward, labels=tf.concat([forward.labels, -tf.ones_like(forward.labels)], axis=0))
-        return self.top_down_pass(sources, 2 * tf.shape(seeds)[0], both, kept=tf.shape(seeds)[0]).likelihood
+        if prior is not None:
+            sources = with_reweighted_prior(prior, sources, seeds, temperatures, self.plan, forward.labels)
+        count = kept = tf.shape(seeds)[0]
+        if is_guided:
+            labels = tf.concat([forward.labels, -tf.ones_like(forward.labels)], axis=0)
+            count, forward = 2 * count, dataclasses.replace(forward, labels=labels)
+        decoded = self._top_down_pass(sources, count, forward, kept if is_guided else None)
+        if mean:
+            return decoded.likelihood.mean()
+        pixels = real_pixels(decoded.parameters, self.config.image_height, self.config.image_width)
+        return self.likelihood.sample(pixels, seeds)
 
     @_AS_WRITTEN
     def score(
@@ -399,19 +412,16 @@ class NVAE(keras.Model):
         """Importance-weighted bound on the negative log-likelihood of each image `[batch]`, in nats.
 
         With `per_group` it is that of one draw with analytic KLs (the NELBO), in its parts: an `objective.Elbo`.
+        Example: `nats = model.score(images, importance_samples=100, batch_size=50)`
         """
         images = check_images(images, self.config, scored=True)
         count = batch_size_of(images)
         parts = f"per_group with importance_samples = {importance_samples}: the KL of each group is that of one sample"
         check(importance_samples == 1 or not per_group, parts)
-
-        def scored(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor | objectives.Elbo:
-            if not per_group:
-                return self.importance_weighted(images, importance_samples, seeds, labels)
-            noise = noise_per_image(self.plan.latent_shapes(), seeds)
-            return self.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
-
-        return _in_batches(scored, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
+        rows = images, image_seeds(seed, count), self._labels(labels, count)
+        if per_group:
+            return _in_batches(self, _elbo, batch_size, *rows)
+        return _in_batches(self, NVAE._importance_weighted, batch_size, *rows, importance_samples=importance_samples)
 
     @_AS_WRITTEN
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
@@ -419,12 +429,13 @@ class NVAE(keras.Model):
 
         Without labels a conditional model takes for each image the class that fits best, which is a pass a class.
         ValueError where the calibration file of the model's run is damaged or of other weights.
+        Example: `p_values = model.outlier_score(images).kl_p_value`
         """
         calibration = self.outlier_calibration
         check(not isinstance(calibration, str), calibration)
         images = check_images(images, self.config, scored=True)
         rows = images, self._labels(labels, batch_size_of(images))
-        return outlier_scores(_in_batches(functools.partial(outlier_parts, self), batch_size, *rows), calibration)
+        return outlier_scores(_in_batches(self, outlier_parts, batch_size, *rows), calibration)
 
     @_AS_WRITTEN
     def classify(self, images: tf.Tensor, seed: int = 0, batch_size: int | None = None) -> tf.Tensor:
@@ -432,25 +443,21 @@ class NVAE(keras.Model):
 
         All classes are as probable a priori, and `log p(x | class)` is replaced by its lower bound (`score` with
         `per_group`), with the same draws for all.
+        Example: `likeliest = tf.argmax(model.classify(images), axis=1)`
         """
         check(self.config.num_classes > 0, "this model has no classes (model.num_classes = 0)")
         images = check_images(images, self.config, scored=True)
+        return _in_batches(self, _classified, batch_size, images, image_seeds(seed, batch_size_of(images)))
 
-        def classified(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-            noise = noise_per_image(self.plan.latent_shapes(), seeds)
-            return tf.nn.softmax(-tf.transpose(self.nelbo_of_classes(images, noise)))
-
-        return _in_batches(classified, batch_size, images, image_seeds(seed, batch_size_of(images)))
-
-    def nelbo_of_classes(self, images: tf.Tensor, noise: Sequence[tf.Tensor]) -> tf.Tensor:
-        """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `inference_pass`."""
+    def _nelbo_of_classes(self, images: tf.Tensor, noise: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `_inference_pass`."""
         # What does not depend on the class is computed once.
-        forward, count = self.inference_forward(), tf.shape(images)[0]
-        sources = self.posterior_sources(self.features(images, forward), noise)
+        forward, count = self._inference_forward(), tf.shape(images)[0]
+        sources = self._posterior_sources(self._features(images, forward), noise)
 
         def nelbo(number: tf.Tensor) -> tf.Tensor:
             of_class = dataclasses.replace(forward, labels=tf.fill([count], number))
-            return self.top_down_pass(sources, count, of_class).elbo(images).nelbo
+            return self._top_down_pass(sources, count, of_class).elbo(images).nelbo
 
         return tf.map_fn(nelbo, tf.range(self.config.num_classes), fn_output_signature=tf.float32)
 
@@ -472,37 +479,32 @@ class NVAE(keras.Model):
         sigma is at least 0.1, or a tensor of a graph) come `steps` of gradient descent; with 0 of these it is quick and
         less exact. It begins at the posterior's means, or with a seed at draws, which differ where the measurement
         leaves much open.
+        Example: `images = model.restore(damaged, restoration.Mask(missing), sigma=0.0)`
         """
-        sigma = float(sigma) if tf.executing_eagerly() else sigma
-        measurement = restoration.checked_measurement(measurement, operator, sigma, self.config)
+        measurement, sigma = restoration.checked_measurement(measurement, operator, sigma, self.config)
         pnp_steps = restoration.default_pnp_steps(sigma) if pnp_steps is None else pnp_steps
-        for name, value in (("steps", steps), ("pnp_steps", pnp_steps)):
-            check(value >= 0, f"{name} = {value}: must be at least 0")
-        count, how = batch_size_of(measurement), (operator, sigma, steps, pnp_steps, seed is not None)
-
-        def restored(measurement: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
-            return restoration.restored(self, measurement, seeds, labels, *how)
-
-        # Never eagerly: its loops are fast in a graph alone.
+        steps, pnp_steps = whole_number("steps", steps), whole_number("pnp_steps", pnp_steps)
+        count = batch_size_of(measurement)
+        how = dict(operator=operator, sigma=sigma, steps=steps, pnp_steps=pnp_steps, from_draws=seed is not None)
+        # Never eagerly: its loops are fast in a graph alone. Anew at each call: an operator's arrays may change.
         batch_size = count if batch_size is None and tf.executing_eagerly() else batch_size
-        rows = measurement, image_seeds(seed or 0, count), self._labels(labels, count)
-        return _in_batches(restored, batch_size, *rows)
+        rows = measurement, image_seeds(0 if seed is None else seed, count), self._labels(labels, count)
+        return _in_batches(self, restoration.restored, batch_size, *rows, keep_graph=False, **how)
 
     def _labels(self, labels: object, count: int | tf.Tensor) -> tf.Tensor | None:
         return check_labels(labels, count, self.config.num_classes)
 
     @_AS_WRITTEN
-    def importance_weighted(
-        self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor, labels: tf.Tensor | None = None
-    ) -> tf.Tensor:
+    def _importance_weighted(self, images, seeds, labels, importance_samples: int) -> tf.Tensor:
         """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
-        check(importance_samples >= 1, f"importance_samples = {importance_samples}: at least 1 sample is needed")
+        most = configuration.MOST_IMPORTANCE_SAMPLES
+        importance_samples = whole_number("importance_samples", importance_samples, 1, most)
         begun = objectives.ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
         whole = 0, importance_samples, (importance_samples,)
-        features = self.features(images)
-        return self.add_importance_samples(begun, images, features, seeds, *whole, labels=labels).bounds[:, 0]
+        features = self._features(images)
+        return self._add_importance_samples(begun, images, features, seeds, *whole, labels=labels).bounds[:, 0]
 
-    def add_importance_samples(
+    def _add_importance_samples(
         self,
         before: objectives.ImportanceWeighting,
         images: tf.Tensor,
@@ -519,14 +521,14 @@ class NVAE(keras.Model):
         `images` are `[batch, height, width, channels]` in [0, 1] with these `features` and a seed each, `[batch, 2]`;
         `numbers` see `objective.add_samples`. One pass draws `samples_at_once`, with as many times the memory.
         """
-        forward = self.inference_forward(None if labels is None else tf.repeat(labels, samples_at_once))
+        forward = self._inference_forward(None if labels is None else tf.repeat(labels, samples_at_once))
         if samples_at_once > 1:
             images, *features = (tf.repeat(tensor, samples_at_once, axis=0) for tensor in (images, *features))
         shapes, num_rows = self.plan.latent_shapes(), tf.shape(images)[0]
 
         def log_weights(indices: tf.Tensor) -> tf.Tensor:
             noise = noise_of_samples(shapes, seeds, indices[0], samples_at_once)
-            decoded = self.top_down_pass(self.posterior_sources(features, noise), num_rows, forward)
+            decoded = self._top_down_pass(self._posterior_sources(features, noise), num_rows, forward)
             log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
             return tf.reshape(decoded.likelihood.log_prob(images) + log_p - log_q, [-1, samples_at_once])
 
@@ -539,7 +541,7 @@ class NVAE(keras.Model):
         """What `fit` reports, see `RunningMetrics`."""
         return self.running.of_training
 
-    def training_loss(
+    def _training_loss(
         self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
     ) -> training_step.StepLoss:
         """The bound's terms and the loss at a step, see `nvae_tf.objective`."""
@@ -549,55 +551,40 @@ class NVAE(keras.Model):
 
     @_AS_WRITTEN
     def train_step(self, data) -> dict[str, tf.Tensor]:
-        """One step of `fit` on a batch of images in [0, 1], or `(images, labels)`."""
-        training_step.train(self, *self._batch_of(data))
-        return _results(self.running.of_training)
+        """One step of `fit` on a batch of images in [0, 1], or `(images, labels)`; refuses what `fit` refuses."""
+        images, labels = training_step.batch_of(self, data)
+        check_images(images, self.config, scored=True, nan_allowed=True)
+        return training_step.train(self, images, labels)
 
     def predict_step(self, data) -> tf.Tensor:
         """One step of `predict`: the reconstructions' means, of `(images, labels)` with their classes."""
-        images, labels = self._batch_of(data, may_lack_labels=True)
+        images, labels = training_step.batch_of(self, data, may_lack_labels=True)
         return self(images, labels=labels)
 
     @_AS_WRITTEN
     def test_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the negative bound in nats; every batch gets the same draws."""
-        images, labels = self._batch_of(data)
+        images, labels = training_step.batch_of(self, data)
+        check_images(images, self.config, scored=True)
         noise = training_step.draws(self, images, -1)
-        elbo = self.inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
+        elbo = self._inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         kl = tf.reduce_sum(kl)
         self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
-        return _results(self.running.of_evaluation)
-
-    def _batch_of(self, data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Images and, for a conditional model, their labels; other models may get some too, and do not use them."""
-        images, labels, *_ = [*data, None] if isinstance(data, (tuple, list)) else (data, None)
-        images = check_batch(images, self.config)
-        if not self.config.num_classes or (labels is None and may_lack_labels):
-            return images, None
-        missing = (
-            f"this model has model.num_classes = {self.config.num_classes}: give (images, labels), not images alone"
-        )
-        check(labels is not None, missing)
-        labels = tf.convert_to_tensor(labels)
-        form = "must be the numbers of classes, [batch], not one-hot vectors (tf.argmax makes numbers of these)"
-        # Unknown where Keras traces for labels of several shapes.
-        is_list = labels.shape.rank in (None, 1) or labels.shape[1:] == (1,)
-        check(is_list, f"labels have shape {labels.shape}: {form}")
-        return images, self._labels(tf.reshape(labels, [-1]), batch_size_of(images))
+        return training_step.results(self.running.of_evaluation)
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
-        """As `keras.Model.fit`; ValueError for images that are not floats in [0, 1] of the model's size."""
-        _refuse_class_weight(class_weight)
+        """As `keras.Model.fit`; ValueError for images not of the model's size, or no floats in [0, 1] (1 bit: 0, 1)."""
+        check(class_weight is None, _NO_CLASS_WEIGHT)
         return super().fit(*args, **kwargs)
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
         """As `keras.Model.train_on_batch`; refuses what `fit` does."""
-        _refuse_class_weight(class_weight)
+        check(class_weight is None, _NO_CLASS_WEIGHT)
         return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes what `fit` runs. Images with NaN pass, and the step guard skips their step."""
+        """Makes what `fit` runs. Images that are not finite pass, and the step guard skips their step."""
         check(self.optimizer is not None, "the model has no optimizer: compile(optimizer=nvae_tf.NVAEAdamax())")
         if self._compile_loss is not None or self._compile_metrics is not None:
             warnings.warn("loss and metrics of `compile` have no effect: the model has its own", stacklevel=2)
@@ -605,7 +592,7 @@ class NVAE(keras.Model):
             # Else they would be made by the first trace of the step, which a refused batch breaks off.
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
-        self._make_checked_function("train", super().make_train_function, force, nan_allowed=True)
+        self._make_checked_function("train", super().make_train_function, force)
 
     def make_test_function(self, force: bool = False) -> None:
         """Makes what `evaluate` runs."""
@@ -615,23 +602,24 @@ class NVAE(keras.Model):
         """Makes what `predict` runs."""
         self._make_checked_function("predict", super().make_predict_function, force)
 
-    def _make_checked_function(self, kind: str, make: Callable, force: bool, nan_allowed: bool = False) -> None:
+    def _make_checked_function(self, kind: str, make: Callable, force: bool) -> None:
         name = f"{kind}_function"
         if getattr(self, name) is None or force:
-            self._nan_allowed = nan_allowed
+            self._kind_of_step = kind
             make(force)
             setattr(self, name, with_one_line_errors(getattr(self, name)))
 
     def _autoconvert_optionals(self, step_func: Callable) -> Callable:
         # Keras wraps in this what it does with a batch, be it compiled by XLA or not: the one place outside of that.
-        step, nan_allowed = super()._autoconvert_optionals(step_func), self._nan_allowed
+        step, kind = super()._autoconvert_optionals(step_func), self._kind_of_step
+        how = self.config, kind != "predict", kind == "train"
 
         def checked(data):
             images, *others = data if isinstance(data, (tuple, list)) else (data,)
             if len(others) > 1 and others[1] is not None:
                 warnings.warn("sample weights have no effect: the loss is the mean over all images", stacklevel=2)
             replicas = self.distribute_strategy.experimental_local_results(images)
-            checks = [assert_unit_range(check_batch(shard, self.config), nan_allowed) for shard in replicas]
+            checks = [assert_pixels(check_batch(shard, self.config), *how) for shard in replicas]
             if self.config.num_classes and others and others[0] is not None:
                 labels = self.distribute_strategy.experimental_local_results(others[0])
                 checks += [assert_classes(shard, self.config.num_classes) for shard in labels]
@@ -686,15 +674,61 @@ class NVAE(keras.Model):
         return cls(**config | {"config": model, "objective": objective})
 
 
-def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | None):
-    """`function(*rows)`, for at most so many rows at a time where a batch size is given; None stays None."""
+@contextlib.contextmanager
+def _seeded_initializers(seed: int) -> Iterator[None]:
+    """In this block the seeds of Keras' initializers, which come from Python's generator, follow from `seed`."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+# What goes through in batches: functions of a model and of tensors with a row an image.
+
+
+def _inferred(model: NVAE, images, seeds, labels, mean: bool) -> tuple[InferredGroup, ...]:
+    return tuple(map(inferred_group, model._encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels)))
+
+
+def _encoded(model: NVAE, images, seeds, labels, kept, mean: bool) -> tuple[tf.Tensor, ...]:
+    kept = None if kept is None else kept[0]
+    latents = model._encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels, kept)
+    return latents_type(len(latents))._make(latent.z for latent in latents)
+
+
+def _generated(model: NVAE, seeds, labels, *latents, **how) -> tf.Tensor:
+    return model._generate_from_seeds(seeds, latents=latents, forward=FoldedPass(labels=labels), **how)
+
+
+def _elbo(model: NVAE, images, seeds, labels) -> objectives.Elbo:
+    noise = noise_per_image(model.plan.latent_shapes(), seeds)
+    return model._inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
+
+
+def _classified(model: NVAE, images, seeds) -> tf.Tensor:
+    noise = noise_per_image(model.plan.latent_shapes(), seeds)
+    return tf.nn.softmax(-tf.transpose(model._nelbo_of_classes(images, noise)))
+
+
+def _in_batches(model: NVAE, function: Callable, batch_size: int | None, *rows, keep_graph: bool = True, **settings):
+    """`function(model, *rows, **settings)`, for at most `batch_size` rows at a time, or for all; None stays None.
+
+    The model keeps the latest graphs, by function and settings; `keep_graph=False` is for settings that may change.
+    """
     if batch_size is None:
-        return function(*rows)
+        return function(model, *rows, **settings)
     count = next(row.shape[0] for row in rows if row is not None)
     check(count is not None, "batch_size is for images of a known number, not in a graph that takes any")
-    check(batch_size >= 1, f"batch_size = {batch_size}: must be at least 1")
+    batch_size = whole_number("batch_size", batch_size, 1)
     specs = [None if row is None else tf.TensorSpec([None, *row.shape[1:]], row.dtype) for row in rows]
-    traced, parts = tf.function(function, autograph=False).get_concrete_function(*specs), []
+    try:
+        graph_of = model._kept_graphs if keep_graph and tf.executing_eagerly() else _graph_of
+        graph = graph_of(model, function, **settings)
+    except TypeError:  # A setting is no key, such as a tensor.
+        graph = _graph_of(model, function, **settings)
+    traced, parts = graph.get_concrete_function(*specs), []
     with image_bar(count) as bar:
         for first in range(0, count, batch_size):
             some = [None if row is None else row[first : first + batch_size] for row in rows]
@@ -703,17 +737,8 @@ def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | N
     return tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=0), *parts)
 
 
-def _results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
-    # Several workers' `fit` joins their metrics along an axis, which scalars lack.
-    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
-    return {metric.name: tf.reshape(metric.result(), [1] if several else []) for metric in metrics}
-
-
-def _refuse_class_weight(class_weight: object) -> None:
-    check(
-        class_weight is None,
-        "class_weight has no effect: the loss is the mean over all images, whatever their class; leave it out",
-    )
+def _graph_of(model: NVAE, function: Callable, **settings) -> tf.types.experimental.PolymorphicFunction:
+    return tf.function(lambda *rows: function(model, *rows, **settings), autograph=False)
 
 
 _COLUMNS_OF_SUMMARY = ("part", "groups", "latent of a group", "channels", "weights, encoder", "weights, decoder")

@@ -41,7 +41,9 @@ class OutlierScores(NamedTuple):
     """
 
     kl: tf.Tensor  # the sum over the groups, in nats
-    nelbo: tf.Tensor  # with the reconstruction, in nats; for comparison: it does not show outliers
+    # KL and reconstruction at the posterior's means, in nats; for comparison: it does not show outliers, and it is no
+    # bound on -log p(x), which `NVAE.score` gives: latents that are drawn reconstruct an image less well.
+    nelbo_at_mean: tf.Tensor
     mahalanobis: tf.Tensor | None  # of the KLs of all groups and the reconstruction, in standard deviations
     kl_p_value: tf.Tensor | None
     mahalanobis_p_value: tf.Tensor | None
@@ -61,7 +63,7 @@ class OutlierCalibration:
 def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
     """Of images `[batch, height, width, channels]` in [0, 1]; without labels `[batch]` of the likeliest classes."""
     labels = likeliest_class(model, images) if labels is None else labels
-    decoded = model.inference_pass(images, [0.0] * model.plan.num_groups, FoldedPass(labels=labels))
+    decoded = model._inference_pass(images, [0.0] * model.plan.num_groups, FoldedPass(labels=labels))
     return OutlierParts(*decoded.elbo(images), kl_map(model, decoded.latents))
 
 
@@ -80,7 +82,7 @@ def likeliest_class(model: "NVAE", images: tf.Tensor) -> tf.Tensor | None:
     """The class of each image `[batch]` with the best bound at the posterior's means; None for a model without."""
     if not model.config.num_classes:
         return None
-    means = model.nelbo_of_classes(images, [0.0] * model.plan.num_groups)
+    means = model._nelbo_of_classes(images, [0.0] * model.plan.num_groups)
     return tf.argmin(means, axis=0, output_type=tf.int32)
 
 
@@ -94,14 +96,14 @@ def _per_pixel(nats: tf.Tensor, config: ModelConfig) -> tf.Tensor:
 def outlier_scores(parts: OutlierParts, calibration: OutlierCalibration | None) -> OutlierScores:
     """The scores of images; ValueError where the calibration is of a model with another number of groups."""
     kl = tf.reduce_sum(parts.kl, axis=1)
-    nelbo = parts.reconstruction + kl
+    nelbo_at_mean = parts.reconstruction + kl
     if calibration is None:
-        return OutlierScores(kl, nelbo, None, None, None, parts)
+        return OutlierScores(kl, nelbo_at_mean, None, None, None, parts)
     found, wanted = len(calibration.mean) - 1, parts.kl.shape[1]
     check(found == wanted, f"the calibration is of a model with {found} latent groups, this one has {wanted}")
     distance = mahalanobis_distance(parts, calibration.mean, calibration.covariance)
     p_values = _p_values(kl, calibration.kl), _p_values(distance, calibration.mahalanobis)
-    return OutlierScores(kl, nelbo, distance, *p_values, parts)
+    return OutlierScores(kl, nelbo_at_mean, distance, *p_values, parts)
 
 
 def mahalanobis_distance(parts: OutlierParts, mean: np.ndarray, covariance: np.ndarray) -> tf.Tensor:

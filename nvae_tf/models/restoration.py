@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ModelConfig, check
+from nvae_tf.config import ModelConfig, check, real_number, whole_number
+from nvae_tf.models.images import as_tensor, boolean_mask
 from nvae_tf.models.latents import (
     GroupLayers,
     LatentSample,
@@ -70,7 +71,7 @@ class Mask:
 
     def apply(self, images: tf.Tensor) -> tf.Tensor:
         """The images, 0 where they are not measured."""
-        missing = np.asarray(self.missing, bool)
+        missing = boolean_mask(self.missing, "the mask of missing pixels")
         missing = missing[..., np.newaxis] if missing.ndim == 2 else missing
         expected = tuple(images.shape[1:])
         fits = missing.ndim == 0 or missing.shape in (expected, (*expected[:2], 1))
@@ -102,14 +103,14 @@ class Separable:
 
 def downsampling(size: tuple[int, int], factor: int) -> Separable:
     """Super-resolution: the means of `factor` x `factor` pixels of images of a size `(height, width)`."""
-    fits = factor >= 1 and not any(length % factor for length in size)
+    fits = not any(length % whole_number("factor", factor, 1) for length in size)
     check(fits, f"scale {factor}: must divide height and width of the images, {size[0]}x{size[1]}")
     return Separable(*(np.kron(np.eye(length // factor), np.full((1, factor), 1.0 / factor)) for length in size))
 
 
 def gaussian_blur(size: tuple[int, int], deviation: float) -> Separable:
     """Deblurring: a Gaussian of this standard deviation in pixels, over the pixels of images `(height, width)`."""
-    check(0.0 < deviation < np.inf, f"deviation = {deviation}: must be above 0, in pixels")
+    deviation = real_number("deviation", deviation, "must be above 0, in pixels", 1e-6, 1e6)
     kernels = [np.exp(-0.5 * np.square(_distances(length) / deviation)) for length in size]
     return Separable(*(kernel / kernel.sum(axis=1, keepdims=True) for kernel in kernels))
 
@@ -128,18 +129,20 @@ def default_pnp_steps(sigma: float | tf.Tensor) -> int:
     return 0 if isinstance(sigma, tf.Tensor) or sigma >= PNP_MOST_NOISE else PNP_STEPS
 
 
-def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, config: ModelConfig) -> tf.Tensor:
-    """The measurement as float32; ValueError where it does not fit operator and model, or the operator is none.
+def checked_measurement(
+    measurement: Any, operator: LinearOperator, sigma: Any, config: ModelConfig
+) -> tuple[tf.Tensor, float | tf.Tensor]:
+    """Measurement (as float32) and sigma; ValueError where they do not fit operator and model, or the operator is none.
 
     What says nothing of any pixel, as the pixels that a mask leaves out, becomes 0. If eager, the operator is compared
     with its adjoint and its squares on random images.
     """
-    if not isinstance(sigma, tf.Tensor):
-        check(0.0 <= sigma < np.inf, f"sigma = {sigma}: must be the noise's standard deviation, at least 0 and finite")
+    if not tf.is_symbolic_tensor(sigma):
+        sigma = real_number("sigma", sigma, "must be the noise's standard deviation, from 0 to 1e6", 0.0, 1e6)
     lacking = [name for name in ("apply", "adjoint", "squared") if not callable(getattr(operator, name, None))]
     text = f"an operator of type {type(operator).__name__} lacks {', '.join(lacking)}; see restoration.LinearOperator"
     check(not lacking, text)
-    measurement = tf.convert_to_tensor(measurement)
+    measurement = as_tensor(measurement, "the measurement")
     text = f"the measurement is of type {measurement.dtype.name}: give floats; divide pixels of 8 bits by 255"
     check(measurement.dtype.is_floating, text)
     measurement = tf.cast(measurement, tf.float32)
@@ -159,7 +162,7 @@ def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, 
     if tf.executing_eagerly():
         _check_operator(operator, images, expected)
         check(bool(tf.reduce_all(tf.math.is_finite(measurement))), "the measurement has values that are not finite")
-    return measurement
+    return measurement, sigma
 
 
 def _check_operator(operator: LinearOperator, images: tf.Tensor, measured_shape: Sequence[int]) -> None:
@@ -189,25 +192,25 @@ def restored(
     from_draws: bool,
 ) -> tf.Tensor:
     """Images `[batch, height, width, channels]` of checked measurements; what a graph does of `NVAE.restore`."""
-    forward = model.inference_forward(labels)
+    forward = model._inference_forward(labels)
     count, shapes = batch_size_of(measurement), model.plan.latent_shapes()
     measured = _Measured(operator, measurement, tf.cast(sigma, tf.float32))
     image_shape = model.config.image_height, model.config.image_width, model.config.image_channels
     start = measured.linear_estimate(image_shape)
 
     def plug_and_play(_: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        features = model.features(images, forward)
+        features = model._features(images, forward)
         sources = [TemperedSource(PosteriorSource(it, 0.0, model.config.residual_distributions)) for it in features]
-        likelihood = model.top_down_pass(sources, count, forward).likelihood
+        likelihood = model._top_down_pass(sources, count, forward).likelihood
         return measured.with_data(likelihood.mean(), likelihood.variance())
 
     start = _repeated(plug_and_play, start, pnp_steps)
     noise = noise_per_image(shapes, seeds) if from_draws else [0.0] * len(shapes)
-    inferred = model.inference_pass(start, noise, forward).latents
+    inferred = model._inference_pass(start, noise, forward).latents
     latents = [(latent.z - latent.prior.loc) / latent.prior.scale for latent in inferred]
 
     def decoded(latents: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        likelihood = model.top_down_pass(list(map(PriorSource, latents)), count, forward).likelihood
+        likelihood = model._top_down_pass(list(map(PriorSource, latents)), count, forward).likelihood
         return likelihood.mean(), likelihood.variance()
 
     def loss(latents: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from nvae_tf.config import PRIORS, check, check_choice
+from nvae_tf.config import PRIOR_KINDS, PRIORS, check, check_choice
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_from
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import ComposedSource, GroupLayers, LatentSample, LatentSource, PriorSource, in_graph
+from nvae_tf.progress import counted
 
+_MOST_PROPOSALS = 10_000
 NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one"
 CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing: of a pair of draws, in nats
 # The numbers of a latent up to which a classifier has no convolutions.
@@ -129,7 +131,7 @@ class Resampled(NamedTuple):
     effective_proposals: tf.Tensor  # `(sum r)^2 / sum r^2`, `[batch]`: from 1 to the number of proposals
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ReweightedPrior:
     """The ratios of the top groups, top group first; no part of the model's weights.
 
@@ -293,6 +295,22 @@ def made_ratios(kind: str, groups: int, plan: LatentPlan, num_classes: int, comp
     return ratios
 
 
+def check_settings(model: Any, groups: int, kind: str, steps: int, proposals: int) -> None:
+    """Raises ValueError for what a reweighted prior of a model can't be."""
+    check_choice("kind", kind, PRIOR_KINDS)
+    limit = f"this model has {counted(model.plan.num_groups, 'latent group')}, so it must be from 1 to that"
+    check(1 <= groups <= model.plan.num_groups, f"groups = {groups}: {limit}")
+    if kind == "mixture":
+        config, size = model.config, math.prod(model.plan.latent_shapes()[0])
+        limits = f"without classes and flows, and of {MOST_FOR_PERCEPTRON:,} numbers at most"
+        found = f"here it has {size:,}, model.num_classes = {config.num_classes}, model.num_flows = {config.num_flows}"
+        fits = size <= MOST_FOR_PERCEPTRON and not config.num_classes and not config.num_flows
+        check(groups == 1, f"groups = {groups}: a mixture is of the top group alone, groups = 1")
+        check(fits, f"a mixture is of a top group {limits}; {found}: take kind = classifier")
+    check(steps >= 1, f"steps = {steps}: must be at least 1")
+    check(1 <= proposals <= _MOST_PROPOSALS, f"proposals = {proposals}: must be from 1 to {_MOST_PROPOSALS:,}")
+
+
 def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
     """The reweighted prior of a model where it is asked for, None where the model's own is.
 
@@ -306,15 +324,15 @@ def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
 
 
 def with_reweighted_prior(
-    model: Any,
+    reweighted: ReweightedPrior,
     sources: Sequence[LatentSource],
     seeds: tf.Tensor,
     temperatures: Sequence[float | tf.Tensor],
+    plan: LatentPlan,
     labels: tf.Tensor | None,
 ) -> list[LatentSource]:
-    """The sources of all groups, the top ones those of the model's reweighted prior; ValueError as `check_prior`."""
-    reweighted = check_prior("reweighted", model)
+    """The sources of all groups, the top ones those of `reweighted`; ValueError where they are not priors."""
     is_plain = all(isinstance(source, PriorSource) for source in sources)
     check(is_plain, "the reweighted prior draws the top groups by itself: neither guidance nor latents go with it")
-    top = reweighted.sources(seeds, temperatures, model.plan, labels)
+    top = reweighted.sources(seeds, temperatures, plan, labels)
     return [*top, *sources[len(top) :]]

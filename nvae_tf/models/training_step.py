@@ -10,7 +10,8 @@ from scipy.special import ndtri
 from nvae_tf import objective as objectives
 from nvae_tf.config import check
 from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
-from nvae_tf.models.latents import batch_noise, batch_size_of
+from nvae_tf.models.images import check_batch
+from nvae_tf.models.latents import batch_noise, batch_size_of, check_labels
 from nvae_tf.models.metrics import StepMetrics
 from nvae_tf.optimization import SMALL_WEIGHT, NVAEAdamax
 from nvae_tf.replicas import replica_count, replica_index, replica_means
@@ -41,17 +42,37 @@ class Step(NamedTuple):
     batch_size: int | tf.Tensor
 
 
-def train(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> None:
+def batch_of(model: "NVAE", data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Images and, for a conditional model, their labels; other models may get some too, and do not use them."""
+    images, labels, *_ = [*data, None] if isinstance(data, (tuple, list)) else (data, None)
+    images = check_batch(images, model.config)
+    if not model.config.num_classes or (labels is None and may_lack_labels):
+        return images, None
+    missing = f"this model has model.num_classes = {model.config.num_classes}: give (images, labels), not images alone"
+    check(labels is not None, missing)
+    return images, check_labels(labels, batch_size_of(images), model.config.num_classes)
+
+
+def train(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
     """One step on a batch `[batch, height, width, channels]` in [0, 1], unless the step guard skips it.
 
     `labels` are the images' classes, int32 `[batch]`, where the model is conditional on them.
 
     The draws depend on the model's seed and the step alone. Replicas, each with its images, take one step together.
+    Returns the metrics' values, see `RunningMetrics`.
     """
     if model.is_data_dependent:
         _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
     find_step = step_of_batch if model.accumulate_steps == 1 else step_of_microbatches
     take_if_accepted(model, find_step(model, images, labels, model.optimizer.iterations))
+    return results(model.running.of_training)
+
+
+def results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
+    """The values of metrics by their names."""
+    # Several workers' `fit` joins their metrics along an axis, which scalars lack.
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return {metric.name: tf.reshape(metric.result(), [1] if several else []) for metric in metrics}
 
 
 def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
@@ -85,7 +106,7 @@ def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularize
     `noise` are the groups' draws, `regularizers` those of `regularizers_of`, `inputs` what the network sees instead.
     """
     norms, total = regularizers
-    elbo = model.inference_pass(images if inputs is None else inputs, noise, forward).elbo(images)
+    elbo = model._inference_pass(images if inputs is None else inputs, noise, forward).elbo(images)
     beta = objectives.kl_weight(step, model.objective)
     weight = objectives.regularization_weight(beta, model.objective)
     scales = objectives.balancing_scales(model.plan)
@@ -97,7 +118,7 @@ def step_of_batch(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, st
     """The step of a batch at once."""
     forward = _forward_pass(model, labels=kept_labels(model, labels, step))
     with tf.GradientTape() as tape:
-        found = model.training_loss(images, draws(model, images, step), step, forward)
+        found = model._training_loss(images, draws(model, images, step), step, forward)
         scaled_loss = _scaled(model, found.loss.loss)
     gradients = tape.gradient(scaled_loss, model.trainable_weights)
     metrics = _metrics(model, gradients, found.means, found.spectral_norms)
@@ -198,7 +219,7 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from the first batch."""
     forward = _forward_pass(model, initializing=True)
-    model.inference_pass(images, draws(model, images, 0), forward)
+    model._inference_pass(images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
     for variable, value in forward.updates:

@@ -52,9 +52,8 @@ class SpectralRegularizer(keras.layers.Layer):
         matrices = [tf.reshape(stack, (stack.shape[0], -1, stack.shape[-1])) for stack in kernels]
         if iterations is None:
             iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
-        fixed = [tf.stop_gradient(matrix) for matrix in matrices]
         axis = tf.constant(1)
-        found = power_iteration(fixed, [tf.expand_dims(vector, axis) for vector in self.vectors], iterations)
+        found = power_iteration(matrices, [tf.expand_dims(vector, axis) for vector in self.vectors], iterations)
         forward.updates += [(vector, tf.squeeze(one.u, 1)) for vector, one in zip(self.vectors, found, strict=True)]
         forward.updates.append((self.warmed_up, tf.ones([])))
         return _norms(matrices, found)

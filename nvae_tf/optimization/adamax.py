@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from nvae_tf.config import real_number
 from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
 
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
@@ -52,6 +53,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def __init__(
         self, learning_rate=1e-2, beta_1=0.9, beta_2=0.999, epsilon=1e-3, l2=3e-4, name="nvae_adamax", **kwargs
     ):
+        if isinstance(learning_rate, float):
+            real_number("learning_rate", learning_rate, "must be at least 0 and finite", 0.0)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
         self._latest: dict[str, tf.Operation] = {}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, experiment_config, resolve_lengths
+from nvae_tf.config import ExperimentConfig, config_to_dict, experiment_config, resolve_lengths
 from nvae_tf.data_sets import DATA_SPECS
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write, file_sha256
@@ -23,7 +23,7 @@ from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.origin import Origin, origin_from_text, write_origin
-from nvae_tf.runs.run_folder import ImageCounts, RunFolder, image_counts_from_text
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, image_counts_from_text, write_run_config
 
 # For those who want to change settings; `--config` takes config.json too.
 _CONFIG_TEXT = '''"""The settings of this run, for nvae-train: those of config.json beside this file."""
@@ -111,7 +111,7 @@ def import_run(
         if settings.images:
             atomic_write(folder.images_file, settings.images.text())
         write_origin(folder, origin)
-        atomic_write(folder.config_file, config_to_json(config))
+        write_run_config(folder, config)
     parameters = sum(math.prod(weight.shape) for weight in model.trainable_variables)
     return settings._replace(config=config, parameters=parameters)
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvae_tf.config import ModelConfig, check
-from nvae_tf.flows import HIDDEN_MULTIPLE
-from nvae_tf.latent_plan import InvertedBranch, groups_per_scale, latent_plan
+from nvae_tf.latent_plan import fewest_weights
 from nvae_tf.models import NVAE
 from nvae_tf.progress import byte_bar
 from nvae_tf.published.names import COPY, COUNTER, PublishedTensor, published_tensors
@@ -116,42 +115,8 @@ def published_shape(tensor: PublishedTensor) -> tuple[int, ...]:
 
 
 def check_implied_size(config: ModelConfig, state: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError where an architecture has more layers or numbers than a file, so that it is never built."""
-    numbers = sum(value.size for value in state.values())
-    # Layers first, because the plan has a place for every group.
-    for fewest, what, available in ((fewest_layers, "layers", len(state)), (fewest_numbers, "numbers", numbers)):
-        if (needed := fewest(config)) > available:
-            fits = "the published weights do not fit this architecture"
-            raise ValueError(f"{fits}: it has at least {needed:,} {what}, and the file {available:,}. {_ONE_FILE}")
-
-
-def fewest_layers(config: ModelConfig) -> int:
-    """A lower bound of the layers, each of which has at least one tensor of its own."""
-    groups = sum(groups_per_scale(config))
-    layers = config.num_preprocess_blocks * config.num_preprocess_cells
-    layers += config.num_postprocess_blocks * config.num_postprocess_cells + groups * (1 + config.num_flows)
-    if groups > 1:
-        layers += groups * config.num_cells_per_group_encoder + (groups - 1) * config.num_cells_per_group_decoder
-    return layers
-
-
-def fewest_numbers(config: ModelConfig) -> int:
-    """A lower bound of the numbers in all weights: of a model with many channels, most of them."""
-    plan, latent = latent_plan(config), config.num_latent_per_group
-    flow = 2 * 9 * latent * HIDDEN_MULTIPLE * latent
-    top = plan.scales[0]
-    numbers = top.height * top.width * top.decoder_channels + 9 * config.image_channels * config.num_channels_encoder
-    if config.likelihood == "logistic_mixture":
-        numbers += 9 * config.num_channels_decoder * config.num_mixtures
-    cells = [(block.num_cells - 1, plan.cells.preprocess, block.channels_in) for block in plan.preprocess]
-    cells += [(block.num_cells - 1, plan.cells.postprocess, block.channels_out) for block in plan.postprocess]
-    for scale in plan.scales:
-        groups, encoder, decoder = len(scale.groups), scale.encoder_channels, scale.decoder_channels
-        numbers += groups * (9 * encoder * 2 * latent + decoder * latent + config.num_flows * flow)
-        if not plan.is_vanilla:
-            cells.append((groups * config.num_cells_per_group_encoder, plan.cells.encoder, encoder))
-            cells.append(((groups - (scale is top)) * config.num_cells_per_group_decoder, plan.cells.decoder, decoder))
-    for count, branch, channels in cells:
-        is_inverted = isinstance(branch, InvertedBranch)
-        numbers += count * (2 * branch.expansion if is_inverted else 9 * len(branch.operations)) * channels**2
-    return numbers
+    """Raises ValueError where an architecture has more numbers than a file, so that it is never built."""
+    needed, numbers = fewest_weights(config), sum(value.size for value in state.values())
+    if needed > numbers:
+        fits = "the published weights do not fit this architecture"
+        raise ValueError(f"{fits}: it has at least {needed:,} numbers, and the file {numbers:,}. {_ONE_FILE}")

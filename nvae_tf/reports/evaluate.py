@@ -1,5 +1,6 @@
 """Evaluates one checkpoint: `elbo`, `iw`, `latents`, `fid`, `frechet`, `outliers`, in the run's evaluation file."""
 
+import csv
 import datetime
 import functools
 import json
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate
+from nvae_tf.data.pipeline import content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, measure_fid
@@ -22,7 +23,7 @@ from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.outliers import OutlierSettings, load_outliers, measure_outliers
 from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
-from nvae_tf.files import atomic_write
+from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import active_channels
@@ -38,6 +39,7 @@ from nvae_tf.training.strategy import select_devices, shard_from_environment
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
 _QUANTILE_95 = 1.959964  # of the normal distribution, for means over many images
 _COLUMNS = 8
+_OUTLIER_SCORES = ("mahalanobis", "mahalanobis_p_value", "kl", "kl_p_value")  # of `NVAE.outlier_score`
 _MOST_WITH_ACTIVE_ONLY = 1000  # images; a second pass over them, after that of the bounds
 
 
@@ -53,6 +55,7 @@ def evaluate_run(
     data_path: str | None = None,
     replicas: int = 0,
     outliers: OutlierSettings | None = None,
+    scores: str | None = None,
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
@@ -72,6 +75,8 @@ def evaluate_run(
       data_path: where the images are, if no longer where they were during training.
       replicas: number of GPUs, all for 0; where there are none, number of virtual CPU devices.
       outliers: where images of another kind are, metric "outliers".
+      scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, and outlier scores
+        with their p-values if the checkpoint is calibrated.
 
     Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
@@ -81,6 +86,8 @@ def evaluate_run(
     # Before hours of work: its file may be missing.
     of_samples = next((name for name in ("fid", "frechet") if name in metrics), None)
     extractor = load_extractor(task, fid) if of_samples else None
+    if scores and isinstance(task.trained.model.outlier_calibration, str):
+        raise ValueError(task.trained.model.outlier_calibration)
     outlier_sets = load_outliers(task, outliers) if "outliers" in metrics else []
     written = None
     # All come from one pass over the images.
@@ -89,7 +96,7 @@ def evaluate_run(
         kept = kept_batches(
             task, f"{task.data_sha256} {task.spec.name} {split} {samples}", task.source.count, task.batch_size
         )
-        measured = _measure_likelihood(task, kept, samples, "latents" in metrics)
+        measured = _measure_likelihood(task, kept, samples, "latents" in metrics, scores)
         if measured is not None:
             written = write_evaluation(task, measured)
             kept.remove()
@@ -139,7 +146,7 @@ def _drawing(task: EvaluationTask, fid: FidSettings, extractor: FeatureExtractor
 
 
 def _measure_likelihood(
-    task: EvaluationTask, kept: KeptBatches, importance_samples: int, with_latents: bool
+    task: EvaluationTask, kept: KeptBatches, importance_samples: int, with_latents: bool, scores: str | None
 ) -> dict[str, Any] | None:
     """Metrics of the evaluation file, without samples of the NELBO alone; None where `share_work` gives None."""
 
@@ -158,8 +165,26 @@ def _measure_likelihood(
     except ValueError:
         kept.remove()
         raise
+    if scores:
+        _write_scores(task, likelihood, pathlib.Path(scores))
     measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
     return measured | ({"latents": _latents_metrics(task, likelihood)} if with_latents else {})
+
+
+def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Path) -> None:
+    """Writes the CSV file of `evaluate_run`."""
+    bits = bits_per_dimension(likelihood.nelbo, math.prod(task.spec.image_shape))
+    columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo, "bits_per_dim": bits}
+    if task.trained.model.outlier_calibration is not None:
+        batches = evaluation_batches(task.source, images_alone(task.spec), task.batch_size, task.seed)
+        score, batches = task.trained.model.outlier_score, iterate(batches, task.source)
+        scored = [score(batch)._replace(parts=None) for batch in batches]  # the parts are as large as the images
+        columns |= {name: np.concatenate([getattr(part, name) for part in scored]) for name in _OUTLIER_SCORES}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The name of a file need not be Unicode.
+    with atomic_file(file) as partial, partial.open("w", newline="", errors="surrogateescape") as lines:
+        csv.writer(lines).writerows([columns, *zip(*columns.values(), strict=True)])
+    task.status.keep(f"scores of every image: {file}")
 
 
 def _batches(task: EvaluationTask, numbers: Sequence[int]) -> Iterator[tf.Tensor]:
@@ -254,11 +279,12 @@ def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathli
     }
     for file, figure in drawn.items():
         figures.save_figure(figure, file)
+        task.status.keep(f"figure: {file}")
     return list(drawn)
 
 
 def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
-    """Adds metrics to the evaluation file, its table and the model card; returns all that the file has then."""
+    """Prints metrics, and adds them to the evaluation file, its table and the model card; returns all of the file."""
     file, checkpoint = task.folder.evaluation_file(task.split), pathlib.Path(task.trained.checkpoint)
     provenance = {
         "dataset": task.spec.name,
@@ -282,6 +308,7 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str
         metrics["half_widths_95"] = half_widths
     atomic_write(file, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
+    task.status.keep(f"{table(provenance | measured)}\n")
     keep_model_card(task.folder, task.trained.model, task.status.keep)
     return metrics
 

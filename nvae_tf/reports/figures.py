@@ -3,7 +3,7 @@
 They need neither a display nor TensorFlow. Images are `[height, width, 1 to 4 channels]` in [0, 1], or of unsigned
 integers; each of their pixels becomes a square of whole pixels, and alpha is shown over a checkerboard. `width` is the
 width in pixels at which a figure will be looked at: 400 on a phone, 1,000 in a text, 1,600 on a slide. It sets the size
-of the text, and a figure is wider only where its images need that.
+of the text. A figure is wider only where its images need that, and up to a third where they would not fill it.
 """
 
 import io
@@ -23,6 +23,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from nvae_tf.config import check
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
+from nvae_tf.evaluation.table import digits
 from nvae_tf.files import atomic_file
 from nvae_tf.generation.image_grid import FIGURES, grid_of_rows, write_png
 from nvae_tf.progress import counted
@@ -32,6 +33,7 @@ LINES = ("#0a63c4", "#c2410c", "#15803d", "#7e22ce", "#0f766e", "#be185d", "#926
 # A power of two: sizes in pixels are exact as inches.
 _DPI = 128
 _POINTS = 72 / _DPI
+_MOST_CLASSES = 10  # columns with captions
 _FRAME = (176, 180, 186, 255)
 Array, Shapes = np.ndarray, Sequence[tuple[int, int, int]]
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
@@ -72,18 +74,23 @@ class Row(NamedTuple):
 
 
 def samples(
-    images: Array, about: Provenance, columns: int | None = None, width: int = 1000, title: str | None = None
+    images: Array, about: Provenance, columns: int | None = None, width: int = 1000, title="", classes: Sequence = ()
 ) -> Figure:
-    """Images drawn by a model, so many per row; None for a nearly square grid."""
-    rows = _rows("", images, columns or math.ceil(math.sqrt(len(images))))
+    """Images drawn by a model, so many per row; None for a nearly square grid.
+
+    `classes` are the names of those that the images take in turn: a caption over each column, if they fit a row.
+    """
+    kinds = len(classes) if len(classes) <= _MOST_CLASSES else 0
+    columns = columns or max(1, kinds) * max(1, math.ceil(math.sqrt(len(images))) // max(1, kinds))
+    captions = [(name, 1) for name in classes] * (columns // kinds) if kinds > 1 and columns % kinds == 0 else ()
     title = title or f"{counted(len(images), 'sample')}, drawn by the model"
-    return image_figure(title, "", rows, about, width)
+    return image_figure(title, "", _rows("", images, columns), about, width, captions)
 
 
-def data_images(train: Array, test: Array, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
-    """The first images of both parts of a data set as the model sees them, at most so many per row."""
-    columns = min(columns, _columns_of(train, width))
-    rows = [*_rows("training images", train, columns), *_rows("test images", test, columns)]
+def data_images(parts: Mapping[str, Array], about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
+    """Images of a data set by what they are ("test images"), as the model sees them, at most so many per row."""
+    columns = min(columns, _columns_of(next(iter(parts.values())), width))
+    rows = [row for label, images in parts.items() for row in _rows(label, images, columns)]
     return image_figure("Images as the model sees them", "", rows, about, width)
 
 
@@ -192,33 +199,29 @@ def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, wid
 
 
 def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> Figure:
-    """Lines (steps, values) by their names, on linear and on logarithmic axes; a value that is not finite is a gap.
+    """Lines (steps, values) by their names, on the axes that show most; a value that is not finite is a gap.
 
-    The names are those of runs where runs are compared. The steps alone are logarithmic where a value is not above 0.
+    The names are those of runs where runs are compared. Axes are logarithmic where half of the points would lie along
+    the bottom or the top of the chart; the steps alone where a value is not above 0.
     """
-    is_wide = width >= 700
-    height = (24 if is_wide else 38) + 1.5 * len(lines)
-    figure, _, size = chart(title, None, width, height, (1, 2) if is_wide else (2, 1))
+    figure, axes, size = chart(title, None, width, 24 + 1.5 * len(lines))
+    for (name, line), color in zip(lines.items(), LINES * len(lines), strict=False):
+        label = f"{name}: {digits(line[1][-1], 5)} at step {line[0][-1]:,}"
+        marker = {"marker": "o", "markersize": 4} if np.isfinite(line[1]).sum() <= 40 else {}
+        axes.plot(*line, color=color, linewidth=1.5, label=label, **marker)
+    axes.grid(axis="y", color=RULE, linewidth=0.7)
+    axes.set(xlabel="training step", ylabel=unit)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     values = np.concatenate([np.asarray(line, float) for _, line in lines.values()])
     values, steps = values[np.isfinite(values)], [step for line, _ in lines.values() for step in line if step > 0]
-    for axes, scale in zip(figure.axes, ("linear", "logarithmic"), strict=True):
-        for (name, line), color in zip(lines.items(), LINES * len(lines), strict=False):
-            label = f"{name}: {line[1][-1]:,.5g} at step {line[0][-1]:,}"
-            marker = {"marker": "o", "markersize": 4} if np.isfinite(line[1]).sum() <= 40 else {}
-            axes.plot(*line, color=color, linewidth=1.5, label=label, **marker)
-        axes.grid(axis="y", color=RULE, linewidth=0.7)
-        axes.set(xlabel="training step", ylabel=unit)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        if scale == "logarithmic" and steps:
-            make_logarithmic(axes, "x", steps)
-            if len(values) and values.min() > 0.0:
-                make_logarithmic(axes, "y", values)
-            else:
-                scale = "logarithmic in the steps"
-        axes.set_title(scale, loc="left", fontsize=size, color=FAINT)
-        axes.xaxis.set_major_formatter("{x:,g}")
-        axes.yaxis.set_major_formatter("{x:,g}")
-    figure.legend(handles=figure.axes[0].lines, loc="outside lower left", frameon=False, fontsize=size, labelcolor=INK)
+    low, middle, high = np.quantile(values, (0.0, 0.5, 1.0)) if len(values) else (0.0, 0.0, 0.0)
+    if steps and abs(2.0 * middle - low - high) > 0.9 * (high - low):
+        make_logarithmic(axes, "x", steps)
+        if low > 0.0:
+            make_logarithmic(axes, "y", values)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    figure.legend(handles=axes.lines, loc="outside lower left", frameon=False, fontsize=size, labelcolor=INK)
     return figure
 
 
@@ -251,14 +254,16 @@ def image_figure(
     blocks = blocks or [("", max(len(row.images) for row in rows))]
     columns = sum(count for _, count in blocks)
     height, native = np.shape(rows[0].images[0])[:2]
-    # All in pixels. Where large images make the figure wider, the text grows with it.
-    size = _text_size(width) * max(1.0, 1.15 * columns * native / width)
-    line, pad, gap, part_gap = round(1.25 * size), round(size), max(3, round(size / 3)), round(1.4 * size)
-    labels = [_wrapped(row.label, size, 9 * size) for row in rows]
-    left = pad + math.ceil(max((_text_width(words, size) + gap for label in labels for words in label), default=0))
-    scale = ((width - left - pad - (len(blocks) - 1) * part_gap) / columns - gap) / native
+    # All in pixels; beside the images is room for labels, margins and gaps.
+    size, labels = _text_size(width), [_wrapped(row.label, 1.0, 9.0) for row in rows]
+    label_room = max((_text_width(words, 1.0) + 1 / 3 for label in labels for words in label), default=0.0)
+    room = width - size * (label_room + 2.0 + 1.4 * (len(blocks) - 1) + columns / 3)
     # An image that takes more than a sixth of the width shows squares instead of a motif.
-    scale = max(1, int(min(scale, width / 6 / native)))
+    scale = max(1, min(round(room / columns / native), int(width / 6 / native)))
+    # Where images make the figure wider, the text grows with it.
+    size *= max(1.0, 1.15 * columns * native / width, columns * native * scale / room)
+    line, pad, gap, part_gap = round(1.25 * size), round(size), max(3, round(size / 3)), round(1.4 * size)
+    left = pad + math.ceil(size * label_room)
     cell, cell_height = native * scale, height * scale
     pitch = math.ceil(max([cell, *(_text_width(note, 0.85 * size) for row in rows for note in row.notes)])) + gap
     places, headings, x = [], [], left

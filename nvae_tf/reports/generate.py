@@ -30,6 +30,7 @@ from nvae_tf.config import (
     TEMPERATURE_HELP,
     ExperimentConfig,
     check,
+    did_you_mean,
 )
 from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model
 from nvae_tf.latent_plan import LatentPlan, latent_plan
@@ -45,7 +46,7 @@ _PICTURES = "Picture files: a file, a folder with all in it, or several with com
 _RESIZE = "How picture files get the model's size; if not given, as in training."
 _CONVERT = "Convert picture files that have other channels; if not given, as in training."
 _COUNT = "Number of images of the data set; if not given, 40 for reconstruct, all for encode, 8 where they are changed."
-_CLASSES = "Classes of a conditional model: 3, or 0,1,2 in turn; -1 is none. Images of the data set have theirs."
+_CLASSES = "Classes by number or name: 3, or 0,cat in turn; -1 is none. Images of the data set have theirs."
 _KEPT = "How many groups, from the top, keep their latents; the others are drawn, so 0 gives samples."
 _GUIDANCE = "Classifier-free guidance: 1 as trained, above 1 more typical of the class, 0 without the class."
 _STARTS = "Draws of the latents to begin at, for the deviation; 0 leaves it out."
@@ -54,7 +55,7 @@ Seed = Annotated[int, "Of the latents, and of the binarization of images.", 0, L
 Split = Annotated[str, "Part of the data set.", "test", "train"]
 DataPath = Annotated[str | None, DATA_PATH_HELP]
 Samples = Annotated[int, "Number of samples.", 1]
-Labels = Annotated[int | Sequence[int] | np.ndarray | None, _CLASSES]
+Labels = Annotated[str | int | Sequence[str] | Sequence[int] | np.ndarray | None, _CLASSES]
 Columns = Annotated[int | None, "Images a row at most; nearly a square if not given.", 1]
 Mean = Annotated[bool, "Take the posterior's means as latents, not draws."]
 KeptOrAll = Annotated[int | None, f"{_KEPT} All if not given.", 0]
@@ -86,7 +87,7 @@ class Originals:
     """Which images a task starts from: picture files, or images of the run's data set.
 
     `input` are files and folders; `resize` ("crop", "stretch") and `convert` bring them to the model's form, None as in
-    training. Images of the data set are those numbered `indices` (from 0), or the first `count` of a `split`;
+    training. Images of the data set are those numbered `indices` (from 0), or `count` spread over a `split`;
     `data_path` is where they lie now. `labels` are classes, taken in turn; without them the data set's own are used.
 
     ValueError: two ways to choose at once, or a choice of nothing; FileNotFoundError where `input` is missing.
@@ -116,13 +117,14 @@ class Originals:
         return pictures_for_model(places, config.data, seed, self.resize, self.convert)
 
     def load(
-        self, config: ExperimentConfig, seed: int, at_most: int | None = None, used: Sequence[str] = ()
+        self, run: "TrainedRun", seed: int, at_most: int | None = None, used: Sequence[str] = (), config: Any = None
     ) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
         """The images as the model sees them, their labels, a name for each, and which they are, in words.
 
         Where nothing says how many, there are `at_most`, or all if there are fewer. `used` names those of `resize` and
-        `convert` that the task needs for other pictures.
+        `convert` that the task needs for other pictures. `config` is in place of the run's.
         """
+        config = config or run.config
         for name in ("resize", "convert"):
             text = f"--{name} is for pictures of --input; those of the data set come as trained"
             check(bool(self.input) or name in used or getattr(self, name) is None, text)
@@ -131,21 +133,20 @@ class Originals:
             images, names = self.pictures(config, self.input, seed)
             words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(_listed(self.input))}"
         else:
-            from nvae_tf.data.pipeline import chosen_images, chosen_labels
+            from nvae_tf.data.pipeline import chosen_images
             from nvae_tf.data.sources import load_split
             from nvae_tf.runs.loading import spec_to_read
 
             spec = spec_to_read(config, self.data_path)
             source = load_split(spec, self.split, StatusLine().report())
-            images, names = chosen_images(source, spec, self.split, self.indices, self.count, at_most, seed)
+            images, labels, names = chosen_images(source, spec, self.split, self.indices, self.count, at_most, seed)
             words = f"image{'' if len(images) == 1 else 's'} of the {self.split} part"
-            labels = chosen_labels(source, len(images), self.indices) if spec.labels else None
-        labels = labels if self.labels is None else _classes(config, self.labels, len(images))
+        labels = labels if self.labels is None else _classes(run, self.labels, len(images))
         return images, labels, names, f"{len(images):,} {words}"
 
-    def data_words(self, *details: str | None) -> str | None:
+    def data_words(self, run: "TrainedRun", *details: str | None) -> str | None:
         """Which images they are, as a figure's last line says it, with details."""
-        return _joined(None if self.input else f"{self.split} images", _class_words(self.labels), *details)
+        return _joined(None if self.input else f"{self.split} images", _class_words(run, self.labels), *details)
 
 
 def sample(
@@ -159,13 +160,15 @@ def sample(
     guidance: Annotated[float, _GUIDANCE] = 1.0,
     batch_norm_iterations: Annotated[int, BATCH_NORM_HELP, 0] = 0,
     prior: Annotated[str, PRIOR_HELP, *PRIORS] = PRIORS[0],
+    pixels: Annotated[str, "The likelihood's mean, or a draw from it.", "mean", "sample"] = "mean",
 ) -> Made:
     """Draws samples from a trained model.
 
         nvae-generate sample --workdir=runs/digits --output=samples.png
         nvae-generate --workdir=runs/digits --output=samples/ --count=100 --temperature=0.6 --seed=7
 
-    An image is the likelihood's mean for latents from the prior; image i depends on the seed and on i alone.
+    An image is the likelihood's mean for latents from the prior, or with --pixels=sample a draw from the likelihood
+    p(x | z), with its noise; image i depends on the seed and on i alone.
     --temperature multiplies every prior's sigma: 1 is the model as trained, below 1 the images are cleaner and more
     alike (the paper shows 0.6 to 1). A conditional model draws its classes in turn, or those of --labels; --guidance
     above 1 makes images more typical of their class. --batch_norm_iterations=500 takes a while, and helps where low
@@ -173,22 +176,28 @@ def sample(
     """
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
     from nvae_tf.generation.sampling import generate_images
+    from nvae_tf.models.latents import check_guidance
 
     _plan(run, temperature)
-    classes, model = _classes(run.config, labels, count), run.model
+    num_classes = run.config.model.num_classes  # drawn in turn where no labels are given
+    check_guidance(guidance, num_classes > 0, num_classes, run.config.train.label_dropout)
+    classes, model = _classes(run, labels, count), run.model
     if batch_norm_iterations:
         model, text = readjusted(model, temperature, batch_norm_iterations, seed=seed, prior=prior)
         StatusLine().keep(text)
-    images = generate_images(model, count, temperature, seed, _progress(count), classes, guidance, prior)
+    how = {"guidance": guidance, "prior": prior, "mean": pixels == "mean"}
+    images = generate_images(model, count, temperature, seed, _progress(count), classes, **how)
+    in_turn = run.class_names if labels is None else _class_names(run, labels)
     values = np.atleast_1d(temperature)
     shown = f"temperature{'s' if len(values) > 1 else ''} {', '.join(map('{:g}'.format, values))}"
     guided = None if guidance == 1.0 else f"guidance {guidance:g}"
-    data = _joined(_class_words(labels), guided, None if prior == PRIORS[0] else f"{prior} prior")
+    drawn = None if pixels == "mean" else "drawn pixels"
+    data = _joined(_class_words(run, labels), guided, None if prior == PRIORS[0] else f"{prior} prior", drawn)
     return Made(
         f"{counted(count, 'image')} at {shown}",
         images,
         [f"sample_{number:05d}" for number in range(count)],
-        lambda about: _figures().samples(images, about, columns),
+        lambda about: _figures().samples(images, about, columns, classes=in_turn),
         dict(seed=seed, temperature=temperature, data=data),
     )
 
@@ -209,7 +218,7 @@ def reconstruct(
         nvae-generate reconstruct --workdir=runs/faces --input=me.jpg --resize=crop --output=me.png
         nvae-generate reconstruct --workdir=runs/faces --input=my_pictures --kept_groups=5 --output=out/
 
-    The figure has pairs of rows: the first images of the test part, or the picture files of --input, as the model sees
+    The figure has pairs of rows: images spread over the test part, or the picture files of --input, as the model sees
     them (binary data are binarized), above the likelihood's means for latents from the posterior. With --kept_groups
     the latents of the other groups come from the prior at --temperature. Files of a folder have the originals' names.
     """
@@ -217,7 +226,7 @@ def reconstruct(
 
     plan = _plan(run, temperature)
     kept, groups = checked_kept_groups(kept_groups, plan), plan.num_groups
-    images, labels, names, words = originals.load(run.config, seed, 40)
+    images, labels, names, words = originals.load(run, seed, 40)
     progress = _progress(len(images))
     made = reconstruct_images(run.model, images, kept, temperature, seed, mean, progress, labels)
     which = "" if kept == groups else f" of the top {kept} of {groups} groups; the others are drawn from the prior"
@@ -226,7 +235,7 @@ def reconstruct(
         made,
         names,
         lambda about: _figures().reconstructions(images, made, about, which, columns),
-        dict(seed=seed, temperature=temperature if which else None, data=originals.data_words()),
+        dict(seed=seed, temperature=temperature if which else None, data=originals.data_words(run)),
     )
 
 
@@ -257,7 +266,7 @@ def interpolate(
     chosen = originals.input, originals.indices, originals.count
     check(any(each is not None for each in chosen), f"between which images? {which}")
     ways_of_groups(how, _plan(run).latent_shapes())
-    images, labels, _, words = originals.load(run.config, seed)
+    images, labels, _, words = originals.load(run, seed)
     progress = _progress((len(images) - 1) * (steps - 1))
     path = interpolate_images(run.model, images, steps, how, seed, mean, progress, labels)
     return Made(
@@ -265,7 +274,7 @@ def interpolate(
         path,
         [f"image_{number:05d}" for number in range(len(path))],
         lambda about: _figures().interpolation(images, path, steps, about),
-        dict(seed=seed, data=originals.data_words()),
+        dict(seed=seed, data=originals.data_words(run)),
     )
 
 
@@ -292,7 +301,7 @@ def vary(
 
     plan = _plan(run, temperature)
     kept, groups = checked_kept_groups(kept_groups, plan), plan.num_groups
-    images, labels, names, words = originals.load(run.config, seed, 8)
+    images, labels, names, words = originals.load(run, seed, 8)
     progress = _progress(len(images) * variants)
     made = vary_images(run.model, images, kept, variants, temperature, seed, mean, progress, labels)
     text = f"The rest of the {groups} groups have the original's latents; group 0 is the coarsest."
@@ -306,7 +315,7 @@ def vary(
         made,
         names,
         draw,
-        dict(seed=seed, temperature=temperature, data=originals.data_words()),
+        dict(seed=seed, temperature=temperature, data=originals.data_words(run)),
     )
 
 
@@ -336,7 +345,7 @@ def direction(
     check(bool(np.isfinite(strengths).all()), f"--strengths={','.join(map(str, strengths))}: give finite numbers")
     find_pictures([*_listed(positive), *_listed(negative)])
     added, subtracted = (originals.pictures(run.config, places, seed)[0] for places in (positive, negative))
-    images, labels, names, words = originals.load(run.config, seed, 8, ("resize", "convert"))
+    images, labels, names, words = originals.load(run, seed, 8, ("resize", "convert"))
     step = latent_direction(run.model, added, subtracted)
     progress = _progress(len(images) * len(strengths))
     made = move_images(run.model, images, step, strengths, seed, mean, progress, labels)
@@ -353,7 +362,7 @@ def direction(
         made,
         names,
         draw,
-        dict(seed=seed, data=originals.data_words()),
+        dict(seed=seed, data=originals.data_words(run)),
     )
 
 
@@ -394,7 +403,7 @@ def restore(
     operator, spec = operator_of(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
     spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
     of_images = dataclasses.replace(run.config, data=spec) if originals.input else run.config
-    images, labels, names, words = originals.load(of_images, seed, 8, ("resize",) if mask else ())
+    images, labels, names, words = originals.load(run, seed, 8, ("resize",) if mask else (), of_images)
     measurement = images if originals.input else measured(operator, images, noise, seed)
     made, deviation = restore_images(run.model, measurement, operator, noise, steps, starts, seed, labels)
     shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if mask else measurement
@@ -404,7 +413,7 @@ def restore(
 
         return restorations(shown, made, None if originals.input else images, deviation, about)
 
-    return Made(f"{words}, restored", made, names, draw, dict(seed=seed, data=originals.data_words(*details)))
+    return Made(f"{words}, restored", made, names, draw, dict(seed=seed, data=originals.data_words(run, *details)))
 
 
 def encode(run: "TrainedRun", originals: Originals, *, seed: Seed = 1, mean: Mean = False) -> Made:
@@ -419,7 +428,7 @@ def encode(run: "TrainedRun", originals: Originals, *, seed: Seed = 1, mean: Mea
     """
     from nvae_tf.generation.sampling import encode_images
 
-    images, labels, names, words = originals.load(run.config, seed)
+    images, labels, names, words = originals.load(run, seed)
     latents = encode_images(run.model, images, seed, mean, _progress(len(images)), labels)
     return Made(f"latents of {words} in {len(latents)} groups", names=names, latents=latents, labels=labels)
 
@@ -450,7 +459,7 @@ def decode(
     latents, names, stored = load_latents(input, plan)
     count = len(latents[0])
     names = names or [f"decoded_{number:05d}" for number in range(count)]
-    classes = stored if labels is None else _classes(run.config, labels, count)
+    classes = stored if labels is None else _classes(run, labels, count)
     generator = generator_of(run.model)
     images = generator.generate(count, temperature, seed, _progress(count), latents[:kept], classes)
     # With all latents given, nothing is drawn at random.
@@ -460,7 +469,7 @@ def decode(
         images,
         names,
         lambda about: _figures().samples(images, about, columns, title=f"Images decoded from {input}"),
-        dict(**drawn, data=_class_words(labels)),
+        dict(**drawn, data=_class_words(run, labels)),
     )
 
 
@@ -493,7 +502,7 @@ def nearest(
     spec = spec_to_read(run.config, data_path)
     source = load_split(spec, split, StatusLine().report())
     check(neighbors <= source.count, f"--neighbors={neighbors}: the {split} part has only {source.count:,} images")
-    classes = _classes(run.config, labels, count)
+    classes = _classes(run, labels, count)
     samples = generate_images(run.model, count, temperature, seed, labels=classes)
     batches = iterate(evaluation_batches(source, images_alone(spec), 256, seed), source)
     numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count))
@@ -505,7 +514,7 @@ def nearest(
         samples,
         [f"sample_{number:05d}" for number in range(count)],
         lambda about: _figures().nearest(samples, images, distances, part, about),
-        dict(seed=seed, temperature=temperature, data=_joined(f"{split} images", _class_words(labels))),
+        dict(seed=seed, temperature=temperature, data=_joined(f"{split} images", _class_words(run, labels))),
         metrics=dict(
             step=run.step,
             seed=seed,
@@ -549,21 +558,28 @@ def _plan(run: "TrainedRun", temperature: Temperature = 1.0) -> LatentPlan:
     return plan
 
 
-def _classes(config: ExperimentConfig, labels: Labels, count: int) -> np.ndarray | None:
-    """Classes, taken in turn, for so many images."""
+def _classes(run: "TrainedRun", labels: Labels, count: int) -> np.ndarray | None:
+    """The numbers of classes that are given by number or name, taken in turn, int32 `[count]`; None without labels."""
     if labels is None:
         return None
-    given = np.atleast_1d(labels)
-    names = f"classes 0 to {config.model.num_classes - 1}" if config.model.num_classes else "no classes"
-    check(given.dtype.kind in "iu", f"labels = {labels}: give the numbers of classes, as whole numbers")
+    names, numbers = run.class_names, range(-1, run.config.model.num_classes)
+    # A text that is the number of a class and the name of another means the number.
+    known = {name: number for number, name in enumerate(names)} | {str(number): number for number in numbers}
+    listed = f"classes 0 to {numbers[-1]} ({names[0]} to {names[-1]})" if names else "no classes"
+    given = [str(label) for label in np.atleast_1d(labels).tolist()]
     for label in given:
-        is_known = -1 <= label < config.model.num_classes
-        check(is_known, f"--labels={','.join(map(str, given))}: {label} is no class of this model, which has {names}")
-    return np.resize(given.astype(np.int32), count)
+        unknown = f"{label} is no class of this model, which has {listed}{did_you_mean(label, names)}"
+        check(label in known, f"--labels={','.join(given)}: {unknown}")
+    return np.resize(np.array([known[label] for label in given], np.int32), count)
 
 
-def _class_words(labels: Labels) -> str | None:
-    return None if labels is None else f"classes {', '.join(map(str, np.atleast_1d(labels)))}"
+def _class_names(run: "TrainedRun", labels: Labels) -> list[str]:
+    numbers = _classes(run, labels, np.size(labels))
+    return ["none" if number < 0 else run.class_names[number] for number in numbers]
+
+
+def _class_words(run: "TrainedRun", labels: Labels) -> str | None:
+    return None if labels is None else f"classes {', '.join(_class_names(run, labels))}"
 
 
 def _listed(places: Places) -> list[str]:

@@ -83,7 +83,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
       OSError: a file can't be written.
     """
     file = folder.card_file
-    before = file.read_bytes() if file.exists() else None
+    before = file.read_bytes() if file.is_file() else None
     kept = b"\n" if before is None else _below_marker(before)
     facts = gather(folder, parameters)
     if facts.origin is not None and not folder.origin_file.is_file():
@@ -135,8 +135,9 @@ def _metadata(facts: RunFacts) -> str:
         license = {"license": "other", "license_name": identifier(given)}
     results = [result for evaluation in facts.evaluations for result in evaluation.results]
     return ModelCardData(
-        library_name="keras",
-        tags=["nvae", "variational-autoencoder", "tensorflow"],
+        # Of "keras" the Hub would show how to load files of Keras. Of a name that it does not know it shows nothing.
+        library_name="nvae_tf",
+        tags=["nvae", "variational-autoencoder", "tensorflow", "keras"],
         pipeline_tag=TASK,
         datasets=[dataset] if dataset else None,
         model_name=facts.name if results else None,

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from nvae_tf.config import config_to_dict, named_settings
-from nvae_tf.data.pipeline import chosen_images, chosen_labels, evaluation_batches, images_alone, iterate
+from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
@@ -72,7 +72,7 @@ def report_of_run(
 
     _draw_charts(draw, folder, curves, facts)
     if trained:
-        _draw_images(draw, trained, about, data_path, (facts.images and facts.images.class_names) or ())
+        _draw_images(draw, trained, about, data_path)
     which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
     shown = {"facts": facts, "trained": trained, "about": about, "drawn": drawn, "time": seconds and duration(seconds)}
     shown |= {"preset": run_facts.nearest_preset(config), "settings": config_to_dict(config), "missing": missing}
@@ -157,26 +157,21 @@ def _draw_charts(draw: Callable, folder: RunFolder, curves: dict[str, Any], fact
         draw("strip", "past samples", figures.training_strip, images, steps, figures.Provenance(name, None, 0.7, 0))
 
 
-def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None, names) -> None:
-    """Draws what needs the model, as `_draw_charts` does; the `names` of its classes, if it has some."""
+def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> None:
+    """Draws what needs the model, as `_draw_charts` does."""
     model, config, seed = trained.model, trained.config, about.seed
     at_one, of_test = about._replace(temperature=1.0), about._replace(data="test images")
-    names = names if len(names) <= 10 else ()  # drawn in turn, a column each
 
     def samples(temperature: float, prior: str, width: int) -> Figure:
         count = _FEW if min(config.model.image_height, config.model.image_width) >= _LARGE_FROM else _MANY
         images = sampling.generate_images(model, count, temperature, seed, prior=prior)
-        of_prior = "reweighted prior" if prior != "model" else None
-        words = filter(None, [of_prior, f"columns: {', '.join(names)}" if names else None])
-        made = about._replace(temperature=temperature, data=", ".join(words) or None)
-        return figures.samples(images, made, len(names) or None, width)
+        made = about._replace(temperature=temperature, data=None if prior == "model" else "reweighted prior")
+        return figures.samples(images, made, width=width, classes=trained.class_names)
 
     @functools.cache
     def originals() -> tuple[np.ndarray, np.ndarray | None]:
         spec = spec_to_read(config, data_path)
-        source = load_split(spec, "test")
-        images, _ = chosen_images(source, spec, "test", at_most=_COLUMNS, seed=seed)
-        return images, chosen_labels(source, len(images)) if spec.labels else None
+        return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[:2]
 
     def reconstructions(width: int) -> Figure:
         images, labels = originals()

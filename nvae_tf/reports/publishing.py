@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import huggingface_hub
 
-from nvae_tf.config import config_to_json
 from nvae_tf.files import atomic_write
 from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.runs.checkpoints import checkpoint_sha256, write_weights
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.origin import Origin, origin_of_run, write_origin
-from nvae_tf.runs.run_folder import RunFolder
-from nvae_tf.runs.sharing import HUB, SHARED_FILES, check_repo_name, find_run_folder, hub_errors_in_one_line
+from nvae_tf.runs.run_folder import RunFolder, write_run_config
+from nvae_tf.runs.sharing import BEST_FILES, HUB, SHARED_FILES, check_repo_name, find_run_folder, hub_errors_in_one_line
 
 
 class Published(NamedTuple):
@@ -77,10 +76,11 @@ def write_shared_run(
     Returns the checkpoint's step, and whether there are scores of it. Raises what `nvae_tf.load` raises, and OSError.
     """
     source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
+    _check_is_own(source.path, is_cached=os.fspath(workdir).startswith(HUB))
     run = load_run(source.path, checkpoint)
     output.mkdir(parents=True)
     prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_ema)
-    atomic_write(shared.config_file, config_to_json(run.config.without_places()))
+    write_run_config(shared, run.config.without_places())
     names = ["images_file", "environment_file", "metrics_file", "card_file"]
     # A text is of files that do not fit these weights.
     for name, made in (("outliers_file", run.model.outlier_calibration), ("prior_file", run.model.reweighted_prior)):
@@ -107,3 +107,11 @@ def write_shared_run(
     parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     write_model_card(shared, parameters, place)
     return run.step, any(scored.values())
+
+
+def _check_is_own(folder: pathlib.Path, is_cached: bool) -> None:
+    """ValueError for a file to be shared that is a link out of the run folder, or a device: it may be a secret."""
+    root = folder.resolve().parents[1] if is_cached else folder.resolve()  # the cache has links to blobs
+    for file in (file for pattern in (*SHARED_FILES, BEST_FILES) for file in folder.glob(pattern)):
+        if not file.is_file() or not file.resolve().is_relative_to(root):
+            raise ValueError(f"{file}: a link out of the run folder, or no file; put a copy in its place, or delete it")

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import json
 import math
 import pathlib
 import re
@@ -23,10 +22,11 @@ from nvae_tf.evaluation.table import rows, table
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
-from nvae_tf.runs.checkpoints import folder_of_best, steps_of_files
+from nvae_tf.runs.checkpoints import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
 from nvae_tf.runs.origin import Origin, origin_of_run
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
+from nvae_tf.schemas import ANY_OBJECT, read_object
 
 # Whatever a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
@@ -101,7 +101,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
     """Reads the files of a run folder. Metrics that can't be read are left out; damaged settings raise ValueError."""
     config, name = read_run_config(folder), folder.path.resolve().name
     steps = steps_of_files(folder.checkpoints, "index")
-    best = steps_of_files(folder_of_best(folder.checkpoints), "index")
+    best = steps_of_files(folder.best_checkpoints, "index")
     files = [folder.evaluation_file(split) for split in ("test", "train")]
     evaluations = (_read(_evaluation, file, name, hub_dataset(config.data)) for file in files)
     samples = {int(file.stem[5:]): file for file in folder.samples.glob("step-*.png") if file.stem[5:].isdecimal()}
@@ -117,18 +117,10 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
         evaluations=tuple(filter(None, evaluations)),
         training_score=_read(_training_score, folder.metrics_file),
         learning_rates=_read(_learning_rates, folder.metrics_file),
-        environment=_read(read_object, folder.environment_file),
+        environment=_read(read_object, folder.environment_file, ANY_OBJECT),
         samples=(f"{folder.samples.name}/{samples[max(samples)].name}", max(samples)) if samples else None,
         prior=_read(_prior, folder.prior_file),
     )
-
-
-def read_object(file: pathlib.Path) -> dict[str, Any]:
-    """The JSON object of a file; ValueError where it is damaged or another kind."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return content
 
 
 def _read(reader: typing.Callable[..., Any], *arguments: Any) -> Any:
@@ -271,7 +263,7 @@ def identifier(text: str) -> str:
 
 
 def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evaluation:
-    metrics = read_object(file)
+    metrics = read_object(file, ANY_OBJECT)
     # A folder of this machine, which a public card does not name.
     metrics.pop("data", None)
     pictures = tuple(
@@ -282,6 +274,9 @@ def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evalua
     )
     made = f"with TensorFlow {metrics.get('tensorflow')}, last written {metrics.get('date')}"
     results = tuple(_results(metrics, dataset or identifier(metrics["dataset"])))
+    for name in [name for name, value in metrics.items() if isinstance(value, str)]:
+        # A name must not look like other lines of the table.
+        metrics[name] = "".join(letter if letter.isprintable() else " " for letter in metrics[name])
     command = _command(metrics, workdir)
     return Evaluation(
         *(str(metrics["split"]), metrics.get("checkpoint"), results),

@@ -7,6 +7,7 @@ and the folder `best` holds the checkpoint with the best test score.
 
 import contextlib
 import hashlib
+import math
 import os
 import pathlib
 import re
@@ -18,9 +19,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import check
+from nvae_tf.config import ModelConfig, check
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
+from nvae_tf.latent_plan import fewest_weights
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights, inner_optimizer
 from nvae_tf.optimization.adamax import start_averages
@@ -209,6 +211,16 @@ def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bo
         checkpoint.averages = nested({name: weight for name, weight in weights.items() if weight.trainable})
     write_checkpoint(folder, step, checkpoint.write)
     return _prefix(folder, step)
+
+
+def check_size(config: ModelConfig, checkpoint: str) -> None:
+    """ValueError where settings ask for more weights than a checkpoint has: such a model is never built."""
+    with wrap_checkpoint_errors(checkpoint):
+        shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
+    stored = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("model/"))
+    if (asked := fewest_weights(config)) > stored:
+        sizes = f"it has {stored:,} numbers, and they ask for at least {asked:,}"
+        raise ValueError(f"{checkpoint}: a checkpoint of another architecture than the settings: {sizes}")
 
 
 def check_architecture(model: NVAE, checkpoint: str) -> dict[str, keras.Variable]:

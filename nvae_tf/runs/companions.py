@@ -13,13 +13,21 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
+import tensorflow as tf
 
+from nvae_tf import schemas
 from nvae_tf.config import check
-from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models import NVAE
 from nvae_tf.models.outlier_scores import OutlierCalibration
-from nvae_tf.models.reweighted_prior import CHANCE, NONE_LEARNED, ReweightedPrior, made_ratios, proposals_of_groups
+from nvae_tf.models.reweighted_prior import (
+    CHANCE,
+    NONE_LEARNED,
+    ReweightedPrior,
+    check_settings,
+    made_ratios,
+    proposals_of_groups,
+)
 from nvae_tf.progress import counted
 
 _Made = TypeVar("_Made")
@@ -46,11 +54,14 @@ def write_prior(file: pathlib.Path, model: NVAE, step: int, reweighted: Reweight
 def read_prior(file: pathlib.Path, model: NVAE, step: int) -> ReweightedPrior | str:
     """The reweighted prior of a model of this step; a text says why there is none."""
 
-    def made(arrays: dict[str, np.ndarray]) -> ReweightedPrior:
-        about, classes = json.loads(str(arrays["about"])), model.config.num_classes
-        ratios = made_ratios(about["kind"], about["groups"], model.plan, classes, components=len(arrays["0/00"]))
+    def made() -> ReweightedPrior:
+        about, classes = read_about(file)[1], model.config.num_classes
+        check_settings(model, about["groups"], about["kind"], about["steps"], about["proposals"])
+        ratios = made_ratios(about["kind"], about["groups"], model.plan, classes, about.get("components", 1))
         for group, ratio in enumerate(ratios):
-            ratio.set_weights([arrays[name] for name in sorted(arrays) if name.startswith(f"{group}/")])
+            shapes = {f"{group}/{number:02d}": weight.shape for number, weight in enumerate(ratio.weights)}
+            fields = {name: schemas.Field("number", shape, -1e6, 1e6) for name, shape in shapes.items()}
+            ratio.set_weights(list(read_arrays(file, fields).values()))
         return ReweightedPrior(ratios, about["proposals"], classes, about)
 
     if not file.is_file():
@@ -60,8 +71,8 @@ def read_prior(file: pathlib.Path, model: NVAE, step: int) -> ReweightedPrior | 
 
 def read_about(file: pathlib.Path) -> tuple[int, dict[str, Any]]:
     """The step of the weights that a prior was learned for, and its `about`; raises what `read_arrays` raises."""
-    arrays = read_arrays(file)
-    return int(arrays["step"]), json.loads(str(arrays["about"]))
+    arrays = read_arrays(file, schemas.PRIOR)
+    return int(arrays["step"]), schemas.parsed(str(arrays["about"]), schemas.ABOUT)
 
 
 def prior_text(about: dict[str, Any]) -> str:
@@ -97,11 +108,13 @@ def write_calibration(file: pathlib.Path, model: NVAE, step: int, calibration: O
 def read_calibration(file: pathlib.Path, model: NVAE, step: int) -> OutlierCalibration | str | None:
     """That of a model of this step; None without a file, and a text where it can't be used."""
 
-    def made(arrays: dict[str, np.ndarray]) -> OutlierCalibration:
-        calibration = OutlierCalibration(**arrays)
-        numbers = len(calibration.mean)
-        check(calibration.covariance.shape == (numbers, numbers), "its mean and covariance do not fit each other")
-        return calibration
+    def made() -> OutlierCalibration:
+        arrays = read_arrays(file, schemas.CALIBRATION, {"numbers": model.plan.num_groups + 1})
+        types = {"mean": np.float64, "covariance": np.float64, "kl": np.float32, "mahalanobis": np.float32}
+        arrays = {name: arrays[name].astype(kind) for name, kind in types.items()}
+        check(np.allclose(arrays["covariance"], arrays["covariance"].T), "its covariance is not symmetric")
+        np.linalg.cholesky(arrays["covariance"])  # a ValueError where it is not positive definite
+        return OutlierCalibration(**arrays)
 
     return _read(file, model, step, "nvae-calibrate", made) if file.is_file() else None
 
@@ -110,18 +123,15 @@ def _write(file: pathlib.Path, model: NVAE, step: int, arrays: dict[str, np.ndar
     write_arrays(file, arrays | {"step": np.array(step), "weights_sha256": np.array(weights_sha256(model))})
 
 
-def _read(
-    file: pathlib.Path, model: NVAE, step: int, command: str, make: Callable[[dict[str, np.ndarray]], _Made]
-) -> _Made | str:
-    """What `make` makes of the arrays of a file; a text where it is damaged or of other weights."""
+def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callable[[], _Made]) -> _Made | str:
+    """What `make` makes of a file; a text where it is damaged or of other weights."""
     fix = f"make it anew by `{command} --workdir={file.parent}`, or delete it"
     try:
-        # Arrays may be missing, or of other shapes.
-        with wrap_read_errors("", ""):
-            arrays = read_arrays(file)
-            written_at, sha256 = int(arrays.pop("step")), str(arrays.pop("weights_sha256"))
-            if sha256 == weights_sha256(model):
-                return make(arrays)
+        # It may first be used where a graph is traced.
+        with tf.init_scope():
+            owner = read_arrays(file, schemas.OWNER)
+            if str(owner["weights_sha256"]) == weights_sha256(model):
+                return make()
     except ValueError as error:
         return f"{file}: damaged, or of another version of this package ({error}); {fix}"
-    return f"{file}: of other weights, those of step {written_at:,}; the model is of step {step:,}; {fix}"
+    return f"{file}: of other weights, those of step {int(owner['step']):,}; the model is of step {step:,}; {fix}"

@@ -5,19 +5,16 @@ import functools
 import os
 import pathlib
 import warnings
+import zipfile
 
-from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice
+import keras
+
+from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check, check_choice
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.models import NVAE
-from nvae_tf.runs.checkpoints import (
-    best_instead,
-    find_best,
-    folder_of_best,
-    newest_whole,
-    restore_weights,
-    step_of,
-)
+from nvae_tf.runs.checkpoints import best_instead, check_size, find_best, newest_whole, restore_weights, step_of
 from nvae_tf.runs.companions import read_calibration, read_prior
-from nvae_tf.runs.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
 
 _LATEST_INSTEAD = 'take the latest: checkpoint="latest", or the flag --checkpoint=latest'
@@ -44,6 +41,12 @@ class TrainedRun:
         """The checkpoint's step."""
         return step_of(self.checkpoint)
 
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of a conditional model, in their order; numbers where the run notes no names."""
+        noted = read_image_counts(self._folder.images_file)
+        return (noted and noted.class_names) or tuple(map(str, range(self.config.model.num_classes)))
+
     @property
     def model(self) -> NVAE:
         """The model as `load` gives it."""
@@ -58,18 +61,20 @@ class TrainedRun:
     def _loaded(self) -> tuple[NVAE, bool]:
         # Fails before a model is made.
         config, checkpoint = self.config, self.checkpoint
+        check_size(config.model, checkpoint)
         dropout = config.train.label_dropout if config.model.num_classes else 0.0
         model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
         has_ema = restore_weights(model, checkpoint)
-        model.reweighted_prior = read_prior(self._folder.prior_file, model, self.step)
-        model.outlier_calibration = read_calibration(self._folder.outliers_file, model, self.step)
+        model.read_prior = functools.partial(read_prior, self._folder.prior_file, model, self.step)
+        model.read_calibration = functools.partial(read_calibration, self._folder.outliers_file, model, self.step)
         return model, has_ema
 
 
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     """The model of a run folder, with the weights of one of its checkpoints, or their exponential moving averages where
     the run keeps them (`optimizer.ema_momentum`). Instead of a damaged latest one the newest whole one is taken, with a
-    warning. What nvae-prior and nvae-calibrate have made comes with the weights that it was made for.
+    warning. What nvae-prior and nvae-calibrate have made comes with the weights that it was made for, and is read when
+    it is first used.
 
     Example:
       >>> model = nvae_tf.load("digits")
@@ -77,16 +82,23 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
 
     Args:
       path: the `--workdir` of nvae-train; or "hf://user/repo", of nvae-publish, or "hf://user/repo@revision"; or
-        "digits", the preset of that name, trained, which comes with this package.
+        "digits", the preset of that name, trained, which comes with this package; or a file of `model.save`, .keras.
       checkpoint: "latest", or "best" for the one with the best test score (`train.keep_best`).
 
     Raises:
       FileNotFoundError: there is no such run folder, or it has no such checkpoint yet.
       OSError: the repository is unknown, or the Hub can't be reached.
-      ValueError: `config.json` is damaged or asks for an impossible model; or all checkpoints, or the best, are
-        damaged; or the checkpoint is of another architecture, then the first differences are named.
+      ValueError: `config.json`, or a .keras file, is damaged or asks for an impossible model; or all checkpoints, or
+        the best, are damaged; or the checkpoint is of another architecture, then the first differences are named.
     """
-    return load_run(path, checkpoint).model
+    file = pathlib.Path(path)
+    if file.suffix != ".keras" or not file.is_file():
+        return load_run(path, checkpoint).model
+    with wrap_read_errors(f"{file}: not a model that can be read (", "); restore it from a copy, or save it again"):
+        check(zipfile.is_zipfile(file), "not a zip file, or cut off")
+        model = keras.saving.load_model(file)
+        check(isinstance(model, NVAE), f"a {type(model).__name__}, no NVAE")
+        return model
 
 
 def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
@@ -128,7 +140,7 @@ def _newest(folder: RunFolder) -> str:
 
 
 def _best(folder: RunFolder) -> str:
-    place = folder_of_best(folder.checkpoints)
+    place = folder.best_checkpoints
     found = find_best(place)
     if found.path is not None:
         return found.path

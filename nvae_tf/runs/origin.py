@@ -3,11 +3,11 @@
 import contextlib
 import dataclasses
 import json
-import typing
 
 from nvae_tf.files import atomic_write
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.runs.sharing import find_run_folder
+from nvae_tf.schemas import Field, parsed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,9 @@ class Origin:
 
 def origin_from_text(text: str) -> Origin:
     """Reads what `Origin.text` has written; a ValueError says which form is needed."""
-    try:
-        content = json.loads(text)
-    except (RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"not JSON ({error})") from error
-    kinds = typing.get_type_hints(Origin)
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
-        raise ValueError("must be a JSON object with texts for source_file, sha256 and license, and a number for step")
-    return Origin(*map(content.get, kinds))
+    schema = dict.fromkeys(("source_file", "sha256", "license"), Field("text", optional=True))
+    schema["step"] = Field("whole number", (), 0, 2**63, optional=True)
+    return Origin(**parsed(text, schema, "must be a JSON object with texts: "))
 
 
 def write_origin(folder: RunFolder, origin: Origin) -> None:

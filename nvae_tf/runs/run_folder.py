@@ -11,24 +11,28 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
-from nvae_tf.files import atomic_write, check_is_no_pattern
-from nvae_tf.runs.checkpoints import steps_of_files
+from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
+from nvae_tf.runs.checkpoints import folder_of_best, steps_of_files
+from nvae_tf.schemas import Field, parsed
 
 # What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
-# images lie now and what happens to unreadable ones. Nothing else, because the second half of a run must belong to the
-# first. `objective.total_steps` follows from the length.
+# images lie now and what happens to those that are unreadable or of another form. Nothing else, because the second half
+# of a run must belong to the first. `objective.total_steps` follows from the length.
 CHANGEABLE_SETTINGS = tuple(
     """
-    objective.total_steps data.path data.cache data.on_bad_file data.max_pixels train.steps train.epochs
+    objective.total_steps data.path data.cache data.on_bad_file data.max_pixels data.convert train.steps train.epochs
     train.batch_size train.accumulate_steps train.strategy train.replicas train.precision train.xla train.scan
     train.recompute train.deterministic train.profile_steps train.keep_best train.checkpoint_every_steps
     train.checkpoint_every_minutes train.keep_checkpoints train.keep_checkpoint_every_hours
     train.evaluate_every_steps train.sample_every_steps train.log_every_steps train.logger
     """.split()
 )
-_COUNTS_FORM = (
-    "must be a JSON object with whole numbers for train and test, one above zero for a_step, and texts for class_names"
-)
+_COUNT = Field("whole number", (), 0, 2**63)
+_COUNTS = dict.fromkeys(("train", "test"), _COUNT) | {
+    "a_step": _COUNT._replace(least=1, optional=True),
+    "held_out": Field("truth value", optional=True),
+    "class_names": Field("text", (None,), optional=True),
+}
 
 
 class RunFolder:
@@ -41,6 +45,8 @@ class RunFolder:
         self.images_file = self.path / "images.json"  # see `ImageCounts`
         self.environment_file = self.path / "environment.json"  # hardware and versions of the latest training
         self.checkpoints = self.path / "checkpoints"
+        self.best_checkpoints = folder_of_best(self.checkpoints)
+        self.recorded_config_file = self.checkpoints / "config.json"  # a copy, which shows damage to the other
         self.metrics_file = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"  # `step-N.png` with N in eight digits
@@ -66,17 +72,27 @@ class RunFolder:
         return {name: value for name, value in scores.items() if name != "data"} if is_of_checkpoint else None
 
 
+def write_run_config(folder: RunFolder, config: ExperimentConfig) -> None:
+    """Writes the settings of a run, and last, because a run may lack it, their copy beside its weights."""
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    for file in (folder.config_file, folder.recorded_config_file):
+        atomic_write(file, config_to_json(config))
+
+
 def read_run_config(folder: RunFolder) -> ExperimentConfig:
-    """The settings of a run; FileNotFoundError where there is none, ValueError where its `config.json` is damaged."""
-    if not folder.config_file.is_file():
-        found = "not a run folder, it has no config.json" if folder.path.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder.path}: {found}; give the --workdir of a run of nvae-train")
+    """The settings of a run; FileNotFoundError where there is none, ValueError where its `config.json` is damaged.
+
+    Settings that belong to the weights must be those of the copy beside them, which runs of older versions lack.
+    """
+    check_has_config(folder.path, str(folder.path))
     check_is_no_pattern(folder.path)
-    try:
-        return read_config(folder.config_file)
-    except ValueError as error:
-        place = "" if str(folder.config_file) in str(error) else f"{folder.config_file}: "
-        raise ValueError(f"{place}{error}") from error
+    config, copy = read_config(folder.config_file), folder.recorded_config_file
+    if copy.is_file() and (differences := _differences(read_config(copy), config)):
+        raise ValueError(
+            f"{folder.config_file}: not the settings that its weights were made with: {differences}. If it is damaged, "
+            f"copy {copy} over it; if the change is meant, delete {copy}"
+        )
+    return config
 
 
 def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunFolder:
@@ -85,9 +101,8 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
     ValueError: the folder holds something else, or a run with other settings; nothing is written then.
     """
     folder = RunFolder(path)
-    if check_continues(folder, config) != config:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder.config_file, config_to_json(config))
+    if check_continues(folder, config) != config or not folder.recorded_config_file.is_file():
+        write_run_config(folder, config)
     return folder
 
 
@@ -116,16 +131,10 @@ def _check_place(folder: RunFolder) -> None:
 
 
 def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: ExperimentConfig) -> None:
-    old = named_settings(before)
-    differences = [
-        f"{name} was {old[name]!r} and is now {value!r}"
-        for name, value in named_settings(now).items()
-        if old[name] != value and name not in CHANGEABLE_SETTINGS
-    ]
-    more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+    differences = _differences(before, now)
     check(
         not differences,
-        f"{folder.path}: holds a run with other settings: {'; '.join(differences[:5])}{more}. "
+        f"{folder.path}: holds a run with other settings: {differences}. "
         "Give the same settings to continue it, or another --workdir",
     )
     step, total = max(steps_of_files(folder.checkpoints, "index"), default=0), now.objective.total_steps
@@ -134,6 +143,17 @@ def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: Experiment
         f"{folder.path}: this run has {step:,} steps already, more than the {total:,} asked for. "
         "Give more train.steps (or train.epochs), or another --workdir",
     )
+
+
+def _differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
+    """The settings that may not change in a run and have, in words; empty where there is none."""
+    old = named_settings(before)
+    differences = [
+        f"{name} was {old[name]!r} and is now {value!r}"
+        for name, value in named_settings(now).items()
+        if old[name] != value and name not in CHANGEABLE_SETTINGS
+    ]
+    return "; ".join(differences[:5]) + (f" and {len(differences) - 5} more" if len(differences) > 5 else "")
 
 
 class ImageCounts(NamedTuple):
@@ -162,19 +182,8 @@ def read_image_counts(file: pathlib.Path) -> ImageCounts | None:
 
 def image_counts_from_text(text: str) -> ImageCounts:
     """The numbers that `ImageCounts.text` has written; a ValueError says which form is needed."""
-    try:
-        found = json.loads(text)
-    except (RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{_COUNTS_FORM} ({error})") from error
-    counts = ImageCounts(*map((found if isinstance(found, dict) else {}).get, ImageCounts._fields))
-    numbers = [(counts.train, 0), (counts.test, 0), (1 if counts.a_step is None else counts.a_step, 1)]
-    # Not by `isinstance`: true and false are whole numbers to Python.
-    are_counts = all(type(value) is int and value >= least for value, least in numbers)
-    names = counts.class_names
-    are_names = names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
-    if not are_counts or not are_names or not isinstance(counts.held_out, bool | None):
-        raise ValueError(f"{_COUNTS_FORM} (it is {text.strip()[:100]!r})")
-    return counts if names is None else counts._replace(class_names=tuple(names))
+    found = parsed(text, _COUNTS, "must be a JSON object of numbers of images: ")
+    return ImageCounts(**found | ({"class_names": tuple(found["class_names"])} if "class_names" in found else {}))
 
 
 def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> None:

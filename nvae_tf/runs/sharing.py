@@ -27,11 +27,12 @@ _BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 SHARED_FILES = tuple(
     """
     README.md config.json images.json environment.json origin.json evaluation.json evaluation-train.json metrics.csv
-    outliers.npz prior.npz checkpoints/step-*.index checkpoints/step-*.data-* samples/step-*.png
+    outliers.npz prior.npz checkpoints/config.json checkpoints/step-*.index checkpoints/step-*.data-*
+    samples/step-*.png
     """.split()
 )
 # Fetched too: a run folder that was uploaded as it is may have a best checkpoint beside the latest.
-_BEST = "checkpoints/best/step-*"
+BEST_FILES = "checkpoints/best/step-*"
 _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
 
 
@@ -74,7 +75,9 @@ def _fetch(place: str) -> pathlib.Path:
     check_repo_name(repo, place)
     with hub_errors_in_one_line(place):
         return pathlib.Path(
-            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=[*SHARED_FILES, _BEST])
+            huggingface_hub.snapshot_download(
+                repo, revision=revision or None, allow_patterns=[*SHARED_FILES, BEST_FILES]
+            )
         )
 
 

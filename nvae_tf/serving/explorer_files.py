@@ -14,12 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.config import ExperimentConfig, check
+from nvae_tf import schemas
+from nvae_tf.config import MOST_CLASSES, ExperimentConfig, check
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_write, read_arrays
 from nvae_tf.generation.image_grid import pixels_of
+from nvae_tf.schemas import Field
+from nvae_tf.serving.outputs import ASSETS, read_asset
 
 PAGE, FACTS = "explorer.html", "explorer.json"
 EXAMPLES = "examples.npz"
+# What the page needs of `config.json` and `latents.json`.
+_SIZES = ("image_height", "image_width", "image_channels")
+_MODEL = dict.fromkeys(_SIZES, Field("whole number", (), 1, 2**16)) | {
+    "num_bits": Field("whole number", (), 1, 8),
+    "num_classes": Field("whole number", (), 0, MOST_CLASSES, optional=True),
+}
+_LAYOUT = {"shapes": Field("whole number", ("groups", 3), 1, 2**31 - 1)}
 _FOLDER = pathlib.Path(__file__).with_name("explorer")
 _COUNT = 16
 
@@ -29,42 +40,42 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
 
     `exports` are the folders of one version each. ValueError where one is no export of this project, or damaged.
     """
-    models = {name: _facts(export) for name, export in exports.items()}
+    models = {name: explorer_facts(export) for name, export in exports.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / FACTS, json.dumps({"models": models}, separators=(",", ":")) + "\n")
+    # `<` as JSON may write it too: nothing in the file can be taken for HTML.
+    text = json.dumps({"models": models}, separators=(",", ":")).replace("<", "\\u003c")
+    atomic_write(folder / FACTS, text + "\n")
     files = [file for file in sorted(_FOLDER.iterdir()) if file.is_file()]
     return [folder / FACTS, *(pathlib.Path(shutil.copyfile(file, folder / file.name)) for file in files)]
 
 
-def check_has_facts(export: pathlib.Path) -> None:
-    """Raises ValueError for a version that is not of this project."""
-    known = all((export / "assets.extra" / name).is_file() for name in ("config.json", "latents.json"))
-    check(known, f"{export}: nvae-export has not made it: no config.json and latents.json in assets.extra")
-
-
-def _facts(export: pathlib.Path) -> dict[str, Any]:
-    check_has_facts(export)
-    assets = export / "assets.extra"
-    model = json.loads((assets / "config.json").read_text())["model"]
+def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
+    """What the page must know of a version; ValueError where that is not of this project, or damaged."""
+    known = all((export / ASSETS / name).is_file() for name in ("config.json", "latents.json"))
+    check(known, f"{export}: nvae-export has not made it: no config.json and latents.json in {ASSETS}")
+    model = read_asset(export, "config.json", {"model": Field(_MODEL)})["model"]
     facts = {
-        "image": [model[f"image_{name}"] for name in ("height", "width", "channels")],
+        "image": [model[name] for name in _SIZES],
         "num_bits": model["num_bits"],
-        "shapes": json.loads((assets / "latents.json").read_text())["shapes"],
+        "shapes": read_asset(export, "latents.json", _LAYOUT)["shapes"],
         "classes": list(map(str, range(model.get("num_classes", 0)))),
     }
-    if (assets / EXAMPLES).is_file():
-        examples = read_arrays(assets / EXAMPLES)
-        facts["examples"] = base64.b64encode(examples["images"].tobytes()).decode()
+    file = export / ASSETS / EXAMPLES
+    if file.is_file():
+        images = schemas.EXAMPLES["images"]._replace(shape=("count", *facts["image"]))
+        with wrap_read_errors(f"{file}: damaged (", "); copy the export anew"):
+            examples = read_arrays(file, schemas.EXAMPLES | {"images": images})
+        facts["examples"] = base64.b64encode(examples["images"].astype(np.uint8).tobytes()).decode()
         facts |= {name: examples[name].tolist() for name in ("labels", "classes") if name in examples}
     return facts
 
 
 def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
-    """16 test images of a run, spread evenly: `images` uint8 `[count, height, width, channels]`, as models see them.
+    """16 test images of a run (`shown_numbers`): `images` uint8 `[count, height, width, channels]`, as models see them.
 
     With labels also `labels` `[count]`, and `classes`, the names. None where the images can't be read here.
     """
-    from nvae_tf.data.pipeline import chosen_images, chosen_labels, spread_numbers
+    from nvae_tf.data.pipeline import chosen_images
     from nvae_tf.data.sources import load_split
     from nvae_tf.runs.loading import spec_to_read
 
@@ -76,11 +87,9 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
             if not tfds_is_prepared(spec):
                 return None  # an export downloads nothing
         source = load_split(spec, "test")
-        numbers = spread_numbers(source.count, _COUNT)
-        images, _ = chosen_images(source, spec, "test", numbers)
+        images, labels, _ = chosen_images(source, spec, "test", at_most=_COUNT)
         examples = {"images": pixels_of(images)}
-        if spec.labels:
-            labels = chosen_labels(source, len(images), numbers)
+        if labels is not None:
             examples |= {"labels": labels, "classes": np.array(source.class_names)}
         return examples
     except (OSError, ValueError):

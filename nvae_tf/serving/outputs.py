@@ -8,10 +8,12 @@ import contextlib
 import json
 import pathlib
 import re
+from typing import Any
 
 from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_folder, atomic_write, check_is_no_pattern, check_writable, file_sha256
+from nvae_tf.schemas import Field, Schema, parsed, read_object
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
@@ -33,15 +35,16 @@ MODES = {
 # In decibels, against the model's images; a quantized model is refused where one of the test images is below. Of
 # decoders with ever worse ranges one of 29 dB still looked right, those of 26 and 22 dB had wrong grays.
 SMALLEST_PSNR = 30.0
-DIGESTS = "assets.extra/sha256.json"
+ASSETS = "assets.extra"
+DIGESTS = f"{ASSETS}/sha256.json"
 # The largest number of a version that TensorFlow Serving takes.
-_LARGEST_VERSION = 2**63 - 1
+LARGEST_VERSION = 2**63 - 1
 
 
 def check_version_is_free(output: pathlib.Path, version: int) -> None:
     """Raises ValueError if `output/version` can't be made; `output` may be missing, empty, or hold other versions."""
-    is_version = 1 <= version <= _LARGEST_VERSION
-    check(is_version, f"version {version}: versions are whole numbers from 1 to {_LARGEST_VERSION}")
+    is_version = 1 <= version <= LARGEST_VERSION
+    check(is_version, f"version {version}: versions are whole numbers from 1 to {LARGEST_VERSION}")
     check_is_no_pattern(output)
     if not output.exists():
         check_writable(output, str(output))
@@ -89,14 +92,31 @@ def write_digests(folder: pathlib.Path) -> None:
 
 
 def check_digests(folder: pathlib.Path) -> None:
-    """Raises ValueError if a file of an export is missing or has not the recorded SHA-256."""
+    """Raises ValueError if a file of an export is missing, has no recorded SHA-256, or another one."""
     with wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
-        recorded = dict(json.loads((folder / DIGESTS).read_text()))
+        recorded = parsed((folder / DIGESTS).read_text(), {"*": Field("text", optional=True)})
     found = _digests(folder)
-    missing = sorted(set(recorded) - set(found))
+    missing, unknown = sorted(set(recorded) - set(found)), sorted(set(found) - set(recorded))
     check(not missing, f"{folder}: {', '.join(missing)} missing; copy the export anew")
+    check(not unknown, f"{folder}: {', '.join(unknown[:5])} not in {DIGESTS}; copy the export anew, or remove it")
     changed = sorted(name for name in recorded if recorded[name] != found[name])
     check(not changed, f"{folder}: {', '.join(changed)} damaged or changed; copy the export anew")
+
+
+def unchecked_reason(folder: pathlib.Path) -> str:
+    """Why the SHA-256 of a version's files can't be checked, or ''; ValueError or OSError for a damaged version."""
+    check_is_export(folder)
+    if (folder / DIGESTS).is_file():
+        check_digests(folder)
+        return ""
+    missing = "sha256.json" if (folder / ASSETS).is_dir() else ASSETS
+    return f"{folder}: {missing} is missing, so its files can't be checked: copy it anew if nvae-export has made it"
+
+
+def read_asset(export: pathlib.Path, name: str, schema: Schema) -> dict[str, Any]:
+    """What a schema names of a JSON file in `assets.extra`, {} without the file; ValueError for another form."""
+    with wrap_read_errors("", "; copy the export anew"):
+        return read_object(export / ASSETS / name, schema) if (export / ASSETS / name).is_file() else {}
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

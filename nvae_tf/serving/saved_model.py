@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from nvae_tf.runs.loading import TrainedRun
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
 from nvae_tf.serving.outputs import (
+    ASSETS,
     BATCH_ROWS,
     DEFAULT_SIGNATURE,
     PNG_SUFFIX,
@@ -39,7 +41,6 @@ from nvae_tf.serving.verification import ROWS, Record, all_differences, process_
 LARGEST_DIFFERENCE = 0.2
 # The memory that the rows of one request may take unless the export says otherwise; servers' batches may take more.
 REQUEST_BYTES = 2 * 2**30
-_ASSETS = "assets.extra"
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 # The weights of an export by place, for `load_export`.
 _FOLDED = "folded"
@@ -104,7 +105,7 @@ def export_saved_model(
     check(most_rows is None or most_rows >= ROWS, f"most_rows = {most_rows}: must be at least {ROWS}")
     report = report or Report()
     output = pathlib.Path(output)
-    folded = folded_weights(model.stacks, weights)
+    folded = folded_weights(model._stacks(), weights)
     with new_version(output, version) as folder, process_alone("tensorflow") as run:
         report.progress("computing the model's numbers", 0.0)
         reference = Signatures(model, rows=ROWS)
@@ -136,7 +137,7 @@ def export_saved_model(
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
     """All weights that a pass with folded ones reads, in an order that the architecture alone decides."""
-    in_stacks = {id(weight) for stack in model.stacks for weight in stack.weights}
+    in_stacks = {id(weight) for stack in model._stacks() for weight in stack.weights}
     others = [weight.value for weight in model.top_down.weights if id(weight) not in in_stacks]
     variables = [variable for slices in folded.values() for variable in tf.nest.flatten(slices)]
     return [*(variable for variable in variables if variable is not None), *others]
@@ -155,11 +156,11 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
     """Reads an export; ValueError where it is damaged, or older than the collection of its weights by place."""
     folder = pathlib.Path(folder)
     check_is_export(folder)
-    source = json.loads((folder / _ASSETS / "source.json").read_text())
-    settings = folder / _ASSETS / "config.json"
+    source = json.loads((folder / ASSETS / "source.json").read_text())
+    settings = folder / ASSETS / "config.json"
     config, is_of_run = read_config(settings), "data" in json.loads(settings.read_text())
     model = NVAE(config.model)
-    folded = folded_weights(model.stacks, source["weights"])
+    folded = folded_weights(model._stacks(), source["weights"])
     checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
     fix = "); export the run again with nvae-export"
     with wrap_read_errors(f"{folder}: its weights can't be read by place (", fix):
@@ -193,7 +194,7 @@ def _write_assets(
     export: pathlib.Path, model_name: str, signatures: Signatures, record: Record, origin: Origin, facts: dict[str, Any]
 ) -> None:
     """Makes `assets.extra/` of an export; a server reads the warm-up requests alone."""
-    folder = export / _ASSETS
+    folder = export / ASSETS
     folder.mkdir()
     versions = {"nvae_tf": None, "git_revision": git_revision(_CHECKOUT), "tensorflow": tf.__version__}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -219,9 +220,15 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
     """What each signature does, takes and gives."""
     described = {}
     for name in signatures.names:
+        documentation = inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX)))
+        # The inputs say which of the optional ones the model has.
+        documentation = re.sub(r"\n +\*\*.*", "", documentation)
+        as_files = name.endswith(PNG_SUFFIX)
+        if as_files:
+            documentation = documentation.replace("`image` `[batch, H, W, C]`", "`image_bytes` `[batch]`, PNG files")
         described[name] = {
-            "documentation": inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX))),
-            "pictures": "bytes of files (image_bytes)" if name.endswith(PNG_SUFFIX) else "float32 in [0, 1]",
+            "documentation": documentation,
+            "pictures": "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]",
             "inputs": {
                 spec.name: {"dtype": spec.dtype.name, "shape": ["batch", *spec.shape[1:]]}
                 for spec in signatures.input_specs(name)

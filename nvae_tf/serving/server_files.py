@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from nvae_tf.config import check, check_choice
 from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write
+from nvae_tf.schemas import Field
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
-from nvae_tf.serving.outputs import BATCH_ROWS
+from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, read_asset, unchecked_reason
 
 # The newest release of which public threads say that its image exists (github.com/tensorflow/serving/issues/4129,
 # August 2026).
@@ -25,8 +26,9 @@ SERVING_IMAGE = "tensorflow/serving:2.20.0"
 # has that it has not, operations (None) and attributes of operations; found by comparing those of both packages.
 _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
-# Of exports that do not say what a row takes, it takes so much.
-_BYTES_OF_ROW = 2**20
+# What an export takes in one request and what a row of it takes, if its `source.json` does not say so; and its form.
+_USUAL_LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
+_LIMITS = dict.fromkeys(_USUAL_LIMITS, Field("whole number", (), 1, 2**40, optional=True))
 AUTOMATIC_LABELS = "auto"
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -48,8 +50,8 @@ class ServedExports(NamedTuple):
 def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = SERVING_IMAGE, labels: str = "") -> str:
     """Writes the files for all exports `models/NAME/VERSION/saved_model.pb` into `output`; returns a text about it.
 
-    Files of the same names are replaced, others are left alone. Nothing is written where there are no exports, or one
-    is damaged.
+    Files of the same names are replaced, others are left alone. Nothing is written where there are no exports, or a
+    version is damaged, whether it would be served or not.
     """
     jinja2 = require("jinja2", "serving")
     match = re.fullmatch(r"[\w./-]+(?::\d+/[\w./-]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?", image)
@@ -62,7 +64,10 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     # JSON's strings and lists are YAML's, and `$` would begin a variable. Relative, so that both folders can move.
     path = pathlib.PurePath(os.path.relpath(models.resolve(), output.resolve())).as_posix()
     names = [model.name for model in exports]
+    versions = [models / model.name / str(version) for model in exports for version in model.versions]
+    unchecked = [*filter(None, map(unchecked_reason, versions))]
     folders = [models / model.name / str(version) for model in exports for version in model.served]
+    limits = [_USUAL_LIMITS | read_asset(folder, "source.json", _LIMITS) for folder in folders]
     saved = {folder: _saved_model(folder) for folder in folders}
     known = operations_text(saved, tag)
     older = {
@@ -71,18 +76,18 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
         for name, signature in found.meta_graphs[0].signature_def.items()
         if "valid" not in signature.outputs and not name.startswith("__")
     }
-    max_batch_size = min(BATCH_ROWS, *(_fact(folder, "most_rows", BATCH_ROWS) for folder in folders))
+    max_batch_size = min(BATCH_ROWS, *(limit["most_rows"] for limit in limits))
+    bytes_of_rows = cores * max_batch_size * max(limit["bytes_of_row"] for limit in limits)
     values = {
         "names": names,
         "exports": exports,
         "image": image,
-        "labels": any(model.labels for model in exports),
         "cores": cores,
         "models": json.dumps((path if path.startswith(".") else f"./{path}").replace("$", "$$"), ensure_ascii=False),
-        "health_check": json.dumps(["CMD", "bash", "/serving/health_check.sh", *names]),
+        "health_check": ["bash", "/serving/health_check.sh", *names],
         "batching": not older,
         "max_batch_size": max_batch_size,
-        "memory_mib": _memory_mib(folders, cores * max_batch_size),
+        "memory_mib": _memory_mib(folders, bytes_of_rows),
     }
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("nvae_tf.serving"), keep_trailing_newline=True, undefined=jinja2.StrictUndefined
@@ -90,21 +95,22 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     files = {name: templates.get_template(name).render(values) for name in templates.list_templates()}
     if older:
         del files["batching_parameters.txt"]
-    output.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        atomic_write(output / name, text)
-    lines = [known, f"Wrote {', '.join(files)} to {output}."]
+    lines = [*unchecked, known, f"Wrote {', '.join(files)} to {output}."]
     if older:
         reason = "an older export, without the output `valid`: a row that it refuses would fail its batch"
         lines.insert(0, f"Requests are not batched: {', '.join(sorted(older))}: {reason}.")
+    # Before the other files: it reads what may be damaged.
     lines += _written_explorer(models, exports, output / "explorer")
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        atomic_write(output / name, text)
     return "\n".join([*lines, f"To start the server: cd {output} && docker compose up --detach --wait"])
 
 
 def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], output: pathlib.Path) -> list[str]:
     """Writes the explorer for the exports that are models of this project; gives a line about it if there are some."""
     newest = {model.name: models / model.name / str(model.served[-1]) for model in exports}
-    explored = {name: folder for name, folder in newest.items() if (folder / "assets.extra/latents.json").is_file()}
+    explored = {name: folder for name, folder in newest.items() if (folder / ASSETS / "latents.json").is_file()}
     if not explored:
         return []
     write_explorer(output, explored)
@@ -114,24 +120,38 @@ def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], ou
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:
-    """The models of a folder `models/NAME/VERSION/saved_model.pb`, by name."""
+    """The models of a folder `models/NAME/VERSION/saved_model.pb`, by name.
 
-    def versions_in(folder: pathlib.Path) -> tuple[int, ...]:
-        files = folder.glob("*/saved_model.pb")
-        return tuple(sorted(int(file.parent.name) for file in files if re.fullmatch("[1-9][0-9]*", file.parent.name)))
-
+    ValueError where TensorFlow Serving would take something for a version that is none.
+    """
     if not models.is_dir():
         raise FileNotFoundError(f"{models}: no such folder; give one that holds NAME/VERSION/saved_model.pb")
     one = f"{models}: holds the versions of one model; give the folder above it, {models.parent}"
-    check(not versions_in(models), one)
+    check(not any(models.glob("[0-9]*/saved_model.pb")), one)
     folders = sorted(folder for folder in models.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    found = [ServedExports(folder.name, versions, {}) for folder in folders if (versions := versions_in(folder))]
+    found = [ServedExports(folder.name, versions, {}) for folder in folders if (versions := _versions_in(folder))]
     if not found:
         raise FileNotFoundError(f"{models}: no export in it; nvae-export --output={models}/NAME makes one")
     for model in found:
         rule = "rename it; a model's name has letters, digits, '_', '-', '.' only"
         check(bool(_NAME.fullmatch(model.name)), f"{models / model.name}: {rule}")
     return found
+
+
+def _versions_in(folder: pathlib.Path) -> tuple[int, ...]:
+    versions = []
+    for entry in sorted(folder.iterdir()):
+        # As the server reads names, those of files too: ` 7`, `+7` and `007` are version 7.
+        if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", entry.name, re.ASCII):
+            continue
+        number = int(entry.name)
+        is_usual = entry.name == str(number) and 0 <= number <= LARGEST_VERSION
+        if not is_usual or not (entry / "saved_model.pb").is_file():
+            reason = "no saved_model.pb in it" if is_usual else "not how a version is named"
+            fix = "copy the export anew, or give it a name that is not a number"
+            raise ValueError(f"{entry}: {reason}, but TensorFlow Serving would take it for version {number}; {fix}")
+        versions.append(number)
+    return tuple(sorted(versions))
 
 
 def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports]:
@@ -157,22 +177,13 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
     return list(models.values())
 
 
-def _fact(folder: pathlib.Path, name: str, otherwise: int) -> int:
-    """A number of an export's `source.json`, which older ones lack."""
-    try:
-        return int(json.loads((folder / "assets.extra" / "source.json").read_text())[name])
-    except (OSError, KeyError, TypeError, ValueError):
-        return otherwise
-
-
-def _memory_mib(folders: Sequence[pathlib.Path], rows: int) -> int:
-    """A limit to begin with: 1 GiB for the server, the exports four times, and so many rows at once.
+def _memory_mib(folders: Sequence[pathlib.Path], bytes_of_rows: int) -> int:
+    """A limit to begin with: 1 GiB for the server, the exports four times, and the rows that run at once.
 
     Weights are in memory as a file and as tensors, and of a model that is replaced both versions are.
     """
     files = (file for folder in folders for file in folder.rglob("*") if file.is_file())
-    of_rows = rows * max(_fact(folder, "bytes_of_row", _BYTES_OF_ROW) for folder in folders)
-    return 1024 + math.ceil((4 * sum(file.stat().st_size for file in files) + of_rows) / 2**20)
+    return 1024 + math.ceil((4 * sum(file.stat().st_size for file in files) + bytes_of_rows) / 2**20)
 
 
 def _saved_model(folder: pathlib.Path) -> Any:

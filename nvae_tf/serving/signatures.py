@@ -92,7 +92,7 @@ class FlatLatentModel:
 
     def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor, label: tf.Tensor | None) -> Decoded:
         # Where the number of rows is known it is no operation of the graph.
-        return self.model.top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
+        return self.model._top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
 
 
 class Signatures(FlatLatentModel):
@@ -101,7 +101,8 @@ class Signatures(FlatLatentModel):
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an
     image, `groups` the number of latent groups. Images are float32 `[batch, H, W, C]` in [0, 1], seeds int64 `[batch]`,
     temperatures float32 `[batch]`. Models with classes take int32 `label` `[batch]` too, the number of a class or -1
-    for none, and `compose` float32 `guidance` `[batch]`, see `NVAE.generate`, 1 where there is no class.
+    for none, and, if trained with `label_dropout`, `compose` float32 `guidance` `[batch]`, see `NVAE.generate`, 1 where
+    there is no class.
     Where there is a reweighted prior, `sample` and `compose` take int32 `proposals` `[batch]`: with 1 a row is drawn
     from the model's own prior, with more from the reweighted one, whose number of proposals is fixed.
 
@@ -129,7 +130,8 @@ class Signatures(FlatLatentModel):
         self._most_rows, self._rows = most_rows, rows
         reweighted = model.reweighted_prior
         self._reweighted = reweighted if isinstance(reweighted, ReweightedPrior) else None
-        self._has = {"label": model.config.num_classes > 0, "guidance": model.config.num_classes > 0}
+        has_classes = model.config.num_classes > 0
+        self._has = {"label": has_classes, "guidance": has_classes and model.label_dropout > 0.0}
         self._has["proposals"] = self._reweighted is not None
         noise_scale = tf.TensorSpec([rows], tf.float32, "noise_scale")
         self.networks = self._compose, self._infer = [
@@ -254,14 +256,12 @@ class Signatures(FlatLatentModel):
 
         Returns:
           `nats` `[batch]`: the bound; `bits_per_dim` `[batch]`: the same in bits for each of the H * W * C
-          values; `kl` `[batch, groups]`: the KL's part of `nats`, top group first; `kl_per_group`: the same, by the
-          name that it has in older exports.
+          values; `kl_per_group` `[batch, groups]`: the KL's part of `nats`, top group first.
         """
         inferred = self._infer_with(image, seed, **label)
-        kl = inferred["kl"]
-        nats = objective.Elbo(inferred["reconstruction"], kl).nelbo
+        nats = objective.Elbo(inferred["reconstruction"], inferred["kl"]).nelbo
         bits = objective.bits_per_dimension(nats, math.prod(image.shape[1:]))
-        return {"nats": nats, "bits_per_dim": bits, "kl_per_group": kl, "kl": tf.identity(kl)}
+        return {"nats": nats, "bits_per_dim": bits, "kl_per_group": inferred["kl"]}
 
     def outlier_score(self, image: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """How unlike the training images an image looks, from one pass at the posterior's means: `NVAE.outlier_score`.
@@ -271,8 +271,9 @@ class Signatures(FlatLatentModel):
 
         Returns:
           `kl_sum` `[batch]`: the score, in nats; `kl` `[batch, groups]`: its parts, top group first; `kl_map`
-          `[batch, H, W]`: where in the image those of the largest scale are; `nelbo` `[batch]`, for comparison. Of a
-          model that is calibrated also `mahalanobis`, `kl_p_value` and `mahalanobis_p_value` `[batch]`.
+          `[batch, H, W]`: where in the image those of the largest scale are; `nelbo_at_mean` `[batch]`, no bound, for
+          comparison (in older exports: `nelbo`). Of a model that is calibrated also `mahalanobis`, `kl_p_value` and
+          `mahalanobis_p_value` `[batch]`.
         """
         inferred = self._infer_with(image, tf.zeros(tf.shape(image)[:1], tf.int64), 0.0, **label)
         calibration = self.model.outlier_calibration
@@ -339,7 +340,7 @@ class Signatures(FlatLatentModel):
                 for group, noise, temperature, keep in of_groups
             ]
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
-            decoded = self.model.top_down_pass(sources, 2 * rows, both, kept=rows)
+            decoded = self.model._top_down_pass(sources, 2 * rows, both, kept=rows)
             images, latents = decoded.likelihood.mean(), decoded.flat_latents()[:rows]
             is_guided = guidance != 1.0
             pairs = zip((images, latents), found, strict=True)
@@ -350,7 +351,7 @@ class Signatures(FlatLatentModel):
     def _inferred(self, noise_scale, image, seed, label=None) -> Tensors:
         """The inference pass: latents, the parts of the bound, where the KL is, and mean images."""
         noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
-        decoded = self.model.inference_pass(image, noise, self._pass(label))
+        decoded = self.model._inference_pass(image, noise, self._pass(label))
         found = {"latent": decoded.flat_latents(), "image": decoded.likelihood.mean()} | decoded.elbo(image)._asdict()
         return found | {"kl_map": kl_map(self.model, decoded.latents)}
 

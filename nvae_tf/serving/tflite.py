@@ -113,12 +113,12 @@ class DeviceSignatures(FlatLatentModel):
         return self._decoded(sources, noise, label)
 
     def _inferred(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None) -> Decoded:
-        return self.model.inference_pass(image, groups_of_flat(noise, self.latent_shapes), self._pass(label))
+        return self.model._inference_pass(image, groups_of_flat(noise, self.latent_shapes), self._pass(label))
 
 
 def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> DeviceSignatures:
     """The signatures with folded weights, for conversion: those of an export, or the model's."""
-    folded = folded_weights(model.stacks) if folded is None else folded
+    folded = folded_weights(model._stacks()) if folded is None else folded
     # Inline: where a function is called for several layers, each with weights that are constants for the converter, it
     # takes the weights of one for all.
     return DeviceSignatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))

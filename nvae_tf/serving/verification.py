@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
+from nvae_tf import schemas
 from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import beside_package, read_arrays, write_arrays
 from nvae_tf.generation.image_grid import pixels_of_files
-from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
+from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
 # Largest difference that rounding may cause, relative to the largest number of the tensor.
@@ -64,7 +66,16 @@ class Record(NamedTuple):
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
         with wrap_read_errors(f"{folder / RECORD}: damaged (", "); copy the export anew"):
-            keys = {tuple(key.split("/", 1)): array for key, array in read_arrays(folder / RECORD).items()}
+            arrays = read_arrays(folder / RECORD, schemas.RECORD)
+        with wrap_read_errors(f"{folder / 'saved_model.pb'}: damaged (", "); copy the export anew"):
+            saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+            definitions = saved.meta_graphs[0].signature_def
+        names = [name for name in definitions if name != DEFAULT_SIGNATURE and not name.startswith("__")]
+        given = {f"outputs/{name}/{output}" for name in names for output in definitions[name].outputs}
+        if missing := sorted(given - arrays.keys()):
+            reason = f"lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}, which the export gives"
+            raise ValueError(f"{folder / RECORD}: {reason}; copy the export anew")
+        keys = {tuple(key.split("/", 1)): array for key, array in arrays.items()}
         return cls(*({name: array for (of, name), array in keys.items() if of == side} for side in cls._fields))
 
 
@@ -186,7 +197,7 @@ def difference(found: np.ndarray | None, expected: np.ndarray) -> float:
     if expected.dtype.kind == "S":
         found = None if found is None else pixels_of_files(found)
         expected = pixels_of_files(expected)
-    if found is None or found.shape != expected.shape or not np.isfinite(found).all():
+    if found is None or found.shape != expected.shape or not np.isfinite([found, expected]).all():
         return np.inf
     apart = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
     if expected.dtype == np.uint8:

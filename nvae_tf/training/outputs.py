@@ -16,7 +16,7 @@ from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.hparams import api as hparams
 
 from nvae_tf.config import named_settings
-from nvae_tf.data.pipeline import evaluation_batches, iterate
+from nvae_tf.data.pipeline import chosen_images, evaluation_batches, iterate
 from nvae_tf.errors import first_line, require
 from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
@@ -76,9 +76,11 @@ class RunOutputs:
         self._batch_size = min(run.config.train.batch_size, run.images.test.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
         self._generator = ImageGenerator(run.model)
+        self._last_means: dict[str, float] = {}
 
     def continue_from(self, step: int) -> None:
         """Drops the metrics of steps that will be made again, and damaged ones."""
+        self._last_means = {}
         if damaged := self._metrics.keep_until(step):
             self.status.keep(f"{self._folder.metrics_file}: lines that are damaged or there twice: {damaged}, dropped.")
 
@@ -86,21 +88,24 @@ class RunOutputs:
         """Counts a training step, and shows a line about it if enough time has passed."""
         total = self._run.length.total_steps
         self._speed.count_step()
+        if step % self._run.config.train.log_every_steps == 0:
+            self._last_means = self._running_means()
         if not self.status.is_due and step < total:
             return
-        means, schedules = self._running_means(), self._schedules()
-        nelbo = means["reconstruction"] + means["kl"]
+        means, schedules = self._moving_means(step), self._schedules()
         in_bits = self._run.config.model.likelihood != "bernoulli"
-        bound = f"{self.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"
+        unit, places, scale = ("bits/dim", 4, self.bits_per_dimension(1.0)) if in_bits else ("nats", 2, 1.0)
+        values = means["reconstruction"] + means["kl"], means["loss"], means["kl"]
+        nelbo, loss, kl = (f"{scale * value:.{places}f}" for value in values)
         # What matters first: a narrow terminal cuts the end.
         line = f"step {step:,}/{total:,}"
         if steps_per_second := self._speed.steps_per_second:
             left = duration((total - step) / steps_per_second)
             line += f"  {left} left  {self._images_per_second:,.0f} images/s"
-        line += f"  NELBO {bound}"
+        line += f"  NELBO {nelbo} {unit}"
         if means["skipped_steps"]:
             line += f"  {means['skipped_steps']:.0f} steps skipped"
-        line += f"  loss {means['loss']:.2f}  KL {means['kl']:.2f}"
+        line += f"  loss {loss}  KL {kl}"
         line += f"  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
         self.status.show(line, step / total)
 
@@ -151,6 +156,14 @@ class RunOutputs:
     def _running_means(self) -> dict[str, float]:
         return {metric.name: float(metric.result()) for metric in self._run.model.metrics}
 
+    def _moving_means(self, step: int) -> dict[str, float]:
+        """Means over about `train.log_every_steps` steps: the last period stands in for the rest of the present one."""
+        means, period = self._running_means(), self._run.config.train.log_every_steps
+        part = (step % period or period) / period
+        last = means | {name: value for name, value in self._last_means.items() if math.isfinite(value)}
+        moving = {name: part * value + (1.0 - part) * last[name] for name, value in means.items()}
+        return moving | {"skipped_steps": means["skipped_steps"]}
+
     def _schedules(self) -> dict[str, float]:
         """Of the next step; skipped ones don't count."""
         objective, taken = self._run.config.objective, int(self._run.model.optimizer.iterations.numpy())
@@ -174,6 +187,7 @@ class RunOutputs:
 
     def _write_evaluation(self, step: int) -> None:
         images = self._run.images
+        self.status.announce(f"evaluating the {images.test.count:,} test images")
         batches = evaluation_batches(images.test, images.spec, self._batch_size, _FIXED_SEED)
 
         def show(done: int) -> None:
@@ -207,16 +221,15 @@ class RunOutputs:
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Reconstructions and samples for TensorBoard; the last also as a file, which shows that all are there."""
         spec, test = self._run.images.spec, self._run.images.test
-        count = min(8, test.count)
-        with contextlib.closing(iterate(evaluation_batches(test, spec, count, _FIXED_SEED), test)) as batches:
-            batch = next(batches)
-        originals, *labels = batch if isinstance(batch, tuple) else (batch,)
+        self.status.announce("drawing reconstructions")
+        originals, labels, _ = chosen_images(test, spec, "test", at_most=8, seed=_FIXED_SEED)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
-        made = self._run.model(originals, seed=_FIXED_SEED, labels=labels[0] if spec.labels else None)
+        made = self._run.model(originals, seed=_FIXED_SEED, labels=labels)
         rows = tf.concat([originals, made], axis=0)
         self._stop.check()
-        self._log.image(step, "reconstructions", image_grid(rows, columns=count, enlarge=None))
+        self._log.image(step, "reconstructions", image_grid(rows, columns=len(originals), enlarge=None))
         for temperature, count in _SAMPLES.items():
+            self.status.announce(f"drawing samples at temperature {temperature:g}")
             images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
             grid = image_grid(images, enlarge=None)
             self._log.image(step, f"samples/temperature_{temperature}", grid)

@@ -18,7 +18,7 @@ import tensorflow as tf
 from sklearn.mixture import GaussianMixture
 
 from nvae_tf import objective as objectives
-from nvae_tf.config import PRIOR_KINDS, DataSpec, check, check_choice
+from nvae_tf.config import DataSpec, check
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.data_sets import check_model_fits
@@ -35,9 +35,9 @@ from nvae_tf.models.latents import (
     inferred_group,
     noise_of_samples,
 )
-from nvae_tf.models.reweighted_prior import MOST_FOR_PERCEPTRON, ReweightedPrior, made_ratios
+from nvae_tf.models.reweighted_prior import ReweightedPrior, check_settings, made_ratios
 from nvae_tf.models.training_step import kept_labels
-from nvae_tf.progress import ImageProgress, StatusLine, counted
+from nvae_tf.progress import ImageProgress, StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.companions import write_prior
 from nvae_tf.runs.loading import load_run, spec_to_read
@@ -104,7 +104,7 @@ def learn_prior(
     read_run_config(folder)
     run = load_run(workdir, checkpoint)
     model, spec = run.model, spec_to_read(run.config, data_path)
-    _check_settings(model, groups, kind, steps, proposals)
+    check_settings(model, groups, kind, steps, proposals)
     check_model_fits(run.config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
     learned_from, images = _of_training_images(model, train, spec, groups, seed, status)
@@ -131,21 +131,6 @@ def learn_prior(
         write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     keep_model_card(folder, model, status.keep)
     return about
-
-
-def _check_settings(model: NVAE, groups: int, kind: str, steps: int, proposals: int) -> None:
-    check_choice("kind", kind, PRIOR_KINDS)
-    limit = f"this model has {counted(model.plan.num_groups, 'latent group')}, so it must be from 1 to that"
-    check(1 <= groups <= model.plan.num_groups, f"groups = {groups}: {limit}")
-    if kind == "mixture":
-        config, size = model.config, math.prod(model.plan.latent_shapes()[0])
-        limits = f"without classes and flows, and of {MOST_FOR_PERCEPTRON:,} numbers at most"
-        found = f"here it has {size:,}, model.num_classes = {config.num_classes}, model.num_flows = {config.num_flows}"
-        fits = size <= MOST_FOR_PERCEPTRON and not config.num_classes and not config.num_flows
-        check(groups == 1, f"groups = {groups}: a mixture is of the top group alone, groups = 1")
-        check(fits, f"a mixture is of a top group {limits}; {found}: take kind = classifier")
-    for name, value in (("steps", steps), ("proposals", proposals)):
-        check(value >= 1, f"{name} = {value}: must be at least 1")
 
 
 def _test_batches(source: ImageSource, spec: DataSpec, size: int, most: int, seed: int) -> Batches:
@@ -186,10 +171,10 @@ def _posteriors(
 
     @tf.function(autograph=False, reduce_retracing=True)
     def rows_of(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tuple:
-        features = [tf.repeat(feature, draws, axis=0) for feature in model.features(images)[:groups]]
+        features = [tf.repeat(feature, draws, axis=0) for feature in model._features(images)[:groups]]
         labels = None if labels is None else tf.repeat(kept_labels(model, labels, first), draws)
         noise = batch_noise(shapes, draws * tf.shape(images)[0], (seed, _INFERRING), draws * first)
-        sources = model.posterior_sources(features, noise)
+        sources = model._posterior_sources(features, noise)
         latents = _top_latents(model, sources, draws * tf.shape(images)[0], labels)
         return [inferred_group(latent)._replace(kl=None) for latent in latents], labels
 
@@ -356,9 +341,9 @@ def _bounds(
     def both(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tf.Tensor:
         seeds, count = image_seeds(seed, tf.shape(images)[0], first), samples * tf.shape(images)[0]
         noise = noise_of_samples(model.plan.latent_shapes(), seeds, 0, samples)
-        images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *model.features(images)))
+        images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *model._features(images)))
         labels = None if labels is None else tf.repeat(labels, samples)
-        decoded = model.top_down_pass(model.posterior_sources(features, noise), count, FoldedPass(labels=labels))
+        decoded = model._top_down_pass(model._posterior_sources(features, noise), count, FoldedPass(labels=labels))
         log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
         log_weights = decoded.likelihood.log_prob(images) + log_p - log_q
         log_normalizer = tf.gather(log_normalizers, 0 if labels is None else labels)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from nvae_tf.config import TrainConfig, check
 from nvae_tf.data.pipeline import ALL, Shard
+from nvae_tf.models.training_step import batch_of, train
 from nvae_tf.optimization import joined_weights_later
 from nvae_tf.replicas import divided
 from nvae_tf.training.launcher import STOPPING_SIGNALS, TF_CONFIG
@@ -86,7 +87,8 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
     """
 
     def whole_step(images: Any) -> Any:
-        return strategy.run(model.train_step, (images,))
+        # Not `model.train_step`, which checks the values of pixels: a run's data pipeline gives right ones.
+        return strategy.run(lambda data: train(model, *batch_of(model, data)), (images,))
 
     later: list[Callable[[list], None]] = []
 

@@ -1,5 +1,7 @@
 """The commands on a model that is conditional on classes."""
 
+import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -10,6 +12,12 @@ from PIL import Image
 
 import nvae_tf
 from export.run_saved_model import session_of
+from nvae_tf.data.inspection import inspect
+from nvae_tf.data.pipeline import shown_numbers
+from nvae_tf.data.sources import load_split
+from nvae_tf.progress import StatusLine
+from nvae_tf.reports import generate as tasks
+from nvae_tf.runs.loading import TrainedRun
 from nvae_tf.serving.tflite import read_metadata
 
 
@@ -46,16 +54,65 @@ def test_a_run_with_labels_is_scored_drawn_from_and_reported(conditional_run, do
     done("train.generate", "reconstruct", where, "--count=4", f"--output={tmp_path / 'r.png'}")
     done("train.report", str(conditional_run), f"--output={tmp_path / 'page.html'}")
     words = " ".join(re.findall(">([^<>]+)</text>", (tmp_path / "page.html").read_text()))
-    assert "columns: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in words
+    assert "0 1 2 3 4 5 6 7 8 9" in words
 
 
 @pytest.mark.slow
-def test_outliers_have_the_class_that_fits_best(conditional_run, done, tmp_path):
-    done("train.calibrate", f"--workdir={conditional_run}", "--images=300")
+def test_classes_have_names(conditional_run, done, refused, tmp_path):
+    workdir, names = shutil.copytree(conditional_run, tmp_path / "named"), [f"digit {number}" for number in range(10)]
+    counts = json.loads((workdir / "images.json").read_text())
+    (workdir / "images.json").write_text(json.dumps(counts | {"class_names": names}))
+    output = f"--output={tmp_path / 'classes.svg'}"
+    done("train.generate", f"--workdir={workdir}", "--labels=digit 7,3,-1", "--count=4", output)
+    words = " ".join(re.findall(">([^<>]+)</text>", (tmp_path / "classes.svg").read_text()))
+    assert "digit 7 digit 3 none" in words and "classes digit 7, digit 3, none" in words
+    message = refused("train.generate", f"--workdir={workdir}", "--labels=digt 7", output, "--overwrite")
+    assert "classes 0 to 9 (digit 0 to digit 9); did you mean 'digit 7'?" in message
+    run = TrainedRun(workdir)
+    by_name, by_number = (tasks.sample(run, count=2, labels=labels).images for labels in (["digit 7", "3"], [7, 3]))
+    np.testing.assert_array_equal(by_name, by_number)
+    shown, test = inspect(run.config, 40, 0.1, StatusLine()), load_split(run.config.data, "test")
+    assert list(shown) == [f"{part} images: {number}" for part in ("training", "test") for number in range(10)]
+    numbers = [number for number in shown_numbers(test, 40) if test.labels[number] == 3]
+    np.testing.assert_array_equal(shown["test images: 3"], test.images[numbers] / np.float32(255))
+    assert len(numbers) == 4
+    data = dataclasses.replace(run.config.data, labels=False, num_classes=None)
+    config = dataclasses.replace(run.config, data=data, model=dataclasses.replace(run.config.model, num_classes=0))
+    assert list(inspect(config, 40, 0.1, StatusLine())) == ["training images", "test images"]
+
+
+@pytest.mark.slow
+def test_outliers_have_the_class_that_fits_best(conditional_run, done, refused, tmp_path):
+    where, flags = f"--workdir={conditional_run}", ["--metrics=outliers", f"--outliers={tmp_path / 'noise.npy'}"]
+    done("train.calibrate", where, "--images=300")
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).integers(0, 256, (30, 16, 16)).astype(np.uint8))
-    flags = ["--metrics=outliers", f"--outliers={tmp_path / 'noise.npy'}"]
-    done("train.evaluate", f"--workdir={conditional_run}", *flags)
-    found = json.loads((conditional_run / "evaluation.json").read_text())["outliers"]["sets"]["noise.npy"]
+    file, images = (
+        tmp_path / "new" / "scores.csv",
+        nvae_tf.data.sources.load_split(nvae_tf.data.data_spec("digits"), "test"),
+    )
+    printed = done("train.evaluate", where, "--metrics=elbo", f"--scores={file}", "--seed=3")
+    metrics = json.loads((conditional_run / "evaluation.json").read_text())
+    assert "NELBO, in bits" in printed and f"scores of every image: {file}\n" in printed
+    rows, found = (
+        list(csv.DictReader(file.open())),
+        nvae_tf.load(conditional_run).outlier_score(images.images / np.float32(255)),
+    )
+    assert [row["image"] for row in rows] == [*map(str, range(360))]
+    for name, mean in {"nelbo_nats": metrics["nelbo_nats"], "bits_per_dim": metrics["bits_per_dim"]}.items():
+        assert np.mean([float(row[name]) for row in rows]) == pytest.approx(mean, rel=1e-4)
+    for name, expected in {"kl": found.kl, "mahalanobis_p_value": found.mahalanobis_p_value}.items():
+        assert [float(row[name]) for row in rows] == pytest.approx(expected.numpy().tolist(), rel=1e-3)
+    again = refused("train.evaluate", where, "--metrics=elbo", f"--scores={file}")
+    assert f"--scores={file}: there is such a file; give another name, or --overwrite" in again
+    assert "--scores belongs to metric elbo or iw or latents" in refused(
+        "train.evaluate", where, *flags, f"--scores={file}"
+    )
+    # What was measured before is in the file, and not printed again.
+    printed = done("train.evaluate", where, *flags, "--seed=3")
+    assert f"figure: {conditional_run}/evaluation/outlier_maps-test.png" in printed and "nats per image" not in printed
+    metrics = json.loads((conditional_run / "evaluation.json").read_text())
+    found = metrics["outliers"]["sets"]["noise.npy"]
+    assert "nelbo_nats" in metrics
     assert found["auroc"]["mahalanobis"] > 0.95 and found["flagged"]["mahalanobis"] == 1.0
 
 

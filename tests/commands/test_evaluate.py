@@ -188,11 +188,11 @@ def test_outliers_are_told_from_test_images(done, refused, run, tmp_path):
     first = metrics_of(run)["outliers"]
     assert "nvae-calibrate has not been run" in printed and not first["calibrated"]
     assert {name: of_set["num_images"] for name, of_set in first["sets"].items()} == {"noise.npy": 40, "lines": 5}
-    assert list(first["sets"]["lines"]["auroc"]) == ["kl", "nelbo"]
+    assert list(first["sets"]["lines"]["auroc"]) == ["kl", "nelbo_at_mean"]
     done("train.calibrate", f"--workdir={run}", "--images=600")
     printed = done(*evaluation(run, *flags, "--llr_samples=2")[1:])
     second = metrics_of(run)["outliers"]
-    assert list(second["sets"]["lines"]["auroc"]) == ["mahalanobis", "kl", "nelbo", "llr"]
+    assert list(second["sets"]["lines"]["auroc"]) == ["mahalanobis", "kl", "nelbo_at_mean", "llr"]
     for name, of_set in second["sets"].items():
         assert of_set["auroc"]["kl"] == pytest.approx(first["sets"][name]["auroc"]["kl"], abs=0.01)
     assert second["sets"]["noise.npy"]["auroc"]["mahalanobis"] > 0.95
@@ -209,3 +209,5 @@ def test_outliers_are_told_from_test_images(done, refused, run, tmp_path):
     message = refused(*evaluation(run, "--metrics=outliers", "--outliers=nowhere")[1:])
     assert "--outliers=nowhere: no such file or folder" in message
     assert "give folders of pictures of another kind" in refused(*evaluation(run, "--metrics=outliers")[1:])
+    for flag in ("--importance_samples", "--llr_samples"):
+        assert "an integer in the range" in refused(*evaluation(run, f"{flag}={2**31}")[1:])

@@ -4,9 +4,13 @@ import scipy.io
 from PIL import Image
 
 from configs import own_images as preset
-from nvae_tf.data.pipeline import iterate, shuffled_index_batches, training_batches
+from nvae_tf.config import preset as settings_of
+from nvae_tf.data.inspection import inspect
+from nvae_tf.data.pipeline import iterate, shown_numbers, shuffled_index_batches, training_batches
+from nvae_tf.data.sources import load_split
 from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import read_images
+from nvae_tf.progress import StatusLine
 from nvae_tf.training.run import images_of_run, new_run, run_length, with_length
 from tests.command_fixtures import config_flags
 from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels, write_files
@@ -90,9 +94,17 @@ def test_inspect_data_prints_counts_and_writes_a_picture(done, tmp_path):
     shown = read_images(output, 10, 10)
     assert shown.shape == (10, 7, 10, 3) and "nvae-inspect-data" in Image.open(output).info["command"]
     done(*command("train.inspect_data", tmp_path / "images"), *flags, "--raw", "--overwrite")
-    # Nine columns and two rows, enlarged until the shorter side is 70 pixels, with gaps of 6.
+    # A row for each class and one for the test image, enlarged until the shorter side is 70 pixels, with gaps of 6.
     with Image.open(output) as picture:
-        assert picture.size == (9 * 100 + 8 * 6, 2 * 70 + 6)
+        assert picture.size == (5 * 100 + 4 * 6, 3 * 70 + 2 * 6)
+
+
+def test_inspected_test_images_are_spread_over_the_classes():
+    config = complete_config(settings_of("digits"))
+    test = load_split(config.data, "test")
+    train, shown = inspect(config, 12, 0.1, StatusLine()).values()
+    assert len(train) == 12
+    np.testing.assert_array_equal(shown, test.images[shown_numbers(test, 12)] / np.float32(255))
 
 
 @pytest.mark.slow

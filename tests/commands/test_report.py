@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from nvae_tf.data.pipeline import shown_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import require
 from nvae_tf.generation.sampling import reconstruct_images
@@ -94,6 +95,7 @@ def run(finished_run, tmp_path_factory):
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["name"] = NAME
     (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "checkpoints" / "config.json").unlink()
     evaluate_run(workdir, ["elbo", "iw", "latents"], 5)
     return workdir
 
@@ -157,7 +159,8 @@ def test_images_are_those_of_the_model(page, trained):
     found = page.images()
     about, model = figures.Provenance("run"), trained.model
     expected = [figures.samples(model.generate(36, t, seed=1).numpy(), about, width=430) for t in TEMPERATURES]
-    test = load_split(trained.config.data, "test").images[:8] / np.float32(255)
+    source = load_split(trained.config.data, "test")
+    test = source.images[shown_numbers(source, 8)] / np.float32(255)
     expected.append(figures.reconstructions(test, reconstruct_images(model, test, seed=1), about, width=430))
     for figure in expected:
         canvas = np.asarray(figure.axes[0].images[0].get_array()).astype(int)
@@ -220,6 +223,21 @@ def test_an_evaluation_of_another_checkpoint_or_a_damaged_one(run, tmp_path):
             assert "KL of each latent group" in page.text
         else:
             assert "nvae-evaluate" in page.text and "--checkpoint=best" in page.text
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "metrics.csv"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
+def test_the_headline_of_images_that_are_not_binary_has_both_units(name, likelihood, run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    binary = likelihood == "bernoulli"
+    for group in ("data", "model"):
+        config[group] |= {"likelihood": likelihood, "num_bits": 1 if binary else 8}
+    config["data"]["binarise"] = binary and config["data"]["binarise"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(run / name, tmp_path)
+    page = Page(report_of_run(tmp_path, "latest", 1, None, StatusLine())[0])
+    score = re.search(r"Score [\d.,± ]+ nats per image(, [\d.,± ]+ bits/dim)? [iN]", page.text)
+    assert bool(score[1]) != binary
 
 
 def test_the_command_writes_a_page_also_of_a_run_without_a_checkpoint(done, run, tmp_path):

@@ -11,6 +11,7 @@ import scipy.sparse
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import holds_out, load_split
+from nvae_tf.progress import Report
 from tests.data.picture_factory import idx, own_images, random_pixels, stored_pixels, values_and_labels, write_files
 from tests.tiny_model import assert_same
 
@@ -55,6 +56,11 @@ def test_types_and_shapes(array, form, expected, ending, tmp_path):
     assert (len(train), len(test)) == (24, 6)
     found = sorted(image.tobytes() for image in (*train, *test))
     assert found == sorted(image.astype(np.uint8).tobytes() for image in expected)
+
+
+def test_sixteen_bits_with_the_values_of_eight_are_not_taken_for_black(tmp_path):
+    path = saved(tmp_path / "images.npy", IMAGES.astype(np.uint16))
+    assert_refused(path, "no value is above 255, and uint16 goes from 0 for black to 65535 for white")
 
 
 def test_the_file_is_not_read_into_memory(tmp_path):
@@ -245,11 +251,14 @@ def test_more_than_the_memory_is_not_unpacked(free_memory, tmp_path):
 
 def test_images_of_another_form_than_was_said_are_refused(tmp_path):
     path = saved(tmp_path / "images.npy", IMAGES)
-    deep = saved(tmp_path / "deep.npy", IMAGES.astype(np.uint16))
-    assert_refused(path, "has 8 bits a channel, but data.file_bits is 16; .* or set it to 8", file_bits=16)
-    assert_refused(deep, "has 16 bits a channel, but data.file_bits is 8; .* or set it to 16", file_bits=8)
-    assert_refused(path, "has 3 channels, but data.channels is 1; --config.data.convert=True", channels=1)
+    deep = saved(tmp_path / "deep.npy", 257 * IMAGES.astype(np.uint16))
+    refuses, kept = {"convert": False}, []
+    assert_refused(path, "has 8 bits a channel, but data.file_bits is 16; .* or set it to 8", file_bits=16, **refuses)
+    assert_refused(deep, "has 16 bits a channel, but data.file_bits is 8; .* or set it to 16", file_bits=8, **refuses)
+    assert_refused(path, "has 3 channels, but data.channels is 1; --config.data.convert=True", channels=1, **refuses)
     assert_refused(path, "each image is 5x6 .*, not 8x8: .*--config.data.resize=crop", height=8)
+    load_split(own_images(deep, channels=1), "test", Report(keep=kept.append))
+    assert kept == ["Converted 3 of 3 pictures from 16-bit RGB to 16-bit gray"]
 
 
 TRAIN, TEST = random_pixels(9, 6, 8), random_pixels(4, 6, 8, seed=1)

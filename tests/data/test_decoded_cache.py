@@ -61,7 +61,7 @@ def test_a_changed_picture_is_seen(pictures, cache):
 
 def test_other_settings_are_other_images(pictures, cache):
     changes = [{"resize": "crop", "height": 2}, {"resize": "stretch", "height": 2, "width": 4}, {"max_pixels": 10**6}]
-    changes += [{"crop_box": (0, 0, 3, 3)}, {"channels": 1, "convert": True}]
+    changes += [{"crop_box": (0, 0, 3, 3)}, {"channels": 1, "convert": True}, {"alpha": "white"}, {"alpha": "drop"}]
     for number, change in enumerate(changes, 1):
         spec = own_images(pictures, **change)
         cached = dataclasses.replace(spec, cache=str(cache))

@@ -60,6 +60,10 @@ def test_folders_are_classes(tmp_path):
     skipping = own_images(tmp_path, labels=True, on_bad_file="skip", cache=str(tmp_path / "cache"))
     for _ in range(2):
         assert values_and_labels(skipping) == [([20, 22, 10, 11], [1, 1, 2, 2]), (test[0], [1, 1, 1, 2, 2])]
+        names = [
+            f"{tmp_path}/train/{name}.png" for name in ("cats/020", "cats/022", "dogs/small/010", "dogs/small/011")
+        ]
+        assert load_split(skipping, "train").names() == names
         assert len(list((tmp_path / "cache").iterdir())) == 4
     # Images are not decoded again for their labels.
     load_split(dataclasses.replace(skipping, labels=False, num_classes=None), "train")
@@ -139,13 +143,21 @@ def test_no_pictures_are_reported(tmp_path):
     for find in (own_images, lambda folder: find_pictures([folder])):
         with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
             find(tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere': no such file or folder"):
         find_pictures(tmp_path / "nowhere")
 
 
 BAD_FILES = {
-    "other channels": (png(RGB[0][..., :1]), {}, "has 1 channels, but data.channels is 3; --config.data.convert=True"),
-    "16 bits": (png(random_pixels(6, 9, 3, dtype=np.uint16)), {}, "has 16 bits a channel, but data.file_bits is 8; --"),
+    "other channels": (
+        png(RGB[0][..., :1]),
+        {"convert": False},
+        "has 1 channels, but data.channels is 3; --config.data.convert=True converts images when they are read. Fix or",
+    ),
+    "16 bits": (
+        png(random_pixels(6, 9, 3, dtype=np.uint16)),
+        {"convert": False},
+        "has 16 bits a channel, but data.file_bits is 8; --",
+    ),
     "another size": (png(RGB[0].swapaxes(0, 1)), {}, r"is 9x6 \(height x width\), not 6x9: .*data.resize=crop"),
     "smaller than the box": (
         png(random_pixels(4, 4, 3)),
@@ -180,6 +192,66 @@ def test_a_picture_that_cannot_be_used_is_named_with_the_fix_or_skipped(kind, tm
     assert text.startswith(f"Skipped 1 of 7 pictures of the train part of {tmp_path}:\n    {path}: ")
 
 
+def mixed(folder):
+    """Forty RGBA pictures, four in gray with alpha and one of 16 bits, of which some are held out for testing."""
+    contents = {f"{number:02d}.png": random_pixels(HEIGHT, WIDTH, 4, seed=number) for number in range(40)}
+    contents |= {f"gray {number}.png": random_pixels(HEIGHT, WIDTH, 2, seed=number) for number in range(4)}
+    contents["x.png"] = random_pixels(HEIGHT, WIDTH, 4, dtype=np.uint16)
+    return write_files(folder, {name: png(pixels) for name, pixels in contents.items()})
+
+
+def test_what_is_converted_is_said_in_one_line(tmp_path):
+    spec, kept = own_images(mixed(tmp_path)), []
+    assert spec.convert and spec.channels == 4
+    sources = [load_split(spec, split, Report(keep=kept.append)) for split in ("train", "test")]
+    assert sum(source.count for source in sources) == 45
+    assert kept == ["Converted 5 of 45 pictures from gray with alpha (4) and 16-bit RGBA (1) to RGBA"]
+    (tmp_path / "x.png").unlink()
+    load_split(own_images(tmp_path, channels=3), "train", Report(keep=kept.append))
+    assert kept[1:] == ["Converted 44 of 44 pictures from gray with alpha (4) and RGBA (40) to RGB"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "advice"),
+    [
+        (None, "gray .* has 2 channels, but data.channels is 4; [^,]*{} [(]4 more of 45 can't"),
+        (3, "has 4 channels, .* when they are read, or set it to 4, what most images have.{} [(]44 more"),
+        (2, "has 4 channels, .* when they are read, or set it to 4, what most images have.{} [(]40 more"),
+    ],
+)
+def test_what_is_advised_fits_the_majority_of_all_pictures(channels, advice, tmp_path):
+    spec = own_images(mixed(tmp_path), convert=False, channels=channels)
+    with pytest.raises(ValueError, match=advice.format(" Fix or remove the file")):
+        load_split(spec, "train")
+
+
+@pytest.mark.parametrize("channels", [4, 2])
+@pytest.mark.parametrize(
+    ("alpha", "background"), [("drop", None), ("black", [0]), ("white", [255]), ("#0080ff", [0, 128, 255])]
+)
+def test_alpha_is_dropped_or_laid_on_a_color(channels, alpha, background, tmp_path):
+    pixels = random_pixels(30, HEIGHT, WIDTH, channels)
+    pixels[:10, ..., -1:] = np.array([0, 255])[np.arange(10) % 2][:, None, None, None]
+    opacity = 1.0 if background is None else pixels[..., -1:] / 255
+    if background and channels == 2:
+        background = np.array([[0.299, 0.587, 0.114]]) @ np.resize(background, 3)
+    expected = pixels[..., :-1] * opacity + (1 - opacity) * np.array(background or 0)
+    for part, numbers in (("train", slice(20)), ("test", slice(20, 30))):
+        write_files(tmp_path / "folder" / part, {f"{n:02d}.png": png(image) for n, image in enumerate(pixels[numbers])})
+        (tmp_path / "arrays").mkdir(exist_ok=True)
+        np.save(tmp_path / "arrays" / f"{part}.npy", pixels[numbers])
+    kept = []
+    for place in (tmp_path / "folder", tmp_path / "arrays"):
+        spec = own_images(place, alpha=alpha, convert=False)
+        assert spec.channels == channels - 1
+        images = [stored_pixels(load_split(spec, split, Report(keep=kept.append))) for split in ("train", "test")]
+        np.testing.assert_allclose(np.concatenate(images), expected, atol=1.01)
+        if place.name == "folder":
+            loaded = pictures_for_model(place / "test", spec)[0]
+            np.testing.assert_array_equal(np.rint(loaded * 255), images[1])
+    assert not kept
+
+
 def test_of_many_skipped_pictures_the_first_are_named(tmp_path):
     kept = []
     spec = own_images(train_and_test(tmp_path), on_bad_file="skip")
@@ -188,7 +260,7 @@ def test_of_many_skipped_pictures_the_first_are_named(tmp_path):
     write_files(tmp_path / "train", {f"x{number}.png": b"text" for number in range(8)})
     assert load_split(spec, "train", Report(keep=kept.append)).count == 6
     assert "Skipped 8 of 14 pictures" in kept[0] and kept[0].endswith("and 3 more") and kept[0].count("x") == 5
-    with pytest.raises(ValueError, match="7 more can't be used"):
+    with pytest.raises(ValueError, match="7 more of 16 can't be used"):
         load_split(dataclasses.replace(spec, on_bad_file="stop"), "train")
 
 
@@ -262,6 +334,31 @@ def test_one_that_does_not_fit_is_named(tmp_path):
         with pytest.raises(ValueError) as caught:
             pictures_for_model(tmp_path / "b.png", dataclasses.replace(MNIST, **changes))
         assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("places", "arguments", "message"),
+    [
+        *((places, {}, "give a file or folder of pictures, or a list") for places in (None, [], {}, 3, b"x", ["x", 3])),
+        *((places, {}, "'.*: no such file or folder of pictures$") for places in ("a" * 5000, "a\0b")),
+        *((".", {"config": config}, "config = .*: give the settings of") for config in (None, "x", {}, np.float32(1))),
+        *((None, {"seed": seed}, "seed of the data = .*: must be a whole number from 0") for seed in (1.5, "x", -1)),
+        (None, {"resize": [1]}, r"data.resize = \[1\]: must be of type str"),
+    ],
+)
+def test_hostile_calls_of_load_images(places, arguments, message, tmp_path):
+    places = write_files(tmp_path, {"a.png": gray(4, 4)}) if "seed" in arguments or "resize" in arguments else places
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
+        nvae_tf.load_images(places, **{"config": nvae_tf.ModelConfig()} | arguments)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+
+def test_what_pillow_says_of_a_chunk_is_text(tmp_path):
+    content = png(random_pixels(40, 40, 3))
+    place = content.index(b"IDAT") + 300
+    write_files(tmp_path, {"a.png": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]})
+    with pytest.raises(ValueError, match=r"a damaged or cut-off PNG file \(.* 'IDAT'"):
+        nvae_tf.load_images(tmp_path, nvae_tf.ModelConfig())
 
 
 def test_pictures_are_loaded_as_a_run_or_a_model_sees_them(tmp_path):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from nvae_tf.data import data_spec, pipeline
-from nvae_tf.data.pipeline import chosen_images, chosen_labels
+from nvae_tf.data.pipeline import chosen_images, shown_numbers
 from nvae_tf.data.sources import ArraySource, load_split
 
 KEY = pipeline.stream_key(5, pipeline.RandomStream.TRAINING_BINARIZATION)
@@ -32,7 +32,7 @@ def test_numbers_depend_on_the_position_and_not_on_the_batch(shape):
 def test_seeds_and_streams_have_keys_of_their_own():
     keys = {int(pipeline.stream_key(seed, stream)[0]) for seed in range(50) for stream in pipeline.RandomStream}
     assert len(keys) == 50 * len(pipeline.RandomStream)
-    with pytest.raises(ValueError, match="seed is -1"):
+    with pytest.raises(ValueError, match="seed of the data = -1: must be a whole number"):
         pipeline.stream_key(-1, pipeline.RandomStream.ORDER)
 
 
@@ -268,16 +268,35 @@ def test_images_of_the_data_set_are_chosen_by_number():
     spec = dataclasses.replace(data_spec("digits"), labels=True)
     source = load_split(spec, "test")
     test = source.images / np.float32(255)
-    by_number, names = chosen_images(source, spec, "test", indices=[17, 3])
-    np.testing.assert_array_equal(by_number, test[[17, 3]])
-    assert names == ["test_00017", "test_00003"]
-    np.testing.assert_array_equal(chosen_labels(source, 2, [17, 3]), source.labels[[17, 3]])
-    np.testing.assert_array_equal(chosen_labels(source, 70), source.labels[:70])
-    for values, count in (({"count": 70, "at_most": 5}, 70), ({"at_most": 5}, 5), ({}, 360)):
-        np.testing.assert_array_equal(chosen_images(source, spec, "test", **values)[0], test[:count])
+
+    def assert_chosen(numbers, **values):
+        images, labels, names = chosen_images(source, spec, "test", **values)
+        np.testing.assert_array_equal(images, test[numbers])
+        np.testing.assert_array_equal(labels, source.labels[numbers])
+        assert names == [f"test_{number:05d}" for number in numbers]
+
+    assert_chosen([17, 3], indices=[17, 3])
+    assert_chosen(range(360))
+    assert_chosen(shown_numbers(source, 70), count=70, at_most=5)
+    assert_chosen(shown_numbers(source, 360), at_most=500)
+    assert chosen_images(source, data_spec("digits"), "test", at_most=1)[1] is None
     for values, message in (
         ({"indices": [0, 360]}, "indices = 360: the test part of digits has 360 images, numbers 0 to 359"),
         ({"count": 361}, "count = 361: the test part of digits has only 360 images"),
     ):
         with pytest.raises(ValueError, match=message):
             chosen_images(source, spec, "test", **values)
+
+
+def test_shown_images_are_spread_over_the_set_and_its_classes():
+    source = ArraySource(np.zeros([1000, 1, 1, 1], np.uint8))
+    numbers = shown_numbers(source, 40)
+    # A quarter of the set has none of 40 with a probability of 1e-5.
+    assert len(set(numbers)) == 40 and np.bincount(np.array(numbers) // 250, minlength=4).min() > 4
+    assert shown_numbers(source, 12) == numbers[:12] and sorted(shown_numbers(source, 2000)) == [*range(1000)]
+    # Sorted by class, as in a folder: of one class there are three images, of another none.
+    labels = np.repeat(np.array([0, 1, 2, 4]), [400, 3, 300, 297])
+    source.labeled(labels, tuple("abcde"))
+    shown = labels[shown_numbers(source, 22)].tolist()
+    assert shown == [0, 1, 2, 4] * 3 + [0, 2, 4] * 3 + [0]
+    assert len({*labels[shown_numbers(source, 3)]}) == 3 and sorted(shown_numbers(source, 1000)) == [*range(1000)]

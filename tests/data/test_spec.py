@@ -86,6 +86,8 @@ def test_unknown_names_and_impossible_specs_are_refused():
         ({"test_fraction": float("nan")}, "data.test_fraction = nan: must lie between 0 and 1"),
         ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
         ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970, Pillow's own limit"),
+        ({"alpha": "#12345"}, "data.alpha = '#12345': must be keep, drop, white, black or a color"),
+        ({"alpha": "white", "channels": 4}, "leaves no alpha channel, but data.channels = 4 .*data.channels=3"),
         ({"split_seed": 2**32}, "data.split_seed = 4294967296: must be from 0 to"),
         ({"test_split": "train"}, "data.train_split and data.test_split are both 'train'"),
         ({"likelihood": "bernouli"}, "data.likelihood = 'bernouli': .*; did you mean 'bernoulli'"),
@@ -243,6 +245,10 @@ def test_what_leads_to_no_images_is_reported():
         ({"path": __file__}, ValueError, "data.path = .*: a file that is neither .npy nor .npz; name a folder of"),
         ({"path": __file__, "source": "folder"}, ValueError, "a file; for data.source = folder it names a folder of"),
         ({"source": "tfds"}, ValueError, "data.source_name is not set: .* for example --config.data.source_name="),
+        *(
+            ({"source": "tfds", "source_name": name}, ValueError, "data.source_name = .*: not a name of TensorFlow")
+            for name in ("huggingface:mnist", "hf://user/set", "https://host/a.zip", "kaggle:a" * 999, "a\nb")
+        ),
         ({"source": "arrays", "path": "gone"}, FileNotFoundError, "data.path = gone: .* name a .npy or .npz file"),
         ({"source": "fodler"}, ValueError, "data.source = 'fodler': .*did you mean 'folder'"),
     ):

@@ -254,6 +254,14 @@ def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
         np.testing.assert_array_equal(source.images, (images // 256).repeat(asked.channels, axis=-1))
 
 
+def test_alpha_is_laid_on_a_color(own_set):
+    images = random_pixels(4, 8, 6, 4)
+    images[..., 3] = 0
+    stored = own_set(images, shape=(8, 6, 4))
+    source = load_split(complete_spec(dataclasses.replace(stored, channels=None, alpha="#010203")), "train")
+    np.testing.assert_array_equal(source.images, np.resize([1, 2, 3], (4, 8, 6, 3)))
+
+
 def test_a_set_too_large_for_the_memory_names_the_cache(celeba64, free_memory, tmp_path):
     size = 10 * 64 * 64 * 3
     free_memory(3 * size - 1)

@@ -14,10 +14,12 @@ from nvae_tf.evaluation.outliers import (
     ratio_groups,
     scores_of,
 )
+from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models.latents import PosteriorSource, PriorSource, image_seeds, noise_of_samples
 from nvae_tf.models.outlier_scores import OutlierParts
 from nvae_tf.runs.companions import read_calibration, write_calibration
+from nvae_tf.schemas import ANY
 from tests.tiny_model import images_of, shaken, tiny_config, tiny_model, with_distinct_classes
 
 
@@ -38,6 +40,11 @@ def model():
     return shaken(tiny_model(num_groups_per_scale=2, seed=0), 0.5)
 
 
+@pytest.fixture(scope="module")
+def calibration(model):
+    return calibrate(model, images_of(model.config, 60), images_of(model.config, 20), batch_size=20)
+
+
 def test_p_values_of_further_images_are_uniform_and_correlated_numbers_are_seen_together():
     # Of the training images the model knows the reconstruction better.
     calibration = calibration_of(parts(4000, shift=-1.0), parts(1000))
@@ -52,6 +59,20 @@ def test_p_values_of_further_images_are_uniform_and_correlated_numbers_are_seen_
         assert share == pytest.approx(0.05, abs=0.015), name
     # Eight nats are little against what the reconstruction varies by, and much given the first group's KL.
     assert flagged(shifted)["mahalanobis"] > 0.99 > 0.1 > flagged(shifted)["kl"]
+
+
+def test_the_mahalanobis_distance_misses_more_of_what_training_images_differ_in():
+    """As docs/outliers.md says: images whose KLs and reconstruction are all higher, and nothing else."""
+
+    def rising(level, spread):
+        random = np.random.default_rng(0)
+        kl = level[:, np.newaxis] * (3.0 + spread * random.normal(0.0, 0.5, (len(level), 14)))
+        reconstruction = 50.0 * level + spread * random.normal(0.0, 3.0, len(level))
+        return OutlierParts(np.float32(reconstruction), np.float32(kl), None)
+
+    levels = np.random.default_rng(1).lognormal(0.0, 0.5, 2400)
+    calibration = calibration_of(rising(levels[:2000], 1.0), rising(levels[2000:], 1.0))
+    assert flagged(scored(rising(np.full(200, 3.0), 0.2), calibration)) == {"mahalanobis": 0.0, "kl": 1.0}
 
 
 def test_areas_are_shares_of_pairs():
@@ -71,10 +92,9 @@ def test_too_few_images_and_a_diverged_model_are_refused(model):
             calibration_of(*pair)
 
 
-def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model):
+def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model, calibration):
     file = tmp_path / "outliers.npz"
     assert read_calibration(file, model, 1200) is None
-    calibration = calibrate(model, images_of(model.config, 60), images_of(model.config, 20), batch_size=20)
     assert model.outlier_calibration is calibration
     write_calibration(file, model, 1200, calibration)
     # A copy elsewhere, of the same weights at another step: what counts is the weights.
@@ -86,6 +106,29 @@ def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model):
     file.write_bytes(file.read_bytes()[:-99])
     found = read_calibration(file, model, 1200)
     assert "outliers.npz: damaged" in found and found.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *(("mean", change) for change in (lambda a: a * np.nan, lambda a: a[:-1], lambda a: a.astype("S9"))),
+        *(("covariance", change) for change in (lambda a: a * np.inf, lambda a: -a, np.triu, lambda a: a[0], np.str_)),
+        *(("kl", change) for change in (lambda a: a[::-1], lambda a: a[:0], lambda a: a[None], lambda a: a * np.nan)),
+        *(("mahalanobis", change) for change in (lambda a: a[:-1], lambda a: -a[::-1], lambda a: a > 0, np.sum)),
+    ],
+)
+def test_a_calibration_that_can_not_be_is_refused_in_a_line(tmp_path, model, calibration, name, change):
+    file = tmp_path / "outliers.npz"
+    write_calibration(file, model, 7, calibration)
+    # Of other types than ours, as another program may write them.
+    write_arrays(file, read_arrays(file, ANY) | {"kl": calibration.kl.astype(np.float64)})
+    model.outlier_calibration = read_calibration(file, model, 7)
+    assert model.outlier_score(images_of(model.config)).kl_p_value.shape == 4
+    model.outlier_calibration = None
+    arrays = read_arrays(file, ANY)
+    write_arrays(file, arrays | {name: change(arrays[name])})
+    reason = read_calibration(file, model, 7)
+    assert isinstance(reason, str) and "outliers.npz: damaged" in reason and "\n" not in reason
 
 
 @pytest.mark.slow
@@ -105,8 +148,8 @@ def test_the_likelihood_ratio_is_that_of_the_bounds(model):
     log_weights = []
     for number in range(samples):
         noise = noise_of_samples(model.plan.latent_shapes(), seeds, number, 1)
-        top = PosteriorSource(model.features(images)[0], noise[0])
-        decoded = model.top_down_pass([top, *map(PriorSource, noise[1:])], 4)
+        top = PosteriorSource(model._features(images)[0], noise[0])
+        decoded = model._top_down_pass([top, *map(PriorSource, noise[1:])], 4)
         latent = decoded.latents[0]
         ratio = latent.prior.log_prob(latent.z) - latent.posterior.log_prob(latent.z)
         log_weights.append(decoded.likelihood.log_prob(images) + tf.reduce_sum(ratio, axis=(1, 2, 3)))

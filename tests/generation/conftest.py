@@ -1,6 +1,5 @@
 """A tiny model of two scales with two groups each, and images for it."""
 
-import keras
 import numpy as np
 import pytest
 
@@ -13,7 +12,6 @@ SEED = 3
 
 @pytest.fixture(scope="session")
 def four_groups():
-    keras.utils.set_random_seed(0)
     return nvae_tf.NVAE(tiny_config(num_groups_per_scale=2))
 
 

@@ -67,7 +67,7 @@ def test_damaged_and_other_files(file, latents, tmp_path):
     np.savez(file, about=np.array([{}], dtype=object))
     assert "damaged, or not a file of latents" in error_of(file)
     np.savez(file, **entries | {"names": np.array(["a"])})
-    assert "its arrays do not fit each other" in error_of(file)
+    assert "`names` is of shape [1] and type <U1; it must be a text of shape [3]" in error_of(file)
     for wrong in (entries["latent"][:, 1:], entries["latent"][0]):
         np.savez(file, **entries | {"latent": wrong})
         assert "`latent` is of shape" in error_of(file)

@@ -31,7 +31,7 @@ def by_hand(model, images, count):
     for part in range(count):
         forward, rows = ForwardPass(training=True), slice(part * size, (part + 1) * size)
         with tf.GradientTape() as tape:
-            loss = model.training_loss(images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
+            loss = model._training_loss(images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
         updates = {variable.path: value for variable, value in forward.updates}
         found.append((tape.gradient(loss.loss.loss, model.trainable_weights), updates, loss.means))
     return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)

@@ -1,8 +1,11 @@
+import types
+
 import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
 
+from nvae_tf.config import ExperimentConfig
 from nvae_tf.models.latents import (
     GivenSource,
     PriorSource,
@@ -12,6 +15,8 @@ from nvae_tf.models.latents import (
     noise_per_image,
 )
 from nvae_tf.objective import kl_per_channel
+from nvae_tf.reports import generate as tasks
+from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_model
 
 SHAPES = [(4, 4, 2), (8, 8, 2), (8, 8, 2)]
 
@@ -23,7 +28,7 @@ def near(value, expected, atol=1e-5):
 @pytest.mark.slow
 def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has_a_gradient(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
-    expected = model.inference_pass(images, noise).likelihood.mean()
+    expected = model._inference_pass(images, noise).likelihood.mean()
     assert tuple(expected.shape) == images.shape
     near(model.decode(model.encode(images, seed=3)), expected)
     near(model(images, seed=3), expected)
@@ -44,12 +49,12 @@ def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has
 
 def test_every_latent_matters_and_only_below_it(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
-    latents = model.inference_pass(images, noise).latents
+    latents = model._inference_pass(images, noise).latents
     z = [latent.z for latent in latents]
     for changed in range(3):
         others = [value + 1.0 if index == changed else value for index, value in enumerate(z)]
         assert np.max(np.abs(model.decode(others) - model.decode(z))) > 1e-4
-        moved = model.inference_pass(images, [eps + (index == changed) for index, eps in enumerate(noise)]).latents
+        moved = model._inference_pass(images, [eps + (index == changed) for index, eps in enumerate(noise)]).latents
         for index, (mine, theirs) in enumerate(zip(moved, latents, strict=True)):
             change = np.max(np.abs(mine.prior.loc - theirs.prior.loc))
             assert (change > 1e-4) == (index > changed)
@@ -62,7 +67,7 @@ def test_generating_is_decoding_draws_of_the_prior(model):
         # The groups given so far fix the next prior; what stands for the others does not matter.
         padded = z + [np.zeros(draw.shape, np.float32) for draw in noise[len(z) :]]
         given = [GivenSource(tf.convert_to_tensor(latent)) for latent in padded]
-        prior = model.top_down_pass(given, 2).latents[len(z)].prior
+        prior = model._top_down_pass(given, 2).latents[len(z)].prior
         z.append(prior.loc + 0.7 * prior.scale * eps)
     generated = model.generate(2, temperature=0.7, seed=1)
     assert np.min(generated) >= 0.0 and np.max(generated) <= 1.0
@@ -75,13 +80,13 @@ def test_missing_latents_are_drawn_from_the_prior(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(1, 4))
     for given in (1, 2):
         sources = [GivenSource(z) for z in latents[:given]] + [PriorSource(eps, 0.7) for eps in noise[given:]]
-        near(model.decode(latents[:given], 0.7, seed=1), model.top_down_pass(sources, 4).likelihood.mean())
+        near(model.decode(latents[:given], 0.7, seed=1), model._top_down_pass(sources, 4).likelihood.mean())
 
 
 def test_the_mean_of_the_posterior(model, images):
     means = model.encode(images, mean=True)
     silent = [tf.zeros((4, *shape)) for shape in SHAPES]
-    for mean, latent in zip(means, model.inference_pass(images, silent).latents, strict=True):
+    for mean, latent in zip(means, model._inference_pass(images, silent).latents, strict=True):
         near(mean, latent.z)
         near(latent.z_before_flows, latent.posterior.loc)
 
@@ -101,12 +106,12 @@ def test_encoding_with_active_channels_only(model, images):
     z = model.encode(images, seed=3, active_only=mask)
     plain = model.encode(images, seed=3)
     np.testing.assert_array_equal(z[0][..., 0], plain[0][..., 0])
-    priors = model.top_down_pass([GivenSource(latent) for latent in z], 4).latents
+    priors = model._top_down_pass([GivenSource(latent) for latent in z], 4).latents
     for latent, given, kept in zip(z, priors, mask, strict=True):
         near(latent.numpy()[..., ~kept], given.prior.loc.numpy()[..., ~kept])
     assert np.max(np.abs(z[1][..., 1] - priors[1].prior.loc[..., 1])) > 1e-3
     noise = noise_per_image(SHAPES, image_seeds(3, 4))
-    kl = kl_per_channel(model.inference_pass(images, noise).latents).numpy().mean(axis=0)
+    kl = kl_per_channel(model._inference_pass(images, noise).latents).numpy().mean(axis=0)
     # One of six channels is the tenth.
     alone = np.arange(6).reshape(3, 2) == np.argmax(kl)
     expected = model.encode(images, seed=3, active_only=alone)
@@ -122,7 +127,7 @@ def test_scores_are_log_weights_from_scipy(model, images):
     """log p(x | z) + log p(z) - log q(z | x) of each draw, put together by hand."""
     seeds, weights = image_seeds(5, 4), []
     for sample in range(3):
-        decoded = model.inference_pass(images, noise_of_samples(SHAPES, seeds, sample, 1))
+        decoded = model._inference_pass(images, noise_of_samples(SHAPES, seeds, sample, 1))
         weight = np.float64(decoded.likelihood.log_prob(images))
         for latent in decoded.latents:
             log_q = scipy.stats.norm.logpdf(latent.z_before_flows, latent.posterior.loc, latent.posterior.scale)
@@ -156,7 +161,7 @@ def test_what_does_not_fit_is_refused(model, images):
     ):
         with pytest.raises(ValueError, match=message):
             model.generate(1, temperature)
-    with pytest.raises(ValueError, match="count = 0: must be at least 1"):
+    with pytest.raises(ValueError, match="count = 0: must be a whole number from 1 to 2147483647"):
         model.generate(0)
     with pytest.raises(ValueError, match="importance_samples = -1"):
         model.score(images, importance_samples=-1)
@@ -166,6 +171,39 @@ def test_what_does_not_fit_is_refused(model, images):
             refuse(0.5 * images)
     with pytest.raises(tf.errors.InvalidArgumentError, match="images have values other than 0 and 1"):
         tf.function(model.score, autograph=False)(tf.constant(0.5 * images))
+
+
+SEEDS = (np.nan, 1.5, 5 + 2**32, 2**70, None, "x", [1], 1j, True, tf.constant(1.5), np.array([1, 2]))
+COUNTS = (2**31, 2**32 + 5, 2**24 + 1, None, 1.5, "x", np.uint64(2**64 - 1), tf.constant(1.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        *(("encode", {"seed": seed}, "seed = .*: must be a whole number from -") for seed in SEEDS),
+        *(("score", {"importance_samples": count}, "importance_samples = .* 1 to 16777216") for count in COUNTS),
+        ("generate", {"count": 2, "batch_size": "x"}, "batch_size = 'x': must be a whole number from 1"),
+        ("generate", {"count": 2**31}, "count = 2147483648: must be a whole number from 1 to 2147483647"),
+        *(
+            ("generate", {"count": 2, "temperature": bad}, "temperature = .*: must be gr")
+            for bad in (1j, [[1.0], [2.0]])
+        ),
+        ("generate", {"count": 2, "guidance": {}}, r"guidance = \{\}: must be finite"),
+        *(
+            ("decode", {"latents": bad}, "latents are one .*; give a list, one array a g")
+            for bad in (np.ones(3), None, "x")
+        ),
+        *(("decode", {"latents": [bad] * 3}, "latents are of type .*; they must be floats") for bad in (1j, "x", True)),
+        ("infer", {"images": [[1.0], [2.0, 3.0]]}, "images must be numbers in an array or a tensor, not list"),
+        ("score", {"images": tf.sparse.from_dense(np.eye(3))}, "images must be numbers .*, not SparseTensor"),
+        ("encode", {"active_only": np.full((3, 2), np.nan)}, "has values other than False and True"),
+    ],
+)
+def test_hostile_values_are_refused_in_one_line(model, images, name, arguments, message):
+    images = {} if name in ("generate", "decode") else {"images": images}
+    with pytest.raises(ValueError, match=message) as raised:
+        getattr(model, name)(**images | arguments)
+    assert "\n" not in str(raised.value)
 
 
 def test_temperatures_may_differ_by_scale_and_by_group(model):
@@ -180,7 +218,7 @@ def test_temperatures_may_differ_by_scale_and_by_group(model):
 
 def test_what_is_inferred_is_posterior_prior_and_kl(model, images):
     groups, noise = model.infer(images, seed=3), noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
-    decoded = model.inference_pass(images, noise)
+    decoded = model._inference_pass(images, noise)
     for group, latent in zip(groups, decoded.latents, strict=True):
         near(group.z, latent.z)
         near(group.mean, latent.posterior.loc)
@@ -204,11 +242,71 @@ def test_a_batch_size_changes_no_number(model, images):
     near(model.score(images, 2, seed=3, batch_size=3), model.score(images, 2, seed=3), atol=1e-3)
 
 
+def test_graphs_of_batches_are_kept_and_follow_the_weights(monkeypatch):
+    model = shaken(tiny_model(num_classes=3, label_dropout=0.1))
+    images, forward, traced = images_of(model.config), model.top_down.forward, []
+    monkeypatch.setattr(model.top_down, "forward", lambda *given: traced.append(given) or forward(*given))
+    latents = model.encode(images)
+    calls = (
+        lambda **how: model.generate(5, 0.7, 3, labels=1, guidance=2.0, **how),
+        lambda **how: model.encode(images, 3, active_only=True, **how)[1],
+        lambda **how: model.decode(latents[:1], [0.5, 0.7], **how),
+        lambda **how: model.score(images, 2, labels=1, **how),
+        lambda **how: model.score(images, per_group=True, **how).nelbo,
+        lambda **how: model.infer(images, **how)[0].kl,
+        lambda **how: model.classify(images, **how),
+        lambda **how: model.outlier_score(images, **how).nelbo_at_mean,
+    )
+    first = [call(batch_size=3) for call in calls]
+    traced.clear()
+    assert_same([call(batch_size=3) for call in calls], first)
+    # Masks of channels are no constants of a graph; and no more graphs are kept than are bounded.
+    model.encode(images[:2], labels=2, active_only=np.eye(2, dtype=bool), batch_size=1)
+    model.encode(images[:2], labels=2, active_only=~np.eye(2, dtype=bool), batch_size=1)
+    assert len(traced) == 1
+    shaken(model)
+    again = [call(batch_size=3) for call in calls]
+    assert len(traced) == 1
+    for call, after, before in zip(calls, again, first, strict=True):
+        near(after, call(), atol=1e-3)
+        assert np.abs(after - before).max() > 1e-4
+    for number in range(20):
+        model.generate(1, 0.5 + 0.01 * number, batch_size=1)
+    assert model._kept_graphs.cache_info().currsize == 16
+
+
+@pytest.mark.parametrize("likelihood, bits", [("bernoulli", 1), ("logistic_mixture", 3), ("normal", 8)])
+def test_pixels_are_drawn_from_the_likelihood_by_the_seed_of_each_image(likelihood, bits):
+    model = shaken(tiny_model(**PADDED, likelihood=likelihood, num_bits=bits, image_channels=3))
+    drawn = model.generate(5, seed=3, mean=False)
+    assert drawn.shape == (5, 6, 6, 3) and np.all((drawn >= 0.0) & (drawn <= 1.0))
+    if likelihood != "normal":
+        levels = drawn * (2**bits - 1)
+        near(levels, np.round(levels), atol=1e-4)
+    near(model.generate(2, seed=3, mean=False), drawn[:2])
+    near(model.generate(5, seed=3, mean=False, batch_size=2), drawn)
+    near(tf.function(lambda: model.generate(5, seed=3, mean=False), autograph=False)(), drawn)
+    assert np.abs(model.generate(5, seed=4, mean=False) - drawn).max() > 0.1
+    run = types.SimpleNamespace(config=ExperimentConfig(model.config), model=model, class_names=None)
+    near(tasks.sample(run, count=5, seed=3, pixels="sample").images, drawn)
+    near(tasks.sample(run, count=5, seed=3).images, model.generate(5, seed=3))
+    # Many of one image, against the moments of the distribution.
+    parameters = tf.random.stateless_normal([1, 6, 6, model.likelihood.num_parameters], (1, 2))
+    many = model.likelihood.sample(tf.repeat(parameters, 2000, axis=0), image_seeds(0, 2000))
+    distribution = model.likelihood.distribution(parameters)
+    if likelihood == "bernoulli":  # others are clipped or rounded, and their mean is that of before
+        errors = (np.mean(many, axis=0) - distribution.mean()[0]) / np.sqrt(distribution.variance()[0] / 2000)
+        assert np.mean(errors**2) == pytest.approx(1.0, abs=0.6) and np.abs(errors).max() < 5.0
+
+
 def test_latents_go_through_tf_data_and_become_arrays(model, images):
-    (latents,) = tf.data.Dataset.from_tensor_slices(images).batch(4).map(model.encode)
-    for array, expected in zip(latents.numpy(), model.encode(images), strict=True):
-        assert isinstance(array, np.ndarray)
-        near(array, expected)
+    batches = tf.data.Dataset.from_tensors(images).repeat(2).enumerate()
+    found = list(batches.map(lambda number, images: model.encode(images, seed=number)))
+    for number, latents in enumerate(found):
+        for array, expected in zip(latents.numpy(), model.encode(images, seed=number), strict=True):
+            assert isinstance(array, np.ndarray)
+            near(array, expected)
+    assert np.abs(found[0][0] - found[1][0]).max() > 0.1
 
 
 def test_scores_and_kls_have_gradients_of_images(model, images):

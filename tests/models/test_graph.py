@@ -25,7 +25,7 @@ def training_graph(model):
         noise = [tf.zeros((2, *shape)) for shape in model.plan.latent_shapes()]
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:
-            _, loss, _ = model.training_loss(images, noise, tf.constant(0), forward)
+            _, loss, _ = model._training_loss(images, noise, tf.constant(0), forward)
         return tape.gradient(loss.loss, model.trainable_weights), [value for _, value in forward.updates]
 
     config = model.config

@@ -1,4 +1,6 @@
 import csv
+import pydoc
+import random
 
 import keras
 import numpy as np
@@ -7,7 +9,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.optimization import NVAEAdamax
-from tests.tiny_model import assert_same, images_of, tiny_config, values
+from tests.tiny_model import assert_same, images_of, tiny_config, tiny_model, values
 
 SMALLEST = tiny_config(num_latent_scales=1, squeeze_excite=False)
 IMAGES = images_of(SMALLEST, 8)
@@ -17,8 +19,7 @@ METHODS = ["train_on_batch", "test_on_batch", "predict_on_batch", "fit", "evalua
 
 
 def compiled(**settings):
-    keras.utils.set_random_seed(3)
-    model = nvae_tf.NVAE(SMALLEST)
+    model = nvae_tf.NVAE(SMALLEST, seed=3)
     model.compile(**dict(optimizer=NVAEAdamax(0.01)) | settings)
     return model
 
@@ -62,7 +63,7 @@ def test_another_range_is_refused_however_the_step_is_compiled(settings, tmp_pat
     model = compiled(**settings)
     one_pixel = IMAGES.copy()
     one_pixel[2, 1, 3] = -0.1
-    refusals = [(BRIGHT, WRONG_RANGE), (one_pixel, "values from -0.1 to 1;")]
+    refusals = [(BRIGHT, WRONG_RANGE), (one_pixel, "values from -0.1 to 1;"), (0.5 * IMAGES, "other than 0 and 1")]
     history = assert_refusals_leave_no_trace(model, refusals, tmp_path)
     assert history == fit(compiled(**settings), IMAGES)
     for method in (model.evaluate, model.predict):
@@ -80,12 +81,25 @@ def test_every_method_refuses_another_range(eager, name):
     assert_same(values(eager.weights), before)
 
 
+@pytest.mark.parametrize("name", ["train_step", "test_step", *METHODS[:2], "fit", "evaluate"])
+def test_gray_pixels_are_refused_by_a_model_of_one_bit(eager, name):
+    gray, before = IMAGES.copy(), values(eager.weights)
+    gray[1, 2, 3] = 0.5
+    with pytest.raises(ValueError, match="^images have values other than 0 and 1; this model scores images of 1 bit"):
+        getattr(eager, name)(gray)
+    assert_same(values(eager.weights), before)
+    if name.endswith("step"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="images have values other than 0 and 1"):
+            tf.function(getattr(eager, name))(tf.constant(gray))
+    assert_same(values(eager.weights), before)
+
+
 def test_images_with_nan_are_not_scored(eager):
     """`fit` skips their steps and counts them."""
     images = IMAGES.copy()
     images[1, 2, 3] = np.nan
     for method in (eager.evaluate, eager.predict):
-        with pytest.raises(ValueError, match="values from nan to nan"):
+        with pytest.raises(ValueError, match="^images have values that are NaN .* look where they come from$"):
             method(images, verbose=0)
 
 
@@ -125,7 +139,7 @@ def test_a_model_is_made_of_the_right_settings():
         (dict(config={"image_height": 4}), "config is of type dict: must be a nvae_tf.ModelConfig"),
         (dict(objective={"total_steps": 3}), "objective is of type dict: must be a nvae_tf.ObjectiveConfig"),
         (dict(seed="one"), "seed = 'one': must be a whole number"),
-        (dict(seed=2**31), "seed = 2147483648: must be a whole number up to 2147483647"),
+        (dict(seed=2**31), "seed = 2147483648: must be a whole number from -2147483647 to 2147483647"),
         (dict(recompute="group"), r"recompute = 'group': not one of the choices \(none, groups, all\)"),
         (dict(recompute=None), "recompute = None: not one of"),
         (dict(dtype="float64"), "dtype = 'float64': not one of"),
@@ -133,6 +147,29 @@ def test_a_model_is_made_of_the_right_settings():
     ):
         with pytest.raises(ValueError, match=message):
             nvae_tf.NVAE(**dict(config=SMALLEST) | settings)
+
+
+def test_help_shows_what_a_user_calls():
+    added = {name for name in dir(nvae_tf.NVAE) if not name.startswith("_")} - {*dir(keras.Model)}
+    methods = {"classify", "decode", "encode", "generate", "infer", "outlier_score", "restore", "score"}
+    assert added == methods | {"batch_norms", "convolutions", "outlier_calibration", "reweighted_prior"}
+    assert all("Example: `" in getattr(nvae_tf.NVAE, name).__doc__ for name in methods)
+    text = pydoc.render_doc(nvae_tf, renderer=pydoc.plaintext)
+    assert len(text.splitlines()) < 80 and all(f"nvae_tf.{name}(" in text for name in ("NVAE", "load", "load_images"))
+
+
+def test_the_seed_decides_the_initial_weights():
+    state = random.getstate()
+    weights = [values(tiny_model(seed=seed, num_groups_per_scale=2).weights) for seed in (3, 3, 4)]
+    assert random.getstate() == state
+    assert_same(weights[0], weights[1])
+    drawn = [np.unique(each).size > 1 for each in weights[0]]
+    assert sum(drawn) > 20 and all(
+        np.any(one != other) for one, other, is_drawn in zip(weights[0], weights[2], drawn, strict=True) if is_drawn
+    )
+    # No two layers of one form have the same kernel, in a stack or in two of them.
+    kernels = [kernel for each in weights[0] if each.ndim == 5 for kernel in each]
+    assert len({(kernel.shape, kernel.tobytes()) for kernel in kernels}) == len(kernels) > 20
 
 
 def test_callbacks_get_the_numbers(tmp_path):

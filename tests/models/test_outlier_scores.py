@@ -36,7 +36,7 @@ def test_the_parts_are_those_of_a_pass_at_the_means(plain, images):
     mean = np.float64(plain.decode([group.z for group in groups]))
     log_p = np.sum(np.log(np.where(images > 0.5, mean, 1.0 - mean)), axis=(1, 2, 3))
     near(scores.parts.reconstruction, -log_p)
-    near(scores.nelbo, kl.sum(axis=1) - log_p)
+    near(scores.nelbo_at_mean, kl.sum(axis=1) - log_p)
     assert scores.mahalanobis is scores.kl_p_value is scores.mahalanobis_p_value is None
 
 
@@ -90,8 +90,8 @@ def test_an_image_of_a_conditional_model_is_scored_with_its_label_or_the_likelie
     model = with_distinct_classes(tiny_model(num_classes=3, seed=0))
     images = images_of(model.config)
     together = model.outlier_score(images, labels=[0, 1, 2, -1])
-    near(together.nelbo[1:2], model.outlier_score(images[1:2], labels=1).nelbo)
-    bounds = np.stack([model.outlier_score(images, labels=label).nelbo for label in range(3)])
+    near(together.nelbo_at_mean[1:2], model.outlier_score(images[1:2], labels=1).nelbo_at_mean)
+    bounds = np.stack([model.outlier_score(images, labels=label).nelbo_at_mean for label in range(3)])
     assert np.ptp(bounds, axis=0).min() > 0.1 and len({*bounds.argmin(axis=0)}) > 1
-    near(model.outlier_score(images).nelbo, bounds.min(axis=0))
-    near(tf.function(model.outlier_score)(images).nelbo, bounds.min(axis=0))
+    near(model.outlier_score(images).nelbo_at_mean, bounds.min(axis=0))
+    near(tf.function(model.outlier_score)(images).nelbo_at_mean, bounds.min(axis=0))

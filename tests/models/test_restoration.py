@@ -214,6 +214,17 @@ def test_mistakes_are_one_line(model, images):
         ((values, WrongAdjoint(*matrices), 0.1), "not the adjoint of apply: <Ax, y> = "),
         ((values, WrongSquares(*matrices), 0.1), "operator.squared is not `apply` with squared weights"),
         ((values, np.eye(3), 0.1), "lacks apply, adjoint, squared"),
+        *(((values, small, sigma), "sigma = .*: must be the noise's") for sigma in (2**70, 1j, None, np.nan, [1, 2])),
+        *(((values, small, 0.1, steps), "steps = .*: must be a whole number from 0") for steps in (1.5, "x", 2**70)),
+        ((values, small, 0.1, 1, 1, 1.5), "seed = 1.5: must be a whole number"),
+        (([[1.0], [2.0, 3.0]], small, 0.1), "the measurement must be numbers in an array or a tensor, not list"),
+        *(
+            (
+                (images, Mask(missing), 0.1),
+                "the mask of missing pixels has values other than False and True, or 0 and 1",
+            )
+            for missing in (np.where(HOLE, np.nan, 0.0), np.where(HOLE, "white", "black"), None, 0.5)
+        ),
         ((images, Mask(HOLE[:4]), 0.1), r"the mask has shape \(4, 6, 1\); it must be .* of images \(6, 6, 1\)"),
     ):
         with pytest.raises(ValueError, match=message) as raised:

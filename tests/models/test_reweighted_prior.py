@@ -1,5 +1,6 @@
 """Draws from a reweighted prior, with ratios that are known."""
 
+import functools
 import math
 
 import numpy as np
@@ -47,7 +48,7 @@ def latents_of(model, count, temperature=1.0, seed=0, labels=None):
         image_seeds(seed, count), temperatures_of_groups(temperature, model.plan), model.plan, labels
     )
     zeros = [module.PriorSource(0.0)] * (model.plan.num_groups - len(sources))
-    return model.top_down_pass([*sources, *zeros], count).latents, sources
+    return model._top_down_pass([*sources, *zeros], count).latents, sources
 
 
 def test_samples_have_the_distribution_that_the_ratio_asks_for(reweight):
@@ -107,6 +108,14 @@ def test_a_group_sees_whitened_proposals_and_what_is_above(reweight):
     assert seen[0][1] == []
 
 
+def test_a_prior_learned_anew_is_the_one_that_graphs_draw_from(reweight):
+    for strength in (1.0, -1.0):
+        weighted = reweight(functools.partial(lambda strength, *given: strength * tilt(*given), strength))
+        expected = weighted.generate(6, prior="reweighted")
+        near(weighted.generate(6, prior="reweighted", batch_size=4), expected)
+        near(generate_images(weighted, 6, prior="reweighted"), expected)
+
+
 def test_the_classes_of_a_conditional_model_are_seen_and_drawn(reweight):
     def by_class(whitened, context):
         return tilt(whitened, context) * (4.0 * context[-1][:, 0, 0, :1] - 2.0)
@@ -129,7 +138,7 @@ def test_what_is_refused(reweight, model):
                 ask(2, prior=prior)
         with pytest.raises(ValueError, match=message):
             readjusted(model, 0.7, 1, prior=prior)
-    conditional = reweight(tilt, of=tiny_model(num_classes=3), classes=3)
+    conditional = reweight(tilt, of=tiny_model(num_classes=3, label_dropout=0.1), classes=3)
     with pytest.raises(ValueError, match="neither guidance nor latents go with it"):
         conditional.generate(2, labels=0, guidance=2.0, prior="reweighted")
 

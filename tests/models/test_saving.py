@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
+from nvae_tf import command_line
 from nvae_tf.config import ObjectiveConfig
 from tests import ROOT
 from tests.tiny_model import PADDED, assert_same, shaken, tiny_config, tiny_model
@@ -45,21 +46,59 @@ def test_rebuilt_from_its_settings(rebuild):
     assert not {id(weight) for weight in rebuilt.weights} & {id(weight) for weight in model.weights}
 
 
+def rewritten(path, change):
+    """Writes a .keras file anew, with other settings, checksums and all."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(files["config.json"])
+    change(config)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (files | {"config.json": json.dumps(config)}).items():
+            archive.writestr(name, content)
+
+
 @pytest.mark.slow
 def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
     model, path = shaken_model(), tmp_path / "model.keras"
     model.save(path)
     assert_same_model(model, keras.models.load_model(path), images)
-    with zipfile.ZipFile(path) as before:
-        files = {name: before.read(name) for name in before.namelist()}
-    config = json.loads(files["config.json"])
-    settings = config["config"]
-    del settings["config"]["exact_edges"], settings["objective"]["kl_constant_weight"], settings["recompute"]
-    files["config.json"] = json.dumps(config)
-    with zipfile.ZipFile(path, "w") as after:
-        for name, content in files.items():
-            after.writestr(name, content)
+
+    def older(config):
+        settings = config["config"]
+        del settings["config"]["exact_edges"], settings["objective"]["kl_constant_weight"], settings["recompute"]
+
+    rewritten(path, older)
     assert_same_model(model, keras.models.load_model(path), images)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (None, None),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a zip file, or cut off"),
+        (lambda path: path.write_bytes(b"x" * 1000), "not a zip file, or cut off"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"num_flows", b"num_flowx")), "Bad CRC-32"),
+        (lambda path: rewritten(path, lambda config: config.update(registered_name="X>Y")), "locate class"),
+        (
+            lambda path: rewritten(path, lambda config: config["config"]["config"].update(num_flows=10**6)),
+            "at least 2,000,005 layers",
+        ),
+        (lambda path: rewritten(path, lambda config: config["config"]["config"].update(num_flows=2)), "."),
+        (lambda path: keras.Sequential([keras.Input((1,))]).save(path), "a Sequential, no NVAE"),
+    ],
+)
+def test_a_keras_file_is_loaded_or_refused_in_one_line(tmp_path, damage, reason):
+    model, path = shaken_model(), tmp_path / "model.keras"
+    model.save(path)
+    if damage is None:
+        assert_same(nvae_tf.load(path).weights, model.weights)
+        return
+    damage(path)
+    with pytest.raises(ValueError, match=rf"model\.keras: not a model .* read \(.*({reason}).*\); restore") as error:
+        nvae_tf.load(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"model\.keras: a file, not a run folder \(nvae_tf.load reads"):
+        command_line.run_folder(str(path))
 
 
 def test_a_checkpoint_of_tensorflow_has_all_weights(tmp_path):

@@ -85,7 +85,7 @@ def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
     monkeypatch.setattr(scan, "_scan_for_inference", lambda *given: loops.append(given) or loop(*given))
     settings, how = DRAWN[variant]
     precision = "mixed_bfloat16" if variant == "half precision" else None
-    model = shaken(tiny_model(dtype=precision, **SETTINGS | dict(num_latent_scales=1) | settings))
+    model = shaken(tiny_model(dtype=precision, label_dropout=0.1, **SETTINGS | dict(num_latent_scales=1) | settings))
     images, labels = tf.constant(images_of(model.config, 4)), tf.constant([0, 1, 2, -1])
     labels = labels if model.config.num_classes else None
     nats = LikelihoodEvaluator(model, 4).evaluate([images if labels is None else (images, labels)], seed=1).nelbo
@@ -119,7 +119,7 @@ def test_what_has_no_loop_does_not_know_of_it(monkeypatch):
         images_of(model.config, 2),
         [np.zeros((2, *shape), np.float32) for shape in model.plan.latent_shapes()],
     )
-    expected, found = (model.inference_pass(images, noise, ForwardPass(True, scanned=scan)) for scan in (False, True))
+    expected, found = (model._inference_pass(images, noise, ForwardPass(True, scanned=scan)) for scan in (False, True))
     np.testing.assert_array_equal(found.parameters, expected.parameters)
     assert len(found.latents) == len(expected.latents) == 2
 

@@ -71,7 +71,7 @@ def test_models_learn_their_start_but_that_of_one_group_leaves_it_alone():
 def test_the_network_sees_the_frame_as_zeros_from_minus_one_to_one(model, images):
     framed = np.zeros((4, 8, 8, 1), np.float32)
     framed[:, 1:7, 1:7] = images
-    assert_same(model.features(images), model.features(framed))
+    assert_same(model._features(images), model._features(framed))
     stem = model.bottom_up.stem
     kernel = stem.effective_kernels()[0]
     expected = tf.nn.conv2d(2.0 * framed - 1.0, kernel, 1, "SAME") + stem.bias[0]

@@ -158,6 +158,12 @@ def test_loading_gives_the_averages_and_resuming_the_weights(folder, precision):
     assert_same(averages_of(other), averages_of(model))
 
 
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -0.1])
+def test_a_learning_rate_that_ruins_weights_is_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate = .*: must be at least 0 and finite"):
+        NVAEAdamax(rate)
+
+
 @pytest.mark.parametrize("kind", [NVAEAdamax, keras.optimizers.Adam])
 def test_inside_the_block_the_model_has_the_averages_and_after_an_error_the_weights(kind):
     model = model_with(kind(1e-2, use_ema=True, ema_momentum=MOMENTUM))

@@ -218,6 +218,7 @@ def with_settings(run, **groups):
     for group, settings in groups.items():
         config[group] |= settings
     (run / "config.json").write_text(json.dumps(config))
+    (run / "checkpoints" / "config.json").unlink(missing_ok=True)
 
 
 def test_runs_that_can_not_be_exported(run, tmp_path):
@@ -346,7 +347,7 @@ def test_an_import_that_ends_half_way_leaves_nothing(error, tmp_path, monkeypatc
         assert list(tmp_path.rglob("step-7.index"))
         raise error
 
-    monkeypatch.setattr(importing, "config_to_json", fail)
+    monkeypatch.setattr(importing, "write_run_config", fail)
     with pytest.raises(error if isinstance(error, type) else OSError):
         import_run(FIXTURES / "mnist_tiny.pt", tmp_path / "runs" / "mnist")
     assert not list(tmp_path.iterdir())

@@ -3,11 +3,11 @@ import collections
 import numpy as np
 import pytest
 
-from nvae_tf.latent_plan import CELL_SETS
+from nvae_tf.latent_plan import CELL_SETS, fewest_layers, fewest_weights
 from nvae_tf.published.names import published_tensors
 from nvae_tf.published.settings import model_config_from_published
 from nvae_tf.published.torch_file import read_torch_checkpoint
-from nvae_tf.published.weights import fewest_layers, fewest_numbers, published_shape
+from nvae_tf.published.weights import published_shape
 
 PLAIN = dict(squeeze_excite=False, num_flows=0)
 ONE_SCALE = dict(num_latent_scales=1, **PLAIN)
@@ -56,7 +56,7 @@ def test_every_weight_has_one_name(changes, published):
             assert sorted(filled) == list(range(variable.shape[0]))
     # A model is never smaller than the lower bound that files are compared with.
     numbers = sum(int(np.prod(published_shape(tensor))) for tensor in tensors)
-    assert fewest_layers(config) <= len(tensors) and numbers / 8 < fewest_numbers(config) <= numbers
+    assert fewest_layers(config) <= len(tensors) and numbers / 8 < fewest_weights(config) <= numbers
 
 
 def names_below(published, prefix, **changes):

@@ -94,7 +94,7 @@ def test_metrics_and_table_of_scales_and_groups():
 def test_an_interval_has_two_digits_and_its_value_as_many_places():
     assert interval(32.9000903, 0.6931) == "32.90 ± 0.69" and interval(1234.56, 98.7) == "1,235 ± 99"
     assert interval(0.1854, 0.00390621) == "0.1854 ± 0.0039" and interval(5.25, 1.04) == "5.2 ± 1.0"
-    assert interval(35.94871, None) == "35.95"
+    assert interval(35.94871, None) == "35.95" and interval(10_400.4, None) == "10,400"
 
 
 @pytest.mark.parametrize("begins", [True, False])

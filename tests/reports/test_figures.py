@@ -48,6 +48,10 @@ def with_maps(level, count=4):
 # Each figure, and texts that it must have.
 FIGURES = {
     "samples": (lambda w: figures.samples(images(7), ABOUT, width=w), ["7 samples, drawn by the model"]),
+    "samples_of_classes": (
+        lambda w: figures.samples(images(7), ABOUT, width=w, classes=["cats", "sea urchins", "owls"]),
+        ["cats", "sea urchins", "owls"],
+    ),
     "reconstructions": (
         lambda w: figures.reconstructions(images(13), images(13), ABOUT, "those of groups 0–1", width=w),
         ["original", "reconstruction", "those of groups 0–1"],
@@ -77,7 +81,7 @@ FIGURES = {
         ["sample", "all groups redrawn", "groups 1–35 redrawn", "group 35 redrawn"],
     ),
     "data_images": (
-        lambda w: figures.data_images(images(25), images(4), ABOUT, width=w),
+        lambda w: figures.data_images({"training images": images(25), "test images": images(4)}, ABOUT, width=w),
         ["training images", "test images"],
     ),
     "training_strip": (
@@ -94,11 +98,11 @@ FIGURES = {
     ),
     "training_curves": (
         lambda w: figures.training_curves("NELBO", "nats per image", curves(), w),
-        ["NELBO", "linear", "logarithmic", "test: 30 at step 400", "1,000", "training step", "nats per image"],
+        ["NELBO", "test: 30 at step 400", "1,000", "training step", "nats per image"],
     ),
     "curves_of_runs": (
         lambda w: figures.training_curves("KL", "nats", {f"runs/{i}": curves(-9.0)["test"] for i in range(9)}, w),
-        ["runs/0: -9 at step 400", "runs/8: -9 at step 400", "logarithmic in the steps"],
+        ["runs/0: -9 at step 400", "runs/8: -9 at step 400"],
     ),
     "outlier_scores": (
         lambda w: task_figures.histograms(scores("mahalanobis", "kl"), ABOUT, w),
@@ -216,8 +220,33 @@ def test_curves_have_every_step_and_leave_gaps():
     (line,) = figures.training_curves("x", "y", {"a": (range(1000), values)}).axes[0].lines
     assert len(line.get_xdata()) == 1000 and np.isnan(line.get_ydata()[500])
     drawn = figures.figure_bytes(figures.training_curves("x", "y", {"a": ([7], [3.0])}), "svg").decode()
-    # A single value is a mark on both axes.
+    # A single value is a mark on the axes and in the legend.
     assert len(re.findall("<use [^>]*fill: #0a63c4", drawn) or re.findall('<use xlink:href="#m[^>]*0a63c4', drawn)) >= 2
+
+
+STEPS = np.arange(100, 100_100, 100)
+SCALES = {
+    "falling": (36.0 + 200.0 * np.exp(-STEPS / 1500), ["log", "log"]),
+    "falling below zero": (-9.0 + 200.0 * np.exp(-STEPS / 1500), ["log", "linear"]),
+    "a cosine": (1.0 + np.cos(np.pi * STEPS / 1e5), ["linear", "linear"]),
+    "noise": (760.0 + np.random.default_rng(0).normal(0.0, 20.0, len(STEPS)), ["linear", "linear"]),
+    "one value": (np.full(len(STEPS), 5.0), ["linear", "linear"]),
+    "a gap": (np.full(len(STEPS), np.nan), ["linear", "linear"]),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_curves_have_one_chart_with_the_axes_that_show_most(name):
+    values, scales = SCALES[name]
+    (axes,) = figures.training_curves("x", "y", {"a": (STEPS, values), "b": (STEPS, values + 1.0)}).axes
+    assert [axes.get_xscale(), axes.get_yscale()] == scales
+
+
+@pytest.mark.parametrize(("width", "side", "neighbors"), [(430, 32, 5), (1000, 64, 8), (1000, 16, 8)])
+def test_neighbors_take_the_width(width, side, neighbors):
+    found = np.zeros([2, neighbors, side, side, 3])
+    figure = figures.nearest(found[:, 0], found, np.zeros([2, neighbors]), "training", ABOUT, width)
+    assert 0.9 * width < figure.bbox.width < 1.34 * width
 
 
 def test_a_bare_grid_has_the_rows_of_the_figure_and_white_where_no_image_is():

@@ -100,7 +100,8 @@ def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_p
     folder = new_folder(tmp_path / "new")
     text = card(folder)
     found = metadata(folder)
-    assert found["library_name"] == "keras" and found["pipeline_tag"] == "unconditional-image-generation"
+    assert found["library_name"] == "nvae_tf" and found["pipeline_tag"] == "unconditional-image-generation"
+    assert "keras" in found["tags"] and "nvae_tf.load('new')" in text
     assert not {"license", "datasets", "model-index"} & found.keys()
     assert "| latent groups | 2: 1 of 2x2, 1 of 4x4 |" in text and "4x4x1, 1 bit a channel" in text
     assert "None yet: `nvae-evaluate` makes them." in text and "None has been stated" in text
@@ -210,6 +211,17 @@ def test_any_name_makes_a_readable_card(tmp_path):
     assert write_model_card(folder, 1234) and folder.card_file.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["digits, seed 3\nNELBO       1.00 nats per image", "digits\r\u2028\u202e\x1b[2J"])
+def test_a_data_set_of_an_evaluation_file_looks_like_nothing_else(tmp_path, name):
+    folder = new_folder(tmp_path / "run")
+    metrics = evaluate(folder)
+    lines = card(folder).splitlines()
+    folder.evaluation_file().write_text(json.dumps(metrics | {"dataset": name}))
+    with_name = card(folder).partition("\n---\n")[2]
+    assert len(with_name.splitlines()) == len("\n".join(lines).partition("\n---\n")[2].splitlines())
+    assert with_name.replace("\n", "").isprintable()
+
+
 def test_what_a_person_has_written_is_kept(tmp_path):
     folder = new_folder(tmp_path)
     card(folder)
@@ -276,7 +288,7 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
     assert f"the weights of `{folder.path}` (made from those of `{source.path}`)" in text
     assert "started from are under: mit" in text
     folder.origin_file.write_text('{"license": 4}')
-    with pytest.raises(ValueError, match="origin.json: must be a JSON object with texts .*fix or delete it"):
+    with pytest.raises(ValueError, match="origin.json: must be a JSON object with texts: .*fix or delete it"):
         write_model_card(folder)
 
 

@@ -20,8 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvae_tf.serving.outputs import write_digests
+
 # More than may be used in all, less than a field of four bytes can say.
 _BOMB_BYTES = 3900 << 20
+# To be set where a run has a digest of its settings: then a flipped bit in `config.json` must not go unnoticed.
+SETTINGS_HAVE_DIGEST = False
 _DEEP = 100_000
 _HUGE = (0, -1, 4096, 10**9, 10**30, 0.5, 1e308, math.nan, True, "8", "", None, [8], {"a": 1}, "x" * 10**6)
 
@@ -55,6 +59,8 @@ def run_folder(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathl
     file, changes = run / name, [*_BYTES, _remove, _become_folder, _swap_files]
     if name.endswith(".json"):
         changes += [_change_json] * 6
+    elif name.endswith(".npz"):
+        changes += _ARRAYS
     elif not name.endswith((".index", "00001", ".png", ".v2")):
         changes += [_change_lines] * 6
     elif kind.startswith("checkpoints"):
@@ -65,9 +71,45 @@ def run_folder(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathl
         file.write_bytes(changed)
     (run / "config.py").write_text(f"open({str(canary)!r}, 'w').close()")
     # Whole, checksums and all: what was changed in a tensor can't be seen.
-    beside = not name.startswith(("config.json", "images.json", "checkpoints/step", "checkpoints/best"))
+    beside = not name.startswith(("config.json", "images.json", "checkpoints/"))
     is_sound = beside and change not in (_become_folder, _swap_files)
     return Mutant(run, base.name, f"{name}, {change.__name__}", change is not _change_tensor, is_sound)
+
+
+def shared(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.Path) -> Mutant:
+    """A mutant of a run as it is on the Hub, with a reweighted prior, a calibration and latents beside its weights."""
+    random = Random(seed)
+    name = random.choice(("prior.npz", "outliers.npz", "latents.npz", "config.json", "any", "any"))
+    if name == "any":
+        mutant = run_folder(base, place, seed, canary)
+        return mutant._replace(is_exact=mutant.is_exact and _is_digested(mutant.how), is_sound=False)
+    run = shutil.copytree(base, place / "run")
+    change = random.choice((*_BYTES, *([_flip_bits] * 5 + [_change_json] * 5 if name == "config.json" else _ARRAYS)))
+    (run / name).write_bytes(change((run / name).read_bytes(), random, canary))
+    return Mutant(run, base.name, f"{name}, {change.__name__}", _is_digested(name))
+
+
+def _is_digested(how):
+    """Whether numbers must be those of the base: settings that can be but are others are told by a digest alone."""
+    return SETTINGS_HAVE_DIGEST or not how.startswith("config.json")
+
+
+def exports(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.Path) -> Mutant:
+    """A mutant of an export; of some the digests are made anew."""
+    random = Random(seed)
+    export = shutil.copytree(base, place / "1")
+    names = sorted(str(file.relative_to(export)) for file in export.rglob("*") if file.is_file())
+    name = random.choice((*names, *["assets.extra/verification.npz", "assets.extra/sha256.json"] * 3))
+    file, changes = export / name, [*_BYTES, _remove, _become_folder, _swap_files]
+    changes += [_change_json] * 6 if name.endswith(".json") else _ARRAYS if name.endswith(".npz") else []
+    change = random.choice([*changes, *[_forget_file] * 20] if name.endswith("sha256.json") else changes)
+    changed = change(file, random) if change in _OF_FILES else change(file.read_bytes(), random, canary)
+    if changed is not None:
+        file.write_bytes(changed)
+    is_exact = name.endswith("sha256.json") or change is _swap_files or random.random() < 0.5
+    if not is_exact:
+        write_digests(export)
+    return Mutant(export, base.name, f"{name}, {change.__name__}", is_exact)
 
 
 def pictures(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.Path) -> Mutant:
@@ -302,6 +344,46 @@ def _change_lines(content, random, canary):
     return b"".join(lines)
 
 
+def _change_array(content, random, canary):
+    """An array that can't be: of another type or shape, with numbers that are none or too large, not in order."""
+    with np.load(io.BytesIO(content)) as file:
+        arrays = dict(file)
+    name = random.choice(sorted(arrays))
+    values = math.nan, -math.inf, 1e300, 1j, b"x", None, {"a": 1}
+    others = *(np.full(arrays[name].shape, value) for value in values), arrays[name][None], np.zeros([0, 2, 2])
+    others += (np.flip(arrays[name]) - 1,) * 9 if name in ("kl", "mahalanobis") else ()
+    return _stored(arrays | {name: random.choice(others)})
+
+
+def _change_about(content, random, canary):
+    """Facts that can't be, where a file of arrays has some."""
+    with np.load(io.BytesIO(content)) as file:
+        arrays = dict(file)
+    if "about" not in arrays:
+        return _change_array(content, random, canary)
+    about = json.loads(str(arrays["about"]))
+    name = random.choice(sorted(about))
+    about[name] = random.choice((-1, 0.5, math.nan, None, "8", [8, "x"], {"a": 1}, True, 10**30, "x" * 10**6))
+    about = random.choice((about, about, about, {**about, name + "x": about.pop(name)}, [about], None, 5))
+    return _stored(arrays | {"about": np.array(json.dumps(about))})
+
+
+def _add_bomb(content, random, canary):
+    """One more array, which nobody needs."""
+    packed, checksum = _bomb()
+    entries = [*_entries(content), ["more.npy", packed, zipfile.ZIP_STORED]]
+    return _patched(_zipped(entries), len(entries) - 1, method=8, crc=checksum, size=_BOMB_BYTES)
+
+
+def _stored(arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+_ARRAYS = [_change_array] * 6 + [_change_about] * 6 + [_change_archive] * 3 + [_add_bomb]
+
+
 def _remove(file, random):
     file.unlink()
 
@@ -316,6 +398,16 @@ def _swap_files(file, random):
     content = other.read_bytes()
     other.write_bytes(file.read_bytes())
     return content
+
+
+def _forget_file(file, random):
+    """Digests without that of a file, or without any, and another file in its place."""
+    digests = json.loads(file.read_text())
+    name = random.choice([name for name in sorted(digests) if not name.endswith((".pb", ".npz"))])
+    del digests[name]
+    other = file.parents[1] / name
+    other.write_bytes(other.read_bytes() + b"\n")
+    return json.dumps(random.choice((digests, {}, []))).encode()
 
 
 def _copy_as_later(file, random):
@@ -340,7 +432,7 @@ def _change_tensor(file, random):
     tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=whole, tensors=[*tensors.values()])
 
 
-_OF_FILES = (_remove, _become_folder, _swap_files, _copy_as_later, _change_tensor)
+_OF_FILES = (_remove, _become_folder, _swap_files, _copy_as_later, _change_tensor, _forget_file)
 
 
 def _change_png(content, random, canary):

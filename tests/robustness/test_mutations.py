@@ -1,4 +1,4 @@
-"""Hundreds of mutants of published files, run folders, picture and array files: right numbers, or one line."""
+"""Mutants of published files, runs (also as shared), exports, pictures and arrays: right numbers, or one line."""
 
 import concurrent.futures
 import gzip
@@ -11,6 +11,14 @@ import zipfile
 import numpy as np
 import pytest
 
+from nvae_tf.evaluation.outliers import calibration_of
+from nvae_tf.generation.latents_file import save_latents
+from nvae_tf.models.outlier_scores import OutlierParts
+from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
+from nvae_tf.reports.publishing import write_shared_run
+from nvae_tf.runs.companions import write_calibration, write_prior
+from nvae_tf.runs.loading import load_run
+from nvae_tf.runs.run_folder import RunFolder
 from tests import FIXTURES
 from tests.command_fixtures import TINY, config_flags, output_of, started
 from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
@@ -19,9 +27,12 @@ from tests.robustness.worker import GIGABYTES, SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
-COUNT = 300
+COUNTS = {"published": 300, "run_folder": 300, "pictures": 300, "shared": 220, "exports": 80}
 BY_COMMAND = 3
+# Of a mutant of what has been made of a run; the libraries take the half of it.
+SHARED_GIGABYTES = 2
 WORKERS = 2
+FIRST = {"shared": 1000, "exports": 2000}  # seed; of others 0
 TRAINING = TINY | {f"train.{name}_every_steps": 2 for name in ("checkpoint", "evaluate", "log")}
 # Each variable is read thrice of each mutant: of the network there is as little as can be.
 TRAINING |= {"train.steps": 4, "train.keep_best": True, "model.num_groups_per_scale": 1, "model.squeeze_excite": False}
@@ -46,7 +57,25 @@ def bases(tmp_path_factory):
             for name in stored.namelist():
                 deflated.writestr(name, stored.read(name))
     data_sets(folder / "pictures")
+    shutil.copytree(FIXTURES / "first_layout" / "saved_model" / "1", folder / "exports")
+    share(folder / "run_folder", folder / "shared")
     return folder
+
+
+def share(run, output):
+    """Writes the run as it is published, with a reweighted prior and a calibration that nobody has learned."""
+    write_shared_run(run, output, "hf://me/tiny")
+    folder, model = RunFolder(output), load_run(output).model
+    kl, random = model.plan.num_groups, np.random.default_rng(0)
+    about = {"kind": "classifier", "groups": 1, "proposals": 10, "steps": 5, "seed": 0, "images": 60}
+    about |= {"cross_entropy": [1.0], "effective_proposals": [3.0]}
+    about |= {"log_normalizers": [0.5], "log_normalizer_errors": [0.1]}
+    ratios = made_ratios("classifier", 1, model.plan, 0)
+    write_prior(folder.prior_file, model, 4, ReweightedPrior(ratios, 10, 0, about))
+    parts = OutlierParts(np.float32(random.normal(size=60)), np.float32(random.normal(size=(60, kl))), None)
+    write_calibration(folder.outliers_file, model, 4, calibration_of(parts, parts))
+    shapes = model.plan.latent_shapes()
+    save_latents(output / "latents.npz", [random.normal(size=(3, *shape)) for shape in shapes], ["a", "b", "c"])
 
 
 def data_sets(folder):
@@ -95,12 +124,12 @@ class Worker:
             self._process = None
 
 
-def faults(found, mutant, canary, known):
+def faults(found, mutant, canary, known, gigabytes):
     """What is wrong with what a mutant led to; `known` are the results of the base, the first the newest."""
     wrong = [found[name] for name in ("died", "traceback") if name in found]
     if canary.exists():
         wrong.append("its code was run")
-    if found.get("gigabytes", 0) > GIGABYTES:
+    if found.get("gigabytes", 0) > gigabytes:
         wrong.append(f"{found['gigabytes']:.1f} GB")
     lines = list(found.get("warnings", []))
     for name, result in found.get("results", {}).items():
@@ -117,6 +146,10 @@ def faults(found, mutant, canary, known):
 
 def known_results(base, place, worker):
     """What is read of what nobody has damaged, by the name of the base; of a run also without its latest checkpoint."""
+    if base.name in ("shared", "exports"):
+        results = worker.read(shutil.copytree(base, place / base.name))["results"]
+        assert not any(result.startswith("refused: ") for result in results.values()), results
+        return {base.name: [results]}
     if base.name != "run_folder":
         files = {entry.name: next(entry.glob("*.npz"), entry) for entry in base.iterdir()}
         return {name: [worker.read(file)["results"]] for name, file in files.items()}
@@ -130,6 +163,8 @@ def known_results(base, place, worker):
 COMMANDS = {
     "published": ("export.import_torch_checkpoint", "--checkpoint={path}", "--output={folder}/imported"),
     "run_folder": ("train.generate", "--workdir={path}", "--output={folder}/samples.png"),
+    "shared": ("train.generate", "--workdir={path}", "--output={folder}/samples.png"),
+    "exports": ("export.verify", "{path}"),
     "pictures": ("train.inspect_data", "--config=own_images", "--config.data.path={path}", "--output={folder}/x.png"),
 }
 
@@ -138,6 +173,8 @@ def try_all(kind, bases, folder, log):
     """What is wrong with mutants, in words, and the seeds of those of which nothing can be read."""
     base, workers = bases / kind, [Worker(kind, bases / kind, log) for _ in range(WORKERS)]
     known = known_results(base, folder, workers[0])
+    first = FIRST.get(kind, 0)
+    gigabytes = SHARED_GIGABYTES if kind in ("shared", "exports") else GIGABYTES
 
     def try_one(seed, worker):
         place, canary = folder / str(seed), folder / f"canary-{seed}"
@@ -145,7 +182,7 @@ def try_all(kind, bases, folder, log):
         mutant = getattr(mutations, kind)(base, place, seed, canary)
         found = worker.read(mutant.path)
         shutil.rmtree(place)
-        wrong = faults(found, mutant, canary, known[mutant.base])
+        wrong = faults(found, mutant, canary, known[mutant.base], gigabytes)
         results = found.get("results", {"": ""}).values()
         return (
             [f"seed {seed}: {mutant.base}, {mutant.how}: {fault}" for fault in wrong],
@@ -153,7 +190,7 @@ def try_all(kind, bases, folder, log):
         )
 
     def try_some(number):
-        return [try_one(seed, workers[number]) for seed in range(number, COUNT, WORKERS)]
+        return [try_one(seed, workers[number]) for seed in range(first + number, first + COUNTS[kind], WORKERS)]
 
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as threads:
         tried = [one for some in threads.map(try_some, range(WORKERS)) for one in some]

@@ -68,16 +68,14 @@ def reader_of_published(base: pathlib.Path):
     return read
 
 
-def reader_of_runs(base: pathlib.Path):
-    """What generation and evaluation, resumed training, the model card and the report read."""
+def numbered(step, variables) -> str:
+    return f"{step} {digest((str(number), value.numpy()) for number, value in enumerate(variables))}"
+
+
+def built_once(base: pathlib.Path):
+    """In place of `NVAE`: the model of the base is built once, which takes the most time of a mutant."""
     from nvae_tf.models import NVAE
-    from nvae_tf.reports.model_card import keep_model_card
-    from nvae_tf.reports.run_facts import gather, read_curves
-    from nvae_tf.runs import loading
-    from nvae_tf.runs.checkpoints import TrainingState
-    from nvae_tf.runs.new_model import model_for_training
-    from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_image_counts, read_run_config
-    from nvae_tf.training.outputs import MetricsFile
+    from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
     config = read_run_config(RunFolder(base))
     settings = config.model, config.objective, config.train.seed
@@ -85,23 +83,96 @@ def reader_of_runs(base: pathlib.Path):
     start = [weight.numpy() for weight in whole.weights]
 
     def as_new(model, objective, seed, label_dropout):
-        """The model of the base is built once: that takes the most time of a mutant."""
         if (model, objective, seed) != settings:
             return NVAE(model, objective, seed, label_dropout=label_dropout)
         for weight, value in zip(whole.weights, start, strict=True):
             weight.assign(value)
+        for name in ("reweighted_prior", "outlier_calibration"):
+            vars(whole).pop(name, None)
         return whole
 
-    loading.NVAE = as_new
+    return as_new
+
+
+def reader_of_shared_runs(base: pathlib.Path):
+    """The weights and settings, what lies beside them, and what the model card says."""
+    from nvae_tf.config import config_to_json
+    from nvae_tf.generation.latents_file import load_latents
+    from nvae_tf.reports.run_facts import gather, read_curves
+    from nvae_tf.runs import loading
+    from nvae_tf.runs.run_folder import RunFolder
+
+    loading.NVAE = built_once(base)
+
+    def prior(model):
+        reweighted = model.reweighted_prior
+        if isinstance(reweighted, str):
+            raise ValueError(reweighted)
+        weights = [weight for ratio in reweighted.ratios for weight in ratio.weights]
+        return numbered(f"{reweighted.proposals} {reweighted.about}", weights)
+
+    def outliers(model):
+        calibration = model.outlier_calibration
+        if not hasattr(calibration, "kl"):
+            raise ValueError(calibration or f"{model.read_calibration.args[0]}: missing")
+        return digest(vars(calibration).items())
+
+    def read(path):
+        gather(RunFolder(path))
+        read_curves(RunFolder(path))
+        run = loading.load_run(path)
+        networks = [*run.model.bottom_up.weights, *run.model.top_down.weights]
+        results = {"weights": numbered(run.step, networks), "settings": config_to_json(run.config)}
+        for name, of_model in (("prior", prior), ("outliers", outliers)):
+            results[name] = result_of(functools.partial(of_model, run.model))
+        latents = functools.partial(load_latents, path / "latents.npz", run.model.plan)
+        return results | {"latents": result_of(lambda: digest([("", latents().latents[0])]))}
+
+    return read
+
+
+def reader_of_exports(base: pathlib.Path):
+    """What nvae-verify reads before it runs the export."""
+    from nvae_tf.serving.outputs import DIGESTS, check_digests, check_is_export
+    from nvae_tf.serving.verification import Record
+
+    def read(path):
+        check_is_export(path)
+        check_digests(path)
+        Record.read(path)
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / DIGESTS)
+        return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
+
+    return read
+
+
+def reader_of_runs(base: pathlib.Path):
+    """What generation and evaluation, resumed training, the model card and the report read."""
+    from nvae_tf.config import named_settings
+    from nvae_tf.reports.model_card import keep_model_card
+    from nvae_tf.reports.run_facts import gather, read_curves
+    from nvae_tf.runs import loading
+    from nvae_tf.runs.checkpoints import TrainingState
+    from nvae_tf.runs.new_model import model_for_training
+    from nvae_tf.runs.run_folder import (
+        CHANGEABLE_SETTINGS,
+        RunFolder,
+        open_for_training,
+        read_image_counts,
+        read_run_config,
+    )
+    from nvae_tf.training.outputs import MetricsFile
+
+    config = read_run_config(RunFolder(base))
+    loading.NVAE = built_once(base)
     made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
     made.model.optimizer.build(made.model.trainable_variables)
 
-    def numbered(step, variables):
-        return f"{step} {digest((str(number), value.numpy()) for number, value in enumerate(variables))}"
-
     def loaded(checkpoint, path):
         trained = loading.load_run(path, checkpoint)
-        return numbered(trained.step, trained.model.weights)
+        settings = named_settings(trained.config).items()
+        kept = [setting for setting in settings if setting[0] not in CHANGEABLE_SETTINGS]
+        return f"{numbered(trained.step, trained.model.weights)} {kept}"
 
     def resumed(path):
         folder = open_for_training(path, config)
@@ -157,6 +228,7 @@ def reader_of_pictures(base: pathlib.Path):
 
 
 READERS = {"published": reader_of_published, "run_folder": reader_of_runs, "pictures": reader_of_pictures}
+READERS |= {"shared": reader_of_shared_runs, "exports": reader_of_exports}
 
 
 def result_of(read):

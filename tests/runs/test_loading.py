@@ -56,7 +56,7 @@ def run(tmp_path_factory):
 
 def loss_of(model, images):
     noise = batch_noise(model.plan.latent_shapes(), len(images), (5, 0))
-    return model.training_loss(images, noise, tf.constant(0), ForwardPass(training=True))[1].loss.numpy()
+    return model._training_loss(images, noise, tf.constant(0), ForwardPass(training=True))[1].loss.numpy()
 
 
 @pytest.mark.slow

@@ -9,18 +9,22 @@ import signal
 import socket
 import types
 
+import numpy as np
 import pytest
 
 import nvae_tf
-from nvae_tf.config import DataSpec, ExperimentConfig, TrainConfig, config_to_json
+from nvae_tf.config import DataSpec, ExperimentConfig, TrainConfig, config_to_json, named_settings
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import (
+    CHANGEABLE_SETTINGS,
     RunFolder,
     check_class_names,
     lock_for_training,
     open_for_training,
     read_image_counts,
+    read_run_config,
 )
 from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
 from nvae_tf.training.strategy import Replicas
@@ -61,6 +65,7 @@ def test_loading_gives_the_model_with_its_weights_and_seed_wherever_the_folder_l
 def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, change):
     other = dataclasses.replace(MODEL, **change)
     folder.config_file.write_text(config_to_json(dataclasses.replace(CONFIG, model=other)))
+    folder.recorded_config_file.unlink()
     message = r"step-10: a checkpoint of another architecture.*top_down/.*in the checkpoint"
     with pytest.raises(ValueError, match=message):
         nvae_tf.load(folder.path)
@@ -69,6 +74,53 @@ def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, ch
     with pytest.raises(ValueError, match=message):
         TrainingState(folder.checkpoints, model, model.optimizer, 2).restore()
     assert_same(model.get_weights(), before)
+
+
+def test_settings_of_a_far_larger_model_are_refused_before_it_is_made(folder, monkeypatch):
+    monkeypatch.setattr(loading, "NVAE", lambda *_, **__: pytest.fail("the model is made"))
+    folder.recorded_config_file.unlink()
+    for name, value in (("num_channels_encoder", 4096), ("num_latent_per_group", 500), ("num_classes", 10**5)):
+        other = dataclasses.replace(MODEL, **{name: value})
+        folder.config_file.write_text(config_to_json(dataclasses.replace(CONFIG, model=other)))
+        with pytest.raises(ValueError, match=r"step-10: a checkpoint of another arch.* at least [0-9,]{5,}$"):
+            nvae_tf.load(folder.path)
+
+
+def test_no_flipped_bit_in_config_json_changes_what_belongs_to_the_weights(folder):
+    content, random, silent = folder.config_file.read_bytes(), np.random.default_rng(0), 0
+    for place in random.choice(8 * len(content), 3000, replace=False):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        folder.config_file.write_bytes(changed)
+        try:
+            now, old = named_settings(read_run_config(folder)), named_settings(CONFIG)
+        except ValueError as error:
+            assert str(folder.config_file) in str(error) and "\n" not in str(error)
+            continue
+        assert {name for name in now if now[name] != old[name]} <= set(CHANGEABLE_SETTINGS)
+        silent += now != old
+    assert silent < 30
+
+
+@pytest.mark.parametrize("change", [{"residual_distributions": False}, {"exact_edges": True}])
+def test_settings_that_do_not_fit_the_weights_are_named_and_may_be_meant(folder, change):
+    model = dataclasses.replace(MODEL, **change)
+    moved = dataclasses.replace(with_data(path="/elsewhere"), model=model)
+    folder.config_file.write_text(config_to_json(moved))
+    (name, value), copy = *change.items(), folder.recorded_config_file
+    fault = f"config.json: not the settings that its weights were made with: model.{name} was {not value} and is now "
+    fault += rf"{value}\. If it is damaged, copy {copy} over it; if the change is meant, delete {copy}$"
+    for use in (nvae_tf.load, lambda path: open_for_training(path, CONFIG)):
+        with pytest.raises(ValueError, match=fault):
+            use(folder.path)
+    copy.unlink()
+    assert nvae_tf.load(folder.path).config == model
+    # A run of before gets the copy when it is continued.
+    open_for_training(folder.path, moved)
+    assert copy.read_bytes() == folder.config_file.read_bytes()
+    copy.write_text("{")
+    with pytest.raises(ValueError, match="checkpoints/config.json is not valid JSON"):
+        nvae_tf.load(folder.path)
 
 
 DAMAGED = [b'{"model": ', b"\xff\xfe\x80", b'{"architecture": 3}', b"[]", b'{"model":' * 10**5]

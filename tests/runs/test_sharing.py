@@ -121,9 +121,10 @@ def test_there_and_back(run, hub, monkeypatch, tmp_path):
 def test_what_is_shared(run, tmp_path):
     shared = RunFolder(tmp_path / "tiny")
     write_shared_run(run.path, shared.path, "hf://me/tiny")
-    names = "README.md checkpoints/step-7.data-00000-of-00001 checkpoints/step-7.index config.json evaluation.json"
-    others = "images.json metrics.csv origin.json outliers.npz samples/step-00000007.png"
+    names = "README.md checkpoints/config.json checkpoints/step-7.data-00000-of-00001 checkpoints/step-7.index"
+    others = "config.json evaluation.json images.json metrics.csv origin.json outliers.npz samples/step-00000007.png"
     assert sorted(digests(shared.path)) == f"{names} {others}".split()
+    assert shared.recorded_config_file.read_bytes() == shared.config_file.read_bytes()
     assert not [name for name in digests(shared.path) if PRIVATE.encode() in (shared.path / name).read_bytes()]
     config = read_run_config(shared)
     assert (config.data.path, config.data.cache, config.train.initialise_from) == (None, None, None)
@@ -140,6 +141,38 @@ def test_what_is_shared(run, tmp_path):
     assert shared_run.has_ema
     keys = tf.train.load_checkpoint(str(shared.checkpoints / "step-7")).get_variable_to_shape_map()
     assert {key.partition("/")[0] for key in keys} == {"model", "step", "_CHECKPOINTABLE_OBJECT_GRAPH"}
+
+
+@pytest.mark.parametrize("target", ["secret", "/dev/null", "../../secret"])
+@pytest.mark.parametrize(
+    "name", ["samples/step-00000009.png", "metrics.csv", "README.md", "images.json", "evaluation.json", "checkpoints"]
+)
+def test_no_link_out_of_a_run_is_followed_and_no_device_read(run, tmp_path, name, target):
+    secret = tmp_path / "secret"
+    secret.write_text(PRIVATE)
+    copy = RunFolder(tmp_path / "runs" / "copy")
+    shutil.copytree(run.path, copy.path)
+    link = copy.path / name
+    if name == "checkpoints":
+        link.rename(tmp_path / "secret.d")
+        target = f"{target}.d" if target.endswith("secret") else target
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / target if target == "secret" else target)
+    with pytest.raises((ValueError, FileNotFoundError), match=str(copy.path)) as error:
+        write_shared_run(copy.path, tmp_path / "shared", "hf://me/tiny")
+    assert "\n" not in str(error.value) and not (tmp_path / "shared").exists()
+
+
+@pytest.mark.slow
+def test_a_run_is_shared_through_links_inside_of_it_and_from_the_cache_of_the_hub(run, hub, tmp_path):
+    linked = RunFolder(tmp_path / "linked")
+    shutil.copytree(run.path, tmp_path / "copy")
+    linked.path.symlink_to(tmp_path / "copy")
+    (linked.samples / "step-00000008.png").symlink_to("step-00000007.png")
+    publish_run(linked.path, "me/tiny")
+    assert any(path.is_symlink() for path in find_run_folder("hf://me/tiny").iterdir())
+    publish_run("hf://me/tiny", "me/again")
+    assert hub.files("me/again")["samples/step-00000008.png"] == b"picture 7"
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from nvae_tf.serving.client import ServedModel, ServerNotReady
 from nvae_tf.serving.local_server import local_server
+from nvae_tf.serving.outputs import write_digests
 
 REAL_SERVER = os.environ.get("TF_MODEL_SERVER")
 PROTOCOLS = ("grpc", "rest")
@@ -99,6 +100,7 @@ def with_few_warm_ups(export, place, *names):
     with tf.io.TFRecordWriter(file) as writer:
         for name in names:
             writer.write(records[name])
+    write_digests(copy)
     return copy
 
 

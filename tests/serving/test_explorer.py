@@ -4,6 +4,7 @@ import functools
 import http.server
 import io
 import json
+import shlex
 import shutil
 import signal
 import socket
@@ -197,6 +198,15 @@ def test_pictures_of_every_number_of_channels_come_back_from_files(explorer, cha
     }"""
     found = explorer.tab.evaluate(script, [pixels.ravel().tolist(), list(pixels.shape)])
     assert np.array_equal(found, pixels.ravel())
+
+
+def test_an_address_of_a_link_can_not_end_the_string_of_the_command_that_is_copied(explorer):
+    script = """async () => {
+      const { Model } = await import("./server.js");
+      return new Model("http://x'; id; '", "a'b").asCurl({});
+    }"""
+    command, _ = explorer.tab.evaluate(script).split(" <<", 1)
+    assert shlex.split(command) == ["curl", "--data", "@-", "http://x%27; id; %27/v1/models/a%27b:predict"]
 
 
 def test_a_link_brings_back_what_is_shown(explorer, address, browser):

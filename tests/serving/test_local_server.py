@@ -27,6 +27,7 @@ from benchmarks.serving_load import requests_of, run_round, soak
 from nvae_tf.serving.client import BadRequest, ModelNotFound, TooLarge
 from nvae_tf.serving.grpc_client import GrpcTransport, tensor_of
 from nvae_tf.serving.local_server import LoadedVersion, local_server
+from nvae_tf.serving.outputs import write_digests
 from tests.command_fixtures import started_anew
 from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, Servers, served, with_few_warm_ups
 
@@ -300,13 +301,19 @@ def test_the_command_serves_until_sigterm(texts_folder):
         finally:
             process.kill()
     assert process.returncode == 0 and printed == "ended\n" and "Traceback" not in errors
+    assert f"{texts_folder}: assets.extra is missing, so its files can't be checked" in errors
 
 
 def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
+    damaged = shutil.copytree(texts_folder, tmp_path / "damaged" / "1")
+    (damaged / "assets.extra").mkdir()
+    write_digests(damaged)
+    (damaged / "saved_model.pb").write_bytes((damaged / "saved_model.pb").read_bytes() + b"x")
     for flags, message in (
         (["--path=missing"], "missing: no such folder"),
         (["--path={texts}/1"], "is one version; name the folder of all versions, {texts}"),
         (["--path={empty}"], "no numbered versions in it"),
+        (["--path={empty}/damaged"], "{empty}/damaged/1: saved_model.pb damaged or changed; copy the export anew"),
         ([], "give --path, a folder of versions, or --model"),
         (["--path={texts}", "--explore"], "{texts}/1: nvae-export has not made it"),
         (["--path={texts}", "--samples={texts}/1/saved_model.pb"], "saved_model.pb is a file, not a folder"),

@@ -13,17 +13,21 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from nvae_tf.config import read_config
+from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.layers import folded_weights
 from nvae_tf.models import NVAE
+from nvae_tf.schemas import ANY
 from nvae_tf.serving import saved_model, verification
-from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, new_version
+from nvae_tf.serving.outputs import DIGESTS, check_digests, check_version_is_free, new_version, write_digests
 from nvae_tf.serving.saved_model import export_saved_model, load_export
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from nvae_tf.serving.tflite import folded_signatures, run_images
-from nvae_tf.serving.verification import RECORD, verified
+from nvae_tf.serving.verification import RECORD, Record, verified
 from tests import FIXTURES, ROOT
 from tests.serving.conftest import VANILLA_CONFIG
 from tests.serving.model_servers import IMAGES
+
+FIRST_EXPORT, NATS = FIXTURES / "first_layout" / "saved_model" / "1", "outputs/score/nats"
 
 
 def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model):
@@ -52,9 +56,9 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
         "decode": [["latent"], ["image", "image_uint8", "valid"]],
         "decode_upper_groups": [["latent", "num_groups", "seed", "temperature"], ["image", "image_uint8", "valid"]],
         "reconstruct": [["image", "seed"], ["image", "image_uint8", "valid"]],
-        "score": [["image", "seed"], ["bits_per_dim", "kl", "kl_per_group", "nats", "valid"]],
+        "score": [["image", "seed"], ["bits_per_dim", "kl_per_group", "nats", "valid"]],
         "compose": [["keep", "latent", "seed", "temperature"], ["image", "image_uint8", "latent", "valid"]],
-        "outlier_score": [["image"], ["kl", "kl_map", "kl_sum", "nelbo", "valid"]],
+        "outlier_score": [["image"], ["kl", "kl_map", "kl_sum", "nelbo_at_mean", "valid"]],
     }
     files = {
         f"{name}_png": [[key.replace("image", "image_bytes") for key in keys if key != "image_uint8"] for keys in pair]
@@ -73,6 +77,15 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
             description = (described[name]["inputs"] | described[name]["outputs"])[tensor_name]
             assert tf.as_dtype(description["dtype"]).as_datatype_enum == tensor.dtype
             assert description["shape"][1:] == [size.size for size in tensor.tensor_shape.dim][1:]
+
+
+def test_the_documentation_of_a_signature_names_its_own_inputs_and_outputs(conditional_folder):
+    described = json.loads((conditional_folder / "assets.extra" / "signatures.json").read_text())
+    for name, signature in described.items():
+        args, _, returns = signature["documentation"].partition("Returns:")
+        assert "**" not in args and set(re.findall(r"^  (\w+): ", args, re.MULTILINE)) <= set(signature["inputs"]), name
+        assert set(re.findall(r"`(\w+)`(?: `\[|:)", returns)) <= set(signature["outputs"]), name
+    assert set(described["score"]["outputs"]) == {"nats", "bits_per_dim", "kl_per_group", "valid"}
 
 
 def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
@@ -165,7 +178,7 @@ def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, m
             assert str(ROOT).encode() not in content and b".py" not in content, file
     variables = tf.train.list_variables(str(folder / "variables" / "variables"))
     stored = sum(int(np.prod(shape)) for name, shape in variables if "VARIABLE_VALUE" in name)
-    folded = [variable for slices in folded_weights(model.stacks).values() for variable in tf.nest.flatten(slices)]
+    folded = [variable for slices in folded_weights(model._stacks()).values() for variable in tf.nest.flatten(slices)]
     values = sum(variable.shape.num_elements() for variable in folded if variable is not None)
     assert stored == values + int(np.prod(model.top_down.start.shape))
 
@@ -216,6 +229,46 @@ def test_every_file_is_looked_at(copied, refused):
     assert message in refused("export.verify", str(copied))
     (copied / DIGESTS).write_text("[")
     assert f"{DIGESTS}: missing or damaged" in refused("export.verify", str(copied))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "[[1, 2]]", '{"saved_model.pb": 5}', "null", "5", "[" * 100_000])
+def test_digests_of_no_files_or_of_another_form_prove_nothing(tmp_path, refused, text):
+    export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
+    (export / DIGESTS).write_text(text)
+    assert DIGESTS in refused("export.verify", str(export))
+
+
+def test_a_file_without_a_digest_is_named(tmp_path, refused):
+    export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
+    (export / "variables" / "more").touch()
+    assert f"variables/more not in {DIGESTS}" in refused("export.verify", str(export))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a | {NATS: a[NATS] * np.nan}, f"`{NATS}` has numbers that are not all finite"),
+        (lambda a: a | {NATS: np.array([None])}, "it has Python objects"),
+        (lambda a: {n: a[n] for n in a if n != NATS}, f"lacks {NATS}, which the export gives"),
+        (lambda a: {n: a[n] for n in a if n[:2] == "in" or n == NATS}, "lacks outputs/decode/image, .* [.]{3}, which"),
+        (lambda a: {n: a[n] for n in a if n[:2] == "in"}, "no entry `outputs/"),
+        (lambda a: {"outputs": a[NATS]}, "no entry `inputs/"),
+        (lambda a: {"inputs/x": a[NATS], "outputs/x": a[NATS]}, "no entry `inputs/"),
+    ],
+)
+def test_a_record_that_proves_little_is_refused(tmp_path, change, message):
+    export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
+    assert len(Record.read(export).outputs) == 20
+    write_arrays(export / RECORD, change(read_arrays(export / RECORD, ANY)))
+    write_digests(export)
+    check_digests(export)
+    with pytest.raises(ValueError, match=f"verification.npz: .*{message}.*; copy the export anew"):
+        Record.read(export)
+
+
+def test_what_is_no_number_is_never_equal():
+    one, nan = np.ones(2, np.float32), np.array([1.0, np.nan], np.float32)
+    assert [verification.difference(*pair) for pair in ((one, one), (nan, one), (one, nan))] == [0.0, np.inf, np.inf]
 
 
 def test_what_is_no_export_is_refused(folder, tmp_path, refused):

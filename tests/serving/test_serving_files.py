@@ -1,4 +1,6 @@
+import base64
 import http.server
+import io
 import json
 import pathlib
 import re
@@ -7,6 +9,7 @@ import subprocess
 import threading
 
 import kubernetes_validate
+import numpy as np
 import pytest
 import yaml
 from google.protobuf import text_format
@@ -14,6 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from nvae_tf.serving import server_files
+from nvae_tf.serving.outputs import write_digests
 
 FILES = {"models.config", "monitoring.config", "prometheus.yml", "health_check.sh", "docker-compose.yml"}
 BATCHING = "batching_parameters.txt"
@@ -58,6 +62,8 @@ def flags_of(output):
 def test_without_labels_the_newest_version_of_each_model_is_served(models, write_files):
     served = served_models(write_files(models)[0])
     assert sorted(served) == ["digits", "faces"]
+    # Labels may come while the server runs.
+    assert flags_of(models.parent / "serving")["allow_version_labels_for_unavailable_models"] == "true"
     for name, model in served.items():
         assert model.base_path == f"/models/{name}" and model.model_platform == "tensorflow"
         assert not model.version_labels and model.model_version_policy.latest.num_versions == 1
@@ -87,16 +93,64 @@ def test_requests_are_not_batched_where_a_refused_row_would_fail_its_neighbors(t
 
 
 def test_the_explorer_is_written_for_models_of_this_project(models, write_files):
-    assets = models / "digits" / "10" / "assets.extra"
-    assets.mkdir()
-    model = {"image_height": 4, "image_width": 2, "image_channels": 1, "num_bits": 1, "num_classes": 2}
-    (assets / "config.json").write_text(json.dumps({"model": model}))
-    (assets / "latents.json").write_text(json.dumps({"shapes": [[1, 1, 3]]}))
+    assets = version_of_this_project(models / "digits" / "10")
     output, printed = write_files(models)
     facts = json.loads((output / "explorer" / "explorer.json").read_text())["models"]
     assert facts == {"digits": {"image": [4, 2, 1], "num_bits": 1, "shapes": [[1, 1, 3]], "classes": ["0", "1"]}}
     assert (output / "explorer" / "explorer.html").is_file() and "explorer.html?server=http://localhost:8501" in printed
     assert flags_of(output)["rest_api_enable_cors_support"] == "${SERVING_CORS:-false}"
+    classes = ["</script><script>", "eel"]
+    (assets / "examples.npz").write_bytes(npz(images=np.ones([1, 4, 2, 1], np.int64), classes=classes))
+    text = (write_files(models)[0] / "explorer" / "explorer.json").read_text()
+    facts = json.loads(text)["models"]["digits"]
+    assert facts["classes"] == classes and "<" not in text and base64.b64decode(facts["examples"]) == b"\x01" * 8
+
+
+def version_of_this_project(folder):
+    """Makes a folder one whose facts the explorer can show; gives its assets."""
+    (folder / "assets.extra").mkdir()
+    model = {"image_height": 4, "image_width": 2, "image_channels": 1, "num_bits": 1, "num_classes": 2}
+    (folder / "assets.extra" / "config.json").write_text(json.dumps({"model": model}))
+    (folder / "assets.extra" / "latents.json").write_text(json.dumps({"shapes": [[1, 1, 3]]}))
+    return folder / "assets.extra"
+
+
+def npz(**arrays):
+    np.savez(file := io.BytesIO(), **arrays)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("source.json", b"[]", "source.json: it is []; it must be an object"),
+        ("source.json", b"[" * 10**5, "source.json: not JSON"),
+        ("source.json", b'{"most_rows": 0}', "source.json: `most_rows` has numbers that are not all from 1 to"),
+        ("source.json", b'{"most_rows": -5}', "source.json: `most_rows` has numbers that are not all from 1 to"),
+        ("source.json", b'{"most_rows": "<script>"}', "source.json: `most_rows` is '<script>'; it must be a whole"),
+        ("source.json", b'{"bytes_of_row": 1%s}' % (b"0" * 26), "source.json: `bytes_of_row` has numbers"),
+        ("config.json", b"{}", "config.json: it has nothing, and no entry `model`"),
+        ("config.json", b'{"model": []}', "config.json: `model`: it is []; it must be an object"),
+        ("config.json", b'{"model": {"image_height": 4}}', "config.json: `model`: it has image_height, and no entry"),
+        ("config.json", b"\xff", "config.json: not JSON"),
+        ("latents.json", b"[[1, 1, 3]]", "latents.json: it is [[1, 1, 3]]; it must be an object"),
+        ("latents.json", b'{"shapes": [[1, 1], [3]]}', "latents.json: `shapes` is [[1, 1], [3]]; it must be a whole"),
+        ("latents.json", b'{"shapes": [[1, 1, "<script>"]]}', "latents.json: `shapes` is [[1, 1, '<script>']]"),
+        ("examples.npz", b"x", "examples.npz: damaged (not a .npz file"),
+        ("examples.npz", npz(labels=np.arange(2)), "examples.npz: damaged (it has labels, and no entry `images`"),
+        ("examples.npz", npz(images=np.zeros([2, 4, 4, 1], np.uint8)), "examples.npz: damaged (`images` is of shape"),
+        ("examples.npz", npz(images=np.full([2, 4, 2, 1], np.nan)), "examples.npz: damaged (`images` is of shape"),
+    ],
+)
+def test_a_wrong_file_of_the_assets_is_named_in_one_line(models, refused, name, content, message):
+    assets = version_of_this_project(models / "digits" / "10")
+    (assets / name).write_bytes(content)
+    commands = [("serving_files", f"--models={models}", f"--output={models.parent / 'serving'}")]
+    commands += [("serve", f"--path={models / 'digits'}", "--explore")] if name != "source.json" else []
+    for command, *flags in commands:
+        errors = refused(f"export.{command}", *flags)
+        assert message in errors and "digits/10/assets.extra" in errors and "copy the export anew" in errors
+        assert not (models.parent / "serving").exists()
 
 
 def kubernetes(output):
@@ -116,14 +170,16 @@ def test_the_manifest_of_kubernetes_has_what_the_compose_file_has(models, write_
     assert container["args"] == flags and container["command"] == composed["entrypoint"]
     assert "--enable_grpc_healthcheck_service=true" in container["args"]
     assert container["image"] == composed["image"] == "tensorflow/serving:2.20.0"
-    assert all(container[f"{probe}Probe"]["grpc"] == {"port": 8500} for probe in ("startup", "readiness", "liveness"))
+    assert all(container[f"{probe}Probe"]["grpc"] == {"port": 8500} for probe in ("startup", "liveness"))
+    assert ["CMD", *container["readinessProbe"]["exec"]["command"]] == composed["healthcheck"]["test"]
+    assert container["securityContext"]["runAsNonRoot"] and container["securityContext"]["runAsUser"] > 0
     cores = int(flags_of(output)["tensorflow_intra_op_parallelism"])
     # 64 rows of 1 MiB a core; the exports' files have some bytes.
     assert container["resources"]["limits"]["memory"] == f"{1024 + 64 * cores + 1}Mi"
     annotations = pod["metadata"]["annotations"]
     assert annotations["prometheus.io/path"] == "/monitoring/prometheus/metrics"
     assert annotations["prometheus.io/port"] == "8501"
-    for name in ("models.config", "monitoring.config", BATCHING):
+    for name in ("models.config", "monitoring.config", "health_check.sh", BATCHING):
         assert found["ConfigMap"]["data"][name].strip() == (output / name).read_text().strip()
     assert f"--batching_parameters_file=/serving/{BATCHING}" in container["args"]
 
@@ -204,6 +260,43 @@ def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused):
         places = [f"--models={models}", f"--output={output}"]
         assert message in refused("export.serving_files", *places, *(flag.format(models=models) for flag in flags))
         assert not output.exists()
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_bit(file):
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+
+
+@pytest.mark.parametrize("labels", ["", "auto"])
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("digits/3/variables", cut, "digits/3: variables damaged or changed; copy the export anew"),
+        ("digits/10/variables", flip_bit, "digits/10: variables damaged or changed; copy the export anew"),
+        ("digits/10/variables", pathlib.Path.unlink, "digits/10: variables missing; copy the export anew"),
+        ("digits/10/saved_model.pb", pathlib.Path.unlink, "digits/10: no saved_model.pb in it, but TensorFlow Serving"),
+        ("faces/2", pathlib.Path.mkdir, "faces/2: no saved_model.pb in it, but TensorFlow Serving would take it for"),
+        ("faces/02", pathlib.Path.touch, "faces/02: not how a version is named, but TensorFlow Serving would take it"),
+        ("notes/7", pathlib.Path.mkdir, "notes/7: no saved_model.pb in it"),
+    ],
+)
+def test_a_version_that_is_not_whole_is_named_whether_it_is_served_or_not(
+    models, refused, write_files, labels, name, damage, message
+):
+    for version in ("digits/3", "digits/10"):
+        version_of_this_project(models / version)
+        (models / version / "variables").write_bytes(b"weights")
+        write_digests(models / version)
+    _, printed = write_files(models)
+    assert f"{models}/digits/2: assets.extra is missing, so its files can't be checked" in printed
+    assert "digits/3" not in printed and "digits/10" not in printed
+    damage(models / name)
+    places = [f"--models={models}", f"--output={models.parent / 'other'}", f"--labels={labels}"]
+    assert message in refused("export.serving_files", *places)
+    assert not (models.parent / "other").exists()
 
 
 class States(http.server.BaseHTTPRequestHandler):

@@ -19,14 +19,14 @@ INJECTED = """
 import tensorflow as tf
 from nvae_tf.models import NVAE
 
-original, tried = NVAE.training_loss, tf.Variable(0, dtype=tf.int32)
+original, tried = NVAE._training_loss, tf.Variable(0, dtype=tf.int32)
 
 def poisoned(self, images, noise, step, forward):
     count, factor = tried.assign_add(1), self.optimizer._learning_rate.factor
     found = original(self, images, noise, step, forward)
     return found._replace(loss=found.loss._replace(loss=tf.where({condition}, {value}, found.loss.loss)))
 
-NVAE.training_loss = poisoned
+NVAE._training_loss = poisoned
 from nvae_tf.train.main import run
 run()
 """

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import io
+import re
 import signal
 import sys
 import types
@@ -15,11 +16,12 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
-from nvae_tf.data.pipeline import evaluation_batches
+from nvae_tf.data.pipeline import shown_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
+from nvae_tf.progress import StatusLine
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, write_samples
@@ -139,7 +141,9 @@ class StopAfter(StopRequest):
 
 
 @pytest.mark.parametrize("within", ["evaluation", "sampling"])
-def test_a_stop_within_evaluation_or_sampling_leaves_the_weights_and_the_metrics(within, finished_run, tmp_path):
+def test_a_stop_within_evaluation_or_sampling_leaves_the_weights_and_the_metrics(
+    within, finished_run, tmp_path, capsys
+):
     config, folder = read_run_config(RunFolder(finished_run[0])), RunFolder(tmp_path)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema_momentum=0.9))
     run = new_run(config, RunLength(14, 60), images_of_run(config))
@@ -152,8 +156,34 @@ def test_a_stop_within_evaluation_or_sampling_leaves_the_weights_and_the_metrics
         metrics.append(row(step))
     weights, content = values(run.model.weights), folder.metrics_file.read_bytes()
     assert RunOutputs(folder, run, StopAfter(1)).write_due(40) is False
+    begun = {"evaluation": "evaluating the 360 test images\n", "sampling": "drawing reconstructions\n"}
+    assert capsys.readouterr().out == begun[within]
     assert_same(values(run.model.weights), weights)
     assert folder.metrics_file.read_bytes() == content and not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize(("likelihood", "scale", "unit"), [("bernoulli", 1.0, "nats"), ("normal", 0.0056, "bits/dim")])
+def test_the_line_shows_means_that_move_on_where_those_of_files_start_anew(
+    likelihood, scale, unit, finished_run, tmp_path, monkeypatch
+):
+    config = read_run_config(RunFolder(finished_run[0]))
+    run = new_run(config, RunLength(14, 60), images_of_run(config))
+    model = dataclasses.replace(config.model, likelihood=likelihood)
+    run = run._replace(config=dataclasses.replace(config, model=model))
+    outputs, lines = RunOutputs(RunFolder(tmp_path), run, StopRequest()), []
+    monkeypatch.setattr(StatusLine, "is_due", True)
+    monkeypatch.setattr(outputs.status, "show", lambda line, _: lines.append(line))
+    for step, nats in ((8, 40.0), (9, 20.0)):
+        for metric in run.model.metrics:
+            metric.reset_state()
+            metric.update_state(nats)
+        outputs.show_progress(step)
+    for line, nats in zip(lines, (40.0, 37.5), strict=True):
+        nelbo, found_unit, loss, kl = re.search(r"NELBO (\S+) (\S+) .* loss (\S+)  KL (\S+)", line).groups()
+        assert [float(nelbo), float(loss), float(kl)] == pytest.approx(
+            [2 * nats * scale, nats * scale, nats * scale], 0.02
+        )
+        assert found_unit == unit
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +231,8 @@ def test_without_matplotlib_samples_are_a_bare_grid(tmp_path, monkeypatch):
 
 def test_test_images_stand_above_their_reconstructions(events, finished_model, finished_run):
     spec = read_run_config(RunFolder(finished_run[0])).data
-    originals = next(iter(evaluation_batches(load_split(spec, "test"), spec, 8, seed=0)))
+    test = load_split(spec, "test")
+    originals = test.images[shown_numbers(test, 8)] / np.float32(255)
     assert steps_of(events, "reconstructions") == [40, 60]
     side, gap = 64, 6
     for step in (40, 60):

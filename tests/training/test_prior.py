@@ -1,5 +1,8 @@
 """Learning a reweighted prior: against a ratio that is known, and of a run folder."""
 
+import json
+import math
+import pathlib
 import shutil
 
 import numpy as np
@@ -15,8 +18,9 @@ from nvae_tf.models.latents import InferredGroup
 from nvae_tf.models.reweighted_prior import CHANCE, ReweightedPrior, made_ratios
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.publishing import write_shared_run
-from nvae_tf.runs.companions import prior_text, read_about, write_prior
+from nvae_tf.runs.companions import prior_text, read_about, read_prior, write_prior
 from nvae_tf.runs.loading import load_run
+from nvae_tf.schemas import ANY
 from nvae_tf.training import prior as module
 from nvae_tf.training.prior import Posteriors, learn_prior
 from tests.models.test_coding import near
@@ -114,7 +118,7 @@ def test_effective_proposals_are_those_of_all_classes():
 def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_for(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
-    file, arrays, of_run = folder / "prior.npz", read_arrays(run[0] / "prior.npz"), load_run(run[0])
+    file, arrays, of_run = folder / "prior.npz", read_arrays(run[0] / "prior.npz", ANY), load_run(run[0])
     write_prior(file, shaken(load_run(run[0]).model), 50, of_run.model.reweighted_prior)
     model, again = nvae_tf.load(folder), f"make it anew by `nvae-prior --workdir={folder}`"
     assert model.generate(2).shape == (2, 16, 16, 1)
@@ -128,6 +132,60 @@ def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_f
     # It is of the weights, whatever step they are called.
     write_prior(file, of_run.model, 50, of_run.model.reweighted_prior)
     assert nvae_tf.load(folder).reweighted_prior.about == run[1]
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        *({"proposals": value} for value in (0, "100", 1.5, math.nan, None, 10**9, 10**30, [1], True)),
+        *({"groups": value} for value in (0, 1, 3, 1.0, "x", 10**9)),
+        *({"kind": value} for value in ("other", "mixture", None, 5)),
+        *({"steps": 0}, {"cross_entropy": [math.nan, 1.0]}, {"bounds": {}}, {"log_normalizers": 3.0}, None),
+    ],
+    ids=str,
+)
+def test_a_prior_whose_facts_can_not_be_is_refused_in_a_line(run, tmp_path, about):
+    arrays = read_arrays(run[0] / "prior.npz", ANY)
+    arrays["about"] = np.array(json.dumps(about and json.loads(str(arrays["about"])) | about))
+    assert_refused(run, tmp_path, arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("0/00", change) for change in (lambda w: w * np.nan, lambda w: w / 0.0, lambda w: np.full(w.shape, 1e300))]
+    + [("1/02", change) for change in (lambda w: w.astype("S9"), lambda w: w[:-1], lambda w: w[np.newaxis])]
+    + [(name, lambda w: np.array(["x"])) for name in ("step", "weights_sha256", "about")],
+)
+def test_a_prior_of_other_arrays_is_refused_in_a_line(run, tmp_path, name, change):
+    arrays = read_arrays(run[0] / "prior.npz", ANY)
+    with np.errstate(all="ignore"):
+        assert_refused(run, tmp_path, arrays | {name: change(arrays[name])})
+
+
+def assert_refused(run, place, arrays):
+    model = nvae_tf.load(run[0])
+    write_arrays(place / "prior.npz", arrays)
+    reason = read_prior(place / "prior.npz", model, 60)
+    assert isinstance(reason, str) and "prior.npz: damaged" in reason and "\n" not in reason
+    assert len(reason) < 500 + len(str(place)) * 2, reason
+
+
+def test_files_beside_the_weights_are_read_when_they_are_used(run, tmp_path, monkeypatch):
+    shutil.copytree(run[0], tmp_path / "run")
+    files = [tmp_path / "run" / name for name in ("prior.npz", "outliers.npz")]
+    shutil.copy(files[0], files[1])
+    opened, path_open = [], pathlib.Path.open
+    monkeypatch.setattr(
+        pathlib.Path, "open", lambda path, *args, **kw: opened.append(path) or path_open(path, *args, **kw)
+    )
+    model = nvae_tf.load(tmp_path / "run")
+    model.generate(2), model.score(np.zeros([1, 16, 16, 1], np.float32))
+    assert not {*files} & {*opened}
+    # Also in a graph.
+    drawn = tf.function(lambda: model.generate(2, seed=1, prior="reweighted"), autograph=False)()
+    assert_same([drawn.numpy()], [nvae_tf.load(run[0]).generate(2, seed=1, prior="reweighted").numpy()])
+    with pytest.raises(ValueError, match="outliers.npz: damaged"):
+        model.outlier_score(np.zeros([1, 16, 16, 1], np.float32))
 
 
 def test_a_shared_run_has_it_if_it_is_of_the_weights(run, tmp_path):

@@ -78,6 +78,7 @@ with ServedModel(${JSON.stringify(this.server)}, ${JSON.stringify(this.name)}) a
   }
 
   asCurl(request) {
-    return `curl --data @- '${this.url}:predict' <<'END'\n${JSON.stringify(request)}\nEND\n`;
+    // Nothing of an address ends the shell's string.
+    return `curl --data @- '${this.url.replaceAll("'", "%27")}:predict' <<'END'\n${JSON.stringify(request)}\nEND\n`;
   }
 }

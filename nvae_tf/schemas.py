@@ -1,0 +1,142 @@
+"""What the files that this package writes must hold: tables of fields for arrays of `.npz` files and for JSON."""
+
+import fnmatch
+import json
+import pathlib
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LARGEST = float(np.finfo(np.float32).max)
+# By NumPy's letters for types; JSON may write a number without a point.
+_KINDS = {"number": "fiu", "whole number": "iu", "truth value": "b", "text": "U", "value": "fiubUS"}
+_LETTERS = {float: "f", int: "i", bool: "b", str: "U"}
+
+
+class Field(NamedTuple):
+    """What an array of a `.npz` file, or a value of a JSON object, must be."""
+
+    kind: Any  # one of `_KINDS`, or the schema of an object; None: anything
+    # Sizes. None is any; a name one of at least 1, the same wherever it occurs, and that of a whole number of this name
+    # before. None in place of the tuple: any shape.
+    shape: tuple[int | str | None, ...] | None = ()
+    least: float | None = -LARGEST  # None: numbers may be anything, NaN too
+    most: float = LARGEST
+    optional: bool | str = False  # a text: it may be missing where there are names of this pattern
+    ascending: bool = False
+
+
+Schema = Mapping[str, Field]  # by name or by pattern
+ANY, ANY_OBJECT = {"*": Field("value", None, None)}, {"*": Field(None, optional=True)}
+_COUNT, _TEXT = Field("whole number", (), 0, 2**63), Field("text")
+_LABELS = Field("whole number", ("count",), -1, 2**31 - 1, optional=True)
+# What belongs to exact weights: `prior.npz`, with `ABOUT` as JSON and the weights that follow from that, and
+# `outliers.npz`.
+OWNER = {"step": _COUNT, "weights_sha256": _TEXT}
+PRIOR = OWNER | {"about": _TEXT}
+ABOUT = {
+    **dict.fromkeys(("groups", "proposals", "steps", "seed", "images"), _COUNT),
+    "kind": _TEXT,
+    # Of a mixture the one, of classifiers the others.
+    "components": Field("whole number", (), 1, 100, optional="cross_entropy"),
+    **dict.fromkeys(("cross_entropy", "effective_proposals"), Field("number", ("groups",), optional="components")),
+    **dict.fromkeys(("log_normalizers", "log_normalizer_errors"), Field("number", (None,))),
+    "bounds": Field(
+        dict.fromkeys(("samples", "images"), _COUNT) | dict.fromkeys(("model", "reweighted"), Field("number")),
+        optional=True,
+    ),
+}
+CALIBRATION = OWNER | {
+    "mean": Field("number", ("numbers",)),
+    "covariance": Field("number", ("numbers", "numbers")),
+    "kl": Field("number", ("images",), ascending=True),
+    "mahalanobis": Field("number", ("images",), 0.0, ascending=True),
+}
+# Files of latents; older ones have an array for each group.
+LATENTS = {
+    "latent": Field("number", ("count", "total"), optional="group_*"),
+    "group_*": Field("number", ("count", None, None, None), optional=True),
+    "about": Field("text", optional=True),
+    "names": Field("text", ("count",), optional=True),
+    "labels": _LABELS,
+}
+LATENT_SHAPES = {"latent_shapes": Field("whole number", ("groups", 3), 1, 2**31 - 1)}
+# `verification.npz` and `examples.npz` of an export.
+RECORD = dict.fromkeys(("inputs/*/*", "outputs/*/*"), Field("value", None))
+EXAMPLES = {
+    "images": Field("whole number", ("count", None, None, None), 0, 255),
+    "labels": _LABELS,
+    "classes": Field("text", (None,), optional=True),
+}
+
+
+def checked(values: Any, schema: Schema, where: str = "", sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The values that a schema names, of arrays or of what JSON gives; others are left out.
+
+    `where` begins the message, `sizes` are those of names in shapes that are known before. ValueError, one line, for
+    what is missing, or of another type or shape, or out of its range.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}it is {reprlib.repr(values)}; it must be an object")
+    sizes, fields = dict(sizes or {}), fields_of(values, schema, where)
+    for name, field in fields.items():
+        if isinstance(field.kind, Mapping):
+            checked(values[name], field.kind, f"{where}`{name}`: ")
+        elif field.kind:
+            check_field(values[name], field, f"{where}`{name}`", sizes)
+            sizes |= {name: int(values[name])} if (field.kind, field.shape) == ("whole number", ()) else {}
+    return {name: values[name] for name in fields}
+
+
+def fields_of(names: Iterable[str], schema: Schema, where: str = "") -> dict[str, Field]:
+    """The fields of those names that a schema knows; ValueError where one is missing."""
+    fields = {name: field for pattern, field in schema.items() for name in names if fnmatch.fnmatchcase(name, pattern)}
+    for pattern, field in schema.items():
+        others = () if field.optional is True else (pattern, field.optional or pattern)
+        if others and not any(fnmatch.fnmatchcase(name, other) for name in fields for other in others):
+            there = ", ".join(sorted(names)[:5]) or "nothing"
+            raise ValueError(f"{where}it has {there}, and no entry `{pattern}`")
+    return fields
+
+
+def check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) -> None:
+    """Raises ValueError for a value, or the header of an array, that does not fit a field; adds to `sizes`."""
+    form = value if hasattr(value, "dtype") else np.asarray(value, object)
+    of_json = form.dtype == object
+    letters = {_LETTERS.get(type(item), "O") for item in form.flat} if of_json else {form.dtype.kind}
+    shape = form.shape if field.shape is None else field.shape
+    for name, size in zip(shape, form.shape, strict=False):
+        if isinstance(name, str) and size:
+            sizes.setdefault(name, size)
+    wanted = [sizes.get(size, size) for size in shape]
+    pairs = zip(wanted, form.shape, strict=False)
+    fits = len(wanted) == len(form.shape) and all(size in (None, there) for size, there in pairs)
+    if not fits or not letters <= set(_KINDS[field.kind]):
+        found = reprlib.repr(value) if of_json else f"of shape {list(form.shape)} and type {form.dtype}"
+        axes = f" of shape [{', '.join('any' if size is None else str(size) for size in wanted)}]" if wanted else ""
+        raise ValueError(f"{place} is {found}; it must be a {field.kind}{axes}")
+    if field.least is None or not letters <= set("fiu") or not getattr(form, "size", 0):
+        return
+    # Without a copy: arrays may be large. NaN is their smallest.
+    extremes = form.flat if of_json else (form.min().item(), form.max().item())
+    if not all(field.least <= number <= field.most for number in extremes):
+        rule = "finite" if field.least == -LARGEST else f"from {field.least:g} to {field.most:g}"
+        raise ValueError(f"{place} has numbers that are not all {rule}")
+    if field.ascending and not (np.diff(form) >= 0).all():
+        raise ValueError(f"{place} is not in ascending order")
+
+
+def parsed(text: str | bytes, schema: Schema, where: str = "") -> dict[str, Any]:
+    """The values that a schema names of a JSON object, see `checked`."""
+    try:
+        values = json.loads(text)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}not JSON ({error})") from None
+    return checked(values, schema, where)
+
+
+def read_object(file: pathlib.Path, schema: Schema) -> dict[str, Any]:
+    """The values that a schema names of a JSON file, see `checked`; also OSError."""
+    return parsed(file.read_bytes(), schema, f"{file}: ")
