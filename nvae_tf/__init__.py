@@ -1,6 +1,6 @@
 """NVAE, a deep hierarchical variational autoencoder, on TensorFlow and Keras.
 
-config = nvae_tf.experiment_config(nvae_tf.config.preset("cifar10"))
+config = nvae_tf.experiment_config("cifar10")
 model = nvae_tf.NVAE(config.model, config.objective)       # a keras.Model; help(nvae_tf.NVAE) has its methods
 model.compile(optimizer=nvae_tf.NVAEAdamax())
 model = nvae_tf.load("runs/cifar10")                       # a run folder of nvae-train, "hf://user/repo", or "digits"
@@ -13,7 +13,7 @@ import importlib.abc
 import importlib.util
 import sys
 
-__version__ = "0.1.0"
+from nvae_tf.config import __version__  # noqa: F401
 
 # Loaded when first used: settings and plans can be checked without waiting for TensorFlow.
 _PLACES = {
@@ -22,7 +22,7 @@ _PLACES = {
     "ExperimentConfig": "nvae_tf.config",
     "ModelConfig": "nvae_tf.config",
     "ObjectiveConfig": "nvae_tf.config",
-    "experiment_config": "nvae_tf.config",
+    "experiment_config": "nvae_tf.presets",
     "from_torch_checkpoint": "nvae_tf.published.torch_file",
     "load": "nvae_tf.runs.loading",
     "load_images": "nvae_tf.data.picture_folder",
@@ -34,9 +34,9 @@ def __getattr__(name: str):
         return importlib.import_module("nvae_tf.config")
     if name not in _PLACES:
         raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(sorted(_PLACES))}")
-    if _PLACES[name] != "nvae_tf.config" and "tensorflow" not in sys.modules:
-        importlib.import_module("nvae_tf.errors").start_tensorflow_quietly()
-    if _PLACES[name] != "nvae_tf.config":
+    if _PLACES[name] not in ("nvae_tf.config", "nvae_tf.presets"):
+        if "tensorflow" not in sys.modules:
+            importlib.import_module("nvae_tf.errors").start_tensorflow_quietly()
         # Registers the model with Keras.
         importlib.import_module("nvae_tf.models")
     return getattr(importlib.import_module(_PLACES[name]), name)

@@ -17,6 +17,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+__version__ = "0.2.0"
+
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 XLA_USES = ("auto", "off", "jit", "cluster")
@@ -537,27 +539,6 @@ def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(group, **{name: value for name, value in values.items() if getattr(group, name) is None})
 
 
-def experiment_config(
-    settings: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
-) -> ExperimentConfig:
-    """The settings of a preset by its name, or nested ones (a dictionary, an `ml_collections.ConfigDict`), checked.
-
-    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`. A ValueError names a setting
-    that is unknown (and the nearest valid one), of the wrong type or impossible.
-    """
-    if overrides is not None and not (isinstance(settings, str) and isinstance(overrides, Mapping)):
-        raise ValueError(f"overrides = {shown(overrides)}: must be as {{'train.steps': 100}}, beside a preset's name")
-    if isinstance(settings, str):
-        settings = preset(settings).unlock()
-        for place, value in (overrides or {}).items():
-            group, _, name = str(place).partition(".")
-            check_choice(f"override {place}", group, settings, what="no group of settings; give names as train.steps")
-            # The type is checked below.
-            with settings.ignore_type():
-                settings[group][name] = value
-    return config_from_dict(ExperimentConfig, settings)
-
-
 def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "an experiment") -> Any:
     """Builds the frozen dataclass `kind` from a mapping; `where` is the name of the group for messages."""
     expected = typing.get_type_hints(kind)
@@ -617,17 +598,9 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
     check(isinstance(settings, dict), f"{path} is no JSON object of settings; restore it from a copy of the run")
     try:
-        return experiment_config(settings)
+        return config_from_dict(ExperimentConfig, settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def preset(name: str) -> Any:
-    """The settings of a preset, "mnist", as an `ml_collections.ConfigDict` that may be changed."""
-    # Not at the top: presets are made of the settings here.
-    from nvae_tf import presets
-
-    return presets.preset(name)
 
 
 def setting_meanings(kind: type) -> dict[str, str]:

@@ -12,9 +12,39 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, did_you_mean, read_config
+from nvae_tf.config import (
+    ExperimentConfig,
+    check,
+    check_choice,
+    config_from_dict,
+    config_to_dict,
+    did_you_mean,
+    read_config,
+    shown,
+)
 from nvae_tf.data_sets import MODEL_SETTINGS, data_spec
 from nvae_tf.files import beside_package
+
+
+def experiment_config(
+    settings: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> ExperimentConfig:
+    """The settings of a preset by its name, or nested ones (a dictionary, an `ml_collections.ConfigDict`), checked.
+
+    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`. A ValueError names a setting
+    that is unknown (and the nearest valid one), of the wrong type or impossible.
+    """
+    if overrides is not None and not (isinstance(settings, str) and isinstance(overrides, Mapping)):
+        raise ValueError(f"overrides = {shown(overrides)}: must be as {{'train.steps': 100}}, beside a preset's name")
+    if isinstance(settings, str):
+        settings = preset(settings).unlock()
+        for place, value in (overrides or {}).items():
+            group, _, name = str(place).partition(".")
+            check_choice(f"override {place}", group, settings, what="no group of settings; give names as train.steps")
+            # The type is checked below.
+            with settings.ignore_type():
+                settings[group][name] = value
+    return config_from_dict(ExperimentConfig, settings)
 
 
 def preset(name: str) -> ConfigDict:

@@ -14,10 +14,9 @@ from nvae_tf.config import (
     config_to_dict,
     config_to_json,
     did_you_mean,
-    experiment_config,
-    preset,
     read_config,
 )
+from nvae_tf.presets import experiment_config, preset
 
 # No setting is at its default.
 CHANGED = ExperimentConfig(

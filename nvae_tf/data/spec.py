@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from nvae_tf.config import DataSpec, ExperimentConfig, check, config_from_dict, experiment_config
+from nvae_tf.config import DataSpec, ExperimentConfig, check, config_from_dict
 from nvae_tf.data_sets import MODEL_SETTINGS
 
 
@@ -21,7 +21,7 @@ def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
             model[name] = getattr(spec, data_name)
     if spec.labels and not model.get("num_classes"):
         model["num_classes"] = spec.num_classes
-    return dataclasses.replace(experiment_config(groups), data=spec)
+    return dataclasses.replace(config_from_dict(ExperimentConfig, groups), data=spec)
 
 
 def complete_spec(spec: DataSpec) -> DataSpec:

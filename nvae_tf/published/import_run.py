@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import ExperimentConfig, config_to_dict, experiment_config, resolve_lengths
+from nvae_tf.config import ExperimentConfig, config_from_dict, config_to_dict, resolve_lengths
 from nvae_tf.data_sets import DATA_SPECS
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write, file_sha256
@@ -128,7 +128,7 @@ def _own_settings(checkpoint: TorchCheckpoint) -> RunSettings:
             why = "the file is damaged, or of another version of this project"
             raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); {why}") from error
 
-    config = parsed("config", lambda text: experiment_config(json.loads(text)))
+    config = parsed("config", lambda text: config_from_dict(ExperimentConfig, json.loads(text)))
     images, origin = parsed("images", image_counts_from_text), parsed("origin", origin_from_text)
     in_args = published.model_config_from_published(checkpoint.settings)
     if unlike := published.differing_settings(config.model, in_args):
@@ -152,7 +152,7 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
         settings[group] |= {name: args[name] for name in names if name in args}
         defaults += [f"{group}.{name}" for name in names if name not in args]
     # The types of all settings are checked before they are calculated with.
-    config = experiment_config(settings)
+    config = config_from_dict(ExperimentConfig, settings)
     train, counts = config.train, images.counts
     step, total_steps, replicas, assumed = _length(epoch, global_step, config, counts[0] if counts else None)
     if replicas is None and step > 0:

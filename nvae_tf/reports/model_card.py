@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from huggingface_hub import ModelCardData
 
-import nvae_tf
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
+from nvae_tf.models import NVAE
 from nvae_tf.progress import counted
 from nvae_tf.reports.run_facts import TASK, Evaluation, RunFacts, gather, hub_dataset, identifier
 from nvae_tf.runs.origin import write_origin
@@ -100,7 +100,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     return True
 
 
-def keep_model_card(folder: RunFolder, model: nvae_tf.NVAE, report: Callable[[str], None]) -> None:
+def keep_model_card(folder: RunFolder, model: NVAE, report: Callable[[str], None]) -> None:
     """Writes the card of a run and its built model; where that fails, reports it in a line, and the command goes on."""
     try:
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))

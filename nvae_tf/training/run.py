@@ -11,8 +11,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-import nvae_tf
-from nvae_tf.config import DataSpec, ExperimentConfig, check, resolve_lengths
+from nvae_tf.config import DataSpec, ExperimentConfig, __version__, check, resolve_lengths
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import ImageSource, holds_out, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
@@ -178,6 +177,6 @@ def note_environment(file: pathlib.Path) -> None:
     names = collections.Counter(details.get("device_name", "GPU") for details in gpus)
     cores = counted(os.cpu_count() or 1, "CPU core")
     hardware = ", ".join([*(f"{count} × {name}" for name, count in names.items()), f"{cores} ({platform.machine()})"])
-    versions = f"nvae_tf {nvae_tf.__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
+    versions = f"nvae_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
     python = f"Python {platform.python_version()}"
     atomic_write(file, json.dumps({"hardware": hardware, "versions": f"{versions}, {python}"}, indent=2) + "\n")

@@ -9,12 +9,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from nvae_tf import presets
-from nvae_tf.config import experiment_config, resolve_lengths
+from nvae_tf.config import resolve_lengths
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import SOURCES
 from nvae_tf.data.spec import complete_config
 from nvae_tf.data_sets import MODEL_SETTINGS, check_model_fits
 from nvae_tf.latent_plan import groups_per_scale, latent_plan
+from nvae_tf.presets import experiment_config
 from tests import ROOT
 from tests.command_fixtures import output_of
 

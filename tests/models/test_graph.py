@@ -4,10 +4,10 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf import presets
-from nvae_tf.config import experiment_config
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.nvae import NVAE
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.presets import experiment_config
 from tests.tiny_model import tiny_config, tiny_model
 
 # Of settings that have nothing to do with each other, several in one model.

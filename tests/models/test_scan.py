@@ -7,12 +7,12 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf import presets
-from nvae_tf.config import experiment_config
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.layers import ForwardPass, cpu_kernels, scan
 from nvae_tf.models import training_step
 from nvae_tf.optimization import NVAEAdamax, adamax, joined_weights_later
+from nvae_tf.presets import experiment_config
 from nvae_tf.runs.new_model import model_for_training
 from tests.tiny_model import assert_near, assert_same, images_of, shaken, tiny_model, values
 

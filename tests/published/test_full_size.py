@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf import presets
-from nvae_tf.config import experiment_config
+from nvae_tf.presets import experiment_config
 from nvae_tf.published.names import published_tensors
 from nvae_tf.published.settings import cell_tables, published_settings
 from nvae_tf.published.weights import published_shape

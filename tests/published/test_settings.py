@@ -4,9 +4,10 @@ import re
 import pytest
 
 from nvae_tf import presets
-from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, experiment_config, resolve_lengths
+from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.latent_plan import CELL_SETS
+from nvae_tf.presets import experiment_config
 from nvae_tf.published import settings
 from nvae_tf.published.import_run import imported_settings
 

@@ -1,9 +1,9 @@
 import pytest
 
 from configs import digits
-from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, experiment_config, resolve_lengths
+from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, resolve_lengths
 from nvae_tf.data.spec import complete_config
-from nvae_tf.presets import completed_config, load_settings
+from nvae_tf.presets import completed_config, experiment_config, load_settings
 
 DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
 

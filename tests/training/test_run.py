@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, experiment_config
-from nvae_tf.presets import preset
+from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig
+from nvae_tf.presets import experiment_config, preset
 from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.run_folder import RunFolder, open_for_training
 from nvae_tf.training.run import RunLength, length_warnings, run_of_folder, with_length
