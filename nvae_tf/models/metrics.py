@@ -1,5 +1,6 @@
 """What is measured at a training step: running means for `fit`, and the last steps group by group."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -58,6 +59,13 @@ class RunningMetrics:
         """Takes in an accepted step on so many images."""
         self.track_bound(metrics.loss, metrics.reconstruction, tf.reduce_sum(metrics.kl_per_group), batch_size)
         self.gradient_norm.update_state(metrics.gradient_norm)
+
+
+def metric_values(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
+    """The values of metrics by name."""
+    # Several workers' `fit` joins their metrics along an axis, which scalars lack.
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return {metric.name: tf.reshape(metric.result(), [1] if several else []) for metric in metrics}
 
 
 class RecentSteps(NamedTuple):

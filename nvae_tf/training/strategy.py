@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from nvae_tf.config import TrainConfig, check
 from nvae_tf.data.pipeline import ALL, Shard
-from nvae_tf.models.training_step import batch_of, train
+from nvae_tf.models.keras_fit import images_and_labels
+from nvae_tf.models.training_step import train_step
 from nvae_tf.optimization import joined_weights_later
 from nvae_tf.replicas import divided
 from nvae_tf.training.launcher import STOPPING_SIGNALS, TF_CONFIG
@@ -88,7 +89,7 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
 
     def whole_step(images: Any) -> Any:
         # Not `model.train_step`, which checks the values of pixels: a run's data pipeline gives right ones.
-        return strategy.run(lambda data: train(model, *batch_of(model, data)), (images,))
+        return strategy.run(lambda data: train_step(model, *images_and_labels(model, data)), (images,))
 
     later: list[Callable[[list], None]] = []
 

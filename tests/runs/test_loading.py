@@ -9,6 +9,7 @@ import nvae_tf
 from nvae_tf.config import ExperimentConfig, OptimizerConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.latents import batch_noise
+from nvae_tf.models.training_step import training_loss
 from nvae_tf.optimization import NVAEAdamax, average_of_weights
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import open_for_training
@@ -56,7 +57,7 @@ def run(tmp_path_factory):
 
 def loss_of(model, images):
     noise = batch_noise(model.plan.latent_shapes(), len(images), (5, 0))
-    return model._training_loss(images, noise, tf.constant(0), ForwardPass(training=True))[1].loss.numpy()
+    return training_loss(model, images, noise, tf.constant(0), ForwardPass(training=True))[0].loss.numpy()
 
 
 @pytest.mark.slow

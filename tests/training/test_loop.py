@@ -17,16 +17,16 @@ from tests.tiny_model import assert_same, tiny_model
 # Puts something else in place of the loss where CONDITION holds; `count` is the number of the step that is tried.
 INJECTED = """
 import tensorflow as tf
-from nvae_tf.models import NVAE
+from nvae_tf.models import training_step
 
-original, tried = NVAE._training_loss, tf.Variable(0, dtype=tf.int32)
+original, tried = training_step.training_loss, tf.Variable(0, dtype=tf.int32)
 
-def poisoned(self, images, noise, step, forward):
-    count, factor = tried.assign_add(1), self.optimizer._learning_rate.factor
-    found = original(self, images, noise, step, forward)
-    return found._replace(loss=found.loss._replace(loss=tf.where({condition}, {value}, found.loss.loss)))
+def poisoned(model, images, noise, step, forward):
+    count, factor = tried.assign_add(1), model.optimizer._learning_rate.factor
+    terms, spectral_norms = original(model, images, noise, step, forward)
+    return terms._replace(loss=tf.where({condition}, {value}, terms.loss)), spectral_norms
 
-NVAE._training_loss = poisoned
+training_step.training_loss = poisoned
 from nvae_tf.train.main import run
 run()
 """
