@@ -93,14 +93,18 @@ def define_parameters(flags: ModuleType, parameters: Mapping[str, inspect.Parame
     for name, parameter in parameters.items():
         annotated, meaning, *limits = typing.get_args(parameter.annotation)
         kinds = typing.get_args(annotated) if isinstance(annotated, types.UnionType) else (annotated,)
-        of_several = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is Sequence]
+        item_types = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is Sequence]
         required = parameter.default is parameter.empty
         default = None if required else parameter.default
         if os.PathLike in kinds:
             flags.DEFINE_multi(WithCommas(_listed_paths), None, name, default, meaning, required=required)
-        elif of_several:
-            of_one = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[of_several[0]]
-            parser = WithCommas(functools.partial(_listed_values, of_one(*limits).parse, of_several[0] in kinds))
+        elif item_types:
+            parser_classes = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[
+                item_types[0]
+            ]
+            parser = WithCommas(
+                functools.partial(_listed_values, parser_classes(*limits).parse, item_types[0] in kinds)
+            )
             flags.DEFINE(parser, name, default, meaning, required=required)
         elif kinds[0] is str and limits:
             flags.DEFINE_enum(name, default, limits, meaning, required=required)

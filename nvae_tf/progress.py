@@ -111,18 +111,20 @@ class ImageProgress:
         self._before = self._done = done
         self._started = time.monotonic()
 
-    def show(self, of_batch: int) -> None:
+    def show(self, done_of_batch: int) -> None:
         """Reports that so many images of the current batch are done."""
-        self._report(self.line(time.monotonic() - self._started, of_batch), (self._done + of_batch) / self._total)
+        self._report(
+            self.line(time.monotonic() - self._started, done_of_batch), (self._done + done_of_batch) / self._total
+        )
 
     def add(self, images: int, computed_here: bool = True) -> None:
         """Counts the images of a finished batch."""
         self._done += images
         self._before += 0 if computed_here else images
 
-    def line(self, seconds: float, of_batch: int = 0) -> str:
+    def line(self, seconds: float, done_of_batch: int = 0) -> str:
         """What is shown after so many seconds."""
-        done = self._done + of_batch
+        done = self._done + done_of_batch
         here, text = done - self._before, f"{done:,} of {self._total:,} images"
         if here and seconds > 1.0:
             text += f", {here / seconds:,.3g} images/s, {duration((self._total - done) * seconds / here)} left"

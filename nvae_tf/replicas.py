@@ -34,13 +34,13 @@ def divided(strategy: tf.distribute.Strategy, rows: Any) -> Any:
     if count == 1:
         return rows
 
-    def of_replicas(tensor: tf.Tensor) -> Any:
+    def gathered(tensor: tf.Tensor) -> Any:
         split = tf.split(tensor, count)
         return strategy.experimental_distribute_values_from_function(
             lambda context: split[context.replica_id_in_sync_group % count]
         )
 
-    return tf.nest.map_structure(of_replicas, rows)
+    return tf.nest.map_structure(gathered, rows)
 
 
 def joined(strategy: tf.distribute.Strategy, rows: Any) -> Any:

@@ -42,7 +42,7 @@ class FittedModel(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """What `fit` reports, see `RunningMetrics`."""
-        return self.running.of_training
+        return self.running.training_metrics
 
     @_WITHOUT_AUTOGRAPH
     def train_step(self, data) -> dict[str, tf.Tensor]:
@@ -66,7 +66,7 @@ class FittedModel(keras.Model):
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         kl = tf.reduce_sum(kl)
         self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
-        return metric_values(self.running.of_evaluation)
+        return metric_values(self.running.evaluation_metrics)
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
         """As `keras.Model.fit`; ValueError for images not of the model's size, or no floats in [0, 1] (1 bit: 0, 1)."""

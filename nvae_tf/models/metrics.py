@@ -47,12 +47,12 @@ class RunningMetrics:
         names = ("loss", "reconstruction", "kl", "gradient_norm")
         self.loss, self.reconstruction, self.kl, self.gradient_norm = (SharedMean(name=name) for name in names)
         self.skipped_steps = SharedSum(name="skipped_steps")
-        self.of_evaluation = [self.loss, self.reconstruction, self.kl]
-        self.of_training = [*self.of_evaluation, self.gradient_norm, self.skipped_steps]
+        self.evaluation_metrics = [self.loss, self.reconstruction, self.kl]
+        self.training_metrics = [*self.evaluation_metrics, self.gradient_norm, self.skipped_steps]
 
     def track_bound(self, loss: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor, batch_size) -> None:
         """Takes in the means of a batch of so many images; scalars."""
-        for metric, value in zip(self.of_evaluation, (loss, reconstruction, kl), strict=True):
+        for metric, value in zip(self.evaluation_metrics, (loss, reconstruction, kl), strict=True):
             metric.update_state(value, sample_weight=tf.cast(batch_size, tf.float32))
 
     def track(self, metrics: StepMetrics, batch_size) -> None:

@@ -87,8 +87,8 @@ class Decoded(NamedTuple):
         pieces = []
         for latent in self.latents:
             size = math.prod(latent.z.shape[1:])
-            of_groups = tf.reshape(latent.z, [latent.groups, -1, size])
-            pieces.append(tf.reshape(tf.transpose(of_groups, [1, 0, 2]), [-1, latent.groups * size]))
+            flat_groups = tf.reshape(latent.z, [latent.groups, -1, size])
+            pieces.append(tf.reshape(tf.transpose(flat_groups, [1, 0, 2]), [-1, latent.groups * size]))
         return tf.concat(pieces, axis=1)
 
 
@@ -152,9 +152,9 @@ class NVAE(FittedModel):
             self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
             self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
             self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
-        of_groups = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
+        group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
         for cells in self._layers_of_kind(ResidualCells):
-            cells.recomputed = recompute == "all" or (recompute == "groups" and cells in of_groups)
+            cells.recomputed = recompute == "all" or (recompute == "groups" and cells in group_cells)
         self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
@@ -450,8 +450,8 @@ class NVAE(FittedModel):
         sources = self._posterior_sources(self._features(images, forward), noise)
 
         def nelbo(number: tf.Tensor) -> tf.Tensor:
-            of_class = dataclasses.replace(forward, labels=tf.fill([count], number))
-            return self._top_down_pass(sources, count, of_class).elbo(images).nelbo
+            class_pass = dataclasses.replace(forward, labels=tf.fill([count], number))
+            return self._top_down_pass(sources, count, class_pass).elbo(images).nelbo
 
         return tf.map_fn(nelbo, tf.range(self.config.num_classes), fn_output_signature=tf.float32)
 
@@ -643,8 +643,8 @@ def _lines_of_summary(model: NVAE) -> list[str]:
     """A line about the model, then a table with a line for each scale, from the top, and for what is around them."""
     config, plan = model.config, model.plan
     size = f"{config.image_height}x{config.image_width}x{config.image_channels}"
-    of_classes = f", {config.num_classes} classes" if config.num_classes else ""
-    head = f"NVAE of images {size} of {config.num_bits} bits{of_classes}, likelihood {config.likelihood}"
+    classes = f", {config.num_classes} classes" if config.num_classes else ""
+    head = f"NVAE of images {size} of {config.num_bits} bits{classes}, likelihood {config.likelihood}"
     rows = [_COLUMNS_OF_SUMMARY]
     encoders = [*reversed(model.bottom_up.scales)] or [None] * len(plan.scales)
     for index, (scale, below, above) in enumerate(zip(plan.scales, encoders, model.top_down.scales, strict=True)):

@@ -46,7 +46,7 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
       labels: the classes of the images, int32 `[batch]`, where the model is conditional.
 
     Returns:
-      The values of `RunningMetrics.of_training` by name.
+      The values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # the random draws depend on the model's seed and the step alone
     if model.is_data_dependent:
@@ -70,7 +70,7 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
     model.recent.keep(metrics, accepted)
     model.step_guard.observe(metrics.loss, accepted)
     model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
-    return metric_values(model.running.of_training)
+    return metric_values(model.running.training_metrics)
 
 
 def loss_and_gradients(
