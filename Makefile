@@ -16,10 +16,12 @@ TEST_PROCESSES ?= 3
 # More arguments of pytest: `make test PYTEST_ARGS="tests/layers -x"`.
 PYTEST_ARGS ?=
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
-# The public modules, for `make docs`.
-API = config presets data_sets data.sources data.pipeline data.picture_folder models.nvae models.outlier_scores \
-  models.restoration models.reweighted_prior optimization runs.loading runs.sharing published.torch_file generation \
-  evaluation.likelihood evaluation.fid evaluation.outliers serving.client serving.saved_model reports.figures
+# The public modules of packages, and the top modules that `make docs` leaves out.
+PUBLIC = data.sources data.pipeline data.picture_folder models.nvae models.latents models.outlier_scores \
+  models.restoration models.reweighted_prior optimization.adamax optimization.schedule optimization.step_guard \
+  runs.loading runs.sharing published.torch_file generation.sampling generation.latents_file evaluation.likelihood \
+  evaluation.fid evaluation.outliers reports.figures training.prior serving.client serving.saved_model
+INTERNAL = command_line|distributions|errors|files|flows|layers|objective|progress|replicas|schemas
 # Another Python than the first that fits: `make demo PYTHON=/usr/local/bin/python3.12`.
 export PYTHON ?=
 
@@ -50,7 +52,8 @@ format: .venv/.installed  ## Fix formatting and the order of imports.
 	$(BIN)/ruff format
 
 docs: .venv/.installed  ## The reference page of the public API, from the docstrings, in build/docs.
-	$(BIN)/python -W error::UserWarning -m pdoc --output-directory build/docs nvae_tf '!nvae_tf[.]' $(API:%=nvae_tf.%)
+	$(BIN)/python -W error::UserWarning -m pdoc --output-directory build/docs \
+	  nvae_tf '!nvae_tf[.]\w+[.]' '!nvae_tf[.]($(INTERNAL))$$' $(PUBLIC:%=nvae_tf.%)
 
 torch: .venv/.installed-torch  ## Add PyTorch: for published *.pt files and for the yardstick of the benchmarks.
 
