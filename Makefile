@@ -16,6 +16,13 @@ TEST_PROCESSES ?= 3
 # More arguments of pytest: `make test PYTEST_ARGS="tests/layers -x"`.
 PYTEST_ARGS ?=
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
+# The public modules of packages, and the top modules that `make docs` leaves out.
+PUBLIC = data.sources data.pipeline data.picture_folder models.nvae models.latents models.outlier_scores \
+  models.restoration models.reweighted_prior optimization.adamax optimization.schedule optimization.step_guard \
+  runs.loading runs.sharing published.torch_file generation.sampling generation.latents_file \
+  evaluation.likelihood evaluation.batch_norm_statistics evaluation.fid evaluation.outliers reports.figures \
+  training.prior serving.client serving.saved_model
+INTERNAL = command_line|distributions|errors|files|flows|layers|objective|progress|replicas|schemas
 # Another Python than the first that fits: `make demo PYTHON=/usr/local/bin/python3.12`.
 export PYTHON ?=
 
@@ -23,7 +30,7 @@ export PYTHON ?=
 HEALTHY := $(shell [ ! -e .venv/.installing ] && [ "$$(cat .venv/.installed 2>/dev/null)" = "$(CURDIR)" ] \
   && $(BIN)/python -c '' 2>/dev/null && echo yes)
 
-.PHONY: help demo test test-slow lint format torch clean not-healthy
+.PHONY: help demo test test-slow lint format docs torch clean not-healthy
 
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -45,6 +52,10 @@ format: .venv/.installed  ## Fix formatting and the order of imports.
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
+docs: .venv/.installed  ## The reference page of the public API, from the docstrings, in build/docs.
+	$(BIN)/python -W error::UserWarning -m pdoc --output-directory build/docs \
+	  nvae_tf '!nvae_tf[.]\w+[.]' '!nvae_tf[.]($(INTERNAL))$$' $(PUBLIC:%=nvae_tf.%)
+
 torch: .venv/.installed-torch  ## Add PyTorch: for published *.pt files and for the yardstick of the benchmarks.
 
 clean:  ## Remove .venv and caches; runs/ stays.
@@ -52,9 +63,9 @@ clean:  ## Remove .venv and caches; runs/ stays.
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt $(if $(HEALTHY),,not-healthy)
-	@bash scripts/set_up_environment.sh serving,tflite,reports,test
+	@bash scripts/set_up_environment.sh serving,tflite,reports,test,docs
 
 .venv/.installed-torch: .venv/.installed
 	@echo "Adding PyTorch (from 200 MB for a CPU to 3 GB with CUDA, as the package index has it for this machine)."
-	@bash scripts/set_up_environment.sh serving,tflite,reports,test,torch
+	@bash scripts/set_up_environment.sh serving,tflite,reports,test,docs,torch
 	@touch $@

@@ -4,8 +4,11 @@
 
 Published run: 24 V100 GPUs, 94 hours, 4 images a GPU (96 a step), 330,798,664 parameters.
 Score to see: 0.70 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
-Data: FOLDER has the sub-folders train/ (27,000 PNG files) and validation/ (3,000). They were published as Glow's
-records, whose first address no longer answers; docs/data.md has a script that unpacks them.
+Data: made from CelebA by Karras et al. (2018), with CelebA's terms. FOLDER has the sub-folders train/ (27,000 PNG
+files) and validation/ (3,000) that `python examples/unpack_celebahq.py celeba-tfr FOLDER` unpacks from Glow's
+celeba-tfr.tar, 4 to 6 GB (https://github.com/openai/glow). Its address there answered 404 in July 2022
+(https://github.com/NVlabs/denoising-diffusion-gan/issues/13); several projects name
+https://openaipublic.azureedge.net/glow-demo/data/celeba-tfr.tar instead.
 """
 
 from nvae_tf.presets import config_for_data

@@ -6,7 +6,8 @@
 Published run: 8 V100 GPUs, 55 hours, 32 images a GPU (256 a step), 130,852,480 parameters.
 Score to see: 2.91 bits/dim on the test images (table 1 of the paper, NVAE with flows).
 One GPU with this config makes steps of 32 images, an eighth of what was published.
-Data: through TensorFlow Datasets, at the first run.
+Data: through TensorFlow Datasets, at the first run, 170 MB; from https://www.cs.toronto.edu/~kriz/cifar.html. A file
+cifar-10-binary.tar.gz in its folder downloads/manual is used too.
 """
 
 from nvae_tf.presets import config_for_data

@@ -5,7 +5,10 @@
 Published run: 24 V100 GPUs, 160 hours, 4 images a GPU (96 a step), 330,798,664 parameters.
 Score to see: 0.69 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
 Data: FOLDER has the sub-folders train/ (63,000 PNG files) and test/ (7,000), or all of them in any sub-folders, of
-which a tenth is held out then. Larger pictures are scaled to 256x256. See docs/data.md.
+which a tenth is held out then. `python download_ffhq.py --images` of https://github.com/NVlabs/ffhq-dataset (Karras et
+al. 2019) fetches 70,000 PNG files of 1024x1024, 89 GB, which are scaled to 256x256: add --config.data.cache=CACHE. Each
+picture has a license of its own besides. The paper does not say which 63,000 pictures it trained on, nor how they were
+scaled, so scores are not exactly comparable.
 """
 
 from nvae_tf.presets import config_like

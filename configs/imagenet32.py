@@ -4,8 +4,13 @@
 
 Published run: 24 V100 GPUs, 70 hours, 24 images a GPU (576 a step), 268,509,444 parameters.
 Score to see: 3.92 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
-Data: train_32x32.tar and valid_32x32.tar, whose address no longer answers: docs/data.md says how to use copies of
-them. The images take 3.9 GB of memory. The "Imagenet32" of Chrabaszcz et al. 2017 is another set, with other scores.
+Data: https://github.com/tensorflow/datasets/issues/4662 names copies of train_32x32.tar (4,113,018,880 bytes) and
+valid_32x32.tar (161,474,560), under the terms of https://www.image-net.org/download.php; their home,
+http://image-net.org/small/download.php, is gone. Put them into downloads/manual of ~/tensorflow_datasets, or unpack
+both into FOLDER: --config.data.source=folder --config.data.path=FOLDER --config.data.train_split=train_32x32
+--config.data.test_split=valid_32x32 --config.data.cache=CACHE. The images take 3.9 GB of memory. The "Imagenet32" of
+Chrabaszcz et al. 2017 (imagenet_resized/32x32) was scaled by another method: its scores can't be compared
+(https://github.com/Rayhane-mamah/Efficient-VDVAE/issues/6).
 """
 
 from nvae_tf.presets import config_for_data

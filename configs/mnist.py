@@ -7,7 +7,9 @@ Published run: 2 V100 GPUs, 21 hours, 200 images a GPU (400 a step), 33,363,134 
 Score to see: 78.01 nats on the test images (importance-weighted bound with 1,000 samples; table 1 of the
 paper, NVAE without flows).
 One GPU with this config makes steps of 200 images, half of what was published.
-Data: through TensorFlow Datasets, at the first run.
+Data: through TensorFlow Datasets (TFDS), at the first run, 12 MB; from LeCun, Cortes & Burges,
+http://yann.lecun.com/exdb/mnist/. Without TFDS --config.data.source=idx --config.data.path=FOLDER reads the files
+train-images-idx3-ubyte and t10k-images-idx3-ubyte, packed (.gz) or not.
 """
 
 from nvae_tf.presets import config_for_data

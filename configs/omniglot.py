@@ -5,7 +5,9 @@
 
 Not one of the paper's sets: no published score. Hardware: this model took 2 V100 GPUs and 21 hours for MNIST, 200
 images a GPU (400 a step), with 2.5 times as many images. Nobody has trained it to the end.
-Data: FOLDER has the file chardata.mat, which is not downloaded for you. See docs/data.md.
+Data: FOLDER has the file chardata.mat, which is not downloaded for you:
+https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/chardata.mat. The repository of Burda, Grosse &
+Salakhutdinov (2016) names no license. The drawings are from https://github.com/brendenlake/omniglot.
 """
 
 from nvae_tf.presets import config_like

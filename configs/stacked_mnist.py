@@ -6,9 +6,8 @@
 Not one of the paper's sets: no published score. Hardware: this model took 2 V100 GPUs and 21 hours for MNIST, 200
 images a GPU (400 a step); here it has three channels of 8 bits and a mixture of logistics. Nobody has trained it to
 the end.
-Data: MNIST, through TensorFlow Datasets at the first run, or from its files: see docs/data.md. Every digit stands once
-in each channel, so 60,000 images are for training and 10,000 for testing; data.split_seed decides which stand
-together.
+Data: MNIST, with the same flags as the preset mnist. Every digit stands once in each channel, so 60,000 images are for
+training and 10,000 for testing; data.split_seed decides which stand together.
 """
 
 from nvae_tf.presets import config_like

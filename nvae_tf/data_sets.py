@@ -1,6 +1,6 @@
 """The known data sets by name, and the settings of the model that follow those of the data.
 
-docs/data.md says where the images come from.
+The heads of the files in configs/ say where the images come from.
 """
 
 from nvae_tf.config import DataSpec, ModelConfig, check, did_you_mean

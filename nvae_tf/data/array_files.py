@@ -319,7 +319,7 @@ def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
     path, variable = pathlib.Path(spec.path), {"train": "data", "test": "testdata"}[split]
     file = path / _MAT_FILE if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; docs/data.md says where it comes from")
+        raise FileNotFoundError(f"{file}: no such file; the head of configs/omniglot.py says where it comes from")
     damage = f"{file}: not a complete MATLAB file (", "); download it again"
     # The headers are read before anything is unpacked.
     with wrap_read_errors(*damage):
