@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import math
 import pathlib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from nvae_tf.optimization import averaged_weights
 from nvae_tf.progress import Speed, StatusLine, duration
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.training.launcher import StopRequest, StopRequested
-from nvae_tf.training.run import Run
+from nvae_tf.training.run import Run, length_warnings
 
 COLUMNS = (
     *("step", "epoch", "learning_rate", "kl_weight"),
@@ -77,6 +78,24 @@ class RunOutputs:
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
         self._generator = ImageGenerator(run.model)
         self._last_means: dict[str, float] = {}
+
+    def report_start(self, step: int) -> None:
+        """Says what the run is, and that it begins or continues at a step."""
+        self.status.keep(_first_words(self._folder, self._run, step))
+
+    def report_end(self, steps: int, seconds: float) -> None:
+        """Says that the run has all its steps, of which this training has made `steps`, and its test score."""
+        words = f"{self._folder.path} has all its {self._run.length.total_steps:,} steps"
+        words += f", {steps:,} of them made in {duration(seconds)}." if steps else "."
+        if self._run.replicas.is_chief:
+            nelbo, place = self.test_score(self._run.length.total_steps), shlex.quote(str(self._folder.path))
+            words += (
+                f"\nTest score: NELBO {nelbo:.2f} nats per image, {self.bits_per_dimension(nelbo):.4f} bits/dim "
+                f"({self._run.images.test.count:,} images; an upper bound of the negative log-likelihood, lower is "
+                f"better).\nNext: nvae-evaluate --workdir={place}\n"
+                f"      nvae-generate --workdir={place} --output=samples.png"
+            )
+        self.status.keep(words)
 
     def continue_from(self, step: int) -> None:
         """Drops the metrics of steps that will be made again, and damaged ones."""
@@ -244,6 +263,26 @@ def write_samples(file: pathlib.Path, images: np.ndarray, model: str, step: int,
     from nvae_tf.reports import figures
 
     figures.save_figure(figures.samples(images, figures.Provenance(model, step, temperature, _FIXED_SEED)), file)
+
+
+def _first_words(folder: RunFolder, run: Run, step: int) -> str:
+    length, images, count = run.length, run.images, run.replicas.count
+    if step >= length.total_steps:
+        return f"{folder.path}: a finished run."
+    on = f" on {count} replicas" if count > 1 else ""
+    weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
+    model = run.config.model
+    height, width = model.network_height, model.network_width
+    is_framed = (height, width) != (model.image_height, model.image_width)
+    framed = f", images in a frame of {height} x {width}" if is_framed else ""
+    words = (
+        f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
+        f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
+        f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
+        f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
+        "The first step takes longer: TensorFlow builds its graph."
+    )
+    return "\n".join([words, *length_warnings(run.config, length)])
 
 
 class MetricsFile:

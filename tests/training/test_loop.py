@@ -10,7 +10,8 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import LoweredRate, RunawayGuard
-from nvae_tf.training.loop import Recovery, StepProfiler, divergence_sentence, layer_names
+from nvae_tf.training.profiler import StepProfiler
+from nvae_tf.training.recovery import Recovery, divergence_sentence, layer_names
 from tests.command_fixtures import metrics_rows, saved_steps, tensors
 from tests.tiny_model import assert_same, tiny_model
 

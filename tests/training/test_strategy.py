@@ -11,7 +11,6 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
-from nvae_tf.models import NVAE
 from nvae_tf.training.launcher import StopRequest, tf_configs
 from nvae_tf.training.loop import TrainingLoop
 from nvae_tf.training.strategy import (
@@ -22,7 +21,6 @@ from nvae_tf.training.strategy import (
     shard_from_environment,
 )
 from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
-from tests.tiny_model import tiny_config
 
 SETTINGS = dict(train__steps=5, train__batch_size=16, train__log_every_steps=100, optimizer__warmup_epochs=2)
 SETTINGS |= dict(train__evaluate_every_steps=5, train__sample_every_steps=5, objective__kl_anneal_portion=0.9)
@@ -108,8 +106,8 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
             return answer
 
     replicas = Slow()
-    run = types.SimpleNamespace(replicas=replicas, config=ExperimentConfig(), model=NVAE(tiny_config()))
-    loop = TrainingLoop(run, None, None, None, stop, None, False)
+    run = types.SimpleNamespace(replicas=replicas, config=ExperimentConfig())
+    loop = TrainingLoop(run, None, None, None, None, stop, None)
     assert loop.agreed_signal(0) is None
     assert loop.agreed_signal(10) == signal.SIGTERM
 
