@@ -12,7 +12,8 @@ import keras
 from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check, check_choice
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.models import NVAE
-from nvae_tf.runs.checkpoints import best_instead, check_size, find_best, newest_whole, restore_weights, step_of
+from nvae_tf.runs.checkpoint_files import best_instead, find_best, newest_whole, step_of
+from nvae_tf.runs.checkpoints import check_size, restore_weights
 from nvae_tf.runs.companions import read_calibration, read_prior
 from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
@@ -123,33 +124,32 @@ def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
 
 
 def _newest(folder: RunFolder) -> str:
-    found = newest_whole(folder.checkpoints)
-    if found.path is None:
+    newest = newest_whole(folder.checkpoints)
+    if newest.prefix is None:
         raise FileNotFoundError(
             f"{folder.path}: no checkpoint in {folder.checkpoints}; nvae-train writes one every "
             "train.checkpoint_every_steps steps, at its end, and when it is interrupted"
             + best_instead(folder.checkpoints)
         )
-    warned = [found.passed_over_line()] if found.unusable else []
-    if found.step == 0 and not folder.origin_file.is_file():
+    warned = [newest.passed_over_line()] if newest.unusable else []
+    if newest.step == 0 and not folder.origin_file.is_file():
         warned.append("step-0 is used, the weights before the first training step, as the only one")
     for line in warned:
         # Without a line of source text: one line on a terminal.
         warnings.warn_explicit(f"{folder.checkpoints}: {line}", UserWarning, filename="nvae_tf", lineno=0)
-    return found.path
+    return newest.prefix
 
 
 def _best(folder: RunFolder) -> str:
-    place = folder.best_checkpoints
-    found = find_best(place)
-    if found.path is not None:
-        return found.path
-    if found.unusable:
+    best = find_best(folder.best_checkpoints)
+    if best.prefix is not None:
+        return best.prefix
+    if best.unusable:
         raise ValueError(
-            f"{place}: the best checkpoint is damaged: {found.unusable_words()}. Restore its files from a copy, or "
-            f"{_LATEST_INSTEAD}"
+            f"{folder.best_checkpoints}: the best checkpoint is damaged: {best.unusable_words()}. Restore its files "
+            f"from a copy, or {_LATEST_INSTEAD}"
         )
     raise FileNotFoundError(
-        f"{folder.path}: no best checkpoint in {place}; with train.keep_best nvae-train writes it when the test images "
-        f"have been scored, every train.evaluate_every_steps steps. Train on, or {_LATEST_INSTEAD}"
+        f"{folder.path}: no best checkpoint in {folder.best_checkpoints}; with train.keep_best nvae-train writes it "
+        f"when the test images have been scored, every train.evaluate_every_steps steps. Train on, or {_LATEST_INSTEAD}"
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
-from nvae_tf.runs.checkpoints import folder_of_best, steps_of_files
+from nvae_tf.runs.checkpoint_files import folder_of_best, latest_step
 from nvae_tf.schemas import Field, parsed
 
 # What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
@@ -137,7 +137,7 @@ def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: Experiment
         f"{folder.path}: holds a run with other settings: {differences}. "
         "Give the same settings to continue it, or another --workdir",
     )
-    step, total = max(steps_of_files(folder.checkpoints, "index"), default=0), now.objective.total_steps
+    step, total = latest_step(folder.checkpoints), now.objective.total_steps
     check(
         step <= total,
         f"{folder.path}: this run has {step:,} steps already, more than the {total:,} asked for. "

@@ -14,7 +14,8 @@ from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
-from nvae_tf.runs.checkpoints import TrainingState, latest_checkpoint, step_of
+from nvae_tf.runs.checkpoint_files import latest_step
+from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs
@@ -209,7 +210,7 @@ class TrainingLoop:
     def _roll_back(self) -> int:
         """Restores the latest checkpoint, if that may be done, lowers the learning rate and returns the step."""
         is_chief, report = self.run.replicas.is_chief, self.outputs.status.keep
-        number, reason = self.recovery.next_rollback(step_of(latest_checkpoint(self.state.folder) or "step-0"))
+        number, reason = self.recovery.next_rollback(latest_step(self.state.folder))
         step = self.state.restore(report, tidies=is_chief)
         if self.state.whole_step is None:
             raise ValueError(

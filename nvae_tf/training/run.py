@@ -19,7 +19,7 @@ from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine, counted
-from nvae_tf.runs.checkpoints import steps_of_files
+from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.run_folder import (
     ImageCounts,

@@ -21,7 +21,8 @@ from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.reports import publishing
 from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.reports.publishing import publish_run, write_shared_run
-from nvae_tf.runs.checkpoints import TrainingState, checkpoint_sha256, named_weights
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.companions import write_calibration
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.new_model import model_for_training
