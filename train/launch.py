@@ -32,7 +32,7 @@ from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 from nvae_tf.training import launcher
-from nvae_tf.training.launcher import STOPPED_CODES, TF_CONFIG
+from nvae_tf.training.launcher import STOPPED_CODES
 
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of worker processes.", lower_bound=1, required=True)
 _GPUS_HELP = "GPUs that each process gets for itself, of CUDA_VISIBLE_DEVICES or of all. 0: every process sees all."
@@ -61,8 +61,8 @@ def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
 def main(worker_arguments: Sequence[str]) -> None:
     """Checks what can be checked here, then starts the workers; ends the process with their exit code."""
     check(
-        TF_CONFIG not in os.environ,
-        f"{TF_CONFIG} is set in the environment: nvae-launch sets it itself, for each of its workers. Unset it; "
+        "TF_CONFIG" not in os.environ,
+        "TF_CONFIG is set in the environment: nvae-launch sets it itself, for each of its workers. Unset it; "
         "or start `nvae-train` instead, where something else (Slurm, Kubernetes, ...) starts the workers",
     )
     check(bool(worker_arguments), f"nothing after the --: give the flags of nvae-train there, as in `{_EXAMPLE}`")

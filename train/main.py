@@ -50,7 +50,6 @@ from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.training.launcher import TF_CONFIG
 
 CONFIG = command_line.define_config(flags)
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of the same run.", required=True)
@@ -71,7 +70,7 @@ def main() -> None:
         by = f"at step {result.step} by {signal.Signals(result.signal_number).name}"
         command = f":\n    {shlex.join(['nvae-train', *sys.argv[1:]])}"
         # Not the command of one of several workers, which a launcher has started.
-        end = "." if TF_CONFIG in os.environ else command
+        end = "." if "TF_CONFIG" in os.environ else command
         StatusLine().keep(f"Run interrupted {by}; checkpoint saved. The same command continues from there{end}")
         # As shells have it: 130 for Ctrl-C, 143 for SIGTERM.
         sys.exit(128 + result.signal_number)

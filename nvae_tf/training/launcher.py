@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 from nvae_tf.config import check
 from nvae_tf.errors import INTERRUPTED_CODE, USER_ERROR_CODE
 
-TF_CONFIG = "TF_CONFIG"
-VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 # NVIDIA's driver keeps one entry per GPU here.
 GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 # Ctrl-C, the end that systems ask for, and a closed terminal.
@@ -83,7 +81,7 @@ def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str] | None
     """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None for 0 per process."""
     if not gpus_per_process:
         return None
-    wanted, visible = processes * gpus_per_process, os.environ.get(VISIBLE_GPUS)
+    wanted, visible = processes * gpus_per_process, os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         # Without the driver's folder their number is unknown.
         count = len(list(GPUS_OF_DRIVER.glob("*"))) if GPUS_OF_DRIVER.is_dir() else wanted
@@ -91,7 +89,7 @@ def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str] | None
     else:
         # CUDA ignores everything from the first negative number on.
         names = itertools.takewhile(lambda name: not name.startswith("-"), visible.replace(" ", "").split(","))
-        names, where = list(filter(None, names)), f"{VISIBLE_GPUS}={visible} has"
+        names, where = list(filter(None, names)), f"CUDA_VISIBLE_DEVICES={visible} has"
     flags = f"--processes={processes} --gpus_per_process={gpus_per_process}"
     check(len(names) >= wanted, f"{flags}: takes {wanted} GPUs, {where} {len(names)}")
     return [",".join(names[first : first + gpus_per_process]) for first in range(0, wanted, gpus_per_process)]
@@ -161,7 +159,9 @@ def _run_once(plan: WorkerPlan, signals: list[int], report: Callable[[str], None
 
 def _start(plan: WorkerPlan, index: int, tf_config: str) -> subprocess.Popen:
     """Starts a worker in a session of its own: Ctrl-C reaches it through the launcher alone, not twice."""
-    environment = os.environ | {TF_CONFIG: tf_config} | ({VISIBLE_GPUS: plan.gpus[index]} if plan.gpus else {})
+    environment = os.environ | {"TF_CONFIG": tf_config}
+    if plan.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[index]
     with contextlib.ExitStack() as opened:
         file = None
         if log := plan.log(index):

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, read_config
 from nvae_tf.data_sets import check_model_fits
+from nvae_tf.replicas import gpus
 from nvae_tf.training.run import Images, RunLength, new_run
-from nvae_tf.training.strategy import compiles_whole_step, configure_runtime, gpus, scans_steps, step_function
+from nvae_tf.training.strategy import compiles_whole_step, configure_runtime, scans_steps, step_function
 
 GIB = 2**30
 # CUDA's context and libraries, which the allocator of TensorFlow does not count. Assumed, not measured.

@@ -11,15 +11,10 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
+from nvae_tf.replicas import shard_from_environment
 from nvae_tf.training.launcher import StopRequest, tf_configs
 from nvae_tf.training.loop import TrainingLoop
-from nvae_tf.training.strategy import (
-    Replicas,
-    chosen_replicas,
-    compiles_whole_step,
-    scans_steps,
-    shard_from_environment,
-)
+from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, scans_steps
 from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
 
 SETTINGS = dict(train__steps=5, train__batch_size=16, train__log_every_steps=100, optimizer__warmup_epochs=2)
