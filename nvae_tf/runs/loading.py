@@ -9,7 +9,7 @@ import zipfile
 
 import keras
 
-from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check, check_choice
+from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.models import NVAE
 from nvae_tf.runs.checkpoint_files import best_instead, find_best, newest_whole, step_of
@@ -45,8 +45,8 @@ class TrainedRun:
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes of a conditional model, in their order; numbers where the run notes no names."""
-        noted = read_image_counts(self._folder.images_file)
-        return (noted and noted.class_names) or tuple(map(str, range(self.config.model.num_classes)))
+        counts = read_image_counts(self._folder.images_file)
+        return (counts and counts.class_names) or tuple(map(str, range(self.config.model.num_classes)))
 
     @property
     def model(self) -> NVAE:
@@ -55,12 +55,12 @@ class TrainedRun:
 
     @property
     def has_ema(self) -> bool:
-        """Whether its weights are exponential moving averages (EMA): where the run keeps them."""
+        """Whether the model's weights are exponential moving averages (EMA), which a run may keep."""
         return self._loaded[1]
 
     @functools.cached_property
     def _loaded(self) -> tuple[NVAE, bool]:
-        # Fails before a model is made.
+        # Wrong settings and checkpoints raise before a model is made.
         config, checkpoint = self.config, self.checkpoint
         check_size(config.model, checkpoint)
         dropout = config.train.label_dropout if config.model.num_classes else 0.0
@@ -96,9 +96,11 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     if file.suffix != ".keras" or not file.is_file():
         return load_run(path, checkpoint).model
     with wrap_read_errors(f"{file}: not a model that can be read (", "); restore it from a copy, or save it again"):
-        check(zipfile.is_zipfile(file), "not a zip file, or cut off")
+        if not zipfile.is_zipfile(file):
+            raise ValueError("not a zip file, or cut off")
         model = keras.saving.load_model(file)
-        check(isinstance(model, NVAE), f"a {type(model).__name__}, no NVAE")
+        if not isinstance(model, NVAE):
+            raise ValueError(f"a {type(model).__name__}, no NVAE")
         return model
 
 

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from nvae_tf.config import check
 from nvae_tf.errors import INTERRUPTED_CODE, USER_ERROR_CODE
 
 # NVIDIA's driver keeps one entry per GPU here.
@@ -36,7 +35,7 @@ class StopRequest:
     """Inside its `with` block the first signal only requests a stop; a second Ctrl-C ends the process at once."""
 
     def __init__(self):
-        self.signal_number: int | None = None  # that has come
+        self.signal_number: int | None = None  # the signal that has come
         self._handlers_before: dict[int, object] = {}
 
     def check(self) -> None:
@@ -68,11 +67,9 @@ class StopRequest:
 def tf_configs(processes: int) -> list[str]:
     """`TF_CONFIG` of each worker; each has a port on this machine that was free a moment ago."""
     with contextlib.ExitStack() as held:
-        # All are held at the same time, so that no two are the same.
-        sockets = [held.enter_context(socket.socket()) for _ in range(processes)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+        # All ports are held at the same time, so that no two are the same.
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(processes)]
+        workers = [f"127.0.0.1:{server.getsockname()[1]}" for server in sockets]
     tasks = [{"type": "worker", "index": index} for index in range(processes)]
     return [json.dumps({"cluster": {"worker": workers}, "task": task}) for task in tasks]
 
@@ -90,19 +87,20 @@ def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str] | None
         # CUDA ignores everything from the first negative number on.
         names = itertools.takewhile(lambda name: not name.startswith("-"), visible.replace(" ", "").split(","))
         names, where = list(filter(None, names)), f"CUDA_VISIBLE_DEVICES={visible} has"
-    flags = f"--processes={processes} --gpus_per_process={gpus_per_process}"
-    check(len(names) >= wanted, f"{flags}: takes {wanted} GPUs, {where} {len(names)}")
+    if len(names) < wanted:
+        flags = f"--processes={processes} --gpus_per_process={gpus_per_process}"
+        raise ValueError(f"{flags}: takes {wanted} GPUs, {where} {len(names)}")
     return [",".join(names[first : first + gpus_per_process]) for first in range(0, wanted, gpus_per_process)]
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerPlan:
-    """What is started, and how it ends."""
+    """The worker processes to start, and how they end."""
 
     command: Sequence[str]  # the command line of every worker
     processes: int
     gpus: list[str] | None  # see `gpus_of_processes`
-    log_folder: pathlib.Path  # gets the output of all workers but the first, whose output is this process's
+    log_folder: pathlib.Path  # for the output of all workers but the first, whose output is this process's
     grace_seconds: float  # the time that workers may take to stop; then they are killed
     restarts: int = 0  # the number of times that all workers start again after a crash
     patience_seconds: float = 3.0  # after a failure: others that fail too, or notice the lost peer, end by themselves

@@ -236,10 +236,10 @@ def test_a_run_from_the_hub_needs_no_connection_afterwards(run, hub, monkeypatch
 
 def fault_of(function, *arguments):
     """The one line of an error."""
-    with pytest.raises((OSError, ValueError)) as found:
+    with pytest.raises((OSError, ValueError)) as caught:
         function(*arguments)
-    assert "\n" not in str(found.value) and "hf_only" not in str(found.value)
-    return str(found.value)
+    assert "\n" not in str(caught.value) and "hf_only" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_what_can_not_be_fetched_is_said_in_one_line(hub, monkeypatch):
