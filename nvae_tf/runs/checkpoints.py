@@ -50,9 +50,12 @@ class CheckpointNotWritten(OSError):
 class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
-    The newest `keep` checkpoints of the folder stay, and the best one. `others` are variables besides the model's that
-    decide how the run continues; the optimizer is built. `whole_step` is the step of the
-    newest whole checkpoint, None without one.
+    The newest `keep` checkpoints of the folder stay, and the best one. The optimizer is built; `others` are variables
+    besides those of model and optimizer that decide how the run continues.
+
+    Attributes:
+      folder: the folder of the checkpoints.
+      whole_step: the step of the newest whole checkpoint; None without one.
     """
 
     def __init__(
@@ -72,14 +75,14 @@ class TrainingState:
         start_averages(model)
         weights, averages, inner = named_weights(model), average_of_weights(model), inner_optimizer(optimizer)
         averages = {name: averages[id(weight)] for name, weight in weights.items() if id(weight) in averages}
-        parts = dict(
-            model=nested(weights),
-            averages=nested(averages),
-            optimizer=list(inner.variables),
-            metrics={metric.name: list(metric.variables) for metric in model.metrics},
-            others=list(others),
-            step=self._step,
-        )
+        parts = {
+            "model": nested(weights),  # all weights and running statistics
+            "averages": nested(averages),  # exponential moving averages (EMA) of the weights, if the run keeps them
+            "optimizer": list(inner.variables),
+            "metrics": {metric.name: list(metric.variables) for metric in model.metrics},
+            "others": list(others),
+            "step": self._step,
+        }
         # A run can continue in another precision, which may have no loss scale.
         self._without_scale = tf.train.Checkpoint(**parts)
         inner_ids = {id(variable) for variable in inner.variables}

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from nvae_tf.errors import INTERRUPTED_CODE, USER_ERROR_CODE
 
@@ -31,12 +31,25 @@ class StopRequested(Exception):
     """Raised by `StopRequest.check`, to leave an evaluation or the drawing of samples in the middle."""
 
 
-class StopRequest:
+@contextlib.contextmanager
+def _signals_handled(handler: Callable[[int, object], object]) -> Iterator[None]:
+    """Calls a handler for the stopping signals that come within its block."""
+    # `nohup` ignores the closing of the terminal.
+    heeded = [number for number in STOPPING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+class StopRequest(contextlib.ExitStack):
     """Inside its `with` block the first signal only requests a stop; a second Ctrl-C ends the process at once."""
 
     def __init__(self):
+        super().__init__()
         self.signal_number: int | None = None  # the signal that has come
-        self._handlers_before: dict[int, object] = {}
 
     def check(self) -> None:
         """Raises StopRequested if a signal has come."""
@@ -46,14 +59,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         # Python lets the main thread alone set handlers; a run in another thread is stopped by its owner.
         if threading.current_thread() is threading.main_thread():
-            # `nohup` ignores the closing of the terminal.
-            heeded = [number for number in STOPPING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self._handlers_before = {number: signal.signal(number, self._remember) for number in heeded}
+            self.enter_context(_signals_handled(self._remember))
         return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)
 
     def _remember(self, number: int, _: object) -> None:
         if self.signal_number is not None and number == signal.SIGINT:
@@ -116,10 +123,7 @@ def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
     OSError: a process or the log folder can't be made.
     """
     signals: list[int] = []
-    # `nohup` ignores the closing of the terminal, and so does the launcher then.
-    numbers = [number for number in STOPPING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
-    try:
+    with _signals_handled(lambda number, _: signals.append(number)):
         for attempt in range(plan.restarts + 1):
             if attempt:
                 report(f"restart {attempt} of {plan.restarts}: all workers start again, from the latest checkpoint.")
@@ -127,9 +131,6 @@ def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
             if exit_code in (0, USER_ERROR_CODE, *STOPPED_CODES) or signals:
                 break
         return exit_code
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _run_once(plan: WorkerPlan, signals: list[int], report: Callable[[str], None]) -> int:
@@ -147,7 +148,7 @@ def _run_once(plan: WorkerPlan, signals: list[int], report: Callable[[str], None
             worker.wait()
     if failed is None:
         return 0
-    exit_code = _exit_code(failed)
+    exit_code = failed.returncode if failed.returncode >= 0 else 128 - failed.returncode
     if not (signals and exit_code in STOPPED_CODES):
         # The output of worker 0 has been seen: where it ended in the same way, its end says enough.
         shown = workers[0] if workers[0].returncode == failed.returncode > 0 else failed
@@ -212,10 +213,6 @@ def _send(worker: subprocess.Popen, number: int) -> None:
             os.killpg(worker.pid, number)
         else:
             worker.send_signal(number)
-
-
-def _exit_code(worker: subprocess.Popen) -> int:
-    return worker.returncode if worker.returncode >= 0 else 128 - worker.returncode
 
 
 def _ending(plan: WorkerPlan, index: int, worker: subprocess.Popen) -> str:
