@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ModelConfig, check, whole_number
 from nvae_tf.data.sources import ImageSource, check_image_shape
+from nvae_tf.replicas import ALL, Shard
 
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
 _BATCHES_AHEAD = 4
@@ -30,21 +31,6 @@ _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 _IMAGES_IN_DIGEST = 256
 # How a PNG file begins, up to its width and height.
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """The part of every batch that one of several processes takes: number `index` of `count`, from 0."""
-
-    index: int
-    count: int
-
-    def __post_init__(self):
-        within = 0 <= self.index < self.count
-        check(within, f"There is no shard {self.index} of {self.count}; they are numbered from 0.")
-
-
-ALL = Shard(0, 1)
 
 
 class RandomStream(enum.IntEnum):

@@ -29,11 +29,11 @@ from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import active_channels
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
+from nvae_tf.replicas import select_devices, shard_from_environment
 from nvae_tf.reports.model_card import keep_model_card
-from nvae_tf.runs.checkpoints import checkpoint_sha256
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, check_class_names, read_run_config
-from nvae_tf.training.strategy import select_devices, shard_from_environment
 
 # Metrics of an earlier evaluation are kept where all of these are the same.
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")

@@ -22,7 +22,7 @@ from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures, run_facts
-from nvae_tf.runs.checkpoints import checkpoint_sha256
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 

@@ -14,7 +14,8 @@ import huggingface_hub
 
 from nvae_tf.files import atomic_write
 from nvae_tf.reports.model_card import write_model_card
-from nvae_tf.runs.checkpoints import checkpoint_sha256, write_weights
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+from nvae_tf.runs.checkpoints import write_weights
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.origin import Origin, origin_of_run, write_origin
 from nvae_tf.runs.run_folder import RunFolder, write_run_config

@@ -22,7 +22,7 @@ from nvae_tf.evaluation.table import rows, table
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
-from nvae_tf.runs.checkpoints import steps_of_files
+from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
 from nvae_tf.runs.origin import Origin, origin_of_run
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config

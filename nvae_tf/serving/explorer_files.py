@@ -104,7 +104,7 @@ def cached_export(place: str) -> pathlib.Path:
     from nvae_tf.evaluation.inception import cache_folder
     from nvae_tf.progress import StatusLine
     from nvae_tf.runs import loading
-    from nvae_tf.runs.checkpoints import checkpoint_sha256
+    from nvae_tf.runs.checkpoint_files import checkpoint_sha256
     from nvae_tf.serving import saved_model
 
     run_folder = loading.find_run_folder(place)

@@ -20,7 +20,7 @@ from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.progress import Report
-from nvae_tf.runs.checkpoints import checkpoint_sha256
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import TrainedRun
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
