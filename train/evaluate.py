@@ -81,11 +81,6 @@ PRIOR = flags.DEFINE_enum("prior", PRIORS[0], PRIORS, PRIOR_HELP)
 BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 _OUTLIERS_HELP = "Folders of pictures of another kind, or files of arrays, for metric outliers."
 OUTLIERS = flags.DEFINE_list("outliers", [], _OUTLIERS_HELP)
-_LLR_HELP = "Importance samples of the likelihood ratio LLR>k, a further outlier score."
-LLR_SAMPLES = flags.DEFINE_integer("llr_samples", 0, _LLR_HELP, 0, MOST_IMPORTANCE_SAMPLES)
-LLR_GROUPS = flags.DEFINE_integer(
-    "llr_groups", None, "Its k, how many groups are drawn from the prior; those of the largest scale if not given."
-)
 SCORES = flags.DEFINE_string("scores", None, "CSV file to write, a line with the scores of each image.")
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --scores already.")
 DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
@@ -97,15 +92,13 @@ def main() -> None:
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
     of_distance = FID_SAMPLES, TEMPERATURE, INCEPTION, EXTRACTOR, PRIOR, BATCH_NORM_ITERATIONS
-    of_outliers = OUTLIERS, LLR_SAMPLES, LLR_GROUPS
-    of_metrics = {_OF_SAMPLES: of_distance, ("outliers",): of_outliers, ("iw",): (IMPORTANCE_SAMPLES,)}
+    of_metrics = {_OF_SAMPLES: of_distance, ("outliers",): (OUTLIERS,), ("iw",): (IMPORTANCE_SAMPLES,)}
     of_metrics[("elbo", "iw", "latents")] = (SCORES,)
     for metrics, its_flags in of_metrics.items():
         for flag in its_flags:
             of_metric = f"--{flag.name} belongs to metric {' or '.join(metrics)}"
             without = f"{of_metric}, which --metrics={','.join(METRICS.value)} does not have"
             check(not flag.present or not {*metrics}.isdisjoint(METRICS.value), without)
-    check(LLR_GROUPS.value is None or LLR_SAMPLES.value > 0, "--llr_groups is of LLR>k: give --llr_samples too")
     of_samples = [name for name in _OF_SAMPLES if name in METRICS.value]
     check(len(of_samples) < 2, "--metrics=fid,frechet: each has its own features; measure them by two commands")
     needed = "--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features"
@@ -121,7 +114,6 @@ def main() -> None:
     temperature = parse_temperature(TEMPERATURE.value)
     start_tensorflow_quietly()
     from nvae_tf.evaluation.fid import FidSettings
-    from nvae_tf.evaluation.outliers import OutlierSettings
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder
 
@@ -132,7 +124,7 @@ def main() -> None:
         IMPORTANCE_SAMPLES.value,
         FidSettings(FID_SAMPLES.value, temperature, *(flag.value for flag in drawing)),
         *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
-        OutlierSettings(*(flag.value for flag in of_outliers)),
+        OUTLIERS.value,
         SCORES.value,
     )
     if written is not None:

@@ -63,7 +63,7 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             how += ", not known as the published Inception graph" if unknown else ""
             yield name, f"{fid['value']:.2f}", how
     if outliers := metrics.get("outliers"):
-        # Earlier files have the name "nelbo".
+        # Earlier files have the names "nelbo" and "llr", the likelihood ratio of Havtorn et al. (2021).
         words = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
         words |= dict.fromkeys(("nelbo_at_mean", "nelbo"), "NELBO at the means") | {"llr": "LLR"}
         for name, of_set in outliers["sets"].items():
@@ -106,8 +106,6 @@ def _outlier_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield _line(f"p-value at most {outliers['flagged_below']:g}, {name}", value)
     if not outliers["calibrated"]:
         yield "no Mahalanobis distance, no p-values: nvae-calibrate has not been run for this checkpoint"
-    if "llr_groups" in outliers:
-        yield f"LLR>{outliers['llr_groups']} with {outliers['llr_samples']:,} importance samples"
 
 
 def _line(name: str, value: str) -> str:

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,8 +20,8 @@ from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, me
 from nvae_tf.evaluation.inception import FeatureExtractor
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
-from nvae_tf.evaluation.outliers import OutlierSettings, load_outliers, measure_outliers
-from nvae_tf.evaluation.table import table
+from nvae_tf.evaluation.outliers import OutlierResult, load_outliers, measure_outliers, most_outlying_images
+from nvae_tf.evaluation.table import digits, table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups
@@ -34,6 +34,9 @@ from nvae_tf.runs.checkpoints import checkpoint_sha256
 from nvae_tf.runs.loading import load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, check_class_names, read_run_config
 from nvae_tf.training.strategy import select_devices, shard_from_environment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Metrics of an earlier evaluation are kept where all of these are the same.
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
@@ -54,7 +57,7 @@ def evaluate_run(
     seed: int = 0,
     data_path: str | None = None,
     replicas: int = 0,
-    outliers: OutlierSettings | None = None,
+    outliers: Sequence[str] = (),
     scores: str | None = None,
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
@@ -74,14 +77,14 @@ def evaluate_run(
       seed: of the binarization and of all draws.
       data_path: where the images are, if no longer where they were during training.
       replicas: number of GPUs, all for 0; where there are none, number of virtual CPU devices.
-      outliers: where images of another kind are, metric "outliers".
+      outliers: folders of pictures of another kind, or files of arrays, metric "outliers".
       scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, and outlier scores
         with their p-values if the checkpoint is calibrated.
 
     Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
     """
-    fid, outliers = fid or FidSettings(), outliers or OutlierSettings()
+    fid = fid or FidSettings()
     task = _task_of(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, replicas)
     # Before hours of work: its file may be missing.
     of_samples = next((name for name in ("fid", "frechet") if name in metrics), None)
@@ -107,8 +110,10 @@ def evaluate_run(
             written = write_evaluation(task, {of_samples: distance})
             kept.remove()
     if outlier_sets:
-        found = measure_outliers(task, outliers, outlier_sets)
-        written = written if found is None else write_evaluation(task, {"outliers": found})
+        result = measure_outliers(task, outlier_sets)
+        if result is not None:
+            result.metrics["pictures"] = _outlier_figures(task, result)
+            written = write_evaluation(task, {"outliers": result.metrics})
     return written
 
 
@@ -241,7 +246,7 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
         "latent_channels": model.plan.num_latent_per_group,
         "kl_per_channel_nats": per_channel.tolist(),
         "active_only": _active_only_metrics(task, likelihood),
-        "pictures": [str(file.relative_to(task.folder.path)) for file in _latent_figures(task, likelihood)],
+        "pictures": _latent_figures(task, likelihood),
     }
 
 
@@ -259,28 +264,58 @@ def _active_only_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[s
     }
 
 
-def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathlib.Path]:
+def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[str]:
     """Writes figures into the run's `evaluation/`: the KL of every group and channel, and rows of samples that share
-    the latents of the upper 0, 1, 2, 4 ... groups.
+    the latents of the upper 0, 1, 2, 4 ... groups. Returns the files' names in the run folder.
     """
     if not task.can_draw():
         return []
     from nvae_tf.reports import figures
 
-    plan, folder, split = task.trained.model.plan, task.folder.evaluation, task.split
+    plan, split = task.trained.model.plan, task.split
     kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
     model = task.folder.path.absolute().name
     of_samples = figures.Provenance(model, task.trained.step, 1.0, task.seed, task.checkpoint_sha256)
     about, shapes = of_samples._replace(temperature=None, data=f"{split} images"), plan.latent_shapes()
     drawn = {
-        folder / f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
-        folder / f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
-        folder / "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
+        f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
+        f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
+        "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
     }
-    for file, figure in drawn.items():
-        figures.save_figure(figure, file)
-        task.status.keep(f"figure: {file}")
-    return list(drawn)
+    return _save_figures(task, drawn)
+
+
+def _outlier_figures(task: EvaluationTask, result: OutlierResult) -> list[str]:
+    """Writes figures into the run's `evaluation/`: histograms of the scores, ROC curves, the most outlying images and
+    their KL maps. Returns the files' names in the run folder.
+    """
+    if not task.can_draw():
+        return []
+    from nvae_tf.reports import figures, task_figures
+
+    model, split, shown_score = task.folder.path.absolute().name, task.split, next(iter(result.scores[0]))
+    about = figures.Provenance(model, task.trained.step, None, task.seed, task.checkpoint_sha256)
+    scores, shown = {}, {}
+    for images, scores_of_set in zip(result.sets, result.scores, strict=True):
+        scores[images.name] = scores_of_set
+        chosen, maps, highest = most_outlying_images(task, images, scores_of_set[shown_score])
+        shown[f"{images.name}, by {shown_score}"] = chosen, maps, [digits(score, 3) for score in highest]
+    drawn = {
+        f"outlier_scores-{split}.png": task_figures.histograms(scores, about),
+        f"outlier_roc-{split}.png": task_figures.roc_curves(scores, about),
+        f"outlier_maps-{split}.png": task_figures.maps(shown, about),
+    }
+    return _save_figures(task, drawn)
+
+
+def _save_figures(task: EvaluationTask, drawn: "dict[str, Figure]") -> list[str]:
+    """Writes figures into the run's `evaluation/`; returns the files' names in the run folder."""
+    from nvae_tf.reports.figures import save_figure
+
+    for name, figure in drawn.items():
+        save_figure(figure, task.folder.evaluation / name)
+        task.status.keep(f"figure: {task.folder.evaluation / name}")
+    return [str((task.folder.evaluation / name).relative_to(task.folder.path)) for name in drawn]
 
 
 def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:

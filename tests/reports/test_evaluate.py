@@ -91,6 +91,12 @@ def test_metrics_and_table_of_scales_and_groups():
     assert "importance" not in without and "effective" not in without
 
 
+def test_the_likelihood_ratio_of_an_earlier_file_is_still_shown():
+    measured = {"num_images": 3, "auroc": {"kl": 0.5, "llr": 0.75}, "flagged": {}}
+    outliers = {"calibrated": False, "sets": {"noise": measured}, "llr_groups": 1, "llr_samples": 2}
+    assert "0.500 sum of KLs, 0.750 LLR" in table({"outliers": outliers})
+
+
 def test_an_interval_has_two_digits_and_its_value_as_many_places():
     assert interval(32.9000903, 0.6931) == "32.90 ± 0.69" and interval(1234.56, 98.7) == "1,235 ± 99"
     assert interval(0.1854, 0.00390621) == "0.1854 ± 0.0039" and interval(5.25, 1.04) == "5.2 ± 1.0"
