@@ -22,11 +22,11 @@ The metrics go to evaluation.json in the run folder (evaluation-train.json for t
 evaluation.txt. What is there already of the same checkpoint, images and seed is kept. --scores=FILE.csv has the scores
 of every image, after nvae-calibrate its outlier scores and p-values too.
 
-Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there. All GPUs share
-the work (--replicas), and so do several machines that see the run folder and have TF_CONFIG set as for training. The
-time grows with the number of importance samples; for a first look take --importance_samples=10. See docs/evaluation.md.
+All GPUs share the work (--replicas), and so do several machines that see the run folder and have TF_CONFIG set as for
+training. The time grows with the number of importance samples; for a first look take --importance_samples=10. See
+docs/evaluation.md.
 
-Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
+Exit code: 0 done, 2 a mistake in the command, 75 another worker has ended, 130 interrupted.
 """
 
 import pathlib
@@ -45,6 +45,7 @@ from nvae_tf.config import (
     PRIOR_HELP,
     PRIORS,
     TEMPERATURE_HELP,
+    TrainConfig,
     check,
     check_choice,
 )
@@ -114,22 +115,36 @@ def main() -> None:
     temperature = parse_temperature(TEMPERATURE.value)
     start_tensorflow_quietly()
     from nvae_tf.evaluation.fid import FidSettings
+    from nvae_tf.evaluation.task import Workers
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder
+    from nvae_tf.training.strategy import chosen_replicas
 
-    drawing = INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS, PRIOR
-    written = evaluate_run(
-        WORKDIR.value,
-        METRICS.value,
-        IMPORTANCE_SAMPLES.value,
-        FidSettings(FID_SAMPLES.value, temperature, *(flag.value for flag in drawing)),
-        *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
-        OUTLIERS.value,
-        SCORES.value,
+    replicas = chosen_replicas(TrainConfig(replicas=REPLICAS.value))
+    fid = FidSettings(
+        FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value, PRIOR.value
     )
-    if written is not None:
-        file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
-        StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
+    with replicas.raising_worker_lost():
+        evaluate_run(
+            WORKDIR.value,
+            METRICS.value,
+            IMPORTANCE_SAMPLES.value,
+            fid,
+            CHECKPOINT.value,
+            SPLIT.value,
+            BATCH_SIZE.value,
+            SEED.value,
+            DATA_PATH.value,
+            OUTLIERS.value,
+            SCORES.value,
+            Workers(replicas.strategy, replicas.shard),
+        )
+        replicas.leave()
+    if not replicas.is_chief:
+        StatusLine().keep(f"worker {replicas.shard.index}: done; worker 0 writes the metrics")
+        return
+    file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
+    StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
 
 
 def run() -> None:

@@ -1,7 +1,6 @@
 """The Fréchet inception distance of samples from the training images (Heusel et al. 2017): `fid` and `frechet`."""
 
 import dataclasses
-import functools
 import hashlib
 import importlib
 import os
@@ -19,7 +18,7 @@ from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, s
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder
-from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, share_work
+from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.files import file_sha256, read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
@@ -31,7 +30,7 @@ _STATISTICS = {
     **{"mean": Field("number", (None,)), "covariance": Field("number", (None, None))},
     **{"count": Field("whole number"), "fingerprint": Field("text")},
 }
-KEPT_SAMPLES = 256  # of one kept batch; a multiple of the generator's own batches
+_SAMPLES_AT_ONCE = 256  # a multiple of the generator's own batches
 
 
 class FeatureStatistics(NamedTuple):
@@ -181,44 +180,38 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
     return extractor
 
 
-def measure_fid(
-    task: EvaluationTask, kept: KeptBatches, settings: FidSettings, extractor: FeatureExtractor
-) -> dict[str, Any] | None:
-    """The entry of the evaluation file: the distance of samples from the training images, as these are stored.
+def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
+    """Measures the distance of samples from the training images, as these are stored.
 
-    None where `share_work` gives None.
+    Returns the entry of the evaluation file; None on workers other than the chief.
     """
+    model, shift = task.trained.model, None
+    if settings.batch_norm_iterations:
+        # Every worker by itself, with the same result; the copy is on all replicas, as the model is.
+        with task.strategy.scope():
+            drawing = settings.temperature, settings.batch_norm_iterations
+            model, shift = readjusted(model, *drawing, seed=task.seed, prior=settings.prior)
+        task.status.keep(shift)
+    generator = ImageGenerator(model, task.strategy)
 
-    @functools.cache
-    def generator_and_shift() -> tuple[ImageGenerator, str | None]:
-        """Called when there is work: readjusting takes minutes."""
-        model, text = task.trained.model, None
-        if settings.batch_norm_iterations:
-            # Every process by itself, with the same result; the copy is on all replicas, as the model is.
-            with task.strategy.scope():
-                drawing = settings.temperature, settings.batch_norm_iterations
-                model, text = readjusted(model, *drawing, seed=task.seed, prior=settings.prior)
-            task.status.keep(text)
-        return ImageGenerator(model, task.strategy), text
-
-    def seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
-        firsts = [number * kept.size for number in numbers]
-        return [image_seeds(task.seed, min(kept.size, kept.total - first), first) for first in firsts]
+    def batch_seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
+        firsts = [number * _SAMPLES_AT_ONCE for number in numbers]
+        sizes = [min(_SAMPLES_AT_ONCE, settings.samples - first) for first in firsts]
+        return [image_seeds(task.seed, size, first) for size, first in zip(sizes, firsts, strict=True)]
 
     def compute(seeds: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
-        images = generator_and_shift()[0].generate(len(seeds), settings.temperature, seeds, prior=settings.prior)
+        images = generator.generate(len(seeds), settings.temperature, seeds, prior=settings.prior)
         images = np.rint(images * np.float32(255.0)) / np.float32(255.0)  # as they would be in a PNG file
         return {"features": np.asarray(extractor.features(images))}
 
-    def combine(batches: Iterable[dict[str, np.ndarray]]) -> FeatureStatistics:
-        return statistics_of(batch["features"] for batch in batches)
-
-    drawn = share_work(task, kept, seeds, compute, combine)
-    if drawn is None:
+    work = f"{settings.temperature} {settings.batch_norm_iterations} {settings.prior} {extractor.name}"
+    batches = task.shared_batches(work, settings.samples, _SAMPLES_AT_ONCE, batch_seeds, compute)
+    samples = statistics_of(batch["features"] for batch in batches)
+    if not task.workers.is_chief:
         return None
     real = _real_statistics(task, extractor)
     return {
-        "value": frechet_distance(real, drawn),
+        "value": frechet_distance(real, samples),
         "samples": settings.samples,
         "temperature": settings.temperature,
         "prior": settings.prior,
@@ -226,7 +219,7 @@ def measure_fid(
         "extractor": extractor.name,
         "extractor_is_published": isinstance(extractor, Inception) and extractor.is_published,
         "batch_norm_iterations": settings.batch_norm_iterations,
-        "batch_norm_shift": generator_and_shift()[1],
+        "batch_norm_shift": shift,
     }
 
 

@@ -36,14 +36,15 @@ class Likelihood(NamedTuple):
     effective_samples: np.ndarray  # of the largest K, `[images]`; zeros where there is none
 
     @classmethod
-    def joined(cls, batches: Iterable[Mapping[str, np.ndarray]]) -> "Likelihood":
-        """Of the images of all batches, each these arrays by name, in their order; ValueError for no image."""
+    def joined(
+        cls, batches: Iterable[Mapping[str, np.ndarray]], numbers_of_samples: tuple[int, ...] = ()
+    ) -> "Likelihood":
+        """Joins the arrays of batches of images, by name, in order; ValueError where there is no batch."""
         batches = list(batches)
-        check(bool(batches), "there are no images to evaluate")
-        numbers = tuple(map(int, batches[0]["numbers_of_samples"]))
-        per_image = [name for name in cls._fields if name != "numbers_of_samples"]
-        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in per_image}
-        return cls(numbers_of_samples=numbers, **columns)
+        if not batches:
+            raise ValueError("there are no images to evaluate")
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        return cls(numbers_of_samples=numbers_of_samples, **columns)
 
     @property
     def nelbo(self) -> np.ndarray:
@@ -100,9 +101,9 @@ class LikelihoodEvaluator:
         check(batch_size >= 1 and batch_size % replicas == 0, f"batch_size = {batch_size}: {needed}")
         self._model, self._batch_size, self._kept_channels = model, batch_size, kept_channels
         powers = itertools.takewhile(lambda power: power < importance_samples, (10**exponent for exponent in range(20)))
-        self._numbers = (*powers, importance_samples) if importance_samples else ()
+        self.numbers_of_samples = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
-        at_once = {"numbers": self._numbers, "samples_at_once": self._at_once}
+        at_once = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
         self._elbo, self._features = self._on_replicas(self._elbo_of), self._on_replicas(model._features)
 
         def add_samples(*rows: tf.Tensor) -> ImportanceWeighting:
@@ -121,7 +122,7 @@ class LikelihoodEvaluator:
         for batch in batches:
             parts.append(self.evaluate_batch(batch, seed, count, lambda done, before=count: progress(before + done)))
             count += len(parts[-1]["reconstruction"])
-        return Likelihood.joined(parts)
+        return Likelihood.joined(parts, self.numbers_of_samples)
 
     def evaluate_batch(
         self, batch: Batch, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
@@ -137,9 +138,10 @@ class LikelihoodEvaluator:
         seeds = divided(self._strategy, image_seeds(seed, self._batch_size, first))
         reconstruction, kl = joined(self._strategy, self._elbo(images, seeds, labels))
         bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])
-        if self._numbers:
-            features, count, step = self._features(images), self._numbers[-1], _TURNS * self._at_once
-            weighting = divided(self._strategy, ImportanceWeighting.begun(self._batch_size, len(self._numbers)))
+        if self.numbers_of_samples:
+            features, count, step = self._features(images), self.numbers_of_samples[-1], _TURNS * self._at_once
+            begun = ImportanceWeighting.begun(self._batch_size, len(self.numbers_of_samples))
+            weighting = divided(self._strategy, begun)
             for start in range(0, count, step):
                 until = min(start + step, count)
                 samples = tf.constant(start), tf.constant(until)
@@ -150,8 +152,8 @@ class LikelihoodEvaluator:
         else:
             progress(size)
         measured = {"reconstruction": reconstruction, "kl": kl, "importance_weighted": bounds}
-        measured = {name: value.numpy()[:size] for name, value in (measured | {"effective_samples": effective}).items()}
-        return measured | {"numbers_of_samples": np.array(self._numbers)}
+        measured["effective_samples"] = effective
+        return {name: value.numpy()[:size] for name, value in measured.items()}
 
     def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
         """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""

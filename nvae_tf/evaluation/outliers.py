@@ -15,7 +15,7 @@ from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pipeline import chosen_images, content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
 from nvae_tf.data_sets import check_model_fits
-from nvae_tf.evaluation.task import EvaluationTask, kept_batches, share_work
+from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.models import NVAE
 from nvae_tf.models.outlier_scores import (
     OutlierCalibration,
@@ -172,10 +172,10 @@ class OutlierResult(NamedTuple):
     scores: list[Scores]  # of each set, see `scores_by_name`
 
 
-def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> OutlierResult | None:
+def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> OutlierResult:
     """Measures how well each score separates each set of outliers from the part's own images.
 
-    None where `share_work` gives None. ValueError where the model has diverged.
+    All workers get the result. ValueError where the model has diverged.
     """
     sets = [ImageSet(f"{task.split} images", task.source, images_alone(task.spec)), *outliers]
     strategy, calibration = task.strategy, task.trained.model.outlier_calibration
@@ -192,19 +192,17 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> Outl
         progress(size)
         return {name: value.numpy()[:size] for name, value in zip(("reconstruction", "kl"), values, strict=True)}
 
-    all_kept, parts = [], []
+    parts = []
     for images in sets:
         task.status.keep(f"{images.name}: {images.source.count:,}")
-        what = f"outliers {content_digest(images.source, images.spec)}"
-        all_kept.append(kept_batches(task, what, images.source.count, task.batch_size))
 
         def inputs(numbers: list[int], images: ImageSet = images) -> Iterator[tf.Tensor]:
             batches = evaluation_batches(images.source, images.spec, task.batch_size, task.seed, numbers)
             return iterate(batches, images.source)
 
-        parts.append(share_work(task, all_kept[-1], inputs, compute, _concatenated))
-    if any(part is None for part in parts):
-        return None
+        work = f"outliers {content_digest(images.source, images.spec)}"
+        batches = [*task.shared_batches(work, images.source.count, task.batch_size, inputs, compute)]
+        parts.append({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
     task.check_finite(values for part in parts for values in part.values())
     own, *others = scores = [scores_by_name(OutlierParts(**part, kl_map=None), calibration) for part in parts]
     metrics = {
@@ -215,14 +213,7 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> Outl
             for images, other in zip(outliers, others, strict=True)
         },
     }
-    for kept in all_kept:
-        kept.remove()
     return OutlierResult(metrics, sets, scores)
-
-
-def _concatenated(batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    batches = list(batches)
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) -> dict[str, np.ndarray]:
