@@ -340,11 +340,8 @@ def _command(metrics: Mapping[str, Any], workdir: str) -> str:
     if "iw" in measured:
         flags.append(f"--importance_samples={metrics['importance_samples']}")
     if "outliers" in measured:
-        outliers = metrics["outliers"]
-        # Their names alone: the folders are of this machine.
-        flags.append(f"--outliers={','.join(map(str, outliers['sets']))}")
-        if "llr_groups" in outliers:
-            flags += [f"--llr_samples={outliers['llr_samples']}", f"--llr_groups={outliers['llr_groups']}"]
+        # The names alone: the folders are on this machine.
+        flags.append(f"--outliers={','.join(map(str, metrics['outliers']['sets']))}")
     for fid in (metrics[name] for name in ("fid", "frechet") if name in measured):
         flags += [f"--fid_samples={fid['samples']}", f"--temperature={_temperature(fid)}"]
         if fid.get("prior") == "reweighted":

@@ -145,7 +145,7 @@ class Replicas:
                 raise
             raise WorkerLost(
                 f"worker {self.shard.index} of {self.shard.count}: another worker has ended or can't be reached. "
-                "All workers, started again with the same command, go on from the latest checkpoint"
+                "Start all workers again with the same command; training goes on from the latest checkpoint"
             ) from error
 
     def wait_for_all(self) -> None:

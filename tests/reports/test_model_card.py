@@ -62,7 +62,7 @@ def evaluate(folder, config=CONFIG, split="test", **measured):
     checkpoint = str(folder.checkpoints / "step-60")
     trained = SimpleNamespace(config=config, checkpoint=checkpoint, step=60, model=MODEL, has_ema=False)
     place = {"spec": config.data, "split": split, "source": SimpleNamespace(count=40), "data_sha256": "d"}
-    devices = {"batch_size": 8, "seed": 3, "strategy": None, "shard": None, "status": StatusLine()}
+    devices = {"batch_size": 8, "seed": 3, "strategy": None, "workers": None, "status": StatusLine()}
     metrics = likelihood_metrics(likelihood, latent_plan(config.model), num_values=16)
     return write_evaluation(EvaluationTask(folder, trained, SHA256, **place, **devices), metrics | measured)
 
