@@ -30,6 +30,9 @@ Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
 import pathlib
+import re
+import shlex
+import sys
 
 from absl import flags
 
@@ -134,6 +137,8 @@ def main() -> None:
         *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
         OutlierSettings(*(flag.value for flag in of_outliers)),
         SCORES.value,
+        # The model card shows the command to others, so it names no folders of this machine.
+        shlex.join(["nvae-evaluate", *(re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:])]),
     )
     if written is not None:
         file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)

@@ -56,6 +56,7 @@ def evaluate_run(
     replicas: int = 0,
     outliers: OutlierSettings | None = None,
     scores: str | None = None,
+    command: str | None = None,
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
@@ -77,6 +78,7 @@ def evaluate_run(
       outliers: where images of another kind are, metric "outliers".
       scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, and outlier scores
         with their p-values if the checkpoint is calibrated.
+      command: the command line, for the evaluation file and the model card.
 
     Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
@@ -98,17 +100,17 @@ def evaluate_run(
         )
         measured = _measure_likelihood(task, kept, samples, "latents" in metrics, scores)
         if measured is not None:
-            written = write_evaluation(task, measured)
+            written = write_evaluation(task, measured, command)
             kept.remove()
     if extractor is not None:
         kept = kept_batches(task, f"fid {_drawing(task, fid, extractor)}", fid.samples, KEPT_SAMPLES)
         distance = measure_fid(task, kept, fid, extractor)
         if distance is not None:
-            written = write_evaluation(task, {of_samples: distance})
+            written = write_evaluation(task, {of_samples: distance}, command)
             kept.remove()
     if outlier_sets:
         found = measure_outliers(task, outliers, outlier_sets)
-        written = written if found is None else write_evaluation(task, {"outliers": found})
+        written = written if found is None else write_evaluation(task, {"outliers": found}, command)
     return written
 
 
@@ -283,8 +285,11 @@ def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathli
     return list(drawn)
 
 
-def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
-    """Prints metrics, and adds them to the evaluation file, its table and the model card; returns all of the file."""
+def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+    """Prints metrics, and adds them to the evaluation file, its table and the model card; returns all of the file.
+
+    The file has the command lines of all its metrics, one a line, the latest last.
+    """
     file, checkpoint = task.folder.evaluation_file(task.split), pathlib.Path(task.trained.checkpoint)
     provenance = {
         "dataset": task.spec.name,
@@ -306,6 +311,9 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str
     half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
     if half_widths:
         metrics["half_widths_95"] = half_widths
+    if command:
+        before = [line for line in str(earlier.get("command", "")).splitlines() if line != command]
+        metrics["command"] = "\n".join([*before, command])
     atomic_write(file, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
     task.status.keep(f"{table(provenance | measured)}\n")
