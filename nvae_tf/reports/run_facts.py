@@ -28,10 +28,10 @@ from nvae_tf.runs.origin import Origin, origin_of_run
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
 from nvae_tf.schemas import ANY_OBJECT, read_object
 
-# Whatever a damaged file, or one of another version, may lead to.
+# The errors that a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
 
-# A metric's name in the evaluation file: its type on the Hub, and its name there.
+# By the name in the evaluation file, the type and the name of a metric on the Hub.
 _BOUNDS = {
     "importance_weighted_nats": ("importance_weighted_bound", "importance-weighted bound, nats an image"),
     "importance_weighted_bits_per_dim": ("importance_weighted_bits_per_dim", "importance-weighted bound, bits/dim"),
@@ -42,7 +42,7 @@ _BOUNDS = {
 }
 _MADE_WITH = dict(num_images=int, seed=int, checkpoint=str, step=int, checkpoint_sha256=str)
 TASK = "unconditional-image-generation"
-# Sets of TensorFlow Datasets that the Hub has too.
+# Data sets of TensorFlow Datasets that the Hub has too.
 _HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 
 
@@ -162,10 +162,10 @@ class Curve(NamedTuple):
 
 
 def read_curves(folder: RunFolder) -> tuple[dict[str, Curve], float]:
-    """The curves of a run by their names in `metrics.csv`, and the seconds that training took.
+    """Reads the curves of a run by their names in `metrics.csv`, and the seconds that training took.
 
-    TensorBoard's files have every logged step, so theirs are taken where there are more points; they have the KL of
-    single groups, too, as `kl_per_group/00`.
+    A curve comes from TensorBoard's files, which have every logged step, where they have more points of it. They have
+    the KL of single groups, too, as `kl_per_group/00`.
     """
     curves = read_metrics(folder.metrics_file)
     points, seconds = read_events(folder.tensorboard)
@@ -185,7 +185,7 @@ def read_curves(folder: RunFolder) -> tuple[dict[str, Curve], float]:
 
 
 def read_metrics(file: pathlib.Path) -> dict[str, Curve]:
-    """The columns of `metrics.csv`; what is no number is NaN. Nothing where the file is missing or another kind."""
+    """Reads the columns of `metrics.csv`; NaN stands for text. No columns if the file is missing or of another kind."""
     with contextlib.suppress(OSError, ValueError, csv.Error):
         text = file.read_text(encoding="utf-8", errors="replace")
         # The line that a running training is writing has no end yet.
@@ -205,10 +205,10 @@ def _number(text: str | None) -> float:
 
 
 def read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], float]:
-    """The values of TensorBoard's scalars by tag and step, and the seconds that its files span.
+    """Reads TensorBoard's scalars by tag and step, and the seconds that its files span.
 
-    Goes through the files one event at a time (TensorBoard's accumulator would keep all images in memory). Where a
-    run was continued from an earlier checkpoint, the later values count. Damaged files give what is before the damage.
+    The files are read one event at a time (TensorBoard's accumulator would keep all images in memory). Where a run was
+    continued from an earlier checkpoint, the later values count. Damaged files are read up to the damage.
     """
     points: dict[str, dict[int, float]] = {}
     seconds = 0.0
@@ -230,9 +230,9 @@ def read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], floa
 
 
 def read_training_samples(folder: RunFolder, width: int, columns: int) -> tuple[list[int], np.ndarray]:
-    """Up to five steps at which training has drawn samples, and the first images of each, `[steps, columns, ...]`.
+    """Reads up to five steps at which training has drawn samples, and the first images of each.
 
-    `width` is that of the images. Nothing where a file is damaged.
+    Images are `[steps, columns, height, width, channels]`, uint8. There are no steps where a file is damaged.
     """
     files = sorted(folder.samples.glob("step-*.png"))
     files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int)) if files]
@@ -243,25 +243,24 @@ def read_training_samples(folder: RunFolder, width: int, columns: int) -> tuple[
 
 
 def nearest_preset(config: ExperimentConfig) -> tuple[str, list[tuple[str, Any, Any]]]:
-    """The preset that settings are most like, and what differs: name of the setting, its value, the preset's value."""
-    own, found = named_settings(config), {}
+    """Returns the preset that settings are most like, and what differs: setting, its value, the preset's value."""
+    own, differences = named_settings(config), {}
     for preset_name in preset_files():
         groups = preset(preset_name).to_dict().items()
         values = {f"{group}.{name}": value for group, settings in groups for name, value in settings.items()}
-        # What a preset leaves to the images is None.
-        found[preset_name] = [
-            (name, own[name], value) for name, value in values.items() if value not in (None, own[name])
-        ]
-    return min(found.items(), key=lambda item: len(item[1]))
+        # None stands for what a preset leaves to the images.
+        changed = {name: value for name, value in values.items() if value not in (None, own[name])}
+        differences[preset_name] = [(name, own[name], value) for name, value in changed.items()]
+    return min(differences.items(), key=lambda item: len(item[1]))
 
 
 def hub_dataset(spec: DataSpec) -> str | None:
-    """The Hub's identifier of a data set; None where it has none that is known to be the same."""
+    """Returns the Hub's identifier of a data set; None where the Hub is not known to have the same."""
     return _HUB_DATASETS.get(spec.source_name) if spec.source == "tfds" else None
 
 
 def identifier(text: str) -> str:
-    """A name as the Hub takes it: lower-case letters, digits, dots and hyphens."""
+    """Returns a name in the form that the Hub takes: lower-case letters, digits, dots and hyphens."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "other"
 
 
