@@ -123,17 +123,10 @@ class ImageProgress:
 
     def line(self, seconds: float, done_of_batch: int = 0) -> str:
         """What is shown after so many seconds."""
-<<<<<<< HEAD
         done = self._done + done_of_batch
-        here, text = done - self._before, f"{done:,} of {self._total:,} images"
-        if here and seconds > 1.0:
-            text += f", {here / seconds:,.3g} images/s, {duration((self._total - done) * seconds / here)} left"
-=======
-        done = self._done + of_batch
         text = f"{done:,} of {self._total:,} images"
         if done and seconds > 1.0:
             text += f", {done / seconds:,.3g} images/s, {duration((self._total - done) * seconds / done)} left"
->>>>>>> beval
         return text
 
 

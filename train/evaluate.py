@@ -31,6 +31,9 @@ Exit code: 0 done, 2 a mistake in the command, 75 another worker has ended, 130 
 
 import inspect
 import pathlib
+import re
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -113,7 +116,9 @@ def evaluate(
     workers = Workers(chosen.strategy, chosen.shard)
     where = checkpoint, split, batch_size, seed, data_path
     with chosen.raising_worker_lost():
-        evaluate_run(workdir, metrics, importance_samples, fid, *where, outliers or (), scores, workers)
+        evaluate_run(
+            workdir, metrics, importance_samples, fid, *where, outliers or (), scores, workers, _command_line()
+        )
         chosen.leave()
     if not chosen.is_chief:
         StatusLine().keep(f"worker {chosen.shard.index}: done; worker 0 writes the metrics")
@@ -139,6 +144,11 @@ def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str
         raise ValueError("--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features")
     if inception and extractor:
         raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
+
+
+def _command_line() -> str:
+    """The command line for others to read, as in a model card: folders without the path to them on this machine."""
+    return shlex.join(["nvae-evaluate", *(re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:])])
 
 
 _PARAMETERS = inspect.signature(evaluate).parameters

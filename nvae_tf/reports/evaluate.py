@@ -29,17 +29,13 @@ from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import active_channels
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
-from nvae_tf.replicas import select_devices, shard_from_environment
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, check_class_names, read_run_config
-<<<<<<< HEAD
-=======
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
->>>>>>> beval
 
 # Metrics of an earlier evaluation are kept where all of these are the same.
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
@@ -62,6 +58,7 @@ def evaluate_run(
     outliers: Sequence[str] = (),
     scores: str | None = None,
     workers: Workers | None = None,
+    command: str | None = None,
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
@@ -82,6 +79,7 @@ def evaluate_run(
       scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, and outlier scores
         with their p-values if the checkpoint is calibrated.
       workers: the devices, and the processes that share the images; by default TensorFlow's current strategy.
+      command: the command line, for the evaluation file and the model card.
 
     Returns the content of the evaluation file; None on workers other than the chief. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
@@ -104,16 +102,16 @@ def evaluate_run(
             measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
             if "latents" in metrics:
                 measured["latents"] = _latents_metrics(task, likelihood)
-            written = write_evaluation(task, measured)
+            written = write_evaluation(task, measured, command)
     if extractor is not None:
         distance = measure_fid(task, fid, extractor)
         if workers.is_chief:
-            written = write_evaluation(task, {distance_metric: distance})
+            written = write_evaluation(task, {distance_metric: distance}, command)
     if outlier_sets:
         result = measure_outliers(task, outlier_sets)
         if workers.is_chief:
             result.metrics["pictures"] = _save_figures(task, functools.partial(_outlier_figures, task, result))
-            written = write_evaluation(task, {"outliers": result.metrics})
+            written = write_evaluation(task, {"outliers": result.metrics}, command)
     return written
 
 
@@ -297,8 +295,11 @@ def _save_figures(task: EvaluationTask, draw: "Callable[[], dict[str, Figure]]")
     return [str(file.relative_to(task.folder.path)) for file in files]
 
 
-def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
-    """Prints metrics, and adds them to the evaluation file, its table and the model card; returns all of the file."""
+def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+    """Prints metrics, and adds them to the evaluation file, its table and the model card; returns all of the file.
+
+    The file has the command lines of all its metrics, one a line, the latest last.
+    """
     file, checkpoint = task.folder.evaluation_file(task.split), pathlib.Path(task.trained.checkpoint)
     provenance = {
         "dataset": task.spec.name,
@@ -320,6 +321,9 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str
     half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
     if half_widths:
         metrics["half_widths_95"] = half_widths
+    if command:
+        before = [line for line in str(earlier.get("command", "")).splitlines() if line != command]
+        metrics["command"] = "\n".join([*before, command])
     atomic_write(file, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
     task.status.keep(f"{table(provenance | measured)}\n")

@@ -26,7 +26,7 @@ def evaluation(workdir, *flags):
 
 def metrics_of(workdir):
     metrics = json.loads((workdir / "evaluation.json").read_text())
-    del metrics["date"]
+    del metrics["date"], metrics["command"]
     return metrics
 
 
@@ -55,6 +55,8 @@ def test_what_is_measured(whole):
     metrics = metrics_of(workdir)
     expected = {"num_images": 360, "step": 60, "seed": 3, "importance_samples": 150, "split": "test", "batch_size": 20}
     assert {name: metrics[name] for name in expected} == expected
+    command = json.loads((workdir / "evaluation.json").read_text())["command"]
+    assert command == " ".join(["nvae-evaluate --workdir=run --metrics=elbo,iw,latents", *FLAGS])
     assert metrics["nelbo_nats"] == pytest.approx(metrics["reconstruction_nats"] + metrics["kl_nats"])
     assert metrics["bits_per_dim"] == pytest.approx(metrics["nelbo_nats"] / (256 * math.log(2)))
     assert metrics["kl_nats"] == pytest.approx(sum(metrics["kl_per_scale_nats"]))
