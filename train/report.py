@@ -23,7 +23,7 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.command_line import output_place
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED, check
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 
@@ -31,19 +31,21 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train; it may
 OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder, or comparison.html.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
-SEED = flags.DEFINE_integer("seed", 1, "Of the images and the binarization.", lower_bound=0, upper_bound=LARGEST_SEED)
+SEED = flags.DEFINE_integer(
+    "seed", 1, "Seed of the images and the binarization.", lower_bound=0, upper_bound=LARGEST_SEED
+)
 DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
-
-
-# Of the command line, without a flag.
+# The run folders that the command line names without a flag.
 _RUNS: list[str] = []
 
 
 def main() -> None:
     """Writes the page."""
     runs = _RUNS or ([WORKDIR.value] if WORKDIR.value else [])
-    check(bool(runs), "give a run folder, as runs/digits, or several to compare them")
-    check(not (_RUNS and WORKDIR.value), f"--workdir={WORKDIR.value}: give all run folders without the flag")
+    if not runs:
+        raise ValueError("give a run folder, as runs/digits, or several to compare them")
+    if _RUNS and WORKDIR.value:
+        raise ValueError(f"--workdir={WORKDIR.value}: give all run folders without the flag")
     report = os.path.join(runs[0], "report.html") if len(runs) == 1 else "comparison.html"
     place = output_place(report if OUTPUT.value is None else OUTPUT.value, (".html", ".htm"), OVERWRITE.value)
     for workdir in runs:

@@ -13,8 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jinja2
+
 from nvae_tf.config import check_choice
-from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
+from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write
 from nvae_tf.schemas import Field
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
@@ -54,7 +56,6 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     Files of the same names are replaced, others are left alone. Nothing is written where there are no exports, or a
     version is damaged, whether it would be served or not.
     """
-    jinja2 = require("jinja2", "serving")
     tag = _tag(image)
     exports = with_labels(find_exports(models), labels)
     if output.exists() and not output.is_dir():

@@ -34,7 +34,7 @@ def curves(low=30.0):
 
 
 def scores(*names):
-    """Of four sets of images, the last of which is of another order of magnitude."""
+    """Scores of four sets of images; those of the last set have another order of magnitude."""
     random = np.random.default_rng(0)
     sets = {"test images": 1.0, "digits of another source": 2.0, "noise": 30.0, "black": 900.0}
     return {name: {score: level * random.gamma(9.0, 1.0, 50) for score in names} for name, level in sets.items()}
@@ -169,9 +169,9 @@ def test_texts_are_there_and_do_not_overlap(name, width, monkeypatch):
 def test_images_are_exact_and_missing_ones_blank(width, tmp_path):
     shown = images(7)
     figure = figures.samples(shown, ABOUT._replace(data="test images"), columns=3, width=width)
-    found = pixels(figure)
+    drawn = pixels(figure)
     # The gray frames show where the images are.
-    frame = (found == figures._FRAME[:3]).all(axis=2)
+    frame = (drawn == figures._FRAME[:3]).all(axis=2)
     rows, columns = (np.flatnonzero(frame.sum(axis=axis) > 0.3 * frame.sum(axis=axis).max()) for axis in (1, 0))
     tops, lefts = rows[::2], columns[::2]
     scale = (columns[1] - columns[0] - 1) // 10
@@ -181,9 +181,9 @@ def test_images_are_exact_and_missing_ones_blank(width, tmp_path):
     np.testing.assert_array_equal(read_images(tmp_path / "samples.png", 10, 3), shown)
     enlarged = shown.repeat(scale, axis=1).repeat(scale, axis=2)
     for image, (top, left) in zip(enlarged, itertools.product(tops + 1, lefts + 1), strict=False):
-        np.testing.assert_array_equal(found[top : top + 12 * scale, left : left + 10 * scale], image)
-    assert (found[tops[2] : rows[-1] + 1, columns[2] - 1 :] == 255).all()
-    assert (found[rows[1] + 1 : tops[1], lefts[0] :] == 255).all() and tops[1] - rows[1] > 2
+        np.testing.assert_array_equal(drawn[top : top + 12 * scale, left : left + 10 * scale], image)
+    assert (drawn[tops[2] : rows[-1] + 1, columns[2] - 1 :] == 255).all()
+    assert (drawn[rows[1] + 1 : tops[1], lefts[0] :] == 255).all() and tops[1] - rows[1] > 2
 
 
 def test_alpha_stands_over_a_checkerboard_and_integers_are_fractions():
@@ -193,8 +193,8 @@ def test_alpha_stands_over_a_checkerboard_and_integers_are_fractions():
     np.testing.assert_array_equal(shown[0, 0], np.rint(255 * (0.5 * half[:3] + 0.5)))
     np.testing.assert_array_equal(shown[0, 8], np.rint(255 * (0.5 * half[:3] + 0.4)))
     np.testing.assert_array_equal(shown[8, 8], shown[0, 0])
-    found = pixels(figures.samples(image, ABOUT)).reshape(-1, 3).tolist()
-    assert shown[0, 0].tolist() in found and shown[0, 8].tolist() in found
+    colors = pixels(figures.samples(image, ABOUT)).reshape(-1, 3).tolist()
+    assert shown[0, 0].tolist() in colors and shown[0, 8].tolist() in colors
     gray = np.full([1, 8, 8, 1], 13_107, np.uint16)
     np.testing.assert_array_equal(pixels(figures.samples(gray, ABOUT)), pixels(figures.samples(gray / 65_535, ABOUT)))
     with pytest.raises(ValueError, match="the model has diverged"):
@@ -246,8 +246,8 @@ def test_curves_have_one_chart_with_the_axes_that_show_most(name):
 
 @pytest.mark.parametrize(("width", "side", "neighbors"), [(430, 32, 5), (1000, 64, 8), (1000, 16, 8)])
 def test_neighbors_take_the_width(width, side, neighbors):
-    found = np.zeros([2, neighbors, side, side, 3])
-    figure = figures.nearest(found[:, 0], found, np.zeros([2, neighbors]), "training", ABOUT, width)
+    images = np.zeros([2, neighbors, side, side, 3])
+    figure = figures.nearest(images[:, 0], images, np.zeros([2, neighbors]), "training", ABOUT, width)
     assert 0.9 * width < figure.bbox.width < 1.34 * width
 
 

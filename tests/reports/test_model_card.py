@@ -72,8 +72,8 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     distance = dict(samples=5000, temperature=[0.7, 0.8], real_images=60, extractor="inception-2015-12-05 1a")
     distance |= dict(value=1e-05, extractor_is_published=False, batch_norm_iterations=9, batch_norm_shift="moved")
     # A file of another version lacks some of the provenance.
-    of_training = evaluate(folder, split="train") | {"num_images": None, "step": None}
-    folder.evaluation_file("train").write_text(json.dumps(of_training))
+    old_metrics = evaluate(folder, split="train") | {"num_images": None, "step": None}
+    folder.evaluation_file("train").write_text(json.dumps(old_metrics))
     private = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, source="folder", path="/home/me/digits"))
     assert ", last written " in card(folder) and "by:\n" not in card(folder)
     commands = "nvae-evaluate --workdir=run", "nvae-evaluate --workdir=run --metrics=fid"
@@ -82,13 +82,13 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     (index,) = metadata(folder)["model-index"]
     test, train = index["results"]
     assert index["name"] == "run" and train["dataset"] == {"type": "digits", "name": "digits", "split": "train"}
-    found = {metric["type"]: metric for metric in test["metrics"]}
+    scores = {metric["type"]: metric for metric in test["metrics"]}
     for kind, name in (("nelbo", "nelbo_nats"), ("importance_weighted_bound", "importance_weighted_nats")):
-        assert found[kind]["value"] == metrics[name]
-    assert found["kl"]["value"] == metrics["kl_nats"] and found["bits_per_dim"]["value"] == metrics["bits_per_dim"]
-    assert found["fid"]["value"] == 1e-05 and "num_images" not in found["fid"]["args"]
+        assert scores[kind]["value"] == metrics[name]
+    assert scores["kl"]["value"] == metrics["kl_nats"] and scores["bits_per_dim"]["value"] == metrics["bits_per_dim"]
+    assert scores["fid"]["value"] == 1e-05 and "num_images" not in scores["fid"]["args"]
     how = {"importance_samples": 50, "seed": 3, "num_images": 40, "step": 60, "checkpoint_sha256": SHA256}
-    assert how.items() <= found["importance_weighted_bound"]["args"].items()
+    assert how.items() <= scores["importance_weighted_bound"]["args"].items()
     text, half_width = folder.card_file.read_text(), metrics["half_widths_95"]["nelbo_nats"]
     assert "/home/me" in metrics["data"] and "/home/me" not in text
     assert "2015-12-05 1a, not known as the published Inception graph" in text
@@ -101,10 +101,10 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
 def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_path):
     folder = new_folder(tmp_path / "new")
     text = card(folder)
-    found = metadata(folder)
-    assert found["library_name"] == "nvae_tf" and found["pipeline_tag"] == "unconditional-image-generation"
-    assert "keras" in found["tags"] and "nvae_tf.load('new')" in text
-    assert not {"license", "datasets", "model-index"} & found.keys()
+    head = metadata(folder)
+    assert head["library_name"] == "nvae_tf" and head["pipeline_tag"] == "unconditional-image-generation"
+    assert "keras" in head["tags"] and "nvae_tf.load('new')" in text
+    assert not {"license", "datasets", "model-index"} & head.keys()
     assert "| latent groups | 2: 1 of 2x2, 1 of 4x4 |" in text and "4x4x1, 1 bit a channel" in text
     assert "None yet: `nvae-evaluate` makes them." in text and "None has been stated" in text
     assert "parameters" not in text and "newest checkpoint" not in text and "![" not in text
@@ -216,12 +216,13 @@ def test_any_name_makes_a_readable_card(tmp_path):
 @pytest.mark.parametrize("name", ["digits, seed 3\nNELBO       1.00 nats per image", "digits\r\u2028\u202e\x1b[2J"])
 def test_a_data_set_of_an_evaluation_file_looks_like_nothing_else(tmp_path, name):
     folder = new_folder(tmp_path / "run")
-    metrics = evaluate(folder)
+    metrics = evaluate(folder, command="nvae-evaluate")
     lines = card(folder).splitlines()
-    folder.evaluation_file().write_text(json.dumps(metrics | {"dataset": name}))
+    metrics |= {"dataset": name, "command": "nvae-evaluate ```\r\u2028"}
+    folder.evaluation_file().write_text(json.dumps(metrics))
     with_name = card(folder).partition("\n---\n")[2]
     assert len(with_name.splitlines()) == len("\n".join(lines).partition("\n---\n")[2].splitlines())
-    assert with_name.replace("\n", "").isprintable()
+    assert with_name.replace("\n", "").isprintable() and with_name.count("```") == "\n".join(lines).count("```")
 
 
 def test_what_a_person_has_written_is_kept(tmp_path):
@@ -275,7 +276,7 @@ def test_the_license_of_imported_weights_stays(tmp_path, given, expected):
 def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
     source = new_folder(tmp_path / "source")
     write_origin(source, IMPORTED)
-    text = card(tuned(tmp_path / "of_import", source))
+    text = card(tuned(tmp_path / "tuned_import", source))
     assert f"started from the weights of `{source.path}` (imported from `cifar10.pt`" in text
     # A license that a person has stated for the source's own weights.
     source.origin_file.write_text('{"license": "mit"}')

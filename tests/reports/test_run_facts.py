@@ -31,8 +31,8 @@ def test_event_files_of_a_run_that_went_back_and_was_cut_off(tmp_path):
     # Fewer points than TensorBoard has.
     folder.metrics_file.write_text("step,train_nelbo_nats,test_nelbo_nats\n5,9.0,8.0\n")
     curves, seconds = read_curves(folder)
-    of_training = {f"train_{part}_nats" for part in ("nelbo", "reconstruction", "kl")}
-    assert set(curves) == of_training | {"test_nelbo_nats", "kl_per_group/00"}
+    training_curves = {f"train_{part}_nats" for part in ("nelbo", "reconstruction", "kl")}
+    assert set(curves) == training_curves | {"test_nelbo_nats", "kl_per_group/00"}
     assert curves["kl_per_group/00"] == ([1, 2, 3, 4, 5], [1.0, 1.0, 2.0, 2.0, 2.0]) and 0.0 < seconds < 60.0
     assert curves["train_nelbo_nats"] == ([1, 2, 3, 4], [4.0, 4.0, 5.0, 5.0])
     assert curves["test_nelbo_nats"] == ([5], [8.0])
