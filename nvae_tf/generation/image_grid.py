@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from nvae_tf.config import check
 from nvae_tf.files import atomic_file
 
 # Files with a figure, see `nvae_tf.reports.figures`, and those with an animation.
@@ -22,7 +21,7 @@ _GAP, _GAP_VALUE = 6, 255
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1) -> np.ndarray:
-    """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, white where none is.
+    """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, white between images.
 
     Args:
       images: float `[count, height, width, 1 to 4 channels]` in [0, 1]; values outside are clipped. ValueError for
@@ -32,14 +31,15 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     """
     images = np.asarray(images, dtype=np.float32)
     shape = list(images.shape)
-    are_images = images.ndim == 4 and images.shape[3] in (1, 2, 3, 4) and bool(images.size)
-    check(are_images, f"An image grid is made of [count, height, width, 1 to 4], not of {shape}.")
-    bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
-    diverged = "values that are not finite: the model that made them has diverged."
-    check(not bad, f"{bad} of {shape[0]} images hold {diverged}")
+    if images.ndim != 4 or images.shape[3] not in (1, 2, 3, 4) or not images.size:
+        raise ValueError(f"An image grid is made of [count, height, width, 1 to 4], not of {shape}.")
+    if bad := int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum()):
+        diverged = "values that are not finite: the model that made them has diverged."
+        raise ValueError(f"{bad} of {shape[0]} images hold {diverged}")
     count, height, width, channels = shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
-    check(columns >= 1, f"columns = {columns}: must be at least 1.")
+    if columns < 1:
+        raise ValueError(f"columns = {columns}: must be at least 1.")
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
     pixels = pixels_of(images).repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     row_pitch, column_pitch = height * enlarge + _GAP, width * enlarge + _GAP
@@ -54,19 +54,19 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
 
 
 def grid_of_rows(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Rows of images, of which some may be shorter, as a grid; small images are enlarged."""
+    """Lays rows of images, of which some may be shorter, out as a grid; small images are enlarged."""
     columns, white = max(map(len, rows)), np.ones_like(rows[0][0])
     padded = [image for row in rows for image in (*row, *[white] * (columns - len(row)))]
     return image_grid(padded, columns, None)
 
 
 def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
-    """The images `[count, height, width, channels]` that a PNG file shows: a figure, or a grid with so many columns.
+    """The images `[count, height, width, channels]` that a PNG file shows: a figure, or a grid with `columns` columns.
 
-    `width` is that of an image before it was enlarged.
+    `width` is the width of an image before it was enlarged.
     """
     with Image.open(path) as picture:
-        # Of a figure: how much the images are enlarged, their height, and their places.
+        # A figure's file says how much the images are enlarged, their height, and their places.
         enlarged, height, *places = map(int, picture.info.get("images", "0 0").split())
         pixels = np.atleast_3d(np.asarray(picture))[..., :3]
     if not places:
@@ -89,11 +89,12 @@ def write_png(path: pathlib.Path, array: np.ndarray) -> None:
 def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, loop: bool) -> None:
     """Writes a GIF (at most 256 colors a frame) or a lossless WebP file, as the name says, atomically.
 
-    Frames `[frames, height, width, 1 to 4 channels]` in [0, 1] are enlarged as by `image_grid`, and shown for so many
-    milliseconds each, from 20 (GIF counts in tens), once or in a loop. The folder is made where it is missing.
+    Frames `[frames, height, width, 1 to 4 channels]` in [0, 1] are enlarged as by `image_grid`, and shown for
+    `milliseconds` each, from 20 (GIF counts in tens), once or in a loop. The folder is made where it is missing.
     """
     ending = path.suffix.lower()
-    check(ending in ANIMATION_FORMATS, f"{path}: an animation's name ends in {' or '.join(ANIMATION_FORMATS)}.")
+    if ending not in ANIMATION_FORMATS:
+        raise ValueError(f"{path}: an animation's name ends in {' or '.join(ANIMATION_FORMATS)}.")
     pictures = [_picture(image_grid(frame[np.newaxis], enlarge=None)) for frame in frames]
     # Neither format has gray with alpha.
     pictures = [picture.convert("RGBA") if picture.mode == "LA" else picture for picture in pictures]
@@ -110,7 +111,7 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
 def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str]) -> None:
     """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG file of its size.
 
-    Of `[count, variants, height, width, channels]` the files' names have a number besides.
+    For images `[count, variants, height, width, channels]`, the files' names end with the number of the variant.
     """
     for name, image in zip(picture_names(names), images, strict=True):
         for number, variant in enumerate(image if image.ndim == 4 else [image]):
@@ -125,24 +126,25 @@ def picture_names(names: Sequence[str]) -> list[str]:
     """
     for name in names:
         path = pathlib.PurePath(name)
-        leads_out = path.is_absolute() or ".." in path.parts
-        check(not leads_out, f"a picture is called {name}, which leads out of the folder")
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"a picture is called {name}, which leads out of the folder")
     short = [str(pathlib.PurePath(name).with_suffix(".png")) for name in names]
     counts = collections.Counter(short)
     files = [file if counts[file] == 1 else f"{name}.png" for file, name in zip(short, names, strict=True)]
     for file, count in collections.Counter(files).items():
-        fix = "one would replace the other; rename one, or give the folder above both"
-        check(count == 1, f"two pictures would be called {file}: {fix}")
+        if count > 1:
+            fix = "one would replace the other; rename one, or give the folder above both"
+            raise ValueError(f"two pictures would be called {file}: {fix}")
     return files
 
 
 def pixels_of(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as uint8."""
+    """The uint8 pixels of images in [0, 1]."""
     return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def pil_images(images: np.ndarray) -> list[Image.Image]:
-    """Images `[count, height, width, 1 to 4]`, uint8 or float in [0, 1], as Pillow's."""
+    """The Pillow images of images `[count, height, width, 1 to 4]`, uint8 or float in [0, 1]."""
     pixels = images if images.dtype == np.uint8 else pixels_of(images)
     return list(map(_picture, pixels))
 
@@ -158,7 +160,7 @@ def png_files(pixels: np.ndarray) -> np.ndarray:
 
 
 def pixels_of_files(files: Iterable[bytes]) -> np.ndarray:
-    """The inverse of `png_files`."""
+    """The pixels of PNG files; the inverse of `png_files`."""
     return np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(file)))) for file in files])
 
 

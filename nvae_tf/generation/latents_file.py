@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple, Union
 
 import numpy as np
 
-from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
@@ -41,7 +40,7 @@ def save_latents(
 ) -> None:
     """Writes latents as `encode_images` gives them, names of the images, and the classes by which they were encoded.
 
-    Atomically; makes the folder.
+    The file is written atomically; its folder is made. ValueError for latents or names that do not fit each other.
     """
     latents = [np.asarray(latent, np.float32) for latent in latents]
     counts = {len(latent) for latent in latents} | ({len(names)} if names is not None else set())
@@ -61,7 +60,7 @@ def write_flat_latents(
     names: Sequence[str] | None = None,
     labels: np.ndarray | None = None,
 ) -> None:
-    """Writes what `FlatLatents` has. Atomically; makes the folder."""
+    """Writes the fields of `FlatLatents`, atomically; the folder is made."""
     about = {"about": np.array(json.dumps({"format": _FORMAT, "latent_shapes": shapes}))} if shapes else {}
     kinds = {"names": (names, np.str_), "labels": (labels, np.int32)}
     others = {name: np.array(value, kind) for name, (value, kind) in kinds.items() if value is not None}
@@ -71,7 +70,7 @@ def write_flat_latents(
 
 
 class FlatLatents(NamedTuple):
-    """What a file has: latents `[count, total]`, the groups' shapes, names and classes `[count]`, or None for each."""
+    """The content of a file: latents `[count, total]`; the groups' shapes, names and classes `[count]`, or None."""
 
     latent: np.ndarray
     shapes: list[tuple[int, ...]] | None
@@ -89,21 +88,21 @@ def read_flat_latents(path: str | os.PathLike) -> FlatLatents:
         groups = [entries[name] for name in sorted(entries) if name.startswith("group_")]
         groups = [entries["latent"]] if "latent" in entries else groups
         latent = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
-        # Those of a served model, which knows nothing but the total, have no shapes with them.
+        # A served model knows only the total, so the latents of one come without shapes.
         about = parsed(str(entries["about"]), LATENT_SHAPES) if "about" in entries else None
         names = [str(name) for name in entries["names"]] if "names" in entries else None
     return FlatLatents(latent, about and list(map(tuple, about["latent_shapes"])), names, entries.get("labels"))
 
 
 def load_latents(path: str | os.PathLike, model: Union["NVAE", LatentPlan]) -> StoredLatents:
-    """Reads a file of `save_latents` for a model, or its plan; ValueError where it is damaged, or of another one."""
+    """Reads a file of `save_latents` for a model or its plan; ValueError where it is damaged or fits another model."""
     from nvae_tf.models.latents import check_latents
 
     plan, flat = model if isinstance(model, LatentPlan) else model.plan, read_flat_latents(path)
     shapes = list(plan.latent_shapes()) if flat.shapes is None else flat.shapes
     sizes = [math.prod(shape) for shape in shapes]
-    fits = f"{path}: `latent` is of shape {list(flat.latent.shape)}; it must be [count, {sum(sizes)}]"
-    check(flat.latent.shape[1] == sum(sizes), fits)
+    if flat.latent.shape[1] != sum(sizes):
+        raise ValueError(f"{path}: `latent` is of shape {list(flat.latent.shape)}; it must be [count, {sum(sizes)}]")
     parts = np.split(flat.latent, np.cumsum(sizes)[:-1], axis=1)
     latents = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
     with wrap_read_errors(f"{path}: ", ""):

@@ -4,6 +4,7 @@ Every image that a model makes comes through here, so the same latents give the 
 """
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, check, check_choice
+from nvae_tf.config import ExperimentConfig, check_choice
 from nvae_tf.data.picture_folder import pictures_for_model
 from nvae_tf.data.pipeline import stored_spec
 from nvae_tf.latent_plan import LatentPlan, values_of_groups
@@ -53,9 +54,9 @@ def generate_images(
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
     Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
-    a scale or one a group, see `temperatures_of_groups`, which has the errors too. A conditional model draws images of
-    all its classes in turn where `labels` `[count]` does not say of which. `how`: guidance, prior and mean, as for
-    `NVAE.generate`.
+    number for each scale or each group; `temperatures_of_groups` describes it and its errors. A conditional model draws
+    images of the classes `labels` `[count]`, or without labels of all its classes in turn. `how`: guidance, prior and
+    mean, as for `NVAE.generate`.
     """
     return generator_of(model).generate(count, temperature, seed, progress, (), labels, **how)
 
@@ -70,9 +71,9 @@ def encode_images(
 ) -> list[np.ndarray]:
     """Latents of images `[count, height, width, channels]` in [0, 1] from the posterior, or with `mean` its means.
 
-    Those of image i depend on the image, the seed and i alone. Returns float32 `[count, height, width, channels]` for
-    each group, top group first. `progress` is called after each batch with the number of images done. ValueError where
-    the images have another size, or are not all in [0, 1].
+    The latents of image i depend on the image, the seed and i alone. Returns float32 `[count, height, width, channels]`
+    for each group, top group first. `progress` is called after each batch with the number of images done. ValueError
+    where the images have another size, or are not all in [0, 1].
     """
     images = check_images(images, model.config).numpy()
     # The scale is an argument, not a constant: means then come from the arithmetic of draws.
@@ -91,7 +92,7 @@ def decode_images(
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` of latents as `encode_images` gives them.
 
-    With a temperature those of the top groups are enough, at least of one; the others are drawn, see `generate_images`.
+    With a temperature, the latents of the top group or groups are enough; the others are drawn, see `generate_images`.
     """
     latents = check_latents(latents, model.plan, may_lack_groups=temperature is not None)
     temperature = 1.0 if temperature is None else temperature
@@ -99,16 +100,16 @@ def decode_images(
 
 
 class ImageGenerator:
-    """What `generate_images` does, by graphs that are kept, one for every number of groups whose latents are given.
+    """Generates and encodes images by graphs that are kept: one for every number of groups whose latents are given.
 
-    Each of the strategy's replicas, all in this process, takes batches of its own.
+    Each replica of the strategy, all in this process, takes batches of its own.
     """
 
     def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
         self._model = model
         self._strategy = strategy or tf.distribute.get_strategy()
-        self._images = tf.function(self._images_of, autograph=False)
-        self.encode_batch = tf.function(self._latents_of, autograph=False)
+        self._images = tf.function(self._replica_images, autograph=False)
+        self.encode_batch = tf.function(self._encoded_batch, autograph=False)
 
     def generate(
         self,
@@ -122,43 +123,43 @@ class ImageGenerator:
         prior: str = "model",
         mean: bool = True,
     ) -> np.ndarray:
-        """See `generate_images`; latents of the top groups may be given, and one seed an image `[count, 2]`."""
-        check(count >= 1, f"count = {count}: must be at least 1")
+        """Generates images; latents of the top groups may be given, and a seed for each image `[count, 2]`."""
+        if count < 1:
+            raise ValueError(f"count = {count}: must be at least 1")
         seeds = seed if np.ndim(seed) else image_seeds(seed, count)
         reweighted = check_prior(prior, self._model)
         if len(latents):
-            checked = check_latents(latents, self._model.plan, may_lack_groups=True)
-            latents = [latent.numpy() for latent in checked]
-            given = len(latents[0])
-            check(given == count, f"latents are of {given} images, but {count} are asked for")
+            latents = [z.numpy() for z in check_latents(latents, self._model.plan, may_lack_groups=True)]
+            if len(latents[0]) != count:
+                raise ValueError(f"latents are of {len(latents[0])} images, but {count} are asked for")
         temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
         if labels is None and not len(latents) and self._model.config.num_classes:
-            # By the image's number, so that they do not depend on the batches.
+            # The classes follow the images' numbers, so that they do not depend on the batches.
             labels = np.asarray(seeds)[:, 1] % self._model.config.num_classes
         labels = _checked(labels, count, self._model)
         check_guidance(guidance, bool(labels), self._model.config.num_classes, self._model.label_dropout)
 
-        def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
+        def batch_images(*rows: tf.Tensor) -> list[tf.Tensor]:
             rows = divided(self._strategy, rows)
             made = self._images(temperatures, rows, bool(labels), float(guidance), reweighted, mean)
             return [joined(self._strategy, made)]
 
         batches = self._strategy.num_replicas_in_sync
-        (images,) = _in_batches(images_of, [np.asarray(seeds), *labels, *latents], progress, batches)
+        (images,) = _in_batches(batch_images, [np.asarray(seeds), *labels, *latents], progress, batches)
         return images
 
-    def _images_of(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, *how: Any) -> Any:
+    def _replica_images(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, *how: Any) -> Any:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
 
-        def of_replica(seeds: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+        def images(seeds: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
             labels, latents = rest[0] if has_labels else None, rest[has_labels:]
-            # Given latents are not drawn by a loop.
+            # A loop can't take latents that are given.
             forward = FoldedPass(labels=labels, scanned=not latents)
             return self._model._generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, *how)
 
-        return self._strategy.run(of_replica, rows)
+        return self._strategy.run(images, rows)
 
-    def _latents_of(
+    def _encoded_batch(
         self, noise_scale: tf.Tensor, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         return [latent.z for latent in self._model._encode_from_seeds(images, seeds, noise_scale, labels)]
@@ -191,11 +192,11 @@ def reconstruct_images(
     progress: Progress = None,
     labels: Labels = None,
 ) -> np.ndarray:
-    """Mean images of latents of which the top groups' come from images and the rest from the prior.
+    """Mean images of the images' latents in the top groups and draws from the prior in the others.
 
     Images are `[count, height, width, channels]` in [0, 1]. `kept_groups` is the number of groups, from the top, whose
-    latents are the image's; None for all. `temperature` is that of the other groups' priors, see `generate_images`;
-    `seed`, `mean` and `progress` as for `encode_images`; `labels` `[count]` are the images' classes.
+    latents are the image's; None for all. `temperature` multiplies the sigma of the other groups' priors, see
+    `generate_images`; `seed`, `mean` and `progress` as for `encode_images`; `labels` `[count]` are the images' classes.
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     latents = encode_images(model, images, seed, mean, labels=labels)[:kept_groups]
@@ -219,30 +220,33 @@ def vary_images(
     reconstruction. Arguments as for `reconstruct_images`; returns float32 `[images, count, height, width, channels]`.
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
-    check(count >= 1, f"count = {count}: must be at least 1")
+    if count < 1:
+        raise ValueError(f"count = {count}: must be at least 1")
     if kept_groups == model.plan.num_groups:
         reconstructions = reconstruct_images(model, images, kept_groups, temperature, seed, mean, progress, labels)
         return np.repeat(reconstructions[:, np.newaxis], count, axis=1)
     latents = encode_images(model, images, seed, mean, labels=labels)[:kept_groups]
-    of_images = image_seeds(seed, len(images))
+    seeds_of_images = image_seeds(seed, len(images))
 
-    def seeds(number: int) -> tf.Tensor:
-        return tf.map_fn(lambda pair: tf.random.experimental.stateless_fold_in(pair, number, alg="philox"), of_images)
+    def seeds_of_variant(number: int) -> tf.Tensor:
+        fold_in = functools.partial(tf.random.experimental.stateless_fold_in, data=number, alg="philox")
+        return tf.map_fn(fold_in, seeds_of_images)
 
-    # All images' first variants, then all second ones: so more variants leave the earlier ones in their places.
-    of_variants = tf.concat([seeds(number) for number in range(count)], axis=0)
+    # The first variants of all images, then all second variants: more variants leave the earlier ones in their places.
+    seeds = tf.concat([seeds_of_variant(number) for number in range(count)], axis=0)
     tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
     labels = None if labels is None else np.tile(np.broadcast_to(labels, len(images)), count)
-    variants = generator_of(model).generate(len(of_variants), temperature, of_variants, progress, tiled, labels)
+    variants = generator_of(model).generate(len(seeds), temperature, seeds, progress, tiled, labels)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
 
 
 def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
-    """How many groups are kept, all for None; ValueError where the model has fewer."""
+    """The number of groups that are kept, all for None; ValueError where the model has fewer."""
     groups = plan.num_groups
     kept_groups = groups if kept_groups is None else kept_groups
-    rule = f"this model has {groups} latent groups, so it must be from 0 to {groups}; 1 keeps the top group alone"
-    check(0 <= kept_groups <= groups, f"kept_groups = {kept_groups}: {rule}")
+    if not 0 <= kept_groups <= groups:
+        rule = f"this model has {groups} latent groups, so it must be from 0 to {groups}; 1 keeps the top group alone"
+        raise ValueError(f"kept_groups = {kept_groups}: {rule}")
     return kept_groups
 
 
@@ -280,25 +284,27 @@ def interpolate_images(
 ) -> np.ndarray:
     """Mean images on a path through images in turn; where it passes an image it is exactly its reconstruction.
 
-    The images are two or more, `[count, height, width, channels]` in [0, 1]; those returned are float32 `[(count - 1) *
-    steps + 1, height, width, channels]`. `how` as for `interpolate_latents`: groups with "keep" have the first image's
-    latents all along. `seed`, `mean` and `progress` as for `encode_images`. With `labels` `[count]`, the classes of a
-    conditional model, an image on the way has that of the nearer end.
+    The images are two or more, `[count, height, width, channels]` in [0, 1]; the path is float32 `[(count - 1) * steps
+    + 1, height, width, channels]`. `how` as for `interpolate_latents`: groups with "keep" stay at the first image's
+    latents. `seed`, `mean` and `progress` as for `encode_images`. With `labels` `[count]`, the classes of a
+    conditional model, an image on the way has the class of the nearer end.
     """
-    check(len(images) >= 2, f"{len(images)} image: an interpolation needs at least two")
-    check(steps >= 1, f"steps = {steps}: must be at least 1")
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} image: an interpolation needs at least two")
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: must be at least 1")
     ways = ways_of_groups(how, model.plan.latent_shapes())
     latents = encode_images(model, images, seed, mean, labels=labels)
     passed = [np.repeat(z[:1], len(z), axis=0) if way == "keep" else z for z, way in zip(latents, ways, strict=True)]
     generator = generator_of(model)
-    # By themselves, in the places that they have in `reconstruct_images`.
+    # The ends are a call of their own, in the places that they have in `reconstruct_images`.
     ends = generator.generate(len(images), 1.0, seed, None, passed, labels)
     if steps == 1:
         return ends
     fractions = np.arange(1, steps) / steps
     pairs = [([z[i] for z in passed], [z[i + 1] for z in passed]) for i in range(len(images) - 1)]
     ways_between = [interpolate_latents(start, end, fractions, ways) for start, end in pairs]
-    inner = [np.concatenate(of_group) for of_group in zip(*ways_between, strict=True)]
+    inner = [np.concatenate(parts) for parts in zip(*ways_between, strict=True)]
     if labels is not None:
         labels = np.broadcast_to(labels, len(images))
         labels = np.where(fractions < 0.5, labels[:-1, np.newaxis], labels[1:, np.newaxis]).ravel()
@@ -310,14 +316,15 @@ def interpolate_images(
 
 
 def latent_direction(model: NVAE, positive: np.ndarray, negative: np.ndarray) -> list[np.ndarray]:
-    """How the latents of some images differ from those of others: the mean of `positive` minus that of `negative`.
+    """The mean latents of the images `positive` minus the mean latents of the images `negative`.
 
-    Of the posterior's means of images `[count, height, width, channels]` in [0, 1] (White 2016, "Sampling generative
-    networks", section 3); float32 `[height, width, latent channels]` for each group, top group first.
+    The latents are the posterior's means of images `[count, height, width, channels]` in [0, 1] (White 2016, "Sampling
+    generative networks", section 3). Returns float32 `[height, width, latent channels]` for each group, top first.
     """
-    check(len(positive) > 0 and len(negative) > 0, "a direction needs at least one positive and one negative image")
-    of_both = [encode_images(model, images, mean=True) for images in (positive, negative)]
-    means = [[z.mean(axis=0, dtype=np.float64) for z in latents] for latents in of_both]
+    if not len(positive) or not len(negative):
+        raise ValueError("a direction needs at least one positive and one negative image")
+    both = [encode_images(model, images, mean=True) for images in (positive, negative)]
+    means = [[z.mean(axis=0, dtype=np.float64) for z in latents] for latents in both]
     return [(with_it - without).astype(np.float32) for with_it, without in zip(*means, strict=True)]
 
 
@@ -338,7 +345,8 @@ def move_images(
     Arguments as for `encode_images`; returns float32 `[images, strengths, height, width, channels]`.
     """
     check_latents([step[np.newaxis] for step in direction], model.plan)
-    check(len(strengths) > 0, "strengths are empty: give at least one")
+    if not len(strengths):
+        raise ValueError("strengths are empty: give at least one")
     pairs = zip(encode_images(model, images, seed, mean, labels=labels), direction, strict=True)
     moved = [np.concatenate([z + np.float32(strength) * step for strength in strengths]) for z, step in pairs]
     labels = None if labels is None else np.tile(np.broadcast_to(labels, len(images)), len(strengths))
@@ -357,11 +365,12 @@ def restore_images(
     labels: Labels = None,
     batch_size: int = 16,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """What `NVAE.restore` gives, and how much a pixel differs between restorations from so many draws of the latents.
+    """The images of `NVAE.restore`, and the standard deviation of every pixel over restorations from `starts` draws.
 
-    Both `[batch, height, width, channels]`; the second, a standard deviation, is None where there are no `starts`.
+    Both are `[batch, height, width, channels]`; the deviation is None where `starts` is 0.
     """
-    check(starts != 1, "starts = 1: a deviation needs two or more; 0 leaves it out")
+    if starts == 1:
+        raise ValueError("starts = 1: a deviation needs two or more; 0 leaves it out")
     images = model.restore(measurement, operator, sigma, steps, labels=labels, batch_size=batch_size).numpy()
     if not starts:
         return images, None
@@ -372,13 +381,13 @@ def restore_images(
     return images, np.reshape(others, (-1, starts, *images.shape[1:])).std(axis=1)
 
 
-def operator_of(
+def degradation(
     config: ExperimentConfig, mask: str | None = None, scale: int = 1, blur: float = 0.0, resize: str | None = None
 ) -> restoration.LinearOperator:
-    """What has become of a run's images: a picture file, white where pixels are missing, or scale, or blur, or nothing.
+    """The operator that degrades a run's images: a mask, a scale, a blur, or nothing.
 
-    The mask has the model's size, or `resize` brings it there. ValueError where it does not, where it is several
-    pictures, or the scale does not divide the images' size.
+    The mask is a picture file, white where pixels are missing. It has the model's size, or `resize` brings it there.
+    ValueError where it does not, where it is several pictures, or the scale does not divide the images' size.
     """
     size = config.model.image_height, config.model.image_width
     if mask:
@@ -386,7 +395,8 @@ def operator_of(
         if resize is None:
             spec = dataclasses.replace(spec, resize="none", crop_box=None)
         pictures, _ = pictures_for_model([mask], spec, resize=resize, convert=True)
-        check(len(pictures) == 1, f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")
+        if len(pictures) != 1:
+            raise ValueError(f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")
         return restoration.Mask(pictures[0, ..., 0] > 0.5)
     if blur:
         return restoration.gaussian_blur(size, blur)
@@ -421,7 +431,7 @@ def _between(start: np.ndarray, end: np.ndarray, fractions: np.ndarray, way: str
 def nearest_images(
     samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Progress = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `count` images most like each sample, the nearest first; of equals the earlier wins. One look at each batch.
+    """The `count` images most like each sample, the nearest first; of equals the earlier wins. Reads each batch once.
 
     Samples and batches are `[images, height, width, channels]` in [0, 1]. Returns, each `[samples, count, ...]`, the
     places among all images, the mean squared differences of a pixel value, and the images.
@@ -434,23 +444,24 @@ def nearest_images(
         # |a - b|^2 = |a|^2 - 2 ab + |b|^2, in float64 because it cancels.
         squares = (flat**2).sum(axis=1)[:, np.newaxis] + (rows**2).sum(axis=1)
         distances = np.maximum(squares - 2.0 * flat @ rows.T, 0.0) / flat.shape[1]
-        # In order of distance and, stable, of number.
+        # A stable sort keeps equal distances in the order of the images' numbers.
         chosen = np.argsort(distances, axis=1, kind="stable")[:, :count]
-        found = seen + chosen, np.take_along_axis(distances, chosen, axis=1), images[chosen]
-        best = found if best is None else [np.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)]
+        nearest = seen + chosen, np.take_along_axis(distances, chosen, axis=1), images[chosen]
+        best = nearest if best is None else [np.concatenate(pair, axis=1) for pair in zip(best, nearest, strict=True)]
         order = np.argsort(best[1], axis=1, kind="stable")[:, :count]
         best = [part[np.arange(len(samples))[:, np.newaxis], order] for part in best]
         seen += len(images)
         if progress:
             progress(seen)
-    check(seen >= count, f"count = {count}: there are {seen} images to compare with.")
+    if seen < count:
+        raise ValueError(f"count = {count}: there are {seen} images to compare with.")
     return tuple(best)
 
 
 def _in_batches(
     compute: Callable[..., Sequence[tf.Tensor]], arrays: Arrays, progress: Progress = None, batches_at_once: int = 1
 ) -> list[np.ndarray]:
-    """What `compute` gives for all rows of arrays `[count, ...]`, by batches, the last padded with its last row."""
+    """Computes all rows of arrays `[count, ...]` in batches; the last batch is padded with its last row."""
     count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
     for first in range(0, count, size):
         rows = [array[first : first + size] for array in arrays]
@@ -460,18 +471,18 @@ def _in_batches(
         parts.append([np.asarray(tensor) for tensor in compute(*map(tf.convert_to_tensor, rows))])
         if progress:
             progress(min(first + size, count))
-    return [np.concatenate(of_batches)[:count] for of_batches in zip(*parts, strict=True)]
+    return [np.concatenate(batches)[:count] for batches in zip(*parts, strict=True)]
 
 
 def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: int = 0) -> np.ndarray:
     """Mean images `[count, height, width, channels]` of samples with the same latents in the upper groups.
 
-    The first is that of `model.generate`; the others have its latents in the upper `shared_groups` groups, 0 to all,
-    and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
+    The first is the first image of `model.generate`; the others have its latents in the upper `shared_groups` groups, 0
+    to all, and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
     """
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(seed, count))
     mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
-    # All of the first class of a conditional model.
+    # A conditional model draws its first class.
     forward = FoldedPass(labels=tf.zeros([count], tf.int32) if model.config.num_classes else None)
     return model._top_down_pass(list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
 

@@ -391,7 +391,7 @@ def restore(
     from --starts draws of the latents: bright where the answer is open. Files of a folder have the originals' names.
     """
     from nvae_tf.data.pipeline import stored_spec
-    from nvae_tf.generation.sampling import operator_of, restore_images
+    from nvae_tf.generation.sampling import degradation, restore_images
     from nvae_tf.models.restoration import measured
 
     degraded = (("mask", mask), ("scale", scale if scale > 1 else None), ("blur", blur), ("noise", noise))
@@ -400,7 +400,7 @@ def restore(
     given = [f"--{name}" for name, value in degraded[:3] if value]
     check(len(given) < 2, f"{' and '.join(given)}: give one of them")
     check(bool(details), "no degradation given: give --mask, --scale or --blur, or --noise alone")
-    operator, spec = operator_of(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
+    operator, spec = degradation(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
     spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
     of_images = dataclasses.replace(run.config, data=spec) if originals.input else run.config
     images, labels, names, words = originals.load(run, seed, 8, ("resize",) if mask else (), of_images)
