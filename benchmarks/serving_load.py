@@ -28,8 +28,7 @@ from benchmarks import results
 from benchmarks.workloads import python
 from nvae_tf.config import check
 from nvae_tf.errors import exit_on_user_error
-from nvae_tf.serving.client import ServingError
-from nvae_tf.serving.grpc_client import GrpcTransport
+from nvae_tf.serving.client import ServedModel, ServingError
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 SIGNATURES = ("sample", "encode", "decode", "reconstruct", "score")
@@ -41,7 +40,7 @@ Ask = Callable[[], Any]
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     path, rounds = options.path, []
     with started_server(path) as (address, process):
-        sound, malformed = requests_of(GrpcTransport(address, path.name, None, None))
+        sound, malformed = requests_of(ServedModel(address, path.name))
         for signature, count in itertools.product(sound, options.clients):
             rounds.append({"signature": signature} | run_round(sound[signature], count, options.seconds))
             results.say(", ".join(f"{name} {value}" for name, value in rounds[-1].items()))
@@ -50,12 +49,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"path": path.name, "seconds_a_round": options.seconds, "rounds": rounds, "soak": stood}
 
 
-def requests_of(server: GrpcTransport) -> tuple[dict[str, Ask], dict[str, Ask]]:
+def requests_of(model: ServedModel) -> tuple[dict[str, Ask], dict[str, Ask]]:
     """A request for one row of each signature, and requests that make no sense, by what is wrong with them.
 
     Each sends itself when it is called, from any thread; ServingError where it is refused.
     """
-    shapes = {name: spec.inputs for name, spec in server.metadata(SECONDS_OF_A_REQUEST).signatures.items()}
+    shapes = {name: spec.inputs for name, spec in model.signatures().items()}
     random, ones, seed = np.random.default_rng(0), np.ones(1, np.float32), np.array([7], np.int64)
     image = random.integers(0, 2, [1, *shapes["encode"]["image"].shape[1:]]).astype(np.float32)
     latent = random.normal(size=[1, *shapes["decode"]["latent"].shape[1:]]).astype(np.float32)
@@ -65,7 +64,8 @@ def requests_of(server: GrpcTransport) -> tuple[dict[str, Ask], dict[str, Ask]]:
     blob = np.array([b"\xff" * 10 * 2**20], object)
 
     def ask(signature: str, **arrays: np.ndarray) -> Ask:
-        return functools.partial(server.predict, signature, arrays, None, SECONDS_OF_A_REQUEST)
+        # Without the client's own checks of the inputs.
+        return functools.partial(model.transport.predict, signature, arrays, None, SECONDS_OF_A_REQUEST)
 
     sound = {name: ask(name, **{key: inputs[key] for key in shapes[name]}) for name in SIGNATURES}
     return sound, {

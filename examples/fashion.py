@@ -4,7 +4,7 @@
     python -m examples.fashion classes --workdir=RUN [--guidance=W]
     python -m examples.fashion features
     python -m examples.fashion prior --workdir=RUN [--count=2000] [--seeds=3]
-    python -m examples.fashion outliers --workdir=RUN [--count=2000] [--llr_samples=20]
+    python -m examples.fashion outliers --workdir=RUN [--count=2000]
     python -m examples.fashion restoration --workdir=RUN [--count=100] [--tasks=x2,hole,noise,blur] [--variants]
 
 `models` trains on the first 9,600 training images (2,000 test images) of --images; an interrupted run goes on.
@@ -234,8 +234,6 @@ def digits(size: int) -> np.ndarray:
 
 
 def outliers(options: argparse.Namespace) -> dict[str, Any]:
-    from nvae_tf.evaluation.outliers import OutlierSettings
-    from nvae_tf.latent_plan import latent_plan
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
@@ -247,7 +245,6 @@ def outliers(options: argparse.Namespace) -> dict[str, Any]:
     sets = {"digits": digits(test.shape[1])[: len(test)], "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
     sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": parts["train"]}
     sets["noise"] = np.random.RandomState(0).randint(0, 256, test.shape).astype(np.uint8)
-    ratios = [2**power for power in range(20) if 2**power < latent_plan(config.model).num_groups]
     rows = [{"outliers": name} for name in sets]
     with tempfile.TemporaryDirectory() as place:
         # The evaluation of a part of the images must not take the place of the run's own.
@@ -258,12 +255,9 @@ def outliers(options: argparse.Namespace) -> dict[str, Any]:
         for name, images in sets.items():
             np.save(files / f"{name}.npy", images)
         places = [str(files / f"{name}.npy") for name in sets]
-        for k in ratios if options.llr_samples else [None]:
-            settings = OutlierSettings(places, options.llr_samples, k)
-            found = evaluate_run(run, ["outliers"], batch_size=BATCH_SIZE, data_path=str(data), outliers=settings)
-            for row, of_set in zip(rows, found["outliers"]["sets"].values(), strict=True):
-                row |= {f"LLR>{k}" if name == "llr" else name: area for name, area in of_set["auroc"].items()}
-                row |= {f"p at most 0.05, {name}": share for name, share in of_set["flagged"].items()}
+        metrics = evaluate_run(run, ["outliers"], batch_size=BATCH_SIZE, data_path=str(data), outliers=places)
+        for row, measured in zip(rows, metrics["outliers"]["sets"].values(), strict=True):
+            row |= measured["auroc"] | {f"p at most 0.05, {name}": share for name, share in measured["flagged"].items()}
     return {"images_of_each_kind": len(test), "auroc": rows}
 
 
@@ -369,7 +363,6 @@ def main(arguments: list[str] | None = None) -> None:
     add("--guidance", type=float, default=1.0, help="classes: of the samples (1)")
     add("--count", type=count(10), help="how many images (2000; restoration: 100)")
     add("--seeds", type=count(1), default=3, help="prior: how often samples are drawn (3)")
-    add("--llr_samples", type=count(0), default=0, help="outliers: importance samples of LLR>k (0: without)")
     add("--tasks", type=results.names(CLASSICAL), default=list(CLASSICAL), help="restoration: some of the tasks")
     add("--variants", action="store_true", help="restoration: other settings of the method besides")
     options = parser.parse_args(arguments)

@@ -15,20 +15,22 @@ Exit code: 0 done, 2 a mistake in the command, or a server that does not answer 
 
 import json
 import math
+import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import LARGEST_SEED, check, check_choice
+from nvae_tf.config import LARGEST_SEED, check_choice
 from nvae_tf.data.pictures import read_picture
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import atomic_write
 
 FLAGS = flags.FLAGS
 COMMANDS = ("sample", "encode", "decode", "reconstruct", "score", "status")
-_OF_PICTURES = ("encode", "reconstruct", "score")
+_TAKE_PICTURES = ("encode", "reconstruct", "score")
 _OUTPUTS = {"encode": (".npz",), "score": (".json",)}
 _OUTPUT_HELP = {"encode": "The latents, .npz.", "score": "The scores, .json; without it only a table is printed."}
 
@@ -37,77 +39,96 @@ def main(command: str) -> None:
     """Asks, and writes."""
     from nvae_tf.data.picture_folder import find_pictures
     from nvae_tf.generation.image_grid import picture_names
-    from nvae_tf.generation.latents_file import read_flat_latents, write_flat_latents
-    from nvae_tf.progress import image_bar
-    from nvae_tf.serving.client import ServedModel, status_text
+    from nvae_tf.generation.latents_file import read_flat_latents
 
     for name in {"temperature", "timeout", "total_timeout"} & set(FLAGS):
-        check(0.0 < FLAGS[name].value < math.inf, f"--{name}={FLAGS[name].value}: must be above 0")
+        if not 0.0 < FLAGS[name].value < math.inf:
+            raise ValueError(f"--{name}={FLAGS[name].value}: must be above 0")
     place = None
     if "output" in FLAGS and FLAGS.output is not None:
         kinds, is_folder = _OUTPUTS.get(command, (".png", command_line.FOLDER)), FLAGS.output.endswith("/")
         place = command_line.output_place(FLAGS.output, kinds, FLAGS.overwrite or not is_folder)
-    files = find_pictures(FLAGS.images) if command in _OF_PICTURES else []
-    latents, names, classes = None, [name for _, name in files], None
+    files = find_pictures(FLAGS.images) if command in _TAKE_PICTURES else []
+    latents, names, labels = None, [name for _, name in files], None
     if command == "decode":
-        latents, _, names, classes = read_flat_latents(FLAGS.latents)
+        latents, _, names, labels = read_flat_latents(FLAGS.latents)
         names = names or [f"decoded_{number:05d}" for number in range(len(latents))]
-    count = FLAGS.count if command == "sample" else len(names)
-    names = names or [f"sample_{number:05d}" for number in range(count)]
+    elif command == "sample":
+        names = [f"sample_{number:05d}" for number in range(FLAGS.count)]
     if place is not None and place.kind == command_line.FOLDER:
         picture_names(names)  # Fail early on duplicate names.
+    if command != "status" and FLAGS.labels:
+        labels = np.resize(np.array(FLAGS.labels, np.int32), len(names))
+    paths = [path for path, _ in files]
+    result = _asked(command, paths, latents, labels, len(names))
+    if result is not None:
+        print(_written(command, place, result, names, labels, paths))
+
+
+def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int) -> Any:
+    """Returns what the server answers to a command; the command `status` prints it instead."""
+    from nvae_tf.progress import image_bar
+    from nvae_tf.serving.client import ServedModel
+
     server = FLAGS.server or ("localhost:8501" if FLAGS.rest else "localhost:8500")
     server = f"http://{server}" if FLAGS.rest and "://" not in server else server
-    limits = {"timeout": FLAGS.timeout, "total_timeout": FLAGS.total_timeout}
-    limits |= {"batch_rows": FLAGS.batch_rows, "in_flight": FLAGS.in_flight}
+    limits = {name: FLAGS[name].value for name in ("timeout", "total_timeout", "batch_rows", "in_flight")}
     with image_bar(count) as bar:
         limits["progress"] = lambda done: bar.update(done - bar.n)
         with ServedModel(server, FLAGS.model, FLAGS.version, FLAGS.label, **limits) as model:
             if command == "status":
-                print(status_text(model))
-                return
-            labels = np.resize(np.array(FLAGS.labels, np.int32), count) if FLAGS.labels else classes
+                return _print_status(model)
             if command == "sample":
-                found = model.sample(count, FLAGS.seed, FLAGS.temperature, labels, FLAGS.proposals, as_pixels=True)
-            elif command == "decode":
-                found = model.decode(latents, labels, as_pixels=True)
-            else:
-                of_pixels = {"as_pixels": True} if command == "reconstruct" else {}
-                channels = model.image_shape(command)[-1]
-                pictures = [read_picture(path, channels) for path, _ in files]
-                found = getattr(model, command)(pictures, FLAGS.seed, labels, **of_pixels)
+                return model.sample(count, FLAGS.seed, FLAGS.temperature, labels, FLAGS.proposals, as_pixels=True)
+            if command == "decode":
+                return model.decode(latents, labels, as_pixels=True)
+            channels = model.image_shape(command)[-1]
+            pictures = [read_picture(path, channels) for path in paths]
+            options = {"as_pixels": True} if command == "reconstruct" else {}
+            return getattr(model, command)(pictures, FLAGS.seed, labels, **options)
+
+
+def _print_status(model: Any) -> None:
+    """Prints the versions on the server and the signatures of the model."""
+    lines = [f"version {version}: {state} {error}".rstrip() for version, state, error in model.model_status()]
+    metadata = model.metadata()
+    width = max(map(len, metadata.signatures), default=0)
+    lines.append(f"signatures of version {metadata.version}:")
+    for name, spec in metadata.signatures.items():
+        sides = (", ".join(f"{key} {value}" for key, value in side.items()) for side in spec)
+        lines.append(f"  {name:{width}}  {' -> '.join(sides)}")
+    print("\n".join(lines))
+
+
+def _written(command: str, place: Any, result: Any, names: list[str], labels: Any, paths: list[pathlib.Path]) -> str:
+    """Writes a result; returns a text about it."""
+    from nvae_tf.generation.image_grid import image_grid, write_pictures, write_png
+    from nvae_tf.generation.latents_file import write_flat_latents
+
     if place is not None and place.kind != command_line.FOLDER:
         place.path.parent.mkdir(parents=True, exist_ok=True)
     if command == "encode":
-        write_flat_latents(place.path, found, names=names, labels=labels)
-        print(f"{len(found)} latents of {found.shape[1]} values in {place.path}")
-    else:
-        print(_written(command, place, found, names, [str(path) for path, _ in files]))
-
-
-def _written(command: str, place: command_line.OutputPlace | None, found, names: list[str], files: list[str]) -> str:
-    """Writes what was found; returns a text about it."""
-    from nvae_tf.generation.image_grid import image_grid, write_pictures, write_png
-
+        write_flat_latents(place.path, result, names=names, labels=labels)
+        return f"{len(result)} latents of {result.shape[1]} values in {place.path}"
     if command == "score":
-        rows = list(zip(files, *(score.tolist() for score in found), strict=True))
+        rows = list(zip(map(str, paths), *(score.tolist() for score in result), strict=True))
         if place is not None:
-            keys = ("file", *found._fields)
+            keys = ("file", *result._fields)
             atomic_write(place.path, json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2) + "\n")
-        rows.append(("mean", found.nats.mean(), found.bits_per_dim.mean()))
+        rows.append(("mean", result.nats.mean(), result.bits_per_dim.mean()))
         width = max(len(row[0]) for row in rows)
         lines = [f"{name:{width}}  {nats:12.3f}  {bits:12.4f}" for name, nats, bits, *_ in rows]
         return "\n".join([f"{'':{width}}  {'nats':>12}  {'bits per dim':>12}", *lines])
-    images = found / np.float32(255.0)
+    images = result / np.float32(255.0)
     if place.kind == command_line.FOLDER:
         write_pictures(place.path, images, names)
     else:
         write_png(place.path, image_grid(images, enlarge=None))
-    return f"{len(found)} images in {place.path}"
+    return f"{len(result)} images in {place.path}"
 
 
 def _define_flags(command: str) -> None:
-    """The flags of one command; those of the others are unknown then."""
+    """Defines the flags of one command alone."""
     flags.DEFINE_string("server", None, "HOST:PORT; localhost:8500 if not given, with --rest localhost:8501.")
     flags.DEFINE_boolean("rest", False, "HTTP and JSON instead of gRPC.")
     flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
@@ -122,12 +143,12 @@ def _define_flags(command: str) -> None:
         flags.DEFINE_float("temperature", 1.0, "Above 0; lower values give cleaner, less varied images.")
         text = "More than 1: from the reweighted prior, for models that have one."
         flags.DEFINE_integer("proposals", None, text, lower_bound=1)
-    if command in _OF_PICTURES:
+    if command in _TAKE_PICTURES:
         text = "A picture file or a folder of them, in the model's size; may be given several times."
         flags.DEFINE_multi_string("images", None, text, required=True)
     if command == "decode":
         flags.DEFINE_string("latents", None, "Latents as `encode` writes them, .npz.", required=True)
-    if command in ("sample", *_OF_PICTURES):
+    if command in ("sample", *_TAKE_PICTURES):
         flags.DEFINE_integer("seed", 1, "Random seed of the draws.", lower_bound=0, upper_bound=LARGEST_SEED)
     if command != "status":
         flags.DEFINE_list("labels", None, "Classes, in turn; -1 for none.")

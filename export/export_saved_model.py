@@ -3,13 +3,13 @@
     nvae-export --workdir=runs/digits --output=models/digits
     nvae-export --workdir=runs/digits --output=models/digits --version=2 --checkpoint=best
 
-The export is OUTPUT/VERSION, the place where TensorFlow Serving looks for it. It appears there after it has
-been run in a process that can't import this package and has given the model's numbers: one to some minutes.
+The export is OUTPUT/VERSION, the place where TensorFlow Serving looks for it. It appears there after a process that
+can't import this package has run it and got the model's numbers: one to some minutes.
 
 Its signatures are sample, encode, decode, decode_upper_groups, reconstruct, score, compose and outlier_score, each also
 as NAME_png with PNG files for REST. assets.extra/ has the settings, signatures.json with their inputs and outputs, the
-layout of latents, the step and the scores. --weights=bfloat16 or float16 stores the kernels in half the bytes; all is
-computed in float32 even so.
+layout of latents, the step and the scores. --weights=bfloat16 or float16 stores the kernels in half the bytes;
+everything is still computed in float32.
 
 export/run_saved_model.py draws images with it on any machine with TensorFlow, nvae-verify checks it there, and
 docs/serving.md says how to serve it. Exit code: 0 done, 2 a mistake or an export that differs; nothing is written then.
@@ -29,7 +29,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=T
 OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions.", required=True)
 VERSION = flags.DEFINE_integer("version", 1, "Number of this version.")
 WEIGHTS_TYPE = flags.DEFINE_enum("weights", WEIGHTS[0], WEIGHTS, "How kernels are stored.")
-ROWS_HELP = "The most rows of a request; if not given, what takes 2 GiB, but not below 64."
+ROWS_HELP = "The most rows of a request; if not given, the number that takes 2 GiB, at least 64."
 MOST_ROWS = flags.DEFINE_integer("most_rows", None, ROWS_HELP, lower_bound=3)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 

@@ -9,7 +9,7 @@ SHA-256 that is recorded in them. Into the output folder come these files, in pl
     docker-compose.yml       starts the server: gRPC on port 8500, REST on 8501, both for this machine alone
     models.config            which versions of which models are loaded, and their labels; read again when it changes
     batching_parameters.txt  how requests are collected to batches, to begin with; only where all exports give each
-                             row its own verdict, the output `valid`: otherwise an error fails all of a batch
+                             row its own verdict, the output `valid`: otherwise one error fails the whole batch
     monitoring.config        turns on the metrics for Prometheus
     prometheus.yml           for `docker compose --profile monitoring up`
     health_check.sh          how Docker finds out whether the models answer

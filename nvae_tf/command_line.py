@@ -1,4 +1,4 @@
-"""What the scripts in `train` and `export` share: reading and checking flags, the page of `--help`, errors of one line.
+"""The common part of the scripts in `train` and `export`: flags and their checks, `--help`, errors of one line.
 
 The library defines no flags: a script hands over its module `absl.flags`.
 """
@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 from absl import app, logging
 from ml_collections import ConfigDict, config_flags
 
-from nvae_tf.config import ExperimentConfig, check, named_settings, setting_meanings
+from nvae_tf.config import ExperimentConfig, named_settings, setting_meanings
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_has_config, check_writable
 from nvae_tf.presets import default_config, load_settings, settings_file
 
 HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
-# Follows from the length of the run, so no one sets it.
+# This setting follows from the length of the run, so no one sets it.
 _DERIVED_SETTING = "objective.total_steps"
 # Python's messages about a value that is not of a setting's type.
 _CONVERSION_ERRORS = {
@@ -40,20 +40,22 @@ FOLDER = "folder"
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 
 
-def run(main: Callable[[], None], flags: ModuleType) -> None:
+def run(main: Callable[..., None], flags: ModuleType) -> None:
     """Reads the flags of the script that `main` belongs to, and calls it; `flags` is the module `absl.flags`.
 
-    `--help` prints the script's docstring and its flags. A wrong flag, and an error of the kinds that a user can cause,
-    end the process with one line and exit code 2.
+    Annotated parameters of `main` become flags, see `define_parameters`, and get their values. `--help` prints the
+    script's docstring and its flags. A wrong flag, and an error of the kinds that a user can cause, end the process
+    with one line and exit code 2.
     """
-    module = sys.modules[main.__module__]
+    module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
+    define_parameters(flags, parameters)
 
-    # Pillow warns of odd metadata, which do no harm, and of large pictures.
+    # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
 
     def guarded(_: Sequence[str]) -> None:
         with exit_on_user_error():
-            main()
+            main(**parameter_values(flags, parameters))
 
     app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module, flags))
 
@@ -77,8 +79,8 @@ def define_config(flags: ModuleType) -> Any:
 def define_parameters(flags: ModuleType, parameters: Mapping[str, inspect.Parameter]) -> None:
     """Defines a flag of the same name for each parameter of a function; `parameter_values` reads them.
 
-    A parameter is annotated `Annotated[type, meaning, *limits]`: limits are the least and the largest of numbers, or
-    all that a text may be. A sequence is written with commas between its values; if of paths, also as several flags.
+    A parameter is annotated `Annotated[type, meaning, *limits]`: limits are the least and the largest number, or all
+    texts that are allowed. A sequence is written with commas between its values; paths also as several flags.
     """
 
     class WithCommas(flags.ArgumentParser):
@@ -88,19 +90,20 @@ def define_parameters(flags: ModuleType, parameters: Mapping[str, inspect.Parame
         def parse(self, value: Any) -> Any:
             return self._read(value) if isinstance(value, str) else value
 
-    # They belong to the script that asks for them, and are on its page of --help.
+    # The flags belong to the script that asks for them, and are on its page of --help.
     flags.disclaim_key_flags()
     for name, parameter in parameters.items():
         annotated, meaning, *limits = typing.get_args(parameter.annotation)
         kinds = typing.get_args(annotated) if isinstance(annotated, types.UnionType) else (annotated,)
-        of_several = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is Sequence]
+        element_types = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is Sequence]
         required = parameter.default is parameter.empty
         default = None if required else parameter.default
         if os.PathLike in kinds:
             flags.DEFINE_multi(WithCommas(_listed_paths), None, name, default, meaning, required=required)
-        elif of_several:
-            of_one = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[of_several[0]]
-            parser = WithCommas(functools.partial(_listed_values, of_one(*limits).parse, of_several[0] in kinds))
+        elif element_types:
+            element = element_types[0]
+            parsers = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}
+            parser = WithCommas(functools.partial(_listed_values, parsers[element](*limits).parse, element in kinds))
             flags.DEFINE(parser, name, default, meaning, required=required)
         elif kinds[0] is str and limits:
             flags.DEFINE_enum(name, default, limits, meaning, required=required)
@@ -120,7 +123,7 @@ def _listed_values(read: Callable[[str], Any], can_be_one: bool, text: str) -> A
 
 
 def parameter_values(flags: ModuleType, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """What the flags of `define_parameters` were given, by name."""
+    """The values of the flags of `define_parameters`, by name."""
     values = {name: flags.FLAGS[name].value for name in parameters}
     # A flag that was given several times has a list for each.
     repeated = {name for name in parameters if isinstance(flags.FLAGS[name], flags.MultiFlag)}
@@ -146,12 +149,11 @@ def check_config_flags(arguments: Sequence[str]) -> None:
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:
-    """The value of a flag, written `--name=value` or `--name value`; the last one, None without."""
+    """The value of a flag, written `--name=value` or `--name value`: the last one, or None without."""
     value = None
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
-        found = re.fullmatch(rf"--?{name}(?:=(.*))?", argument)
-        if found:
-            value = following if found[1] is None else found[1]
+        if match := re.fullmatch(rf"--?{name}(?:=(.*))?", argument):
+            value = following if match[1] is None else match[1]
     return value
 
 
@@ -192,33 +194,39 @@ class OutputPlace(NamedTuple):
 def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = "output") -> OutputPlace:
     """The file or folder that a flag names; a folder is meant where it exists or the name ends in a slash.
 
-    `kinds` are those that are possible: ".png", ... and FOLDER. ValueError where it can't be written or replaced.
+    `kinds` are the possible kinds: ".png", ... and FOLDER. ValueError where it can't be written or replaced.
     """
     path, given = pathlib.Path(value), f"--{flag}={value}"
     kind = FOLDER if path.is_dir() or value.endswith(("/", os.sep)) else path.suffix.lower()
     endings = " or ".join(kind for kind in kinds if kind != FOLDER)
-    if kind == FOLDER:
-        check(FOLDER in kinds, f"{given}: a folder; give the name of a file that ends in {endings}")
-        check(not path.is_file(), f"{given}: this is a file, not a folder")
-    folder = ", or a folder that ends in /" if FOLDER in kinds else ""
-    check(kind in kinds, f"{given}: give a name that ends in {endings}{folder}")
+    if kind == FOLDER and FOLDER not in kinds:
+        raise ValueError(f"{given}: a folder; give the name of a file that ends in {endings}")
+    if kind == FOLDER and path.is_file():
+        raise ValueError(f"{given}: this is a file, not a folder")
+    if kind not in kinds:
+        folder = ", or a folder that ends in /" if FOLDER in kinds else ""
+        raise ValueError(f"{given}: give a name that ends in {endings}{folder}")
     check_writable(path if path.is_dir() else path.parent, given)
-    there = "there are files in this folder" if kind == FOLDER else "there is such a file"
     is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    what = "write among them" if kind == FOLDER else "replace it"
-    check(overwrite or is_free, f"{given}: {there}; give another name, or --overwrite to {what}")
+    if not is_free and not overwrite:
+        if kind == FOLDER:
+            fault, use = "there are files in this folder", "write among them"
+        else:
+            fault, use = "there is such a file", "replace it"
+        raise ValueError(f"{given}: {fault}; give another name, or --overwrite to {use}")
     return OutputPlace(path, kind)
 
 
 def parse_temperature(text: str) -> float | list[float]:
-    """A number, or those of a list such as `0.7,0.8`; ValueError where one is not greater than 0 and finite."""
+    """A number, or several as in `0.7,0.8`; ValueError where one is not greater than 0 and finite."""
     values = []
     for word in text.split(","):
         try:
             value = float(word)
         except ValueError:
             raise ValueError(f"--temperature: {word!r} is not a number; several are written 0.7,0.8") from None
-        check(0.0 < value < float("inf"), f"--temperature={word}: must be greater than 0; 1 is the model as trained")
+        if not 0.0 < value < float("inf"):
+            raise ValueError(f"--temperature={word}: must be greater than 0; 1 is the model as trained")
         values.append(value)
     return values if len(values) > 1 else values[0]
 
@@ -253,8 +261,11 @@ def _with_recorded_config(arguments: Sequence[str]) -> list[str]:
     if flag_value(arguments, "config") is not None or not workdir:
         return list(arguments)
     recorded = pathlib.Path(workdir, "config.json")
-    fix = "to begin one, give its settings: --config=PRESET, or --config=FILE"
-    check(recorded.is_file(), f"--workdir={workdir}: no run to continue, there is no {recorded}; {fix}")
+    if not recorded.is_file():
+        raise ValueError(
+            f"--workdir={workdir}: no run to continue, there is no {recorded}; to begin one, give its settings: "
+            "--config=PRESET, or --config=FILE"
+        )
     return [arguments[0], f"--config={recorded}", *arguments[1:]]
 
 
@@ -265,8 +276,8 @@ def _check_no_bare_settings(arguments: Sequence[str], flags: ModuleType) -> None
         name = argument.partition("=")[0].lstrip("-")
         if argument.startswith("-") and name not in flags.FLAGS and "." not in name:
             near = difflib.get_close_matches(name, [*flags.FLAGS, *by_name], n=1, cutoff=0.75)
-            meant = by_name.get(near[0]) if near and near[0] not in flags.FLAGS else None
-            check(meant is None, f"--{name}: no such flag; did you mean --config.{meant}?")
+            if near and near[0] not in flags.FLAGS:
+                raise ValueError(f"--{name}: no such flag; did you mean --config.{by_name[near[0]]}?")
 
 
 def print_page(page: str) -> None:
@@ -280,7 +291,7 @@ def print_page(page: str) -> None:
 
 
 def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] = ()) -> str:
-    """The docstring of a script, what its flags mean, and the settings of the config that the arguments choose."""
+    """The docstring of a script, its flags with their meanings, and the settings that the arguments choose."""
     sections = [(module.__doc__ or "").strip(), "Flags:"]
     for flag in flags.FLAGS.get_flags_for_module(module):
         values = flag.default if isinstance(flag.default, list | tuple) else [flag.default]
@@ -288,9 +299,9 @@ def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] 
         sections.append(_entry(f"--{flag.name}", f"{flag.help or ''}{default}"))
     if hasattr(module, "CONFIG"):
         chosen = flag_value(arguments, "config")
-        of = "the default settings" if chosen is None else f"--config={chosen}"
+        source = "the default settings" if chosen is None else f"--config={chosen}"
         config = default_config() if chosen is None else load_settings(settings_file(chosen))
-        sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE; the values are those of {of}:")
+        sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE; the values are those of {source}:")
         for group, kind in typing.get_type_hints(ExperimentConfig).items():
             meanings = {f"{group}.{name}": meaning for name, meaning in setting_meanings(kind).items()}
             meanings.pop(_DERIVED_SETTING, None)

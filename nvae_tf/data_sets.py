@@ -72,9 +72,9 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
         names.append("likelihood")
     pairs = [(name, getattr(config, name), getattr(spec, MODEL_SETTINGS[name])) for name in names]
     wrong = [
-        f"model.{name} is {value!r}, but data.{MODEL_SETTINGS[name]} is {of_data!r}"
-        for name, value, of_data in pairs
-        if value != of_data
+        f"model.{name} is {value!r}, but data.{MODEL_SETTINGS[name]} is {data_value!r}"
+        for name, value, data_value in pairs
+        if value != data_value
     ]
     classes = (spec.num_classes or 0) if spec.labels else 0
     if config.num_classes != classes:

@@ -119,7 +119,7 @@ class LatentPlan:
         return tuple((s.height, s.width, self.num_latent_per_group) for s in self.scales for _ in s.groups)
 
 
-def of_groups(values: Sequence[Value], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Value]:
+def values_of_groups(values: Sequence[Value], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Value]:
     """One value for every group, top group first.
 
     They are given for every scale, the smallest first, or for every group, whose latents have these shapes (see

@@ -101,31 +101,32 @@ class StatusLine:
 
 
 class ImageProgress:
-    """Images done, images per second and the time left, of `total` images, of which `done` were done before.
+    """Images done, images per second and the time left, of `total` images.
 
     `report` takes the line and the fraction that is done.
     """
 
-    def __init__(self, report: Callable[[str, float], object], total: int, done: int = 0):
+    def __init__(self, report: Callable[[str, float], object], total: int):
         self._report, self._total = report, total
-        self._before = self._done = done
+        self._done = 0
         self._started = time.monotonic()
 
-    def show(self, of_batch: int) -> None:
+    def show(self, done_of_batch: int) -> None:
         """Reports that so many images of the current batch are done."""
-        self._report(self.line(time.monotonic() - self._started, of_batch), (self._done + of_batch) / self._total)
+        self._report(
+            self.line(time.monotonic() - self._started, done_of_batch), (self._done + done_of_batch) / self._total
+        )
 
-    def add(self, images: int, computed_here: bool = True) -> None:
+    def add(self, images: int) -> None:
         """Counts the images of a finished batch."""
         self._done += images
-        self._before += 0 if computed_here else images
 
-    def line(self, seconds: float, of_batch: int = 0) -> str:
+    def line(self, seconds: float, done_of_batch: int = 0) -> str:
         """What is shown after so many seconds."""
-        done = self._done + of_batch
-        here, text = done - self._before, f"{done:,} of {self._total:,} images"
-        if here and seconds > 1.0:
-            text += f", {here / seconds:,.3g} images/s, {duration((self._total - done) * seconds / here)} left"
+        done = self._done + done_of_batch
+        text = f"{done:,} of {self._total:,} images"
+        if done and seconds > 1.0:
+            text += f", {done / seconds:,.3g} images/s, {duration((self._total - done) * seconds / done)} left"
         return text
 
 

@@ -1,12 +1,78 @@
-"""What the replicas of a model share: means over all of them, their numbers, and batches split over them.
+"""Processes, devices and the replicas of a model on them: which there are, and what replicas share.
 
-Outside `tf.distribute.Strategy.run` there is one replica, and all of this changes nothing.
+Outside `tf.distribute.Strategy.run` there is one replica, and means over all replicas change nothing.
 """
 
+import dataclasses
+import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The part of every batch that one of several processes takes: number `index` of `count`, from 0."""
+
+    index: int
+    count: int
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"There is no shard {self.index} of {self.count}; they are numbered from 0.")
+
+
+ALL = Shard(0, 1)
+
+
+def shard_from_environment() -> Shard:
+    """This process's place among those that TF_CONFIG names; ValueError where TF_CONFIG can't be used."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return ALL
+    try:
+        setting = json.loads(text)
+        cluster, task = setting["cluster"], setting["task"]
+        kind, index = task["type"], int(task["index"])
+        counts = {name: len(list(cluster.get(name, ()))) for name in ("chief", "worker")}
+        if kind not in counts or not 0 <= index < counts[kind]:
+            raise ValueError(f"it has no task {kind} {index}")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the environment variable TF_CONFIG = {text!r} can't be used ({error!r}); it must look like "
+            '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+        ) from error
+    return Shard(index + (counts["chief"] if kind == "worker" else 0), sum(counts.values()))
+
+
+def gpus() -> list:
+    """The GPUs that this process may use."""
+    return tf.config.get_visible_devices("GPU")
+
+
+def select_devices(count: int) -> list[str]:
+    """Makes `count` GPUs visible to TensorFlow, all for 0; without GPUs, splits the CPU into `count` logical devices.
+
+    Returns the names of the devices. ValueError: there are fewer GPUs, or TensorFlow has used its devices already.
+    """
+    visible = gpus()
+    if visible and count > len(visible):
+        raise ValueError(f"train.replicas = {count}: there are {len(visible)} GPUs; take no more, or 0 for all of them")
+    wanted = count or len(visible) or 1
+    try:
+        if visible and wanted < len(visible):
+            tf.config.set_visible_devices(visible[:wanted], "GPU")
+        if not visible and wanted > 1:
+            (cpu,) = tf.config.list_physical_devices("CPU")
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * wanted)
+    except RuntimeError as error:
+        raise ValueError(
+            "train.replicas can't be applied: TensorFlow has already used its devices in this process. "
+            "Train in a process of its own"
+        ) from error
+    return [f"{'GPU' if visible else 'CPU'}:{index}" for index in range(wanted)]
 
 
 def replica_count() -> int:
@@ -16,7 +82,7 @@ def replica_count() -> int:
 
 
 def replica_index() -> int | tf.Tensor:
-    """Which of them this is, counted from 0."""
+    """The number of the replica that runs this code, counted from 0."""
     context = tf.distribute.get_replica_context()
     return 0 if context is None else context.replica_id_in_sync_group
 
@@ -34,17 +100,17 @@ def divided(strategy: tf.distribute.Strategy, rows: Any) -> Any:
     if count == 1:
         return rows
 
-    def of_replicas(tensor: tf.Tensor) -> Any:
+    def divide(tensor: tf.Tensor) -> Any:
         split = tf.split(tensor, count)
         return strategy.experimental_distribute_values_from_function(
             lambda context: split[context.replica_id_in_sync_group % count]
         )
 
-    return tf.nest.map_structure(of_replicas, rows)
+    return tf.nest.map_structure(divide, rows)
 
 
 def joined(strategy: tf.distribute.Strategy, rows: Any) -> Any:
-    """What the replicas of this process have returned, concatenated along axis 0; undoes `divided`."""
+    """The results of the replicas of this process, concatenated along axis 0; undoes `divided`."""
     if _local_count(strategy) == 1:
         return rows
     return tf.nest.map_structure(lambda part: tf.concat(strategy.experimental_local_results(part), axis=0), rows)

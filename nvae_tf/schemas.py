@@ -104,8 +104,8 @@ def fields_of(names: Iterable[str], schema: Schema, where: str = "") -> dict[str
 def check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) -> None:
     """Raises ValueError for a value, or the header of an array, that does not fit a field; adds to `sizes`."""
     form = value if hasattr(value, "dtype") else np.asarray(value, object)
-    of_json = form.dtype == object
-    letters = {_LETTERS.get(type(item), "O") for item in form.flat} if of_json else {form.dtype.kind}
+    is_json = form.dtype == object
+    letters = {_LETTERS.get(type(item), "O") for item in form.flat} if is_json else {form.dtype.kind}
     shape = form.shape if field.shape is None else field.shape
     for name, size in zip(shape, form.shape, strict=False):
         if isinstance(name, str) and size:
@@ -114,13 +114,13 @@ def check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) -> 
     pairs = zip(wanted, form.shape, strict=False)
     fits = len(wanted) == len(form.shape) and all(size in (None, there) for size, there in pairs)
     if not fits or not letters <= set(_KINDS[field.kind]):
-        found = reprlib.repr(value) if of_json else f"of shape {list(form.shape)} and type {form.dtype}"
+        found = reprlib.repr(value) if is_json else f"of shape {list(form.shape)} and type {form.dtype}"
         axes = f" of shape [{', '.join('any' if size is None else str(size) for size in wanted)}]" if wanted else ""
         raise ValueError(f"{place} is {found}; it must be a {field.kind}{axes}")
     if field.least is None or not letters <= set("fiu") or not getattr(form, "size", 0):
         return
     # Without a copy: arrays may be large. NaN is their smallest.
-    extremes = form.flat if of_json else (form.min().item(), form.max().item())
+    extremes = form.flat if is_json else (form.min().item(), form.max().item())
     if not all(field.least <= number <= field.most for number in extremes):
         rule = "finite" if field.least == -LARGEST else f"from {field.least:g} to {field.most:g}"
         raise ValueError(f"{place} has numbers that are not all {rule}")

@@ -11,7 +11,9 @@ these. With it `model.outlier_score` of `nvae_tf.load` gives the Mahalanobis dis
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
+import inspect
 import pathlib
+from typing import Annotated
 
 from absl import flags
 
@@ -21,33 +23,34 @@ from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
-CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-IMAGES = flags.DEFINE_integer(
-    "images", 10_000, "Images of each part at most, spread over the part; 50 or more.", lower_bound=50
-)
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images at a time; that of the training if not given.", lower_bound=1
-)
-DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
-
-def main() -> None:
-    """Scores training images and writes the file."""
-    command_line.check_run_folder(WORKDIR.value)
-    check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
+def calibrate(
+    *,
+    workdir: Annotated[str, "Run folder of nvae-train."],
+    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    images: Annotated[int, "Images of each part at most, spread over the part; 50 or more.", 50] = 10_000,
+    batch_size: Annotated[int | None, "Images at a time; that of the training if not given.", 1] = None,
+    data_path: Annotated[str | None, DATA_PATH_HELP] = None,
+) -> None:
+    """Scores training images and writes the file; the parameters are the flags."""
+    command_line.check_run_folder(workdir)
+    check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     start_tensorflow_quietly()
     from nvae_tf.evaluation.outliers import calibrate_run
     from nvae_tf.runs.run_folder import RunFolder
 
-    made = calibrate_run(*(flag.value for flag in (WORKDIR, CHECKPOINT, IMAGES, BATCH_SIZE, DATA_PATH)))
+    made = calibrate_run(workdir, checkpoint, images, batch_size, data_path)
     ranked = f"p-values are ranks among {len(made.kl):,} test images, so at least {1 / (1 + len(made.kl)):.1g}"
-    StatusLine().keep(f"written to {RunFolder(WORKDIR.value).outliers_file}; {ranked}")
+    StatusLine().keep(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
+
+
+_PARAMETERS = inspect.signature(calibrate).parameters
+command_line.define_parameters(flags, _PARAMETERS)
 
 
 def run() -> None:
     """The command `nvae-calibrate`."""
-    command_line.run(main, flags)
+    command_line.run(lambda: calibrate(**command_line.parameter_values(flags, _PARAMETERS)), flags)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from absl import flags
 from PIL import Image
 
 from nvae_tf import command_line
-from nvae_tf.config import preset
 from nvae_tf.generation.image_grid import image_grid, read_images
+from nvae_tf.presets import preset
 from nvae_tf.progress import duration
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run folder of the demo.")
 _TEMPERATURE = 1.0
-# Runs a script where this package can't be imported.
+# A program that runs a script in a process where this package can't be imported.
 _WITHOUT_PACKAGE = (
     "import runpy, sys; sys.modules['nvae_tf'] = None; "
     "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -65,7 +65,7 @@ _STEPS = (
 
 
 class Step(NamedTuple):
-    """One command: what stands behind `python`, and the last file that it writes, which shows that it is done."""
+    """One command: the arguments of `python`, and the last file that it writes, which shows that it is done."""
 
     title: str
     arguments: list[str]
@@ -86,7 +86,7 @@ def steps(workdir: pathlib.Path) -> list[Step]:
 
 
 def main() -> None:
-    """Runs what is not finished, and prints what came out."""
+    """Runs the unfinished steps, and prints the results."""
     workdir = pathlib.Path(WORKDIR.value)
     started = time.monotonic()
     plan = steps(workdir)
@@ -97,7 +97,7 @@ def main() -> None:
             print(f"{heading}: done before, {step.output}", flush=True)
             continue
         print(f"\n{heading}\n$ python {shlex.join(step.arguments)}", flush=True)
-        # What an earlier training has left; an export is its whole folder.
+        # The output may be of an earlier training; an export is its whole folder.
         step.output.unlink(missing_ok=True)
         if step.output.name == "saved_model.pb":
             shutil.rmtree(step.output.parent, ignore_errors=True)
@@ -119,12 +119,12 @@ def _run(step: Step) -> None:
 
 
 def summary(workdir: pathlib.Path) -> str:
-    """What came out: the scores, and where the images are."""
+    """The results: the scores, and where the images are."""
     scores, baseline, quality = (
         json.loads((workdir / name).read_text()) for name in ("evaluation.json", "baseline.json", "quality.json")
     )
     files = ("samples.png", "exported_samples.png", "served_grpc.png", "served_rest.png", "reconstructions.png")
-    # The bare grid of the figure, as the others draw it.
+    # The images of the figure in a bare grid, as the export writes it.
     own = image_grid(read_images(workdir / files[0], 16, 8)[..., :1] / 255.0, enlarge=None)[..., 0].astype(np.int32)
     others = [np.asarray(Image.open(workdir / name), np.int32) for name in files[1:4]]
     same_size = all(other.shape == own.shape for other in others)

@@ -20,10 +20,10 @@ CPU. Neither has been compared with a real GPU.
 Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single image.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from json import dumps
+from typing import Annotated, Any
 
 from absl import flags
 
@@ -34,15 +34,14 @@ from nvae_tf.files import atomic_write, check_writable
 from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config(flags)
-GPU_MEMORY_GIB = flags.DEFINE_float(
-    "gpu_memory_gib", None, "Memory of one GPU in GiB, for the largest batch size.", lower_bound=0.1
-)
-JSON = flags.DEFINE_string("json", None, "File to write the numbers to as well, in bytes.")
 
 
-def main() -> None:
+def main(
+    gpu_memory_gib: Annotated[float | None, "Memory of one GPU in GiB, for the largest batch size.", 0.1] = None,
+    json: Annotated[str | None, "File to write the numbers to as well, in bytes."] = None,
+) -> None:
     """Checks the settings, measures training steps and prints."""
-    json_file = pathlib.Path(JSON.value) if JSON.value else None
+    json_file = pathlib.Path(json) if json else None
     if json_file:
         if json_file.is_dir() or not json_file.absolute().parent.is_dir():
             raise ValueError(f"--json={json_file}: not a file in an existing folder")
@@ -53,12 +52,12 @@ def main() -> None:
     from nvae_tf.training.memory import check_one_image_fits, estimate_memory, memory_summary, memory_table
 
     estimate = estimate_memory(config)
-    summary = memory_summary(estimate, config, GPU_MEMORY_GIB.value)
+    summary = memory_summary(estimate, config, gpu_memory_gib)
     print(memory_table(summary, config), flush=True)
     if json_file:
-        atomic_write(json_file, json.dumps(summary, indent=2) + "\n")
-    if GPU_MEMORY_GIB.value is not None:
-        check_one_image_fits(estimate, config, GPU_MEMORY_GIB.value)
+        atomic_write(json_file, dumps(summary, indent=2) + "\n")
+    if gpu_memory_gib is not None:
+        check_one_image_fits(estimate, config, gpu_memory_gib)
 
 
 def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,14 +22,20 @@ The metrics go to evaluation.json in the run folder (evaluation-train.json for t
 evaluation.txt. What is there already of the same checkpoint, images and seed is kept. --scores=FILE.csv has the scores
 of every image, after nvae-calibrate its outlier scores and p-values too.
 
-Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there. All GPUs share
-the work (--replicas), and so do several machines that see the run folder and have TF_CONFIG set as for training. The
-time grows with the number of importance samples; for a first look take --importance_samples=10. See docs/evaluation.md.
+All GPUs share the work (--replicas), and so do several machines that see the run folder and have TF_CONFIG set as for
+training. The time grows with the number of importance samples; for a first look take --importance_samples=10. See
+docs/evaluation.md.
 
-Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
+Exit code: 0 done, 2 a mistake in the command, 75 another worker has ended, 130 interrupted.
 """
 
+import inspect
 import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Annotated
 
 from absl import flags
 
@@ -45,104 +51,113 @@ from nvae_tf.config import (
     PRIOR_HELP,
     PRIORS,
     TEMPERATURE_HELP,
-    check,
+    TrainConfig,
     check_choice,
 )
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 
-_OF_SAMPLES = ("fid", "frechet")
-_METRICS = ("elbo", "iw", *_OF_SAMPLES, "latents", "outliers")
-
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
-CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-METRICS = flags.DEFINE_list("metrics", ["elbo", "iw"], f"What to measure, of {', '.join(_METRICS)}.")
+_METRICS = ("elbo", "iw", "fid", "frechet", "latents", "outliers")
 _SAMPLES_HELP = "Samples an image of the importance-weighted bound, metric iw."
-IMPORTANCE_SAMPLES = flags.DEFINE_integer("importance_samples", 1000, _SAMPLES_HELP, 1, MOST_IMPORTANCE_SAMPLES)
-SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images at a time on each replica; that of the training if not given.", lower_bound=1
-)
-REPLICAS = flags.DEFINE_integer(
-    "replicas", 0, "Number of GPUs, all for 0; without GPUs, of virtual CPU devices.", lower_bound=0
-)
-SEED = flags.DEFINE_integer(
-    "seed", 0, "Of the binarization and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
-)
-FID_SAMPLES = flags.DEFINE_integer("fid_samples", 50_000, "Samples of metric fid or frechet.", lower_bound=2)
-TEMPERATURE = flags.DEFINE_string("temperature", "1.0", TEMPERATURE_HELP)
-INCEPTION = flags.DEFINE_string(
-    "inception", None, "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
-)
+_BATCH_SIZE_HELP = "Images at a time on each replica; that of the training if not given."
+_REPLICAS_HELP = "Number of GPUs, all for 0; without GPUs, of virtual CPU devices."
+_INCEPTION_HELP = "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
 _EXTRACTOR_HELP = "Other features than Inception's, of fid or frechet: MODULE:FUNCTION of yours makes the extractor."
-EXTRACTOR = flags.DEFINE_string("extractor", None, _EXTRACTOR_HELP)
-PRIOR = flags.DEFINE_enum("prior", PRIORS[0], PRIORS, PRIOR_HELP)
-BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 _OUTLIERS_HELP = "Folders of pictures of another kind, or files of arrays, for metric outliers."
-OUTLIERS = flags.DEFINE_list("outliers", [], _OUTLIERS_HELP)
-_LLR_HELP = "Importance samples of the likelihood ratio LLR>k, a further outlier score."
-LLR_SAMPLES = flags.DEFINE_integer("llr_samples", 0, _LLR_HELP, 0, MOST_IMPORTANCE_SAMPLES)
-LLR_GROUPS = flags.DEFINE_integer(
-    "llr_groups", None, "Its k, how many groups are drawn from the prior; those of the largest scale if not given."
-)
-SCORES = flags.DEFINE_string("scores", None, "CSV file to write, a line with the scores of each image.")
-OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --scores already.")
-DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
+# The metrics that a flag belongs to; a flag that is not here belongs to all.
+_FLAGS_OF_METRICS = {
+    ("fid", "frechet"): ("fid_samples", "temperature", "inception", "extractor", "prior", "batch_norm_iterations"),
+    ("outliers",): ("outliers",),
+    ("iw",): ("importance_samples",),
+    ("elbo", "iw", "latents"): ("scores",),
+}
 
 
-def main() -> None:
-    """Evaluates, prints tables and writes the files."""
-    check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
-    for name in METRICS.value:
-        check_choice("--metrics", name, _METRICS)
-    of_distance = FID_SAMPLES, TEMPERATURE, INCEPTION, EXTRACTOR, PRIOR, BATCH_NORM_ITERATIONS
-    of_outliers = OUTLIERS, LLR_SAMPLES, LLR_GROUPS
-    of_metrics = {_OF_SAMPLES: of_distance, ("outliers",): of_outliers, ("iw",): (IMPORTANCE_SAMPLES,)}
-    of_metrics[("elbo", "iw", "latents")] = (SCORES,)
-    for metrics, its_flags in of_metrics.items():
-        for flag in its_flags:
-            of_metric = f"--{flag.name} belongs to metric {' or '.join(metrics)}"
-            without = f"{of_metric}, which --metrics={','.join(METRICS.value)} does not have"
-            check(not flag.present or not {*metrics}.isdisjoint(METRICS.value), without)
-    check(LLR_GROUPS.value is None or LLR_SAMPLES.value > 0, "--llr_groups is of LLR>k: give --llr_samples too")
-    of_samples = [name for name in _OF_SAMPLES if name in METRICS.value]
-    check(len(of_samples) < 2, "--metrics=fid,frechet: each has its own features; measure them by two commands")
-    needed = "--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features"
-    check(of_samples != ["frechet"] or bool(EXTRACTOR.value), needed)
-    if INCEPTION.present and EXTRACTOR.present:
-        raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
-    command_line.check_run_folder(WORKDIR.value)
-    for place in OUTLIERS.value:
+def evaluate(
+    *,
+    workdir: Annotated[str, "Run folder of nvae-train."],
+    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    metrics: Annotated[Sequence[str], f"What to measure, of {', '.join(_METRICS)}."] = ("elbo", "iw"),
+    importance_samples: Annotated[int, _SAMPLES_HELP, 1, MOST_IMPORTANCE_SAMPLES] = 1000,
+    split: Annotated[str, "Part of the data set.", "test", "train"] = "test",
+    batch_size: Annotated[int | None, _BATCH_SIZE_HELP, 1] = None,
+    replicas: Annotated[int, _REPLICAS_HELP, 0] = 0,
+    seed: Annotated[int, "Of the binarization and of the samples.", 0, LARGEST_SEED] = 0,
+    fid_samples: Annotated[int, "Samples of metric fid or frechet.", 2] = 50_000,
+    temperature: Annotated[str, TEMPERATURE_HELP] = "1.0",
+    inception: Annotated[str | None, _INCEPTION_HELP] = None,
+    extractor: Annotated[str | None, _EXTRACTOR_HELP] = None,
+    prior: Annotated[str, PRIOR_HELP, *PRIORS] = PRIORS[0],
+    batch_norm_iterations: Annotated[int, BATCH_NORM_HELP, 0] = 0,
+    outliers: Annotated[Sequence[str] | None, _OUTLIERS_HELP] = None,
+    scores: Annotated[str | None, "CSV file to write, a line with the scores of each image."] = None,
+    overwrite: Annotated[bool, "Replace what is at --scores already."] = False,
+    data_path: Annotated[str | None, DATA_PATH_HELP] = None,
+) -> None:
+    """Evaluates, prints tables and writes the files; the parameters are the flags."""
+    _check_metrics(metrics, extractor, inception)
+    command_line.check_run_folder(workdir)
+    for place in outliers or ():
         command_line.check_exists("outliers", place)
-    check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
-    if SCORES.value:
-        command_line.output_place(SCORES.value, (".csv",), OVERWRITE.value, "scores")
-    temperature = parse_temperature(TEMPERATURE.value)
+    check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
+    if scores:
+        command_line.output_place(scores, (".csv",), overwrite, "scores")
+    temperatures = parse_temperature(temperature)
     start_tensorflow_quietly()
     from nvae_tf.evaluation.fid import FidSettings
-    from nvae_tf.evaluation.outliers import OutlierSettings
+    from nvae_tf.evaluation.task import Workers
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder
+    from nvae_tf.training.strategy import chosen_replicas
 
-    drawing = INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS, PRIOR
-    written = evaluate_run(
-        WORKDIR.value,
-        METRICS.value,
-        IMPORTANCE_SAMPLES.value,
-        FidSettings(FID_SAMPLES.value, temperature, *(flag.value for flag in drawing)),
-        *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
-        OutlierSettings(*(flag.value for flag in of_outliers)),
-        SCORES.value,
-    )
-    if written is not None:
-        file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
-        StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
+    chosen = chosen_replicas(TrainConfig(replicas=replicas))
+    fid = FidSettings(fid_samples, temperatures, inception, extractor, batch_norm_iterations, prior)
+    workers = Workers(chosen.strategy, chosen.shard)
+    where = checkpoint, split, batch_size, seed, data_path
+    with chosen.raising_worker_lost():
+        evaluate_run(
+            workdir, metrics, importance_samples, fid, *where, outliers or (), scores, workers, _command_line()
+        )
+        chosen.leave()
+    if not chosen.is_chief:
+        StatusLine().keep(f"worker {chosen.shard.index}: done; worker 0 writes the metrics")
+        return
+    file = RunFolder(pathlib.Path(workdir)).evaluation_file(split)
+    StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
+
+
+def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str | None) -> None:
+    """ValueError for metrics that do not fit each other, or a flag without its metric."""
+    if not any(metrics):
+        raise ValueError(f"--metrics is empty: give some of {', '.join(_METRICS)}")
+    for name in metrics:
+        check_choice("--metrics", name, _METRICS)
+    for its_metrics, names in _FLAGS_OF_METRICS.items():
+        for name in names:
+            if flags.FLAGS[name].present and {*its_metrics}.isdisjoint(metrics):
+                belongs = f"--{name} belongs to metric {' or '.join(its_metrics)}"
+                raise ValueError(f"{belongs}, which --metrics={','.join(metrics)} does not have")
+    if {"fid", "frechet"} <= {*metrics}:
+        raise ValueError("--metrics=fid,frechet: each has its own features; measure them by two commands")
+    if "frechet" in metrics and not extractor:
+        raise ValueError("--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features")
+    if inception and extractor:
+        raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
+
+
+def _command_line() -> str:
+    """The command line for others to read, as in a model card: folders without the path to them on this machine."""
+    return shlex.join(["nvae-evaluate", *(re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:])])
+
+
+_PARAMETERS = inspect.signature(evaluate).parameters
+command_line.define_parameters(flags, _PARAMETERS)
 
 
 def run() -> None:
     """The command `nvae-evaluate`."""
-    command_line.run(main, flags)
+    command_line.run(lambda: evaluate(**command_line.parameter_values(flags, _PARAMETERS)), flags)
 
 
 if __name__ == "__main__":

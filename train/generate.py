@@ -92,7 +92,7 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made) -> None:
         image_grid.write_animation(place.path, made.images, FLAGS.milliseconds, FLAGS.loop)
     if place.kind in FIGURES:
         from nvae_tf.reports.figures import Provenance, save_figure
-        from nvae_tf.runs.checkpoints import checkpoint_sha256
+        from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 
         model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
         of_model = dict(step=run.step, checkpoint_sha256=sha256, command=_COMMAND)

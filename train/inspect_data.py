@@ -12,6 +12,7 @@ Exit code: 0 done, 2 a mistake in the command or in the data.
 
 import shlex
 import sys
+from typing import Annotated
 
 from absl import flags
 
@@ -24,17 +25,18 @@ from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config(flags)
 _OUTPUT_HELP = "PNG, SVG or PDF file to write; one from this command is replaced, another only with --overwrite."
-OUTPUT = flags.DEFINE_string("output", "inspect_data.png", _OUTPUT_HELP)
-COUNT = flags.DEFINE_integer("count", 40, "Images of each split in the file.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each split.", lower_bound=0.1)
-RAW = flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG only.")
-OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
 
 
-def main() -> None:
+def main(
+    output: Annotated[str, _OUTPUT_HELP] = "inspect_data.png",
+    count: Annotated[int, "Images of each split in the file.", 1] = 40,
+    seconds: Annotated[float, "How long to measure the reading of each split.", 0.1] = 3.0,
+    raw: Annotated[bool, "Write a bare grid of images, without labels; PNG only."] = False,
+    overwrite: Annotated[bool, "Replace the output file if there is one."] = False,
+) -> None:
     """Looks at both splits, prints statistics and writes the PNG file."""
-    may_replace = OVERWRITE.value or flags.FLAGS["output"].using_default_value
-    output = output_place(OUTPUT.value, (".png",) if RAW.value else FIGURES, may_replace).path
+    may_replace = overwrite or flags.FLAGS["output"].using_default_value
+    file = output_place(output, (".png",) if raw else FIGURES, may_replace).path
     require("matplotlib", "reports")
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
@@ -44,12 +46,12 @@ def main() -> None:
     from nvae_tf.reports import figures
 
     status = StatusLine()
-    shown = inspect(config, COUNT.value, SECONDS.value, status)
+    shown = inspect(config, count, seconds, status)
     command = shlex.join(["nvae-inspect-data", *sys.argv[1:]])
     figure = figures.data_images(shown, figures.Provenance(config.data.name, command=command))
-    figures.save_figure(figure, output, RAW.value)
+    figures.save_figure(figure, file, raw)
     train, test = (sum(len(shown[name]) for name in shown if name.startswith(part)) for part in ("train", "test"))
-    status.keep(f"{train} training images above {test} test images in {output}")
+    status.keep(f"{train} training images above {test} test images in {file}")
 
 
 def run() -> None:

@@ -6,15 +6,15 @@ Starts N processes of `nvae-train` with the flags after the --. They find each o
 127.0.0.1. train.batch_size counts for each device of each process. For all GPUs of one machine a single
 `nvae-train` is enough, and simpler; docs/clusters.md also has several machines.
 
-The output of worker 0 is shown. Those of the others are appended to worker-1.log, worker-2.log ... in --log_dir.
+The output of worker 0 is shown. The output of the others is appended to worker-1.log, worker-2.log ... in --log_dir.
 
 Ctrl-C and SIGTERM are passed on to all workers, which end with a checkpoint; a second Ctrl-C ends them at once, a third
 kills them. The same command continues from the checkpoint. When a worker crashes the others are ended, since they would
 wait for it, and the last lines of its output are shown; with --restarts all start again, from the latest checkpoint.
 If this process itself is killed, its workers are ended too. A closed terminal ends them as well: use nohup or tmux.
 
-Exit code: that of the workers, 0 done, 2 a mistake in the command, 130 interrupted by Ctrl-C, 143 by SIGTERM; after a
-crash that of the worker that crashed first, 128 and the signal's number if it was killed by one.
+Exit code: 0 done, 2 a mistake in the command, 130 interrupted by Ctrl-C, 143 by SIGTERM; after a crash the exit code
+of the worker that crashed first, 128 and the signal's number if it was killed by one.
 """
 
 import os
@@ -27,12 +27,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import check
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 from nvae_tf.training import launcher
-from nvae_tf.training.launcher import STOPPED_CODES, TF_CONFIG
+from nvae_tf.training.launcher import STOPPED_CODES
 
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of worker processes.", lower_bound=1, required=True)
 _GPUS_HELP = "GPUs that each process gets for itself, of CUDA_VISIBLE_DEVICES or of all. 0: every process sees all."
@@ -52,23 +51,26 @@ def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
         named = workdir if workdir.name else workdir.absolute()
         return named.with_name(f"{named.name}-logs")
     folder = pathlib.Path(log_dir)
-    check(folder.is_dir() or not folder.exists(), f"--log_dir={log_dir}: a file; give the name of a folder")
-    is_outside = not folder.resolve().is_relative_to(workdir.resolve())
-    check(is_outside, f"--log_dir={log_dir}: in the run folder, which nvae-train wants for itself; give another")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--log_dir={log_dir}: a file; give the name of a folder")
+    if folder.resolve().is_relative_to(workdir.resolve()):
+        raise ValueError(f"--log_dir={log_dir}: in the run folder, which nvae-train wants for itself; give another")
     return folder
 
 
 def main(worker_arguments: Sequence[str]) -> None:
     """Checks what can be checked here, then starts the workers; ends the process with their exit code."""
-    check(
-        TF_CONFIG not in os.environ,
-        f"{TF_CONFIG} is set in the environment: nvae-launch sets it itself, for each of its workers. Unset it; "
-        "or start `nvae-train` instead, where something else (Slurm, Kubernetes, ...) starts the workers",
-    )
-    check(bool(worker_arguments), f"nothing after the --: give the flags of nvae-train there, as in `{_EXAMPLE}`")
+    if "TF_CONFIG" in os.environ:
+        raise ValueError(
+            "TF_CONFIG is set in the environment: nvae-launch sets it itself, for each of its workers. Unset it; "
+            "or start `nvae-train` instead, where something else (Slurm, Kubernetes, ...) starts the workers"
+        )
+    if not worker_arguments:
+        raise ValueError(f"nothing after the --: give the flags of nvae-train there, as in `{_EXAMPLE}`")
     command_line.check_config_flags(worker_arguments)
     workdir = command_line.flag_value(worker_arguments, "workdir")
-    check(bool(workdir), f"--workdir is missing after the --; for example `{_EXAMPLE}`")
+    if not workdir:
+        raise ValueError(f"--workdir is missing after the --; for example `{_EXAMPLE}`")
     folder = log_folder(pathlib.Path(workdir), LOG_DIR.value)
     gpus = launcher.gpus_of_processes(PROCESSES.value, GPUS_PER_PROCESS.value)
 
@@ -95,8 +97,8 @@ def run() -> None:
     sys.argv, worker_arguments = sys.argv[:place], sys.argv[place + 1 :]
     with exit_on_user_error():
         for argument in sys.argv:
-            is_own = not re.match(r"--?(no)?(config|workdir)\b", argument)
-            check(is_own, f"{argument}: a flag of nvae-train; these come after a --, as in `{_EXAMPLE}`")
+            if re.match(r"--?(no)?(config|workdir)\b", argument):
+                raise ValueError(f"{argument}: a flag of nvae-train; these come after a --, as in `{_EXAMPLE}`")
     # The module's flags are read from what is left in sys.argv.
     command_line.run(lambda: main(worker_arguments), flags)
 

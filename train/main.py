@@ -11,7 +11,7 @@ of another run; without it the run in the folder is continued with its own setti
     README.md        the model card, with scores and a part of your own
     config.json      the settings
     images.json      how many images there were; environment.json hardware and versions
-    checkpoints/     the latest checkpoints (how many: train.keep_checkpoints), and in best/ that with the best score
+    checkpoints/     the latest checkpoints (train.keep_checkpoints), and in best/ the one with the best score
     metrics.csv      one line every train.evaluate_every_steps steps
     samples/         64 samples at temperature 0.7 every train.sample_every_steps steps
     tensorboard/     the same and more: tensorboard --logdir=runs
@@ -50,7 +50,6 @@ from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.training.launcher import TF_CONFIG
 
 CONFIG = command_line.define_config(flags)
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of the same run.", required=True)
@@ -70,10 +69,10 @@ def main() -> None:
     if result.signal_number is not None:
         by = f"at step {result.step} by {signal.Signals(result.signal_number).name}"
         command = f":\n    {shlex.join(['nvae-train', *sys.argv[1:]])}"
-        # Not the command of one of several workers, which a launcher has started.
-        end = "." if TF_CONFIG in os.environ else command
+        # One of several workers was started by a launcher, with another command.
+        end = "." if "TF_CONFIG" in os.environ else command
         StatusLine().keep(f"Run interrupted {by}; checkpoint saved. The same command continues from there{end}")
-        # As shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+        # The exit codes of shells: 130 for Ctrl-C, 143 for SIGTERM.
         sys.exit(128 + result.signal_number)
 
 

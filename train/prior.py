@@ -18,6 +18,7 @@ Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
 import pathlib
+from typing import Annotated
 
 from absl import flags
 
@@ -27,33 +28,29 @@ from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
-CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-GROUPS = flags.DEFINE_integer("groups", 1, "How many latent groups are reweighted, from the top.", lower_bound=1)
-KIND = flags.DEFINE_enum(
-    "kind", PRIOR_KINDS[0], PRIOR_KINDS, "What gives the ratio; a mixture is of the top group alone."
-)
-STEPS = flags.DEFINE_integer("steps", 3000, "Steps of the classifiers' training.", lower_bound=1)
-PROPOSALS = flags.DEFINE_integer(
-    "proposals", 100, "Draws of the prior of which one is chosen; half as many below the top group.", lower_bound=1
-)
 _BOUND_HELP = "Samples of the importance-weighted bounds, with and without this prior, of test images; 0 for none."
-IMPORTANCE_SAMPLES = flags.DEFINE_integer("importance_samples", 0, _BOUND_HELP, lower_bound=0)
-SEED = flags.DEFINE_integer("seed", 0, "Of all draws.", lower_bound=0, upper_bound=LARGEST_SEED)
-DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
 
 
-def main() -> None:
+def main(
+    workdir: Annotated[str, "Run folder of nvae-train."],
+    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    groups: Annotated[int, "How many latent groups are reweighted, from the top.", 1] = 1,
+    kind: Annotated[str, "What gives the ratio; a mixture is of the top group alone.", *PRIOR_KINDS] = PRIOR_KINDS[0],
+    steps: Annotated[int, "Steps of the classifiers' training.", 1] = 3000,
+    proposals: Annotated[int, "Draws of the prior of which one is chosen; half as many below the top group.", 1] = 100,
+    importance_samples: Annotated[int, _BOUND_HELP, 0] = 0,
+    seed: Annotated[int, "Of all draws.", 0, LARGEST_SEED] = 0,
+    data_path: Annotated[str | None, DATA_PATH_HELP] = None,
+) -> None:
     """Learns the prior, writes it and prints what was measured."""
-    command_line.check_run_folder(WORKDIR.value)
-    check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
+    command_line.check_run_folder(workdir)
+    check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     start_tensorflow_quietly()
     from nvae_tf.runs.companions import prior_text
     from nvae_tf.training.prior import learn_prior
 
-    settings = GROUPS, KIND, STEPS, PROPOSALS, IMPORTANCE_SAMPLES, CHECKPOINT, SEED, DATA_PATH
-    about = learn_prior(WORKDIR.value, *(flag.value for flag in settings))
-    StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(WORKDIR.value, 'prior.npz')}")
+    about = learn_prior(workdir, groups, kind, steps, proposals, importance_samples, checkpoint, seed, data_path)
+    StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
 
 
 def run() -> None:

@@ -48,8 +48,7 @@ def main() -> None:
     place = output_place(report if OUTPUT.value is None else OUTPUT.value, (".html", ".htm"), OVERWRITE.value)
     for workdir in runs:
         command_line.check_run_folder(workdir)
-    for module in ("jinja2", "matplotlib"):
-        require(module, "reports")
+    require("matplotlib", "reports")
     start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
     from nvae_tf.reports.page import compare_runs, report_of_run

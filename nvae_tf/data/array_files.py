@@ -127,8 +127,8 @@ def _numbered_classes(labels, spec):
 def _array_of_labels(spec: DataSpec, images: _StoredArray, count: int) -> np.ndarray:
     """The labels of an array of images: those of `train` are `train_labels`, of `x_train` `y_train`, else `labels`."""
     name = images.entry.removesuffix(".npy") if images.entry else images.file.stem
-    of_parts = {part: f"{part}_labels" for part in (spec.train_split, spec.test_split)}
-    wanted = (of_parts | {"x_train": "y_train", "x_test": "y_test"}).get(name, "labels")
+    labels_of_parts = {part: f"{part}_labels" for part in (spec.train_split, spec.test_split)}
+    wanted = (labels_of_parts | {"x_train": "y_train", "x_test": "y_test"}).get(name, "labels")
     stored = _arrays_at(pathlib.Path(spec.path)).get(wanted)
     fix = f"numpy.savez('set.npz', {name}=..., {wanted}=...) writes both: whole numbers from 0, one an image"
     check(stored is not None, f"data.labels = True: {spec.path} has no array {wanted!r} beside {name!r}; {fix}")

@@ -84,7 +84,10 @@ def _classes(train: ImageSource, test: ImageSource) -> str:
     """How many classes there are, and how many images of each, in one line."""
     names = train.class_names
     counts = zip(*(np.bincount(part.labels, minlength=len(names)) for part in (train, test)), strict=True)
-    each = [f"{name} ({of_train:,} / {of_test:,})" for name, (of_train, of_test) in zip(names, counts, strict=True)]
+    each = [
+        f"{name} ({train_count:,} / {test_count:,})"
+        for name, (train_count, test_count) in zip(names, counts, strict=True)
+    ]
     more = [f"and {len(each) - _CLASSES_SHOWN:,} more"] if len(each) > _CLASSES_SHOWN else []
     return f"classes      {len(each):,} (training / test images): {', '.join(each[:_CLASSES_SHOWN] + more)}"
 

@@ -90,8 +90,8 @@ def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictur
             return _upright_header(picture, channels, bits)
         # Some formats have their palette among the pixels; and only decoding shows whether a file without its end
         # mark is complete, since some cameras write more behind it.
-        of_palette = _palette_channels if has_palette else lambda picture: channels
-        return _of_decoded(picture, path, lambda: _upright_header(picture, of_palette(picture), bits))
+        palette_channels = _palette_channels if has_palette else lambda picture: channels
+        return _of_decoded(picture, path, lambda: _upright_header(picture, palette_channels(picture), bits))
 
 
 def read_picture(

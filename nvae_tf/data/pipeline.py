@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ModelConfig, check, whole_number
 from nvae_tf.data.sources import ImageSource, check_image_shape
+from nvae_tf.replicas import ALL, Shard
 
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
 _BATCHES_AHEAD = 4
@@ -30,21 +31,6 @@ _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 _IMAGES_IN_DIGEST = 256
 # How a PNG file begins, up to its width and height.
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """The part of every batch that one of several processes takes: number `index` of `count`, from 0."""
-
-    index: int
-    count: int
-
-    def __post_init__(self):
-        within = 0 <= self.index < self.count
-        check(within, f"There is no shard {self.index} of {self.count}; they are numbered from 0.")
-
-
-ALL = Shard(0, 1)
 
 
 class RandomStream(enum.IntEnum):
@@ -280,11 +266,11 @@ def shown_numbers(source: ImageSource, count: int) -> list[int]:
     if source.labels is not None:
         labels, classes = source.labels[order], len(source.class_names)
         ends = np.cumsum(np.bincount(labels, minlength=classes))
-        of_classes = np.split(order[np.argsort(labels, kind="stable")], ends[:-1])
+        images_of_classes = np.split(order[np.argsort(labels, kind="stable")], ends[:-1])
         if classes > count:
-            of_classes = [of_classes[number] for number in random.permutation(classes)]
-        rounds = itertools.zip_longest(*of_classes)
-        order = (number for of_round in rounds for number in of_round if number is not None)
+            images_of_classes = [images_of_classes[number] for number in random.permutation(classes)]
+        rounds = itertools.zip_longest(*images_of_classes)
+        order = (number for one_round in rounds for number in one_round if number is not None)
     return [int(number) for number in itertools.islice(order, count)]
 
 
@@ -337,11 +323,11 @@ def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Ten
         return tf.ensure_shape(tf.io.decode_png(content, channels, tf.uint8), shape), True
 
     @_AS_WRITTEN
-    def of_file(content):
+    def images_of_file(content):
         # An operation that fails would fail the whole batch; a dataset can do without its element.
         return tf.data.Dataset.from_tensors(content).map(decoded).ignore_errors().concatenate(black).take(1)
 
-    images = tf.data.Dataset.from_tensor_slices(files).flat_map(of_file)
+    images = tf.data.Dataset.from_tensor_slices(files).flat_map(images_of_file)
     pixels, is_right = images.batch(tf.size(files, tf.int64)).get_single_element()
     # The number of files, where it is known.
     pixels, is_right = tf.ensure_shape(pixels, [*files.shape, *shape]), tf.ensure_shape(is_right, files.shape)

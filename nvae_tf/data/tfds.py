@@ -201,10 +201,10 @@ def _download_and_prepare(builder):
     config = builder.builder_config.name if builder.builder_config else ""
     manual = pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
     # A set with several configurations names the files of all; those of one mostly have its name.
-    of_config = {url: info for url, info in registered.items() if config and config in url} or registered
+    archives = {url: info for url, info in registered.items() if config and config in url} or registered
     missing = {
         url: info.filename or url.rpartition("/")[2]
-        for url, info in of_config.items()
+        for url, info in archives.items()
         if not (info.filename and (manual / info.filename).exists())
     }
     causes = unreachable_hosts(missing if registered else [_TFDS_HOST])

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import check
 from nvae_tf.layers import ForwardPass, StackedBatchNormalization
 from nvae_tf.layers.cpu_kernels import EPSILON
 from nvae_tf.models import NVAE
@@ -18,9 +17,9 @@ from nvae_tf.models.latents import PriorSource, Temperature, batch_noise, temper
 from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.models.top_down import TopDown
 
-# Images are drawn from seeds (seed, number of the image), so this stream has none of their latents.
+# Images are drawn from seeds (seed, number of the image), so no image has the latents of this stream.
 _STREAM = -1
-_Norm = tuple[str, StackedBatchNormalization, int]  # of one layer: its name, its stack, and its index there
+_Norm = tuple[str, StackedBatchNormalization, int]  # a layer's name, its stack, and its index in the stack
 
 
 class ReadjustedModel(NamedTuple):
@@ -43,14 +42,16 @@ def readjusted(
     The generator's statistics follow `iterations` batches of at least 2 images by the layers' own rule, `0.95 running +
     0.05 batch`; all else stays as it is. ValueError, with the layer, where a statistic is not finite.
     """
-    check(iterations >= 1, f"iterations = {iterations}: must be at least 1")
-    check(batch_size >= 2, f"batch_size = {batch_size}: must be at least 2, or there may be no variance")
+    if iterations < 1:
+        raise ValueError(f"iterations = {iterations}: must be at least 1")
+    if batch_size < 2:
+        raise ValueError(f"batch_size = {batch_size}: must be at least 2, or there may be no variance")
     temperatures, reweighted = temperatures_of_groups(temperature, model.plan), check_prior(prior, model)
     copy = type(model).from_config(model.get_config())
     for variable, value in zip(copy.weights, model.weights, strict=True):
         variable.assign(value)
     copy.read_prior = lambda: model.reweighted_prior
-    norms = _norms_of(copy.top_down)
+    norms = _batch_norms(copy.top_down)
     if not norms:
         return ReadjustedModel(copy, "the generator has no batch norm: nothing to readjust")
     running = {id(variable) for _, stack, _ in norms for variable in stack.statistics}
@@ -61,7 +62,7 @@ def readjusted(
         numbers, classes = tf.cast(first, tf.int32) + tf.range(batch_size), copy.config.num_classes
         forward = ForwardPass(training=True, labels=numbers % classes if classes else None)
         noise = batch_noise(copy.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
-        sources = [PriorSource(*of_group) for of_group in zip(noise, temperatures, strict=True)]
+        sources = list(map(PriorSource, noise, temperatures))
         if reweighted is not None:
             # Numbers below 0, which no image has.
             seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)
@@ -72,18 +73,18 @@ def readjusted(
         forward.commit()
         return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
 
-    before = _statistics_of(norms)
+    before = _statistics(norms)
     for number in range(iterations):
         if not all_finite_after(tf.constant(number * batch_size, tf.int64)).numpy():
-            finite = [np.isfinite(statistics).all() for statistics in _statistics_of(norms)]
+            finite = [np.isfinite(statistics).all() for statistics in _statistics(norms)]
             raise ValueError(
                 f"batch norm can't be readjusted: the statistics of {norms[finite.index(False)][0]} are not finite in "
                 f"iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute overflows"
             )
-    return ReadjustedModel(copy, _moved([name for name, *_ in norms], before, _statistics_of(norms)))
+    return ReadjustedModel(copy, _moved([name for name, *_ in norms], before, _statistics(norms)))
 
 
-def _norms_of(top_down: TopDown) -> list[_Norm]:
+def _batch_norms(top_down: TopDown) -> list[_Norm]:
     """The batch norms of the generator in the order of their use."""
     holders = [(f"scales/{index}", scale, ("cells", "up")) for index, scale in enumerate(top_down.scales)]
     holders += [(f"postprocess/{index}", block, ("up", "cells")) for index, block in enumerate(top_down.postprocess)]
@@ -97,19 +98,19 @@ def _norms_of(top_down: TopDown) -> list[_Norm]:
     ]
 
 
-def _statistics_of(norms: Sequence[_Norm]) -> list[tuple[np.ndarray, ...]]:
-    """Running mean and variance of each, `[channels]`."""
+def _statistics(norms: Sequence[_Norm]) -> list[tuple[np.ndarray, ...]]:
+    """The running mean and variance of each layer, `[channels]` each."""
     return [tuple(variable.numpy()[index] for variable in stack.statistics) for _, stack, index in norms]
 
 
 def _moved(layers: Sequence[str], before: Sequence[tuple], after: Sequence[tuple]) -> str:
-    """How far the statistics of layers moved, over their channels."""
+    """A line that says how far the statistics of layers moved, over their channels."""
     pairs = list(zip(before, after, strict=True))
     shifts = [np.abs(new[0] - old[0]) / np.sqrt(old[1] + EPSILON) for old, new in pairs]
     ratios = [np.log((new[1] + EPSILON) / (old[1] + EPSILON)) for old, new in pairs]
     extremes = [ratio[np.argmax(np.abs(ratio))] for ratio in ratios]
     furthest, widest = int(np.argmax([shift.max() for shift in shifts])), int(np.argmax(np.abs(extremes)))
-    shift, ratio = (np.median([np.median(of_layer) for of_layer in values]) for values in (shifts, ratios))
+    shift, ratio = (np.median([np.median(layer) for layer in values]) for values in (shifts, ratios))
     return (
         f"batch norm of {len(layers)} layers: means moved by {shift:.2g} standard deviations (median), at most "
         f"{shifts[furthest].max():.2g} ({layers[furthest]}); variances are {np.exp(ratio):.2g} times the old (median), "

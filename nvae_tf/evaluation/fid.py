@@ -1,7 +1,6 @@
 """The Fréchet inception distance of samples from the training images (Heusel et al. 2017): `fid` and `frechet`."""
 
 import dataclasses
-import functools
 import hashlib
 import importlib
 import os
@@ -14,12 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import check
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, stored_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder
-from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, share_work
+from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.files import file_sha256, read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
@@ -31,11 +29,11 @@ _STATISTICS = {
     **{"mean": Field("number", (None,)), "covariance": Field("number", (None, None))},
     **{"count": Field("whole number"), "fingerprint": Field("text")},
 }
-KEPT_SAMPLES = 256  # of one kept batch; a multiple of the generator's own batches
+_SAMPLES_AT_ONCE = 256  # a multiple of the generator's own batches
 
 
 class FeatureStatistics(NamedTuple):
-    """Of the features of `count` images, in float64."""
+    """The mean and the covariance of the features of `count` images, in float64."""
 
     mean: np.ndarray  # `[features]`
     covariance: np.ndarray  # unbiased, `[features, features]`
@@ -45,20 +43,23 @@ class FeatureStatistics(NamedTuple):
 def statistics_of(
     batches: Iterable[np.ndarray], progress: Callable[[int], None] = lambda done: None
 ) -> FeatureStatistics:
-    """Of features in batches `[images, features]`, one at a time in memory; `progress` gets the number of images done.
+    """The statistics of features in batches `[images, features]`; `progress` gets the number of images done.
 
-    Batches are merged by the difference of their means (Chan, Golub & LeVeque 1983), not by sums of squares.
-    ValueError: features do not fit each other or are not finite, or of fewer than 2 images.
+    One batch at a time is in memory. Batches are merged by the difference of their means (Chan, Golub & LeVeque 1983),
+    not by sums of squares. ValueError: features do not fit each other, are not finite, or are of fewer than 2 images.
     """
     total, mean = 0, None
     for batch in batches:
         features = np.asarray(batch, np.float64)
-        check(features.ndim == 2, f"features have shape {features.shape}; they must be [images, features]")
+        if features.ndim != 2:
+            raise ValueError(f"features have shape {features.shape}; they must be [images, features]")
         count, size = features.shape
         if mean is None:
             mean, scatter = np.zeros(size), np.zeros((size, size))
-        check(size == len(mean), f"a batch has {size} features an image, those before had {len(mean)}")
-        check(bool(np.isfinite(features).all()), f"features of the images from number {total} are not all finite")
+        if size != len(mean):
+            raise ValueError(f"a batch has {size} features an image, those before had {len(mean)}")
+        if not np.isfinite(features).all():
+            raise ValueError(f"features of the images from number {total} are not all finite")
         if count:
             difference, centered = features.mean(axis=0) - mean, features - features.mean(axis=0)
             between = np.outer(difference, difference) * (total * count / (total + count))
@@ -66,7 +67,8 @@ def statistics_of(
             mean = mean + difference * (count / (total + count))
             total += count
         progress(total)
-    check(total >= 2, f"the covariance of features needs at least 2 images, there are {total}")
+    if total < 2:
+        raise ValueError(f"the covariance of features needs at least 2 images, there are {total}")
     return FeatureStatistics(mean, scatter / (total - 1), total)
 
 
@@ -78,12 +80,12 @@ def image_statistics(
 
 
 def save_statistics(path: pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
-    """Writes an `.npz` file; the fingerprint says of what data and extractor the statistics are."""
+    """Writes an `.npz` file; the fingerprint names the data and the extractor."""
     write_arrays(path, statistics._asdict() | {"fingerprint": fingerprint})
 
 
 def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
-    """What `save_statistics` wrote; None where there is no file, or of another fingerprint; ValueError if damaged."""
+    """Reads a file of `save_statistics`; None for no file or another fingerprint, ValueError for a damaged file."""
     if not path.exists():
         return None
     try:
@@ -98,25 +100,29 @@ def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics |
 
 def _check_statistics(statistics: FeatureStatistics) -> None:
     mean, covariance, count = statistics
-    check(count >= 2, f"the Fréchet distance needs at least 2 images on each side, one has {count}")
-    fit = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
-    check(fit, f"mean {mean.shape} and covariance {covariance.shape} are not of the same features")
-    finite = np.isfinite(mean).all() and np.isfinite(covariance).all()
-    check(finite, "the statistics of features are not all finite: an image or a feature has NaN or infinity in it")
+    if count < 2:
+        raise ValueError(f"the Fréchet distance needs at least 2 images on each side, one has {count}")
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(f"mean {mean.shape} and covariance {covariance.shape} are not of the same features")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(
+            "the statistics of features are not all finite: an image or a feature has NaN or infinity in it"
+        )
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     """`|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))` (Heusel et al. 2017, eq. 6), each set taken for a Gaussian.
 
     The trace of the root is the sum of the singular values of `C1^(1/2) C2^(1/2)`: the root of a nearly singular
-    `C1 C2` itself may be complex. Distances compare only for equal numbers of images, of which published ones have
-    50,000: fewer make them larger. Returns a number of at least 0, in the features' unit squared; ValueError for
-    statistics that do not fit each other.
+    `C1 C2` itself may be complex. Only distances from equal numbers of images can be compared: fewer images make the
+    distance larger, and published distances are from 50,000. Returns a number of at least 0, in the square of the
+    features' unit; ValueError for statistics that do not fit each other.
     """
     _check_statistics(one)
     _check_statistics(other)
     size, other_size = len(one.mean), len(other.mean)
-    check(size == other_size, f"the sets have {size} and {other_size} features: they are of different extractors")
+    if size != other_size:
+        raise ValueError(f"the sets have {size} and {other_size} features: they are of different extractors")
     difference = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance)
     roots = np.linalg.svd(_root(one.covariance).T @ _root(other.covariance), compute_uv=False)
@@ -124,19 +130,23 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """`R [features, rank]` with `R R^T` the covariance; the directions without variance are left out."""
+    """`R [features, rank]` with `R R^T` equal to the covariance, without the directions that have no variance."""
     values, vectors = np.linalg.eigh(covariance)
-    # Up to there an eigenvalue may be rounding: the root of 1e-16 is 1e-8, and there can be thousands of them.
+    # A smaller eigenvalue may be rounding: the root of 1e-16 is 1e-8, and there can be thousands of them.
     kept = values > len(values) * np.finfo(np.float64).eps * np.abs(values).max(initial=0.0)
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def named_extractor(name: str) -> FeatureExtractor:
-    """The extractor of "module:function", under a name with the digest of the module's file: features are kept."""
+    """Makes the extractor of "module:function".
+
+    Its name has the digest of the module's file, because statistics of features are kept under the name.
+    """
     module_name, _, function_name = name.partition(":")
     given = f"--extractor={name}:"
-    check(bool(module_name and function_name), f"{given} name it as MODULE:FUNCTION, e.g. my_features:make_extractor")
-    # An installed command has its own folder there in place of the working directory.
+    if not (module_name and function_name):
+        raise ValueError(f"{given} name it as MODULE:FUNCTION, e.g. my_features:make_extractor")
+    # In an installed command the first entry is the command's own folder, not the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -145,11 +155,14 @@ def named_extractor(name: str) -> FeatureExtractor:
         places = "the working directory, in PYTHONPATH and among the installed packages"
         raise ValueError(f"{given} Python finds no module {error.name!r}; it looks in {places}") from None
     make = getattr(module, function_name, None)
-    check(callable(make), f"{given} {module_name} has no function {function_name!r}")
+    if not callable(make):
+        raise ValueError(f"{given} {module_name} has no function {function_name!r}")
     extractor = make()
-    is_one = isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))
-    needed = "a `name`, a string, and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
-    check(is_one, f"{given} gives an object of type {type(extractor).__name__}; it must have {needed}")
+    if not (isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))):
+        needed = (
+            "a `name`, a string, and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
+        )
+        raise ValueError(f"{given} gives an object of type {type(extractor).__name__}; it must have {needed}")
     file = getattr(module, "__file__", None)
     digest = file_sha256(pathlib.Path(file))[:8] if file else "no file"
     name = f"{extractor.name} ({module_name}, {digest})"
@@ -160,16 +173,19 @@ def named_extractor(name: str) -> FeatureExtractor:
 class FidSettings:
     """How samples are drawn and compared."""
 
-    samples: int = 50_000  # published distances are of so many
-    temperature: Temperature = 1.0  # of the priors
+    samples: int = 50_000  # as many as for published distances
+    temperature: Temperature = 1.0  # multiplies the priors' sigma
     inception: str | None = None  # the graph's file; None to download it once
-    extractor: str | None = None  # another one than Inception, see `named_extractor`
-    batch_norm_iterations: int = 0  # of the readjustment of batch-norm statistics before samples are drawn; 0 for none
+    extractor: str | None = None  # an extractor other than Inception, see `named_extractor`
+    batch_norm_iterations: int = 0  # for readjusting batch-norm statistics before samples are drawn; 0: not readjusted
     prior: str = "model"  # or "reweighted", see `NVAE.generate`
 
 
 def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtractor:
-    """Inception, with a note if it may not be the published one, or the user's; checks temperature and prior."""
+    """Loads Inception, with a note if it may not be the published graph, or the user's own extractor.
+
+    ValueError for a temperature or a prior that does not fit the model.
+    """
     temperatures_of_groups(settings.temperature, task.trained.model.plan)
     check_prior(settings.prior, task.trained.model)
     if settings.extractor:
@@ -181,44 +197,38 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
     return extractor
 
 
-def measure_fid(
-    task: EvaluationTask, kept: KeptBatches, settings: FidSettings, extractor: FeatureExtractor
-) -> dict[str, Any] | None:
-    """The entry of the evaluation file: the distance of samples from the training images, as these are stored.
+def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
+    """Measures the distance of samples from the training images, as these are stored.
 
-    None where `share_work` gives None.
+    Returns the entry of the evaluation file; None on workers other than the chief.
     """
+    model, shift = task.trained.model, None
+    if settings.batch_norm_iterations:
+        # Every worker by itself, with the same result; the copy is on all replicas, as the model is.
+        with task.strategy.scope():
+            drawing = settings.temperature, settings.batch_norm_iterations
+            model, shift = readjusted(model, *drawing, seed=task.seed, prior=settings.prior)
+        task.status.keep(shift)
+    generator = ImageGenerator(model, task.strategy)
 
-    @functools.cache
-    def generator_and_shift() -> tuple[ImageGenerator, str | None]:
-        """Called when there is work: readjusting takes minutes."""
-        model, text = task.trained.model, None
-        if settings.batch_norm_iterations:
-            # Every process by itself, with the same result; the copy is on all replicas, as the model is.
-            with task.strategy.scope():
-                drawing = settings.temperature, settings.batch_norm_iterations
-                model, text = readjusted(model, *drawing, seed=task.seed, prior=settings.prior)
-            task.status.keep(text)
-        return ImageGenerator(model, task.strategy), text
-
-    def seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
-        firsts = [number * kept.size for number in numbers]
-        return [image_seeds(task.seed, min(kept.size, kept.total - first), first) for first in firsts]
+    def batch_seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
+        firsts = [number * _SAMPLES_AT_ONCE for number in numbers]
+        sizes = [min(_SAMPLES_AT_ONCE, settings.samples - first) for first in firsts]
+        return [image_seeds(task.seed, size, first) for size, first in zip(sizes, firsts, strict=True)]
 
     def compute(seeds: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
-        images = generator_and_shift()[0].generate(len(seeds), settings.temperature, seeds, prior=settings.prior)
+        images = generator.generate(len(seeds), settings.temperature, seeds, prior=settings.prior)
         images = np.rint(images * np.float32(255.0)) / np.float32(255.0)  # as they would be in a PNG file
         return {"features": np.asarray(extractor.features(images))}
 
-    def combine(batches: Iterable[dict[str, np.ndarray]]) -> FeatureStatistics:
-        return statistics_of(batch["features"] for batch in batches)
-
-    drawn = share_work(task, kept, seeds, compute, combine)
-    if drawn is None:
+    work = f"{settings.temperature} {settings.batch_norm_iterations} {settings.prior} {extractor.name}"
+    batches = task.shared_batches(work, settings.samples, _SAMPLES_AT_ONCE, batch_seeds, compute)
+    samples = statistics_of(batch["features"] for batch in batches)
+    if not task.workers.is_chief:
         return None
     real = _real_statistics(task, extractor)
     return {
-        "value": frechet_distance(real, drawn),
+        "value": frechet_distance(real, samples),
         "samples": settings.samples,
         "temperature": settings.temperature,
         "prior": settings.prior,
@@ -226,12 +236,12 @@ def measure_fid(
         "extractor": extractor.name,
         "extractor_is_published": isinstance(extractor, Inception) and extractor.is_published,
         "batch_norm_iterations": settings.batch_norm_iterations,
-        "batch_norm_shift": generator_and_shift()[1],
+        "batch_norm_shift": shift,
     }
 
 
 def _real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
-    """Of the training images, kept in the user's cache folder."""
+    """The statistics of the training images, kept in the user's cache folder."""
     spec = stored_spec(task.spec)
     source = load_split(spec, "train", task.status.report())
     fingerprint = f"train, {content_digest(source, spec)}, {extractor.name}"

@@ -19,7 +19,6 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from nvae_tf.config import check
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
 from nvae_tf.replicas import divided, joined
@@ -29,18 +28,18 @@ GRAPH_NAME = "classify_image_graph_def.pb"
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
 _HELP = f"download {URL} where there is a network, and name that file, or the {GRAPH_NAME} in it, with --inception=PATH"
 _ARCHIVE_SIZE = 88_931_400
-# From listings of the archive, and from one public project; no other file is rejected.
+# From listings of the archive, and from one public project; a file of another size or sum is accepted, with a note.
 _PUBLISHED_SIZE = 95_673_916
 _PUBLISHED_MD5 = "e6bb154e85f5d4331c22abcddb5dcf31"
 _INPUT, _OUTPUT = "ExpandDims", "pool_3"
-# They say that this is the graph and that it resizes by itself.
+# The nodes, with their operations, by which the graph is recognized; it resizes images by itself.
 _OPERATIONS = {_INPUT: "ExpandDims", "ResizeBilinear": "ResizeBilinear", "Sub": "Sub", "Mul": "Mul", _OUTPUT: "AvgPool"}
 _FLOAT = tf.float32.as_datatype_enum
 _IMAGES_AT_ONCE = 32  # each takes some tens of megabytes
 
 
 class FeatureExtractor(Protocol):
-    """Gives features of images; statistics are kept under its `name`, so other numbers need another name."""
+    """An object that computes features of images; statistics are kept under its `name`, so change both together."""
 
     name: str
 
@@ -82,12 +81,13 @@ def rgb_pixels(images: np.ndarray) -> np.ndarray:
     gray repeated to three channels; ValueError for any other shape, type or values.
     """
     images = np.asarray(images)
-    fit = images.ndim == 4 and images.shape[-1] in (1, 3) and min(images.shape[1:]) > 0
-    needed = "features are of gray or RGB images [batch, height, width, 1 or 3], without alpha"
-    check(fit, f"images have shape {images.shape}; {needed}")
-    check(images.dtype.kind == "f", f"images are of type {images.dtype}; they must be floats in [0, 1]")
-    within = bool(np.all((images >= 0.0) & (images <= 1.0)))
-    check(within, "images have values outside [0, 1], or NaN, so they have no features")
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or min(images.shape[1:]) == 0:
+        needed = "features are of gray or RGB images [batch, height, width, 1 or 3], without alpha"
+        raise ValueError(f"images have shape {images.shape}; {needed}")
+    if images.dtype.kind != "f":
+        raise ValueError(f"images are of type {images.dtype}; they must be floats in [0, 1]")
+    if not np.all((images >= 0.0) & (images <= 1.0)):
+        raise ValueError("images have values outside [0, 1], or NaN, so they have no features")
     pixels = np.rint(images.astype(np.float32) * np.float32(255.0))
     return np.repeat(pixels, 3, axis=-1) if images.shape[-1] == 1 else pixels
 
@@ -99,23 +99,25 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
         graph.ParseFromString(content)
     except DecodeError:
         raise ValueError(f"{where}: not a frozen graph of TensorFlow, or cut off; download it again") from None
-    found = {node.name: node.op for node in graph.node}
-    other = [f"{name} ({kind})" for name, kind in _OPERATIONS.items() if found.get(name) != kind]
-    check(not other, f"{where}: another graph than expected, it lacks the nodes {', '.join(other)}")
+    operations = {node.name: node.op for node in graph.node}
+    missing = [f"{name} ({kind})" for name, kind in _OPERATIONS.items() if operations.get(name) != kind]
+    if missing:
+        raise ValueError(f"{where}: another graph than expected, it lacks the nodes {', '.join(missing)}")
     try:
         part = _from_images_to_pool(graph)
         wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(part, name=""), [])
         function = wrapped.prune(f"{_INPUT}:0", f"{_OUTPUT}:0")
     except (ValueError, tf.errors.OpError) as error:
         raise ValueError(f"{where}: {_OUTPUT} can't be computed from {_INPUT} ({first_line(error)})") from None
-    shape, needed = function.outputs[0].shape, f"[batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015"
-    fits = shape.rank == 4 and [*shape] == [None, 1, 1, NUM_FEATURES]
-    check(fits, f"{where}: {_OUTPUT} has shape {shape}, not {needed}")
+    shape = function.outputs[0].shape
+    if shape.rank != 4 or [*shape] != [None, 1, 1, NUM_FEATURES]:
+        needed = f"[batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015"
+        raise ValueError(f"{where}: {_OUTPUT} has shape {shape}, not {needed}")
     return function
 
 
 def _from_images_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
-    """What the output needs, with a placeholder for a batch of images, and with batch norm as functions allow it."""
+    """The nodes that the output needs, with a placeholder for a batch of images, and batch norms of today."""
     part = tf.compat.v1.GraphDef()
     # With the graph's old version number some operations are read by rules that functions don't know.
     part.versions.producer = tf.version.GRAPH_DEF_VERSION
@@ -175,9 +177,11 @@ def downloaded_inception(
                 shutil.copyfileobj(response, target)
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(f"Inception can't be downloaded ({error}): {_HELP}") from None
-        found = partial.stat().st_size
-        if found != size:
-            raise ConnectionError(f"{url} gave {found:,} bytes, not the {size:,} of the archive: try again, or {_HELP}")
+        received = partial.stat().st_size
+        if received != size:
+            raise ConnectionError(
+                f"{url} gave {received:,} bytes, not the {size:,} of the archive: try again, or {_HELP}"
+            )
     return file
 
 
@@ -191,12 +195,13 @@ def graph_content(file: pathlib.Path) -> bytes:
     try:
         with tarfile.open(file) as archive:
             members = [member for member in archive if pathlib.PurePosixPath(member.name).name == GRAPH_NAME]
-            check(len(members) == 1 and members[0].isfile(), f"{file}: has no {GRAPH_NAME} in it; {_HELP}")
+            if len(members) != 1 or not members[0].isfile():
+                raise ValueError(f"{file}: has no {GRAPH_NAME} in it; {_HELP}")
             return archive.extractfile(members[0]).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{file}: a damaged archive ({error}); remove it, and download it again: {_HELP}") from None
 
 
 def cache_folder() -> pathlib.Path:
-    """Where this package keeps what it has downloaded or computed for a user."""
+    """The folder where this package keeps downloads and statistics for a user."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nvae_tf"

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from nvae_tf.config import MOST_IMPORTANCE_SAMPLES, check, whole_number
+from nvae_tf.config import MOST_IMPORTANCE_SAMPLES, whole_number
 from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.cpu_kernels import has_gpus
@@ -29,21 +29,22 @@ class Likelihood(NamedTuple):
     """Bounds on the likelihood of images and their parts, image by image, in nats."""
 
     reconstruction: np.ndarray  # -log p(x | z) of one sample from the posterior, `[images]`
-    # Of posterior and prior, `[images, groups, latent channels]`, top group first; with flows of the same sample.
+    # The KL of posterior and prior, `[images, groups, latent channels]`, top group first; with flows of this sample.
     kl: np.ndarray
     numbers_of_samples: tuple[int, ...]  # the K of every importance-weighted bound, ascending; empty for none
-    importance_weighted: np.ndarray  # those bounds, `[images, number of Ks]`
+    importance_weighted: np.ndarray  # the importance-weighted bounds, `[images, number of Ks]`
     effective_samples: np.ndarray  # of the largest K, `[images]`; zeros where there is none
 
     @classmethod
-    def joined(cls, batches: Iterable[Mapping[str, np.ndarray]]) -> "Likelihood":
-        """Of the images of all batches, each these arrays by name, in their order; ValueError for no image."""
+    def joined(
+        cls, batches: Iterable[Mapping[str, np.ndarray]], numbers_of_samples: tuple[int, ...] = ()
+    ) -> "Likelihood":
+        """Joins the arrays of batches of images, by name, in order; ValueError where there is no batch."""
         batches = list(batches)
-        check(bool(batches), "there are no images to evaluate")
-        numbers = tuple(map(int, batches[0]["numbers_of_samples"]))
-        per_image = [name for name in cls._fields if name != "numbers_of_samples"]
-        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in per_image}
-        return cls(numbers_of_samples=numbers, **columns)
+        if not batches:
+            raise ValueError("there are no images to evaluate")
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        return cls(numbers_of_samples=numbers_of_samples, **columns)
 
     @property
     def nelbo(self) -> np.ndarray:
@@ -52,37 +53,37 @@ class Likelihood(NamedTuple):
 
     @property
     def reconstruction_nats(self) -> float:
-        """The mean over the images, as are those below."""
+        """The mean reconstruction of an image."""
         return float(self.reconstruction.mean(dtype=np.float64))
 
     @property
     def kl_per_channel_nats(self) -> np.ndarray:
-        """`[groups, latent channels]`."""
+        """The mean KL of every channel, `[groups, latent channels]`."""
         return self.kl.mean(axis=0, dtype=np.float64)
 
     @property
     def kl_per_group_nats(self) -> np.ndarray:
-        """`[groups]`."""
+        """The mean KL of every group, `[groups]`."""
         return self.kl_per_channel_nats.sum(axis=1)
 
     @property
     def kl_nats(self) -> float:
-        """Of all groups."""
+        """The mean over the images of the KL of all groups."""
         return float(self.kl_per_channel_nats.sum())
 
     @property
     def nelbo_nats(self) -> float:
-        """The negative evidence lower bound."""
+        """The mean negative evidence lower bound."""
         return self.reconstruction_nats + self.kl_nats
 
 
 class LikelihoodEvaluator:
     """Evaluates a model, with running batch-norm statistics, on batches of one size; its graphs are traced once.
 
-    The weights are read at each evaluation. `batch_size` is that of the largest batch; smaller ones are padded.
+    The weights are read at each evaluation. `batch_size` is the size of the largest batch; smaller batches are padded.
     `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
-    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. The
-    reconstruction is that of a mask `kept_channels` alone where one is given, see `NVAE._inference_pass`.
+    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. With a
+    mask `kept_channels` images are reconstructed from these latent channels alone, see `NVAE._inference_pass`.
     """
 
     def __init__(
@@ -96,14 +97,16 @@ class LikelihoodEvaluator:
         self._strategy = strategy or tf.distribute.get_strategy()
         replicas = self._strategy.num_replicas_in_sync
         importance_samples = whole_number("importance_samples", importance_samples, 0, MOST_IMPORTANCE_SAMPLES)
-        needed = f"must be at least 1, and a multiple of the {replicas} replicas"
-        check(batch_size >= 1 and batch_size % replicas == 0, f"batch_size = {batch_size}: {needed}")
+        if batch_size < 1 or batch_size % replicas:
+            raise ValueError(
+                f"batch_size = {batch_size}: must be at least 1, and a multiple of the {replicas} replicas"
+            )
         self._model, self._batch_size, self._kept_channels = model, batch_size, kept_channels
         powers = itertools.takewhile(lambda power: power < importance_samples, (10**exponent for exponent in range(20)))
-        self._numbers = (*powers, importance_samples) if importance_samples else ()
+        self.numbers_of_samples = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
-        at_once = {"numbers": self._numbers, "samples_at_once": self._at_once}
-        self._elbo, self._features = self._on_replicas(self._elbo_of), self._on_replicas(model._features)
+        at_once = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
+        self._elbo_parts, self._features = self._on_replicas(self._replica_elbo), self._on_replicas(model._features)
 
         def add_samples(*rows: tf.Tensor) -> ImportanceWeighting:
             return model._add_importance_samples(*rows[:-1], **at_once, labels=rows[-1])
@@ -121,25 +124,30 @@ class LikelihoodEvaluator:
         for batch in batches:
             parts.append(self.evaluate_batch(batch, seed, count, lambda done, before=count: progress(before + done)))
             count += len(parts[-1]["reconstruction"])
-        return Likelihood.joined(parts)
+        return Likelihood.joined(parts, self.numbers_of_samples)
 
     def evaluate_batch(
         self, batch: Batch, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
     ) -> dict[str, np.ndarray]:
-        """The arrays for `Likelihood.joined` of a batch whose first image has this number; `progress` is its own."""
+        """The arrays for `Likelihood.joined` of a batch; `first` is the number of its first image.
+
+        `progress` gets the number of images of this batch that are done.
+        """
         rows = [tf.convert_to_tensor(row) for row in (batch if isinstance(batch, tuple) else (batch,))]
         size = rows[0].shape[0]
-        check(size <= self._batch_size, f"a batch of {size} images is larger than batch_size = {self._batch_size}")
+        if size > self._batch_size:
+            raise ValueError(f"a batch of {size} images is larger than batch_size = {self._batch_size}")
         missing = self._batch_size - size
         padded = [tf.pad(row, [(0, missing), *[(0, 0)] * (row.shape.rank - 1)]) for row in rows]
         images, *labels = divided(self._strategy, padded)
         labels = labels[0] if labels and self._model.config.num_classes else None
         seeds = divided(self._strategy, image_seeds(seed, self._batch_size, first))
-        reconstruction, kl = joined(self._strategy, self._elbo(images, seeds, labels))
+        reconstruction, kl = joined(self._strategy, self._elbo_parts(images, seeds, labels))
         bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])
-        if self._numbers:
-            features, count, step = self._features(images), self._numbers[-1], _TURNS * self._at_once
-            weighting = divided(self._strategy, ImportanceWeighting.begun(self._batch_size, len(self._numbers)))
+        if self.numbers_of_samples:
+            features, count, step = self._features(images), self.numbers_of_samples[-1], _TURNS * self._at_once
+            begun = ImportanceWeighting.begun(self._batch_size, len(self.numbers_of_samples))
+            weighting = divided(self._strategy, begun)
             for start in range(0, count, step):
                 until = min(start + step, count)
                 samples = tf.constant(start), tf.constant(until)
@@ -150,13 +158,13 @@ class LikelihoodEvaluator:
         else:
             progress(size)
         measured = {"reconstruction": reconstruction, "kl": kl, "importance_weighted": bounds}
-        measured = {name: value.numpy()[:size] for name, value in (measured | {"effective_samples": effective}).items()}
-        return measured | {"numbers_of_samples": np.array(self._numbers)}
+        measured["effective_samples"] = effective
+        return {name: value.numpy()[:size] for name, value in measured.items()}
 
-    def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
-        """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""
+    def _replica_elbo(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
+        """The reconstruction `[batch]` and the KL `[batch, groups, channels]` of one replica's images."""
         noise = noise_per_image(self._model.plan.latent_shapes(), seeds)
-        # Latents of which some channels are kept are not drawn by a loop. Folding would copy most kernels for one pass.
+        # A loop can't draw latents of which some channels are kept. Folding would copy most kernels for one pass.
         forward = ForwardPass(labels=labels, scanned=self._kept_channels is None)
         decoded = self._model._inference_pass(images, noise, forward, self._kept_channels)
         reconstruction = -decoded.likelihood.log_prob(images)

@@ -5,19 +5,19 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Distances of samples from the training images, in the features of Inception or of one's own.
-_OF_SAMPLES = {"fid": "FID", "frechet": "Fréchet distance"}
+# Distances of samples from the training images, in the features of Inception or of the user's own extractor.
+_DISTANCES = {"fid": "FID", "frechet": "Fréchet distance"}
 _PROVENANCE = ("{num_images:,} ", "images of the {split} part of {dataset}", " ({data})", ", seed {seed}")
 _PROVENANCE += ("\n{checkpoint} checkpoint", ", step {step:,}", ", {weights}", ", SHA-256 {checkpoint_sha256:.16}...")
 
 
 def digits(value: float, count: int = 4) -> str:
-    """`0.05417`, `9,740`, `10,400`: so many digits or, of large numbers, all before the point."""
+    """A number with `count` significant digits, or all digits before the point: `0.05417`, `9,740`, `10,400`."""
     return f"{value:,.{count}g}" if abs(value) < 10**count - 0.5 else f"{value:,.0f}"
 
 
 def interval(value: float, half_width: float | None) -> str:
-    """`35.95 ± 0.94`: half the width of an interval with two digits, and the value with as many places."""
+    """A value and half the width of its interval, which gets two digits: `35.95 ± 0.94`."""
     if not half_width:
         return digits(value)
     places = max(0, 1 - math.floor(math.log10(half_width)))
@@ -25,7 +25,7 @@ def interval(value: float, half_width: float | None) -> str:
 
 
 def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What was measured: name, value with unit and, after ±, half of its 95% interval, and how it was made."""
+    """Yields the name, the value with its unit and 95% interval, and the origin of every metric."""
     # A file of another version may lack some of the provenance.
     number = f"{metrics['num_images']:,} " if metrics.get("num_images") else ""
     halves, images = metrics.get("half_widths_95", {}), f"mean of {number}{metrics.get('split')} images"
@@ -54,7 +54,7 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             tenth, all_nats = (digits(kept[f"reconstruction_nats{which}"]) for which in ("", "_of_all_channels"))
             how += f"{all_nats} nats; mean of {kept['num_images']:,} images"
             yield "reconstruction, a tenth of the channels", f"{tenth} nats per image", how
-    for key, name in _OF_SAMPLES.items():
+    for key, name in _DISTANCES.items():
         if fid := metrics.get(key):
             how = f"{fid['samples']:,} samples at temperature {fid['temperature']}"
             how += ", reweighted prior" if fid.get("prior") == "reweighted" else ""
@@ -63,18 +63,18 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             how += ", not known as the published Inception graph" if unknown else ""
             yield name, f"{fid['value']:.2f}", how
     if outliers := metrics.get("outliers"):
-        # Earlier files have the name "nelbo".
+        # Earlier files have the names "nelbo" and "llr", the likelihood ratio of Havtorn et al. (2021).
         words = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
         words |= dict.fromkeys(("nelbo_at_mean", "nelbo"), "NELBO at the means") | {"llr": "LLR"}
-        for name, of_set in outliers["sets"].items():
-            value = ", ".join(f"{of_set['auroc'][key]:.3f} {words[key]}" for key in words if key in of_set["auroc"])
+        for name, measured in outliers["sets"].items():
+            value = ", ".join(f"{measured['auroc'][key]:.3f} {words[key]}" for key in words if key in measured["auroc"])
             own = f"{metrics.get('split')} images"
-            how = f"area under the ROC curve, {of_set['num_images']:,} of these against the {own}"
+            how = f"area under the ROC curve, {measured['num_images']:,} of these against the {own}"
             yield f"AUROC, {name}", value, how
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """The evaluation file as text: what was evaluated, as far as it is known, what was measured, and its parts."""
+    """The evaluation file as text: what was evaluated, as far as the file says it, the metrics, and their parts."""
     known, about = {name: value for name, value in metrics.items() if value is not None}, ""
     for part in _PROVENANCE:
         with contextlib.suppress(KeyError):
@@ -90,7 +90,7 @@ def table(metrics: Mapping[str, Any]) -> str:
         parts.append("\n".join(lines))
     if "outliers" in metrics:
         parts.append("\n".join(_outlier_lines(metrics)))
-    for key, name in _OF_SAMPLES.items():
+    for key, name in _DISTANCES.items():
         if key in metrics:
             how = next(how for row, _, how in rows(metrics) if row == name)
             shift = metrics[key]["batch_norm_shift"] if metrics[key]["batch_norm_iterations"] else ""
@@ -101,13 +101,11 @@ def table(metrics: Mapping[str, Any]) -> str:
 def _outlier_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """How many images of each set have a small p-value."""
     outliers, words = metrics["outliers"], {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
-    for name, of_set in outliers["sets"].items() if outliers["calibrated"] else ():
-        value = ", ".join(f"{of_set['flagged'][key]:.1%} {words[key]}" for key in words)
+    for name, measured in outliers["sets"].items() if outliers["calibrated"] else ():
+        value = ", ".join(f"{measured['flagged'][key]:.1%} {words[key]}" for key in words)
         yield _line(f"p-value at most {outliers['flagged_below']:g}, {name}", value)
     if not outliers["calibrated"]:
         yield "no Mahalanobis distance, no p-values: nvae-calibrate has not been run for this checkpoint"
-    if "llr_groups" in outliers:
-        yield f"LLR>{outliers['llr_groups']} with {outliers['llr_samples']:,} importance samples"
 
 
 def _line(name: str, value: str) -> str:
@@ -115,7 +113,7 @@ def _line(name: str, value: str) -> str:
 
 
 def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Bounds with fewer samples, and the KL of every scale, each followed by those of its groups."""
+    """Bounds with fewer samples, and the KL of every scale, each followed by the KL of its groups."""
     for number, nats in metrics.get("importance_weighted_nats_by_samples", {}).items():
         if int(number) != metrics["importance_samples"]:
             samples = f"{int(number):,} sample{'' if number == '1' else 's'}"

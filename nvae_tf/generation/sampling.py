@@ -14,7 +14,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import pictures_for_model
 from nvae_tf.data.pipeline import stored_spec
-from nvae_tf.latent_plan import LatentPlan, of_groups
+from nvae_tf.latent_plan import LatentPlan, values_of_groups
 from nvae_tf.layers import FoldedPass
 from nvae_tf.models import NVAE, restoration
 from nvae_tf.models.images import check_images
@@ -398,7 +398,7 @@ def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, in
     given = [how] if isinstance(how, str) else list(how)
     for way in given:
         check_choice("how", way, WAYS)
-    return given * len(shapes) if isinstance(how, str) else of_groups(given, shapes, "ways to interpolate")
+    return given * len(shapes) if isinstance(how, str) else values_of_groups(given, shapes, "ways to interpolate")
 
 
 def _between(start: np.ndarray, end: np.ndarray, fractions: np.ndarray, way: str) -> np.ndarray:

@@ -181,10 +181,10 @@ def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, training: bool)
         scaled.set_shape(kernels.shape)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            of_kernels, of_log_norms = backward(upstream, kernels, *others)
-            of_kernels.set_shape(kernels.shape)
-            of_log_norms.set_shape(log_norms.shape)
-            return of_kernels, of_log_norms
+            kernel_gradients, log_norm_gradients = backward(upstream, kernels, *others)
+            kernel_gradients.set_shape(kernels.shape)
+            log_norm_gradients.set_shape(log_norms.shape)
+            return kernel_gradients, log_norm_gradients
 
         return scaled, gradient
 

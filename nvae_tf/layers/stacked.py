@@ -146,9 +146,9 @@ class StackedLayer(keras.layers.Layer):
         yield [functools.partial(layer, index) for index in range(self.count)]
         if recording:
             stacked = _records_of_inline if inline else functools.partial(_records_of_traced, self.recorders())
-            for recorder, of_layers in zip(self.recorders(), stacked(records), strict=True):
-                if of_layers is not None:
-                    recorder.record(forward, of_layers)
+            for recorder, layer_statistics in zip(self.recorders(), stacked(records), strict=True):
+                if layer_statistics is not None:
+                    recorder.record(forward, layer_statistics)
 
     def application(self, forward: ForwardPass, inline: bool = True) -> Callable:
         """`(weights, inputs, recording) -> (outputs, records)` of one layer, as a pass computes it.

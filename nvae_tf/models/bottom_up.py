@@ -67,7 +67,7 @@ class BottomUp(keras.layers.Layer):
             state, states, stacked = run_steps(
                 [Part(scale.cells)], _encoded, state, [()] * scale.cells.count, forward, lambda state: [state]
             )
-            states += [each for of_steps in stacked for each in tf.unstack(of_steps)]
+            states += [each for step_states in stacked for each in tf.unstack(step_states)]
             features += states[scale.cells_per_group - 1 :: scale.cells_per_group]
             if scale.down is not None:
                 state = scale.down.single(state, forward)

@@ -18,7 +18,7 @@ import tensorflow_probability as tfp
 from nvae_tf import objective as objectives
 from nvae_tf.config import LARGEST_SEED, check, real_number, shown, whole_number
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_from
-from nvae_tf.latent_plan import LatentPlan, of_groups
+from nvae_tf.latent_plan import LatentPlan, values_of_groups
 from nvae_tf.layers.cpu_kernels import fan_out
 from nvae_tf.models.images import are_classes, as_tensor, boolean_mask, check_values
 
@@ -123,8 +123,10 @@ class PosteriorSource(SourceOfTensors):
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""
-        of_prior, of_posterior = layers.prior(state), layers.posterior(state, self.feature)
-        posterior = soft_clamped_normal_from(of_prior + of_posterior if self.residual else of_posterior)
+        prior_parameters, posterior_parameters = layers.prior(state), layers.posterior(state, self.feature)
+        posterior = soft_clamped_normal_from(
+            prior_parameters + posterior_parameters if self.residual else posterior_parameters
+        )
         scale = posterior.scale
         if layers.flows:
             # The density of what is drawn has two uses of its own.
@@ -133,7 +135,7 @@ class PosteriorSource(SourceOfTensors):
         z = z_before_flows = posterior.loc + scale * self.noise
         for flow in layers.flows:
             z = flow(z)
-        prior = soft_clamped_normal_from(of_prior)
+        prior = soft_clamped_normal_from(prior_parameters)
         return LatentSample(z, z_before_flows, prior, posterior, bool(layers.flows))
 
 
@@ -202,8 +204,8 @@ class GuidedSource(SourceOfTensors):
     guidance: float | tf.Tensor
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        of_class, without = tf.split(layers.prior(state), 2)
-        prior = soft_clamped_normal_from(without + self.guidance * (of_class - without), self.temperature)
+        with_class, without = tf.split(layers.prior(state), 2)
+        prior = soft_clamped_normal_from(without + self.guidance * (with_class - without), self.temperature)
         z = tf.tile(prior.loc + prior.scale * self.noise, [2, 1, 1, 1])
         return LatentSample(z, z, prior)
 
@@ -298,9 +300,9 @@ def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_group
 def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[float | tf.Tensor]:
     """The temperature of every group, top group first.
 
-    One number is for all groups; a list has one for every scale or group, see `of_groups`. A tensor of one axis is such
-    a list; any other counts as one number (one an image: `[batch, 1, 1, 1]`). ValueError where there are as many as
-    neither scales nor groups, or one that is no tensor is not greater than 0 and finite.
+    One number is for all groups; a list has one for every scale or group, see `values_of_groups`. A tensor of one axis
+    is such a list; any other tensor counts as one number (one for each image: `[batch, 1, 1, 1]`). ValueError where
+    there are as many as neither scales nor groups, or a number that is not greater than 0 and finite.
     """
     if isinstance(temperature, tf.Tensor) and temperature.shape.rank == 1:
         temperature = tf.unstack(temperature)
@@ -311,7 +313,7 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
             rule = "must be greater than 0 and finite; 1 is the model as trained"
             value = real_number("temperature", value, rule, math.ulp(0.0))
         values.append(value)
-    return of_groups(values, plan.latent_shapes(), "temperatures") if several else values * plan.num_groups
+    return values_of_groups(values, plan.latent_shapes(), "temperatures") if several else values * plan.num_groups
 
 
 def batch_noise(shapes: Shapes, batch_size: Number, seed: Sequence[Number], first: Number = 0) -> list[tf.Tensor]:

@@ -1,5 +1,6 @@
 """What is measured at a training step: running means for `fit`, and the last steps group by group."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -46,18 +47,25 @@ class RunningMetrics:
         names = ("loss", "reconstruction", "kl", "gradient_norm")
         self.loss, self.reconstruction, self.kl, self.gradient_norm = (SharedMean(name=name) for name in names)
         self.skipped_steps = SharedSum(name="skipped_steps")
-        self.of_evaluation = [self.loss, self.reconstruction, self.kl]
-        self.of_training = [*self.of_evaluation, self.gradient_norm, self.skipped_steps]
+        self.evaluation_metrics = [self.loss, self.reconstruction, self.kl]
+        self.training_metrics = [*self.evaluation_metrics, self.gradient_norm, self.skipped_steps]
 
     def track_bound(self, loss: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor, batch_size) -> None:
         """Takes in the means of a batch of so many images; scalars."""
-        for metric, value in zip(self.of_evaluation, (loss, reconstruction, kl), strict=True):
+        for metric, value in zip(self.evaluation_metrics, (loss, reconstruction, kl), strict=True):
             metric.update_state(value, sample_weight=tf.cast(batch_size, tf.float32))
 
     def track(self, metrics: StepMetrics, batch_size) -> None:
         """Takes in an accepted step on so many images."""
         self.track_bound(metrics.loss, metrics.reconstruction, tf.reduce_sum(metrics.kl_per_group), batch_size)
         self.gradient_norm.update_state(metrics.gradient_norm)
+
+
+def metric_values(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
+    """The values of metrics by name."""
+    # Several workers' `fit` joins their metrics along an axis, which scalars lack.
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return {metric.name: tf.reshape(metric.result(), [1] if several else []) for metric in metrics}
 
 
 class RecentSteps(NamedTuple):

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -29,18 +28,15 @@ from nvae_tf.layers import (
     variables_named_alike,
 )
 from nvae_tf.layers.convolution import DataDependentConvolution
-from nvae_tf.models import restoration, training_step
+from nvae_tf.models import restoration
 from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import (
-    assert_classes,
-    assert_pixels,
     boolean_mask,
-    check_batch,
     check_images,
     frame,
     real_pixels,
-    with_one_line_errors,
 )
+from nvae_tf.models.keras_fit import FittedModel
 from nvae_tf.models.latents import (
     GivenSource,
     GuidedSource,
@@ -69,10 +65,8 @@ from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
-from nvae_tf.replicas import replica_count, replica_means
 
 _MOST_GRAPHS = 16
-_NO_CLASS_WEIGHT = "class_weight has no effect: the loss is the mean over all images; leave it out"
 # Their conditions are all Python's: in a graph of the caller's, autograph would take as long as the tracing itself.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 
@@ -93,13 +87,13 @@ class Decoded(NamedTuple):
         pieces = []
         for latent in self.latents:
             size = math.prod(latent.z.shape[1:])
-            of_groups = tf.reshape(latent.z, [latent.groups, -1, size])
-            pieces.append(tf.reshape(tf.transpose(of_groups, [1, 0, 2]), [-1, latent.groups * size]))
+            flat_groups = tf.reshape(latent.z, [latent.groups, -1, size])
+            pieces.append(tf.reshape(tf.transpose(flat_groups, [1, 0, 2]), [-1, latent.groups * size]))
         return tf.concat(pieces, axis=1)
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
-class NVAE(keras.Model):
+class NVAE(FittedModel):
     """Nouveau VAE (Vahdat & Kautz 2020).
 
     Example:
@@ -158,9 +152,9 @@ class NVAE(keras.Model):
             self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
             self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
             self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
-        of_groups = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
+        group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
         for cells in self._layers_of_kind(ResidualCells):
-            cells.recomputed = recompute == "all" or (recompute == "groups" and cells in of_groups)
+            cells.recomputed = recompute == "all" or (recompute == "groups" and cells in group_cells)
         self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
@@ -456,8 +450,8 @@ class NVAE(keras.Model):
         sources = self._posterior_sources(self._features(images, forward), noise)
 
         def nelbo(number: tf.Tensor) -> tf.Tensor:
-            of_class = dataclasses.replace(forward, labels=tf.fill([count], number))
-            return self._top_down_pass(sources, count, of_class).elbo(images).nelbo
+            class_pass = dataclasses.replace(forward, labels=tf.fill([count], number))
+            return self._top_down_pass(sources, count, class_pass).elbo(images).nelbo
 
         return tf.map_fn(nelbo, tf.range(self.config.num_classes), fn_output_signature=tf.float32)
 
@@ -533,105 +527,6 @@ class NVAE(keras.Model):
             return tf.reshape(decoded.likelihood.log_prob(images) + log_p - log_q, [-1, samples_at_once])
 
         return objectives.add_samples(log_weights, before, numbers, first, last, samples_at_once)
-
-    # Training and evaluation through Keras; the step itself is in `training_step`.
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """What `fit` reports, see `RunningMetrics`."""
-        return self.running.of_training
-
-    def _training_loss(
-        self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
-    ) -> training_step.StepLoss:
-        """The bound's terms and the loss at a step, see `nvae_tf.objective`."""
-        norms, total = training_step.regularizers_of(self, forward)
-        inputs, total = objectives.gradients_after_network(images, total)
-        return training_step.loss_of(self, images, noise, step, forward, (norms, total), inputs)
-
-    @_AS_WRITTEN
-    def train_step(self, data) -> dict[str, tf.Tensor]:
-        """One step of `fit` on a batch of images in [0, 1], or `(images, labels)`; refuses what `fit` refuses."""
-        images, labels = training_step.batch_of(self, data)
-        check_images(images, self.config, scored=True, nan_allowed=True)
-        return training_step.train(self, images, labels)
-
-    def predict_step(self, data) -> tf.Tensor:
-        """One step of `predict`: the reconstructions' means, of `(images, labels)` with their classes."""
-        images, labels = training_step.batch_of(self, data, may_lack_labels=True)
-        return self(images, labels=labels)
-
-    @_AS_WRITTEN
-    def test_step(self, data) -> dict[str, tf.Tensor]:
-        """One step of `evaluate`: the negative bound in nats; every batch gets the same draws."""
-        images, labels = training_step.batch_of(self, data)
-        check_images(images, self.config, scored=True)
-        noise = training_step.draws(self, images, -1)
-        elbo = self._inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
-        reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
-        kl = tf.reduce_sum(kl)
-        self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
-        return training_step.results(self.running.of_evaluation)
-
-    def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
-        """As `keras.Model.fit`; ValueError for images not of the model's size, or no floats in [0, 1] (1 bit: 0, 1)."""
-        check(class_weight is None, _NO_CLASS_WEIGHT)
-        return super().fit(*args, **kwargs)
-
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """As `keras.Model.train_on_batch`; refuses what `fit` does."""
-        check(class_weight is None, _NO_CLASS_WEIGHT)
-        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
-
-    def make_train_function(self, force: bool = False) -> None:
-        """Makes what `fit` runs. Images that are not finite pass, and the step guard skips their step."""
-        check(self.optimizer is not None, "the model has no optimizer: compile(optimizer=nvae_tf.NVAEAdamax())")
-        if self._compile_loss is not None or self._compile_metrics is not None:
-            warnings.warn("loss and metrics of `compile` have no effect: the model has its own", stacklevel=2)
-        if not self.optimizer.built:
-            # Else they would be made by the first trace of the step, which a refused batch breaks off.
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
-        self._make_checked_function("train", super().make_train_function, force)
-
-    def make_test_function(self, force: bool = False) -> None:
-        """Makes what `evaluate` runs."""
-        self._make_checked_function("test", super().make_test_function, force)
-
-    def make_predict_function(self, force: bool = False) -> None:
-        """Makes what `predict` runs."""
-        self._make_checked_function("predict", super().make_predict_function, force)
-
-    def _make_checked_function(self, kind: str, make: Callable, force: bool) -> None:
-        name = f"{kind}_function"
-        if getattr(self, name) is None or force:
-            self._kind_of_step = kind
-            make(force)
-            setattr(self, name, with_one_line_errors(getattr(self, name)))
-
-    def _autoconvert_optionals(self, step_func: Callable) -> Callable:
-        # Keras wraps in this what it does with a batch, be it compiled by XLA or not: the one place outside of that.
-        step, kind = super()._autoconvert_optionals(step_func), self._kind_of_step
-        how = self.config, kind != "predict", kind == "train"
-
-        def checked(data):
-            images, *others = data if isinstance(data, (tuple, list)) else (data,)
-            if len(others) > 1 and others[1] is not None:
-                warnings.warn("sample weights have no effect: the loss is the mean over all images", stacklevel=2)
-            replicas = self.distribute_strategy.experimental_local_results(images)
-            checks = [assert_pixels(check_batch(shard, self.config), *how) for shard in replicas]
-            if self.config.num_classes and others and others[0] is not None:
-                labels = self.distribute_strategy.experimental_local_results(others[0])
-                checks += [assert_classes(shard, self.config.num_classes) for shard in labels]
-            # The data itself waits for the checks: on several replicas a reduction that has begun when a check fails
-            # is broken off, and with it every later one of the process.
-            with tf.control_dependencies(checks):
-                checked_data = tf.nest.map_structure(
-                    lambda value: None if value is None else tf.identity(value), data, expand_composites=True
-                )
-            return step(checked_data)
-
-        return checked
 
     def summary(self, *_: object, print_fn: Callable[[str], object] | None = None, **__: object) -> None:
         """Prints the hierarchy: of each scale its groups, the shape of their latents, channels and weights.
@@ -748,8 +643,8 @@ def _lines_of_summary(model: NVAE) -> list[str]:
     """A line about the model, then a table with a line for each scale, from the top, and for what is around them."""
     config, plan = model.config, model.plan
     size = f"{config.image_height}x{config.image_width}x{config.image_channels}"
-    of_classes = f", {config.num_classes} classes" if config.num_classes else ""
-    head = f"NVAE of images {size} of {config.num_bits} bits{of_classes}, likelihood {config.likelihood}"
+    classes = f", {config.num_classes} classes" if config.num_classes else ""
+    head = f"NVAE of images {size} of {config.num_bits} bits{classes}, likelihood {config.likelihood}"
     rows = [_COLUMNS_OF_SUMMARY]
     encoders = [*reversed(model.bottom_up.scales)] or [None] * len(plan.scales)
     for index, (scale, below, above) in enumerate(zip(plan.scales, encoders, model.top_down.scales, strict=True)):

@@ -73,8 +73,8 @@ def kl_map(model: "NVAE", latents: Sequence[LatentSample]) -> tf.Tensor:
     maps = []
     for latent in latents:
         if latent.z.shape[1] == largest:
-            of_groups = tf.reduce_sum(objectives.kl_per_element(latent), axis=3)
-            maps.append(tf.reduce_sum(tf.reshape(of_groups, (latent.groups, -1, *of_groups.shape[1:])), axis=0))
+            kl_of_groups = tf.reduce_sum(objectives.kl_per_element(latent), axis=3)
+            maps.append(tf.reduce_sum(tf.reshape(kl_of_groups, (latent.groups, -1, *kl_of_groups.shape[1:])), axis=0))
     return _per_pixel(tf.add_n(maps), model.config)
 
 

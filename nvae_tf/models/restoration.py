@@ -214,8 +214,8 @@ def restored(
         return likelihood.mean(), likelihood.variance()
 
     def loss(latents: Sequence[tf.Tensor]) -> tf.Tensor:
-        of_prior = tf.add_n([tf.reduce_sum(tf.square(latent)) for latent in latents])
-        return measured.energy(*decoded(latents)) + 0.5 * WEIGHT_OF_PRIOR * of_prior
+        squared_norm = tf.add_n([tf.reduce_sum(tf.square(latent)) for latent in latents])
+        return measured.energy(*decoded(latents)) + 0.5 * WEIGHT_OF_PRIOR * squared_norm
 
     first, last = decoded(latents), decoded(_minimized(loss, latents, steps))
     return measured.with_data(*measured.closer(first, last))
@@ -233,8 +233,8 @@ class TemperedSource:
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         latent = self.source.draw(layers, state)
-        of_prior = (self.temperature**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
-        return latent._replace(z=(latent.z + of_prior * latent.prior.loc) / (1.0 + of_prior))
+        prior_weight = (self.temperature**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
+        return latent._replace(z=(latent.z + prior_weight * latent.prior.loc) / (1.0 + prior_weight))
 
 
 class _Measured:
@@ -269,11 +269,11 @@ class _Measured:
     def _estimate(self, mean: tf.Tensor, covariance: Callable, variance: tf.Tensor) -> tf.Tensor:
         noise = tf.square(tf.maximum(self.sigma, _TINY_SIGMA))
 
-        def of_measurements(weights: tf.Tensor) -> tf.Tensor:
+        def times_covariance(weights: tf.Tensor) -> tf.Tensor:
             return self.operator.apply(covariance(self.operator.adjoint(weights))) + noise * weights
 
         diagonal = self.operator.squared(variance) + noise
-        weights = _conjugate_gradients(of_measurements, self.residual(mean), diagonal)
+        weights = _conjugate_gradients(times_covariance, self.residual(mean), diagonal)
         return tf.clip_by_value(mean + covariance(self.operator.adjoint(weights)), 0.0, 1.0)
 
     def closer(self, first: tuple[tf.Tensor, ...], last: tuple[tf.Tensor, ...]) -> list[tf.Tensor]:
@@ -305,9 +305,9 @@ def _minimized(loss: Callable, variables: Sequence[tf.Tensor], steps: int) -> li
         rate = LEARNING_RATE * 0.5 * (1.0 + tf.cos(np.pi * done / steps))
         means = [_BETAS[0] * old + (1.0 - _BETAS[0]) * new for old, new in zip(means, gradients, strict=True)]
         squares = [_BETAS[1] * old + (1.0 - _BETAS[1]) * new**2 for old, new in zip(squares, gradients, strict=True)]
-        of_mean, of_square = (1.0 - beta ** (done + 1.0) for beta in _BETAS)
+        mean_correction, square_correction = (1.0 - beta ** (done + 1.0) for beta in _BETAS)
         moved = [
-            value - rate * (mean / of_mean) / (tf.sqrt(square / of_square) + _EPSILON)
+            value - rate * (mean / mean_correction) / (tf.sqrt(square / square_correction) + _EPSILON)
             for value, mean, square in zip(values, means, squares, strict=True)
         ]
         return moved, means, squares

@@ -40,8 +40,8 @@ class Perceptron(keras.layers.Layer):
 
     def __init__(self):
         super().__init__(dtype="float32")
-        self.of_latent, *self.hidden = (keras.layers.Dense(_UNITS, dtype="float32") for _ in range(_HIDDEN_LAYERS))
-        self.of_context = keras.layers.Dense(_UNITS, use_bias=False, dtype="float32")
+        self.latent_layer, *self.hidden = (keras.layers.Dense(_UNITS, dtype="float32") for _ in range(_HIDDEN_LAYERS))
+        self.context_layer = keras.layers.Dense(_UNITS, use_bias=False, dtype="float32")
         self.logit = keras.layers.Dense(1, dtype="float32")
         # Its layers are, at their first call.
         self.built = True
@@ -50,12 +50,12 @@ class Perceptron(keras.layers.Layer):
         """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`; see `ReweightedPrior`."""
         count, proposals, size = tf.shape(whitened)[0], whitened.shape[1], math.prod(whitened.shape[2:])
         # Matrices alone: Keras multiplies tensors of three axes in batches, which takes longer.
-        state = self.of_latent(tf.reshape(whitened, [-1, size]))
+        state = self.latent_layer(tf.reshape(whitened, [-1, size]))
         if context:
             parts = [tf.reshape(part, [-1, math.prod(part.shape[1:])]) for part in context]
             # Once for an image, not for each of its proposals.
-            of_context = self.of_context(tf.concat(parts, axis=1))[:, tf.newaxis]
-            state = tf.reshape(tf.reshape(state, [count, proposals, _UNITS]) + of_context, [-1, _UNITS])
+            context_state = self.context_layer(tf.concat(parts, axis=1))[:, tf.newaxis]
+            state = tf.reshape(tf.reshape(state, [count, proposals, _UNITS]) + context_state, [-1, _UNITS])
         for layer in self.hidden:
             state = layer(tf.nn.silu(state))
         return tf.reshape(self.logit(tf.nn.silu(state)), [count, proposals])
@@ -67,8 +67,8 @@ class ResidualConvolutions(keras.layers.Layer):
     def __init__(self):
         super().__init__(dtype="float32")
         options = dict(padding="same", dtype="float32")
-        self.of_latent = keras.layers.Conv2D(_CHANNELS, 3, **options)
-        self.of_context = keras.layers.Conv2D(_CHANNELS, 3, use_bias=False, **options)
+        self.latent_layer = keras.layers.Conv2D(_CHANNELS, 3, **options)
+        self.context_layer = keras.layers.Conv2D(_CHANNELS, 3, use_bias=False, **options)
         self.blocks = [keras.layers.Conv2D(_CHANNELS, 3, **options) for _ in range(2 * _BLOCKS)]
         self.logit = keras.layers.Dense(1, dtype="float32")
         # Its layers are, at their first call.
@@ -77,10 +77,10 @@ class ResidualConvolutions(keras.layers.Layer):
     def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
         """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`; see `ReweightedPrior`."""
         count, proposals, shape = tf.shape(whitened)[0], whitened.shape[1], whitened.shape[2:]
-        state = self.of_latent(tf.reshape(whitened, [-1, *shape]))
+        state = self.latent_layer(tf.reshape(whitened, [-1, *shape]))
         if context:
-            of_context = self.of_context(tf.concat([_enlarged(part, *shape[:2]) for part in context], axis=3))
-            maps = tf.reshape(state, [count, proposals, *state.shape[1:]]) + of_context[:, tf.newaxis]
+            context_state = self.context_layer(tf.concat([_enlarged(part, *shape[:2]) for part in context], axis=3))
+            maps = tf.reshape(state, [count, proposals, *state.shape[1:]]) + context_state[:, tf.newaxis]
             state = tf.reshape(maps, [-1, *state.shape[1:]])
         for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
             state += second(tf.nn.silu(first(tf.nn.silu(state))))
@@ -181,9 +181,9 @@ class ReweightedPrior:
         halves = [(-(-count // 2), *shape) for count, shape in zip(counts, shapes, strict=True)]
         sizes, drawn = list(map(math.prod, halves)), []
         noise, gumbel = _draws(seeds, sum(sizes), sum(counts))
-        of_groups = zip(tf.split(noise, sizes, axis=1), halves, tf.split(gumbel, counts, axis=1), strict=True)
+        group_draws = zip(tf.split(noise, sizes, axis=1), halves, tf.split(gumbel, counts, axis=1), strict=True)
         sources = []
-        for group, (noise, half, gumbel) in enumerate(of_groups):
+        for group, (noise, half, gumbel) in enumerate(group_draws):
             noise = tf.reshape(noise, [-1, *half])
             noise = tf.concat([noise, -noise], axis=1)[:, : counts[group]]
             sources.append(ResampledSource(self, noise, gumbel, temperatures[group], drawn, labels))
@@ -199,14 +199,16 @@ def proposals_of_groups(proposals: int, groups: int) -> list[int]:
 def _draws(seeds: tf.Tensor, normal: int, gumbel: int) -> tuple[tf.Tensor, tf.Tensor]:
     """So many draws of the normal and of the Gumbel distribution an image, functions of its seed `[batch, 2]`."""
 
-    def of_image(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        of_noise, of_choice = (
+    def draws_of_image(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        noise_seed, choice_seed = (
             tf.random.experimental.stateless_fold_in(seed, _STREAM + number, alg="philox") for number in range(2)
         )
-        noise = tf.random.stateless_normal([normal], of_noise, alg="philox")
-        return noise, tf.random.stateless_uniform([gumbel], of_choice, alg="philox")
+        noise = tf.random.stateless_normal([normal], noise_seed, alg="philox")
+        return noise, tf.random.stateless_uniform([gumbel], choice_seed, alg="philox")
 
-    noise, uniform = tf.map_fn(of_image, seeds, fn_output_signature=(tf.TensorSpec([normal]), tf.TensorSpec([gumbel])))
+    noise, uniform = tf.map_fn(
+        draws_of_image, seeds, fn_output_signature=(tf.TensorSpec([normal]), tf.TensorSpec([gumbel]))
+    )
     return noise, -tf.math.log(-tf.math.log(uniform))
 
 

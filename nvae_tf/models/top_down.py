@@ -88,7 +88,7 @@ class TopDownScale(keras.layers.Layer):
 
     def group(self, forward: ForwardPass, layers: list[list[Callable]]) -> GroupLayers:
         """What one group computes with its layers of the `parts`."""
-        cells, priors, feature_combiners, (of_posterior,), flows, (combiner,) = layers
+        cells, priors, feature_combiners, (posterior_layer,), flows, (combiner,) = layers
         is_top = not priors
 
         def prior(state: tf.Tensor) -> tf.Tensor:
@@ -102,7 +102,7 @@ class TopDownScale(keras.layers.Layer):
                 feature += feature_combiners[0](state)
             elif self.classes:
                 feature = self.classes_of_posterior.added(feature, forward)
-            return tf.cast(of_posterior(feature), tf.float32)
+            return tf.cast(posterior_layer(feature), tf.float32)
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)
@@ -119,12 +119,12 @@ class TopDownScale(keras.layers.Layer):
         """The state `[batch, height, width, channels]` after all groups, and their latents."""
 
         def group(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
-            of_group = self.group(forward, layers)
-            for cell in of_group.cells:
+            group_layers = self.group(forward, layers)
+            for cell in group_layers.cells:
                 state = cell(state)
             state, seen_by_latent = fan_out(state, 2)
-            latent = source.draw(of_group, seen_by_latent)
-            return of_group.combine(state, latent.z), latent
+            latent = source.draw(group_layers, seen_by_latent)
+            return group_layers.combine(state, latent.z), latent
 
         state, latents, stacked = run_steps(self.parts, group, state, sources, forward, tensors_of_latent)
         return state, [*latents, latents_of_groups(stacked)] if stacked else latents
@@ -176,8 +176,8 @@ class TopDown(keras.layers.Layer):
         for scale in self.scales:
             if scale.classes:
                 state = scale.classes.added(state, forward)
-            state, of_scale = scale.forward(state, sources[first : first + scale.num_groups], forward)
-            latents, first = latents + of_scale, first + scale.num_groups
+            state, scale_latents = scale.forward(state, sources[first : first + scale.num_groups], forward)
+            latents, first = latents + scale_latents, first + scale.num_groups
             if scale.up is not None:
                 state = scale.up.single(state, forward)
         for block in self.postprocess:

@@ -1,4 +1,4 @@
-"""One step of training: the loss of a batch, its gradients, and an update that happens as a whole or not at all."""
+"""One step of training, which happens as a whole or not at all. `train_step` is the whole of it."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,11 +8,9 @@ import tensorflow as tf
 from scipy.special import ndtri
 
 from nvae_tf import objective as objectives
-from nvae_tf.config import check
 from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
-from nvae_tf.models.images import check_batch
-from nvae_tf.models.latents import batch_noise, batch_size_of, check_labels
-from nvae_tf.models.metrics import StepMetrics
+from nvae_tf.models.latents import batch_noise, batch_size_of
+from nvae_tf.models.metrics import StepMetrics, metric_values
 from nvae_tf.optimization import SMALL_WEIGHT, NVAEAdamax
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
@@ -20,70 +18,131 @@ if TYPE_CHECKING:
     from nvae_tf.models.nvae import NVAE
 
 
-class StepLoss(NamedTuple):
-    """The loss of one replica's images, and every layer's spectral norm `[layers]`."""
+class LossTerms(NamedTuple):
+    """The loss of one replica's images, and its terms: means over the images, in nats."""
 
-    elbo: objectives.Elbo
-    loss: objectives.TrainingLoss
-    spectral_norms: tf.Tensor
-
-    @property
-    def means(self) -> list[tf.Tensor]:
-        """Loss, reconstruction and KL of every group."""
-        return [self.loss.loss, tf.reduce_mean(self.elbo.reconstruction), tf.reduce_mean(self.elbo.kl, axis=0)]
+    loss: tf.Tensor  # what is differentiated, scalar
+    reconstruction: tf.Tensor  # -log p(x | z), scalar
+    kl_per_group: tf.Tensor  # without weights, `[groups]`, top group first
 
 
-class Step(NamedTuple):
-    """A step that may be taken: the gradients of all replicas' mean loss / replicas, and what follows with them."""
+class LossAndGradients(NamedTuple):
+    """What one replica's images say about a step."""
 
-    gradients: list[tf.Tensor]
-    updates: list[tuple[keras.Variable, tf.Tensor]]
-    metrics: StepMetrics
-    batch_size: int | tf.Tensor
-
-
-def batch_of(model: "NVAE", data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Images and, for a conditional model, their labels; other models may get some too, and do not use them."""
-    images, labels, *_ = [*data, None] if isinstance(data, (tuple, list)) else (data, None)
-    images = check_batch(images, model.config)
-    if not model.config.num_classes or (labels is None and may_lack_labels):
-        return images, None
-    missing = f"this model has model.num_classes = {model.config.num_classes}: give (images, labels), not images alone"
-    check(labels is not None, missing)
-    return images, check_labels(labels, batch_size_of(images), model.config.num_classes)
+    terms: LossTerms
+    spectral_norms: tf.Tensor | None  # of every convolution, `[layers]`; None without regularizers
+    gradients: list[tf.Tensor]  # of the loss / replicas, a tensor for each trainable weight
+    updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and power vectors after the step
 
 
-def train(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-    """One step on a batch `[batch, height, width, channels]` in [0, 1], unless the step guard skips it.
+def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    """Takes one step on a batch, unless the step guard refuses it.
 
-    `labels` are the images' classes, int32 `[batch]`, where the model is conditional on them.
+    On several replicas each calls this with its own images, and all take one step together.
 
-    The draws depend on the model's seed and the step alone. Replicas, each with its images, take one step together.
-    Returns the metrics' values, see `RunningMetrics`.
+    Args:
+      model: a compiled model.
+      images: `[batch, height, width, channels]` in [0, 1].
+      labels: the classes of the images, int32 `[batch]`, where the model is conditional.
+
+    Returns:
+      The values of `RunningMetrics.training_metrics` by name.
     """
+    step = model.optimizer.iterations  # the random draws depend on the model's seed and the step alone
     if model.is_data_dependent:
         _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
-    find_step = step_of_batch if model.accumulate_steps == 1 else step_of_microbatches
-    take_if_accepted(model, find_step(model, images, labels, model.optimizer.iterations))
-    return results(model.running.of_training)
+
+    if model.accumulate_steps == 1:
+        noise = draws(model, images, step)
+        forward = _training_pass(model, kept_labels(model, labels, step))
+        result = loss_and_gradients(model, images, noise, step, forward)
+    else:
+        result = mean_over_microbatches(model, images, labels, step)
+
+    metrics = _means_over_replicas(model, result)
+    accepted = model.step_guard.accepts(metrics.loss, metrics.gradient_norm)
+    apply_gradients_if(model, accepted, metrics, result.gradients)
+    for variable, value in result.updates:
+        variable.assign(tf.where(accepted, value, variable))
+
+    batch_size = batch_size_of(images) * replica_count()
+    _on_all_replicas_if(accepted, lambda metrics: model.running.track(metrics, batch_size), metrics)
+    model.recent.keep(metrics, accepted)
+    model.step_guard.observe(metrics.loss, accepted)
+    model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
+    return metric_values(model.running.training_metrics)
 
 
-def results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
-    """The values of metrics by their names."""
-    # Several workers' `fit` joins their metrics along an axis, which scalars lack.
-    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
-    return {metric.name: tf.reshape(metric.result(), [1] if several else []) for metric in metrics}
+def loss_and_gradients(
+    model: "NVAE", images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
+) -> LossAndGradients:
+    """The loss of images and its gradients, with the regularizers; arguments as in `training_loss`."""
+    with tf.GradientTape() as tape:
+        terms, spectral_norms = training_loss(model, images, noise, step, forward)
+        scaled_loss = _scaled(model, terms.loss)
+    gradients = tape.gradient(scaled_loss, model.trainable_weights)
+    return LossAndGradients(terms, spectral_norms, gradients, forward.updates)
+
+
+def training_loss(
+    model: "NVAE",
+    images: tf.Tensor,
+    noise: Sequence[tf.Tensor],
+    step: tf.Tensor,
+    forward: ForwardPass,
+    is_regularized: bool = True,
+) -> tuple[LossTerms, tf.Tensor | None]:
+    """The training objective (sections 3.2 and 4 of the paper; `nvae_tf.objective`).
+
+    Args:
+      model: the model.
+      images: `[batch, height, width, channels]` in [0, 1].
+      noise: standard-normal draws for each latent group, top group first, see `draws`.
+      step: the number of steps taken, on which the weight of the KL terms depends.
+      forward: the pass; it gathers the batch statistics.
+      is_regularized: False leaves the regularizers of the weights out of the loss.
+
+    Returns:
+      The loss and its terms, and the spectral norm of every convolution `[layers]` (None without regularizers).
+    """
+    spectral_norms, regularizers, seen = None, 0.0, images
+    if is_regularized:
+        spectral_norms, regularizers = weight_regularizers(model, forward)
+        seen, regularizers = objectives.gradients_after_network(images, regularizers)
+    elbo = model._inference_pass(seen, noise, forward).elbo(images)
+    beta = objectives.kl_weight(step, model.objective)
+    loss = objectives.training_loss(
+        elbo,
+        beta,
+        objectives.balancing_scales(model.plan),
+        regularizers,
+        objectives.regularization_weight(beta, model.objective),
+        objectives.final_kl_weights(model.objective, model.plan),
+        model.objective.free_nats,
+    )
+    terms = LossTerms(loss.loss, tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0))
+    return terms, spectral_norms
+
+
+def weight_regularizers(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
+    """The spectral norm of every convolution `[layers]`, and the sum of both regularizers (section 3.2)."""
+    norms = tf.concat(model.spectral_regularizer.norms(forward), axis=0)
+    batch_norm_loss = objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0
+    return norms, tf.reduce_sum(norms) + batch_norm_loss
 
 
 def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
-    """The posterior's noise for these images: a replica's, or those of one shard of all replicas' images."""
+    """Standard-normal draws for each latent group, a function of the model's seed, the step and the image's place.
+
+    `images` are those of shard number `shard` among equal shards of all replicas' images; None: of this replica.
+    """
     batch_size = batch_size_of(images)
     first = (replica_index() if shard is None else shard) * batch_size
     return batch_noise(model.plan.latent_shapes(), batch_size, (model.seed, tf.cast(step, tf.int32)), first)
 
 
 def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf.Tensor | None:
-    """The labels without those that this step drops (-1 in their place), each by a draw of its own, see `draws`."""
+    """Labels with -1 in place of those that this step drops (`label_dropout`); each has a draw of its own."""
     if labels is None or not model.label_dropout:
         return labels
     first = (replica_index() if shard is None else shard) * batch_size_of(labels)
@@ -93,77 +152,50 @@ def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf
     return tf.where(noise[:, 0, 0, 0] < ndtri(model.label_dropout), -1, labels)
 
 
-def regularizers_of(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
-    """Every layer's spectral norm, and the sum of both regularizers."""
-    norms = tf.concat(model.spectral_regularizer.norms(forward), axis=0)
-    total = tf.reduce_sum(norms)
-    return norms, total + (objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0)
-
-
-def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularizers, inputs=None) -> StepLoss:
-    """The loss of images `[batch, height, width, channels]` after so many steps, see `nvae_tf.objective`.
-
-    `noise` are the groups' draws, `regularizers` those of `regularizers_of`, `inputs` what the network sees instead.
-    """
-    norms, total = regularizers
-    elbo = model._inference_pass(images if inputs is None else inputs, noise, forward).elbo(images)
-    beta = objectives.kl_weight(step, model.objective)
-    weight = objectives.regularization_weight(beta, model.objective)
-    scales = objectives.balancing_scales(model.plan)
-    of_settings = objectives.final_kl_weights(model.objective, model.plan), model.objective.free_nats
-    return StepLoss(elbo, objectives.training_loss(elbo, beta, scales, total, weight, *of_settings), norms)
-
-
-def step_of_batch(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> Step:
-    """The step of a batch at once."""
-    forward = _forward_pass(model, labels=kept_labels(model, labels, step))
-    with tf.GradientTape() as tape:
-        found = model._training_loss(images, draws(model, images, step), step, forward)
-        scaled_loss = _scaled(model, found.loss.loss)
-    gradients = tape.gradient(scaled_loss, model.trainable_weights)
-    metrics = _metrics(model, gradients, found.means, found.spectral_norms)
-    return Step(gradients, forward.updates, metrics, batch_size_of(images))
-
-
-def step_of_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> Step:
-    """The mean step of equal microbatches; each has its own batch statistics, KL balancing and free nats."""
+def mean_over_microbatches(
+    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor
+) -> LossAndGradients:
+    """The mean over equal microbatches; each has its own batch statistics, KL balancing and free nats."""
     count, size = model.accumulate_steps, images.shape[0]
-    check(
-        size is not None and size % count == 0,
-        f"a batch of {'unknown size' if size is None else size} can't be cut into accumulate_steps = {count} "
-        "equal parts: give batches of a fixed size (drop_remainder=True) that it divides",
-    )
+    if size is None or size % count:
+        raise ValueError(
+            f"a batch of {'unknown size' if size is None else size} can't be cut into accumulate_steps = {count} "
+            "equal parts: give batches of a fixed size (drop_remainder=True) that it divides"
+        )
     size //= count
     forward = ForwardPass(training=True)
     with tf.GradientTape() as tape:
-        norms, regularizers = regularizers_of(model, forward)
+        spectral_norms, regularizers = weight_regularizers(model, forward)
         beta = objectives.kl_weight(step, model.objective)
-        weighted = regularizers * objectives.regularization_weight(beta, model.objective)
-        scaled_loss = _scaled(model, weighted)
-    gradients = _gradients_or_zeros(model, tape, scaled_loss)
+        regularization = regularizers * objectives.regularization_weight(beta, model.objective)
+        scaled_loss = _scaled(model, regularization)
+    regularization_gradients = _gradients_or_zeros(model, tape, scaled_loss)
     statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
 
     def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
         shard = replica_index() * count + index
-        some = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
-        of_some = None if labels is None else tf.slice(labels, [index * size], [size])
-        forward = _forward_pass(model, labels=kept_labels(model, of_some, step, shard))
-        noise = draws(model, some, step, shard)
+        some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
+        some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
+        forward = _training_pass(model, kept_labels(model, some_labels, step, shard))
+        noise = draws(model, some_images, step, shard)
         with tf.GradientTape() as tape:
-            found = loss_of(model, some, noise, step, forward, (norms, 0.0))
-            scaled_loss = _scaled(model, found.loss.loss) / count
+            terms, _ = training_loss(model, some_images, noise, step, forward, is_regularized=False)
+            scaled_loss = _scaled(model, terms.loss) / count
         gradients = _gradients_or_zeros(model, tape, scaled_loss)
         values = {id(variable): value for variable, value in forward.updates}
-        moved = [values[id(variable)] for variable in statistics]
-        return [gradients, *([value / count for value in values] for values in (moved, found.means))]
+        new_statistics = [values[id(variable)] for variable in statistics]
+        return [gradients, *([value / count for value in values] for values in (new_statistics, terms))]
 
-    means = [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
-    sums = sum_over_microbatches(microbatch, count, [model.trainable_weights, statistics, means])
-    gradients = [one + other for one, other in zip(gradients, sums[0], strict=True)]
-    forward.updates += zip(statistics, sums[1], strict=True)
-    loss, *means = sums[2]
-    metrics = _metrics(model, gradients, [loss + weighted, *means], norms)
-    return Step(gradients, forward.updates, metrics, size * count)
+    terms = [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
+    gradients, new_statistics, (loss, reconstruction, kl_per_group) = sum_over_microbatches(
+        microbatch, count, [model.trainable_weights, statistics, terms]
+    )
+    return LossAndGradients(
+        LossTerms(loss + regularization, reconstruction, kl_per_group),
+        spectral_norms,
+        [one + other for one, other in zip(regularization_gradients, gradients, strict=True)],
+        forward.updates + list(zip(statistics, new_statistics, strict=True)),
+    )
 
 
 def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> list:
@@ -183,42 +215,30 @@ def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Seque
     return sums
 
 
-def take_if_accepted(model: "NVAE", step: Step) -> None:
-    """Updates weights, slots and running statistics, all or none of them, as the step guard decides."""
-    loss, gradient_norm = step.metrics.loss, step.metrics.gradient_norm
-    accepted = model.step_guard.accepts(loss, gradient_norm)
-    applies, gradients = accepted, step.gradients
-    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+def apply_gradients_if(
+    model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics, gradients: Sequence[tf.Tensor]
+) -> None:
+    """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
+    optimizer, weights = model.optimizer, model.trainable_weights
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # It lowers its scale when gradients overflow, but looks at those of its replica alone; and a loss that is not
         # finite has nothing to do with the scale.
-        overflows = tf.math.is_finite(loss) & ~tf.math.is_finite(gradient_norm)
-        applies |= overflows
+        overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
+        accepted |= overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
-
-    def apply(gradients: list[tf.Tensor]) -> None:
-        model.optimizer.apply(gradients, model.trainable_weights)
-
-    optimizer = model.optimizer
     is_graph_of_cpus = not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy())
     is_plain = isinstance(optimizer, NVAEAdamax) and not (
         optimizer.use_ema or optimizer.weight_decay or optimizer.gradient_accumulation_steps
     )
     if is_plain and (is_graph_of_cpus or _is_small_program(model)):
-        optimizer.apply_if(applies, gradients, model.trainable_weights)
+        optimizer.apply_if(accepted, gradients, weights)
     else:
-        _on_all_replicas_if(applies, apply, gradients)
-    for variable, value in step.updates:
-        variable.assign(tf.where(accepted, value, variable))
-    batch_size = step.batch_size * replica_count()
-    _on_all_replicas_if(accepted, lambda metrics: model.running.track(metrics, batch_size), step.metrics)
-    model.recent.keep(step.metrics, accepted)
-    model.step_guard.observe(loss, accepted)
-    model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
+        _on_all_replicas_if(accepted, lambda gradients: optimizer.apply(gradients, weights), gradients)
 
 
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from the first batch."""
-    forward = _forward_pass(model, initializing=True)
+    forward = _training_pass(model, initializing=True)
     model._inference_pass(images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
@@ -227,9 +247,10 @@ def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     model.data_initialised.assign(tf.cast(finite, tf.float32))
 
 
-def _forward_pass(model: "NVAE", **settings) -> ForwardPass:
+def _training_pass(model: "NVAE", labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
     # Replicas can't communicate from within a loop of the graph.
-    return ForwardPass(training=True, scanned=model.scan and replica_count() == 1, **settings)
+    scanned = model.scan and replica_count() == 1
+    return ForwardPass(training=True, scanned=scanned, labels=labels, initializing=initializing)
 
 
 def _is_small_program(model: "NVAE") -> bool:
@@ -248,12 +269,14 @@ def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -
     return [tf.zeros(weight.shape) if gradient is None else gradient for weight, gradient in pairs]
 
 
-def _metrics(model: "NVAE", gradients: list, means: list, spectral_norms: tf.Tensor) -> StepMetrics:
+def _means_over_replicas(model: "NVAE", result: LossAndGradients) -> StepMetrics:
+    gradients = result.gradients
     if _is_small_program(model):
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
-    squares = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
-    *means, square = replica_means([*means, squares / tf.square(_scaled(model, 1.0))])
-    return StepMetrics(*means, tf.stop_gradient(spectral_norms), tf.sqrt(square))
+    squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
+    squared_norm /= tf.square(_scaled(model, 1.0))
+    *terms, squared_norm = replica_means([*result.terms, squared_norm])
+    return StepMetrics(*terms, tf.stop_gradient(result.spectral_norms), tf.sqrt(squared_norm))
 
 
 def _on_all_replicas_if(condition: tf.Tensor, function: Callable, *values) -> None:

@@ -44,8 +44,8 @@ def kl_per_channel(latents: Sequence[Latent]) -> tf.Tensor:
     """KL of every group, summed over height and width: `[batch, groups, latent channels]`, in nats."""
     kl = []
     for latent in _joined(latents):
-        of_images = tf.reduce_sum(kl_per_element(latent), axis=(1, 2))
-        kl += tf.unstack(tf.reshape(of_images, (latent.groups, -1, of_images.shape[1])))
+        kl_of_images = tf.reduce_sum(kl_per_element(latent), axis=(1, 2))
+        kl += tf.unstack(tf.reshape(kl_of_images, (latent.groups, -1, kl_of_images.shape[1])))
     return tf.stack(kl, axis=1)
 
 

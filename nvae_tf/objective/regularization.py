@@ -106,20 +106,20 @@ def _power_iteration_of_all(
 ) -> list[SingularVectors]:
     # On GPUs the rows of each width are one, a few operations in place of many.
     specs = ([tf.TensorSpec((each.shape[0], 1, each.shape[axis])) for each in matrices] for axis in (1, 2))
-    of_v, of_u = (FirstAxisPacking(each, math.inf) for each in specs)
+    v_packing, u_packing = (FirstAxisPacking(each, math.inf) for each in specs)
 
     def iterated(v: list, u: list) -> tuple[list, list]:
-        pairs = zip(of_u.unpack(u), matrices, strict=True)
-        v = list(map(_normalized, of_v.pack([tf.matmul(row, matrix, transpose_b=True) for row, matrix in pairs])))
-        pairs = zip(of_v.unpack(v), matrices, strict=True)
-        return v, list(map(_normalized, of_u.pack([tf.matmul(row, matrix) for row, matrix in pairs])))
+        pairs = zip(u_packing.unpack(u), matrices, strict=True)
+        v = list(map(_normalized, v_packing.pack([tf.matmul(row, matrix, transpose_b=True) for row, matrix in pairs])))
+        pairs = zip(v_packing.unpack(v), matrices, strict=True)
+        return v, list(map(_normalized, u_packing.pack([tf.matmul(row, matrix) for row, matrix in pairs])))
 
     _, (v, u) = tf.while_loop(
         lambda index, _: index < iterations,
         lambda index, pair: (index + 1, iterated(*pair)),
-        (tf.constant(0), ([tf.zeros(spec.shape) for spec in of_v.specs], of_u.pack(starts))),
+        (tf.constant(0), ([tf.zeros(spec.shape) for spec in v_packing.specs], u_packing.pack(starts))),
     )
-    axes, each = tf.constant((1, 2)), zip(of_v.unpack(v), of_u.unpack(u), matrices, strict=True)
+    axes, each = tf.constant((1, 2)), zip(v_packing.unpack(v), u_packing.unpack(u), matrices, strict=True)
     return [SingularVectors(v, u, tf.reduce_sum(tf.matmul(v, matrix) * u, axes)) for v, u, matrix in each]
 
 

@@ -14,7 +14,8 @@ from nvae_tf.published.places import check_torch
 from nvae_tf.published.settings import cell_tables, published_settings
 from nvae_tf.published.torch_file import OWN_KEY
 from nvae_tf.published.weights import published_values
-from nvae_tf.runs.checkpoints import restore_weights, step_of
+from nvae_tf.runs.checkpoint_files import step_of
+from nvae_tf.runs.checkpoints import restore_weights
 from nvae_tf.runs.loading import find_run
 from nvae_tf.runs.origin import origin_of_run
 from nvae_tf.runs.run_folder import RunFolder, read_image_counts

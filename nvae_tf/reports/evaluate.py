@@ -3,12 +3,13 @@
 import csv
 import datetime
 import functools
+import importlib.util
 import json
 import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,13 +17,12 @@ import tensorflow as tf
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data_sets import check_model_fits
-from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, measure_fid
-from nvae_tf.evaluation.inception import FeatureExtractor
+from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
-from nvae_tf.evaluation.outliers import OutlierSettings, load_outliers, measure_outliers
-from nvae_tf.evaluation.table import table
-from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
+from nvae_tf.evaluation.outliers import OutlierResult, load_outliers, measure_outliers, most_outlying_images
+from nvae_tf.evaluation.table import digits, table
+from nvae_tf.evaluation.task import EvaluationTask, Workers
 from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
@@ -30,10 +30,12 @@ from nvae_tf.models.latents import active_channels
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
-from nvae_tf.runs.checkpoints import checkpoint_sha256
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, check_class_names, read_run_config
-from nvae_tf.training.strategy import select_devices, shard_from_environment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Metrics of an earlier evaluation are kept where all of these are the same.
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
@@ -53,14 +55,14 @@ def evaluate_run(
     batch_size: int | None = None,
     seed: int = 0,
     data_path: str | None = None,
-    replicas: int = 0,
-    outliers: OutlierSettings | None = None,
+    outliers: Sequence[str] = (),
     scores: str | None = None,
+    workers: Workers | None = None,
+    command: str | None = None,
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
-    Metrics that the file has already are kept, if they are of the same checkpoint, images and seed. Several processes
-    with `TF_CONFIG` set share the work.
+    Metrics that the file has already are kept, if they are of the same checkpoint, images and seed.
 
     Args:
       workdir: the run folder.
@@ -73,59 +75,59 @@ def evaluate_run(
       batch_size: images of a batch on each replica; that of the training if not given.
       seed: of the binarization and of all draws.
       data_path: where the images are, if no longer where they were during training.
-      replicas: number of GPUs, all for 0; where there are none, number of virtual CPU devices.
-      outliers: where images of another kind are, metric "outliers".
+      outliers: folders of pictures of another kind, or files of arrays, metric "outliers".
       scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, and outlier scores
         with their p-values if the checkpoint is calibrated.
+      workers: the devices, and the processes that share the images; by default TensorFlow's current strategy.
+      command: the command line, for the evaluation file and the model card.
 
-    Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
+    Returns the content of the evaluation file; None on workers other than the chief. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
     """
-    fid, outliers = fid or FidSettings(), outliers or OutlierSettings()
-    task = _task_of(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, replicas)
+    fid, workers = fid or FidSettings(), workers or Workers()
+    task = _load_task(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, workers)
     # Before hours of work: its file may be missing.
-    of_samples = next((name for name in ("fid", "frechet") if name in metrics), None)
-    extractor = load_extractor(task, fid) if of_samples else None
+    distance_metric = next((name for name in ("fid", "frechet") if name in metrics), None)
+    extractor = load_extractor(task, fid) if distance_metric else None
     if scores and isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
     outlier_sets = load_outliers(task, outliers) if "outliers" in metrics else []
     written = None
     # All come from one pass over the images.
     if {*metrics} & {"elbo", "iw", "latents"}:
-        samples = importance_samples if "iw" in metrics else 0
-        kept = kept_batches(
-            task, f"{task.data_sha256} {task.spec.name} {split} {samples}", task.source.count, task.batch_size
-        )
-        measured = _measure_likelihood(task, kept, samples, "latents" in metrics, scores)
-        if measured is not None:
-            written = write_evaluation(task, measured)
-            kept.remove()
+        likelihood = _measure_likelihood(task, importance_samples if "iw" in metrics else 0)
+        if workers.is_chief:
+            if scores:
+                _write_scores(task, likelihood, pathlib.Path(scores))
+            measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
+            if "latents" in metrics:
+                measured["latents"] = _latents_metrics(task, likelihood)
+            written = write_evaluation(task, measured, command)
     if extractor is not None:
-        kept = kept_batches(task, f"fid {_drawing(task, fid, extractor)}", fid.samples, KEPT_SAMPLES)
-        distance = measure_fid(task, kept, fid, extractor)
-        if distance is not None:
-            written = write_evaluation(task, {of_samples: distance})
-            kept.remove()
+        distance = measure_fid(task, fid, extractor)
+        if workers.is_chief:
+            written = write_evaluation(task, {distance_metric: distance}, command)
     if outlier_sets:
-        found = measure_outliers(task, outliers, outlier_sets)
-        written = written if found is None else write_evaluation(task, {"outliers": found})
+        result = measure_outliers(task, outlier_sets)
+        if workers.is_chief:
+            result.metrics["pictures"] = _save_figures(task, functools.partial(_outlier_figures, task, result))
+            written = write_evaluation(task, {"outliers": result.metrics}, command)
     return written
 
 
-def _task_of(
+def _load_task(
     folder: RunFolder,
     checkpoint: str,
     split: str,
     batch_size: int | None,
     seed: int,
     data_path: str | None,
-    replicas: int,
+    workers: Workers,
 ) -> EvaluationTask:
-    """Loads the checkpoint and the images; arguments see `evaluate_run`."""
-    # A shared run, which `load_run` finds too, has no folder to write into.
+    """Loads the checkpoint and the images; `evaluate_run` describes the arguments."""
+    # A shared run, which `load_run` loads too, has no folder to write into.
     read_run_config(folder)
-    shard, devices, status = shard_from_environment(), select_devices(replicas), StatusLine()
-    strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+    strategy, status = workers.local_strategy(), StatusLine()
     with strategy.scope():
         trained = load_run(folder.path, checkpoint)
     sha256, spec = checkpoint_sha256(trained.checkpoint), spec_to_read(trained.config, data_path)
@@ -133,42 +135,25 @@ def _task_of(
     source = load_split(spec, split, status.report())
     if spec.labels:
         check_class_names(folder.images_file, source.class_names, place_of(spec))
-    of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
-    digest, size = content_digest(source, spec), of_replica * len(devices)
-    return EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
+    replicas = strategy.num_replicas_in_sync
+    size = replicas * min(batch_size or trained.config.train.batch_size, math.ceil(source.count / replicas))
+    digest = content_digest(source, spec)
+    return EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, workers, status)
 
 
-def _drawing(task: EvaluationTask, fid: FidSettings, extractor: FeatureExtractor) -> tuple:
-    """All but the seed that a distance depends on."""
-    drawing = fid.samples, fid.temperature, fid.batch_norm_iterations, extractor.name
-    # Another reweighted prior may be learned meanwhile.
-    return drawing if fid.prior == "model" else (*drawing, task.trained.model.reweighted_prior.about)
-
-
-def _measure_likelihood(
-    task: EvaluationTask, kept: KeptBatches, importance_samples: int, with_latents: bool, scores: str | None
-) -> dict[str, Any] | None:
-    """Metrics of the evaluation file, without samples of the NELBO alone; None where `share_work` gives None."""
-
-    @functools.cache
-    def evaluator() -> LikelihoodEvaluator:
-        return LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
+def _measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likelihood:
+    """The bounds of all images, on every worker; ValueError where the model has diverged."""
+    evaluator = LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
 
     def compute(batch: Batch, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        return evaluator().evaluate_batch(batch, task.seed, first, progress)
+        return evaluator.evaluate_batch(batch, task.seed, first, progress)
 
-    likelihood = share_work(task, kept, functools.partial(_batches, task), compute, Likelihood.joined)
-    if likelihood is None:
-        return None
-    try:
-        task.check_finite(likelihood)
-    except ValueError:
-        kept.remove()
-        raise
-    if scores:
-        _write_scores(task, likelihood, pathlib.Path(scores))
-    measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
-    return measured | ({"latents": _latents_metrics(task, likelihood)} if with_latents else {})
+    work = f"{task.data_sha256} {task.split} {importance_samples}"
+    inputs = functools.partial(_batches, task)
+    batches = task.shared_batches(work, task.source.count, task.batch_size, inputs, compute)
+    likelihood = Likelihood.joined(batches, evaluator.numbers_of_samples)
+    task.check_finite(likelihood)
+    return likelihood
 
 
 def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Path) -> None:
@@ -241,7 +226,7 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
         "latent_channels": model.plan.num_latent_per_group,
         "kl_per_channel_nats": per_channel.tolist(),
         "active_only": _active_only_metrics(task, likelihood),
-        "pictures": [str(file.relative_to(task.folder.path)) for file in _latent_figures(task, likelihood)],
+        "pictures": _save_figures(task, functools.partial(_latent_figures, task, likelihood)),
     }
 
 
@@ -259,32 +244,62 @@ def _active_only_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[s
     }
 
 
-def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathlib.Path]:
-    """Writes figures into the run's `evaluation/`: the KL of every group and channel, and rows of samples that share
-    the latents of the upper 0, 1, 2, 4 ... groups.
+def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> "dict[str, Figure]":
+    """Draws the KL of every group and channel, and rows of samples that share the latents of their upper 0, 1, 2, 4 ...
+    groups.
     """
-    if not task.can_draw():
-        return []
     from nvae_tf.reports import figures
 
-    plan, folder, split = task.trained.model.plan, task.folder.evaluation, task.split
+    plan, split = task.trained.model.plan, task.split
     kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
     model = task.folder.path.absolute().name
     of_samples = figures.Provenance(model, task.trained.step, 1.0, task.seed, task.checkpoint_sha256)
     about, shapes = of_samples._replace(temperature=None, data=f"{split} images"), plan.latent_shapes()
-    drawn = {
-        folder / f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
-        folder / f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
-        folder / "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
+    return {
+        f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
+        f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
+        "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
     }
-    for file, figure in drawn.items():
-        figures.save_figure(figure, file)
-        task.status.keep(f"figure: {file}")
-    return list(drawn)
 
 
-def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
-    """Prints metrics, and adds them to the evaluation file, its table and the model card; returns all of the file."""
+def _outlier_figures(task: EvaluationTask, result: OutlierResult) -> "dict[str, Figure]":
+    """Draws histograms of the scores, ROC curves, and the most outlying images with their KL maps."""
+    from nvae_tf.reports import figures, task_figures
+
+    model, split, shown_score = task.folder.path.absolute().name, task.split, next(iter(result.scores[0]))
+    about = figures.Provenance(model, task.trained.step, None, task.seed, task.checkpoint_sha256)
+    scores, shown = {}, {}
+    for images, scores_of_set in zip(result.sets, result.scores, strict=True):
+        scores[images.name] = scores_of_set
+        chosen, maps, highest = most_outlying_images(task, images, scores_of_set[shown_score])
+        shown[f"{images.name}, by {shown_score}"] = chosen, maps, [digits(score, 3) for score in highest]
+    return {
+        f"outlier_scores-{split}.png": task_figures.histograms(scores, about),
+        f"outlier_roc-{split}.png": task_figures.roc_curves(scores, about),
+        f"outlier_maps-{split}.png": task_figures.maps(shown, about),
+    }
+
+
+def _save_figures(task: EvaluationTask, draw: "Callable[[], dict[str, Figure]]") -> list[str]:
+    """Writes figures into the run's `evaluation/`, if matplotlib is installed; returns the files' names in the run."""
+    if not importlib.util.find_spec("matplotlib"):
+        task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
+        return []
+    from nvae_tf.reports.figures import save_figure
+
+    files = []
+    for name, figure in draw().items():
+        files.append(task.folder.evaluation / name)
+        save_figure(figure, files[-1])
+        task.status.keep(f"figure: {files[-1]}")
+    return [str(file.relative_to(task.folder.path)) for file in files]
+
+
+def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+    """Prints metrics, and adds them to the evaluation file, its table and the model card; returns all of the file.
+
+    The file has the command lines of all its metrics, one a line, the latest last.
+    """
     file, checkpoint = task.folder.evaluation_file(task.split), pathlib.Path(task.trained.checkpoint)
     provenance = {
         "dataset": task.spec.name,
@@ -306,6 +321,9 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str
     half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
     if half_widths:
         metrics["half_widths_95"] = half_widths
+    if command:
+        before = [line for line in str(earlier.get("command", "")).splitlines() if line != command]
+        metrics["command"] = "\n".join([*before, command])
     atomic_write(file, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
     task.status.keep(f"{table(provenance | measured)}\n")

@@ -3,7 +3,7 @@
 They need neither a display nor TensorFlow. Images are `[height, width, 1 to 4 channels]` in [0, 1], or of unsigned
 integers; each of their pixels becomes a square of whole pixels, and alpha is shown over a checkerboard. `width` is the
 width in pixels at which a figure will be looked at: 400 on a phone, 1,000 in a text, 1,600 on a slide. It sets the size
-of the text. A figure is wider only where its images need that, and up to a third where they would not fill it.
+of the text. A figure with large images is wider, and one whose images would not fill the width up to a third wider.
 """
 
 import io
@@ -19,9 +19,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from nvae_tf.config import check
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.table import digits
 from nvae_tf.files import atomic_file
@@ -34,6 +34,7 @@ LINES = ("#0a63c4", "#c2410c", "#15803d", "#7e22ce", "#0f766e", "#be185d", "#926
 _DPI = 128
 _POINTS = 72 / _DPI
 _MOST_CLASSES = 10  # columns with captions
+_LETTERS_OF_LABELS = 16  # in a line
 _FRAME = (176, 180, 186, 255)
 Array, Shapes = np.ndarray, Sequence[tuple[int, int, int]]
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
@@ -76,9 +77,9 @@ class Row(NamedTuple):
 def samples(
     images: Array, about: Provenance, columns: int | None = None, width: int = 1000, title="", classes: Sequence = ()
 ) -> Figure:
-    """Images drawn by a model, so many per row; None for a nearly square grid.
+    """Images drawn by a model, `columns` in a row; None for a nearly square grid.
 
-    `classes` are the names of those that the images take in turn: a caption over each column, if they fit a row.
+    `classes` are the names of the classes that the images take in turn: a caption over each column, if they fit a row.
     """
     kinds = len(classes) if len(classes) <= _MOST_CLASSES else 0
     columns = columns or max(1, kinds) * max(1, math.ceil(math.sqrt(len(images))) // max(1, kinds))
@@ -88,8 +89,8 @@ def samples(
 
 
 def data_images(parts: Mapping[str, Array], about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
-    """Images of a data set by what they are ("test images"), as the model sees them, at most so many per row."""
-    columns = min(columns, _columns_of(next(iter(parts.values())), width))
+    """Images of a data set by what they are ("test images"), as the model sees them, at most `columns` in a row."""
+    columns = min(columns, _most_columns(next(iter(parts.values())), width))
     rows = [row for label, images in parts.items() for row in _rows(label, images, columns)]
     return image_figure("Images as the model sees them", "", rows, about, width)
 
@@ -97,8 +98,8 @@ def data_images(parts: Mapping[str, Array], about: Provenance, columns: int = 10
 def reconstructions(
     originals: Array, made: Array, about: Provenance, kept: str = "", columns: int = 10, width: int = 1000
 ) -> Figure:
-    """Originals, each above its reconstruction, so many per row at most; `kept` says which latents, if not all."""
-    columns = min(columns, _columns_of(originals, width))
+    """Originals, each above its reconstruction, at most `columns` in a row; `kept` says which latents, if not all."""
+    columns = min(columns, _most_columns(originals, width))
     rows = []
     for first in range(0, len(originals), columns):
         rows.append(Row("original", originals[first : first + columns], starts_part=True))
@@ -107,12 +108,14 @@ def reconstructions(
     return image_figure("Originals and reconstructions", text, rows, about, width)
 
 
-def nearest(drawn: Array, found: Array, distances: Array, part: str, about: Provenance, width: int = 1000) -> Figure:
+def nearest(
+    drawn: Array, neighbors: Array, distances: Array, part: str, about: Provenance, width: int = 1000
+) -> Figure:
     """Each sample beside the images `[samples, neighbors, ...]` of a part ("training") that are most like it."""
-    of_samples = zip(drawn, found, distances, strict=True)
-    rows = [Row("", [one, *images], ["", *map("{:.3f}".format, numbers)]) for one, images, numbers in of_samples]
-    blocks = [("sample", 1), (f"most similar {part} images, the nearest first", found.shape[1])]
-    text = "Below each of these: its mean squared difference from the sample; pixels are in [0, 1], and a copy has 0."
+    lines = zip(drawn, neighbors, distances, strict=True)
+    rows = [Row("", [one, *images], ["", *map("{:.3f}".format, numbers)]) for one, images, numbers in lines]
+    blocks = [("sample", 1), (f"most similar {part} images, the nearest first", neighbors.shape[1])]
+    text = "Below each neighbor: its mean squared difference from the sample; pixels are in [0, 1], and a copy has 0."
     return image_figure(f"Samples and the {part} images most like them", text, rows, about, width, blocks)
 
 
@@ -145,7 +148,7 @@ def variants(
 def group_decisions(
     images: Array, kept_groups: Sequence[int], num_groups: int, about: Provenance, width: int = 1000
 ) -> Figure:
-    """Samples `[rows, columns, ...]`; all of row i have the latents of its first in the upper `kept_groups[i]`."""
+    """Samples `[rows, columns, ...]`; those of row i have the latents of its first in the upper `kept_groups[i]`."""
     rows = [Row(redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
     blocks = [("sample", 1), ("the sample with the groups at the left redrawn", images.shape[1] - 1)]
     text = "What differs within a row is decided by the groups that are redrawn; group 0 is the coarsest."
@@ -231,13 +234,13 @@ def _rows(label: str, images: Array, columns: int) -> list[Row]:
     return [Row("" if first else label, images[first : first + columns], starts_part=not first) for first in starts]
 
 
-def _columns_of(images: Array, width: int) -> int:
-    """How many images a row has at most, so that each is a few letters wide."""
+def _most_columns(images: Array, width: int) -> int:
+    """The largest number of images in a row at which each is a few letters wide."""
     return max(1, round(0.7 * width / max(3.0 * _text_size(width), images.shape[2])))
 
 
 def redrawn(kept: int, num_groups: int) -> str:
-    """Which groups are, where the upper ones are kept, in words."""
+    """Says which groups are redrawn where the upper `kept` groups are kept."""
     if kept in (0, num_groups):
         return "nothing redrawn" if kept else "all groups redrawn"
     return f"group {kept} redrawn" if kept == num_groups - 1 else f"groups {kept}\u2013{num_groups - 1} redrawn"
@@ -252,73 +255,90 @@ def image_figure(
 ) -> Figure:
     """Rows of images, with labels on the left, in blocks of columns, `(heading, columns)`, side by side."""
     blocks = blocks or [("", max(len(row.images) for row in rows))]
-    columns = sum(count for _, count in blocks)
+    labels = [textwrap.fill(row.label, _LETTERS_OF_LABELS) for row in rows]
     height, native = np.shape(rows[0].images[0])[:2]
-    # All in pixels; beside the images is room for labels, margins and gaps.
-    size, labels = _text_size(width), [_wrapped(row.label, 1.0, 9.0) for row in rows]
-    label_room = max((_text_width(words, 1.0) + 1 / 3 for label in labels for words in label), default=0.0)
-    room = width - size * (label_room + 2.0 + 1.4 * (len(blocks) - 1) + columns / 3)
+    # All in pixels.
+    size, scale = _text_size_and_scale(native, labels, blocks, width)
+    line, gap, part_gap = round(1.25 * size), max(3, round(size / 3)), round(1.4 * size)
+    cell, cell_height = native * scale, height * scale
+    pitch = math.ceil(max([cell, *(_text_width(note, 0.85 * size) for row in rows for note in row.notes)])) + gap
+    places, headings, x = [], {}, 1
+    for heading, count in blocks:
+        room = count * pitch - gap
+        headings[x] = _in_lines(heading, size, room)
+        places += [x + number * pitch + (pitch - gap - cell) // 2 for number in range(count)]
+        x += max(room, math.ceil(_text_width(headings[x], size))) + part_gap
+    tops, middles, y = [], [], 1
+    for row, label in zip(rows, labels, strict=True):
+        y += part_gap - gap if row.starts_part and tops else 0
+        tops.append(y)
+        taken = max(cell_height, line * len(label.splitlines()))
+        middles.append(y + taken / 2)
+        y += taken + (gap + line if row.notes else gap)
+    figure = _figure(title, about, size, (x + width, y + width))
+    axes = figure.subplots()
+    # Transparent beside the images, so white on white and dark on dark.
+    canvas = np.zeros([y, max(x - part_gap + 1, round(20 * size)), 4], np.uint8)
+    corners = []
+    for row, top in zip(rows, tops, strict=True):
+        for image, x in zip(row.images, places, strict=False):
+            canvas[top - 1 : top + cell_height + 1, x - 1 : x + cell + 1] = _FRAME
+            canvas[top : top + cell_height, x : x + cell, :3] = _opaque(np.asarray(image), scale)
+            corners.append((x, top))
+        for note, x in zip(row.notes, places, strict=False):
+            style = dict(color=FAINT, fontsize=0.85 * size * _POINTS, parse_math=False)
+            axes.text(x + cell / 2, top + cell_height + 2, note, style, ha="center", va="top")
+    extent = 0, canvas.shape[1], y, 0
+    axes.axis(extent)
+    _style(axes, size * _POINTS)
+    axes.spines[:].set_visible(False)
+    style = dict(fontsize=size * _POINTS, parse_math=False)
+    axes.tick_params(length=0, pad=gap * _POINTS, top=True, labeltop=True, labelbottom=False)
+    axes.set_xticks([*headings], [*headings.values()], ha="left", **style)
+    axes.set_yticks(middles, labels, **style)
+    axes.tick_params(axis="y", pad=size * _POINTS)
+    axes.set_title(_in_lines(text, size, canvas.shape[1]), loc="left", color=FAINT, **style)
+    left, top = _fit(figure, axes, *canvas.shape[:2])
+    axes.imshow(canvas, interpolation="none", aspect="auto", extent=extent)
+    # For programs that read the images of a PNG file.
+    figure.places = " ".join(map(str, (scale, height, *(n for x, y in corners for n in (left + x, top + y)))))
+    figure.rows = [row.images for row in rows]
+    return figure
+
+
+def _text_size_and_scale(
+    native: int, labels: Sequence[str], blocks: Sequence[tuple[str, int]], width: int
+) -> tuple[float, int]:
+    """The height of letters in pixels, and how often each pixel of images of this width is repeated."""
+    size, columns = _text_size(width), sum(count for _, count in blocks)
+    # Beside the images is room for labels, margins and gaps.
+    room = width - max(_text_width(label, size) for label in labels)
+    room -= size * (2.3 + 1.4 * (len(blocks) - 1) + columns / 3)
     # An image that takes more than a sixth of the width shows squares instead of a motif.
     scale = max(1, min(round(room / columns / native), int(width / 6 / native)))
     # Where images make the figure wider, the text grows with it.
-    size *= max(1.0, 1.15 * columns * native / width, columns * native * scale / room)
-    line, pad, gap, part_gap = round(1.25 * size), round(size), max(3, round(size / 3)), round(1.4 * size)
-    left = pad + math.ceil(size * label_room)
-    cell, cell_height = native * scale, height * scale
-    pitch = math.ceil(max([cell, *(_text_width(note, 0.85 * size) for row in rows for note in row.notes)])) + gap
-    places, headings, x = [], [], left
-    for heading, count in blocks:
-        room = max([count * pitch - gap, *(_text_width(word, size) for word in heading.split())])
-        headings.append((heading, x, room))
-        places += [x + number * pitch + (pitch - gap - cell) // 2 for number in range(count)]
-        x += math.ceil(room) + part_gap
-    total = max(x - part_gap + pad, min(width, round(22 * size)))
-    texts, pieces = [], []
+    return size * max(1.0, 1.15 * columns * native / width, columns * native * scale / room), scale
 
-    def put(words: str, x: int, y: int, room: float, color: str, is_bold: bool = False) -> int:
-        """Writes lines of text from a place on; returns the place below."""
-        lines = _wrapped(words, size, room, is_bold)
-        weight = "bold" if is_bold else "normal"
-        texts.extend((x, y + i * line, part, dict(color=color, fontweight=weight)) for i, part in enumerate(lines))
-        return y + len(lines) * line
 
-    y = put(title, pad, pad, total - 2 * pad, INK, is_bold=True)
-    y = put(text, pad, y, total - 2 * pad, FAINT) + gap
-    y = max(put(heading, x, y, room, INK) for heading, x, room in headings) + gap
-    for row, label in zip(rows, labels, strict=True):
-        y += part_gap - gap if row.starts_part and pieces else 0
-        put(row.label, pad, y + max(0, cell_height - len(label) * line) // 2, 9 * size, INK)
-        pieces += [(image, x, y) for image, x in zip(row.images, places, strict=False)]
-        y += max(cell_height, len(label) * line) + gap
-        if row.notes:
-            style = dict(color=FAINT, fontsize=0.85 * size * _POINTS, horizontalalignment="center")
-            texts += [(x + cell / 2, y - gap + 1, note, style) for note, x in zip(row.notes, places, strict=True)]
-            y += line
-    y = put(about.caption(), pad, y + gap, total - 2 * pad, FAINT) + pad
-    figure = Figure(figsize=(total / _DPI, y / _DPI), dpi=_DPI, facecolor="white")
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_axis_off()
-    # Transparent beside the images, so white on white and dark on dark.
-    canvas = np.zeros([y, total, 4], np.uint8)
-    for image, x, place in pieces:
-        canvas[place - 1 : place + cell_height + 1, x - 1 : x + cell + 1] = _FRAME
-        canvas[place : place + cell_height, x : x + cell, :3] = _opaque(np.asarray(image), scale)
-    axes.imshow(canvas, interpolation="none", aspect="auto")
-    for x, place, words, style in texts:
-        options = dict(fontsize=size * _POINTS, verticalalignment="top", parse_math=False) | style
-        figure.text(x / total, 1.0 - place / y, words, **options)
-    # For programs that read the images of a PNG file.
-    figure.places = " ".join(map(str, (scale, height, *(number for _, *place in pieces for number in place))))
-    figure.rows = [row.images for row in rows]
-    figure.set_label(title)
-    figure.provenance = about
-    return figure
+def _fit(figure: Figure, axes: Axes, height: int, width: int) -> tuple[int, int]:
+    """Gives axes this size in pixels, and the figure what the texts around need; returns the axes' left and top."""
+    # Lines of text are broken where the figure ends, so their height follows from its width.
+    for _ in range(2):
+        figure.draw_without_rendering()
+        around = figure.bbox.size - axes.bbox.size
+        figure.set_size_inches(np.ceil([width, height] + around - 0.01) / _DPI)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    left, bottom = np.rint(axes.bbox.min).astype(int).tolist()
+    axes.set_position(np.divide([left, bottom, width, height], np.tile(figure.bbox.size, 2)))
+    return left, round(figure.bbox.height) - bottom - height
 
 
 def _opaque(image: Array, scale: int) -> Array:
     """An image `[height, width, 1 to 4 channels]` as uint8 RGB, enlarged; alpha over a checkerboard."""
     values = image.astype(np.float64) / (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0)
-    check(bool(np.isfinite(values).all()), "an image holds values that are not finite: the model has diverged")
+    if not np.isfinite(values).all():
+        raise ValueError("an image holds values that are not finite: the model has diverged")
     values = np.clip(values, 0.0, 1.0).repeat(scale, axis=0).repeat(scale, axis=1)
     if values.shape[2] in (2, 4):
         board = np.where((np.indices([*values.shape[:2], 1]) // 8).sum(axis=0) % 2, 0.8, 1.0)
@@ -329,19 +349,25 @@ def _opaque(image: Array, scale: int) -> Array:
 def chart(
     title: str, about: Provenance | None, width: int, lines: float, grid: tuple[int, int] = (1, 1)
 ) -> tuple[Figure, Axes, float]:
-    """A figure so many lines of text high, the first of its axes, and the size of its text in points."""
+    """Returns a figure of this height in lines of text, the first of its axes, and the size of its text in points."""
     pixels = _text_size(width)
-    size, room = pixels * _POINTS, width - 2 * pixels
-    figure = Figure((width / _DPI, round(lines * pixels) / _DPI), _DPI, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.4 * size / 72, h_pad=0.4 * size / 72)
-    options = dict(x=0.01, horizontalalignment="left", fontsize=size, parse_math=False)
-    figure.suptitle("\n".join(_wrapped(title, pixels, room, is_bold=True)), fontweight="bold", color=INK, **options)
-    figure.supxlabel("\n".join(_wrapped(about.caption(), pixels, room)) if about else "", color=FAINT, **options)
+    figure = _figure(title, about, pixels, (width, round(lines * pixels)))
     for axes in np.ravel(figure.subplots(*grid)):
-        _style(axes, size)
+        _style(axes, pixels * _POINTS)
+    return figure, figure.axes[0], pixels * _POINTS
+
+
+def _figure(title: str, about: Provenance | None, text_size: float, pixels: tuple[int, int]) -> Figure:
+    """Returns a figure of this width and height with a title and, as its last line, the provenance."""
+    figure = Figure(np.divide(pixels, _DPI), _DPI, facecolor="white", layout="constrained")
+    pad = 0.4 * text_size / _DPI
+    figure.get_layout_engine().set(w_pad=pad, h_pad=pad)
+    style = dict(x=0.01, ha="left", fontsize=text_size * _POINTS, parse_math=False, wrap=True)
+    figure.suptitle(title, fontweight="bold", color=INK, **style)
+    figure.supxlabel(about.caption() if about else "", color=FAINT, **style)
     figure.set_label(title)
     figure.provenance = about
-    return figure, figure.axes[0], size
+    return figure
 
 
 def _style(axes: Axes, size: float) -> None:
@@ -353,7 +379,7 @@ def _style(axes: Axes, size: float) -> None:
 
 
 def make_logarithmic(axes: Axes, name: str, values: Sequence[float]) -> None:
-    """With ticks that can be read, also where the values span less than a power of ten."""
+    """Makes an axis logarithmic, with ticks that can be read also where values span less than a power of ten."""
     axes.set(**{f"{name}scale": "log"})
     axis, decades = getattr(axes, f"{name}axis"), math.log10(max(values) / min(values))
     locator = LogLocator(subs=(1.0,) if decades > 1.4 else (1.0, 2.0, 5.0), numticks=8)
@@ -366,15 +392,22 @@ def _text_size(width: int) -> float:
     return 11.0 + max(0, width - 400) / 100.0
 
 
-def _text_width(text: str, size: float, is_bold: bool = False) -> float:
-    """In pixels, of the font's wider letters."""
-    return (0.66 if is_bold else 0.58) * size * len(text)
+def _text_width(text: str, size: float) -> float:
+    """The width in pixels of the longest line, in matplotlib's font."""
+    return max((TextPath((0, 0), line, size).get_extents().width for line in text.splitlines()), default=0.0)
 
 
-def _wrapped(text: str, size: float, width: float, is_bold: bool = False) -> list[str]:
-    """Lines that are no wider than so many pixels."""
-    # A word that fits exactly must not be cut by rounding.
-    return textwrap.wrap(text, max(1, int(width / _text_width("x", size, is_bold) + 1e-6)))
+def _in_lines(text: str, size: float, room: float) -> str:
+    """The text in lines of at most this width in pixels; words stay whole."""
+    lines = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        # On the screen letters are a little wider than their outlines.
+        if lines and _text_width(longer, size) <= 0.95 * room:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> None:
@@ -387,14 +420,15 @@ def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> N
     if raw:
         write_png(path, grid_of_rows(figure.rows))
         return
-    check(path.suffix.lower() in FIGURES, f"{path}: a figure is a file whose name ends in {', '.join(FIGURES)}")
+    if path.suffix.lower() not in FIGURES:
+        raise ValueError(f"{path}: a figure is a file whose name ends in {', '.join(FIGURES)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_bytes(figure_bytes(figure, path.suffix.lower()[1:]))
 
 
 def figure_bytes(figure: Figure, form: str, **options: Any) -> bytes:
-    """A figure as the content of a "png", "svg" or "pdf" file; the same figure gives the same bytes."""
+    """Returns a figure as the content of a "png", "svg" or "pdf" file; the same figure gives the same bytes."""
     title, entries = figure.get_label(), figure.provenance.metadata() if figure.provenance else {}
     text = "; ".join(f"{name}: {value}" for name, value in entries.items())
     metadata = {

@@ -22,17 +22,17 @@ from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures, run_facts
-from nvae_tf.runs.checkpoints import checkpoint_sha256
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
-# In CSS pixels. A phone shows a figure at about this width, so its text stays readable there.
+# CSS pixels. A phone shows a figure at about this width, so its text stays readable there.
 _WIDTH = 430
 # How many samples are shown of small images and of large ones; among how many images neighbors are looked for.
 _MANY, _FEW, _LARGE_FROM, _NEAREST_AMONG = 36, 16, 128, 10_000
 _COLUMNS, _STEPS = 8, 5
-# Title, unit, and lines: curves by their names, or one of training and test images.
+# Title, unit, and lines: curves by their labels, or the part of names that curves of training and test share.
 _CHARTS = (
     ("NELBO (negative evidence lower bound), lower is better", "nats per image", "nelbo_nats"),
     ("Reconstruction (negative log-likelihood)", "nats per image", "reconstruction_nats"),
@@ -48,10 +48,10 @@ _TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
 def report_of_run(
     workdir: str | os.PathLike, checkpoint: str, seed: int, data_path: str | None, status: StatusLine
 ) -> tuple[str, list[str]]:
-    """Reads all that the run has written and draws images: the page, and what it lacks, a line each.
+    """Returns the page of a run, and a line for each part that it lacks.
 
-    What is missing, or damaged, becomes a sentence on the page. The checkpoint is "latest" or "best"; `data_path` is
-    where the data is, if no longer where it was during training. Raises what `read_run_config` raises.
+    A sentence on the page stands in the place of what is missing or damaged. The checkpoint is "latest" or "best";
+    `data_path` is where the data is, if no longer where it was during training. Raises what `read_run_config` raises.
     """
     folder, missing, trained = RunFolder(workdir), [], None
     config = read_run_config(folder)
@@ -82,22 +82,22 @@ def report_of_run(
 
 
 def compare_runs(workdirs: Sequence[str]) -> str:
-    """The page that compares runs: scores, curves over each other, settings that differ. Needs no checkpoint."""
+    """Returns the page that compares runs by scores, curves and settings that differ. It needs no checkpoint."""
     folders = {workdir: RunFolder(workdir) for workdir in workdirs}
     settings = [named_settings(read_run_config(folder)) for folder in folders.values()]
-    rows = {name: [of_run[name] for of_run in settings] for name in settings[0]}
+    rows = {name: [values[name] for values in settings] for name in settings[0]}
     differing = {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
     curves = {workdir: run_facts.read_curves(folder)[0] for workdir, folder in folders.items()}
     charts = []
     for title, unit, column in _CHARTS[:3]:
         for part in ("test", "training"):
             name = f"{part[:5]}_{column}"
-            lines = {workdir: of_run[name] for workdir, of_run in curves.items() if name in of_run}
+            lines = {workdir: by_name[name] for workdir, by_name in curves.items() if name in by_name}
             if lines:
                 charts.append(_svg(figures.training_curves(f"{title}: {part} images", unit, lines, _WIDTH)))
     facts, scores = {workdir: run_facts.gather(folder) for workdir, folder in folders.items()}, {}
-    for workdir, of_run in facts.items():
-        for name, value, _ in of_run.test_evaluation.rows if of_run.test_evaluation else ():
+    for workdir, run in facts.items():
+        for name, value, _ in run.test_evaluation.rows if run.test_evaluation else ():
             scores.setdefault(name, {})[workdir] = value
     shown = {"facts": facts, "scores": scores, "settings": differing, "curves": charts}
     return _TEMPLATES.get_template("comparison.html").render(shown)
@@ -112,7 +112,7 @@ def _noted(missing: list[str], what: str) -> Iterator[None]:
 
 
 def _svg(figure: Figure) -> Markup:
-    """A figure as an element of the page, in its colors, light or dark."""
+    """Returns a figure as an element of the page, in the colors of the page, light or dark."""
     text = figures.figure_bytes(figure, "svg", transparent=True).decode()
     noise = r'<metadata>.*?</metadata>| xmlns(:\w+)?="[^"]*"| (width|height)="[\d.]+pt"| id="\w+_\d+"'
     text = re.sub(noise, "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -127,10 +127,10 @@ def _svg(figure: Figure) -> Markup:
 
 def _draw_charts(draw: Callable, folder: RunFolder, curves: dict[str, Any], facts: run_facts.RunFacts) -> None:
     """Draws what needs no model; `draw` gets the section, what is shown, and a function with its arguments."""
-    name, plan, kl = folder.path.absolute().name, facts.plan, {}
+    run_name, plan, kl = folder.path.absolute().name, facts.plan, {}
     with contextlib.suppress(*run_facts.UNREADABLE):
         metrics, shapes = facts.test_evaluation.metrics, plan.latent_shapes()
-        about = figures.Provenance(name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
+        about = figures.Provenance(run_name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
         about = about._replace(data="test images")
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
@@ -147,20 +147,22 @@ def _draw_charts(draw: Callable, folder: RunFolder, curves: dict[str, Any], fact
     for title, unit, columns in _CHARTS:
         if isinstance(columns, str):
             columns = {"training": f"train_{columns}", "test": f"test_{columns}"}
-        charts.append(("curves", title, unit, {name: curves[of] for name, of in columns.items() if of in curves}))
+        charts.append(
+            ("curves", title, unit, {label: curves[name] for label, name in columns.items() if name in curves})
+        )
     for section, title, unit, lines in charts:
         lines = {name: curve for name, curve in lines.items() if np.isfinite(curve.values).any()}
         if lines:
             draw(section, title, figures.training_curves, title, unit, lines)
     steps, images = run_facts.read_training_samples(folder, facts.config.model.image_width, _COLUMNS)
     if steps:
-        draw("strip", "past samples", figures.training_strip, images, steps, figures.Provenance(name, None, 0.7, 0))
+        draw("strip", "past samples", figures.training_strip, images, steps, figures.Provenance(run_name, None, 0.7, 0))
 
 
 def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> None:
     """Draws what needs the model, as `_draw_charts` does."""
     model, config, seed = trained.model, trained.config, about.seed
-    at_one, of_test = about._replace(temperature=1.0), about._replace(data="test images")
+    about_samples, about_test = about._replace(temperature=1.0), about._replace(data="test images")
 
     def samples(temperature: float, prior: str, width: int) -> Figure:
         count = _FEW if min(config.model.image_height, config.model.image_width) >= _LARGE_FROM else _MANY
@@ -176,12 +178,12 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
     def reconstructions(width: int) -> Figure:
         images, labels = originals()
         made = sampling.reconstruct_images(model, images, seed=seed, labels=labels)
-        return figures.reconstructions(images, made, of_test, width=width)
+        return figures.reconstructions(images, made, about_test, width=width)
 
     def interpolation(width: int) -> Figure:
         images, labels = (part if part is None else part[:4] for part in originals())
         path = sampling.interpolate_images(model, images, _STEPS, seed=seed, labels=labels)
-        return figures.interpolation(images, path, _STEPS, of_test, width)
+        return figures.interpolation(images, path, _STEPS, about_test, width)
 
     def nearest(width: int) -> Figure:
         spec = images_alone(spec_to_read(config, data_path))
@@ -189,11 +191,11 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
         batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
         _, distances, images = sampling.nearest_images(drawn, batches, 5)
-        return figures.nearest(drawn, images, distances, "training", at_one, width)
+        return figures.nearest(drawn, images, distances, "training", about_samples, width)
 
     def decisions(width: int) -> Figure:
         kept, images = sampling.rows_sharing_groups(model, _COLUMNS, seed)
-        return figures.group_decisions(images, kept, model.plan.num_groups, at_one, width)
+        return figures.group_decisions(images, kept, model.plan.num_groups, about_samples, width)
 
     for temperature in TEMPERATURES:
         draw("samples", f"samples at temperature {temperature}", samples, temperature, "model")

@@ -14,7 +14,8 @@ import huggingface_hub
 
 from nvae_tf.files import atomic_write
 from nvae_tf.reports.model_card import write_model_card
-from nvae_tf.runs.checkpoints import checkpoint_sha256, write_weights
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+from nvae_tf.runs.checkpoints import write_weights
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.origin import Origin, origin_of_run, write_origin
 from nvae_tf.runs.run_folder import RunFolder, write_run_config
@@ -34,8 +35,8 @@ class Published(NamedTuple):
 def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest") -> Published:
     """Publishes a run on the Hub as the model `repo` ("user/name"), which is made if there is none, in one commit.
 
-    What is published is the run as `write_shared_run` writes it. The token is that of `hf auth login`, or HF_TOKEN.
-    Files of a shared run that were there before are replaced; others, such as a LICENSE, stay.
+    The files are those that `write_shared_run` writes. The token is that of `hf auth login`, or HF_TOKEN. Files of an
+    earlier shared run in the repository are replaced; others, such as a LICENSE, stay.
 
     Raises what `nvae_tf.load` raises, ValueError for a malformed name, and OSError where the Hub does not take the run.
     """
@@ -48,30 +49,27 @@ def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest
         hub = huggingface_hub.HfApi()
         with hub_errors_in_one_line(f"{HUB}{repo}"):
             url = hub.create_repo(repo, exist_ok=True)
-            # By themselves: `upload_folder` may make several commits, and a reader would find a part of the run.
+            # One commit, where `upload_folder` may make several: a reader would see a part of the run.
             operations = [huggingface_hub.CommitOperationAdd(name, path) for name, path in files.items()]
-            # What another commit changes meanwhile is not known, so the Hub then refuses this one.
+            # The Hub refuses this commit where another one has changed the repository meanwhile.
             parent = hub.model_info(repo).sha
             for name in hub.list_repo_files(repo, revision=parent):
-                if name not in files and _is_of_shared_run(name):
+                # For `fnmatch` a slash is a letter like others.
+                patterns = [pattern for pattern in SHARED_FILES if pattern.count("/") == name.count("/")]
+                if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                     operations.append(huggingface_hub.CommitOperationDelete(name))
             hub.create_commit(repo, operations, commit_message=f"Step {step:,}", parent_commit=parent)
     return Published(str(url), step, len(files), num_bytes, has_scores)
 
 
-def _is_of_shared_run(name: str) -> bool:
-    # To `fnmatch` a slash is a letter like others.
-    return any(fnmatch.fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in SHARED_FILES)
-
-
 def write_shared_run(
     workdir: str | os.PathLike, output: pathlib.Path, place: str, checkpoint: str = "latest"
 ) -> tuple[int, bool]:
-    """Writes a copy of a run to share: the folder `output`, from which everything works but going on with the training.
+    """Writes a copy of a run to share, the folder `output`; everything works with it except continuing the training.
 
-    It has the weights that `nvae_tf.load` gives, without the optimizer's state; the settings without places of this
-    machine; the scores of this checkpoint, its reweighted prior, the curves, the newest samples, and a model card that
-    gives `place` to load the run from.
+    The copy has the weights that `nvae_tf.load` gives, without the optimizer's state; the settings without places of
+    this machine; the scores of this checkpoint, its reweighted prior, the curves, the newest samples, and a model card
+    that gives `place` to load the run from.
 
     Returns the checkpoint's step, and whether there are scores of it. Raises what `nvae_tf.load` raises, and OSError.
     """
@@ -82,7 +80,7 @@ def write_shared_run(
     prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_ema)
     write_run_config(shared, run.config.without_places())
     names = ["images_file", "environment_file", "metrics_file", "card_file"]
-    # A text is of files that do not fit these weights.
+    # A text instead of the companion says why its file does not fit these weights.
     for name, made in (("outliers_file", run.model.outlier_calibration), ("prior_file", run.model.reweighted_prior)):
         names += [] if isinstance(made, str) else [name]
     for name in names:
@@ -110,7 +108,7 @@ def write_shared_run(
 
 
 def _check_is_own(folder: pathlib.Path, is_cached: bool) -> None:
-    """ValueError for a file to be shared that is a link out of the run folder, or a device: it may be a secret."""
+    """Raises ValueError for a file to be shared that is a link out of the run folder, or a device: it may be secret."""
     root = folder.resolve().parents[1] if is_cached else folder.resolve()  # the cache has links to blobs
     for file in (file for pattern in (*SHARED_FILES, BEST_FILES) for file in folder.glob(pattern)):
         if not file.is_file() or not file.resolve().is_relative_to(root):

@@ -1,12 +1,12 @@
-"""What the files of a run folder say of the run, for its model card and its page; what they do not say stays None."""
+"""The facts that the files of a run folder have, for its model card and its page; None for what they do not say."""
 
 import contextlib
 import csv
+import dataclasses
 import io
 import math
 import pathlib
 import re
-import shlex
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,16 +22,16 @@ from nvae_tf.evaluation.table import rows, table
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
-from nvae_tf.runs.checkpoints import steps_of_files
+from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
 from nvae_tf.runs.origin import Origin, origin_of_run
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
 from nvae_tf.schemas import ANY_OBJECT, read_object
 
-# Whatever a damaged file, or one of another version, may lead to.
+# The errors that a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
 
-# A metric's name in the evaluation file: its type on the Hub, and its name there.
+# By the name in the evaluation file, the type and the name of a metric on the Hub.
 _BOUNDS = {
     "importance_weighted_nats": ("importance_weighted_bound", "importance-weighted bound, nats an image"),
     "importance_weighted_bits_per_dim": ("importance_weighted_bits_per_dim", "importance-weighted bound, bits/dim"),
@@ -42,47 +42,44 @@ _BOUNDS = {
 }
 _MADE_WITH = dict(num_images=int, seed=int, checkpoint=str, step=int, checkpoint_sha256=str)
 TASK = "unconditional-image-generation"
-# Sets of TensorFlow Datasets that the Hub has too.
+# Data sets of TensorFlow Datasets that the Hub has too.
 _HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 
 
 class Evaluation(NamedTuple):
-    """One evaluation file."""
+    """One evaluation file that can be read."""
 
-    split: str
-    checkpoint: str | None  # "latest" or "best"
-    results: tuple[EvalResult, ...]
-    table: str  # for people
+    metrics: Mapping[str, Any]  # the content of the file, without the folder of the data, texts on one line
+    results: tuple[EvalResult, ...]  # the scores for the Hub
+    table: str  # the metrics as text
     rows: tuple[tuple[str, str, str], ...]  # what was measured, its value, and how
-    metrics: Mapping[str, Any]  # all that the file has
-    made: str  # when, with which TensorFlow
-    command: str  # what to type to make them again
     pictures: tuple[str, ...]  # picture files that it names and that exist, relative to the run folder
 
 
-class RunFacts(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
     """What a model card is about; None, or nothing, for what is not known or not there yet."""
 
-    name: str  # the run folder's own
+    name: str  # the name of the run folder
     config: ExperimentConfig
     plan: LatentPlan
     parameters: int | None  # how many numbers are trained
-    step: int | None  # of the newest checkpoint
-    best_step: int | None  # of the checkpoint with the best test score
-    images: ImageCounts | None  # how many there were in training
+    step: int | None  # the step of the newest checkpoint
+    best_step: int | None  # the step of the checkpoint with the best test score
+    images: ImageCounts | None  # how many images there were in training
     origin: Origin | None  # the weights' source and license
-    evaluations: tuple[Evaluation, ...]  # that of the test part, then of the training part
+    evaluations: tuple[Evaluation, ...]  # the evaluation of the test part, then of the training part
     # The last step of `metrics.csv`, its test NELBO in nats and in bits.
     training_score: tuple[int, float, float] | None
-    learning_rates: tuple[tuple[float, int], ...] | None  # the highest and the last, each with its step
+    learning_rates: tuple[tuple[float, int], ...] | None  # the highest and the last rate, each with its step
     environment: Mapping[str, Any] | None  # hardware and versions of the latest training
     samples: tuple[str, int] | None  # the newest picture file of samples, and its step
     prior: tuple[int, str] | None  # the step that the reweighted prior was learned for, and what was measured of it
 
     @property
     def test_evaluation(self) -> Evaluation | None:
-        """That of the test part."""
-        return next((evaluation for evaluation in self.evaluations if evaluation.split == "test"), None)
+        """The evaluation of the test part."""
+        return next((evaluation for evaluation in self.evaluations if evaluation.metrics["split"] == "test"), None)
 
     @property
     def is_imported(self) -> bool:
@@ -91,25 +88,31 @@ class RunFacts(NamedTuple):
 
     @property
     def checkpoint(self) -> str:
-        """Which checkpoint the card's commands take, "latest" or "best": that of the scores, if it is still there."""
-        of_scores = [evaluation.checkpoint for evaluation in self.evaluations if evaluation.results]
-        wants_best = self.step is None or of_scores[:1] == ["best"]
+        """The checkpoint for the card's commands, "latest" or "best": that of the scores, if it is still there."""
+        scored = [evaluation.metrics.get("checkpoint") for evaluation in self.evaluations if evaluation.results]
+        wants_best = self.step is None or scored[:1] == ["best"]
         return "best" if wants_best and self.best_step is not None else "latest"
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the reweighted prior was learned for the checkpoint of the card's commands."""
+        step = self.best_step if self.checkpoint == "best" else self.step
+        return self.prior is not None and self.prior[0] == step
 
 
 def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
     """Reads the files of a run folder. Metrics that can't be read are left out; damaged settings raise ValueError."""
-    config, name = read_run_config(folder), folder.path.resolve().name
+    config = read_run_config(folder)
     steps = steps_of_files(folder.checkpoints, "index")
     best = steps_of_files(folder.best_checkpoints, "index")
     files = [folder.evaluation_file(split) for split in ("test", "train")]
-    evaluations = (_read(_evaluation, file, name, hub_dataset(config.data)) for file in files)
+    evaluations = (_read(_evaluation, file, hub_dataset(config.data)) for file in files)
     samples = {int(file.stem[5:]): file for file in folder.samples.glob("step-*.png") if file.stem[5:].isdecimal()}
     return RunFacts(
-        name,
-        config,
-        latent_plan(config.model),
-        parameters,
+        name=folder.path.resolve().name,
+        config=config,
+        plan=latent_plan(config.model),
+        parameters=parameters,
         step=steps[-1] if steps else None,
         best_step=best[-1] if best else None,
         images=_read(read_image_counts, folder.images_file),
@@ -124,7 +127,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
 
 
 def _read(reader: typing.Callable[..., Any], *arguments: Any) -> Any:
-    """What a reader finds; None where its file is missing or damaged."""
+    """Returns what a reader returns; None where its file is missing or damaged."""
     try:
         return reader(*arguments)
     except UNREADABLE:
@@ -159,10 +162,10 @@ class Curve(NamedTuple):
 
 
 def read_curves(folder: RunFolder) -> tuple[dict[str, Curve], float]:
-    """The curves of a run by their names in `metrics.csv`, and the seconds that training took.
+    """Reads the curves of a run by their names in `metrics.csv`, and the seconds that training took.
 
-    TensorBoard's files have every logged step, so theirs are taken where there are more points; they have the KL of
-    single groups, too, as `kl_per_group/00`.
+    A curve comes from TensorBoard's files, which have every logged step, where they have more points of it. They have
+    the KL of single groups, too, as `kl_per_group/00`.
     """
     curves = read_metrics(folder.metrics_file)
     points, seconds = read_events(folder.tensorboard)
@@ -182,7 +185,7 @@ def read_curves(folder: RunFolder) -> tuple[dict[str, Curve], float]:
 
 
 def read_metrics(file: pathlib.Path) -> dict[str, Curve]:
-    """The columns of `metrics.csv`; what is no number is NaN. Nothing where the file is missing or another kind."""
+    """Reads the columns of `metrics.csv`; NaN stands for text. No columns if the file is missing or of another kind."""
     with contextlib.suppress(OSError, ValueError, csv.Error):
         text = file.read_text(encoding="utf-8", errors="replace")
         # The line that a running training is writing has no end yet.
@@ -202,10 +205,10 @@ def _number(text: str | None) -> float:
 
 
 def read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], float]:
-    """The values of TensorBoard's scalars by tag and step, and the seconds that its files span.
+    """Reads TensorBoard's scalars by tag and step, and the seconds that its files span.
 
-    Goes through the files one event at a time (TensorBoard's accumulator would keep all images in memory). Where a
-    run was continued from an earlier checkpoint, the later values count. Damaged files give what is before the damage.
+    The files are read one event at a time (TensorBoard's accumulator would keep all images in memory). Where a run was
+    continued from an earlier checkpoint, the later values count. Damaged files are read up to the damage.
     """
     points: dict[str, dict[int, float]] = {}
     seconds = 0.0
@@ -227,9 +230,9 @@ def read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], floa
 
 
 def read_training_samples(folder: RunFolder, width: int, columns: int) -> tuple[list[int], np.ndarray]:
-    """Up to five steps at which training has drawn samples, and the first images of each, `[steps, columns, ...]`.
+    """Reads up to five steps at which training has drawn samples, and the first images of each.
 
-    `width` is that of the images. Nothing where a file is damaged.
+    Images are `[steps, columns, height, width, channels]`, uint8. There are no steps where a file is damaged.
     """
     files = sorted(folder.samples.glob("step-*.png"))
     files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int)) if files]
@@ -240,30 +243,30 @@ def read_training_samples(folder: RunFolder, width: int, columns: int) -> tuple[
 
 
 def nearest_preset(config: ExperimentConfig) -> tuple[str, list[tuple[str, Any, Any]]]:
-    """The preset that settings are most like, and what differs: name of the setting, its value, the preset's value."""
-    own, found = named_settings(config), {}
+    """Returns the preset that settings are most like, and what differs: setting, its value, the preset's value."""
+    own, differences = named_settings(config), {}
     for preset_name in preset_files():
         groups = preset(preset_name).to_dict().items()
         values = {f"{group}.{name}": value for group, settings in groups for name, value in settings.items()}
-        # What a preset leaves to the images is None.
-        found[preset_name] = [
-            (name, own[name], value) for name, value in values.items() if value not in (None, own[name])
-        ]
-    return min(found.items(), key=lambda item: len(item[1]))
+        # None stands for what a preset leaves to the images.
+        changed = {name: value for name, value in values.items() if value not in (None, own[name])}
+        differences[preset_name] = [(name, own[name], value) for name, value in changed.items()]
+    return min(differences.items(), key=lambda item: len(item[1]))
 
 
 def hub_dataset(spec: DataSpec) -> str | None:
-    """The Hub's identifier of a data set; None where it has none that is known to be the same."""
+    """Returns the Hub's identifier of a data set; None where the Hub is not known to have the same."""
     return _HUB_DATASETS.get(spec.source_name) if spec.source == "tfds" else None
 
 
 def identifier(text: str) -> str:
-    """A name as the Hub takes it: lower-case letters, digits, dots and hyphens."""
+    """Returns a name in the form that the Hub takes: lower-case letters, digits, dots and hyphens."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "other"
 
 
-def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evaluation:
+def _evaluation(file: pathlib.Path, dataset: str | None) -> Evaluation:
     metrics = read_object(file, ANY_OBJECT)
+    metrics["split"] = str(metrics["split"])
     # A folder of this machine, which a public card does not name.
     metrics.pop("data", None)
     pictures = tuple(
@@ -272,19 +275,16 @@ def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evalua
         for path in map(pathlib.PurePosixPath, metrics.get(metric, {}).get("pictures", ()))
         if not path.is_absolute() and ".." not in path.parts and (file.parent / path).is_file()
     )
-    made = f"with TensorFlow {metrics.get('tensorflow')}, last written {metrics.get('date')}"
     results = tuple(_results(metrics, dataset or identifier(metrics["dataset"])))
     for name in [name for name, value in metrics.items() if isinstance(value, str)]:
-        # A name must not look like other lines of the table.
-        metrics[name] = "".join(letter if letter.isprintable() else " " for letter in metrics[name])
-    command = _command(metrics, workdir)
-    return Evaluation(
-        *(str(metrics["split"]), metrics.get("checkpoint"), results),
-        *(table(metrics), tuple(rows(metrics)), metrics, made, command, pictures),
-    )
+        # A name must not look like other lines of the table; commands have a line each.
+        kept = "\n" if name == "command" else ""
+        metrics[name] = "".join(letter if letter.isprintable() or letter in kept else " " for letter in metrics[name])
+    return Evaluation(metrics, results, table(metrics), tuple(rows(metrics)), pictures)
 
 
 def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
+    """Yields the scores of an evaluation file as the Hub has them; ValueError for a number that is not finite."""
     made_with = {name: kind(metrics[name]) for name, kind in _MADE_WITH.items() if metrics.get(name) is not None}
 
     def result(kind: str, name: str, value: float, **arguments: Any) -> EvalResult:
@@ -305,9 +305,9 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
         channels = int(latents["latent_channels"]) * len(latents["active_units_per_group"])
         how = {"active_from_nats": _finite(latents["active_from_nats"]), "latent_channels": channels}
         yield result("active_units", f"active units, of {channels:,}", latents["active_units"], **made_with, **how)
-    for name, of_set in metrics.get("outliers", {}).get("sets", {}).items():
-        for score, value in of_set["auroc"].items():
-            how = made_with | {"outliers": str(name), "num_outliers": int(of_set["num_images"])}
+    for name, outliers in metrics.get("outliers", {}).get("sets", {}).items():
+        for score, value in outliers["auroc"].items():
+            how = made_with | {"outliers": str(name), "num_outliers": int(outliers["num_images"])}
             yield result("roc_auc", f"AUROC of the outlier score {score}, {name}", value, **how)
     for key, name in (("fid", "FID"), ("frechet", "Fréchet distance")):
         if key not in metrics:
@@ -316,45 +316,11 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
         # Samples are compared with training images, whatever the part that was evaluated.
         how = {name: value for name, value in made_with.items() if name != "num_images"}
         how |= {name: int(fid[name]) for name in ("samples", "real_images", "batch_norm_iterations")}
-        how |= {"temperature": _temperature(fid), "extractor": str(fid["extractor"])}
-        how["extractor_is_published"] = bool(fid["extractor_is_published"])
+        how["temperature"] = ",".join(f"{_finite(number):g}" for number in np.atleast_1d(fid["temperature"]))
+        how["extractor"], how["extractor_is_published"] = str(fid["extractor"]), bool(fid["extractor_is_published"])
         if fid.get("prior") == "reweighted":
             how["prior"] = "reweighted"
         yield result(key, name, fid["value"], **how)
-
-
-def _temperature(fid: Mapping[str, Any]) -> str:
-    """As the flag has it."""
-    value = fid["temperature"]
-    return ",".join(f"{_finite(number):g}" for number in (value if isinstance(value, list) else [value]))
-
-
-def _command(metrics: Mapping[str, Any], workdir: str) -> str:
-    keys = {"elbo": "nelbo_nats", "iw": "importance_weighted_nats"}
-    keys |= {name: name for name in ("latents", "fid", "outliers")}
-    # A command measures one of both distances.
-    keys |= {} if "fid" in metrics else {"frechet": "frechet"}
-    measured = [metric for metric, key in keys.items() if key in metrics]
-    flags = [f"--workdir={workdir}", f"--checkpoint={metrics['checkpoint']}", f"--split={metrics['split']}"]
-    flags += [f"--metrics={','.join(measured)}", f"--seed={metrics['seed']}"]
-    if "iw" in measured:
-        flags.append(f"--importance_samples={metrics['importance_samples']}")
-    if "outliers" in measured:
-        outliers = metrics["outliers"]
-        # Their names alone: the folders are of this machine.
-        flags.append(f"--outliers={','.join(map(str, outliers['sets']))}")
-        if "llr_groups" in outliers:
-            flags += [f"--llr_samples={outliers['llr_samples']}", f"--llr_groups={outliers['llr_groups']}"]
-    for fid in (metrics[name] for name in ("fid", "frechet") if name in measured):
-        flags += [f"--fid_samples={fid['samples']}", f"--temperature={_temperature(fid)}"]
-        if fid.get("prior") == "reweighted":
-            flags.append("--prior=reweighted")
-        if fid["batch_norm_iterations"]:
-            flags.append(f"--batch_norm_iterations={fid['batch_norm_iterations']}")
-        if not str(fid["extractor"]).startswith("inception-"):
-            # The name has the module and the version of its file, not the function.
-            flags.append("--extractor=MODULE:FUNCTION")
-    return shlex.join(["nvae-evaluate", *flags])
 
 
 def _finite(value: float) -> float:

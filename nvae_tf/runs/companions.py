@@ -1,7 +1,7 @@
-"""What a run folder has beside a checkpoint for its exact weights: a reweighted prior, and a calibration of scores.
+"""The files beside a checkpoint that belong to its exact weights: a reweighted prior, and a calibration of scores.
 
-Each is a `.npz` file with a digest of the weights that it is of. The digest is the same wherever these weights lie, in
-the checkpoint or in a shared run, so the files may be copied along.
+Each is a `.npz` file with a digest of its weights. The digest is the same wherever these weights lie, in the checkpoint
+or in a shared run, so the files may be copied along.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import schemas
-from nvae_tf.config import check
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models import NVAE
 from nvae_tf.models.outlier_scores import OutlierCalibration
@@ -42,7 +41,7 @@ def weights_sha256(model: NVAE) -> str:
 
 
 def write_prior(file: pathlib.Path, model: NVAE, step: int, reweighted: ReweightedPrior) -> None:
-    """Writes what it is made of: `about`, JSON, and the weights of group g as `g/00`, `g/01`, ..."""
+    """Writes a reweighted prior: `about`, JSON, and the weights of group g as `g/00`, `g/01`, ..."""
     weights = {
         f"{group}/{number:02d}": array
         for group, ratio in enumerate(reweighted.ratios)
@@ -76,7 +75,7 @@ def read_about(file: pathlib.Path) -> tuple[int, dict[str, Any]]:
 
 
 def prior_text(about: dict[str, Any]) -> str:
-    """What was learned and measured, for people: one line."""
+    """One line for people: which prior was learned, and its measurements."""
     if about["kind"] == "mixture":
         text = f"mixture of {about['components']} Gaussians of the top group"
     else:
@@ -101,18 +100,19 @@ def _numbers(values: Iterable[float], places: int = 3) -> str:
 
 
 def write_calibration(file: pathlib.Path, model: NVAE, step: int, calibration: OutlierCalibration) -> None:
-    """Writes its arrays by their names."""
+    """Writes the arrays of a calibration by their names."""
     _write(file, model, step, dataclasses.asdict(calibration))
 
 
 def read_calibration(file: pathlib.Path, model: NVAE, step: int) -> OutlierCalibration | str | None:
-    """That of a model of this step; None without a file, and a text where it can't be used."""
+    """The calibration of a model of this step; None without a file, and a text where it can't be used."""
 
     def made() -> OutlierCalibration:
         arrays = read_arrays(file, schemas.CALIBRATION, {"numbers": model.plan.num_groups + 1})
         types = {"mean": np.float64, "covariance": np.float64, "kl": np.float32, "mahalanobis": np.float32}
         arrays = {name: arrays[name].astype(kind) for name, kind in types.items()}
-        check(np.allclose(arrays["covariance"], arrays["covariance"].T), "its covariance is not symmetric")
+        if not np.allclose(arrays["covariance"], arrays["covariance"].T):
+            raise ValueError("its covariance is not symmetric")
         np.linalg.cholesky(arrays["covariance"])  # a ValueError where it is not positive definite
         return OutlierCalibration(**arrays)
 
@@ -124,10 +124,10 @@ def _write(file: pathlib.Path, model: NVAE, step: int, arrays: dict[str, np.ndar
 
 
 def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callable[[], _Made]) -> _Made | str:
-    """What `make` makes of a file; a text where it is damaged or of other weights."""
+    """The result of `make`, which reads a file; a text where the file is damaged or of other weights."""
     fix = f"make it anew by `{command} --workdir={file.parent}`, or delete it"
     try:
-        # It may first be used where a graph is traced.
+        # The file may be read while a graph is traced.
         with tf.init_scope():
             owner = read_arrays(file, schemas.OWNER)
             if str(owner["weights_sha256"]) == weights_sha256(model):

@@ -9,10 +9,11 @@ import zipfile
 
 import keras
 
-from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check, check_choice
+from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.models import NVAE
-from nvae_tf.runs.checkpoints import best_instead, check_size, find_best, newest_whole, restore_weights, step_of
+from nvae_tf.runs.checkpoint_files import best_instead, find_best, newest_whole, step_of
+from nvae_tf.runs.checkpoints import check_size, restore_weights
 from nvae_tf.runs.companions import read_calibration, read_prior
 from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
@@ -44,8 +45,8 @@ class TrainedRun:
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes of a conditional model, in their order; numbers where the run notes no names."""
-        noted = read_image_counts(self._folder.images_file)
-        return (noted and noted.class_names) or tuple(map(str, range(self.config.model.num_classes)))
+        counts = read_image_counts(self._folder.images_file)
+        return (counts and counts.class_names) or tuple(map(str, range(self.config.model.num_classes)))
 
     @property
     def model(self) -> NVAE:
@@ -54,12 +55,12 @@ class TrainedRun:
 
     @property
     def has_ema(self) -> bool:
-        """Whether its weights are exponential moving averages (EMA): where the run keeps them."""
+        """Whether the model's weights are exponential moving averages (EMA), which a run may keep."""
         return self._loaded[1]
 
     @functools.cached_property
     def _loaded(self) -> tuple[NVAE, bool]:
-        # Fails before a model is made.
+        # Wrong settings and checkpoints raise before a model is made.
         config, checkpoint = self.config, self.checkpoint
         check_size(config.model, checkpoint)
         dropout = config.train.label_dropout if config.model.num_classes else 0.0
@@ -95,9 +96,11 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     if file.suffix != ".keras" or not file.is_file():
         return load_run(path, checkpoint).model
     with wrap_read_errors(f"{file}: not a model that can be read (", "); restore it from a copy, or save it again"):
-        check(zipfile.is_zipfile(file), "not a zip file, or cut off")
+        if not zipfile.is_zipfile(file):
+            raise ValueError("not a zip file, or cut off")
         model = keras.saving.load_model(file)
-        check(isinstance(model, NVAE), f"a {type(model).__name__}, no NVAE")
+        if not isinstance(model, NVAE):
+            raise ValueError(f"a {type(model).__name__}, no NVAE")
         return model
 
 
@@ -123,33 +126,32 @@ def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
 
 
 def _newest(folder: RunFolder) -> str:
-    found = newest_whole(folder.checkpoints)
-    if found.path is None:
+    newest = newest_whole(folder.checkpoints)
+    if newest.prefix is None:
         raise FileNotFoundError(
             f"{folder.path}: no checkpoint in {folder.checkpoints}; nvae-train writes one every "
             "train.checkpoint_every_steps steps, at its end, and when it is interrupted"
             + best_instead(folder.checkpoints)
         )
-    warned = [found.passed_over_line()] if found.unusable else []
-    if found.step == 0 and not folder.origin_file.is_file():
+    warned = [newest.passed_over_line()] if newest.unusable else []
+    if newest.step == 0 and not folder.origin_file.is_file():
         warned.append("step-0 is used, the weights before the first training step, as the only one")
     for line in warned:
         # Without a line of source text: one line on a terminal.
         warnings.warn_explicit(f"{folder.checkpoints}: {line}", UserWarning, filename="nvae_tf", lineno=0)
-    return found.path
+    return newest.prefix
 
 
 def _best(folder: RunFolder) -> str:
-    place = folder.best_checkpoints
-    found = find_best(place)
-    if found.path is not None:
-        return found.path
-    if found.unusable:
+    best = find_best(folder.best_checkpoints)
+    if best.prefix is not None:
+        return best.prefix
+    if best.unusable:
         raise ValueError(
-            f"{place}: the best checkpoint is damaged: {found.unusable_words()}. Restore its files from a copy, or "
-            f"{_LATEST_INSTEAD}"
+            f"{folder.best_checkpoints}: the best checkpoint is damaged: {best.unusable_words()}. Restore its files "
+            f"from a copy, or {_LATEST_INSTEAD}"
         )
     raise FileNotFoundError(
-        f"{folder.path}: no best checkpoint in {place}; with train.keep_best nvae-train writes it when the test images "
-        f"have been scored, every train.evaluate_every_steps steps. Train on, or {_LATEST_INSTEAD}"
+        f"{folder.path}: no best checkpoint in {folder.best_checkpoints}; with train.keep_best nvae-train writes it "
+        f"when the test images have been scored, every train.evaluate_every_steps steps. Train on, or {_LATEST_INSTEAD}"
     )

@@ -17,7 +17,7 @@ class ModelForTraining(NamedTuple):
 
     @property
     def variables(self) -> list:
-        """What a checkpoint must hold besides weights, metrics and the optimizer's variables."""
+        """The variables that a checkpoint must hold besides weights, metrics and the optimizer's variables."""
         return [*self.model.step_guard.variables, *self.schedule.variables]
 
 
@@ -25,10 +25,15 @@ def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_ste
     """Makes the model of an experiment; the same settings, of a run of this length, give the same first weights."""
     settings, rates = config.train, resolve_lengths(config, steps_per_epoch, total_steps).optimizer
     keras.utils.set_random_seed(settings.seed)
-    of_training = {"recompute": settings.recompute, "accumulate_steps": settings.accumulate_steps}
-    if config.model.num_classes:
-        of_training["label_dropout"] = settings.label_dropout
-    model = NVAE(config.model, config.objective, seed=settings.seed, dtype=settings.precision, **of_training)
+    model = NVAE(
+        config.model,
+        config.objective,
+        seed=settings.seed,
+        dtype=settings.precision,
+        recompute=settings.recompute,
+        accumulate_steps=settings.accumulate_steps,
+        label_dropout=settings.label_dropout if config.model.num_classes else 0.0,
+    )
     warmup_steps = round(rates.warmup_epochs * steps_per_epoch)
     limits = rates.learning_rate, rates.learning_rate_min
     schedule = LoweredRate(WarmupCosine(*limits, warmup_steps, steps_per_epoch, total_steps))

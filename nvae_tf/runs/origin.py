@@ -1,4 +1,4 @@
-"""Where the weights of a run came from that the run did not make by itself: `origin.json` of its folder."""
+"""The origin of weights that a run did not, or not alone, make: `origin.json` of its folder."""
 
 import contextlib
 import dataclasses
@@ -12,16 +12,16 @@ from nvae_tf.schemas import Field, parsed
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where weights came from that were not, or not only, made by the run itself: `origin.json` of its folder.
+    """The content of `origin.json`: the file or the run that weights came from.
 
     A person may write the file too, `{"license": "mit"}`, for weights that were trained here.
 
     Attributes:
-      source_file: the name of the imported file, or of the run folder whose weights were the first where a person has
-        stated the license of those.
-      sha256: of that file, in hexadecimal digits.
-      license: that of the weights: an identifier of the Hugging Face Hub (`mit`), any other name, or an address.
-      step: that of the imported checkpoint; None where the run has started from other weights.
+      source_file: the name of the imported file, or of the run folder that a run started from if a person has stated
+        the license of its weights.
+      sha256: the SHA-256 of that file, in hexadecimal digits.
+      license: the license of the weights: an identifier of the Hugging Face Hub (`mit`), another name, or an address.
+      step: the step of the imported checkpoint; None where the run has started from other weights.
     """
 
     source_file: str | None = None
@@ -36,7 +36,7 @@ class Origin:
 
 
 def origin_from_text(text: str) -> Origin:
-    """Reads what `Origin.text` has written; a ValueError says which form is needed."""
+    """The origin in the content of a file; a ValueError says which form is needed."""
     schema = dict.fromkeys(("source_file", "sha256", "license"), Field("text", optional=True))
     schema["step"] = Field("whole number", (), 0, 2**63, optional=True)
     return Origin(**parsed(text, schema, "must be a JSON object with texts: "))
@@ -59,13 +59,12 @@ def read_origin(folder: RunFolder) -> Origin | None:
 
 
 def origin_of_run(folder: RunFolder, initialise_from: str | None) -> Origin | None:
-    """The origin of a run's weights: by its own file, or by that of the run that it was fine-tuned from."""
+    """The origin of a run's weights: from its own file, or from the file of the run that it was fine-tuned from."""
     origin = read_origin(folder)
-    if origin is None and initialise_from:
-        source = None
-        # A shared run that can't be fetched now.
-        with contextlib.suppress(OSError):
-            source = read_origin(RunFolder(find_run_folder(initialise_from)))
-        # A license that was stated for the source's weights is not one of these.
-        origin = source and dataclasses.replace(source, source_file=source.source_file or initialise_from, step=None)
-    return origin
+    if origin is not None or not initialise_from:
+        return origin
+    source = None
+    # A shared run may not be there to fetch now.
+    with contextlib.suppress(OSError):
+        source = read_origin(RunFolder(find_run_folder(initialise_from)))
+    return source and dataclasses.replace(source, source_file=source.source_file or initialise_from, step=None)

@@ -1,4 +1,4 @@
-"""The folder of a training run: what lies where, who may write into it, and what it says of its settings and images."""
+"""The folder of a training run: where its files are, who may write into it, its settings and its images."""
 
 import contextlib
 import datetime
@@ -10,14 +10,14 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
+from nvae_tf.config import ExperimentConfig, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
-from nvae_tf.runs.checkpoints import folder_of_best, steps_of_files
+from nvae_tf.runs.checkpoint_files import folder_of_best, latest_step
 from nvae_tf.schemas import Field, parsed
 
-# What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
-# images lie now and what happens to those that are unreadable or of another form. Nothing else, because the second half
-# of a run must belong to the first. `objective.total_steps` follows from the length.
+# The settings that may differ when a run is continued: its length, how often files are written, the devices, where the
+# images lie now and what happens to unreadable images and images of another form. No other setting, because the second
+# half of a run must belong to the first. `objective.total_steps` follows from the length.
 CHANGEABLE_SETTINGS = tuple(
     """
     objective.total_steps data.path data.cache data.on_bad_file data.max_pixels data.convert train.steps train.epochs
@@ -50,7 +50,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"  # `step-N.png` with N in eight digits
-        self.evaluation = self.path / "evaluation"  # what `nvae-evaluate` draws, and what it has not finished
+        self.evaluation = self.path / "evaluation"  # the figures of `nvae-evaluate`, and its unfinished batches
         self.outliers_file = self.path / "outliers.npz"  # of `nvae-calibrate`, for outlier scores
         self.card_file = self.path / "README.md"  # the model card
         self.prior_file = self.path / "prior.npz"  # the reweighted prior of one checkpoint, if one was learned
@@ -58,22 +58,23 @@ class RunFolder:
         self.origin_file = self.path / "origin.json"
 
     def evaluation_file(self, split: str = "test") -> pathlib.Path:
-        """What `nvae-evaluate` measured on a part of the data, as JSON."""
+        """The file of the metrics that `nvae-evaluate` measured on a part of the data."""
         return self.path / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
 
     def scores(self, checkpoint_sha256: str, split: str = "test") -> dict[str, Any] | None:
-        """What `nvae-evaluate` measured of this very checkpoint, less the place of the data; None where it has not."""
+        """The metrics of this very checkpoint, less the place of the data; None where there are none."""
         try:
             scores = json.loads(self.evaluation_file(split).read_text(encoding="utf-8"))
-            is_of_checkpoint = scores["checkpoint_sha256"] == checkpoint_sha256
+            if scores["checkpoint_sha256"] != checkpoint_sha256:
+                return None
         # Not measured, or edited by hand.
         except (KeyError, OSError, TypeError, ValueError, RecursionError):
             return None
-        return {name: value for name, value in scores.items() if name != "data"} if is_of_checkpoint else None
+        return {name: value for name, value in scores.items() if name != "data"}
 
 
 def write_run_config(folder: RunFolder, config: ExperimentConfig) -> None:
-    """Writes the settings of a run, and last, because a run may lack it, their copy beside its weights."""
+    """Writes the settings of a run, then their copy beside its weights, which a run may lack."""
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     for file in (folder.config_file, folder.recorded_config_file):
         atomic_write(file, config_to_json(config))
@@ -118,35 +119,34 @@ def check_continues(folder: RunFolder, config: ExperimentConfig) -> ExperimentCo
 
 def _check_place(folder: RunFolder) -> None:
     check_is_no_pattern(folder.path)
-    is_file = folder.path.exists() and not folder.path.is_dir()
-    wanted = "give a new or empty folder, or one of the same run"
-    check(not is_file, f"{folder.path}: a file; {wanted}")
+    fix = "give a new or empty folder, or one of the same run"
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{folder.path}: a file; {fix}")
     # Hidden files are what a file manager or an interrupted first write leaves behind.
-    found = sorted(entry.name for entry in folder.path.glob("*") if not entry.name.startswith("."))
-    check(
-        not found or folder.config_file.exists(),
-        f"{folder.path}: not empty and not a run folder, it holds {', '.join(found[:5])}"
-        f"{' ...' if len(found) > 5 else ''} but no config.json; {wanted}",
-    )
+    names = sorted(entry.name for entry in folder.path.glob("*") if not entry.name.startswith("."))
+    if names and not folder.config_file.exists():
+        raise ValueError(
+            f"{folder.path}: not empty and not a run folder, it holds {', '.join(names[:5])}"
+            f"{' ...' if len(names) > 5 else ''} but no config.json; {fix}"
+        )
 
 
 def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: ExperimentConfig) -> None:
-    differences = _differences(before, now)
-    check(
-        not differences,
-        f"{folder.path}: holds a run with other settings: {differences}. "
-        "Give the same settings to continue it, or another --workdir",
-    )
-    step, total = max(steps_of_files(folder.checkpoints, "index"), default=0), now.objective.total_steps
-    check(
-        step <= total,
-        f"{folder.path}: this run has {step:,} steps already, more than the {total:,} asked for. "
-        "Give more train.steps (or train.epochs), or another --workdir",
-    )
+    if differences := _differences(before, now):
+        raise ValueError(
+            f"{folder.path}: holds a run with other settings: {differences}. "
+            "Give the same settings to continue it, or another --workdir"
+        )
+    step, total = latest_step(folder.checkpoints), now.objective.total_steps
+    if step > total:
+        raise ValueError(
+            f"{folder.path}: this run has {step:,} steps already, more than the {total:,} asked for. "
+            "Give more train.steps (or train.epochs), or another --workdir"
+        )
 
 
 def _differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
-    """The settings that may not change in a run and have, in words; empty where there is none."""
+    """The settings that have changed and may not, in words; empty where there is none."""
     old = named_settings(before)
     differences = [
         f"{name} was {old[name]!r} and is now {value!r}"
@@ -157,13 +157,13 @@ def _differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
 
 
 class ImageCounts(NamedTuple):
-    """`images.json`: what images a run has; None where something is not known, as in runs of older versions."""
+    """The numbers in `images.json`; None where one is not known, as in runs of older versions."""
 
     train: int
     test: int
     a_step: int | None = None
     held_out: bool | None = None  # whether the test images were drawn at random
-    class_names: tuple[str, ...] | None = None  # where they have labels, in the order of their numbers
+    class_names: tuple[str, ...] | None = None  # the names of the classes in their order, if images have labels
 
     def text(self) -> str:
         """The contents of the file."""
@@ -182,8 +182,10 @@ def read_image_counts(file: pathlib.Path) -> ImageCounts | None:
 
 def image_counts_from_text(text: str) -> ImageCounts:
     """The numbers that `ImageCounts.text` has written; a ValueError says which form is needed."""
-    found = parsed(text, _COUNTS, "must be a JSON object of numbers of images: ")
-    return ImageCounts(**found | ({"class_names": tuple(found["class_names"])} if "class_names" in found else {}))
+    counts = parsed(text, _COUNTS, "must be a JSON object of numbers of images: ")
+    if "class_names" in counts:
+        counts["class_names"] = tuple(counts["class_names"])
+    return ImageCounts(**counts)
 
 
 def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> None:
@@ -193,11 +195,11 @@ def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> N
         return
     pairs = enumerate(itertools.zip_longest(noted.class_names, names))
     changed = [f"class {number} was {before!r} and is now {now!r}" for number, (before, now) in pairs if before != now]
-    check(
-        not changed,
-        f"{where}: not the classes that the run was begun with: {'; '.join(changed[:3])}"
-        f"{' ...' if len(changed) > 3 else ''}. Give the data of the run, or name the classes as they were",
-    )
+    if changed:
+        raise ValueError(
+            f"{where}: not the classes that the run was begun with: {'; '.join(changed[:3])}"
+            f"{' ...' if len(changed) > 3 else ''}. Give the data of the run, or name the classes as they were"
+        )
 
 
 @contextlib.contextmanager
@@ -230,7 +232,7 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
 
 def _open_locked(folder: RunFolder, warn: Callable[[str], None]) -> int:
     """The descriptor of the lock file, locked, with this process's name in it."""
-    # Not at the top: what only reads run folders works on Windows too, which has no such module.
+    # Not at the top: commands that only read run folders work on Windows too, which has no such module.
     import fcntl
 
     while True:

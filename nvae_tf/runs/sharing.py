@@ -17,11 +17,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from nvae_tf.config import check, did_you_mean
+from nvae_tf.config import did_you_mean
 from nvae_tf.errors import first_line
 
 HUB = "hf://"
-# Run folders as nvae-publish makes them; the name of each can be given in place of a folder.
+# Run folders as nvae-publish makes them; their names can be given in place of folders.
 _BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # The files of a shared run: nothing else of a repository is deleted when it is published again.
 SHARED_FILES = tuple(
@@ -37,7 +37,7 @@ _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
 
 
 def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
-    """The run folder that is meant: a folder, "hf://user/repo" or "hf://user/repo@revision", or a bundled model's name.
+    """The run folder of a folder, of "hf://user/repo" or "hf://user/repo@revision", or of a bundled model's name.
 
     A repository is fetched into the cache of huggingface_hub, which has it without a connection from then on. A
     bundled model is meant where there is no file or folder of its name.
@@ -55,7 +55,7 @@ def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
 
 
 def copy_command(place: str) -> str | None:
-    """What to type for a run folder of one's own of a shared run; None where `place` is no shared run."""
+    """The command that copies a shared run into a folder of one's own; None where `place` is no shared run."""
     name, _, revision = place.removeprefix(HUB).partition("@")
     copy = f"runs/{name.rpartition('/')[2]}"
     if place.startswith(HUB):
@@ -87,7 +87,8 @@ def check_repo_name(repo: str, given: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise ValueError(f"{given}: {first_line(error)}") from None
-    check(repo.count("/") == 1, f"{given}: {repo!r} is not the name of a repository; its form is user/name")
+    if repo.count("/") != 1:
+        raise ValueError(f"{given}: {repo!r} is not the name of a repository; its form is user/name")
 
 
 @contextlib.contextmanager
@@ -95,7 +96,7 @@ def hub_errors_in_one_line(place: str) -> Iterator[None]:
     """Raises an OSError of one line, without the token, for whatever goes wrong in its block."""
     try:
         yield
-    # Those of huggingface_hub, of its HTTP library and of its storage have no class in common.
+    # The errors of huggingface_hub, of its HTTP library and of its storage have no class in common.
     except Exception as error:
         raise OSError(f"{place}: {_reason(error)}") from None
 
@@ -118,11 +119,11 @@ def _reason(error: Exception) -> str:
     if status == 412:
         return "somebody has changed this repository meanwhile; publish the run again"
     words = " ".join(str(error).split()) or type(error).__name__
-    # What the HTTP library says of a token with letters that it can't send may have the token in it.
+    # The HTTP library's message about a token that it can't send may have the token in it.
     if isinstance(error, UnicodeError) or "Bearer " in words:
         return f"the token can't be sent, it is damaged; {_LOG_IN}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
-        # Of a full disk there may be no name.
+        # The error of a full disk may name no file.
         file = error.filename or constants.HF_HUB_CACHE
         return f"{file}: {error.strerror}; HF_HOME names another folder for what is fetched"
     if status is not None or isinstance(error, ValueError):

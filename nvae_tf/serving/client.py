@@ -14,6 +14,7 @@ no TensorFlow; gRPC does, for the messages of `tensorflow_serving.apis`.
 """
 
 import contextlib
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,97 +23,32 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from nvae_tf.config import LARGEST_SEED, check, did_you_mean
+from nvae_tf.config import LARGEST_SEED, did_you_mean
 from nvae_tf.data.pictures import as_eight_bits
-from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
+from nvae_tf.serving import wire
 from nvae_tf.serving.outputs import PNG_SUFFIX
+from nvae_tf.serving.transports import (  # noqa: F401  (the errors are names of this module too)
+    BadRequest,
+    DeadlineExceeded,
+    GrpcTransport,
+    ModelNotFound,
+    RestTransport,
+    ServerFailed,
+    ServerNotReady,
+    ServingError,
+    TooLarge,
+)
+from nvae_tf.serving.wire import Arrays, SignatureSpec, TensorSpec
 
-STRING = "string"
-# A request that finds no server is sent again after a random part of 0.2 s, 0.4 s, and so on; gRPC's own policy allows
-# no more attempts.
+# A request that finds no server is sent again after a random part of 0.2 s, 0.4 s, and so on.
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0
-# What is sent for inputs of some models alone where a call names none: no class, no guidance, the model's own prior.
+# The values of inputs that only some models have, for calls that name none: no class, no guidance, the model's prior.
 _OPTIONAL = {"label": -1, "guidance": 1.0, "proposals": 1}
-_DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_STRING": STRING, "DT_BOOL": "bool"} | {
-    f"DT_{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)
-}
 
-Arrays = dict[str, np.ndarray]
 # uint8 in 0 to 255 or float in [0, 1], [count, height, width, channels], or Pillow's.
 Images = np.ndarray | Sequence[Image.Image]
-
-
-class ServingError(OSError):
-    """Base of the errors between a client and a server; one line: the server, model, signature, reason and fix."""
-
-
-class ModelNotFound(ServingError):
-    """The server has no such model, version or label."""
-
-
-class ServerNotReady(ServingError):
-    """Nothing answers. The only error after which a request is sent again."""
-
-
-class BadRequest(ServingError):
-    """The inputs don't fit the signature, or the model refuses their values."""
-
-
-class TooLarge(ServingError):
-    """A message or a number of rows over a limit of the server or of the client."""
-
-
-class DeadlineExceeded(ServingError):
-    """The answer did not come in time."""
-
-
-class ServerFailed(ServingError):
-    """Everything else: an error inside the server, a broken connection, an invalid answer."""
-
-
-# The kind of error and the fix for each of gRPC's codes with a meaning of its own.
-_ERRORS = {
-    "NOT_FOUND": (ModelNotFound, "look at the server's models and versions"),
-    "UNAVAILABLE": (ServerNotReady, "is it running, is this the protocol's port, and has it loaded the model?"),
-    "INVALID_ARGUMENT": (BadRequest, "correct the inputs"),
-    "FAILED_PRECONDITION": (BadRequest, "look at the model's signatures"),
-    "OUT_OF_RANGE": (BadRequest, "correct the inputs"),
-    "RESOURCE_EXHAUSTED": (TooLarge, "send fewer rows at once"),
-    "DEADLINE_EXCEEDED": (DeadlineExceeded, "send fewer rows at once or allow more time"),
-    "UNIMPLEMENTED": (ServerFailed, "is it a TensorFlow Serving of this model?"),
-}
-
-
-def error_of(code: str, reason: str, advice: str = "") -> ServingError:
-    """The error for one of gRPC's codes, with the first line of the server's reason, shortened if it is long."""
-    kind, usual_advice = _ERRORS.get(code, (ServerFailed, "look at the server's log"))
-    first = (reason.strip().splitlines() or ["no reason given"])[0].strip()
-    first = first if len(first) <= 400 else first[:400] + " ..."
-    return kind(f"{first} [{code}]; {advice or usual_advice}")
-
-
-class TensorSpec(NamedTuple):
-    """One input or output: a NumPy dtype or `string`, and a shape whose unknown sizes are None (None: any shape)."""
-
-    dtype: str
-    shape: tuple[int | None, ...] | None
-
-    def __str__(self) -> str:
-        sizes = "..." if self.shape is None else ", ".join("?" if size is None else str(size) for size in self.shape)
-        return f"{self.dtype}[{sizes}]"
-
-    def takes(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array may have this shape."""
-        pairs = zip(shape, self.shape or (), strict=False)
-        return self.shape is None or len(shape) == len(self.shape) and all(size in (None, own) for own, size in pairs)
-
-
-class SignatureSpec(NamedTuple):
-    """The inputs and outputs of one signature, by name."""
-
-    inputs: dict[str, TensorSpec]
-    outputs: dict[str, TensorSpec]
 
 
 class ModelMetadata(NamedTuple):
@@ -145,71 +81,8 @@ class Composed(NamedTuple):
     latents: np.ndarray  # [count, total], those that were given and those that were drawn
 
 
-def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
-    """The signatures of a server's metadata, SignatureDefs as JSON, without `__saved_model_init_op` and the like."""
-
-    def tensor_spec(info: Mapping[str, Any]) -> TensorSpec:
-        shape = info.get("tensor_shape", {})
-        sizes = [int(dimension.get("size", 0)) for dimension in shape.get("dim", ())]
-        sizes = None if shape.get("unknown_rank") else tuple(None if size < 0 else size for size in sizes)
-        # Types that models here don't use keep TensorFlow's name.
-        return TensorSpec(_DTYPES.get(info.get("dtype"), info.get("dtype", "DT_INVALID")), sizes)
-
-    specs = {}
-    for name, definition in sorted(definitions.items()):
-        if not name.startswith("__"):
-            sides = (sorted(definition.get(side, {}).items()) for side in ("inputs", "outputs"))
-            specs[name] = SignatureSpec(*({key: tensor_spec(info) for key, info in side} for side in sides))
-    return specs
-
-
-def version_statuses(answer: Mapping[str, Any]) -> list[VersionStatus]:
-    """The versions of a GetModelStatusResponse as JSON, newest first."""
-    statuses = []
-    for found in answer["model_version_status"]:
-        status = found.get("status", {})
-        code, reason = status.get("error_code", "OK"), status.get("error_message", "")
-        error = "" if code == "OK" else f"{code}: {reason}"
-        statuses.append(VersionStatus(int(found["version"]), found["state"], error))
-    return sorted(statuses, reverse=True)
-
-
-def check_inputs(arrays: Mapping[str, np.ndarray], spec: SignatureSpec) -> None:
-    """Raises ValueError for wrong names, dtypes or shapes, and for inputs of different numbers of rows."""
-    for name in arrays:
-        check(name in spec.inputs, f"no input {name!r}{did_you_mean(name, spec.inputs)}")
-    for name, wanted in spec.inputs.items():
-        check(name in arrays, f"input {name!r} is missing; give {wanted}")
-        dtype = STRING if arrays[name].dtype == object else arrays[name].dtype.name
-        given = TensorSpec(dtype, arrays[name].shape)
-        check(dtype == wanted.dtype, f"input {name!r} is {given}; give {wanted}, e.g. array.astype({wanted.dtype!r})")
-        check(wanted.takes(given.shape), f"input {name!r} is {given}; give {wanted}")
-    if all(wanted.shape and wanted.shape[0] is None for wanted in spec.inputs.values()):
-        rows = {name: len(array) for name, array in arrays.items()}
-        counts = ", ".join(f"{name} {count}" for name, count in rows.items())
-        check(len(set(rows.values())) <= 1, f"inputs of different numbers of rows: {counts}")
-
-
-def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
-    """An input as an array: lists of numbers get the signature's dtype, strings become object arrays of bytes.
-
-    NumPy's own strings lose zero bytes at the end.
-    """
-    with wrap_read_errors(f"input {name!r} is no array (", ")"):
-        if wanted and wanted.dtype == STRING:
-            array = np.array(value, object)
-            for place, text in np.ndenumerate(array):
-                array[place] = text.encode() if isinstance(text, str) else memoryview(text).tobytes()
-            return array
-        array = np.asarray(value)
-        if wanted and not isinstance(value, np.ndarray) and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
-            array = array.astype(wanted.dtype)
-    # TensorFlow wants the machine's own order of bytes; IDX files have the other.
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
 class ServedModel(contextlib.AbstractContextManager):
-    """A model on a server; a context manager, and may be used from many threads.
+    """A model on a server; a context manager that many threads may use.
 
     Pillow's images and uint8 arrays are quantized to the bits of the model's data, as in training, where the model has
     signatures for PNG files; float images are used as they are. `labels`, for models with classes, are one class for
@@ -245,29 +118,29 @@ class ServedModel(contextlib.AbstractContextManager):
         in_flight: int = 2,
         progress: Callable[[int], object] | None = None,
     ):
-        check(bool(server and model), "name a server and a model")
-        check(version is None or label is None, f"version {version} and label {label!r}: give one of them")
-        check(version is None or version >= 0, f"version {version}: versions are whole numbers from 0")
-        check(batch_rows >= 1 and in_flight >= 1, f"batch_rows={batch_rows}, in_flight={in_flight}: must be 1 or more")
-        check(timeout > 0 and total_timeout > 0, f"timeout={timeout}, total_timeout={total_timeout}: must be above 0")
+        if not server or not model:
+            raise ValueError("name a server and a model")
+        if version is not None and label is not None:
+            raise ValueError(f"version {version} and label {label!r}: give one of them")
+        if version is not None and version < 0:
+            raise ValueError(f"version {version}: versions are whole numbers from 0")
+        if batch_rows < 1 or in_flight < 1:
+            raise ValueError(f"batch_rows={batch_rows}, in_flight={in_flight}: must be 1 or more")
+        if not (timeout > 0 and total_timeout > 0):
+            raise ValueError(f"timeout={timeout}, total_timeout={total_timeout}: must be above 0")
         chosen = f" version {version}" if version is not None else f" label {label!r}" if label is not None else ""
         self._what = f"{server}, model {model!r}{chosen}"
         self._seconds, self._total_seconds = timeout, total_timeout
         self._batch_rows, self._in_flight, self._progress = batch_rows, in_flight, progress
         self._known: ModelMetadata | None = None
-        if "://" in server:
-            from nvae_tf.serving.rest import RestTransport as Transport
-        else:
-            start_tensorflow_quietly()
-            from nvae_tf.serving.grpc_client import GrpcTransport as Transport
-        self._transport = Transport(server, model, version, label)
+        self.transport = (RestTransport if "://" in server else GrpcTransport)(server, model, version, label)
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Closes the connections; requests in flight end with an error."""
-        self._transport.close()
+        self.transport.close()
 
     def sample(
         self,
@@ -278,10 +151,11 @@ class ServedModel(contextlib.AbstractContextManager):
         proposals: Any = None,
         as_pixels: bool = False,
     ) -> np.ndarray:
-        """Images `[count, H, W, C]` from the prior: float32 in [0, 1], or uint8 with `as_pixels`."""
-        check(count >= 1, f"count={count}: must be above 0")
+        """Returns images `[count, H, W, C]` from the prior: float32 in [0, 1], or uint8 with `as_pixels`."""
+        if count < 1:
+            raise ValueError(f"count={count}: must be above 0")
         inputs = {"seed": row_seeds(seed, count), "temperature": np.full(count, temperature, np.float32)}
-        return self._images("sample", inputs, {"label": labels, "proposals": proposals}, as_pixels)
+        return self._run("sample", inputs, as_pixels, label=labels, proposals=proposals)["image"]
 
     def compose(
         self,
@@ -294,63 +168,71 @@ class ServedModel(contextlib.AbstractContextManager):
         proposals: Any = None,
         as_pixels: bool = False,
     ) -> Composed:
-        """Images of latents `[count, total]` whose groups are kept where `keep` is 1, and otherwise drawn.
+        """Returns images of latents `[count, total]` whose groups are kept where `keep` is 1, and otherwise drawn.
 
         `keep` and `temperature` are `[count, groups]`, the top group first, or what broadcasts to it. A group that is
-        drawn comes from the prior given the groups above. Exports of before this signature don't have it.
+        drawn comes from the prior given the groups above. Old exports lack this signature.
         """
-        inputs = {"latent": np.asarray(latents), "seed": row_seeds(seed, len(latents))}
-        specs, shape = self._spec("compose").inputs, [len(latents), self._spec("compose").inputs["keep"].shape[1]]
+        inputs, specs = {"latent": np.asarray(latents), "seed": row_seeds(seed, len(latents))}, self._inputs("compose")
         for name, value in (("keep", keep), ("temperature", temperature)):
-            inputs[name] = np.broadcast_to(_as_numbers(name, value, specs[name]), shape)
-        output = "image_uint8" if as_pixels else "image"
-        found = self._run("compose", inputs, {"label": labels, "guidance": guidance, "proposals": proposals})
-        return Composed(found[output], found["latent"])
+            numbers = _as_numbers(name, value, specs[name])
+            inputs[name] = np.broadcast_to(numbers, [len(latents), specs["keep"].shape[1]])
+        outputs = self._run("compose", inputs, as_pixels, label=labels, guidance=guidance, proposals=proposals)
+        return Composed(outputs["image"], outputs["latent"])
 
     def encode(self, images: Images, seed: int = 0, labels: Any = None) -> np.ndarray:
-        """Latents `[count, total]` drawn from the posterior, group after group, the top one first."""
-        return self._values("encode", images, seed, labels)["latent"]
+        """Returns latents `[count, total]` drawn from the posterior, group after group, the top one first."""
+        return self._run("encode", self._pictures("encode", images, seed), label=labels)["latent"]
 
     def decode(self, latents: np.ndarray, labels: Any = None, as_pixels: bool = False) -> np.ndarray:
-        """Images `[count, H, W, C]` of latents `[count, total]`."""
-        return self._images("decode", {"latent": np.asarray(latents)}, {"label": labels}, as_pixels)
+        """Returns images `[count, H, W, C]` of latents `[count, total]`."""
+        return self._run("decode", {"latent": np.asarray(latents)}, as_pixels, label=labels)["image"]
 
     def reconstruct(self, images: Images, seed: int = 0, labels: Any = None, as_pixels: bool = False) -> np.ndarray:
-        """The model's reconstructions of images, `[count, H, W, C]`."""
-        arrays = image_arrays(images, self.image_shape("reconstruct"))
-        inputs = {"image": arrays, "seed": row_seeds(seed, len(arrays))}
-        return self._images("reconstruct", inputs, {"label": labels}, as_pixels)
+        """Returns the model's reconstructions of images, `[count, H, W, C]`."""
+        return self._run("reconstruct", self._pictures("reconstruct", images, seed), as_pixels, label=labels)["image"]
 
     def score(self, images: Images, seed: int = 0, labels: Any = None) -> Scores:
-        """The negative evidence lower bound of images: in Python `model.score(images, per_group=True)`."""
-        found = self._values("score", images, seed, labels)
-        return Scores(*(found[name] for name in Scores._fields))
+        """Returns the negative evidence lower bound of images: `model.score(images, per_group=True)` in Python."""
+        outputs = self._run("score", self._pictures("score", images, seed), label=labels)
+        return Scores(*(outputs[name] for name in Scores._fields))
 
     def predict(self, signature: str, /, **inputs: Any) -> Arrays:
-        """All outputs of any signature by name, of one request; strings are object arrays of bytes.
+        """Returns all outputs of any signature by name, from one request; strings are object arrays of bytes.
 
-        The inputs have the batch first. What doesn't fit the signature is a BadRequest, found before it is sent.
+        The inputs have the batch first. What doesn't fit the signature is a BadRequest before anything is sent.
         """
         return self._ask(signature, inputs, time.monotonic() + self._total_seconds)
 
     def signatures(self) -> dict[str, SignatureSpec]:
-        """The signatures by name, asked once; another version may have others, `metadata` asks again."""
+        """Returns the signatures by name, asked once; another version may have others, `metadata` asks again."""
         return (self._known or self.metadata()).signatures
 
     def metadata(self) -> ModelMetadata:
-        """The version that answers and its signatures, asked now."""
+        """Returns the version that answers and its signatures, asked now."""
         with self._errors_named():
-            self._known = found = self._transport.metadata(self._seconds)
-            return found
+            answer = self._call(self.transport.metadata)
+            with wrap_read_errors("no metadata of a model (", ")", ServerFailed):
+                definitions = answer["metadata"][wire.SIGNATURE_DEF][wire.SIGNATURE_DEF]
+                self._known = ModelMetadata(int(answer["model_spec"]["version"]), wire.signature_specs(definitions))
+            return self._known
 
     def model_status(self) -> list[VersionStatus]:
-        """All versions that the server knows, newest first."""
+        """Returns all versions that the server knows, newest first."""
+        statuses = []
         with self._errors_named():
-            return self._transport.status(self._seconds)
+            answer = self._call(self.transport.status)
+            with wrap_read_errors("no status of a model (", ")", ServerFailed):
+                for version in answer["model_version_status"]:
+                    status = version.get("status", {})
+                    code, reason = status.get("error_code", "OK"), status.get("error_message", "")
+                    error = "" if code == "OK" else f"{code}: {reason}"
+                    statuses.append(VersionStatus(int(version["version"]), version["state"], error))
+        return sorted(statuses, reverse=True)
 
     def image_shape(self, signature: str = "score") -> tuple[int, int, int]:
-        """Height, width and channels of the images that a signature takes."""
-        return self._spec(signature).inputs["image"].shape[1:]
+        """Returns the height, width and channels of the images that a signature takes."""
+        return self._inputs(signature)["image"].shape[1:]
 
     @contextlib.contextmanager
     def _errors_named(self, signature: str = "") -> Iterator[None]:
@@ -366,67 +248,82 @@ class ServedModel(contextlib.AbstractContextManager):
     def _spec(self, signature: str) -> SignatureSpec:
         with self._errors_named(signature):
             known = self.signatures()
-            hint = did_you_mean(signature, known) or f"; it has {', '.join(known) or 'none'}"
-            check(signature in known, f"the model has no such signature{hint}")
+            if signature not in known:
+                hint = did_you_mean(signature, known) or f"; it has {', '.join(known) or 'none'}"
+                raise BadRequest(f"the model has no such signature{hint}")
             return known[signature]
 
-    def _ask(self, signature: str, inputs: Mapping[str, Any], end: float, first: int = 0) -> Arrays:
-        """The outputs of one request, whose rows are those of the call from `first`."""
+    def _inputs(self, signature: str) -> dict[str, TensorSpec]:
+        return self._spec(signature).inputs
 
-        def fitted() -> Arrays:
-            spec = self._spec(signature)
-            arrays = {name: as_array(name, value, spec.inputs.get(name)) for name, value in inputs.items()}
-            check_inputs(arrays, spec)
+    def _pictures(self, signature: str, images: Images, seed: int) -> Arrays:
+        arrays = image_arrays(images, self.image_shape(signature))
+        return {"image": arrays, "seed": row_seeds(seed, len(arrays))}
+
+    def _ask(self, signature: str, inputs: Mapping[str, Any], end: float, first: int = 0) -> Arrays:
+        """Returns the outputs of one request, whose first row is row `first` of the call."""
+
+        def fitting_arrays() -> Arrays:
+            specs = self._inputs(signature)
+            arrays = {name: as_array(name, value, specs.get(name)) for name, value in inputs.items()}
+            wire.check_inputs(arrays, self._spec(signature))
             return arrays
 
         with self._errors_named(signature):
             try:
-                arrays = fitted()
+                arrays = fitting_arrays()
             except (BadRequest, ValueError):
-                # Since it was asked the server may have loaded a version with other signatures.
+                # The server may have loaded a version with other signatures since it was asked.
                 self._known = None
-                arrays = fitted()
-            left = end - time.monotonic()
-            if left <= 0:
+                arrays = fitting_arrays()
+            if time.monotonic() >= end:
                 raise DeadlineExceeded(f"the {self._total_seconds:g} s for the whole call are over; allow more")
-            spec = self._spec(signature)
-            found = self._transport.predict(signature, arrays, spec, min(left, self._seconds))
-            check_rows(found, first)
-            return found
+            outputs = self._call(self.transport.predict, signature, arrays, self._spec(signature), end=end)
+            check_rows(outputs, first)
+            return outputs
 
-    def _values(self, signature: str, images: Images, seed: int, labels: Any) -> Arrays:
-        arrays = image_arrays(images, self.image_shape(signature))
-        inputs = {"image": arrays, "seed": row_seeds(seed, len(arrays))}
-        # The model quantizes the pixels of files.
-        by_files = arrays.dtype == np.uint8 and f"{signature}{PNG_SUFFIX}" in self.signatures()
-        return self._run(signature + (PNG_SUFFIX if by_files else ""), inputs, {"label": labels})
+    def _call(self, method: Callable[..., Any], *arguments: Any, end: float = float("inf")) -> Any:
+        """Returns what a method of the transport returns; the request is sent again while no server is ready."""
+        end = min(end, time.monotonic() + self._seconds)
+        for attempt in range(ATTEMPTS):
+            # Random, so that many clients don't come back at once.
+            wait = random.uniform(0.0, min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
+            try:
+                return method(*arguments, max(end - time.monotonic(), 1e-3))
+            except ServerNotReady:
+                if attempt == ATTEMPTS - 1 or time.monotonic() + wait > end:
+                    raise
+            time.sleep(wait)
 
-    def _images(
-        self, signature: str, inputs: dict[str, np.ndarray], optional: Mapping[str, Any], as_pixels: bool
-    ) -> np.ndarray:
-        # The pixels of files are far fewer bytes than numbers, as JSON above all.
+    def _run(self, signature: str, inputs: Arrays, as_pixels: bool = True, **optional: Any) -> Arrays:
+        """Returns the outputs of all rows, cut into requests of which several run at once; images as uint8 or float."""
+        # PNG files are far fewer bytes than numbers, as JSON above all; and the model quantizes their pixels itself.
         takes_pixels = "image" not in inputs or inputs["image"].dtype == np.uint8
         if as_pixels and takes_pixels and f"{signature}{PNG_SUFFIX}" in self.signatures():
-            return pixels_of_files(self._run(f"{signature}{PNG_SUFFIX}", inputs, optional)["image_bytes"])
-        images = self._run(signature, inputs, optional)["image"]
-        return pixels_of(images) if as_pixels else images
-
-    def _run(self, signature: str, inputs: dict[str, np.ndarray], optional: Mapping[str, Any]) -> Arrays:
-        """The outputs of all rows, cut into requests of which several run at once."""
-        count, wanted = len(next(iter(inputs.values()))), self._spec(signature).inputs
-        check(count > 0, "no rows: give one image or latent at least")
-        for name, otherwise in _OPTIONAL.items():
+            signature += PNG_SUFFIX
+        count, wanted = len(next(iter(inputs.values()))), self._inputs(signature)
+        if not count:
+            raise ValueError("no rows: give one image or latent at least")
+        for name, default in _OPTIONAL.items():
             value = optional.get(name)
             if value is not None or name in wanted:
-                of_rows = _as_numbers(name, otherwise if value is None else value, wanted.get(name))
-                fits = of_rows.shape in ((), (count,))
-                check(fits, f"{name} of shape {of_rows.shape}: give one, or one for each of {count}")
-                inputs = inputs | {name: np.broadcast_to(of_rows, [count])}
+                numbers = _as_numbers(name, default if value is None else value, wanted.get(name))
+                if numbers.shape not in ((), (count,)):
+                    raise ValueError(f"{name} of shape {numbers.shape}: give one, or one for each of {count}")
+                inputs = inputs | {name: np.broadcast_to(numbers, [count])}
+        outputs = self._ask_in_batches(signature, inputs, count)
+        if "image_bytes" in outputs:
+            outputs["image"] = pixels_of_files(outputs["image_bytes"])
+        elif "image" in outputs and as_pixels:
+            outputs["image"] = pixels_of(outputs["image"])
+        return outputs
+
+    def _ask_in_batches(self, signature: str, inputs: Arrays, count: int) -> Arrays:
         end = time.monotonic() + self._total_seconds
 
         def ask(first: int) -> Arrays:
             batch = {name: array[first : first + self._batch_rows] for name, array in inputs.items()}
-            if "image" in batch and "image" not in wanted:
+            if "image" in batch and signature.endswith(PNG_SUFFIX):
                 batch["image_bytes"] = png_files(batch.pop("image"))
             elif "image" in batch and batch["image"].dtype == np.uint8:
                 batch["image"] = batch["image"] / np.float32(255.0)
@@ -446,66 +343,73 @@ class ServedModel(contextlib.AbstractContextManager):
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
+def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
+    """Returns an input as an array: lists of numbers get the signature's dtype, strings become objects, bytes.
+
+    NumPy's own strings lose zero bytes at the end.
+    """
+    with wrap_read_errors(f"input {name!r} is no array (", ")"):
+        if wanted and wanted.dtype == wire.STRING:
+            array = np.array(value, object)
+            for place, text in np.ndenumerate(array):
+                array[place] = text.encode() if isinstance(text, str) else memoryview(text).tobytes()
+            return array
+        array = np.asarray(value)
+        if wanted and not isinstance(value, np.ndarray) and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
+            array = array.astype(wanted.dtype)
+    # TensorFlow wants the machine's own order of bytes; IDX files have the other.
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def _as_numbers(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
-    """Numbers of the signature's dtype; ValueError where they are others, as 0.7 of a whole one."""
+    """Returns numbers of the signature's dtype; ValueError for a value that it can't hold, as 0.7 as a whole number."""
     array = np.asarray(value)
-    if wanted is None:
-        return array
-    found = array.astype(wanted.dtype)
-    check(np.allclose(found, array.astype(float), equal_nan=True), f"{name} = {value}: must be {wanted.dtype}")
-    return found
+    numbers = array.astype(wanted.dtype if wanted else array.dtype)
+    if not np.allclose(numbers, array.astype(float), equal_nan=True):
+        raise ValueError(f"{name} = {value}: must be {wanted.dtype}")
+    return numbers
 
 
 def check_rows(outputs: Mapping[str, np.ndarray], first: int = 0) -> None:
-    """Raises BadRequest for rows that the model has refused: `valid` is false there, or a number is NaN.
+    """Raises ValueError for rows that the model has refused: `valid` is false there, or a number is NaN.
 
     With TensorFlow Serving's batching a graph can't end with an error for one row without failing its neighbors, which
     may be of others.
     """
     for name, array in outputs.items():
         if array.ndim and array.size and (name == "valid" or array.dtype.kind == "f"):
-            wrong = ~array if name == "valid" else np.isnan(array)
-            rows = (first + np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1))).tolist()
-            check(not rows, f"the model refuses rows {rows[:5]}: an input is out of range")
-
-
-def status_text(model: ServedModel) -> str:
-    """The versions on the server and the signatures of the model, for people."""
-    lines = [f"version {found.version}: {found.state} {found.error}".rstrip() for found in model.model_status()]
-    metadata = model.metadata()
-    width = max(map(len, metadata.signatures), default=0)
-    lines.append(f"signatures of version {metadata.version}:")
-    for name, spec in metadata.signatures.items():
-        sides = (", ".join(f"{key} {value}" for key, value in side.items()) for side in spec)
-        lines.append(f"  {name:{width}}  {' -> '.join(sides)}")
-    return "\n".join(lines)
+            is_wrong = ~array if name == "valid" else np.isnan(array)
+            rows = (first + np.flatnonzero(is_wrong.reshape(len(array), -1).any(axis=1))).tolist()
+            if rows:
+                raise ValueError(f"the model refuses rows {rows[:5]}: an input is out of range")
 
 
 def row_seeds(seed: int, count: int) -> np.ndarray:
-    """Seeds int64 `[count]` of images 0, 1, ... of a series: the low word is the series, the high word the image."""
-    check(0 <= seed <= LARGEST_SEED, f"seed={seed}: must be from 0 to {LARGEST_SEED}")
+    """Returns seeds int64 `[count]` of images 0, 1, ...: the low word is the series, the high word the image."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed={seed}: must be from 0 to {LARGEST_SEED}")
     return np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
 
 
 def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Images as uint8 in 0 to 255 or float32 in [0, 1], `[count, *shape]`; Pillow's are converted to its channels."""
+    """Returns images `[count, *shape]`, uint8 or float32 in [0, 1]; Pillow's are converted to the model's channels."""
     if not isinstance(images, np.ndarray):
         pixels = []
         for number, image in enumerate(images):
-            odd = f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel"
-            check(image.mode not in ("I", "F"), odd)
-            # Of 16 bits the upper ones, as a model's graph reads such files; Pillow would clip at 255.
+            if image.mode in ("I", "F"):
+                raise ValueError(f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel")
+            # The upper 8 of 16 bits, as a model's graph reads such files; Pillow would clip at 255.
             pixels.append(np.atleast_3d(np.asarray(as_eight_bits(image, shape[-1]))))
             check_size(getattr(image, "filename", "") or f"picture {number}", pixels[-1].shape, shape)
         return np.stack(pixels) if pixels else np.zeros([0, *(size or 0 for size in shape)], np.uint8)
     check_size("an array's image", images.shape[1:], shape)
-    known = images.dtype == np.uint8 or images.dtype.kind == "f"
-    check(known, f"images of dtype {images.dtype}: give uint8 in 0 to 255 or float in [0, 1]")
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise ValueError(f"images of dtype {images.dtype}: give uint8 in 0 to 255 or float in [0, 1]")
     return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
-def check_size(what: str, found: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
-    """Raises ValueError unless `found` is the shape `wanted` of images."""
-    sizes, model = ("x".join("?" if size is None else str(size) for size in shape) for shape in (found, wanted))
-    fits = TensorSpec("", tuple(wanted)).takes(found)
-    check(fits, f"{what} is {sizes}, the model takes {model} (height x width x channels); resize it")
+def check_size(what: str, shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
+    """Raises ValueError unless `shape` is the shape `wanted` of the model's images."""
+    if not TensorSpec("", tuple(wanted)).takes(shape):
+        sizes, model = ("x".join("?" if size is None else str(size) for size in each) for each in (shape, wanted))
+        raise ValueError(f"{what} is {sizes}, the model takes {model} (height x width x channels); resize it")

@@ -1,6 +1,6 @@
 """The explorer's files: a page in `explorer/` that shows in a browser what a served model has learned, over REST alone.
 
-What REST does not say of a model is in `explorer.json` beside the page, made of the export's `assets.extra/`.
+Facts about a model that REST lacks are in `explorer.json` beside the page, made from the export's `assets.extra/`.
 """
 
 import base64
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nvae_tf import schemas
-from nvae_tf.config import MOST_CLASSES, ExperimentConfig, check
+from nvae_tf.config import MOST_CLASSES, ExperimentConfig
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_write, read_arrays
 from nvae_tf.generation.image_grid import pixels_of
@@ -24,7 +24,7 @@ from nvae_tf.serving.outputs import ASSETS, read_asset
 
 PAGE, FACTS = "explorer.html", "explorer.json"
 EXAMPLES = "examples.npz"
-# What the page needs of `config.json` and `latents.json`.
+# The keys of `config.json` and `latents.json` that the page needs.
 _SIZES = ("image_height", "image_width", "image_channels")
 _MODEL = dict.fromkeys(_SIZES, Field("whole number", (), 1, 2**16)) | {
     "num_bits": Field("whole number", (), 1, 8),
@@ -36,13 +36,13 @@ _COUNT = 16
 
 
 def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) -> list[pathlib.Path]:
-    """Writes the page into a folder, made if missing, for models that are served by these names; gives its files.
+    """Writes the page into a folder, made if missing, for models that are served by these names; returns its files.
 
-    `exports` are the folders of one version each. ValueError where one is no export of this project, or damaged.
+    `exports` are the folders of one version each. ValueError for one that nvae-export has not made, or a damaged one.
     """
     models = {name: explorer_facts(export) for name, export in exports.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    # `<` as JSON may write it too: nothing in the file can be taken for HTML.
+    # `<` as an escape of JSON: nothing in the file can be taken for HTML.
     text = json.dumps({"models": models}, separators=(",", ":")).replace("<", "\\u003c")
     atomic_write(folder / FACTS, text + "\n")
     files = [file for file in sorted(_FOLDER.iterdir()) if file.is_file()]
@@ -50,9 +50,9 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
 
 
 def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
-    """What the page must know of a version; ValueError where that is not of this project, or damaged."""
-    known = all((export / ASSETS / name).is_file() for name in ("config.json", "latents.json"))
-    check(known, f"{export}: nvae-export has not made it: no config.json and latents.json in {ASSETS}")
+    """Returns what the page must know of a version; ValueError where nvae-export has not made it, or it is damaged."""
+    if not all((export / ASSETS / name).is_file() for name in ("config.json", "latents.json")):
+        raise ValueError(f"{export}: nvae-export has not made it: no config.json and latents.json in {ASSETS}")
     model = read_asset(export, "config.json", {"model": Field(_MODEL)})["model"]
     facts = {
         "image": [model[name] for name in _SIZES],
@@ -71,7 +71,7 @@ def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
 
 
 def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
-    """16 test images of a run (`shown_numbers`): `images` uint8 `[count, height, width, channels]`, as models see them.
+    """Returns 16 test images of a run (`chosen_images`): `images` uint8 `[count, H, W, C]`, as models see them.
 
     With labels also `labels` `[count]`, and `classes`, the names. None where the images can't be read here.
     """
@@ -97,22 +97,22 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
 
 
 def cached_export(place: str) -> pathlib.Path:
-    """The folder of versions of an export of a shared run, which is made where the cache has none of this code yet.
+    """Returns the folder of versions of a run's export, which is made unless the cache has an export by this code.
 
     `place` is what `nvae_tf.load` takes. The folder has the name of the model.
     """
     from nvae_tf.evaluation.inception import cache_folder
     from nvae_tf.progress import StatusLine
     from nvae_tf.runs import loading
-    from nvae_tf.runs.checkpoints import checkpoint_sha256
+    from nvae_tf.runs.checkpoint_files import checkpoint_sha256
     from nvae_tf.serving import saved_model
 
     run_folder = loading.find_run_folder(place)
     _, checkpoint = loading.find_run(run_folder)
     key = hashlib.sha256(checkpoint_sha256(checkpoint).encode())
     code = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
-    of_run = (run_folder / name for name in ("config.json", "evaluation.json", "prior.npz", "outliers.npz"))
-    for file in (*code, *of_run):
+    run_files = [run_folder / name for name in ("config.json", "evaluation.json", "prior.npz", "outliers.npz")]
+    for file in (*code, *run_files):
         if file.is_file():
             key.update(file.read_bytes())
     name = os.path.basename(place.partition("@")[0] if place.startswith("hf://") else os.path.abspath(place))

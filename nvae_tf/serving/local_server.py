@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import numpy as np
 import tensorflow as tf
 import uvicorn
 from starlette.applications import Starlette
@@ -31,16 +32,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
+from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2, prediction_log_pb2
 from tensorflow_serving.apis import model_service_pb2_grpc as model_service
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_service
 
-from nvae_tf.config import check
 from nvae_tf.errors import reason_of_tensorflow, wrap_read_errors
-from nvae_tf.serving.client import Arrays, check_inputs, signature_specs
-from nvae_tf.serving.grpc_client import SIGNATURE_DEF, array_of, message_as_json, tensor_of
+from nvae_tf.serving import wire
 from nvae_tf.serving.outputs import BATCH_ROWS, DEFAULT_SIGNATURE, newest_version
-from nvae_tf.serving.rest import HTTP_STATUS, json_answer, json_request, json_text
+from nvae_tf.serving.transports import HTTP_STATUS
+from nvae_tf.serving.wire import SIGNATURE_DEF, Arrays, SignatureSpec, array_from_message, message_as_json
 
 MESSAGE_BYTES = 64 * 2**20
 # Longer messages would not fit into the headers of an answer.
@@ -51,6 +52,9 @@ _THREADS, _MOST_CALLS, _MOST_CONNECTIONS = 16, 1024, 8192
 _IDLE_SECONDS = 120
 # Requests that run have this time to finish when the server ends.
 _SECONDS_TO_END = 5
+# The field of a tensor's message that has the values of each type.
+_FIELDS = {"float32": "float_val", "float64": "double_val", "int32": "int_val", "int64": "int64_val"}
+_FIELDS |= {"uint8": "int_val", "bool": "bool_val", "object": "string_val"}
 _CODE = grpc.StatusCode
 _CODES_BY_NUMBER = {code.value[0]: code for code in _CODE}
 _PATH = re.compile(
@@ -95,11 +99,11 @@ class LoadedVersion:
         try:
             loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
             self.definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(loaded.signature_def))
-            self.specs = signature_specs(message_as_json(self.definitions)[SIGNATURE_DEF])
+            self.specs = wire.signature_specs(message_as_json(self.definitions)[SIGNATURE_DEF])
             file = folder / "assets.extra" / "tf_serving_warmup_requests"
             for record in tf.data.TFRecordDataset([str(file)] if warm_up and file.exists() else []).as_numpy_iterator():
                 request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-                arrays = {name: array_of(tensor) for name, tensor in request.inputs.items()}
+                arrays = {name: array_from_message(tensor) for name, tensor in request.inputs.items()}
                 self.run(request.model_spec.signature_name, arrays, request.output_filter)
         except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
             self.close()
@@ -124,12 +128,13 @@ class LoadedVersion:
             raise RequestError(message, _CODE.FAILED_PRECONDITION)
         spec, definition = self.specs[signature], self.definitions.signature_def[signature]
         with wrap_read_errors("", "", RequestError):
-            check_inputs(arrays, spec)
-            for name in outputs:
-                check(name in spec.outputs, f"output tensor alias not found in signature: {name}")
-            rows = max((len(array) for array in arrays.values() if array.ndim), default=0)
-            # A message of a few bytes may claim millions of them.
-            check(rows <= BATCH_ROWS, f"{rows:,} rows in a request; at most {BATCH_ROWS} are taken")
+            wire.check_inputs(arrays, spec)
+        if unknown := [name for name in outputs if name not in spec.outputs]:
+            raise RequestError(f"output tensor alias not found in signature: {unknown[0]}")
+        rows = max((len(array) for array in arrays.values() if array.ndim), default=0)
+        # A message of a few bytes may claim millions of rows.
+        if rows > BATCH_ROWS:
+            raise RequestError(f"{rows:,} rows in a request; at most {BATCH_ROWS} are taken")
         feed = {definition.inputs[name].name: array for name, array in arrays.items()}
         return self._session.run({name: definition.outputs[name].name for name in outputs or spec.outputs}, feed)
 
@@ -225,12 +230,12 @@ class _Model(prediction_service.PredictionServiceServicer, model_service.ModelSe
     def Predict(self, request):  # noqa: N802
         spec = self._spec(request)
         try:
-            arrays = {name: array_of(tensor, MESSAGE_BYTES) for name, tensor in request.inputs.items()}
+            arrays = {name: array_from_message(tensor, MESSAGE_BYTES) for name, tensor in request.inputs.items()}
         except ValueError as error:
             raise RequestError(f"inputs: {error}") from None
-        found = self._version.run(request.model_spec.signature_name, arrays, request.output_filter)
-        outputs = {name: tensor_of(array) for name, array in found.items()}
-        return predict_pb2.PredictResponse(model_spec=spec, outputs=outputs)
+        outputs = self._version.run(request.model_spec.signature_name, arrays, request.output_filter)
+        messages = {name: message_from_array(array) for name, array in outputs.items()}
+        return predict_pb2.PredictResponse(model_spec=spec, outputs=messages)
 
     @_answers
     def GetModelMetadata(self, request):  # noqa: N802
@@ -271,7 +276,7 @@ def _web_application(model: _Model, most_bytes: int, enable_cors: bool, files: M
                 raise RequestError(f"Not found: {path}", _CODE.NOT_FOUND)
             if len(body) > most_bytes:
                 raise RequestError(f"a body of over {most_bytes:,} bytes", _CODE.RESOURCE_EXHAUSTED)
-            return 200, json_text(_result(model, method, path, body))
+            return 200, json.dumps(_result(model, method, path, body), separators=(",", ":")).encode()
         except Exception as error:
             refusal = _logged(error)
             return HTTP_STATUS.get(refusal.code.name, 500), json.dumps({"error": str(refusal)}).encode()
@@ -307,6 +312,82 @@ def _result(model: _Model, method: str, path: str, body: bytes) -> dict[str, Any
             raise RequestError(error) from None
     spec = {"name": name, "signature_name": "", "version": str(version.number)}
     return {"model_spec": spec, "metadata": {SIGNATURE_DEF: message_as_json(version.definitions)}}
+
+
+def message_from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
+    """Returns an array as a message, value by value, as TensorFlow Serving answers and as many clients read it."""
+    if array.dtype.name not in _FIELDS:
+        return tf.make_tensor_proto(array)
+    dtype = tf.string if array.dtype.kind == "O" else tf.as_dtype(array.dtype)
+    message = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=tf.TensorShape(array.shape).as_proto())
+    getattr(message, _FIELDS[array.dtype.name]).extend(array.ravel().tolist())
+    return message
+
+
+def json_request(body: bytes, specs: Mapping[str, SignatureSpec]) -> tuple[str, Arrays, bool]:
+    """Returns the signature and inputs of a predict request, and whether they are rows (`instances`, not `inputs`).
+
+    Raises ValueError for another body, as TensorFlow Serving refuses it.
+    """
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"JSON Parse error: {error}") from None
+    if not isinstance(request, dict):
+        raise ValueError("JSON Value: Is not object")
+    signature = request.get("signature_name", "")
+    if not isinstance(signature, str):
+        raise ValueError("'signature_name' key must be a string value.")
+    signature = signature or DEFAULT_SIGNATURE
+    if signature not in specs:
+        raise ValueError(f'Serving signature name: "{signature}" not found in signature def')
+    keys = [key for key in ("instances", "inputs") if key in request]
+    if len(keys) != 1:
+        raise ValueError(f"give one of 'instances' and 'inputs', there is {' and '.join(keys) or 'none'}")
+    in_rows, inputs = keys == ["instances"], specs[signature].inputs
+    columns = _columns(request[keys[0]], in_rows, list(inputs))
+    arrays = {}
+    for name, tensor in inputs.items():
+        if name not in columns:
+            raise ValueError(f"Missing named input: {name} in 'inputs' object.")
+        try:
+            arrays[name] = wire.array_from_json(columns[name], tensor.dtype)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"input {name!r}: {error}") from None
+    return signature, arrays, in_rows
+
+
+def _columns(given: Any, in_rows: bool, names: list[str]) -> dict[str, Any]:
+    """Returns the values of a predict request by input."""
+
+    def by_name(value: Any) -> dict[str, Any]:
+        # The value of a single input may stand without its name.
+        return value if isinstance(value, dict) and set(value) != {wire.BASE64} else {"".join(names[:1]): value}
+
+    if not in_rows:
+        return by_name(given)
+    if not isinstance(given, list) or not given:
+        raise ValueError("'instances' must be a list/array with values")
+    rows = [by_name(row) for row in given]
+    for number, row in enumerate(rows):
+        if set(row) != set(names):
+            keys = ", ".join(names)
+            raise ValueError(f"Failed to process element: {number} of 'instances' list; keys must be equal to: {keys}")
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def json_answer(arrays: Arrays, in_rows: bool) -> dict[str, Any]:
+    """Returns the answer to a predict request; ValueError where an output has no row for each row of the others."""
+    # Outputs whose name ends so are base64, other strings are text.
+    outputs = {name: wire.json_value(array, name.endswith("_bytes")) for name, array in arrays.items()}
+    only = next(iter(outputs.values())) if len(outputs) == 1 else None
+    if not in_rows:
+        return {"outputs": outputs if only is None else only}
+    lengths = {len(array) if array.ndim else None for array in arrays.values()}
+    if len(lengths) > 1 or None in lengths:
+        raise ValueError("an output has an inconsistent batch size; ask with 'inputs'")
+    rows = [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
+    return {"predictions": rows if only is None else only}
 
 
 @contextlib.contextmanager

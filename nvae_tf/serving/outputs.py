@@ -1,4 +1,4 @@
-"""Where exports go, and what can be checked of them before TensorFlow starts.
+"""Where exports are written, and the checks of them that need no TensorFlow.
 
 A SavedModel is one version in a folder of numbered versions, which TensorFlow Serving watches; it appears there
 complete or not at all. The SHA-256 of its files travels with it.
@@ -10,7 +10,6 @@ import pathlib
 import re
 from typing import Any
 
-from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_folder, atomic_write, check_is_no_pattern, check_writable, file_sha256
 from nvae_tf.schemas import Field, Schema, parsed, read_object
@@ -21,8 +20,7 @@ WEIGHTS = ("float32", "bfloat16", "float16")
 DEFAULT_SIGNATURE = "serving_default"
 # The ending of signatures whose images are the bytes of PNG files.
 PNG_SUFFIX = "_png"
-# The most rows of a batch in the files for TensorFlow Serving, and of a request to the server for trials; an export may
-# take fewer.
+# The most rows of a batch of TensorFlow Serving and of a request to the server for trials; an export may take fewer.
 BATCH_ROWS = 64
 # The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
 DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
@@ -32,8 +30,8 @@ MODES = {
     "dynamic": "int8 weights; activations are made int8 where that is quicker, with ranges of the moment",
     "int8": "int8 weights and activations, with ranges from the run's images; inputs and outputs stay float32",
 }
-# In decibels, against the model's images; a quantized model is refused where one of the test images is below. Of
-# decoders with ever worse ranges one of 29 dB still looked right, those of 26 and 22 dB had wrong grays.
+# The PSNR in decibels, against the model's images, that each test image of a quantized model must reach. A decoder
+# with bad ranges still looked right at 29 dB; at 26 and 22 dB its grays were wrong.
 SMALLEST_PSNR = 30.0
 ASSETS = "assets.extra"
 DIGESTS = f"{ASSETS}/sha256.json"
@@ -43,25 +41,28 @@ LARGEST_VERSION = 2**63 - 1
 
 def check_version_is_free(output: pathlib.Path, version: int) -> None:
     """Raises ValueError if `output/version` can't be made; `output` may be missing, empty, or hold other versions."""
-    is_version = 1 <= version <= LARGEST_VERSION
-    check(is_version, f"version {version}: versions are whole numbers from 1 to {LARGEST_VERSION}")
+    if not 1 <= version <= LARGEST_VERSION:
+        raise ValueError(f"version {version}: versions are whole numbers from 1 to {LARGEST_VERSION}")
     check_is_no_pattern(output)
     if not output.exists():
         check_writable(output, str(output))
         return
-    check(output.is_dir(), f"{output}: a file; name a folder, the export will be {output}/{version} in it")
+    if not output.is_dir():
+        raise ValueError(f"{output}: a file; name a folder, the export will be {output}/{version} in it")
     # Hidden entries are left by file managers or killed exports; servers ignore them.
     entries = [entry for entry in output.iterdir() if not entry.name.startswith(".")]
     foreign = sorted(entry.name for entry in entries if not (entry.name.isdecimal() and entry.is_dir()))
-    fix = "so it is no folder of numbered versions; name a new or an empty folder"
-    check(not foreign, f"{output}: holds {''.join(foreign[:1])!r}, {fix}")
+    if foreign:
+        fix = "so it is no folder of numbered versions; name a new or an empty folder"
+        raise ValueError(f"{output}: holds {foreign[0]!r}, {fix}")
     versions = {int(entry.name) for entry in entries}
-    fix = f"which is not overwritten; the next free one is {max(versions, default=0) + 1}"
-    check(version not in versions, f"{output}: has a version {version} already, {fix}")
+    if version in versions:
+        fix = f"which is not overwritten; the next free one is {max(versions) + 1}"
+        raise ValueError(f"{output}: has a version {version} already, {fix}")
 
 
 def new_version(output: pathlib.Path, version: int) -> contextlib.AbstractContextManager[pathlib.Path]:
-    """Gives a path, not made yet, to write a version to, see `atomic_folder`."""
+    """Returns a context manager that gives a path, not made yet, to write a version to, see `atomic_folder`."""
     return atomic_folder(output / str(version), lambda: check_version_is_free(output, version))
 
 
@@ -76,13 +77,14 @@ def check_is_export(folder: pathlib.Path) -> None:
 
 
 def newest_version(path: pathlib.Path) -> pathlib.Path:
-    """The newest version in a folder of versions; FileNotFoundError or ValueError for a folder without."""
+    """Returns the newest version in a folder of versions; FileNotFoundError or ValueError for any other folder."""
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder; export a model with nvae-export")
-    is_one = (path / "saved_model.pb").is_file()
-    check(not is_one, f"{path}: is one version; name the folder of all versions, {path.parent}")
+    if (path / "saved_model.pb").is_file():
+        raise ValueError(f"{path}: is one version; name the folder of all versions, {path.parent}")
     versions = [entry for entry in path.iterdir() if re.fullmatch("0|[1-9][0-9]*", entry.name) and entry.is_dir()]
-    check(bool(versions), f"{path}: no numbered versions in it")
+    if not versions:
+        raise ValueError(f"{path}: no numbered versions in it")
     return max(versions, key=lambda folder: int(folder.name))
 
 
@@ -92,19 +94,20 @@ def write_digests(folder: pathlib.Path) -> None:
 
 
 def check_digests(folder: pathlib.Path) -> None:
-    """Raises ValueError if a file of an export is missing, has no recorded SHA-256, or another one."""
+    """Raises ValueError if a file of an export is missing, or its SHA-256 is not the recorded one."""
     with wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
         recorded = parsed((folder / DIGESTS).read_text(), {"*": Field("text", optional=True)})
-    found = _digests(folder)
-    missing, unknown = sorted(set(recorded) - set(found)), sorted(set(found) - set(recorded))
-    check(not missing, f"{folder}: {', '.join(missing)} missing; copy the export anew")
-    check(not unknown, f"{folder}: {', '.join(unknown[:5])} not in {DIGESTS}; copy the export anew, or remove it")
-    changed = sorted(name for name in recorded if recorded[name] != found[name])
-    check(not changed, f"{folder}: {', '.join(changed)} damaged or changed; copy the export anew")
+    digests = _digests(folder)
+    if missing := sorted(recorded.keys() - digests.keys()):
+        raise ValueError(f"{folder}: {', '.join(missing)} missing; copy the export anew")
+    if unknown := sorted(digests.keys() - recorded.keys()):
+        raise ValueError(f"{folder}: {', '.join(unknown[:5])} not in {DIGESTS}; copy the export anew, or remove it")
+    if changed := sorted(name for name in recorded if recorded[name] != digests[name]):
+        raise ValueError(f"{folder}: {', '.join(changed)} damaged or changed; copy the export anew")
 
 
 def unchecked_reason(folder: pathlib.Path) -> str:
-    """Why the SHA-256 of a version's files can't be checked, or ''; ValueError or OSError for a damaged version."""
+    """Returns why a version's files can't be checked, or ''; ValueError or FileNotFoundError for a damaged version."""
     check_is_export(folder)
     if (folder / DIGESTS).is_file():
         check_digests(folder)
@@ -114,9 +117,10 @@ def unchecked_reason(folder: pathlib.Path) -> str:
 
 
 def read_asset(export: pathlib.Path, name: str, schema: Schema) -> dict[str, Any]:
-    """What a schema names of a JSON file in `assets.extra`, {} without the file; ValueError for another form."""
+    """Returns the keys of a schema from a JSON file in `assets.extra`, {} without the file; ValueError if damaged."""
+    file = export / ASSETS / name
     with wrap_read_errors("", "; copy the export anew"):
-        return read_object(export / ASSETS / name, schema) if (export / ASSETS / name).is_file() else {}
+        return read_object(file, schema) if file.is_file() else {}
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
@@ -125,21 +129,22 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
 
 
 def report_file(output: pathlib.Path) -> pathlib.Path:
-    """Where the measurements of a .tflite file are written: beside it."""
+    """Returns the file beside a .tflite file that has its measurements."""
     return output.with_name(f"{output.name}.json")
 
 
 def check_quantization(signature: str, quantize: str) -> None:
     """Raises ValueError for a signature that can't be quantized so."""
-    check(
-        (signature, quantize) != ("sample", "int8"),
-        "--signature=sample --quantize=int8: temperatures above those that ranges are taken from would be clipped "
-        "without a word; take --quantize=dynamic, or --signature=decode",
-    )
+    if (signature, quantize) == ("sample", "int8"):
+        reason = "temperatures above those that ranges are taken from would be clipped without a word"
+        raise ValueError(
+            f"--signature=sample --quantize=int8: {reason}; take --quantize=dynamic, or --signature=decode"
+        )
 
 
 def check_output_is_free(output: pathlib.Path) -> None:
     """Raises ValueError if a .tflite file or its report would overwrite a file, or can't be written."""
     for file in (output, report_file(output)):
-        check(not file.exists(), f"{file}: exists already and is not overwritten; remove it or give another --output")
+        if file.exists():
+            raise ValueError(f"{file}: exists already and is not overwritten; remove it or give another --output")
     check_writable(output.parent, f"--output={output}")

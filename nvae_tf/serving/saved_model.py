@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, read_config
+from nvae_tf.config import ExperimentConfig, check_choice, config_to_dict, read_config
 from nvae_tf.errors import require, wrap_read_errors
 from nvae_tf.files import atomic_write, git_revision, write_arrays
 from nvae_tf.latent_plan import inference_bytes_per_image
@@ -20,7 +20,7 @@ from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.progress import Report
-from nvae_tf.runs.checkpoints import checkpoint_sha256
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import TrainedRun
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
@@ -39,12 +39,12 @@ from nvae_tf.serving.verification import ROWS, Record, all_differences, process_
 
 # Half-precision weights that change an output by more of its largest value are not published.
 LARGEST_DIFFERENCE = 0.2
-# The memory that the rows of one request may take unless the export says otherwise; servers' batches may take more.
+# The memory that the rows of one request may take unless the export says otherwise.
 REQUEST_BYTES = 2 * 2**30
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
-# The weights of an export by place, for `load_export`.
+# The name of the collection of all weights by place, for `load_export`.
 _FOLDED = "folded"
-# The name that TensorFlow Serving looks for.
+# The file that TensorFlow Serving looks for.
 _WARM_UP = "tf_serving_warmup_requests"
 
 
@@ -93,50 +93,54 @@ def export_saved_model(
         time.
       origin: where the weights come from.
       report: where the steps of the export are shown.
-      most_rows: of a request; if not given, as many as take `REQUEST_BYTES`, or `BATCH_ROWS` if that is more.
+      most_rows: the most rows of a request; if not given, the number that takes `REQUEST_BYTES`, at least `BATCH_ROWS`.
 
     Raises:
       ValueError: the version exists, `output` holds something else than versions, or the export gives other
-        numbers than the model. Nothing is written then.
+        numbers than the model; nothing is written.
     """
     require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, WEIGHTS)
-    # The export is tried with so many.
-    check(most_rows is None or most_rows >= ROWS, f"most_rows = {most_rows}: must be at least {ROWS}")
-    report = report or Report()
-    output = pathlib.Path(output)
+    if most_rows is not None and most_rows < ROWS:  # the export is tried with `ROWS` rows
+        raise ValueError(f"most_rows = {most_rows}: must be at least {ROWS}")
+    report, output = report or Report(), pathlib.Path(output)
     folded = folded_weights(model._stacks(), weights)
     with new_version(output, version) as folder, process_alone("tensorflow") as run:
         report.progress("computing the model's numbers", 0.0)
-        reference = Signatures(model, rows=ROWS)
-        record = of_model = recorded(reference)
-        bytes_of_row = inference_bytes_per_image(model.config)
-        most_rows = most_rows or max(REQUEST_BYTES // bytes_of_row, BATCH_ROWS)
+        record = model_record = recorded(Signatures(model, rows=ROWS))
+        row_bytes = inference_bytes_per_image(model.config)
+        most_rows = most_rows or max(REQUEST_BYTES // row_bytes, BATCH_ROWS)
         report.progress("tracing the signatures", 0.3)
-        # As loops, so that a deep model too is traced, loaded and warmed up soon.
+        # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.
         signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
         signatures.write(folder, **{_FOLDED: _folded_variables(model, folded)})
         report.progress("running the export without this package", 0.6)
         try:
             if weights != "float32":
-                record = recorded(signatures, of_model.inputs)
+                record = recorded(signatures, model_record.inputs)
             differences = verified(folder, run, record)
             if weights != "float32":
-                differences = all_differences(record.outputs, of_model)
-                worst = max(differences, key=differences.get)
-                wrong = f"weights={weights} change too much of what the model gives: {worst} is off by"
-                limit = f"of its largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32"
-                check(differences[worst] <= LARGEST_DIFFERENCE, f"{wrong} {differences[worst]:.2g} {limit}")
+                differences = all_differences(record.outputs, model_record)
+                _check_rounding(differences, weights)
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = {"weights": weights, "difference_from_model": differences, "most_rows": most_rows}
-        facts["bytes_of_row"] = bytes_of_row
+        facts["bytes_of_row"] = row_bytes
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return Exported(output / str(version), max(differences.values()))
 
 
+def _check_rounding(differences: Mapping[str, float], weights: str) -> None:
+    """Raises ValueError where half-precision weights change an output too much."""
+    worst = max(differences, key=differences.get)
+    if not differences[worst] <= LARGEST_DIFFERENCE:
+        amount = f"{differences[worst]:.2g} of its largest value, {LARGEST_DIFFERENCE:g} is allowed"
+        wrong = f"weights={weights} change too much of what the model gives: {worst} is off by"
+        raise ValueError(f"{wrong} {amount}; export float32")
+
+
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
-    """All weights that a pass with folded ones reads, in an order that the architecture alone decides."""
+    """Returns all weights that a pass with folded weights reads, in an order that the architecture alone decides."""
     in_stacks = {id(weight) for stack in model._stacks() for weight in stack.weights}
     others = [weight.value for weight in model.top_down.weights if id(weight) not in in_stacks]
     variables = [variable for slices in folded.values() for variable in tf.nest.flatten(slices)]
@@ -144,7 +148,7 @@ def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
 
 
 class LoadedExport(NamedTuple):
-    """A model with the settings of an export; a `FoldedPass` with these weights, and no other, gives its numbers."""
+    """A model with the settings of an export; only a `FoldedPass` with these weights gives the export's numbers."""
 
     config: ExperimentConfig | None  # of the run; None for an export of a model alone
     model: NVAE
@@ -153,12 +157,12 @@ class LoadedExport(NamedTuple):
 
 
 def load_export(folder: str | os.PathLike) -> LoadedExport:
-    """Reads an export; ValueError where it is damaged, or older than the collection of its weights by place."""
+    """Returns an export's model; ValueError for a damaged export, or one from before weights were stored by place."""
     folder = pathlib.Path(folder)
     check_is_export(folder)
     source = json.loads((folder / ASSETS / "source.json").read_text())
     settings = folder / ASSETS / "config.json"
-    config, is_of_run = read_config(settings), "data" in json.loads(settings.read_text())
+    config, is_from_run = read_config(settings), "data" in json.loads(settings.read_text())
     model = NVAE(config.model)
     folded = folded_weights(model._stacks(), source["weights"])
     checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
@@ -170,18 +174,18 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
         return None if weight is None else tf.Variable(tf.cast(weight, tf.float32), trainable=False)
 
     in_float32 = {stack: tf.nest.map_structure(exact, slices) for stack, slices in folded.items()}
-    return LoadedExport(config if is_of_run else None, model, in_float32, source)
+    return LoadedExport(config if is_from_run else None, model, in_float32, source)
 
 
 def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:
-    """The origin of a run's model."""
+    """Returns the origin of a run's model."""
     source = source_of(run)
     scores = RunFolder(workdir).scores(source["checkpoint_sha256"])
     return Origin(source, scores, config_to_dict(run.config.without_places()), example_images(run.config))
 
 
 def source_of(run: TrainedRun) -> dict[str, Any]:
-    """The checkpoint: its step, its kind and the SHA-256 of its files."""
+    """Returns the checkpoint's step, its kind and the SHA-256 of its files, for JSON."""
     return {
         "checkpoint": "best" if pathlib.Path(run.checkpoint).parent.name == "best" else "latest",
         "step": run.step,
@@ -193,7 +197,7 @@ def source_of(run: TrainedRun) -> dict[str, Any]:
 def _write_assets(
     export: pathlib.Path, model_name: str, signatures: Signatures, record: Record, origin: Origin, facts: dict[str, Any]
 ) -> None:
-    """Makes `assets.extra/` of an export; a server reads the warm-up requests alone."""
+    """Writes `assets.extra/` of an export; a server reads only the warm-up requests."""
     folder = export / ASSETS
     folder.mkdir()
     versions = {"nvae_tf": None, "git_revision": git_revision(_CHECKOUT), "tensorflow": tf.__version__}
@@ -217,11 +221,11 @@ def _write_assets(
 
 
 def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
-    """What each signature does, takes and gives."""
+    """Returns the documentation, inputs and outputs of each signature, for JSON."""
     described = {}
     for name in signatures.names:
         documentation = inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX)))
-        # The inputs say which of the optional ones the model has.
+        # The inputs below say which optional inputs the model has.
         documentation = re.sub(r"\n +\*\*.*", "", documentation)
         as_files = name.endswith(PNG_SUFFIX)
         if as_files:
@@ -243,10 +247,10 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
 
 
 def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
-    """A request for every signature and the default, which a server runs before it serves the version.
+    """Writes a request for every signature and the default, which a server runs before it serves the version.
 
-    A server makes the graph ready for each signature, and again for each selection of its outputs: these requests are,
-    like the client's, for all outputs.
+    A server prepares a graph for each signature, and again for each selection of its outputs: these requests are, like
+    the client's, for all outputs.
     """
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -256,7 +260,8 @@ def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
         request = requests.setdefault(signature, predict_pb2.PredictRequest())
         request.model_spec.name, request.model_spec.signature_name = model_name, signature
         request.inputs[argument].CopyFrom(tf.make_tensor_proto(array))
-    default = predict_pb2.PredictRequest.FromString(next(iter(requests.values())).SerializeToString())
+    default = predict_pb2.PredictRequest()
+    default.CopyFrom(next(iter(requests.values())))
     default.model_spec.signature_name = DEFAULT_SIGNATURE
     with tf.io.TFRecordWriter(str(file)) as writer:
         for request in (*requests.values(), default):

@@ -1,7 +1,8 @@
 """The files that TensorFlow Serving needs to serve all exports of a folder, in Docker or on Kubernetes.
 
-`templates/` has them, less the explorer. A batch has one status: where the graph ends with an error for a row, all its
-requests fail. So requests are batched only where every signature has an output `valid`, a verdict on each row.
+`templates/` has these files but the explorer. A batch has one status: where the graph ends with an error for a row, all
+requests of the batch fail. So requests are batched only where every signature has an output `valid`, a verdict on each
+row.
 """
 
 import json
@@ -12,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nvae_tf.config import check, check_choice
+from nvae_tf.config import check_choice
 from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write
 from nvae_tf.schemas import Field
@@ -22,11 +23,11 @@ from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, read_as
 # The newest release of which public threads say that its image exists (github.com/tensorflow/serving/issues/4129,
 # August 2026).
 SERVING_IMAGE = "tensorflow/serving:2.20.0"
-# Of the release whose TensorFlow is older than the one that writes exports: its graph version, and what the newer one
-# has that it has not, operations (None) and attributes of operations; found by comparing those of both packages.
+# A release older than the TensorFlow that writes exports: its graph version, and the operations (None) and attributes
+# of operations that only the newer TensorFlow has, from a comparison of both packages.
 _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
-# What an export takes in one request and what a row of it takes, if its `source.json` does not say so; and its form.
+# The limits of an export whose `source.json` has none, and the form of these limits in `source.json`.
 _USUAL_LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
 _LIMITS = dict.fromkeys(_USUAL_LIMITS, Field("whole number", (), 1, 2**40, optional=True))
 AUTOMATIC_LABELS = "auto"
@@ -43,7 +44,7 @@ class ServedExports(NamedTuple):
 
     @property
     def served(self) -> tuple[int, ...]:
-        """The versions that are loaded: those with a label; without labels the newest."""
+        """Returns the versions that are loaded: the versions with a label; without labels the newest."""
         return tuple(sorted(set(self.labels.values()))) or self.versions[-1:]
 
 
@@ -54,40 +55,31 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     version is damaged, whether it would be served or not.
     """
     jinja2 = require("jinja2", "serving")
-    match = re.fullmatch(r"[\w./-]+(?::\d+/[\w./-]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?", image)
-    tag, digest = (match["tag"] or "", match["digest"]) if match else ("", None)
-    is_release = digest or (tag and tag.split("-")[0] not in ("latest", "nightly"))
-    check(bool(is_release), f"--image={image}: name one release by its tag or digest, as {SERVING_IMAGE}")
+    tag = _tag(image)
     exports = with_labels(find_exports(models), labels)
-    check(not output.exists() or output.is_dir(), f"--output={output}: a file; name a folder")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # JSON's strings and lists are YAML's, and `$` would begin a variable. Relative, so that both folders can move.
-    path = pathlib.PurePath(os.path.relpath(models.resolve(), output.resolve())).as_posix()
-    names = [model.name for model in exports]
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output={output}: a file; name a folder")
     versions = [models / model.name / str(version) for model in exports for version in model.versions]
     unchecked = [*filter(None, map(unchecked_reason, versions))]
-    folders = [models / model.name / str(version) for model in exports for version in model.served]
-    limits = [_USUAL_LIMITS | read_asset(folder, "source.json", _LIMITS) for folder in folders]
-    saved = {folder: _saved_model(folder) for folder in folders}
+    served = [models / model.name / str(version) for model in exports for version in model.served]
+    saved = {folder: _saved_model(folder) for folder in served}
     known = operations_text(saved, tag)
     older = {
         str(folder)
-        for folder, found in saved.items()
-        for name, signature in found.meta_graphs[0].signature_def.items()
+        for folder, export in saved.items()
+        for name, signature in export.meta_graphs[0].signature_def.items()
         if "valid" not in signature.outputs and not name.startswith("__")
     }
-    max_batch_size = min(BATCH_ROWS, *(limit["most_rows"] for limit in limits))
-    bytes_of_rows = cores * max_batch_size * max(limit["bytes_of_row"] for limit in limits)
-    values = {
+    # Relative, so that both folders can move. JSON's strings and lists are YAML's, and `$` would begin a variable.
+    path = pathlib.PurePath(os.path.relpath(models.resolve(), output.resolve())).as_posix()
+    names = [model.name for model in exports]
+    values = _limits(served) | {
         "names": names,
         "exports": exports,
         "image": image,
-        "cores": cores,
         "models": json.dumps((path if path.startswith(".") else f"./{path}").replace("$", "$$"), ensure_ascii=False),
         "health_check": ["bash", "/serving/health_check.sh", *names],
         "batching": not older,
-        "max_batch_size": max_batch_size,
-        "memory_mib": _memory_mib(folders, bytes_of_rows),
     }
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("nvae_tf.serving"), keep_trailing_newline=True, undefined=jinja2.StrictUndefined
@@ -107,8 +99,31 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     return "\n".join([*lines, f"To start the server: cd {output} && docker compose up --detach --wait"])
 
 
+def _tag(image: str) -> str:
+    """Returns the tag of an image, '' where it has only a digest; ValueError unless the image is one release."""
+    match = re.fullmatch(r"[\w./-]+(?::\d+/[\w./-]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?", image)
+    tag = match["tag"] or "" if match else ""
+    if not match or not match["digest"] and tag.split("-")[0] in ("", "latest", "nightly"):
+        raise ValueError(f"--image={image}: name one release by its tag or digest, as {SERVING_IMAGE}")
+    return tag
+
+
+def _limits(folders: Sequence[pathlib.Path]) -> dict[str, int]:
+    """Returns limits of a server to begin with: memory is 1 GiB, four times the exports, and the rows that run at once.
+
+    Weights are in memory as a file and as tensors, and while a model is replaced both versions are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [_USUAL_LIMITS | read_asset(folder, "source.json", _LIMITS) for folder in folders]
+    batch_size = min(BATCH_ROWS, *(limit["most_rows"] for limit in limits))
+    row_bytes = cores * batch_size * max(limit["bytes_of_row"] for limit in limits)
+    file_bytes = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    memory_mib = 1024 + math.ceil((4 * file_bytes + row_bytes) / 2**20)
+    return {"cores": cores, "max_batch_size": batch_size, "memory_mib": memory_mib}
+
+
 def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], output: pathlib.Path) -> list[str]:
-    """Writes the explorer for the exports that are models of this project; gives a line about it if there are some."""
+    """Writes the explorer for the exports that are models of this project; returns a line about it for them."""
     newest = {model.name: models / model.name / str(model.served[-1]) for model in exports}
     explored = {name: folder for name, folder in newest.items() if (folder / ASSETS / "latents.json").is_file()}
     if not explored:
@@ -120,28 +135,30 @@ def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], ou
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:
-    """The models of a folder `models/NAME/VERSION/saved_model.pb`, by name.
+    """Returns the models of a folder `models/NAME/VERSION/saved_model.pb`, by name.
 
-    ValueError where TensorFlow Serving would take something for a version that is none.
+    ValueError where TensorFlow Serving would take something else for a version.
     """
     if not models.is_dir():
         raise FileNotFoundError(f"{models}: no such folder; give one that holds NAME/VERSION/saved_model.pb")
-    one = f"{models}: holds the versions of one model; give the folder above it, {models.parent}"
-    check(not any(models.glob("[0-9]*/saved_model.pb")), one)
+    if any(models.glob("[0-9]*/saved_model.pb")):
+        raise ValueError(f"{models}: holds the versions of one model; give the folder above it, {models.parent}")
     folders = sorted(folder for folder in models.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    found = [ServedExports(folder.name, versions, {}) for folder in folders if (versions := _versions_in(folder))]
-    if not found:
+    exports = [ServedExports(folder.name, versions, {}) for folder in folders if (versions := _versions_in(folder))]
+    if not exports:
         raise FileNotFoundError(f"{models}: no export in it; nvae-export --output={models}/NAME makes one")
-    for model in found:
-        rule = "rename it; a model's name has letters, digits, '_', '-', '.' only"
-        check(bool(_NAME.fullmatch(model.name)), f"{models / model.name}: {rule}")
-    return found
+    for model in exports:
+        if not _NAME.fullmatch(model.name):
+            raise ValueError(
+                f"{models / model.name}: rename it; a model's name has letters, digits, '_', '-', '.' only"
+            )
+    return exports
 
 
 def _versions_in(folder: pathlib.Path) -> tuple[int, ...]:
     versions = []
     for entry in sorted(folder.iterdir()):
-        # As the server reads names, those of files too: ` 7`, `+7` and `007` are version 7.
+        # The server reads names so, of files too: ` 7`, `+7` and `007` are version 7.
         if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", entry.name, re.ASCII):
             continue
         number = int(entry.name)
@@ -155,7 +172,7 @@ def _versions_in(folder: pathlib.Path) -> tuple[int, ...]:
 
 
 def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports]:
-    """Gives versions their labels: `digits:stable=3,digits:canary=4`, or none.
+    """Returns the exports with labels: `digits:stable=3,digits:canary=4`, '' for none.
 
     `auto` gives every model two: canary is the newest version, stable the newest but one, or the newest where there is
     no other.
@@ -166,39 +183,34 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
     models = {model.name: model for model in exports}
     for entry in filter(None, labels.split(",")):
         match = re.fullmatch(r"([^:=]+):([^:=]+)=([0-9]+)", entry)
-        is_entry = match and _NAME.fullmatch(match[2])
-        check(bool(is_entry), f"--labels: {entry!r} is no MODEL:LABEL=VERSION, as digits:stable=3")
+        if not match or not _NAME.fullmatch(match[2]):
+            raise ValueError(f"--labels: {entry!r} is no MODEL:LABEL=VERSION, as digits:stable=3")
         name, label, version = match[1], match[2], int(match[3])
         check_choice(f"--labels={entry}: the model", name, models)
-        model, there = models[name], ", ".join(map(str, models[name].versions))
-        check(version in model.versions, f"--labels: {entry!r}: {name!r} has no version {version}; there is {there}")
-        check(label not in model.labels, f"--labels: {entry!r}: {name!r} has a label {label!r} already")
+        model = models[name]
+        if version not in model.versions:
+            there = ", ".join(map(str, model.versions))
+            raise ValueError(f"--labels: {entry!r}: {name!r} has no version {version}; there is {there}")
+        if label in model.labels:
+            raise ValueError(f"--labels: {entry!r}: {name!r} has a label {label!r} already")
         models[name] = model._replace(labels={**model.labels, label: version})
     return list(models.values())
 
 
-def _memory_mib(folders: Sequence[pathlib.Path], bytes_of_rows: int) -> int:
-    """A limit to begin with: 1 GiB for the server, the exports four times, and the rows that run at once.
-
-    Weights are in memory as a file and as tensors, and of a model that is replaced both versions are.
-    """
-    files = (file for folder in folders for file in folder.rglob("*") if file.is_file())
-    return 1024 + math.ceil((4 * sum(file.stat().st_size for file in files) + bytes_of_rows) / 2**20)
-
-
 def _saved_model(folder: pathlib.Path) -> Any:
-    """The graph and the signatures of an export; ValueError for a damaged one."""
+    """Returns the graph and the signatures of an export; ValueError for a damaged export."""
     start_tensorflow_quietly()
     from tensorflow.core.protobuf import saved_model_pb2
 
     with wrap_read_errors(f"{folder}: a damaged export (", "); copy it anew"):
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-        check(bool(saved.meta_graphs), "it is empty")
+        if not saved.meta_graphs:
+            raise ValueError("it is empty")
     return saved
 
 
 def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
-    """What is known of the exports' operations in the release with this tag; ValueError where it lacks some."""
+    """Returns a text about the exports' operations in the release with this tag; ValueError where it lacks some."""
     release = ".".join(tag.split("-")[0].split(".")[:2])
     if release not in (_RELEASE, _WRITTEN_BY):
         which = f"TensorFlow {tag.split('-')[0]}" if tag else "the image's TensorFlow"
@@ -206,9 +218,11 @@ def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
     for folder, saved in exports.items() if release == _RELEASE else ():
         for graph in (meta_graph.graph_def for meta_graph in saved.meta_graphs):
             wanted, which = graph.versions.min_consumer, f"{folder}: TensorFlow {release}"
-            check(wanted <= _GRAPH_VERSION, f"{which} runs graphs of up to version {_GRAPH_VERSION}, it needs {wanted}")
+            if wanted > _GRAPH_VERSION:
+                raise ValueError(f"{which} runs graphs of up to version {_GRAPH_VERSION}, it needs {wanted}")
             nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
             lacking = {node.op for node in nodes if node.op in _NEWER and _NEWER[node.op] in (None, *node.attr)}
-            check(not lacking, f"{folder}: has operations that TensorFlow {release} has not: {', '.join(lacking)}")
+            if lacking:
+                raise ValueError(f"{folder}: has operations that TensorFlow {release} has not: {', '.join(lacking)}")
     reason = "" if release == _RELEASE else ": it has written them"
     return f"TensorFlow {release} has all operations of the exports{reason}."

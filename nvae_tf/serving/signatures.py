@@ -7,11 +7,12 @@ the seed `s + i * 2**32` gives a row the draws of image i in `model.generate(cou
 seed=s)` and so on. Plain `s` gives those of image 0.
 
 Two networks are traced, and every signature calls one of them: the top-down pass of `compose`, and the inference pass
-of `encode`. A new signature is a method, its inputs in `_INPUTS`, and what is wrong with a new input in `_validated`.
+of `encode`. A new signature is a method, its inputs in `_INPUTS`, and the rule for a new input in `_validated`.
 
-A wrong row fails no other one, because TensorFlow Serving's batching gives one status to all requests of a batch: its
-`valid` is false, its numbers are NaN, its pixels 0 and its files empty. A request without one right row is refused as
-INVALID_ARGUMENT, with what is wrong with the first; so are inputs of different numbers of rows, no rows, or too many.
+A wrong row fails no other row, because TensorFlow Serving's batching gives one status to all requests of a batch: the
+row's `valid` is false, its numbers are NaN, its pixels 0 and its files empty. A request without one right row is
+refused as INVALID_ARGUMENT, with the reason of the first row; so are inputs of different numbers of rows, no rows, or
+too many rows.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ from nvae_tf.models.reweighted_prior import PartlyReweightedSource, ReweightedPr
 from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX
 
 Tensors = dict[str, tf.Tensor]
-# Each has the inputs of `_OPTIONAL` too that the model has.
+# The inputs of each signature. The inputs of `_OPTIONAL` that the model has come after them.
 _INPUTS = {
     "sample": ("seed", "temperature"),
     "encode": ("image", "seed"),
@@ -53,10 +54,10 @@ _INPUTS = {
     "compose": ("latent", "keep", "seed", "temperature"),
     "outlier_score": ("image",),
 }
-# Inputs of some models alone, and which signatures take them. A `guidance` or `proposals` of 1 changes nothing.
+# Inputs that only some models have, and the signatures that take them; a `guidance` or `proposals` of 1 has no effect.
 _OPTIONAL = {"label": tuple(_INPUTS), "guidance": ("compose",), "proposals": ("sample", "compose")}
-_WHOLE = "num_groups", "keep", "label", "proposals"
-_DTYPES = {"image_bytes": tf.string, "seed": tf.int64} | dict.fromkeys(_WHOLE, tf.int32)
+_DTYPES = {"image_bytes": tf.string, "seed": tf.int64}
+_DTYPES |= dict.fromkeys(("num_groups", "keep", "label", "proposals"), tf.int32)
 SIGNATURES = (*_INPUTS, *(f"{name}{PNG_SUFFIX}" for name in _INPUTS))
 _MOST_PNG_CHANNELS = 4
 
@@ -64,7 +65,7 @@ _MOST_PNG_CHANNELS = 4
 class FlatLatentModel:
     """A model whose latents are one tensor `[batch, total]`: the groups one after another, the top group first.
 
-    `forward` makes the pass through the networks of each call, e.g. with folded weights.
+    `forward` makes the `ForwardPass` of each call, e.g. one with folded weights.
     """
 
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
@@ -73,7 +74,7 @@ class FlatLatentModel:
         self.num_groups, self.total = len(self.latent_shapes), sum(map(math.prod, self.latent_shapes))
 
     def latent_layout(self) -> dict[str, Any]:
-        """The order, the groups' shapes and the length of a flat latent, for JSON."""
+        """Returns the order, the groups' shapes and the length of a flat latent, for JSON."""
         return {
             "order": "group after group, the top group first; each [height, width, channels], row-major",
             "shapes": [list(shape) for shape in self.latent_shapes],
@@ -81,7 +82,7 @@ class FlatLatentModel:
         }
 
     def _specs(self, names: Sequence[str], rows: int | None, **shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
-        """Inputs `[rows, ...]` of these names, some in a shape of their own."""
+        """Returns the specs `[rows, ...]` of the inputs with these names; `shapes` replaces some usual shapes."""
         config = self.model.config
         image = config.image_height, config.image_width, config.image_channels
         shapes = {"image": image, "latent": (self.total,), "noise": (self.total,), "keep": (self.num_groups,)} | shapes
@@ -91,7 +92,7 @@ class FlatLatentModel:
         return dataclasses.replace(self._forward(), labels=label)
 
     def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor, label: tf.Tensor | None) -> Decoded:
-        # Where the number of rows is known it is no operation of the graph.
+        # A number of rows that is known adds no operation to the graph.
         return self.model._top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
 
 
@@ -107,16 +108,16 @@ class Signatures(FlatLatentModel):
     from the model's own prior, with more from the reweighted one, whose number of proposals is fixed.
 
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`. It is meant for
-    REST, which sends bytes as base64. Models of more than 4 channels don't have it.
+    REST, which sends bytes as base64. Models of more than 4 channels lack these signatures.
 
     `function` gives a signature as it is exported: it checks its inputs, and has an output `valid` `[batch]`, see this
-    module's beginning, and for each `image` also `image_uint8`, the same as 8-bit pixels.
+    module's beginning, and beside `image` also `image_uint8`, the 8-bit pixels.
 
     Args:
       model: the model.
       forward: see `FlatLatentModel`.
-      most_rows: of a request.
-      rows: of every request, if that is known.
+      most_rows: the most rows of a request.
+      rows: the number of rows of every request, if that is known.
     """
 
     def __init__(
@@ -141,20 +142,20 @@ class Signatures(FlatLatentModel):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of this model's signatures."""
+        """Returns the names of this model's signatures."""
         return SIGNATURES if self.model.config.image_channels <= _MOST_PNG_CHANNELS else tuple(_INPUTS)
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
-        """The inputs of the signature called `name`, in the order of its arguments."""
+        """Returns the inputs of the signature called `name`, in the order of its arguments."""
         base = name.removesuffix(PNG_SUFFIX)
         image = "image_bytes" if name.endswith(PNG_SUFFIX) else "image"
-        of_groups = {"temperature": (self.num_groups,)} if base == "compose" else {}
+        shapes = {"temperature": (self.num_groups,)} if base == "compose" else {}
         names = [image if key == "image" else key for key in _INPUTS[base]]
         names += [key for key, takers in _OPTIONAL.items() if self._has[key] and base in takers]
-        return self._specs(names, self._rows, **of_groups)
+        return self._specs(names, self._rows, **shapes)
 
     def function(self, name: str) -> Callable[..., Tensors]:
-        """The signature called `name`, from its inputs to its named outputs."""
+        """Returns the signature called `name`: a function from its inputs to its named outputs."""
         signature, specs = getattr(self, name.removesuffix(PNG_SUFFIX)), self.input_specs(name)
 
         def function(*values: tf.Tensor) -> Tensors:
@@ -166,23 +167,23 @@ class Signatures(FlatLatentModel):
 
     @contextlib.contextmanager
     def each_computed_once(self) -> Iterator[None]:
-        """In this block, which is for eager calls, a network computes once what several signatures ask of it."""
-        found: dict[tuple, Any] = {}
+        """In this block, which is for eager calls, a network runs once for equal inputs from several signatures."""
+        results: dict[tuple, Any] = {}
 
         def remembered(network: Callable, *inputs: tf.Tensor) -> Any:
             key = (network, *(value.numpy().tobytes() for value in inputs))
-            if key not in found:
-                found[key] = network(*inputs)
-            return found[key]
+            if key not in results:
+                results[key] = network(*inputs)
+            return results[key]
 
         self._compose, self._infer = (functools.partial(remembered, network) for network in self.networks)
         yield
         self._compose, self._infer = self.networks
 
     def write(self, folder: pathlib.Path, **variables: Sequence[tf.Variable]) -> None:
-        """Writes a SavedModel of all signatures; `variables` are those that they use, by names of collections.
+        """Writes a SavedModel of all signatures; `variables` are the variables that they use, by names of collections.
 
-        Not by `keras.export.ExportArchive`, which traces all first, and TensorFlow once more when it writes.
+        `keras.export.ExportArchive` would trace every signature twice.
         """
         module = tf.Module()
         for name in self.names:
@@ -193,7 +194,7 @@ class Signatures(FlatLatentModel):
             setattr(module, name, list(collection))
         signatures = {name: getattr(module, name) for name in self.names}
         signatures[DEFAULT_SIGNATURE] = signatures["sample"]
-        # A server takes no gradients: those of custom operations would be traced and stored for nothing.
+        # A server takes no gradients: tracing and storing the custom gradients would be for nothing.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         with graphs_as_traced():
             tf.saved_model.save(module, folder, signatures, options)
@@ -279,9 +280,10 @@ class Signatures(FlatLatentModel):
         calibration = self.model.outlier_calibration
         parts = OutlierParts(inferred["reconstruction"], inferred["kl"], inferred["kl_map"])
         scores = outlier_scores(parts, calibration if isinstance(calibration, OutlierCalibration) else None)
-        found = {name: value for name, value in scores._asdict().items() if name not in ("kl", "parts")}
-        given = {"kl_sum": scores.kl, "kl": parts.kl, "kl_map": parts.kl_map} | found
-        return {name: value for name, value in given.items() if value is not None}
+        outputs = {"kl_sum": scores.kl, "kl": parts.kl, "kl_map": parts.kl_map}
+        for name in ("nelbo_at_mean", "mahalanobis", "kl_p_value", "mahalanobis_p_value"):
+            outputs[name] = getattr(scores, name)
+        return {name: value for name, value in outputs.items() if value is not None}
 
     def compose(
         self, latent: tf.Tensor, keep: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor, **optional: tf.Tensor
@@ -311,16 +313,14 @@ class Signatures(FlatLatentModel):
         return self._infer(noise_scale, image, seed, *([] if label is None else [label]))
 
     def _composed(self, latent, keep, seed, temperature, *optional) -> tuple[tf.Tensor, tf.Tensor]:
-        """The top-down pass: mean images and latents; another one where some rows are guided."""
+        """Returns mean images and latents of the top-down pass; of another pass where some rows are guided."""
         given = dict(zip((spec.name for spec in self.input_specs("compose")[4:]), optional, strict=True))
         temperatures = tf.unstack(temperature[:, :, tf.newaxis, tf.newaxis, tf.newaxis], axis=1)
-        keeps = tf.unstack(keep > 0, axis=1)
         label, guidance = given.get("label"), given.get("guidance")
-        noise = noise_per_image(self.latent_shapes, _words(seed))
-        of_groups = list(zip(groups_of_flat(latent, self.latent_shapes), noise, temperatures, keeps, strict=True))
+        noise, keeps = noise_per_image(self.latent_shapes, _words(seed)), tf.unstack(keep > 0, axis=1)
+        groups = list(zip(groups_of_flat(latent, self.latent_shapes), keeps, noise, temperatures, strict=True))
         sources: list[LatentSource] = [
-            ComposedSource(group, keep, PriorSource(noise, temperature))
-            for group, noise, temperature, keep in of_groups
+            ComposedSource(group, keep, PriorSource(noise, temperature)) for group, keep, noise, temperature in groups
         ]
         if self._reweighted:
             draws = functools.partial(self._reweighted.sources, _words(seed), temperatures, self.model.plan, label)
@@ -328,48 +328,49 @@ class Signatures(FlatLatentModel):
             top = [PartlyReweightedSource(source, draws, is_reweighted, above) for source in sources[:count]]
             sources = [*top, *sources[count:]]
         decoded = self._decoded(sources, latent, label)
-        found = decoded.likelihood.mean(), decoded.flat_latents()
+        plain = decoded.likelihood.mean(), decoded.flat_latents()
         if guidance is None:
-            return found
+            return plain
 
         def guided() -> tuple[tf.Tensor, tf.Tensor]:
-            # For the rows with classes and then the same without, see `GuidedSource`.
-            twice, of_row = [2, 1, 1, 1], _over_pixels(guidance)
+            # The rows with their classes and then the same rows without, see `GuidedSource`.
             sources = [
-                ComposedSource(tf.tile(group, twice), tf.tile(keep, [2]), GuidedSource(noise, temperature, of_row))
-                for group, noise, temperature, keep in of_groups
+                ComposedSource(
+                    tf.tile(group, [2, 1, 1, 1]),
+                    tf.tile(keep, [2]),
+                    GuidedSource(noise, temperature, _over_pixels(guidance)),
+                )
+                for group, keep, noise, temperature in groups
             ]
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
             decoded = self.model._top_down_pass(sources, 2 * rows, both, kept=rows)
-            images, latents = decoded.likelihood.mean(), decoded.flat_latents()[:rows]
-            is_guided = guidance != 1.0
-            pairs = zip((images, latents), found, strict=True)
-            return tuple(tf.compat.v1.where(is_guided, *pair) for pair in pairs)
+            pairs = zip((decoded.likelihood.mean(), decoded.flat_latents()[:rows]), plain, strict=True)
+            return tuple(tf.compat.v1.where(guidance != 1.0, *pair) for pair in pairs)
 
-        return tf.cond(tf.reduce_any(guidance != 1.0), guided, lambda: found)
+        return tf.cond(tf.reduce_any(guidance != 1.0), guided, lambda: plain)
 
     def _inferred(self, noise_scale, image, seed, label=None) -> Tensors:
-        """The inference pass: latents, the parts of the bound, where the KL is, and mean images."""
+        """Returns latents, the parts of the bound, the map of the KL, and mean images of the inference pass."""
         noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
         decoded = self.model._inference_pass(image, noise, self._pass(label))
-        found = {"latent": decoded.flat_latents(), "image": decoded.likelihood.mean()} | decoded.elbo(image)._asdict()
-        return found | {"kl_map": kl_map(self.model, decoded.latents)}
+        outputs = {"latent": decoded.flat_latents(), "image": decoded.likelihood.mean()}
+        return outputs | decoded.elbo(image)._asdict() | {"kl_map": kl_map(self.model, decoded.latents)}
 
     def _with_row_count_checks(self, inputs: Tensors) -> Tensors:
-        """The inputs, tied to checks of their numbers of rows by control dependencies, which no pruning can drop."""
+        """Returns the inputs, tied to checks of their numbers of rows by control dependencies, which pruning keeps."""
         (first, value), *others = inputs.items()
         rows, most = tf.shape(value)[0], self._most_rows
         message = f"{first}: a request must have 1 to {most} rows; this one has:"
         checks = [tf.debugging.Assert((rows >= 1) & (rows <= most), [message, rows])]
         for name, value in others:
             message = f"{name}: there must be one for each row of {first}; found and rows given:"
-            found = tf.shape(value)[0]
-            checks.append(tf.debugging.Assert(tf.equal(found, rows), [message, found, rows]))
+            count = tf.shape(value)[0]
+            checks.append(tf.debugging.Assert(tf.equal(count, rows), [message, count, rows]))
         with tf.control_dependencies(checks):
             return {name: tf.identity(value) for name, value in inputs.items()}
 
     def _validated(self, name: str, inputs: Tensors) -> tuple[Tensors, tf.Tensor]:
-        """The inputs, those of wrong rows replaced, and what is wrong with each row `[batch]`, nothing for nothing."""
+        """Returns the inputs, with wrong rows replaced, and what is wrong with each row `[batch]`, or an empty text."""
         config, groups = self.model.config, self.num_groups
         rules = {
             "image": (_is_in(0.0, 1.0), "must be finite and in [0, 1] (divide 8-bit values by 255)"),
@@ -410,7 +411,7 @@ class Signatures(FlatLatentModel):
 def graphs_as_traced() -> Iterator[None]:
     """In this block TensorFlow does not rewrite graphs before it runs them, which takes longer than running them once.
 
-    The functions of a graph traced here keep to it; servers rewrite a signature as a whole.
+    Functions that are traced here are never rewritten; servers rewrite a signature as a whole.
     """
     options = tf.config.optimizer.get_experimental_options()
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
@@ -422,7 +423,7 @@ def graphs_as_traced() -> Iterator[None]:
 
 
 def _with_verdicts(outputs: Tensors, reasons: tf.Tensor, as_files: bool) -> Tensors:
-    """The outputs, blank for wrong rows, with `valid`, and pixels or files of `image`."""
+    """Returns the outputs, blank for wrong rows, with `valid`, and pixels or files of `image`."""
     for value in outputs.values():
         finite = tf.reduce_all(tf.math.is_finite(value), axis=list(range(1, len(value.shape))))
         reasons = _first_reasons(reasons, finite, "the result is not finite; a temperature or a latent is too large")
@@ -430,12 +431,12 @@ def _with_verdicts(outputs: Tensors, reasons: tf.Tensor, as_files: bool) -> Tens
     with tf.control_dependencies([tf.debugging.Assert(tf.reduce_any(valid), [reasons[0]])]):
         valid = tf.identity(valid)
 
-    def of_right_rows(value: tf.Tensor, blank: float) -> tf.Tensor:
+    def blank_if_wrong(value: tf.Tensor, blank: float) -> tf.Tensor:
         return tf.where(tf.reshape(valid, [-1] + [1] * (len(value.shape) - 1)), value, blank)
 
-    given = {name: of_right_rows(value, math.nan) for name, value in outputs.items()}
+    given = {name: blank_if_wrong(value, math.nan) for name, value in outputs.items()}
     if "image" in outputs:
-        pixels = eight_bit_pixels(of_right_rows(outputs["image"], 0.0))
+        pixels = eight_bit_pixels(blank_if_wrong(outputs["image"], 0.0))
         if as_files:
             del given["image"]
             given["image_bytes"] = tf.where(valid, files_of_pixels(pixels), "")
@@ -445,7 +446,7 @@ def _with_verdicts(outputs: Tensors, reasons: tf.Tensor, as_files: bool) -> Tens
 
 
 def _first_reasons(reasons: tf.Tensor, is_right: tf.Tensor, otherwise: str) -> tf.Tensor:
-    """What is wrong with each row: what is known already, or another text where the row is not right."""
+    """Returns what is wrong with each row: the reason known already, or `otherwise` where the row is not right."""
     return tf.where(is_right | tf.not_equal(reasons, ""), reasons, otherwise)
 
 
@@ -454,10 +455,10 @@ def _is_in(smallest: float, largest: float) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _over_pixels(rows: tf.Tensor) -> tf.Tensor:
-    """One value a row `[batch]` for all of its pixels and channels."""
+    """Returns one value for each row, `[batch, 1, 1, 1]`."""
     return rows[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
 
 def _words(seed: tf.Tensor) -> tf.Tensor:
-    """The two words `[batch, 2]` of seeds `[batch]`: the seeds of the model."""
+    """Returns the two words `[batch, 2]` of seeds `[batch]`: the seeds of the model."""
     return tf.bitcast(seed, tf.int32)

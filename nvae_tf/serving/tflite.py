@@ -1,4 +1,4 @@
-"""Writes one signature of a model as a .tflite file for devices, after it has been run as a device runs it."""
+"""Writes one signature of a model as a .tflite file for devices, after the file has been run as a device runs it."""
 
 import dataclasses
 import importlib.metadata
@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, check, config_to_dict
+from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.data.pipeline import chosen_images, spread_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_errors
@@ -38,14 +38,14 @@ METADATA_NAME = "nvae_tf"
 _FILE_IDENTIFIER = b"TFL3"
 # Most of the converter's error messages is the whole graph.
 _REASON_LENGTH = 500
-# A device computes one image at a time. An open batch costs 8 % more time and the delegates that require fixed shapes,
-# and a batch of 8 took as long per image as a batch of 1.
+# A device computes one image at a time. An open batch costs 8 % more time and lacks the delegates that require fixed
+# shapes, and a batch of 8 took as long per image as a batch of 1.
 DEVICE_BATCH = 1
-# For the ranges of int8. On the demo 16 to 128 gave images within 0.5 dB of each other, 512 gave less: rare values
-# widen the ranges.
+# The number of inputs for the ranges of int8. On the demo 16 to 128 inputs gave images within 0.5 dB of each other, 512
+# gave worse images: rare values widen the ranges.
 REPRESENTATIVE_INPUTS = 128
 TEST_INPUTS = 64
-# Largest difference that rounding may cause in float32, relative to the largest number of the output.
+# The largest difference that rounding may cause in float32, relative to the largest number of the output.
 TOLERANCE = 1e-4
 _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
 # Images computed at once, which bounds the memory.
@@ -54,28 +54,28 @@ _BATCH = 16
 _LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.6, 1.0
 _THREADS = 1
 # The signatures that have images among their inputs.
-_OF_IMAGES = ("encode", "reconstruct")
+_TAKE_IMAGES = ("encode", "reconstruct")
 _RUN = beside_package("export") / "decode_on_device.py"
 # Equal images have no PSNR; rounding of float32 is some 140 dB down.
 _SMALLEST_SQUARE = 1e-15
 
 Arrays = dict[str, np.ndarray]
-# From a part of the data, "train" or "test", and a number to at most so many images `[count, H, W, C]`.
+# Gives at most `count` images `[count, H, W, C]` of "train" or "test", a part of the data.
 DataImages = Callable[[str, int], np.ndarray]
 
 
 class DeviceSignatures(FlatLatentModel):
     """The signatures of one model for devices, a method each; `nvae_tf.serving.outputs` has their names.
 
-    Unlike those of `nvae_tf.serving.signatures` they take random draws as inputs, because TFLite has no builtin that
-    draws random numbers from a seed, and they don't check inputs, because it has no builtin that stops.
+    Unlike servers' signatures (`nvae_tf.serving.signatures`) they take random draws as inputs, because TFLite has no
+    builtin that draws random numbers from a seed, and they don't check inputs, because it has no builtin that stops.
 
     Images are `[batch, H, W, C]` in [0, 1], latents and standard-normal noise `[batch, total]`, all float32; models
     with classes take int32 `label` `[batch]` too, -1 for none. The methods take any batch, exports `DEVICE_BATCH`.
     """
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
-        """The exported inputs of the signature called `name`, in the order of its arguments."""
+        """Returns the exported inputs of the signature called `name`, in the order of its arguments."""
         names = {"decode": ["latent"], "sample": ["noise", "temperature"]}.get(name, ["image", "noise"])
         return self._specs([*names, *(["label"] if self.model.config.num_classes else [])], DEVICE_BATCH)
 
@@ -100,11 +100,11 @@ class DeviceSignatures(FlatLatentModel):
         return {"image": self._drawn(noise, temperature, label).likelihood.mean()}
 
     def reconstruct(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        """The `image` that `decode` gives for the latent of `encode` with the same inputs."""
+        """Reconstructs `image`: `decode` of the latent that `encode` draws with the same inputs."""
         return {"image": self._inferred(image, noise, label).likelihood.mean()}
 
     def prior_latents(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> tf.Tensor:
-        """The latents `[batch, total]` of the images that `sample` gives for the same inputs; not exported."""
+        """Returns the latents `[batch, total]` of the images that `sample` gives for the same inputs; not exported."""
         return self._drawn(noise, temperature, label).flat_latents()
 
     def _drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None) -> Decoded:
@@ -117,10 +117,9 @@ class DeviceSignatures(FlatLatentModel):
 
 
 def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> DeviceSignatures:
-    """The signatures with folded weights, for conversion: those of an export, or the model's."""
+    """Returns the signatures with folded weights, of an export or of the model, for conversion."""
     folded = folded_weights(model._stacks()) if folded is None else folded
-    # Inline: where a function is called for several layers, each with weights that are constants for the converter, it
-    # takes the weights of one for all.
+    # Inline: the converter would give all layers that call one function the constant weights of one layer.
     return DeviceSignatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
 
 
@@ -128,7 +127,7 @@ def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> Devic
 class Comparison:
     """A .tflite model against the float32 model, on the same inputs; images are in [0, 1].
 
-    Latency is the median time of an image on one thread of this machine. PSNR has peak 1; for `encode` it is of the
+    Latency is the median time of an image on one thread of this machine. PSNR has peak 1; for `encode` it compares the
     images that the float32 model decodes from the latents.
     """
 
@@ -141,7 +140,7 @@ class Comparison:
     worst_psnr_db: float  # of the image that differs most
 
     def text(self) -> str:
-        """The numbers for people, a line each."""
+        """Returns the numbers for people, a line for each."""
         return (
             f"  size      {self.size_bytes:,} bytes\n"
             f"  latency   {self.latency_ms:.2f} ms an image (median of {self.test_inputs}, {_THREADS} thread)\n"
@@ -176,7 +175,7 @@ def export_tflite(
       source: where the weights come from, for the metadata.
       smallest_psnr: in decibels, the PSNR that every image of a quantized model must reach against the model's.
       report: where the steps of the export are shown.
-      folded: the weights, where the model has none of its own: of `nvae_tf.serving.saved_model.load_export`.
+      folded: the weights of `nvae_tf.serving.saved_model.load_export`, for a model without weights of its own.
 
     Raises:
       ValueError: a file exists, TFLite can't convert the model, or its numbers differ too much; nothing is written.
@@ -186,26 +185,23 @@ def export_tflite(
     check_quantization(signature, quantize)
     report = report or Report()
     exact = DeviceSignatures(model) if folded is None else folded_signatures(model, folded)
-    # Ranges of int8 are those of real images' latents too; nothing else of a decoder needs the data.
-    with_images = signature in _OF_IMAGES or (signature == "decode" and quantize == "int8")
+    # The ranges of int8 include the latents of real images; a decoder needs the data for nothing else.
+    with_images = signature in _TAKE_IMAGES or (signature == "decode" and quantize == "int8")
 
     def inputs(split: str, count: int, seed: int) -> Arrays:
-        found = images(split, count) if with_images else None
-        return device_inputs(exact, signature, count if found is None else len(found), found, seed)
+        pictures = images(split, count) if with_images else None
+        return device_inputs(exact, signature, count if pictures is None else len(pictures), pictures, seed)
 
     report.progress("making inputs to compare with", 0.0)
     test = inputs("test", TEST_INPUTS, _TEST_SEED)
     representative = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else None
+    count = len(next(iter(representative.values()))) if representative else 0
     metadata = {
         "signature": signature,
-        # The model's settings alone: those of a run may name a folder of this machine.
+        # The model's settings alone: the settings of a run may name a folder of this machine.
         "config": {"model": config_to_dict(model.config)},
         "latents": exact.latent_layout(),
-        "quantization": {
-            "mode": quantize,
-            "numbers": MODES[quantize],
-            "representative_inputs": len(next(iter(representative.values()))) if representative else 0,
-        },
+        "quantization": {"mode": quantize, "numbers": MODES[quantize], "representative_inputs": count},
         "source": dict(source or {}),
         "versions": {"tensorflow": tf.__version__, "ai-edge-litert": importlib.metadata.version("ai-edge-litert")},
     }
@@ -227,13 +223,14 @@ def export_tflite(
 
 
 def run_images(config: ExperimentConfig | None, data_path: str | None = None) -> DataImages:
-    """A function that reads images of a run's data, spread evenly; `data_path` is their place if they have moved.
+    """Returns a function that reads images of a run's data, spread evenly; `data_path` is their new place.
 
-    Without settings, as in an export of a model alone, it raises ValueError.
+    The function raises ValueError without settings, as in an export of a model alone.
     """
 
     def images(split: str, count: int) -> np.ndarray:
-        check(config is not None, "the export was made of a model, not of a run, and names no images; give --workdir")
+        if config is None:
+            raise ValueError("the export was made of a model, not of a run, and names no images; give --workdir")
         spec = spec_to_read(config, data_path)
         source = load_split(spec, split)
         return chosen_images(source, spec, split, spread_numbers(source.count, count))[0]
@@ -242,17 +239,17 @@ def run_images(config: ExperimentConfig | None, data_path: str | None = None) ->
 
 
 def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: np.ndarray | None, seed: int) -> Arrays:
-    """Draws inputs of the signature called `name`, each `[count, ...]`, by name.
+    """Returns random inputs of the signature called `name`, each `[count, ...]`, by name.
 
-    Latents are drawn from the prior, at temperatures from 0.6 to 1; with images `[count, H, W, C]`, those of every
-    second row from the image's posterior, because a device decodes both.
+    Latents are drawn from the prior, at temperatures from 0.6 to 1; with images `[count, H, W, C]`, every second row is
+    drawn from the image's posterior, because a device decodes both.
     """
     generator = np.random.default_rng(seed)
     noise = generator.standard_normal((count, signatures.total)).astype(np.float32)
     temperature = generator.uniform(_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE, count).astype(np.float32)
     classes = signatures.model.config.num_classes
     label = {"label": generator.integers(-1, classes, count).astype(np.int32)} if classes else {}
-    if name in _OF_IMAGES:
+    if name in _TAKE_IMAGES:
         return {"image": images, "noise": noise} | label
     drawn = {"noise": noise, "temperature": temperature} | label
     if name == "sample":
@@ -264,9 +261,8 @@ def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: n
 
 
 def _in_batches(compute: Callable[..., Any], inputs: Arrays) -> np.ndarray:
-    """The only result of `compute`, a function of named tensors, for all rows of the inputs, on the CPU."""
-    count = len(next(iter(inputs.values())))
-    results = []
+    """Returns the only result of `compute`, a function of named tensors, for all rows of the inputs, on the CPU."""
+    count, results = len(next(iter(inputs.values()))), []
     with tf.device("/CPU:0"):
         for first in range(0, count, _BATCH):
             rows = {name: tf.constant(array[first : first + _BATCH]) for name, array in inputs.items()}
@@ -275,7 +271,7 @@ def _in_batches(compute: Callable[..., Any], inputs: Arrays) -> np.ndarray:
 
 
 def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arrays) -> Comparison:
-    """Runs a signature of a .tflite model, for inputs `[count, ...]` by name, and compares it with the float32 model.
+    """Returns how a signature of a .tflite model, run on inputs `[count, ...]` by name, differs from the float32 model.
 
     Raises ValueError if the interpreter can't run it, or the model's or the file's numbers are not finite.
     """
@@ -288,11 +284,12 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
             results = run(_RUN, "replay", [model, name, output], inputs, [_THREADS])
-    found = results["output"]
-    check(np.isfinite(expected).all(), diverged(name))
-    wrong = f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize"
-    check(np.isfinite(found).all(), wrong)
-    largest, images = float(np.abs(found - expected).max()), (found, expected)
+    actual = results["output"]
+    if not np.isfinite(expected).all():
+        raise ValueError(diverged(name))
+    if not np.isfinite(actual).all():
+        raise ValueError(f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize")
+    largest, images = float(np.abs(actual - expected).max()), (actual, expected)
     if name == "encode":
         label = {key: array for key, array in inputs.items() if key == "label"}
         images = [_in_batches(signatures.decode, {"latent": z} | label) for z in images]
@@ -301,7 +298,7 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     return Comparison(
         size_bytes=len(content),
         latency_ms=1e3 * float(np.median(results["seconds"])),
-        test_inputs=len(found),
+        test_inputs=len(actual),
         largest_error=largest,
         relative_largest_error=largest / float(np.abs(expected).max()),
         psnr_db=psnr,
@@ -310,27 +307,25 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
 
 
 def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: float) -> None:
+    """Raises ValueError where a .tflite model is too far from the float32 model."""
     error, modes = comparison.relative_largest_error, list(MODES)  # from the best to the smallest
-    check(
-        quantize != "none" or error <= TOLERANCE,
-        f"--signature={name}: the .tflite model does not give the model's numbers: the largest error is {error:.1e} of "
-        f"the largest value, {TOLERANCE:.0e} is allowed. Nothing was written",
-    )
-    check(
-        quantize == "none" or comparison.worst_psnr_db >= smallest_psnr,
-        f"--quantize={quantize} ruins images of --signature={name}: the PSNR of the worst one is "
-        f"{comparison.worst_psnr_db:.1f} dB ({comparison.psnr_db:.1f} dB of all), at least {smallest_psnr:g} dB are "
-        f"required. Nothing was written; take --quantize={modes[modes.index(quantize) - 1]}, or lower --smallest_psnr",
-    )
+    if quantize == "none" and error > TOLERANCE:
+        reason = (
+            f"the largest error is {error:.1e} of the largest value, {TOLERANCE:.0e} is allowed. Nothing was written"
+        )
+        raise ValueError(f"--signature={name}: the .tflite model does not give the model's numbers: {reason}")
+    if quantize != "none" and comparison.worst_psnr_db < smallest_psnr:
+        psnr = f"{comparison.worst_psnr_db:.1f} dB ({comparison.psnr_db:.1f} dB of all)"
+        fix = f"take --quantize={modes[modes.index(quantize) - 1]}, or lower --smallest_psnr"
+        reason = f"the PSNR of the worst one is {psnr}, at least {smallest_psnr:g} dB are required. Nothing was written"
+        raise ValueError(f"--quantize={quantize} ruins images of --signature={name}: {reason}; {fix}")
 
 
 def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict[str, np.ndarray] | None) -> bytes:
-    """Converts a signature of a SavedModel of `DeviceSignatures.write` to a .tflite model of builtins alone.
+    """Returns a .tflite model, of builtins alone, of a signature of a SavedModel that `DeviceSignatures.write` wrote.
 
-    Int8 needs representative inputs of the signature, by name, each `[count, ...]`.
-
-    Raises:
-      ValueError: the converter can't do it with builtins.
+    Int8 needs representative inputs of the signature, by name, each `[count, ...]`. ValueError where the converter
+    can't do it with builtins.
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[name])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -339,7 +334,7 @@ def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
-        # Inputs and outputs stay float32: that is the converter's default.
+        # Inputs and outputs stay float32, which is the converter's default.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         count = len(next(iter(representative.values())))
         rows = [{key: array[index : index + 1] for key, array in representative.items()} for index in range(count)]
@@ -350,14 +345,13 @@ def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict
             # The converter itself takes the ranges of int8 with the old interpreter.
             warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
             return converter.convert()
-    # The converter has errors of its own, and while it takes the ranges of int8 it raises plain RuntimeErrors.
-    except Exception as error:
+    except Exception as error:  # the converter's own errors, and plain RuntimeErrors while it takes the ranges of int8
         reason = first_line(error)[:_REASON_LENGTH]
         raise ValueError(f"--signature={name} --quantize={quantize}: TFLite can't convert it: {reason}") from error
 
 
 def with_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:
-    """Adds metadata, which JSON can hold, to a .tflite model without them."""
+    """Returns a .tflite model with metadata, which JSON can hold."""
     model = schema.ModelT.InitFromPackedBuf(content)
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
@@ -371,14 +365,16 @@ def with_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads the metadata of an exported .tflite file; raises ValueError for a file of another kind."""
+    """Returns the metadata of an exported .tflite file; raises ValueError for a file of another kind."""
     content = pathlib.Path(path).read_bytes()
     # For a truncated file the flatbuffers package raises errors of many kinds.
     with wrap_read_errors(f"{path}: not a .tflite file, or damaged (", ")"):
-        check(content[4:8] == _FILE_IDENTIFIER, "no such content")
+        if content[4:8] != _FILE_IDENTIFIER:
+            raise ValueError("no such content")
         model = schema.Model.GetRootAs(content)
         entries = [model.Metadata(index) for index in range(model.MetadataLength())]
         buffers = [entry.Buffer() for entry in entries if entry.Name() == METADATA_NAME.encode()]
         texts = [model.Buffers(buffer).DataAsNumpy().tobytes() for buffer in buffers]
-    check(bool(texts), f"{path}: has no metadata called {METADATA_NAME!r}; nvae-export-tflite has not written it")
+    if not texts:
+        raise ValueError(f"{path}: has no metadata called {METADATA_NAME!r}; nvae-export-tflite has not written it")
     return json.loads(texts[0])

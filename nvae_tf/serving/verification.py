@@ -18,14 +18,13 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from nvae_tf import schemas
-from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import beside_package, read_arrays, write_arrays
 from nvae_tf.generation.image_grid import pixels_of_files
 from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
-# Largest difference that rounding may cause, relative to the largest number of the tensor.
+# The largest difference that rounding may cause, relative to the largest number of the tensor.
 TOLERANCE = 1e-5
 RECORD = "assets.extra/verification.npz"
 
@@ -39,7 +38,7 @@ for module in sys.argv[1:]:
 script, function, *arguments = json.loads(sys.stdin.readline())
 runpy.run_path(script)[function](*arguments)
 """
-# Of so many rows are the record's inputs.
+# The number of rows of the record's inputs.
 ROWS = 3
 _SEEDS = np.array([1, 2 + 3 * 2**32, 2**40], np.int64)
 _TEMPERATURES = np.array([0.5, 0.7, 1.0], np.float32)
@@ -55,13 +54,15 @@ class Record(NamedTuple):
     outputs: Arrays
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes it into an export."""
-        of_sides = [(side, *pair) for side, arrays in self._asdict().items() for pair in arrays.items()]
-        write_arrays(folder / RECORD, {f"{side}/{name}": array for side, name, array in of_sides})
+        """Writes the record into an export."""
+        sides = self._asdict().items()
+        write_arrays(
+            folder / RECORD, {f"{side}/{name}": array for side, arrays in sides for name, array in arrays.items()}
+        )
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Record":
-        """Reads the record of an export; FileNotFoundError if there is none, ValueError for a damaged one."""
+        """Returns the record of an export; FileNotFoundError if there is none, ValueError for a damaged one."""
         check_is_export(folder)
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
@@ -71,16 +72,19 @@ class Record(NamedTuple):
             saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
             definitions = saved.meta_graphs[0].signature_def
         names = [name for name in definitions if name != DEFAULT_SIGNATURE and not name.startswith("__")]
-        given = {f"outputs/{name}/{output}" for name in names for output in definitions[name].outputs}
-        if missing := sorted(given - arrays.keys()):
+        outputs = {f"outputs/{name}/{output}" for name in names for output in definitions[name].outputs}
+        if missing := sorted(outputs - arrays.keys()):
             reason = f"lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}, which the export gives"
             raise ValueError(f"{folder / RECORD}: {reason}; copy the export anew")
-        keys = {tuple(key.split("/", 1)): array for key, array in arrays.items()}
-        return cls(*({name: array for (of, name), array in keys.items() if of == side} for side in cls._fields))
+        sides: dict[str, Arrays] = {side: {} for side in cls._fields}
+        for key, array in arrays.items():
+            side, name = key.split("/", 1)
+            sides[side][name] = array
+        return cls(**sides)
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
-    """Runs every signature of a model on the CPU; raises ValueError for an output that is not finite.
+    """Returns the record of a model, which runs on the CPU; raises ValueError for an output that is not finite.
 
     Without the inputs of another record the images are the model's own samples.
     """
@@ -89,7 +93,7 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
     values |= {
         "keep": np.arange(ROWS * groups, dtype=np.int32).reshape(ROWS, groups) % 2,
         "label": np.arange(ROWS, dtype=np.int32) % (config.num_classes + 1) - 1,
-        # Rows with a class alone are guided, and not those of the reweighted prior.
+        # Only a row with a class, and without the reweighted prior, can be guided.
         "guidance": np.float32([1.0, 1.5, 1.0]),
         "proposals": np.int32([1, 1, 2]),
         "compose/temperature": np.linspace(0.5, 1.0, ROWS * groups, dtype=np.float32).reshape(ROWS, groups),
@@ -104,16 +108,17 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
             try:
                 tensors = signatures.function(signature)(*map(tf.constant, arguments.values()))
             except tf.errors.InvalidArgumentError as error:
-                # The inputs are right, so it is the model's output that is refused.
+                # The inputs are right, so the model's output is refused.
                 raise ValueError(diverged(signature)) from error
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            check(arrays["valid"].all(), diverged(signature))
+            if not arrays["valid"].all():
+                raise ValueError(diverged(signature))
             # Bytes of any length, as an array that needs no pickle; PNG files don't end in zeros.
             results = {name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()}
             used |= {f"{signature}/{name}": array for name, array in arguments.items()}
             outputs |= {f"{signature}/{name}": array for name, array in results.items()}
             if signature == "sample":
-                # On the levels that the model's data have, as the files of `sample_png` will be.
+                # On the levels of the model's data, as in the files of `sample_png`.
                 levels = 2**config.num_bits - 1
                 results["image"] = np.rint(results["image"] * levels).astype(np.float32) / np.float32(levels)
             # The first results stay: the samples and their latents are inputs of the other signatures.
@@ -122,18 +127,18 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
 
 
 def diverged(signature: str) -> str:
-    """The message about a model whose output is not finite."""
+    """Returns the message about a model whose output is not finite."""
     reason = "gives numbers that are not finite: its weights have diverged"
     return f"the model's signature {signature} {reason}; export an earlier checkpoint"
 
 
 @contextlib.contextmanager
 def process_alone(*modules: str) -> Iterator[RunAlone]:
-    """Begins a process on the CPU where this package can't be imported, and gives `run` for one function of a script.
+    """Starts a process on the CPU where this package can't be imported, and gives `run` for one function of a script.
 
-    `run(script, function, before, inputs, after)`, called once, gives the arrays that `function(*before, INPUTS.npz,
-    OUTPUTS.npz, *after)` writes; all arguments are texts. ValueError, with the exit code and the last line of the
-    error output, where it fails. Begin it early: the process imports `modules` while the caller works.
+    `run(script, function, before, inputs, after)`, called once, returns the arrays that `function(*before, INPUTS.npz,
+    OUTPUTS.npz, *after)` writes; all arguments are texts. It raises ValueError, with the exit code and the last line of
+    the error output, where the function fails. Start it early: the process imports `modules` while the caller works.
     """
     # -I: neither the working directory nor PYTHONPATH can bring the package in.
     command = [sys.executable, "-I", "-c", _ALONE, *modules]
@@ -161,7 +166,7 @@ def process_alone(*modules: str) -> Iterator[RunAlone]:
 
 
 def verified(folder: pathlib.Path, run: RunAlone, record: Record | None = None) -> dict[str, float]:
-    """Runs every signature of an export in such a process with TensorFlow, and compares the numbers with a record.
+    """Runs every signature of an export by `run` of `process_alone`, and compares the numbers with a record.
 
     Returns:
       The largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
@@ -172,34 +177,32 @@ def verified(folder: pathlib.Path, run: RunAlone, record: Record | None = None) 
     """
     record = record or Record.read(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        found = run(_SCRIPT, "replay", [folder.resolve()], record.inputs)
-    differences = all_differences(found, record)
+        outputs = run(_SCRIPT, "replay", [folder.resolve()], record.inputs)
+    differences = all_differences(outputs, record)
     worst = max(differences, key=differences.get)
-    check(
-        differences[worst] <= TOLERANCE,
-        f"the export does not give the model's numbers: {worst} is off by {differences[worst]:.1e} of "
-        f"its largest value, {TOLERANCE:.0e} is allowed",
-    )
+    if not differences[worst] <= TOLERANCE:
+        amount = f"{differences[worst]:.1e} of its largest value, {TOLERANCE:.0e} is allowed"
+        raise ValueError(f"the export does not give the model's numbers: {worst} is off by {amount}")
     return differences
 
 
-def all_differences(found: Arrays, record: Record) -> dict[str, float]:
-    """The `difference` of every output of a record, but of p-values: they are ranks, which rounding may move."""
-    outputs = {name: array for name, array in record.outputs.items() if not name.endswith("p_value")}
-    return {name: difference(found.get(name), array) for name, array in outputs.items()}
+def all_differences(outputs: Arrays, record: Record) -> dict[str, float]:
+    """Returns the `difference` of every output of a record but p-values: they are ranks, which rounding may move."""
+    names = [name for name in record.outputs if not name.endswith("p_value")]
+    return {name: difference(outputs.get(name), record.outputs[name]) for name in names}
 
 
-def difference(found: np.ndarray | None, expected: np.ndarray) -> float:
-    """The largest difference over the largest expected number; infinite for another shape or NaN.
+def difference(actual: np.ndarray | None, expected: np.ndarray) -> float:
+    """Returns the largest difference over the largest expected number; infinite for another shape or NaN.
 
     For images of 8 bits or in PNG files it is 0 where no value is more than one level off: rounding may do that.
     """
     if expected.dtype.kind == "S":
-        found = None if found is None else pixels_of_files(found)
+        actual = None if actual is None else pixels_of_files(actual)
         expected = pixels_of_files(expected)
-    if found is None or found.shape != expected.shape or not np.isfinite([found, expected]).all():
+    if actual is None or actual.shape != expected.shape or not np.isfinite([actual, expected]).all():
         return np.inf
-    apart = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
+    apart = np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max()
     if expected.dtype == np.uint8:
         return 0.0 if apart <= 1.0 else float(apart / 255.0)
     return float(apart / max(np.abs(expected).max(), np.finfo(np.float32).tiny))

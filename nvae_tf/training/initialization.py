@@ -4,7 +4,6 @@ import dataclasses
 
 import keras
 
-from nvae_tf.config import check
 from nvae_tf.layers import DataDependentConvolution
 from nvae_tf.models import NVAE
 from nvae_tf.published.torch_file import from_torch_checkpoint
@@ -34,12 +33,16 @@ class Initialization:
         self.unused = [name for name in self.source_shapes if name not in self.shapes]
 
     def report(self) -> str:
-        """What was taken, and a list of what was not, by the reason."""
+        """How many weights were taken, and a list of the others, by the reason."""
         taken, count = len(self.taken), len(self.shapes)
         which = f"all {count}" if taken == count else f"{taken} of {count}"
         lines = [f"Starts from {self.source}: {which} weights taken."]
+        misshapen = [self.weight_shapes(name) for name in self.misshapen]
         for heading, items in (
-            ("Not taken, because of another shape in the source", [self.shapes_of(name) for name in self.misshapen]),
+            (
+                "Not taken, because of another shape in the source",
+                misshapen,
+            ),
             ("Not taken, because they are not in the source", self.missing),
             ("Not used of the source, because this model has no such weights", self.unused),
         ):
@@ -49,17 +52,17 @@ class Initialization:
                 lines.append(f"  and {len(items) - _LISTED} more")
         return "\n".join(lines)
 
-    def shapes_of(self, name: str) -> str:
-        """Both shapes of a weight."""
+    def weight_shapes(self, name: str) -> str:
+        """The shapes of a weight in both models, in words."""
         return f"{name}: {list(self.source_shapes[name])} in the source, {list(self.shapes[name])} here"
 
 
 def initialize(model: NVAE, path: str) -> Initialization:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
-    A weight is taken where its name and its shape are those in the source, a stack of layers only whole: with another
+    A weight is taken if it has the same name and shape in the source, a stack of layers only whole: with another
     count its layers stand at other places of the hierarchy. The optimizer's state is not touched. `path` is a run
-    folder, of which the weights are those that `load` gives, or a published file (.pt).
+    folder, whose weights are taken as `load` gives them, or a published file (.pt).
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
@@ -72,16 +75,8 @@ def initialize(model: NVAE, path: str) -> Initialization:
     )
     shapes = [{name: tuple(weight.shape) for name, weight in one.items()} for one in (weights, source_weights)]
     compared = Initialization(source_name, *shapes)
-    old, new = dataclasses.asdict(source.config), dataclasses.asdict(model.config)
-    settings = [f"model.{name} is {old[name]!r} there and {new[name]!r} here" for name in new if old[name] != new[name]]
     if not compared.taken:
-        example = "".join(f", e.g. {compared.shapes_of(name)}" for name in compared.misshapen[:1])
-        differences = "; ".join(settings[:_NAMED_SETTINGS]) + (" ..." if len(settings) > _NAMED_SETTINGS else "")
-        raise ValueError(
-            f"train.initialise_from = {path!r}: none of its {len(compared.source_shapes)} weights fits one of the "
-            f"{len(compared.shapes)} of this model{example}; {differences}. Set the model as it is there, or leave "
-            "train.initialise_from out"
-        )
+        raise ValueError(_nothing_fits(path, compared, model, source))
     for name in compared.taken:
         weights[name].assign(source_weights[name].numpy())
     # The vectors of kernels are numbered, and another architecture numbers them otherwise.
@@ -91,11 +86,24 @@ def initialize(model: NVAE, path: str) -> Initialization:
     # With new kernels among them the first step iterates longer, as that of a new model does.
     if set(compared.taken) >= vectors.keys():
         model.spectral_regularizer.warmed_up.assign(source.spectral_regularizer.warmed_up.numpy())
-    # Or the first batch would set scales anew in all data-dependent layers, taken or not.
+    # Otherwise the first batch would set scales anew in all data-dependent layers, taken or not.
     taken = {id(weights[name]) for name in compared.taken}
     if any(isinstance(layer, DataDependentConvolution) and id(layer.log_norm) in taken for layer in model.convolutions):
         model.data_initialised.assign(source.data_initialised.numpy())
     return compared
+
+
+def _nothing_fits(path: str, compared: Initialization, model: NVAE, source: NVAE) -> str:
+    """The message for a source of which no weight fits."""
+    old, new = dataclasses.asdict(source.config), dataclasses.asdict(model.config)
+    settings = [f"model.{name} is {old[name]!r} there and {new[name]!r} here" for name in new if old[name] != new[name]]
+    differences = "; ".join(settings[:_NAMED_SETTINGS]) + (" ..." if len(settings) > _NAMED_SETTINGS else "")
+    example = "".join(f", e.g. {compared.weight_shapes(name)}" for name in compared.misshapen[:1])
+    return (
+        f"train.initialise_from = {path!r}: none of its {len(compared.source_shapes)} weights fits one of the "
+        f"{len(compared.shapes)} of this model{example}; {differences}. Set the model as it is there, or leave "
+        "train.initialise_from out"
+    )
 
 
 def _read_source(path: str) -> tuple[str, NVAE]:
@@ -104,8 +112,8 @@ def _read_source(path: str) -> tuple[str, NVAE]:
     expected = "give the --workdir of a run of nvae-train, or a published file (.pt)"
     if not path or not place.exists():
         raise FileNotFoundError(f"{where}: no such file or folder; {expected}")
-    is_fitting = place.is_dir() or place.suffix == ".pt"
-    check(is_fitting, f"{where}: neither a run folder nor a published file; {expected}")
+    if not place.is_dir() and place.suffix != ".pt":
+        raise ValueError(f"{where}: neither a run folder nor a published file; {expected}")
     try:
         if place.is_file():
             return path, from_torch_checkpoint(place)

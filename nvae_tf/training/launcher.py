@@ -13,13 +13,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from nvae_tf.config import check
 from nvae_tf.errors import INTERRUPTED_CODE, USER_ERROR_CODE
 
-TF_CONFIG = "TF_CONFIG"
-VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 # NVIDIA's driver keeps one entry per GPU here.
 GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 # Ctrl-C, the end that systems ask for, and a closed terminal.
@@ -34,12 +31,25 @@ class StopRequested(Exception):
     """Raised by `StopRequest.check`, to leave an evaluation or the drawing of samples in the middle."""
 
 
-class StopRequest:
+@contextlib.contextmanager
+def _signals_handled(handler: Callable[[int, object], object]) -> Iterator[None]:
+    """Calls a handler for the stopping signals that come within its block."""
+    # `nohup` ignores the closing of the terminal.
+    heeded = [number for number in STOPPING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+class StopRequest(contextlib.ExitStack):
     """Inside its `with` block the first signal only requests a stop; a second Ctrl-C ends the process at once."""
 
     def __init__(self):
-        self.signal_number: int | None = None  # that has come
-        self._handlers_before: dict[int, object] = {}
+        super().__init__()
+        self.signal_number: int | None = None  # the signal that has come
 
     def check(self) -> None:
         """Raises StopRequested if a signal has come."""
@@ -49,14 +59,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         # Python lets the main thread alone set handlers; a run in another thread is stopped by its owner.
         if threading.current_thread() is threading.main_thread():
-            # `nohup` ignores the closing of the terminal.
-            heeded = [number for number in STOPPING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self._handlers_before = {number: signal.signal(number, self._remember) for number in heeded}
+            self.enter_context(_signals_handled(self._remember))
         return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)
 
     def _remember(self, number: int, _: object) -> None:
         if self.signal_number is not None and number == signal.SIGINT:
@@ -70,11 +74,9 @@ class StopRequest:
 def tf_configs(processes: int) -> list[str]:
     """`TF_CONFIG` of each worker; each has a port on this machine that was free a moment ago."""
     with contextlib.ExitStack() as held:
-        # All are held at the same time, so that no two are the same.
-        sockets = [held.enter_context(socket.socket()) for _ in range(processes)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+        # All ports are held at the same time, so that no two are the same.
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(processes)]
+        workers = [f"127.0.0.1:{server.getsockname()[1]}" for server in sockets]
     tasks = [{"type": "worker", "index": index} for index in range(processes)]
     return [json.dumps({"cluster": {"worker": workers}, "task": task}) for task in tasks]
 
@@ -83,7 +85,7 @@ def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str] | None
     """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None for 0 per process."""
     if not gpus_per_process:
         return None
-    wanted, visible = processes * gpus_per_process, os.environ.get(VISIBLE_GPUS)
+    wanted, visible = processes * gpus_per_process, os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         # Without the driver's folder their number is unknown.
         count = len(list(GPUS_OF_DRIVER.glob("*"))) if GPUS_OF_DRIVER.is_dir() else wanted
@@ -91,20 +93,21 @@ def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str] | None
     else:
         # CUDA ignores everything from the first negative number on.
         names = itertools.takewhile(lambda name: not name.startswith("-"), visible.replace(" ", "").split(","))
-        names, where = list(filter(None, names)), f"{VISIBLE_GPUS}={visible} has"
-    flags = f"--processes={processes} --gpus_per_process={gpus_per_process}"
-    check(len(names) >= wanted, f"{flags}: takes {wanted} GPUs, {where} {len(names)}")
+        names, where = list(filter(None, names)), f"CUDA_VISIBLE_DEVICES={visible} has"
+    if len(names) < wanted:
+        flags = f"--processes={processes} --gpus_per_process={gpus_per_process}"
+        raise ValueError(f"{flags}: takes {wanted} GPUs, {where} {len(names)}")
     return [",".join(names[first : first + gpus_per_process]) for first in range(0, wanted, gpus_per_process)]
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerPlan:
-    """What is started, and how it ends."""
+    """The worker processes to start, and how they end."""
 
     command: Sequence[str]  # the command line of every worker
     processes: int
     gpus: list[str] | None  # see `gpus_of_processes`
-    log_folder: pathlib.Path  # gets the output of all workers but the first, whose output is this process's
+    log_folder: pathlib.Path  # for the output of all workers but the first, whose output is this process's
     grace_seconds: float  # the time that workers may take to stop; then they are killed
     restarts: int = 0  # the number of times that all workers start again after a crash
     patience_seconds: float = 3.0  # after a failure: others that fail too, or notice the lost peer, end by themselves
@@ -120,10 +123,7 @@ def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
     OSError: a process or the log folder can't be made.
     """
     signals: list[int] = []
-    # `nohup` ignores the closing of the terminal, and so does the launcher then.
-    numbers = [number for number in STOPPING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
-    try:
+    with _signals_handled(lambda number, _: signals.append(number)):
         for attempt in range(plan.restarts + 1):
             if attempt:
                 report(f"restart {attempt} of {plan.restarts}: all workers start again, from the latest checkpoint.")
@@ -131,9 +131,6 @@ def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
             if exit_code in (0, USER_ERROR_CODE, *STOPPED_CODES) or signals:
                 break
         return exit_code
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _run_once(plan: WorkerPlan, signals: list[int], report: Callable[[str], None]) -> int:
@@ -151,7 +148,7 @@ def _run_once(plan: WorkerPlan, signals: list[int], report: Callable[[str], None
             worker.wait()
     if failed is None:
         return 0
-    exit_code = _exit_code(failed)
+    exit_code = failed.returncode if failed.returncode >= 0 else 128 - failed.returncode
     if not (signals and exit_code in STOPPED_CODES):
         # The output of worker 0 has been seen: where it ended in the same way, its end says enough.
         shown = workers[0] if workers[0].returncode == failed.returncode > 0 else failed
@@ -161,7 +158,9 @@ def _run_once(plan: WorkerPlan, signals: list[int], report: Callable[[str], None
 
 def _start(plan: WorkerPlan, index: int, tf_config: str) -> subprocess.Popen:
     """Starts a worker in a session of its own: Ctrl-C reaches it through the launcher alone, not twice."""
-    environment = os.environ | {TF_CONFIG: tf_config} | ({VISIBLE_GPUS: plan.gpus[index]} if plan.gpus else {})
+    environment = os.environ | {"TF_CONFIG": tf_config}
+    if plan.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[index]
     with contextlib.ExitStack() as opened:
         file = None
         if log := plan.log(index):
@@ -214,10 +213,6 @@ def _send(worker: subprocess.Popen, number: int) -> None:
             os.killpg(worker.pid, number)
         else:
             worker.send_signal(number)
-
-
-def _exit_code(worker: subprocess.Popen) -> int:
-    return worker.returncode if worker.returncode >= 0 else 128 - worker.returncode
 
 
 def _ending(plan: WorkerPlan, index: int, worker: subprocess.Popen) -> str:

@@ -11,28 +11,29 @@ from typing import Any
 
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, check, config_to_json, read_config
+from nvae_tf.config import ExperimentConfig, config_to_json, read_config
 from nvae_tf.data_sets import check_model_fits
+from nvae_tf.replicas import gpus
 from nvae_tf.training.run import Images, RunLength, new_run
-from nvae_tf.training.strategy import compiles_whole_step, configure_runtime, gpus, scans_steps, step_function
+from nvae_tf.training.strategy import compiles_whole_step, configure_runtime, scans_steps, step_function
 
 GIB = 2**30
 # CUDA's context and libraries, which the allocator of TensorFlow does not count. Assumed, not measured.
 CUDA_BYTES = GIB
-_PIXELS = 8 * 32 * 32  # of the smaller batch; the larger one has four times as many images
+_PIXELS = 8 * 32 * 32  # pixels of the smaller batch; the larger one has four times as many images
 _USUAL_GPUS_GIB = (8, 12, 16, 24, 40, 48, 80)
 _STEPS = 3  # the first one allocates more than later ones free
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """What a training step needs: `fixed_bytes`, and `image_bytes` for each image of a batch."""
+    """The memory of a training step: `fixed_bytes`, and `image_bytes` for each image of a batch."""
 
     device: str  # "CPU": the memory of the process; "GPU": that of the device, with an allowance for CUDA
     parameters: int  # trained numbers
     weights_bytes: int
-    slots_bytes: int  # of the optimizer's variables
-    other_bytes: int  # of running statistics, vectors of power iterations and the like
+    slots_bytes: int  # the optimizer's variables
+    other_bytes: int  # running statistics, vectors of power iterations and the like
     fixed_bytes: float
     image_bytes: float
     multiple: int  # batch sizes are multiples of train.accumulate_steps
@@ -113,7 +114,7 @@ def main(file: str) -> None:
 def memory_summary(estimate: MemoryEstimate, config: ExperimentConfig, gpu_memory_gib: float | None) -> dict[str, Any]:
     """All numbers that `nvae-estimate` prints and writes, in bytes where the name says so."""
     wanted, multiple = config.train.batch_size, estimate.multiple
-    # Powers of two times what a batch size must be a multiple of, from 1 to 8 at least, and the one that is set.
+    # Powers of two times the smallest batch size, from 1 to 8 at least, and the batch size that is set.
     powers = (multiple * 2**power for power in range(wanted.bit_length() + 3))
     batch_sizes = sorted({size for size in powers if size <= max(wanted, 8 * multiple)} | {wanted})
     return {
@@ -168,14 +169,16 @@ def check_one_image_fits(estimate: MemoryEstimate, config: ExperimentConfig, gpu
     """Raises ValueError if a GPU with this memory can't take a single image."""
     smallest, needed = estimate.multiple, estimate.gpu_bytes(estimate.multiple)
     where, size = f"--gpu_memory_gib={gpu_memory_gib:g}", gpu_memory_gib * GIB
-    check(size > CUDA_BYTES, f"{where}: CUDA and its libraries alone take about {_in_words(CUDA_BYTES)}")
+    if size <= CUDA_BYTES:
+        raise ValueError(f"{where}: CUDA and its libraries alone take about {_in_words(CUDA_BYTES)}")
+    if needed <= round(size):
+        return
     images = "1 image" if smallest == 1 else f"{smallest} images (train.accumulate_steps microbatches of 1 each)"
     keep_less = "" if config.train.recompute == "all" else "keep less with --config.train.recompute=all, "
-    check(
-        needed <= round(size),
+    raise ValueError(
         f"{where}: not even a step of {images} fits, it takes {_in_words(needed)}. Take a larger GPU, {keep_less}or "
         "make the model smaller with fewer channels (--config.model.num_channels_encoder and num_channels_decoder) or "
-        "groups (--config.model.num_groups_per_scale)",
+        "groups (--config.model.num_groups_per_scale)"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run shows and writes besides checkpoints: metrics of training and test images, and grids of samples."""
+"""The outputs of a run besides checkpoints: metrics of training and test images, and grids of samples."""
 
 import contextlib
 import functools
@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import math
 import pathlib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from nvae_tf.optimization import averaged_weights
 from nvae_tf.progress import Speed, StatusLine, duration
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.training.launcher import StopRequest, StopRequested
-from nvae_tf.training.run import Run
+from nvae_tf.training.run import Run, length_warnings
 
 COLUMNS = (
     *("step", "epoch", "learning_rate", "kl_weight"),
@@ -36,35 +37,34 @@ COLUMNS = (
     *("test_nelbo_nats", "test_reconstruction_nats", "test_kl_nats", "test_bits_per_dim"),
     *("images_per_second", "active_units"),
 )
-# What every line has, besides its step.
+# The column that every line has, besides its step.
 _SCORE = "test_nelbo_nats"
-# The same latents, images and binarization every time: so that only the model differs.
+# The latents, images and binarization are the same every time, so that only the model differs.
 _FIXED_SEED = 0
-# How many samples at which temperatures; those of the last are in `samples/`, too. The paper shows samples from 1.0, of
-# small gray images, down to 0.6 and less, of large photographs.
+# The number of samples at each temperature; the samples at the last temperature are in `samples/`, too. The paper shows
+# samples from 1.0 (small gray images) down to 0.6 and less (large photographs).
 _SAMPLES = {1.0: 16, 0.9: 16, 0.8: 16, 0.6: 16, 0.7: 64}
 
-
-# Of TensorBoard's tags, by a part of them.
+# The descriptions of TensorBoard's curves, by a part of their tags.
 _DESCRIPTIONS = {
     "nelbo": "negative evidence lower bound in nats per image; lower is better",
     "bits_per_dim": "the same in bits per real pixel value",
     "reconstruction": "negative log-likelihood of an image given its latents, in nats per image",
-    "kl_weight": "what multiplies the KL in the loss",
+    "kl_weight": "factor of the KL in the loss",
     "kl": "KL of posterior and prior in nats per image",
-    "loss": "what is minimized: the weighted bound and the regularization, in nats per image",
+    "loss": "weighted bound and regularization, which training minimizes, in nats per image",
     "active_units": "latent channels whose KL is above 0.01 nats per image and position",
-    "spectral_norm": "of the convolutions, which the regularization keeps small",
-    "regularization_weight": "what multiplies the penalty of spectral norms and batch-norm scales in the loss",
+    "spectral_norm": "spectral norms of the convolutions, which the regularization keeps small",
+    "regularization_weight": "factor of the penalty of spectral norms and batch-norm scales in the loss",
     "gradient_norm": "L2 norm of all gradients of a step",
-    "learning_rate": "of the next step",
+    "learning_rate": "learning rate of the next step",
     "images_per_second": "training images, without the pauses for evaluation and checkpoints",
     "skipped_steps": "steps since the last point whose loss or gradients were not used",
 }
 
 
 class RunOutputs:
-    """Writes what is due at a step, and not again what is there already, so a run can continue at any step."""
+    """Writes the outputs that are due at a step and not there already, so a run can continue at any step."""
 
     def __init__(self, folder: RunFolder, run: Run, stop: StopRequest):
         self.status, self._speed = StatusLine(), Speed()
@@ -77,6 +77,24 @@ class RunOutputs:
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
         self._generator = ImageGenerator(run.model)
         self._last_means: dict[str, float] = {}
+
+    def report_start(self, step: int) -> None:
+        """Says what the run is, and that it begins or continues at a step."""
+        self.status.keep(_first_words(self._folder, self._run, step))
+
+    def report_end(self, steps: int, seconds: float) -> None:
+        """Says that the run has all its steps, of which this training has made `steps`, and its test score."""
+        words = f"{self._folder.path} has all its {self._run.length.total_steps:,} steps"
+        words += f", {steps:,} of them made in {duration(seconds)}." if steps else "."
+        if self._run.replicas.is_chief:
+            nelbo, place = self.test_score(self._run.length.total_steps), shlex.quote(str(self._folder.path))
+            words += (
+                f"\nTest score: NELBO {nelbo:.2f} nats per image, {self.bits_per_dimension(nelbo):.4f} bits/dim "
+                f"({self._run.images.test.count:,} images; an upper bound of the negative log-likelihood, lower is "
+                f"better).\nNext: nvae-evaluate --workdir={place}\n"
+                f"      nvae-generate --workdir={place} --output=samples.png"
+            )
+        self.status.keep(words)
 
     def continue_from(self, step: int) -> None:
         """Drops the metrics of steps that will be made again, and damaged ones."""
@@ -97,7 +115,7 @@ class RunOutputs:
         unit, places, scale = ("bits/dim", 4, self.bits_per_dimension(1.0)) if in_bits else ("nats", 2, 1.0)
         values = means["reconstruction"] + means["kl"], means["loss"], means["kl"]
         nelbo, loss, kl = (f"{scale * value:.{places}f}" for value in values)
-        # What matters first: a narrow terminal cuts the end.
+        # The important numbers come first: a narrow terminal cuts the end.
         line = f"step {step:,}/{total:,}"
         if steps_per_second := self._speed.steps_per_second:
             left = duration((total - step) / steps_per_second)
@@ -165,7 +183,7 @@ class RunOutputs:
         return moving | {"skipped_steps": means["skipped_steps"]}
 
     def _schedules(self) -> dict[str, float]:
-        """Of the next step; skipped ones don't count."""
+        """The scheduled values of the next step; skipped steps don't count."""
         objective, taken = self._run.config.objective, int(self._run.model.optimizer.iterations.numpy())
         beta = kl_weight(tf.constant(taken), objective)
         return {
@@ -175,7 +193,7 @@ class RunOutputs:
         }
 
     def bits_per_dimension(self, nats: float) -> float:
-        """Nats of an image as bits per real value."""
+        """The bits per real value for the nats of an image."""
         return bits_per_dimension(nats, math.prod(self._run.images.spec.image_shape))
 
     @property
@@ -219,13 +237,13 @@ class RunOutputs:
         self.status.keep(f"step {step:,}: test {score}")
 
     def _write_images(self, step: int, file: pathlib.Path) -> None:
-        """Reconstructions and samples for TensorBoard; the last also as a file, which shows that all are there."""
+        """Writes reconstructions and samples for TensorBoard, and last a file, which shows that all are there."""
         spec, test = self._run.images.spec, self._run.images.test
         self.status.announce("drawing reconstructions")
         originals, labels, _ = chosen_images(test, spec, "test", at_most=8, seed=_FIXED_SEED)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
-        made = self._run.model(originals, seed=_FIXED_SEED, labels=labels)
-        rows = tf.concat([originals, made], axis=0)
+        reconstructions = self._run.model(originals, seed=_FIXED_SEED, labels=labels)
+        rows = tf.concat([originals, reconstructions], axis=0)
         self._stop.check()
         self._log.image(step, "reconstructions", image_grid(rows, columns=len(originals), enlarge=None))
         for temperature, count in _SAMPLES.items():
@@ -246,6 +264,26 @@ def write_samples(file: pathlib.Path, images: np.ndarray, model: str, step: int,
     figures.save_figure(figures.samples(images, figures.Provenance(model, step, temperature, _FIXED_SEED)), file)
 
 
+def _first_words(folder: RunFolder, run: Run, step: int) -> str:
+    length, images, count = run.length, run.images, run.replicas.count
+    if step >= length.total_steps:
+        return f"{folder.path}: a finished run."
+    on = f" on {count} replicas" if count > 1 else ""
+    weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
+    model = run.config.model
+    height, width = model.network_height, model.network_width
+    is_framed = (height, width) != (model.image_height, model.image_width)
+    framed = f", images in a frame of {height} x {width}" if is_framed else ""
+    words = (
+        f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
+        f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
+        f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
+        f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
+        "The first step takes longer: TensorFlow builds its graph."
+    )
+    return "\n".join([words, *length_warnings(run.config, length)])
+
+
 class MetricsFile:
     """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
 
@@ -257,9 +295,9 @@ class MetricsFile:
         self._path = path
 
     def keep_until(self, step: int) -> int:
-        """Drops the lines after a step, and those damaged or there twice, whose number it returns."""
+        """Drops the lines after a step, and damaged and repeated lines, whose number it returns."""
         columns, rows, damaged = self._read()
-        self._write(columns, [row for found, row in rows.items() if found <= step])
+        self._write(columns, [row for row_step, row in rows.items() if row_step <= step])
         return damaged
 
     def has(self, step: int) -> bool:
@@ -279,7 +317,7 @@ class MetricsFile:
     def _read(self) -> tuple[list[str], dict[int, dict[str, str]], int]:
         """The columns, the intact lines by their steps, in order, and the number of others."""
         content = self._content()
-        # What the process was writing when it ended has no end of line.
+        # A line that was being written when the process ended has no end of line.
         lines = [line.split(",") for line in content[: content.rfind("\n") + 1].splitlines() if line.strip()]
         columns, rows = lines[0] if lines else [], {}
         if not {"step", _SCORE} <= {*columns}:
@@ -288,7 +326,7 @@ class MetricsFile:
             with contextlib.suppress(ValueError):
                 row = dict(zip(columns, line, strict=True))
                 for name in COLUMNS:
-                    # A column that is newer than the line is empty.
+                    # The line may be older than the column.
                     float(row.get(name) or 0.0)
                 if row["step"].isdecimal() and row[_SCORE]:
                     rows[int(row["step"])] = row
@@ -312,7 +350,7 @@ class TensorBoardLog:
 
     @functools.cached_property
     def _writer(self) -> tf.summary.SummaryWriter:
-        # Only when something is written, or every look at a finished run would leave a file.
+        # Made at the first point: otherwise every look at a finished run would leave a file.
         writer = tf.summary.create_file_writer(str(self._folder))
         rows = "".join(f"| {name} | `{value}` |\n" for name, value in self._settings.items())
         pairs = {name: {"tag": [f"train/{name}$", f"test/{name}$"]} for name in ("nelbo_nats", "bits_per_dim")}
@@ -320,7 +358,7 @@ class TensorBoardLog:
         layout = layout_pb2.Layout(category=[layout_pb2.Category(title="training and test images", chart=charts)])
         with writer.as_default(0):
             tf.summary.text("settings", f"| setting | value |\n|---|---|\n{rows}")
-            # Those that are None or lists are no hyperparameters for it.
+            # TensorBoard takes no None and no lists as hyperparameters.
             known = (bool, float, int, str)
             hparams.hparams({name: value for name, value in self._settings.items() if isinstance(value, known)})
             tf.summary.experimental.write_raw_pb(custom_scalar.pb(layout).SerializeToString())
@@ -350,7 +388,7 @@ class TensorBoardLog:
 
 
 class WandbLog:
-    """The same for Weights & Biases, in the project `nvae_tf`; a run that goes on is the same run there."""
+    """Settings, scalars and images for Weights & Biases, in the project `nvae_tf`; a continued run is one run there."""
 
     def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
         self._wandb, self._folder, self._settings = require("wandb", "wandb"), folder.absolute(), settings

@@ -18,7 +18,7 @@ import tensorflow as tf
 from sklearn.mixture import GaussianMixture
 
 from nvae_tf import objective as objectives
-from nvae_tf.config import DataSpec, check
+from nvae_tf.config import DataSpec
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.data_sets import check_model_fits
@@ -44,13 +44,13 @@ from nvae_tf.runs.loading import load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 _LEARNING_RATE, _BATCH_SIZE = 1e-3, 512
-_COMPONENTS = 20  # of a mixture
-# A group sees latents above it that are drawn once for all steps, so of few images there are several draws.
+_COMPONENTS = 20  # Gaussians of a mixture
+# A group sees latents above it that are drawn once for all steps, so few images get several draws each.
 _DRAWS = 30_000
 _IMAGES_AT_ONCE, _ROWS_AT_ONCE, _MOST_HELD_OUT = 100, 400, 2000
 _PRIOR_DRAWS, _PRIOR_DRAWS_AT_ONCE = 10_000, 500
 _BOUND_IMAGES, _BOUND_ROWS_AT_ONCE = 500, 2500
-# The draws' seeds are (seed, one of these), so that none are those of an image that is generated.
+# The draws' seeds are (seed, one of these), so that no generated image has the same.
 _INFERRING, _LEARNING, _CHOOSING, _HELD_OUT, _MEASURING = range(-2, -7, -1)
 
 Batches = Iterable[tf.Tensor] | Iterable[tuple[tf.Tensor, tf.Tensor]]
@@ -60,8 +60,8 @@ class Posteriors(NamedTuple):
     """Posteriors and priors of the top groups, each row `[rows, ...]` given its own draws of the groups above."""
 
     groups: list[InferredGroup]
-    labels: tf.Tensor | None  # `[rows]`, of a conditional model
-    flows: list[list[Callable]]  # of each group, from a draw of the posterior to z
+    labels: tf.Tensor | None  # `[rows]`, for a conditional model
+    flows: list[list[Callable]]  # the flows of each group, from a draw of the posterior to z
 
     def pairs(self, group: int, noise: tf.Tensor, prior_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
         """A draw of the posterior and one of the prior for each chosen row: `[chosen, 2, height, width, channels]`."""
@@ -89,15 +89,15 @@ def learn_prior(
       workdir: the run folder.
       groups: how many groups, from the top, are reweighted.
       kind: "classifier"; or "mixture", 20 Gaussians that are fitted to the top group in seconds.
-      steps: of the classifiers' training, each with 512 draws of the posteriors and as many of the priors.
-      proposals: how many latents are drawn of which one is chosen.
-      importance_samples: of the bounds with and without the reweighted prior, of 500 test images; 0 for none.
+      steps: steps of the classifiers' training, each with 512 draws of the posteriors and 512 of the priors.
+      proposals: the number of latents that are drawn, of which one is chosen.
+      importance_samples: samples of the bounds with and without the reweighted prior, of 500 test images; 0 for none.
       checkpoint: "latest" or "best".
-      seed: of all draws.
+      seed: the seed of all draws.
       data_path: where the images are, if no longer where they were during training.
 
-    Returns what the file says of the prior, see `companions.prior_text`. Raises what `nvae_tf.load` and `load_split`
-    raise, and ValueError for settings that the model does not allow.
+    Returns the facts about the prior that its file has, see `companions.prior_text`. Raises the errors of
+    `nvae_tf.load` and `load_split`, and ValueError for settings that the model does not allow.
     """
     folder, status = RunFolder(workdir), StatusLine()
     # A shared run, which `load_run` finds too, has no folder to write into.
@@ -107,20 +107,18 @@ def learn_prior(
     check_settings(model, groups, kind, steps, proposals)
     check_model_fits(run.config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
-    learned_from, images = _of_training_images(model, train, spec, groups, seed, status)
+    training_rows, images = _training_posteriors(model, train, spec, groups, seed, status)
     held_out = _posteriors(model, _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed), groups, 1, seed)
     keras.utils.set_random_seed(seed)
     ratios = made_ratios(kind, groups, model.plan, model.config.num_classes, _COMPONENTS)
     reweighted = ReweightedPrior(ratios, proposals, model.config.num_classes)
-    if kind == "mixture":
-        _fit_mixture(reweighted, learned_from, seed)
-    else:
-        _train(reweighted, learned_from, steps, seed, status)
     about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "images": images}
     if kind == "mixture":
-        # It is normalized.
+        _fit_mixture(reweighted, training_rows, seed)
+        # A mixture is normalized.
         about |= {"components": _COMPONENTS, "log_normalizers": [0.0], "log_normalizer_errors": [0.0]}
     else:
+        _train(reweighted, training_rows, steps, seed, status)
         about["cross_entropy"] = _cross_entropy(reweighted, held_out, seed)
         about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
         about |= _log_normalizers(model, reweighted, seed)
@@ -138,18 +136,18 @@ def _test_batches(source: ImageSource, spec: DataSpec, size: int, most: int, see
     return iterate(evaluation_batches(source, spec, size, seed, numbers), source)
 
 
-def _of_training_images(
+def _training_posteriors(
     model: NVAE, source: ImageSource, spec: DataSpec, groups: int, seed: int, status: StatusLine
 ) -> tuple[Posteriors, int]:
-    """Of all images, or of as many as fit into a quarter of the free memory; and of how many they are."""
+    """The posteriors of all images, or of as many as fit into a quarter of the free memory, and their number."""
     draws = math.ceil(_DRAWS / source.count) if groups > 1 else 1
     values = sum(map(math.prod, model.plan.latent_shapes()[:groups]))
-    bytes_of_image = draws * values * 4 * len(InferredGroup._fields[:5])
+    image_bytes = draws * values * 4 * len(InferredGroup._fields[:5])
     # Twice: in batches, and joined.
-    fitting = max(1, psutil.virtual_memory().available // (8 * bytes_of_image))
+    fitting = max(1, psutil.virtual_memory().available // (8 * image_bytes))
     if fitting < source.count:
-        of_all = f"{fitting:,} of the {source.count:,} training images"
-        status.keep(f"learning from {of_all}, as many as fit into the memory")
+        part = f"{fitting:,} of the {source.count:,} training images"
+        status.keep(f"learning from {part}, as many as fit into the memory")
     size = min(_IMAGES_AT_ONCE, max(1, _ROWS_AT_ONCE // draws), source.count, fitting)
     number = min(source.count, fitting) // size
     # As in training: in a random order, mirrored where images are, binarized.
@@ -166,11 +164,11 @@ def _posteriors(
     seed: int,
     progress: ImageProgress | None = None,
 ) -> Posteriors:
-    """Of images, so many rows each; the networks run as far as these groups."""
+    """The posteriors of images, `draws` rows each; the networks run as far as these groups."""
     shapes = model.plan.latent_shapes()[:groups]
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def rows_of(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tuple:
+    def posterior_rows(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tuple:
         features = [tf.repeat(feature, draws, axis=0) for feature in model._features(images)[:groups]]
         labels = None if labels is None else tf.repeat(kept_labels(model, labels, first), draws)
         noise = batch_noise(shapes, draws * tf.shape(images)[0], (seed, _INFERRING), draws * first)
@@ -181,7 +179,7 @@ def _posteriors(
     rows, count = [], 0
     for batch in batches:
         images, labels = batch if isinstance(batch, tuple) else (batch, None)
-        rows.append(rows_of(images, labels if model.config.num_classes else None, tf.constant(count, tf.int64)))
+        rows.append(posterior_rows(images, labels if model.config.num_classes else None, tf.constant(count, tf.int64)))
         count += len(images)
         if progress:
             progress.add(len(images))
@@ -193,18 +191,20 @@ def _posteriors(
 def _top_latents(
     model: NVAE, sources: Sequence[LatentSource], count: int | tf.Tensor, labels: tf.Tensor | None
 ) -> list[LatentSample]:
-    """The latents of the top groups; of the others, and of the image, a graph computes nothing, as nothing is used."""
+    """The latents of the top groups; a graph computes neither the other groups nor the image, as nothing uses them."""
     rest = [PriorSource(0.0)] * (model.plan.num_groups - len(sources))
     return model.top_down.forward([*sources, *rest], count, FoldedPass(labels=labels))[1][: len(sources)]
 
 
 def _flows(model: NVAE, groups: int) -> list[list[Callable]]:
-    found: list[list[Callable]] = []
+    """The flows of each of the top groups."""
+    group_flows: list[list[Callable]] = []
     for scale in model.top_down.scales:
-        if len(found) < groups:
-            with unstacked(scale.flows, ForwardPass()) as flows:
-                found += [flows[group * scale.num_flows :][: scale.num_flows] for group in range(scale.num_groups)]
-    return found[:groups]
+        with unstacked(scale.flows, ForwardPass()) as flows:
+            group_flows += [flows[group * scale.num_flows :][: scale.num_flows] for group in range(scale.num_groups)]
+        if len(group_flows) >= groups:
+            break
+    return group_flows[:groups]
 
 
 def _train(reweighted: ReweightedPrior, rows: Posteriors, steps: int, seed: int, status: StatusLine) -> None:
@@ -216,8 +216,8 @@ def _train(reweighted: ReweightedPrior, rows: Posteriors, steps: int, seed: int,
 
     @tf.function(autograph=False)
     def step(number: tf.Tensor) -> tf.Tensor:
-        of_step = tf.random.experimental.stateless_fold_in((seed, _CHOOSING), number, alg="philox")
-        chosen = tf.random.stateless_uniform([_BATCH_SIZE], of_step, 0, count, tf.int32, alg="philox")
+        step_seed = tf.random.experimental.stateless_fold_in((seed, _CHOOSING), number, alg="philox")
+        chosen = tf.random.stateless_uniform([_BATCH_SIZE], step_seed, 0, count, tf.int32, alg="philox")
         with tf.GradientTape() as tape:
             losses = _losses(reweighted, rows, chosen, (seed, _LEARNING), number * _BATCH_SIZE)
             total = tf.reduce_sum(losses)
@@ -234,7 +234,7 @@ def _train(reweighted: ReweightedPrior, rows: Posteriors, steps: int, seed: int,
 def _losses(
     reweighted: ReweightedPrior, rows: Posteriors, chosen: tf.Tensor, seed: tuple[int, int], first: tf.Tensor
 ) -> tf.Tensor:
-    """Each group's mean binary cross-entropy in nats, of a draw of the posterior and one of the prior: `[groups]`."""
+    """Each group's mean binary cross-entropy in nats for a draw of the posterior and one of the prior: `[groups]`."""
     shapes = [tuple(group.z.shape[1:]) for group in rows.groups]
     noise = batch_noise(2 * shapes, tf.shape(chosen)[0], seed, first)
     above, losses = [tf.gather(group.z, chosen) for group in rows.groups], []
@@ -249,7 +249,7 @@ def _losses(
 
 
 def _cross_entropy(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> list[float]:
-    """The mean of `_losses` over all rows, so often that there are 10,000 draws."""
+    """The mean of `_losses` over all rows, repeated until there are 10,000 draws."""
     count = len(rows.groups[0].z)
 
     @tf.function(autograph=False)
@@ -263,10 +263,11 @@ def _cross_entropy(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> 
 def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> None:
     """Fits Gaussians to the means of the top group's posteriors, and adds the posteriors' variances to each.
 
-    In draws the many numbers that say nothing about an image would hide the clusters of those that do.
+    Fitted to draws, the many latents that are independent of the image would hide the clusters of the others.
     """
     count = len(rows.groups[0].z)
-    check(count >= _COMPONENTS, f"{count} training images: a mixture of {_COMPONENTS} Gaussians needs more")
+    if count < _COMPONENTS:
+        raise ValueError(f"{count} training images: a mixture of {_COMPONENTS} Gaussians needs more")
     mean, scale, prior_mean, prior_scale = (np.reshape(values, [count, -1]) for values in rows.groups[0][1:5])
     means, variances = (mean - prior_mean) / prior_scale, (scale / prior_scale) ** 2
     fitted = GaussianMixture(_COMPONENTS, reg_covar=1e-4, random_state=seed).fit(means)
@@ -282,22 +283,22 @@ def _joint_log_ratio(
 ) -> tf.Tensor:
     """The sum of the groups' log r of latents, whose priors are at temperature 1: `[batch]`, in nats."""
     above = [latent.z for latent in latents[: len(reweighted.ratios)]]
-    of_groups = []
+    log_ratios = []
     for group, z in enumerate(above):
         prior = latents[group].prior
         whitened = ((z - prior.loc) / prior.scale)[:, tf.newaxis]
-        of_groups.append(reweighted.log_ratio(group, whitened, prior, above[:group], labels)[:, 0])
-    return tf.add_n(of_groups)
+        log_ratios.append(reweighted.log_ratio(group, whitened, prior, above[:group], labels)[:, 0])
+    return tf.add_n(log_ratios)
 
 
 def _effective_proposals(model: NVAE, reweighted: ReweightedPrior, seed: int) -> list[float]:
-    """Of each group, the mean over images, which have the classes of a conditional model in turn."""
+    """Each group's mean number of effective proposals over images, which have a conditional model's classes in turn."""
     groups, plan = len(reweighted.ratios), model.plan
     labels = tf.range(_IMAGES_AT_ONCE) % model.config.num_classes if model.config.num_classes else None
 
     @tf.function(autograph=False)
     def effective() -> list[tf.Tensor]:
-        # Numbers below 0, which no image has.
+        # The numbers of generated images are not below 0.
         seeds = tf.stack([tf.fill([_IMAGES_AT_ONCE], seed), -1 - tf.range(_IMAGES_AT_ONCE)], axis=1)
         sources = reweighted.sources(seeds, [1.0] * groups, plan, labels)
         _top_latents(model, sources, _IMAGES_AT_ONCE, labels)
@@ -307,10 +308,7 @@ def _effective_proposals(model: NVAE, reweighted: ReweightedPrior, seed: int) ->
 
 
 def _log_normalizers(model: NVAE, reweighted: ReweightedPrior, seed: int) -> dict[str, list[float]]:
-    """Log Z in nats, where Z is the prior's mean of r, that of all groups together, and its standard error.
-
-    One for each class of a conditional model.
-    """
+    """Log Z in nats and its standard error, for each class; Z is the prior's mean of the product of all groups' r."""
     shapes, classes = model.plan.latent_shapes()[: len(reweighted.ratios)], max(1, model.config.num_classes)
     rows = classes * math.ceil(_PRIOR_DRAWS_AT_ONCE / classes)
     labels = tf.range(rows) % classes if model.config.num_classes else None
@@ -356,5 +354,5 @@ def _bounds(
         images, labels = batch if isinstance(batch, tuple) else (batch, None)
         parts.append(both(images, labels if model.config.num_classes else None, tf.constant(count)))
         count += len(images)
-    of_model, of_reweighted = np.concatenate(parts, axis=1).mean(axis=1, dtype=np.float64).tolist()
-    return {"samples": samples, "images": count, "model": of_model, "reweighted": of_reweighted}
+    means = np.concatenate(parts, axis=1).mean(axis=1, dtype=np.float64).tolist()
+    return {"samples": samples, "images": count, "model": means[0], "reweighted": means[1]}

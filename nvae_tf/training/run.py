@@ -1,4 +1,4 @@
-"""What a run is: from its settings to its images, its length and its model."""
+"""A run, made from its settings: its images, its length and its model."""
 
 import collections
 import json
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from nvae_tf.config import DataSpec, ExperimentConfig, __version__, check, resolve_lengths
+from nvae_tf.config import DataSpec, ExperimentConfig, __version__, resolve_lengths
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import ImageSource, holds_out, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
@@ -19,7 +19,7 @@ from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine, counted
-from nvae_tf.runs.checkpoints import steps_of_files
+from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.run_folder import (
     ImageCounts,
@@ -50,7 +50,7 @@ class RunLength(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a run is made of, besides its folder."""
+    """The parts of a run, besides its folder."""
 
     config: ExperimentConfig  # complete, see `with_length`
     length: RunLength
@@ -61,7 +61,7 @@ class Run(NamedTuple):
 
     @property
     def images_a_step(self) -> int:
-        """The images of all replicas."""
+        """The number of images that all replicas take in one step."""
         return self.config.train.batch_size * self.replicas.count
 
 
@@ -82,7 +82,7 @@ def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1
 def with_length(
     config: ExperimentConfig, length: RunLength, workdir: str | os.PathLike | None = None
 ) -> ExperimentConfig:
-    """The settings with all that follows from the length of the run, or from those recorded where `workdir` has one.
+    """The settings with the numbers that follow from the length of the run, or that the run in `workdir` has recorded.
 
     ValueError: its `config.json` is damaged.
     """
@@ -133,7 +133,7 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
     length = run_length(config, images.train.count, replicas.count)
     config = with_length(config, length, folder.path)
     if replicas.is_chief:
-        # Says more than that another number of images a step does not fit.
+        # Its message says more than that of the images per step.
         check_continues(folder, config)
     if config.data.labels:
         check_class_names(folder.images_file, images.train.class_names, place_of(config.data))
@@ -146,13 +146,13 @@ def check_images_a_step(file: pathlib.Path, run: Run) -> None:
     """Raises a ValueError if a run would continue with another number of images per step than `images.json` has."""
     batch, count = run.config.train.batch_size, run.replicas.count
     noted = read_image_counts(file)
-    before = batch * count if noted is None or noted.a_step is None else noted.a_step
-    fitting = f"take a divisor of {before} replicas" if before % count else f"set train.batch_size={before // count}"
-    check(
-        before == batch * count,
-        f"train.batch_size = {batch} on {count} replicas makes {batch * count} images a step; this run was begun with "
-        f"{before}: {fitting}",
-    )
+    before = noted.a_step if noted is not None else None
+    if before is not None and before != batch * count:
+        fix = f"take a divisor of {before} replicas" if before % count else f"set train.batch_size={before // count}"
+        raise ValueError(
+            f"train.batch_size = {batch} on {count} replicas makes {batch * count} images a step; this run was begun "
+            f"with {before}: {fix}"
+        )
 
 
 def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> None:
@@ -172,7 +172,7 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
 
 
 def note_environment(file: pathlib.Path) -> None:
-    """Writes on which hardware and with which versions a run is trained into `environment.json`, for its page."""
+    """Writes the hardware and the versions with which a run is trained into `environment.json`, for its page."""
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     names = collections.Counter(details.get("device_name", "GPU") for details in gpus)
     cores = counted(os.cpu_count() or 1, "CPU core")

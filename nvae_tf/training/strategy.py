@@ -1,8 +1,7 @@
-"""The devices that train: which there are, what their replicas do together, and how XLA compiles the step for them."""
+"""The devices that train: what their replicas do together, and how XLA compiles the step for them."""
 
 import contextlib
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +10,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from nvae_tf.config import TrainConfig, check
-from nvae_tf.data.pipeline import ALL, Shard
-from nvae_tf.models.training_step import batch_of, train
+from nvae_tf.config import TrainConfig
+from nvae_tf.models.keras_fit import images_and_labels
+from nvae_tf.models.training_step import train_step
 from nvae_tf.optimization import joined_weights_later
-from nvae_tf.replicas import divided
-from nvae_tf.training.launcher import STOPPING_SIGNALS, TF_CONFIG
+from nvae_tf.replicas import ALL, Shard, divided, gpus, select_devices, shard_from_environment
+from nvae_tf.training.launcher import STOPPING_SIGNALS
 
 
 def configure_runtime() -> None:
@@ -26,44 +25,18 @@ def configure_runtime() -> None:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
-def gpus() -> list:
-    """The GPUs that this process may use."""
-    return tf.config.get_visible_devices("GPU")
-
-
-def select_devices(count: int) -> list[str]:
-    """Makes `count` GPUs visible to TensorFlow, all for 0; without GPUs, splits the CPU into `count` logical devices.
-
-    Returns the names of the devices. ValueError: there are fewer GPUs, or TensorFlow has used its devices already.
-    """
-    found = gpus()
-    too_many = f"train.replicas = {count}: there are {len(found)} GPUs; take no more, or 0 for all of them"
-    check(not found or count <= len(found), too_many)
-    wanted = count or len(found) or 1
-    try:
-        if found and wanted < len(found):
-            tf.config.set_visible_devices(found[:wanted], "GPU")
-        if not found and wanted > 1:
-            (cpu,) = tf.config.list_physical_devices("CPU")
-            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * wanted)
-    except RuntimeError as error:
-        raise ValueError(
-            "train.replicas can't be applied: TensorFlow has already used its devices in this process. "
-            "Train in a process of its own"
-        ) from error
-    return [f"{'GPU' if found else 'CPU'}:{index}" for index in range(wanted)]
-
-
 def compiles_whole_step(xla: str, replica_count: int) -> bool:
     """Applies `train.xla` and returns whether to give `jit_compile=True`; call it before the first graph is built.
 
-    "auto" compiles the whole step for one GPU, what lies between the exchanges of several ("cluster"), and nothing on
-    CPUs, where XLA's convolutions are 30 to 50 times slower. ValueError: "jit" for several replicas.
+    "auto" compiles the whole step for one GPU, the parts between the exchanges of several GPUs ("cluster"), and nothing
+    on CPUs, where XLA's convolutions are 30 to 50 times slower. ValueError: "jit" for several replicas.
     """
     if xla == "auto":
         xla = "off" if not gpus() else "jit" if replica_count == 1 else "cluster"
-    several = f"train.xla = 'jit': not possible with {replica_count} replicas; set train.xla=cluster (or auto)"
-    check(xla != "jit" or replica_count == 1, several)
+    if xla == "jit" and replica_count > 1:
+        raise ValueError(
+            f"train.xla = 'jit': not possible with {replica_count} replicas; set train.xla=cluster (or auto)"
+        )
     if xla == "cluster":
         tf.config.optimizer.set_jit(True)
     return xla == "jit"
@@ -74,34 +47,34 @@ def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
 
     ValueError: "on" for several replicas, which can't communicate from within a loop.
     """
-    several = f"train.scan = 'on': not possible with {replica_count} replicas; set train.scan=off (or auto)"
-    check(scan != "on" or replica_count == 1, several)
+    if scan == "on" and replica_count > 1:
+        raise ValueError(f"train.scan = 'on': not possible with {replica_count} replicas; set train.scan=off (or auto)")
     return compiled if scan == "auto" else scan == "on"
 
 
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
     """The training step on all replicas, as a function of their images (`Replicas.divided`).
 
-    Where it is `compiled` by XLA, weights that the optimizer has joined are assigned outside, see
+    If it is `compiled` by XLA, weights that the optimizer has joined are assigned outside the compiled program, see
     `joined_weights_later`.
     """
 
     def whole_step(images: Any) -> Any:
         # Not `model.train_step`, which checks the values of pixels: a run's data pipeline gives right ones.
-        return strategy.run(lambda data: train(model, *batch_of(model, data)), (images,))
+        return strategy.run(lambda data: train_step(model, *images_and_labels(model, data)), (images,))
 
-    later: list[Callable[[list], None]] = []
+    assignments: list[Callable[[list], None]] = []
 
     @tf.function(autograph=False, jit_compile=True)
     def compiled_part(images: Any) -> tuple[Any, list]:
-        with joined_weights_later() as found:
+        with joined_weights_later() as postponed:
             metrics = whole_step(images)
-        later[:] = [assign for assign, _ in found]
-        return metrics, [tensors for _, tensors in found]
+        assignments[:] = [assign for assign, _ in postponed]
+        return metrics, [tensors for _, tensors in postponed]
 
     def compiled_step(images: Any) -> Any:
         metrics, joined = compiled_part(images)
-        for assign, tensors in zip(later, joined, strict=True):
+        for assign, tensors in zip(assignments, joined, strict=True):
             assign(tensors)
         return metrics
 
@@ -115,6 +88,16 @@ class WorkerLost(ConnectionError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
+# The errors by which TensorFlow reports that another process is gone.
+_LOST_CONNECTION = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Replicas:
     """The devices that hold a copy of the model each."""
@@ -126,7 +109,7 @@ class Replicas:
 
     @property
     def count(self) -> int:
-        """How many there are in all processes."""
+        """The number of replicas in all processes."""
         return self.local_count * self.shard.count
 
     @property
@@ -146,25 +129,23 @@ class Replicas:
     def check_same_step(self, step: int, folder: os.PathLike) -> None:
         """Waits until all processes have read their checkpoints; ValueError where these are of different steps."""
         total, squares = self.sums([float(step), float(step) ** 2])
-        check(
-            squares * self.shard.count == total**2,
-            f"{folder}: worker {self.shard.index} would go on from step {step}, and others from other steps. All "
-            "workers must see the same --workdir: put it on a file system that they share",
-        )
+        if squares * self.shard.count != total**2:
+            raise ValueError(
+                f"{folder}: worker {self.shard.index} would go on from step {step}, and others from other steps. All "
+                "workers must see the same --workdir: put it on a file system that they share"
+            )
 
     @contextlib.contextmanager
     def raising_worker_lost(self) -> Iterator[None]:
-        """Raises `WorkerLost` in place of the many errors by which TensorFlow reports that another process is gone."""
-        errors = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
-        errors += (tf.errors.DeadlineExceededError, tf.errors.InternalError)
+        """Raises `WorkerLost` for the many errors by which TensorFlow reports that another process is gone."""
         try:
             yield
-        except errors as error:
+        except _LOST_CONNECTION as error:
             if self.shard == ALL:
                 raise
             raise WorkerLost(
                 f"worker {self.shard.index} of {self.shard.count}: another worker has ended or can't be reached. "
-                "All workers, started again with the same command, go on from the latest checkpoint"
+                "Start all workers again with the same command; training goes on from the latest checkpoint"
             ) from error
 
     def wait_for_all(self) -> None:
@@ -199,48 +180,36 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
         several = count > 1 or (count == 0 and len(gpus()) > 1)
         kind = "multi_worker" if shard.count > 1 else "mirrored" if several else "one_device"
     if kind == "multi_worker":
-        check(
-            shard.count > 1,
-            f"train.strategy = 'multi_worker': the environment variable {TF_CONFIG} must name at least two "
-            "workers, see docs/clusters.md; nvae-launch sets it for processes on this machine",
+        return _multi_worker_replicas(shard, count)
+    if shard.count > 1:
+        raise ValueError(
+            f"train.strategy = {kind!r}: TF_CONFIG names {shard.count} workers; set train.strategy=multi_worker (or "
+            "auto), or unset the variable"
         )
-        check(bool(gpus()) or count <= 1, f"train.replicas = {count}: without GPUs each worker has one replica")
-        local_count = len(select_devices(count)) if gpus() else 1
-        print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)
-        return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), local_count, shard)
-    check(
-        shard.count == 1,
-        f"train.strategy = {kind!r}: {TF_CONFIG} names {shard.count} workers; set "
-        "train.strategy=multi_worker (or auto), or unset the variable",
-    )
     if kind == "one_device":
-        has_one = f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
-        check(count <= 1, has_one)
+        if count > 1:
+            raise ValueError(
+                f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
+            )
         select_devices(1)
         return Replicas()
     devices = select_devices(count)
-    check(
-        len(devices) > 1,
-        "train.strategy = 'mirrored': there is one device only; set train.strategy=one_device (or auto), or to try "
-        "several replicas on a CPU train.replicas=2",
-    )
+    if len(devices) == 1:
+        raise ValueError(
+            "train.strategy = 'mirrored': there is one device only; set train.strategy=one_device (or auto), or to try "
+            "several replicas on a CPU train.replicas=2"
+        )
     return Replicas(tf.distribute.MirroredStrategy(devices), len(devices))
 
 
-def shard_from_environment() -> Shard:
-    """Which of the processes this is that TF_CONFIG names; ValueError where that is not as TensorFlow documents it."""
-    text = os.environ.get(TF_CONFIG)
-    if not text:
-        return ALL
-    try:
-        setting = json.loads(text)
-        cluster, task = setting["cluster"], setting["task"]
-        kind, index = task["type"], int(task["index"])
-        counts = {name: len(list(cluster.get(name, ()))) for name in ("chief", "worker")}
-        check(kind in counts and 0 <= index < counts[kind], f"it has no task {kind} {index}")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+def _multi_worker_replicas(shard: Shard, count: int) -> Replicas:
+    if shard.count == 1:
         raise ValueError(
-            f"the environment variable {TF_CONFIG} = {text!r} can't be used ({error!r}); it must look like "
-            '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-        ) from error
-    return Shard(index + (counts["chief"] if kind == "worker" else 0), sum(counts.values()))
+            "train.strategy = 'multi_worker': the environment variable TF_CONFIG must name at least two workers, see "
+            "docs/clusters.md; nvae-launch sets it for processes on this machine"
+        )
+    if count > 1 and not gpus():
+        raise ValueError(f"train.replicas = {count}: without GPUs each worker has one replica")
+    local_count = len(select_devices(count)) if gpus() else 1
+    print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)
+    return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), local_count, shard)

@@ -99,7 +99,6 @@ MISTAKES = [
     ("train.evaluate --workdir={0} --metrics=fid --temperature=0", "--temperature=0: must be greater than 0"),
     ("train.evaluate --workdir={0} --temperature=0.7", "--temperature belongs to metric fid or frechet"),
     ("train.evaluate --workdir={0} --metrics=elbo --importance_samples=9", "--importance_samples belongs to metric iw"),
-    ("train.evaluate --workdir={0} --metrics=outliers --llr_groups=1", "--llr_groups is of LLR>k: give --llr_samples"),
     ("train.evaluate --workdir={0} --fid_samples=10", "--fid_samples belongs to metric fid or frechet"),
     ("train.evaluate --workdir={0} --metrics=frechet", "--metrics=frechet: give --extractor=MODULE:FUNCTION"),
     ("train.evaluate --workdir={0} --metrics=fid,frechet", "measure them by two commands"),

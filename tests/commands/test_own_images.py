@@ -4,12 +4,12 @@ import scipy.io
 from PIL import Image
 
 from configs import own_images as preset
-from nvae_tf.config import preset as settings_of
 from nvae_tf.data.inspection import inspect
 from nvae_tf.data.pipeline import iterate, shown_numbers, shuffled_index_batches, training_batches
 from nvae_tf.data.sources import load_split
 from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import read_images
+from nvae_tf.presets import preset as settings_of
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.run import images_of_run, new_run, run_length, with_length
 from tests.command_fixtures import config_flags

@@ -32,20 +32,20 @@ def test_a_prior_is_learned_drawn_from_measured_and_shown(done, finished_run, tm
     assert "reweighted prior" in Image.open(tmp_path / "samples.png").info["data"]
     model = nvae_tf.load(folder)
     for number, image in enumerate(model.generate(3, seed=4, prior="reweighted").numpy()):
-        found = np.asarray(Image.open(tmp_path / "each" / f"sample_{number:05d}.png")) / 255
-        np.testing.assert_allclose(found, image[..., 0], atol=0.003)
+        actual = np.asarray(Image.open(tmp_path / "each" / f"sample_{number:05d}.png")) / 255
+        np.testing.assert_allclose(actual, image[..., 0], atol=0.003)
     printed = done("train.generate", where, "--prior=reweighted", "--batch_norm_iterations=3", *drawn)
     assert "batch norm of" in printed
     (tmp_path / "row_means.py").write_text(EXTRACTOR)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     measure = "--metrics=frechet", "--extractor=row_means:Means", "--fid_samples=40"
-    found = {}
+    measured = {}
     for prior in ("model", "reweighted"):
         printed = done("train.evaluate", where, *measure, f"--prior={prior}")
-        found[prior] = json.loads((folder / "evaluation.json").read_text())["frechet"]
-        assert found[prior]["prior"] == prior and ("reweighted prior" in printed) == (prior == "reweighted")
-    assert "Fréchet distance" in printed and found["model"]["value"] != found["reweighted"]["value"]
+        measured[prior] = json.loads((folder / "evaluation.json").read_text())["frechet"]
+        assert measured[prior]["prior"] == prior and ("reweighted prior" in printed) == (prior == "reweighted")
+    assert "Fréchet distance" in printed and measured["model"]["value"] != measured["reweighted"]["value"]
     card = (folder / "README.md").read_text()
     assert "--metrics=frechet --seed=0 --fid_samples=40 --temperature=1 --prior=reweighted --extractor=MODULE" in card
     done("train.report", str(folder), f"--output={tmp_path / 'page.html'}")

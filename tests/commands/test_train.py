@@ -15,19 +15,19 @@ def test_a_run_leaves_its_records(finished_run):
     assert "step 60/60" in output and "nats" in output and "images/s" in output
     assert "1,437 training and 360 test images" in output
     assert json.loads((workdir / "config.json").read_text())["objective"]["total_steps"] == 60
-    found = metrics_rows(workdir)
-    assert [row["step"] for row in found] == [20, 40, 60]
-    for row in found:
+    actual = metrics_rows(workdir)
+    assert [row["step"] for row in actual] == [20, 40, 60]
+    for row in actual:
         assert row["test_nelbo_nats"] == pytest.approx(row["test_reconstruction_nats"] + row["test_kl_nats"], abs=1e-3)
         assert row["test_bits_per_dim"] == pytest.approx(row["test_nelbo_nats"] / np.log(2) / 256, rel=1e-4)
         assert row["test_kl_nats"] >= 0.0 and row["epoch"] == pytest.approx(row["step"] / 14, rel=1e-4)
-    assert found[-1]["test_nelbo_nats"] < found[0]["test_nelbo_nats"] < 256 * np.log(2) + 1
-    assert found[0]["kl_weight"] == 1.0 and found[-1]["learning_rate"] == pytest.approx(1e-4, rel=1e-3)
+    assert actual[-1]["test_nelbo_nats"] < actual[0]["test_nelbo_nats"] < 256 * np.log(2) + 1
+    assert actual[0]["kl_weight"] == 1.0 and actual[-1]["learning_rate"] == pytest.approx(1e-4, rel=1e-3)
     samples = sorted(file.name for file in (workdir / "samples").iterdir())
     assert samples == ["step-00000040.png", "step-00000060.png"]
     assert read_images(workdir / "samples" / samples[0], 16, 8).shape[:3] == (64, 16, 16)
     assert (workdir / "checkpoints" / "step-60.index").is_file()
-    nelbo, bits = found[-1]["test_nelbo_nats"], found[-1]["test_bits_per_dim"]
+    nelbo, bits = actual[-1]["test_nelbo_nats"], actual[-1]["test_bits_per_dim"]
     assert f"Test score: NELBO {nelbo:.2f} nats per image, {bits:.4f} bits/dim (360 images; " in output
     assert output.rstrip().splitlines()[-2:] == [
         f"Next: nvae-evaluate --workdir={workdir}",
@@ -45,10 +45,10 @@ def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_p
     assert "nvae-train --config=configs/digits.py" in output
     assert ", from step " in commands.output_of(command)
     assert_same_tensors(finished_run[0], workdir, 60)
-    expected, found = metrics_rows(finished_run[0]), metrics_rows(workdir)
-    for row in (*expected, *found):
+    expected, actual = metrics_rows(finished_run[0]), metrics_rows(workdir)
+    for row in (*expected, *actual):
         del row["images_per_second"]
-    assert found == expected
+    assert actual == expected
 
 
 def test_a_finished_run_is_not_done_again(commands, finished_run):

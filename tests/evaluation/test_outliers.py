@@ -1,26 +1,14 @@
-"""Outlier scores of sets of images: the calibration and its file, the likelihood ratio, areas under ROC curves."""
+"""Outlier scores of sets of images: the calibration and its file, areas under ROC curves."""
 
 import numpy as np
 import pytest
-import scipy.special
-import tensorflow as tf
 
-from nvae_tf.evaluation.outliers import (
-    aurocs,
-    calibrate,
-    calibration_of,
-    flagged,
-    likelihood_ratio,
-    ratio_groups,
-    scores_of,
-)
+from nvae_tf.evaluation.outliers import aurocs, calibrate, calibration_of, flagged, scores_by_name
 from nvae_tf.files import read_arrays, write_arrays
-from nvae_tf.latent_plan import latent_plan
-from nvae_tf.models.latents import PosteriorSource, PriorSource, image_seeds, noise_of_samples
 from nvae_tf.models.outlier_scores import OutlierParts
 from nvae_tf.runs.companions import read_calibration, write_calibration
 from nvae_tf.schemas import ANY
-from tests.tiny_model import images_of, shaken, tiny_config, tiny_model, with_distinct_classes
+from tests.tiny_model import images_of, shaken, tiny_model, with_distinct_classes
 
 
 def parts(count, shift=0.0):
@@ -29,10 +17,6 @@ def parts(count, shift=0.0):
     kl = random.normal([20.0, 5.0, 0.0], [3.0, 0.1, 0.0], (count, 3))
     reconstruction = 100.0 - 4.0 * kl[:, 0] + random.normal(shift, 1.0, count)
     return OutlierParts(np.float32(reconstruction), np.float32(kl), None)
-
-
-def scored(parts, calibration):
-    return scores_of(parts._asdict(), calibration)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +38,7 @@ def test_p_values_of_further_images_are_uniform_and_correlated_numbers_are_seen_
     assert calibration.covariance[0, 3] == pytest.approx(-36.0, rel=0.1)
     # What a group that is not used may vary by.
     assert np.sqrt(calibration.covariance[2, 2]) == pytest.approx(0.01, rel=0.1)
-    own, shifted = scored(parts(3000), calibration), scored(parts(3001, shift=8.0), calibration)
+    own, shifted = scores_by_name(parts(3000), calibration), scores_by_name(parts(3001, shift=8.0), calibration)
     for name, share in flagged(own).items():
         assert share == pytest.approx(0.05, abs=0.015), name
     # Eight nats are little against what the reconstruction varies by, and much given the first group's KL.
@@ -72,7 +56,7 @@ def test_the_mahalanobis_distance_misses_more_of_what_training_images_differ_in(
 
     levels = np.random.default_rng(1).lognormal(0.0, 0.5, 2400)
     calibration = calibration_of(rising(levels[:2000], 1.0), rising(levels[2000:], 1.0))
-    assert flagged(scored(rising(np.full(200, 3.0), 0.2), calibration)) == {"mahalanobis": 0.0, "kl": 1.0}
+    assert flagged(scores_by_name(rising(np.full(200, 3.0), 0.2), calibration)) == {"mahalanobis": 0.0, "kl": 1.0}
 
 
 def test_areas_are_shares_of_pairs():
@@ -139,32 +123,3 @@ def test_the_calibration_of_a_conditional_model_takes_the_likeliest_classes_as_s
     for label in (None, 0, 1, 2):
         found = np.sort(conditional.outlier_score(images[:20], labels=label).kl)
         assert np.allclose(found, calibration.kl, rtol=1e-4) == (label is None)
-
-
-@pytest.mark.slow
-def test_the_likelihood_ratio_is_that_of_the_bounds(model):
-    images, seeds, samples, groups = images_of(model.config), image_seeds(3, 4), 5, 3
-    found = likelihood_ratio(model, images, seeds, groups, samples)
-    log_weights = []
-    for number in range(samples):
-        noise = noise_of_samples(model.plan.latent_shapes(), seeds, number, 1)
-        top = PosteriorSource(model._features(images)[0], noise[0])
-        decoded = model._top_down_pass([top, *map(PriorSource, noise[1:])], 4)
-        latent = decoded.latents[0]
-        ratio = latent.prior.log_prob(latent.z) - latent.posterior.log_prob(latent.z)
-        log_weights.append(decoded.likelihood.log_prob(images) + tf.reduce_sum(ratio, axis=(1, 2, 3)))
-    bound = scipy.special.logsumexp(log_weights, axis=0) - np.log(samples)
-    expected = -model.score(images, samples, seed=3) - bound
-    assert np.abs(expected).min() > 1e-3
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    traced = tf.function(likelihood_ratio, autograph=False)(model, images, seeds, groups, samples)
-    np.testing.assert_allclose(traced, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_how_many_groups_the_likelihood_ratio_may_draw():
-    plan = latent_plan(tiny_config(num_groups_per_scale=3))
-    assert ratio_groups(plan, None) == 3 and ratio_groups(plan, 5) == 5
-    assert ratio_groups(latent_plan(tiny_config(num_latent_scales=1, num_groups_per_scale=5)), None) == 2
-    for groups in (0, 6):
-        with pytest.raises(ValueError, match=f"LLR>k with k = {groups}: must be from 1 to 5"):
-            ratio_groups(plan, groups)

@@ -6,6 +6,7 @@ import tensorflow as tf
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.latents import batch_noise
+from nvae_tf.models.training_step import training_loss
 from tests.tiny_model import assert_near, assert_same, images_of, tiny_model, values
 
 BATCH = 8
@@ -31,9 +32,9 @@ def by_hand(model, images, count):
     for part in range(count):
         forward, rows = ForwardPass(training=True), slice(part * size, (part + 1) * size)
         with tf.GradientTape() as tape:
-            loss = model._training_loss(images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
+            terms, _ = training_loss(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
         updates = {variable.path: value for variable, value in forward.updates}
-        found.append((tape.gradient(loss.loss.loss, model.trainable_weights), updates, loss.means))
+        found.append((tape.gradient(terms.loss, model.trainable_weights), updates, terms))
     return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)
 
 

@@ -31,7 +31,7 @@ def functions():
 
     def loss(*_):
         noise = training_step.draws(model, images, 3)
-        return model._training_loss(images, noise, tf.constant(3.0), ForwardPass(training=True)).loss.loss
+        return training_step.training_loss(model, images, noise, tf.constant(3.0), ForwardPass(training=True))[0].loss
 
     return {
         "encode": (lambda images: number(model.encode(images, seed=1)), [images]),

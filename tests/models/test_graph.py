@@ -6,6 +6,7 @@ import tensorflow as tf
 from nvae_tf import presets
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.nvae import NVAE
+from nvae_tf.models.training_step import training_loss
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.presets import experiment_config
 from tests.tiny_model import tiny_config, tiny_model
@@ -25,8 +26,8 @@ def training_graph(model):
         noise = [tf.zeros((2, *shape)) for shape in model.plan.latent_shapes()]
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:
-            _, loss, _ = model._training_loss(images, noise, tf.constant(0), forward)
-        return tape.gradient(loss.loss, model.trainable_weights), [value for _, value in forward.updates]
+            terms, _ = training_loss(model, images, noise, tf.constant(0), forward)
+        return tape.gradient(terms.loss, model.trainable_weights), [value for _, value in forward.updates]
 
     config = model.config
     images = tf.TensorSpec((2, config.image_height, config.image_width, config.image_channels))

@@ -17,7 +17,8 @@ from nvae_tf.presets import load_settings
 from nvae_tf.published.export_file import export_file
 from nvae_tf.published.import_run import import_run
 from nvae_tf.reports.model_card import write_model_card
-from nvae_tf.runs.checkpoints import VALUE, TrainingState, nested
+from nvae_tf.runs.checkpoint_files import VALUE
+from nvae_tf.runs.checkpoints import TrainingState, nested
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.origin import Origin, read_origin

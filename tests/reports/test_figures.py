@@ -157,7 +157,9 @@ def test_texts_are_there_and_do_not_overlap(name, width, monkeypatch):
     has_caption = figure.provenance is None or CAPTION in everything
     assert has_caption and all(word in everything for word in words), everything
     if painted := figure.axes[0].images:
-        covered = np.asarray(painted[0].get_array())[..., 3] > 0
+        covered = np.zeros(np.ceil(figure.bbox.size[::-1]).astype(int), bool)
+        left, bottom, right, top = np.rint(painted[0].get_window_extent().extents).astype(int)
+        covered[len(covered) - top : len(covered) - bottom, left:right] = painted[0].get_array()[..., 3] > 0
         for text, box in boxes.items():
             rows = slice(int(figure.bbox.height - box.y1) + 2, int(figure.bbox.height - box.y0) - 2)
             assert not covered[rows, int(box.x0) : int(box.x1)].any(), text

@@ -53,7 +53,7 @@ def metadata(folder):
     return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", folder.card_file.read_text("utf-8"), re.DOTALL)[1])
 
 
-def evaluate(folder, config=CONFIG, split="test", **measured):
+def evaluate(folder, config=CONFIG, split="test", command=None, **measured):
     """Writes metrics of invented draws as train.evaluate does, the card too; returns those metrics."""
     random = np.random.default_rng(0)
     draws = random.uniform(5.0, 9.0, 40), random.uniform(0.0, 1.0, (40, 2, 2))
@@ -62,9 +62,9 @@ def evaluate(folder, config=CONFIG, split="test", **measured):
     checkpoint = str(folder.checkpoints / "step-60")
     trained = SimpleNamespace(config=config, checkpoint=checkpoint, step=60, model=MODEL, has_ema=False)
     place = {"spec": config.data, "split": split, "source": SimpleNamespace(count=40), "data_sha256": "d"}
-    devices = {"batch_size": 8, "seed": 3, "strategy": None, "shard": None, "status": StatusLine()}
+    devices = {"batch_size": 8, "seed": 3, "strategy": None, "workers": None, "status": StatusLine()}
     metrics = likelihood_metrics(likelihood, latent_plan(config.model), num_values=16)
-    return write_evaluation(EvaluationTask(folder, trained, SHA256, **place, **devices), metrics | measured)
+    return write_evaluation(EvaluationTask(folder, trained, SHA256, **place, **devices), metrics | measured, command)
 
 
 def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
@@ -75,7 +75,10 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     of_training = evaluate(folder, split="train") | {"num_images": None, "step": None}
     folder.evaluation_file("train").write_text(json.dumps(of_training))
     private = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, source="folder", path="/home/me/digits"))
-    metrics = evaluate(folder, private, fid=distance)
+    assert ", last written " in card(folder) and "by:\n" not in card(folder)
+    commands = "nvae-evaluate --workdir=run", "nvae-evaluate --workdir=run --metrics=fid"
+    for command in (commands[1], commands[0], commands[1]):
+        metrics = evaluate(folder, private, fid=distance, command=command)
     (index,) = metadata(folder)["model-index"]
     test, train = index["results"]
     assert index["name"] == "run" and train["dataset"] == {"type": "digits", "name": "digits", "split": "train"}
@@ -91,9 +94,8 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     assert "2015-12-05 1a, not known as the published Inception graph" in text
     assert "\nimages of the train part of digits, seed 3\nlatest checkpoint, weights as" in text
     assert re.search(f"NELBO +{interval(metrics['nelbo_nats'], half_width)} nats per image", text)
-    command = "nvae-evaluate --workdir=run --checkpoint=latest --split=test --metrics=elbo,iw,fid --seed=3 "
-    command += "--importance_samples=50 --fid_samples=5000 --temperature=0.7,0.8 --batch_norm_iterations=9\n"
-    assert command in text and "| parameters | 1,234 |" in text and "weights as trained, SHA-256" in text
+    assert "by:\n\n```bash\n{}\n{}\n```\n".format(*commands) in text
+    assert "| parameters | 1,234 |" in text and "weights as trained, SHA-256" in text
 
 
 def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_path):
@@ -169,7 +171,7 @@ def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
     file = folder.evaluation_file()
     file.write_text(file.read_text().replace('"checkpoint": "latest"', '"checkpoint": "best"'))
     commands = re.findall("^nvae-.*", card(folder), re.MULTILINE)
-    assert len(commands) == 5 and all("--workdir=run --checkpoint=best " in f"{command} " for command in commands)
+    assert len(commands) == 4 and all("--workdir=run --checkpoint=best " in f"{command} " for command in commands)
 
 
 def test_the_card_has_what_is_in_the_folder(tmp_path):

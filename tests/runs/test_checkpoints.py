@@ -10,7 +10,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.runs import checkpoints
+from nvae_tf.runs import checkpoint_files, checkpoints
 from nvae_tf.runs.checkpoints import CheckpointNotWritten
 from nvae_tf.runs.run_folder import RunFolder, open_for_training
 from tests.tiny_model import assert_same, tiny_config, tiny_model, values
@@ -68,8 +68,8 @@ def best_of(folder):
 
 
 def saved_steps(place):
-    assert checkpoints.steps_of_files(place, "index") == checkpoints.steps_of_files(place, "data")
-    return checkpoints.steps_of_files(place, "index")
+    assert checkpoint_files.steps_of_files(place, "index") == checkpoint_files.steps_of_files(place, "data")
+    return checkpoint_files.steps_of_files(place, "index")
 
 
 def contents(*places):
@@ -138,7 +138,7 @@ def test_training_continues_from_the_one_before(folder, model, change, kinds):
     assert [file.read_bytes() for file in left] == before
     # The damaged one does not count as one of the two, and is replaced when its step comes.
     save(state, model, 7)
-    assert checkpoints.read_list(folder.checkpoints) == [5, 7]
+    assert checkpoint_files.read_list(folder.checkpoints) == [5, 7]
     save(state, model, 10)
     assert saved_steps(folder.checkpoints) == [7, 10]
     assert state_of(folder, model).restore(reported.append) == 10 and len(reported) == 1
@@ -182,7 +182,7 @@ def test_without_a_whole_one_it_is_an_error_and_nothing_is_touched(folder, model
     assert state.restore(reported.append) == 0
     assert "step-10 (its files are gone); step-5 (its files are gone); there is none before" in reported[0]
     save(state, model, 3)
-    assert checkpoints.read_list(folder.checkpoints) == [3]
+    assert checkpoint_files.read_list(folder.checkpoints) == [3]
 
 
 def test_weights_that_no_step_has_trained_are_loaded_with_a_warning(empty_run, model):
@@ -231,7 +231,7 @@ def test_where_the_list_alone_can_not_be_written_the_checkpoint_is_there(folder,
     def full_disk(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "atomic_write", full_disk)
+    monkeypatch.setattr(checkpoint_files, "atomic_write", full_disk)
     with pytest.raises(
         CheckpointNotWritten, match="the list of checkpoints of step 12 could .*No space left.*12 is whole"
     ):
@@ -274,8 +274,8 @@ def test_step_0_is_kept_until_there_is_another(empty_run, model):
     later = state_of(empty_run, model)
     assert later.restore(lambda line: None) == 0
     save(later, model, 5, 7, 8)
-    assert checkpoints.steps_of_files(empty_run.checkpoints, "index") == [7, 8, 9]
-    assert checkpoints.read_list(empty_run.checkpoints) == [7, 8]
+    assert checkpoint_files.steps_of_files(empty_run.checkpoints, "index") == [7, 8, 9]
+    assert checkpoint_files.read_list(empty_run.checkpoints) == [7, 8]
 
 
 def test_a_process_killed_between_two_files_leaves_nothing_that_stays(folder, model):
@@ -288,7 +288,7 @@ def test_a_process_killed_between_two_files_leaves_nothing_that_stays(folder, mo
     state = state_of(folder, model)
     assert state.restore(pytest.fail) == 12
     save(state, model, 14)
-    assert saved_steps(place) == [12, 14] == checkpoints.read_list(place)
+    assert saved_steps(place) == [12, 14] == checkpoint_files.read_list(place)
 
 
 def test_what_earlier_versions_kept_for_good_stays_where_all_later_ones_are_damaged(folder, model):
@@ -309,10 +309,10 @@ def test_the_hash_of_a_checkpoint_is_of_its_files(tmp_path):
     for step, content in ((1, b"one"), (10, b"ten"), (11, b"one")):
         for ending in ("index", "data-00000-of-00001"):
             (tmp_path / f"step-{step}.{ending}").write_bytes(content)
-    sums = [checkpoints.checkpoint_sha256(str(tmp_path / f"step-{step}")) for step in (1, 10, 11)]
+    sums = [checkpoint_files.checkpoint_sha256(str(tmp_path / f"step-{step}")) for step in (1, 10, 11)]
     assert sums[0] == sums[2] != sums[1]
     with pytest.raises(FileNotFoundError, match="the checkpoint is gone"):
-        checkpoints.checkpoint_sha256(str(tmp_path / "step-2"))
+        checkpoint_files.checkpoint_sha256(str(tmp_path / "step-2"))
 
 
 @pytest.mark.parametrize("processes", ["one process", "a process each"])
@@ -360,7 +360,7 @@ def test_a_process_killed_before_it_deleted_the_one_before_and_while_it_wrote_th
     later.restore(pytest.fail)
     assert not list(place.glob(".*"))
     save_if_best(later, model, 20, 1.5)
-    assert checkpoints.steps_of_files(place, "index") == [new[0]]
+    assert checkpoint_files.steps_of_files(place, "index") == [new[0]]
     save_if_best(later, model, 21, 0.5)
     assert saved_steps(place) == [21]
 
@@ -384,8 +384,8 @@ def test_a_damaged_best_is_reported_and_the_next_score_counts(empty_run, model):
 def test_one_whose_score_is_no_number_is_not_used(tmp_path):
     step = tf.Variable(4, dtype=tf.int64)
     tf.train.Checkpoint(step=step, best_score=tf.Variable("x")).write(str(tmp_path / "step-4"))
-    best = checkpoints.find_best(tmp_path)
-    assert best.path is None and best.unusable == {4: "its score is not a number"}
+    best = checkpoint_files.find_best(tmp_path)
+    assert best.prefix is None and best.unusable == {4: "its score is not a number"}
 
 
 def test_what_is_missing_is_named_with_what_to_do(empty_run, model):

@@ -9,6 +9,7 @@ import nvae_tf
 from nvae_tf.config import ExperimentConfig, OptimizerConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.latents import batch_noise
+from nvae_tf.models.training_step import training_loss
 from nvae_tf.optimization import NVAEAdamax, average_of_weights
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import open_for_training
@@ -24,9 +25,9 @@ def values(model):
 
 def assert_taken(model, source, names):
     assert names
-    found, expected = values(model), values(source)
+    actual, expected = values(model), values(source)
     for name in names:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
 
 
 def compiled(config, seed, **optimizer_settings):
@@ -56,7 +57,7 @@ def run(tmp_path_factory):
 
 def loss_of(model, images):
     noise = batch_noise(model.plan.latent_shapes(), len(images), (5, 0))
-    return model._training_loss(images, noise, tf.constant(0), ForwardPass(training=True))[1].loss.numpy()
+    return training_loss(model, images, noise, tf.constant(0), ForwardPass(training=True))[0].loss.numpy()
 
 
 @pytest.mark.slow
@@ -67,8 +68,8 @@ def test_an_equal_architecture_is_taken_whole(run):
     images = tf.cast(np.random.RandomState(3).uniform(size=(6, 4, 4, 1)) > 0.5, tf.float32)
     expected = loss_of(source, images)
     assert loss_of(model, images) != expected
-    found = initialize(model, path)
-    assert found.report() == f"Starts from {path}, step 1,234: all {len(found.taken)} weights taken."
+    initialization = initialize(model, path)
+    assert initialization.report() == f"Starts from {path}, step 1,234: all {len(initialization.taken)} weights taken."
     assert_taken(model, source, named_weights(source).keys() - {"data_initialised"})
     assert loss_of(model, images) == expected
     assert_same(model.optimizer.variables, slots)
@@ -84,14 +85,16 @@ def test_of_a_run_with_moving_averages_these_are_taken(tmp_path):
     folder = open_for_training(tmp_path / "source", ExperimentConfig(model=small, optimizer=optimizer))
     TrainingState(folder.checkpoints, source, source.optimizer, 1).save(7)
     model = compiled(small, seed=2)
-    found = initialize(model, str(folder.path))
-    assert found.report().startswith(f"Starts from {folder.path}, step 7, moving averages (EMA) of the weights: all ")
+    initialization = initialize(model, str(folder.path))
+    assert initialization.report().startswith(
+        f"Starts from {folder.path}, step 7, moving averages (EMA) of the weights: all "
+    )
     # Running batch statistics have no other form.
     learned = {id(weight) for weight in model.trainable_variables}
     for name, weight in named_weights(model).items():
         if id(weight) in learned:
             np.testing.assert_array_equal(weight.numpy(), 0.5, err_msg=name)
-    assert_taken(model, source, [name for name in found.taken if name.endswith("mean")])
+    assert_taken(model, source, [name for name in initialization.taken if name.endswith("mean")])
 
 
 @pytest.mark.slow
@@ -100,22 +103,22 @@ def test_another_likelihood_changes_the_last_layer_only(run):
     config = dataclasses.replace(MODEL, num_bits=8, likelihood="logistic_mixture", num_mixtures=3)
     model = compiled(config, seed=2)
     before = model.top_down.image.kernel.numpy()
-    found = initialize(model, path)
-    assert {name.rpartition("/")[0] for name in found.misshapen} == {"top_down/image"}
-    assert not found.missing and not found.unused
-    assert_taken(model, source, found.taken)
+    initialization = initialize(model, path)
+    assert {name.rpartition("/")[0] for name in initialization.misshapen} == {"top_down/image"}
+    assert not initialization.missing and not initialization.unused
+    assert_taken(model, source, initialization.taken)
     np.testing.assert_array_equal(model.top_down.image.kernel.numpy(), before)
-    report = found.report()
-    assert f"{len(found.taken)} of {len(found.shapes)} weights taken" in report
+    report = initialization.report()
+    assert f"{len(initialization.taken)} of {len(initialization.shapes)} weights taken" in report
     parameters = model.top_down.image.channels_out
     assert f"  top_down/image/kernel: [1, 3, 3, 2, 1] in the source, [1, 3, 3, 2, {parameters}] here" in report
     # New kernels need the long power iteration of a model's first step.
     assert float(model.spectral_regularizer.warmed_up.numpy()) == 0.0
     # Nor are stacks of another count taken in part.
-    found = initialize(compiled(dataclasses.replace(MODEL, num_groups_per_scale=2), seed=2), path)
+    initialization = initialize(compiled(dataclasses.replace(MODEL, num_groups_per_scale=2), seed=2), path)
     name = "top_down/scales/0/posteriors/kernel"
-    assert name in found.misshapen and "bottom_up/stem/kernel" in found.taken
-    assert found.shapes_of(name) == f"{name}: [1, 3, 3, 4, 4] in the source, [2, 3, 3, 4, 4] here"
+    assert name in initialization.misshapen and "bottom_up/stem/kernel" in initialization.taken
+    assert initialization.weight_shapes(name) == f"{name}: [1, 3, 3, 4, 4] in the source, [2, 3, 3, 4, 4] here"
 
 
 @pytest.mark.slow
@@ -123,15 +126,15 @@ def test_power_vectors_go_with_their_kernels(run):
     path, source = run
     # Without flows, all kernels behind them have other numbers.
     model = compiled(dataclasses.replace(MODEL, num_flows=0), seed=2)
-    found = initialize(model, path)
-    assert not found.missing and not found.misshapen
-    assert found.unused and all("/flows/" in name for name in found.unused)
+    initialization = initialize(model, path)
+    assert not initialization.missing and not initialization.misshapen
+    assert initialization.unused and all("/flows/" in name for name in initialization.unused)
     pairs = zip(source.convolutions, source.spectral_regularizer.vectors, strict=True)
-    of_kernels = {id(layer.kernel): vector for layer, vector in pairs}
+    kernel_vectors = {id(layer.kernel): vector for layer, vector in pairs}
     shifted = 0
     for index, (layer, vector) in enumerate(zip(model.convolutions, model.spectral_regularizer.vectors, strict=True)):
         name = next(name for name, weight in named_weights(model).items() if weight is layer.kernel)
-        expected = of_kernels[id(named_weights(source)[name])]
+        expected = kernel_vectors[id(named_weights(source)[name])]
         shifted += expected is not source.spectral_regularizer.vectors[index]
         np.testing.assert_array_equal(vector.numpy(), expected.numpy(), err_msg=name)
     assert shifted
@@ -152,8 +155,8 @@ def test_the_first_batch_sets_scales_unless_trained_ones_were_taken(tmp_path, so
 
 def test_long_lists_end_with_a_count():
     shapes = {f"top_down/{index}": (index,) for index in range(30)}
-    found = Initialization("there", shapes | {"new": (1,)}, {name: (99,) for name in shapes} | {"old": (2,)})
-    assert found.report().splitlines() == [
+    initialization = Initialization("there", shapes | {"new": (1,)}, {name: (99,) for name in shapes} | {"old": (2,)})
+    assert initialization.report().splitlines() == [
         "Starts from there: 0 of 31 weights taken.",
         "Not taken, because of another shape in the source: 30",
         *(f"  top_down/{index}: [99] in the source, [{index}] here" for index in range(20)),
@@ -203,8 +206,8 @@ def test_a_published_file_is_taken_whole_where_torch_is(published, monkeypatch):
     path = str(published.path("normal_decoder_tiny.pt"))
     source = nvae_tf.from_torch_checkpoint(path)
     model = compiled(source.config, seed=2)
-    found = initialize(model, path)
-    assert found.report() == f"Starts from {path}: all {len(found.taken)} weights taken."
+    initialization = initialize(model, path)
+    assert initialization.report() == f"Starts from {path}: all {len(initialization.taken)} weights taken."
     assert_same(published.state_of(model), published.state_of(source))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"train\.initialise_from: .*need PyTorch: pip install"):

@@ -333,13 +333,13 @@ def test_a_new_folder_that_stays_empty_is_removed_and_one_that_can_not_be_made_i
 
 def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
     file, folder = tmp_path / "evaluation.json", RunFolder(tmp_path)
-    of_checkpoint = {"checkpoint_sha256": "ab"}
+    identity = {"checkpoint_sha256": "ab"}
     assert folder.scores("ab") is None
     file.write_text(json.dumps({"checkpoint_sha256": "cd", "nelbo_nats": 1.0}))
     assert folder.scores("ab") is None
     # Where the data lay is a folder of the machine that has evaluated.
-    file.write_text(json.dumps(of_checkpoint | {"nelbo_nats": 1.0, "data": "/home/someone/data"}))
-    assert folder.scores("ab") == of_checkpoint | {"nelbo_nats": 1.0}
+    file.write_text(json.dumps(identity | {"nelbo_nats": 1.0, "data": "/home/someone/data"}))
+    assert folder.scores("ab") == identity | {"nelbo_nats": 1.0}
     assert folder.scores("ab", "train") is None
     for damaged in ("{", "[]", "1"):
         file.write_text(damaged)

@@ -21,7 +21,8 @@ from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.reports import publishing
 from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.reports.publishing import publish_run, write_shared_run
-from nvae_tf.runs.checkpoints import TrainingState, checkpoint_sha256, named_weights
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.companions import write_calibration
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.new_model import model_for_training
@@ -235,10 +236,10 @@ def test_a_run_from_the_hub_needs_no_connection_afterwards(run, hub, monkeypatch
 
 def fault_of(function, *arguments):
     """The one line of an error."""
-    with pytest.raises((OSError, ValueError)) as found:
+    with pytest.raises((OSError, ValueError)) as caught:
         function(*arguments)
-    assert "\n" not in str(found.value) and "hf_only" not in str(found.value)
-    return str(found.value)
+    assert "\n" not in str(caught.value) and "hf_only" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_what_can_not_be_fetched_is_said_in_one_line(hub, monkeypatch):

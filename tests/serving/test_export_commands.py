@@ -9,7 +9,7 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import data_spec
 from nvae_tf.models import NVAE
 from nvae_tf.runs import loading
-from nvae_tf.runs.checkpoints import checkpoint_sha256
+from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.serving import saved_model
 from nvae_tf.serving.explorer_files import cached_export, example_images
 from nvae_tf.serving.tflite import run_images

@@ -24,9 +24,8 @@ from tensorflow_serving.apis import (
 )
 
 from benchmarks.serving_load import requests_of, run_round, soak
-from nvae_tf.serving.client import BadRequest, ModelNotFound, TooLarge
-from nvae_tf.serving.grpc_client import GrpcTransport, tensor_of
-from nvae_tf.serving.local_server import LoadedVersion, local_server
+from nvae_tf.serving.client import BadRequest, ModelNotFound, ServedModel, TooLarge
+from nvae_tf.serving.local_server import LoadedVersion, local_server, message_from_array
 from nvae_tf.serving.outputs import write_digests
 from tests.command_fixtures import started_anew
 from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, Servers, served, with_few_warm_ups
@@ -164,7 +163,7 @@ def test_rest_status_and_metadata_are_servings(local):
 def test_answers_have_the_fields_that_tensorflow_serving_fills():
     kinds = (np.float32, np.float64, np.int32, np.int64, np.uint8, bool)
     for array in (np.array([[b"", b"\0", b"a\0"]], object), *(np.array([[0, 1], [3, 200]], kind) for kind in kinds)):
-        message = tensor_of(array)
+        message = message_from_array(array)
         assert not message.tensor_content
         np.testing.assert_array_equal(tf.make_ndarray(message), array)
 
@@ -339,9 +338,8 @@ def test_both_protocols_give_the_same_picture_of_a_warm_export(folder, tmp_path,
 
 @pytest.fixture
 def made(local):
-    transport = GrpcTransport(local.grpc, "tiny", None, None)
-    yield requests_of(transport)
-    transport.close()
+    with ServedModel(local.grpc, "tiny") as model:
+        yield requests_of(model)
 
 
 def test_a_round_counts_answers_and_errors(made):

@@ -15,9 +15,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from nvae_tf.generation.image_grid import pil_images
 from nvae_tf.serving import client as clients
-from nvae_tf.serving import grpc_client
-from nvae_tf.serving.client import ServedModel, TensorSpec, image_arrays
-from nvae_tf.serving.rest import RestTransport, array_of_json
+from nvae_tf.serving.client import RestTransport, ServedModel, TensorSpec, image_arrays
+from nvae_tf.serving.wire import array_from_json
 from tests import ROOT
 from tests.command_fixtures import output_of
 from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, free_port, served
@@ -26,7 +25,6 @@ from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, free_port, ser
 @pytest.fixture
 def quick_retries(monkeypatch):
     monkeypatch.setattr(clients, "FIRST_WAIT", 0.01)
-    monkeypatch.setitem(grpc_client._RETRIES, "initialBackoff", "0.01s")
 
 
 def test_strings_keep_every_byte(servers, protocol):
@@ -68,7 +66,7 @@ def test_inputs_that_do_not_fit_are_reported_and_not_sent(client, monkeypatch):
         ("encode", {"image": IMAGES[:, :7], "seed": SEEDS}, "is float32[4, 7, 8, 3]; give float32[?, 8, 8, 3]"),
         ("encode", {"image": [[1.0], [1.0, 2.0]], "seed": SEEDS}, "input 'image' is no array"),
     ):
-        monkeypatch.setattr(client._transport, "predict", lambda *arguments: pytest.fail("was sent"))
+        monkeypatch.setattr(client.transport, "predict", lambda *arguments: pytest.fail("was sent"))
         with pytest.raises(clients.BadRequest, match=re.escape(message)) as raised:
             client.predict(signature, **inputs)
         assert "\n" not in str(raised.value) and str(raised.value).count("model 'tiny'") == 1
@@ -77,7 +75,7 @@ def test_inputs_that_do_not_fit_are_reported_and_not_sent(client, monkeypatch):
 class Scripted:
     """In place of a connection: raises the given errors one after another, then answers with the rows plus 1."""
 
-    def __init__(self, *errors, versions=("float32",), seconds=0.0):
+    def __init__(self, *errors, versions=("DT_FLOAT",), seconds=0.0):
         self.errors, self.versions, self.seconds, self.asked = list(errors), list(versions), seconds, []
 
     def predict(self, signature, arrays, spec, seconds):
@@ -89,21 +87,22 @@ class Scripted:
 
     def metadata(self, seconds):
         dtype = self.versions.pop(0) if len(self.versions) > 1 else self.versions[0]
-        spec = clients.SignatureSpec({"latent": TensorSpec(dtype, (None, 1))}, {"image": TensorSpec(dtype, (None, 1))})
-        return clients.ModelMetadata(1, {"decode": spec})
+        tensor = {"dtype": dtype, "tensor_shape": {"dim": [{"size": "-1"}, {"size": "1"}]}}
+        definitions = {"decode": {"inputs": {"latent": tensor}, "outputs": {"image": tensor}}}
+        return {"model_spec": {"version": "1"}, "metadata": {"signature_def": {"signature_def": definitions}}}
 
     def close(self):
         pass
 
 
-def scripted(*errors, versions=("float32",), seconds=0.0, **arguments):
+def scripted(*errors, versions=("DT_FLOAT",), seconds=0.0, **arguments):
     model = ServedModel("http://nowhere", "model", **arguments)
-    model._transport = Scripted(*errors, versions=versions, seconds=seconds)
-    return model, model._transport
+    model.transport = Scripted(*errors, versions=versions, seconds=seconds)
+    return model, model.transport
 
 
 def test_a_new_version_with_other_inputs_is_asked_about_before_a_mistake_is_reported():
-    model, _ = scripted(versions=("float32", "int32"))
+    model, _ = scripted(versions=("DT_FLOAT", "DT_INT32"))
     assert model.signatures()["decode"].inputs["latent"].dtype == "float32"
     assert model.predict("decode", latent=np.int32([[1]]))["image"].dtype == np.int32
     with pytest.raises(clients.BadRequest, match=re.escape("input 'latent' is float32[1, 1]; give int32[?, 1]")):
@@ -150,18 +149,20 @@ class ScriptedService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 @contextlib.contextmanager
-def grpc_transport(service):
+def grpc_model(service, seconds=20.0):
     server = grpc.server(futures.ThreadPoolExecutor(4))
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with contextlib.closing(grpc_client.GrpcTransport(f"127.0.0.1:{port}", "any", None, None)) as transport:
-        yield transport
+    with ServedModel(f"127.0.0.1:{port}", "any", timeout=seconds) as model:
+        spec = clients.SignatureSpec({"x": TensorSpec("float32", None)}, {})
+        model._known = clients.ModelMetadata(1, {"any": spec})
+        yield model
     server.stop(None)
 
 
 def test_only_grpcs_unavailable_is_tried_again_also_of_large_requests(quick_retries):
-    large = np.ones(400_000, np.float32)  # more than gRPC's own limit for what may be sent again
+    large = np.ones(400_000, np.float32)  # gRPC's own retries would not send as much again
     for codes, kind, calls in (
         ([grpc.StatusCode.UNAVAILABLE] * 4, None, 5),
         ([grpc.StatusCode.UNAVAILABLE] * 9, clients.ServerNotReady, 5),
@@ -171,17 +172,17 @@ def test_only_grpcs_unavailable_is_tried_again_also_of_large_requests(quick_retr
     ):
         service = ScriptedService(*codes)
         expected = pytest.raises(kind, match=f"scripted \\[{codes[0].name}\\]") if kind else contextlib.nullcontext()
-        with grpc_transport(service) as transport, expected:
-            assert transport.predict("any", {"x": large}, None, 20.0)["x"].shape == large.shape
+        with grpc_model(service) as model, expected:
+            assert model.predict("any", x=large)["x"].shape == large.shape
         assert service.calls == calls
 
 
 def test_a_deadline_is_kept_and_the_server_sees_it():
     service = ScriptedService(seconds=1.5)
-    with grpc_transport(service) as transport:
+    with grpc_model(service, seconds=0.1) as model:
         began = time.monotonic()
         with pytest.raises(clients.DeadlineExceeded, match="allow more time"):
-            transport.predict("any", {"x": np.ones(1)}, None, 0.1)
+            model.predict("any", x=np.ones(1, np.float32))
         assert time.monotonic() - began < 1.0 and service.ended.wait(1)
 
 
@@ -195,8 +196,8 @@ def test_a_served_model_gives_the_series_of_the_seed(client, run, monkeypatch):
         for output, array in expected.items():
             assert found[output].dtype == array.dtype
             np.testing.assert_allclose(found[output], array, rtol=0, atol=1e-5 * np.abs(array).max())
-    asked, send = [], client._transport.predict
-    monkeypatch.setattr(client._transport, "predict", lambda name, *rest: asked.append(name) or send(name, *rest))
+    asked, send = [], client.transport.predict
+    monkeypatch.setattr(client.transport, "predict", lambda name, *rest: asked.append(name) or send(name, *rest))
     images = IMAGES[:3]
     monkeypatch.setattr(client, "_batch_rows", 2)
     seeds = np.int64([4, 4 + 2**32, 4 + 2 * 2**32])
@@ -358,7 +359,7 @@ def test_json_that_is_no_array_is_refused():
         ([1], "string", "a int where a string"),
     ):
         with pytest.raises(ValueError, match=message):
-            array_of_json(value, dtype)
+            array_from_json(value, dtype)
 
 
 @pytest.mark.slow

@@ -40,6 +40,6 @@ def test_two_replicas_with_all_that_saves_memory_take_as_many_images_a_step(comm
     commands.output_of(commands.tiny_training(workdir, **commands.CONDITIONAL | settings))
     assert (workdir / "images.json").read_text() == (conditional_run / "images.json").read_text()
     assert tensors(workdir, 60).keys() > tensors(conditional_run, 60).keys()  # the scale of the loss is there too
-    (expected, found) = (metrics_rows(folder)[-1] for folder in (conditional_run, workdir))
-    assert found["step"] == 60 and all(np.isfinite(value) for value in found.values())
-    assert found["test_nelbo_nats"] == pytest.approx(expected["test_nelbo_nats"], rel=0.15)
+    (expected, actual) = (metrics_rows(folder)[-1] for folder in (conditional_run, workdir))
+    assert actual["step"] == 60 and all(np.isfinite(value) for value in actual.values())
+    assert actual["test_nelbo_nats"] == pytest.approx(expected["test_nelbo_nats"], rel=0.15)

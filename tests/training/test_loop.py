@@ -10,23 +10,24 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import LoweredRate, RunawayGuard
-from nvae_tf.training.loop import Recovery, StepProfiler, divergence_sentence, layer_names
+from nvae_tf.training.profiler import StepProfiler
+from nvae_tf.training.recovery import Recovery, divergence_sentence, layer_names
 from tests.command_fixtures import metrics_rows, saved_steps, tensors
 from tests.tiny_model import assert_same, tiny_model
 
 # Puts something else in place of the loss where CONDITION holds; `count` is the number of the step that is tried.
 INJECTED = """
 import tensorflow as tf
-from nvae_tf.models import NVAE
+from nvae_tf.models import training_step
 
-original, tried = NVAE._training_loss, tf.Variable(0, dtype=tf.int32)
+original, tried = training_step.training_loss, tf.Variable(0, dtype=tf.int32)
 
-def poisoned(self, images, noise, step, forward):
-    count, factor = tried.assign_add(1), self.optimizer._learning_rate.factor
-    found = original(self, images, noise, step, forward)
-    return found._replace(loss=found.loss._replace(loss=tf.where({condition}, {value}, found.loss.loss)))
+def poisoned(model, images, noise, step, forward):
+    count, factor = tried.assign_add(1), model.optimizer._learning_rate.factor
+    terms, spectral_norms = original(model, images, noise, step, forward)
+    return terms._replace(loss=tf.where({condition}, {value}, terms.loss)), spectral_norms
 
-NVAE._training_loss = poisoned
+training_step.training_loss = poisoned
 from nvae_tf.train.main import run
 run()
 """
@@ -60,7 +61,7 @@ def test_divergence_that_nothing_cures(train):
 @pytest.mark.slow
 def test_a_single_bad_step_costs_one_step(train):
     # After the 100 steps that the limit is learned from.
-    done, folder = train("count == 120", "1e6 * found.loss.loss", train__steps=150, train__evaluate_every_steps=150)
+    done, folder = train("count == 120", "1e6 * result.loss.loss", train__steps=150, train__evaluate_every_steps=150)
     assert done.returncode == 0, done.stderr
     assert "Back to" not in done.stdout
     assert [int(value) for name, value in tensors(folder, 150).items() if "optimizer/0/" in name] == [149]
@@ -69,7 +70,7 @@ def test_a_single_bad_step_costs_one_step(train):
 @pytest.mark.slow
 def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(train):
     """The same numbers as of a run that has had half the learning rate from its first step on."""
-    found = []
+    runs = []
     for condition, changes in (
         ("(count > 5) & (factor > 0.9)", {}),
         ("count < 0", {"optimizer__learning_rate": 1.5e-2, "optimizer__learning_rate_min": 5e-5}),
@@ -81,10 +82,10 @@ def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(
         assert saved_steps(folder / "checkpoints") == [30]
         assert [row["step"] for row in metrics_rows(folder)] == [20, 30]
         numbers = tensors(folder, 30).items()
-        found.append({name: value for name, value in numbers if name.startswith(("model/", "optimizer/"))})
+        runs.append({name: value for name, value in numbers if name.startswith(("model/", "optimizer/"))})
         shutil.rmtree(folder)
-    assert len(found[0]) > 50
-    assert_same(*found)
+    assert len(runs[0]) > 50
+    assert_same(*runs)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +191,14 @@ def take_steps(profiler, numbers):
 
 
 def profiled_steps(folder):
-    found = []
+    profiles = []
     for file in sorted(folder.glob("plugins/profile/*/*.xplane.pb")):
         planes = xplane_pb2.XSpace.FromString(file.read_bytes()).planes
         events = [(plane, event) for plane in planes for line in plane.lines for event in line.events]
         stats = [(plane, stat) for plane, event in events for stat in event.stats]
         numbered = (stat for plane, stat in stats if plane.stat_metadata[stat.metadata_id].name == "step_num")
-        found.append(sorted(stat.int64_value for stat in numbered))
-    return found
+        profiles.append(sorted(stat.int64_value for stat in numbered))
+    return profiles
 
 
 @pytest.mark.parametrize("steps", [(3, 5), (2, 2)])

@@ -36,7 +36,7 @@ def row(step):
 
 def steps(path):
     with path.open(newline="") as file:
-        return [int(found["step"]) for found in csv.DictReader(file)]
+        return [int(row["step"]) for row in csv.DictReader(file)]
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def test_a_file_of_another_version_goes_on_with_a_new_column_and_keeps_those_tha
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [*columns, COLUMNS[-1]]
-    assert [found["step"] for found in rows] == ["10", "20", "30"]
-    assert [found[COLUMNS[-1]] for found in rows] == ["", "", "0.123457"]
-    assert [found["invented_later"] for found in rows] == ["0.5", "0.5", ""]
+    assert [row["step"] for row in rows] == ["10", "20", "30"]
+    assert [row[COLUMNS[-1]] for row in rows] == ["", "", "0.123457"]
+    assert [row["invented_later"] for row in rows] == ["0.5", "0.5", ""]
     # What has empty places is as whole as the others.
     metrics.keep_until(30)
     assert steps(path) == [10, 20, 30]
@@ -179,11 +179,11 @@ def test_the_line_shows_means_that_move_on_where_those_of_files_start_anew(
             metric.update_state(nats)
         outputs.show_progress(step)
     for line, nats in zip(lines, (40.0, 37.5), strict=True):
-        nelbo, found_unit, loss, kl = re.search(r"NELBO (\S+) (\S+) .* loss (\S+)  KL (\S+)", line).groups()
+        nelbo, shown_unit, loss, kl = re.search(r"NELBO (\S+) (\S+) .* loss (\S+)  KL (\S+)", line).groups()
         assert [float(nelbo), float(loss), float(kl)] == pytest.approx(
             [2 * nats * scale, nats * scale, nats * scale], 0.02
         )
-        assert found_unit == unit
+        assert shown_unit == unit
 
 
 @pytest.fixture(scope="module")
@@ -247,13 +247,13 @@ def test_there_are_curves_of_training_test_and_every_group_whose_active_units_ad
         assert step in steps_of(events, tag)
     for tag, step in {"train/loss": 8, "schedule/learning_rate": 56, "train_kl_per_group/01": 8}.items():
         assert step in steps_of(events, tag)
-    of_groups = [scalars(events, f"active_units/{group:02d}") for group in (0, 1)]
+    groups = [scalars(events, f"active_units/{group:02d}") for group in (0, 1)]
     total = scalars(events, "test/active_units")
     in_file = {row["step"]: row["active_units"] for row in metrics_rows(finished_run[0])}
     assert list(total) == [20, 40, 60]
-    assert total == in_file == {step: of_groups[0][step] + of_groups[1][step] for step in total}
+    assert total == in_file == {step: groups[0][step] + groups[1][step] for step in total}
     assert any(total.values())
-    assert all(0 <= value <= 2 for group in of_groups for value in group.values())
+    assert all(0 <= value <= 2 for group in groups for value in group.values())
 
 
 def test_curves_of_training_and_test_images_overlay_and_say_what_they_are(events, finished_run):

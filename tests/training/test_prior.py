@@ -57,10 +57,10 @@ def test_classifiers_learn_the_ratio_of_posteriors_to_prior():
     # Along a line on which the log ratio goes through 0.
     z = tf.reshape(tf.constant([0.0, 0.4, 1.0])[:, None] * tf.ones([3, 8]), [1, 3, 2, 2, 2])
     standard = SoftClampedNormal(zeros[0][:1], ones[0][:1])
-    found = reweighted.log_ratio(0, z, standard, [])[0]
+    actual = reweighted.log_ratio(0, z, standard, [])[0]
     posterior = SoftClampedNormal(1.0, 0.5)
     expected = tf.reduce_sum(posterior.log_prob(z) - SoftClampedNormal(0.0, 1.0).log_prob(z), axis=(2, 3, 4))[0]
-    assert np.all(np.diff(found) > 0.0) and abs(found[2] - expected[2]) < 2.0, (found, expected)
+    assert np.all(np.diff(actual) > 0.0) and abs(actual[2] - expected[2]) < 2.0, (actual, expected)
 
 
 def test_what_is_learned_is_loaded_with_the_model_and_said(run):
@@ -111,15 +111,15 @@ def test_effective_proposals_are_those_of_all_classes():
         return 100.0 * whitened[:, :, 0, 0, 0] * context[-1][:, 0, 0, :1]
 
     # Of class 0 about one is chosen from, of class 1, as of none, all.
-    (found,) = module._effective_proposals(conditional, ReweightedPrior((ratio,), 10, 2), 0)
-    assert 5.4 < found < 6.0
+    (count,) = module._effective_proposals(conditional, ReweightedPrior((ratio,), 10, 2), 0)
+    assert 5.4 < count < 6.0
 
 
 def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_for(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
-    file, arrays, of_run = folder / "prior.npz", read_arrays(run[0] / "prior.npz", ANY), load_run(run[0])
-    write_prior(file, shaken(load_run(run[0]).model), 50, of_run.model.reweighted_prior)
+    file, arrays, own_run = folder / "prior.npz", read_arrays(run[0] / "prior.npz", ANY), load_run(run[0])
+    write_prior(file, shaken(load_run(run[0]).model), 50, own_run.model.reweighted_prior)
     model, again = nvae_tf.load(folder), f"make it anew by `nvae-prior --workdir={folder}`"
     assert model.generate(2).shape == (2, 16, 16, 1)
     with pytest.raises(ValueError, match=f"of other weights, those of step 50; the model is of step 60; {again}"):
@@ -130,7 +130,7 @@ def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_f
             nvae_tf.load(folder).generate(2, prior="reweighted")
         assert "\n" not in str(error.value)
     # It is of the weights, whatever step they are called.
-    write_prior(file, of_run.model, 50, of_run.model.reweighted_prior)
+    write_prior(file, own_run.model, 50, own_run.model.reweighted_prior)
     assert nvae_tf.load(folder).reweighted_prior.about == run[1]
 
 
@@ -220,6 +220,6 @@ def test_a_mixture_and_settings_that_do_not_fit(run, tmp_path, monkeypatch):
 def test_of_more_images_than_memory_holds_some_are_taken(run, free_memory, capsys):
     free_memory(10_000_000)
     model, spec = nvae_tf.load(run[0]), data_spec("digits")
-    rows, count = module._of_training_images(model, load_split(spec, "train"), spec, 1, 0, StatusLine())
+    rows, count = module._training_posteriors(model, load_split(spec, "train"), spec, 1, 0, StatusLine())
     assert 0 < len(rows.groups[0].z) == count < 1000
     assert "of the 1,437 training images, as many as fit into the memory" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from nvae_tf.training.strategy import Replicas
 from tests.tiny_model import tiny_config
 
 
-def found(config):
+def lengths(config):
     intervals = {getattr(config.train, name) for name in INTERVALS}
     return round(config.optimizer.warmup_epochs, 9), *sorted(intervals)
 
@@ -31,16 +31,16 @@ def test_what_is_not_set_scales_with_the_run():
         (1, 4, (0.0, 4)),
     ):
         config = with_length(ExperimentConfig(), RunLength(steps_per_epoch, total_steps))
-        assert found(config) == expected and config.objective.total_steps == total_steps
+        assert lengths(config) == expected and config.objective.total_steps == total_steps
         assert length_warnings(config, RunLength(steps_per_epoch, total_steps)) == []
     train = TrainConfig(evaluate_every_steps=70, sample_every_steps=80, checkpoint_every_steps=90)
     config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.0), train=train)
-    assert found(with_length(config, RunLength(10, 100))) == (0.0, 70, 80, 90)
+    assert lengths(with_length(config, RunLength(10, 100))) == (0.0, 70, 80, 90)
 
 
 def test_a_run_that_goes_on_keeps_its_settings(tmp_path):
     begun = with_length(ExperimentConfig(), RunLength(10, 100), tmp_path)
-    assert found(begun) == (1.0, 10)
+    assert lengths(begun) == (1.0, 10)
     # An older version wrote these, whatever the length.
     old = dataclasses.replace(begun, optimizer=OptimizerConfig(warmup_epochs=5.0))
     old = dataclasses.replace(old, train=TrainConfig(**dict.fromkeys(INTERVALS, 1000)))
@@ -51,7 +51,7 @@ def test_a_run_that_goes_on_keeps_its_settings(tmp_path):
     # Longer: its warm-up may be over, but it need not be evaluated as often.
     folder = open_for_training(tmp_path / "new", begun)
     longer = with_length(ExperimentConfig(), RunLength(10, 4000), folder.path)
-    assert found(longer) == (1.0, 400) and open_for_training(folder.path, longer)
+    assert lengths(longer) == (1.0, 400) and open_for_training(folder.path, longer)
     assert json.loads(folder.config_file.read_text())["train"]["evaluate_every_steps"] == 400
 
 

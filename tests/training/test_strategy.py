@@ -11,18 +11,11 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
-from nvae_tf.models import NVAE
+from nvae_tf.replicas import shard_from_environment
 from nvae_tf.training.launcher import StopRequest, tf_configs
 from nvae_tf.training.loop import TrainingLoop
-from nvae_tf.training.strategy import (
-    Replicas,
-    chosen_replicas,
-    compiles_whole_step,
-    scans_steps,
-    shard_from_environment,
-)
+from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, scans_steps
 from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
-from tests.tiny_model import tiny_config
 
 SETTINGS = dict(train__steps=5, train__batch_size=16, train__log_every_steps=100, optimizer__warmup_epochs=2)
 SETTINGS |= dict(train__evaluate_every_steps=5, train__sample_every_steps=5, objective__kl_anneal_portion=0.9)
@@ -108,8 +101,8 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
             return answer
 
     replicas = Slow()
-    run = types.SimpleNamespace(replicas=replicas, config=ExperimentConfig(), model=NVAE(tiny_config()))
-    loop = TrainingLoop(run, None, None, None, stop, None, False)
+    run = types.SimpleNamespace(replicas=replicas, config=ExperimentConfig())
+    loop = TrainingLoop(run, None, None, None, None, stop, None)
     assert loop.agreed_signal(0) is None
     assert loop.agreed_signal(10) == signal.SIGTERM
 
@@ -125,25 +118,25 @@ def test_a_compiled_run_comes_near_one_with_the_default_settings(xla, commands, 
     # What follows a norm in the backward pass is compiled in any case (`cpu_kernels.on_one_cpu`); it has none.
     texts = (file.read_text(errors="replace") for file in tmp_path.glob("compiled/*.txt"))
     assert any("convolution(" in text for text in texts) == (xla == "jit")
-    found, expected = (metrics_rows(folder)[0] for folder in (workdir, finished_run[0]))
-    assert found.keys() == expected.keys() and found["step"] == expected["step"] == 20
-    assert all(np.isfinite(value) for value in found.values())
-    assert found["test_nelbo_nats"] == pytest.approx(expected["test_nelbo_nats"], rel=0.15)
+    actual, expected = (metrics_rows(folder)[0] for folder in (workdir, finished_run[0]))
+    assert actual.keys() == expected.keys() and actual["step"] == expected["step"] == 20
+    assert all(np.isfinite(value) for value in actual.values())
+    assert actual["test_nelbo_nats"] == pytest.approx(expected["test_nelbo_nats"], rel=0.15)
 
 
 def assert_close_runs(one, other, step):
-    expected, found = tensors(one, step), tensors(other, step)
-    assert set(found) == set(expected) and len(found) > 100
+    expected, actual = tensors(one, step), tensors(other, step)
+    assert set(actual) == set(expected) and len(actual) > 100
     for name, value in expected.items():
         if name.startswith(("model/", "averages/")):
-            np.testing.assert_allclose(found[name], value, atol=1e-5, rtol=0.0, err_msg=name)
+            np.testing.assert_allclose(actual[name], value, atol=1e-5, rtol=0.0, err_msg=name)
         # Alone on its replica a step knows its own gradients only, see `StepMetrics.gradient_norm`.
         elif name.startswith("metrics/") and "gradient_norm" not in name:
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
         elif name.startswith("optimizer/"):
             # The moments show also gradients of a wrong size, which Adamax hides.
             size = max(1.0, float(np.max(np.abs(value), initial=0.0)))
-            np.testing.assert_allclose(found[name] / size, value / size, atol=1e-3, err_msg=name)
+            np.testing.assert_allclose(actual[name] / size, value / size, atol=1e-3, err_msg=name)
 
 
 def finished(commands, workdir, **changes):

@@ -21,8 +21,8 @@ def training(commands, workdir, **changes):
 
 def half_written_steps(workdir):
     """Steps whose checkpoints a process is writing, or was when it was killed."""
-    found = (workdir / "checkpoints").glob(".step-*.partial")
-    return [int(entry.name.removeprefix(".step-").removesuffix(".partial")) for entry in found]
+    folders = (workdir / "checkpoints").glob(".step-*.partial")
+    return [int(entry.name.removeprefix(".step-").removesuffix(".partial")) for entry in folders]
 
 
 @pytest.mark.slow

@@ -1,0 +1,259 @@
+"""The files of checkpoints: how they are named, written and removed, and which of a folder can be used.
+
+A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
+there is no checkpoint, so a killed process leaves none that is half-written. `checkpoint` is TensorFlow's list of them,
+and the folder `best` holds the checkpoint with the best test score.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.errors import first_line
+from nvae_tf.files import atomic_write
+
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
+# A checkpoint with NaN or infinity in one of these can't be continued.
+_FINITE = ("model/", "averages/", "optimizer/")
+
+
+def steps_of_files(folder: pathlib.Path, kind: str) -> list[int]:
+    """The steps for which a folder has an `index` or a `data` file, in order."""
+    matches = (re.fullmatch(rf"step-(\d+)\.{kind}(-.*)?", entry.name) for entry in folder.glob("step-*"))
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def steps_of_any_files(folder: pathlib.Path) -> set[int]:
+    """The steps for which a folder has an `index` file, a `data` file, or both."""
+    return {*steps_of_files(folder, "index"), *steps_of_files(folder, "data")}
+
+
+def latest_step(folder: pathlib.Path) -> int:
+    """The step of the latest checkpoint of a folder, damaged or not; 0 where there is none."""
+    return max(steps_of_files(folder, "index"), default=0)
+
+
+def step_of(prefix: str) -> int:
+    """The step in the prefix of a checkpoint's files."""
+    return int(prefix.rpartition("-")[2])
+
+
+def prefix_of(folder: pathlib.Path, step: int) -> str:
+    """The folder and the beginning of the names of a checkpoint's files."""
+    return str(folder / f"step-{step}")
+
+
+def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
+    """Writes a step's checkpoint, by `write` at a prefix, beside its place and moves it there when it is on the disk.
+
+    Replaces the files of the step that are there; nothing half-written is left.
+    """
+    partial = folder / f".step-{step}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(prefix_of(partial, step))
+        files = sorted(partial.iterdir(), key=lambda file: file.suffix == ".index")
+        for file in files:
+            # Some file systems report a full disk only now.
+            _flush(file)
+        remove_checkpoint(folder, step)
+        try:
+            for file in files:
+                file.replace(folder / file.name)
+            _flush(folder)
+        except BaseException:
+            remove_checkpoint(folder, step)
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_checkpoint(folder: pathlib.Path, step: int) -> None:
+    """Removes the files of a step."""
+    # The index first: without it there is no checkpoint.
+    for file in (folder / f"step-{step}.index", *folder.glob(f"step-{step}.data-*")):
+        file.unlink(missing_ok=True)
+
+
+def remove_all_but(folder: pathlib.Path, kept: set[int]) -> None:
+    """Removes the files of all other steps."""
+    for step in steps_of_any_files(folder) - kept:
+        remove_checkpoint(folder, step)
+
+
+def remove_partial(folder: pathlib.Path) -> set[int]:
+    """Removes what killed processes have left half-written, and returns the steps of checkpoints among it."""
+    steps = set()
+    # TensorFlow's list is written beside its place too.
+    for entry in [*folder.glob(".*.partial"), *folder.glob("checkpoint.tmp*")]:
+        if match := re.fullmatch(r"\.step-(\d+)\.partial", entry.name):
+            steps.add(int(match[1]))
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    return steps
+
+
+def read_list(folder: pathlib.Path) -> list[int]:
+    """The steps in TensorFlow's list of a folder's checkpoints; empty where the list is missing or unreadable."""
+    try:
+        state = tf.train.get_checkpoint_state(str(folder))
+        return [step_of(prefix) for prefix in state.all_model_checkpoint_paths] if state else []
+    except ValueError:
+        return []
+
+
+def write_list(folder: pathlib.Path, steps: Sequence[int]) -> None:
+    """Writes TensorFlow's list of a folder's checkpoints, the latest last, for `tf.train.latest_checkpoint`."""
+    names = [f"step-{step}" for step in steps]
+    state = tf.compat.v1.train.generate_checkpoint_state_proto(str(folder.absolute()), names[-1], names)
+    atomic_write(folder / "checkpoint", str(state))
+
+
+def checkpoint_sha256(prefix: str) -> str:
+    """The SHA-256 of a checkpoint's files; FileNotFoundError where they are gone."""
+    digest, place = hashlib.sha256(), pathlib.Path(prefix)
+    files = sorted(place.parent.glob(f"{place.name}.*"))
+    if not files:
+        raise FileNotFoundError(f"{prefix}: the checkpoint is gone; a training that runs now has deleted it")
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def stored_shapes(prefix: str) -> dict[str, list[int]]:
+    """The shapes of a checkpoint's tensors by their names; ValueError where it is damaged or gone."""
+    with wrap_checkpoint_errors(prefix):
+        return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+
+
+@contextlib.contextmanager
+def wrap_checkpoint_errors(prefix: str) -> Iterator[None]:
+    """Raises a ValueError, the checkpoint is damaged or gone, for TensorFlow's errors of many kinds in its block."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:
+        if not pathlib.Path(f"{prefix}.index").exists():
+            raise ValueError(
+                f"{prefix}: the checkpoint was there a moment ago and is gone; a training that runs at the same time "
+                "has replaced it by a later one. Try again"
+            ) from error
+        raise ValueError(
+            f"{prefix}: the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete "
+            f"{prefix}.* to continue from the one before"
+        ) from error
+
+
+class ChosenCheckpoint(NamedTuple):
+    """The checkpoint of a folder to use, if there is one, and why others can't be used."""
+
+    prefix: str | None  # the beginning of its files' names
+    unusable: dict[int, str]  # step -> reason
+    score: float = float("inf")  # the score of a best checkpoint
+
+    @property
+    def step(self) -> int:
+        """The checkpoint's step; 0 where there is none."""
+        return 0 if self.prefix is None else step_of(self.prefix)
+
+    def unusable_words(self) -> str:
+        """Which checkpoints can't be used, and why."""
+        return "; ".join(f"step-{step} ({reason})" for step, reason in self.unusable.items())
+
+    def passed_over_line(self) -> str:
+        """Which checkpoints can't be used, why, and which is used instead."""
+        used = "there is none before" if self.prefix is None else f"step-{self.step} is used"
+        return f"passed over {self.unusable_words()}; {used}"
+
+
+def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
+    """The newest checkpoint, listed or not, whose numbers can all be read; ValueError where all are damaged."""
+    unusable = {}
+    # The list also names checkpoints whose files are gone.
+    for step in sorted(steps_of_any_files(folder) | {*read_list(folder)}, reverse=True):
+        fault = _checkpoint_fault(folder, step)
+        if fault is None:
+            return ChosenCheckpoint(prefix_of(folder, step), unusable)
+        unusable[step] = fault
+    if steps_of_files(folder, "index"):
+        latest = latest_step(folder)
+        raise ValueError(
+            f"{prefix_of(folder, latest)}: the checkpoint is damaged ({unusable[latest]}), and there is no other that "
+            f"is whole. Restore its files from a copy, or delete {folder} to start the run anew{best_instead(folder)}"
+        )
+    return ChosenCheckpoint(None, unusable)
+
+
+def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
+    """The whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
+    # A killed process may have left the one before.
+    unusable, usable = {}, [ChosenCheckpoint(None, {})]
+    for step in sorted(steps_of_any_files(folder)):
+        if fault := _checkpoint_fault(folder, step):
+            unusable[step] = fault
+            continue
+        reader = tf.train.load_checkpoint(prefix_of(folder, step))
+        try:
+            score = float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")
+        except (TypeError, ValueError):
+            unusable[step] = "its score is not a number"
+            continue
+        usable.append(ChosenCheckpoint(prefix_of(folder, step), {}, score))
+    best = min(usable, key=lambda checkpoint: (checkpoint.prefix is None, checkpoint.score))
+    return best._replace(unusable=unusable)
+
+
+def folder_of_best(checkpoints: pathlib.Path) -> pathlib.Path:
+    """The folder of the best checkpoint, in the folder of all checkpoints."""
+    return checkpoints / "best"
+
+
+def best_instead(checkpoints: pathlib.Path) -> str:
+    """What to do where no latest checkpoint can be used, as the end of a message; empty where there is no best one."""
+    best = find_best(folder_of_best(checkpoints))
+    if best.prefix is None:
+        return ""
+    return (
+        f". The best one, of step {best.step}, is whole: --checkpoint=best of the commands that use a run, or "
+        f'checkpoint="best" in Python. Or copy {best.prefix}.* into {checkpoints}, and training continues from there'
+    )
+
+
+def _checkpoint_fault(folder: pathlib.Path, step: int) -> str | None:
+    """Why the checkpoint of a step can't be used; None if it can."""
+    if missing := [kind for kind in ("index", "data") if step not in steps_of_files(folder, kind)]:
+        return "its files are gone" if len(missing) == 2 else f"its {missing[0]} file is missing"
+    try:
+        reader = tf.train.load_checkpoint(prefix_of(folder, step))
+        if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
+            return f"its files hold the checkpoint of step {stored}"
+        for name in reader.get_variable_to_shape_map():
+            value = reader.get_tensor(name)
+            if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                return f"{name.partition('/.ATTRIBUTES')[0]} is not finite"
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:
+        return first_line(error)
+    return None
