@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
-from nvae_tf.layers import ForwardPass
+from nvae_tf.layers import ForwardPass, cpu_kernels, normalization, residual_cells
 from nvae_tf.models import training_step
 from tests.tiny_model import images_of, shaken, tiny_model
 
@@ -14,7 +14,6 @@ WITHOUT_GRADIENT = {
     "StopGradient": "the weights of groups in the warm-up, and the largest number in a sum of exponentials",
     "ZerosLike": "no function of its input's values",
     "OnesLike": "no function of its input's values",
-    "ResizeBilinearGrad": "in aligned_bilinear_upsampling, whose gradient is its own",
 }
 
 
@@ -31,15 +30,60 @@ def functions():
 
     def loss(*_):
         noise = training_step.draws(model, images, 3)
-        return model._training_loss(images, noise, tf.constant(3.0), ForwardPass(training=True)).loss.loss
+        # After the warm-up: before, groups have weights that are without gradient on purpose.
+        return model._training_loss(images, noise, tf.constant(1e6), ForwardPass(training=True)).loss.loss
 
     return {
         "encode": (lambda images: number(model.encode(images, seed=1)), [images]),
         "decode": (lambda *latents: number(model.decode(latents)), latents),
         "infer": (lambda images: number(model.infer(images, seed=1)), [images]),
         "score": (lambda images: tf.reduce_sum(model.score(images, seed=1, per_group=True).nelbo), [images]),
+        "importance": (lambda images: tf.reduce_sum(model.score(images, seed=1, importance_samples=3)), [images]),
         "loss": (loss, [weight.value for weight in model.trainable_weights]),
     }
+
+
+# Operations with gradients of ours, alone.
+generator = np.random.default_rng(0)
+STATISTICS = [tf.constant(generator.uniform(0.5, 2.0, size=3), tf.float32) for _ in range(4)]
+DENSE, DEPTHWISE = (tf.constant(generator.normal(size=(3, 3, 3, 3 // ways)), tf.float32) for ways in (1, 3))
+
+
+def swish_convolution(convolve, kernel):
+    return lambda x: residual_cells._without_keeping(convolve, x, *STATISTICS[:2], kernel)[0]
+
+
+OPERATIONS = {
+    "normalize": lambda x: cpu_kernels.normalize(x, *STATISTICS),
+    "batch norm": lambda x: normalization._normalized_by_batch(x, *STATISTICS[:2])[0],
+    "convolution": swish_convolution(lambda x, weights: tf.nn.conv2d(x, weights.kernel, 1, "SAME"), DENSE),
+    "depthwise": swish_convolution(
+        lambda x, weights: cpu_kernels.depthwise_convolution(cpu_kernels.nearest_upsampling(x), weights.kernel),
+        DEPTHWISE,
+    ),
+    "bilinear": residual_cells.aligned_bilinear_upsampling,
+    "concatenated": lambda x: cpu_kernels.concatenated([x, 2.0 * x]),
+}
+
+
+def traced(function):
+    return tf.function(function, autograph=False)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("inner", [None, traced], ids=["inline", "called"])
+@pytest.mark.parametrize("outer", [None, traced], ids=["eager", "graph"])
+def test_operations_with_gradients_of_ours(name, inner, outer):
+    x, direction = (tf.constant(np.random.default_rng(i).normal(size=(2, 4, 4, 3)), tf.float32) for i in (1, 2))
+    function = (inner or (lambda each: each))(lambda x: tf.reduce_sum(tf.sin(OPERATIONS[name](x))))
+    run = outer or (lambda each: each)
+    first = traced(lambda x: gradient(function, [x]))
+    (expected,) = product_by_differences(first, [x], [direction], 2e-3)
+    slope = np.sum(first(x)[0] * np.float64(direction))
+    assert float(run(lambda x: forward_mode(function, [x], [direction]))(x)) == pytest.approx(slope, rel=1e-3)
+    for method in (product_by_two_tapes, product_forward_over_reverse):
+        (product,) = run(lambda x, method=method: method(function, [x], [direction]))(x)
+        assert np.linalg.norm(product - expected) <= 1e-3 * np.linalg.norm(expected)
 
 
 def gradient(function, sources):
@@ -62,6 +106,12 @@ def product_by_two_tapes(function, sources, direction):
         )
 
     return gradient(along, sources)
+
+
+def product_forward_over_reverse(function, sources, direction):
+    with tf.autodiff.ForwardAccumulator(sources, direction) as accumulator:
+        result = gradient(function, sources)
+    return accumulator.jvp(result)
 
 
 def product_by_differences(first_derivative, sources, direction, size=1e-2):
