@@ -104,7 +104,9 @@ def _written_out(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Normal
         inputs_gradient = gamma * inverse * (upstream - beta_share - standardized * gamma_share)
         return tf.cast(inputs_gradient, inputs.dtype), gamma_gradient, beta_gradient
 
-    return NormalizedBatch(outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: (mean, biased), gradient)
+    return NormalizedBatch(
+        outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: (mean, biased), gradient
+    )
 
 
 def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

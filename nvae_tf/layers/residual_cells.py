@@ -229,7 +229,10 @@ def _without_keeping(
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
                 active, swish_gradient = normalized_swish(inputs, gamma, beta, *batch.divisors())
-            again = lambda active, *weights: convolve(active, ConvolutionWeights(*weights))
+
+            def again(active, *weights):
+                return convolve(active, ConvolutionWeights(*weights))
+
             active_gradient, *weight_gradients = gradients_of(again, (active, *weights), upstream)
             return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
 
