@@ -72,18 +72,20 @@ def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
     return copies(tensor)
 
 
-def gradients_of(function: Callable, arguments: Sequence[tf.Tensor], upstream: Any) -> list[tf.Tensor | None]:
-    """The gradients of the arguments of a function, from those of its results, for use in a custom gradient.
+def gradients_of(function: Callable, arguments: Sequence[tf.Tensor], upstream: Any) -> list[tf.Tensor]:
+    """The gradients of a function's arguments, from those of its results: for use within a custom gradient.
 
-    Forward mode calls custom gradients while no tape records. Eagerly all are None then, and TensorFlow goes on with
-    the derivatives of the operations of the forward pass.
+    There no tape records while forward mode differentiates it. Eagerly all are zeros then, which is as good as any
+    number: TensorFlow takes the derivatives of the operations of the forward pass.
     """
-    # Copies: a custom gradient may be in another graph than what it is the gradient of.
+    # Copies, because the arguments may be of another graph.
     arguments = [tf.identity(argument) for argument in arguments]
+    if not tf.executing_eagerly():
+        return tf.gradients(function(*arguments), arguments, upstream)
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         results = function(*arguments)
-    return (tape.gradient if tf.executing_eagerly() else tf.gradients)(results, arguments, upstream)
+    return tape.gradient(results, arguments, upstream, unconnected_gradients="zero")
 
 
 @tf.custom_gradient
@@ -105,22 +107,12 @@ def swish_gradient(upstream: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor) -
         return sloped * (1.0 + (inputs - outputs))
 
 
-@tf.custom_gradient
-def normalize(*arguments: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Batch norm of inputs, gamma, beta, mean and variance: with given statistics, `[channels]`.
+def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside.
 
-    Computed in float32, in the inputs' type outside. TensorFlow's own gradient leaves out those of mean and variance,
-    and can't be differentiated in forward mode.
+    Not by TensorFlow's kernel, which has no gradient of mean and variance, and none in forward mode within a function.
     """
-    inputs, gamma, beta, mean, variance = arguments
-    outputs = tf.raw_ops.FusedBatchNormV3(
-        x=inputs, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=EPSILON, is_training=False
-    ).y
-
-    def written_out(*arguments: tf.Tensor) -> tf.Tensor:
-        return tf.cast(written_out_norm(*arguments), outputs.dtype)
-
-    return outputs, lambda upstream: gradients_of(written_out, arguments, upstream)
+    return tf.cast(_normalized(inputs, gamma, beta, mean, variance), inputs.dtype)
 
 
 def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
@@ -131,26 +123,25 @@ def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Ca
     if on_one_cpu():
         arguments = inputs, gamma, beta, mean, variance
         return _swish_in_one_pass(*arguments), lambda upstream: _swish_gradient_in_one_pass(upstream, *arguments)
-    normalized = tf.cast(written_out_norm(inputs, gamma, beta, mean, variance), inputs.dtype)
+    normalized = normalize(inputs, gamma, beta, mean, variance)
     outputs = swish(normalized)
     return outputs, lambda upstream: swish_gradient(upstream, normalized, outputs)
 
 
 @tf.function(autograph=False, jit_compile=True)
 def _swish_in_one_pass(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    normalized = written_out_norm(inputs, gamma, beta, mean, variance)
+    normalized = _normalized(inputs, gamma, beta, mean, variance)
     return tf.cast(normalized * tf.sigmoid(normalized), inputs.dtype)
 
 
 @tf.function(autograph=False, jit_compile=True)
 def _swish_gradient_in_one_pass(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    normalized = written_out_norm(inputs, gamma, beta, mean, variance)
+    normalized = _normalized(inputs, gamma, beta, mean, variance)
     slope = tf.sigmoid(normalized)
     return tf.cast(tf.cast(upstream, tf.float32) * slope * (1.0 + normalized * (1.0 - slope)), inputs.dtype)
 
 
-def written_out_norm(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    """As `normalize`, in float32; TensorFlow's kernel has no gradient of mean and variance."""
+def _normalized(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     return (tf.cast(inputs, tf.float32) - mean) * (gamma * tf.math.rsqrt(variance + EPSILON)) + beta
 
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.cpu_kernels import EPSILON, gradients_of, normalize, on_one_cpu, written_out_norm
+from nvae_tf.layers.cpu_kernels import EPSILON, gradients_of, normalize, on_one_cpu
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 from nvae_tf.replicas import replica_count, replica_means
 
@@ -48,12 +48,12 @@ def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBa
 
     def divisors() -> tuple[tf.Tensor, tf.Tensor]:
         size = numbers_a_channel(inputs)
-        return _differentiable(tf.identity(inputs), norm.batch_mean, norm.batch_variance * ((size - 1.0) / size))
+        return _as_moments(inputs, norm.batch_mean, norm.batch_variance * ((size - 1.0) / size))
 
     @tf.custom_gradient
     def gradient(*arguments: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable]:
-        reserved = {f"reserve_space_{index}": getattr(norm, f"reserve_space_{index}") for index in (1, 2, 3)}
         upstream, inputs, gamma = arguments
+        reserved = {f"reserve_space_{index}": getattr(norm, f"reserve_space_{index}") for index in (1, 2, 3)}
         gradients = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=upstream, x=inputs, scale=gamma, **reserved, epsilon=EPSILON, is_training=True
         )
@@ -61,10 +61,10 @@ def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBa
         def written_out(upstream: tf.Tensor, inputs: tf.Tensor, gamma: tf.Tensor) -> tuple[tf.Tensor, ...]:
             return _written_out(inputs, gamma, beta=gamma).gradient(upstream)
 
-        # TensorFlow's own is of no use in forward mode.
+        # TensorFlow's own gradient of this is by a tape, which records nothing in forward mode within a function.
         return tuple(gradients[:3]), lambda *upstream: gradients_of(written_out, arguments, upstream)
 
-    def gradient_of_copies(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def gradient_of_copies(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:  # the others may be of another graph
         return gradient(upstream, tf.identity(inputs), tf.identity(gamma))
 
     return NormalizedBatch(norm.y, norm.batch_mean, norm.batch_variance, divisors, gradient_of_copies)
@@ -73,8 +73,8 @@ def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBa
 # A function, because forward mode looks into custom gradients but not into functions.
 @tf.function(autograph=False)
 @tf.custom_gradient
-def _differentiable(inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tuple, Callable]:
-    """Mean and biased variance of the inputs, given by a kernel that has no gradients of them."""
+def _as_moments(inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tuple, Callable]:
+    """Mean and biased variance of the inputs, known from TensorFlow's kernel, which has no gradients of them."""
 
     def gradient(mean_gradient: tf.Tensor, variance_gradient: tf.Tensor) -> tuple[tf.Tensor, None, None]:
         values = tf.cast(inputs, tf.float32)
@@ -88,7 +88,7 @@ def _differentiable(inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> 
 def _written_out(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
     mean, biased = moments(inputs)
     size = numbers_a_channel(inputs)
-    outputs = tf.cast(written_out_norm(inputs, gamma, beta, mean, biased), inputs.dtype)
+    outputs = normalize(inputs, gamma, beta, mean, biased)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
         # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
@@ -207,10 +207,11 @@ class FoldedPass(ForwardPass):
 
     folded: FoldedWeights = dataclasses.field(default_factory=dict)
 
-    def weights_of(self, layer: StackedLayer) -> Any:
+    def weights_of(self, layer: keras.layers.Layer) -> Any:
         if layer in self.folded:
             return _map(lambda weight: tf.cast(weight, tf.float32), self.folded[layer])
-        foldings = layer.foldings() if layer.compute_dtype == "float32" else []
+        may_fold = isinstance(layer, StackedLayer) and layer.compute_dtype == "float32"
+        foldings = layer.foldings() if may_fold else []
         if foldings and foldings[0].norm not in self.folded:
             parts = {part for folding in foldings for part in (folding.convolution, folding.norm)}
             self.folded = self.folded | _with_folded({part: part.weights_of(self) for part in parts}, foldings)

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
@@ -227,15 +228,12 @@ def _without_keeping(
         def gradient(upstream):
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                given = map(tf.identity, (inputs, gamma, beta, *batch.divisors()))
-                active, swish_gradient = normalized_swish(*given)
+                active, swish_gradient = normalized_swish(inputs, gamma, beta, *batch.divisors())
 
             def again(active, *weights):
                 return convolve(active, ConvolutionWeights(*weights))
 
-            active_gradient, *weight_gradients = gradients_of(again, [active, *weights], upstream)
-            if active_gradient is None:  # eagerly in forward mode
-                return [None] * (3 + len(weights))
+            active_gradient, *weight_gradients = gradients_of(again, (active, *weights), upstream)
             return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
 
         return outputs, gradient
@@ -310,22 +308,17 @@ class BilinearExpand(StackedLayer):
         return aligned_bilinear_upsampling(self.parts[0].apply_slice(weights[0], inputs, records))
 
 
-# A function, because forward mode looks into custom gradients but not into functions.
-@tf.function(autograph=False)
-@tf.custom_gradient
-def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:
     """Doubles height and width bilinearly, in float32; corners keep their places (not so in Keras' UpSampling2D).
 
-    The gradient is the transposed map, whose gradient is the upsampling again. TensorFlow has the same two operations,
-    but takes the second for one without a gradient.
+    By two matrices: TensorFlow's operation for it has no second derivative, and is silent about that.
     """
     _, height, width, _ = inputs.shape
-    doubled = tf.raw_ops.ResizeBilinear(images=inputs, size=(2 * height, 2 * width), align_corners=True)
+    values = tf.cast(inputs, tf.float32)
+    doubled = tf.einsum("ih,jw,bhwc->bijc", _doubling_matrix(height), _doubling_matrix(width), values)
+    return tf.cast(doubled, inputs.dtype)
 
-    @tf.custom_gradient
-    def transposed(upstream: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        upstream = tf.cast(upstream, tf.float32)
-        halved = tf.raw_ops.ResizeBilinearGrad(grads=upstream, original_image=inputs, align_corners=True)
-        return halved, aligned_bilinear_upsampling
 
-    return tf.cast(doubled, inputs.dtype), transposed
+def _doubling_matrix(size: int) -> np.ndarray:
+    places = np.linspace(0, size - 1, 2 * size)[:, np.newaxis]
+    return np.maximum(1.0 - np.abs(places - np.arange(size)), 0.0).astype(np.float32)

@@ -46,6 +46,7 @@ class ForwardPass:
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
     # The effective kernels of all convolutions: network and spectral regularizer need not both compute them.
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
+    weights: dict[keras.layers.Layer, Any] = dataclasses.field(default_factory=dict)
     _constants: dict[Any, tf.Tensor] = dataclasses.field(default_factory=dict)
 
     def constant(self, value: float) -> tf.Tensor:
@@ -60,9 +61,11 @@ class ForwardPass:
         for variable, value in self.updates:
             variable.assign(value)
 
-    def weights_of(self, layer: "StackedLayer") -> Any:
-        """The weights of a stack in this pass, see `StackedLayer.weights_of`."""
-        return layer.weights_of(self)
+    def weights_of(self, layer: keras.layers.Layer) -> Any:
+        """The weights of a stack in this pass, see `StackedLayer.weights_of`; read from the variables once."""
+        if layer not in self.weights:
+            self.weights[layer] = layer.weights_of(self)
+        return self.weights[layer]
 
 
 class Folding(NamedTuple):

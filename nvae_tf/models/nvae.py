@@ -62,7 +62,7 @@ from nvae_tf.models.latents import (
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierScores, outlier_parts, outlier_scores
 from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check_prior, with_reweighted_prior
-from nvae_tf.models.top_down import TopDown
+from nvae_tf.models.top_down import ClassEmbedding, TopDown
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
 
@@ -232,10 +232,10 @@ class NVAE(FittedModel):
         return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
 
     def _inference_forward(self, labels: tf.Tensor | None = None) -> ForwardPass:
-        """A forward pass in inference that has all kernels already, for what is called in every turn of a loop."""
+        """A forward pass in inference that has all weights already, for what is called in every turn of a loop."""
         forward = FoldedPass(labels=labels)
-        for stack in self._stacks():
-            forward.weights_of(stack)
+        for layer in self._layers_of_kind((StackedLayer, TopDown, ClassEmbedding)):
+            forward.weights_of(layer)
         return forward
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:

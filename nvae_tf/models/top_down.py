@@ -31,6 +31,10 @@ class ClassEmbedding(keras.layers.Layer):
         self.table = self.add_weight(name="table", shape=(num_classes, channels), initializer="zeros", autocast=False)
         self.built = True
 
+    def weights_of(self, forward: ForwardPass) -> tf.Tensor:
+        """The vectors of all classes."""
+        return tf.convert_to_tensor(self.table)
+
     def added(self, tensor: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, channels]` with the vectors of the pass' labels."""
         if forward.labels is None:
@@ -39,7 +43,7 @@ class ClassEmbedding(keras.layers.Layer):
         # Not tf.one_hot, of which TFLite makes a lookup that has no class -1; in floats, which accelerators compare.
         classes, numbers = tf.cast(forward.labels, tf.float32), tf.range(self.table.shape[0], dtype=tf.float32)
         is_of_class = tf.equal(classes[:, tf.newaxis], numbers)
-        vectors = tf.cast(is_of_class, tf.float32) @ tf.convert_to_tensor(self.table)
+        vectors = tf.cast(is_of_class, tf.float32) @ forward.weights_of(self)
         return tensor + tf.cast(vectors, tensor.dtype)[:, tf.newaxis, tf.newaxis]
 
 
@@ -165,11 +169,15 @@ class TopDown(keras.layers.Layer):
         self.image = StackedConvolution(1, config.num_channels_decoder, num_parameters, 3, dtype=dtype)
         self.built = True
 
+    def weights_of(self, forward: ForwardPass) -> tf.Tensor:
+        """The state that the network begins with."""
+        return tf.cast(self.start, self.compute_dtype)
+
     def forward(
         self, sources: Sequence[LatentSource], batch_size: int | tf.Tensor, forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:
         """The likelihood's parameters `[batch, height, width, parameters]` and every group's latent, by its source."""
-        start = tf.cast(self.start, self.compute_dtype)
+        start = forward.weights_of(self)
         state = tf.broadcast_to(start, (batch_size, *start.shape))
         latents: list[LatentSample] = []
         first = 0

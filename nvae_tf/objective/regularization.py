@@ -128,21 +128,20 @@ def _normalized(rows: tf.Tensor) -> tf.Tensor:
     return rows * tf.math.rsqrt(tf.maximum(square, _SMALLEST_NORM**2))
 
 
-def _norms(matrices: Sequence[tf.Tensor], found: Sequence[SingularVectors]) -> list[tf.Tensor]:
-    """`u^T W v` of every matrix, `[count]`, with gradient through W alone."""
+# A function, because forward mode looks into custom gradients but not into functions.
+@tf.function(autograph=False)
+@tf.custom_gradient
+def _norms(matrices: Sequence[tf.Tensor], found: Sequence[SingularVectors]) -> tuple[list[tf.Tensor], Callable]:
+    """`u^T W v` of every matrix, `[count]`, with gradient through W alone; that gradient's is of u and v too."""
     outer = _outer_products if cpu_kernels.has_gpus() else _outer_products_in_a_call
 
-    @tf.custom_gradient
-    def operation(*matrices: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            products = [outer(one.v, one.u, each) for one, each in zip(found, upstream, strict=True)]
-            for product, matrix in zip(products, matrices, strict=True):
-                product.set_shape(matrix.shape)
-            return products
+    def gradient(*upstream: tf.Tensor) -> list:
+        products = [outer(one.v, one.u, each) for one, each in zip(found, upstream, strict=True)]
+        for product, matrix in zip(products, matrices, strict=True):
+            product.set_shape(matrix.shape)
+        return [products, [SingularVectors(None, None, None)] * len(found)]
 
-        return [tf.identity(one.norm) for one in found], gradient
-
-    return operation(*matrices)
+    return [tf.identity(one.norm) for one in found], gradient
 
 
 def _outer_products(v: tf.Tensor, u: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
