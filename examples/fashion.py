@@ -19,8 +19,7 @@ Inception's: nvae-evaluate --metrics=frechet --extractor=examples.fashion:make_e
 the seconds of the fastest draw. Learns three reweighted priors in turn, of which the last stays in the run folder.
 
 `outliers`, after nvae-calibrate, for a model of `models`: nvae-evaluate --metrics=outliers on a copy of the run with
-scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images; with
---llr_samples for LLR>k of k = 1, 2, 4 ... too.
+scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images.
 
 `restoration`, which needs scikit-image, for any run: the mean PSNR in dB of a hole's pixels too, how often the model
 beats the classical method (with the best parameter for these images), and seconds an image, the tracing of the graph

@@ -40,7 +40,7 @@ _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's
 
 
 def _define_flags(mode: str) -> None:
-    """The flags of one mode; those of the others are unknown then."""
+    """Defines the flags of one mode; the flags of other modes stay unknown."""
     flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
     flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
     kinds = _KINDS.get(mode, (*FIGURES, FOLDER))
@@ -95,8 +95,8 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made) -> None:
         from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 
         model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
-        of_model = dict(step=run.step, checkpoint_sha256=sha256, command=_COMMAND)
-        save_figure(made.draw(Provenance(model, **of_model, **made.origin)), place.path, FLAGS.raw)
+        origin = dict(step=run.step, checkpoint_sha256=sha256, command=_COMMAND) | made.origin
+        save_figure(made.draw(Provenance(model, **origin)), place.path, FLAGS.raw)
     if made.metrics is not None and FLAGS.json:
         pathlib.Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(pathlib.Path(FLAGS.json), json.dumps(made.metrics, indent=2) + "\n")

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 # Metrics of an earlier evaluation are kept where all of these are the same.
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
-_QUANTILE_95 = 1.959964  # of the normal distribution, for means over many images
+_QUANTILE_95 = 1.959964  # the normal distribution's, for means over many images
 _COLUMNS = 8
-_OUTLIER_SCORES = ("mahalanobis", "mahalanobis_p_value", "kl", "kl_p_value")  # of `NVAE.outlier_score`
-_MOST_WITH_ACTIVE_ONLY = 1000  # images; a second pass over them, after that of the bounds
+_OUTLIER_SCORES = ("mahalanobis", "mahalanobis_p_value", "kl", "kl_p_value")  # fields of `OutlierScores`
+_MOST_WITH_ACTIVE_ONLY = 1000  # images of the second pass, which keeps a tenth of the channels
 
 
 def evaluate_run(
@@ -69,11 +69,11 @@ def evaluate_run(
       metrics: of "elbo", "iw", "latents", "outliers", and "fid" or "frechet", which is the same with `fid.extractor`
         under another name.
       importance_samples: K of the importance-weighted bound, metric "iw".
-      fid: how samples are drawn and compared.
+      fid: how samples are drawn and compared, metrics "fid" and "frechet".
       checkpoint: "latest" or "best".
       split: "train" or "test".
-      batch_size: images of a batch on each replica; that of the training if not given.
-      seed: of the binarization and of all draws.
+      batch_size: images of a batch on each replica; None for the batch size of the training.
+      seed: the seed of the binarization and of all draws.
       data_path: where the images are, if no longer where they were during training.
       outliers: folders of pictures of another kind, or files of arrays, metric "outliers".
       scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, and outlier scores
@@ -86,14 +86,14 @@ def evaluate_run(
     """
     fid, workers = fid or FidSettings(), workers or Workers()
     task = _load_task(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, workers)
-    # Before hours of work: its file may be missing.
+    # The extractor's file may be missing, so it is loaded before hours of work.
     distance_metric = next((name for name in ("fid", "frechet") if name in metrics), None)
     extractor = load_extractor(task, fid) if distance_metric else None
     if scores and isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
     outlier_sets = load_outliers(task, outliers) if "outliers" in metrics else []
     written = None
-    # All come from one pass over the images.
+    # One pass over the images measures these three.
     if {*metrics} & {"elbo", "iw", "latents"}:
         likelihood = _measure_likelihood(task, importance_samples if "iw" in metrics else 0)
         if workers.is_chief:
@@ -253,12 +253,12 @@ def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> "dict[str, 
     plan, split = task.trained.model.plan, task.split
     kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
     model = task.folder.path.absolute().name
-    of_samples = figures.Provenance(model, task.trained.step, 1.0, task.seed, task.checkpoint_sha256)
-    about, shapes = of_samples._replace(temperature=None, data=f"{split} images"), plan.latent_shapes()
+    about_samples = figures.Provenance(model, task.trained.step, 1.0, task.seed, task.checkpoint_sha256)
+    about, shapes = about_samples._replace(temperature=None, data=f"{split} images"), plan.latent_shapes()
     return {
         f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
         f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
-        "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
+        "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, about_samples),
     }
 
 
@@ -332,7 +332,7 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: st
 
 
 def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What the file has already, if it is of the same checkpoint and images; if not, it is put aside."""
+    """The metrics that the file has of the same checkpoint, images and seed; any other file is put aside."""
     if not file.exists():
         return {}
     try:

@@ -5,7 +5,7 @@
     from nvae_tf.runs.loading import load_run
 
     run = load_run("runs/digits")
-    made = tasks.sample(run, count=16, temperature=0.7)
+    made = generate.sample(run, count=16, temperature=0.7)
     made.images; made.draw(figures.Provenance("digits", step=run.step, **made.origin))
 
 Each function takes a run and, where it starts from images, an `Originals`. Its docstring is the mode's manual page; its
@@ -65,7 +65,7 @@ Temperature = Annotated[float | Sequence[float], TEMPERATURE_HELP]
 
 
 class Made(NamedTuple):
-    """What a task has made; None for what it does not make.
+    """The results of a task; a field is None where the task makes nothing of its kind.
 
     `text` is a line about it. Images are `[count, height, width, channels]` in [0, 1], or `[originals, variants, ...]`,
     with a name for each (or for each original). `draw` makes a figure of them, which needs matplotlib; `origin` has the
@@ -402,8 +402,8 @@ def restore(
     check(bool(details), "no degradation given: give --mask, --scale or --blur, or --noise alone")
     operator, spec = degradation(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
     spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
-    of_images = dataclasses.replace(run.config, data=spec) if originals.input else run.config
-    images, labels, names, words = originals.load(run, seed, 8, ("resize",) if mask else (), of_images)
+    config = dataclasses.replace(run.config, data=spec) if originals.input else run.config
+    images, labels, names, words = originals.load(run, seed, 8, ("resize",) if mask else (), config)
     measurement = images if originals.input else measured(operator, images, noise, seed)
     made, deviation = restore_images(run.model, measurement, operator, noise, steps, starts, seed, labels)
     shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if mask else measurement
@@ -533,15 +533,15 @@ TASKS = {
 
 
 def parameters_of(task: Callable[..., Made]) -> dict[str, inspect.Parameter]:
-    """What a task takes besides the run, with the fields of `Originals` in its place."""
-    found = dict(inspect.signature(task).parameters)
-    if "originals" in found:
-        found = dict(inspect.signature(Originals).parameters) | found
-    return {name: parameter for name, parameter in found.items() if name not in ("run", "originals")}
+    """The parameters of a task without the run, with the fields of `Originals` in place of `originals`."""
+    parameters = dict(inspect.signature(task).parameters)
+    if "originals" in parameters:
+        parameters = dict(inspect.signature(Originals).parameters) | parameters
+    return {name: parameter for name, parameter in parameters.items() if name not in ("run", "originals")}
 
 
 def arguments_of(task: Callable[..., Made], values: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a task besides the run, of values for `parameters_of`."""
+    """The arguments of a task without the run, made from values for `parameters_of`."""
     if "originals" not in inspect.signature(task).parameters:
         return values
     fields = inspect.signature(Originals).parameters
