@@ -32,7 +32,6 @@ import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import check
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.serving.explorer_files import PAGE, cached_export, explorer_facts, write_explorer
@@ -50,7 +49,8 @@ SAMPLES = flags.DEFINE_string("samples", None, "A folder for two images; ends wh
 
 def main() -> None:
     """Serves until a signal comes."""
-    check(bool(PATH.value or MODEL.value), "give --path, a folder of versions, or --model, e.g. digits")
+    if not PATH.value and not MODEL.value:
+        raise ValueError("give --path, a folder of versions, or --model, e.g. digits")
     remark = ""
     if PATH.value:
         newest = newest_version(pathlib.Path(PATH.value))
@@ -65,33 +65,37 @@ def main() -> None:
         require(module, "serving")
     print(*filter(None, [remark]), "starting TensorFlow ...", sep="\n", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
-    from nvae_tf.serving.local_server import local_server
-
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        # Every connection is an open file; of these a process has some 1,000 until it asks for more.
+        # Every connection is an open file; a process may open some 1,000 files until it asks for more.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     path = pathlib.Path(PATH.value) if PATH.value else cached_export(MODEL.value)
-    name = MODEL.value if MODEL.value and PATH.value else path.resolve().name
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_explorer(pathlib.Path(folder), {name: newest_version(path)}) if EXPLORE.value else []
-        ended = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: ended.set())
-        places = name, path, PORT.value, REST_PORT.value, HOST.value
-        pages = {f"/{file.name}": file for file in files}
-        with local_server(*places, enable_cors=CORS.value, files=pages) as (port, rest_port):
-            print(f"ready: gRPC on {HOST.value}:{port}, REST on {HOST.value}:{rest_port}", flush=True)
-            host = "localhost" if HOST.value in ("0.0.0.0", "::") else HOST.value
-            host = f"[{host}]" if ":" in host else host
-            if SAMPLES.value:
-                write_samples({"grpc": f"{host}:{port}", "rest": f"http://{host}:{rest_port}"}, name)
-                return
-            if EXPLORE.value:
-                print(f"explorer: http://{host}:{rest_port}/{PAGE}", flush=True)
-            ended.wait()
+    serve(MODEL.value if MODEL.value and PATH.value else path.resolve().name, path)
+
+
+def serve(name: str, path: pathlib.Path) -> None:
+    """Serves the newest version of a folder until a signal comes, or the samples are written."""
+    from nvae_tf.serving.local_server import local_server
+
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        files = write_explorer(folder, {name: newest_version(path)}) if EXPLORE.value else []
+        places, pages = (name, path, PORT.value, REST_PORT.value, HOST.value), {f"/{file.name}": file for file in files}
+        port, rest_port = stack.enter_context(local_server(*places, enable_cors=CORS.value, files=pages))
+        print(f"ready: gRPC on {HOST.value}:{port}, REST on {HOST.value}:{rest_port}", flush=True)
+        host = "localhost" if HOST.value in ("0.0.0.0", "::") else HOST.value
+        host = f"[{host}]" if ":" in host else host
+        if SAMPLES.value:
+            write_samples({"grpc": f"{host}:{port}", "rest": f"http://{host}:{rest_port}"}, name)
+            return
+        if EXPLORE.value:
+            print(f"explorer: http://{host}:{rest_port}/{PAGE}", flush=True)
+        ended.wait()
     print("ended", flush=True)
 
 

@@ -1,8 +1,8 @@
 """A small model server for trials and tests: TensorFlow Serving's protocols on its session loader, from Python.
 
-Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with the same folders and clients. Where this
-server answers, it answers as that one does: paths, JSON, codes. It serves the newest version of one folder as it was at
-the start; labels, other and later versions, batching, classify and regress, TLS and metrics it does not have.
+Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with the same folders and clients. The answers
+of this server are like its answers: paths, JSON, codes. It serves the version of one folder that was the newest at the
+start; it lacks labels, other and later versions, batching, classify and regress, TLS and metrics.
 
 gRPC is grpcio's own server, HTTP is Starlette on uvicorn: a connection that waits costs no thread.
 """
@@ -73,7 +73,7 @@ class RequestError(Exception):
 
 
 def request_error(error: Exception) -> RequestError:
-    """The answer to an error of any kind; TensorFlow's have the same codes as gRPC."""
+    """Returns the answer to an error of any kind; TensorFlow's errors have the codes of gRPC."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, MemoryError):
@@ -86,7 +86,7 @@ def request_error(error: Exception) -> RequestError:
 class LoadedVersion:
     """A version that runs from many threads at once, each request alone.
 
-    With `warm_up` it has answered the export's own requests, as under TensorFlow Serving: the first run of a signature
+    With `warm_up` it first runs the export's own requests, as TensorFlow Serving does: the first run of a signature
     optimizes its graph. Raises ValueError, with the cause, for a damaged or foreign folder.
     """
 
@@ -94,7 +94,7 @@ class LoadedVersion:
         self.number = int(folder.name)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         logger, level = tf.get_logger(), tf.get_logger().level
-        # It would warn that this loader, which is TensorFlow Serving's, is an old one.
+        # TensorFlow would warn that this loader, which TensorFlow Serving uses, is deprecated.
         logger.setLevel("ERROR")
         try:
             loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
@@ -117,7 +117,7 @@ class LoadedVersion:
         self._session.close()
 
     def run(self, signature: str, arrays: Arrays, outputs: Collection[str] = ()) -> Arrays:
-        """Runs a signature (empty for `serving_default`), for the outputs that are named (all, if none is).
+        """Returns the named outputs (all, if none is named) of a signature (`serving_default`, if it is empty).
 
         Raises RequestError where there is no such signature or the inputs don't fit it, tf.errors.OpError where the
         graph refuses their values.
@@ -180,7 +180,7 @@ def local_server(
 
 
 def _answers(answer: Callable) -> Callable:
-    """A call of gRPC, from a method that gives the answer or raises."""
+    """Returns a call of gRPC, from a method that returns the answer or raises."""
 
     def call(self, request, context):
         try:
@@ -200,13 +200,13 @@ def _logged(error: Exception) -> RequestError:
 
 
 class _Model(prediction_service.PredictionServiceServicer, model_service.ModelServiceServicer):
-    """The model, and gRPC's services less the calls for models of examples and servers with a configuration file."""
+    """The model, and gRPC's services without the calls for models of examples and for configuration files."""
 
     def __init__(self, name: str, version: LoadedVersion):
         self._name, self._version = name, version
 
     def checked(self, name: str, number: int | None, label: str) -> LoadedVersion:
-        """The version that is served; raises RequestError if another one is asked for."""
+        """Returns the version that is served; raises RequestError if the request is for another one."""
         if label:
             raise RequestError(f"Unrecognized servable version label: {label}; this server for trials has no labels")
         if name != self._name or number not in (None, self._version.number):
@@ -220,7 +220,7 @@ class _Model(prediction_service.PredictionServiceServicer, model_service.ModelSe
         return get_model_status_pb2.GetModelStatusResponse(model_version_status=[state])
 
     def _spec(self, request) -> dict[str, Any]:
-        """The answer's own; raises RequestError for another model or version."""
+        """Returns the `model_spec` of an answer; raises RequestError for another model or version."""
         asked = request.model_spec
         number = asked.version.value if asked.HasField("version") else None
         version = self.checked(asked.name, number, asked.version_label)
@@ -258,12 +258,12 @@ class _Model(prediction_service.PredictionServiceServicer, model_service.ModelSe
 
 
 def _web_application(model: _Model, most_bytes: int, enable_cors: bool, files: Mapping[str, pathlib.Path]) -> Starlette:
-    """TensorFlow Serving's REST interface, and static files by their paths."""
+    """Returns TensorFlow Serving's REST interface with static files by their paths."""
 
     async def answer(request: Request) -> Response:
         body = bytearray()
         async with asyncio.timeout(_IDLE_SECONDS):
-            # What is over the limit is read and dropped: a client reads no answer before it has sent all.
+            # The rest of a body over the limit is read and dropped: a client reads no answer before it has sent all.
             async for piece in request.stream():
                 body += piece if len(body) <= most_bytes else b""
         path = request.scope["raw_path"].decode("ascii", "replace")
@@ -292,7 +292,7 @@ def _web_application(model: _Model, most_bytes: int, enable_cors: bool, files: M
 
 
 def _result(model: _Model, method: str, path: str, body: bytes) -> dict[str, Any]:
-    """What a path of the REST interface asks for: a status, metadata, or a prediction."""
+    """Returns the status, the metadata or the prediction that a path of the REST interface stands for."""
     matched = _PATH.fullmatch(path)
     action = (matched["action"] or "").lower() if matched else ""
     if not matched or not matched["model"] or method != ("POST" if action.startswith(":") else "GET"):
