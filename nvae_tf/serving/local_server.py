@@ -29,7 +29,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from tensorflow.core.framework import tensor_pb2
@@ -262,10 +262,13 @@ def _web_application(model: _Model, most_bytes: int, enable_cors: bool, files: M
 
     async def answer(request: Request) -> Response:
         body = bytearray()
-        async with asyncio.timeout(_IDLE_SECONDS):
-            # The rest of a body over the limit is read and dropped: a client reads no answer before it has sent all.
-            async for piece in request.stream():
-                body += piece if len(body) <= most_bytes else b""
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                # A body over the limit is read to its end: a client reads no answer before it has sent all.
+                async for piece in request.stream():
+                    body += piece if len(body) <= most_bytes else b""
+        except (ClientDisconnect, TimeoutError):
+            return Response(status_code=408)  # a client that has gone sees nothing of it
         path = request.scope["raw_path"].decode("ascii", "replace")
         status, content = await run_in_threadpool(_answer, request.method, path, bytes(body))
         return Response(content, status, media_type="application/json")
