@@ -73,9 +73,11 @@ def power_iteration(
     """The largest singular value of matrices `[count, in, out]` and its vectors, started from u `[count, 1, out]`."""
     if cpu_kernels.has_gpus():
         return _power_iteration_of_all(matrices, starts, iterations)
+    # Eagerly operation by operation: once a tape has seen a function with a loop, forward mode can't differentiate it.
+    iterate = _power_iteration_of_one.python_function if tf.executing_eagerly() else _power_iteration_of_one
     found = []
     for matrix, start in zip(matrices, starts, strict=True):
-        v, u, norm = _power_iteration_of_one(matrix, start, tf.convert_to_tensor(iterations, tf.int32))
+        v, u, norm = iterate(matrix, start, tf.convert_to_tensor(iterations, tf.int32))
         v.set_shape((matrix.shape[0], 1, matrix.shape[1]))
         u.set_shape(start.shape)
         norm.set_shape(matrix.shape[:1])
