@@ -75,7 +75,8 @@ def _check_output(mode: str, originals: tasks.Originals | None) -> OutputPlace:
     if (place.kind == FOLDER or each) and mode != "interpolate":
         names = (read_flat_latents(FLAGS.input).names or []) if mode == "decode" else []
         if originals is not None:
-            names, indices = [name for _, name in find_pictures(originals.input or [])], originals.indices or []
+            names = [name for _, name in find_pictures(originals.input)] if originals.input else []
+            indices = originals.indices or []
             check(len({*indices}) == len(indices), "--indices: an image is given twice, but files need different names")
         image_grid.picture_names(names)  # Fail early on duplicate names.
     return place
