@@ -47,7 +47,7 @@ def test_a_prior_is_learned_drawn_from_measured_and_shown(done, finished_run, tm
         assert measured[prior]["prior"] == prior and ("reweighted prior" in printed) == (prior == "reweighted")
     assert "Fréchet distance" in printed and measured["model"]["value"] != measured["reweighted"]["value"]
     card = (folder / "README.md").read_text()
-    assert "--metrics=frechet --seed=0 --fid_samples=40 --temperature=1 --prior=reweighted --extractor=MODULE" in card
+    assert "--metrics=frechet --extractor=row_means:Means --fid_samples=40 --prior=reweighted" in card
     done("train.report", str(folder), f"--output={tmp_path / 'page.html'}")
     page = (tmp_path / "page.html").read_text()
     words = " ".join(re.sub("<[^>]*>", " ", page).split())
