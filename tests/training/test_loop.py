@@ -61,7 +61,7 @@ def test_divergence_that_nothing_cures(train):
 @pytest.mark.slow
 def test_a_single_bad_step_costs_one_step(train):
     # After the 100 steps that the limit is learned from.
-    done, folder = train("count == 120", "1e6 * result.loss.loss", train__steps=150, train__evaluate_every_steps=150)
+    done, folder = train("count == 120", "1e6 * terms.loss", train__steps=150, train__evaluate_every_steps=150)
     assert done.returncode == 0, done.stderr
     assert "Back to" not in done.stdout
     assert [int(value) for name, value in tensors(folder, 150).items() if "optimizer/0/" in name] == [149]
