@@ -38,10 +38,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name, settings in make_sources(pathlib.Path(folder), options.files).items():
             say(name)
             command = python("benchmarks.data_throughput", "read", json.dumps(settings), options.seconds)
-            found = run_round({name: functools.partial(Worker, name, command)}, ROUNDS, warm_up=1)[name]
-            row = {"source": name, "images_per_second": BATCH_SIZE / statistics.median(found.seconds)}
-            row["seconds_to_first_batch"] = found.summary["first_step_seconds"]
-            rows.append(row | {"peak_memory_bytes": found.summary["peak_memory_bytes"]})
+            measured = run_round({name: functools.partial(Worker, name, command)}, ROUNDS, warm_up=1)[name]
+            row = {"source": name, "images_per_second": BATCH_SIZE / statistics.median(measured.seconds)}
+            row["seconds_to_first_batch"] = measured.summary["first_step_seconds"]
+            rows.append(row | {"peak_memory_bytes": measured.summary["peak_memory_bytes"]})
         say("training steps of the cifar10 preset")
         training = run_round(sides_of(Job("training", "cifar10"), folder), turns=3, warm_up=0)["ours"]
     return {"rows": rows, "training_images_per_second": BATCH_SIZES["cifar10"] / statistics.median(training.seconds)}

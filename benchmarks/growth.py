@@ -40,12 +40,12 @@ def measured(name: str, size: int, smallest: Worker) -> dict[str, Any]:
         larger.ask("ready")
         turns = [[each.ask("step")["seconds"] for each in (larger, smallest)] for _ in range(STEPS)]
         summary = larger.ask("summary")
-    found = {"step": statistics.median(one / other for one, other in turns[1:])}
-    found |= {"step_seconds": statistics.median(one for one, _ in turns[1:])}
-    found |= {"memory": summary["peak_memory_bytes"] / 1e9, "first_step": summary["first_step_seconds"]}
-    results.say(f"{name} = {size}: {', '.join(f'{key} {value:.3g}' for key, value in found.items())}")
+    figures = {"step": statistics.median(one / other for one, other in turns[1:])}
+    figures |= {"step_seconds": statistics.median(one for one, _ in turns[1:])}
+    figures |= {"memory": summary["peak_memory_bytes"] / 1e9, "first_step": summary["first_step_seconds"]}
+    results.say(f"{name} = {size}: {', '.join(f'{key} {value:.3g}' for key, value in figures.items())}")
     work = (size / SMALLEST[name]) ** (2 if name == "side" else 1)
-    return {"grows": name, "size": size, "work": work, **found, "graph_nodes": summary["graph_nodes"]}
+    return {"grows": name, "size": size, "work": work, **figures, "graph_nodes": summary["graph_nodes"]}
 
 
 def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
@@ -55,10 +55,10 @@ def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     grid = figure.subplots(len(QUANTITIES), len(SIZES), squeeze=False)
     for line, (quantity, text) in zip(grid, QUANTITIES.items(), strict=True):
         for axes, (name, (meaning, sizes)) in zip(line, SIZES.items(), strict=True):
-            of_name = [row for row in rows if row["grows"] == name]
-            axes.plot(sizes, [row[quantity] for row in of_name], "o-", label="measured")
-            smallest = 1.0 if quantity == "step" else of_name[0][quantity]
-            axes.plot(sizes, [smallest * row["work"] for row in of_name], "k:", label="as the work")
+            rows_of_setting = [row for row in rows if row["grows"] == name]
+            axes.plot(sizes, [row[quantity] for row in rows_of_setting], "o-", label="measured")
+            smallest = 1.0 if quantity == "step" else rows_of_setting[0][quantity]
+            axes.plot(sizes, [smallest * row["work"] for row in rows_of_setting], "k:", label="as the work")
             axes.set(xscale="log", yscale="log", xlabel=meaning, ylabel=text, xticks=sizes, xticklabels=sizes)
             axes.minorticks_off()
             axes.grid(alpha=0.3)

@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def operation_times(log: pathlib.Path, turns: int) -> list[dict[str, Any]]:
-    """Of every type of operation its kind, `seconds` and `count` a turn, the longest first; `log` is the profiler's."""
+    """Types of operations with their kind, `seconds` and `count` a turn, the longest first; `log` is the profiler's."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     (file,) = log.rglob("*.xplane.pb")

@@ -109,15 +109,15 @@ def soak(sound: list[Ask], wrong: list[Ask], requests: int, memory_bytes: Callab
         except ServingError as error:
             return error
 
-    found, memory, tenth = [], [], requests // 10
+    errors_of_requests, memory, tenth = [], [], requests // 10
     with ThreadPoolExecutor(SOAK_CLIENTS) as pool:
         for error in pool.map(error_of, range(requests)):
-            found.append(error)
-            if len(found) % tenth == 0:
+            errors_of_requests.append(error)
+            if len(errors_of_requests) % tenth == 0:
                 memory.append(memory_bytes())
-    malformed = found[9::10]
+    malformed = errors_of_requests[9::10]
     refused = sum("[INVALID_ARGUMENT]" in str(error) for error in malformed)
-    errors = sum(error is not None for number, error in enumerate(found) if number % 10 != 9)
+    errors = sum(error is not None for number, error in enumerate(errors_of_requests) if number % 10 != 9)
     counts = {"requests": requests, "errors": errors, "malformed": len(malformed), "refused": refused}
     return counts | {"memory_bytes": memory}
 
@@ -128,8 +128,8 @@ def started_server(path: pathlib.Path) -> Iterator[tuple[str, psutil.Process]]:
     command = python("export.serve", f"--model={path.name}", f"--path={path}", "--port=0", "--rest_port=0")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        found = (re.match(r"ready: gRPC on ([^,]+),", line) for line in process.stdout)
-        address = next((match[1] for match in found if match), None)
+        matches = (re.match(r"ready: gRPC on ([^,]+),", line) for line in process.stdout)
+        address = next((match[1] for match in matches if match), None)
         check(address is not None, f"--path={path}: the server did not start, see above")
         yield address, psutil.Process(process.pid)
     finally:

@@ -103,12 +103,12 @@ def take_turns(sides: dict[Variant, Callable[[], Worker]], rounds: int, alone: b
     """What each variant takes in its turns: of one process for all rounds, or `alone` of one for each."""
     if not alone:
         return {variant: [measured] for variant, measured in run_round(sides, rounds, warm_up=0).items()}
-    found: dict[Variant, list[Measured]] = {variant: [] for variant in sides}
+    turns: dict[Variant, list[Measured]] = {variant: [] for variant in sides}
     for number, variant in itertools.product(range(1, rounds + 1), sides):
-        if not any("failure" in measured.summary for measured in found[variant]):
+        if not any("failure" in measured.summary for measured in turns[variant]):
             say(f"round {number} of {rounds}: {variant}")
-            found[variant].append(run_round({variant: sides[variant]}, 1, warm_up=0)[variant])
-    return found
+            turns[variant].append(run_round({variant: sides[variant]}, 1, warm_up=0)[variant])
+    return turns
 
 
 def rows_of(measured: dict[Variant, list[Measured]], batch_size: int) -> list[dict[str, Any]]:

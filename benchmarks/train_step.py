@@ -36,8 +36,8 @@ def summarize(ours: Measured, yardstick: Measured | None) -> dict[str, Any]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     preset, yardstick = options.preset, None if options.no_yardstick else options.preset
     with tempfile.TemporaryDirectory() as folder, exit_on_user_error():
-        found = run_round(sides_of(Job("training", preset), folder, yardstick), options.steps, WARM_UP_STEPS)
-    return {"preset": preset, "batch_size": BATCH_SIZES[preset]} | summarize(found["ours"], found.get("yardstick"))
+        sides = run_round(sides_of(Job("training", preset), folder, yardstick), options.steps, WARM_UP_STEPS)
+    return {"preset": preset, "batch_size": BATCH_SIZES[preset]} | summarize(sides["ours"], sides.get("yardstick"))
 
 
 def main(arguments: list[str] | None = None) -> None:

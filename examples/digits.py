@@ -81,8 +81,8 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
     }
     if classes:
         measured["agreement"] = float((on_samples.argmax(axis=1) == labels).mean())
-        found = np.argmax(model.classify(images, batch_size=90), axis=1)
-        measured["accuracy_of_model"] = float((found == truth).mean())
+        predicted = np.argmax(model.classify(images, batch_size=90), axis=1)
+        measured["accuracy_of_model"] = float((predicted == truth).mean())
     return measured
 
 
@@ -136,10 +136,11 @@ def trained(workdir: str, steps: int, batch_size: int, objective: dict[str, floa
 
     settings = {f"objective.{name}": value for name, value in objective.items()}
     train("digits", workdir, settings | {"train.steps": steps, "train.batch_size": batch_size})
-    found = evaluate_run(workdir, ["elbo", "latents"])
-    with_a_tenth = found["latents"]["active_only"]["reconstruction_nats"]
-    bounds = {name: found[name] for name in ("kl_nats", "reconstruction_nats", "nelbo_nats")}
-    return bounds | {"active_units": found["latents"]["active_units"], "reconstruction_with_a_tenth_nats": with_a_tenth}
+    evaluation = evaluate_run(workdir, ["elbo", "latents"])
+    latents = evaluation["latents"]
+    with_a_tenth = latents["active_only"]["reconstruction_nats"]
+    bounds = {name: evaluation[name] for name in ("kl_nats", "reconstruction_nats", "nelbo_nats")}
+    return bounds | {"active_units": latents["active_units"], "reconstruction_with_a_tenth_nats": with_a_tenth}
 
 
 def seen_after_moving(model: Any) -> dict[str, list[float]]:
@@ -151,8 +152,8 @@ def seen_after_moving(model: Any) -> dict[str, list[float]]:
     for start, target in CLASSES:
         direction = latent_direction(model, images[labels == target], images[labels == start])
         moved = move_images(model, test_images[test_labels == start], direction, STRENGTHS, mean=True)
-        found = machine.predict(moved.reshape(-1, 256) > 0.5).reshape(moved.shape[:2])
-        seen[f"{start} to {target}"] = (found == target).mean(axis=0).tolist()
+        predicted = machine.predict(moved.reshape(-1, 256) > 0.5).reshape(moved.shape[:2])
+        seen[f"{start} to {target}"] = (predicted == target).mean(axis=0).tolist()
     return seen
 
 
@@ -169,13 +170,13 @@ def draw(rows: list[dict[str, float]], file: pathlib.Path) -> None:
     figure = Figure((8.0, 3.2), 100, layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, 2), SETTINGS.items(), strict=True):
         wanted = [(_DEFAULTS | {name: value}).items() for value in values]
-        of_setting = [next(row for row in rows if settings <= row.items()) for settings in wanted]
+        rows_of_setting = [next(row for row in rows if settings <= row.items()) for settings in wanted]
         for key, label, color in (("kl_nats", "KL", "#0a63c4"), ("reconstruction_nats", "reconstruction", "#c2410c")):
-            axes.plot([row[key] for row in of_setting], "o-", color=color, label=label)
+            axes.plot([row[key] for row in rows_of_setting], "o-", color=color, label=label)
         axes.set(xlabel=f"objective.{name}", ylabel="nats per image", ylim=(0.0, None))
         axes.set_xticks(range(len(values)), map("{:g}".format, values))
         units = axes.twinx()
-        units.plot([row["active_units"] for row in of_setting], "s--", color="#4b5563", label="active units")
+        units.plot([row["active_units"] for row in rows_of_setting], "s--", color="#4b5563", label="active units")
         units.set(ylabel="active units", ylim=(0, 1.1 * max(row["active_units"] for row in rows)))
         lines = [*axes.lines, *units.lines]
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)

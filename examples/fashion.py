@@ -101,11 +101,11 @@ def classes(options: argparse.Namespace) -> dict[str, Any]:
     machine = SVC(C=10.0).fit(rows(training) / 255.0, labels)
     model, wanted = nvae_tf.load(options.workdir), np.arange(1000) % 10
     samples = generate_images(model, 1000, options.temperature, 1, labels=wanted, guidance=options.guidance)
-    found = np.argmax(model.classify(test / np.float32(255.0), batch_size=BATCH_SIZE), axis=1)
+    predicted = np.argmax(model.classify(test / np.float32(255.0), batch_size=BATCH_SIZE), axis=1)
     return {
         "samples_seen_as_asked": float((machine.predict(rows(samples)) == wanted).mean()),
         "test_images_seen_rightly": float((machine.predict(rows(test) / 255.0) == truth).mean()),
-        "test_images_classified_by_the_model": float((found == truth).mean()),
+        "test_images_classified_by_the_model": float((predicted == truth).mean()),
     }
 
 
@@ -178,15 +178,16 @@ def prior(options: argparse.Namespace) -> dict[str, Any]:
 
     def add(name: str, draw: Callable[[int], np.ndarray], seeds: int, **more: Any) -> None:
         """A row with the distance of the images that `draw` makes of each seed from the training images."""
-        found, seconds = [], []
+        distances, seconds = [], []
         for seed in range(1, seeds + 1):
             start = time.perf_counter()
             images = draw(seed)
             seconds.append(time.perf_counter() - start)
             rounded = np.rint(images * np.float32(255.0)) / np.float32(255.0)
-            found.append(frechet_distance(real, image_statistics([rounded], extractor)))
-        say(f"{name}: {statistics.mean(found):.2f}")
-        row = {"images": name, "distance": statistics.mean(found), "smallest": min(found), "largest": max(found)}
+            distances.append(frechet_distance(real, image_statistics([rounded], extractor)))
+        say(f"{name}: {statistics.mean(distances):.2f}")
+        row = {"images": name, "distance": statistics.mean(distances)}
+        row |= {"smallest": min(distances), "largest": max(distances)}
         rows.append(row | {"seconds": min(seconds)} | more)
 
     def add_samples(name: str, model: Any, temperature: float = 1.0, prior: str = "model", **more: Any) -> None:
@@ -309,7 +310,7 @@ def task_of(task: str, size: tuple[int, int]) -> tuple[Any, float, np.ndarray | 
 
 
 def psnr(made: np.ndarray, images: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
-    """Of every image, in dB, of all pixels or those of a region."""
+    """The peak signal-to-noise ratio of every image in dB, over all pixels or those of a region."""
     squares = np.square(made.astype(np.float64) - images)
     squares = squares if region is None else squares[:, region]
     return -10.0 * np.log10(np.maximum(squares.reshape(len(images), -1).mean(axis=1), 1e-10))

@@ -63,8 +63,8 @@ def main() -> None:
     if SAVED_MODEL.value:
         config, model, folded, source = load_export(place)
     else:
-        found = load_run(place, CHECKPOINT.value)
-        config, model, folded, source = found.config, found.model, None, source_of(found)
+        trained = load_run(place, CHECKPOINT.value)
+        config, model, folded, source = trained.config, trained.model, None, source_of(trained)
     status = StatusLine()
     status.keep(f"Exporting {SIGNATURE.value} of {place}, step {source.get('step', 0):,}, and comparing it ...")
     settings = SIGNATURE.value, QUANTIZE.value, run_images(config, DATA_PATH.value), source, PSNR.value

@@ -86,8 +86,8 @@ def replay(folder: str, inputs: str, outputs: str) -> None:
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     with concurrent.futures.ThreadPoolExecutor() as pool:
         served = pool.submit(as_served)
-        found = as_stored() | served.result()
-    results = {f"{signature}/{name}": array for signature, made in found.items() for name, array in made.items()}
+        answers = as_stored() | served.result()
+    results = {f"{signature}/{name}": array for signature, made in answers.items() for name, array in made.items()}
     # PNG files as an array that needs no pickle to be stored.
     np.savez(
         outputs, **{name: array.astype("S") if array.dtype == object else array for name, array in results.items()}

@@ -60,9 +60,9 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
 
             def exec_module(module):
                 execute(module)
-                own = [found for name, found in sys.modules.items() if name.startswith("nvae_tf.")]
+                own = [module_ for name, module_ in sys.modules.items() if name.startswith("nvae_tf.")]
                 # Not where a module of this package imports Keras.
-                if not any(getattr(found.__spec__, "_initializing", False) for found in own):
+                if not any(getattr(module_.__spec__, "_initializing", False) for module_ in own):
                     importlib.import_module("nvae_tf.models")
 
             spec.loader.exec_module = exec_module

@@ -608,5 +608,5 @@ def setting_meanings(kind: type) -> dict[str, str]:
     names = [field.name for field in dataclasses.fields(kind)]
     section = inspect.getdoc(kind).partition("Attributes:\n")[2].partition("\n\n")[0]
     parts = re.split(rf"^ *({'|'.join(names)}): ", section, flags=re.MULTILINE)
-    found = dict(zip(parts[1::2], (" ".join(text.split()) for text in parts[2::2]), strict=True))
-    return {name: found[name] for name in names}
+    texts = dict(zip(parts[1::2], (" ".join(text.split()) for text in parts[2::2]), strict=True))
+    return {name: texts[name] for name in names}

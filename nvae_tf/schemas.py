@@ -114,9 +114,9 @@ def check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) -> 
     pairs = zip(wanted, form.shape, strict=False)
     fits = len(wanted) == len(form.shape) and all(size in (None, there) for size, there in pairs)
     if not fits or not letters <= set(_KINDS[field.kind]):
-        found = reprlib.repr(value) if is_json else f"of shape {list(form.shape)} and type {form.dtype}"
+        actual = reprlib.repr(value) if is_json else f"of shape {list(form.shape)} and type {form.dtype}"
         axes = f" of shape [{', '.join('any' if size is None else str(size) for size in wanted)}]" if wanted else ""
-        raise ValueError(f"{place} is {found}; it must be a {field.kind}{axes}")
+        raise ValueError(f"{place} is {actual}; it must be a {field.kind}{axes}")
     if field.least is None or not letters <= set("fiu") or not getattr(form, "size", 0):
         return
     # Without a copy: arrays may be large. NaN is their smallest.

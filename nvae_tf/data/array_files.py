@@ -102,12 +102,12 @@ def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
         images, numbers = images[numbers], np.arange(len(numbers))
 
     def read(chosen):
-        found = images[numbers[chosen]]
-        if _bits(found.dtype) == 16:
-            found = (found >> 8).astype(np.uint8)
-        elif found.dtype == np.bool_:
-            found = found.astype(np.uint8) * np.uint8(255)
-        return _fitted(found, spec)
+        chosen_images = images[numbers[chosen]]
+        if _bits(chosen_images.dtype) == 16:
+            chosen_images = (chosen_images >> 8).astype(np.uint8)
+        elif chosen_images.dtype == np.bool_:
+            chosen_images = chosen_images.astype(np.uint8) * np.uint8(255)
+        return _fitted(chosen_images, spec)
 
     source = ReadSource(len(numbers), spec.image_shape, read)
     return source.labeled(labels, arrays_classes(spec)) if spec.labels else source
@@ -248,26 +248,26 @@ def idx_classes(spec: DataSpec) -> tuple[str, ...]:
 def _idx_labels(images: pathlib.Path, count: int | None = None) -> np.ndarray:
     """The labels of a file of images, from that with `labels-idx1` in its name; packed or not, as it is there."""
     name = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    found = [file for file in (images.with_name(name), images.with_name(f"{name}.gz")) if file.is_file()]
-    check(bool(found), f"data.labels = True: {images.parent} has no {name} (or ....gz) beside {images.name}; add it")
-    labels = _read_idx(found[0], 1)
-    return class_numbers(labels, len(labels) if count is None else count, found[0])
+    files = [file for file in (images.with_name(name), images.with_name(f"{name}.gz")) if file.is_file()]
+    check(bool(files), f"data.labels = True: {images.parent} has no {name} (or ....gz) beside {images.name}; add it")
+    labels = _read_idx(files[0], 1)
+    return class_numbers(labels, len(labels) if count is None else count, files[0])
 
 
 def _idx_file(spec, split):
-    found = [
+    files = [
         file
         for file in sorted(pathlib.Path(spec.path).glob("*images*"))
         if file.name.removesuffix(".gz").endswith("ubyte") and any(word in file.name for word in _IDX_WORDS[split])
     ]
     # A name that no file has belongs to another kind of source.
-    found = [file for file in found if file.name.startswith(spec.source_name or "")] or found
+    files = [file for file in files if file.name.startswith(spec.source_name or "")] or files
     # The same file packed and unpacked is one.
-    if len({file.name.removesuffix(".gz") for file in found}) == 1:
-        return found[0]
-    names = ", ".join(file.name for file in found)
+    if len({file.name.removesuffix(".gz") for file in files}) == 1:
+        return files[0]
+    names = ", ".join(file.name for file in files)
     fix = "set --config.data.source_name to how the right one's name begins"
-    check(not found, f"{spec.path}: several files could be the {split} images: {names}; {fix}")
+    check(not files, f"{spec.path}: several files could be the {split} images: {names}; {fix}")
     name = f"{_IDX_WORDS[split][0]}-images-idx3-ubyte or ...-ubyte.gz"
     raise ValueError(f"{spec.path}: no file is the {split} images in IDX format; it is called like {name}")
 
@@ -294,8 +294,8 @@ def _read_idx(file, dimensions=3):
     except (OSError, EOFError, zlib.error) as error:
         problem = "a damaged gzip file" if packed else "unreadable"
         raise ValueError(f"{file}: {problem} ({error}); download it again") from None
-    found = f"{file}: has {len(content):,} values, but its header says {said}"
-    check(len(content) >= count, f"{found}: it was cut off; download it again")
+    sizes = f"{file}: has {len(content):,} values, but its header says {said}"
+    check(len(content) >= count, f"{sizes}: it was cut off; download it again")
     more = f"{file}: has more than the {count:,} values of its header, {said}"
     check(len(content) <= count, f"{more}: damaged; download it again")
     check(count > 0, f"{file}: has no {what}; its header says {said}")
@@ -397,8 +397,8 @@ def fill(images: np.ndarray, batches: Iterable[np.ndarray], spec: DataSpec, doin
         done += len(batch)
         report.progress(f"{doing}: {done:,} of {len(images):,} images", done / len(images))
     where = spec.path or spec.source_name
-    found = f"{where}: has {done} images, not {len(images)}: did it change meanwhile? Try again"
-    check(done == len(images), f"{found}, or prepare the set anew" if spec.source == "tfds" else found)
+    counts = f"{where}: has {done} images, not {len(images)}: did it change meanwhile? Try again"
+    check(done == len(images), f"{counts}, or prepare the set anew" if spec.source == "tfds" else counts)
 
 
 def _take_room(unfinished: pathlib.Path, spec: DataSpec) -> None:

@@ -62,9 +62,9 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
         def read(numbers):
             return np.stack([_pixels(pathlib.Path(spec.path, usable[number]), spec, _fix()) for number in numbers])
 
-        found = ReadSource(len(usable), spec.image_shape, read)
-        found.names = lambda: [os.path.join(spec.path, name) for name in usable]
-        return found.labeled(np.array([labels[name] for name in usable]), classes) if classes else found
+        source = ReadSource(len(usable), spec.image_shape, read)
+        source.names = lambda: [os.path.join(spec.path, name) for name in usable]
+        return source.labeled(np.array([labels[name] for name in usable]), classes) if classes else source
 
     if spec.cache is None:
         return source()
@@ -161,9 +161,9 @@ def _pictures(root, folder):
     names = [str(pathlib.PurePath(folder, name)) for name in pictures.list_pictures(root / folder)]
     if not names:
         there = sorted({path.suffix.lower() or path.name for path in (root / folder).iterdir()})[:5]
-        found = f"there are: {', '.join(there)}" if there else "it is empty"
+        contents = f"there are: {', '.join(there)}" if there else "it is empty"
         wanted = f"they are files with names in {', '.join(pictures.SUFFIXES)}"
-        raise ValueError(f"{root / folder}: no pictures in it; {wanted} ({found})")
+        raise ValueError(f"{root / folder}: no pictures in it; {wanted} ({contents})")
     return names
 
 
@@ -224,7 +224,7 @@ def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
 
     Returns paths, and names relative to the folder, if one was given.
     """
-    found = []
+    pictures = []
     are_several = isinstance(places, Sequence | Iterator) and not isinstance(places, str)
     given = [*places] if are_several else [places]
     if not given or not all(isinstance(place, str | os.PathLike) for place in given):
@@ -234,8 +234,8 @@ def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
         # For a name that is too long, too.
         if not os.path.exists(path):
             raise FileNotFoundError(f"{shown(str(place))}: no such file or folder of pictures")
-        found += [(path / name, name) for name in _pictures(path, "")] if path.is_dir() else [(path, path.name)]
-    return found
+        pictures += [(path / name, name) for name in _pictures(path, "")] if path.is_dir() else [(path, path.name)]
+    return pictures
 
 
 def pictures_for_model(

@@ -118,9 +118,9 @@ def read_picture(
             result = upright if fit is None else fit(upright)
             return result.copy() if result is picture else result
 
-        found = _of_decoded(picture, path, upright_and_fit)
-    found.filename = os.fspath(path)  # converted copies have none; errors name the picture by it
-    return found
+        fitted = _of_decoded(picture, path, upright_and_fit)
+    fitted.filename = os.fspath(path)  # converted copies have none; errors name the picture by it
+    return fitted
 
 
 def as_eight_bits(picture: Image.Image, channels: int, alpha: str = "keep") -> Image.Image:

@@ -76,8 +76,8 @@ class ArraySource(ImageSource):
 
     def __init__(self, images: np.ndarray):
         valid = images.dtype == np.uint8 and images.ndim == 4 and images.size > 0
-        found = f"{images.dtype} {list(images.shape)}"
-        check(valid, f"Images must be a non-empty uint8 array [count, height, width, channels], not {found}.")
+        actual = f"{images.dtype} {list(images.shape)}"
+        check(valid, f"Images must be a non-empty uint8 array [count, height, width, channels], not {actual}.")
         self.images, self.count, self.image_shape = images, len(images), images.shape[1:]
         self._tensor = None
 
@@ -183,9 +183,9 @@ def class_names(spec: DataSpec) -> tuple[str, ...]:
 
 def class_numbers(labels: np.ndarray, count: int, where: object) -> np.ndarray:
     """A file's labels of `count` images, int32 `[count]`; ValueError where they are no numbers of classes."""
-    found = f"{where}: has labels of type {labels.dtype} and shape {list(labels.shape)}"
+    actual = f"{where}: has labels of type {labels.dtype} and shape {list(labels.shape)}"
     are_numbers = labels.dtype.kind in "iu" and labels.shape in ((count,), (count, 1))
-    check(are_numbers, f"{found}; they must be whole numbers, one for each of its {counted(count, 'image')}")
+    check(are_numbers, f"{actual}; they must be whole numbers, one for each of its {counted(count, 'image')}")
     limits = f"{where}: has labels from {labels.min()} to {labels.max()}; classes are numbered from 0"
     check(labels.min() >= 0 and labels.max() < MOST_CLASSES, f"{limits}, to {MOST_CLASSES - 1} at most")
     return labels.reshape(count).astype(np.int32)
@@ -200,11 +200,13 @@ def _check_classes(names: Sequence[str], spec: DataSpec) -> None:
 
 def _check_labels(source: ImageSource, spec: DataSpec, split: str) -> None:
     _check_classes(source.class_names, spec)
-    where, found, highest = place_of(spec), len(source.class_names), source.labels.max()
-    beyond = f"{where}: {split} images have the class {highest}, but those for training are of {found} classes, from 0"
-    check(highest < found, f"{beyond}; set --config.data.num_classes={highest + 1}, or remove such images")
-    differ = f"data.num_classes = {spec.num_classes}, but {where} has {found} classes"
-    check(spec.num_classes in (None, found), f"{differ}; set --config.data.num_classes={found}")
+    where, num_classes, highest = place_of(spec), len(source.class_names), source.labels.max()
+    beyond = (
+        f"{where}: {split} images have the class {highest}, but those for training are of {num_classes} classes, from 0"
+    )
+    check(highest < num_classes, f"{beyond}; set --config.data.num_classes={highest + 1}, or remove such images")
+    differ = f"data.num_classes = {spec.num_classes}, but {where} has {num_classes} classes"
+    check(spec.num_classes in (None, num_classes), f"{differ}; set --config.data.num_classes={num_classes}")
 
 
 def source_at(path: str | None) -> str:
@@ -228,9 +230,9 @@ def place_of(spec: DataSpec) -> str:
 
 def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
     """Raises ValueError unless the source's images have the size that the spec promises to the model."""
-    found, said = f"{list(source.image_shape)} (height, width, channels)", list(spec.image_shape)
+    actual, said = f"{list(source.image_shape)} (height, width, channels)", list(spec.image_shape)
     fits = tuple(source.image_shape) == spec.image_shape
-    check(fits, f"The images of data set '{spec.name}' are {found}, but its spec says {said}.")
+    check(fits, f"The images of data set '{spec.name}' are {actual}, but its spec says {said}.")
 
 
 def _function(spec, name):

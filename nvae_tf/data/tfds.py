@@ -170,8 +170,8 @@ def _image_feature(builder):
     check("image" in builder.info.features, f"TFDS set '{builder.name}' has no feature 'image', only {present}.")
     feature = builder.info.features["image"]
     fix = "write them to a .npy file in one of these types, and use data.source = arrays"
-    found = f"TFDS set '{builder.name}' has images of type {np.dtype(feature.np_dtype).name}, not uint8 or uint16"
-    check(feature.np_dtype in (np.uint8, np.uint16), f"{found}: {fix}")
+    actual = f"TFDS set '{builder.name}' has images of type {np.dtype(feature.np_dtype).name}, not uint8 or uint16"
+    check(feature.np_dtype in (np.uint8, np.uint16), f"{actual}: {fix}")
     return feature
 
 
@@ -189,9 +189,9 @@ def _number_of_examples(builder, name, split, spec):
         count = 0
     if count < 1:
         present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
-        found = f"TFDS set {builder.info.full_name} has the splits {present}"
+        existing = f"TFDS set {builder.info.full_name} has the splits {present}"
         example = "--config.data.train_split='train[:90%]' --config.data.test_split='train[90%:]'"
-        raise ValueError(f"data.{split}_split = {name!r}: {found}. A part of one is written {example}")
+        raise ValueError(f"data.{split}_split = {name!r}: {existing}. A part of one is written {example}")
     return count
 
 

@@ -193,10 +193,10 @@ def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tens
     """`tf.nn.depthwise_conv2d` with stride 1, "SAME", and a kernel `[size, size, channels, 1]` of an odd size."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        of_kernel = _plain_filter_gradient if has_gpus() else _filter_gradient
+        filter_gradient = _plain_filter_gradient if has_gpus() else _filter_gradient
         # The inputs' gradient is a convolution too, by the turned kernel. TensorFlow's operation for it takes 1.1 to 2
         # times as long on CPUs.
-        return _depthwise(upstream, tf.reverse(kernel, (0, 1))), of_kernel(inputs, upstream, kernel.shape[0])
+        return _depthwise(upstream, tf.reverse(kernel, (0, 1))), filter_gradient(inputs, upstream, kernel.shape[0])
 
     return _depthwise(inputs, kernel), gradient
 
@@ -221,7 +221,7 @@ def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Te
         for tensor in (inputs, upstream)
     )
     margin = [size // 2] * 2
-    of_images = tf.raw_ops.DepthwiseConv2dNative(
+    gradients_of_images = tf.raw_ops.DepthwiseConv2dNative(
         input=images,
         filter=tf.reshape(filters, (height, width, batch_size * channels, 1)),
         strides=_UNIT_STRIDES,
@@ -229,7 +229,7 @@ def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Te
         padding="EXPLICIT",
         explicit_paddings=[0, 0, *margin, *margin, 0, 0],
     )
-    gradient = tf.reduce_sum(tf.reshape(of_images, (size, size, batch_size, channels)), axis=2)
+    gradient = tf.reduce_sum(tf.reshape(gradients_of_images, (size, size, batch_size, channels)), axis=2)
     return tf.cast(tf.expand_dims(gradient, -1), inputs.dtype)
 
 

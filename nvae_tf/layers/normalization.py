@@ -255,8 +255,8 @@ def _folded(weights: Any, norm: BatchNormalizationWeights, on_outputs: bool) -> 
         # `scale * convolution(x) + shift`; output channels are the kernel's last axis, of a depthwise one too.
         return weights._replace(kernel=weights.kernel * scale[:, None, None, None], bias=bias * scale + shift)
     # `convolution(scale * x + shift)` of a 1x1 kernel: a larger one would see its zero padding shifted too.
-    of_shift = (shift[:, None] @ weights.kernel[:, 0, 0])[:, 0]
-    return weights._replace(kernel=weights.kernel * scale[:, None, None, :, None], bias=bias + of_shift)
+    shift_bias = (shift[:, None] @ weights.kernel[:, 0, 0])[:, 0]
+    return weights._replace(kernel=weights.kernel * scale[:, None, None, :, None], bias=bias + shift_bias)
 
 
 def _map(function: Callable[[Any], Any], weights: Any) -> Any:

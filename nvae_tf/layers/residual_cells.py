@@ -103,17 +103,17 @@ class InvertedResidualBranch(StackedLayer):
         if self.upsampling and records is not None:
             # The first two batch norms have seen every pixel once, those of the published network four times.
             count = numbers_a_channel(inputs)
-            of_repeated = 4 * (count - 1.0) / (4 * count - 1.0)
-            records[-4:-2] = [(mean, variance * of_repeated) for mean, variance in records[-4:-2]]
+            repeated_variance = 4 * (count - 1.0) / (4 * count - 1.0)
+            records[-4:-2] = [(mean, variance * repeated_variance) for mean, variance in records[-4:-2]]
         return outputs
 
     def _in_phases(self, weights: tuple, inputs: tf.Tensor) -> tf.Tensor:
-        norm, widen, (depthwise, of_depthwise), *others = zip(self.parts, weights, strict=True)
-        for part, of_part in (norm, widen):
-            inputs = part.apply_slice(of_part, inputs, None)
-        phases = depthwise.phases(of_depthwise, inputs)
-        for part, of_part in others:
-            phases = [part.apply_slice(of_part, phase, None) for phase in phases]
+        norm, widen, (depthwise, depthwise_weights), *others = zip(self.parts, weights, strict=True)
+        for part, part_weights in (norm, widen):
+            inputs = part.apply_slice(part_weights, inputs, None)
+        phases = depthwise.phases(depthwise_weights, inputs)
+        for part, part_weights in others:
+            phases = [part.apply_slice(part_weights, phase, None) for phase in phases]
         return interleaved(tf.stack(phases))
 
 

@@ -205,7 +205,7 @@ def _recomputed(apply: Callable) -> Callable:
 
 
 def _records_of_inline(records: Sequence[list]) -> list[list[tf.Tensor] | None]:
-    """Of the records of all layers those of each recorder, `[count, ...]`."""
+    """Groups the recorded statistics of all layers by recorder, `[count, ...]`."""
     columns = zip(*records, strict=True)
     return [None if column[0] is None else list(map(tf.stack, zip(*column, strict=True))) for column in columns]
 
@@ -213,10 +213,10 @@ def _records_of_inline(records: Sequence[list]) -> list[list[tf.Tensor] | None]:
 def _records_of_traced(recorders: Sequence[StackedLayer], records: Sequence[tuple]) -> list[list[tf.Tensor] | None]:
     """As `_records_of_inline`, from what `_apply_and_pack` makes of the records."""
     packed, (kinds, *_) = zip(*records, strict=True)
-    found = [None if kind is None else recorder.statistics for recorder, kind in zip(recorders, kinds, strict=True)]
-    widths = [variable.shape[1] for variables in found if variables for variable in variables]
+    recorded = [None if kind is None else recorder.statistics for recorder, kind in zip(recorders, kinds, strict=True)]
+    widths = [variable.shape[1] for variables in recorded if variables for variable in variables]
     pieces = iter(tf.split(tf.bitcast(tf.stack(packed), tf.float32), widths, axis=1) if widths else [])
-    return [None if variables is None else [next(pieces) for _ in variables] for variables in found]
+    return [None if variables is None else [next(pieces) for _ in variables] for variables in recorded]
 
 
 def layers_of(weights: Any, count: int) -> list[Any]:

@@ -165,9 +165,9 @@ def with_one_line_errors(function: Callable) -> Callable:
         try:
             return function(*args, **kwargs)
         except tf.errors.InvalidArgumentError as error:
-            found = _ASSERTED.search(error.message)
-            if found is None:
+            matched = _ASSERTED.search(error.message)
+            if matched is None:
                 raise
-            raise ValueError(found[1]) from None
+            raise ValueError(matched[1]) from None
 
     return run

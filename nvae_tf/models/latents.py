@@ -84,7 +84,7 @@ def latents_type(num_groups: int) -> type[tuple]:
 
 
 def inferred_group(latent: LatentSample) -> InferredGroup:
-    """Of a latent from the posterior."""
+    """The tensors of a latent that was drawn from the posterior."""
     kl = objectives.kl_per_element(latent)
     return InferredGroup(latent.z, *(f for d in (latent.posterior, latent.prior) for f in (d.loc, d.scale)), kl)
 

@@ -134,8 +134,8 @@ class NVAE(FittedModel):
         super().__init__(autocast=False, **kwargs)
         objective = ObjectiveConfig() if objective is None else objective
         for where, value, expected in (("config", config, ModelConfig), ("objective", objective, ObjectiveConfig)):
-            found = type(value).__name__
-            check(isinstance(value, expected), f"{where} is of type {found}: must be a nvae_tf.{expected.__name__}")
+            kind = type(value).__name__
+            check(isinstance(value, expected), f"{where} is of type {kind}: must be a nvae_tf.{expected.__name__}")
         check_choice("dtype", self.dtype_policy.name, configuration.PRECISIONS)
         check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
         self.config, self.objective, self.plan = config, objective, latent_plan(config)

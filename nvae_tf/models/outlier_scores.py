@@ -61,7 +61,7 @@ class OutlierCalibration:
 
 
 def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
-    """Of images `[batch, height, width, channels]` in [0, 1]; without labels `[batch]` of the likeliest classes."""
+    """The KLs and reconstructions of images `[batch, height, width, channels]`, by default of the likeliest class."""
     labels = likeliest_class(model, images) if labels is None else labels
     decoded = model._inference_pass(images, [0.0] * model.plan.num_groups, FoldedPass(labels=labels))
     return OutlierParts(*decoded.elbo(images), kl_map(model, decoded.latents))
@@ -99,8 +99,8 @@ def outlier_scores(parts: OutlierParts, calibration: OutlierCalibration | None) 
     nelbo_at_mean = parts.reconstruction + kl
     if calibration is None:
         return OutlierScores(kl, nelbo_at_mean, None, None, None, parts)
-    found, wanted = len(calibration.mean) - 1, parts.kl.shape[1]
-    check(found == wanted, f"the calibration is of a model with {found} latent groups, this one has {wanted}")
+    num_groups, wanted = len(calibration.mean) - 1, parts.kl.shape[1]
+    check(num_groups == wanted, f"the calibration is of a model with {num_groups} latent groups, this one has {wanted}")
     distance = mahalanobis_distance(parts, calibration.mean, calibration.covariance)
     p_values = _p_values(kl, calibration.kl), _p_values(distance, calibration.mahalanobis)
     return OutlierScores(kl, nelbo_at_mean, distance, *p_values, parts)

@@ -305,10 +305,10 @@ def check_settings(model: Any, groups: int, kind: str, steps: int, proposals: in
     if kind == "mixture":
         config, size = model.config, math.prod(model.plan.latent_shapes()[0])
         limits = f"without classes and flows, and of {MOST_FOR_PERCEPTRON:,} numbers at most"
-        found = f"here it has {size:,}, model.num_classes = {config.num_classes}, model.num_flows = {config.num_flows}"
+        actual = f"here it has {size:,}, model.num_classes = {config.num_classes}, model.num_flows = {config.num_flows}"
         fits = size <= MOST_FOR_PERCEPTRON and not config.num_classes and not config.num_flows
         check(groups == 1, f"groups = {groups}: a mixture is of the top group alone, groups = 1")
-        check(fits, f"a mixture is of a top group {limits}; {found}: take kind = classifier")
+        check(fits, f"a mixture is of a top group {limits}; {actual}: take kind = classifier")
     check(steps >= 1, f"steps = {steps}: must be at least 1")
     check(1 <= proposals <= _MOST_PROPOSALS, f"proposals = {proposals}: must be from 1 to {_MOST_PROPOSALS:,}")
 

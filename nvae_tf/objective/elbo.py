@@ -59,7 +59,7 @@ def _joined(latents: Sequence[Latent]) -> list[Latent]:
 
     They lack z, which the analytic KL does not need; with flows nothing is joined.
     """
-    found = []
+    latents_of_groups = []
     for _, several in itertools.groupby(latents, lambda latent: (latent.z.shape[1:], latent.groups, latent.has_flows)):
         several = list(several)
         if len(several) > 1 and several[0].groups == 1 and not several[0].has_flows:
@@ -67,8 +67,8 @@ def _joined(latents: Sequence[Latent]) -> list[Latent]:
                 name: _joined_normals([getattr(each, name) for each in several]) for name in ("posterior", "prior")
             }
             several = [several[0]._replace(z=None, z_before_flows=None, groups=len(several), **normals)]
-        found += several
-    return found
+        latents_of_groups += several
+    return latents_of_groups
 
 
 def _joined_normals(normals: Sequence[SoftClampedNormal]) -> SoftClampedNormal:

@@ -53,14 +53,14 @@ class SpectralRegularizer(keras.layers.Layer):
         if iterations is None:
             iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         axis = tf.constant(1)
-        found = power_iteration(matrices, [tf.expand_dims(vector, axis) for vector in self.vectors], iterations)
-        forward.updates += [(vector, tf.squeeze(one.u, 1)) for vector, one in zip(self.vectors, found, strict=True)]
+        singular = power_iteration(matrices, [tf.expand_dims(vector, axis) for vector in self.vectors], iterations)
+        forward.updates += [(vector, tf.squeeze(one.u, 1)) for vector, one in zip(self.vectors, singular, strict=True)]
         forward.updates.append((self.warmed_up, tf.ones([])))
-        return _norms(matrices, found)
+        return _norms(matrices, singular)
 
 
 class SingularVectors(NamedTuple):
-    """Of matrices `W` `[count, in, out]`: v `[count, 1, in]`, u `[count, 1, out]`, and `u^T W v` `[count]`."""
+    """Singular vectors of matrices `W` `[count, in, out]`: v `[count, 1, in]`, u `[count, 1, out]`; and `u^T W v`."""
 
     v: tf.Tensor
     u: tf.Tensor
@@ -75,14 +75,14 @@ def power_iteration(
         return _power_iteration_of_all(matrices, starts, iterations)
     # Eagerly operation by operation: once a tape has seen a function with a loop, forward mode can't differentiate it.
     iterate = _power_iteration_of_one.python_function if tf.executing_eagerly() else _power_iteration_of_one
-    found = []
+    singular = []
     for matrix, start in zip(matrices, starts, strict=True):
         v, u, norm = iterate(matrix, start, tf.convert_to_tensor(iterations, tf.int32))
         v.set_shape((matrix.shape[0], 1, matrix.shape[1]))
         u.set_shape(start.shape)
         norm.set_shape(matrix.shape[:1])
-        found.append(SingularVectors(v, u, norm))
-    return found
+        singular.append(SingularVectors(v, u, norm))
+    return singular
 
 
 _ANY_ROWS = tf.TensorSpec((None, 1, None))
@@ -133,17 +133,17 @@ def _normalized(rows: tf.Tensor) -> tf.Tensor:
 # A function, because forward mode looks into custom gradients but not into functions.
 @tf.function(autograph=False)
 @tf.custom_gradient
-def _norms(matrices: Sequence[tf.Tensor], found: Sequence[SingularVectors]) -> tuple[list[tf.Tensor], Callable]:
+def _norms(matrices: Sequence[tf.Tensor], singular: Sequence[SingularVectors]) -> tuple[list[tf.Tensor], Callable]:
     """`u^T W v` of every matrix, `[count]`, with gradient through W alone; that gradient's is of u and v too."""
     outer = _outer_products if cpu_kernels.has_gpus() else _outer_products_in_a_call
 
     def gradient(*upstream: tf.Tensor) -> list:
-        products = [outer(one.v, one.u, each) for one, each in zip(found, upstream, strict=True)]
+        products = [outer(one.v, one.u, each) for one, each in zip(singular, upstream, strict=True)]
         for product, matrix in zip(products, matrices, strict=True):
             product.set_shape(matrix.shape)
-        return [products, [SingularVectors(None, None, None)] * len(found)]
+        return [products, [SingularVectors(None, None, None)] * len(singular)]
 
-    return [tf.identity(one.norm) for one in found], gradient
+    return [tf.identity(one.norm) for one in singular], gradient
 
 
 def _outer_products(v: tf.Tensor, u: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:

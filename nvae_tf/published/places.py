@@ -48,8 +48,8 @@ def check_output_is_free(output: pathlib.Path) -> None:
     place = output.resolve()
     if place.exists():
         check(place.is_dir(), f"--output={output}: a file; name a new or an empty folder")
-        found = min((entry.name for entry in place.iterdir()), default=None)
-        check(found is None, f"--output={output}: not empty, it holds {found}; name a new or an empty folder")
+        entry_name = min((entry.name for entry in place.iterdir()), default=None)
+        check(entry_name is None, f"--output={output}: not empty, it holds {entry_name}; name a new or an empty folder")
         # An empty folder is replaced by the whole one.
         kinds = {"a mount point": place.is_mount(), "the folder that the command runs in": place == pathlib.Path.cwd()}
         for kind, is_it in kinds.items():

@@ -12,7 +12,7 @@ from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
 
 
 class Images(NamedTuple):
-    """Those of a published data set."""
+    """The images of a published data set."""
 
     data_name: str  # this project's name of it
     size: int  # of square images
