@@ -16,6 +16,8 @@ import sys
 import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# With clients of other tests in the process, gRPC would write into the output of every process that a test starts.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import numpy as np
 import psutil
