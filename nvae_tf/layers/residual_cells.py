@@ -226,9 +226,10 @@ def _without_keeping(
         outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
 
         def gradient(upstream):
+            moments = batch.divisors()
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                active, swish_gradient = normalized_swish(inputs, gamma, beta, *batch.divisors())
+                active, swish_gradient = normalized_swish(inputs, gamma, beta, *moments)
 
             def again(active, *weights):
                 return convolve(active, ConvolutionWeights(*weights))
