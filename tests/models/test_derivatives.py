@@ -169,6 +169,24 @@ def test_forward_mode_and_second_derivatives(name, compiled, functions):
     assert np.linalg.norm(product - expected) <= 1e-3 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("recompute", "scan"), [("all", False), ("none", True)], ids=["recomputed", "scanned"])
+def test_second_derivatives_through_recomputed_cells_or_the_loop_are_errors(recompute, scan):
+    settings = dict(likelihood="normal", num_bits=8, num_latent_scales=1, num_groups_per_scale=4)
+    model = tiny_model(recompute=recompute, **settings)
+    images = tf.constant(images_of(model.config, 2))
+
+    def loss(*_):
+        noise, forward = training_step.draws(model, images, 3), ForwardPass(training=True, scanned=scan)
+        return training_step.training_loss(model, images, noise, tf.constant(1e6), forward)[0].loss
+
+    sources = [weight.value for weight in model.trainable_weights]
+    for method in (forward_mode, product_by_two_tapes, product_forward_over_reverse):
+        # The errors are TensorFlow's own.
+        with pytest.raises((NotImplementedError, TypeError, AttributeError)):
+            traced(lambda method=method: method(loss, sources, sources))()
+
+
 def operations(graph):
     """All operations of a graph and of the functions that it calls."""
     yield from graph.get_operations()
