@@ -9,43 +9,51 @@ the work does: what is above it is a defect. A quarter of an hour; let nothing e
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks import results
-from benchmarks.workloads import Worker, python
+from benchmarks.workloads import python, worker
 
 STEPS = 4
-PRESET, SMALLEST = "cifar10", {"batch_size": 4, "model.num_groups_per_scale": 10, "side": 32}
+SMALLEST = {"train.batch_size": 4, "model.num_groups_per_scale": 10, "data.height": 32}
 SIZES = {
-    "batch_size": ("images of a batch", (4, 8, 16, 32, 64)),
+    "train.batch_size": ("images of a batch", (4, 8, 16, 32, 64)),
     "model.num_groups_per_scale": ("latent groups", (10, 20, 30, 60)),
-    "side": ("side of an image, pixels", (32, 64, 128, 256)),
+    "data.height": ("side of an image, pixels", (32, 64, 128, 256)),
 }
 QUANTITIES = {"step": "step / smallest step", "memory": "peak memory, GB", "first_step": "time to first step, seconds"}
 
 
-def worker(**changed: int) -> Worker:
+def training(**changed: int) -> contextlib.AbstractContextManager:
     """A process that takes the steps of the smallest model but for what is changed."""
     settings = SMALLEST | changed | {"model.num_channels_encoder": 32, "model.num_channels_decoder": 32}
-    side = settings.pop("side")
-    settings |= {"model.image_height": side, "model.image_width": side}
-    return Worker(f"growth, {changed}", python("benchmarks.workloads", "variant", PRESET, json.dumps(settings)))
+    settings["data.width"] = settings["data.height"]
+    command = python("benchmarks.workloads", "training", "cifar10", "", json.dumps(settings))
+    return worker(f"growth, {changed}", command)
 
 
-def measured(name: str, size: int, smallest: Worker) -> dict[str, Any]:
-    with worker(**{name: size}) as larger:
-        larger.ask("ready")
-        turns = [[each.ask("step")["seconds"] for each in (larger, smallest)] for _ in range(STEPS)]
-        summary = larger.ask("summary")
-    figures = {"step": statistics.median(one / other for one, other in turns[1:])}
-    figures |= {"step_seconds": statistics.median(one for one, _ in turns[1:])}
-    figures |= {"memory": summary["peak_memory_bytes"] / 1e9, "first_step": summary["first_step_seconds"]}
-    results.say(f"{name} = {size}: {', '.join(f'{key} {value:.3g}' for key, value in figures.items())}")
-    work = (size / SMALLEST[name]) ** (2 if name == "side" else 1)
-    return {"grows": name, "size": size, "work": work, **figures, "graph_nodes": summary["graph_nodes"]}
+def measured(name: str, size: int, ask_smallest: Callable[[str], dict]) -> dict[str, Any]:
+    with training(**{name: size}) as ask:
+        ask("ready")
+        turns = [(ask("step")["seconds"], ask_smallest("step")["seconds"]) for _ in range(STEPS)][1:]
+        summary = ask("summary")
+    row = {
+        "grows": name,
+        "size": size,
+        "work": (size / SMALLEST[name]) ** (2 if name == "data.height" else 1),
+        "step": statistics.median(one / other for one, other in turns),
+        "step_seconds": statistics.median(one for one, _ in turns),
+        "memory": summary["peak_memory_bytes"] / 1e9,
+        "first_step": summary["first_step_seconds"],
+        "graph_nodes": summary["graph_nodes"],
+    }
+    results.say(str(row))
+    return row
 
 
 def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
@@ -67,8 +75,8 @@ def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    with worker() as smallest:
-        smallest.ask("ready")
+    with training() as smallest:
+        smallest("ready")
         rows = [measured(name, size, smallest) for name, (_, sizes) in SIZES.items() for size in sizes]
     if options.figure:
         draw(rows, options.figure)
