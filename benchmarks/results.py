@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
+import inspect
 import itertools
 import json
 import os
@@ -12,15 +13,18 @@ import pathlib
 import platform
 import re
 import sys
+import typing
 from collections.abc import Callable, Collection
 from typing import Any
 
 import psutil
 
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import atomic_write, git_revision
 
 ROOT = pathlib.Path(__file__).parents[1]
 THREADS = 2  # of every workload
+_LAYOUT = argparse.RawDescriptionHelpFormatter
 
 
 def say(line: str) -> None:
@@ -30,10 +34,36 @@ def say(line: str) -> None:
 
 def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
     """A parser whose `--help` is the module's documentation, with the option `--json`."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=layout)
+    parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=_LAYOUT)
     parser.add_argument("--json", type=json_file, metavar="FILE", help="write the results there as well")
     return parser
+
+
+def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, Any]]) -> None:
+    """Runs the function that the command line names, with a flag for each of its parameters.
+
+    A parameter whose annotation is a `typing.Literal` is written without its name.
+    """
+    parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=_LAYOUT)
+    commands = parser.add_subparsers(metavar="RECIPE", required=True)
+    for recipe in recipes:
+        command = commands.add_parser(recipe.__name__, description=recipe.__doc__)
+        command.add_argument("--json", type=json_file, metavar="FILE", help="write the results there as well")
+        command.set_defaults(recipe=recipe)
+        for parameter in inspect.signature(recipe).parameters.values():
+            flag, default, kind = f"--{parameter.name}", parameter.default, parameter.annotation
+            if kind is bool:
+                command.add_argument(flag, action="store_true")
+            elif choices := typing.get_args(kind):
+                command.add_argument(parameter.name, choices=choices)
+            else:
+                read = at_least(1) if kind is int else kind
+                command.add_argument(flag, type=read, default=default, required=default is parameter.empty)
+    options = parser.parse_args()
+    values = {name: value for name, value in vars(options).items() if name not in ("json", "recipe")}
+    start_tensorflow_quietly()
+    with exit_on_user_error():
+        run(options, lambda _: options.recipe(**values))
 
 
 def json_file(text: str) -> pathlib.Path:
