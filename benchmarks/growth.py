@@ -4,8 +4,7 @@
 
 A model of one scale (32 channels, 10 groups, images of 32 x 32 pixels, batch 4), of which one size at a time grows, in
 a process of its own. Its steps take turns with those of the smallest model: the time is the median ratio of the two.
-The work of a step is proportional to the batch, to the pixels, and nearly to the groups. The limit, dotted, grows as
-the work does: what is above it is a defect. A quarter of an hour; let nothing else run meanwhile.
+The dotted line grows as the work does: what is above it is a defect. A quarter of an hour; let nothing else run.
 """
 
 import argparse
@@ -13,7 +12,6 @@ import contextlib
 import json
 import pathlib
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks import results
@@ -37,23 +35,24 @@ def training(**changed: int) -> contextlib.AbstractContextManager:
     return worker(f"growth, {changed}", command)
 
 
-def measured(name: str, size: int, ask_smallest: Callable[[str], dict]) -> dict[str, Any]:
-    with training(**{name: size}) as ask:
-        ask("ready")
-        turns = [(ask("step")["seconds"], ask_smallest("step")["seconds"]) for _ in range(STEPS)][1:]
-        summary = ask("summary")
-    row = {
-        "grows": name,
-        "size": size,
-        "work": (size / SMALLEST[name]) ** (2 if name == "data.height" else 1),
-        "step": statistics.median(one / other for one, other in turns),
-        "step_seconds": statistics.median(one for one, _ in turns),
-        "memory": summary["peak_memory_bytes"] / 1e9,
-        "first_step": summary["first_step_seconds"],
-        "graph_nodes": summary["graph_nodes"],
-    }
-    results.say(str(row))
-    return row
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    with training() as smallest:
+        smallest("ready")
+        for name, size in [(name, size) for name, (_, sizes) in SIZES.items() for size in sizes]:
+            with training(**{name: size}) as larger:
+                larger("ready")
+                turns = [(larger("step")["seconds"], smallest("step")["seconds"]) for _ in range(STEPS)][1:]
+                summary = larger("summary")
+            row = {"grows": name, "size": size, "work": (size / SMALLEST[name]) ** (2 if name == "data.height" else 1)}
+            row["step"] = statistics.median(one / other for one, other in turns)
+            row["step_seconds"] = statistics.median(one for one, _ in turns)
+            row |= {"memory": summary["peak_memory_bytes"] / 1e9, "first_step": summary["first_step_seconds"]}
+            rows.append(row | {"graph_nodes": summary["graph_nodes"]})
+            results.say(str(rows[-1]))
+    if options.figure:
+        draw(rows, options.figure)
+    return {"growth": rows}
 
 
 def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
@@ -63,10 +62,9 @@ def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     grid = figure.subplots(len(QUANTITIES), len(SIZES), squeeze=False)
     for line, (quantity, text) in zip(grid, QUANTITIES.items(), strict=True):
         for axes, (name, (meaning, sizes)) in zip(line, SIZES.items(), strict=True):
-            rows_of_setting = [row for row in rows if row["grows"] == name]
-            axes.plot(sizes, [row[quantity] for row in rows_of_setting], "o-", label="measured")
-            smallest = 1.0 if quantity == "step" else rows_of_setting[0][quantity]
-            axes.plot(sizes, [smallest * row["work"] for row in rows_of_setting], "k:", label="as the work")
+            along = [row for row in rows if row["grows"] == name]
+            axes.plot(sizes, [row[quantity] for row in along], "o-", label="measured")
+            axes.plot(sizes, [along[0][quantity] * row["work"] for row in along], "k:", label="as the work")
             axes.set(xscale="log", yscale="log", xlabel=meaning, ylabel=text, xticks=sizes, xticklabels=sizes)
             axes.minorticks_off()
             axes.grid(alpha=0.3)
@@ -74,20 +72,7 @@ def draw(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    with training() as smallest:
-        smallest("ready")
-        rows = [measured(name, size, smallest) for name, (_, sizes) in SIZES.items() for size in sizes]
-    if options.figure:
-        draw(rows, options.figure)
-    return {"growth": rows}
-
-
-def main(arguments: list[str] | None = None) -> None:
+if __name__ == "__main__":
     parser = results.benchmark_parser("benchmarks.growth", __doc__)
     parser.add_argument("--figure", type=results.json_file, metavar="FILE", help="a figure of it, e.g. in .png")
-    results.run(parser.parse_args(arguments), measure)
-
-
-if __name__ == "__main__":
-    main()
+    results.run(parser.parse_args(), measure)

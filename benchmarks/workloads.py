@@ -213,7 +213,7 @@ def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> 
     configure_process()
     # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `configure_runtime` has set.
     session = tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto())
-    loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
+    loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder / "1"))
     definition = loaded.signature_def["sample"]
     image = definition.outputs["image"].name
     feed = {
@@ -227,12 +227,11 @@ class Export:
     """The command `nvae-export`; what it has written before is removed."""
 
     def __init__(self, preset: str, batch_size: None, folder: pathlib.Path):
-        self._folder = folder
+        self._folder, self._output = folder, folder.with_name("output")
 
     def __call__(self) -> None:
-        output = self._folder.with_name("output")
-        shutil.rmtree(output, ignore_errors=True)
-        self._peak = run_python("export.export_saved_model", f"--workdir={self._folder}", f"--output={output}")
+        shutil.rmtree(self._output, ignore_errors=True)
+        self._peak = run_python("export.export_saved_model", f"--workdir={self._folder}", f"--output={self._output}")
 
     def summary(self) -> dict[str, int]:
         return {"peak_memory_bytes": self._peak}
@@ -255,19 +254,9 @@ def prepare_run(preset: str, folder: pathlib.Path) -> None:
 
 
 def prepare_saved_model(preset: str, folder: pathlib.Path) -> None:
-    """A SavedModel with the signature `sample` alone."""
-    import keras
-    import tensorflow as tf
-
-    from nvae_tf.layers import FoldedPass, folded_weights
-    from nvae_tf.serving.signatures import Signatures
-
-    model = untrained_model(preset)
-    forward = functools.partial(FoldedPass, scanned=True, folded=folded_weights(model._stacks(), "float32"))
-    signatures, archive = Signatures(model, forward), keras.export.ExportArchive()
-    archive.add_endpoint("sample", signatures.function("sample"), signatures.input_specs("sample"))
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    archive.write_out(str(folder), options=options, verbose=False)
+    """What `nvae-export` makes of such a run."""
+    prepare_run(preset, run := folder.with_name("run"))
+    run_python("export.export_saved_model", f"--workdir={run}", f"--output={folder}")
 
 
 PREPARED = {"run": prepare_run, "saved_model": prepare_saved_model}

@@ -2,6 +2,9 @@ import contextlib
 import importlib
 import itertools
 import json
+import sys
+import types
+from typing import Literal
 
 import pytest
 
@@ -122,19 +125,33 @@ def test_mistakes_are_reported_before_anything_starts(capsys, monkeypatch):
         ("train_step", "--preset=mnits", "invalid choice: 'mnits'"),
         ("train_step", "--preset=mnist recompute", "recompute: write GROUP.SETTING=VALUE"),
         ("train_step", "--preset=mnist --no-yardstick train.recompute=some", "train.recompute = 'some': not one of"),
-        ("examples.fashion", "prior", "needs --workdir"),
-        ("examples.fashion", "models --workdir=x", "models: needs a kind"),
-        ("examples.digits", "quality", "needs --workdir"),
     ):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(SystemExit) as ended:
-            importlib.import_module(module if "." in module else f"benchmarks.{module}").main(arguments.split())
+            importlib.import_module(f"benchmarks.{module}").main(arguments.split())
         assert ended.value.code == 2 and message in capsys.readouterr().err
     jobs = all_benchmarks.parse_arguments(["--no-yardstick"]).jobs
     assert [preset for name, preset in jobs if name == "training"] == ["mnist", "cifar10", "celeba64"]
     assert all_benchmarks.parse_arguments(["--against=.", "--presets=digits"]).jobs == [
         (n, "digits") for n in WORKLOADS
     ]
+
+
+def test_a_recipe_has_a_flag_for_each_parameter(tmp_path, monkeypatch, capsys):
+    def toy(kind: Literal["a", "b"], workdir: str, count: int = 3, figure: bool = False):
+        return dict(locals())
+
+    def called(*arguments):
+        monkeypatch.setattr(sys, "argv", ["toys", *arguments])
+        results.run_recipe("toys", "Toys.", toy)
+
+    called("toy", "b", "--workdir=x", "--figure", f"--json={tmp_path / 'now.json'}")
+    result = json.loads((tmp_path / "now.json").read_text())
+    assert [result[name] for name in ("kind", "workdir", "count", "figure")] == ["b", "x", 3, True]
+    for wrong, message in ((["b"], "--workdir"), (["c", "--workdir=x"], "'c'"), (["b", "--count=0"], "at least 1")):
+        with pytest.raises(SystemExit):
+            called("toy", *wrong)
+        assert message in capsys.readouterr().err
 
 
 def test_help_lists_the_workloads_without_tensorflow():
@@ -162,9 +179,8 @@ def test_a_real_run_of_growth(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "SIZES", {"data.height": ("side of an image, pixels", (8, 16))})
     for name, size in (("data.height", 8), ("model.num_groups_per_scale", 1)):
         monkeypatch.setitem(growth.SMALLEST, name, size)
-    figure, file = tmp_path / "growth.png", tmp_path / "now.json"
-    growth.main([f"--figure={figure}", f"--json={file}"])
-    rows = json.loads(file.read_text())["growth"]
+    figure = tmp_path / "growth.png"
+    rows = growth.measure(types.SimpleNamespace(figure=figure))["growth"]
     assert [(row["size"], row["work"]) for row in rows] == [(8, 1.0), (16, 4.0)]
     for row in rows:
         assert row["step"] > 0.0 and 0.0 < row["step_seconds"] < row["first_step"] and row["memory"] > 0.3

@@ -82,11 +82,8 @@ def test_operations_are_counted_a_turn_and_in_one_group_each(tmp_path):
     with tf.profiler.experimental.Profile(str(tmp_path)):
         for _ in range(3):
             turn()
-    operations = operation_times.operation_times(tmp_path, turns=3)
-    (products,) = (each for each in operations if "MatMul" in each["operation"])
-    (swish,) = (each for each in operations if each["operation"] == "SoftplusGrad")
-    assert products["count"] == 2 and swish["count"] == 1 and 0 < swish["seconds"] < 1
-    assert not {"turn", "Run", "FunctionRun"} & {each["operation"] for each in operations}
-    rows = {row["operations"]: row for row in operation_times.by_kind(operations)}
+    rows = {row["operations"]: row for row in operation_times.operation_times(tmp_path, turns=3)}
     assert rows["swish"]["count"] == 1 and rows["matrix products (1x1 convolutions, dense)"]["count"] == 2
-    assert rows["convolutions"]["count"] == 0 and sum(row["share"] for row in rows.values()) == pytest.approx(1.0)
+    assert 0 < rows["swish"]["seconds"] < 1 and sum(row["share"] for row in rows.values()) == pytest.approx(1.0)
+    # What runs operations is none.
+    assert rows["convolutions"]["count"] == 0 and rows["all others"]["count"] < 5
