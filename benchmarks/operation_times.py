@@ -1,23 +1,25 @@
-"""Where the time of a workload goes, operation by operation, as TensorFlow's profiler sees it.
+"""Where the time of a workload goes, by kinds of operations, as TensorFlow's profiler sees it.
 
-    python -m benchmarks.operation_times --workload=training --preset=cifar10 [--turns=3] [--json=FILE]
+    python -m benchmarks.operation_times --workload=training --preset=cifar10 [--json=FILE]
 
-Workloads and presets are those of `benchmarks.all`, its commands aside. Operations of one type are added up, an
-operation's time being that between its start and its end on the thread that started it: two run side by side on two
-cores, so the sum is more than the time of a turn. The profiler itself costs some percent. Let nothing else run.
+Workloads and presets are those of `benchmarks.all`, its commands aside. An operation's time is that between its start
+and its end on the thread that started it: two run side by side on two cores, so the sum is more than the time of a
+turn. The profiler itself costs some percent. Let nothing else run.
 """
 
 import argparse
 import collections
 import pathlib
 import re
+import statistics
 import tempfile
-import time
+import timeit
 from typing import Any
 
 from benchmarks import results
-from benchmarks.workloads import PRESETS, WORKLOADS, made
+from benchmarks.workloads import PRESETS, WORKLOADS, make
 
+TURNS = 3
 # Types of operations, by a part of their name; the first that fits. XLA's are named after what they do last.
 KINDS = {
     "Depthwise": "depthwise convolutions",
@@ -28,8 +30,8 @@ KINDS = {
     "_fusion": "batch norm and swish in one pass (XLA)",
     "SoftplusGrad": "swish",
     "ApplyAdaMax": "optimizer's update",
+    "": "all others",
 }
-OTHERS = "all others"
 # An operation's event is called `name:Type`, or by XLA `..._fusion`; others are of what runs operations.
 _OPERATION = re.compile(r"[^:]+:(\w+)|(\w+_fusion)")
 
@@ -37,27 +39,18 @@ _OPERATION = re.compile(r"[^:]+:(\w+)|(\w+_fusion)")
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     import tensorflow as tf
 
-    workload, preset, turns = options.workload, options.preset, options.turns
     with tempfile.TemporaryDirectory() as folder:
-        results.say(f"building {workload} of {preset}")
-        work = made(workload, preset, folder)()
-        for _ in range(2):  # to warm up
-            work()
-        begun = time.perf_counter()
-        for _ in range(turns):
-            work()
-        seconds = (time.perf_counter() - begun) / turns
+        work = make(options.workload, options.preset, folder)
+        # After the first two turns, which warm up.
+        seconds = statistics.median(timeit.repeat(work, repeat=2 + TURNS, number=1)[2:])
         with tf.profiler.experimental.Profile(folder):
-            for _ in range(turns):
-                work()
-        operations = operation_times(pathlib.Path(folder), turns)
-    named = {"workload": workload, "preset": preset, "batch_size": WORKLOADS[workload].batch_sizes[preset]}
-    others = {"most_of_the_others": [each for each in operations if each["kind"] == OTHERS][:8]}
-    return named | {"turn_seconds": seconds, "kinds": by_kind(operations)} | others | {"every_operation": operations}
+            timeit.timeit(work, number=TURNS)
+        kinds = operation_times(pathlib.Path(folder), TURNS)
+    return {"workload": options.workload, "preset": options.preset, "turn_seconds": seconds, "kinds": kinds}
 
 
 def operation_times(log: pathlib.Path, turns: int) -> list[dict[str, Any]]:
-    """Types of operations with their kind, `seconds` and `count` a turn, the longest first; `log` is the profiler's."""
+    """A row for each kind with `seconds`, `share` and `count` a turn; `log` is the profiler's folder."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     (file,) = log.rglob("*.xplane.pb")
@@ -65,32 +58,19 @@ def operation_times(log: pathlib.Path, turns: int) -> list[dict[str, Any]]:
     for plane in xplane_pb2.XSpace.FromString(file.read_bytes()).planes:
         for event in (event for line in plane.lines for event in line.events):
             if match := _OPERATION.fullmatch(plane.event_metadata[event.metadata_id].name):
-                seconds[match[match.lastindex]] += event.duration_ps / 1e12
-                counts[match[match.lastindex]] += 1
-    kinds = {name: next((kind for word, kind in KINDS.items() if word in name), OTHERS) for name in seconds}
+                kind = next(kind for word, kind in KINDS.items() if word in match[match.lastindex])
+                seconds[kind] += event.duration_ps / 1e12 / turns
+                counts[kind] += 1
+    shares = {kind: seconds[kind] / seconds.total() for kind in KINDS.values()}
     return [
-        {"operation": name, "kind": kinds[name], "seconds": time / turns, "count": counts[name] / turns}
-        for name, time in seconds.most_common()
+        {"operations": kind, "seconds": seconds[kind], "share": share, "count": counts[kind] / turns}
+        for kind, share in shares.items()
     ]
 
 
-def by_kind(operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each of `KINDS`, and one for all others."""
-    total, rows = sum(each["seconds"] for each in operations), []
-    for kind in (*KINDS.values(), OTHERS):
-        seconds, count = (sum(each[key] for each in operations if each["kind"] == kind) for key in ("seconds", "count"))
-        rows.append({"operations": kind, "seconds": seconds, "share": seconds / total, "count": count})
-    return rows
-
-
-def main(arguments: list[str] | None = None) -> None:
+if __name__ == "__main__":
     parser = results.benchmark_parser("benchmarks.operation_times", __doc__)
     profiled = [name for name, workload in WORKLOADS.items() if not workload.is_command]
     parser.add_argument("--workload", choices=profiled, required=True, help="what is profiled")
     parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")
-    parser.add_argument("--turns", type=results.at_least(1), default=3, help="profiled turns (default: 3)")
-    results.run(parser.parse_args(arguments), measure)
-
-
-if __name__ == "__main__":
-    main()
+    results.run(parser.parse_args(), measure)

@@ -5,22 +5,26 @@ import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
+import inspect
 import itertools
 import json
 import os
 import pathlib
 import platform
+import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+import typing
+from collections.abc import Callable, Collection
 from typing import Any
 
 import psutil
 
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import atomic_write, git_revision
 
 ROOT = pathlib.Path(__file__).parents[1]
 THREADS = 2  # of every workload
-_BUSY = 0.7  # a load average at the start above which something else is running
+_LAYOUT = argparse.RawDescriptionHelpFormatter
 
 
 def say(line: str) -> None:
@@ -30,14 +34,36 @@ def say(line: str) -> None:
 
 def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
     """A parser whose `--help` is the module's documentation, with the option `--json`."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {name}",
-        description=documentation,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=_LAYOUT)
     parser.add_argument("--json", type=json_file, metavar="FILE", help="write the results there as well")
     return parser
+
+
+def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, Any]]) -> None:
+    """Runs the function that the command line names, with a flag for each of its parameters.
+
+    A parameter whose annotation is a `typing.Literal` is written without its name.
+    """
+    parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=_LAYOUT)
+    commands = parser.add_subparsers(metavar="RECIPE", required=True)
+    for recipe in recipes:
+        command = commands.add_parser(recipe.__name__, description=recipe.__doc__)
+        command.add_argument("--json", type=json_file, metavar="FILE", help="write the results there as well")
+        command.set_defaults(recipe=recipe)
+        for parameter in inspect.signature(recipe).parameters.values():
+            flag, default, kind = f"--{parameter.name}", parameter.default, parameter.annotation
+            if kind is bool:
+                command.add_argument(flag, action="store_true")
+            elif choices := typing.get_args(kind):
+                command.add_argument(parameter.name, choices=choices)
+            else:
+                read = at_least(1) if kind is int else kind
+                command.add_argument(flag, type=read, default=default, required=default is parameter.empty)
+    options = parser.parse_args()
+    values = {name: value for name, value in vars(options).items() if name not in ("json", "recipe")}
+    start_tensorflow_quietly()
+    with exit_on_user_error():
+        run(options, lambda _: options.recipe(**values))
 
 
 def json_file(text: str) -> pathlib.Path:
@@ -47,65 +73,55 @@ def json_file(text: str) -> pathlib.Path:
     return path
 
 
-def at_least(least: float, kind: type = int) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            if least <= kind(text) < float("inf"):
-                return kind(text)
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text}: must be {what} and at least {least}")
+def at_least(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number and at least {least}")
+        return int(text)
 
     return read
 
 
 def names(known: Collection[str]) -> Callable[[str], list[str]]:
     def read(text: str) -> list[str]:
-        for name in text.split(","):
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r}: must be some of {', '.join(known)}")
+        if unknown := set(text.split(",")) - set(known):
+            raise argparse.ArgumentTypeError(f"{min(unknown)!r}: must be some of {', '.join(known)}")
         return list(dict.fromkeys(text.split(",")))
 
     return read
-
-
-def has_torch() -> bool:
-    return importlib.util.find_spec("torch") is not None
 
 
 def parse_with_yardstick(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-yardstick", action="store_true", help="our own times alone, without a ratio")
     options = parser.parse_args(arguments)
     options.no_yardstick |= bool(getattr(options, "against", None))
-    if not options.no_yardstick and not has_torch():
+    if not options.no_yardstick and importlib.util.find_spec("torch") is None:
         parser.error("the yardstick needs PyTorch, which is not installed: `make torch`, or give --no-yardstick")
     return options
 
 
 def stamp() -> dict[str, Any]:
-    """Where, when and with what results are taken; says so if the machine is busy."""
+    """Where, when and with what results are taken."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    if (load := os.getloadavg()[0]) > _BUSY:
-        say(f"note: the load average is {load:.1f}: something else is running, or was a moment ago")
+        model = re.search("model name.*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+        processor = model[1] if model else processor
     versions = {"python": platform.python_version()}
     for package in ("tensorflow", "keras", "numpy", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    machine = {"processor": processor, "cores": os.cpu_count(), "threads_used": THREADS, "load_average_at_start": load}
-    machine |= {"system": f"{platform.system()} {platform.machine()}", "memory_bytes": psutil.virtual_memory().total}
+    machine = {"processor": processor, "cores": os.cpu_count(), "threads_used": THREADS}
+    machine |= {"load_average_at_start": os.getloadavg()[0], "memory_bytes": psutil.virtual_memory().total}
+    machine["system"] = f"{platform.system()} {platform.machine()}"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"date": now, "machine": machine, "versions": versions, "revision": git_revision(ROOT)}
 
 
-def run(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> dict[str, Any]:
+def run(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
     """Measures, prints the results by their names, and writes them if `--json` names a file."""
     about, measured = stamp(), measure(options)
-    result = about | measured
-    print("\n".join([text(measured), *place(result)]))
-    write_json(result, options.json)
-    return result
+    print("\n".join([text(measured), *place(about)]))
+    write_json(about | measured, options.json)
 
 
 def text(measured: dict[str, Any]) -> str:
@@ -115,8 +131,9 @@ def text(measured: dict[str, Any]) -> str:
         if isinstance(value, dict):
             lines += [f"{name}:", *(f"  {key:<42}{_cell(item)}" for key, item in value.items())]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            columns = [key for key in dict.fromkeys(itertools.chain(*value)) if not key.startswith("every_")]
-            lines += [f"{name}:", *markdown(columns, [[row.get(key, "") for key in columns] for row in value])]
+            columns = list(dict.fromkeys(itertools.chain(*value)))
+            table = [columns, ["---"] * len(columns), *([row.get(key, "") for key in columns] for row in value)]
+            lines += [f"{name}:", *(f"| {' | '.join(map(_cell, row))} |" for row in table)]
         else:
             lines.append(f"{name:<44}{_cell(value)}")
     return "\n".join(lines)
@@ -127,23 +144,17 @@ def _cell(value: Any) -> str:
         return ", ".join(map(_cell, value))
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000.0 else f"{value:,.0f}"
-    return "-" if value is None else f"{value:,}" if type(value) is int else str(value)
+    return "-" if value is None else str(value)
 
 
 def place(result: dict[str, Any]) -> list[str]:
+    """Two lines about the machine, and about versions and the date."""
     machine, versions = result["machine"], result["versions"]
+    size, load = f"{machine['memory_bytes'] / 1e9:.0f} GB", f"load {machine['load_average_at_start']:.1f}"
     return [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, "
-        f"{machine['system']}, load {machine['load_average_at_start']:.1f}",
+        f"{machine['processor']}, {machine['cores']} cores, {size}, {machine['system']}, {load}",
         ", ".join(f"{name} {version}" for name, version in versions.items()) + f", {result['date']}",
     ]
-
-
-def markdown(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The lines of a table; `|` in a cell does not end it, and cells that a row lacks are empty."""
-    lines = [heading, ["---"] * len(heading)]
-    lines += [[_cell(cell).replace("|", "\\|") for cell in row] + [""] * (len(heading) - len(row)) for row in rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def write_json(result: dict[str, Any], file: pathlib.Path | None) -> None:

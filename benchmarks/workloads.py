@@ -1,14 +1,11 @@
 """What the benchmarks measure, by name, and the process of a workload, seen from both sides.
 
-    python -m benchmarks.workloads WORKLOAD PRESET FOLDER      serves a workload, see `benchmarks.all`
+    python -m benchmarks.workloads WORKLOAD PRESET FOLDER [S]  serves a workload; S: changed settings of training, JSON
     python -m benchmarks.workloads yardstick PRESET            serves the yardstick, a small PyTorch workload
-    python -m benchmarks.workloads variant PRESET SETTINGS [S] serves training steps with changed settings, JSON
     python -m benchmarks.workloads prepare WHAT PRESET FOLDER  writes what a workload starts from
 
-Each workload runs in a process of its own, one step whenever it is asked to: the ratio of two workloads that alternate
-differs much less between machines and hours than seconds do. The parent (`Worker`) writes one word a line to it,
-`ready`, `step` or `summary`, and gets a line of JSON on a pipe made for that. `benchmarks.all --against` asks the
-processes of another checkout: keep commands and words as they are.
+The parent (`worker`) writes one word a line, `ready`, `step` or `summary`, and gets a line of JSON on a pipe made for
+that. `benchmarks.all --against` asks the processes of another checkout: keep commands and words as they are.
 """
 
 import contextlib
@@ -22,9 +19,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,69 +31,61 @@ from nvae_tf import presets
 # Their import is no part of the time to the first step.
 _MODULES = ("models", "optimization", "data.spec", "training.run", "generation.sampling", "evaluation.likelihood")
 _ANSWERS = "BENCHMARK_ANSWERS_FILE_DESCRIPTOR"
+_TURN_SECONDS = 0.5  # a turn repeats quick work until they are over
 # The batch sizes of MNIST and CIFAR-10 are those of the published code's times. CelebA's 16 would need 15 GiB.
 BATCH_SIZES = {"digits": 60, "mnist": 16, "cifar10": 4, "celeba64": 4}
 PRESETS = tuple(BATCH_SIZES)
 
 
 class WorkerEnded(OSError):
-    """A worker ended too early; the message has its output."""
-
-    def reason(self) -> str:
-        """Its last two lines: what the worker said, and how it ended."""
-        return " ".join(str(self).splitlines()[-2:])
+    """A worker ended too early; the message says how."""
 
 
-class Worker:
-    """A workload in a process of its own, whose program calls `serve`. Leaving the `with` block ends the process."""
+@contextlib.contextmanager
+def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Runs a program that calls `serve`; gives the function that sends it a word and returns the answer."""
+    answers, answers_of_worker = os.pipe()
+    # PyTorch's threads, and TensorFlow's where a program does not set them.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(THREADS))
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    process = subprocess.Popen(
+        command,
+        cwd=checkout,
+        stdin=subprocess.PIPE,
+        stdout=sys.__stderr__,  # standard output is for the results alone
+        text=True,
+        pass_fds=[answers_of_worker],
+        env=quiet | os.environ | threads | {_ANSWERS: str(answers_of_worker)},
+        start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the worker quietly
+    )
+    os.close(answers_of_worker)
+    with os.fdopen(answers) as lines:
 
-    def __init__(self, name: str, command: list[str], checkout: pathlib.Path = ROOT):
-        self.name = name
-        answers, answers_of_worker = os.pipe()
-        self._answers, self._log = os.fdopen(answers), tempfile.TemporaryFile("w+")
-        # PyTorch's threads, and TensorFlow's where a program does not set them; several processes may share a GPU.
-        threads = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-        environment = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} | os.environ | dict.fromkeys(threads, str(THREADS))
-        streams = {"stdin": subprocess.PIPE, "stdout": self._log, "stderr": self._log, "text": True}
-        streams |= {"pass_fds": [answers_of_worker], "env": environment | {_ANSWERS: str(answers_of_worker)}}
-        # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker quietly.
-        self._process = subprocess.Popen(command, cwd=checkout, start_new_session=True, **streams)
-        os.close(answers_of_worker)
+        def ask(word: str) -> dict[str, Any]:
+            with contextlib.suppress(BrokenPipeError):
+                print(word, file=process.stdin, flush=True)
+            answer = lines.readline()
+            if not answer:
+                raise WorkerEnded(f"the worker `{name}` {how_it_ended(process.wait())}, see standard error")
+            return json.loads(answer)
 
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self._process.returncode is None:
+        try:
+            yield ask
+        finally:
             # With the processes that it has started, which are in its session.
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._answers.close()
-        self._log.close()
-
-    def ask(self, word: str) -> dict[str, Any]:
-        """Sends a word and waits for the answer; WorkerEnded if the process ends instead."""
-        try:
-            print(word, file=self._process.stdin, flush=True)
-            answer = self._answers.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            how = how_it_ended(self._process.wait())
-            self._log.seek(0)
-            raise WorkerEnded(f"{self._log.read()}The worker `{self.name}` {how}.")
-        return json.loads(answer)
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def how_it_ended(status: int) -> str:
     if status == -signal.SIGKILL:
         return "was killed, most likely because the machine's memory ran out"
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+    return f"ended with exit status {status}"
 
 
 def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> None:
-    """The worker's side of `Worker`: `step` gives the seconds of one step, `summary` the other measurements."""
+    """The other side of `worker`: `step` gives the seconds of one step, `summary` the other measurements."""
     words = {
         "ready": dict,
         "step": lambda: {"seconds": step()},
@@ -109,12 +97,12 @@ def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> N
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has had; getrusage counts what the parent had when it started this one."""
+    """The most memory that this process has had; getrusage counts the parent's at the start of this one, too."""
     return int(re.search(r"VmHWM:\s*(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
 
 
-def python(*arguments: str | pathlib.Path) -> list[str]:
-    return [sys.executable, "-m", *map(str, arguments)]
+def python(module: str, *arguments: str | pathlib.Path) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
 
 
 def run_python(module: str, *arguments: str | pathlib.Path) -> int:
@@ -140,30 +128,19 @@ def configure_process(training: bool = False) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
 
 
-def config_of(preset: str, **changed: Any) -> Any:
-    """The preset with some settings changed: `NAME` of `train`, and `GROUP.NAME`."""
-    from nvae_tf.data.spec import complete_config
-
-    settings = presets.preset(preset)
-    for name, value in changed.items():
-        group, _, key = name.rpartition(".")
-        settings[group or "train"][key] = value
-    return complete_config(settings)
-
-
 def untrained_model(preset: str) -> Any:
     from nvae_tf.models import NVAE
 
     configure_process()
-    return NVAE(config_of(preset).model)
+    return NVAE(presets.experiment_config(preset).model)
 
 
-def new_run(preset: str, devices: Any = None, **training: Any) -> Any:
+def new_run(config: Any, replicas: Any = None) -> Any:
     """A run before its first step, far from its end: what a step takes does not depend on the length."""
     from nvae_tf.training import run
 
-    config, length = config_of(preset, **training), run.RunLength(steps_per_epoch=1000, total_steps=1_000_000)
-    return run.new_run(config, length, run.Images(config.data, None, None), replicas=devices)
+    length = run.RunLength(steps_per_epoch=1000, total_steps=1_000_000)
+    return run.new_run(config, length, run.Images(config.data, None, None), replicas=replicas)
 
 
 def random_images(model_config: Any, batch_size: int) -> Any:
@@ -177,32 +154,30 @@ def random_images(model_config: Any, batch_size: int) -> Any:
 
 
 class Training:
-    """The training step of a run with some settings `train.*`, on a batch of random images for all its replicas."""
+    """The training step of a run with some settings `GROUP.NAME`, on random images for all its replicas."""
 
-    def __init__(self, preset: str, batch_size: int, folder: pathlib.Path | None = None, **training: Any):
+    def __init__(self, preset: str, batch_size: int, folder: pathlib.Path | None = None, **changed: Any):
         import tensorflow as tf
 
         from nvae_tf.training import strategy
 
         configure_process(training=True)
-        training = {"batch_size": batch_size, "strategy": "one_device"} | training
-        settings = config_of(preset, **training).train
-        self._replicas = strategy.chosen_replicas(settings)
-        compiled = strategy.compiles_whole_step(settings.xla, self._replicas.count)
-        self._run = run = new_run(preset, self._replicas, **training)
-        run.model.scan = strategy.scans_steps(settings.scan, compiled, self._replicas.count)
+        changed = {"train.batch_size": batch_size, "train.strategy": "one_device"} | changed
+        config = presets.experiment_config(preset, changed)
+        self._replicas = strategy.chosen_replicas(config.train)
+        compiled = strategy.compiles_whole_step(config.train.xla, self._replicas.count)
+        self._run = run = new_run(config, self._replicas)
+        run.model.scan = strategy.scans_steps(config.train.scan, compiled, self._replicas.count)
         with tf.device("CPU:0"):  # where a run's batches come from
-            self._images = random_images(run.config.model, run.images_a_step)
+            self._images = random_images(config.model, run.images_a_step)
         self._step = strategy.step_function(self._replicas.strategy, run.model, compiled)
         self._graph = self._step.get_concrete_function(self._replicas.divided(self._images)).graph
 
-    def __call__(self, steps: int = 1) -> None:
-        """Takes some steps and waits for the last: training waits for an accelerator at every tenth."""
-        for _ in range(steps):
-            metrics = self._step(self._replicas.divided(self._images))
-        local = self._replicas.strategy.experimental_local_results
-        values = {name: float(part) for name, value in metrics.items() for part in local(value)}
-        self._skipped = values["skipped_steps"]
+    def __call__(self) -> None:
+        """Takes a step and waits for its end."""
+        metrics = self._step(self._replicas.divided(self._images))
+        for metric in metrics.values():
+            [part.numpy() for part in self._replicas.strategy.experimental_local_results(metric)]
 
     def summary(self) -> dict[str, Any]:
         """What else is known, the nodes of the graph with all its functions among it; takes memory of its own."""
@@ -211,7 +186,7 @@ class Training:
         graph, gpus = self._graph.as_graph_def(), range(len(tf.config.list_logical_devices("GPU")))
         peaks = [tf.config.experimental.get_memory_info(f"GPU:{index}")["peak"] for index in gpus]
         nodes = len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
-        return {"gpu_peak_bytes": peaks, "graph_nodes": nodes, "skipped_steps": self._skipped}
+        return {"gpu_peak_bytes": peaks, "graph_nodes": nodes}
 
 
 def sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
@@ -238,7 +213,7 @@ def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> 
     configure_process()
     # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `configure_runtime` has set.
     session = tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto())
-    loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
+    loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder / "1"))
     definition = loaded.signature_def["sample"]
     image = definition.outputs["image"].name
     feed = {
@@ -249,15 +224,14 @@ def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> 
 
 
 class Export:
-    """The command; its output is removed before."""
+    """The command `nvae-export`; what it has written before is removed."""
 
     def __init__(self, preset: str, batch_size: None, folder: pathlib.Path):
-        self._folder = folder
+        self._folder, self._output = folder, folder.with_name("output")
 
     def __call__(self) -> None:
-        output = self._folder.with_name("output")
-        shutil.rmtree(output, ignore_errors=True)
-        self._peak = run_python("export.export_saved_model", f"--workdir={self._folder}", f"--output={output}")
+        shutil.rmtree(self._output, ignore_errors=True)
+        self._peak = run_python("export.export_saved_model", f"--workdir={self._folder}", f"--output={self._output}")
 
     def summary(self) -> dict[str, int]:
         return {"peak_memory_bytes": self._peak}
@@ -271,7 +245,7 @@ def prepare_run(preset: str, folder: pathlib.Path) -> None:
     from nvae_tf.runs.run_folder import RunFolder
 
     configure_process()
-    run, place = new_run(preset), RunFolder(folder)
+    run, place = new_run(presets.experiment_config(preset)), RunFolder(folder)
     run.model.data_initialised.assign(1.0)
     run.model.optimizer.iterations.assign(1000)
     others = [*run.model.step_guard.variables, *run.schedule.variables]
@@ -279,30 +253,13 @@ def prepare_run(preset: str, folder: pathlib.Path) -> None:
     atomic_write(place.config_file, config_to_json(run.config))
 
 
-def prepare_saved_model(preset: str, folder: pathlib.Path, folded: str | None = "float32") -> None:
-    """A SavedModel with the signature `sample` alone; its weights are folded into kernels of a type, or as they are."""
-    import keras
-    import tensorflow as tf
-
-    from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
-    from nvae_tf.serving.signatures import Signatures
-
-    model, forward = untrained_model(preset), ForwardPass
-    if folded:
-        weights = folded_weights(model._stacks(), folded)
-        forward = functools.partial(FoldedPass, scanned=True, folded=weights)
-    signatures, archive = Signatures(model, forward), keras.export.ExportArchive()
-    archive.add_endpoint("sample", signatures.function("sample"), signatures.input_specs("sample"))
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    archive.write_out(str(folder), options=options, verbose=False)
+def prepare_saved_model(preset: str, folder: pathlib.Path) -> None:
+    """What `nvae-export` makes of such a run."""
+    prepare_run(preset, run := folder.with_name("run"))
+    run_python("export.export_saved_model", f"--workdir={run}", f"--output={folder}")
 
 
-PREPARED = {
-    "run": prepare_run,
-    "saved_model": prepare_saved_model,
-    "bfloat16": functools.partial(prepare_saved_model, folded="bfloat16"),
-    "unfolded": functools.partial(prepare_saved_model, folded=None),
-}
+PREPARED = {"run": prepare_run, "saved_model": prepare_saved_model}
 
 
 class Workload(NamedTuple):
@@ -314,64 +271,51 @@ class Workload(NamedTuple):
     presets: tuple[str, ...] = ("mnist", "cifar10")  # if none are named
     prepared: str = ""  # what is written before, one of `PREPARED`, if anything is
     is_slow: bool = False  # one turn a round, and none to warm up, as commands have
-    is_command: bool = False  # a turn is a complete command in a process anew, so that there is no first step
+    is_command: bool = False  # each turn is a complete command in a new process, so that there is no first step
 
 
-_samples, _recomputed = dict.fromkeys(PRESETS, 16), functools.partial(Training, recompute="all")
+_samples = dict.fromkeys(PRESETS, 16)
+_recomputed = functools.partial(Training, **{"train.recompute": "all"})
+_half_precision = functools.partial(Training, **{"train.precision": "mixed_bfloat16"})
 _bound = functools.partial(nelbo, importance_samples=20)
-_exported = functools.partial(Workload, made_by=saved_model_sampling, batch_sizes=_samples)
+_exported = Workload("sampling, the exported SavedModel", saved_model_sampling, _samples, prepared="saved_model")
 WORKLOADS = {
     "training": Workload("training step", Training, presets=PRESETS[1:]),
     "recomputed_training": Workload("training step, train.recompute=all", _recomputed),
-    "bfloat16_training": Workload("training step, bfloat16", functools.partial(Training, precision="mixed_bfloat16")),
+    "bfloat16_training": Workload("training step, bfloat16", _half_precision),
     "sampling": Workload("sampling, the model in Python", sampling, _samples),
     "nelbo": Workload("NELBO of a batch", nelbo),
     "importance_weighted_20": Workload("importance-weighted bound of a batch, K = 20", _bound, is_slow=True),
-    "saved_model_sampling": _exported("sampling, the exported SavedModel", prepared="saved_model"),
-    "bfloat16_sampling": _exported("sampling, an export in bfloat16", presets=("digits",), prepared="bfloat16"),
-    "unfolded_sampling": _exported("sampling, an export unfolded", presets=("digits",), prepared="unfolded"),
+    "saved_model_sampling": _exported,
     "export": Workload("nvae-export, verified", Export, dict.fromkeys(PRESETS), prepared="run", is_command=True),
 }
 
 
-def made(name: str, preset: str, folder: str) -> Callable[[], Callable]:
-    """The function that makes a workload; what it starts from is written into the folder unless it is there."""
-    workload = WORKLOADS[name]
-    place = pathlib.Path(folder, workload.prepared)
+def make(name: str, preset: str, folder: str, settings: str = "{}") -> Callable:
+    """Makes a workload; what it starts from is written into the folder unless it is there."""
+    workload, place = WORKLOADS[name], pathlib.Path(folder, WORKLOADS[name].prepared)
     if not place.exists():
         run_python("benchmarks.workloads", "prepare", workload.prepared, preset, place)
-    return functools.partial(workload.made_by, preset, workload.batch_sizes[preset], place)
+    return workload.made_by(preset, workload.batch_sizes[preset], place, **json.loads(settings))
 
 
-def serve_work(make: Callable[[], Callable], is_command: bool = False, seconds_at_a_time: float = 0.5) -> None:
-    """Serves a workload step by step: its work once, or if it is quick as often as fits into that time."""
+def serve_work(make: Callable[[], Callable], is_command: bool = False) -> None:
+    """Serves a workload; a step repeats quick work until half a second is over."""
     start = time.perf_counter()
     for module in () if is_command else _MODULES:
         importlib.import_module(f"nvae_tf.{module}")
     imported = time.perf_counter()
-    work, times = make(), 1 if is_command else None
-    summary = {"import_seconds": None, "first_step_seconds": None}
+    work, summary = make(), {"import_seconds": None, "first_step_seconds": None}
     if not is_command:
         work()
         summary = {"import_seconds": imported - start, "first_step_seconds": time.perf_counter() - imported}
 
-    def seconds(count: int) -> float:
-        begun = time.perf_counter()
-        if isinstance(work, Training):
-            work(count)
-        else:
-            for _ in range(count):
-                work()
-        return (time.perf_counter() - begun) / count
-
     def step() -> float:
-        nonlocal times
-        if times is None:
-            once = seconds(1)
-            times = max(1, min(round(seconds_at_a_time / once), round(40 * seconds_at_a_time)))
-            if times == 1:
-                return once
-        return seconds(times)
+        start, count, seconds = time.perf_counter(), 0, 0.0
+        while seconds < _TURN_SECONDS:
+            work()
+            count, seconds = count + 1, time.perf_counter() - start
+        return seconds / count
 
     serve(step, lambda: summary | getattr(work, "summary", dict)())
 
@@ -428,13 +372,10 @@ def yardstick(preset: str) -> Callable[[], float]:
 def main(name: str, *arguments: str) -> None:
     if name == "yardstick":
         serve(yardstick(*arguments), summary=dict)
-    elif name == "variant":
-        preset, settings, *seconds = arguments
-        serve_work(functools.partial(Training, preset, **json.loads(settings)), False, *map(float, seconds))
     elif name == "prepare":
         PREPARED[arguments[0]](arguments[1], pathlib.Path(arguments[2]))
     else:
-        serve_work(made(name, *arguments), WORKLOADS[name].is_command)
+        serve_work(functools.partial(make, name, *arguments), WORKLOADS[name].is_command)
 
 
 if __name__ == "__main__":

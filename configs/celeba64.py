@@ -18,13 +18,8 @@ from nvae_tf.presets import config_for_data
 
 def get_config():
     config = config_for_data("celeba64")
-    config.model.num_latent_scales = 3
-    config.model.num_groups_per_scale = 20
-    config.model.adaptive_groups = True
-    config.model.num_channels_encoder = 64
-    config.model.num_channels_decoder = 64
-    config.model.num_flows = 1
+    config.model.update(num_latent_scales=3, num_groups_per_scale=20, adaptive_groups=True, num_flows=1)
+    config.model.update(num_channels_encoder=64, num_channels_decoder=64)
     config.objective.regularization = 1e-1
-    config.train.batch_size = 16
-    config.train.epochs = 90
+    config.train.update(batch_size=16, epochs=90)
     return config.lock()

@@ -16,16 +16,8 @@ from nvae_tf.presets import config_for_data
 
 def get_config():
     config = config_for_data("celebahq256")
-    config.model.num_latent_scales = 5
-    config.model.num_groups_per_scale = 16
-    config.model.adaptive_groups = True
-    config.model.min_groups_per_scale = 4
-    config.model.num_channels_encoder = 30
-    config.model.num_channels_decoder = 30
-    config.model.num_flows = 2
-    config.objective.regularization = 1e-2
-    config.objective.regularization_initial = 1.0
-    config.objective.anneal_regularization = True
-    config.train.batch_size = 4
-    config.train.epochs = 300
+    config.model.update(num_latent_scales=5, num_groups_per_scale=16, adaptive_groups=True, min_groups_per_scale=4)
+    config.model.update(num_channels_encoder=30, num_channels_decoder=30, num_flows=2)
+    config.objective.update(regularization=1e-2, regularization_initial=1.0, anneal_regularization=True)
+    config.train.update(batch_size=4, epochs=300)
     return config.lock()

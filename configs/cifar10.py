@@ -15,11 +15,7 @@ from nvae_tf.presets import config_for_data
 
 def get_config():
     config = config_for_data("cifar10")
-    config.model.num_latent_scales = 1
-    config.model.num_groups_per_scale = 30
-    config.model.num_channels_encoder = 128
-    config.model.num_channels_decoder = 128
-    config.model.num_flows = 1
-    config.train.batch_size = 32
-    config.train.epochs = 400
+    config.model.update(num_latent_scales=1, num_groups_per_scale=30, num_flows=1)
+    config.model.update(num_channels_encoder=128, num_channels_decoder=128)
+    config.train.update(batch_size=32, epochs=400)
     return config.lock()

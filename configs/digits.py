@@ -14,17 +14,10 @@ from nvae_tf.presets import config_for_data
 
 def get_config():
     config = config_for_data("digits")
-    config.model.num_latent_scales = 3
-    config.model.num_groups_per_scale = 1
-    config.model.num_channels_encoder = 8
-    config.model.num_channels_decoder = 8
-    config.model.num_preprocess_cells = 1
-    config.model.num_cells_per_group_encoder = 1
-    config.model.squeeze_excite = False
+    config.model.update(num_latent_scales=3, num_groups_per_scale=1, squeeze_excite=False)
+    config.model.update(num_channels_encoder=8, num_channels_decoder=8)
+    config.model.update(num_preprocess_cells=1, num_cells_per_group_encoder=1)
     config.optimizer.learning_rate = 3e-2
-    config.train.batch_size = 128
-    config.train.steps = 1000
-    config.train.evaluate_every_steps = 200
-    config.train.sample_every_steps = 200
-    config.train.checkpoint_every_steps = 200
+    config.train.update(batch_size=128, steps=1000)
+    config.train.update(evaluate_every_steps=200, sample_every_steps=200, checkpoint_every_steps=200)
     return config.lock()

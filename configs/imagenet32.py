@@ -18,15 +18,9 @@ from nvae_tf.presets import config_for_data
 
 def get_config():
     config = config_for_data("imagenet32")
-    config.model.num_latent_scales = 1
-    config.model.num_groups_per_scale = 28
-    config.model.num_channels_encoder = 192
-    config.model.num_channels_decoder = 192
-    config.model.num_flows = 1
-    config.objective.regularization = 1e-2
-    config.objective.regularization_initial = 1.0
-    config.objective.anneal_regularization = True
+    config.model.update(num_latent_scales=1, num_groups_per_scale=28, num_flows=1)
+    config.model.update(num_channels_encoder=192, num_channels_decoder=192)
+    config.objective.update(regularization=1e-2, regularization_initial=1.0, anneal_regularization=True)
     config.optimizer.warmup_epochs = 1.0
-    config.train.batch_size = 24
-    config.train.epochs = 45
+    config.train.update(batch_size=24, epochs=45)
     return config.lock()

@@ -17,15 +17,9 @@ from nvae_tf.presets import config_for_data
 
 def get_config():
     config = config_for_data("mnist")
-    config.model.num_latent_scales = 2
-    config.model.num_groups_per_scale = 10
-    config.model.adaptive_groups = True
-    config.model.num_channels_encoder = 32
-    config.model.num_channels_decoder = 32
-    config.model.num_preprocess_blocks = 2
-    config.model.num_preprocess_cells = 3
-    config.model.num_postprocess_blocks = 2
-    config.model.num_postprocess_cells = 3
-    config.train.batch_size = 200
-    config.train.epochs = 400
+    config.model.update(num_latent_scales=2, num_groups_per_scale=10, adaptive_groups=True)
+    config.model.update(num_channels_encoder=32, num_channels_decoder=32)
+    config.model.update(num_preprocess_blocks=2, num_preprocess_cells=3)
+    config.model.update(num_postprocess_blocks=2, num_postprocess_cells=3)
+    config.train.update(batch_size=200, epochs=400)
     return config.lock()

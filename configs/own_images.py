@@ -24,10 +24,7 @@ from nvae_tf.presets import config_for_data
 
 def get_config():
     config = config_for_data("own_images")
-    config.model.num_latent_scales = 3
-    config.model.num_groups_per_scale = 8
-    config.model.adaptive_groups = True
-    config.model.num_channels_encoder = 32
-    config.model.num_channels_decoder = 32
+    config.model.update(num_latent_scales=3, num_groups_per_scale=8, adaptive_groups=True)
+    config.model.update(num_channels_encoder=32, num_channels_decoder=32)
     config.train.batch_size = 16
     return config.lock()

@@ -1,27 +1,12 @@
 """How good models of the digits are: the recipes that the docs measure.
 
-    python -m examples.digits quality --workdir=runs/demo [--temperature=T] [--guidance=W] [--count=1000]
-    python -m examples.digits mixture_of_bernoullis [--components=N]
-    python -m examples.digits kl_control [--steps=400] [--batch_size=64] [--figure=FILE.png]
+python -m examples.digits quality --workdir=runs/demo [--temperature=T] [--guidance=W] [--count=1000]
+python -m examples.digits mixture_of_bernoullis [--components=120]
+python -m examples.digits kl_control [--steps=400] [--batch_size=64] [--figure=FILE.png]
 
-`quality`: a support vector machine with calibrated probabilities is trained on the real training digits, which are
-bitmaps. Its mean largest class probability says how sure it is: on real test digits, and on samples (the likelihood's
-mean images, cut at one half). For a conditional model (data.labels) all classes are asked for in turn: `agreement` is
-how often the machine sees the one that was asked for, `accuracy_of_model` how often the model's own Bayes' rule knows a
-test digit.
-
-`mixture_of_bernoullis`: the baseline of the demo, fitted by EM to the same bitmaps; exact negative log-likelihoods in
-nats per image. Of 20 to 320 components a held-out fifth of the training part likes 120 best.
-
-`kl_control`: trains the preset digits, with fewer steps, for several `objective.kl_final_weight` and
-`objective.free_nats`: KL, reconstruction and active units of the test digits, and how much of the reconstruction the
-tenth of the latent channels with the largest KL achieves. With the model of weight 1 and no free nats it also moves
-test digits along the difference of two classes' mean latents (training digits), and asks the machine how often it sees
-the other class then, at each strength.
+`python -m examples.digits RECIPE --help` says what a recipe measures.
 """
 
-import argparse
-import pathlib
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +16,6 @@ from scipy.special import logsumexp
 
 from benchmarks import results
 from benchmarks.workloads import run_python
-from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 
 SETTINGS = {"kl_final_weight": (0.25, 0.5, 1.0, 2.0, 4.0), "free_nats": (0.0, 4.0, 8.0, 16.0)}
 _DEFAULTS = {"kl_final_weight": 1.0, "free_nats": 0.0}
@@ -41,7 +25,6 @@ STRENGTHS = (0.0, 1.0, 1.5, 2.0)
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Bitmaps `[count, 16, 16, 1]` of 0.0 and 1.0, and labels, of a part of the digits."""
-    start_tensorflow_quietly()
     from nvae_tf.data import data_spec
     from nvae_tf.data.sources import load_split
 
@@ -55,25 +38,32 @@ def classifier() -> Any:
     from sklearn.svm import SVC
 
     images, labels = digits("train")
-    return CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5).fit(_rows(images), labels)
+    return CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5).fit(rows(images), labels)
 
 
-def _rows(images: np.ndarray) -> np.ndarray:
+def rows(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
-def quality(options: argparse.Namespace) -> dict[str, Any]:
+def quality(
+    workdir: str, temperature: float = 1.0, guidance: float = 1.0, count: int = 1000, seed: int = 1
+) -> dict[str, Any]:
+    """How sure a classifier of real digits is of samples (its mean largest class probability), and of test digits.
+
+    Samples are the likelihood's mean images, cut at one half. For a conditional model (data.labels) all classes are
+    asked for in turn: `agreement` is how often the classifier sees the one that was asked for, `accuracy_of_model` how
+    often the model's own Bayes' rule knows a test digit.
+    """
     import nvae_tf
     from nvae_tf.generation.sampling import generate_images
 
-    model = nvae_tf.load(options.workdir)
+    model = nvae_tf.load(workdir)
     machine, (images, truth), classes = classifier(), digits("test"), model.config.num_classes
-    labels = np.arange(options.count) % classes if classes else None
-    drawing = {"labels": labels, "guidance": options.guidance}
-    samples = generate_images(model, options.count, options.temperature, options.seed, **drawing)
-    on_real, on_samples = machine.predict_proba(_rows(images)), machine.predict_proba(_rows(samples) > 0.5)
+    labels = np.arange(count) % classes if classes else None
+    samples = generate_images(model, count, temperature, seed, labels=labels, guidance=guidance)
+    on_real, on_samples = machine.predict_proba(rows(images)), machine.predict_proba(rows(samples) > 0.5)
     measured = {
-        "temperature": options.temperature,
+        "temperature": temperature,
         "accuracy_on_real": float((on_real.argmax(axis=1) == truth).mean()),
         "confidence_on_real": float(on_real.max(axis=1).mean()),
         "confidence_on_samples": float(on_samples.max(axis=1).mean()),
@@ -86,10 +76,13 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
     return measured
 
 
-def mixture_of_bernoullis(options: argparse.Namespace) -> dict[str, Any]:
-    training, test = (_rows(digits(split)[0]) for split in ("train", "test"))
-    nats = fitted_mixture(training, options.components)(test)
-    return {"components": options.components, "test_nats": float(nats.mean())}
+def mixture_of_bernoullis(components: int = 120) -> dict[str, Any]:
+    """The baseline of the demo: exact negative log-likelihood of the test digits, in nats per image.
+
+    Of 20 to 320 components a held-out fifth of the training part likes 120 best.
+    """
+    training, test = (rows(digits(split)[0]) for split in ("train", "test"))
+    return {"components": components, "test_nats": float(fitted_mixture(training, components)(test).mean())}
 
 
 def fitted_mixture(images: np.ndarray, components: int, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
@@ -113,34 +106,32 @@ def fitted_mixture(images: np.ndarray, components: int, seed: int = 0) -> Callab
     return lambda images: -logsumexp(log_joint(images), axis=1)
 
 
-def kl_control(options: argparse.Namespace) -> dict[str, Any]:
+def kl_control(steps: int = 400, batch_size: int = 64, figure: str = "") -> dict[str, Any]:
+    """Bounds and active units of models that are trained with several objective.kl_final_weight and free_nats.
+
+    The model of weight 1 and no free nats also moves test digits along the difference of two classes' mean latents;
+    how often the classifier then sees the other class, at each strength.
+    """
     import nvae_tf
-
-    rows, seen = [], {}
-    for name, values in SETTINGS.items():
-        for settings in (_DEFAULTS | {name: value} for value in values):
-            if any(settings.items() <= row.items() for row in rows):  # the defaults are in both
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                rows.append(settings | trained(folder, options.steps, options.batch_size, settings))
-                seen = seen_after_moving(nvae_tf.load(folder)) if settings == _DEFAULTS else seen
-            results.say(results.text({"row": rows[-1]}))
-    if options.figure:
-        draw(rows, options.figure)
-    return {"rows": rows, "strengths": list(STRENGTHS), "seen_after_moving": seen}
-
-
-def trained(workdir: str, steps: int, batch_size: int, objective: dict[str, float]) -> dict[str, float]:
-    """Trains a model of the digits into a folder, and gives its bounds of the test digits, in nats per image."""
     from nvae_tf.reports.evaluate import evaluate_run
 
-    settings = {f"objective.{name}": value for name, value in objective.items()}
-    train("digits", workdir, settings | {"train.steps": steps, "train.batch_size": batch_size})
-    evaluation = evaluate_run(workdir, ["elbo", "latents"])
-    latents = evaluation["latents"]
-    with_a_tenth = latents["active_only"]["reconstruction_nats"]
-    bounds = {name: evaluation[name] for name in ("kl_nats", "reconstruction_nats", "nelbo_nats")}
-    return bounds | {"active_units": latents["active_units"], "reconstruction_with_a_tenth_nats": with_a_tenth}
+    models, seen = [], {}
+    for name, value in [(name, value) for name, values in SETTINGS.items() for value in values]:
+        objective = _DEFAULTS | {name: value}
+        if any(objective.items() <= row.items() for row in models):  # the defaults are in both
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            settings = {f"objective.{name}": value for name, value in objective.items()}
+            train("digits", folder, settings | {"train.steps": steps, "train.batch_size": batch_size})
+            evaluation = evaluate_run(folder, ["elbo", "latents"])
+            seen = seen_after_moving(nvae_tf.load(folder)) if objective == _DEFAULTS else seen
+        row = objective | {name: evaluation[name] for name in ("kl_nats", "reconstruction_nats", "nelbo_nats")}
+        row["active_units"] = evaluation["latents"]["active_units"]
+        row["reconstruction_with_a_tenth_nats"] = evaluation["latents"]["active_only"]["reconstruction_nats"]
+        models.append(row)
+    if figure:
+        draw(models, figure)
+    return {"rows": models, "strengths": list(STRENGTHS), "seen_after_moving": seen}
 
 
 def seen_after_moving(model: Any) -> dict[str, list[float]]:
@@ -163,47 +154,24 @@ def train(preset: str, workdir: str, settings: dict[str, Any]) -> int:
     return run_python("train.main", f"--config={preset}", f"--workdir={workdir}", *flags)
 
 
-def draw(rows: list[dict[str, float]], file: pathlib.Path) -> None:
-    """KL, reconstruction and active units over each of the settings."""
+def draw(models: list[dict[str, float]], file: str) -> None:
+    """Draws KL, reconstruction and active units over each of the settings."""
     from matplotlib.figure import Figure
 
     figure = Figure((8.0, 3.2), 100, layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, 2), SETTINGS.items(), strict=True):
         wanted = [(_DEFAULTS | {name: value}).items() for value in values]
-        rows_of_setting = [next(row for row in rows if settings <= row.items()) for settings in wanted]
+        along = [next(row for row in models if settings <= row.items()) for settings in wanted]
         for key, label, color in (("kl_nats", "KL", "#0a63c4"), ("reconstruction_nats", "reconstruction", "#c2410c")):
-            axes.plot([row[key] for row in rows_of_setting], "o-", color=color, label=label)
+            axes.plot([row[key] for row in along], "o-", color=color, label=label)
         axes.set(xlabel=f"objective.{name}", ylabel="nats per image", ylim=(0.0, None))
         axes.set_xticks(range(len(values)), map("{:g}".format, values))
         units = axes.twinx()
-        units.plot([row["active_units"] for row in rows_of_setting], "s--", color="#4b5563", label="active units")
-        units.set(ylabel="active units", ylim=(0, 1.1 * max(row["active_units"] for row in rows)))
-        lines = [*axes.lines, *units.lines]
-    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
+        units.plot([row["active_units"] for row in along], "s--", color="#4b5563", label="active units")
+        units.set(ylabel="active units", ylim=(0, 1.1 * max(row["active_units"] for row in models)))
+    figure.legend(handles=[*axes.lines, *units.lines], loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    recipes = {each.__name__: each for each in (quality, mixture_of_bernoullis, kl_control)}
-    parser, count = results.benchmark_parser("examples.digits", __doc__), results.at_least(1)
-    add = parser.add_argument
-    add("recipe", choices=recipes)
-    add("--workdir", help="quality: run folder of a model of the digits")
-    add("--temperature", type=float, default=1.0, help="quality: of the samples (1)")
-    add("--guidance", type=float, default=1.0, help="quality: of a conditional model (1)")
-    add("--count", type=count, default=1000, help="quality: number of samples (1000)")
-    add("--seed", type=int, default=1, help="quality: of the samples (1)")
-    add("--components", type=count, default=120, help="mixture_of_bernoullis: how many (120)")
-    add("--steps", type=results.at_least(10), default=400, help="kl_control: of each model (400)")
-    add("--batch_size", type=count, default=64, help="kl_control: of each model (64)")
-    add("--figure", type=pathlib.Path, help="kl_control: write a figure of the table there, .png")
-    options = parser.parse_args(arguments)
-    if options.recipe == "quality" and not options.workdir:
-        parser.error("quality: needs --workdir, the run folder of a model of the digits")
-    with exit_on_user_error():
-        results.run(options, recipes[options.recipe])
-
-
 if __name__ == "__main__":
-    main()
+    results.run_recipe("examples.digits", __doc__, quality, mixture_of_bernoullis, kl_control)

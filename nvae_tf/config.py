@@ -15,7 +15,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 __version__ = "0.2.0"
 
@@ -23,6 +23,7 @@ LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 XLA_USES = ("auto", "off", "jit", "cluster")
 SCANS = ("auto", "on", "off")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 LOGGERS = ("tensorboard", "wandb")
 RECOMPUTATIONS = ("none", "groups", "all")
 LARGEST_SEED = 2**31 - 1
@@ -74,8 +75,8 @@ def check(valid: bool, message: str) -> None:
 def check_choice(where: str, name: str, names: Iterable[str], what: str = "not one of the choices") -> None:
     """Raises ValueError unless `name` is one of `names`; the message lists them, and suggests the nearest."""
     names = tuple(names)
-    is_one = isinstance(name, str) and name in names
-    check(is_one, f"{where} = {shown(name)}: {what} ({', '.join(names)}){did_you_mean(str(name), names)}")
+    if name not in names:
+        raise ValueError(f"{where} = {shown(name)}: {what} ({', '.join(names)}){did_you_mean(str(name), names)}")
 
 
 def shown(value: Any) -> str:
@@ -112,22 +113,17 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def _check_numbers(group: str, settings: Any, smallest: float, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Checks each number of a group against its limits; one without limits of its own must be at least `smallest`."""
-    for name, value in vars(settings).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            low, high = limits.get(name, (smallest, math.inf))
-            allowed = f"at least {low} and finite" if high == math.inf else f"from {low} to {high}"
-            check(low <= value <= high and value != math.inf, f"{group}.{name} = {shown(value)}: must be {allowed}")
-
-
 @typing.dataclass_transform(frozen_default=True)
-def _settings(prefix: str) -> Callable[[type], type]:
-    """Makes a frozen dataclass, whose constructor checks names and types; the prefix, as `model.`, is for messages."""
+def _settings(group: str, least: float = 0) -> Callable[[type], type]:
+    """Makes a frozen dataclass, whose constructor checks names, types and limits.
+
+    `Annotated[int, 1, 8]` has the least and the largest number (without: `least`, no limit), `Annotated[str, *choices]`
+    all texts that are allowed.
+    """
 
     def decorate(kind: type) -> type:
         kind = dataclasses.dataclass(frozen=True)(kind)
-        make, expected = kind.__init__, typing.get_type_hints(kind)
+        make, expected = kind.__init__, typing.get_type_hints(kind, include_extras=True)
 
         @functools.wraps(make)
         def checked(self, *values, **settings):
@@ -135,10 +131,10 @@ def _settings(prefix: str) -> Callable[[type], type]:
             for old in OLD_NAMES.keys() & settings.keys():
                 new, value = OLD_NAMES[old], settings.pop(old)
                 if settings.setdefault(new, value) != value:
-                    raise ValueError(f"settings {prefix}{new} and {prefix}{old} (its old name) differ; give one")
+                    raise ValueError(f"settings {group}{new} and {group}{old} (its old name) differ; give one")
             for name, value in settings.items():
-                check_choice(f"setting {prefix}{name}", name, expected, what="no such setting")
-                settings[name] = _converted(value, expected[name], f"{prefix}{name}")
+                check_choice(f"setting {group}{name}", name, expected, what="no such setting")
+                settings[name] = _converted(value, expected[name], f"{group}{name}", least)
             make(self, **settings)
 
         kind.__init__ = checked
@@ -147,7 +143,38 @@ def _settings(prefix: str) -> Callable[[type], type]:
     return decorate
 
 
-@_settings("model.")
+def _converted(value: Any, annotated: Any, where: str, least: float) -> Any:
+    """The value with the type and within the limits that are expected: whole floats pass for integers, and integers
+    for floats.
+    """
+    expected, *limits = typing.get_args(annotated) if hasattr(annotated, "__metadata__") else [annotated]
+    optional = isinstance(expected, types.UnionType)
+    if optional:
+        # None and nothing are how a flag sets back what a config file has set.
+        if value is None or (isinstance(value, str | tuple) and value in ("", "None", (), (None,), ("None",))):
+            return None
+        expected = typing.get_args(expected)[0]
+    # NumPy's too; what no float is as large as stays an integer.
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if expected is tuple and (value is None or isinstance(value, list | tuple)):
+        # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
+        value = tuple(item for item in value or () if item not in ("", None))
+    elif is_number and ((expected is float and abs(value) < 1e300) or (expected is int and value % 1 == 0)):
+        value = expected(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        kind = f"{expected.__name__}{' or None' if optional else ''}"
+        raise ValueError(f"{where} = {shown(value)}: must be of type {kind}")
+    if expected is str and limits:
+        check_choice(where, value, limits)
+    if expected in (int, float):
+        low, high = (*limits, math.inf)[:2] if limits else (least, math.inf)
+        if not low <= value <= high or value == math.inf:
+            allowed = f"at least {low} and finite" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{where} = {shown(value)}: must be {allowed}")
+    return value
+
+
+@_settings("model.", least=1)
 class ModelConfig:
     """The architecture and the likelihood (Vahdat & Kautz 2020, section 3 and table 6).
 
@@ -189,8 +216,8 @@ class ModelConfig:
     image_channels: int = 3
     padded_height: int | None = None
     padded_width: int | None = None
-    num_bits: int = 8
-    likelihood: str = "logistic_mixture"
+    num_bits: Annotated[int, 1, 8] = 8
+    likelihood: Annotated[str, *LIKELIHOODS] = "logistic_mixture"
     num_mixtures: int = 10
     exact_edges: bool = False
     num_latent_scales: int = 1
@@ -200,29 +227,27 @@ class ModelConfig:
     num_latent_per_group: int = 20
     num_channels_encoder: int = 32
     num_channels_decoder: int = 32
-    num_preprocess_blocks: int = 1
+    num_preprocess_blocks: Annotated[int, 0] = 1
     num_preprocess_cells: int = 2
-    num_postprocess_blocks: int = 1
+    num_postprocess_blocks: Annotated[int, 0] = 1
     num_postprocess_cells: int = 2
     num_cells_per_group_encoder: int = 2
     num_cells_per_group_decoder: int = 2
-    num_flows: int = 0
+    num_flows: Annotated[int, 0] = 0
     cell_set: str = "res_mbconv"
     squeeze_excite: bool = True
     residual_distributions: bool = True
-    num_classes: int = 0
+    num_classes: Annotated[int, 0] = 0
 
     def __post_init__(self):
-        zero_allowed = ("num_flows", "num_preprocess_blocks", "num_postprocess_blocks", "num_classes")
-        _check_numbers("model", self, 1, {"num_bits": (1, 8)} | dict.fromkeys(zero_allowed, (0, math.inf)))
-        check_choice("model.likelihood", self.likelihood, LIKELIHOODS)
-        check(self.num_classes != 1, "model.num_classes = 1: one class says nothing; use 0 for none, or at least 2")
+        if self.num_classes == 1:
+            raise ValueError("model.num_classes = 1: one class says nothing; use 0 for none, or at least 2")
         blocks, scales = self.num_preprocess_blocks, self.num_latent_scales
-        check(
-            blocks + scales <= _MOST_HALVINGS,
-            f"model.num_preprocess_blocks = {blocks} and num_latent_scales = {scales}: more than {_MOST_HALVINGS} "
-            "together, and each halves the images; use fewer",
-        )
+        if blocks + scales > _MOST_HALVINGS:
+            raise ValueError(
+                f"model.num_preprocess_blocks = {blocks} and num_latent_scales = {scales}: more than {_MOST_HALVINGS} "
+                "together, and each halves the images; use fewer"
+            )
 
     @property
     def size_divisor(self) -> int:
@@ -253,35 +278,31 @@ class ObjectiveConfig:
       anneal_regularization: whether it goes there log-linearly from `regularization_initial` as the KL weight rises.
       regularization_initial: lambda at the start where it is annealed.
       kl_final_weight: beta of the loss `reconstruction + beta * sum_g KL_g` after the warm-up, as in the beta-VAE
-        (Higgins et al. 2017); LSGM (Vahdat et al. 2021) trains NVAE with 0.7. Scores stay those of the bound.
+        (Higgins et al. 2017). Scores stay those of the bound.
       kl_scale_weights: a factor besides for the KL of each scale, the smallest first, as 1,0.5,0.5; empty for 1.
       free_nats: lambda of "free bits" (Kingma et al. 2016, appendix C.8), in nats per image: the loss has
-        `max(mean of KL_g over the batch, lambda)` for each group, which below lambda has no gradient; 0 for none.
+        `max(mean of KL_g over the batch, lambda)` for each group; 0 for none.
     """
 
-    total_steps: int = 100_000
-    kl_anneal_portion: float = 0.3
-    kl_constant_portion: float = 0.0001
-    kl_constant_weight: float = 0.0001
+    total_steps: Annotated[int, 1] = 100_000
+    kl_anneal_portion: Annotated[float, 0, 1] = 0.3
+    kl_constant_portion: Annotated[float, 0, 1] = 0.0001
+    kl_constant_weight: Annotated[float, 0, 1] = 0.0001
     regularization: float = 1e-2
     anneal_regularization: bool = False
-    regularization_initial: float = 10.0
+    # Without annealing it has no effect.
+    regularization_initial: Annotated[float, -math.inf] = 10.0
     kl_final_weight: float = 1.0
     kl_scale_weights: tuple = ()
     free_nats: float = 0.0
 
     def __post_init__(self):
-        limits = dict.fromkeys(("kl_anneal_portion", "kl_constant_portion", "kl_constant_weight"), (0, 1))
-        # Without annealing it has no effect.
-        limits |= {"total_steps": (1, math.inf), "regularization_initial": (-math.inf, math.inf)}
-        _check_numbers("objective", self, 0, limits)
-        for name in ("regularization", "regularization_initial"):
-            value = getattr(self, name)
-            wrong = f"objective.{name} = {value}: must be positive to be annealed on a log scale"
-            check(value > 0.0 or not self.anneal_regularization, wrong)
-        are_weights = all(type(value) in (int, float) and 0 <= value < math.inf for value in self.kl_scale_weights)
-        rule = "must be numbers of at least 0, one for each scale, the smallest first, as 1,0.5,0.5"
-        check(are_weights, f"objective.kl_scale_weights = {self.kl_scale_weights}: {rule}")
+        for name in ("regularization", "regularization_initial") if self.anneal_regularization else ():
+            if (value := getattr(self, name)) <= 0.0:
+                raise ValueError(f"objective.{name} = {value}: must be positive to be annealed on a log scale")
+        if not all(type(value) in (int, float) and 0 <= value < math.inf for value in self.kl_scale_weights):
+            rule = "must be numbers of at least 0, one for each scale, the smallest first, as 1,0.5,0.5"
+            raise ValueError(f"objective.kl_scale_weights = {self.kl_scale_weights}: {rule}")
 
 
 @_settings("optimizer.")
@@ -304,12 +325,13 @@ class OptimizerConfig:
     ema_momentum: float = 0.0
 
     def __post_init__(self):
-        check(self.learning_rate > 0.0, f"optimizer.learning_rate = {self.learning_rate}: must be greater than 0")
-        _check_numbers("optimizer", self, 0, {})
-        check(self.ema_momentum < 1.0, f"optimizer.ema_momentum = {self.ema_momentum}: must be less than 1")
+        if self.learning_rate == 0.0:
+            raise ValueError("optimizer.learning_rate = 0.0: must be greater than 0")
+        if self.ema_momentum >= 1.0:
+            raise ValueError(f"optimizer.ema_momentum = {self.ema_momentum}: must be less than 1")
 
 
-@_settings("data.")
+@_settings("data.", least=1)
 class DataSpec:
     """One data set: the group `data` of a run's settings.
 
@@ -337,8 +359,7 @@ class DataSpec:
       binarize: whether each pixel is drawn afresh from Bernoulli(intensity) at every access, to 1 bit.
       horizontal_flip: whether training images are mirrored at random.
       likelihood: "bernoulli", "logistic_mixture" or "normal"; None: the first for 1 bit, else the second.
-      padded_height: height of the frame of zeros in which the network sees the images; None: the smallest that
-        its hierarchy can halve. The likelihood counts the real pixels only.
+      padded_height: height of the frame of zeros around the images; None: the smallest that can be halved.
       padded_width: width of that frame.
       on_bad_file: "stop" at a picture that can't be used, or "skip" it and report it.
       max_pixels: height times width of the largest picture file that can be used, up to 178,956,970.
@@ -355,57 +376,53 @@ class DataSpec:
     path: str | None = None
     train_split: str = "train"
     test_split: str = "test"
-    test_fraction: float = 0.1
-    split_seed: int = 0
+    test_fraction: Annotated[float, 0, 1] = 0.1
+    split_seed: Annotated[int, 0, 2**32 - 1] = 0
     height: int | None = 32
     width: int | None = 32
-    channels: int | None = 3
+    channels: Annotated[int | None, 1, 4] = 3
     file_bits: int | None = 8
     convert: bool = False
     crop_box: tuple | None = None
-    resize: str = "none"
+    resize: Annotated[str, "none", "crop", "stretch"] = "none"
     stacked_images: int = 1
-    num_bits: int = 8
+    num_bits: Annotated[int, 1, 8] = 8
     binarize: bool = False
     horizontal_flip: bool = True
-    likelihood: str | None = "logistic_mixture"
+    likelihood: Annotated[str | None, *LIKELIHOODS] = "logistic_mixture"
     padded_height: int | None = None
     padded_width: int | None = None
-    on_bad_file: str = "stop"
+    on_bad_file: Annotated[str, "stop", "skip"] = "stop"
     cache: str | None = None
-    max_pixels: int = MAX_PIXELS
+    max_pixels: Annotated[int, 1, _LARGEST_MAX_PIXELS] = MAX_PIXELS
     labels: bool = False
-    num_classes: int | None = None
+    num_classes: Annotated[int | None, 2, MOST_CLASSES] = None
     alpha: str = "keep"
 
     def __post_init__(self):
-        limits = {"channels": (1, 4), "num_bits": (1, 8), "test_fraction": (0, 1), "split_seed": (0, 2**32 - 1)}
-        limits |= {"num_classes": (2, MOST_CLASSES)}
-        limit = f"must be from 1 to {_LARGEST_MAX_PIXELS}, Pillow's own limit"
-        check(1 <= self.max_pixels <= _LARGEST_MAX_PIXELS, f"data.max_pixels = {self.max_pixels}: {limit}")
-        check(self.file_bits in (None, 8, 16), f"data.file_bits = {self.file_bits}: must be 8 or 16")
-        check(0.0 < self.test_fraction < 1.0, f"data.test_fraction = {self.test_fraction}: must lie between 0 and 1")
-        _check_numbers("data", self, 1, limits)
-        both = f"data.train_split and data.test_split are both {self.train_split!r}: the parts must differ"
-        check(self.train_split != self.test_split, both)
-        check_choice("data.resize", self.resize, ("none", "crop", "stretch"))
+        if self.file_bits not in (None, 8, 16):
+            raise ValueError(f"data.file_bits = {self.file_bits}: must be 8 or 16")
+        if self.test_fraction in (0.0, 1.0):
+            raise ValueError(f"data.test_fraction = {self.test_fraction}: must lie between 0 and 1")
+        if self.train_split == self.test_split:
+            both = f"data.train_split and data.test_split are both {self.train_split!r}"
+            raise ValueError(f"{both}: the parts must differ")
         if not re.fullmatch("keep|drop|white|black|#[0-9a-fA-F]{6}", self.alpha):
             raise ValueError(f"data.alpha = {self.alpha!r}: must be keep, drop, white, black or a color as #ff8000")
         if self.stacked_images == 1 and self.seen_channels(self.channels) != self.channels:
             without = f"data.alpha = {self.alpha!r} leaves no alpha channel, but data.channels = {self.channels}"
             raise ValueError(f"{without} has one: set --config.data.channels={self.channels - 1}")
-        check_choice("data.on_bad_file", self.on_bad_file, ("stop", "skip"))
-        if self.likelihood is not None:
-            check_choice("data.likelihood", self.likelihood, LIKELIHOODS)
-        one_bit = "images that are binarized (data.binarize) have 1 bit; set it to 1"
-        check(not self.binarize or self.num_bits == 1, f"data.num_bits = {self.num_bits}: {one_bit}")
-        stacked = self.stacked_images
-        rule = f"must be 1 or the number of channels; set data.channels to {stacked} too"
-        check(stacked in (1, self.channels), f"data.stacked_images = {stacked}: {rule}")
+        if self.binarize and self.num_bits != 1:
+            one_bit = "images that are binarized (data.binarize) have 1 bit; set it to 1"
+            raise ValueError(f"data.num_bits = {self.num_bits}: {one_bit}")
+        if self.stacked_images not in (1, self.channels):
+            rule = f"must be 1 or the number of channels; set data.channels to {self.stacked_images} too"
+            raise ValueError(f"data.stacked_images = {self.stacked_images}: {rule}")
         box = (0, 0, 1, 1) if self.crop_box is None else self.crop_box
         is_box = len(box) == 4 and all(isinstance(side, int) and side >= 0 for side in box)
-        rule = "must be (left, top, right, bottom) in whole pixels, with left < right and top < bottom"
-        check(is_box and box[0] < box[2] and box[1] < box[3], f"data.crop_box = {box}: {rule}")
+        if not is_box or box[0] >= box[2] or box[1] >= box[3]:
+            rule = "must be (left, top, right, bottom) in whole pixels, with left < right and top < bottom"
+            raise ValueError(f"data.crop_box = {box}: {rule}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -417,7 +434,7 @@ class DataSpec:
         return channels - 1 if self.alpha != "keep" and channels in (2, 4) else channels
 
 
-@_settings("train.")
+@_settings("train.", least=1)
 class TrainConfig:
     """The group `train` of a run's settings.
 
@@ -444,11 +461,10 @@ class TrainConfig:
       replicas: how many devices a process takes; 0 for all GPUs. Without GPUs the CPU is divided into so many.
       precision: "float32", or "mixed_bfloat16" or "mixed_float16": only the networks are in half precision.
       xla: whether XLA compiles the training step: whole ("jit"), in parts ("cluster"), not ("off"), or "auto".
-      scan: whether equal groups and cells are one loop of the step's program ("on") or one after another in it ("off"):
-        XLA compiles a program that hardly grows with their number. "auto": a loop where XLA compiles the whole step.
-        The numbers stay. Several replicas can't have the loop.
-      recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the
-        latent groups ("groups"), or all cells ("all"). Takes time, saves memory; the numbers stay.
+      scan: whether equal groups and cells are one loop of the step's program ("on"), which XLA compiles much faster, or
+        one after another ("off"); "auto": a loop where XLA compiles the whole step. Several replicas can't have it.
+      recompute: what the backward pass computes again, to save memory: nothing ("none"), the cells of the latent
+        groups ("groups"), or all cells ("all").
       accumulate_steps: into how many microbatches a replica's batch is cut, one after the other, for less memory.
       label_dropout: the probability with which an image of a conditional model (`data.labels`) is trained without its
         class, so that the model works without classes, and with guidance, too.
@@ -459,48 +475,40 @@ class TrainConfig:
 
     batch_size: int = 32
     epochs: int = 400
-    steps: int = 0
-    seed: int = 0
+    steps: Annotated[int, 0] = 0
+    seed: Annotated[int, 0, LARGEST_SEED] = 0
     checkpoint_every_steps: int | None = None
-    checkpoint_every_minutes: float = 10.0
+    checkpoint_every_minutes: Annotated[float, 0] = 10.0
     keep_checkpoints: int = 2
-    keep_checkpoint_every_hours: float = 0.0
+    keep_checkpoint_every_hours: Annotated[float, 0] = 0.0
     evaluate_every_steps: int | None = None
     sample_every_steps: int | None = None
     log_every_steps: int = 50
-    logger: str = "tensorboard"
+    logger: Annotated[str, *LOGGERS] = "tensorboard"
     initialize_from: str | None = None
-    loss_tolerance: float = 10.0
+    loss_tolerance: Annotated[float, 0] = 10.0
     refused_steps: int = 20
-    rollbacks: int = 3
-    strategy: str = "auto"
-    replicas: int = 0
-    precision: str = "float32"
-    xla: str = "auto"
-    scan: str = "auto"
-    recompute: str = "none"
+    rollbacks: Annotated[int, 0] = 3
+    strategy: Annotated[str, *STRATEGIES] = "auto"
+    replicas: Annotated[int, 0] = 0
+    precision: Annotated[str, *PRECISIONS] = "float32"
+    xla: Annotated[str, *XLA_USES] = "auto"
+    scan: Annotated[str, *SCANS] = "auto"
+    recompute: Annotated[str, *RECOMPUTATIONS] = "none"
     accumulate_steps: int = 1
-    label_dropout: float = 0.1
+    label_dropout: Annotated[float, 0, 1] = 0.1
     deterministic: bool = False
     profile_steps: tuple = ()
     keep_best: bool = True
 
     def __post_init__(self):
-        check_choice("train.strategy", self.strategy, ("auto", "one_device", "mirrored", "multi_worker"))
-        check_choice("train.precision", self.precision, PRECISIONS)
-        check_choice("train.xla", self.xla, XLA_USES)
-        check_choice("train.scan", self.scan, SCANS)
-        check_choice("train.logger", self.logger, LOGGERS)
-        check_choice("train.recompute", self.recompute, RECOMPUTATIONS)
-        minutes_and_hours = ("checkpoint_every_minutes", "keep_checkpoint_every_hours")
-        zero_allowed = ("steps", "loss_tolerance", "rollbacks", "replicas", *minutes_and_hours)
-        limits = {"seed": (0, LARGEST_SEED), "label_dropout": (0, 1)}
-        _check_numbers("train", self, 1, limits | dict.fromkeys(zero_allowed, (0, math.inf)))
-        rule = f"must divide train.batch_size = {self.batch_size}"
-        check(self.batch_size % self.accumulate_steps == 0, f"train.accumulate_steps = {self.accumulate_steps}: {rule}")
-        steps, rule = self.profile_steps or (1, 1), "must be the first and the last step to profile, as 10,20"
-        are_steps = [type(step) for step in steps] == [int, int] and 1 <= steps[0] <= steps[1]
-        check(are_steps, f"train.profile_steps = {self.profile_steps}: {rule}")
+        if self.batch_size % self.accumulate_steps:
+            rule = f"must divide train.batch_size = {self.batch_size}"
+            raise ValueError(f"train.accumulate_steps = {self.accumulate_steps}: {rule}")
+        steps = self.profile_steps or (1, 1)
+        if [type(step) for step in steps] != [int, int] or not 1 <= steps[0] <= steps[1]:
+            rule = "must be the first and the last step to profile, as 10,20"
+            raise ValueError(f"train.profile_steps = {self.profile_steps}: {rule}")
 
 
 @_settings("")
@@ -554,33 +562,12 @@ def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
 def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "an experiment") -> Any:
     """Builds the frozen dataclass `kind` from a mapping; `where` is the name of the group for messages."""
     expected = typing.get_type_hints(kind)
-    is_group = f"{where} is a group of settings ({', '.join(expected)}), not the single value {shown(settings)}"
-    check(hasattr(settings, "items"), is_group)
+    if not hasattr(settings, "items"):
+        names = ", ".join(expected)
+        raise ValueError(f"{where} is a group of settings ({names}), not the single value {shown(settings)}")
     values = {str(name): value for name, value in settings.items()}
     groups = {name: group for name, group in expected.items() if name in values and dataclasses.is_dataclass(group)}
     return kind(**values | {name: config_from_dict(group, values[name], name) for name, group in groups.items()})
-
-
-def _converted(value: Any, expected: Any, where: str) -> Any:
-    """The value with the type that is expected: whole floats pass for integers, and integers for floats."""
-    optional = isinstance(expected, types.UnionType)
-    if optional:
-        # None and nothing are how a flag sets back what a config file has set.
-        if value is None or (isinstance(value, str | tuple) and value in ("", "None", (), (None,), ("None",))):
-            return None
-        expected = typing.get_args(expected)[0]
-    # NumPy's too; what no float is as large as stays an integer.
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if expected is float and is_number and abs(value) < 1e300:
-        return float(value)
-    if expected is int and is_number and value % 1 == 0:
-        return int(value)
-    if expected is tuple and (value is None or isinstance(value, list | tuple)):
-        # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
-        return tuple(item for item in value or () if item not in ("", None))
-    matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-    check(matches, f"{where} = {shown(value)}: must be of type {expected.__name__}{' or None' if optional else ''}")
-    return value
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -608,7 +595,6 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
-    check(isinstance(settings, dict), f"{path} is no JSON object of settings; restore it from a copy of the run")
     try:
         return config_from_dict(ExperimentConfig, settings)
     except ValueError as error:

@@ -7,7 +7,7 @@ import pathlib
 import runpy
 import traceback
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -15,7 +15,6 @@ from ml_collections import ConfigDict, config_dict
 from nvae_tf.config import (
     OLD_NAMES,
     ExperimentConfig,
-    check,
     check_choice,
     config_from_dict,
     config_to_dict,
@@ -87,8 +86,7 @@ def config_for_data(name: str) -> ConfigDict:
     The model's input settings follow those of the data: `--config.data.num_bits=5` changes both.
     """
     config = _unlocked(ExperimentConfig(data=data_spec(name)))
-    for setting, data_setting in MODEL_SETTINGS.items():
-        config.model[setting] = config.data.get_ref(data_setting)
+    _follow_data(config, MODEL_SETTINGS)
     return config
 
 
@@ -96,28 +94,31 @@ def config_like(other: str, name: str) -> ConfigDict:
     """The settings of the preset `other` for the images of the data set called `name`, unlocked."""
     config, settings = config_for_data(name), preset(other)
     for group in ("model", "objective", "optimizer", "train"):
-        for setting, value in settings[group].items():
-            if group != "model" or setting not in MODEL_SETTINGS:
-                config[group][setting] = value
+        config[group].update({key: settings[group][key] for key in set(settings[group]) - set(MODEL_SETTINGS)})
     return config
+
+
+def _follow_data(config: ConfigDict, model_settings: Iterable[str]) -> None:
+    for setting in model_settings:
+        config.model[setting] = config.data.get_ref(MODEL_SETTINGS[setting])
 
 
 def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     """Settings with all that is left out of them at its default, unlocked; what follows from the data is left open."""
-    config, groups = ConfigDict(settings).unlock(), typing.get_type_hints(ExperimentConfig)
+    config, groups = ConfigDict(settings).unlock(), config_to_dict(ExperimentConfig())
+    del groups["objective"]["total_steps"]
+    groups["model"] |= dict.fromkeys(MODEL_SETTINGS)
     for group, values in config.items():
         check_choice(f"setting {group}", group, groups, what="no such setting")
-        check(isinstance(values, ConfigDict), f"{group} is a group of settings, not the single value {values!r}")
+        if not isinstance(values, ConfigDict):
+            raise ValueError(f"{group} is a group of settings, not the single value {values!r}")
+    for group, defaults in groups.items():
+        values = config[group] = config.get(group, ConfigDict())
         for old, name in OLD_NAMES.items():
             if old in values and name not in values:
                 values[name] = values[old]
                 del values[old]
-    for group, defaults in default_config().items():
-        if group not in config:
-            config[group] = ConfigDict()
-        for name, default in defaults.items():
-            if name not in config[group] and name not in OLD_NAMES:
-                config[group][name] = None if group == "model" and name in MODEL_SETTINGS else default
+        values.update({name: default for name, default in defaults.items() if name not in values})
     return _with_placeholders(config)
 
 
@@ -128,29 +129,26 @@ def load_settings(path: str) -> ConfigDict:
     called with. Whatever is wrong with it is a ValueError of one line.
     """
     name, colon, argument = path.partition(":")
-    get_config = None
     # A user's file may raise anything.
     try:
         if name.endswith(".json"):
             config = _unlocked(read_config(name))
             # The model follows the data, as in a preset, in what is the same for both.
-            for setting, data_setting in MODEL_SETTINGS.items():
-                if config.model[setting] == config.data[data_setting]:
-                    config.model[setting] = config.data.get_ref(data_setting)
+            alike = [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
+            _follow_data(config, alike)
             if config.model.num_classes == config.data.num_classes:
                 # Left open: `complete_config` takes it from the data again.
                 config.model.num_classes = 0
             return config
         get_config = runpy.run_path(name).get("get_config")
-        check(callable(get_config), "has no function get_config")
+        if not callable(get_config):
+            raise ValueError("has no function get_config")
         settings = get_config(argument) if colon else get_config()
-        returned = f"get_config returns {settings!r}, not settings"
-        what = "an ml_collections.ConfigDict, as those of configs/ do"
-        check(isinstance(settings, Mapping | ConfigDict), f"{returned}: {what}")
+        if not isinstance(settings, Mapping | ConfigDict):
+            raise ValueError(f"get_config returns {settings!r}, not an ml_collections.ConfigDict as in configs/")
         return completed_config(settings)
     except Exception as error:
-        code = getattr(get_config, "__code__", None)
-        raise ValueError(_in_one_line(error, name, code and code.co_firstlineno)) from error
+        raise ValueError(_in_one_line(error, name)) from error
 
 
 def _unlocked(config: ExperimentConfig) -> ConfigDict:
@@ -174,16 +172,13 @@ def _with_placeholders(settings: ConfigDict) -> ConfigDict:
     return settings
 
 
-def _in_one_line(error: Exception, name: str, line: int | None) -> str:
-    """What is wrong with the file, and in which line; `line` where no line of the file has raised the error."""
-    kind, text = f"{type(error).__name__}: ", " ".join(str(error).split())
+def _in_one_line(error: Exception, name: str) -> str:
+    """What is wrong with the file, and in which line where that is known."""
+    text = " ".join(str(error).split())
     if isinstance(error, SyntaxError) and error.filename:
         # Maybe that of another file, which this one imports.
-        place = "" if pathlib.Path(error.filename) == pathlib.Path(name) else f"{error.filename}, "
-        return f"{place}line {error.lineno}: {kind}{error.msg}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
-    if frames:
-        return f"line {frames[-1].lineno}: {kind}{text}"
+        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
     # A check of this project names the setting, so the kind of error adds nothing.
-    kind = "" if isinstance(error, ValueError | OSError) else kind
-    return (f"line {line}: " if line else "") + kind + text
+    kind = f"{type(error).__name__}: " if lines or not isinstance(error, ValueError | OSError) else ""
+    return (f"line {lines[-1]}: " if lines else "") + kind + text

@@ -1,9 +1,9 @@
 """What every test shares: quiet logs, equal seeds, the markers, and what becomes of a test that can't run.
 
 * `@pytest.mark.slow`: left out by `make test`, run by `make test-slow` and by .ci/run.
-* `@pytest.mark.torch`: needs PyTorch, an optional extra; skipped without it, and listed at the end.
+* `@pytest.mark.torch`: needs PyTorch, an optional extra; skipped without it.
 
-With `NVAE_TF_REQUIRE_ALL=1` in the environment a skipped test or file is a failure, so green means all.
+With `NVAE_TF_REQUIRE_ALL=1` in the environment a skipped test or file fails the run, so green means all.
 """
 
 import gc
@@ -29,8 +29,6 @@ from tests import forked
 gc.set_threshold(200_000, 20, 1000)
 
 pytest_plugins = ("tests.command_fixtures", "tests.published_fixtures")
-REQUIRE_ALL = "NVAE_TF_REQUIRE_ALL"
-WITHOUT_TORCH = "PyTorch is not installed"
 
 
 def pytest_configure(config):
@@ -46,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
-        pytest.skip(WITHOUT_TORCH)
+        pytest.skip("PyTorch is not installed")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -82,11 +80,9 @@ def rewriting(request):
 def forgotten_graphs():
     """Forgets the graphs of the file's tests.
 
-    TensorFlow keeps the gradient of each function and each custom gradient in a graph by a name of its own, for good,
-    and with it the graph: the processes of the tests would grow to 10 GB, and Python look through all of it.
+    TensorFlow keeps the gradient of each function in a graph by a name of its own, for good, and with it the graph: the
+    processes of the tests would grow to 10 GB. Collected here, as a file's last test still holds what it was given.
     """
-    # Here and not at the end of a file, where its last test still holds what it was given. What is left is there for
-    # good, and need not be looked through again.
     gc.collect()
     gc.freeze()
     registered = sys.modules["tensorflow.python.framework.ops"].gradient_registry._registry
@@ -121,32 +117,7 @@ def free_memory(monkeypatch):
     return lambda size: monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=size))
 
 
-def _reason(report):
-    return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-
-
-def _failed_if_required(report):
-    """Turns a skip into a failure where nothing may be skipped; an expected failure stays what it is."""
-    skipped = report.skipped and not hasattr(report, "wasxfail")
-    if skipped and os.environ.get(REQUIRE_ALL, "0") != "0":
-        report.longrepr = f"{report.nodeid}: {_reason(report)}; {REQUIRE_ALL} is set, so nothing may be skipped"
-        report.outcome = "failed"
-    return report
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport():
-    return _failed_if_required((yield))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report():
-    return _failed_if_required((yield))
-
-
-def pytest_terminal_summary(terminalreporter):
-    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "torch" in _reason(r).lower()]
-    if skipped:
-        terminalreporter.section("left out: these tests need PyTorch (`make torch` adds it)")
-        for report in skipped:
-            terminalreporter.line(report.nodeid)
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("NVAE_TF_REQUIRE_ALL", "0") != "0" and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -13,7 +13,6 @@ from nvae_tf.config import (
     TrainConfig,
     config_to_dict,
     config_to_json,
-    did_you_mean,
     read_config,
 )
 from nvae_tf.data.spec import complete_config
@@ -48,6 +47,8 @@ def test_the_round_trip_covers_every_setting():
             assert value != default[group][name], f"{group}.{name} is at its default: change it here"
 
 
+ANNEALED = {"anneal_regularization": True}
+NO_INTEGERS = ("2", 2.5, True, 1j, None, [*range(999)])
 # What is to be looked up in the data can be left open.
 UNKNOWN = dict.fromkeys(("height", "width", "channels", "file_bits", "likelihood", "source_name"))
 OPEN = ExperimentConfig(data=DataSpec(**UNKNOWN))
@@ -83,56 +84,61 @@ def test_the_smallest_frame_that_can_be_halved(size, blocks, scales, divisor, ne
     assert dataclasses.replace(config, padded_height=size + 40).network_height == size + 40
 
 
-def test_unknown_settings_and_wrong_types_are_reported():
-    for settings, message in (
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"modle": {}}, "setting modle .*no such setting.*did you mean 'model'"),
         ({"model": {"num_group_per_scale": 3}}, "setting model.num_group_per_scale .*mean 'num_groups_per_scale'"),
-        ({"data": {"binarise": True, "binarize": False, "num_bits": 1}}, "data.binarize and data.binarise .*differ"),
-        ({"model": {"num_flows": "two"}}, r"model\.num_flows = 'two': must be of type int"),
-        ({"model": {"num_flows": 2.5}}, r"model\.num_flows = 2\.5: must be of type int"),
-        ({"model": {"num_flows": True}}, r"model\.num_flows = True: must be of type int"),
-        ({"model": {"num_flows": None}}, r"model\.num_flows = None: must be of type int"),
+        ({"train": {"qqqq": 1}}, r"setting train\.qqqq = 'qqqq': no such setting \([a-z_, ]+\)$"),
+        ({3: {}}, "setting 3 = '3': no such setting"),
+        (None, "an experiment is a group of settings .*not the single value None"),
+        ({"model": 3}, r"model is a group of settings \(.*num_flows.*\), not the single value 3"),
+        *(({"model": {"num_flows": bad}}, "model.num_flows = .*: must be of type int$") for bad in NO_INTEGERS),
         ({"model": {"padded_height": "a"}}, r"model\.padded_height = 'a': must be of type int or None"),
         ({"model": {"squeeze_excite": 1}}, r"model\.squeeze_excite = 1: must be of type bool"),
         ({"optimizer": {"learning_rate": "1e-2"}}, r"optimizer\.learning_rate = '1e-2': must be of type float"),
-        ({"optimizer": {"learning_rate": False}}, r"optimizer\.learning_rate = False: must be of type float"),
         ({"data": {"path": 3}}, r"data\.path = 3: must be of type str or None"),
         ({"data": {"crop_box": "all"}}, r"data\.crop_box = 'all': must be of type tuple or None"),
-        ({"data": {"source": None}}, r"data\.source = None: must be of type str$"),
-        ({"model": 3}, r"model is a group of settings \(.*num_flows.*\), not the single value 3"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            experiment_config(settings)
-    assert did_you_mean("zzzzzz", ["model", "data"]) == ""
-    with pytest.raises(ValueError, match=r"setting train\.qqqq") as caught:
-        experiment_config({"train": {"qqqq": 1}})
-    assert "did you mean" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: ModelConfig(image_hieght=3), r"setting model.image_hieght .*did you mean 'image_height'\?$"),
-        *((lambda bad=bad: ModelConfig(num_flows=bad), "num_flows = .*: must be of") for bad in (None, 1j, [1], True)),
-        (lambda: ModelConfig(num_flows=[*range(4000)]), r"model.num_flows = \[0, 1.*\.\.\.: must be of type int$"),
+        ({"data": {"binarise": True, "binarize": False, "num_bits": 1}}, "data.binarize and data.binarise .*differ"),
+        # Limits, and the choices of a text.
+        ({"model": {"image_height": 0}}, "model.image_height = 0: must be at least 1"),
+        ({"model": {"padded_width": 0}}, "model.padded_width = 0: must be at least 1"),
+        ({"model": {"num_flows": -1}}, "model.num_flows = -1: must be at least 0"),
+        ({"model": {"num_bits": 9}}, "model.num_bits = 9: must be from 1 to 8"),
+        ({"model": {"likelihood": "bernouli"}}, "model.likelihood = .*did you mean 'bernoulli'"),
+        ({"objective": {"kl_constant_portion": float("nan")}}, "must be from 0 to 1"),
+        ({"objective": {"kl_final_weight": -0.1}}, "objective.kl_final_weight = -0.1: must be at least 0"),
         (
-            lambda: OptimizerConfig(np.float64(np.inf)),
-            "optimizer.learning_rate = .*inf.*: must be at least 0 and finite",
+            {"optimizer": {"learning_rate": np.float64(np.inf)}},
+            "learning_rate = .*inf.*: must be at least 0 and finite",
         ),
-        (lambda: experiment_config("digit"), "preset = 'digit': no such preset .*did you mean 'digits'"),
-        (lambda: experiment_config(None), "an experiment is a group of settings .*not the single value None"),
-        (lambda: experiment_config({3: {}}), "setting 3 = '3': no such setting"),
-        (lambda: experiment_config("digits", {"train.stepss": 1}), "setting train.stepss .*did you mean 'steps'"),
-        (lambda: experiment_config("digits", {"steps": 1}), "override steps = 'steps': no group .*as train.steps"),
-        (lambda: experiment_config("digits", {"train.steps": "x"}), "train.steps = 'x': must be of type int"),
-        (lambda: experiment_config("digits", 3), "overrides = 3: must be as {'train.steps': 100}"),
-        (lambda: experiment_config({}, {"train.steps": 1}), "beside a preset's name"),
+        ({"data": {"resize": "streched"}}, "data.resize = .*did you mean 'stretch'"),
+        ({"train": {"seed": 5_000_000_000}}, "train.seed = 5000000000: must be from 0 to 2147483647"),
+        ({"train": {"batch_size": 0}}, "train.batch_size = 0: must be at least 1"),
+        ({"train": {"xla": "on"}}, r"train.xla = 'on': not one of the choices \(auto, off, jit, cluster\)"),
+        # What goes together.
+        ({"model": {"num_classes": 1}}, "model.num_classes = 1: one class says nothing"),
+        ({"model": {"num_preprocess_blocks": 10**12}}, "more than 16 together"),
+        *(({"objective": {"kl_scale_weights": bad}}, "must be numbers of at least 0") for bad in ([-1], ["a"], [True])),
+        ({"objective": ANNEALED | {"regularization": 0.0}}, "objective.regularization = 0.0: must be positive"),
+        ({"objective": ANNEALED | {"regularization_initial": 0.0}}, "regularization_initial = 0.0: must be positive"),
+        ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate = 0.0: must be greater than 0"),
+        ({"optimizer": {"ema_momentum": 1.0}}, "optimizer.ema_momentum = 1.0: must be less than 1"),
+        ({"train": {"profile_steps": [20, 10]}}, "train.profile_steps = .* must be the first and the last step"),
+        ({"train": {"accumulate_steps": 5}}, "train.accumulate_steps = 5: must divide train.batch_size = 32"),
+        ("digit", "preset = 'digit': no such preset .*did you mean 'digits'"),
+        (("digits", {"train.stepss": 1}), "setting train.stepss .*did you mean 'steps'"),
+        (("digits", {"steps": 1}), "override steps = 'steps': no group .*as train.steps"),
+        (("digits", {"train.steps": "x"}), "train.steps = 'x': must be of type int"),
+        (("digits", 3), "overrides = 3: must be as {'train.steps': 100}"),
+        (({}, {"train.steps": 1}), "beside a preset's name"),
     ],
 )
-def test_hostile_settings_are_refused_in_one_line(call, message):
+def test_wrong_settings_are_refused_in_one_short_line(settings, message):
     with pytest.raises(ValueError, match=message) as raised:
-        call()
-    assert "\n" not in str(raised.value)
+        experiment_config(*(settings if isinstance(settings, tuple) else [settings]))
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 1000
+    assert ObjectiveConfig(regularization=0.0, regularization_initial=0.0).regularization == 0.0
 
 
 def test_a_preset_by_its_name_and_with_other_values():
@@ -142,45 +148,6 @@ def test_a_preset_by_its_name_and_with_other_values():
     config = experiment_config("digits", overrides)
     assert (config.model.num_bits, config.data.num_bits, config.train.steps) == (2, 2, 100)
     assert type(config.model.num_bits) is int and type(ModelConfig(num_bits=np.uint8(3)).num_bits) is int
-
-
-def test_an_impossible_value_is_reported_with_its_place():
-    for group, name, value, message in (
-        ("model", "image_height", 0, "must be at least 1"),
-        ("model", "padded_width", 0, "must be at least 1"),
-        ("model", "num_groups_per_scale", -1, "must be at least 1"),
-        ("model", "num_flows", -1, "must be at least 0"),
-        ("model", "num_bits", 9, "must be from 1 to 8"),
-        ("model", "num_classes", -1, "must be at least 0"),
-        ("model", "num_classes", 1, "one class says nothing"),
-        ("model", "likelihood", "bernouli", "did you mean 'bernoulli'"),
-        ("objective", "total_steps", 0, "must be at least 1"),
-        ("objective", "kl_constant_portion", float("nan"), "must be from 0 to 1"),
-        ("objective", "regularization", -1.0, "must be at least 0"),
-        ("objective", "kl_final_weight", -0.1, "must be at least 0"),
-        ("objective", "free_nats", float("nan"), "must be at least 0"),
-        *(("objective", "kl_scale_weights", value, "must be numbers of at least 0") for value in ([-1], ["a"], [True])),
-        ("optimizer", "learning_rate", float("nan"), "must be greater than 0"),
-        ("optimizer", "learning_rate_min", -1e-4, "must be at least 0"),
-        ("optimizer", "warmup_epochs", -1.0, "must be at least 0"),
-        ("data", "resize", "streched", "did you mean 'stretch'"),
-        ("train", "batch_size", 0, "must be at least 1"),
-        ("train", "seed", 5_000_000_000, "must be from 0 to 2147483647"),
-        ("train", "profile_steps", [20, 10], "must be the first and the last step"),
-        ("model", "num_preprocess_blocks", 10**12, "more than 16 together"),
-        ("train", "log_every_steps", 0, "must be at least 1"),
-        ("train", "xla", "on", r"not one of the choices \(auto, off, jit, cluster\)"),
-        ("train", "scan", "yes", r"not one of the choices \(auto, on, off\)"),
-        ("train", "recompute", "cells", r"not one of the choices \(none, groups, all\)"),
-        ("train", "precision", "float16", r"not one of .*mixed_float16\)"),
-        ("train", "accumulate_steps", 5, "must divide train.batch_size = 32"),
-        *(("objective", name, 0.0, "must be positive") for name in ("regularization", "regularization_initial")),
-    ):
-        # What is annealed is so on a log scale.
-        settings = {"anneal_regularization": True} if group == "objective" else {}
-        with pytest.raises(ValueError, match=rf"{group}\.{name} = .*{message}"):
-            experiment_config({group: settings | {name: value}})
-    assert ObjectiveConfig(regularization=0.0, regularization_initial=0.0).regularization == 0.0
 
 
 def test_old_names_of_settings(tmp_path):

@@ -35,10 +35,6 @@ def preset(name):
     return experiment_config(presets.preset(name))
 
 
-def text_of(name):
-    return " ".join(importlib.import_module(f"configs.{name}").__doc__.split())
-
-
 @pytest.fixture
 def settings_from_flags(monkeypatch):
     """The settings as a command gets them, from a preset and flags."""
@@ -87,11 +83,11 @@ def test_own_images_are_completed_by_looking(settings_from_flags, tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_docstring_has_the_command_and_says_where_the_images_come_from(name):
-    command = rf"nvae-train --config={name}( --config\.data\.[a-z_]+=\S+)* --workdir=runs/\w+"
-    assert re.search(command, text_of(name))
+    text = " ".join(importlib.import_module(f"configs.{name}").__doc__.split())
+    assert re.search(rf"nvae-train --config={name}( --config\.data\.[a-z_]+=\S+)* --workdir=runs/\w+", text)
     if name in WHOLE:
-        assert re.search(r"\b[Dd]ata(:| comes with) [^D]", text_of(name))
-        assert "--config.data.path" in text_of(name) or not SOURCES[data_spec(name).source].needs
+        assert re.search(r"\b[Dd]ata(:| comes with) [^D]", text)
+        assert "--config.data.path" in text or not SOURCES[data_spec(name).source].needs
 
 
 def test_the_published_settings():
@@ -106,12 +102,12 @@ def test_the_published_settings():
         config = resolve_lengths(preset(name), steps_per_epoch=1000, total_steps=100_000)
         model, objective, optimizer, train = config.model, config.objective, config.optimizer, config.train
         assert groups_per_scale(model) == groups
-        of_all = dict(num_latent_per_group=20, num_cells_per_group_encoder=2, num_cells_per_group_decoder=2)
-        of_all |= dict(squeeze_excite=True, residual_distributions=True, cell_set="res_mbconv")
-        of_all |= dict.fromkeys(("num_preprocess_blocks", "num_postprocess_blocks"), blocks[0])
-        of_all |= dict.fromkeys(("num_preprocess_cells", "num_postprocess_cells"), blocks[1])
-        of_all |= dict(num_channels_encoder=channels, num_channels_decoder=channels, num_flows=flows, num_bits=bits)
-        assert model == dataclasses.replace(model, **of_all)
+        same = dict(num_latent_per_group=20, num_cells_per_group_encoder=2, num_cells_per_group_decoder=2)
+        same |= dict(squeeze_excite=True, residual_distributions=True, cell_set="res_mbconv")
+        same |= dict.fromkeys(("num_preprocess_blocks", "num_postprocess_blocks"), blocks[0])
+        same |= dict.fromkeys(("num_preprocess_cells", "num_postprocess_cells"), blocks[1])
+        same |= dict(num_channels_encoder=channels, num_channels_decoder=channels, num_flows=flows, num_bits=bits)
+        assert model == dataclasses.replace(model, **same)
         assert (objective.regularization, objective.anneal_regularization) == regularization
         assert objective.regularization_initial == 1.0 or not objective.anneal_regularization
         assert (train.batch_size, train.epochs, train.steps) == (batch_size, epochs, 0)
@@ -131,15 +127,13 @@ def test_a_preset_like_another_differs_in_its_data(name):
     assert config.train.batch_size == other.train.batch_size
 
 
-@pytest.mark.parametrize("setting", MODEL_SETTINGS)
 @pytest.mark.parametrize("name", ["mnist", "own_images"])
-def test_the_model_follows_the_data(name, setting):
-    settings, unchanged = presets.preset(name), presets.preset(name)
-    value = "normal" if setting == "likelihood" else 3
-    settings.data[MODEL_SETTINGS[setting]] = value
-    assert settings.model[setting] == value
-    for other in set(MODEL_SETTINGS) - {setting}:
-        assert settings.model[other] == unchanged.model[other]
+def test_the_model_follows_the_data(name):
+    for setting, data_setting in MODEL_SETTINGS.items():
+        settings, unchanged = presets.preset(name), presets.preset(name)
+        settings.data[data_setting] = value = "normal" if setting == "likelihood" else 3
+        for other in MODEL_SETTINGS:
+            assert settings.model[other] == (value if other == setting else unchanged.model[other])
 
 
 def test_flags_keep_model_and_data_together_and_reach_the_settings_that_are_none(settings_from_flags):

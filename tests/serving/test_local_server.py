@@ -1,5 +1,4 @@
 import contextlib
-import itertools
 import json
 import re
 import shutil
@@ -23,8 +22,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from benchmarks.serving_load import requests_of, run_round, soak
-from nvae_tf.serving.client import BadRequest, ModelNotFound, ServedModel, TooLarge
+from nvae_tf.serving.client import BadRequest, ModelNotFound, TooLarge
 from nvae_tf.serving.local_server import LoadedVersion, local_server, message_from_array
 from nvae_tf.serving.outputs import write_digests
 from tests.command_fixtures import started_anew
@@ -334,27 +332,3 @@ def test_both_protocols_give_the_same_picture_of_a_warm_export(folder, tmp_path,
     np.testing.assert_array_equal(by_grpc, by_rest)
     assert by_grpc.std() > 0
     assert printed.startswith("ready: ") and "64 images in " in printed
-
-
-@pytest.fixture
-def made(local):
-    with ServedModel(local.grpc, "tiny") as model:
-        yield requests_of(model)
-
-
-def test_a_round_counts_answers_and_errors(made):
-    sound, malformed = made
-    answered = run_round(sound["decode"], clients=2, seconds=0.2)
-    assert answered["clients"] == 2 and answered["errors"] == 0
-    assert answered["requests_per_second"] > 1.0 and 0.0 < answered["p50_ms"] <= answered["p99_ms"]
-    # All but the first, which is not counted.
-    asked = itertools.chain([sound["decode"]], itertools.repeat(malformed["wrong size"]))
-    refused = run_round(lambda: next(asked)(), clients=1, seconds=0.1)
-    assert refused["errors"] > 0 and refused["requests_per_second"] == 0.0
-
-
-def test_malformed_requests_are_refused_and_sound_ones_answered(made):
-    (sound, malformed), memory = made, iter(range(100, 200))
-    stood = soak([sound["sample"], sound["decode"]], [*malformed.values()], 60, lambda: next(memory))
-    assert stood["errors"] == 0 and stood["malformed"] == stood["refused"] == 6
-    assert stood["memory_bytes"] == list(range(100, 110))
