@@ -1,7 +1,7 @@
 """Running batch-norm statistics for sampling at a temperature (Vahdat & Kautz 2020, section 4).
 
-The running statistics are those of latents of training images; at a low temperature images come out wrong in color and
-contrast. So the generator is first run with batch statistics on latents of the prior at that temperature.
+With the statistics of training images, images at a low temperature come out wrong in color and contrast. So the
+generator is first run with batch statistics on latents of the prior at that temperature.
 """
 
 from collections.abc import Sequence
@@ -42,10 +42,8 @@ def readjusted(
     The generator's statistics follow `iterations` batches of at least 2 images by the layers' own rule, `0.95 running +
     0.05 batch`; all else stays as it is. ValueError, with the layer, where a statistic is not finite.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations = {iterations}: must be at least 1")
-    if batch_size < 2:
-        raise ValueError(f"batch_size = {batch_size}: must be at least 2, or there may be no variance")
+    if iterations < 1 or batch_size < 2:
+        raise ValueError(f"iterations = {iterations}, batch_size = {batch_size}: must be at least 1, and at least 2")
     temperatures, reweighted = temperatures_of_groups(temperature, model.plan), check_prior(prior, model)
     copy = type(model).from_config(model.get_config())
     for variable, value in zip(copy.weights, model.weights, strict=True):
@@ -79,7 +77,7 @@ def readjusted(
             finite = [np.isfinite(statistics).all() for statistics in _statistics(norms)]
             raise ValueError(
                 f"batch norm can't be readjusted: the statistics of {norms[finite.index(False)][0]} are not finite in "
-                f"iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute overflows"
+                f"iteration {number + 1} of {iterations}"
             )
     return ReadjustedModel(copy, _moved([name for name, *_ in norms], before, _statistics(norms)))
 

@@ -80,10 +80,10 @@ class Likelihood(NamedTuple):
 class LikelihoodEvaluator:
     """Evaluates a model, with running batch-norm statistics, on batches of one size; its graphs are traced once.
 
-    The weights are read at each evaluation. `batch_size` is the size of the largest batch; smaller batches are padded.
-    `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
-    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. With a
-    mask `kept_channels` images are reconstructed from these latent channels alone, see `NVAE._inference_pass`.
+    `batch_size` is the size of the largest batch; smaller batches are padded. `importance_samples` is the K of the
+    importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are measured on the way. Each replica of
+    the strategy, all in this process, takes an equal part of every batch. With a mask `kept_channels` images are
+    reconstructed from these latent channels alone, see `NVAE._inference_pass`.
     """
 
     def __init__(
@@ -98,20 +98,16 @@ class LikelihoodEvaluator:
         replicas = self._strategy.num_replicas_in_sync
         importance_samples = whole_number("importance_samples", importance_samples, 0, MOST_IMPORTANCE_SAMPLES)
         if batch_size < 1 or batch_size % replicas:
-            raise ValueError(
-                f"batch_size = {batch_size}: must be at least 1, and a multiple of the {replicas} replicas"
-            )
+            raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {replicas} replicas")
         self._model, self._batch_size, self._kept_channels = model, batch_size, kept_channels
         powers = itertools.takewhile(lambda power: power < importance_samples, (10**exponent for exponent in range(20)))
         self.numbers_of_samples = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
-        at_once = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
         self._elbo_parts, self._features = self._on_replicas(self._replica_elbo), self._on_replicas(model._features)
-
-        def add_samples(*rows: tf.Tensor) -> ImportanceWeighting:
-            return model._add_importance_samples(*rows[:-1], **at_once, labels=rows[-1])
-
-        self._add_samples = self._on_replicas(add_samples)
+        at_once = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
+        self._add_samples = self._on_replicas(
+            lambda *rows: model._add_importance_samples(*rows[:-1], **at_once, labels=rows[-1])
+        )
 
     def evaluate(
         self, batches: Iterable[Batch], seed: int = 0, progress: Callable[[int], None] = lambda done: None
@@ -129,10 +125,7 @@ class LikelihoodEvaluator:
     def evaluate_batch(
         self, batch: Batch, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
     ) -> dict[str, np.ndarray]:
-        """The arrays for `Likelihood.joined` of a batch; `first` is the number of its first image.
-
-        `progress` gets the number of images of this batch that are done.
-        """
+        """The arrays for `Likelihood.joined` of a batch, whose first image has the number `first`."""
         rows = [tf.convert_to_tensor(row) for row in (batch if isinstance(batch, tuple) else (batch,))]
         size = rows[0].shape[0]
         if size > self._batch_size:

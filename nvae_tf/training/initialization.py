@@ -14,12 +14,11 @@ from nvae_tf.runs.sharing import find_run_folder
 # The other weights of a model are state of its training, or follow the kernels.
 _NETWORK = ("bottom_up/", "top_down/")
 _LISTED = 20
-_NAMED_SETTINGS = 5
 
 
 @dataclasses.dataclass
 class Initialization:
-    """Which weights of a network were taken from a source, and which were not."""
+    """Which weights of a network were taken from a source, and which were not; the shapes of both, by name."""
 
     source: str
     shapes: dict[str, tuple[int, ...]]
@@ -37,11 +36,10 @@ class Initialization:
         taken, count = len(self.taken), len(self.shapes)
         which = f"all {count}" if taken == count else f"{taken} of {count}"
         lines = [f"Starts from {self.source}: {which} weights taken."]
-        misshapen = [self.weight_shapes(name) for name in self.misshapen]
         for heading, items in (
             (
                 "Not taken, because of another shape in the source",
-                misshapen,
+                [self.weight_shapes(name) for name in self.misshapen],
             ),
             ("Not taken, because they are not in the source", self.missing),
             ("Not used of the source, because this model has no such weights", self.unused),
@@ -61,12 +59,9 @@ def initialize(model: NVAE, path: str) -> Initialization:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
     A weight is taken if it has the same name and shape in the source, a stack of layers only whole: with another
-    count its layers stand at other places of the hierarchy. The optimizer's state is not touched. `path` is a run
-    folder, whose weights are taken as `load` gives them, or a published file (.pt).
-
-    Raises:
-      FileNotFoundError: there is nothing at `path`.
-      ValueError: `path` is neither of both, or damaged, or none of its weights fits; nothing is assigned then.
+    count its layers stand at other places of the hierarchy. `path` is a run folder, whose weights are taken as `load`
+    gives them, or a published file (.pt). FileNotFoundError: there is nothing at `path`. ValueError: it is neither of
+    both, or damaged, or none of its weights fits; nothing is assigned then.
     """
     source_name, source = _read_source(path)
     weights, source_weights = (
@@ -76,7 +71,14 @@ def initialize(model: NVAE, path: str) -> Initialization:
     shapes = [{name: tuple(weight.shape) for name, weight in one.items()} for one in (weights, source_weights)]
     compared = Initialization(source_name, *shapes)
     if not compared.taken:
-        raise ValueError(_nothing_fits(path, compared, model, source))
+        old, new = dataclasses.asdict(source.config), dataclasses.asdict(model.config)
+        settings = [
+            f"model.{name} is {old[name]!r} there and {new[name]!r} here" for name in new if old[name] != new[name]
+        ]
+        raise ValueError(
+            f"train.initialise_from = {path!r}: none of its {len(compared.source_shapes)} weights fits one of the "
+            f"{len(compared.shapes)} of this model: {'; '.join(settings[:5])}. Set the model as it is there"
+        )
     for name in compared.taken:
         weights[name].assign(source_weights[name].numpy())
     # The vectors of kernels are numbered, and another architecture numbers them otherwise.
@@ -91,19 +93,6 @@ def initialize(model: NVAE, path: str) -> Initialization:
     if any(isinstance(layer, DataDependentConvolution) and id(layer.log_norm) in taken for layer in model.convolutions):
         model.data_initialised.assign(source.data_initialised.numpy())
     return compared
-
-
-def _nothing_fits(path: str, compared: Initialization, model: NVAE, source: NVAE) -> str:
-    """The message for a source of which no weight fits."""
-    old, new = dataclasses.asdict(source.config), dataclasses.asdict(model.config)
-    settings = [f"model.{name} is {old[name]!r} there and {new[name]!r} here" for name in new if old[name] != new[name]]
-    differences = "; ".join(settings[:_NAMED_SETTINGS]) + (" ..." if len(settings) > _NAMED_SETTINGS else "")
-    example = "".join(f", e.g. {compared.weight_shapes(name)}" for name in compared.misshapen[:1])
-    return (
-        f"train.initialise_from = {path!r}: none of its {len(compared.source_shapes)} weights fits one of the "
-        f"{len(compared.shapes)} of this model{example}; {differences}. Set the model as it is there, or leave "
-        "train.initialise_from out"
-    )
 
 
 def _read_source(path: str) -> tuple[str, NVAE]:

@@ -82,31 +82,10 @@ def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1
 def with_length(
     config: ExperimentConfig, length: RunLength, workdir: str | os.PathLike | None = None
 ) -> ExperimentConfig:
-    """The settings with the numbers that follow from the length of the run, or that the run in `workdir` has recorded.
-
-    ValueError: its `config.json` is damaged.
-    """
+    """The settings with the numbers that follow from the length of the run, or that the run in `workdir` has noted."""
     has_run = workdir is not None and RunFolder(workdir).config_file.is_file()
     recorded = read_run_config(RunFolder(workdir)) if has_run else None
     return resolve_lengths(config, length.steps_per_epoch, length.total_steps, recorded)
-
-
-def length_warnings(config: ExperimentConfig, length: RunLength) -> list[str]:
-    """One line for each setting (see `with_length`) that does not fit the length of the run."""
-    total, optimizer, train, lines = length.total_steps, config.optimizer, config.train, []
-    warmup_steps = round(optimizer.warmup_epochs * length.steps_per_epoch)
-    if warmup_steps > total:
-        lines.append(
-            f"Warning: optimizer.warmup_epochs = {optimizer.warmup_epochs:g} is {warmup_steps:,} steps, more than the "
-            f"run's {total:,}: the learning rate never reaches {optimizer.learning_rate:g}. Set at most "
-            f"{total / 10 / length.steps_per_epoch:.3g}, a tenth of the run."
-        )
-    if train.evaluate_every_steps > total:
-        lines.append(
-            f"Warning: train.evaluate_every_steps = {train.evaluate_every_steps:,} is more than the run's {total:,} "
-            "steps: the test images are scored only at its end."
-        )
-    return lines
 
 
 def new_run(
@@ -143,7 +122,7 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
 
 
 def check_images_a_step(file: pathlib.Path, run: Run) -> None:
-    """Raises a ValueError if a run would continue with another number of images per step than `images.json` has."""
+    """ValueError where a run would continue with another number of images per step than `images.json` has."""
     batch, count = run.config.train.batch_size, run.replicas.count
     noted = read_image_counts(file)
     before = noted.a_step if noted is not None else None

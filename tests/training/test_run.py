@@ -8,7 +8,7 @@ from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainCo
 from nvae_tf.presets import experiment_config, preset
 from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.run_folder import RunFolder, open_for_training
-from nvae_tf.training.run import RunLength, length_warnings, run_of_folder, with_length
+from nvae_tf.training.run import RunLength, run_of_folder, with_length
 from nvae_tf.training.strategy import Replicas
 from tests.tiny_model import tiny_config
 
@@ -32,7 +32,6 @@ def test_what_is_not_set_scales_with_the_run():
     ):
         config = with_length(ExperimentConfig(), RunLength(steps_per_epoch, total_steps))
         assert lengths(config) == expected and config.objective.total_steps == total_steps
-        assert length_warnings(config, RunLength(steps_per_epoch, total_steps)) == []
     train = TrainConfig(evaluate_every_steps=70, sample_every_steps=80, checkpoint_every_steps=90)
     config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.0), train=train)
     assert lengths(with_length(config, RunLength(10, 100))) == (0.0, 70, 80, 90)
@@ -69,14 +68,3 @@ def test_another_seed_gives_other_weights_and_draws():
     one, other = (model_for_training(config, 10, 100).model for config in configs)
     assert (one.seed, other.seed) == (3, 4)
     assert np.any(one.convolutions[0].kernel != other.convolutions[0].kernel)
-
-
-def test_what_can_not_work_is_warned_about_in_one_line_each():
-    length = RunLength(10, 40)
-    config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=5.0), train=TrainConfig(evaluate_every_steps=41))
-    warmup, evaluation = length_warnings(with_length(config, length), length)
-    assert "optimizer.warmup_epochs = 5 is 50 steps, more than the run's 40: the learning rate never reaches" in warmup
-    assert "Set at most 0.4," in warmup and "train.evaluate_every_steps = 41 is more than" in evaluation
-    assert "\n" not in warmup + evaluation
-    exact = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=4.0), train=TrainConfig(evaluate_every_steps=40))
-    assert length_warnings(with_length(exact, length), length) == []
