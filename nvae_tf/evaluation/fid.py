@@ -1,5 +1,6 @@
 """The Fréchet inception distance of samples from the training images (Heusel et al. 2017): `fid` and `frechet`."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -29,7 +30,6 @@ _STATISTICS = {
     "mean": Field("number", ("features",)),
     "covariance": Field("number", ("features", "features")),
     "count": Field("whole number", (), 2),
-    "fingerprint": Field("text"),
 }
 _SAMPLES_AT_ONCE = 256  # a multiple of the generator's own batches
 
@@ -54,10 +54,7 @@ def statistics_of(
     for batch in batches:
         features = np.asarray(batch, np.float64)
         if features.ndim != 2 or (total and features.shape[1] != len(mean)) or not np.isfinite(features).all():
-            raise ValueError(
-                f"features of the images from number {total} have shape {features.shape}, or are not all finite; they "
-                "must be [images, features], as many features in every batch"
-            )
+            raise ValueError(f"features {features.shape} are not [images, features] as those before, or not all finite")
         if count := len(features):
             difference, centered = features.mean(axis=0) - mean, features - features.mean(axis=0)
             between = np.outer(difference, difference) * (total * count / (total + count))
@@ -75,23 +72,6 @@ def image_statistics(
 ) -> FeatureStatistics:
     """`statistics_of` the features of images `[batch, height, width, channels]` in [0, 1]."""
     return statistics_of((extractor.features(images) for images in batches), progress)
-
-
-def save_statistics(path: pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
-    """Writes an `.npz` file; the fingerprint names the data and the extractor."""
-    write_arrays(path, statistics._asdict() | {"fingerprint": fingerprint})
-
-
-def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
-    """Reads a file of `save_statistics`; None for no file or another fingerprint, ValueError for a damaged file."""
-    if not path.exists():
-        return None
-    try:
-        arrays = read_arrays(path, _STATISTICS)
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); remove the file, and it will be made again") from None
-    statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
-    return statistics if str(arrays["fingerprint"]) == fingerprint else None
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
@@ -119,10 +99,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 
 def named_extractor(name: str) -> FeatureExtractor:
-    """Makes the extractor of "module:function".
-
-    Its name has the digest of the module's file, because statistics of features are kept under the name.
-    """
+    """Makes the extractor of "module:function"; statistics are kept under its name, with a digest of the module."""
     module_name, _, function_name = name.partition(":")
     # In an installed command the first entry is the command's own folder, not the working directory.
     if os.getcwd() not in sys.path:
@@ -166,10 +143,7 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
 
 
 def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
-    """Measures the distance of samples from the training images, as these are stored.
-
-    Returns the entry of the evaluation file; None on workers other than the chief.
-    """
+    """The entry of the evaluation file: the distance of samples from the training images; None but on the chief."""
     model, shift = task.trained.model, None
     if settings.batch_norm_iterations:
         drawing = settings.temperature, settings.batch_norm_iterations
@@ -213,12 +187,14 @@ def _real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> Featu
     source = load_split(spec, "train", task.status.report())
     fingerprint = f"train, {content_digest(source, spec)}, {extractor.name}"
     file = cache_folder() / "feature_statistics" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.npz"
-    statistics = load_statistics(file, fingerprint)
-    if statistics is None:
-        task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
-        batches = iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source)
-        progress = ImageProgress(task.status.show_if_due, source.count)
-        statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_statistics(file, statistics, fingerprint)
+    # Made again where the file is damaged.
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        arrays = read_arrays(file, _STATISTICS)
+        return FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
+    task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
+    batches = iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source)
+    progress = ImageProgress(task.status.show_if_due, source.count)
+    statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_arrays(file, statistics._asdict())
     return statistics

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,16 +41,15 @@ Scores = Mapping[str, np.ndarray]
 def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None = None) -> OutlierCalibration:
     """Calibrates `model.outlier_score` with training images and held-out images.
 
-    Both are images `[batch, height, width, channels]` in [0, 1]. ValueError for fewer than 50 training images, or 19
-    held-out ones.
+    Both are `[batch, height, width, channels]` in [0, 1]. ValueError for fewer than 50 training, or 19 held-out images.
     """
     calibration, model.outlier_calibration = model.outlier_calibration, None
     try:
         parts = [model.outlier_score(images, batch_size=batch_size).parts for images in (training, held_out)]
         calibration = calibration_of(*parts)
+        return calibration
     finally:
         model.outlier_calibration = calibration
-    return calibration
 
 
 def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
@@ -123,10 +122,7 @@ class ImageSet(NamedTuple):
 
 
 def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
-    """Loads a user's outliers from folders of pictures, or from whatever else `data.path` may name.
-
-    Raises ValueError or FileNotFoundError for what can't be used, before the work begins.
-    """
+    """Loads a user's outliers from folders of pictures, or from whatever else `data.path` may name."""
     if isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
     paths = [os.path.abspath(os.path.expanduser(place)) for place in places]
@@ -159,24 +155,18 @@ class OutlierResult(NamedTuple):
 
 
 def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> OutlierResult:
-    """Measures how well each score separates each set of outliers from the part's own images.
-
-    All workers get the result. ValueError where the model has diverged.
-    """
+    """Measures how well each score separates each set of outliers from the part's own images, on all workers."""
     sets = [ImageSet(f"{task.split} images", task.source, images_alone(task.spec)), *outliers]
     strategy, calibration = task.strategy, task.trained.model.outlier_calibration
 
-    def score(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return outlier_parts(task.trained.model, images)[:2]
+    @functools.partial(tf.function, autograph=False)
+    def score(images: tf.Tensor) -> list[tf.Tensor]:
+        return strategy.run(lambda part: outlier_parts(task.trained.model, part)[:2], [images])
 
-    score_on_replicas = tf.function(lambda images: strategy.run(score, [images]), autograph=False)
-
-    def compute(images: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        size = len(images)
-        padded = tf.pad(images, [(0, task.batch_size - size), (0, 0), (0, 0), (0, 0)])
-        values = joined(strategy, score_on_replicas(divided(strategy, padded)))
-        progress(size)
-        return {name: value.numpy()[:size] for name, value in zip(("reconstruction", "kl"), values, strict=True)}
+    def compute(images: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
+        padded = tf.pad(images, [(0, task.batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
+        reconstruction, kl = joined(strategy, score(divided(strategy, padded)))
+        return {"reconstruction": reconstruction.numpy()[: len(images)], "kl": kl.numpy()[: len(images)]}
 
     parts = []
     for images in sets:
@@ -203,10 +193,7 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> Outl
 
 
 def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) -> dict[str, np.ndarray]:
-    """Returns the scores of images by their names, `[images]`, and p-values as `p_mahalanobis` and `p_kl`.
-
-    Without a calibration there are no Mahalanobis distance and no p-values.
-    """
+    """The scores of images by name, `[images]`; only with a calibration `mahalanobis`, `p_mahalanobis` and `p_kl`."""
     result = outlier_scores(parts, calibration)
     scores = {"mahalanobis": result.mahalanobis, "kl": result.kl, "nelbo_at_mean": result.nelbo_at_mean}
     scores |= {"p_mahalanobis": result.mahalanobis_p_value, "p_kl": result.kl_p_value}

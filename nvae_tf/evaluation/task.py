@@ -82,22 +82,15 @@ class EvaluationTask:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields the arrays of every batch in order, on all workers, which compute the batches in turn.
 
-        Args:
-          work: a text that is the same on all workers if they compute the same.
-          total: the number of images.
-          size: the number of images of a batch; the last one may be smaller.
-          inputs: the inputs of `compute` for batches of these numbers.
-          compute: the arrays of a batch by name, from its input, the number of its first image and a function that
-            reports how many of its images are done.
-
-        ValueError: the workers do not evaluate the same.
+        There are `total` images, `size` in a batch. `inputs` gives the inputs of batches of these numbers, `compute` a
+        batch's arrays by name, from its input, the number of its first image and a function that reports how many of its
+        images are done. ValueError: `work`, which says what is computed, is not the same on all workers.
         """
         work = f"{self.checkpoint_sha256} {self.seed} {work} {total} {size}"
         digest = np.frombuffer(hashlib.sha256(work.encode()).digest(), np.uint8).astype(np.float32)
         if (self.workers.gathered(digest) != digest).any():
             raise ValueError(
-                "the workers do not evaluate the same: give all of them the same flags, --workdir, images and GPUs, "
-                "and let no training write checkpoints meanwhile"
+                "the workers do not evaluate the same: give them the same flags, --workdir, images and GPUs"
             )
         count, shard = math.ceil(total / size), self.workers.shard
         rounds = range(0, count, shard.count)

@@ -103,8 +103,8 @@ def run_workers(
 ) -> int:
     """Starts a worker for each of `gpus`, passes signals on, stops all when one fails; returns the exit code.
 
-    It is that of the first worker that failed, or 0. Worker 0 writes where this process does, worker N to
-    `worker-N.log`. Workers that still run `grace_seconds` after one has failed are killed. OSError: no log can be made.
+    It is that of the first worker that failed, or 0. Worker N writes to `worker-N.log`, worker 0 where this process
+    does. Workers that still run `grace_seconds` after one has failed are killed. OSError: no log can be made.
     """
     workers: list[subprocess.Popen] = []
     signals: list[int] = []
@@ -120,7 +120,9 @@ def run_workers(
             for log, tf_config, visible in zip(logs, tf_configs(len(gpus)), gpus, strict=True):
                 devices = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
                 workers.append(_start(command, os.environ | devices | {"TF_CONFIG": tf_config}, log))
-            failed = _first_failed(workers)
+            while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            failed = next((worker for worker in workers if worker.returncode), None)
             if failed and not signals:
                 for worker in workers:
                     _send(worker, signal.SIGTERM)
@@ -159,13 +161,6 @@ def _end_with_launcher() -> None:
     """Asks Linux to send SIGTERM to this process when the launcher is gone, even if that was killed."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _first_failed(workers: Sequence[subprocess.Popen]) -> subprocess.Popen | None:
-    """Waits until a worker has failed, and returns it, or until all have ended well."""
-    while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return next((worker for worker in workers if worker.returncode), None)
 
 
 def _send(worker: subprocess.Popen, number: int) -> None:

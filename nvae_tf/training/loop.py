@@ -16,18 +16,11 @@ from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
+from nvae_tf.training import strategy
 from nvae_tf.training.launcher import StopRequest
-from nvae_tf.training.outputs import RunOutputs
+from nvae_tf.training.outputs import RunOutputs, first_words
 from nvae_tf.training.recovery import Recovery
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
-from nvae_tf.training.strategy import (
-    Replicas,
-    chosen_replicas,
-    compiles_whole_step,
-    configure_runtime,
-    scans_steps,
-    step_function,
-)
 
 # Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
 _AGREE_EVERY_STEPS = 10
@@ -48,14 +41,11 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     The weights after step n are a function of the settings alone, however often the run was interrupted. Several
     processes call this with the same arguments; the first, the chief, writes. Signals end it with a checkpoint.
 
-    Raises:
-      ValueError: the settings do not fit each other, the devices or the data, the folder holds something else, another
-        process trains in it, all its checkpoints are damaged, or training has diverged.
-      OSError: the folder can't be written to; CheckpointNotWritten where that is noticed, or the disk is full, later.
-      ConnectionError: the data must be downloaded and can't be.
-      WorkerLost: another of several processes has ended.
+    ValueError: the settings do not fit each other, the devices, the data or the folder, another process trains in it,
+    all its checkpoints are damaged, or training has diverged. OSError: the folder can't be written to. ConnectionError:
+    the data can't be downloaded. WorkerLost: another of several processes has ended.
     """
-    replicas, folder = chosen_replicas(config.train), RunFolder(workdir)
+    replicas, folder = strategy.chosen_replicas(config.train), RunFolder(workdir)
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
         run, train_step = _open_run(config, folder, replicas)
@@ -78,11 +68,11 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     return result
 
 
-def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> tuple[Run, Callable]:
+def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Replicas) -> tuple[Run, Callable]:
     """The run of a folder, which is made or opened, and its compiled training step."""
-    configure_runtime()
-    compiled = compiles_whole_step(config.train.xla, replicas.count)
-    scan = scans_steps(config.train.scan, compiled, replicas.count)
+    strategy.configure_runtime()
+    compiled = strategy.compiles_whole_step(config.train.xla, replicas.count)
+    scan = strategy.scans_steps(config.train.scan, compiled, replicas.count)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     # Before anything is written: settings that make no model leave no folder behind.
@@ -96,14 +86,14 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -
         replicas.wait_for_all()
     if config.train.keep_checkpoint_every_hours:
         StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
-    return run, step_function(replicas.strategy, run.model, compiled)
+    return run, strategy.step_function(replicas.strategy, run.model, compiled)
 
 
 def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> None:
     """Reports what the run is, and writes into its folder what is known before the first step."""
-    outputs.report_start(step)
+    outputs.status.keep(first_words(folder, run, step))
     if run.replicas.is_chief:
-        outputs.continue_from(step)
+        outputs.metrics.keep_until(step)
         note_images(folder.images_file, run, outputs.status.keep)
         if step < run.length.total_steps:
             note_environment(folder.environment_file)
@@ -223,5 +213,5 @@ class TrainingLoop:
         report(f"{reason}. Back to step {step:,}, with {0.5**number:g} of the learning rate.")
         self.run.replicas.check_same_step(step, self.state.folder)
         if is_chief:
-            self.outputs.continue_from(step)
+            self.outputs.metrics.keep_until(step)
         return step

@@ -28,10 +28,9 @@ _STEPS = 3  # the first one allocates more than later ones free
 
 
 def estimate_memory(config: ExperimentConfig, gpu_memory_gib: float | None = None) -> dict[str, Any]:
-    """Runs some steps at two small batch sizes, each in a process of its own, on the device that trains.
+    """All numbers that `nvae-estimate` prints and writes, see `memory_summary`, measured on the device that trains.
 
-    Returns all numbers that `nvae-estimate` prints and writes, see `memory_summary`. ValueError: the settings do not
-    fit each other, or a step at the larger size does not fit into the memory.
+    ValueError: the settings do not fit each other, or a step does not fit into the memory.
     """
     check_model_fits(config.model, config.data)
     small = max(1, _PIXELS // math.prod(config.data.image_shape[:2])) * config.train.accumulate_steps
@@ -63,11 +62,10 @@ def main(file: str) -> None:
     # Only the learning rate depends on the length of the run.
     model = new_run(config, RunLength(1000, 1_000_000), Images(config.data, None, None)).model
     model.scan = scans_steps(config.train.scan, compiled, 1)
-    count = config.train.batch_size
-    images = tf.zeros([count, *config.data.image_shape])
+    images = tf.zeros([config.train.batch_size, *config.data.image_shape])
     step = step_function(tf.distribute.get_strategy(), model, compiled)
     for _ in range(_STEPS):
-        step((images, tf.zeros([count], tf.int32)) if config.data.labels else images)
+        step((images, tf.zeros(len(images), tf.int32)) if config.data.labels else images)
     device = "GPU" if gpus() else "CPU"
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus() else peak_memory_bytes()
     variables = {
@@ -93,11 +91,7 @@ def peak_memory_bytes() -> int:
 
 
 def memory_summary(
-    measured: dict[str, Any],
-    fixed_bytes: float,
-    image_bytes: float,
-    config: ExperimentConfig,
-    gpu_memory_gib: float | None,
+    measured: dict[str, Any], fixed_bytes: float, image_bytes: float, config: ExperimentConfig, gpu_gib: float | None
 ) -> dict[str, Any]:
     """Returns what was `measured`, and extrapolates: peaks by batch sizes, and the largest batch sizes of GPUs.
 
@@ -114,7 +108,7 @@ def memory_summary(
     for size in batch_sizes:
         peak, gpu_peak = (round(fixed + image_bytes * size) for fixed in (fixed_bytes, gpu_fixed_bytes))
         peaks.append({"batch_size": size, "peak_bytes": peak, "gpu_peak_bytes": gpu_peak})
-    for gib in _USUAL_GPUS_GIB if gpu_memory_gib is None else (gpu_memory_gib,):
+    for gib in _USUAL_GPUS_GIB if gpu_gib is None else (gpu_gib,):
         microbatches = int((round(gib * GIB) - round(gpu_fixed_bytes)) / image_bytes) // multiple
         largest.append({"gpu_memory_gib": gib, "batch_size": max(microbatches, 0) * multiple})
     rounded = {"fixed_bytes": round(fixed_bytes), "image_bytes": round(image_bytes), "batch_size": wanted}

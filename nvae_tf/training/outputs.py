@@ -37,7 +37,7 @@ COLUMNS = (
 )
 # The column that every line has, besides its step.
 _SCORE = "test_nelbo_nats"
-# The latents, images and binarization are the same every time, so that only the model differs.
+# Latents, images and binarization are the same every time.
 _FIXED_SEED = 0
 # The number of samples at each temperature; the samples at the last temperature are in `samples/`, too. The paper shows
 # samples from 1.0 (small gray images) down to 0.6 and less (large photographs).
@@ -51,16 +51,12 @@ class RunOutputs:
         self.status, self._speed = StatusLine(), Speed()
         self._folder, self._run, self._stop = folder, run, stop
         self._settings, self._total = run.config.train, run.length.total_steps
-        self._metrics = MetricsFile(folder.metrics_file)
+        self.metrics = MetricsFile(folder.metrics_file)
         log = WandbLog if self._settings.logger == "wandb" else TensorBoardLog
         self._log = log(folder.path if log is WandbLog else folder.tensorboard, named_settings(run.config))
         self._batch_size = min(self._settings.batch_size, run.images.test.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
         self._generator = ImageGenerator(run.model)
-
-    def report_start(self, step: int) -> None:
-        """Says what the run is, and that it begins or continues at a step."""
-        self.status.keep(_first_words(self._folder, self._run, step))
 
     def report_end(self, steps: int, seconds: float) -> None:
         """Says that the run has all its steps, of which this training has made `steps`, and its test score."""
@@ -75,10 +71,6 @@ class RunOutputs:
                 f"      nvae-generate --workdir={place} --output=samples.png"
             )
         self.status.keep(words)
-
-    def continue_from(self, step: int) -> None:
-        """Drops the metrics of steps that will be made again, and damaged ones."""
-        self._metrics.keep_until(step)
 
     def note_step(self, step: int) -> None:
         """Counts a training step, shows a line about it if enough time has passed, and writes the curves if due."""
@@ -119,7 +111,7 @@ class RunOutputs:
     def write_due(self, step: int) -> bool:
         """Writes the test metrics and samples of a step that are due; False where a stop was requested meanwhile."""
         grid = self._folder.samples / f"step-{step:08d}.png"
-        evaluates = self.is_evaluated(step) and not self._metrics.has(step)
+        evaluates = self.is_evaluated(step) and not self.metrics.has(step)
         draws = step > 0 and self._is_due(step, self._settings.sample_every_steps) and not grid.exists()
         if not evaluates and not draws:
             return True
@@ -140,7 +132,7 @@ class RunOutputs:
 
     def test_score(self, step: int) -> float:
         """The NELBO of the test images after a step at which they were scored, in nats per image."""
-        return self._metrics.value(step, _SCORE)
+        return self.metrics.value(step, _SCORE)
 
     def _running_means(self) -> dict[str, float]:
         return {metric.name: float(metric.result()) for metric in self._run.model.metrics}
@@ -186,7 +178,7 @@ class RunOutputs:
             | {f"active_units/{index:02d}": value for index, value in enumerate(active)},
         )
         training, schedules = self._running_means(), self._schedules()
-        self._metrics.append(
+        self.metrics.append(
             {"step": step, "epoch": step / self._run.length.steps_per_epoch}
             | {name: schedules[name] for name in ("learning_rate", "kl_weight")}
             | {"train_loss": training["loss"], "train_nelbo_nats": training["reconstruction"] + training["kl"]}
@@ -223,7 +215,8 @@ def write_samples(file: pathlib.Path, images: np.ndarray, model: str, step: int,
     figures.save_figure(figures.samples(images, figures.Provenance(model, step, temperature, _FIXED_SEED)), file)
 
 
-def _first_words(folder: RunFolder, run: Run, step: int) -> str:
+def first_words(folder: RunFolder, run: Run, step: int) -> str:
+    """What the run is, and that it begins or continues at a step."""
     length, images, count = run.length, run.images, run.replicas.count
     if step >= length.total_steps:
         return f"{folder.path}: a finished run."

@@ -45,7 +45,7 @@ from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 _LEARNING_RATE, _BATCH_SIZE = 1e-3, 512
 _COMPONENTS = 20  # Gaussians of a mixture
-# A group sees latents above it that are drawn once for all steps, so few images get several draws each.
+# The latents above a group are drawn once for all steps, so few images get several draws each.
 _DRAWS = 30_000
 _IMAGES_AT_ONCE, _ROWS_AT_ONCE, _MOST_HELD_OUT = 100, 400, 2000
 _PRIOR_DRAWS, _PRIOR_DRAWS_AT_ONCE = 10_000, 500

@@ -66,7 +66,7 @@ class Run(NamedTuple):
 
 
 def images_of_run(config: ExperimentConfig) -> Images:
-    """The images that the settings name; ValueError, FileNotFoundError or ConnectionError where they can't be used."""
+    """The images that the settings name."""
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
     train, test = (load_split(config.data, split, report) for split in ("train", "test"))
@@ -123,14 +123,11 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
 
 def check_images_a_step(file: pathlib.Path, run: Run) -> None:
     """ValueError where a run would continue with another number of images per step than `images.json` has."""
-    batch, count = run.config.train.batch_size, run.replicas.count
-    noted = read_image_counts(file)
-    before = noted.a_step if noted is not None else None
-    if before is not None and before != batch * count:
-        fix = f"take a divisor of {before} replicas" if before % count else f"set train.batch_size={before // count}"
+    noted, now, replicas = read_image_counts(file), run.images_a_step, run.replicas.count
+    if noted and noted.a_step not in (None, now):
         raise ValueError(
-            f"train.batch_size = {batch} on {count} replicas makes {batch * count} images a step; this run was begun "
-            f"with {before}: {fix}"
+            f"train.batch_size on {replicas} replicas makes {now} images a step; this run was begun with "
+            f"{noted.a_step}: set train.batch_size={noted.a_step // replicas} (replicas must divide {noted.a_step})"
         )
 
 
@@ -143,8 +140,7 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
     if before is not None and (before.train, before.test) != (now.train, now.test):
         report(
             f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "
-            f"{now.train:,} and {now.test:,} now. It continues, in another order of images; metrics before and "
-            "after can't be compared."
+            f"{now.train:,} and {now.test:,} now: metrics before and after can't be compared."
         )
     if before != now:
         atomic_write(file, now.text())
