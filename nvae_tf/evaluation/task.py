@@ -82,8 +82,8 @@ class EvaluationTask:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields the arrays of every batch in order, on all workers, which compute the batches in turn.
 
-        There are `total` images, `size` in a batch. `inputs` gives the inputs of batches of these numbers, `compute` a
-        batch's arrays by name, from its input, the number of its first image and a function that reports how many of its
+        There are `total` images, `size` in a batch. `inputs` gives the inputs of batches by number, `compute` the
+        arrays of one by name, from its input, the number of its first image and a function that reports how many of its
         images are done. ValueError: `work`, which says what is computed, is not the same on all workers.
         """
         work = f"{self.checkpoint_sha256} {self.seed} {work} {total} {size}"

@@ -97,6 +97,9 @@ def test_a_rollback_has_a_number_and_a_reason_and_one_too_many_is_an_error():
     model.step_guard = guard
     config = ExperimentConfig(train=TrainConfig(rollbacks=1))
     recovery = Recovery(types.SimpleNamespace(model=model, schedule=rate, config=config))
+    names = layer_names(model)
+    assert len(names) == len(set(names)) == sum(stack.count for stack in model.convolutions)
+    assert "bottom_up/stem[0]" in names
     number, reason = recovery.next_rollback()
     assert number == 1 and reason.startswith("10 steps in a row were skipped") and reason.endswith("limit of 110")
     rate.rollbacks.assign(1.0)
@@ -133,13 +136,6 @@ def test_the_model_remembers_its_last_steps_in_order():
     np.testing.assert_array_equal(read.accepted, expected % 2 == 0)
     recent.forget()
     assert len(recent.read().accepted) == 0
-
-
-def test_every_layer_has_a_name_of_its_own():
-    model = tiny_model()
-    names = layer_names(model)
-    assert len(names) == len(set(names)) == sum(stack.count for stack in model.convolutions)
-    assert "bottom_up/stem[0]" in names
 
 
 def test_profile_steps_are_profiled_also_where_a_run_goes_back_and_not_where_it_begins_later(tmp_path):

@@ -63,7 +63,7 @@ def test_classifiers_learn_the_ratio_of_posteriors_to_prior():
     assert np.all(np.diff(actual) > 0.0) and abs(actual[2] - expected[2]) < 2.0, (actual, expected)
 
 
-def test_what_is_learned_is_loaded_with_the_model_and_said(run):
+def test_what_is_learned_is_loaded_with_the_model_and_said_and_shared(run, tmp_path):
     folder, about = run
     assert read_about(folder / "prior.npz") == (60, about) and about["images"] == 1425
     assert len(about["cross_entropy"]) == len(about["effective_proposals"]) == 2
@@ -76,6 +76,8 @@ def test_what_is_learned_is_loaded_with_the_model_and_said(run):
     assert not [weight for weight in model.weights if "perceptron" in weight.path]
     text = prior_text(about)
     assert text.startswith("classifier of the top 2 groups: cross-entropy of test images ") and "log Z" in text
+    write_shared_run(folder, tmp_path / "shared", "hf://me/tiny")
+    assert nvae_tf.load(tmp_path / "shared").reweighted_prior.about == about
     card = (folder / "README.md").read_text()
     assert f"| reweighted prior | {text} |" in card and 'prior="reweighted"' in card
 
@@ -120,6 +122,8 @@ def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_f
     assert model.generate(2).shape == (2, 16, 16, 1)
     with pytest.raises(ValueError, match=f"of other weights, those of step 50; the model is of step 60; {again}"):
         model.generate(2, prior="reweighted")
+    write_shared_run(folder, tmp_path / "shared", "hf://me/tiny")
+    assert not (tmp_path / "shared" / "prior.npz").exists()
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(ValueError, match=f"prior.npz: damaged, .*; {again}"):
         nvae_tf.load(folder).generate(2, prior="reweighted")
@@ -165,17 +169,6 @@ def test_files_beside_the_weights_are_read_when_they_are_used(run, tmp_path, mon
     assert_same([drawn.numpy()], [nvae_tf.load(run[0]).generate(2, seed=1, prior="reweighted").numpy()])
     with pytest.raises(ValueError, match="outliers.npz: damaged"):
         model.outlier_score(np.zeros([1, 16, 16, 1], np.float32))
-
-
-def test_a_shared_run_has_it_if_it_is_of_the_weights(run, tmp_path):
-    write_shared_run(run[0], tmp_path / "shared", "hf://me/tiny")
-    shared, model = nvae_tf.load(tmp_path / "shared"), nvae_tf.load(run[0])
-    assert_same([shared.generate(3, prior="reweighted").numpy()], [model.generate(3, prior="reweighted").numpy()])
-    assert "| reweighted prior | classifier of the top 2 groups" in (tmp_path / "shared" / "README.md").read_text()
-    shutil.copytree(run[0], tmp_path / "run")
-    write_prior(tmp_path / "run" / "prior.npz", shaken(nvae_tf.load(run[0])), 50, model.reweighted_prior)
-    write_shared_run(tmp_path / "run", tmp_path / "without", "hf://me/tiny")
-    assert not (tmp_path / "without" / "prior.npz").exists()
 
 
 def test_a_mixture_and_settings_that_do_not_fit(run, tmp_path, monkeypatch):

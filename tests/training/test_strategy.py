@@ -211,12 +211,10 @@ def test_a_killed_worker_is_as_if_nothing_had_happened(commands, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_the_launcher_stops_both_with_one_checkpoint(commands, tmp_path):
-    endless = SETTINGS | {"train__steps": 100_000}
-    endless |= {"train__evaluate_every_steps": 10_000, "train__sample_every_steps": 10_000}
-    launcher = launched(commands.tiny_training(tmp_path / "run", **endless))
+    endless = {"train__steps": 100_000, "train__evaluate_every_steps": 10_000, "train__sample_every_steps": 10_000}
+    launcher = launched(commands.tiny_training(tmp_path / "run", **SETTINGS | endless))
     next(line for line in launcher.stdout if line.startswith("step "))
     launcher.send_signal(signal.SIGTERM)
     output, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode == 143, output
-    assert "by SIGTERM; checkpoint saved" in output
+    assert launcher.returncode == 143 and "by SIGTERM; checkpoint saved" in output, output
     assert list((tmp_path / "run" / "checkpoints").glob("step-*.index"))

@@ -30,8 +30,7 @@ def test_killed_twice_is_the_same_run(commands, tmp_path):
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
     commands.output_of(training(commands, whole))
     command = training(commands, workdir, train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
-    draw = random.Random("photos")
-    reached, half_written = 0, []
+    draw, reached, half_written = random.Random("photos"), 0, []
     for number, earliest in enumerate((1, 12)):
         log = tmp_path / f"output-{number}"
         with log.open("w") as stream:
