@@ -226,9 +226,10 @@ def _without_keeping(
         outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
 
         def gradient(upstream):
+            moments = batch.divisors()
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                active, swish_gradient = normalized_swish(inputs, gamma, beta, *batch.divisors())
+                active, swish_gradient = normalized_swish(inputs, gamma, beta, *moments)
 
             def again(active, *weights):
                 return convolve(active, ConvolutionWeights(*weights))
@@ -311,14 +312,16 @@ class BilinearExpand(StackedLayer):
 def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:
     """Doubles height and width bilinearly, in float32; corners keep their places (not so in Keras' UpSampling2D).
 
-    By two matrices: TensorFlow's operation for it has no second derivative, and is silent about that.
+    By two matrix products: TensorFlow's operation for it has no second derivative, and is silent about that.
     """
-    _, height, width, _ = inputs.shape
-    values = tf.cast(inputs, tf.float32)
-    doubled = tf.einsum("ih,jw,bhwc->bijc", _doubling_matrix(height), _doubling_matrix(width), values)
+    _, height, width, channels = inputs.shape
+    rows = tf.reshape(tf.cast(inputs, tf.float32), (-1, width, channels))
+    wider = tf.reshape(tf.matmul(_doubling_matrix(width), rows), (-1, height, 2 * width * channels))
+    doubled = tf.reshape(tf.matmul(_doubling_matrix(height), wider), (-1, 2 * height, 2 * width, channels))
     return tf.cast(doubled, inputs.dtype)
 
 
 def _doubling_matrix(size: int) -> np.ndarray:
+    """The matrix `[1, 2 * size, size]` that interpolates `2 * size` values between `size` ones, the ends in place."""
     places = np.linspace(0, size - 1, 2 * size)[:, np.newaxis]
-    return np.maximum(1.0 - np.abs(places - np.arange(size)), 0.0).astype(np.float32)
+    return np.maximum(1.0 - np.abs(places - np.arange(size)), 0.0)[np.newaxis].astype(np.float32)

@@ -42,7 +42,7 @@ class Recovery:
         grown = growth_clause(self._model.recent.read(), groups, layer_names(self._model))
         raise ValueError(
             f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time; {grown}; try "
-            "a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher objective.regularisation in a "
+            "a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher objective.regularization in a "
             "new run, or look for damaged images"
         )
 
