@@ -78,9 +78,8 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     """`|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))` (Heusel et al. 2017, eq. 6), each set taken for a Gaussian.
 
     The trace of the root is the sum of the singular values of `C1^(1/2) C2^(1/2)`: the root of a nearly singular
-    `C1 C2` itself may be complex. Only distances from equal numbers of images can be compared: fewer images make the
-    distance larger, and published distances are from 50,000. Returns a number of at least 0, in the square of the
-    features' unit; ValueError for statistics of different extractors.
+    `C1 C2` itself may be complex. Fewer images make the distance larger; published distances are from 50,000. It is in
+    the square of the features' unit. ValueError for statistics of different extractors.
     """
     if len(one.mean) != len(other.mean):
         raise ValueError(f"the sets have {len(one.mean)} and {len(other.mean)} features, of different extractors")

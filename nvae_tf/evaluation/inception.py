@@ -48,9 +48,8 @@ class FeatureExtractor(Protocol):
 class Inception:
     """The extractor of published distances, from the graph's file or the archive that it is in, by default a download.
 
-    The archive is downloaded once, into the user's cache. All replicas of the strategy share the images. Distances may
-    not be comparable unless the file has the size and MD5 of the published one, `is_published`. FileNotFoundError,
-    ConnectionError or ValueError: there is no file, it can't be downloaded, or is another.
+    All replicas of the strategy share the images. Distances may not be comparable unless the file `is_published`.
+    FileNotFoundError, ConnectionError or ValueError: there is no file, it can't be downloaded, or is another.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None):

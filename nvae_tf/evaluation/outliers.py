@@ -53,10 +53,10 @@ def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None 
 
 
 def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
-    """Returns the calibration that the scores of training images and of held-out images give.
+    """The calibration by the scores of training images and of held-out images, among which p-values are ranks.
 
-    P-values are ranks among the held-out images. Ranks among the training images would be too small, because the model
-    fits these better than images it has not seen. ValueError for too few images, or scores that are not finite.
+    Ranks among the training images would be too small, because the model fits these better. ValueError for too few
+    images, or scores that are not finite.
     """
     # Here, because importing scikit-learn takes a second that a model without calibration does not need.
     from sklearn.covariance import LedoitWolf
@@ -84,8 +84,7 @@ def calibrate_run(
 ) -> OutlierCalibration:
     """Calibrates a checkpoint with up to `images` images of the training part and of the test part, see `calibrate`.
 
-    The images are spread over each part. Writes `outliers.npz` of the run, where `nvae_tf.load` reads it. Raises what
-    `nvae_tf.load` and `load_split` raise.
+    Writes `outliers.npz` of the run, where `nvae_tf.load` reads it. Raises what `nvae_tf.load` and `load_split` raise.
     """
     folder, status = RunFolder(pathlib.Path(workdir)), StatusLine()
     # A shared run, which `load_run` loads too, has no folder to write into.

@@ -39,8 +39,7 @@ COLUMNS = (
 _SCORE = "test_nelbo_nats"
 # Latents, images and binarization are the same every time.
 _FIXED_SEED = 0
-# The number of samples at each temperature; the samples at the last temperature are in `samples/`, too. The paper shows
-# samples from 1.0 (small gray images) down to 0.6 and less (large photographs).
+# The number of samples at each temperature; those of the last are in `samples/`, too.
 _SAMPLES = {1.0: 16, 0.9: 16, 0.8: 16, 0.6: 16, 0.7: 64}
 
 
@@ -236,10 +235,9 @@ def first_words(folder: RunFolder, run: Run, step: int) -> str:
 
 
 class MetricsFile:
-    """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
+    """`metrics.csv`: one line an evaluation, in the order of steps; new columns are added to an older version's file.
 
-    `train_*` are means over the steps since the last multiple of `train.log_every_steps`. New columns are added at the
-    end of an older version's file, and left empty in the lines before.
+    `train_*` are means over the steps since the last multiple of `train.log_every_steps`.
     """
 
     def __init__(self, path: pathlib.Path):

@@ -52,7 +52,7 @@ class RunLength(NamedTuple):
 class Run(NamedTuple):
     """The parts of a run, besides its folder."""
 
-    config: ExperimentConfig  # complete, see `with_length`
+    config: ExperimentConfig  # complete, see `resolve_lengths`
     length: RunLength
     images: Images
     model: NVAE  # compiled, with all its weights
@@ -71,21 +71,6 @@ def images_of_run(config: ExperimentConfig) -> Images:
     report = StatusLine().report()
     train, test = (load_split(config.data, split, report) for split in ("train", "test"))
     return Images(config.data, train, test, holds_out(config.data))
-
-
-def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1) -> RunLength:
-    """Steps per epoch and in total: `train.steps`, or `train.epochs` epochs. ValueError: a batch exceeds an epoch."""
-    epoch = steps_per_epoch(num_images, config.train.batch_size * replica_count)
-    return RunLength(epoch, config.train.steps or config.train.epochs * epoch)
-
-
-def with_length(
-    config: ExperimentConfig, length: RunLength, workdir: str | os.PathLike | None = None
-) -> ExperimentConfig:
-    """The settings with the numbers that follow from the length of the run, or that the run in `workdir` has noted."""
-    has_run = workdir is not None and RunFolder(workdir).config_file.is_file()
-    recorded = read_run_config(RunFolder(workdir)) if has_run else None
-    return resolve_lengths(config, length.steps_per_epoch, length.total_steps, recorded)
 
 
 def new_run(
@@ -109,8 +94,10 @@ def new_run(
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
     """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit."""
     images = images_of_run(config)
-    length = run_length(config, images.train.count, replicas.count)
-    config = with_length(config, length, folder.path)
+    epoch = steps_per_epoch(images.train.count, config.train.batch_size * replicas.count)
+    length = RunLength(epoch, config.train.steps or config.train.epochs * epoch)
+    recorded = read_run_config(folder) if folder.config_file.is_file() else None
+    config = resolve_lengths(config, *length, recorded)
     if replicas.is_chief:
         # Its message says more than that of the images per step.
         check_continues(folder, config)

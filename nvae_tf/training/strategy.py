@@ -28,10 +28,10 @@ def configure_runtime() -> None:
 
 
 def compiles_whole_step(xla: str, replica_count: int) -> bool:
-    """Applies `train.xla` and returns whether to give `jit_compile=True`; call it before the first graph is built.
+    """Applies `train.xla` before the first graph is built; returns whether XLA compiles the whole step.
 
-    "auto" compiles the whole step for one GPU, the parts between the exchanges of several GPUs ("cluster"), and nothing
-    on CPUs, where XLA's convolutions are 30 to 50 times slower. ValueError: "jit" for several replicas.
+    "auto": for one GPU it does, for several the parts between their exchanges, on CPUs nothing: there convolutions of
+    XLA are 30 to 50 times slower. ValueError: "jit" for several replicas.
     """
     if xla == "auto":
         xla = "off" if not gpus() else "jit" if replica_count == 1 else "cluster"
@@ -43,10 +43,7 @@ def compiles_whole_step(xla: str, replica_count: int) -> bool:
 
 
 def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
-    """Whether the step's program has a loop over equal groups and cells (`train.scan`); "auto": where XLA compiles it.
-
-    ValueError: "on" for several replicas, which can't communicate from within a loop.
-    """
+    """Whether the step has loops over equal groups and cells (`train.scan`), which replicas can't communicate from."""
     if scan == "on" and replica_count > 1:
         raise ValueError(f"train.scan = 'on': not possible with {replica_count} replicas; set train.scan=off")
     return compiled if scan == "auto" else scan == "on"
@@ -55,8 +52,7 @@ def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
     """The training step on all replicas, as a function of their images (`Replicas.divided`).
 
-    If it is `compiled` by XLA, weights that the optimizer has joined are assigned outside the compiled program, see
-    `joined_weights_later`.
+    Weights that the optimizer has joined are assigned outside what XLA compiles, see `joined_weights_later`.
     """
 
     def whole_step(images: Any) -> Any:
