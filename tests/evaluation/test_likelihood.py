@@ -5,8 +5,9 @@ import scipy.stats
 import tensorflow as tf
 
 import nvae_tf
+from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator, samples_at_once
-from nvae_tf.models.latents import image_seeds, noise_per_image
+from nvae_tf.models.latents import active_channels, image_seeds, noise_per_image
 from nvae_tf.objective import kl_per_channel
 from tests.tiny_model import tiny_config
 
@@ -36,6 +37,10 @@ def test_the_parts_are_those_of_the_model_whatever_the_batches(model, images):
     assert actual.nelbo_nats == pytest.approx(reconstruction + per_channel.sum(), rel=1e-5)
     expected = model.score(images, importance_samples=3, seed=4)
     np.testing.assert_allclose(actual.importance_weighted[:, -1], expected, rtol=1e-5)
+    for fraction, are_same in ((1.0, True), (0.1, False)):
+        kept = active_channels(actual.kl_per_channel_nats, fraction)
+        of_kept = LikelihoodEvaluator(model, 4, kept_channels=kept).evaluate([images[:4]], seed=4).reconstruction
+        assert np.allclose(of_kept, actual.reconstruction[:4], rtol=1e-5) == are_same
     # New weights are seen without a new evaluator.
     bias = model.top_down.image.bias.numpy()
     model.top_down.image.bias.assign(np.full_like(bias, 20.0))
@@ -52,6 +57,13 @@ def test_as_many_samples_at_once_as_fit(model, images, free_memory, free, expect
     assert samples_at_once(model, batch_size=200, importance_samples=100) == 1
     actual = LikelihoodEvaluator(model, 10, importance_samples=30).evaluate([images], seed=2)
     np.testing.assert_allclose(actual.importance_weighted[:, -1], model.score(images, 30, seed=2), rtol=1e-5)
+
+
+def test_active_units_are_those_of_enough_nats_in_the_mean_over_positions():
+    shapes = [(2, 2, 2), (4, 4, 2)]
+    kl = np.array([[0.08, 0.03], [0.15, 0.17]])
+    for factor, expected in ((1.0, [1, 1]), (2.0, [2, 2]), (0.1, [0, 0])):
+        assert active_units(factor * kl, shapes).tolist() == expected
 
 
 def test_what_can_not_be_evaluated(model, images):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import shutil
 
 import numpy as np
@@ -151,21 +150,6 @@ def test_a_prior_whose_facts_or_arrays_can_not_be_is_refused_in_a_line(run, tmp_
         reason = read_prior(tmp_path / "prior.npz", model, 60)
         assert isinstance(reason, str) and "prior.npz: damaged" in reason and "\n" not in reason, change
         assert len(reason) < 500 + len(str(tmp_path)) * 2, reason
-
-
-def test_files_beside_the_weights_are_read_when_they_are_used(run, tmp_path, monkeypatch):
-    shutil.copytree(run[0], tmp_path / "run")
-    files = [tmp_path / "run" / name for name in ("prior.npz", "outliers.npz")]
-    shutil.copy(files[0], files[1])
-    opened, path_open = [], pathlib.Path.open
-    monkeypatch.setattr(
-        pathlib.Path, "open", lambda path, *args, **kw: opened.append(path) or path_open(path, *args, **kw)
-    )
-    model = nvae_tf.load(tmp_path / "run")
-    model.generate(2), model.score(np.zeros([1, 16, 16, 1], np.float32))
-    assert not {*files} & {*opened}
-    with pytest.raises(ValueError, match="outliers.npz: damaged"):
-        model.outlier_score(np.zeros([1, 16, 16, 1], np.float32))
 
 
 def test_a_mixture_and_settings_that_do_not_fit(run, tmp_path, monkeypatch):

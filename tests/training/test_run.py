@@ -2,14 +2,10 @@ import dataclasses
 import json
 
 import numpy as np
-import pytest
 
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, resolve_lengths
-from nvae_tf.presets import experiment_config, preset
 from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
-from nvae_tf.training.run import run_of_folder
-from nvae_tf.training.strategy import Replicas
+from nvae_tf.runs.run_folder import open_for_training, read_run_config
 from tests.tiny_model import tiny_config
 
 
@@ -52,15 +48,6 @@ def test_a_run_that_goes_on_keeps_its_settings(tmp_path):
     longer = resolve_lengths(ExperimentConfig(), 10, 4000, read_run_config(folder))
     assert lengths(longer) == (1.0, 400) and open_for_training(folder.path, longer)
     assert json.loads(folder.config_file.read_text())["train"]["evaluate_every_steps"] == 400
-
-
-def test_a_folder_of_other_settings_is_named_before_the_number_of_images_a_step(tmp_path):
-    config = experiment_config(preset("digits"))
-    begun = resolve_lengths(dataclasses.replace(config, train=TrainConfig(seed=3)), 11, 100)
-    open_for_training(tmp_path, begun)
-    RunFolder(tmp_path).images_file.write_text('{"train": 1437, "test": 360, "a_step": 10}')
-    with pytest.raises(ValueError, match="holds a run with other settings: train.seed was 3 and is now 0"):
-        run_of_folder(dataclasses.replace(config, train=TrainConfig(steps=100)), RunFolder(tmp_path), Replicas())
 
 
 def test_another_seed_gives_other_weights_and_draws():
