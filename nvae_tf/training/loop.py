@@ -17,9 +17,9 @@ from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training import strategy
+from nvae_tf.training.divergence import growth_in, reason_of_skips, skipped_in_a_row
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, first_words
-from nvae_tf.training.recovery import Recovery
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
 
 # Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
@@ -49,8 +49,8 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
         run, train_step = _open_run(config, folder, replicas)
-        recovery, keep = Recovery(run), config.train.keep_checkpoints
-        state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, keep, recovery.variables)
+        keep, others = config.train.keep_checkpoints, [*run.model.step_guard.variables, *run.schedule.variables]
+        state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, keep, others)
         step, started = state.restore(StatusLine().keep, tidies=replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
@@ -58,7 +58,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
-                result = TrainingLoop(folder, run, train_step, state, recovery, outputs, stop).train(step)
+                result = TrainingLoop(folder, run, train_step, state, outputs, stop).train(step)
             finally:
                 if replicas.is_chief:
                     keep_model_card(folder, run.model, outputs.status.keep)
@@ -108,7 +108,6 @@ class TrainingLoop:
     run: Run
     train_step: Callable[[Any], Any]  # takes the images of one step, see `strategy.step_function`
     state: TrainingState
-    recovery: Recovery
     outputs: RunOutputs
     stop: StopRequest
 
@@ -142,7 +141,7 @@ class TrainingLoop:
                     run.model.reset_metrics()
                 with self.profiled(step + 1):
                     self.train_step(run.replicas.divided(next(batches)))
-                if (step + 1) % _CHECK_EVERY_STEPS == 0 and self.recovery.skipped >= settings.refused_steps:
+                if (step + 1) % _CHECK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
                 self.outputs.note_step(step + 1)
                 if self._is_checkpoint_due(step + 1):
@@ -190,7 +189,7 @@ class TrainingLoop:
         is_due = step % self._settings.checkpoint_every_steps == 0
         is_due |= 0.0 < self._settings.checkpoint_every_minutes <= minutes
         # Not among skipped steps: a rollback needs a sound state.
-        return step == self.run.length.total_steps or (is_due and not self.recovery.skipped)
+        return step == self.run.length.total_steps or (is_due and not skipped_in_a_row(self.run.model))
 
     def _save(self, step: int) -> None:
         if self.run.replicas.is_chief:
@@ -203,13 +202,24 @@ class TrainingLoop:
         return TrainingResult(step, signal_number)
 
     def _roll_back(self) -> int:
-        """Restores the latest checkpoint, if that may be done, lowers the learning rate and returns the step."""
+        """Goes back to the latest checkpoint, with half the learning rate; ValueError for once too often."""
         is_chief, report = self.run.replicas.is_chief, self.outputs.status.keep
-        number, reason = self.recovery.next_rollback()
+        model, rate = self.run.model, self.run.schedule
+        number, reason = int(rate.rollbacks.numpy()) + 1, reason_of_skips(model)
+        if number > self._settings.rollbacks:
+            raise ValueError(
+                f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time; "
+                f"{growth_in(model)}; try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher "
+                "objective.regularization in a new run, or look for damaged images"
+            )
+        # This resets the numbers above.
         step = self.state.restore(report, tidies=is_chief)
         if self.state.whole_step is None:
             raise ValueError(f"{reason}, and the checkpoints in {self.state.folder} are gone")
-        self.recovery.lower_rate(number)
+        rate.rollbacks.assign(number)
+        rate.factor.assign(0.5**number)
+        model.step_guard.skipped_in_a_row.assign(0.0)
+        model.recent.forget()
         report(f"{reason}. Back to step {step:,}, with {0.5**number:g} of the learning rate.")
         self.run.replicas.check_same_step(step, self.state.folder)
         if is_chief:

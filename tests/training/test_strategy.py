@@ -92,7 +92,7 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
 
     replicas = Slow()
     run = types.SimpleNamespace(replicas=replicas, config=ExperimentConfig())
-    loop = TrainingLoop(None, run, None, None, None, None, stop)
+    loop = TrainingLoop(None, run, None, None, None, stop)
     assert loop.agreed_signal(0) is None
     assert loop.agreed_signal(10) == signal.SIGTERM
 
