@@ -49,15 +49,17 @@ def main(
     config = complete_config(sized_settings(CONFIG.value))
     latent_plan(config.model)
     start_tensorflow_quietly()
-    from nvae_tf.training.memory import check_one_image_fits, estimate_memory, memory_summary, memory_table
+    from nvae_tf.training.memory import estimate_memory, memory_table
 
-    estimate = estimate_memory(config)
-    summary = memory_summary(estimate, config, gpu_memory_gib)
+    summary = estimate_memory(config, gpu_memory_gib)
     print(memory_table(summary, config), flush=True)
     if json_file:
         atomic_write(json_file, dumps(summary, indent=2) + "\n")
-    if gpu_memory_gib is not None:
-        check_one_image_fits(estimate, config, gpu_memory_gib)
+    if gpu_memory_gib is not None and not summary["largest_batch_sizes"][0]["batch_size"]:
+        raise ValueError(
+            f"--gpu_memory_gib={gpu_memory_gib:g}: not even a step of {config.train.accumulate_steps} images fits; "
+            "take a larger GPU, --config.train.recompute=all, or fewer channels or groups"
+        )
 
 
 def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:

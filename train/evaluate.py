@@ -106,19 +106,15 @@ def evaluate(
     temperatures = parse_temperature(temperature)
     start_tensorflow_quietly()
     from nvae_tf.evaluation.fid import FidSettings
-    from nvae_tf.evaluation.task import Workers
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder
     from nvae_tf.training.strategy import chosen_replicas
 
     chosen = chosen_replicas(TrainConfig(replicas=replicas))
     fid = FidSettings(fid_samples, temperatures, inception, extractor, batch_norm_iterations, prior)
-    workers = Workers(chosen.strategy, chosen.shard)
     where = checkpoint, split, batch_size, seed, data_path
     with chosen.raising_worker_lost():
-        evaluate_run(
-            workdir, metrics, importance_samples, fid, *where, outliers or (), scores, workers, _command_line()
-        )
+        evaluate_run(workdir, metrics, importance_samples, fid, *where, outliers or (), scores, chosen, _command_line())
         chosen.leave()
     if not chosen.is_chief:
         StatusLine().keep(f"worker {chosen.shard.index}: done; worker 0 writes the metrics")

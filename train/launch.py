@@ -10,11 +10,12 @@ The output of worker 0 is shown. The output of the others is appended to worker-
 
 Ctrl-C and SIGTERM are passed on to all workers, which end with a checkpoint; a second Ctrl-C ends them at once, a third
 kills them. The same command continues from the checkpoint. When a worker crashes the others are ended, since they would
-wait for it, and the last lines of its output are shown; with --restarts all start again, from the latest checkpoint.
-If this process itself is killed, its workers are ended too. A closed terminal ends them as well: use nohup or tmux.
+wait for it, and the last lines of its output are shown. If this process itself is killed, its workers are ended too. A
+closed terminal ends them as well: use nohup or tmux.
 
-Exit code: 0 done, 2 a mistake in the command, 130 interrupted by Ctrl-C, 143 by SIGTERM; after a crash the exit code
-of the worker that crashed first, 128 and the signal's number if it was killed by one.
+Exit code: 0 done, 2 a mistake in the command, 129 interrupted because the terminal was closed, 130 by Ctrl-C, 143 by
+SIGTERM; after a crash the exit code of the worker that crashed first, 128 and the signal's number if it was killed by
+one.
 """
 
 import os
@@ -36,7 +37,6 @@ from nvae_tf.training.launcher import STOPPED_CODES
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of worker processes.", lower_bound=1, required=True)
 _GPUS_HELP = "GPUs that each process gets for itself, of CUDA_VISIBLE_DEVICES or of all. 0: every process sees all."
 GPUS_PER_PROCESS = flags.DEFINE_integer("gpus_per_process", 0, _GPUS_HELP, lower_bound=0)
-RESTARTS = flags.DEFINE_integer("restarts", 0, "How often all workers start again after a crash of one.", lower_bound=0)
 _GRACE_HELP = "When one worker has ended, seconds that the others may take to save and stop; then they are killed."
 GRACE_SECONDS = flags.DEFINE_float("grace_seconds", 60.0, _GRACE_HELP, lower_bound=0.0)
 _LOG_HELP = "Folder for the output of workers 1, 2 ... If not given, the run folder's name and -logs, beside it."
@@ -80,11 +80,8 @@ def main(worker_arguments: Sequence[str]) -> None:
     if PROCESSES.value > 1:
         check_writable(folder, f"--log_dir={folder}")
         report(f"{PROCESSES.value} worker processes; here is the output of worker 0, the others' is in {folder}.")
-    if gpus and not launcher.GPUS_OF_DRIVER.is_dir():
-        report("no NVIDIA driver was found on this machine; a worker without a GPU trains on the CPU.")
     command = [sys.executable, "-m", f"{__package__}.main", *worker_arguments]
-    plan = launcher.WorkerPlan(command, PROCESSES.value, gpus, folder, GRACE_SECONDS.value, RESTARTS.value)
-    exit_code = launcher.run_workers(plan, report)
+    exit_code = launcher.run_workers(command, gpus, folder, GRACE_SECONDS.value, report)
     if exit_code in STOPPED_CODES:
         again = shlex.join(["nvae-launch", *sys.argv[1:], "--", *worker_arguments])
         report(f"all workers have stopped. The same command continues from the latest checkpoint:\n    {again}")

@@ -1,5 +1,6 @@
 """The Fréchet inception distance of samples from the training images (Heusel et al. 2017): `fid` and `frechet`."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -26,8 +27,9 @@ from nvae_tf.progress import ImageProgress
 from nvae_tf.schemas import Field
 
 _STATISTICS = {
-    **{"mean": Field("number", (None,)), "covariance": Field("number", (None, None))},
-    **{"count": Field("whole number"), "fingerprint": Field("text")},
+    "mean": Field("number", ("features",)),
+    "covariance": Field("number", ("features", "features")),
+    "count": Field("whole number", (), 2),
 }
 _SAMPLES_AT_ONCE = 256  # a multiple of the generator's own batches
 
@@ -48,19 +50,12 @@ def statistics_of(
     One batch at a time is in memory. Batches are merged by the difference of their means (Chan, Golub & LeVeque 1983),
     not by sums of squares. ValueError: features do not fit each other, are not finite, or are of fewer than 2 images.
     """
-    total, mean = 0, None
+    total, mean, scatter = 0, 0.0, 0.0
     for batch in batches:
         features = np.asarray(batch, np.float64)
-        if features.ndim != 2:
-            raise ValueError(f"features have shape {features.shape}; they must be [images, features]")
-        count, size = features.shape
-        if mean is None:
-            mean, scatter = np.zeros(size), np.zeros((size, size))
-        if size != len(mean):
-            raise ValueError(f"a batch has {size} features an image, those before had {len(mean)}")
-        if not np.isfinite(features).all():
-            raise ValueError(f"features of the images from number {total} are not all finite")
-        if count:
+        if features.ndim != 2 or (total and features.shape[1] != len(mean)) or not np.isfinite(features).all():
+            raise ValueError(f"features {features.shape} are not [images, features] as those before, or not all finite")
+        if count := len(features):
             difference, centered = features.mean(axis=0) - mean, features - features.mean(axis=0)
             between = np.outer(difference, difference) * (total * count / (total + count))
             scatter = centered.T @ centered + (scatter + between)
@@ -79,50 +74,15 @@ def image_statistics(
     return statistics_of((extractor.features(images) for images in batches), progress)
 
 
-def save_statistics(path: pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
-    """Writes an `.npz` file; the fingerprint names the data and the extractor."""
-    write_arrays(path, statistics._asdict() | {"fingerprint": fingerprint})
-
-
-def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
-    """Reads a file of `save_statistics`; None for no file or another fingerprint, ValueError for a damaged file."""
-    if not path.exists():
-        return None
-    try:
-        arrays = read_arrays(path, _STATISTICS)
-        statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
-        _check_statistics(statistics)
-    except ValueError as error:
-        fix = "remove the file, and they will be made again"
-        raise ValueError(f"{path}: the statistics of features are damaged ({error}); {fix}") from None
-    return statistics if str(arrays["fingerprint"]) == fingerprint else None
-
-
-def _check_statistics(statistics: FeatureStatistics) -> None:
-    mean, covariance, count = statistics
-    if count < 2:
-        raise ValueError(f"the Fréchet distance needs at least 2 images on each side, one has {count}")
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(f"mean {mean.shape} and covariance {covariance.shape} are not of the same features")
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError(
-            "the statistics of features are not all finite: an image or a feature has NaN or infinity in it"
-        )
-
-
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     """`|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))` (Heusel et al. 2017, eq. 6), each set taken for a Gaussian.
 
     The trace of the root is the sum of the singular values of `C1^(1/2) C2^(1/2)`: the root of a nearly singular
-    `C1 C2` itself may be complex. Only distances from equal numbers of images can be compared: fewer images make the
-    distance larger, and published distances are from 50,000. Returns a number of at least 0, in the square of the
-    features' unit; ValueError for statistics that do not fit each other.
+    `C1 C2` itself may be complex. Fewer images make the distance larger; published distances are from 50,000. It is in
+    the square of the features' unit. ValueError for statistics of different extractors.
     """
-    _check_statistics(one)
-    _check_statistics(other)
-    size, other_size = len(one.mean), len(other.mean)
-    if size != other_size:
-        raise ValueError(f"the sets have {size} and {other_size} features: they are of different extractors")
+    if len(one.mean) != len(other.mean):
+        raise ValueError(f"the sets have {len(one.mean)} and {len(other.mean)} features, of different extractors")
     difference = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance)
     roots = np.linalg.svd(_root(one.covariance).T @ _root(other.covariance), compute_uv=False)
@@ -138,35 +98,23 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 
 def named_extractor(name: str) -> FeatureExtractor:
-    """Makes the extractor of "module:function".
-
-    Its name has the digest of the module's file, because statistics of features are kept under the name.
-    """
+    """Makes the extractor of "module:function"; statistics are kept under its name, with a digest of the module."""
     module_name, _, function_name = name.partition(":")
-    given = f"--extractor={name}:"
-    if not (module_name and function_name):
-        raise ValueError(f"{given} name it as MODULE:FUNCTION, e.g. my_features:make_extractor")
     # In an installed command the first entry is the command's own folder, not the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        places = "the working directory, in PYTHONPATH and among the installed packages"
-        raise ValueError(f"{given} Python finds no module {error.name!r}; it looks in {places}") from None
-    make = getattr(module, function_name, None)
-    if not callable(make):
-        raise ValueError(f"{given} {module_name} has no function {function_name!r}")
+        make = getattr(module, function_name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise ValueError(f"--extractor={name}: name it as MODULE:FUNCTION, as my_features:make ({error})") from None
     extractor = make()
     if not (isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))):
-        needed = (
-            "a `name`, a string, and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
-        )
-        raise ValueError(f"{given} gives an object of type {type(extractor).__name__}; it must have {needed}")
+        needed = "a string `name` and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
+        raise ValueError(f"--extractor={name} gives {type(extractor).__name__}; it must have {needed}")
     file = getattr(module, "__file__", None)
     digest = file_sha256(pathlib.Path(file))[:8] if file else "no file"
-    name = f"{extractor.name} ({module_name}, {digest})"
-    return types.SimpleNamespace(name=name, features=extractor.features)
+    return types.SimpleNamespace(name=f"{extractor.name} ({module_name}, {digest})", features=extractor.features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,39 +130,31 @@ class FidSettings:
 
 
 def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtractor:
-    """Loads Inception, with a note if it may not be the published graph, or the user's own extractor.
-
-    ValueError for a temperature or a prior that does not fit the model.
-    """
+    """Loads Inception, or the user's own extractor; ValueError for settings that do not fit the model."""
     temperatures_of_groups(settings.temperature, task.trained.model.plan)
     check_prior(settings.prior, task.trained.model)
     if settings.extractor:
         return named_extractor(settings.extractor)
     extractor = Inception(settings.inception, task.strategy)
     if not extractor.is_published:
-        note = "this is not the published Inception graph to the last byte, as far as that is known"
-        task.status.keep(f"Note: {note}; the distance may not be comparable with published ones.")
+        task.status.keep("Note: not the published Inception graph, as far as is known: compare the distance with care.")
     return extractor
 
 
 def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
-    """Measures the distance of samples from the training images, as these are stored.
-
-    Returns the entry of the evaluation file; None on workers other than the chief.
-    """
+    """The entry of the evaluation file: the distance of samples from the training images; None but on the chief."""
     model, shift = task.trained.model, None
     if settings.batch_norm_iterations:
+        drawing = settings.temperature, settings.batch_norm_iterations
         # Every worker by itself, with the same result; the copy is on all replicas, as the model is.
         with task.strategy.scope():
-            drawing = settings.temperature, settings.batch_norm_iterations
             model, shift = readjusted(model, *drawing, seed=task.seed, prior=settings.prior)
         task.status.keep(shift)
     generator = ImageGenerator(model, task.strategy)
 
     def batch_seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
-        firsts = [number * _SAMPLES_AT_ONCE for number in numbers]
-        sizes = [min(_SAMPLES_AT_ONCE, settings.samples - first) for first in firsts]
-        return [image_seeds(task.seed, size, first) for size, first in zip(sizes, firsts, strict=True)]
+        seeds = image_seeds(task.seed, settings.samples)
+        return [seeds[number * _SAMPLES_AT_ONCE :][:_SAMPLES_AT_ONCE] for number in numbers]
 
     def compute(seeds: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
         images = generator.generate(len(seeds), settings.temperature, seeds, prior=settings.prior)
@@ -246,12 +186,14 @@ def _real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> Featu
     source = load_split(spec, "train", task.status.report())
     fingerprint = f"train, {content_digest(source, spec)}, {extractor.name}"
     file = cache_folder() / "feature_statistics" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.npz"
-    statistics = load_statistics(file, fingerprint)
-    if statistics is None:
-        task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
-        batches = iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source)
-        progress = ImageProgress(task.status.show_if_due, source.count)
-        statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_statistics(file, statistics, fingerprint)
+    # Made again where the file is damaged.
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        arrays = read_arrays(file, _STATISTICS)
+        return FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
+    task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
+    batches = iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source)
+    progress = ImageProgress(task.status.show_if_due, source.count)
+    statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_arrays(file, statistics._asdict())
     return statistics

@@ -6,16 +6,14 @@ no aligned corners, half-pixel centers or antialiasing), and gives 2,048 feature
 """
 
 import hashlib
-import http.client
 import os
 import pathlib
-import shutil
 import tarfile
-import urllib.request
 import zlib
 from typing import Protocol
 
 import numpy as np
+import requests
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
@@ -50,9 +48,8 @@ class FeatureExtractor(Protocol):
 class Inception:
     """The extractor of published distances, from the graph's file or the archive that it is in, by default a download.
 
-    The archive is downloaded once, into the user's cache. All replicas of the strategy share the images. Distances may
-    not be comparable unless the file has the size and MD5 of the published one, `is_published`. FileNotFoundError,
-    ConnectionError or ValueError: there is no file, it can't be downloaded, or is another.
+    All replicas of the strategy share the images. Distances may not be comparable unless the file `is_published`.
+    FileNotFoundError, ConnectionError or ValueError: there is no file, it can't be downloaded, or is another.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None):
@@ -69,11 +66,11 @@ class Inception:
         """float32 `[batch, 2048]` of images as `rgb_pixels` takes them, whatever the batch, but for the last bits."""
         pixels, replicas = rgb_pixels(images), self._strategy.num_replicas_in_sync
         padded = np.pad(pixels, [(0, -len(pixels) % replicas), (0, 0), (0, 0), (0, 0)])
-        size, rows = _IMAGES_AT_ONCE * replicas, []
+        size, rows = _IMAGES_AT_ONCE * replicas, [np.zeros((0, NUM_FEATURES), np.float32)]
         for first in range(0, len(padded), size):
             parts = divided(self._strategy, tf.constant(padded[first : first + size]))
             rows.append(joined(self._strategy, self._pool(parts)).numpy().reshape(-1, NUM_FEATURES))
-        return np.concatenate(rows)[: len(pixels)] if rows else np.zeros((0, NUM_FEATURES), np.float32)
+        return np.concatenate(rows)[: len(pixels)]
 
 
 def rgb_pixels(images: np.ndarray) -> np.ndarray:
@@ -81,13 +78,12 @@ def rgb_pixels(images: np.ndarray) -> np.ndarray:
     gray repeated to three channels; ValueError for any other shape, type or values.
     """
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or min(images.shape[1:]) == 0:
-        needed = "features are of gray or RGB images [batch, height, width, 1 or 3], without alpha"
-        raise ValueError(f"images have shape {images.shape}; {needed}")
-    if images.dtype.kind != "f":
-        raise ValueError(f"images are of type {images.dtype}; they must be floats in [0, 1]")
-    if not np.all((images >= 0.0) & (images <= 1.0)):
-        raise ValueError("images have values outside [0, 1], or NaN, so they have no features")
+    has_features = images.ndim == 4 and images.shape[-1] in (1, 3) and images.dtype.kind == "f"
+    if not has_features or not np.all((images >= 0.0) & (images <= 1.0)):
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}; Inception takes gray or RGB images, floats in [0, 1] "
+            "[batch, height, width, 1 or 3]"
+        )
     pixels = np.rint(images.astype(np.float32) * np.float32(255.0))
     return np.repeat(pixels, 3, axis=-1) if images.shape[-1] == 1 else pixels
 
@@ -99,45 +95,25 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
         graph.ParseFromString(content)
     except DecodeError:
         raise ValueError(f"{where}: not a frozen graph of TensorFlow, or cut off; download it again") from None
-    operations = {node.name: node.op for node in graph.node}
-    missing = [f"{name} ({kind})" for name, kind in _OPERATIONS.items() if operations.get(name) != kind]
-    if missing:
-        raise ValueError(f"{where}: another graph than expected, it lacks the nodes {', '.join(missing)}")
-    try:
-        part = _from_images_to_pool(graph)
-        wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(part, name=""), [])
-        function = wrapped.prune(f"{_INPUT}:0", f"{_OUTPUT}:0")
-    except (ValueError, tf.errors.OpError) as error:
-        raise ValueError(f"{where}: {_OUTPUT} can't be computed from {_INPUT} ({first_line(error)})") from None
-    shape = function.outputs[0].shape
-    if shape.rank != 4 or [*shape] != [None, 1, 1, NUM_FEATURES]:
-        needed = f"[batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015"
-        raise ValueError(f"{where}: {_OUTPUT} has shape {shape}, not {needed}")
-    return function
-
-
-def _from_images_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
-    """The nodes that the output needs, with a placeholder for a batch of images, and batch norms of today."""
-    part = tf.compat.v1.GraphDef()
+    if not _OPERATIONS.items() <= {node.name: node.op for node in graph.node}.items():
+        raise ValueError(f"{where}: not the graph of Inception, whose nodes {', '.join(_OPERATIONS)} it lacks")
     # With the graph's old version number some operations are read by rules that functions don't know.
-    part.versions.producer = tf.version.GRAPH_DEF_VERSION
-    batch = part.node.add(name=_INPUT, op="Placeholder")
-    batch.attr["dtype"].type = _FLOAT
-    batch.attr["shape"].shape.CopyFrom(tf.TensorShape([None, None, None, 3]).as_proto())
-    nodes = {node.name: node for node in graph.node}
-    seen, waiting = {_INPUT}, [_OUTPUT]
-    while waiting:
-        name = waiting.pop()
-        if name in seen or name not in nodes:
-            continue  # the import reports what is missing
-        seen.add(name)
-        copy = part.node.add()
-        copy.CopyFrom(nodes[name])
-        copy.attr.pop("_output_shapes", None)  # of one image
-        waiting.extend(source.removeprefix("^").partition(":")[0] for source in copy.input)
-        if copy.op == "BatchNormWithGlobalNormalization":
-            _renew_batch_norm(part, copy)
-    return part
+    graph.versions.producer = tf.version.GRAPH_DEF_VERSION
+    for node in list(graph.node):
+        node.attr.pop("_output_shapes", None)  # of one image
+        if node.op == "BatchNormWithGlobalNormalization":
+            _renew_batch_norm(graph, node)
+
+    def pool(images: tf.Tensor) -> tf.Tensor:
+        (features,) = tf.graph_util.import_graph_def(graph, {f"{_INPUT}:0": images}, [f"{_OUTPUT}:0"], name="")
+        return tf.ensure_shape(features, [None, 1, 1, NUM_FEATURES])
+
+    try:
+        wrapped = tf.compat.v1.wrap_function(pool, [tf.TensorSpec([None, None, None, 3])])
+        return wrapped.prune(wrapped.inputs[0], wrapped.outputs[0])
+    except (ValueError, tf.errors.OpError) as error:
+        needed = f"[batch, 1, 1, {NUM_FEATURES}] at {_OUTPUT} can't be computed from {_INPUT}"
+        raise ValueError(f"{where}: not the Inception of 2015: {needed} ({first_line(error)})") from None
 
 
 def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) -> None:
@@ -158,30 +134,20 @@ def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) 
 def downloaded_inception(
     folder: pathlib.Path, url: str = URL, size: int = _ARCHIVE_SIZE, timeout_seconds: float = 8.0
 ) -> pathlib.Path:
-    """The archive of `size` bytes in a folder, downloaded if it is not there; a ConnectionError says how to by hand.
-
-    `keras.utils.get_file` waits without end for a silent host; here each answer must come within `timeout_seconds`.
-    """
-    from nvae_tf.data.tfds import unreachable_hosts  # takes a second
-
+    """The archive of `size` bytes in a folder, downloaded if it is not there; a ConnectionError says how to by hand."""
     file = folder / url.rpartition("/")[2]
     if file.exists() and file.stat().st_size == size:
         return file
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial:
         try:
-            # Alone, `urlopen` would wait for a name that is never resolved.
-            for host, cause in unreachable_hosts([url], timeout_seconds).items():
-                raise OSError(f"{host}: {cause}")
-            with urllib.request.urlopen(url, timeout=timeout_seconds) as response, partial.open("wb") as target:
-                shutil.copyfileobj(response, target)
-        except (OSError, http.client.HTTPException) as error:
+            with requests.get(url, stream=True, timeout=timeout_seconds) as response, partial.open("wb") as target:
+                response.raise_for_status()
+                target.writelines(response.iter_content(2**20))
+        except requests.RequestException as error:
             raise ConnectionError(f"Inception can't be downloaded ({error}): {_HELP}") from None
-        received = partial.stat().st_size
-        if received != size:
-            raise ConnectionError(
-                f"{url} gave {received:,} bytes, not the {size:,} of the archive: try again, or {_HELP}"
-            )
+        if partial.stat().st_size != size:
+            raise ConnectionError(f"{url} gave {partial.stat().st_size:,} bytes, not {size:,}: try again, or {_HELP}")
     return file
 
 
@@ -194,12 +160,11 @@ def graph_content(file: pathlib.Path) -> bytes:
         return file.read_bytes()
     try:
         with tarfile.open(file) as archive:
-            members = [member for member in archive if pathlib.PurePosixPath(member.name).name == GRAPH_NAME]
-            if len(members) != 1 or not members[0].isfile():
-                raise ValueError(f"{file}: has no {GRAPH_NAME} in it; {_HELP}")
-            return archive.extractfile(members[0]).read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{file}: a damaged archive ({error}); remove it, and download it again: {_HELP}") from None
+            files = (member for member in archive if member.isfile())
+            (member,) = (file for file in files if pathlib.PurePosixPath(file.name).name == GRAPH_NAME)
+            return archive.extractfile(member).read()
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+        raise ValueError(f"{file}: a damaged archive, or without {GRAPH_NAME} ({error}); {_HELP}") from None
 
 
 def cache_folder() -> pathlib.Path:

@@ -80,10 +80,10 @@ class Likelihood(NamedTuple):
 class LikelihoodEvaluator:
     """Evaluates a model, with running batch-norm statistics, on batches of one size; its graphs are traced once.
 
-    The weights are read at each evaluation. `batch_size` is the size of the largest batch; smaller batches are padded.
-    `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
-    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. With a
-    mask `kept_channels` images are reconstructed from these latent channels alone, see `NVAE._inference_pass`.
+    `batch_size` is the size of the largest batch; smaller batches are padded. `importance_samples` is the K of the
+    importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are measured on the way. Each replica of
+    the strategy, all in this process, takes an equal part of every batch. With a mask `kept_channels` images are
+    reconstructed from these latent channels alone, see `NVAE._inference_pass`.
     """
 
     def __init__(
@@ -98,20 +98,15 @@ class LikelihoodEvaluator:
         replicas = self._strategy.num_replicas_in_sync
         importance_samples = whole_number("importance_samples", importance_samples, 0, MOST_IMPORTANCE_SAMPLES)
         if batch_size < 1 or batch_size % replicas:
-            raise ValueError(
-                f"batch_size = {batch_size}: must be at least 1, and a multiple of the {replicas} replicas"
-            )
+            raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {replicas} replicas")
         self._model, self._batch_size, self._kept_channels = model, batch_size, kept_channels
         powers = itertools.takewhile(lambda power: power < importance_samples, (10**exponent for exponent in range(20)))
         self.numbers_of_samples = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
-        at_once = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
         self._elbo_parts, self._features = self._on_replicas(self._replica_elbo), self._on_replicas(model._features)
-
-        def add_samples(*rows: tf.Tensor) -> ImportanceWeighting:
-            return model._add_importance_samples(*rows[:-1], **at_once, labels=rows[-1])
-
-        self._add_samples = self._on_replicas(add_samples)
+        self._add_samples = self._on_replicas(
+            lambda *rows: model._add_importance_samples(*rows[:-1], self.numbers_of_samples, self._at_once, rows[-1])
+        )
 
     def evaluate(
         self, batches: Iterable[Batch], seed: int = 0, progress: Callable[[int], None] = lambda done: None
@@ -129,16 +124,12 @@ class LikelihoodEvaluator:
     def evaluate_batch(
         self, batch: Batch, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
     ) -> dict[str, np.ndarray]:
-        """The arrays for `Likelihood.joined` of a batch; `first` is the number of its first image.
-
-        `progress` gets the number of images of this batch that are done.
-        """
+        """The arrays for `Likelihood.joined` of a batch, whose first image has the number `first`."""
         rows = [tf.convert_to_tensor(row) for row in (batch if isinstance(batch, tuple) else (batch,))]
         size = rows[0].shape[0]
         if size > self._batch_size:
             raise ValueError(f"a batch of {size} images is larger than batch_size = {self._batch_size}")
-        missing = self._batch_size - size
-        padded = [tf.pad(row, [(0, missing), *[(0, 0)] * (row.shape.rank - 1)]) for row in rows]
+        padded = [tf.pad(row, [(0, self._batch_size - size), *[(0, 0)] * (row.shape.rank - 1)]) for row in rows]
         images, *labels = divided(self._strategy, padded)
         labels = labels[0] if labels and self._model.config.num_classes else None
         seeds = divided(self._strategy, image_seeds(seed, self._batch_size, first))
@@ -149,16 +140,14 @@ class LikelihoodEvaluator:
             begun = ImportanceWeighting.begun(self._batch_size, len(self.numbers_of_samples))
             weighting = divided(self._strategy, begun)
             for start in range(0, count, step):
-                until = min(start + step, count)
-                samples = tf.constant(start), tf.constant(until)
+                samples = tf.constant(start), tf.constant(min(start + step, count))
                 weighting = self._add_samples(weighting, images, features, seeds, *samples, labels)
-                progress(size * until // count)
+                progress(size * min(start + step, count) // count)
             weighting = joined(self._strategy, weighting)
             bounds, effective = weighting.bounds, weighting.effective_samples
         else:
             progress(size)
-        measured = {"reconstruction": reconstruction, "kl": kl, "importance_weighted": bounds}
-        measured["effective_samples"] = effective
+        measured = dict(reconstruction=reconstruction, kl=kl, importance_weighted=bounds, effective_samples=effective)
         return {name: value.numpy()[:size] for name, value in measured.items()}
 
     def _replica_elbo(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
@@ -167,18 +156,14 @@ class LikelihoodEvaluator:
         # A loop can't draw latents of which some channels are kept. Folding would copy most kernels for one pass.
         forward = ForwardPass(labels=labels, scanned=self._kept_channels is None)
         decoded = self._model._inference_pass(images, noise, forward, self._kept_channels)
-        reconstruction = -decoded.likelihood.log_prob(images)
-        return [reconstruction, kl_per_channel(decoded.latents)]
+        return [-decoded.likelihood.log_prob(images), kl_per_channel(decoded.latents)]
 
     def _on_replicas(self, function: Callable) -> Callable:
         return tf.function(lambda *arguments: self._strategy.run(function, arguments), autograph=False)
 
 
 def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
-    """The number of importance samples of one replica's batch that go through the network together.
-
-    It is the number that makes a pass fast and fits into a quarter of the free memory, which replicas on a CPU share.
-    """
+    """The number of importance samples that go through the network together: fast, and in a quarter of the memory."""
     free = _BYTES_ON_GPU if has_gpus() else psutil.virtual_memory().available / replicas
     rows = min(_ROWS, 0.25 * free / inference_bytes_per_image(model.config))
     return max(1, min(importance_samples, int(rows) // batch_size))

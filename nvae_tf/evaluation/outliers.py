@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,34 +41,30 @@ Scores = Mapping[str, np.ndarray]
 def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None = None) -> OutlierCalibration:
     """Calibrates `model.outlier_score` with training images and held-out images.
 
-    Both are images `[batch, height, width, channels]` in [0, 1]. ValueError for fewer than 50 training images, or 19
-    held-out ones.
+    Both are `[batch, height, width, channels]` in [0, 1]. ValueError for fewer than 50 training, or 19 held-out images.
     """
     calibration, model.outlier_calibration = model.outlier_calibration, None
     try:
         parts = [model.outlier_score(images, batch_size=batch_size).parts for images in (training, held_out)]
         calibration = calibration_of(*parts)
+        return calibration
     finally:
         model.outlier_calibration = calibration
-    return calibration
 
 
 def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
-    """Returns the calibration that the scores of training images and of held-out images give.
+    """The calibration by the scores of training images and of held-out images, among which p-values are ranks.
 
-    P-values are ranks among the held-out images. Ranks among the training images would be too small, because the model
-    fits these better than images it has not seen. ValueError for too few images, or scores that are not finite.
+    Ranks among the training images would be too small, because the model fits these better. ValueError for too few
+    images, or scores that are not finite.
     """
-    count, held_out_count = len(training.kl), len(held_out.kl)
-    if count < _FEWEST:
-        raise ValueError(f"{count} training images are too few to calibrate; give {_FEWEST} or more")
-    if held_out_count < _FEWEST_HELD_OUT:
-        needed = f"for a p-value of {FLAGGED_BELOW}; give {_FEWEST_HELD_OUT} or more"
-        raise ValueError(f"{held_out_count} held-out images are too few {needed}")
-    values = np.concatenate([training.kl, np.expand_dims(training.reconstruction, 1)], axis=1).astype(np.float64)
     # Here, because importing scikit-learn takes a second that a model without calibration does not need.
     from sklearn.covariance import LedoitWolf
 
+    for parts, fewest, name in ((training, _FEWEST, "training"), (held_out, _FEWEST_HELD_OUT, "held-out")):
+        if len(parts.kl) < fewest:
+            raise ValueError(f"{len(parts.kl)} {name} images are too few to calibrate; give {fewest} or more")
+    values = np.concatenate([training.kl, np.expand_dims(training.reconstruction, 1)], axis=1).astype(np.float64)
     # The shrinkage is toward equal variances, so each number is brought to its own unit before.
     units = np.maximum(values.std(axis=0), _SMALLEST_DEVIATION)
     if not all(np.isfinite(numbers).all() for numbers in (units, held_out.kl, held_out.reconstruction)):
@@ -88,8 +84,7 @@ def calibrate_run(
 ) -> OutlierCalibration:
     """Calibrates a checkpoint with up to `images` images of the training part and of the test part, see `calibrate`.
 
-    The images are spread over each part. Writes `outliers.npz` of the run, where `nvae_tf.load` reads it. Raises what
-    `nvae_tf.load` and `load_split` raise.
+    Writes `outliers.npz` of the run, where `nvae_tf.load` reads it. Raises what `nvae_tf.load` and `load_split` raise.
     """
     folder, status = RunFolder(pathlib.Path(workdir)), StatusLine()
     # A shared run, which `load_run` loads too, has no folder to write into.
@@ -98,32 +93,23 @@ def calibrate_run(
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
     spec = images_alone(spec)
-    sources = [load_split(spec, split, status.report()) for split in ("train", "test")]
     score = tf.function(functools.partial(outlier_parts, trained.model), autograph=False)
     score = score.get_concrete_function(tf.TensorSpec([None, *spec.image_shape]))
-    size = batch_size or trained.config.train.batch_size
-    parts = [_spread_parts(source, spec, score, size, images, status) for source in sources]
+    size, parts = batch_size or trained.config.train.batch_size, []
+    for source in [load_split(spec, split, status.report()) for split in ("train", "test")]:
+        # The last batch, which may be smaller, is used only where all images are.
+        batches = max(1, source.count // size) if images < source.count else -(-source.count // size)
+        numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
+        progress, scored = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
+        for batch in iterate(evaluation_batches(source, spec, size, 0, numbers), source):
+            # Without the maps, which are as large as the images.
+            scored.append(score(batch)[:2])
+            progress.add(len(batch))
+            progress.show(0)
+        parts.append(OutlierParts(*(np.concatenate(part)[:images] for part in zip(*scored, strict=True)), None))
     calibration = calibration_of(*parts)
     write_calibration(folder.outliers_file, trained.model, trained.step, calibration)
     return calibration
-
-
-def _spread_parts(
-    source: ImageSource, spec: DataSpec, score: Callable, size: int, images: int, status: StatusLine
-) -> OutlierParts:
-    """The score parts of up to `images` images, in batches spread evenly over a source.
-
-    The maps, which are as large as the images, are left out.
-    """
-    # The last batch, which may be smaller, is used only where all images are.
-    batches = max(1, source.count // size) if images < source.count else -(-source.count // size)
-    numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
-    progress, scored = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
-    for batch in iterate(evaluation_batches(source, spec, size, 0, numbers), source):
-        scored.append(score(batch)[:2])
-        progress.add(len(batch))
-        progress.show(0)
-    return OutlierParts(*(np.concatenate(parts)[:images] for parts in zip(*scored, strict=True)), None)
 
 
 class ImageSet(NamedTuple):
@@ -135,33 +121,28 @@ class ImageSet(NamedTuple):
 
 
 def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
-    """Loads a user's outliers from folders of pictures, or from whatever else `data.path` may name.
-
-    Raises ValueError or FileNotFoundError for what can't be used, before the work begins.
-    """
+    """Loads a user's outliers from folders of pictures, or from whatever else `data.path` may name."""
     if isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
-    if not places:
-        raise ValueError("metric outliers: give folders of pictures of another kind, --outliers=FOLDER,FOLDER")
     paths = [os.path.abspath(os.path.expanduser(place)) for place in places]
-    if len({os.path.basename(path) for path in paths}) < len(paths):
-        raise ValueError(f"--outliers={','.join(places)}: two have the same name; rename one")
-    return [_load_set(task, place, path) for place, path in zip(places, paths, strict=True)]
-
-
-def _load_set(task: EvaluationTask, place: str, path: str) -> ImageSet:
-    """Loads the images at a path, brought to the form that the model takes; `place` is the path as the user gave it."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"--outliers={place}: no such file or folder")
+    if not places or len({os.path.basename(path) for path in paths}) < len(paths):
+        raise ValueError(f"--outliers={','.join(places)}: give folders of pictures of another kind, of different names")
+    # In the form that the model takes.
     form = {"convert": True, "crop_box": None, "resize": "crop", "stacked_images": 1, "cache": None}
-    spec = dataclasses.replace(images_alone(task.spec), source="folder", **form)
-    spec = dataclasses.replace(spec, name=os.path.basename(path), source=source_at(path), path=path)
-    if spec.source == "folder":
-        return ImageSet(spec.name, picture_source(path, spec)[0], spec)
-    # All images of a file that has no test part of its own.
-    parts = [load_split(spec, part) for part in (["train", "test"] if holds_out(spec) else ["test"])]
-    images = np.concatenate([part.reader()(tf.range(part.count)).numpy() for part in parts])
-    return ImageSet(spec.name, ArraySource(images), spec)
+    sets = []
+    for path in paths:
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"--outliers: {path}: no such file or folder")
+        spec = dataclasses.replace(images_alone(task.spec), source="folder", **form)
+        spec = dataclasses.replace(spec, name=os.path.basename(path), source=source_at(path), path=path)
+        if spec.source == "folder":
+            source = picture_source(path, spec)[0]
+        else:
+            # All images of a file that has no test part of its own.
+            parts = [load_split(spec, part) for part in (["train", "test"] if holds_out(spec) else ["test"])]
+            source = ArraySource(np.concatenate([part.reader()(tf.range(part.count)).numpy() for part in parts]))
+        sets.append(ImageSet(spec.name, source, spec))
+    return sets
 
 
 class OutlierResult(NamedTuple):
@@ -173,24 +154,18 @@ class OutlierResult(NamedTuple):
 
 
 def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> OutlierResult:
-    """Measures how well each score separates each set of outliers from the part's own images.
-
-    All workers get the result. ValueError where the model has diverged.
-    """
+    """Measures how well each score separates each set of outliers from the part's own images, on all workers."""
     sets = [ImageSet(f"{task.split} images", task.source, images_alone(task.spec)), *outliers]
     strategy, calibration = task.strategy, task.trained.model.outlier_calibration
 
-    def score(images: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return outlier_parts(task.trained.model, images)[:2]
+    @functools.partial(tf.function, autograph=False)
+    def score(images: tf.Tensor) -> list[tf.Tensor]:
+        return strategy.run(lambda part: outlier_parts(task.trained.model, part)[:2], [images])
 
-    score_on_replicas = tf.function(lambda images: strategy.run(score, [images]), autograph=False)
-
-    def compute(images: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        size = len(images)
-        padded = tf.pad(images, [(0, task.batch_size - size), (0, 0), (0, 0), (0, 0)])
-        values = joined(strategy, score_on_replicas(divided(strategy, padded)))
-        progress(size)
-        return {name: value.numpy()[:size] for name, value in zip(("reconstruction", "kl"), values, strict=True)}
+    def compute(images: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
+        padded = tf.pad(images, [(0, task.batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
+        reconstruction, kl = joined(strategy, score(divided(strategy, padded)))
+        return {"reconstruction": reconstruction.numpy()[: len(images)], "kl": kl.numpy()[: len(images)]}
 
     parts = []
     for images in sets:
@@ -217,10 +192,7 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> Outl
 
 
 def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) -> dict[str, np.ndarray]:
-    """Returns the scores of images by their names, `[images]`, and p-values as `p_mahalanobis` and `p_kl`.
-
-    Without a calibration there are no Mahalanobis distance and no p-values.
-    """
+    """The scores of images by name, `[images]`; only with a calibration `mahalanobis`, `p_mahalanobis` and `p_kl`."""
     result = outlier_scores(parts, calibration)
     scores = {"mahalanobis": result.mahalanobis, "kl": result.kl, "nelbo_at_mean": result.nelbo_at_mean}
     scores |= {"p_mahalanobis": result.mahalanobis_p_value, "p_kl": result.kl_p_value}

@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nvae_tf.progress import counted
+
 # Distances of samples from the training images, in the features of Inception or of the user's own extractor.
 _DISTANCES = {"fid": "FID", "frechet": "Fréchet distance"}
 _PROVENANCE = ("{num_images:,} ", "images of the {split} part of {dataset}", " ({data})", ", seed {seed}")
@@ -31,7 +33,7 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     halves, images = metrics.get("half_widths_95", {}), f"mean of {number}{metrics.get('split')} images"
     count = metrics.get("importance_samples", 0)
     bounds = (
-        ("importance_weighted_nats", f"importance-weighted, {count:,} sample{'' if count == 1 else 's'}", images),
+        ("importance_weighted_nats", f"importance-weighted, {counted(count, 'sample')}", images),
         ("nelbo_nats", "NELBO", f"reconstruction + KL, 1 sample per image; {images}"),
         ("reconstruction_nats", "reconstruction", "negative log-likelihood of an image given its latents"),
         ("kl_nats", "KL", "of posterior and prior, the sum over all groups"),
@@ -79,51 +81,38 @@ def table(metrics: Mapping[str, Any]) -> str:
     for part in _PROVENANCE:
         with contextlib.suppress(KeyError):
             about += part.format_map(known)
-    parts = [about, "\n".join(_line(name, value) for name, value, _ in rows(metrics))]
-    if "nelbo_nats" in metrics:
-        parts.append("\n".join(_details(metrics)))
-    if "latents" in metrics:
-        active, channels = metrics["latents"]["active_units_per_group"], metrics["latents"]["latent_channels"]
-        lines = [
-            _line(f"active units of group {group}", f"{count} of {channels}") for group, count in enumerate(active)
-        ]
-        parts.append("\n".join(lines))
-    if "outliers" in metrics:
-        parts.append("\n".join(_outlier_lines(metrics)))
-    for key, name in _DISTANCES.items():
-        if key in metrics:
-            how = next(how for row, _, how in rows(metrics) if row == name)
-            shift = metrics[key]["batch_norm_shift"] if metrics[key]["batch_norm_iterations"] else ""
-            parts.append(f"{name}: {how}" + (f"\n  {shift}" if shift else ""))
-    return "\n\n".join(parts)
+    lines = [(name, value) for name, value, _ in rows(metrics)]
+    parts = ["\n".join(f"{name:44s} {value}" for name, value in part) for part in (lines, _details(metrics))]
+    return "\n\n".join([about, *filter(None, parts)])
 
 
-def _outlier_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """How many images of each set have a small p-value."""
-    outliers, words = metrics["outliers"], {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
-    for name, measured in outliers["sets"].items() if outliers["calibrated"] else ():
-        value = ", ".join(f"{measured['flagged'][key]:.1%} {words[key]}" for key in words)
-        yield _line(f"p-value at most {outliers['flagged_below']:g}, {name}", value)
-    if not outliers["calibrated"]:
-        yield "no Mahalanobis distance, no p-values: nvae-calibrate has not been run for this checkpoint"
-
-
-def _line(name: str, value: str) -> str:
-    return f"{name:44s} {value}"
-
-
-def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Bounds with fewer samples, and the KL of every scale, each followed by the KL of its groups."""
+def _details(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the parts of the metrics: bounds with fewer samples, the KL of every scale and group, and the like."""
     for number, nats in metrics.get("importance_weighted_nats_by_samples", {}).items():
         if int(number) != metrics["importance_samples"]:
-            samples = f"{int(number):,} sample{'' if number == '1' else 's'}"
-            yield _line(f"importance-weighted, {samples}", f"{nats:,.2f} nats per image")
-    for scale, nats in zip(metrics["scales"], metrics["kl_per_scale_nats"], strict=True):
+            yield f"importance-weighted, {counted(int(number), 'sample')}", f"{nats:,.2f} nats per image"
+    for scale, nats in zip(metrics.get("scales", ()), metrics.get("kl_per_scale_nats", ()), strict=True):
         size = f"{scale['height']}x{scale['width']}"
-        yield _line(f"KL of scale {size}", f"{nats:,.2f} nats per image")
+        yield f"KL of scale {size}", f"{nats:,.2f} nats per image"
         for group in scale["groups"]:
-            yield _line(f"KL of group {group} ({size})", f"{metrics['kl_per_group_nats'][group]:,.2f} nats per image")
+            yield f"KL of group {group} ({size})", f"{metrics['kl_per_group_nats'][group]:,.2f} nats per image"
     if effective := metrics.get("effective_samples"):
         typical = f"{effective['mean']:.1f} in the mean, {effective['median']:.1f} in the median"
         numbers = f"{typical}, at least {effective['smallest']:.1f}"
-        yield f"effective samples of {metrics['importance_samples']:,}: {numbers}"
+        yield f"effective samples of {metrics['importance_samples']:,}", numbers
+    if latents := metrics.get("latents"):
+        for group, count in enumerate(latents["active_units_per_group"]):
+            yield f"active units of group {group}", f"{count} of {latents['latent_channels']}"
+    if outliers := metrics.get("outliers"):
+        for name, measured in outliers["sets"].items() if outliers["calibrated"] else ():
+            shares = measured["flagged"]["mahalanobis"], measured["flagged"]["kl"]
+            value = "{:.1%} Mahalanobis, {:.1%} sum of KLs".format(*shares)
+            yield f"p-value at most {outliers['flagged_below']:g}, {name}", value
+        if not outliers["calibrated"]:
+            yield "no Mahalanobis distance, no p-values:", "nvae-calibrate has not been run for this checkpoint"
+    for name, _, how in rows(metrics):
+        if name in _DISTANCES.values():
+            yield name, how
+    for key in _DISTANCES:
+        if metrics.get(key, {}).get("batch_norm_shift"):
+            yield f"batch norm of {_DISTANCES[key]}", metrics[key]["batch_norm_shift"]

@@ -19,10 +19,11 @@ from nvae_tf.runs.run_folder import RunFolder
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """The processes that evaluate together, on one machine or several, and which of them this one is."""
+    """The processes that work together, on one machine or several, and which of them this one is."""
 
-    shared_strategy: tf.distribute.Strategy = dataclasses.field(default_factory=tf.distribute.get_strategy)
-    shard: Shard = ALL
+    # Not at import: asking for it starts a thread, which a fork of a process that has only imported would lack.
+    strategy: tf.distribute.Strategy = dataclasses.field(default_factory=tf.distribute.get_strategy)
+    shard: Shard = ALL  # of every batch, for this process
 
     @property
     def is_chief(self) -> bool:
@@ -30,24 +31,17 @@ class Workers:
         return self.shard.index == 0
 
     def local_strategy(self) -> tf.distribute.Strategy:
-        """The strategy of this process's devices alone.
-
-        Scoring an image needs no communication. On its own devices a worker runs the same graphs, with the same last
-        bits, as an evaluation in one process.
-        """
+        """The strategy of this process's devices alone: it has the graphs, and the last bits, of a single process."""
         if self.shard.count == 1:
-            return self.shared_strategy
-        devices = self.shared_strategy.extended.worker_devices
+            return self.strategy
+        devices = self.strategy.extended.worker_devices
         return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
 
     def gathered(self, array: np.ndarray) -> np.ndarray:
-        """An array of the same shape from every worker, in their order: `[workers, *shape]`.
-
-        All workers call this at the same time.
-        """
+        """An array from every worker, in their order, `[workers, *shape]`; all workers call this at the same time."""
         if self.shard.count == 1:
             return array[np.newaxis]
-        rows = _gathered(self.shared_strategy, tf.constant(array)).numpy()
+        rows = _gathered(self.strategy, tf.constant(array)).numpy()
         return rows[:: len(rows) // self.shard.count]  # every replica of a worker gives the same
 
 
@@ -88,17 +82,16 @@ class EvaluationTask:
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields the arrays of every batch in order, on all workers, which compute the batches in turn.
 
-        Args:
-          work: a text that is the same on all workers if they compute the same.
-          total: the number of images.
-          size: the number of images of a batch; the last one may be smaller.
-          inputs: gives what each of the batches of these numbers is computed from.
-          compute: from one of the inputs, the number of the batch's first image and a function that reports how many
-            images of the batch are done, gives arrays `[images of the batch, ...]` by name.
-
-        ValueError: the workers do not evaluate the same.
+        There are `total` images, `size` in a batch. `inputs` gives the inputs of batches by number, `compute` the
+        arrays of one by name, from its input, the number of its first image and a function that reports how many of its
+        images are done. ValueError: `work`, which says what is computed, is not the same on all workers.
         """
-        self._check_same_work(f"{work} {total} {size}")
+        work = f"{self.checkpoint_sha256} {self.seed} {work} {total} {size}"
+        digest = np.frombuffer(hashlib.sha256(work.encode()).digest(), np.uint8).astype(np.float32)
+        if (self.workers.gathered(digest) != digest).any():
+            raise ValueError(
+                "the workers do not evaluate the same: give them the same flags, --workdir, images and GPUs"
+            )
         count, shard = math.ceil(total / size), self.workers.shard
         rounds = range(0, count, shard.count)
         # In the last round a worker without a batch of its own repeats the last one, which nobody uses.
@@ -110,23 +103,12 @@ class EvaluationTask:
             def report(done: int, images: int = images) -> None:
                 progress.show(min(done * shard.count, images))
 
-            arrays = compute(given, number * size, report)
-            gathered = {name: self.workers.gathered(_padded(array, size)) for name, array in arrays.items()}
+            gathered = {}
+            for name, array in compute(given, number * size, report).items():
+                padding = [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)]
+                gathered[name] = self.workers.gathered(np.pad(array, padding))
             for index in range(math.ceil(images / size)):
                 rows = min(size, images - index * size)
                 yield {name: batches[index, :rows] for name, batches in gathered.items()}
             progress.add(images)
             progress.show(0)
-
-    def _check_same_work(self, work: str) -> None:
-        digest = hashlib.sha256(f"{self.checkpoint_sha256} {self.seed} {work}".encode()).digest()
-        digests = self.workers.gathered(np.frombuffer(digest, np.uint8).astype(np.float32))
-        if (digests != digests[0]).any():
-            raise ValueError(
-                "the workers do not evaluate the same: give all of them the same flags, a --workdir and images that "
-                "they share, the same number of GPUs, and no training that writes checkpoints meanwhile"
-            )
-
-
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(array, [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)])

@@ -1,1 +1,1 @@
-"""Runs: loop, folder, checkpoints, devices, recovery."""
+"""Runs: the loop, its outputs, devices, workers."""

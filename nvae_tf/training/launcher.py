@@ -2,10 +2,7 @@
 
 import contextlib
 import ctypes
-import dataclasses
-import itertools
 import json
-import math
 import os
 import pathlib
 import signal
@@ -15,15 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from nvae_tf.errors import INTERRUPTED_CODE, USER_ERROR_CODE
-
 # NVIDIA's driver keeps one entry per GPU here.
 GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 # Ctrl-C, the end that systems ask for, and a closed terminal.
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOPPED_CODES = (INTERRUPTED_CODE, 128 + signal.SIGTERM)
-_LOG_HEADING = "--- started "
+STOPPED_CODES = tuple(128 + number for number in STOPPING_SIGNALS)
 _LAST_LINES = 20  # lines of a log that are shown after a crash
+_SECONDS_BETWEEN_LOOKS = 0.02
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -81,129 +76,91 @@ def tf_configs(processes: int) -> list[str]:
     return [json.dumps({"cluster": {"worker": workers}, "task": task}) for task in tasks]
 
 
-def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str] | None:
-    """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None for 0 per process."""
-    if not gpus_per_process:
-        return None
+def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str | None]:
+    """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None to leave it as it is.
+
+    ValueError: the variable, or the machine's driver, has fewer GPUs.
+    """
     wanted, visible = processes * gpus_per_process, os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        # Without the driver's folder their number is unknown.
-        count = len(list(GPUS_OF_DRIVER.glob("*"))) if GPUS_OF_DRIVER.is_dir() else wanted
-        names, where = [str(index) for index in range(count)], "the machine's driver knows"
-    else:
-        # CUDA ignores everything from the first negative number on.
-        names = itertools.takewhile(lambda name: not name.startswith("-"), visible.replace(" ", "").split(","))
-        names, where = list(filter(None, names)), f"CUDA_VISIBLE_DEVICES={visible} has"
+    if not wanted:
+        return [None] * processes
+    # Without the driver's folder their number is unknown.
+    count = len(list(GPUS_OF_DRIVER.glob("*"))) if GPUS_OF_DRIVER.is_dir() else wanted
+    names = map(str, range(count)) if visible is None else visible.split(",")
+    names = [name.strip() for name in names if name.strip()]
     if len(names) < wanted:
         flags = f"--processes={processes} --gpus_per_process={gpus_per_process}"
-        raise ValueError(f"{flags}: takes {wanted} GPUs, {where} {len(names)}")
+        raise ValueError(f"{flags}: takes {wanted} GPUs, there are {len(names)} (CUDA_VISIBLE_DEVICES={visible})")
     return [",".join(names[first : first + gpus_per_process]) for first in range(0, wanted, gpus_per_process)]
 
 
-@dataclasses.dataclass(frozen=True)
-class WorkerPlan:
-    """The worker processes to start, and how they end."""
+def run_workers(
+    command: Sequence[str],
+    gpus: Sequence[str | None],
+    log_folder: pathlib.Path,
+    grace_seconds: float,
+    report: Callable[[str], None],
+) -> int:
+    """Starts a worker for each of `gpus`, passes signals on, stops all when one fails; returns the exit code.
 
-    command: Sequence[str]  # the command line of every worker
-    processes: int
-    gpus: list[str] | None  # see `gpus_of_processes`
-    log_folder: pathlib.Path  # for the output of all workers but the first, whose output is this process's
-    grace_seconds: float  # the time that workers may take to stop; then they are killed
-    restarts: int = 0  # the number of times that all workers start again after a crash
-    patience_seconds: float = 3.0  # after a failure: others that fail too, or notice the lost peer, end by themselves
-
-    def log(self, index: int) -> pathlib.Path | None:
-        """The file that a worker's output is appended to."""
-        return self.log_folder / f"worker-{index}.log" if index else None
-
-
-def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
-    """Starts the workers, passes signals on and waits for their end; `nvae-launch` has the rules and the exit codes.
-
-    OSError: a process or the log folder can't be made.
+    It is that of the first worker that failed, or 0. Worker N writes to `worker-N.log`, worker 0 where this process
+    does. Workers that still run `grace_seconds` after one has failed are killed. OSError: no log can be made.
     """
-    signals: list[int] = []
-    with _signals_handled(lambda number, _: signals.append(number)):
-        for attempt in range(plan.restarts + 1):
-            if attempt:
-                report(f"restart {attempt} of {plan.restarts}: all workers start again, from the latest checkpoint.")
-            exit_code = _run_once(plan, signals, report)
-            if exit_code in (0, USER_ERROR_CODE, *STOPPED_CODES) or signals:
-                break
-        return exit_code
-
-
-def _run_once(plan: WorkerPlan, signals: list[int], report: Callable[[str], None]) -> int:
-    """Runs the workers until all have ended; returns the exit code of the first that failed, or 0."""
     workers: list[subprocess.Popen] = []
-    try:
-        # New ports at every start: the old ones may be taken by now.
-        for index, tf_config in enumerate(tf_configs(plan.processes)):
-            workers.append(_start(plan, index, tf_config))
-        failed = _wait(plan, workers, signals, report)
-    finally:
-        # A worker still runs only after an error of this process. What it has started belongs to its session.
+    signals: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        signals.append(number)
         for worker in workers:
-            _send(worker, signal.SIGKILL)
-            worker.wait()
+            _send(worker, signal.SIGKILL if signals.count(signal.SIGINT) >= 3 else number)
+
+    logs = [None, *(log_folder / f"worker-{index}.log" for index in range(1, len(gpus)))]
+    with _signals_handled(pass_on):
+        try:
+            for log, tf_config, visible in zip(logs, tf_configs(len(gpus)), gpus, strict=True):
+                devices = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+                workers.append(_start(command, os.environ | devices | {"TF_CONFIG": tf_config}, log))
+            while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            failed = next((worker for worker in workers if worker.returncode), None)
+            if failed and not signals:
+                for worker in workers:
+                    _send(worker, signal.SIGTERM)
+            deadline = time.monotonic() + grace_seconds
+            while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            for worker in workers:
+                _send(worker, signal.SIGKILL)
+                worker.wait()
     if failed is None:
         return 0
-    exit_code = failed.returncode if failed.returncode >= 0 else 128 - failed.returncode
-    if not (signals and exit_code in STOPPED_CODES):
-        # The output of worker 0 has been seen: where it ended in the same way, its end says enough.
-        shown = workers[0] if workers[0].returncode == failed.returncode > 0 else failed
-        report(_ending(plan, workers.index(shown), shown))
-    return exit_code
+    code = failed.returncode if failed.returncode >= 0 else 128 - failed.returncode
+    if not (signals and code in STOPPED_CODES):
+        index = workers.index(failed)
+        end = logs[index].read_text(errors="replace").splitlines()[-_LAST_LINES:] if index else ()
+        report(
+            "\n    ".join([f"worker {index} ended with exit code {code}{'; its last lines:' if end else '.'}", *end])
+        )
+    return code
 
 
-def _start(plan: WorkerPlan, index: int, tf_config: str) -> subprocess.Popen:
+def _start(command: Sequence[str], environment: dict[str, str], log: pathlib.Path | None) -> subprocess.Popen:
     """Starts a worker in a session of its own: Ctrl-C reaches it through the launcher alone, not twice."""
-    environment = os.environ | {"TF_CONFIG": tf_config}
-    if plan.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = plan.gpus[index]
-    with contextlib.ExitStack() as opened:
-        file = None
-        if log := plan.log(index):
-            log.parent.mkdir(parents=True, exist_ok=True)
-            file = opened.enter_context(log.open("ab"))
-            file.write(f"{_LOG_HEADING}{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
-            file.flush()
-        settings = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, "preexec_fn": _end_with_launcher}
-        return subprocess.Popen(plan.command, env=environment, start_new_session=True, **settings)
+    output = None
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("ab", buffering=0)
+        output.write(f"--- started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+    settings = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, "preexec_fn": _end_with_launcher}
+    with output or contextlib.nullcontext():
+        return subprocess.Popen(command, env=environment, start_new_session=True, **settings)
 
 
 def _end_with_launcher() -> None:
     """Asks Linux to send SIGTERM to this process when the launcher is gone, even if that was killed."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _wait(
-    plan: WorkerPlan, workers: list[subprocess.Popen], signals: list[int], report: Callable[[str], None]
-) -> subprocess.Popen | None:
-    """Waits until all workers have ended; returns the first that failed. One that fails ends the others."""
-    failed, is_stopping, num_passed_on, deadline = None, False, 0, math.inf
-    while running := [worker for worker in workers if worker.poll() is None]:
-        time.sleep(0.02)
-        if failed is None and (failed := next((worker for worker in workers if worker.poll()), None)):
-            deadline = time.monotonic() + (plan.grace_seconds if is_stopping else plan.patience_seconds)
-        to_send = None
-        for number in signals[num_passed_on:]:
-            num_passed_on, is_stopping = num_passed_on + 1, True
-            is_third_interrupt = signals[:num_passed_on].count(signal.SIGINT) >= 3
-            to_send = signal.SIGKILL if is_third_interrupt else signal.SIGTERM if number == signal.SIGHUP else number
-        if to_send is None and time.monotonic() > deadline:
-            names = ", ".join(str(workers.index(worker)) for worker in running)
-            if is_stopping:
-                report(f"not ended within {plan.grace_seconds:g} s and killed: worker {names}.")
-            else:
-                report(f"the others would wait for worker {workers.index(failed)}, and are stopped: worker {names}.")
-            to_send = signal.SIGKILL if is_stopping else signal.SIGTERM
-            is_stopping, deadline = True, time.monotonic() + plan.grace_seconds
-        if to_send is not None:
-            for worker in running:
-                _send(worker, to_send)
-    return failed
 
 
 def _send(worker: subprocess.Popen, number: int) -> None:
@@ -213,19 +170,3 @@ def _send(worker: subprocess.Popen, number: int) -> None:
             os.killpg(worker.pid, number)
         else:
             worker.send_signal(number)
-
-
-def _ending(plan: WorkerPlan, index: int, worker: subprocess.Popen) -> str:
-    """How a worker ended, and the last lines of its log since its start."""
-    if worker.returncode < 0:
-        hint = " (by the system, if memory has run out)" if worker.returncode == -signal.SIGKILL else ""
-        text = f"worker {index} was killed by {signal.Signals(-worker.returncode).name}{hint}"
-    else:
-        text = f"worker {index} ended with exit code {worker.returncode}"
-    if (log := plan.log(index)) is None:
-        return f"{text}."
-    try:
-        lines = log.read_text(errors="replace").rpartition(_LOG_HEADING)[2].splitlines()[1:][-_LAST_LINES:]
-    except OSError:
-        return f"{text}; its output was in {log}, which can't be read."
-    return "\n    ".join([f"{text}; the end of {log}:", *lines])

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -14,22 +14,13 @@ from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
-from nvae_tf.runs.checkpoint_files import latest_step
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
+from nvae_tf.training import strategy
+from nvae_tf.training.divergence import growth_in, reason_of_skips, skipped_in_a_row
 from nvae_tf.training.launcher import StopRequest
-from nvae_tf.training.outputs import RunOutputs
-from nvae_tf.training.profiler import StepProfiler
-from nvae_tf.training.recovery import Recovery
+from nvae_tf.training.outputs import RunOutputs, first_words
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
-from nvae_tf.training.strategy import (
-    Replicas,
-    chosen_replicas,
-    compiles_whole_step,
-    configure_runtime,
-    scans_steps,
-    step_function,
-)
 
 # Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
 _AGREE_EVERY_STEPS = 10
@@ -50,45 +41,38 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     The weights after step n are a function of the settings alone, however often the run was interrupted. Several
     processes call this with the same arguments; the first, the chief, writes. Signals end it with a checkpoint.
 
-    Raises:
-      ValueError: the settings do not fit each other, the devices or the data, the folder holds something else, another
-        process trains in it, all its checkpoints are damaged, or training has diverged.
-      OSError: the folder can't be written to; CheckpointNotWritten where that is noticed, or the disk is full, later.
-      ConnectionError: the data must be downloaded and can't be.
-      WorkerLost: another of several processes has ended.
+    ValueError: the settings do not fit each other, the devices, the data or the folder, another process trains in it,
+    all its checkpoints are damaged, or training has diverged. OSError: the folder can't be written to. ConnectionError:
+    the data can't be downloaded. WorkerLost: another of several processes has ended.
     """
-    replicas, folder = chosen_replicas(config.train), RunFolder(workdir)
+    replicas, folder = strategy.chosen_replicas(config.train), RunFolder(workdir)
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
         run, train_step = _open_run(config, folder, replicas)
-        recovery = Recovery(run)
-        keep = config.train.keep_checkpoints
-        state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, keep, recovery.variables)
+        keep, others = config.train.keep_checkpoints, [*run.model.step_guard.variables, *run.schedule.variables]
+        state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, keep, others)
         step, started = state.restore(StatusLine().keep, tidies=replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
             # Several processes stop together, after a step.
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
-            profiled = config.train.profile_steps if replicas.is_chief else ()
-            with StepProfiler(profiled, folder.tensorboard, outputs.status.keep) as profiler:
-                profiler.note_steps(step + 1, run.length.total_steps)
-                try:
-                    result = TrainingLoop(run, train_step, state, recovery, outputs, stop, profiler).train(step)
-                finally:
-                    if replicas.is_chief:
-                        keep_model_card(folder, run.model, outputs.status.keep)
+            try:
+                result = TrainingLoop(folder, run, train_step, state, outputs, stop).train(step)
+            finally:
+                if replicas.is_chief:
+                    keep_model_card(folder, run.model, outputs.status.keep)
             replicas.leave()
     if result.signal_number is None:
         outputs.report_end(run.length.total_steps - step, time.monotonic() - started)
     return result
 
 
-def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> tuple[Run, Callable]:
+def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Replicas) -> tuple[Run, Callable]:
     """The run of a folder, which is made or opened, and its compiled training step."""
-    configure_runtime()
-    compiled = compiles_whole_step(config.train.xla, replicas.count)
-    scan = scans_steps(config.train.scan, compiled, replicas.count)
+    strategy.configure_runtime()
+    compiled = strategy.compiles_whole_step(config.train.xla, replicas.count)
+    scan = strategy.scans_steps(config.train.scan, compiled, replicas.count)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     # Before anything is written: settings that make no model leave no folder behind.
@@ -102,14 +86,14 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -
         replicas.wait_for_all()
     if config.train.keep_checkpoint_every_hours:
         StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
-    return run, step_function(replicas.strategy, run.model, compiled)
+    return run, strategy.step_function(replicas.strategy, run.model, compiled)
 
 
 def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> None:
     """Reports what the run is, and writes into its folder what is known before the first step."""
-    outputs.report_start(step)
+    outputs.status.keep(first_words(folder, run, step))
     if run.replicas.is_chief:
-        outputs.continue_from(step)
+        outputs.metrics.keep_until(step)
         note_images(folder.images_file, run, outputs.status.keep)
         if step < run.length.total_steps:
             note_environment(folder.environment_file)
@@ -120,13 +104,12 @@ def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> 
 class TrainingLoop:
     """Training steps, and what happens between them: scores and samples, checkpoints, recovery, stopping."""
 
+    folder: RunFolder
     run: Run
     train_step: Callable[[Any], Any]  # takes the images of one step, see `strategy.step_function`
     state: TrainingState
-    recovery: Recovery
     outputs: RunOutputs
     stop: StopRequest
-    profiler: StepProfiler
 
     def __post_init__(self):
         self._settings, self._saved_at = self.run.config.train, time.monotonic()
@@ -142,26 +125,25 @@ class TrainingLoop:
 
     def _train_from(self, start: int) -> TrainingResult | None:
         """Trains from a step on; returns None if the run has diverged and must be rolled back."""
-        run, total, is_chief = self.run, self.run.length.total_steps, self.run.replicas.is_chief
-        batches = self._batches(start)
+        run, settings, images = self.run, self._settings, self.run.images
+        position = run.images_a_step, settings.seed, start, run.replicas.shard
+        batches = iterate(training_batches(images.train, images.spec, *position), images.train)
         try:
-            for step in range(start, total + 1):
-                if is_chief and not self._write_due(step):
+            for step in range(start, run.length.total_steps + 1):
+                if run.replicas.is_chief and not self._write_due(step):
                     return self._interrupt(step, self.stop.signal_number)
-                if step == total:
-                    return TrainingResult(total)
+                if step == run.length.total_steps:
+                    return TrainingResult(step)
                 if (signal_number := self.agreed_signal(step)) is not None:
                     return self._interrupt(step, signal_number)
-                if step % self._settings.log_every_steps == 0:
+                if step % settings.log_every_steps == 0:
                     # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
                     run.model.reset_metrics()
-                with self.profiler.step(step + 1):
+                with self.profiled(step + 1):
                     self.train_step(run.replicas.divided(next(batches)))
-                if (step + 1) % _CHECK_EVERY_STEPS == 0 and self.recovery.skipped >= self._settings.refused_steps:
+                if (step + 1) % _CHECK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
-                self.outputs.show_progress(step + 1)
-                if is_chief:
-                    self.outputs.write_training_curves(step + 1)
+                self.outputs.note_step(step + 1)
                 if self._is_checkpoint_due(step + 1):
                     self._save(step + 1)
         except BadPicture:
@@ -171,10 +153,22 @@ class TrainingLoop:
         finally:
             batches.close()
 
-    def _batches(self, start: int) -> Generator:
-        run, images = self.run, self.run.images
-        position = run.images_a_step, self._settings.seed, start, run.replicas.shard
-        return iterate(training_batches(images.train, images.spec, *position), images.train)
+    @contextlib.contextmanager
+    def profiled(self, step: int) -> Iterator[None]:
+        """A block in which a step is taken, in TensorBoard's profile if it is one of `train.profile_steps`."""
+        first, last = (self._settings.profile_steps if self.run.replicas.is_chief else ()) or (None, None)
+        if step == first:
+            # A run that goes back may come here while it is profiled.
+            with contextlib.suppress(tf.errors.AlreadyExistsError):
+                tf.profiler.experimental.start(str(self.folder.tensorboard))
+        # The name and `_r` are what TensorBoard finds steps by.
+        with tf.profiler.experimental.Trace("train", step_num=step, _r=1):
+            yield
+        if step == last:
+            tf.test.experimental.sync_devices()
+            # None was started where a run has continued behind the first step.
+            with contextlib.suppress(tf.errors.UnavailableError):
+                tf.profiler.experimental.stop()
 
     def _write_due(self, step: int) -> bool:
         """Writes the outputs of a step that are due; returns False if a stop was requested meanwhile."""
@@ -194,8 +188,8 @@ class TrainingLoop:
         minutes = (time.monotonic() - self._saved_at) / 60.0
         is_due = step % self._settings.checkpoint_every_steps == 0
         is_due |= 0.0 < self._settings.checkpoint_every_minutes <= minutes
-        # Not among skipped steps: a roll-back needs a sound state.
-        return step == self.run.length.total_steps or (is_due and not self.recovery.skipped)
+        # Not among skipped steps: a rollback needs a sound state.
+        return step == self.run.length.total_steps or (is_due and not skipped_in_a_row(self.run.model))
 
     def _save(self, step: int) -> None:
         if self.run.replicas.is_chief:
@@ -208,18 +202,26 @@ class TrainingLoop:
         return TrainingResult(step, signal_number)
 
     def _roll_back(self) -> int:
-        """Restores the latest checkpoint, if that may be done, lowers the learning rate and returns the step."""
+        """Goes back to the latest checkpoint, with half the learning rate; ValueError for once too often."""
         is_chief, report = self.run.replicas.is_chief, self.outputs.status.keep
-        number, reason = self.recovery.next_rollback(latest_step(self.state.folder))
+        model, rate = self.run.model, self.run.schedule
+        number, reason = int(rate.rollbacks.numpy()) + 1, reason_of_skips(model)
+        if number > self._settings.rollbacks:
+            raise ValueError(
+                f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time; "
+                f"{growth_in(model)}; try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher "
+                "objective.regularization in a new run, or look for damaged images"
+            )
+        # This resets the numbers above.
         step = self.state.restore(report, tidies=is_chief)
         if self.state.whole_step is None:
-            raise ValueError(
-                f"{reason}, and there is nothing to go back to: somebody has deleted the checkpoints in "
-                f"{self.state.folder}"
-            )
-        self.recovery.lower_rate(number)
+            raise ValueError(f"{reason}, and the checkpoints in {self.state.folder} are gone")
+        rate.rollbacks.assign(number)
+        rate.factor.assign(0.5**number)
+        model.step_guard.skipped_in_a_row.assign(0.0)
+        model.recent.forget()
         report(f"{reason}. Back to step {step:,}, with {0.5**number:g} of the learning rate.")
         self.run.replicas.check_same_step(step, self.state.folder)
         if is_chief:
-            self.outputs.continue_from(step)
+            self.outputs.metrics.keep_until(step)
         return step

@@ -8,7 +8,7 @@ learning draws afresh from the posteriors that they give.
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -37,7 +37,7 @@ from nvae_tf.models.latents import (
 )
 from nvae_tf.models.reweighted_prior import ReweightedPrior, check_settings, made_ratios
 from nvae_tf.models.training_step import kept_labels
-from nvae_tf.progress import ImageProgress, StatusLine
+from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.companions import write_prior
 from nvae_tf.runs.loading import load_run, spec_to_read
@@ -45,7 +45,7 @@ from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 _LEARNING_RATE, _BATCH_SIZE = 1e-3, 512
 _COMPONENTS = 20  # Gaussians of a mixture
-# A group sees latents above it that are drawn once for all steps, so few images get several draws each.
+# The latents above a group are drawn once for all steps, so few images get several draws each.
 _DRAWS = 30_000
 _IMAGES_AT_ONCE, _ROWS_AT_ONCE, _MOST_HELD_OUT = 100, 400, 2000
 _PRIOR_DRAWS, _PRIOR_DRAWS_AT_ONCE = 10_000, 500
@@ -63,14 +63,6 @@ class Posteriors(NamedTuple):
     labels: tf.Tensor | None  # `[rows]`, for a conditional model
     flows: list[list[Callable]]  # the flows of each group, from a draw of the posterior to z
 
-    def pairs(self, group: int, noise: tf.Tensor, prior_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
-        """A draw of the posterior and one of the prior for each chosen row: `[chosen, 2, height, width, channels]`."""
-        mean, scale, prior_mean, prior_scale = (tf.gather(values, chosen) for values in self.groups[group][1:5])
-        z = mean + scale * noise
-        for flow in self.flows[group]:
-            z = flow(z)
-        return tf.stack([z, prior_mean + prior_scale * prior_noise], axis=1)
-
 
 def learn_prior(
     workdir: str | os.PathLike,
@@ -85,17 +77,7 @@ def learn_prior(
 ) -> dict[str, Any]:
     """Learns the reweighted prior of a checkpoint, and writes it into the run folder in place of an earlier one.
 
-    Args:
-      workdir: the run folder.
-      groups: how many groups, from the top, are reweighted.
-      kind: "classifier"; or "mixture", 20 Gaussians that are fitted to the top group in seconds.
-      steps: steps of the classifiers' training, each with 512 draws of the posteriors and 512 of the priors.
-      proposals: the number of latents that are drawn, of which one is chosen.
-      importance_samples: samples of the bounds with and without the reweighted prior, of 500 test images; 0 for none.
-      checkpoint: "latest" or "best".
-      seed: the seed of all draws.
-      data_path: where the images are, if no longer where they were during training.
-
+    The arguments are the flags of `nvae-prior`; `kind` is "classifier", or "mixture": 20 Gaussians for the top group.
     Returns the facts about the prior that its file has, see `companions.prior_text`. Raises the errors of
     `nvae_tf.load` and `load_split`, and ValueError for settings that the model does not allow.
     """
@@ -122,11 +104,10 @@ def learn_prior(
         about["cross_entropy"] = _cross_entropy(reweighted, held_out, seed)
         about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
         about |= _log_normalizers(model, reweighted, seed)
-    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     if importance_samples:
         batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
-        write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
+    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     keep_model_card(folder, model, status.keep)
     return about
 
@@ -134,6 +115,15 @@ def learn_prior(
 def _test_batches(source: ImageSource, spec: DataSpec, size: int, most: int, seed: int) -> Batches:
     numbers = range(math.ceil(min(source.count, most) / size))
     return iterate(evaluation_batches(source, spec, size, seed, numbers), source)
+
+
+def _numbered(model: NVAE, batches: Batches) -> Iterator[tuple[tf.Tensor, tf.Tensor | None, int]]:
+    """Yields the images and labels of each batch, which only conditional models have, and its first image's number."""
+    first = 0
+    for batch in batches:
+        images, labels = batch if isinstance(batch, tuple) else (batch, None)
+        yield images, labels if model.config.num_classes else None, first
+        first += len(images)
 
 
 def _training_posteriors(
@@ -146,24 +136,15 @@ def _training_posteriors(
     # Twice: in batches, and joined.
     fitting = max(1, psutil.virtual_memory().available // (8 * image_bytes))
     if fitting < source.count:
-        part = f"{fitting:,} of the {source.count:,} training images"
-        status.keep(f"learning from {part}, as many as fit into the memory")
+        status.keep(f"learning from {fitting:,} of the {source.count:,} training images, which fit into the memory")
     size = min(_IMAGES_AT_ONCE, max(1, _ROWS_AT_ONCE // draws), source.count, fitting)
     number = min(source.count, fitting) // size
     # As in training: in a random order, mirrored where images are, binarized.
     batches = iterate(training_batches(source, spec, size, seed).take(number), source)
-    progress = ImageProgress(status.show_if_due, number * size)
-    return _posteriors(model, batches, groups, draws, seed, progress), number * size
+    return _posteriors(model, batches, groups, draws, seed), number * size
 
 
-def _posteriors(
-    model: NVAE,
-    batches: Batches,
-    groups: int,
-    draws: int,
-    seed: int,
-    progress: ImageProgress | None = None,
-) -> Posteriors:
+def _posteriors(model: NVAE, batches: Batches, groups: int, draws: int, seed: int) -> Posteriors:
     """The posteriors of images, `draws` rows each; the networks run as far as these groups."""
     shapes = model.plan.latent_shapes()[:groups]
 
@@ -176,35 +157,22 @@ def _posteriors(
         latents = _top_latents(model, sources, draws * tf.shape(images)[0], labels)
         return [inferred_group(latent)._replace(kl=None) for latent in latents], labels
 
-    rows, count = [], 0
-    for batch in batches:
-        images, labels = batch if isinstance(batch, tuple) else (batch, None)
-        rows.append(posterior_rows(images, labels if model.config.num_classes else None, tf.constant(count, tf.int64)))
-        count += len(images)
-        if progress:
-            progress.add(len(images))
-            progress.show(0)
+    numbered = _numbered(model, batches)
+    rows = [posterior_rows(images, labels, tf.constant(first, tf.int64)) for images, labels, first in numbered]
     joined = tf.nest.map_structure(lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *rows)
-    return Posteriors(*joined, _flows(model, groups))
+    flows: list[list[Callable]] = []
+    for scale in model.top_down.scales:
+        with unstacked(scale.flows, ForwardPass()) as stack:
+            flows += [stack[group * scale.num_flows :][: scale.num_flows] for group in range(scale.num_groups)]
+    return Posteriors(*joined, flows[:groups])
 
 
 def _top_latents(
     model: NVAE, sources: Sequence[LatentSource], count: int | tf.Tensor, labels: tf.Tensor | None
 ) -> list[LatentSample]:
-    """The latents of the top groups; a graph computes neither the other groups nor the image, as nothing uses them."""
+    """The latents of the top groups; a graph leaves out the other groups and the image, which nothing uses."""
     rest = [PriorSource(0.0)] * (model.plan.num_groups - len(sources))
     return model.top_down.forward([*sources, *rest], count, FoldedPass(labels=labels))[1][: len(sources)]
-
-
-def _flows(model: NVAE, groups: int) -> list[list[Callable]]:
-    """The flows of each of the top groups."""
-    group_flows: list[list[Callable]] = []
-    for scale in model.top_down.scales:
-        with unstacked(scale.flows, ForwardPass()) as flows:
-            group_flows += [flows[group * scale.num_flows :][: scale.num_flows] for group in range(scale.num_groups)]
-        if len(group_flows) >= groups:
-            break
-    return group_flows[:groups]
 
 
 def _train(reweighted: ReweightedPrior, rows: Posteriors, steps: int, seed: int, status: StatusLine) -> None:
@@ -240,8 +208,12 @@ def _losses(
     above, losses = [tf.gather(group.z, chosen) for group in rows.groups], []
     labels = None if rows.labels is None else tf.gather(rows.labels, chosen)
     for group, posterior in enumerate(rows.groups):
-        prior = SoftClampedNormal(*(tf.gather(values, chosen) for values in posterior[3:5]), validate_args=False)
-        pairs = rows.pairs(group, noise[group], noise[len(shapes) + group], chosen)
+        mean, scale, *prior = (tf.gather(values, chosen) for values in posterior[1:5])
+        prior = SoftClampedNormal(*prior, validate_args=False)
+        z = mean + scale * noise[group]
+        for flow in rows.flows[group]:
+            z = flow(z)
+        pairs = tf.stack([z, prior.loc + prior.scale * noise[len(shapes) + group]], axis=1)
         whitened = (pairs - prior.loc[:, tf.newaxis]) / prior.scale[:, tf.newaxis]
         logits = reweighted.log_ratio(group, whitened, prior, above[:group], labels)
         losses.append(tf.reduce_mean(tf.nn.softplus(-logits[:, 0]) + tf.nn.softplus(logits[:, 1])))
@@ -292,15 +264,15 @@ def _joint_log_ratio(
 
 
 def _effective_proposals(model: NVAE, reweighted: ReweightedPrior, seed: int) -> list[float]:
-    """Each group's mean number of effective proposals over images, which have a conditional model's classes in turn."""
-    groups, plan = len(reweighted.ratios), model.plan
-    labels = tf.range(_IMAGES_AT_ONCE) % model.config.num_classes if model.config.num_classes else None
+    """Each group's mean number of effective proposals over images, whose classes come in turn."""
+    numbers = tf.range(_IMAGES_AT_ONCE)
+    labels = numbers % model.config.num_classes if model.config.num_classes else None
 
     @tf.function(autograph=False)
     def effective() -> list[tf.Tensor]:
         # The numbers of generated images are not below 0.
-        seeds = tf.stack([tf.fill([_IMAGES_AT_ONCE], seed), -1 - tf.range(_IMAGES_AT_ONCE)], axis=1)
-        sources = reweighted.sources(seeds, [1.0] * groups, plan, labels)
+        seeds = tf.stack([tf.fill([_IMAGES_AT_ONCE], seed), -1 - numbers], axis=1)
+        sources = reweighted.sources(seeds, [1.0] * len(reweighted.ratios), model.plan, labels)
         _top_latents(model, sources, _IMAGES_AT_ONCE, labels)
         return [tf.reduce_mean(drawn.effective_proposals) for drawn in sources[0].drawn]
 
@@ -316,9 +288,8 @@ def _log_normalizers(model: NVAE, reweighted: ReweightedPrior, seed: int) -> dic
     @tf.function(autograph=False)
     def log_ratio_from(first: tf.Tensor) -> tf.Tensor:
         noise = batch_noise(shapes, rows, (seed, _MEASURING), first)
-        return _joint_log_ratio(
-            reweighted, _top_latents(model, [PriorSource(eps) for eps in noise], rows, labels), labels
-        )
+        latents = _top_latents(model, [PriorSource(eps) for eps in noise], rows, labels)
+        return _joint_log_ratio(reweighted, latents, labels)
 
     firsts = range(0, _PRIOR_DRAWS, rows)
     log_ratio = np.concatenate([log_ratio_from(tf.constant(first, tf.int64)) for first in firsts], dtype=np.float64)
@@ -349,10 +320,7 @@ def _bounds(
         log_weights = tf.reshape([log_weights, log_weights + log_ratio], [2, -1, samples])
         return math.log(samples) - tf.reduce_logsumexp(log_weights, axis=2)
 
-    parts, count = [], 0
-    for batch in batches:
-        images, labels = batch if isinstance(batch, tuple) else (batch, None)
-        parts.append(both(images, labels if model.config.num_classes else None, tf.constant(count)))
-        count += len(images)
-    means = np.concatenate(parts, axis=1).mean(axis=1, dtype=np.float64).tolist()
-    return {"samples": samples, "images": count, "model": means[0], "reweighted": means[1]}
+    parts = [both(images, labels, tf.constant(first)) for images, labels, first in _numbered(model, batches)]
+    values = np.concatenate(parts, axis=1)
+    means = values.mean(axis=1, dtype=np.float64).tolist()
+    return {"samples": samples, "images": values.shape[1], "model": means[0], "reweighted": means[1]}

@@ -52,7 +52,7 @@ class RunLength(NamedTuple):
 class Run(NamedTuple):
     """The parts of a run, besides its folder."""
 
-    config: ExperimentConfig  # complete, see `with_length`
+    config: ExperimentConfig  # complete, see `resolve_lengths`
     length: RunLength
     images: Images
     model: NVAE  # compiled, with all its weights
@@ -66,47 +66,11 @@ class Run(NamedTuple):
 
 
 def images_of_run(config: ExperimentConfig) -> Images:
-    """The images that the settings name; ValueError, FileNotFoundError or ConnectionError where they can't be used."""
+    """The images that the settings name."""
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
     train, test = (load_split(config.data, split, report) for split in ("train", "test"))
     return Images(config.data, train, test, holds_out(config.data))
-
-
-def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1) -> RunLength:
-    """Steps per epoch and in total: `train.steps`, or `train.epochs` epochs. ValueError: a batch exceeds an epoch."""
-    epoch = steps_per_epoch(num_images, config.train.batch_size * replica_count)
-    return RunLength(epoch, config.train.steps or config.train.epochs * epoch)
-
-
-def with_length(
-    config: ExperimentConfig, length: RunLength, workdir: str | os.PathLike | None = None
-) -> ExperimentConfig:
-    """The settings with the numbers that follow from the length of the run, or that the run in `workdir` has recorded.
-
-    ValueError: its `config.json` is damaged.
-    """
-    has_run = workdir is not None and RunFolder(workdir).config_file.is_file()
-    recorded = read_run_config(RunFolder(workdir)) if has_run else None
-    return resolve_lengths(config, length.steps_per_epoch, length.total_steps, recorded)
-
-
-def length_warnings(config: ExperimentConfig, length: RunLength) -> list[str]:
-    """One line for each setting (see `with_length`) that does not fit the length of the run."""
-    total, optimizer, train, lines = length.total_steps, config.optimizer, config.train, []
-    warmup_steps = round(optimizer.warmup_epochs * length.steps_per_epoch)
-    if warmup_steps > total:
-        lines.append(
-            f"Warning: optimizer.warmup_epochs = {optimizer.warmup_epochs:g} is {warmup_steps:,} steps, more than the "
-            f"run's {total:,}: the learning rate never reaches {optimizer.learning_rate:g}. Set at most "
-            f"{total / 10 / length.steps_per_epoch:.3g}, a tenth of the run."
-        )
-    if train.evaluate_every_steps > total:
-        lines.append(
-            f"Warning: train.evaluate_every_steps = {train.evaluate_every_steps:,} is more than the run's {total:,} "
-            "steps: the test images are scored only at its end."
-        )
-    return lines
 
 
 def new_run(
@@ -122,7 +86,7 @@ def new_run(
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
         is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints, "index")
         if config.train.initialize_from is not None and not is_continued:
-            StatusLine().keep(initialize(model, config.train.initialize_from).report())
+            StatusLine().keep(initialize(model, config.train.initialize_from)[1])
         model.optimizer.build(model.trainable_variables)
     return Run(config, length, images, model, schedule, replicas)
 
@@ -130,8 +94,10 @@ def new_run(
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
     """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit."""
     images = images_of_run(config)
-    length = run_length(config, images.train.count, replicas.count)
-    config = with_length(config, length, folder.path)
+    epoch = steps_per_epoch(images.train.count, config.train.batch_size * replicas.count)
+    length = RunLength(epoch, config.train.steps or config.train.epochs * epoch)
+    recorded = read_run_config(folder) if folder.config_file.is_file() else None
+    config = resolve_lengths(config, *length, recorded)
     if replicas.is_chief:
         # Its message says more than that of the images per step.
         check_continues(folder, config)
@@ -143,15 +109,12 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
 
 
 def check_images_a_step(file: pathlib.Path, run: Run) -> None:
-    """Raises a ValueError if a run would continue with another number of images per step than `images.json` has."""
-    batch, count = run.config.train.batch_size, run.replicas.count
-    noted = read_image_counts(file)
-    before = noted.a_step if noted is not None else None
-    if before is not None and before != batch * count:
-        fix = f"take a divisor of {before} replicas" if before % count else f"set train.batch_size={before // count}"
+    """ValueError where a run would continue with another number of images per step than `images.json` has."""
+    noted, now, replicas = read_image_counts(file), run.images_a_step, run.replicas.count
+    if noted and noted.a_step not in (None, now):
         raise ValueError(
-            f"train.batch_size = {batch} on {count} replicas makes {batch * count} images a step; this run was begun "
-            f"with {before}: {fix}"
+            f"train.batch_size on {replicas} replicas makes {now} images a step; this run was begun with "
+            f"{noted.a_step}: set train.batch_size={noted.a_step // replicas} (replicas must divide {noted.a_step})"
         )
 
 
@@ -164,8 +127,7 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
     if before is not None and (before.train, before.test) != (now.train, now.test):
         report(
             f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "
-            f"{now.train:,} and {now.test:,} now. It continues, in another order of images; metrics before and "
-            "after can't be compared."
+            f"{now.train:,} and {now.test:,} now: metrics before and after can't be compared."
         )
     if before != now:
         atomic_write(file, now.text())

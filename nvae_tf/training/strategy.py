@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import TrainConfig
+from nvae_tf.evaluation.task import Workers
 from nvae_tf.models.keras_fit import images_and_labels
 from nvae_tf.models.training_step import train_step
 from nvae_tf.optimization import joined_weights_later
-from nvae_tf.replicas import ALL, Shard, divided, gpus, select_devices, shard_from_environment
+from nvae_tf.replicas import ALL, divided, gpus, select_devices, shard_from_environment
 from nvae_tf.training.launcher import STOPPING_SIGNALS
 
 
@@ -26,37 +28,31 @@ def configure_runtime() -> None:
 
 
 def compiles_whole_step(xla: str, replica_count: int) -> bool:
-    """Applies `train.xla` and returns whether to give `jit_compile=True`; call it before the first graph is built.
+    """Applies `train.xla` before the first graph is built; returns whether XLA compiles the whole step.
 
-    "auto" compiles the whole step for one GPU, the parts between the exchanges of several GPUs ("cluster"), and nothing
-    on CPUs, where XLA's convolutions are 30 to 50 times slower. ValueError: "jit" for several replicas.
+    "auto": for one GPU it does, for several the parts between their exchanges, on CPUs nothing: there convolutions of
+    XLA are 30 to 50 times slower. ValueError: "jit" for several replicas.
     """
     if xla == "auto":
         xla = "off" if not gpus() else "jit" if replica_count == 1 else "cluster"
     if xla == "jit" and replica_count > 1:
-        raise ValueError(
-            f"train.xla = 'jit': not possible with {replica_count} replicas; set train.xla=cluster (or auto)"
-        )
+        raise ValueError(f"train.xla = 'jit': not possible with {replica_count} replicas; set train.xla=cluster")
     if xla == "cluster":
         tf.config.optimizer.set_jit(True)
     return xla == "jit"
 
 
 def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
-    """Whether the step's program has a loop over equal groups and cells (`train.scan`); "auto": where XLA compiles it.
-
-    ValueError: "on" for several replicas, which can't communicate from within a loop.
-    """
+    """Whether the step has loops over equal groups and cells (`train.scan`), which replicas can't communicate from."""
     if scan == "on" and replica_count > 1:
-        raise ValueError(f"train.scan = 'on': not possible with {replica_count} replicas; set train.scan=off (or auto)")
+        raise ValueError(f"train.scan = 'on': not possible with {replica_count} replicas; set train.scan=off")
     return compiled if scan == "auto" else scan == "on"
 
 
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
     """The training step on all replicas, as a function of their images (`Replicas.divided`).
 
-    If it is `compiled` by XLA, weights that the optimizer has joined are assigned outside the compiled program, see
-    `joined_weights_later`.
+    Weights that the optimizer has joined are assigned outside what XLA compiles, see `joined_weights_later`.
     """
 
     def whole_step(images: Any) -> Any:
@@ -88,34 +84,16 @@ class WorkerLost(ConnectionError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
-# The errors by which TensorFlow reports that another process is gone.
-_LOST_CONNECTION = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
-)
-
-
 @dataclasses.dataclass(frozen=True)
-class Replicas:
-    """The devices that hold a copy of the model each."""
+class Replicas(Workers):
+    """The devices that hold a copy of the model each, `local_count` of them in this process."""
 
-    # Not at import: asking for it starts a thread, which a fork of a process that has only imported would lack.
-    strategy: tf.distribute.Strategy = dataclasses.field(default_factory=tf.distribute.get_strategy)
-    local_count: int = 1  # in this process
-    shard: Shard = ALL  # of every batch, for this process
+    local_count: int = 1
 
     @property
     def count(self) -> int:
         """The number of replicas in all processes."""
         return self.local_count * self.shard.count
-
-    @property
-    def is_chief(self) -> bool:
-        """Whether this is the process that writes the run folder."""
-        return self.shard.index == 0
 
     def divided(self, images: tf.Tensor):
         """This process's images, split evenly over its replicas, as `Strategy.run` takes them."""
@@ -123,24 +101,25 @@ class Replicas:
 
     def agreed_signal(self, number: int | None) -> int | None:
         """The signal to stop that this or another process has received, if any; all call this at the same step."""
-        totals = self.sums([float(number == candidate) for candidate in STOPPING_SIGNALS])
-        return next((candidate for candidate, total in zip(STOPPING_SIGNALS, totals, strict=True) if total), None)
+        numbers = self.gathered(np.array(number or 0))
+        return next((candidate for candidate in STOPPING_SIGNALS if candidate in numbers), None)
 
     def check_same_step(self, step: int, folder: os.PathLike) -> None:
         """Waits until all processes have read their checkpoints; ValueError where these are of different steps."""
-        total, squares = self.sums([float(step), float(step) ** 2])
-        if squares * self.shard.count != total**2:
+        steps = self.gathered(np.array(step)).tolist()
+        if set(steps) != {step}:
             raise ValueError(
-                f"{folder}: worker {self.shard.index} would go on from step {step}, and others from other steps. All "
-                "workers must see the same --workdir: put it on a file system that they share"
+                f"{folder}: workers would go on from steps {steps}; put --workdir on a file system that they share"
             )
 
     @contextlib.contextmanager
     def raising_worker_lost(self) -> Iterator[None]:
         """Raises `WorkerLost` for the many errors by which TensorFlow reports that another process is gone."""
+        errors = tf.errors
+        lost = errors.UnavailableError, errors.AbortedError, errors.CancelledError, errors.DeadlineExceededError
         try:
             yield
-        except _LOST_CONNECTION as error:
+        except (*lost, errors.InternalError) as error:
             if self.shard == ALL:
                 raise
             raise WorkerLost(
@@ -150,24 +129,13 @@ class Replicas:
 
     def wait_for_all(self) -> None:
         """Returns when all processes have come here."""
-        self.sums([0.0])
+        self.gathered(np.array(0))
 
     def leave(self) -> None:
         """At the end: all processes leave together, the chief last, because the others close their connections."""
         self.wait_for_all()
         if self.shard != ALL and self.is_chief:
             time.sleep(2.0)
-
-    def sums(self, values: list[float]) -> list[float]:
-        """The sums of numbers over all processes, which all call this at the same time."""
-        if self.shard == ALL:
-            return values
-        return (_sums(self.strategy, tf.constant(values, tf.float64)) / self.local_count).numpy().tolist()
-
-
-@tf.function(autograph=False)
-def _sums(strategy: tf.distribute.Strategy, values: tf.Tensor) -> tf.Tensor:
-    return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: values), axis=None)
 
 
 def chosen_replicas(settings: TrainConfig) -> Replicas:
@@ -179,37 +147,24 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
     if kind == "auto":
         several = count > 1 or (count == 0 and len(gpus()) > 1)
         kind = "multi_worker" if shard.count > 1 else "mirrored" if several else "one_device"
+    if (kind == "multi_worker") != (shard.count > 1):
+        raise ValueError(
+            f"train.strategy = {kind!r}: multi_worker is for several workers, which TF_CONFIG must name (nvae-launch "
+            f"sets it, see docs/clusters.md); it names {shard.count}"
+        )
     if kind == "multi_worker":
-        return _multi_worker_replicas(shard, count)
-    if shard.count > 1:
+        if count > 1 and not gpus():
+            raise ValueError(f"train.replicas = {count}: without GPUs each worker has one replica")
+        local_count = len(select_devices(count)) if gpus() else 1
+        print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)
+        return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), shard, local_count)
+    if kind == "one_device" and count > 1:
         raise ValueError(
-            f"train.strategy = {kind!r}: TF_CONFIG names {shard.count} workers; set train.strategy=multi_worker (or "
-            "auto), or unset the variable"
+            f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
         )
+    devices = select_devices(1 if kind == "one_device" else count)
     if kind == "one_device":
-        if count > 1:
-            raise ValueError(
-                f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
-            )
-        select_devices(1)
         return Replicas()
-    devices = select_devices(count)
     if len(devices) == 1:
-        raise ValueError(
-            "train.strategy = 'mirrored': there is one device only; set train.strategy=one_device (or auto), or to try "
-            "several replicas on a CPU train.replicas=2"
-        )
-    return Replicas(tf.distribute.MirroredStrategy(devices), len(devices))
-
-
-def _multi_worker_replicas(shard: Shard, count: int) -> Replicas:
-    if shard.count == 1:
-        raise ValueError(
-            "train.strategy = 'multi_worker': the environment variable TF_CONFIG must name at least two workers, see "
-            "docs/clusters.md; nvae-launch sets it for processes on this machine"
-        )
-    if count > 1 and not gpus():
-        raise ValueError(f"train.replicas = {count}: without GPUs each worker has one replica")
-    local_count = len(select_devices(count)) if gpus() else 1
-    print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)
-    return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), local_count, shard)
+        raise ValueError("train.strategy = 'mirrored': there is one device; set train.strategy=auto, or train.replicas")
+    return Replicas(tf.distribute.MirroredStrategy(devices), local_count=len(devices))

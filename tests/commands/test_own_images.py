@@ -11,7 +11,9 @@ from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.presets import preset as settings_of
 from nvae_tf.progress import StatusLine
-from nvae_tf.training.run import images_of_run, new_run, run_length, with_length
+from nvae_tf.runs.run_folder import RunFolder
+from nvae_tf.training.run import run_of_folder
+from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import config_flags
 from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels, write_files
 from tests.tiny_model import ARCHITECTURE, values
@@ -48,12 +50,10 @@ def test_a_training_step_and_back_to_pictures(kind, shape, tmp_path):
         settings |= {"source": "mat", "num_bits": 1, "binarize": True}
     else:
         write_pictures(tmp_path, channels=2)
-    config = configured(settings)
-    images = images_of_run(config)
+    run = run_of_folder(configured(settings), RunFolder(tmp_path / "run"), Replicas())
+    images, model = run.images, run.model
     assert images.spec.image_shape == shape and images.test.count >= 1
     assert images.held_out == (kind != "mat")
-    length = run_length(config, images.train.count)
-    model = new_run(with_length(config, length), length, images).model
     batch = next(iterate(training_batches(images.train, images.spec, BATCH_SIZE, seed=0), images.train))
     assert batch.shape == (BATCH_SIZE, *shape)
     assert 0.0 <= np.min(batch) < np.max(batch) <= 1.0

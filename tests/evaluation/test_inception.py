@@ -1,7 +1,9 @@
+import functools
+import http.server
 import io
 import socket
 import tarfile
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -50,14 +52,8 @@ def test_pixels_are_those_of_8_bit_pictures():
     levels = np.arange(256, dtype=np.float32).reshape(1, 16, 16, 1) / np.float32(255.0)
     np.testing.assert_array_equal(rgb_pixels(levels)[0, :, :, 1].ravel(), np.arange(256))
     wrong = np.zeros([2, 4, 4, 3], np.float32)
-    for images, message in (
-        (wrong[0], "have shape"),
-        (wrong[..., :2], "without alpha"),
-        (wrong.astype(np.uint8), "of type uint8"),
-        (wrong - 0.1, "outside"),
-        (wrong + np.nan, "or NaN"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for images in (wrong[0], wrong[..., :2], wrong.astype(np.uint8), wrong - 0.1, wrong + np.nan):
+        with pytest.raises(ValueError, match="Inception takes gray or RGB images, floats in"):
             rgb_pixels(images)
 
 
@@ -81,9 +77,9 @@ def test_a_wrong_file(graph, tmp_path):
 
     for content, message in (
         (b"a page of text", r"wrong\.pb: not a frozen graph"),
-        (b"", r"it lacks the nodes ExpandDims \(ExpandDims\), .*pool_3 \(AvgPool\)"),
-        (with_pool_of("Mul"), r"not \[batch, 1, 1, 2048\]"),
-        (with_pool_of("missing"), r"wrong\.pb: pool_3 can't be computed"),
+        (b"", "whose nodes ExpandDims, .*pool_3 it lacks"),
+        (with_pool_of("Mul"), r"wrong\.pb: not the Inception of 2015: \[batch, 1, 1, 2048\] at pool_3"),
+        (with_pool_of("missing"), "can't be computed from ExpandDims .*missing"),
     ):
         wrong.write_bytes(content)
         with pytest.raises(ValueError, match=message):
@@ -97,27 +93,28 @@ def test_a_wrong_archive(folder, tmp_path):
         graph_content(damaged)
     with tarfile.open(damaged, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("other.pb"), io.BytesIO())
-    with pytest.raises(ValueError, match=f"has no {GRAPH_NAME} in it"):
+    with pytest.raises(ValueError, match=f"without {GRAPH_NAME}"):
         graph_content(damaged)
 
 
-def test_a_download_is_kept_whole_and_checked(folder, tmp_path):
-    archive = folder / "archive.tgz"
-    size = archive.stat().st_size
-    with pytest.raises(ConnectionError, match=f"gave {size:,} bytes, not the {size + 1:,} of the archive"):
-        downloaded_inception(tmp_path, archive.as_uri(), size + 1)
-    assert list(tmp_path.iterdir()) == []
-    assert downloaded_inception(tmp_path, archive.as_uri(), size).read_bytes() == archive.read_bytes()
-    assert downloaded_inception(tmp_path, "http://host.invalid/archive.tgz", size) == tmp_path / "archive.tgz"
-
-
-def test_a_host_that_refuses_or_keeps_silent_is_given_up_soon(monkeypatch, tmp_path):
+def test_a_download_is_kept_whole_and_checked_and_a_silent_or_missing_host_given_up(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    began = time.monotonic()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/archive.tgz"
+    content = (folder / "archive.tgz").read_bytes()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/archive.tgz"
+        with pytest.raises(ConnectionError, match=f"gave {len(content):,} bytes, not {len(content) + 1:,}"):
+            downloaded_inception(tmp_path, url, len(content) + 1)
+        with pytest.raises(ConnectionError, match="404 .*--inception=PATH"):
+            downloaded_inception(tmp_path, f"{url}.other", 1)
+        assert list(tmp_path.iterdir()) == []
+        assert downloaded_inception(tmp_path, url, len(content)).read_bytes() == content
+        server.shutdown()
+    assert downloaded_inception(tmp_path, url, len(content)) == tmp_path / "archive.tgz"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/archive.tgz"
         with pytest.raises(ConnectionError, match="timed out.*--inception=PATH"):
             downloaded_inception(tmp_path, url, 1, timeout_seconds=0.2)
-    with pytest.raises(ConnectionError, match="refused.*storage.googleapis.com.*--inception=PATH"):
+    with pytest.raises(ConnectionError, match="refused.*--inception=PATH"):
         downloaded_inception(tmp_path, url, 1, timeout_seconds=0.2)
-    assert time.monotonic() - began < 5.0

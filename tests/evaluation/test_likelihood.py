@@ -5,8 +5,9 @@ import scipy.stats
 import tensorflow as tf
 
 import nvae_tf
+from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator, samples_at_once
-from nvae_tf.models.latents import image_seeds, noise_per_image
+from nvae_tf.models.latents import active_channels, image_seeds, noise_per_image
 from nvae_tf.objective import kl_per_channel
 from tests.tiny_model import tiny_config
 
@@ -25,21 +26,25 @@ def images():
 def test_the_parts_are_those_of_the_model_whatever_the_batches(model, images):
     seen = []
     evaluator = LikelihoodEvaluator(model, 4, importance_samples=3)
-    found = evaluator.evaluate([images[:4], images[4:8], images[8:]], seed=4, progress=seen.append)
-    assert seen == [4, 8, 10] and len(found.nelbo) == 10
+    actual = evaluator.evaluate([images[:4], images[4:8], images[8:]], seed=4, progress=seen.append)
+    assert seen == [4, 8, 10] and len(actual.nelbo) == 10
     decoded = model._inference_pass(images, noise_per_image(model.plan.latent_shapes(), image_seeds(4, 10)))
     reconstruction = -decoded.likelihood.log_prob(images).numpy().mean()
     per_channel = kl_per_channel(decoded.latents).numpy().mean(axis=0)
-    assert found.reconstruction_nats == pytest.approx(reconstruction, rel=1e-5)
-    np.testing.assert_allclose(found.kl_per_channel_nats, per_channel, rtol=1e-4)
-    np.testing.assert_allclose(found.kl_per_group_nats, per_channel.sum(axis=1), rtol=1e-4)
-    assert found.nelbo_nats == pytest.approx(reconstruction + per_channel.sum(), rel=1e-5)
+    assert actual.reconstruction_nats == pytest.approx(reconstruction, rel=1e-5)
+    np.testing.assert_allclose(actual.kl_per_channel_nats, per_channel, rtol=1e-4)
+    np.testing.assert_allclose(actual.kl_per_group_nats, per_channel.sum(axis=1), rtol=1e-4)
+    assert actual.nelbo_nats == pytest.approx(reconstruction + per_channel.sum(), rel=1e-5)
     expected = model.score(images, importance_samples=3, seed=4)
-    np.testing.assert_allclose(found.importance_weighted[:, -1], expected, rtol=1e-5)
+    np.testing.assert_allclose(actual.importance_weighted[:, -1], expected, rtol=1e-5)
+    for fraction, are_same in ((1.0, True), (0.1, False)):
+        kept = active_channels(actual.kl_per_channel_nats, fraction)
+        of_kept = LikelihoodEvaluator(model, 4, kept_channels=kept).evaluate([images[:4]], seed=4).reconstruction
+        assert np.allclose(of_kept, actual.reconstruction[:4], rtol=1e-5) == are_same
     # New weights are seen without a new evaluator.
     bias = model.top_down.image.bias.numpy()
     model.top_down.image.bias.assign(np.full_like(bias, 20.0))
-    assert evaluator.evaluate([images[:4]], seed=4).nelbo_nats > found.nelbo_nats + 50.0
+    assert evaluator.evaluate([images[:4]], seed=4).nelbo_nats > actual.nelbo_nats + 50.0
     model.top_down.image.bias.assign(bias)
 
 
@@ -50,19 +55,15 @@ def test_as_many_samples_at_once_as_fit(model, images, free_memory, free, expect
     assert samples_at_once(model, batch_size=10, importance_samples=100) == expected
     assert samples_at_once(model, batch_size=10, importance_samples=3) == min(expected, 3)
     assert samples_at_once(model, batch_size=200, importance_samples=100) == 1
-    found = LikelihoodEvaluator(model, 10, importance_samples=30).evaluate([images], seed=2)
-    np.testing.assert_allclose(found.importance_weighted[:, -1], model.score(images, 30, seed=2), rtol=1e-5)
+    actual = LikelihoodEvaluator(model, 10, importance_samples=30).evaluate([images], seed=2)
+    np.testing.assert_allclose(actual.importance_weighted[:, -1], model.score(images, 30, seed=2), rtol=1e-5)
 
 
-def test_the_graph_does_not_grow_with_the_number_of_samples(model):
-    def nodes(count):
-        @tf.function(input_signature=[tf.TensorSpec([4, 4, 4, 1]), tf.TensorSpec([4, 2], tf.int32)], autograph=False)
-        def bound(images, seeds):
-            return model._importance_weighted(images, seeds, None, count)
-
-        return len(bound.get_concrete_function().graph.get_operations())
-
-    assert nodes(1000) == nodes(10)
+def test_active_units_are_those_of_enough_nats_in_the_mean_over_positions():
+    shapes = [(2, 2, 2), (4, 4, 2)]
+    kl = np.array([[0.08, 0.03], [0.15, 0.17]])
+    for factor, expected in ((1.0, [1, 1]), (2.0, [2, 2]), (0.1, [0, 0])):
+        assert active_units(factor * kl, shapes).tolist() == expected
 
 
 def test_what_can_not_be_evaluated(model, images):
@@ -94,8 +95,8 @@ def test_the_bound_is_the_likelihood_in_the_limit():
     log_p = [scipy.special.xlogy(x, mean) + scipy.special.xlog1py(1 - x, -mean) for x in images]
     joint = np.stack(log_p).sum(axis=(2, 3, 4)) + log_prior + 2 * np.log(axis[1] - axis[0])
     exact = -scipy.special.logsumexp(joint, axis=1)
-    found = LikelihoodEvaluator(model, 4, importance_samples=20_000).evaluate([tf.constant(images)], seed=1)
+    actual = LikelihoodEvaluator(model, 4, importance_samples=20_000).evaluate([tf.constant(images)], seed=1)
     assert exact.max() - exact.min() > 0.1
-    np.testing.assert_allclose(found.importance_weighted[:, -1], exact, atol=0.01)
+    np.testing.assert_allclose(actual.importance_weighted[:, -1], exact, atol=0.01)
     # Fewer samples, a looser bound: there is a gap to close.
-    assert found.nelbo_nats > exact.mean() + 0.02
+    assert actual.nelbo_nats > exact.mean() + 0.02

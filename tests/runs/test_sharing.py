@@ -184,7 +184,7 @@ def test_training_begins_with_shared_weights_but_does_not_go_on(run, hub, tmp_pa
     made.optimizer.build(made.trainable_variables)
     with pytest.raises(ValueError, match=f"can't continue from it. .*initialize_from={folder} and another --workdir"):
         TrainingState(RunFolder(folder).checkpoints, made, made.optimizer, 1).restore()
-    report = initialize(made, "hf://me/tiny").report()
+    _, report = initialize(made, "hf://me/tiny")
     assert report.startswith("Starts from hf://me/tiny, step 7, moving averages (EMA) of the weights: all ")
     assert_same(network_of(made), network_of(nvae_tf.load(run.path)))
 

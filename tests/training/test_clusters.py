@@ -88,10 +88,9 @@ def slurm_job(commands_in, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("code", [0, 2])
-def test_a_slurm_job_ends_as_its_workers_do(slurm_job, code):
-    process, calls = slurm_job(f"exit {code}")
-    assert process.wait(timeout=30) == code
+def test_a_slurm_job_ends_as_its_workers_do(slurm_job):
+    process, calls = slurm_job("exit 2")
+    assert process.wait(timeout=30) == 2
     (call,) = calls.read_text().splitlines()
     worker = f"bash nvae_tf/training/clusters/slurm_worker.sh {' '.join(FLAGS)}"
     assert call.startswith("srun ") and call.endswith(worker)
@@ -120,15 +119,12 @@ def test_a_canceled_slurm_job_waits_for_its_workers_and_stays_canceled(slurm_job
 
 def test_a_pod_finds_its_cluster_and_the_objects_of_the_manifest_belong_together(commands_in):
     manifest = {part["kind"]: part for part in yaml.safe_load_all((CLUSTERS / "kubernetes.yaml").read_text())}
-    claim, service, job = (manifest[kind] for kind in ("PersistentVolumeClaim", "Service", "Job"))
+    service, job = manifest["Service"], manifest["Job"]
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(container["env"][0]["value"])
-    assert [volume["name"] for volume in pod["volumes"]] == [mount["name"] for mount in container["volumeMounts"]]
-    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert container["command"] == ["bash", "-c"]
     environment = commands_in(python=SHOWS_ITS_TASK) | {each["name"]: each["value"] for each in container["env"]}
     process = start(["-c", *container["args"]], environment | {"JOB_COMPLETION_INDEX": "1"})

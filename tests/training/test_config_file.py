@@ -14,7 +14,6 @@ DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
         ("x = 1\ndef get_config(:\n", "line 2: SyntaxError: invalid syntax"),
         ("def get_config():\n  x = 1\n    y = 2\n", "line 3: IndentationError: unexpected indent"),
         ("x = 1\nimport no_such_module\n", "line 2: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("\ndef get_config():\n    return misspelled\n", "line 3: NameError: name 'misspelled' is not defined"),
         # Raised in a library: the line that called it.
         (
             "from nvae_tf.presets import preset\n\ndef get_config():\n    config = preset('digits')\n"
@@ -28,7 +27,6 @@ DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
         ("\0", "null bytes"),
         (config_to_json(DIGITS)[:-40], "config.json is not valid JSON ("),
         ('{"trian": {}}', "did you mean 'train'"),
-        ('{"train": {"batch_size": 0}}', "train.batch_size = 0: must be at least 1"),
         ("[" * 100_000, ""),
     ],
     ids=lambda text: repr(text[:20]),

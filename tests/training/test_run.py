@@ -2,14 +2,10 @@ import dataclasses
 import json
 
 import numpy as np
-import pytest
 
-from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig
-from nvae_tf.presets import experiment_config, preset
+from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, resolve_lengths
 from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.run_folder import RunFolder, open_for_training
-from nvae_tf.training.run import RunLength, length_warnings, run_of_folder, with_length
-from nvae_tf.training.strategy import Replicas
+from nvae_tf.runs.run_folder import open_for_training, read_run_config
 from tests.tiny_model import tiny_config
 
 
@@ -30,38 +26,28 @@ def test_what_is_not_set_scales_with_the_run():
         (100, 19, (0.0, 10)),
         (1, 4, (0.0, 4)),
     ):
-        config = with_length(ExperimentConfig(), RunLength(steps_per_epoch, total_steps))
+        config = resolve_lengths(ExperimentConfig(), steps_per_epoch, total_steps)
         assert lengths(config) == expected and config.objective.total_steps == total_steps
-        assert length_warnings(config, RunLength(steps_per_epoch, total_steps)) == []
     train = TrainConfig(evaluate_every_steps=70, sample_every_steps=80, checkpoint_every_steps=90)
     config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.0), train=train)
-    assert lengths(with_length(config, RunLength(10, 100))) == (0.0, 70, 80, 90)
+    assert lengths(resolve_lengths(config, 10, 100)) == (0.0, 70, 80, 90)
 
 
 def test_a_run_that_goes_on_keeps_its_settings(tmp_path):
-    begun = with_length(ExperimentConfig(), RunLength(10, 100), tmp_path)
+    begun = resolve_lengths(ExperimentConfig(), 10, 100)
     assert lengths(begun) == (1.0, 10)
     # An older version wrote these, whatever the length.
     old = dataclasses.replace(begun, optimizer=OptimizerConfig(warmup_epochs=5.0))
     old = dataclasses.replace(old, train=TrainConfig(**dict.fromkeys(INTERVALS, 1000)))
     folder = open_for_training(tmp_path / "old", old)
     before = folder.config_file.read_bytes()
-    now = with_length(ExperimentConfig(), RunLength(10, 100), folder.path)
+    now = resolve_lengths(ExperimentConfig(), 10, 100, read_run_config(folder))
     assert now == old and open_for_training(folder.path, now) and folder.config_file.read_bytes() == before
     # Longer: its warm-up may be over, but it need not be evaluated as often.
     folder = open_for_training(tmp_path / "new", begun)
-    longer = with_length(ExperimentConfig(), RunLength(10, 4000), folder.path)
+    longer = resolve_lengths(ExperimentConfig(), 10, 4000, read_run_config(folder))
     assert lengths(longer) == (1.0, 400) and open_for_training(folder.path, longer)
     assert json.loads(folder.config_file.read_text())["train"]["evaluate_every_steps"] == 400
-
-
-def test_a_folder_of_other_settings_is_named_before_the_number_of_images_a_step(tmp_path):
-    config = experiment_config(preset("digits"))
-    begun = with_length(dataclasses.replace(config, train=TrainConfig(seed=3)), RunLength(11, 100), tmp_path)
-    open_for_training(tmp_path, begun)
-    RunFolder(tmp_path).images_file.write_text('{"train": 1437, "test": 360, "a_step": 10}')
-    with pytest.raises(ValueError, match="holds a run with other settings: train.seed was 3 and is now 0"):
-        run_of_folder(dataclasses.replace(config, train=TrainConfig(steps=100)), RunFolder(tmp_path), Replicas())
 
 
 def test_another_seed_gives_other_weights_and_draws():
@@ -69,14 +55,3 @@ def test_another_seed_gives_other_weights_and_draws():
     one, other = (model_for_training(config, 10, 100).model for config in configs)
     assert (one.seed, other.seed) == (3, 4)
     assert np.any(one.convolutions[0].kernel != other.convolutions[0].kernel)
-
-
-def test_what_can_not_work_is_warned_about_in_one_line_each():
-    length = RunLength(10, 40)
-    config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=5.0), train=TrainConfig(evaluate_every_steps=41))
-    warmup, evaluation = length_warnings(with_length(config, length), length)
-    assert "optimizer.warmup_epochs = 5 is 50 steps, more than the run's 40: the learning rate never reaches" in warmup
-    assert "Set at most 0.4," in warmup and "train.evaluate_every_steps = 41 is more than" in evaluation
-    assert "\n" not in warmup + evaluation
-    exact = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=4.0), train=TrainConfig(evaluate_every_steps=40))
-    assert length_warnings(with_length(exact, length), length) == []

@@ -1,11 +1,9 @@
-import os
 import random
 import signal
 import time
 
 import pytest
 
-from nvae_tf.runs.run_folder import RunFolder, lock_for_training
 from tests.command_fixtures import assert_same_tensors, saved_steps
 
 SETTINGS = dict(train__steps=40, train__batch_size=16, optimizer__ema_momentum=0.9, train__log_every_steps=6)
@@ -30,8 +28,7 @@ def test_killed_twice_is_the_same_run(commands, tmp_path):
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
     commands.output_of(training(commands, whole))
     command = training(commands, workdir, train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
-    draw = random.Random("photos")
-    reached, half_written = 0, []
+    draw, reached, half_written = random.Random("photos"), 0, []
     for number, earliest in enumerate((1, 12)):
         log = tmp_path / f"output-{number}"
         with log.open("w") as stream:
@@ -67,12 +64,3 @@ def wait_until(process, log, happened):
     while not happened():
         assert process.poll() is None, log.read_text()
         time.sleep(0.0005)
-
-
-def test_a_second_training_is_refused_and_changes_nothing(commands, tmp_path):
-    workdir = tmp_path / "run"
-    with lock_for_training(RunFolder(workdir), pytest.fail):
-        before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
-        line = commands.refused_process(training(commands, workdir))
-        assert f"{workdir}: another training writes into this folder: process {os.getpid()} on " in line
-        assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
