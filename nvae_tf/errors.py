@@ -17,24 +17,15 @@ TRACEBACK_VARIABLE = "NVAE_TF_TRACEBACK"
 # What stands before the reason in TensorFlow's messages: a heading, where operations were defined, lines of Python.
 _HEADINGS = re.compile(r"Graph execution error|Detected at node|<stack traces unavailable>|Node: |File |\s")
 # Written at every start on a machine without a GPU, by code that does not know TF_CPP_MIN_LOG_LEVEL yet.
-_NOTES = (
-    "before absl::InitializeLog()",
-    "oneDNN custom operations are on",
-    "Could not find cuda drivers",
-    "optimized to use available CPU instructions",
-    "To enable the following instructions",
-)
+_NOTES = "absl::InitializeLog|oneDNN custom|find cuda drivers|available CPU instructions|enable the following instr"
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns the errors that a user can cause into `error: ...` on standard error and exit code 2.
+    """Turns the errors that a user can cause, ValueError and OSError, into `error: ...` and exit code 2.
 
-    Those are ValueError (a setting, an image, a checkpoint that does not fit) and OSError (files and folders, and data
-    that can't be fetched). With the environment variable `NVAE_TF_TRACEBACK` the traceback is printed too.
-
-    Raises:
-      SystemExit: code 2 for such an error, or its `exit_code` where it has one; 130 for Ctrl-C.
+    With the environment variable `NVAE_TF_TRACEBACK` the traceback is printed too. SystemExit has code 2 for such an
+    error, or its `exit_code` where it has one; 130 for Ctrl-C.
     """
     try:
         yield
@@ -65,10 +56,7 @@ def reason_of_tensorflow(message: str) -> str:
 
 @contextlib.contextmanager
 def wrap_read_errors(start: str, end: str, kind: type[Exception] = ValueError) -> Iterator[None]:
-    """Raises ValueError, or `kind`: `start`, reason and `end`, for whatever reading a damaged file raises.
-
-    NumPy, SciPy, Pillow, zipfile and zlib raise errors of many kinds.
-    """
+    """Raises ValueError, or `kind`: `start`, reason and `end`, for the many errors that damaged files lead to."""
     try:
         yield
     except Exception as error:
@@ -95,7 +83,7 @@ def start_tensorflow_quietly() -> None:
     """Imports TensorFlow and looks for devices, without the notes about its build that it writes on standard error."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # That no GPU answers is worth knowing where there is a driver for one.
-    notes = _NOTES if os.path.exists("/proc/driver/nvidia") else (*_NOTES, "failed call to cuInit")
+    notes = _NOTES if os.path.exists("/proc/driver/nvidia") else f"{_NOTES}|failed call to cuInit"
     lines: list[str] = []
     try:
         with standard_error_into(lines):
@@ -104,7 +92,7 @@ def start_tensorflow_quietly() -> None:
             tf.config.list_physical_devices()
     finally:
         for line in lines:
-            if not any(note in line for note in notes):
+            if not re.search(notes, line):
                 print(line, file=sys.stderr)
 
 

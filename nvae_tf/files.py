@@ -9,16 +9,14 @@ import pathlib
 import socket
 import subprocess
 import tempfile
-import typing
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
+from nvae_tf import schemas
 from nvae_tf.errors import first_line, wrap_read_errors
-
-if typing.TYPE_CHECKING:
-    import numpy as np
-
-    from nvae_tf import schemas
 
 # NumPy refuses longer headers.
 _LONGEST_HEADER = 2**14
@@ -61,16 +59,15 @@ def atomic_folder(place: pathlib.Path, check_is_free: Callable[[], None]) -> Ite
     missing = [folder for folder in place.parents if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # On the same file system, so that the last step is one rename. Others may not enter the temporary
-        # folder; the one inside it has the usual permissions, for programs that run as another user.
+        # The folder inside the temporary one has the usual permissions, for programs that run as another user.
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.partial-", dir=place.parent) as hidden:
             written = pathlib.Path(hidden) / place.name
             yield written
             check_is_free()  # somebody else may have been quicker
             written.rename(place)
     except BaseException:
-        for folder in missing:
-            with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
+        with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
+            for folder in missing:
                 folder.rmdir()
         raise
 
@@ -81,27 +78,20 @@ def atomic_write(path: pathlib.Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_arrays(path: pathlib.Path, arrays: dict[str, "np.ndarray"]) -> None:
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes a `.npz` file."""
-    # Not at the top: the launcher needs no arrays, and starts sooner without.
-    import numpy as np
-
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
 
 
 def read_arrays(
-    path: pathlib.Path, schema: "schemas.Schema", sizes: Mapping[str, int] | None = None
-) -> dict[str, "np.ndarray"]:
+    path: pathlib.Path, schema: schemas.Schema, sizes: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` file that a schema names, see `schemas.checked`; others are not read.
 
     What they are said to be is checked before their values are unpacked: a small file may promise many. ValueError with
     the reason alone where it is damaged or something else.
     """
-    import numpy as np
-
-    from nvae_tf import schemas
-
     with path.open("rb") as stream, wrap_read_errors("", ""):
         if not zipfile.is_zipfile(stream):
             raise ValueError("not a .npz file, or cut off")
@@ -125,18 +115,16 @@ def read_arrays(
     return schemas.checked(arrays, schema, sizes=sizes)
 
 
-class ArrayHeader(typing.NamedTuple):
+class ArrayHeader(NamedTuple):
     """Shape and type of an array in NumPy's format, and why its values can't be read (None if they can)."""
 
     shape: tuple[int, ...]
-    dtype: "np.dtype"
+    dtype: np.dtype
     problem: str | None
 
 
-def read_array_header(stream: typing.BinaryIO, size: int) -> ArrayHeader:
+def read_array_header(stream: BinaryIO, size: int) -> ArrayHeader:
     """The header of an array of `size` bytes in all."""
-    import numpy as np
-
     start = io.BytesIO(stream.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(start)
     read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
@@ -174,10 +162,7 @@ def git_revision(checkout: pathlib.Path) -> str | None:
 def check_is_no_pattern(path: pathlib.Path) -> None:
     """ValueError for a path that TensorFlow takes for a pattern: it finds nothing there, and deletes others' files."""
     if special := sorted(({*"*?[\\"} - {os.sep}) & {*str(path)}):
-        fix = "for a pattern; give another name, or rename the folder"
-        raise ValueError(
-            f"{path}: TensorFlow takes {' '.join(special)} in the name of a folder, or of one above, {fix}"
-        )
+        raise ValueError(f"{path}: TensorFlow takes {' '.join(special)} for a pattern; give another name, or rename it")
 
 
 def check_has_config(folder: pathlib.Path, given: str) -> None:
@@ -193,6 +178,5 @@ def check_writable(folder: pathlib.Path, flag: str) -> None:
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
     if not existing.is_dir():
         raise ValueError(f"{flag}: {existing} is a file, not a folder")
-    fix = "make that folder writable, or give another place"
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"{flag}: nothing can be written in {existing}; {fix}")
+        raise ValueError(f"{flag}: nothing can be written in {existing}; make that folder writable, or give another")

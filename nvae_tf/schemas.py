@@ -1,11 +1,12 @@
 """What the files that this package writes must hold: tables of fields for arrays of `.npz` files and for JSON."""
 
+import dataclasses
 import fnmatch
 import json
 import pathlib
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -32,6 +33,14 @@ Schema = Mapping[str, Field]  # by name or by pattern
 ANY, ANY_OBJECT = {"*": Field("value", None, None)}, {"*": Field(None, optional=True)}
 _COUNT, _TEXT = Field("whole number", (), 0, 2**63), Field("text")
 _LABELS = Field("whole number", ("count",), -1, 2**31 - 1, optional=True)
+# `images.json` and `origin.json` of a run folder.
+IMAGE_COUNTS = dict.fromkeys(("train", "test"), _COUNT) | {
+    "a_step": _COUNT._replace(least=1, optional=True),
+    "held_out": Field("truth value", optional=True),
+    "class_names": Field("text", (None,), optional=True),
+}
+ORIGIN = dict.fromkeys(("source_file", "sha256", "license"), Field("text", optional=True))
+ORIGIN["step"] = _COUNT._replace(optional=True)
 # What belongs to exact weights: `prior.npz`, with `ABOUT` as JSON and the weights that follow from that, and
 # `outliers.npz`.
 OWNER = {"step": _COUNT, "weights_sha256": _TEXT}
@@ -140,3 +149,28 @@ def parsed(text: str | bytes, schema: Schema, where: str = "") -> dict[str, Any]
 def read_object(file: pathlib.Path, schema: Schema) -> dict[str, Any]:
     """The values that a schema names of a JSON file, see `checked`; also OSError."""
     return parsed(file.read_bytes(), schema, f"{file}: ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A small JSON file of a run folder, of the fields in `schema`; a field that is None is left out."""
+
+    schema: ClassVar[Schema]
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """The record in the contents of a file; a ValueError says which form is needed."""
+        values = parsed(text, cls.schema)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    @classmethod
+    def read(cls, file: pathlib.Path) -> Self | None:
+        """The record in a file; None where there is none, ValueError where it has another form."""
+        try:
+            return cls.parse(file.read_bytes()) if file.is_file() else None
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}; fix or delete it") from error
+
+    def text(self) -> str:
+        """The contents of the file."""
+        return json.dumps({name: value for name, value in vars(self).items() if value is not None}) + "\n"

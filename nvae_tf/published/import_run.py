@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,8 @@ from nvae_tf.published.places import new_run_folder
 from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.origin import Origin, origin_from_text, write_origin
-from nvae_tf.runs.run_folder import ImageCounts, RunFolder, image_counts_from_text, write_run_config
+from nvae_tf.runs.origin import Origin, write_origin
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, write_run_config
 
 # For those who want to change settings; `--config` takes config.json too.
 _CONFIG_TEXT = '''"""The settings of this run, for nvae-train: those of config.json beside this file."""
@@ -36,8 +36,7 @@ from nvae_tf.presets import load_settings
 def get_config():
     return load_settings(str(pathlib.Path(__file__).with_name("config.json")))
 '''
-# The columns of the report: a tensor's name, shape and type in the file; the variable that it fills, its index in that
-# variable's stack and the variable's shape; and why a tensor was not taken.
+# Of the report: a tensor in the file; the variable that it fills, and its index there; and why it was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
 
 
@@ -70,8 +69,7 @@ def import_run(
     files that this project wrote. `report` gets a table of all tensors, CSV; also where they do not fit.
 
     FileNotFoundError: there is no such file. OSError: the run folder can't be written. ValueError: the file is damaged
-    or no NVAE checkpoint, its tensors do not fit its settings or hold NaN, a run folder can't be made at `output`, or
-    torch is not installed.
+    or does not fit its settings, a run folder can't be made at `output`, or torch is not installed.
     """
     checkpoint = read_torch_checkpoint(file)
     try:
@@ -82,16 +80,12 @@ def import_run(
         given = {"path": data_path, "source": data_source}
         changes = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(settings.config, data=dataclasses.replace(settings.config.data, **changes))
-        try:
-            weights.check_implied_size(config.model, checkpoint.state)
-        except ValueError:
-            note = "not compared: the settings ask for a larger model"
-            _write_report(report, (_row(*tensor, note=note) for tensor in checkpoint.state.items()))
-            raise
+        weights.check_implied_size(config.model, checkpoint.state)
         # No step is taken, so the learning rates do not matter.
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
-        model, matched = made.model, weights.match(made.model, checkpoint.state)
-        _write_report(report, _rows(model, checkpoint.state, matched))
+        model = made.model
+        if report is not None:
+            _write_report(report, model, checkpoint.state)
         weights.load_published_weights(model, checkpoint.state)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
@@ -106,7 +100,7 @@ def import_run(
         origin = dataclasses.replace(origin, source_file=file.name, sha256=file_sha256(file), step=settings.step)
     with new_run_folder(output) as place:
         folder, keep = RunFolder(place), config.train.keep_checkpoints
-        TrainingState(folder.checkpoints, model, model.optimizer, keep, others=made.variables).save(settings.step)
+        TrainingState(folder.checkpoints, model, model.optimizer, keep, made.variables).save(settings.step)
         atomic_write(folder.path / "config.py", _CONFIG_TEXT)
         if settings.images:
             atomic_write(folder.images_file, settings.images.text())
@@ -118,18 +112,17 @@ def import_run(
 
 def _own_settings(checkpoint: TorchCheckpoint) -> RunSettings:
     """The settings of a file that this project wrote, from the entry that only such files have."""
-
-    def parsed(name: str, parse: Callable[[str], Any]) -> Any:
-        text = checkpoint.own.get(name)
-        try:
-            return parse(text) if text or name == "config" else None
-        # The JSON may be damaged, of another form, or nested without end.
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            why = "the file is damaged, or of another version of this project"
-            raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); {why}") from error
-
-    config = parsed("config", lambda text: config_from_dict(ExperimentConfig, json.loads(text)))
-    images, origin = parsed("images", image_counts_from_text), parsed("origin", origin_from_text)
+    own = checkpoint.own
+    try:
+        config = config_from_dict(ExperimentConfig, json.loads(own["config"]))
+        images, origin = (
+            kind.parse(own[name]) if own.get(name) else None
+            for name, kind in (("images", ImageCounts), ("origin", Origin))
+        )
+    # The JSON may be damaged, of another form, or nested without end.
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        why = "the file is damaged, or of another version of this project"
+        raise ValueError(f"its entry 'nvae_tf' can't be read ({first_line(error)}); {why}") from error
     in_args = published.model_config_from_published(checkpoint.settings)
     if unlike := published.differing_settings(config.model, in_args):
         names = ", ".join(unlike)
@@ -173,26 +166,23 @@ def _length(
     replicas = _replicas(epoch, step, train.batch_size, num_images)
     if replicas is not None:
         return step, max(train.epochs * (num_images // (train.batch_size * replicas)), step), replicas, None
+    epoch_steps = max((num_images or 0) // train.batch_size, 1)  # as on one GPU
+    reached, total, assumed = 0, train.epochs * epoch_steps, None
     if step and epoch is None:
+        reached = total = step
         assumed = f"The file has no epoch, so it is taken to be of the end of its run: train.steps = {step:,}."
-        return step, step, None, assumed
-    if step:
-        total = max(round(train.epochs * step / max(epoch, 1)), step)
+    elif step:
+        reached, total = step, max(round(train.epochs * step / max(epoch, 1)), step)
         rate = f"At that rate its {train.epochs} epochs are train.steps = {total:,}."
         assumed = f"On how many GPUs it was trained does not follow from {step:,} steps in {epoch} epochs. {rate}"
-        return step, total, None, assumed
-    epoch_steps = max((num_images or 0) // train.batch_size, 1)  # as on one GPU
-    total = train.epochs * epoch_steps
-    if step == 0 or epoch == 0:
-        return 0, total, None, None
-    if epoch is None:
+    elif step is None and epoch is None:
         fix = "To train the weights on, start a new run from them (train.initialize_from)."
         assumed = f"The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. {fix}"
-        return 0, total, None, assumed
-    reached = epoch * epoch_steps
-    total = max(reached, total)
-    counted = f"{epoch} epochs are counted as {epoch_steps:,} steps each, as on one GPU"
-    assumed = f"The file has no steps, so its {counted}: it is of step {reached:,} of train.steps = {total:,}."
+    elif step is None and epoch:
+        reached = epoch * epoch_steps
+        total = max(reached, total)
+        counted = f"{epoch} epochs are counted as {epoch_steps:,} steps each, as on one GPU"
+        assumed = f"The file has no steps, so its {counted}: it is of step {reached:,} of train.steps = {total:,}."
     return reached, total, None, assumed
 
 
@@ -206,31 +196,24 @@ def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: 
     return next(fitting, None)
 
 
-def _write_report(path: pathlib.Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
-    if path is not None:
-        with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def _rows(model: NVAE, state: Mapping[str, np.ndarray], matched: weights.Match) -> Iterator[dict[str, Any]]:
-    """A row for each tensor of the file, and for each weight that the file lacks."""
-    names = {id(weight): name for name, weight in named_weights(model).items()}
-    for name, value in state.items():
-        columns = {"note": "ignored: carries no information" if name in matched.ignored else "unknown"}
-        if name in matched.misshapen:
-            columns = {"note": f"of another shape: this architecture needs {_text(matched.misshapen[name])}"}
-        elif name in matched.fitting:
-            tensor = matched.fitting[name]
-            variable = {"target": names[id(tensor.variable)], "target_shape": _text(tuple(tensor.variable.shape))}
-            columns = variable | {"index": tensor.index}
-        yield _row(name, value, **columns)
-    yield from ({"source": name, "note": "missing"} for name in matched.missing)
-
-
-def _row(name: str, value: np.ndarray, **columns: Any) -> dict[str, Any]:
-    return {"source": name, "shape": _text(value.shape), "dtype": str(value.dtype), **columns}
+def _write_report(path: pathlib.Path, model: NVAE, state: Mapping[str, np.ndarray]) -> None:
+    """Writes a row for each tensor of the file, and for each weight that the file lacks."""
+    names, matched = {id(weight): name for name, weight in named_weights(model).items()}, weights.match(model, state)
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for name, value in state.items():
+            row = {"source": name, "shape": _text(value.shape), "dtype": str(value.dtype)}
+            if name in matched.fitting:
+                variable = matched.fitting[name].variable
+                row |= {"target": names[id(variable)], "target_shape": _text(tuple(variable.shape))}
+                row["index"] = matched.fitting[name].index
+            elif name in matched.misshapen:
+                row["note"] = f"of another shape: this architecture needs {_text(matched.misshapen[name])}"
+            else:
+                row["note"] = "ignored: carries no information" if name in matched.ignored else "unknown"
+            writer.writerow(row)
+        writer.writerows({"source": name, "note": "missing"} for name in matched.missing)
 
 
 def _text(shape: tuple[int, ...]) -> str:

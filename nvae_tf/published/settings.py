@@ -1,13 +1,11 @@
 """The settings of published checkpoints, their `args`, in this project's words, and back."""
 
-import contextlib
 import dataclasses
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, check, resolve_lengths
-from nvae_tf.errors import first_line
+from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
 from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
 
 
@@ -75,51 +73,39 @@ _TABLES = {"enc": "encoder", "dec": "decoder", "pre": "preprocess", "post": "pos
 
 def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a published checkpoint from its `args`; ValueError where a setting is missing or wrong."""
-    with _wrap_type_errors():
-        settings = {**_DEFAULTS, **settings}
-        dataset = _setting(settings, "dataset")
-        known = f"is not one of {', '.join(sorted(PUBLISHED_IMAGES))}, so the size of its images is not known"
-        check(dataset in PUBLISHED_IMAGES, f"the checkpoint's data set {dataset!r} {known}")
-        images = PUBLISHED_IMAGES[dataset]
-        values = {name: _setting(settings, published) for name, published in MODEL_SETTINGS.items()}
-        for name in ("squeeze_excite", "residual_distributions", "adaptive_groups"):
-            values[name] = bool(values[name])
-        values["num_bits"] = 1 if images.binary else _setting(settings, "num_x_bits")
-        # Sizes are calculated from them before anything else checks their types.
-        for name, value in values.items():
-            _check_type(f"model.{name}", value, str if name == "cell_set" else int)
-        several = "normal" if values["num_mixtures"] == 1 else "logistic_mixture"
-        values["likelihood"] = "bernoulli" if images.binary else several
-        values |= {f"image_{side}": images.size for side in ("height", "width")} | {"image_channels": images.channels}
-        return ModelConfig(**values, padded_height=images.padded_size, padded_width=images.padded_size)
+    settings = {**_DEFAULTS, **settings}
+    dataset = _setting(settings, "dataset", str)
+    if dataset not in PUBLISHED_IMAGES:
+        known = ", ".join(sorted(PUBLISHED_IMAGES))
+        raise ValueError(f"the checkpoint's data set {dataset!r} is not one of {known}")
+    images = PUBLISHED_IMAGES[dataset]
+    values = {
+        name: _setting(settings, published, str if name == "cell_set" else int)
+        for name, published in MODEL_SETTINGS.items()
+    }
+    for name in ("squeeze_excite", "residual_distributions", "adaptive_groups"):
+        values[name] = bool(values[name])
+    values["num_bits"] = 1 if images.binary else _setting(settings, "num_x_bits", int)
+    several = "normal" if values["num_mixtures"] == 1 else "logistic_mixture"
+    values["likelihood"] = "bernoulli" if images.binary else several
+    values |= {f"image_{side}": images.size for side in ("height", "width")} | {"image_channels": images.channels}
+    return ModelConfig(**values, padded_height=images.padded_size, padded_width=images.padded_size)
 
 
 def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
     """The loss of a published checkpoint from its `args`, which lack the number of steps; raises as the above does."""
-    values = {name: _setting(settings, published) for name, published in OBJECTIVE_SETTINGS.items()}
+    values = {name: _setting(settings, published, float) for name, published in OBJECTIVE_SETTINGS.items()}
     values["anneal_regularization"] = bool(values["anneal_regularization"])
-    with _wrap_type_errors():
-        for name, value in values.items():
-            _check_type(f"objective.{name}", value, float)
-        return ObjectiveConfig(**values)
+    return ObjectiveConfig(**values)
 
 
-def _check_type(name: str, value: Any, kind: type) -> None:
+def _setting(settings: Mapping[str, Any], name: str, kind: type) -> Any:
+    if name not in settings:
+        raise ValueError(f"the checkpoint's settings lack {name!r}; they have {', '.join(sorted(settings))}")
+    value = settings[name]
     if not isinstance(value, int | float if kind is float else kind):
-        raise TypeError(f"{name} = {reprlib.repr(value)}: must be of type {kind.__name__}")
-
-
-@contextlib.contextmanager
-def _wrap_type_errors() -> Iterator[None]:
-    try:
-        yield
-    except TypeError as error:
-        raise ValueError(f"'args' has a setting of a wrong type ({first_line(error)}); the file is damaged") from error
-
-
-def _setting(settings: Mapping[str, Any], name: str) -> Any:
-    check(name in settings, f"the checkpoint's settings lack {name!r}; they have {', '.join(sorted(settings))}")
-    return settings[name]
+        raise ValueError(f"'args' has {name} = {reprlib.repr(value)}, which must be of type {kind.__name__}")
+    return value
 
 
 def published_settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -140,8 +126,8 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     # Of binary images it is what the published commands say, without effect.
     values["num_x_bits"] = 8 if model.likelihood == "bernoulli" else model.num_bits
     values |= {"dataset": _data_set(config), "fast_adamax": True}
-    unlike = differing_settings(model, model_config_from_published(values))
-    check(not unlike, f"the published form can't say {', '.join(unlike)}")
+    if unlike := differing_settings(model, model_config_from_published(values)):
+        raise ValueError(f"the published form can't say {', '.join(unlike)}")
     return values
 
 
@@ -174,9 +160,10 @@ def _data_set(config: ExperimentConfig) -> str:
         if shape == (images.size, images.size, images.channels, *2 * (images.padded_size or images.size,))
         and images.binary == binary
     ]
-    sizes = ", ".join(f"{name} = {getattr(model, name)}" for name in ("image_height", "image_width", "image_channels"))
-    frame = f"in a frame of {model.network_height}x{model.network_width}, model.likelihood = {model.likelihood!r}"
-    check(bool(fitting), f"the published form knows no data set with images of model.{sizes}, {frame}")
+    if not fitting:
+        height, width, channels, *frame = shape
+        words = f"{height}x{width}x{channels} images, {frame[0]}x{frame[1]} with their frame"
+        raise ValueError(f"the published form knows no data set of {words} and likelihood {model.likelihood!r}")
     return min(fitting, key=lambda name: PUBLISHED_IMAGES[name].data_name != config.data.name)
 
 

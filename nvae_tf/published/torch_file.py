@@ -38,8 +38,8 @@ class TorchCheckpoint(NamedTuple):
 def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
     """Reads a published `.pt` file: checksums and sizes first, then PyTorch's safe loader, which builds no objects.
 
-    FileNotFoundError: there is no such file. ValueError: the file is damaged, holds objects other than tensors, plain
-    values and the settings' namespace, or is no NVAE checkpoint; or PyTorch is not installed.
+    FileNotFoundError: there is no such file. ValueError: the file is damaged or no NVAE checkpoint, or PyTorch is not
+    installed.
     """
     path = pathlib.Path(path)
     check_file(path)
@@ -52,13 +52,16 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not {"args", "state_dict"} <= content.keys():
             raise ValueError("a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
-        counts = (_step_or_epoch(content, name) for name in ("epoch", "global_step"))
+        for name in ("epoch", "global_step"):
+            if type(count := content.setdefault(name, None)) not in (int, type(None)) or (count or 0) < 0:
+                raise ValueError(f"{name!r} = {str(count)[:50]!r} is not a number of steps or epochs; {_AGAIN}")
         state = _weights(_mapping(content, "state_dict"), path.stat().st_size)
-        return TorchCheckpoint(_settings(_mapping(content, "args")), state, *counts, _mapping(content, OWN_KEY))
+        settings, own = _settings(_mapping(content, "args")), _mapping(content, OWN_KEY)
+        return TorchCheckpoint(settings, state, content["epoch"], content["global_step"], own)
+    except PermissionError:
+        raise
     # The readers of archives, pickles and tensors raise errors of many kinds where a file is damaged.
     except Exception as error:
-        if isinstance(error, PermissionError):
-            raise
         reason = first_line(error)
         if not isinstance(error, ValueError):
             # PyTorch's message goes on with advice to load the file unsafely.
@@ -109,17 +112,17 @@ def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are plain values; ValueError where one that is used is something else."""
-
-    def is_plain(value: Any) -> bool:
-        if isinstance(value, float | str):
-            return math.isfinite(value) if isinstance(value, float) else len(value) <= _LONGEST_TEXT
-        return isinstance(value, int | None)
-
-    wrong = [name for name, value in settings.items() if name in USED_SETTINGS and not is_plain(value)]
-    if wrong:
-        names = ", ".join(sorted(wrong))
-        raise ValueError(f"'args' has a value of {names} that is neither a finite number nor a short text; {_AGAIN}")
-    return {name: value for name, value in settings.items() if is_plain(value)}
+    plain = {
+        name: value
+        for name, value in settings.items()
+        if (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
+        or (isinstance(value, float) and math.isfinite(value))
+        or isinstance(value, int | None)
+    }
+    if wrong := sorted(USED_SETTINGS & (settings.keys() - plain.keys())):
+        fault = "neither a finite number nor a short text"
+        raise ValueError(f"'args' has a value of {', '.join(wrong)} that is {fault}; {_AGAIN}")
+    return plain
 
 
 def _weights(state: Mapping[str, Any], file_size: int) -> dict[str, np.ndarray]:
@@ -140,10 +143,3 @@ def _weights(state: Mapping[str, Any], file_size: int) -> dict[str, np.ndarray]:
     if sum(array.nbytes for array in arrays.values()) > _LARGEST_GROWTH * file_size + _GROWTH_MARGIN:
         raise ValueError(f"its tensors are far larger than the file; {_AGAIN}")
     return arrays
-
-
-def _step_or_epoch(content: Mapping[str, Any], key: str) -> int | None:
-    value = content.get(key)
-    if value is not None and (type(value) is not int or value < 0):
-        raise ValueError(f"{key!r} = {str(value)[:50]!r} is not a number of steps or epochs; {_AGAIN}")
-    return value

@@ -1,19 +1,16 @@
-"""The weights of a published checkpoint, into a model and out of it, one variable after the other."""
+"""The weights of a published checkpoint, into a model and out of it."""
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import ModelConfig, check
+from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import fewest_weights
 from nvae_tf.models import NVAE
-from nvae_tf.progress import byte_bar
 from nvae_tf.published.names import COPY, COUNTER, PublishedTensor, published_tensors
 
 _IGNORED_ENDINGS = (f".{COPY}", f".{COUNTER}")  # of entries that carry no information
-_NAMED = 5
 _ONE_FILE = "Settings and weights must be those of one file, and that file whole"
 
 
@@ -25,20 +22,6 @@ class Match(NamedTuple):
     missing: list[str]
     misshapen: dict[str, tuple[int, ...]]  # the shape that the architecture needs
     unknown: list[str]
-
-    def check(self, state: Mapping[str, np.ndarray]) -> None:
-        """Raises ValueError unless the state has all tensors, in the right shapes, and no other ones."""
-        shapes = [
-            f"{name} has shape {np.shape(state[name])}, this architecture needs {needed}"
-            for name, needed in self.misshapen.items()
-        ]
-        faults = {"missing": self.missing, "of another shape": shapes, "unknown": self.unknown}
-        problems = "; ".join(
-            f"{len(names)} {what}: {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
-            for what, names in faults.items()
-            if names
-        )
-        check(not problems, f"the published weights do not fit this architecture; tensors: {problems}. {_ONE_FILE}")
 
 
 def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
@@ -59,49 +42,47 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
 
 
 def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None:
-    """Fills the model from a published `state_dict`, arrays in the published layout, each variable once and whole.
+    """Fills the model from a published `state_dict`, arrays in the published layout.
 
-    ValueError, before anything is assigned, with tensors that are missing, left over or of another shape; and with one
-    that holds NaN or infinity, after which the model is of no use.
+    ValueError, before anything is assigned, with tensors that are missing, left over, of another shape or not finite.
     """
-    matched = match(model, state)
-    matched.check(state)
-    groups = _by_variable((tensor, name) for name, tensor in matched.fitting.items())
-    with byte_bar(sum(4 * math.prod(variable.shape) for variable, _ in groups), "weights") as bar:
-        for variable, group in groups:
-            value = np.empty(variable.shape, np.float32)
-            for tensor, name in group:
-                place = ... if tensor.index is None else tensor.index
-                # A number that is too large for float32 becomes infinity, and is then refused.
-                with np.errstate(over="ignore"):
-                    value[place] = tensor.from_published(state[name])
-                if not np.isfinite(value[place]).all():
-                    fix = "take a file from before its training diverged"
-                    raise ValueError(f"{name} holds NaN or infinity, so the model is of no use; {fix}")
-            variable.assign(value)
-            bar.update(value.nbytes)
+    fitting, _, missing, misshapen, unknown = match(model, state)
+    shapes = [f"{name} has shape {np.shape(state[name])}, not {needed}" for name, needed in misshapen.items()]
+    faults = {"missing": missing, "of another shape": shapes, "unknown": unknown}
+    problems = "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for what, names in faults.items()
+        if names
+    )
+    if problems:
+        raise ValueError(f"the published weights do not fit this architecture; tensors: {problems}. {_ONE_FILE}")
+    values: dict[int, tuple[Any, np.ndarray]] = {}
+    for name, tensor in fitting.items():
+        variable, place = tensor.variable, ... if tensor.index is None else tensor.index
+        _, value = values.setdefault(id(variable), (variable, np.empty(variable.shape, np.float32)))
+        # A number that is too large for float32 becomes infinity.
+        with np.errstate(over="ignore"):
+            value[place] = tensor.from_published(state[name])
+        if not np.isfinite(value[place]).all():
+            raise ValueError(f"{name} holds NaN or infinity; take a file from before its training diverged")
+    for variable, value in values.values():
+        variable.assign(value)
     model.data_initialised.assign(1.0)
 
 
-def published_values(tensors: Iterable[PublishedTensor]) -> list[Any]:
-    """The weights of published tensors in the published layout, as torch tensors; each variable is read once."""
+def published_state(model: NVAE, step: int) -> dict[str, Any]:
+    """The `state_dict` of a published file, torch tensors, in its order and with the entries without information."""
     import torch
 
-    weights: dict[int, Any] = {}
-    for variable, group in _by_variable((tensor, number) for number, tensor in enumerate(tensors)):
-        value = variable.numpy()
-        # A copy: a view would bring the whole stack into a file.
-        copies = {number: np.array(published_array(tensor, value), order="C") for tensor, number in group}
-        weights |= {number: torch.from_numpy(copy) for number, copy in copies.items()}
-    return [weights[number] for number in range(len(weights))]
-
-
-def _by_variable(items: Iterable[tuple]) -> list[tuple[Any, list[tuple]]]:
-    """Groups items, each of which begins with a PublishedTensor, by its variable."""
-    groups: dict[int, list[tuple]] = {}
-    for item in items:
-        groups.setdefault(id(item[0].variable), []).append(item)
-    return [(group[0][0].variable, group) for group in groups.values()]
+    state = {}
+    for tensor in published_tensors(model):
+        value = tensor.variable if tensor.index is None else tensor.variable[tensor.index]
+        # A copy: a view would bring the memory of its base into the file.
+        weight = torch.from_numpy(np.array(tensor.to_published(np.asarray(value)), order="C"))
+        state[tensor.names[0]] = weight
+        if tensor.companion:
+            state[tensor.companion] = torch.tensor(step) if tensor.companion.endswith(COUNTER) else weight
+    return state
 
 
 def published_array(tensor: PublishedTensor, value: np.ndarray) -> np.ndarray:

@@ -21,25 +21,21 @@ from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints
 _STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
 # A checkpoint with NaN or infinity in one of these can't be continued.
 _FINITE = ("model/", "averages/", "optimizer/")
 
 
-def steps_of_files(folder: pathlib.Path, kind: str) -> list[int]:
+def steps_of_files(folder: pathlib.Path, kind: str = "index") -> list[int]:
     """The steps for which a folder has an `index` or a `data` file, in order."""
     matches = (re.fullmatch(rf"step-(\d+)\.{kind}(-.*)?", entry.name) for entry in folder.glob("step-*"))
     return sorted({int(match[1]) for match in matches if match})
 
 
-def steps_of_any_files(folder: pathlib.Path) -> set[int]:
-    """The steps for which a folder has an `index` file, a `data` file, or both."""
-    return {*steps_of_files(folder, "index"), *steps_of_files(folder, "data")}
-
-
 def latest_step(folder: pathlib.Path) -> int:
     """The step of the latest checkpoint of a folder, damaged or not; 0 where there is none."""
-    return max(steps_of_files(folder, "index"), default=0)
+    return max(steps_of_files(folder), default=0)
 
 
 def step_of(prefix: str) -> int:
@@ -64,68 +60,45 @@ def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], obj
         write(prefix_of(partial, step))
         files = sorted(partial.iterdir(), key=lambda file: file.suffix == ".index")
         for file in files:
-            # Some file systems report a full disk only now.
-            _flush(file)
+            # Some file systems report a full disk only when a file is flushed.
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         remove_checkpoint(folder, step)
-        try:
-            for file in files:
-                file.replace(folder / file.name)
-            _flush(folder)
-        except BaseException:
-            remove_checkpoint(folder, step)
-            raise
+        for file in files:
+            file.replace(folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _flush(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove_checkpoint(folder: pathlib.Path, step: int) -> None:
-    """Removes the files of a step."""
-    # The index first: without it there is no checkpoint.
+    """Removes the files of a step, the index first: without it there is no checkpoint."""
     for file in (folder / f"step-{step}.index", *folder.glob(f"step-{step}.data-*")):
         file.unlink(missing_ok=True)
 
 
-def remove_all_but(folder: pathlib.Path, kept: set[int]) -> None:
-    """Removes the files of all other steps."""
-    for step in steps_of_any_files(folder) - kept:
-        remove_checkpoint(folder, step)
-
-
 def remove_partial(folder: pathlib.Path) -> set[int]:
     """Removes what killed processes have left half-written, and returns the steps of checkpoints among it."""
-    steps = set()
     # TensorFlow's list is written beside its place too.
-    for entry in [*folder.glob(".*.partial"), *folder.glob("checkpoint.tmp*")]:
-        if match := re.fullmatch(r"\.step-(\d+)\.partial", entry.name):
-            steps.add(int(match[1]))
+    entries = [*folder.glob(".*.partial"), *folder.glob("checkpoint.tmp*")]
+    for entry in entries:
+        if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
-    return steps
+    return {int(match[1]) for entry in entries if (match := re.fullmatch(r"\.step-(\d+)\.partial", entry.name))}
 
 
 def read_list(folder: pathlib.Path) -> list[int]:
     """The steps in TensorFlow's list of a folder's checkpoints; empty where the list is missing or unreadable."""
-    try:
-        state = tf.train.get_checkpoint_state(str(folder))
-        return [step_of(prefix) for prefix in state.all_model_checkpoint_paths] if state else []
-    except ValueError:
-        return []
+    file = folder / "checkpoint"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return [int(step) for step in re.findall(r'^all_model_checkpoint_paths: ".*step-(\d+)"$', text, re.MULTILINE)]
 
 
 def write_list(folder: pathlib.Path, steps: Sequence[int]) -> None:
     """Writes TensorFlow's list of a folder's checkpoints, the latest last, for `tf.train.latest_checkpoint`."""
-    names = [f"step-{step}" for step in steps]
-    state = tf.compat.v1.train.generate_checkpoint_state_proto(str(folder.absolute()), names[-1], names)
-    atomic_write(folder / "checkpoint", str(state))
+    lines = [f'all_model_checkpoint_paths: "step-{step}"\n' for step in steps]
+    atomic_write(folder / "checkpoint", f'model_checkpoint_path: "step-{steps[-1]}"\n{"".join(lines)}')
 
 
 def checkpoint_sha256(prefix: str) -> str:
@@ -154,15 +127,10 @@ def wrap_checkpoint_errors(prefix: str) -> Iterator[None]:
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:
+        fault = f"the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete them"
         if not pathlib.Path(f"{prefix}.index").exists():
-            raise ValueError(
-                f"{prefix}: the checkpoint was there a moment ago and is gone; a training that runs at the same time "
-                "has replaced it by a later one. Try again"
-            ) from error
-        raise ValueError(
-            f"{prefix}: the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete "
-            f"{prefix}.* to continue from the one before"
-        ) from error
+            fault = "the checkpoint is gone; a training that runs now has replaced it by a later one. Try again"
+        raise ValueError(f"{prefix}: {fault}") from error
 
 
 class ChosenCheckpoint(NamedTuple):
@@ -177,83 +145,66 @@ class ChosenCheckpoint(NamedTuple):
         """The checkpoint's step; 0 where there is none."""
         return 0 if self.prefix is None else step_of(self.prefix)
 
-    def unusable_words(self) -> str:
-        """Which checkpoints can't be used, and why."""
-        return "; ".join(f"step-{step} ({reason})" for step, reason in self.unusable.items())
-
     def passed_over_line(self) -> str:
         """Which checkpoints can't be used, why, and which is used instead."""
-        used = "there is none before" if self.prefix is None else f"step-{self.step} is used"
-        return f"passed over {self.unusable_words()}; {used}"
+        unusable = "; ".join(f"step-{step} ({reason})" for step, reason in self.unusable.items())
+        return f"passed over {unusable}; {f'step-{self.step} is used' if self.prefix else 'there is none before'}"
 
 
 def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
-    """The newest checkpoint, listed or not, whose numbers can all be read; ValueError where all are damaged."""
-    unusable = {}
-    # The list also names checkpoints whose files are gone.
-    for step in sorted(steps_of_any_files(folder) | {*read_list(folder)}, reverse=True):
-        fault = _checkpoint_fault(folder, step)
-        if fault is None:
-            return ChosenCheckpoint(prefix_of(folder, step), unusable)
-        unusable[step] = fault
-    if steps_of_files(folder, "index"):
+    """The newest checkpoint whose numbers can all be read; ValueError where all are damaged."""
+    unusable: dict[int, str] = {}
+    score, prefix = next(_usable(folder, unusable), (float("inf"), None))
+    if prefix is None and steps_of_files(folder):
         latest = latest_step(folder)
         raise ValueError(
             f"{prefix_of(folder, latest)}: the checkpoint is damaged ({unusable[latest]}), and there is no other that "
             f"is whole. Restore its files from a copy, or delete {folder} to start the run anew{best_instead(folder)}"
         )
-    return ChosenCheckpoint(None, unusable)
+    return ChosenCheckpoint(prefix, unusable, score)
 
 
 def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
     """The whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
     # A killed process may have left the one before.
-    unusable, usable = {}, [ChosenCheckpoint(None, {})]
-    for step in sorted(steps_of_any_files(folder)):
-        if fault := _checkpoint_fault(folder, step):
-            unusable[step] = fault
-            continue
-        reader = tf.train.load_checkpoint(prefix_of(folder, step))
-        try:
-            score = float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")
-        except (TypeError, ValueError):
-            unusable[step] = "its score is not a number"
-            continue
-        usable.append(ChosenCheckpoint(prefix_of(folder, step), {}, score))
-    best = min(usable, key=lambda checkpoint: (checkpoint.prefix is None, checkpoint.score))
-    return best._replace(unusable=unusable)
-
-
-def folder_of_best(checkpoints: pathlib.Path) -> pathlib.Path:
-    """The folder of the best checkpoint, in the folder of all checkpoints."""
-    return checkpoints / "best"
+    unusable: dict[int, str] = {}
+    score, prefix = min(_usable(folder, unusable), default=(float("inf"), None))
+    return ChosenCheckpoint(prefix, unusable, score)
 
 
 def best_instead(checkpoints: pathlib.Path) -> str:
     """What to do where no latest checkpoint can be used, as the end of a message; empty where there is no best one."""
-    best = find_best(folder_of_best(checkpoints))
+    best = find_best(checkpoints / BEST)
     if best.prefix is None:
         return ""
     return (
-        f". The best one, of step {best.step}, is whole: --checkpoint=best of the commands that use a run, or "
-        f'checkpoint="best" in Python. Or copy {best.prefix}.* into {checkpoints}, and training continues from there'
+        f'. The best one, of step {best.step}, is whole: --checkpoint=best, or checkpoint="best" in Python; or copy '
+        f"{best.prefix}.* into {checkpoints}, and training continues from there"
     )
 
 
-def _checkpoint_fault(folder: pathlib.Path, step: int) -> str | None:
-    """Why the checkpoint of a step can't be used; None if it can."""
-    if missing := [kind for kind in ("index", "data") if step not in steps_of_files(folder, kind)]:
-        return "its files are gone" if len(missing) == 2 else f"its {missing[0]} file is missing"
-    try:
-        reader = tf.train.load_checkpoint(prefix_of(folder, step))
-        if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
-            return f"its files hold the checkpoint of step {stored}"
-        for name in reader.get_variable_to_shape_map():
-            value = reader.get_tensor(name)
-            if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
-                return f"{name.partition('/.ATTRIBUTES')[0]} is not finite"
-    except (MemoryError, tf.errors.ResourceExhaustedError):
-        raise
-    except Exception as error:
-        return first_line(error)
-    return None
+def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[tuple[float, str]]:
+    """Yields scores and prefixes of whole checkpoints, the newest first; puts the faults of others into `unusable`."""
+    for step in sorted({*steps_of_files(folder, "index"), *steps_of_files(folder, "data")}, reverse=True):
+        prefix = prefix_of(folder, step)
+        try:
+            yield _checked_score(folder, step, prefix), prefix
+        except (MemoryError, tf.errors.ResourceExhaustedError):
+            raise
+        except Exception as error:
+            unusable[step] = first_line(error)
+
+
+def _checked_score(folder: pathlib.Path, step: int, prefix: str) -> float:
+    """The score of a checkpoint, infinity where it has none; an Exception says why the checkpoint can't be used."""
+    for kind in ("index", "data"):
+        if step not in steps_of_files(folder, kind):
+            raise ValueError(f"its {kind} file is missing")
+    reader = tf.train.load_checkpoint(prefix)
+    if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
+        raise ValueError(f"its files hold the checkpoint of step {stored}")
+    for name in reader.get_variable_to_shape_map():
+        value = reader.get_tensor(name)
+        if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"{name.partition('/.ATTRIBUTES')[0]} is not finite")
+    return float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")

@@ -19,28 +19,12 @@ from nvae_tf.latent_plan import fewest_weights
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights, inner_optimizer
 from nvae_tf.optimization.adamax import start_averages
-from nvae_tf.runs.checkpoint_files import (
-    VALUE,
-    ChosenCheckpoint,
-    find_best,
-    folder_of_best,
-    newest_whole,
-    prefix_of,
-    read_list,
-    remove_all_but,
-    remove_checkpoint,
-    remove_partial,
-    steps_of_files,
-    stored_shapes,
-    wrap_checkpoint_errors,
-    write_checkpoint,
-    write_list,
-)
+from nvae_tf.runs import checkpoint_files as files
+from nvae_tf.runs.checkpoint_files import VALUE, stored_shapes, wrap_checkpoint_errors, write_checkpoint
 
 _LOSS_SCALE = f"loss_scale/0{VALUE}"
 # Weights that only training uses, the vectors of power iterations; a shared checkpoint has none of them.
 _ONLY_TRAINING = "spectral_regularizer/"
-_NAMED_DIFFERENCES = 5
 
 
 class CheckpointNotWritten(OSError):
@@ -67,11 +51,11 @@ class TrainingState:
         others: Sequence[tf.Variable] = (),
     ):
         self.folder, self.whole_step = folder, None
-        self._model, self._best_folder = model, folder_of_best(folder)
+        self._model, self._best_folder, self._keep = model, folder / files.BEST, keep
+        self._lowest_score, self._unusable = float("inf"), {}
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         # Double precision: a score must be equal to itself when it is read back.
         self._score = tf.Variable(float("inf"), dtype=tf.float64, trainable=False, name="best_score")
-        self._lowest_score = float("inf")
         start_averages(model)
         weights, averages, inner = named_weights(model), average_of_weights(model), inner_optimizer(optimizer)
         averages = {name: averages[id(weight)] for name, weight in weights.items() if id(weight) in averages}
@@ -89,30 +73,39 @@ class TrainingState:
         parts["loss_scale"] = [variable for variable in optimizer.variables if id(variable) not in inner_ids]
         self._checkpoint = tf.train.Checkpoint(**parts)
         self._best_checkpoint = tf.train.Checkpoint(**parts, best_score=self._score)
-        self._keep, self._kept = keep, []
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
-        with self._raising_not_written(self.folder, step):
+        with self._wrap_write_errors(self.folder, step):
             write_checkpoint(self.folder, step, self._checkpoint.write)
             self.whole_step = step
             # The weights of step 0, which no step has trained, are not listed, and go when there are others.
             if step > 0:
-                steps = [*(earlier for earlier in self._kept if earlier != step), step]
-                self._kept = steps[-self._keep :]
-                write_list(self.folder, self._kept)
-                for earlier in {0, *steps} - {*self._kept}:
-                    remove_checkpoint(self.folder, earlier)
+                self._keep_newest(step)
+
+    def _keep_newest(self, step: int) -> None:
+        listed, present = files.read_list(self.folder), files.steps_of_files(self.folder)
+        usable = [earlier for earlier in present if 0 < earlier < step and earlier not in self._unusable]
+        if listed:
+            # Earlier versions took steps off the list to keep them for good; a killed process may not have listed its
+            # last one.
+            usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
+        steps = [*usable, step]
+        files.write_list(self.folder, steps[-self._keep :])
+        for earlier in [0, *steps[: -self._keep]]:
+            files.remove_checkpoint(self.folder, earlier)
 
     def save_if_best(self, step: int, score: float) -> None:
         """Writes the best checkpoint if no earlier score was as low; NaN never is."""
         if not score < self._lowest_score:
             return
-        with self._raising_not_written(self._best_folder, step):
+        with self._wrap_write_errors(self._best_folder, step):
             self._score.assign(score)
             write_checkpoint(self._best_folder, step, self._best_checkpoint.write)
             self._lowest_score = score
-            remove_all_but(self._best_folder, {step})
+            for kind in ("index", "data"):
+                for other in {*files.steps_of_files(self._best_folder, kind)} - {step}:
+                    files.remove_checkpoint(self._best_folder, other)
 
     def restore(self, report: Callable[[str], object] = print, tidies: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `whole_step` None, where there is none.
@@ -120,76 +113,52 @@ class TrainingState:
         Of several processes one `tidies`: it removes what killed ones have left, and `report` takes a line about
         checkpoints that can't be used. ValueError: all are damaged, or the newest is of another architecture.
         """
-        newest = newest_whole(self.folder)
-        self.whole_step = None if newest.prefix is None else newest.step
+        newest = files.newest_whole(self.folder)
+        self.whole_step, self._unusable = None, newest.unusable
         if newest.prefix is not None:
+            self.whole_step = newest.step
             self._read(newest.prefix)
-        present, listed = steps_of_files(self.folder, "index"), read_list(self.folder)
-        usable = [step for step in present if step > 0 and step not in newest.unusable]
-        if listed:
-            # Earlier versions took steps off the list to keep them for good.
-            self._kept = [step for step in usable if step in listed or step > max(listed)]
-        else:
-            self._kept = usable[-self._keep :]
         if tidies:
-            self._tidy(newest, report)
+            half_written = {step: "half-written" for step in files.remove_partial(self.folder) if step > newest.step}
+            newest, best = newest._replace(unusable=half_written | newest.unusable), files.find_best(self._best_folder)
+            files.remove_partial(self._best_folder)
+            self._lowest_score = best.score
+            for place, chosen in ((self.folder, newest), (self._best_folder, best)):
+                if chosen.unusable:
+                    report(f"{place}: {chosen.passed_over_line()}.")
         return newest.step
 
     def _read(self, prefix: str) -> None:
         check_architecture(self._model, prefix)
         names = stored_shapes(prefix)
         if not any(name.startswith("optimizer/") for name in names):
-            raise ValueError(
-                f"{prefix}: a shared checkpoint, without the optimizer's state; training can't continue from it. "
-                f"Start a new run from its weights: --config.train.initialize_from={self.folder.parent} and another "
-                "--workdir"
-            )
+            fix = f"start another run from its weights: --config.train.initialize_from={self.folder.parent}"
+            raise ValueError(f"{prefix}: a shared checkpoint, training can't continue from it; {fix}")
         checkpoint = self._checkpoint if _LOSS_SCALE in names else self._without_scale
         with wrap_checkpoint_errors(prefix):
             checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
 
-    def _tidy(self, newest: ChosenCheckpoint, report: Callable[[str], object]) -> None:
-        """Removes what killed processes have left; reports the checkpoints that can't be used."""
-        half_written = {step: "half-written" for step in remove_partial(self.folder) if step > newest.step}
-        if unusable := half_written | newest.unusable:
-            report(f"{self.folder}: {newest._replace(unusable=unusable).passed_over_line()}.")
-        for step in {*steps_of_files(self.folder, "data")} - {*steps_of_files(self.folder, "index")}:
-            if step < newest.step:
-                # Its deletion was cut short.
-                remove_checkpoint(self.folder, step)
-        remove_partial(self._best_folder)
-        best = find_best(self._best_folder)
-        self._lowest_score = best.score
-        if best.prefix is not None:
-            remove_all_but(self._best_folder, {best.step, *best.unusable})
-        elif best.unusable:
-            words = f"{self._best_folder}: {best.unusable_words()} can't be used"
-            report(f"{words}; the next step that is evaluated counts as best.")
-
     @contextlib.contextmanager
-    def _raising_not_written(self, folder: pathlib.Path, step: int) -> Iterator[None]:
+    def _wrap_write_errors(self, folder: pathlib.Path, step: int) -> Iterator[None]:
         self._step.assign(step)
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
             with contextlib.suppress(OSError):
-                remove_partial(folder)
-            what = "list of checkpoints" if folder == self.folder and self.whole_step == step else "checkpoint"
-            before = f"That of step {self.whole_step} is whole, the same command continues from there"
-            if self.whole_step is None:
-                before = "There is none before, the same command starts anew"
+                files.remove_partial(folder)
             # TensorFlow names operations and temporary files before the cause.
-            cause = re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
+            reason = getattr(error, "strerror", None) or re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
+            before = "anew" if self.whole_step is None else f"from step {self.whole_step}, whose checkpoint is whole"
             raise CheckpointNotWritten(
-                f"{folder}: the {what} of step {step} could not be written "
-                f"({getattr(error, 'strerror', None) or cause}). {before}"
+                f"{folder}: the checkpoint of step {step} or the list of all could not be written ({reason}). "
+                f"The same command starts {before}"
             ) from error
 
 
 def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
 
-    Keras' own names are numbered in the order of construction. RuntimeError where no public attribute leads to one.
+    RuntimeError where no public attribute leads to a weight.
     """
     names: dict[int, tuple[str, keras.Variable]] = {}
     for name, variable in _walk(layer, ()):
@@ -248,7 +217,7 @@ def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
 def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bool) -> str:
     """Writes a model's weights as the checkpoint of a step, without all that only training uses; returns its prefix.
 
-    Where they `are_averages` (EMA) of a run, `restore_weights` says so of this checkpoint too.
+    `restore_weights` of this checkpoint then returns `are_averages`.
     """
     weights = {name: weight for name, weight in named_weights(model).items() if not name.startswith(_ONLY_TRAINING)}
     checkpoint = tf.train.Checkpoint(model=nested(weights), step=tf.Variable(step, dtype=tf.int64))
@@ -256,7 +225,7 @@ def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bo
         # The same variables once more; a file has a variable by the first of its names.
         checkpoint.averages = nested({name: weight for name, weight in weights.items() if weight.trainable})
     write_checkpoint(folder, step, checkpoint.write)
-    return prefix_of(folder, step)
+    return files.prefix_of(folder, step)
 
 
 def check_size(config: ModelConfig, prefix: str) -> None:
@@ -264,10 +233,8 @@ def check_size(config: ModelConfig, prefix: str) -> None:
     stored = sum(math.prod(shape) for name, shape in stored_shapes(prefix).items() if name.startswith("model/"))
     asked = fewest_weights(config)
     if asked > stored:
-        raise ValueError(
-            f"{prefix}: a checkpoint of another architecture than the settings: it has {stored:,} numbers, and they "
-            f"ask for at least {asked:,}"
-        )
+        fault = f"it has {stored:,} numbers, and they ask for at least {asked:,}"
+        raise ValueError(f"{prefix}: a checkpoint of another architecture than the settings: {fault}")
 
 
 def check_architecture(model: NVAE, prefix: str) -> dict[str, keras.Variable]:
@@ -291,11 +258,9 @@ def check_architecture(model: NVAE, prefix: str) -> dict[str, keras.Variable]:
     differing.sort(key=lambda name: (name.startswith("spectral_"), name in stored and name in expected))
     differences = [
         f"{name}: {stored.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} in the model"
-        for name in differing[:_NAMED_DIFFERENCES]
+        for name in differing[:5]
     ]
-    if more := len(differing[_NAMED_DIFFERENCES:]):
-        differences.append(f"and {more} more")
     raise ValueError(
         f"{prefix}: a checkpoint of another architecture than the settings; {len(differing)} weights differ: "
-        f"{'; '.join(differences)}. Use the config.json that was written with the checkpoint"
+        f"{'; '.join(differences)}{' ...' if len(differing) > 5 else ''}. Use the checkpoint's own config.json"
     )

@@ -1,7 +1,6 @@
 """The files beside a checkpoint that belong to its exact weights: a reweighted prior, and a calibration of scores.
 
-Each is a `.npz` file with a digest of its weights. The digest is the same wherever these weights lie, in the checkpoint
-or in a shared run, so the files may be copied along.
+Each is a `.npz` file with a digest of its weights, which is the same wherever these weights lie.
 """
 
 import dataclasses
@@ -42,12 +41,10 @@ def weights_sha256(model: NVAE) -> str:
 
 def write_prior(file: pathlib.Path, model: NVAE, step: int, reweighted: ReweightedPrior) -> None:
     """Writes a reweighted prior: `about`, JSON, and the weights of group g as `g/00`, `g/01`, ..."""
-    weights = {
-        f"{group}/{number:02d}": array
-        for group, ratio in enumerate(reweighted.ratios)
-        for number, array in enumerate(ratio.get_weights())
-    }
-    _write(file, model, step, {"about": np.array(json.dumps(reweighted.about))} | weights)
+    arrays = {"about": np.array(json.dumps(reweighted.about))}
+    for group, ratio in enumerate(reweighted.ratios):
+        arrays |= {f"{group}/{number:02d}": array for number, array in enumerate(ratio.get_weights())}
+    _write(file, model, step, arrays)
 
 
 def read_prior(file: pathlib.Path, model: NVAE, step: int) -> ReweightedPrior | str:

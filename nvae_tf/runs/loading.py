@@ -18,8 +18,6 @@ from nvae_tf.runs.companions import read_calibration, read_prior
 from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
 
-_LATEST_INSTEAD = 'take the latest: checkpoint="latest", or the flag --checkpoint=latest'
-
 
 class TrainedRun:
     """A run and one of its checkpoints; settings and weights are read on first use. Raises what `load` raises."""
@@ -74,8 +72,7 @@ class TrainedRun:
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     """The model of a run folder, with the weights of one of its checkpoints, or their exponential moving averages where
     the run keeps them (`optimizer.ema_momentum`). Instead of a damaged latest one the newest whole one is taken, with a
-    warning. What nvae-prior and nvae-calibrate have made comes with the weights that it was made for, and is read when
-    it is first used.
+    warning.
 
     Example:
       >>> model = nvae_tf.load("digits")
@@ -89,8 +86,7 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     Raises:
       FileNotFoundError: there is no such run folder, or it has no such checkpoint yet.
       OSError: the repository is unknown, or the Hub can't be reached.
-      ValueError: `config.json`, or a .keras file, is damaged or asks for an impossible model; or all checkpoints, or
-        the best, are damaged; or the checkpoint is of another architecture, then the first differences are named.
+      ValueError: a file is damaged, or the checkpoint is of another architecture than `config.json`.
     """
     file = pathlib.Path(path)
     if file.suffix != ".keras" or not file.is_file():
@@ -128,10 +124,9 @@ def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
 def _newest(folder: RunFolder) -> str:
     newest = newest_whole(folder.checkpoints)
     if newest.prefix is None:
+        fix = "nvae-train writes one every train.checkpoint_every_steps steps and at its end"
         raise FileNotFoundError(
-            f"{folder.path}: no checkpoint in {folder.checkpoints}; nvae-train writes one every "
-            "train.checkpoint_every_steps steps, at its end, and when it is interrupted"
-            + best_instead(folder.checkpoints)
+            f"{folder.path}: no checkpoint in {folder.checkpoints}; {fix}{best_instead(folder.checkpoints)}"
         )
     warned = [newest.passed_over_line()] if newest.unusable else []
     if newest.step == 0 and not folder.origin_file.is_file():
@@ -143,15 +138,11 @@ def _newest(folder: RunFolder) -> str:
 
 
 def _best(folder: RunFolder) -> str:
-    best = find_best(folder.best_checkpoints)
-    if best.prefix is not None:
-        return best.prefix
-    if best.unusable:
-        raise ValueError(
-            f"{folder.best_checkpoints}: the best checkpoint is damaged: {best.unusable_words()}. Restore its files "
-            f"from a copy, or {_LATEST_INSTEAD}"
-        )
-    raise FileNotFoundError(
-        f"{folder.path}: no best checkpoint in {folder.best_checkpoints}; with train.keep_best nvae-train writes it "
-        f"when the test images have been scored, every train.evaluate_every_steps steps. Train on, or {_LATEST_INSTEAD}"
-    )
+    best, fix = find_best(folder.best_checkpoints), "or take the latest: --checkpoint=latest"
+    if best.unusable and best.prefix is None:
+        fault = f"the best checkpoint is damaged: {best.passed_over_line()}. Restore its files from a copy"
+        raise ValueError(f"{folder.best_checkpoints}: {fault}, {fix}")
+    if best.prefix is None:
+        fault = "with train.keep_best nvae-train writes one every train.evaluate_every_steps steps. Train on"
+        raise FileNotFoundError(f"{folder.path}: no best checkpoint in {folder.best_checkpoints}; {fault}, {fix}")
+    return best.prefix

@@ -1,6 +1,7 @@
 """The folder of a training run: where its files are, who may write into it, its settings and its images."""
 
 import contextlib
+import dataclasses
 import datetime
 import itertools
 import json
@@ -8,12 +9,12 @@ import os
 import pathlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from nvae_tf.config import ExperimentConfig, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
-from nvae_tf.runs.checkpoint_files import folder_of_best, latest_step
-from nvae_tf.schemas import Field, parsed
+from nvae_tf.runs.checkpoint_files import BEST, latest_step
+from nvae_tf.schemas import IMAGE_COUNTS, Record
 
 # The settings that may differ when a run is continued: its length, how often files are written, the devices, where the
 # images lie now and what happens to unreadable images and images of another form. No other setting, because the second
@@ -27,12 +28,6 @@ CHANGEABLE_SETTINGS = tuple(
     train.evaluate_every_steps train.sample_every_steps train.log_every_steps train.logger
     """.split()
 )
-_COUNT = Field("whole number", (), 0, 2**63)
-_COUNTS = dict.fromkeys(("train", "test"), _COUNT) | {
-    "a_step": _COUNT._replace(least=1, optional=True),
-    "held_out": Field("truth value", optional=True),
-    "class_names": Field("text", (None,), optional=True),
-}
 
 
 class RunFolder:
@@ -45,12 +40,12 @@ class RunFolder:
         self.images_file = self.path / "images.json"  # see `ImageCounts`
         self.environment_file = self.path / "environment.json"  # hardware and versions of the latest training
         self.checkpoints = self.path / "checkpoints"
-        self.best_checkpoints = folder_of_best(self.checkpoints)
+        self.best_checkpoints = self.checkpoints / BEST
         self.recorded_config_file = self.checkpoints / "config.json"  # a copy, which shows damage to the other
         self.metrics_file = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"  # `step-N.png` with N in eight digits
-        self.evaluation = self.path / "evaluation"  # the figures of `nvae-evaluate`, and its unfinished batches
+        self.evaluation = self.path / "evaluation"  # the figures of `nvae-evaluate`
         self.outliers_file = self.path / "outliers.npz"  # of `nvae-calibrate`, for outlier scores
         self.card_file = self.path / "README.md"  # the model card
         self.prior_file = self.path / "prior.npz"  # the reweighted prior of one checkpoint, if one was learned
@@ -113,36 +108,25 @@ def check_continues(folder: RunFolder, config: ExperimentConfig) -> ExperimentCo
     if not folder.config_file.exists():
         return None
     before = read_run_config(folder)
-    _check_same_run(folder, before, config)
+    if differences := _differences(before, config):
+        fix = "Give the same settings to continue it, or another --workdir"
+        raise ValueError(f"{folder.path}: holds a run with other settings: {differences}. {fix}")
+    step, total = latest_step(folder.checkpoints), config.objective.total_steps
+    if step > total:
+        fix = "Give more train.steps (or train.epochs), or another --workdir"
+        raise ValueError(f"{folder.path}: has {step:,} steps already, more than the {total:,} asked for. {fix}")
     return before
 
 
 def _check_place(folder: RunFolder) -> None:
     check_is_no_pattern(folder.path)
-    fix = "give a new or empty folder, or one of the same run"
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path}: a file; {fix}")
-    # Hidden files are what a file manager or an interrupted first write leaves behind.
-    names = sorted(entry.name for entry in folder.path.glob("*") if not entry.name.startswith("."))
-    if names and not folder.config_file.exists():
-        raise ValueError(
-            f"{folder.path}: not empty and not a run folder, it holds {', '.join(names[:5])}"
-            f"{' ...' if len(names) > 5 else ''} but no config.json; {fix}"
-        )
-
-
-def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: ExperimentConfig) -> None:
-    if differences := _differences(before, now):
-        raise ValueError(
-            f"{folder.path}: holds a run with other settings: {differences}. "
-            "Give the same settings to continue it, or another --workdir"
-        )
-    step, total = latest_step(folder.checkpoints), now.objective.total_steps
-    if step > total:
-        raise ValueError(
-            f"{folder.path}: this run has {step:,} steps already, more than the {total:,} asked for. "
-            "Give more train.steps (or train.epochs), or another --workdir"
-        )
+    fault = "a file" if folder.path.is_file() else None
+    if folder.path.is_dir() and not folder.config_file.exists():
+        # Hidden files are what a file manager or an interrupted first write leaves behind.
+        names = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.startswith("."))
+        fault = f"not empty and not a run folder, it holds {', '.join(names[:5])} but no config.json" if names else None
+    if fault:
+        raise ValueError(f"{folder.path}: {fault}; give a new or empty folder, or one of the same run")
 
 
 def _differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
@@ -153,53 +137,32 @@ def _differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
         for name, value in named_settings(now).items()
         if old[name] != value and name not in CHANGEABLE_SETTINGS
     ]
-    return "; ".join(differences[:5]) + (f" and {len(differences) - 5} more" if len(differences) > 5 else "")
+    return "; ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
 
 
-class ImageCounts(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ImageCounts(Record):
     """The numbers in `images.json`; None where one is not known, as in runs of older versions."""
 
+    schema = IMAGE_COUNTS
     train: int
     test: int
     a_step: int | None = None
     held_out: bool | None = None  # whether the test images were drawn at random
     class_names: tuple[str, ...] | None = None  # the names of the classes in their order, if images have labels
 
-    def text(self) -> str:
-        """The contents of the file."""
-        return json.dumps({name: value for name, value in self._asdict().items() if value is not None}) + "\n"
 
-
-def read_image_counts(file: pathlib.Path) -> ImageCounts | None:
-    """The contents of a run folder's `images.json`, None where there is none; ValueError where it is damaged."""
-    if not file.is_file():
-        return None
-    try:
-        return image_counts_from_text(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}; fix it, or delete it: training then notes the numbers anew") from error
-
-
-def image_counts_from_text(text: str) -> ImageCounts:
-    """The numbers that `ImageCounts.text` has written; a ValueError says which form is needed."""
-    counts = parsed(text, _COUNTS, "must be a JSON object of numbers of images: ")
-    if "class_names" in counts:
-        counts["class_names"] = tuple(counts["class_names"])
-    return ImageCounts(**counts)
+read_image_counts = ImageCounts.read
 
 
 def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> None:
     """Raises a ValueError if the classes of a run's data, `where`, have other names now than its `images.json` has."""
     noted = read_image_counts(file)
-    if noted is None or noted.class_names is None:
-        return
-    pairs = enumerate(itertools.zip_longest(noted.class_names, names))
-    changed = [f"class {number} was {before!r} and is now {now!r}" for number, (before, now) in pairs if before != now]
+    pairs = itertools.zip_longest(noted.class_names, names) if noted and noted.class_names else ()
+    changed = [f"class {index} was {old!r} and is now {new!r}" for index, (old, new) in enumerate(pairs) if old != new]
     if changed:
-        raise ValueError(
-            f"{where}: not the classes that the run was begun with: {'; '.join(changed[:3])}"
-            f"{' ...' if len(changed) > 3 else ''}. Give the data of the run, or name the classes as they were"
-        )
+        fix = "Give the data of the run, or name the classes as they were"
+        raise ValueError(f"{where}: not the classes that the run was begun with: {'; '.join(changed[:3])}. {fix}")
 
 
 @contextlib.contextmanager
@@ -209,52 +172,39 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
     A missing folder is made, and removed if it stays empty. On a file system without locks there is only a warning.
     ValueError: another process holds the lock, or the folder holds something else. OSError: it can't be written to.
     """
-    _check_place(folder)
-    made, descriptor = [place for place in (folder.path, *folder.path.parents) if not place.exists()], None
-    try:
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            descriptor = _open_locked(folder, warn)
-        except OSError as error:
-            where = f"{folder.path}: nothing can be written there ({error.strerror}); give another --workdir"
-            raise OSError(where) from error
-        yield
-    finally:
-        if descriptor is not None:
-            # While it is locked: a process that opened it before finds it gone, see `_open_locked`.
-            with contextlib.suppress(OSError):
-                folder.lock_file.unlink()
-            os.close(descriptor)
-        for place in made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
-
-
-def _open_locked(folder: RunFolder, warn: Callable[[str], None]) -> int:
-    """The descriptor of the lock file, locked, with this process's name in it."""
     # Not at the top: commands that only read run folders work on Windows too, which has no such module.
     import fcntl
 
-    while True:
-        descriptor = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
-        with contextlib.ExitStack() as unless_locked:
-            unless_locked.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                holder = os.read(descriptor, 300).decode(errors="replace").strip() or "a process that has just begun"
-                raise ValueError(
-                    f"{folder.path}: another training writes into this folder: {holder}. Wait until it has ended, or "
-                    f"give another --workdir; if its machine is gone, delete {folder.lock_file}"
-                ) from None
-            except OSError as error:
-                no_locks = f"{folder.path}: this file system has no locks ({error.strerror})"
-                warn(f"{no_locks}; make sure that no other training writes into this folder.")
-            # Its holder may have removed the file after it was opened here.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(folder.lock_file), os.fstat(descriptor)):
-                    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-                    os.ftruncate(descriptor, 0)
-                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode())
-                    unless_locked.pop_all()
-                    return descriptor
+    _check_place(folder)
+    missing = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = folder.lock_file.open("a+", errors="replace")
+    except OSError as error:
+        fault = f"nothing can be written there ({error.strerror}); give another --workdir"
+        raise OSError(f"{folder.path}: {fault}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(
+                f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "
+                f"or give another --workdir; if its machine is gone, delete {folder.lock_file}"
+            ) from None
+        except OSError as error:
+            no_locks = f"{folder.path}: this file system has no locks ({error.strerror})"
+            warn(f"{no_locks}; make sure that no other training writes into this folder.")
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}")
+        lock.flush()
+        try:
+            yield
+        finally:
+            # The lock file of a run stays: who opened it before it was removed would hold another lock.
+            with contextlib.suppress(OSError):
+                if missing and [*folder.path.iterdir()] == [folder.lock_file]:
+                    folder.lock_file.unlink()
+                for place in missing:
+                    place.rmdir()

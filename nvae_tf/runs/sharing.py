@@ -34,15 +34,22 @@ SHARED_FILES = tuple(
 # Fetched too: a run folder that was uploaded as it is may have a best checkpoint beside the latest.
 BEST_FILES = "checkpoints/best/step-*"
 _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
+# By kinds of errors, the special ones first, and by HTTP codes.
+_REASONS = {
+    GatedRepoError: f"this repository is open to people whom its owner lets in: ask on its page, then {_LOG_IN}",
+    RevisionNotFoundError: "there is no such revision of this repository",
+    RepositoryNotFoundError: f"there is no such repository, or it is private; check the name, or {_LOG_IN}",
+    401: f"the Hub asks who you are, or does not know your token; {_LOG_IN}",
+    403: f"your token does not allow this; {_LOG_IN}, with one that does",
+    412: "somebody has changed this repository meanwhile; publish the run again",
+}
 
 
 def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
     """The run folder of a folder, of "hf://user/repo" or "hf://user/repo@revision", or of a bundled model's name.
 
-    A repository is fetched into the cache of huggingface_hub, which has it without a connection from then on. A
-    bundled model is meant where there is no file or folder of its name.
-
-    ValueError: the name of a repository is malformed. OSError: it can't be fetched; one line says why.
+    A folder of the name comes before a bundled model. ValueError: the name of a repository is malformed. OSError: it
+    can't be fetched.
     """
     text = os.fspath(place)
     if text.startswith(HUB):
@@ -57,13 +64,12 @@ def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
 def copy_command(place: str) -> str | None:
     """The command that copies a shared run into a folder of one's own; None where `place` is no shared run."""
     name, _, revision = place.removeprefix(HUB).partition("@")
-    copy = f"runs/{name.rpartition('/')[2]}"
     if place.startswith(HUB):
-        options = [f"--local-dir={copy}", *([f"--revision={revision}"] if revision else [])]
+        options = [f"--local-dir=runs/{name.rpartition('/')[2]}", *([f"--revision={revision}"] if revision else [])]
         return shlex.join(["hf", "download", name, *options])
-    if pathlib.Path(place).resolve().parent == _BUNDLED.resolve():
-        return shlex.join(["cp", "-r", place, f"runs/{pathlib.Path(place).name}"])
-    return shlex.join(["cp", "-r", str(_BUNDLED / place), copy]) if _is_bundled(place) else None
+    folder = _BUNDLED / place if _is_bundled(place) else pathlib.Path(place)
+    is_bundled = folder.resolve().parent == _BUNDLED.resolve()
+    return shlex.join(["cp", "-r", str(folder), f"runs/{folder.name}"]) if is_bundled else None
 
 
 def _is_bundled(name: str) -> bool:
@@ -73,12 +79,9 @@ def _is_bundled(name: str) -> bool:
 def _fetch(place: str) -> pathlib.Path:
     repo, _, revision = place.removeprefix(HUB).partition("@")
     check_repo_name(repo, place)
+    patterns = [*SHARED_FILES, BEST_FILES]
     with hub_errors_in_one_line(place):
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                repo, revision=revision or None, allow_patterns=[*SHARED_FILES, BEST_FILES]
-            )
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
 
 
 def check_repo_name(repo: str, given: str) -> None:
@@ -105,19 +108,12 @@ def _reason(error: Exception) -> str:
     # A failed upload, and a fetch that finds nothing in the cache either.
     if isinstance(error, RuntimeError | LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
+    for kind, reason in _REASONS.items():
+        if isinstance(kind, type) and isinstance(error, kind):
+            return reason
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, GatedRepoError):
-        return f"this repository is open to people whom its owner lets in: ask on its page, then {_LOG_IN}"
-    if isinstance(error, RevisionNotFoundError):
-        return "there is no such revision of this repository"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"there is no such repository, or it is private; check the name, or {_LOG_IN}"
-    if status == 401:
-        return f"the Hub asks who you are, or does not know your token; {_LOG_IN}"
-    if status == 403:
-        return f"your token does not allow this; {_LOG_IN}, with one that does"
-    if status == 412:
-        return "somebody has changed this repository meanwhile; publish the run again"
+    if status in _REASONS:
+        return _REASONS[status]
     words = " ".join(str(error).split()) or type(error).__name__
     # The HTTP library's message about a token that it can't send may have the token in it.
     if isinstance(error, UnicodeError) or "Bearer " in words:

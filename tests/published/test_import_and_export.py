@@ -17,11 +17,10 @@ from nvae_tf.presets import load_settings
 from nvae_tf.published.export_file import export_file
 from nvae_tf.published.import_run import import_run
 from nvae_tf.reports.model_card import write_model_card
-from nvae_tf.runs.checkpoint_files import VALUE
-from nvae_tf.runs.checkpoints import TrainingState, nested
+from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.origin import Origin, read_origin
+from nvae_tf.runs.origin import Origin
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from tests import FIXTURES
 
@@ -54,12 +53,10 @@ def own_run(place):
     model |= dict(num_cells_per_group_encoder=1, num_cells_per_group_decoder=1, num_mixtures=2, num_flows=1)
     config = ExperimentConfig(ModelConfig(**model), optimizer=OptimizerConfig(ema_momentum=0.5, warmup_epochs=0.0))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path="/images"))
-    made = model_for_training(config, 10, config.objective.total_steps)
-    made.model.optimizer.build(made.model.trainable_variables)
     folder = RunFolder(place / "own")
-    state = TrainingState(folder.checkpoints, made.model, made.model.optimizer, 2, others=made.variables)
+    model, state = state_of(folder, config)
     for _ in range(2):
-        made.model.train_step(np.random.default_rng(0).uniform(size=[2, 32, 32, 3]).astype(np.float32))
+        model.train_step(np.random.default_rng(0).uniform(size=[2, 32, 32, 3]).astype(np.float32))
     state.save(2)
     folder.config_file.write_text(config_to_json(config))
     folder.images_file.write_text('{"train": 20, "test": 4, "a_step": 2}\n')
@@ -73,14 +70,11 @@ def own_file(own_run, place):
     return place / "own.pt"
 
 
-def restored(workdir):
-    """Model and optimizer as train.main has them before it goes on."""
-    config = read_run_config(RunFolder(workdir))
+def state_of(folder, config):
+    """Model and state as train.main has them before it goes on."""
     made = model_for_training(config, 10, config.objective.total_steps)
     made.model.optimizer.build(made.model.trainable_variables)
-    state = TrainingState(workdir / "checkpoints", made.model, made.model.optimizer, 2, others=made.variables)
-    assert state.restore() == STEP
-    return made.model
+    return made.model, TrainingState(folder.checkpoints, made.model, made.model.optimizer, 2, others=made.variables)
 
 
 def numbers(workdir):
@@ -134,7 +128,8 @@ def test_back_in_the_published_form(name, published, tmp_path):
 
 @pytest.mark.slow
 def test_training_goes_on_at_the_files_step_with_moments_of_zero(trained_run):
-    model = restored(trained_run)
+    model, state = state_of(RunFolder(trained_run), read_run_config(RunFolder(trained_run)))
+    assert state.restore() == STEP
     assert int(model.optimizer.iterations.numpy()) == STEP
     slots = [model.optimizer.slots_of(variable) for variable in model.trainable_variables]
     assert not any(np.any(slot.momentum.numpy()) for slot in slots)
@@ -146,19 +141,6 @@ def test_training_goes_on_at_the_files_step_with_moments_of_zero(trained_run):
         for kernel in stack.effective_kernels().numpy()
     ]
     np.testing.assert_allclose(norms, exact, rtol=0.02)
-
-
-@pytest.mark.slow
-def test_a_file_with_the_optimizers_state_and_without_a_step(published, tmp_path):
-    import torch
-
-    content = published.read("cifar10_tiny.pt")
-    content["optimizer"] = {"state": {0: {"step": 7, "exp_avg": torch.zeros(3)}}, "param_groups": [{"params": [0]}]}
-    published.saved(content, tmp_path / "x.pt")
-    assert import_run(tmp_path / "x.pt", tmp_path / "run").step == STEP
-    del content["global_step"]
-    imported = import_run(published.saved(content, tmp_path / "y.pt"), tmp_path / "run_without")
-    assert "The file has no steps" in imported.assumed
 
 
 @pytest.mark.slow
@@ -222,64 +204,40 @@ def with_settings(run, **groups):
     (run / "checkpoints" / "config.json").unlink(missing_ok=True)
 
 
-def test_runs_that_can_not_be_exported(run, tmp_path):
+def test_runs_that_can_not_be_exported(run, small_files, tmp_path):
     output = tmp_path / "x.pt"
-    with pytest.raises(ValueError, match="keeps no moving averages"):
-        export_file(run, output, running_means=True)
-    with_settings(run, optimizer={"ema_momentum": 0.9})
     with pytest.raises(ValueError, match=r"step-7: has no moving averages .*; leave --running_means out"):
         export_file(run, output, running_means=True)
+    small_files(50_000)
+    with pytest.raises(OSError, match=r"^\S*/x\.pt: could not be written \([^\n]*$"):
+        export_file(run, output)
+    small_files(None)
     (run / "images.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"copy/images\.json: "):
         export_file(run, output)
     with_settings(run, model={"exact_edges": True})
     with pytest.raises(ValueError, match=r"copy: the published form can't say model\.exact_edges = True"):
         export_file(run, output)
-    assert not output.exists()
-
-
-def test_a_checkpoint_without_the_optimizers_state(run, tmp_path):
-    reader = tf.train.load_checkpoint(str(run / "checkpoints" / "step-7"))
-    names = [name for name in reader.get_variable_to_shape_map() if name.startswith("model/")]
-    weights = {name.removeprefix("model/").removesuffix(VALUE): tf.Variable(reader.get_tensor(name)) for name in names}
-    tf.train.Checkpoint(model=nested(weights)).write(str(run / "checkpoints" / "step-9"))
-    assert export_file(run, tmp_path / "x.pt").step == 9
-
-
-def test_a_full_disk_is_reported_in_one_line(trained_run, small_files, tmp_path):
-    small_files(50_000)
-    with pytest.raises(OSError, match=r"^\S*/x\.pt: could not be written, .* left on its disk \([^\n]*$"):
-        export_file(trained_run, tmp_path / "x.pt")
-    small_files(None)
-    assert not list(tmp_path.iterdir())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["copy"]
 
 
 @pytest.mark.slow
 def test_source_and_license_of_weights(own_file, trained_run, run, published, tmp_path):
-    def imported(name, **own):
-        content = published.read(own_file)
-        content["nvae_tf"] |= own
-        return import_run(published.saved(content, tmp_path / "x.pt"), tmp_path / name)
-
-    # Trained here, under a license that a person has stated.
-    imported("trained", origin=Origin(license="mit").text())
-    origin = read_origin(RunFolder(tmp_path / "trained"))
+    # Trained here, under a license that a person has stated; an older version noted no number of images a step.
+    content, images = published.read(own_file), '{"train": 20, "test": 4}\n'
+    content["nvae_tf"] |= {"origin": Origin(license="mit").text(), "images": images}
+    imported = import_run(published.saved(content, tmp_path / "x.pt"), tmp_path / "trained")
+    assert imported.images.a_step is None and (tmp_path / "trained" / "images.json").read_text() == images
+    origin = Origin.read(tmp_path / "trained" / "origin.json")
     assert (origin.source_file, origin.license, origin.step) == ("x.pt", "mit", 2) and origin.sha256
-    # By an older version: nothing is made up.
-    images = '{"train": 20, "test": 4}\n'
-    assert imported("again", origin=None, images=images).images.a_step is None
-    assert (tmp_path / "again" / "images.json").read_text() == images
-    write_model_card(RunFolder(tmp_path / "again"))
-    card = (tmp_path / "again" / "README.md").read_text()
-    assert "None is recorded." in card and "license:" not in card
     with_settings(run, train={"initialize_from": str(trained_run)})
     (run / "origin.json").unlink()
     export_file(run, tmp_path / "tuned.pt")
-    expected = dataclasses.replace(read_origin(RunFolder(trained_run)), step=None)
+    expected = dataclasses.replace(Origin.read(trained_run / "origin.json"), step=None)
     assert published.read(tmp_path / "tuned.pt")["nvae_tf"]["origin"] == expected.text()
 
 
-def test_the_report_has_every_tensor(trained_run, place, published):
+def test_every_tensor_is_reported_in_files_that_are_refused_too(trained_run, place, published, tmp_path, monkeypatch):
     content, rows = published.read("cifar10_tiny.pt"), rows_of(place / "report.csv")
     assert set(rows) == set(content["state_dict"])
     row = rows["enc_sampler.2.weight"]
@@ -289,8 +247,6 @@ def test_the_report_has_every_tensor(trained_run, place, published):
     assert ignored == {name for name in content["state_dict"] if name.endswith(WITHOUT_INFORMATION)}
     assert all(row["target"] or row["note"] for row in rows.values())
 
-
-def test_faults_are_named_and_reported_and_nothing_is_written(published, tmp_path, monkeypatch):
     content, report = published.read("mnist_tiny.pt"), tmp_path / "report.csv"
     state = content["state_dict"]
     bias = state.pop("stem.bias")
@@ -306,8 +262,7 @@ def test_faults_are_named_and_reported_and_nothing_is_written(published, tmp_pat
     content["args"].num_channels_dec = 4096
     state["stem.bias"] = bias
     with pytest.raises(ValueError, match=r"bad\.pt: the published weights do not fit .* has at least [\d,]+ numbers"):
-        import_run(published.saved(content, file), tmp_path / "run", report=report)
-    assert "a larger model" in rows_of(report)["stem.bias"]["note"]
+        import_run(published.saved(content, file), tmp_path / "run")
     assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt", "report.csv"}
 
 
@@ -317,19 +272,13 @@ def test_faults_are_named_and_reported_and_nothing_is_written(published, tmp_pat
     [
         (
             lambda c: c["state_dict"]["enc0.1.weight"].view(-1)[1:2].fill_(float("inf")),
-            r"bad\.pt: enc0\.1\.weight holds NaN or inf",
-        ),
-        (
-            lambda c: c["state_dict"].update({"x.num_batches_tracked": c["state_dict"]["stem.bias"]}),
-            r"1 unknown: x\.num_batches_tracked",
+            r"enc0\.1\.weight holds NaN or inf",
         ),
         (lambda c: c.update(global_step="7"), "'global_step' = '7' is not a number"),
         (lambda c: c.update(nvae_tf=[1]), "'nvae_tf' holds a list and not values by name"),
-        (lambda c: c["nvae_tf"].update(config="[" * 10**5), "'nvae_tf' has 'config' .*recursion"),
-        (lambda c: c["nvae_tf"].update(config='{"data": []}'), "'nvae_tf' has 'config' .*data is a"),
-        (lambda c: c["nvae_tf"].update(images="[" * 10**5), "'nvae_tf' has 'images' that can't be read .*recursion"),
-        (lambda c: c["nvae_tf"].update(images=[1]), "'nvae_tf' has 'images' that can't be read"),
-        (lambda c: c["nvae_tf"].update(origin='{"license": 4}'), "'nvae_tf' has 'origin' that can't be read"),
+        (lambda c: c["nvae_tf"].update(config="[" * 10**5), "'nvae_tf' can't be read .*recursion"),
+        (lambda c: c["nvae_tf"].update(images=[1]), "'nvae_tf' can't be read"),
+        (lambda c: c["nvae_tf"].update(origin='{"license": 4}'), "'nvae_tf' can't be read .*license"),
         (lambda c: setattr(c["args"], "num_nf", 2), r"contradict each other; 'nvae_tf' has model\.num_flows = 1"),
     ],
 )
@@ -339,19 +288,6 @@ def test_contents_that_do_not_fit_are_named(damage, message, own_file, published
     with pytest.raises(ValueError, match=message):
         import_run(published.saved(content, tmp_path / "bad.pt"), tmp_path / "run")
     assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
-def test_an_import_that_ends_half_way_leaves_nothing(error, tmp_path, monkeypatch):
-    def fail(*_):
-        assert list(tmp_path.rglob("step-7.index"))
-        raise error
-
-    monkeypatch.setattr(importing, "write_run_config", fail)
-    with pytest.raises(error if isinstance(error, type) else OSError):
-        import_run(FIXTURES / "mnist_tiny.pt", tmp_path / "runs" / "mnist")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -97,13 +97,13 @@ def test_normal_down_and_up_cells(published):
 def test_the_encoder_tower_is_counted_through(published):
     """Two scales of two groups, two cells a group, which no recorded file has: one running count."""
     model = published.without_arrays(published.config(num_cells_per_group_encoder=2, squeeze_excite=False))
-    found = {}
+    kinds = {}
     for tensor in published_tensors(model):
         parts = tensor.names[-1].split(".")
         if parts[0] == "enc_tower":
             kind = {"conv": "combiner", "skip": "skip"}.get(parts[2], "cell")
-            found.setdefault(int(parts[1]), set()).add(kind)
-    assert ["+".join(sorted(found[number])) for number in sorted(found)] == [
+            kinds.setdefault(int(parts[1]), set()).add(kind)
+    assert ["+".join(sorted(kinds[number])) for number in sorted(kinds)] == [
         *("cell", "cell", "combiner", "cell", "cell", "combiner", "cell+skip"),
         *("cell", "cell", "combiner", "cell", "cell"),  # the top-most group has no combiner
     ]

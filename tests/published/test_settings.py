@@ -70,19 +70,22 @@ def test_a_preset_comes_back(name):
 
 
 def test_a_data_set_without_a_published_name_is_one_with_such_images():
-    own = dataclasses.replace(preset("celeba64"), data=dataclasses.replace(preset("celeba64").data, name="cats"))
-    assert settings.published_settings(own)["dataset"] == "celeba_64"
-    bedrooms = dataclasses.replace(preset("ffhq256"), data=dataclasses.replace(own.data, name="lsun_bedroom256"))
-    assert settings.published_settings(bedrooms)["dataset"] == "lsun_bedroom_256"
+    for name, own, published in (
+        ("celeba64", "cats", "celeba_64"),
+        ("ffhq256", "lsun_bedroom256", "lsun_bedroom_256"),
+    ):
+        config = preset(name)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=own))
+        assert settings.published_settings(config)["dataset"] == published
 
 
 def test_what_the_published_form_can_not_say_is_named():
     for changes, message in (
         (dict(exact_edges=True), r"the published form can't say model\.exact_edges = True$"),
         (dict(num_mixtures=1), r"can't say model\.likelihood = 'logistic_mixture'"),
-        (dict(padded_height=40), r"in a frame of 40x32"),
-        (dict(image_height=16, image_width=16), r"no data set with images of model\.image_height = 16, .*width = 16"),
-        (dict(likelihood="bernoulli", num_bits=1), r"model\.likelihood = 'bernoulli'"),
+        (dict(padded_height=40), r"32x32x3 images, 40x32 with their frame"),
+        (dict(image_height=16, image_width=16), r"knows no data set of 16x16x3 images"),
+        (dict(likelihood="bernoulli", num_bits=1), r"likelihood 'bernoulli'"),
     ):
         with pytest.raises(ValueError, match=message):
             settings.published_settings(ExperimentConfig(ModelConfig(**changes), ObjectiveConfig()))
@@ -114,11 +117,11 @@ def test_the_length_of_a_published_run():
         ("cifar10", 100, 100 * 195, 400 * 195, 8 * 32),
     ):
         config = preset(name)
-        found = imported_settings(settings.published_settings(config), epoch, step)
-        assert found.config.objective.total_steps == total and found.step == step
-        assert found.images.a_step == a_step and found.defaults == () and found.assumed is None
-        assert found.config == resolve_lengths(config, total // config.train.epochs, total)
-        assert found.config.optimizer.warmup_epochs == (1 if name == "imagenet32" else 5)
+        run = imported_settings(settings.published_settings(config), epoch, step)
+        assert run.config.objective.total_steps == total and run.step == step
+        assert run.images.a_step == a_step and run.defaults == () and run.assumed is None
+        assert run.config == resolve_lengths(config, total // config.train.epochs, total)
+        assert run.config.optimizer.warmup_epochs == (1 if name == "imagenet32" else 5)
 
 
 def test_a_length_that_does_not_follow_keeps_the_part_that_is_over():
@@ -130,19 +133,19 @@ def test_a_length_that_does_not_follow_keeps_the_part_that_is_over():
         (None, 78_000, 78_000, 78_000, "no epoch, so it is taken to be of the end of its run: train.steps = 78,000"),
         (400, None, 624_800, 624_800, "counted as 1,562 steps each, .* step 624,800 of train.steps = 624,800"),
     ):
-        found = imported_settings(settings.published_settings(preset("cifar10")), epoch, step)
-        assert found.images is None and found.step == reached
+        run = imported_settings(settings.published_settings(preset("cifar10")), epoch, step)
+        assert run.images is None and run.step == reached
         # The unit of nvae-train and of the schedules.
-        assert found.config.train.steps == found.config.objective.total_steps == total
-        assert re.search(assumed, found.assumed)
+        assert run.config.train.steps == run.config.objective.total_steps == total
+        assert re.search(assumed, run.assumed)
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(None, None), (0, 0)])
 def test_a_run_that_has_not_begun_has_the_length_that_its_devices_give_it(epoch, step):
-    found = imported_settings(settings.published_settings(preset("cifar10")), epoch, step)
-    assert (found.step, found.images, found.config.train.steps) == (0, None, 0)
-    assert found.config.objective.total_steps == 400 * (50_000 // 32)
-    assert (found.assumed is not None) == (epoch is None)
+    run = imported_settings(settings.published_settings(preset("cifar10")), epoch, step)
+    assert (run.step, run.images, run.config.train.steps) == (0, None, 0)
+    assert run.config.objective.total_steps == 400 * (50_000 // 32)
+    assert (run.assumed is not None) == (epoch is None)
 
 
 @pytest.mark.parametrize(
@@ -150,29 +153,30 @@ def test_a_run_that_has_not_begun_has_the_length_that_its_devices_give_it(epoch,
 )
 def test_the_images_of_a_data_set(published, size, bits):
     args = settings.published_settings(preset("celeba64")) | {"dataset": published, "num_x_bits": bits}
-    found = imported_settings(args, 45, 9000)
-    assert found.config.data.name == published.replace("_1", "1").replace("_6", "6")
-    assert found.config.data.image_shape == (size, size, 3) and found.config.data.num_bits == bits
+    run = imported_settings(args, 45, 9000)
+    assert run.config.data.name == published.replace("_1", "1").replace("_6", "6")
+    assert run.config.data.image_shape == (size, size, 3) and run.config.data.num_bits == bits
     # Where the number of images is not known, or does not explain it, the length is what the file says.
-    assert (found.step, found.config.train.steps, found.images) == (9000, 18_000, None)
-    check_model_fits(found.config.model, found.config.data)
+    assert (run.step, run.config.train.steps, run.images) == (9000, 18_000, None)
+    check_model_fits(run.config.model, run.config.data)
 
 
 def test_settings_of_the_training_that_are_missing_are_defaults():
     args = settings.published_settings(preset("cifar10"))
     del args["learning_rate_min"], args["seed"], args["ada_groups"], args["num_mixture_dec"]
-    found = imported_settings(args, 1, 195)
-    assert found.defaults == ("optimizer.learning_rate_min", "train.seed")
-    assert found.config.model == preset("cifar10").model
+    run = imported_settings(args, 1, 195)
+    assert run.defaults == ("optimizer.learning_rate_min", "train.seed")
+    assert run.config.model == preset("cifar10").model
 
 
 def test_an_impossible_setting_is_named():
     for changes, message in (
         (dict(epochs="many"), r"train\.epochs = 'many': must be of type int"),
-        (dict(num_nf="2"), r"'args' has a setting of a wrong type \(model\.num_flows = '2': must be of type int"),
-        (dict(num_latent_scales=-1e308), r"a wrong type \(model\.num_latent_scales = .*must be of type int"),
-        (dict(dataset="faces"), "data set 'faces' is not one of celeba_256, .*, so the size"),
-        (dict(dataset=["cifar10"]), "'args' has a setting of a wrong type .*unhashable"),
+        (dict(num_nf="2"), r"'args' has num_nf = '2', which must be of type int"),
+        (dict(num_latent_scales=-1e308), r"num_latent_scales = .*must be of type int"),
+        (dict(dataset="faces"), "data set 'faces' is not one of celeba_256, "),
+        (dict(dataset=["cifar10"]), "dataset = .*must be of type str"),
+        (dict(kl_const_coeff="x"), "kl_const_coeff = 'x', which must be of type float"),
     ):
         with pytest.raises(ValueError, match=message):
             imported_settings(settings.published_settings(preset("cifar10")) | changes, 1, 195)

@@ -1,5 +1,4 @@
 import argparse
-import copy
 import io
 import os
 import pickle
@@ -101,13 +100,12 @@ def without_one_checksum(data):
     "damage",
     [
         lambda data: data[: len(data) // 2],
-        lambda data: b"",
         lambda data: b"<html>404</html>" * 100,
         lambda data: data.replace(b"state_dict", b"\xff" * 10),
         flipped_weights,
         without_one_checksum,
     ],
-    ids=["half", "empty", "web page", "broken name", "flipped weights", "checksum"],
+    ids=["half", "web page", "broken name", "flipped weights", "checksum"],
 )
 def test_damaged_files(damage, published, tmp_path):
     path = tmp_path / "damaged.pt"
@@ -173,24 +171,18 @@ def test_foreign_objects_are_not_built(content, saved, tmp_path):
 def test_files_and_checkpoints_of_another_form(content, saved):
     import torch
 
-    for other in (torch.zeros(3), [1, 2], {}, {"state_dict": {}}, {"args": argparse.Namespace()}):
+    for other in (torch.zeros(3), {}, {"state_dict": {}}):
         assert "not an NVAE checkpoint" in refused(saved(other))
-    for changes in (dict(args=None), dict(args={1: 2}), dict(state_dict=None), dict(state_dict=[1])):
+    for changes in (dict(args=None), dict(args={1: 2}), dict(state_dict=[1])):
         refused(saved({**content, **changes}))
-    for value in ("text", torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
-        message = refused(saved({**content, "state_dict": {"stem.weight": value}}))
-        assert "'state_dict' holds something other than a dense tensor by the name stem.weight" in message
-    repeated = torch.zeros(1, 1).expand(10**9, 10**9)
-    for tensor, message in (
+    for value, message in (
+        ("text", "something other than a dense tensor by the name stem.weight"),
+        (torch.eye(3).to_sparse(), "something other than a dense tensor"),
+        (torch.empty(3, device="meta"), "something other than a dense tensor"),
         (torch.ones(3, dtype=torch.int64), "stem.weight holds numbers of type torch.int64, and weights are floats"),
-        (
-            torch.ones(3, dtype=torch.complex64),
-            "stem.weight holds numbers of type torch.complex64, and weights are floats",
-        ),
-        (repeated, "far larger than the file"),
+        (torch.zeros(1, 1).expand(10**9, 10**9), "far larger than the file"),
     ):
-        content["state_dict"]["stem.weight"] = tensor
-        assert message in refused(saved(content))
+        assert message in refused(saved({**content, "state_dict": {"stem.weight": value}}))
 
 
 def test_other_forms_that_are_read(content, saved):
@@ -211,9 +203,7 @@ def test_other_forms_that_are_read(content, saved):
     assert_same(old_form.state, checkpoint.state)
 
 
-@pytest.mark.parametrize(
-    "name", ["a\nb", "a" * 10_000, "\x1b[31m", "\ud800"], ids=["newline", "long", "escape", "surrogate"]
-)
+@pytest.mark.parametrize("name", ["a\nb", "a" * 10_000, "\ud800"], ids=["newline", "long", "surrogate"])
 def test_names_that_are_not_one_line_of_text(name, content, saved):
     state, args = {name: content["state_dict"]["stem.weight"]}, argparse.Namespace(**{name: 5})
     assert "'state_dict' holds an entry whose name" in refused(saved({**content, "state_dict": state}))
@@ -228,32 +218,32 @@ def test_settings_that_are_no_plain_values(value, content, saved):
     assert "'args' has a value of num_nf that is neither" in refused(saved(content))
 
 
-def test_settings_of_a_far_larger_model(content, saved, monkeypatch):
-    for name, value in (
-        *((f"num_channels_{part}", 4096) for part in ("enc", "dec")),
-        ("num_latent_per_group", 10**5),
-        *((f"{number}_groups_per_scale", 2**62) for number in ("num", "min")),
-        *((f"num_{cells}", 10**6) for cells in ("cell_per_cond_enc", "preprocess_cells", "postprocess_cells", "nf")),
-        *((f"num_{name}", 2**62) for name in ("latent_scales", "preprocess_blocks")),
-    ):
-        monkeypatch.setattr(torch_files, "NVAE", lambda *_: pytest.fail("the model is made"))
-        larger = copy.deepcopy(content)
-        setattr(larger["args"], name, value)
-        with pytest.raises(ValueError, match=r"saved\.pt: (the published weights do not fit .* at least|model\.num_)"):
-            nvae_tf.from_torch_checkpoint(saved(larger))
+# The last has one large weight, the top of the decoder: at 64x64 and 100,000 channels 1.6 GB.
+SMALL = dict.fromkeys(("num_latent_scales", "num_groups_per_scale", "num_latent_per_group", "num_mixture_dec"), 1)
+SMALL |= dict(num_preprocess_blocks=0, num_postprocess_blocks=0, num_channels_enc=1, num_channels_dec=10**5)
 
 
-def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content, saved, monkeypatch):
-    wider = copy.deepcopy(content)
-    wider["args"].num_channels_enc += 2
-    with pytest.raises(ValueError, match=r"saved\.pt: the published weights do not fit .* stem\.weight has shape"):
-        nvae_tf.from_torch_checkpoint(saved(wider))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_channels_enc": 4096},
+        {"num_latent_per_group": 10**5},
+        {"num_nf": 10**6},
+        {"num_latent_scales": 2**62},
+        SMALL,
+    ],
+    ids=str,
+)
+def test_settings_of_a_far_larger_model(settings, content, saved, monkeypatch):
     monkeypatch.setattr(torch_files, "NVAE", lambda *_: pytest.fail("the model is made"))
-    # One large weight, the top of the decoder: at 64x64 and 100,000 channels 1.6 GB.
-    small = dict.fromkeys(("num_latent_scales", "num_groups_per_scale", "num_latent_per_group", "num_mixture_dec"), 1)
-    blocks = dict(num_preprocess_blocks=0, num_postprocess_blocks=0, num_channels_enc=1, num_channels_dec=10**5)
-    vars(content["args"]).update(small | blocks)
-    with pytest.raises(ValueError, match=r"saved\.pt: the published weights do not fit .* at least [0-9,]{11,}"):
+    vars(content["args"]).update(settings)
+    with pytest.raises(ValueError, match=r"saved\.pt: (the published weights do not fit .* at least|model\.num_)"):
+        nvae_tf.from_torch_checkpoint(saved(content))
+
+
+def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content, saved):
+    content["args"].num_channels_enc += 2
+    with pytest.raises(ValueError, match=r"saved\.pt: the published weights do not fit .* stem\.weight has shape"):
         nvae_tf.from_torch_checkpoint(saved(content))
 
 

@@ -22,10 +22,10 @@ def state(published, model):
 @pytest.mark.slow
 def test_what_goes_in_comes_out(model, state, published):
     load_published_weights(model, state)
-    found = published.state_of(model)
-    assert found.keys() == state.keys()
+    actual = published.state_of(model)
+    assert actual.keys() == state.keys()
     for name, value in state.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, rtol=1e-6, err_msg=name)
 
 
 def test_the_layout(model, state):
@@ -37,8 +37,8 @@ def test_the_layout(model, state):
     length = np.sqrt(np.sum(weight**2, axis=(1, 2, 3), keepdims=True))
     kernel = (scale * weight / (length + 1e-5)).transpose(2, 3, 1, 0)
     expected = tf.nn.conv2d(images, kernel.astype(np.float32), 1, "SAME") + state["stem.bias"]
-    found = model.bottom_up.stem.single(images, ForwardPass())
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    actual = model.bottom_up.stem.single(images, ForwardPass())
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
     assert state["prior_ftr0"].shape == (32, 2, 2)
     np.testing.assert_allclose(model.top_down.start, state["prior_ftr0"].transpose(1, 2, 0), rtol=1e-6)
     gate = model.bottom_up.preprocess[0].cells.gate
@@ -75,17 +75,13 @@ def test_both_forms_of_the_names_of_norms(cell_set, published):
     ("changes", "message"),
     [
         ({"enc_sampler.3.bias": None, "prior_ftr0": None}, "2 missing: prior_ftr0, enc_sampler.3.bias"),
-        ({"enc_sampler.4.bias": np.zeros(4)}, "1 unknown: enc_sampler.4.bias"),
         # The right number of values in this project's own layout.
-        (
-            {"stem.weight": np.zeros((3, 3, 1, 8))},
-            r"1 of another shape: stem.weight has shape \(3, 3, 1, 8\), this architecture needs \(8, 1, 3, 3\)",
-        ),
-        ({"stem.bias": np.float32(0.0)}, r"stem.bias has shape \(\), this architecture needs \(8,\)"),
-        (
-            {"stem.bias": None, "enc0.1.bias": np.zeros(3), "other": np.zeros(1)},
-            "1 missing: stem.bias; 1 of another shape: enc0.1.bias .*; 1 unknown: other",
-        ),
+        ({"stem.weight": np.zeros((3, 3, 1, 8))}, r"stem.weight has shape \(3, 3, 1, 8\), not \(8, 1, 3, 3\)"),
+        ({"stem.bias": np.float32(0.0)}, r"1 of another shape: stem.bias has shape \(\), not \(8,\)"),
+        ({"stem.bias": None, "other": np.zeros(1)}, "1 missing: stem.bias; 1 unknown: other"),
+        ({"enc0.1.bias": np.full(32, np.nan)}, "enc0.1.bias holds NaN or inf"),
+        # Too large for float32, the type of the model's weights.
+        ({"enc0.1.bias": np.full(32, 1e39)}, "enc0.1.bias holds NaN or inf"),
     ],
 )
 def test_all_or_nothing(changes, message, model, state):
@@ -95,13 +91,6 @@ def test_all_or_nothing(changes, message, model, state):
     with pytest.raises(ValueError, match=message):
         load_published_weights(model, {name: value for name, value in changed.items() if value is not None})
     assert_same(model.weights, before)
-
-
-# The last is too large for float32, the type of the model's weights.
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
-def test_what_is_not_finite_is_refused(value, model, state):
-    with pytest.raises(ValueError, match="enc0.1.bias holds NaN or inf"):
-        load_published_weights(model, state | {"enc0.1.bias": np.full(32, value)})
 
 
 @pytest.mark.slow
