@@ -1,16 +1,14 @@
-"""The topology of the hierarchy as data: which scales, groups and cells there are and how wide (no TensorFlow).
+"""The topology of the hierarchy as data (Vahdat & Kautz 2020, section 3.1 and figure 2); no TensorFlow.
 
-The network is built by walking this plan, and the names of published files, parameter counts and error messages follow
-from it (Vahdat & Kautz 2020, section 3.1 and figure 2).
+The network is built by walking this plan, and the names of published files and parameter counts follow from it.
 """
 
 import dataclasses
-import itertools
 import warnings
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from nvae_tf.config import ModelConfig, check, check_choice
+from nvae_tf.config import ModelConfig, check_choice
 
 Value = TypeVar("Value")
 # What this process has been warned of.
@@ -40,8 +38,7 @@ class InvertedBranch:
 Branch = ConvolutionBranch | InvertedBranch
 
 
-@dataclasses.dataclass(frozen=True)
-class CellSet:
+class CellSet(NamedTuple):
     """Which residual branch stands in each of the four parts of the network."""
 
     preprocess: Branch
@@ -74,8 +71,7 @@ CELL_SETS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """One resolution of the hierarchy; `groups` are its latent groups counted from the top of the hierarchy (0)."""
 
     height: int
@@ -85,8 +81,7 @@ class Scale:
     groups: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """One block of the pre- or post-processing: `num_cells` cells, one of which changes the resolution."""
 
     channels_in: int
@@ -120,10 +115,9 @@ class LatentPlan:
 
 
 def values_of_groups(values: Sequence[Value], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Value]:
-    """One value for every group, top group first.
+    """One value for every group, top group first, from one for every scale (the smallest first) or for every group.
 
-    They are given for every scale, the smallest first, or for every group, whose latents have these shapes (see
-    `LatentPlan.latent_shapes`). ValueError, with the values' name in the plural, where there are as many as neither.
+    `shapes` are those of the groups' latents, `what` is the values' name in the plural, for the ValueError.
     """
     scales = list(dict.fromkeys(shape[:2] for shape in shapes))
     if len(values) == len(shapes):
@@ -138,18 +132,15 @@ def values_of_groups(values: Sequence[Value], shapes: Sequence[tuple[int, int, i
 
 def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
     """Number of groups in every scale, from the *largest* resolution to the smallest."""
-    counts = []
-    for index in range(config.num_latent_scales):
-        count = config.num_groups_per_scale // 2**index if config.adaptive_groups else config.num_groups_per_scale
-        counts.append(count if index == 0 else max(count, config.min_groups_per_scale))
-    return tuple(counts)
+    groups, adaptive, fewest = config.num_groups_per_scale, config.adaptive_groups, config.min_groups_per_scale
+    smaller = range(1, config.num_latent_scales)
+    return groups, *(max(groups // 2**index if adaptive else groups, fewest) for index in smaller)
 
 
 def inference_bytes_per_image(config: ModelConfig) -> int:
-    """Estimates, on the safe side, the memory that a pass of inference takes for each image: four of its widest layers.
+    """Estimates, on the safe side, the memory of a pass of inference for each image: that of four of its widest layers.
 
-    The widest layers are inside of the decoder's cells, which have six times its channels, in float32. With each
-    halving of the resolution a layer's numbers halve too, so the image's own resolution counts.
+    These are inside of the decoder's cells at the image's own resolution, with six times its channels, in float32.
     """
     return 4 * 4 * config.network_height * config.network_width * 6 * config.num_channels_decoder
 
@@ -169,25 +160,17 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
 def _layout(config: ModelConfig) -> LatentPlan:
     _check_architecture(config)
     _check_size(fewest_layers(config), MOST_LAYERS, "layers")  # first: the plan has a place for every group
-    before_scales = 2**config.num_preprocess_blocks
+    encoder, decoder = config.num_channels_encoder, config.num_channels_decoder
     scales, first_group = [], 0
-    counts = groups_per_scale(config)
-    for index in reversed(range(config.num_latent_scales)):
-        factor = before_scales * 2**index
-        scales.append(
-            Scale(
-                height=config.network_height // factor,
-                width=config.network_width // factor,
-                encoder_channels=config.num_channels_encoder * factor,
-                decoder_channels=config.num_channels_decoder * factor,
-                groups=tuple(range(first_group, first_group + counts[index])),
-            )
-        )
-        first_group += counts[index]
-    widths = [config.num_channels_encoder * 2**index for index in range(config.num_preprocess_blocks + 1)]
-    preprocess = [Block(*pair, config.num_preprocess_cells) for pair in itertools.pairwise(widths)]
-    widths = [config.num_channels_decoder * 2**index for index in reversed(range(config.num_postprocess_blocks + 1))]
-    postprocess = [Block(*pair, config.num_postprocess_cells) for pair in itertools.pairwise(widths)]
+    for index, count in reversed(list(enumerate(groups_per_scale(config)))):
+        factor = 2 ** (config.num_preprocess_blocks + index)
+        size = config.network_height // factor, config.network_width // factor
+        groups = tuple(range(first_group, first_group + count))
+        scales.append(Scale(*size, encoder * factor, decoder * factor, groups))
+        first_group += count
+    halvings = range(config.num_preprocess_blocks)
+    preprocess = [Block(encoder * 2**i, encoder * 2 ** (i + 1), config.num_preprocess_cells) for i in halvings]
+    postprocess = [Block(decoder * 2 ** (i + 1), decoder * 2**i, config.num_postprocess_cells) for i in halvings[::-1]]
     num_latent, cells = config.num_latent_per_group, CELL_SETS[config.cell_set]
     return LatentPlan(tuple(scales), tuple(preprocess), tuple(postprocess), num_latent, cells)
 
@@ -216,7 +199,7 @@ def fewest_weights(config: ModelConfig) -> int:
     weights += 9 * config.image_channels * config.num_channels_encoder + config.num_classes * top.decoder_channels
     if config.likelihood == "logistic_mixture":
         weights += 9 * config.num_channels_decoder * config.num_mixtures
-    # Of a block, the cell that changes the channels counts as one of the others.
+    # The cell of a block that changes the channels counts as one of the others.
     cells = [(block.num_cells, plan.cells.preprocess, block.channels_in) for block in plan.preprocess]
     cells += [(block.num_cells, plan.cells.postprocess, block.channels_out) for block in plan.postprocess]
     for scale in plan.scales:
@@ -233,38 +216,28 @@ def fewest_weights(config: ModelConfig) -> int:
 
 def _check_architecture(config: ModelConfig) -> None:
     check_choice("model.cell_set", config.cell_set, CELL_SETS)
-    blocks, scales = config.num_preprocess_blocks, config.num_latent_scales
-    check(
-        blocks == config.num_postprocess_blocks,
-        f"model.num_postprocess_blocks = {config.num_postprocess_blocks}: must equal num_preprocess_blocks = {blocks}, "
-        "or the image that comes out has another size than the one that goes in",
-    )
-    divisor = config.size_divisor
+    blocks, divisor = config.num_preprocess_blocks, config.size_divisor
+    if config.num_postprocess_blocks != blocks:
+        raise ValueError(
+            f"model.num_postprocess_blocks = {config.num_postprocess_blocks}: must equal num_preprocess_blocks = "
+            f"{blocks}, or the image that comes out has another size than the one that goes in"
+        )
     for side in ("height", "width"):
         real, padded = getattr(config, f"image_{side}"), getattr(config, f"network_{side}")
-        setting = f"model.padded_{side} = {padded}"
-        check(padded >= real, f"{setting}: smaller than the image's {side} of {real}")
-        check(
-            padded % divisor == 0,
-            f"{setting}: not divisible by {divisor} ({blocks} preprocess blocks and {scales} scales halve it "
-            f"{divisor.bit_length() - 1} times); leave it out for the smallest that is, or use fewer scales or blocks",
-        )
-    counts = list(groups_per_scale(config))
-    check(
-        min(counts) >= 1,
-        f"model.num_groups_per_scale = {config.num_groups_per_scale}: halved at each of {scales} scales gives {counts} "
-        "groups; raise it, or set min_groups_per_scale to at least 1, or use fewer scales",
-    )
-    channels = config.image_channels
-    too_many = f"model.image_channels = {channels}: the logistic mixture takes 1 to 4 channels"
-    check(config.likelihood != "logistic_mixture" or channels <= 4, too_many)
-    one_bit = f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images; set it to 1"
-    check(config.likelihood != "bernoulli" or config.num_bits == 1, one_bit)
+        if padded < real or padded % divisor:
+            raise ValueError(
+                f"model.padded_{side} = {padded}: not divisible by {divisor}, as blocks and scales need it, or smaller "
+                f"than the image's {side} of {real}; leave it out for the smallest that fits, or use fewer scales"
+            )
+    if config.likelihood == "logistic_mixture" and config.image_channels > 4:
+        raise ValueError(f"model.image_channels = {config.image_channels}: the logistic mixture takes 1 to 4 channels")
+    if config.likelihood == "bernoulli" and config.num_bits != 1:
+        raise ValueError(f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images")
     cells = CELL_SETS[config.cell_set]
     for part, channels in (("preprocess", config.num_channels_encoder), ("postprocess", config.num_channels_decoder)):
         branch = getattr(cells, part)
         if isinstance(branch, InvertedBranch) and branch.groups and channels * branch.expansion % branch.groups:
             raise ValueError(
                 f"model.cell_set = {config.cell_set!r}: its {part} cells widen {channels} channels {branch.expansion} "
-                f"times, and {channels * branch.expansion} can't be cut into {branch.groups} groups; use multiples of 8"
+                f"times and cut them into {branch.groups} groups; use multiples of 8"
             )
