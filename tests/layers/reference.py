@@ -21,9 +21,9 @@ def convolve(images, kernel, strides=1, dilation=1, groups=1):
     return outputs
 
 
-def normalized_kernel(kernel, log_norm, mask=1.0):
+def normalized_kernel(kernel, log_norm):
     """The effective kernel of one weight-normalized convolution, one output channel after another."""
-    kernel = kernel.astype(np.float64) * mask
+    kernel = kernel.astype(np.float64)
     effective = np.empty_like(kernel)
     for out in range(kernel.shape[-1]):
         length = np.sqrt(np.sum(kernel[..., out] ** 2))
