@@ -56,10 +56,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def __init__(
         self, learning_rate=1e-2, beta_1=0.9, beta_2=0.999, epsilon=1e-3, l2=3e-4, name="nvae_adamax", **kwargs
     ):
-        if not callable(learning_rate):  # a schedule is
-            real_number("learning_rate", learning_rate, "must be at least 0 and finite", 0.0)
-        for beta, value in (("beta_1", beta_1), ("beta_2", beta_2)):
-            real_number(beta, value, "must be at least 0 and below 1", 0.0, math.nextafter(1.0, 0.0))
+        if not callable(learning_rate):  # as a schedule is
+            learning_rate = real_number("learning_rate", learning_rate, "must be at least 0 and finite", 0.0)
+        limits = "must be at least 0 and below 1", 0.0, math.nextafter(1.0, 0.0)
+        beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
         # The scalars of a step, made once for all variables: a graph has hundreds, and each would make its own.

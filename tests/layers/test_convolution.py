@@ -35,7 +35,7 @@ def convolution(count=1, channels_in=4, channels_out=6, **settings):
 
 @pytest.mark.parametrize("plain", [False, True], ids=["normalized", "plain"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_loops(kind, plain, normal, shaken):
+def test_against_the_plain_operation(kind, plain, normal, shaken):
     settings = KINDS[kind] | {"use_bias": not plain, "weight_normalized": not plain}
     layer = shaken(convolution(**settings))
     kernel = layer.kernel.numpy()[0]
@@ -83,8 +83,8 @@ def test_data_dependent_scale_and_bias(strides, normal):
     for weight, value in zip(layer.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)  # nothing before the commit
     forward.commit()
-    direction = reference.normalized_kernel(before[0][0], np.zeros(5))
-    values = reference.convolve(images, direction, strides).reshape(-1, 5)
+    direction = reference.normalized_kernel(before[0][0], 0.0)
+    values = np.reshape(reference.convolve(images, direction, strides), (-1, 5))
     spread = 5.0 * np.sqrt(np.sum((values - values.mean(axis=0)) ** 2, axis=0) / (len(values) - 1))
     np.testing.assert_allclose(layer.bias.numpy()[0], -values.mean(axis=0) / (spread + 1e-5), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(layer.log_norm.numpy()[0], -np.log(spread + 1e-5), rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ import tensorflow as tf
 from nvae_tf import layers
 from nvae_tf.latent_plan import CELL_SETS, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.residual_cells import aligned_bilinear_upsampling
+from tests.layers import reference
 from tests.layers.layer_tests import CHANNELS, LayerTests
 
 BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
@@ -64,11 +65,8 @@ class Expected:
         layer = next(self.convolutions)
         kernel = tf.convert_to_tensor(layer.kernel)[0]
         if layer.log_norm is not None:
-            length = tf.sqrt(tf.reduce_sum(kernel**2, axis=(0, 1, 2)))
-            kernel = tf.exp(layer.log_norm[0]) * kernel / (length + 1e-5)
-        margin = [kernel.shape[0] // 2 * dilation] * 2
-        padded = tf.pad(images, ([0, 0], margin, margin, [0, 0]))
-        outputs = tf.nn.conv2d(padded, widened(kernel, dilation, groups), strides, "VALID")
+            kernel = reference.normalized_kernel(kernel, layer.log_norm[0])
+        outputs = reference.convolve(images, kernel, strides, dilation, groups)
         return outputs if layer.bias is None else outputs + layer.bias[0]
 
     def operations(self, images):
@@ -97,18 +95,6 @@ def doubled(images):
     return tf.repeat(tf.repeat(images, 2, axis=1), 2, axis=2)
 
 
-def widened(kernel, dilation, groups):
-    """The same convolution as a dense one without groups and dilation: zeros where nothing is connected."""
-    size, _, channels_in, channels_out = kernel.shape
-    rows = [row for tap in tf.unstack(kernel) for row in [tap] + [tf.zeros_like(tap)] * (dilation - 1)]
-    kernel = tf.stack(rows[: (size - 1) * dilation + 1])
-    columns = [c for tap in tf.unstack(kernel, axis=1) for c in [tap] + [tf.zeros_like(tap)] * (dilation - 1)]
-    kernel = tf.stack(columns[: (size - 1) * dilation + 1], axis=1)
-    of_group = np.arange(channels_in * groups)[:, None] // channels_in
-    connected = of_group == np.arange(channels_out)[None] // (channels_out // groups)
-    return tf.tile(kernel, (1, 1, groups, 1)) * tf.constant(connected, tf.float32)
-
-
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("branch", BRANCHES, ids=str)
 def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(branch, change, normal, shaken):
@@ -127,15 +113,15 @@ def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(b
 
     statistics = [variable for norm in leaves(layer)[0] for variable in norm.statistics]
     before = [variable.numpy() for variable in statistics]
-    forward, reference = layers.ForwardPass(training=True), Expected(branch, change, layer, training=True)
-    found, expected = outputs_and_gradients(lambda x: layer.single(x, forward)), outputs_and_gradients(reference)
+    forward, written_out = layers.ForwardPass(training=True), Expected(branch, change, layer, training=True)
+    found, expected = outputs_and_gradients(lambda x: layer.single(x, forward)), outputs_and_gradients(written_out)
     for value, target in zip(found, expected, strict=True):
         # A bias right before a norm has a gradient of zero in theory: hence the small absolute tolerance.
         np.testing.assert_allclose(value, target, rtol=1e-3, atol=1e-3 * max(np.max(np.abs(target)), 1e-1))
     for running, old in zip(statistics, before, strict=True):
         np.testing.assert_array_equal(running, old)
     forward.commit()
-    for running, old, new in zip(statistics, before, sum(reference.statistics, ()), strict=True):
+    for running, old, new in zip(statistics, before, sum(written_out.statistics, ()), strict=True):
         np.testing.assert_allclose(running, 0.95 * old + 0.05 * new[None], rtol=1e-3, atol=1e-5)
 
 
