@@ -24,7 +24,7 @@ def get_config():
     config.model.num_channels_encoder = 64
     config.model.num_channels_decoder = 64
     config.model.num_flows = 1
-    config.objective.regularisation = 1e-1
+    config.objective.regularization = 1e-1
     config.train.batch_size = 16
     config.train.epochs = 90
     return config.lock()

@@ -23,9 +23,9 @@ def get_config():
     config.model.num_channels_encoder = 30
     config.model.num_channels_decoder = 30
     config.model.num_flows = 2
-    config.objective.regularisation = 1e-2
-    config.objective.regularisation_initial = 1.0
-    config.objective.anneal_regularisation = True
+    config.objective.regularization = 1e-2
+    config.objective.regularization_initial = 1.0
+    config.objective.anneal_regularization = True
     config.train.batch_size = 4
     config.train.epochs = 300
     return config.lock()

@@ -16,7 +16,7 @@ from nvae_tf.presets import config_like
 
 def get_config():
     config = config_like("celebahq256", "ffhq256")
-    config.objective.regularisation = 1e-1
+    config.objective.regularization = 1e-1
     config.optimizer.learning_rate = 8e-3
     config.train.epochs = 200
     return config.lock()

@@ -23,9 +23,9 @@ def get_config():
     config.model.num_channels_encoder = 192
     config.model.num_channels_decoder = 192
     config.model.num_flows = 1
-    config.objective.regularisation = 1e-2
-    config.objective.regularisation_initial = 1.0
-    config.objective.anneal_regularisation = True
+    config.objective.regularization = 1e-2
+    config.objective.regularization_initial = 1.0
+    config.objective.anneal_regularization = True
     config.optimizer.warmup_epochs = 1.0
     config.train.batch_size = 24
     config.train.epochs = 45

@@ -4,7 +4,7 @@
     nvae-import-torch-checkpoint --checkpoint=mnist.pt --output=runs/mnist --data_source=idx --data_path=idx
 
 Every other command accepts the run folder, nvae-train to continue the training; a new run starts from its weights with
-train.initialise_from. It is written atomically, with the settings (config.json, and config.py to change them), the
+train.initialize_from. It is written atomically, with the settings (config.json, and config.py to change them), the
 checkpoint at the file's step, origin.json with the file's name, SHA-256 and license, and the model card.
 
 The optimizer's moments are not taken over: they start at zero, at the file's step. What had to be assumed about the

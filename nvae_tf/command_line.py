@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from absl import app, logging
 from ml_collections import ConfigDict, config_flags
 
-from nvae_tf.config import ExperimentConfig, named_settings, setting_meanings
+from nvae_tf.config import OLD_NAMES, ExperimentConfig, named_settings, setting_meanings
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_has_config, check_writable
 from nvae_tf.presets import default_config, load_settings, settings_file
@@ -140,7 +140,8 @@ def check_config_flags(arguments: Sequence[str]) -> None:
     valid = valid_settings()
     for argument in arguments:
         setting = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if setting and setting[1] not in valid:
+        group, _, name = setting[1].rpartition(".") if setting else ("", "", "")
+        if setting and f"{group}.{OLD_NAMES.get(name, name)}" not in valid:
             nearest = difflib.get_close_matches(setting[1], valid, n=1, cutoff=0.0)[0]
             raise ValueError(f"--config.{setting[1]}: no such setting; did you mean --config.{nearest}?")
     config = flag_value(arguments, "config")

@@ -30,6 +30,14 @@ LARGEST_SEED = 2**31 - 1
 MOST_IMPORTANCE_SAMPLES = 2**24
 MAX_PIXELS = 64_000_000
 MOST_CLASSES = 100_000
+# Former names of settings, which files, flags and Python may still give.
+OLD_NAMES = {
+    "regularisation": "regularization",
+    "anneal_regularisation": "anneal_regularization",
+    "regularisation_initial": "regularization_initial",
+    "binarise": "binarize",
+    "initialise_from": "initialize_from",
+}
 # Settings of which None stands for a number that follows from the length of the run, see `resolve_lengths`.
 INTERVALS = ("checkpoint_every_steps", "evaluate_every_steps", "sample_every_steps")
 
@@ -124,6 +132,10 @@ def _settings(prefix: str) -> Callable[[type], type]:
         @functools.wraps(make)
         def checked(self, *values, **settings):
             settings |= zip(list(expected)[: len(values)], values, strict=True)
+            for old in OLD_NAMES.keys() & settings.keys():
+                new, value = OLD_NAMES[old], settings.pop(old)
+                if settings.setdefault(new, value) != value:
+                    raise ValueError(f"settings {prefix}{new} and {prefix}{old} (its old name) differ; give one")
             for name, value in settings.items():
                 check_choice(f"setting {prefix}{name}", name, expected, what="no such setting")
                 settings[name] = _converted(value, expected[name], f"{prefix}{name}")
@@ -237,9 +249,9 @@ class ObjectiveConfig:
       kl_anneal_portion: part of the run over which the KL weight rises linearly to `kl_final_weight`.
       kl_constant_portion: part of the run before that, with the weight `kl_constant_weight`.
       kl_constant_weight: the KL weight at the start, as a fraction of the final one.
-      regularisation: lambda, the weight of the spectral and the batch-norm regularizers.
-      anneal_regularisation: whether it goes there log-linearly from `regularisation_initial` as the KL weight rises.
-      regularisation_initial: lambda at the start where it is annealed.
+      regularization: lambda, the weight of the spectral and the batch-norm regularizers.
+      anneal_regularization: whether it goes there log-linearly from `regularization_initial` as the KL weight rises.
+      regularization_initial: lambda at the start where it is annealed.
       kl_final_weight: beta of the loss `reconstruction + beta * sum_g KL_g` after the warm-up, as in the beta-VAE
         (Higgins et al. 2017); LSGM (Vahdat et al. 2021) trains NVAE with 0.7. Scores stay those of the bound.
       kl_scale_weights: a factor besides for the KL of each scale, the smallest first, as 1,0.5,0.5; empty for 1.
@@ -251,9 +263,9 @@ class ObjectiveConfig:
     kl_anneal_portion: float = 0.3
     kl_constant_portion: float = 0.0001
     kl_constant_weight: float = 0.0001
-    regularisation: float = 1e-2
-    anneal_regularisation: bool = False
-    regularisation_initial: float = 10.0
+    regularization: float = 1e-2
+    anneal_regularization: bool = False
+    regularization_initial: float = 10.0
     kl_final_weight: float = 1.0
     kl_scale_weights: tuple = ()
     free_nats: float = 0.0
@@ -261,12 +273,12 @@ class ObjectiveConfig:
     def __post_init__(self):
         limits = dict.fromkeys(("kl_anneal_portion", "kl_constant_portion", "kl_constant_weight"), (0, 1))
         # Without annealing it has no effect.
-        limits |= {"total_steps": (1, math.inf), "regularisation_initial": (-math.inf, math.inf)}
+        limits |= {"total_steps": (1, math.inf), "regularization_initial": (-math.inf, math.inf)}
         _check_numbers("objective", self, 0, limits)
-        for name in ("regularisation", "regularisation_initial"):
+        for name in ("regularization", "regularization_initial"):
             value = getattr(self, name)
             wrong = f"objective.{name} = {value}: must be positive to be annealed on a log scale"
-            check(value > 0.0 or not self.anneal_regularisation, wrong)
+            check(value > 0.0 or not self.anneal_regularization, wrong)
         are_weights = all(type(value) in (int, float) and 0 <= value < math.inf for value in self.kl_scale_weights)
         rule = "must be numbers of at least 0, one for each scale, the smallest first, as 1,0.5,0.5"
         check(are_weights, f"objective.kl_scale_weights = {self.kl_scale_weights}: {rule}")
@@ -322,7 +334,7 @@ class DataSpec:
         scaled to fit and the longer one cut evenly at both ends), "stretch". Bilinear, antialiased.
       stacked_images: how many images of one channel, drawn at random, make one image, as its channels.
       num_bits: bits per channel that the model sees and the likelihood resolves, 1 to 8.
-      binarise: whether each pixel is drawn afresh from Bernoulli(intensity) at every access, to 1 bit.
+      binarize: whether each pixel is drawn afresh from Bernoulli(intensity) at every access, to 1 bit.
       horizontal_flip: whether training images are mirrored at random.
       likelihood: "bernoulli", "logistic_mixture" or "normal"; None: the first for 1 bit, else the second.
       padded_height: height of the frame of zeros in which the network sees the images; None: the smallest that
@@ -354,7 +366,7 @@ class DataSpec:
     resize: str = "none"
     stacked_images: int = 1
     num_bits: int = 8
-    binarise: bool = False
+    binarize: bool = False
     horizontal_flip: bool = True
     likelihood: str | None = "logistic_mixture"
     padded_height: int | None = None
@@ -385,8 +397,8 @@ class DataSpec:
         check_choice("data.on_bad_file", self.on_bad_file, ("stop", "skip"))
         if self.likelihood is not None:
             check_choice("data.likelihood", self.likelihood, LIKELIHOODS)
-        one_bit = "images that are binarized (data.binarise) have 1 bit; set it to 1"
-        check(not self.binarise or self.num_bits == 1, f"data.num_bits = {self.num_bits}: {one_bit}")
+        one_bit = "images that are binarized (data.binarize) have 1 bit; set it to 1"
+        check(not self.binarize or self.num_bits == 1, f"data.num_bits = {self.num_bits}: {one_bit}")
         stacked = self.stacked_images
         rule = f"must be 1 or the number of channels; set data.channels to {stacked} too"
         check(stacked in (1, self.channels), f"data.stacked_images = {stacked}: {rule}")
@@ -422,7 +434,7 @@ class TrainConfig:
       sample_every_steps: steps between image grids of samples; None: a tenth of the run, as above.
       log_every_steps: steps between points of the training curves.
       logger: where curves and images go: "tensorboard", or "wandb" (Weights & Biases, `pip install "nvae_tf[wandb]"`).
-      initialise_from: run folder, hf://user/repo, or published file (.pt), with whose weights the run starts.
+      initialize_from: run folder, hf://user/repo, or published file (.pt), with whose weights the run starts.
       loss_tolerance: a step is skipped when its loss exceeds the moving average by more than so many mean
         absolute deviations, see `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
       refused_steps: skipped steps in a row after which the latest checkpoint is restored, at half the learning rate.
@@ -457,7 +469,7 @@ class TrainConfig:
     sample_every_steps: int | None = None
     log_every_steps: int = 50
     logger: str = "tensorboard"
-    initialise_from: str | None = None
+    initialize_from: str | None = None
     loss_tolerance: float = 10.0
     refused_steps: int = 20
     rollbacks: int = 3
@@ -504,7 +516,7 @@ class ExperimentConfig:
     def without_places(self) -> "ExperimentConfig":
         """The same without settings that name a place on this machine."""
         data = dataclasses.replace(self.data, path=None, cache=None)
-        train = dataclasses.replace(self.train, initialise_from=None)
+        train = dataclasses.replace(self.train, initialize_from=None)
         return dataclasses.replace(self, data=data, train=train)
 
 

@@ -6,10 +6,10 @@ The heads of the files in configs/ say where the images come from.
 from nvae_tf.config import DataSpec, ModelConfig, check, did_you_mean
 
 _BITMAPS = {"channels": 1, "num_bits": 1, "horizontal_flip": False, "likelihood": "bernoulli"}
-_EIGHT_BITS = {"num_bits": 8, "binarise": False, "likelihood": "logistic_mixture"}
+_EIGHT_BITS = {"num_bits": 8, "binarize": False, "likelihood": "logistic_mixture"}
 _FOLDER = {"source": "folder", "source_name": None}
 # Padded to 32x32 and binarized afresh at every access (Vahdat & Kautz 2020).
-_MNIST = {"height": 28, "width": 28, "padded_height": 32, "padded_width": 32, "binarise": True} | _BITMAPS
+_MNIST = {"height": 28, "width": 28, "padded_height": 32, "padded_width": 32, "binarize": True} | _BITMAPS
 _IN_256 = {"height": 256, "width": 256, "num_bits": 5} | _FOLDER
 # From folders: what TFDS needs to prepare LSUN is not made for this TensorFlow.
 _LSUN = {"height": 64, "width": 64, "test_split": "validation", "resize": "crop"} | _FOLDER

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from nvae_tf.config import (
+    OLD_NAMES,
     ExperimentConfig,
     check,
     check_choice,
@@ -107,11 +108,15 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     for group, values in config.items():
         check_choice(f"setting {group}", group, groups, what="no such setting")
         check(isinstance(values, ConfigDict), f"{group} is a group of settings, not the single value {values!r}")
+        for old, name in OLD_NAMES.items():
+            if old in values and name not in values:
+                values[name] = values[old]
+                del values[old]
     for group, defaults in default_config().items():
         if group not in config:
             config[group] = ConfigDict()
         for name, default in defaults.items():
-            if name not in config[group]:
+            if name not in config[group] and name not in OLD_NAMES:
                 config[group][name] = None if group == "model" and name in MODEL_SETTINGS else default
     return _with_placeholders(config)
 
@@ -162,6 +167,10 @@ def _with_placeholders(settings: ConfigDict) -> ConfigDict:
             if name in settings[group] and settings[group].get_type(name) is type(None):
                 placeholder = config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
                 settings[group][name] = placeholder
+        # Set and read under the old name, too.
+        for old, name in OLD_NAMES.items():
+            if name in settings[group] and old not in settings[group]:
+                settings[group][old] = settings[group].get_ref(name)
     return settings
 
 

@@ -16,7 +16,8 @@ from nvae_tf.config import (
     did_you_mean,
     read_config,
 )
-from nvae_tf.presets import experiment_config, preset
+from nvae_tf.data.spec import complete_config
+from nvae_tf.presets import experiment_config, load_settings, preset
 
 # No setting is at its default.
 CHANGED = ExperimentConfig(
@@ -86,8 +87,7 @@ def test_unknown_settings_and_wrong_types_are_reported():
     for settings, message in (
         ({"modle": {}}, "setting modle .*no such setting.*did you mean 'model'"),
         ({"model": {"num_group_per_scale": 3}}, "setting model.num_group_per_scale .*mean 'num_groups_per_scale'"),
-        ({"objective": {"regularization": 1.0}}, "setting objective.regularization .*did you mean 'regularisation'"),
-        ({"data": {"binarize": True}}, "setting data.binarize .*did you mean 'binarise'"),
+        ({"data": {"binarise": True, "binarize": False, "num_bits": 1}}, "data.binarize and data.binarise .*differ"),
         ({"model": {"num_flows": "two"}}, r"model\.num_flows = 'two': must be of type int"),
         ({"model": {"num_flows": 2.5}}, r"model\.num_flows = 2\.5: must be of type int"),
         ({"model": {"num_flows": True}}, r"model\.num_flows = True: must be of type int"),
@@ -138,7 +138,7 @@ def test_hostile_settings_are_refused_in_one_line(call, message):
 def test_a_preset_by_its_name_and_with_other_values():
     assert experiment_config("digits") == experiment_config(preset("digits"))
     # What follows the data follows an override too; NumPy's numbers are numbers.
-    overrides = {"data.num_bits": np.int64(2), "data.binarise": False, "train.steps": 100, "data.path": None}
+    overrides = {"data.num_bits": np.int64(2), "data.binarize": False, "train.steps": 100, "data.path": None}
     config = experiment_config("digits", overrides)
     assert (config.model.num_bits, config.data.num_bits, config.train.steps) == (2, 2, 100)
     assert type(config.model.num_bits) is int and type(ModelConfig(num_bits=np.uint8(3)).num_bits) is int
@@ -156,7 +156,7 @@ def test_an_impossible_value_is_reported_with_its_place():
         ("model", "likelihood", "bernouli", "did you mean 'bernoulli'"),
         ("objective", "total_steps", 0, "must be at least 1"),
         ("objective", "kl_constant_portion", float("nan"), "must be from 0 to 1"),
-        ("objective", "regularisation", -1.0, "must be at least 0"),
+        ("objective", "regularization", -1.0, "must be at least 0"),
         ("objective", "kl_final_weight", -0.1, "must be at least 0"),
         ("objective", "free_nats", float("nan"), "must be at least 0"),
         *(("objective", "kl_scale_weights", value, "must be numbers of at least 0") for value in ([-1], ["a"], [True])),
@@ -174,10 +174,28 @@ def test_an_impossible_value_is_reported_with_its_place():
         ("train", "recompute", "cells", r"not one of the choices \(none, groups, all\)"),
         ("train", "precision", "float16", r"not one of .*mixed_float16\)"),
         ("train", "accumulate_steps", 5, "must divide train.batch_size = 32"),
-        *(("objective", name, 0.0, "must be positive") for name in ("regularisation", "regularisation_initial")),
+        *(("objective", name, 0.0, "must be positive") for name in ("regularization", "regularization_initial")),
     ):
         # What is annealed is so on a log scale.
-        settings = {"anneal_regularisation": True} if group == "objective" else {}
+        settings = {"anneal_regularization": True} if group == "objective" else {}
         with pytest.raises(ValueError, match=rf"{group}\.{name} = .*{message}"):
             experiment_config({group: settings | {name: value}})
-    assert ObjectiveConfig(regularisation=0.0, regularisation_initial=0.0).regularisation == 0.0
+    assert ObjectiveConfig(regularization=0.0, regularization_initial=0.0).regularization == 0.0
+
+
+def test_old_names_of_settings(tmp_path):
+    assert ObjectiveConfig(regularisation=0.5) == ObjectiveConfig(regularization=0.5)
+    config = experiment_config("digits", {"data.binarise": True})
+    assert config.data.binarize and not hasattr(config.data, "binarise")
+    text = "from nvae_tf.presets import preset\ndef get_config():\n  config = preset('celebahq256')\n"
+    (tmp_path / "preset.py").write_text(
+        f"{text}  config.objective.regularisation *= 5\n  config.train.initialise_from = 'x'\n  return config"
+    )
+    groups = {"objective": {"regularisation": 0.05, "anneal_regularisation": True, "regularisation_initial": 1.0}}
+    groups["train"] = {"initialise_from": "x"}
+    (tmp_path / "dictionary.py").write_text(f"def get_config():\n  return {groups}")
+    (tmp_path / "config.json").write_text(json.dumps(groups))
+    for name in ("preset.py", "dictionary.py", "config.json"):
+        config = complete_config(load_settings(str(tmp_path / name)))
+        assert config.objective.regularization == 0.05 and config.objective.anneal_regularization
+        assert (config.objective.regularization_initial, config.train.initialize_from) == (1.0, "x")

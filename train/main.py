@@ -25,7 +25,7 @@ the result is the same as without the interruption. A folder that holds somethin
 one in which another process trains, is refused and not touched; only the length of a run (not below the steps made),
 where data lies, the devices and how often something is written may change.
 
-Fine-tuning: with --config.train.initialise_from=runs/other (or a published file.pt, with the extra torch) a new
+Fine-tuning: with --config.train.initialize_from=runs/other (or a published file.pt, with the extra torch) a new
 run starts with the weights of that run's latest checkpoint, as far as they have the same name and shape; the others
 are listed and start as usual. The source is needed until the run's first checkpoint.
 

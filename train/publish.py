@@ -4,7 +4,7 @@
     nvae-publish --workdir=runs/mine --repo=user/name
 
 What is published is the run folder without the optimizer's state and without places of this machine (data.path,
-data.cache, train.initialise_from): settings, weights, model card, scores, curves and the newest samples, and the
+data.cache, train.initialize_from): settings, weights, model card, scores, curves and the newest samples, and the
 reweighted prior and the outlier calibration that belong to these weights. The repository is made, public, if there is
 none; make it on the Hub before to have it private. Publishing again replaces what was there, in one commit.
 

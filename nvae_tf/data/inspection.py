@@ -100,7 +100,7 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
         counted(spec.num_bits, "bit"),
         *([] if spec.alpha == "keep" else ["no alpha" if spec.alpha == "drop" else f"alpha on {spec.alpha}"]),
         *(["of 16-bit files the upper bits"] if spec.file_bits == 16 else []),
-        *(["binarized at every access"] if spec.binarise else []),
+        *(["binarized at every access"] if spec.binarize else []),
         *(["mirrored at random in training"] if spec.horizontal_flip else []),
     ]
     lines = [f"{spec.name}, from {place_of(spec)}", f"images       {', '.join(form)}"]

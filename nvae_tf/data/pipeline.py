@@ -168,7 +168,7 @@ def shuffled_index_batches(
 def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
     read = source.reader()
     # What is to be binarized keeps its intensities until then.
-    table = intensity_table(8 if spec.binarise else spec.num_bits)
+    table = intensity_table(8 if spec.binarize else spec.num_bits)
     labels = None
     if spec.labels:
         check(source.labels is not None, f"data.labels = True, but these images of {spec.name} came without labels.")
@@ -183,7 +183,7 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
             mirrored = uniform(flip_key, first_position, count, (1, 1, 1)) < 0.5
             values = tf.where(mirrored, tf.reverse(values, axis=[2]), values)
         images = tf.gather(table, tf.cast(values, tf.int32))
-        if spec.binarise:
+        if spec.binarize:
             images = tf.cast(uniform(binarize_key, first_position, count, spec.image_shape) < images, tf.float32)
         return images if labels is None else (images, tf.gather(labels, indices))
 
@@ -232,7 +232,7 @@ def images_alone(spec: DataSpec) -> DataSpec:
 
 def stored_spec(spec: DataSpec) -> DataSpec:
     """The data set with its images alone, as they are stored: 8 bits, neither binarized nor mirrored."""
-    return dataclasses.replace(images_alone(spec), num_bits=8, binarise=False, horizontal_flip=False)
+    return dataclasses.replace(images_alone(spec), num_bits=8, binarize=False, horizontal_flip=False)
 
 
 def content_digest(source: ImageSource, spec: DataSpec) -> str:

@@ -194,9 +194,10 @@ def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tens
         outputs = convolve_by(cpu_kernels.swish(batch.outputs), *weights)
 
         def gradient(upstream):
+            moments = batch.divisors()
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                active, swish_gradient = cpu_kernels.normalized_swish(inputs, gamma, beta, *batch.divisors())
+                active, swish_gradient = cpu_kernels.normalized_swish(inputs, gamma, beta, *moments)
 
             active_gradient, *weight_gradients = cpu_kernels.gradients_of(convolve_by, (active, *weights), upstream)
             return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
@@ -274,10 +275,16 @@ class BilinearExpand(StackedLayer):
 def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:
     """Doubles height and width bilinearly, in float32; corners keep their places (not so in Keras' UpSampling2D).
 
-    By two matrices: TensorFlow's operation for it has no second derivative, and is silent about that.
+    By two matrix products: TensorFlow's operation for it has no second derivative, and is silent about that.
     """
-    matrices = []
-    for size in inputs.shape[1:3]:
-        places = np.linspace(0, size - 1, 2 * size)[:, np.newaxis]
-        matrices.append(np.maximum(1.0 - np.abs(places - np.arange(size)), 0.0).astype(np.float32))
-    return tf.cast(tf.einsum("ih,jw,bhwc->bijc", *matrices, tf.cast(inputs, tf.float32)), inputs.dtype)
+    _, height, width, channels = inputs.shape
+    rows = tf.reshape(tf.cast(inputs, tf.float32), (-1, width, channels))
+    wider = tf.reshape(tf.matmul(_doubling_matrix(width), rows), (-1, height, 2 * width * channels))
+    doubled = tf.reshape(tf.matmul(_doubling_matrix(height), wider), (-1, 2 * height, 2 * width, channels))
+    return tf.cast(doubled, inputs.dtype)
+
+
+def _doubling_matrix(size: int) -> np.ndarray:
+    """The matrix `[1, 2 * size, size]` that interpolates `2 * size` values between `size` ones, the ends in place."""
+    places = np.linspace(0, size - 1, 2 * size)[:, np.newaxis]
+    return np.maximum(1.0 - np.abs(places - np.arange(size)), 0.0)[np.newaxis].astype(np.float32)

@@ -100,9 +100,9 @@ def kl_weight(step: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor:
 
 def regularization_weight(beta: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor:
     """lambda, the weight of the spectral and batch-norm regularizers, constant or annealed with beta."""
-    if not config.anneal_regularisation:
-        return tf.constant(config.regularisation)
-    initial, final = math.log(config.regularisation_initial), math.log(config.regularisation)
+    if not config.anneal_regularization:
+        return tf.constant(config.regularization)
+    initial, final = math.log(config.regularization_initial), math.log(config.regularization)
     return tf.exp((1.0 - beta) * initial + beta * final)
 
 

@@ -48,7 +48,7 @@ def export_file(
     except ValueError as error:
         raise ValueError(f"{workdir}: {error}") from error
     folder, step = RunFolder(workdir), step_of(prefix)
-    images, origin = read_image_counts(folder.images_file), origin_of_run(folder, config.train.initialise_from)
+    images, origin = read_image_counts(folder.images_file), origin_of_run(folder, config.train.initialize_from)
     model = NVAE(config.model, config.objective)
     if running_means != restore_weights(model, prefix, averages=running_means):
         raise ValueError(f"{prefix}: has no moving averages of the weights; leave --running_means out")

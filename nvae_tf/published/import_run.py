@@ -186,7 +186,7 @@ def _length(
     if step == 0 or epoch == 0:
         return 0, total, None, None
     if epoch is None:
-        fix = "To train the weights on, start a new run from them (train.initialise_from)."
+        fix = "To train the weights on, start a new run from them (train.initialize_from)."
         assumed = f"The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. {fix}"
         return 0, total, None, assumed
     reached = epoch * epoch_steps

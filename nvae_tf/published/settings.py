@@ -58,9 +58,9 @@ OBJECTIVE_SETTINGS = {
     "kl_anneal_portion": "kl_anneal_portion",
     "kl_constant_portion": "kl_const_portion",
     "kl_constant_weight": "kl_const_coeff",
-    "regularisation": "weight_decay_norm",
-    "anneal_regularisation": "weight_decay_norm_anneal",
-    "regularisation_initial": "weight_decay_norm_init",
+    "regularization": "weight_decay_norm",
+    "anneal_regularization": "weight_decay_norm_anneal",
+    "regularization_initial": "weight_decay_norm_init",
 }
 # Those of the same names.
 OPTIMIZER_SETTINGS = ("learning_rate", "learning_rate_min", "warmup_epochs", "weight_decay")
@@ -97,7 +97,7 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
 def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
     """The loss of a published checkpoint from its `args`, which lack the number of steps; raises as the above does."""
     values = {name: _setting(settings, published) for name, published in OBJECTIVE_SETTINGS.items()}
-    values["anneal_regularisation"] = bool(values["anneal_regularisation"])
+    values["anneal_regularization"] = bool(values["anneal_regularization"])
     with _wrap_type_errors():
         for name, value in values.items():
             _check_type(f"objective.{name}", value, float)

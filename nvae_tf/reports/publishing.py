@@ -89,7 +89,7 @@ def write_shared_run(
     for file in sorted(source.samples.glob("step-*.png"))[-1:]:
         shared.samples.mkdir()
         shutil.copyfile(file, shared.samples / file.name)
-    first = run.config.train.initialise_from
+    first = run.config.train.initialize_from
     origin = origin_of_run(source, first) or (Origin(first) if first else None)
     if origin is not None:
         name = origin.source_file

@@ -141,7 +141,7 @@ class TrainingState:
         if not any(name.startswith("optimizer/") for name in names):
             raise ValueError(
                 f"{prefix}: a shared checkpoint, without the optimizer's state; training can't continue from it. "
-                f"Start a new run from its weights: --config.train.initialise_from={self.folder.parent} and another "
+                f"Start a new run from its weights: --config.train.initialize_from={self.folder.parent} and another "
                 "--workdir"
             )
         checkpoint = self._checkpoint if _LOSS_SCALE in names else self._without_scale

@@ -58,13 +58,13 @@ def read_origin(folder: RunFolder) -> Origin | None:
         raise ValueError(f"{file}: {error}; fix or delete it") from error
 
 
-def origin_of_run(folder: RunFolder, initialise_from: str | None) -> Origin | None:
+def origin_of_run(folder: RunFolder, initialize_from: str | None) -> Origin | None:
     """The origin of a run's weights: from its own file, or from the file of the run that it was fine-tuned from."""
     origin = read_origin(folder)
-    if origin is not None or not initialise_from:
+    if origin is not None or not initialize_from:
         return origin
     source = None
     # A shared run may not be there to fetch now.
     with contextlib.suppress(OSError):
-        source = read_origin(RunFolder(find_run_folder(initialise_from)))
-    return source and dataclasses.replace(source, source_file=source.source_file or initialise_from, step=None)
+        source = read_origin(RunFolder(find_run_folder(initialize_from)))
+    return source and dataclasses.replace(source, source_file=source.source_file or initialize_from, step=None)

@@ -100,15 +100,15 @@ def _nothing_fits(path: str, compared: Initialization, model: NVAE, source: NVAE
     differences = "; ".join(settings[:_NAMED_SETTINGS]) + (" ..." if len(settings) > _NAMED_SETTINGS else "")
     example = "".join(f", e.g. {compared.weight_shapes(name)}" for name in compared.misshapen[:1])
     return (
-        f"train.initialise_from = {path!r}: none of its {len(compared.source_shapes)} weights fits one of the "
+        f"train.initialize_from = {path!r}: none of its {len(compared.source_shapes)} weights fits one of the "
         f"{len(compared.shapes)} of this model{example}; {differences}. Set the model as it is there, or leave "
-        "train.initialise_from out"
+        "train.initialize_from out"
     )
 
 
 def _read_source(path: str) -> tuple[str, NVAE]:
     """The source of weights: its name for messages, and a model that holds them."""
-    place, where = find_run_folder(path), f"train.initialise_from = {path!r}"
+    place, where = find_run_folder(path), f"train.initialize_from = {path!r}"
     expected = "give the --workdir of a run of nvae-train, or a published file (.pt)"
     if not path or not place.exists():
         raise FileNotFoundError(f"{where}: no such file or folder; {expected}")
@@ -119,7 +119,7 @@ def _read_source(path: str) -> tuple[str, NVAE]:
             return path, from_torch_checkpoint(place)
         run = load_run(place)
     except (ValueError, FileNotFoundError, ImportError) as error:
-        raise ValueError(f"train.initialise_from: {error}") from error
+        raise ValueError(f"train.initialize_from: {error}") from error
     averaged = ", moving averages (EMA) of the weights" if run.config.optimizer.ema_momentum else ""
     return f"{path}, step {run.step:,}{averaged}", run.model
 

@@ -73,7 +73,7 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
 def _measured(config: ExperimentConfig, batch_size: int) -> dict[str, Any]:
     """The numbers that `main` prints in a child process."""
     # The images and the weights to start from need not be there.
-    train = dataclasses.replace(config.train, batch_size=batch_size, initialise_from=None)
+    train = dataclasses.replace(config.train, batch_size=batch_size, initialize_from=None)
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(config_to_json(dataclasses.replace(config, train=train)))
         file.flush()

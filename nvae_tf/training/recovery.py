@@ -45,7 +45,7 @@ class Recovery:
         raise ValueError(
             f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time. {sentence}. "
             f"The latest checkpoint is that of step {latest:,}{'' if latest else ', where the run began'}. "
-            "Try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher objective.regularisation "
+            "Try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher objective.regularization "
             "in a new run, or look for damaged images"
         )
 

@@ -116,13 +116,13 @@ def new_run(
     workdir: str | os.PathLike | None = None,
     replicas: Replicas | None = None,
 ) -> Run:
-    """A run before its first step, with the weights of `train.initialise_from` unless `workdir` has a checkpoint."""
+    """A run before its first step, with the weights of `train.initialize_from` unless `workdir` has a checkpoint."""
     replicas = replicas or Replicas()
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
         is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints, "index")
-        if config.train.initialise_from is not None and not is_continued:
-            StatusLine().keep(initialize(model, config.train.initialise_from).report())
+        if config.train.initialize_from is not None and not is_continued:
+            StatusLine().keep(initialize(model, config.train.initialize_from).report())
         model.optimizer.build(model.trainable_variables)
     return Run(config, length, images, model, schedule, replicas)
 

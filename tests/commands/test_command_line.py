@@ -15,6 +15,7 @@ def test_every_setting_is_known_but_the_derived_one():
 def test_right_flags_pass():
     for arguments in (
         ["--config=configs/digits.py", "--config.train.batch_size=3"],
+        ["--config=digits", "--noconfig.data.binarise", "--config.train.initialise_from=x"],
         ["--config", "configs/digits.py", "--config.train.batch_size", "3"],
         ["-config=configs/digits.py:some-argument", "--noconfig.model.squeeze_excite", "--workdir=x"],
     ):

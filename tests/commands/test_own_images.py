@@ -45,7 +45,7 @@ def test_a_training_step_and_back_to_pictures(kind, shape, tmp_path):
     if kind == "mat":
         columns = np.random.default_rng(0).uniform(size=(784, COUNT))
         scipy.io.savemat(tmp_path / "chardata.mat", {"data": columns, "testdata": columns})
-        settings |= {"source": "mat", "num_bits": 1, "binarise": True}
+        settings |= {"source": "mat", "num_bits": 1, "binarize": True}
     else:
         write_pictures(tmp_path, channels=2)
     config = configured(settings)

@@ -233,7 +233,7 @@ def test_the_headline_of_images_that_are_not_binary_has_both_units(name, likelih
     binary = likelihood == "bernoulli"
     for group in ("data", "model"):
         config[group] |= {"likelihood": likelihood, "num_bits": 1 if binary else 8}
-    config["data"]["binarise"] = binary and config["data"]["binarise"]
+    config["data"]["binarize"] = binary and config["data"]["binarize"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     shutil.copy(run / name, tmp_path)
     page = Page(report_of_run(tmp_path, "latest", 1, None, StatusLine())[0])

@@ -62,13 +62,13 @@ def test_a_finished_run_is_not_done_again(commands, finished_run):
 def test_a_run_from_anothers_weights_stops_and_goes_on_without_them(commands, finished_run, tmp_path):
     # Low enough for what was learned to stay, with other scores at the steps of the first run.
     source, whole, workdir = shutil.copytree(finished_run[0], tmp_path / "source"), tmp_path / "whole", tmp_path / "run"
-    changes = {"train__seed": 6, "train__steps": 30, "optimizer__learning_rate": 1e-3, "train__initialise_from": source}
+    changes = {"train__seed": 6, "train__steps": 30, "optimizer__learning_rate": 1e-3, "train__initialize_from": source}
     score = score_of(source, 20)
     commands.train(whole, **changes)
     command = commands.tiny_training(workdir, **changes)
     code, output = commands.run_until_training(command, signal.SIGINT)
     assert code == 130 and f"Starts from {source}, step 60: all " in output
-    assert json.loads((workdir / "config.json").read_text())["train"]["initialise_from"] == str(source)
+    assert json.loads((workdir / "config.json").read_text())["train"]["initialize_from"] == str(source)
     shutil.rmtree(source)
     output = commands.output_of(command)
     assert ", from step " in output and "Starts from" not in output and "step 30/30" in output

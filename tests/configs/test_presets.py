@@ -95,7 +95,7 @@ def test_the_docstring_has_the_command_and_says_where_the_images_come_from(name)
 
 
 def test_the_published_settings():
-    for name, groups, channels, flows, bits, blocks, regularisation, batch_size, epochs, rate, warm in (
+    for name, groups, channels, flows, bits, blocks, regularization, batch_size, epochs, rate, warm in (
         ("mnist", (10, 5), 32, 0, 1, (2, 3), (1e-2, False), 200, 400, 1e-2, 5),
         ("cifar10", (30,), 128, 1, 8, (1, 2), (1e-2, False), 32, 400, 1e-2, 5),
         ("celeba64", (20, 10, 5), 64, 1, 8, (1, 2), (1e-1, False), 16, 90, 1e-2, 5),
@@ -112,8 +112,8 @@ def test_the_published_settings():
         of_all |= dict.fromkeys(("num_preprocess_cells", "num_postprocess_cells"), blocks[1])
         of_all |= dict(num_channels_encoder=channels, num_channels_decoder=channels, num_flows=flows, num_bits=bits)
         assert model == dataclasses.replace(model, **of_all)
-        assert (objective.regularisation, objective.anneal_regularisation) == regularisation
-        assert objective.regularisation_initial == 1.0 or not objective.anneal_regularisation
+        assert (objective.regularization, objective.anneal_regularization) == regularization
+        assert objective.regularization_initial == 1.0 or not objective.anneal_regularization
         assert (train.batch_size, train.epochs, train.steps) == (batch_size, epochs, 0)
         assert (train.checkpoint_every_steps, train.evaluate_every_steps) == (1000, 1000)
         assert (optimizer.learning_rate, optimizer.warmup_epochs) == (rate, warm)
@@ -147,6 +147,7 @@ def test_flags_keep_model_and_data_together_and_reach_the_settings_that_are_none
     config = experiment_config(settings_from_flags("cifar10", *flags))
     assert (config.data.likelihood, config.data.num_bits, config.data.height) == ("normal", 5, 64)
     check_model_fits(config.model, config.data)
+    assert settings_from_flags("mnist", "--config.data.binarise=False").data.binarize is False
     arguments = ["path=/faces", "crop_box=(15, 40, 163, 188)", "cache=/decoded", "padded_height=72", "source=folder"]
     settings = settings_from_flags("celeba64", *[f"--config.data.{argument}" for argument in arguments])
     spec = experiment_config(settings).data

@@ -294,7 +294,7 @@ def gray(*size, seed=0):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_bits": 1, "binarise": True}, {"crop_box": (1, 0, 9, 7), "resize": "stretch", "height": 4, "width": 4}],
+    [{"num_bits": 1, "binarize": True}, {"crop_box": (1, 0, 9, 7), "resize": "stretch", "height": 4, "width": 4}],
 )
 def test_a_model_sees_of_a_folder_what_training_would(tmp_path, changes):
     files = {f"test/{name}.png": png(random_pixels(8, 10, 3, seed=seed)) for seed, name in enumerate("abc")}
@@ -308,7 +308,7 @@ def test_a_model_sees_of_a_folder_what_training_would(tmp_path, changes):
 
 def test_files_come_in_their_order(tmp_path):
     write_files(tmp_path, {"a.png": gray(28, 28), "b.png": gray(28, 28, seed=1), "more/c.png": gray(28, 28, seed=2)})
-    spec = dataclasses.replace(MNIST, binarise=False, num_bits=8, likelihood="logistic_mixture")
+    spec = dataclasses.replace(MNIST, binarize=False, num_bits=8, likelihood="logistic_mixture")
     images, names = pictures_for_model([tmp_path / "b.png", tmp_path / "more"], spec)
     assert names == ["b.png", "c.png"]
     np.testing.assert_array_equal(images[0], random_pixels(28, 28, 1, seed=1) / np.float32(255))

@@ -252,7 +252,7 @@ def test_the_digest_is_of_the_stored_images():
     images = np.random.default_rng(0).integers(0, 256, [300, 3, 2, 3], dtype=np.uint8)
     expected = pipeline.content_digest(ArraySource(images), spec)
     assert len(expected) == 64
-    for changes in ({"num_bits": 5, "name": "others"}, {"num_bits": 1, "binarise": True, "likelihood": "bernoulli"}):
+    for changes in ({"num_bits": 5, "name": "others"}, {"num_bits": 1, "binarize": True, "likelihood": "bernoulli"}):
         assert pipeline.content_digest(ArraySource(images.copy()), dataclasses.replace(spec, **changes)) == expected
     first, last = images.copy(), images.copy()
     first[0, 0, 0, 0] ^= 1

@@ -48,7 +48,7 @@ IMAGES = {
 
 @pytest.mark.parametrize("spec", KNOWN, ids=lambda spec: spec.name)
 def test_the_images_are_as_the_paper_has_them(spec):
-    found = (spec.image_shape, spec.num_bits, spec.binarise, spec.horizontal_flip, spec.likelihood)
+    found = (spec.image_shape, spec.num_bits, spec.binarize, spec.horizontal_flip, spec.likelihood)
     found += ((spec.padded_height, spec.padded_width), spec.crop_box, spec.resize)
     assert found == IMAGES[spec.name]
     assert spec.stacked_images == (3 if spec.name == "stacked_mnist" else 1)
@@ -77,8 +77,8 @@ def test_unknown_names_and_impossible_specs_are_refused():
         data_spec("stacked-mnist")
     assert all(known in str(caught.value) for known in DATA_SPECS)
     for change, message in (
-        ({"num_bits": 9, "binarise": False}, "data.num_bits = 9: must be from 1 to 8"),
-        ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarise\) have 1 bit; set it to 1"),
+        ({"num_bits": 9, "binarize": False}, "data.num_bits = 9: must be from 1 to 8"),
+        ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarize\) have 1 bit; set it to 1"),
         ({"height": 0}, "data.height = 0: must be at least 1"),
         ({"channels": 5}, "data.channels = 5: must be from 1 to 4"),
         ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),

@@ -39,7 +39,7 @@ def assert_same_model(first, second, images):
 )
 def test_rebuilt_from_its_settings(rebuild):
     settings = dict(seed=7, recompute="groups", accumulate_steps=2, name="mine", dtype="mixed_bfloat16")
-    model = nvae_tf.NVAE(tiny_config(num_flows=1), ObjectiveConfig(total_steps=17, regularisation=0.3), **settings)
+    model = nvae_tf.NVAE(tiny_config(num_flows=1), ObjectiveConfig(total_steps=17, regularization=0.3), **settings)
     rebuilt = rebuild(model)
     assert type(rebuilt) is nvae_tf.NVAE and rebuilt.get_config() == model.get_config()
     assert [weight.shape for weight in rebuilt.weights] == [weight.shape for weight in model.weights]

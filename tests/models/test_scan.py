@@ -14,6 +14,7 @@ from nvae_tf.models import training_step
 from nvae_tf.optimization import NVAEAdamax, adamax, joined_weights_later
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.new_model import model_for_training
+from tests.command_fixtures import output_of
 from tests.tiny_model import assert_near, assert_same, images_of, shaken, tiny_model, values
 
 SETTINGS = dict(image_height=8, image_width=8, num_groups_per_scale=4, num_channels_encoder=4, num_channels_decoder=4)
@@ -98,18 +99,26 @@ def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
     np.testing.assert_allclose(drawn, model.generate(4, 0.7, seed=1, labels=labels, **how), atol=tolerance)
 
 
-def nodes_of_step(groups):
-    model = tiny_model(NVAEAdamax(), **SETTINGS | dict(num_latent_scales=1, num_groups_per_scale=groups))
-    model.scan = True
-    step = tf.function(model.train_step, autograph=False)
-    definition = step.get_concrete_function(tf.TensorSpec((2, 8, 8, 1))).graph.as_graph_def()
-    return len(definition.node) + sum(len(function.node_def) for function in definition.library.function)
+# Prints how many nodes the graph of a training step has with so many groups.
+NODES = f"""
+import sys
+import tensorflow as tf
+from nvae_tf.optimization import NVAEAdamax
+from tests.command_fixtures import output_of
+from tests.tiny_model import tiny_model
+
+model = tiny_model(NVAEAdamax(), **{SETTINGS | dict(num_latent_scales=1)} | dict(num_groups_per_scale=int(sys.argv[1])))
+model.scan = True
+step = tf.function(model.train_step, autograph=False)
+definition = step.get_concrete_function(tf.TensorSpec((2, 8, 8, 1))).graph.as_graph_def()
+print(len(definition.node) + sum(len(function.node_def) for function in definition.library.function))
+"""
 
 
 @pytest.mark.slow
 def test_twice_the_groups_add_hardly_a_node():
-    # The first two find the functions that models share as other tests have left them; the last two, as the first two.
-    _, _, few, many = map(nodes_of_step, (4, 8, 4, 8))
+    # Each in a process of its own: a graph contains what other tests have traced of the functions that models share.
+    few, many = (int(output_of(["-c", NODES, groups])) for groups in (4, 8))
     assert 0 < many - few < 60
 
 

@@ -88,7 +88,7 @@ def test_gradients_that_overflow_change_nothing_though_the_loss_is_finite(monkey
     model.train_step(images)
     before = state_of(model)
     # The loss is some 1e31, the squares of the gradients are infinite.
-    monkeypatch.setattr(model, "objective", ObjectiveConfig(regularisation=1e30))
+    monkeypatch.setattr(model, "objective", ObjectiveConfig(regularization=1e30))
     assert float(model.train_step(images)["skipped_steps"]) > 0.0
     assert_same(state_of(model), before)
 
@@ -113,7 +113,7 @@ def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):
 
 @pytest.mark.slow
 def test_the_objective_is_that_of_the_settings():
-    objective = ObjectiveConfig(total_steps=10, kl_anneal_portion=0.0, kl_constant_portion=0.0, regularisation=0.0)
+    objective = ObjectiveConfig(total_steps=10, kl_anneal_portion=0.0, kl_constant_portion=0.0, regularization=0.0)
     model = tiny_model(NVAEAdamax(), objective)
     model.optimizer.iterations.assign(5)
     report = model.train_step(tf.constant(images_of(model.config)))

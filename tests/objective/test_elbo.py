@@ -95,8 +95,8 @@ def balanced_weights(beta):
 
 
 def test_regularization_is_constant_or_annealed_on_a_log_scale():
-    assert float(bound.regularization_weight(tf.constant(0.0), ObjectiveConfig(regularisation=0.3))) == np.float32(0.3)
-    config = ObjectiveConfig(regularisation=0.01, anneal_regularisation=True, regularisation_initial=10.0)
+    assert float(bound.regularization_weight(tf.constant(0.0), ObjectiveConfig(regularization=0.3))) == np.float32(0.3)
+    config = ObjectiveConfig(regularization=0.01, anneal_regularization=True, regularization_initial=10.0)
     found = [float(bound.regularization_weight(tf.constant(beta), config)) for beta in (0.0, 0.3, 1.0)]
     expected = math.exp(0.7 * math.log(10.0) + 0.3 * math.log(0.01))
     assert found == pytest.approx([10.0, expected, 0.01], rel=1e-5)

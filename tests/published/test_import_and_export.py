@@ -272,7 +272,7 @@ def test_source_and_license_of_weights(own_file, trained_run, run, published, tm
     write_model_card(RunFolder(tmp_path / "again"))
     card = (tmp_path / "again" / "README.md").read_text()
     assert "None is recorded." in card and "license:" not in card
-    with_settings(run, train={"initialise_from": str(trained_run)})
+    with_settings(run, train={"initialize_from": str(trained_run)})
     (run / "origin.json").unlink()
     export_file(run, tmp_path / "tuned.pt")
     expected = dataclasses.replace(read_origin(RunFolder(trained_run)), step=None)

@@ -23,8 +23,8 @@ MODEL |= dict(num_mixtures=9, num_latent_scales=2, num_groups_per_scale=7, adapt
 MODEL |= dict(num_latent_per_group=11, num_channels_encoder=32, num_channels_decoder=48, num_preprocess_blocks=1)
 MODEL |= dict(num_preprocess_cells=4, num_postprocess_blocks=1, num_postprocess_cells=6, num_cells_per_group_encoder=5)
 MODEL |= dict(num_cells_per_group_decoder=8, num_flows=2, cell_set="mbconv_sep", squeeze_excite=True)
-OBJECTIVE = dict(kl_anneal_portion=0.5, kl_constant_portion=0.25, kl_constant_weight=0.125, regularisation=0.03)
-OBJECTIVE |= dict(anneal_regularisation=True, regularisation_initial=0.7)
+OBJECTIVE = dict(kl_anneal_portion=0.5, kl_constant_portion=0.25, kl_constant_weight=0.125, regularization=0.03)
+OBJECTIVE |= dict(anneal_regularization=True, regularization_initial=0.7)
 
 
 def without(*names, **changes):

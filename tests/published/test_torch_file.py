@@ -64,7 +64,7 @@ def test_the_file_has_the_recorded_weights_and_settings(name, published):
     checkpoint = read_torch_checkpoint(published.path(f"{name}.pt"))
     settings, state = published.recorded(name)
     assert model_config_from_published(checkpoint.settings) == model_config_from_published(settings)
-    assert objective_config_from_published(checkpoint.settings).regularisation == settings["weight_decay_norm"]
+    assert objective_config_from_published(checkpoint.settings).regularization == settings["weight_decay_norm"]
     for key, value in state.items():
         # The recorded names of inner norms are the shorter ones.
         longer = ".bn.".join(key.rsplit(".", 1))

@@ -35,7 +35,7 @@ def new_folder(place, **changes):
 
 
 def tuned(place, source):
-    return new_folder(place, train=TrainConfig(initialise_from=str(source.path)))
+    return new_folder(place, train=TrainConfig(initialize_from=str(source.path)))
 
 
 def checkpoints(folder, *names):

@@ -186,9 +186,9 @@ def test_a_source_of_which_nothing_fits_is_refused_and_nothing_assigned(tmp_path
     ("place", "kind", "message"),
     [
         ("nowhere", FileNotFoundError, "nowhere': no such file or folder; give the --workdir"),
-        ("", FileNotFoundError, "train.initialise_from = '': no such file or folder"),
-        ("empty", ValueError, "train.initialise_from: .*empty: not a run folder"),
-        ("new", ValueError, "train.initialise_from: .*new: no checkpoint"),
+        ("", FileNotFoundError, "train.initialize_from = '': no such file or folder"),
+        ("empty", ValueError, "train.initialize_from: .*empty: not a run folder"),
+        ("new", ValueError, "train.initialize_from: .*new: no checkpoint"),
         ("notes.txt", ValueError, "notes.txt': neither a run folder nor a published file"),
     ],
 )
@@ -210,5 +210,5 @@ def test_a_published_file_is_taken_whole_where_torch_is(published, monkeypatch):
     assert initialization.report() == f"Starts from {path}: all {len(initialization.taken)} weights taken."
     assert_same(published.state_of(model), published.state_of(source))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"train\.initialise_from: .*need PyTorch: pip install"):
+    with pytest.raises(ValueError, match=r"train\.initialize_from: .*need PyTorch: pip install"):
         initialize(model, path)

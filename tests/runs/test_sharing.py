@@ -63,7 +63,7 @@ def run(tmp_path_factory):
         model=tiny_config(num_flows=1),
         optimizer=OptimizerConfig(ema_momentum=0.9, warmup_epochs=1.0),
         data=DataSpec(name="mine", source="folder", path=f"{PRIVATE}/pictures", cache=f"{PRIVATE}/cache"),
-        train=TrainConfig(initialise_from=f"{PRIVATE}/runs/first", steps=100),
+        train=TrainConfig(initialize_from=f"{PRIVATE}/runs/first", steps=100),
     )
     open_for_training(folder.path, config)
     save(folder, config, 7)
@@ -128,7 +128,7 @@ def test_what_is_shared(run, tmp_path):
     assert shared.recorded_config_file.read_bytes() == shared.config_file.read_bytes()
     assert not [name for name in digests(shared.path) if PRIVATE.encode() in (shared.path / name).read_bytes()]
     config = read_run_config(shared)
-    assert (config.data.path, config.data.cache, config.train.initialise_from) == (None, None, None)
+    assert (config.data.path, config.data.cache, config.train.initialize_from) == (None, None, None)
     assert config.model == read_run_config(run).model
     assert json.loads(shared.origin_file.read_text()) == {"source_file": "first"}
     scores, shared_run = json.loads(shared.evaluation_file().read_text()), load_run(shared.path)
@@ -182,7 +182,7 @@ def test_training_begins_with_shared_weights_but_does_not_go_on(run, hub, tmp_pa
     folder = find_run_folder("hf://me/tiny")
     made = model_for_training(read_run_config(run), steps_per_epoch=10, total_steps=100).model
     made.optimizer.build(made.trainable_variables)
-    with pytest.raises(ValueError, match=f"can't continue from it. .*initialise_from={folder} and another --workdir"):
+    with pytest.raises(ValueError, match=f"can't continue from it. .*initialize_from={folder} and another --workdir"):
         TrainingState(RunFolder(folder).checkpoints, made, made.optimizer, 1).restore()
     report = initialize(made, "hf://me/tiny").report()
     assert report.startswith("Starts from hf://me/tiny, step 7, moving averages (EMA) of the weights: all ")

@@ -70,7 +70,7 @@ def test_a_run_is_exported_into_the_cache_once(run, tmp_path, monkeypatch):
     first = cached_export(place)
     assert first.name == "run" and cached_export(place) == first and len(exported) == 1
     settings = exported[0].settings
-    assert settings["data"]["path"] is None and settings["train"]["initialise_from"] is None
+    assert settings["data"]["path"] is None and settings["train"]["initialize_from"] is None
     assert exported[0].source["step"] == 12 and exported[0].scores == scores
     examples = exported[0].examples["images"]
     assert examples.shape == (16, 16, 16, 1) and set(np.unique(examples)) == {0, 255}
