@@ -21,15 +21,12 @@ def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mi
     wider side, one for each channel of the narrower): output block `i` sees input blocks `< i` where `strict`, else
     `<= i`. `mirrored` flips height and width, not the channels.
     """
-    center = size // 2
+    center, narrower = size // 2, min(channels_in, channels_out)
     mask = np.zeros((size, size, channels_in, channels_out), np.float32)
     mask[:center] = 1.0
     mask[center, :center] = 1.0
-    narrower = min(channels_in, channels_out)
-    block_in = np.arange(channels_in) * narrower // channels_in
-    block_out = np.arange(channels_out) * narrower // channels_out
-    before = block_in[:, None] < block_out[None, :]
-    mask[center, center] = before if strict else before | (block_in[:, None] == block_out[None, :])
+    block_in, block_out = (np.arange(channels) * narrower // channels for channels in (channels_in, channels_out))
+    mask[center, center] = (np.less if strict else np.less_equal)(block_in[:, None], block_out)
     return mask[::-1, ::-1].copy() if mirrored else mask
 
 
@@ -49,7 +46,7 @@ class FlowCells(StackedLayer):
         ]
         super().__init__(count, parts, dtype=dtype)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         first, depthwise, last = self.parts
         hidden = tf.nn.elu(first.apply_slice(weights[0], tf.cast(inputs, self.compute_dtype), records))
         hidden = tf.nn.elu(tf.nn.elu(depthwise.apply_slice(weights[1], hidden, records)))

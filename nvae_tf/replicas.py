@@ -40,10 +40,9 @@ def shard_from_environment() -> Shard:
         if kind not in counts or not 0 <= index < counts[kind]:
             raise ValueError(f"it has no task {kind} {index}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"the environment variable TF_CONFIG = {text!r} can't be used ({error!r}); it must look like "
-            '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-        ) from error
+        example = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+        wrong = f"the environment variable TF_CONFIG = {text!r} can't be used ({error!r})"
+        raise ValueError(f"{wrong}; it must look like {example}") from error
     return Shard(index + (counts["chief"] if kind == "worker" else 0), sum(counts.values()))
 
 
@@ -53,9 +52,9 @@ def gpus() -> list:
 
 
 def select_devices(count: int) -> list[str]:
-    """Makes `count` GPUs visible to TensorFlow, all for 0; without GPUs, splits the CPU into `count` logical devices.
+    """Makes `count` GPUs visible, all for 0; without GPUs, splits the CPU. Returns the names of the devices.
 
-    Returns the names of the devices. ValueError: there are fewer GPUs, or TensorFlow has used its devices already.
+    ValueError: there are fewer GPUs, or TensorFlow has used its devices already.
     """
     visible = gpus()
     if visible and count > len(visible):
@@ -68,15 +67,13 @@ def select_devices(count: int) -> list[str]:
             (cpu,) = tf.config.list_physical_devices("CPU")
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * wanted)
     except RuntimeError as error:
-        raise ValueError(
-            "train.replicas can't be applied: TensorFlow has already used its devices in this process. "
-            "Train in a process of its own"
-        ) from error
+        wrong = "TensorFlow has already used its devices in this process; train in a process of its own"
+        raise ValueError(f"train.replicas can't be applied: {wrong}") from error
     return [f"{'GPU' if visible else 'CPU'}:{index}" for index in range(wanted)]
 
 
 def replica_count() -> int:
-    """How many replicas run this code side by side."""
+    """The number of replicas that run this code side by side."""
     context = tf.distribute.get_replica_context()
     return 1 if context is None else context.num_replicas_in_sync
 
@@ -97,23 +94,21 @@ def replica_means(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 def divided(strategy: tf.distribute.Strategy, rows: Any) -> Any:
     """Tensors in any structure, split evenly along axis 0 over the replicas of this process, for `Strategy.run`."""
     count = _local_count(strategy)
-    if count == 1:
-        return rows
 
     def divide(tensor: tf.Tensor) -> Any:
-        split = tf.split(tensor, count)
-        return strategy.experimental_distribute_values_from_function(
-            lambda context: split[context.replica_id_in_sync_group % count]
-        )
+        split, give = tf.split(tensor, count), strategy.experimental_distribute_values_from_function
+        return give(lambda context: split[context.replica_id_in_sync_group % count])
 
-    return tf.nest.map_structure(divide, rows)
+    return rows if count == 1 else tf.nest.map_structure(divide, rows)
 
 
 def joined(strategy: tf.distribute.Strategy, rows: Any) -> Any:
     """The results of the replicas of this process, concatenated along axis 0; undoes `divided`."""
-    if _local_count(strategy) == 1:
-        return rows
-    return tf.nest.map_structure(lambda part: tf.concat(strategy.experimental_local_results(part), axis=0), rows)
+
+    def join(part: Any) -> tf.Tensor:
+        return tf.concat(strategy.experimental_local_results(part), axis=0)
+
+    return rows if _local_count(strategy) == 1 else tf.nest.map_structure(join, rows)
 
 
 def _local_count(strategy: tf.distribute.Strategy) -> int:

@@ -24,8 +24,8 @@ def failures(comparisons):
     ],
 )
 def test_a_recorded_file(name, missing, scan, monkeypatch):
-    loop, loops = layers_scan._while, []
-    monkeypatch.setattr(layers_scan, "_while", lambda *rest: loops.append(rest) or loop(*rest))
+    loop, loops = layers_scan._loop, []
+    monkeypatch.setattr(layers_scan, "_loop", lambda *rest, **how: loops.append(rest) or loop(*rest, **how))
     comparisons, absent = parity.replay(str(FIXTURES / f"{name}.npz"), scan)
     assert failures(comparisons) == {}
     # Forward and backward.

@@ -1,7 +1,6 @@
 """The discretized mixture of logistics, autoregressive over a pixel's channels (Salimans et al. 2017, section 2)."""
 
 import math
-from collections.abc import Sequence
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -11,15 +10,14 @@ from nvae_tf.layers.cpu_kernels import fan_out
 tfd = tfp.distributions
 
 _NAME = "DiscretizedLogisticMixture"
-MINIMUM_LOG_SCALE = -7.0
+_MINIMUM_LOG_SCALE = -7.0
 # The published edge bins, on the [-1, 1] scale. At 8 bits level 254 (0.9922) lies past the upper one.
-PUBLISHED_LOWER_EDGE, PUBLISHED_UPPER_EDGE = -0.999, 0.99
-# Published scores replace masses below this one by density times bin width.
-LOG_SMALL_MASS = math.log(1e-5)
+_PUBLISHED_LOWER_EDGE, _PUBLISHED_UPPER_EDGE = -0.999, 0.99
+_LOG_SMALL_MASS = math.log(1e-5)  # published scores replace masses below it by density times bin width
 # Below this the bin width, in units of the scale, underflows on its way through the logarithm's gradient.
-MINIMUM_RELATIVE_WIDTH = 1e-30
+_MINIMUM_RELATIVE_WIDTH = 1e-30
 # Half the step of float32 uniforms, which never reach 1: keeps them off 0 too, so that logarithms are finite.
-SMALLEST_UNIFORM = 2.0**-24
+_SMALLEST_UNIFORM = 2.0**-24
 # Of the variance: beyond it nearly all values are 0 or 1 anyway, and in float32 differences would vanish.
 _LARGEST_LOG_SCALE = math.log(100.0)
 
@@ -32,10 +30,10 @@ def num_mixture_parameters(channels: int, num_mixtures: int) -> int:
 def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures: int) -> tuple[tf.Tensor, ...]:
     """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into parameters of `DiscretizedLogisticMixture`.
 
-    The last axis holds M logits first. For RGB the rest is the published layout, channel after channel: M means, M
-    log-scales (raised to at least -7), M coefficients (made so by tanh), so that the coefficient rows (green from red,
-    blue from red, blue from green) are the three channels' in order. For 1, 2 and 4 channels, which the published model
-    does not have: channel after channel M means, M log-scales; then all coefficient rows.
+    M logits come first. For RGB the rest is the published layout, channel after channel: M means, M log-scales (raised
+    to at least -7), M coefficients (made so by tanh): green from red, blue from red, blue from green. For 1, 2 and 4
+    channels, which the published model does not have: channel after channel M means, M log-scales; then all
+    coefficients.
     """
 
     def rows(flat: tf.Tensor, *shape: int) -> tf.Tensor:
@@ -49,7 +47,7 @@ def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures:
         logits, rest, coefficients = tf.split(parameters, [num_mixtures, 2 * channels * num_mixtures, -1], axis=-1)
         means, log_scales = tf.unstack(rows(rest, channels, 2), axis=-2)
         coefficients = rows(coefficients, channels * (channels - 1) // 2)
-    return logits, means, tf.maximum(log_scales, MINIMUM_LOG_SCALE), tf.math.tanh(coefficients)
+    return logits, means, tf.maximum(log_scales, _MINIMUM_LOG_SCALE), tf.math.tanh(coefficients)
 
 
 class DiscretizedLogisticMixture(tfd.Distribution):
@@ -62,12 +60,12 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     so its mass is `sum_m pi_m prod_c [F(x_c + h) - F(x_c - h)]` with F the logistic cumulative distribution
     and h = 1 / (2^num_bits - 1) half the width of a bin; the lowest and highest bin take F's whole tails.
 
-    By default the mass has the quirks of the published scores: values above 0.99 (so at 8 bits level 254 too) take the
-    upper tail, and masses below 1e-5 become density at the bin's center times its width. Hence it may sum to more than
-    1. `exact_edges=True` gives the proper mass. Samples are continuous in [0, 1], as published. `mean` is the published
-    one for RGB: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1]. For 1, 2 and 4
-    channels it is that of the clamped noise, each channel given the means of those before. `variance` is that of
-    samples for one channel, and for several where no channel that others depend on is clamped. All is in float32.
+    The mass has the quirks of the published scores unless `exact_edges`: values above 0.99 (so at 8 bits level 254 too)
+    take the upper tail, and masses below 1e-5 become density at the bin's center times its width; it may sum to more
+    than 1. Samples are continuous in [0, 1]. `mean` for RGB is each channel in turn from softmax-weighted means and
+    coefficients, clamped to [-1, 1]; for 1, 2 and 4 channels that of the clamped noise, each channel given the means of
+    those before. `variance` is that of samples for one channel, and for several where no channel that others depend on
+    is clamped. All is in float32.
 
     Args:
       mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
@@ -76,7 +74,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
       coefficients: `[..., C(C-1)/2, M]`, row by row of the strict lower triangle.
       temperature: divides the mixture logits and multiplies the scales; scalar or shaped as the batch.
       num_bits: bits a channel, 1 to 8.
-      exact_edges: see above.
+      exact_edges: whether the mass is the proper one.
     """
 
     def __init__(
@@ -115,9 +113,9 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     def _log_prob(self, value: tf.Tensor) -> tf.Tensor:
         observed = 2.0 * tf.cast(value, tf.float32)[..., tf.newaxis] - 1.0
         values = tf.unstack(observed, num=self._channels, axis=-2)
-        means = tf.unstack(self._means, axis=-2)
-        coefficients = tf.unstack(self._coefficients, axis=-2)
-        log_scales = tf.unstack(self._tempered_log_scales(), axis=-2)
+        means, coefficients, log_scales = (
+            tf.unstack(rows, axis=-2) for rows in (self._means, self._coefficients, self._tempered_log_scales())
+        )
         log_weighted = tf.math.log_softmax(self._tempered_logits(), axis=-1)
         for channel, (channel_value, log_scale) in enumerate(zip(values, log_scales, strict=True)):
             mean = _autoregressive_mean(channel, means, coefficients, values)
@@ -134,16 +132,16 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         half_width, half_of_relative_width = fan_out(self._half_width * inverse_scale, 2)
         log_lower_tail = tf.math.log_sigmoid(centered + half_width)
         log_upper_tail = tf.math.log_sigmoid(half_width - centered)
-        relative_width = tf.maximum(2.0 * half_of_relative_width, MINIMUM_RELATIVE_WIDTH)
+        relative_width = tf.maximum(2.0 * half_of_relative_width, _MINIMUM_RELATIVE_WIDTH)
         log_inner = log_lower_tail + log_upper_tail + tf.math.log(-tf.math.expm1(-relative_width))
         if self._exact_edges:
             # Observed values lie on the grid up to rounding, so half a bin separates the edges safely.
             is_lowest, is_highest = value < self._half_width - 1.0, value > 1.0 - self._half_width
         else:
-            is_lowest, is_highest = value < PUBLISHED_LOWER_EDGE, value > PUBLISHED_UPPER_EDGE
+            is_lowest, is_highest = value < _PUBLISHED_LOWER_EDGE, value > _PUBLISHED_UPPER_EDGE
             both_tails = tf.math.log_sigmoid(centered_in_density) + tf.math.log_sigmoid(-centered_in_density)
             log_at_center = both_tails - log_scale + math.log(2.0 * self._half_width)
-            log_inner = tf.where(log_inner < LOG_SMALL_MASS, log_at_center, log_inner)
+            log_inner = tf.where(log_inner < _LOG_SMALL_MASS, log_at_center, log_inner)
         return tf.where(is_lowest, log_lower_tail, tf.where(is_highest, log_upper_tail, log_inner))
 
     def _sample_n(self, n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -152,8 +150,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         pixel_shape = tf.concat([[n], self.batch_shape_tensor()], axis=0)
 
         def uniform(depth: int, seed: tf.Tensor) -> tf.Tensor:
-            shape = tf.concat([pixel_shape, [depth]], axis=0)
-            return tf.random.stateless_uniform(shape, seed, minval=SMALLEST_UNIFORM, maxval=1.0)
+            return tf.random.stateless_uniform(tf.concat([pixel_shape, [depth]], 0), seed, _SMALLEST_UNIFORM, 1.0)
 
         num_mixtures = self._means.shape[-1]
         gumbel = -tf.math.log(-tf.math.log(uniform(num_mixtures, component_seed)))
@@ -166,10 +163,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     def _mean(self) -> tf.Tensor:
         weights = tf.nn.softmax(self._tempered_logits())
         if self._channels == 3:
-            pixel_shape = tf.concat([self.batch_shape_tensor(), [self._channels]], axis=0)
-            return self._chain(weights, tf.zeros(pixel_shape))
-        # Where most values are black or white, as those of alpha, most mass is beyond the edges, and a component's mean
-        # may be far from what is drawn.
+            return self._chain(weights, tf.zeros(tf.concat([self.batch_shape_tensor(), [3]], axis=0)))
+        # Where most values are black or white, as those of alpha, a component's mean may be far from what is drawn.
         means, coefficients, values = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2), []
         for channel, scale in enumerate(tf.unstack(tf.math.exp(self._tempered_log_scales()), axis=-2)):
             mean = _autoregressive_mean(channel, means, coefficients, values)
@@ -179,8 +174,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     def _variance(self) -> tf.Tensor:
         weights = tf.nn.softmax(self._tempered_logits())
         means, coefficients = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2)
-        log_scales = tf.minimum(self._tempered_log_scales(), _LARGEST_LOG_SCALE)
-        scales = tf.unstack(tf.math.exp(log_scales), axis=-2)
+        scales = tf.math.exp(tf.minimum(self._tempered_log_scales(), _LARGEST_LOG_SCALE))
+        scales = tf.unstack(scales, axis=-2)
         # Given the component a channel is linear in the logistic noise of its own and the lower channels. Their sum is
         # taken for one logistic with the same variance; `loads` has how much of each channel's noise is in a channel.
         lower_means, loads, variances = [], [], []
@@ -208,9 +203,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return (tf.stack(values, axis=-1) + 1.0) / 2.0
 
 
-def _autoregressive_mean(
-    channel: int, means: Sequence[tf.Tensor], coefficients: Sequence[tf.Tensor], values: Sequence[tf.Tensor]
-) -> tf.Tensor:
+def _autoregressive_mean(channel: int, means: list, coefficients: list, values: list) -> tf.Tensor:
     """The mean of `channel` given the `values` of the channels below it, all on the [-1, 1] scale."""
     mean = means[channel]
     for lower in range(channel):
@@ -221,8 +214,7 @@ def _autoregressive_mean(
 def _clamped_mean(mean: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """The mean of a logistic variable that is clamped to [-1, 1]: 1 less the integral of its F between."""
 
-    def softplus(x: tf.Tensor) -> tf.Tensor:
-        # Of operations that TensorFlow Lite has.
+    def softplus(x: tf.Tensor) -> tf.Tensor:  # made of operations that TensorFlow Lite has
         return tf.maximum(x, 0.0) + tf.math.log(1.0 + tf.math.exp(-tf.abs(x)))
 
     return 1.0 - scale * (softplus((1.0 - mean) / scale) - softplus((-1.0 - mean) / scale))

@@ -14,17 +14,15 @@ from nvae_tf.distributions.discretized_logistic_mixture import (
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
 tfd = tfp.distributions
-# What is folded into an image's seed, so that no other draw has these numbers.
-_STREAM = 0x50697865
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageLikelihood:
     """Distributions of images with C channels in [0, 1], from a decoder's output.
 
-    `bernoulli` is an independent Bernoulli a value, from logits, which the temperature divides; `logistic_mixture` a
-    `DiscretizedLogisticMixture` a pixel, which the last three settings are of; `normal` a `PixelNormal` a value, from C
-    means, then C log standard deviations: a density, for data that need no exact bits per dimension.
+    `bernoulli` is a Bernoulli for each value, from logits, which the temperature divides; `logistic_mixture` a
+    `DiscretizedLogisticMixture` for each pixel, with the last three settings; `normal` a `PixelNormal` for each value,
+    from C means, then C log standard deviations.
     """
 
     name: str
@@ -38,7 +36,7 @@ class ImageLikelihood:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers a pixel the decoder must give."""
+        """The count of numbers that the decoder must give for each pixel."""
         if self.name == "logistic_mixture":
             return num_mixture_parameters(self.channels, self.num_mixtures)
         return self.channels if self.name == "bernoulli" else 2 * self.channels
@@ -46,9 +44,8 @@ class ImageLikelihood:
     def distribution(self, parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Distribution:
         """The distribution with event shape `[H, W, C]` for parameters `[..., H, W, num_parameters]` of any type.
 
-        `log_prob(images)` is in nats an image, `mean()` and `sample(seed=...)` are images in [0, 1], `variance()` has
-        their shape, all in float32.
-        A temperature below 1 narrows the distribution.
+        `log_prob(images)` is in nats an image, `mean()` and `sample(seed=...)` are images in [0, 1], all in float32. A
+        temperature below 1 narrows the distribution; ValueError for one that is not above 0.
         """
         if isinstance(temperature, (int, float)) and not temperature > 0:
             raise ValueError(f"The temperature of an image likelihood must be above 0, got {temperature}.")
@@ -64,7 +61,8 @@ class ImageLikelihood:
         """Images `[batch, H, W, C]` drawn from p(x | z), on its levels, each by its own seed `[batch, 2]` alone."""
 
         def draw(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            seed = tf.random.experimental.stateless_fold_in(row[1], _STREAM, alg="philox")
+            # The folded number sets the draw apart from all others of the seed.
+            seed = tf.random.experimental.stateless_fold_in(row[1], 0x50697865, alg="philox")
             return self.distribution(row[0]).sample(seed=seed)
 
         images, highest = tf.map_fn(draw, (parameters, seeds), fn_output_signature=tf.float32), 2**self.num_bits - 1
@@ -74,8 +72,8 @@ class ImageLikelihood:
 class PixelNormal(tfd.Distribution):
     """Values x in [0, 1] with the density of a `soft_clamped_normal(loc, log_scale, temperature)` on `2x - 1`.
 
-    `log_prob` is the density *on the [-1, 1] scale*, as published: without the log 2 a value that the change of scale
-    would add. Samples and the mean are mapped to [0, 1] and clipped; the variance is that before clipping.
+    `log_prob` is the density *on the [-1, 1] scale*, as published. Samples and the mean are mapped to [0, 1] and
+    clipped; the variance is that before clipping.
     """
 
     def __init__(self, loc: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0):

@@ -7,14 +7,12 @@ import tensorflow_probability as tfp
 
 tfd = tfp.distributions
 
-CLAMP_BOUND = 5.0
-MINIMUM_SCALE = 0.01
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def soft_clamp(value: tf.Tensor) -> tf.Tensor:
-    """Bounds `value` smoothly to (-5, 5): `5 tanh(value / 5)`, close to the identity near zero; in float32."""
-    return CLAMP_BOUND * tf.math.tanh(tf.cast(value, tf.float32) / CLAMP_BOUND)
+    """Bounds `value` smoothly to (-5, 5), close to the identity near zero; in float32."""
+    return 5.0 * tf.math.tanh(tf.cast(value, tf.float32) / 5.0)
 
 
 class SoftClampedNormal(tfd.Normal):
@@ -32,9 +30,7 @@ def _kl_divergence(a: SoftClampedNormal, b: SoftClampedNormal, name: str | None 
         return 0.5 * tf.square((a.loc - b.loc) / b.scale) + 0.5 * tf.math.expm1(2.0 * log_ratio) - log_ratio
 
 
-def soft_clamped_normal(
-    mean: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0
-) -> SoftClampedNormal:
+def soft_clamped_normal(mean, log_scale, temperature: float | tf.Tensor = 1.0) -> SoftClampedNormal:
     """The Normal with mean `clamp(mean)` and scale `(exp(clamp(log_scale)) + 0.01) * temperature`, in float32.
 
     Bounding both keeps the KL of a deep hierarchy finite early in training (Vahdat & Kautz 2020, section 3). Where a
@@ -49,7 +45,7 @@ def soft_clamped_normal_from(parameters: tf.Tensor, temperature: float | tf.Tens
 
 
 def _normal(location: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor) -> SoftClampedNormal:
-    scale = tf.math.exp(log_scale) + MINIMUM_SCALE
+    scale = tf.math.exp(log_scale) + 0.01
     # A training graph holds up to sixty of these: neither multiply by one nor ask TFP for assertions.
     if not (isinstance(temperature, (int, float)) and temperature == 1):
         scale *= tf.cast(temperature, tf.float32)

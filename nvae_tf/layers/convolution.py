@@ -22,16 +22,16 @@ class ConvolutionWeights(NamedTuple):
     """Ready to use, in the compute type."""
 
     kernel: tf.Tensor  # `[height, width, in / groups, out]`, masked and normalized
-    bias: tf.Tensor | None = None  # `[out]`
+    bias: tuple[tf.Tensor, ...] = ()  # one of `[out]`, or none
 
 
 class StackedConvolution(StackedLayer):
     """`count` convolutions of an odd size with padding `kernel_size // 2 * dilation` on every side.
 
-    (At stride 2 TensorFlow's SAME pads otherwise.) The kernel variable is `[count, height, width, in / groups, out]`.
-    With weight normalization the effective kernel is, per output channel, `exp(s) w / (||w|| + 1e-5)`, where `s`
-    starts at `log(||w|| + 1e-2) + log_norm_offset`. `mask` (`[height, width, in / groups, out]`, zeros and ones) is
-    applied to `w` before it is normalized. `w` and the bias start from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    The kernel variable `w` is `[count, height, width, in / groups, out]`. With weight normalization the effective
+    kernel is, per output channel, `exp(s) w / (||w|| + 1e-5)`, where `s` starts at `log(||w|| + 1e-2) +
+    log_norm_offset`; a `mask` `[height, width, in / groups, out]` multiplies `w` before. `w` and the bias start from
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     """
 
     def __init__(
@@ -54,13 +54,11 @@ class StackedConvolution(StackedLayer):
         self.strides, self.dilation, self.groups, self.mask = strides, dilation, groups, mask
         fan_in = kernel_size * kernel_size * channels_in // groups
         uniform = keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
-        shape = (count, kernel_size, kernel_size, channels_in // groups, channels_out)
+        shape, vectors = (count, kernel_size, kernel_size, channels_in // groups, channels_out), (count, channels_out)
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer=uniform)
-        self.bias = self.log_norm = None
-        if use_bias:
-            self.bias = self.add_weight(name="bias", shape=(count, channels_out), initializer=uniform)
+        self.bias = self.add_weight(name="bias", shape=vectors, initializer=uniform) if use_bias else None
+        self.log_norm = self.add_weight(name="log_norm", shape=vectors) if weight_normalized else None
         if weight_normalized:
-            self.log_norm = self.add_weight(name="log_norm", shape=(count, channels_out))
             self.log_norm.assign(tf.math.log(_norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset)
 
     def effective_kernels(self, training: bool = False) -> tf.Tensor:
@@ -75,26 +73,27 @@ class StackedConvolution(StackedLayer):
         return forward.kernels[self]
 
     def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
-        variables = [self.kernels_of(forward)] + ([] if self.bias is None else [self.bias])
-        return ConvolutionWeights(*(tf.cast(variable, self.compute_dtype) for variable in variables))
+        kernels = tf.cast(self.kernels_of(forward), self.compute_dtype)
+        return ConvolutionWeights(kernels, () if self.bias is None else (tf.cast(self.bias, self.compute_dtype),))
 
     def apply_slice(
-        self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple[tf.Tensor, tf.Tensor], records: list | None
+        self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple[tf.Tensor, tf.Tensor], records: list
     ) -> tf.Tensor:
         """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`.
 
         For a 1x1 convolution two tensors count as one, the channels of the second after those of the first.
         """
+        kernel, bias = weights
         if isinstance(inputs, tuple):
-            return cpu_kernels.convolution_of_two(*inputs, *weights)
+            return cpu_kernels.convolution_of_two(*inputs, kernel, *bias)
         if self.kernel_size == 1 and self.strides == 1 and self.groups == 1:
-            return cpu_kernels.pointwise_convolution(inputs, *weights)
-        outputs = self._convolve(inputs, weights.kernel)
-        return outputs if weights.bias is None else tf.nn.bias_add(outputs, weights.bias)
+            return cpu_kernels.pointwise_convolution(inputs, kernel, *bias)
+        outputs = self._convolve(inputs, kernel)
+        return tf.nn.bias_add(outputs, *bias) if bias else outputs
 
     def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         padding = "SAME"
-        if self.strides > 1 and self.kernel_size > 1:
+        if self.strides > 1 and self.kernel_size > 1:  # where SAME is not symmetric
             margin = self.kernel_size // 2 * self.dilation
             inputs = tf.pad(inputs, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
             padding = "VALID"
@@ -125,7 +124,11 @@ class DataDependentConvolution(StackedConvolution):
 
     @property
     def statistics(self) -> tuple[keras.Variable, keras.Variable]:
+        """The scales and the biases of all layers, each `[count, out]`."""
         return self.log_norm, self.bias
+
+    def recorders(self, initializing: bool = False) -> list[StackedLayer]:
+        return [self] if initializing else []
 
     def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
         if not forward.initializing:
@@ -133,11 +136,9 @@ class DataDependentConvolution(StackedConvolution):
         kernel = self._masked_kernel()
         return ConvolutionWeights(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
 
-    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list) -> tf.Tensor:
         outputs = super().apply_slice(weights, inputs, records)
-        if weights.bias is not None:  # no initializing pass
-            if records is not None:
-                records.append(None)
+        if weights.bias:  # not an initializing pass
             return outputs
         mean, variance = moments(outputs)
         size = numbers_a_channel(outputs)
@@ -145,20 +146,13 @@ class DataDependentConvolution(StackedConvolution):
         records.append((tf.math.log(scale), -mean * scale))
         return (outputs - tf.cast(mean, outputs.dtype)) * tf.cast(scale, outputs.dtype)
 
-    def recorders(self) -> list[StackedLayer]:
-        return [self]
-
-    def record(self, forward: ForwardPass, records: Sequence[tf.Tensor]) -> None:
-        forward.updates += zip(self.statistics, records, strict=True)
-
 
 def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -> list[tf.Tensor]:
     """The effective kernels of every stack; in a scanned pass on GPUs small ones of one shape are computed as one."""
-    # On CPUs they keep the order of their sums.
-    alike, joins = collections.defaultdict(list), forward.scanned and cpu_kernels.has_gpus()
-    for stack in stacks:
+    alike = collections.defaultdict(list)
+    for stack in stacks if forward.scanned and cpu_kernels.has_gpus() else ():  # CPUs keep the order of their sums
         is_plain = stack.log_norm is None or stack.mask is not None or stack in forward.kernels
-        if joins and not is_plain and math.prod(stack.kernel.shape) <= _SMALL_KERNEL:
+        if not is_plain and math.prod(stack.kernel.shape) <= _SMALL_KERNEL:
             alike[tuple(stack.kernel.shape[1:])].append(stack)
     for several in alike.values():
         kernels, log_norms = (tf.concat([getattr(one, name) for one in several], 0) for name in ("kernel", "log_norm"))

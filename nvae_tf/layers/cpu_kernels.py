@@ -1,7 +1,6 @@
 """Operations in forms that are faster on CPUs, need less memory, or add in a fixed order.
 
-Each names or has beside it the plain TensorFlow expression that it equals. A form that is slower on GPUs is left out
-there (`has_gpus`, `on_one_cpu`, `has_cpu_forms`). `shared_function` makes graphs smaller.
+Each names the plain TensorFlow expression that it equals. A form that is slower on GPUs is left out there.
 """
 
 import contextlib
@@ -21,16 +20,9 @@ _PLAIN = contextvars.ContextVar("plain", default=False)
 
 
 def shared_function(*specs: tf.TensorSpec) -> Callable[[Callable], Callable]:
-    """Turns a function into one that a training graph contains once, not inlined, for all shapes that fit.
-
-    Each node of a graph takes time before the first step, and memory.
-    """
-
-    def decorate(function: Callable) -> Callable:
-        attributes = {"_noinline": True}
-        return tf.function(function, input_signature=specs, autograph=False, experimental_attributes=attributes)
-
-    return decorate
+    """A decorator of functions that a graph contains once, not inlined, for all shapes that fit: fewer nodes."""
+    attributes = {"_noinline": True}
+    return functools.partial(tf.function, input_signature=specs, autograph=False, experimental_attributes=attributes)
 
 
 def has_gpus() -> bool:
@@ -61,8 +53,8 @@ def has_cpu_forms() -> bool:
 def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
     """`count` copies of a tensor, one for each of its uses; their gradients are added one after the other.
 
-    TensorFlow adds the gradients of three uses or more by one AddN, which begins with whichever buffer it can write to:
-    the sum's last bits then depend on the order in which the CPU's threads have run. A sum of two does not.
+    TensorFlow adds three gradients or more by one AddN, which begins with whichever buffer it can write to: the sum's
+    last bits then depend on the order in which the CPU's threads have run.
     """
 
     @tf.custom_gradient
@@ -75,8 +67,7 @@ def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
 def gradients_of(function: Callable, arguments: Sequence[tf.Tensor], upstream: Any) -> list[tf.Tensor]:
     """The gradients of a function's arguments, from those of its results: for use within a custom gradient.
 
-    There no tape records while forward mode differentiates it. Eagerly all are zeros then, which is as good as any
-    number: TensorFlow takes the derivatives of the operations of the forward pass.
+    There no tape records while forward mode differentiates it; eagerly all are zeros then, which TensorFlow ignores.
     """
     # Copies, because the arguments may be of another graph.
     arguments = [tf.identity(argument) for argument in arguments]
@@ -108,15 +99,13 @@ def swish_gradient(upstream: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor) -
 
 
 def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside.
-
-    Not by TensorFlow's kernel, which has no gradient of mean and variance, and none in forward mode within a function.
-    """
+    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside."""
+    # Not by TensorFlow's kernel, which has no gradient of mean and variance, and none in forward mode in a function.
     return tf.cast(_normalized(inputs, gamma, beta, mean, variance), inputs.dtype)
 
 
 def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """`swish(normalize(inputs, ...))`, and a function: gradient of the outputs -> that of what swish is taken of.
+    """`swish(normalize(inputs, ...))`, and a function that turns the gradient of swish's value into its argument's.
 
     On one CPU both are compiled to a single pass over the memory, anew for every shape.
     """
@@ -162,10 +151,10 @@ def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 
 def phase_kernels(kernel: tf.Tensor) -> list[tf.Tensor]:
-    """What convolves an image as `kernel` `[size, size, ...]` does the image doubled by `nearest_upsampling`.
+    """Kernels that convolve an image as `kernel` `[size, size, ...]` does the image doubled by `nearest_upsampling`.
 
-    A kernel for each of the four pixels of a square of the outputs, see `interleaved` (a polyphase decomposition). They
-    are smaller, 3x3 in place of 5x5, because several taps of `kernel` see the same pixel; these are added.
+    One for each of the four pixels of a square of the outputs, see `interleaved` (a polyphase decomposition). They are
+    smaller, 3x3 in place of 5x5, because several taps of `kernel` see the same pixel; these are added.
     """
     size = kernel.shape[0]
     reach = (size // 2 + 1) // 2
@@ -192,26 +181,25 @@ def interleaved(phases: tf.Tensor) -> tf.Tensor:
 def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """`tf.nn.depthwise_conv2d` with stride 1, "SAME", and a kernel `[size, size, channels, 1]` of an odd size."""
 
+    def convolve(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.DepthwiseConv2dNative(input=inputs, filter=kernel, strides=_UNIT_STRIDES, padding="SAME")
+
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        filter_gradient = _plain_filter_gradient if has_gpus() else _filter_gradient
         # The inputs' gradient is a convolution too, by the turned kernel. TensorFlow's operation for it takes 1.1 to 2
         # times as long on CPUs.
-        return _depthwise(upstream, tf.reverse(kernel, (0, 1))), filter_gradient(inputs, upstream, kernel.shape[0])
+        inputs_gradient = convolve(upstream, tf.reverse(kernel, (0, 1)))
+        if has_gpus():
+            shape = list(kernel.shape)
+            kernel_gradient = tf.nn.depthwise_conv2d_backprop_filter(inputs, shape, upstream, _UNIT_STRIDES, "SAME")
+        else:
+            kernel_gradient = _kernel_gradient(inputs, upstream, kernel.shape[0])
+        return inputs_gradient, kernel_gradient
 
-    return _depthwise(inputs, kernel), gradient
-
-
-def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    return tf.raw_ops.DepthwiseConv2dNative(input=inputs, filter=kernel, strides=_UNIT_STRIDES, padding="SAME")
-
-
-def _plain_filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Tensor:
-    shape = [size, size, inputs.shape[-1], 1]
-    return tf.nn.depthwise_conv2d_backprop_filter(inputs, shape, upstream, _UNIT_STRIDES, "SAME")
+    return convolve(inputs, kernel), gradient
 
 
-def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Tensor:
-    """As `_plain_filter_gradient`, which takes 1.1 to 11 times as long on CPUs."""
+def _kernel_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Tensor:
+    """As `tf.nn.depthwise_conv2d_backprop_filter`, which takes 1.1 to 11 times as long on CPUs."""
     # A depthwise convolution of the inputs by the outputs' gradient, with the images side by side as channels; in
     # float32, because every number is a sum over all pixels.
     _, height, width, channels = inputs.shape
@@ -233,38 +221,29 @@ def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Te
     return tf.cast(tf.expand_dims(gradient, -1), inputs.dtype)
 
 
-def pointwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-    """`tf.nn.conv2d` by a 1x1 kernel as a matrix product: on CPUs its filter gradient takes half the time.
-
-    The bias comes right after the product, so that TensorFlow can make one operation of the two.
-    """
+def pointwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
+    """`tf.nn.conv2d` by a 1x1 kernel as a matrix product: on CPUs its filter gradient takes half the time."""
     _, height, width, channels_in = inputs.shape
     outputs = tf.matmul(tf.reshape(inputs, (-1, channels_in)), tf.reshape(kernel, kernel.shape[2:]))
-    outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
+    # Right after the product, so that TensorFlow can make one operation of the two.
+    outputs = tf.nn.bias_add(outputs, *bias) if bias else outputs
     return tf.reshape(outputs, (-1, height, width, kernel.shape[-1]))
 
 
-def convolution_of_two(first: tf.Tensor, second: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-    """`pointwise_convolution(tf.concat([first, second], -1), kernel, bias)`, as a sum.
-
-    Nothing is copied, and a product over 128 channels takes less time than one over 148.
-    """
+def convolution_of_two(first: tf.Tensor, second: tf.Tensor, kernel: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
+    """`pointwise_convolution(tf.concat([first, second], -1), kernel, *bias)`, as a sum: nothing is copied."""
     kernels = tf.split(kernel, [first.shape[-1], second.shape[-1]], axis=-2)
-    return pointwise_convolution(first, kernels[0], None) + pointwise_convolution(second, kernels[1], bias)
+    return pointwise_convolution(first, kernels[0]) + pointwise_convolution(second, kernels[1], *bias)
 
 
 def dilated_kernel(kernel: tf.Tensor, dilation: int) -> tf.Tensor:
     """The kernel with zeros between its taps, in place of `tf.nn.conv2d(..., dilations)`: its gradients need a GPU."""
-    spread = np.eye((kernel.shape[0] - 1) * dilation + 1, dtype=np.float32)[:, ::dilation]
-    spread = tf.constant(spread, kernel.dtype)
+    spread = tf.constant(np.eye((kernel.shape[0] - 1) * dilation + 1)[:, ::dilation], kernel.dtype)
     return tf.einsum("yh,xw,hwio->yxio", spread, spread, kernel)
 
 
 def concatenated(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
-    """`tf.concat(pieces, -1)`, with a gradient that XLA compiles once.
-
-    TensorFlow's own computes where each piece lies; behind a call that is not inlined XLA compiles that at every step.
-    """
+    """`tf.concat(pieces, -1)`, with a gradient that XLA compiles once: TensorFlow's own computes where pieces lie."""
     widths = [piece.shape[-1] for piece in pieces]
 
     @tf.custom_gradient

@@ -1,22 +1,23 @@
 """Batch normalization over all replicas: as an operation, as a stack of layers, and folded into convolutions."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.cpu_kernels import EPSILON, gradients_of, normalize, on_one_cpu
-from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
+from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer, Weights
 from nvae_tf.replicas import replica_count, replica_means
 
 MOMENTUM = 0.95
 _AXES = (0, 1, 2)
 
-# Of every stack that owns weights a tuple of them, with a leading axis; None in place of a batch norm that is folded.
-FoldedWeights = Mapping[StackedLayer, Any]
+# The weights of every stack that owns some, with a leading axis; an empty tuple for a batch norm that is folded.
+FoldedWeights = Mapping[StackedLayer, Weights]
 
 
 class NormalizedBatch(NamedTuple):
@@ -35,16 +36,14 @@ def normalize_batch(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Nor
     By TensorFlow's kernel, or written out for several replicas and, on a GPU, in half precision: XLA, which compiles
     the step there, takes E[x^2] - E[x]^2 as the variance of that kernel.
     """
-    if on_one_cpu() or (replica_count() == 1 and inputs.dtype == tf.float32):
-        return _fused(inputs, gamma, beta)
-    return _written_out(inputs, gamma, beta)
+    is_fused = on_one_cpu() or (replica_count() == 1 and inputs.dtype == tf.float32)
+    return (_fused if is_fused else _written_out)(inputs, gamma, beta)
 
 
 def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
     none = tf.constant([], tf.float32)
-    norm = tf.raw_ops.FusedBatchNormV3(
-        x=inputs, scale=gamma, offset=beta, mean=none, variance=none, epsilon=EPSILON, is_training=True
-    )
+    settings = {"epsilon": EPSILON, "is_training": True}
+    norm = tf.raw_ops.FusedBatchNormV3(x=inputs, scale=gamma, offset=beta, mean=none, variance=none, **settings)
 
     def divisors() -> tuple[tf.Tensor, tf.Tensor]:
         size = numbers_a_channel(inputs)
@@ -54,9 +53,7 @@ def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBa
     def gradient(*arguments: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable]:
         upstream, inputs, gamma = arguments
         reserved = {f"reserve_space_{index}": getattr(norm, f"reserve_space_{index}") for index in (1, 2, 3)}
-        gradients = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=upstream, x=inputs, scale=gamma, **reserved, epsilon=EPSILON, is_training=True
-        )
+        gradients = tf.raw_ops.FusedBatchNormGradV3(y_backprop=upstream, x=inputs, scale=gamma, **reserved, **settings)
 
         def written_out(upstream: tf.Tensor, inputs: tf.Tensor, gamma: tf.Tensor) -> tuple[tf.Tensor, ...]:
             return _written_out(inputs, gamma, beta=gamma).gradient(upstream)
@@ -104,9 +101,8 @@ def _written_out(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Normal
         inputs_gradient = gamma * inverse * (upstream - beta_share - standardized * gamma_share)
         return tf.cast(inputs_gradient, inputs.dtype), gamma_gradient, beta_gradient
 
-    return NormalizedBatch(
-        outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: (mean, biased), gradient
-    )
+    unbiased = biased * (size / tf.maximum(size - 1.0, 1.0))
+    return NormalizedBatch(outputs, mean, unbiased, lambda: (mean, biased), gradient)
 
 
 def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -117,8 +113,8 @@ def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     variance = tf.reduce_mean(tf.square(centered), _AXES)
     if replica_count() == 1:
         return mean, variance
-    # In float32 E[x^2] - E[x]^2 is off by a tenth where means are 1,000 deviations. There the mean itself is off by
-    # 1e-3 deviations, the rounding of a long sum; the mean of the centered values corrects it.
+    # In float64, because E[x^2] - E[x]^2 is off by a tenth in float32 where means are 1,000 deviations. There the mean
+    # itself is off by the rounding of a long sum; the mean of the centered values corrects it.
     rest = tf.cast(tf.reduce_mean(centered, _AXES), tf.float64)
     mean = tf.cast(mean, tf.float64) + rest
     square = tf.cast(variance, tf.float64) - tf.square(rest) + tf.square(mean)
@@ -128,19 +124,18 @@ def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def numbers_a_channel(inputs: tf.Tensor) -> float | tf.Tensor:
-    """How many numbers the moments of a channel are of; a tensor where that is not known before the step."""
+    """The count of numbers that the moments of a channel are of; a tensor where it is not known before the step."""
     if inputs.shape.is_fully_defined():
         return replica_count() * float(inputs.shape[:-1].num_elements())
     return replica_count() * tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
 
 
 class BatchNormalizationWeights(NamedTuple):
-    """Scale, shift and, in inference, the running statistics of one layer, each `[channels]` in float32."""
+    """The weights of one layer, each `[channels]` in float32."""
 
     gamma: tf.Tensor
     beta: tf.Tensor
-    mean: tf.Tensor | None = None
-    variance: tf.Tensor | None = None
+    running: tuple[tf.Tensor, ...] = ()  # in inference the running mean and variance
 
 
 class StackedBatchNormalization(StackedLayer):
@@ -165,29 +160,32 @@ class StackedBatchNormalization(StackedLayer):
         """The running mean and variance of all layers, each `[count, channels]`."""
         return self.moving_mean, self.moving_variance
 
-    def weights_of(self, forward: ForwardPass) -> BatchNormalizationWeights:
-        variables = (self.gamma, self.beta) if forward.training else (self.gamma, self.beta, *self.statistics)
-        return BatchNormalizationWeights(*(tf.cast(variable, "float32") for variable in variables))
-
-    def apply_slice(self, weights: tuple | None, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        if weights is None:  # folded into a convolution
-            return inputs
-        gamma, beta, mean, variance = weights
-        if mean is not None:
-            normalized = normalize(inputs, gamma, beta, mean, variance)
-        else:
-            normalized, mean, variance = _normalized_by_batch(inputs, gamma, beta)
-        if records is not None:
-            records.append((mean, variance))
-        return normalized
-
-    def recorders(self) -> list[StackedLayer]:
+    def recorders(self, initializing: bool = False) -> list[StackedLayer]:
         return [self]
 
-    def record(self, forward: ForwardPass, records: Sequence[tf.Tensor]) -> None:
-        kept, taken = forward.constant(MOMENTUM), forward.constant(1.0 - MOMENTUM)
-        for running, batch in zip(self.statistics, records, strict=True):
-            forward.updates.append((running, kept * running + taken * batch))
+    def next_statistic(self, current: keras.Variable, recorded: tf.Tensor) -> tf.Tensor:
+        return _shared_constant(MOMENTUM) * current + _shared_constant(1.0 - MOMENTUM) * recorded
+
+    def weights_of(self, forward: ForwardPass) -> BatchNormalizationWeights:
+        variables = self.gamma, self.beta, () if forward.training else self.statistics
+        return BatchNormalizationWeights(*tf.nest.map_structure(lambda each: tf.cast(each, "float32"), variables))
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+        if not weights:  # folded into a convolution
+            return inputs
+        gamma, beta, running = weights
+        if running:
+            return normalize(inputs, gamma, beta, *running)
+        normalized, *statistics = _normalized_by_batch(inputs, gamma, beta)
+        records.append(statistics)
+        return normalized
+
+
+@functools.cache
+def _shared_constant(value: float) -> tf.Tensor:
+    """A scalar that a graph has once, however many layers use it."""
+    with tf.init_scope():
+        return tf.constant(value)
 
 
 @tf.custom_gradient
@@ -201,15 +199,15 @@ class FoldedPass(ForwardPass):
     """An inference pass whose convolutions take over the batch norm beside them: fewer operations, the same images.
 
     `exp(s) w / ||w||` is a kernel, and inference batch norm right beside a convolution is a factor and a shift. They
-    are computed for each stack when it is first used, but for weights that are given, those of `folded_weights`. In
-    half precision nothing is folded.
+    are computed for each stack when it is first used, unless `folded` has its weights (see `folded_weights`). In half
+    precision nothing is folded.
     """
 
     folded: FoldedWeights = dataclasses.field(default_factory=dict)
 
-    def weights_of(self, layer: keras.layers.Layer) -> Any:
+    def weights_of(self, layer: keras.layers.Layer) -> Weights:
         if layer in self.folded:
-            return _map(lambda weight: tf.cast(weight, tf.float32), self.folded[layer])
+            return tf.nest.map_structure(lambda weight: tf.cast(weight, tf.float32), self.folded[layer])
         may_fold = isinstance(layer, StackedLayer) and layer.compute_dtype == "float32"
         foldings = layer.foldings() if may_fold else []
         if foldings and foldings[0].norm not in self.folded:
@@ -221,21 +219,23 @@ class FoldedPass(ForwardPass):
 def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32") -> FoldedWeights:
     """The weights of all `stacks` of a model for a `FoldedPass`, made ready once.
 
-    Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32.
+    Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32. ValueError for a model in half
+    precision.
     """
     stacks = list(stacks)
     if any(stack.compute_dtype != "float32" for stack in stacks):
         raise ValueError("weights of a model in half precision can't be folded: make it with dtype='float32'")
-    # In double precision, so that each number is rounded once.
     plain = ForwardPass()
-    owners = [stack for stack in stacks if not stack.parts]
-    exact = {stack: _map(lambda weight: np.asarray(weight, np.float64), stack.weights_of(plain)) for stack in owners}
-    folded = _with_folded(exact, [folding for stack in stacks for folding in stack.foldings()])
+
+    def exact(stack: StackedLayer) -> Weights:  # in double precision, so that each number is rounded once
+        return tf.nest.map_structure(lambda weight: np.asarray(weight, np.float64), stack.weights_of(plain))
 
     def variable(array: np.ndarray) -> tf.Variable:
         return tf.Variable(tf.cast(array, kernel_dtype if array.ndim > 2 else tf.float32), trainable=False)
 
-    return {stack: _map(variable, weights) for stack, weights in folded.items()}
+    weights = {stack: exact(stack) for stack in stacks if not stack.parts}
+    folded = _with_folded(weights, [folding for stack in stacks for folding in stack.foldings()])
+    return {stack: tf.nest.map_structure(variable, weights) for stack, weights in folded.items()}
 
 
 def _with_folded(weights: FoldedWeights, foldings: Iterable[Folding]) -> FoldedWeights:
@@ -243,21 +243,19 @@ def _with_folded(weights: FoldedWeights, foldings: Iterable[Folding]) -> FoldedW
     folded = dict(weights)
     for convolution, norm, on_outputs in foldings:
         folded[convolution] = _folded(folded[convolution], folded[norm], on_outputs)
-        folded[norm] = None
+        folded[norm] = ()
     return folded
 
 
-def _folded(weights: Any, norm: BatchNormalizationWeights, on_outputs: bool) -> Any:
-    scale = norm.gamma / (norm.variance + EPSILON) ** 0.5
-    shift = norm.beta - norm.mean * scale
-    bias = 0.0 if weights.bias is None else weights.bias
+def _folded(weights: Weights, norm: BatchNormalizationWeights, on_outputs: bool) -> Weights:
+    kernel, bias = weights
+    mean, variance = norm.running
+    scale = norm.gamma / (variance + EPSILON) ** 0.5
+    shift = norm.beta - mean * scale
+    (bias,) = bias or (0.0,)
     if on_outputs:
         # `scale * convolution(x) + shift`; output channels are the kernel's last axis, of a depthwise one too.
-        return weights._replace(kernel=weights.kernel * scale[:, None, None, None], bias=bias * scale + shift)
+        return weights._replace(kernel=kernel * scale[:, None, None, None], bias=(bias * scale + shift,))
     # `convolution(scale * x + shift)` of a 1x1 kernel: a larger one would see its zero padding shifted too.
-    shift_bias = (shift[:, None] @ weights.kernel[:, 0, 0])[:, 0]
-    return weights._replace(kernel=weights.kernel * scale[:, None, None, :, None], bias=bias + shift_bias)
-
-
-def _map(function: Callable[[Any], Any], weights: Any) -> Any:
-    return tf.nest.map_structure(lambda weight: None if weight is None else function(weight), weights)
+    shift_bias = (shift[:, None] @ kernel[:, 0, 0])[:, 0]
+    return weights._replace(kernel=kernel * scale[:, None, None, :, None], bias=(bias + shift_bias,))

@@ -1,9 +1,6 @@
-"""Joins many small tensors into few, for programs whose compilation takes a time for each tensor.
+"""Joins many small tensors into few: XLA compiles a kernel for each tensor that a program cuts, copies or updates."""
 
-A model has hundreds of small weights, and a step of it tens of small results. XLA compiles a kernel for each tensor
-that it cuts, copies or updates; joined, they are a few.
-"""
-
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,61 +23,52 @@ class Packing:
 
     def __init__(self, specs: Sequence[Any], small: float = _SMALL):
         self._first = FirstAxisPacking(specs, small)
-        flat = [
+        self._flat = [
             tf.TensorSpec([spec.shape.num_elements()] if _is_small(spec, small) else spec.shape, spec.dtype)
             for spec in self._first.specs
         ]
-        self._second = FirstAxisPacking(flat, small)
+        self._second = FirstAxisPacking(self._flat, small)
         self.specs = self._second.specs  # of the tensors that `pack` returns
-        self.is_joined = [  # whether a tensor that `pack` returns is several in one
-            len(group) > 1 or len(self._first.groups[group[0]]) > 1 for group in self._second.groups
-        ]
 
     def pack(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The large tensors, and few tensors with the values of all small ones."""
-        return self._second.pack(_reshape(self._first.pack(tensors), self._first.specs, self._second.given))
+        return self._second.pack(_reshape(self._first.pack(tensors), self._first.specs, self._flat))
 
-    def unpack(self, packed: Sequence[tf.Tensor | None]) -> list[tf.Tensor | None]:
-        """The tensors that `pack` was given; None for each tensor that is in a packed one that is None."""
-        return self._first.unpack(_reshape(self._second.unpack(packed), self._second.given, self._first.specs))
+    def unpack(self, packed: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The tensors that `pack` was given."""
+        return self._first.unpack(_reshape(self._second.unpack(packed), self._flat, self._first.specs))
 
 
 class FirstAxisPacking:
     """Joins small tensors of one type whose shapes differ in their first axis alone, along that axis; see `Packing`."""
 
     def __init__(self, specs: Sequence[Any], small: float):
-        self.given, groups = specs, {}
+        groups = collections.defaultdict(list)
         for index, spec in enumerate(specs):
             can_be_joined = _is_small(spec, small) and spec.shape.rank
-            key = (tf.as_dtype(spec.dtype), *spec.shape[1:]) if can_be_joined else index
-            groups.setdefault(key, []).append(index)
-        self.groups = list(groups.values())  # indices of the tensors that become one
-        self.specs = [self._joined_spec(group) for group in self.groups]
-
-    def _joined_spec(self, group: list[int]) -> tf.TensorSpec:
-        shape, dtype = self.given[group[0]].shape, self.given[group[0]].dtype
-        return tf.TensorSpec([sum(self._lengths(group)), *shape[1:]] if group[1:] else shape, dtype)
-
-    def _lengths(self, group: list[int]) -> list[int]:
-        return [self.given[index].shape[0] for index in group]
+            groups[(tf.as_dtype(spec.dtype), *spec.shape[1:]) if can_be_joined else index].append(index)
+        self._groups = list(groups.values())  # indices of the tensors that become one
+        self._lengths = [[specs[index].shape[0] for index in group] if group[1:] else [] for group in self._groups]
+        self.specs = []  # of the tensors that `pack` returns
+        for (first, *_), lengths in zip(self._groups, self._lengths, strict=True):
+            shape = specs[first].shape
+            self.specs.append(tf.TensorSpec([sum(lengths), *shape[1:]] if lengths else shape, specs[first].dtype))
 
     def pack(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """One tensor for each of the `groups`."""
+        """Fewer tensors, with the same values."""
         packed = []
-        for group, spec in zip(self.groups, self.specs, strict=True):
+        for group, spec in zip(self._groups, self.specs, strict=True):
             members = [tensors[index] for index in group]
             packed.append(tf.concat(members, _axes_in_front(members[0], spec)) if members[1:] else members[0])
         return packed
 
-    def unpack(self, packed: Sequence[tf.Tensor | None]) -> list[tf.Tensor | None]:
-        """The tensors that `pack` was given; None for the members of a group that is None."""
-        tensors: dict[int, tf.Tensor | None] = {}
-        for tensor, group, spec in zip(packed, self.groups, self.specs, strict=True):
-            members = [tensor] * len(group)
-            if group[1:] and tensor is not None:
-                members = tf.split(tensor, self._lengths(group), _axes_in_front(tensor, spec))
+    def unpack(self, packed: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The tensors that `pack` was given."""
+        tensors = {}
+        for tensor, group, lengths, spec in zip(packed, self._groups, self._lengths, self.specs, strict=True):
+            members = tf.split(tensor, lengths, _axes_in_front(tensor, spec)) if lengths else [tensor]
             tensors |= zip(group, members, strict=True)
-        return [tensors[index] for index in range(len(self.given))]
+        return [tensors[index] for index in sorted(tensors)]
 
 
 def _is_small(spec: Any, small: float) -> bool:
@@ -91,11 +79,11 @@ def _axes_in_front(tensor: tf.Tensor, spec: Any) -> int:
     return tensor.shape.rank - spec.shape.rank
 
 
-def _reshape(tensors: Sequence[tf.Tensor | None], old: Sequence[Any], new: Sequence[Any]) -> list[tf.Tensor | None]:
+def _reshape(tensors: Sequence[tf.Tensor], old: Sequence[Any], new: Sequence[Any]) -> list[tf.Tensor]:
     """The tensors with the shapes of the `new` specs in place of the `old` ones, behind the axes in front."""
     reshaped = []
     for tensor, before, after in zip(tensors, old, new, strict=True):
-        is_same = tensor is None or before.shape == after.shape
-        front = [] if is_same else tensor.shape[: _axes_in_front(tensor, before)]
-        reshaped.append(tensor if is_same else tf.reshape(tensor, [*front, *after.shape]))
+        if before.shape != after.shape:
+            tensor = tf.reshape(tensor, [*tensor.shape[: _axes_in_front(tensor, before)], *after.shape])
+        reshaped.append(tensor)
     return reshaped

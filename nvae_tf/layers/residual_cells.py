@@ -11,17 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
+from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
-from nvae_tf.layers.cpu_kernels import (
-    concatenated,
-    gradients_of,
-    has_cpu_forms,
-    interleaved,
-    nearest_upsampling,
-    normalized_swish,
-    phase_kernels,
-    swish,
-)
 from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
@@ -38,24 +29,18 @@ class ResidualCells(StackedLayer):
         self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite: bool, dtype=None
     ):
         change = "none" if channels_in == channels_out else "down" if channels_out > channels_in else "up"
-        skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
         kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
-        parts = [kind(count, branch, channels_in, channels_out, change, dtype=dtype)]
-        if squeeze_excite:
-            parts.append(StackedSqueezeExcite(count, channels_out, dtype=dtype))
-        if skip is not None:
-            parts.append(skip(count, channels_in, channels_out, dtype=dtype))
-        super().__init__(count, parts, dtype=dtype)
-        self.branch = parts[0]
-        self.gate = parts[1] if squeeze_excite else None
-        self.skip = parts[-1] if skip is not None else None
+        skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
+        branch = kind(count, branch, channels_in, channels_out, change, dtype)
+        gate = StackedSqueezeExcite(count, channels_out, dtype=dtype) if squeeze_excite else None
+        skip = skip and skip(count, channels_in, channels_out, dtype=dtype)
+        super().__init__(count, [part for part in (branch, gate, skip) if part is not None], dtype=dtype)
+        self.branch, self.gate, self.skip = branch, gate, skip
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         residual = self.branch.apply_slice(weights[0], inputs, records)
-        if self.gate is None:
-            residual = RESIDUAL_SCALE * residual
-        else:
-            residual = residual * (RESIDUAL_SCALE * self.gate.apply_slice(weights[1], residual, records))
+        gate = 1.0 if self.gate is None else self.gate.apply_slice(weights[1], residual, records)
+        residual = residual * (RESIDUAL_SCALE * gate)
         skipped = inputs if self.skip is None else self.skip.apply_slice(weights[-1], inputs, records)
         return skipped + residual
 
@@ -63,18 +48,15 @@ class ResidualCells(StackedLayer):
 class InvertedResidualBranch(StackedLayer):
     """BN -> 1x1 to h -> BN -> swish -> (nearest doubling) -> depthwise or grouped -> BN -> swish -> 1x1 -> BN.
 
-    `h` is `expansion` times the branch's input channels; the convolutions are plain (no weight normalization, no bias).
-    The published network doubles first. All before the depthwise convolution acts on pixels by themselves, so the
-    numbers are the same at a quarter of the cost. In inference CPUs don't double the image at all, see `phase_kernels`.
+    `h` is `expansion` times the branch's input channels; the convolutions are plain. The published network doubles
+    first, but all before the depthwise convolution acts on single pixels, so the numbers are the same at a quarter of
+    the cost. In inference CPUs don't double the image at all, see `phase_kernels`.
     """
 
-    def __init__(
-        self, count: int, branch: InvertedBranch, channels_in: int, channels_out: int, change: str, dtype=None
-    ):
+    def __init__(self, count: int, branch: InvertedBranch, channels_in: int, channels_out: int, change: str, dtype):
         hidden = branch.expansion * channels_in
         plain = {"use_bias": False, "weight_normalized": False, "dtype": dtype}
-        stride = 2 if change == "down" else 1
-        groups = branch.groups or hidden
+        stride, groups = 2 if change == "down" else 1, branch.groups or hidden
         depthwise = StackedConvolution(count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain)
         parts = [
             StackedBatchNormalization(count, channels_in, dtype=dtype),
@@ -96,11 +78,12 @@ class InvertedResidualBranch(StackedLayer):
             Folding(narrow.convolution, last),
         ]
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        if self.upsampling and records is None and has_cpu_forms():
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+        in_training = bool(weights[0]) and not weights[0].running
+        if self.upsampling and not in_training and cpu_kernels.has_cpu_forms():
             return self._in_phases(weights, inputs)
         outputs = super().apply_slice(weights, inputs, records)
-        if self.upsampling and records is not None:
+        if self.upsampling and in_training:
             # The first two batch norms have seen every pixel once, those of the published network four times.
             count = numbers_a_channel(inputs)
             repeated_variance = 4 * (count - 1.0) / (4 * count - 1.0)
@@ -110,19 +93,17 @@ class InvertedResidualBranch(StackedLayer):
     def _in_phases(self, weights: tuple, inputs: tf.Tensor) -> tf.Tensor:
         norm, widen, (depthwise, depthwise_weights), *others = zip(self.parts, weights, strict=True)
         for part, part_weights in (norm, widen):
-            inputs = part.apply_slice(part_weights, inputs, None)
+            inputs = part.apply_slice(part_weights, inputs, [])
         phases = depthwise.phases(depthwise_weights, inputs)
         for part, part_weights in others:
-            phases = [part.apply_slice(part_weights, phase, None) for phase in phases]
-        return interleaved(tf.stack(phases))
+            phases = [part.apply_slice(part_weights, phase, []) for phase in phases]
+        return cpu_kernels.interleaved(tf.stack(phases))
 
 
 class OperationsBranch(StackedLayer):
     """`bnswish`, `bnswish5` (dilated), `bnelu` or `elu` in a row; the first changes resolution and channels."""
 
-    def __init__(
-        self, count: int, branch: ConvolutionBranch, channels_in: int, channels_out: int, change: str, dtype=None
-    ):
+    def __init__(self, count: int, branch: ConvolutionBranch, channels_in: int, channels_out: int, change: str, dtype):
         def stack(operation: str, channels_in: int, change: str) -> StackedLayer:
             if operation in ("elu", "bnelu"):
                 return EluConvolution(count, operation == "bnelu", channels_in, channels_out, change, dtype=dtype)
@@ -143,28 +124,17 @@ class EluConvolution(StackedLayer):
     """(Batch norm, in `bnelu`) -> ELU -> (nearest doubling) -> 3x3 convolution with bias."""
 
     def __init__(self, count: int, normalized: bool, channels_in: int, channels_out: int, change: str, dtype=None):
-        norm = [StackedBatchNormalization(count, channels_in, dtype=dtype)] if normalized else []
         kind = StackedConvolution if normalized else DataDependentConvolution
         convolution = kind(count, channels_in, channels_out, 3, 2 if change == "down" else 1, dtype=dtype)
-        super().__init__(count, [*norm, convolution], dtype=dtype)
-        self.upsampling = change == "up"
+        norm = StackedBatchNormalization(count, channels_in, dtype=dtype) if normalized else None
+        super().__init__(count, [norm, convolution] if normalized else [convolution], dtype=dtype)
+        self.norm, self.convolution, self.upsampling = norm, convolution, change == "up"
 
-    @property
-    def norm(self) -> StackedLayer | None:
-        """The batch norm that it begins with, if it has one."""
-        return self.parts[0] if len(self.parts) > 1 else None
-
-    @property
-    def convolution(self) -> StackedLayer:
-        """The convolution that it ends with."""
-        return self.parts[-1]
-
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         if self.norm is not None:
             inputs = self.norm.apply_slice(weights[0], inputs, records)
         inputs = tf.nn.elu(inputs)
-        if self.upsampling:
-            inputs = nearest_upsampling(inputs)
+        inputs = cpu_kernels.nearest_upsampling(inputs) if self.upsampling else inputs
         return self.convolution.apply_slice(weights[-1], inputs, records)
 
 
@@ -180,61 +150,56 @@ class SwishConvolution(StackedLayer):
         super().__init__(convolution.count, [norm, convolution], dtype=dtype)
         self.norm, self.convolution, self.upsampling = norm, convolution, upsampling
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         norm, convolution = weights
-        if norm is None or norm.mean is not None:
+        if not norm or norm.running:
             return self._convolve(self._active(norm, inputs), convolution)
-        bias = [] if convolution.bias is None else [convolution.bias]
-        weights = norm.gamma, norm.beta, convolution.kernel, *bias
+        weights = norm.gamma, norm.beta, convolution.kernel, *convolution.bias
         outputs, statistics = _without_keeping(self._convolve, inputs, *weights)
-        if records is not None:
-            records.append(statistics)
+        records.append(statistics)
         return outputs
 
     def phases(self, weights: tuple, inputs: tf.Tensor) -> list[tf.Tensor]:
         """What `interleaved` makes the outputs of, in inference, where these have twice the resolution."""
         norm, convolution = weights
-        active, kernels = self._active(norm, inputs), phase_kernels(convolution.kernel)
-        return [self.convolution.apply_slice(convolution._replace(kernel=kernel), active, None) for kernel in kernels]
+        active, kernels = self._active(norm, inputs), cpu_kernels.phase_kernels(convolution.kernel)
+        return [self.convolution.apply_slice(convolution._replace(kernel=kernel), active, []) for kernel in kernels]
 
-    def _active(self, norm: tuple | None, inputs: tf.Tensor) -> tf.Tensor:
-        if norm is None:
+    def _active(self, norm: tuple, inputs: tf.Tensor) -> tf.Tensor:
+        if not norm:
             # Folded: the rewriting of graphs makes one operation of this, which takes less time than `swish`.
             return inputs * tf.sigmoid(inputs)
-        return swish(self.norm.apply_slice(norm, inputs, None))
+        return cpu_kernels.swish(self.norm.apply_slice(norm, inputs, []))
 
     def _convolve(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
-        if self.upsampling:
-            active = nearest_upsampling(active)
-        return self.convolution.apply_slice(weights, active, None)
+        active = cpu_kernels.nearest_upsampling(active) if self.upsampling else active
+        return self.convolution.apply_slice(weights, active, [])
 
 
-def _without_keeping(
-    convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor], *arguments: tf.Tensor
-) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
     """`convolve(swish(batch norm(x)), weights)` by an operation whose gradient computes its way there again.
 
-    The arguments are x, gamma, beta and the weights. Beside the outputs are mean and variance, for the records: as
-    results of the operation they would have gradients.
+    The arguments are x, gamma, beta and the weights. Mean and variance are returned beside the outputs: as results of
+    the operation they would have gradients.
     """
     statistics = []
+
+    def convolve_by(active: tf.Tensor, kernel: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
+        return convolve(active, ConvolutionWeights(kernel, bias))
 
     @tf.custom_gradient
     def operation(inputs, gamma, beta, *weights):
         batch = normalize_batch(inputs, gamma, beta)
         statistics[:] = tf.stop_gradient(batch.mean), tf.stop_gradient(batch.variance)
-        outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
+        outputs = convolve_by(cpu_kernels.swish(batch.outputs), *weights)
 
         def gradient(upstream):
             moments = batch.divisors()
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                active, swish_gradient = normalized_swish(inputs, gamma, beta, *moments)
+                active, swish_gradient = cpu_kernels.normalized_swish(inputs, gamma, beta, *moments)
 
-            def again(active, *weights):
-                return convolve(active, ConvolutionWeights(*weights))
-
-            active_gradient, *weight_gradients = gradients_of(again, (active, *weights), upstream)
+            active_gradient, *weight_gradients = cpu_kernels.gradients_of(convolve_by, (active, *weights), upstream)
             return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
 
         return outputs, gradient
@@ -245,7 +210,7 @@ def _without_keeping(
 class StackedSqueezeExcite(StackedLayer):
     """`count` gates: channel mean -> dense to `max(channels // 16, 4)` -> ReLU -> dense -> sigmoid (Hu et al. 2018).
 
-    `[batch, height, width, channels]` -> `[batch, 1, 1, channels]` in (0, 1).
+    They map `[batch, height, width, channels]` to `[batch, 1, 1, channels]` in (0, 1).
     """
 
     def __init__(self, count: int, channels: int, dtype=None):
@@ -253,16 +218,14 @@ class StackedSqueezeExcite(StackedLayer):
         hidden = max(channels // 16, 4)
         for name, units_in, units_out in (("reduce", channels, hidden), ("expand", hidden, channels)):
             uniform = keras.initializers.RandomUniform(-(units_in**-0.5), units_in**-0.5)
-            kernel = self.add_weight(name=f"{name}_kernel", shape=(count, units_in, units_out), initializer=uniform)
-            bias = self.add_weight(name=f"{name}_bias", shape=(count, units_out), initializer=uniform)
-            setattr(self, f"{name}_kernel", kernel)
-            setattr(self, f"{name}_bias", bias)
+            for part, shape in (("kernel", (count, units_in, units_out)), ("bias", (count, units_out))):
+                weight = self.add_weight(name=f"{name}_{part}", shape=shape, initializer=uniform)
+                setattr(self, weight.name, weight)
 
     def weights_of(self, forward: ForwardPass) -> tuple[tf.Tensor, ...]:
-        variables = (self.reduce_kernel, self.reduce_bias, self.expand_kernel, self.expand_bias)
-        return tuple(tf.cast(variable, self.compute_dtype) for variable in variables)
+        return tuple(tf.cast(variable, self.compute_dtype) for variable in self.weights)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights
         hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel), reduce_bias))
         gate = tf.sigmoid(tf.nn.bias_add(tf.matmul(hidden, expand_kernel), expand_bias))
@@ -284,14 +247,14 @@ class FactorizedReduce(StackedLayer):
         parts = [StackedConvolution(count, channels_in, width, 1, dtype=dtype) for width in widths]
         super().__init__(count, parts, dtype=dtype)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         # One rearrangement: the gradients of four strided slices take ten times as long on CPUs. With the gradient of
         # `tf.split` XLA would compile a training step anew each time.
-        squares = tf.nn.space_to_depth(swish(inputs), 2)
+        squares = tf.nn.space_to_depth(cpu_kernels.swish(inputs), 2)
         _, height, width, channels = squares.shape
         pixels = tf.unstack(tf.reshape(squares, (-1, height, width, 4, channels // 4)), axis=3)
         parts = zip(self.parts, weights, self.PIXELS, strict=True)
-        return concatenated([part.apply_slice(slice_, pixels[pixel], records) for part, slice_, pixel in parts])
+        return cpu_kernels.concatenated([part.apply_slice(own, pixels[i], records) for part, own, i in parts])
 
 
 class BilinearExpand(StackedLayer):
@@ -305,8 +268,8 @@ class BilinearExpand(StackedLayer):
         convolution = StackedConvolution(count, channels_in, channels_out, 1, use_bias=False, dtype=dtype)
         super().__init__(count, [convolution], dtype=dtype)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        return aligned_bilinear_upsampling(self.parts[0].apply_slice(weights[0], inputs, records))
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+        return aligned_bilinear_upsampling(super().apply_slice(weights, inputs, records))
 
 
 def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:

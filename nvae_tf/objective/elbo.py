@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.config import ObjectiveConfig, check
+from nvae_tf.config import ObjectiveConfig
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.replicas import replica_means
 
 _SMALLEST_KL = 0.01
-
 Latent = Any  # a `nvae_tf.models.latents.LatentSample`
 
 
@@ -57,22 +56,22 @@ def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:
 def _joined(latents: Sequence[Latent]) -> list[Latent]:
     """The same with neighbors of one shape as one, a group's images after another's: fewer operations.
 
-    They lack z, which the analytic KL does not need; with flows nothing is joined.
+    The joined ones lack z, which the analytic KL does not need; with flows nothing is joined.
     """
-    latents_of_groups = []
+    joined_latents = []
     for _, several in itertools.groupby(latents, lambda latent: (latent.z.shape[1:], latent.groups, latent.has_flows)):
-        several = list(several)
-        if len(several) > 1 and several[0].groups == 1 and not several[0].has_flows:
+        first, *others = several = list(several)
+        if others and first.groups == 1 and not first.has_flows:
             normals = {
-                name: _joined_normals([getattr(each, name) for each in several]) for name in ("posterior", "prior")
+                each: _joined_normals([getattr(one, each) for one in several]) for each in ("posterior", "prior")
             }
-            several = [several[0]._replace(z=None, z_before_flows=None, groups=len(several), **normals)]
-        latents_of_groups += several
-    return latents_of_groups
+            several = [first._replace(z=None, z_before_flows=None, groups=len(several), **normals)]
+        joined_latents += several
+    return joined_latents
 
 
 def _joined_normals(normals: Sequence[SoftClampedNormal]) -> SoftClampedNormal:
-    columns = [normal.loc for normal in normals], [normal.scale for normal in normals]
+    columns = zip(*((normal.loc, normal.scale) for normal in normals), strict=True)
     # The gradient of a stack is one operation, that of a concatenation several a piece.
     joined = [tf.reshape(tf.stack(tensors), (-1, *tensors[0].shape[1:])) for tensors in columns]
     return SoftClampedNormal(*joined, validate_args=False)
@@ -108,7 +107,7 @@ def regularization_weight(beta: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor
 
 
 def balancing_scales(plan: LatentPlan) -> tuple[float, ...]:
-    """Alpha of every group, top group first: how much information a group of its resolution is meant to carry."""
+    """Alpha of every group, top group first: the information that a group of its resolution is meant to carry."""
     scales = [4.0**index / len(scale.groups) for index, scale in enumerate(plan.scales)]
     return tuple(alpha / min(scales) for alpha, scale in zip(scales, plan.scales, strict=True) for _ in scale.groups)
 
@@ -126,25 +125,14 @@ def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> 
 
 
 def final_kl_weights(config: ObjectiveConfig, plan: LatentPlan) -> tuple[float, ...]:
-    """The weight of each group's KL after the warm-up, top group first: `kl_final_weight` times that of its scale.
-
-    ValueError where `kl_scale_weights` are not as many as the scales.
-    """
+    """The weight of each group's KL after the warm-up, top group first: `kl_final_weight` times that of its scale."""
     count = len(plan.scales)
     factors = config.kl_scale_weights or (1.0,) * count
-    rule = f"{len(factors)} weights, and the model has {count} scales; give one for each, the smallest scale first"
-    check(len(factors) == count, f"objective.kl_scale_weights = {factors}: {rule}")
+    if len(factors) != count:
+        wrong = f"{len(factors)} weights, and the model has {count} scales; give one for each, the smallest first"
+        raise ValueError(f"objective.kl_scale_weights = {factors}: {wrong}")
     pairs = zip(factors, plan.scales, strict=True)
     return tuple(config.kl_final_weight * factor for factor, scale in pairs for _ in scale.groups)
-
-
-def with_free_nats(kl: tf.Tensor, free_nats: float) -> tf.Tensor:
-    """The KL `[batch, groups]`, but `free_nats`, without gradient, for groups whose mean over the images is below.
-
-    Its mean is `max(mean of KL_g, free_nats)` (Kingma et al. 2016, appendix C.8) over the images of all replicas.
-    """
-    (means,) = replica_means([tf.reduce_mean(tf.stop_gradient(kl), axis=0)])
-    return tf.where(means > free_nats, kl, free_nats)
 
 
 class TrainingLoss(NamedTuple):
@@ -166,15 +154,16 @@ def training_loss(
 ) -> TrainingLoss:
     """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`.
 
-    They are those of `kl_weight`, `balancing_scales`, `regularization_weight`, spectral norms and `batch_norm_loss`.
-    `w_g` are `group_weights` times `final_kl_weights` (none: 1), and `KL_g` those of `with_free_nats`.
+    `w_g` are the `group_weights` of beta (`kl_weight`) and scales (`balancing_scales`) times the final weights
+    (`final_kl_weights`; none: 1). A group whose mean KL is below `free_nats` counts as these, without gradient.
     """
     weights, kl = group_weights(elbo.kl, beta, scales), elbo.kl
     # At their defaults they add no operation.
     if any(final != 1.0 for final in final_weights):
         weights *= tf.constant(final_weights, tf.float32)
-    if free_nats > 0.0:
-        kl = with_free_nats(kl, free_nats)
+    if free_nats > 0.0:  # the mean of a group's KL becomes `max(mean, free_nats)` (Kingma et al. 2016, appendix C.8)
+        (means,) = replica_means([tf.reduce_mean(tf.stop_gradient(kl), axis=0)])
+        kl = tf.where(means > free_nats, kl, free_nats)
     balanced_kl = tf.reduce_sum(weights * kl, axis=1)
     loss = tf.reduce_mean(elbo.reconstruction + balanced_kl) + weight * regularizers
     return TrainingLoss(loss, balanced_kl, weights)

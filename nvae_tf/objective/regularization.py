@@ -3,19 +3,12 @@
 import collections
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
-from nvae_tf.layers import (
-    FirstAxisPacking,
-    ForwardPass,
-    StackedBatchNormalization,
-    StackedConvolution,
-    cpu_kernels,
-    kernels_of_all,
-)
+from nvae_tf import layers
+from nvae_tf.layers import cpu_kernels
 
 _SMALLEST_NORM = 1e-3
 
@@ -30,10 +23,10 @@ class SpectralRegularizer(keras.layers.Layer):
     ITERATIONS = 4
     FIRST_ITERATIONS = 40
 
-    def __init__(self, convolutions: Sequence[StackedConvolution], **kwargs):
+    def __init__(self, convolutions: Sequence[layers.StackedConvolution], **kwargs):
         super().__init__(**kwargs)
         # Behind a function: the stacks are the network's parts, not this layer's.
-        self._kernels = lambda forward: kernels_of_all(convolutions, forward)
+        self._kernels = lambda forward: layers.kernels_of_all(convolutions, forward)
         state = {"trainable": False, "aggregation": "only_first_replica"}
         normal = keras.initializers.RandomNormal
         self.vectors = [
@@ -43,7 +36,7 @@ class SpectralRegularizer(keras.layers.Layer):
         self.warmed_up = self.add_weight(name="warmed_up", shape=(), initializer="zeros", **state)
         self.built = True
 
-    def norms(self, forward: ForwardPass, iterations: int | None = None) -> list[tf.Tensor]:
+    def norms(self, forward: layers.ForwardPass, iterations: int | None = None) -> list[tf.Tensor]:
         """The largest singular values, `[count]` for every stack, of the pass's effective kernels.
 
         The gradient goes through `u^T W v` only. The iterated vectors are left with the pass as an update.
@@ -53,26 +46,19 @@ class SpectralRegularizer(keras.layers.Layer):
         if iterations is None:
             iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         axis = tf.constant(1)
-        singular = power_iteration(matrices, [tf.expand_dims(vector, axis) for vector in self.vectors], iterations)
-        forward.updates += [(vector, tf.squeeze(one.u, 1)) for vector, one in zip(self.vectors, singular, strict=True)]
+        starts = [tf.expand_dims(vector, axis) for vector in self.vectors]
+        iterate = _power_iteration_of_all if cpu_kernels.has_gpus() else _power_iteration_of_each
+        v, u, norms = iterate(matrices, starts, iterations)
+        forward.updates += [(vector, tf.squeeze(new, 1)) for vector, new in zip(self.vectors, u, strict=True)]
         forward.updates.append((self.warmed_up, tf.ones([])))
-        return _norms(matrices, singular)
+        return _norms(matrices, v, u, norms)
 
 
-class SingularVectors(NamedTuple):
-    """Singular vectors of matrices `W` `[count, in, out]`: v `[count, 1, in]`, u `[count, 1, out]`; and `u^T W v`."""
-
-    v: tf.Tensor
-    u: tf.Tensor
-    norm: tf.Tensor
+# Both functions take matrices W `[count, in, out]`, vectors u to start from, and the number of iterations. They return
+# three lists: the singular vectors v `[count, 1, in]` and u `[count, 1, out]`, and the norms `u^T W v` `[count]`.
 
 
-def power_iteration(
-    matrices: Sequence[tf.Tensor], starts: Sequence[tf.Tensor], iterations: int | tf.Tensor
-) -> list[SingularVectors]:
-    """The largest singular value of matrices `[count, in, out]` and its vectors, started from u `[count, 1, out]`."""
-    if cpu_kernels.has_gpus():
-        return _power_iteration_of_all(matrices, starts, iterations)
+def _power_iteration_of_each(matrices, starts, iterations) -> list[tuple[tf.Tensor, ...]]:
     # Eagerly operation by operation: once a tape has seen a function with a loop, forward mode can't differentiate it.
     iterate = _power_iteration_of_one.python_function if tf.executing_eagerly() else _power_iteration_of_one
     singular = []
@@ -81,8 +67,8 @@ def power_iteration(
         v.set_shape((matrix.shape[0], 1, matrix.shape[1]))
         u.set_shape(start.shape)
         norm.set_shape(matrix.shape[:1])
-        singular.append(SingularVectors(v, u, norm))
-    return singular
+        singular.append((v, u, norm))
+    return list(zip(*singular, strict=True))
 
 
 _ANY_ROWS = tf.TensorSpec((None, 1, None))
@@ -103,12 +89,10 @@ def _power_iteration_of_one(matrix: tf.Tensor, start: tf.Tensor, iterations: tf.
     return tf.while_loop(lambda index, *_: index < iterations, iterated, begin)[1:]
 
 
-def _power_iteration_of_all(
-    matrices: Sequence[tf.Tensor], starts: Sequence[tf.Tensor], iterations: int | tf.Tensor
-) -> list[SingularVectors]:
+def _power_iteration_of_all(matrices, starts, iterations) -> tuple[list[tf.Tensor], ...]:
     # On GPUs the rows of each width are one, a few operations in place of many.
     specs = ([tf.TensorSpec((each.shape[0], 1, each.shape[axis])) for each in matrices] for axis in (1, 2))
-    v_packing, u_packing = (FirstAxisPacking(each, math.inf) for each in specs)
+    v_packing, u_packing = (layers.FirstAxisPacking(each, math.inf) for each in specs)
 
     def iterated(v: list, u: list) -> tuple[list, list]:
         pairs = zip(u_packing.unpack(u), matrices, strict=True)
@@ -121,8 +105,9 @@ def _power_iteration_of_all(
         lambda index, pair: (index + 1, iterated(*pair)),
         (tf.constant(0), ([tf.zeros(spec.shape) for spec in v_packing.specs], u_packing.pack(starts))),
     )
-    axes, each = tf.constant((1, 2)), zip(v_packing.unpack(v), u_packing.unpack(u), matrices, strict=True)
-    return [SingularVectors(v, u, tf.reduce_sum(tf.matmul(v, matrix) * u, axes)) for v, u, matrix in each]
+    axes, v, u = tf.constant((1, 2)), v_packing.unpack(v), u_packing.unpack(u)
+    triples = zip(v, matrices, u, strict=True)
+    return v, u, [tf.reduce_sum(tf.matmul(left, matrix) * right, axes) for left, matrix, right in triples]
 
 
 def _normalized(rows: tf.Tensor) -> tf.Tensor:
@@ -133,17 +118,17 @@ def _normalized(rows: tf.Tensor) -> tf.Tensor:
 # A function, because forward mode looks into custom gradients but not into functions.
 @tf.function(autograph=False)
 @tf.custom_gradient
-def _norms(matrices: Sequence[tf.Tensor], singular: Sequence[SingularVectors]) -> tuple[list[tf.Tensor], Callable]:
-    """`u^T W v` of every matrix, `[count]`, with gradient through W alone; that gradient's is of u and v too."""
+def _norms(matrices, v, u, norms) -> tuple[list[tf.Tensor], Callable]:
+    """`u^T W v` of every matrix, `[count]`, with a gradient through W alone, whose own gradient is of u and v too."""
     outer = _outer_products if cpu_kernels.has_gpus() else _outer_products_in_a_call
 
     def gradient(*upstream: tf.Tensor) -> list:
-        products = [outer(one.v, one.u, each) for one, each in zip(singular, upstream, strict=True)]
+        products = list(map(outer, v, u, upstream))
         for product, matrix in zip(products, matrices, strict=True):
             product.set_shape(matrix.shape)
-        return [products, [SingularVectors(None, None, None)] * len(singular)]
+        return [products, *[[None] * len(norms)] * 3]
 
-    return [tf.identity(one.norm) for one in singular], gradient
+    return [tf.identity(norm) for norm in norms], gradient
 
 
 def _outer_products(v: tf.Tensor, u: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
@@ -153,7 +138,7 @@ def _outer_products(v: tf.Tensor, u: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
 _outer_products_in_a_call = cpu_kernels.shared_function(_ANY_ROWS, _ANY_ROWS, tf.TensorSpec([None]))(_outer_products)
 
 
-def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:
+def batch_norm_loss(norms: Sequence[layers.StackedBatchNormalization]) -> tf.Tensor:
     """The sum over all batch normalizations of max |gamma|; tied channels share the gradient evenly."""
     by_width = collections.defaultdict(list)
     for norm in norms:

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,8 +21,9 @@ _LATER = contextvars.ContextVar("later", default=None)
 
 @contextlib.contextmanager
 def joined_weights_later() -> Iterator[list[tuple[Callable[[list], None], list]]]:
-    """In the block an optimizer does not assign weights that it has joined to update them, but adds `(assign, tensors)`
-    to the list. The program that XLA compiles returns the tensors; inside, cutting them takes a kernel for each weight.
+    """Gives a list to which optimizers in the block add `(assign, tensors)` instead of assigning joined weights.
+
+    The program that XLA compiles returns the tensors; inside, cutting them takes a kernel for each weight.
     """
     token = _LATER.set([])
     try:
@@ -47,21 +49,24 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         u = max(beta_2 u, |g| + epsilon)
         p = p - learning_rate / (1 - beta_1^t) * m / u
 
-    Keras' own Adamax adds epsilon to u in the denominator and keeps the decay out of the moments.
+    Keras' own Adamax adds epsilon to u in the denominator and keeps the decay out of the moments. ValueError for a
+    learning rate that is not finite or below 0, and for betas outside of [0, 1).
     """
 
     def __init__(
         self, learning_rate=1e-2, beta_1=0.9, beta_2=0.999, epsilon=1e-3, l2=3e-4, name="nvae_adamax", **kwargs
     ):
-        if isinstance(learning_rate, float):
-            real_number("learning_rate", learning_rate, "must be at least 0 and finite", 0.0)
+        if not callable(learning_rate):  # as a schedule is
+            learning_rate = real_number("learning_rate", learning_rate, "must be at least 0 and finite", 0.0)
+        limits = "must be at least 0 and below 1", 0.0, math.nextafter(1.0, 0.0)
+        beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        self._latest: dict[str, tf.Operation] = {}
-        # Those of a step, made once for all variables: a training graph has hundreds, and each would make its own.
+        # The scalars of a step, made once for all variables: a graph has hundreds, and each would make its own.
         self._power: tf.Tensor | None = None
         self._scalars: dict[str, tf.Tensor] = {}
         self._condition: tf.Tensor | None = None  # of the steps in `apply_if`
+        self._latest: dict[str, tf.Operation] = {}  # the update of a large weight of each device
 
     @variables_named_alike()
     def build(self, variables) -> None:
@@ -84,11 +89,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         super().apply(grads, trainable_variables)
 
     def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
-        """`apply` if a condition holds, in a program that is as small as can be; for one replica.
+        """`apply` if a condition holds, in a small program; for one replica, without `use_ema` and `weight_decay`.
 
-        For GPUs it is a choice between values: of a branch XLA's program would have each variable nine times, with
-        copies among them. On CPUs one function, called for each weight, has the condition inside. What Keras does
-        besides (`use_ema`, `weight_decay`) happens even if the condition does not hold.
+        For GPUs it is a choice between values: of a branch XLA's program would have each variable nine times. On CPUs
+        one function, called for each weight, has the condition inside.
         """
         self._condition = condition
         try:
@@ -99,9 +103,11 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             self._condition = None
         self.iterations.assign_sub(tf.where(condition, 0, 1))
 
+    def _settings(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}
+
     def _made_scalars(self) -> dict[str, tf.Tensor]:
-        values = {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}
-        values["shift"] = self.epsilon * (1.0 - self.beta_2) / self.beta_2
+        values = self._settings() | {"shift": self.epsilon * (1.0 - self.beta_2) / (self.beta_2 or 1.0)}
         return {name: tf.constant(value, tf.float32) for name, value in values.items()}
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
@@ -117,11 +123,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                 self.update_step(gradient, variable.value, learning_rate)
 
     def _update_each_if(self, grads, trainable_variables, learning_rate) -> None:
-        handle, scalar = tf.TensorSpec([], tf.resource), tf.TensorSpec([])
+        boolean, handle = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.resource)
+        gradient, scalar = tf.TensorSpec(None), tf.TensorSpec([])
 
-        @cpu_kernels.shared_function(
-            tf.TensorSpec([], tf.bool), handle, handle, handle, tf.TensorSpec(None), scalar, scalar
-        )
+        @cpu_kernels.shared_function(boolean, handle, handle, handle, gradient, scalar, scalar)
         def update_if(condition, *arguments) -> tf.Tensor:
             def update() -> None:
                 self._update(*arguments, self._made_scalars())
@@ -135,23 +140,31 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             self._in_turn(variable.value, update_if, self._condition, *handles, *arguments)
 
     def _choose_updates(self, grads, trainable_variables, learning_rate) -> None:
-        packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
-        columns = [trainable_variables, *zip(*map(self.slots_of, trainable_variables), strict=True)]
-        packed = [packing.pack([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]
-        joined, alone, nothing = [], [], [None] * len(columns)
-        for joins, gradient, *before in zip(packing.is_joined, *packed, strict=True):
+        rate = learning_rate / (1.0 - self._power)
+
+        def chosen(*row) -> list[tf.Tensor]:
+            gradient, *before = map(tf.convert_to_tensor, row)
             pairs = zip(self._updated(gradient, *before, rate), before, strict=True)
-            chosen = [tf.where(self._condition, *pair) for pair in pairs]
-            joined.append(chosen if joins else nothing)
-            alone.append(nothing if joins else chosen)
+            return [tf.where(self._condition, *pair) for pair in pairs]
 
-        def assign(chosen: list) -> None:
-            for variables, values in zip(columns, zip(*chosen, strict=True), strict=True):
+        rows = []
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            row = gradient, variable, *self.slots_of(variable)
+            if variable.shape.num_elements() <= SMALL_WEIGHT:
+                rows.append(row)
+                continue
+            for each, value in zip(row[1:], chosen(*row), strict=True):
+                each.assign(value)
+        columns = list(zip(*rows, strict=True))
+        packing = Packing([variable for _, variable, *_ in rows], SMALL_WEIGHT)
+        packed = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in columns]
+        joined = [chosen(*row) for row in zip(*packed, strict=True)]
+
+        def assign(joined: list) -> None:
+            for variables, values in zip(columns[1:], zip(*joined, strict=True), strict=True):
                 for variable, value in zip(variables, packing.unpack(values), strict=True):
-                    if value is not None:
-                        variable.assign(value)
+                    variable.assign(value)
 
-        assign(alone)
         if (later := _LATER.get()) is None:
             assign(joined)
         else:
@@ -171,26 +184,16 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self._in_turn(variable, self._update, *handles, gradient, rate, self._power, self._scalars)
 
     def _update(self, weight, momentum, norm, gradient, rate, power, scalars) -> tf.Operation | None:
-        """One step of the variables with these handles.
-
-        TensorFlow's own kernel has `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered
-        first so that u decays, this is the rule above, in half of the passes over the memory.
-        """
+        # One step of the variables with these handles. TensorFlow's own kernel has `v = max(beta_2 v, |g|)` and
+        # `m / (v + epsilon)`. With v = u - epsilon, lowered first so that u decays, this is the rule of the class, in
+        # half of the passes over the memory.
         # In place: a new buffer at each step would lie among those of the activations and fragment the memory.
         lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=tf.fill(tf.shape(gradient), scalars["shift"]))
         with tf.control_dependencies(None if tf.executing_eagerly() else [lowered]):
             decayed = gradient + scalars["l2"] * tf.raw_ops.ReadVariableOp(resource=weight, dtype=tf.float32)
-        return tf.raw_ops.ResourceApplyAdaMax(
-            var=weight,
-            m=momentum,
-            v=norm,
-            beta1_power=power,
-            lr=rate,
-            beta1=scalars["beta_1"],
-            beta2=scalars["beta_2"],
-            epsilon=scalars["epsilon"],
-            grad=decayed,
-        )
+        variables = {"var": weight, "m": momentum, "v": norm, "grad": decayed, "lr": rate, "beta1_power": power}
+        settings = {"beta1": scalars["beta_1"], "beta2": scalars["beta_2"], "epsilon": scalars["epsilon"]}
+        return tf.raw_ops.ResourceApplyAdaMax(**variables, **settings)
 
     def _in_turn(self, variable: tf.Variable, update: Callable, *arguments: Any) -> None:
         """Calls `update`; in a graph, large variables of a device are updated one after another."""
@@ -201,12 +204,11 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             self._latest[variable.device] = done
 
     def get_config(self) -> dict:
-        settings = {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}
-        return {**super().get_config(), **settings}
+        return super().get_config() | self._settings()
 
 
 def inner_optimizer(optimizer: Any) -> Any:
-    """The optimizer that updates the weights: the one inside Keras' `LossScaleOptimizer`, else the given one itself."""
+    """The optimizer inside Keras' `LossScaleOptimizer`, else the given one itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
@@ -217,9 +219,8 @@ def average_of_weights(model: keras.Model) -> dict[int, keras.Variable]:
 
 def start_averages(model: keras.Model) -> None:
     """Sets the averages to the weights before the first step. Keras does so at that step, but it may be skipped."""
-    pairs = _weights_and_averages(model)
-    if pairs and int(model.optimizer.iterations.numpy()) == 0:
-        for weight, average in pairs:
+    for weight, average in _weights_and_averages(model):
+        if int(model.optimizer.iterations.numpy()) == 0:
             average.assign(weight)
 
 

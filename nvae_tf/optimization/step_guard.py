@@ -3,18 +3,13 @@
 import tensorflow as tf
 
 # Weight of the newest loss in the running level and spread.
-_RATE = 0.02
-# How far, in spreads, one loss can pull them.
-_LARGEST_PULL = 3.0
-# The spread is taken as this fraction of the level at least: on very even losses, noise is no explosion.
-_SMALLEST_SPREAD = 0.01
+_RATE = 0.02  # the weight of the newest loss in the running level and spread
+_LARGEST_PULL = 3.0  # how far, in spreads, one loss can pull them
+_SMALLEST_SPREAD = 0.01  # as a fraction of the level: on very even losses, noise is no explosion
 
 
 class StepGuard:
-    """Skips steps whose loss or gradients are not finite.
-
-    `NVAE.train_step` asks it once the gradients are there. A skipped step changes no variable of model or optimizer.
-    """
+    """Skips steps whose loss or gradients are not finite: they change no variable of model or optimizer."""
 
     def accepts(self, loss: tf.Tensor, gradient_norm: tf.Tensor) -> tf.Tensor:
         """Whether to take the step, a boolean scalar, by its loss and the norm of all gradients as one vector."""

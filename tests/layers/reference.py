@@ -1,31 +1,28 @@
-"""Convolution by explicit loops, for the tests of layers."""
+"""What convolutions compute, by the plain operation alone, for the tests of layers."""
 
 import numpy as np
+import tensorflow as tf
+
+
+def normalized_kernel(kernel, log_norm):
+    """The effective kernel of one weight-normalized convolution."""
+    return tf.exp(log_norm) * kernel / (tf.sqrt(tf.reduce_sum(kernel**2, axis=(0, 1, 2))) + 1e-5)
 
 
 def convolve(images, kernel, strides=1, dilation=1, groups=1):
     """Convolves `[b, h, w, in]` with `[k, k, in / groups, out]`, `k // 2 * dilation` zeros on each side."""
-    size, _, channels_per_group, channels_out = kernel.shape
-    margin = size // 2 * dilation
-    padded = np.pad(images.astype(np.float64), ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    height, width = (-(-side // strides) for side in images.shape[1:3])
-    outputs = np.zeros((len(images), height, width, channels_out))
-    out_per_group = channels_out // groups
-    for y, x in np.ndindex(height, width):
-        for i, j in np.ndindex(size, size):
-            pixel = padded[:, y * strides + i * dilation, x * strides + j * dilation]
-            for out in range(channels_out):
-                first = out // out_per_group * channels_per_group
-                taps = pixel[:, first : first + channels_per_group]
-                outputs[:, y, x, out] += taps @ kernel[i, j, :, out]
-    return outputs
+    margin = [kernel.shape[0] // 2 * dilation] * 2
+    padded = tf.pad(images, ([0, 0], margin, margin, [0, 0]))
+    return tf.nn.conv2d(padded, dense_kernel(kernel, dilation, groups), strides, "VALID")
 
 
-def normalized_kernel(kernel, log_norm, mask=1.0):
-    """The effective kernel of one weight-normalized convolution, one output channel after another."""
-    kernel = kernel.astype(np.float64) * mask
-    effective = np.empty_like(kernel)
-    for out in range(kernel.shape[-1]):
-        length = np.sqrt(np.sum(kernel[..., out] ** 2))
-        effective[..., out] = np.exp(log_norm[out]) * kernel[..., out] / (length + 1e-5)
-    return effective
+def dense_kernel(kernel, dilation, groups):
+    """The kernel of the same convolution without groups and dilation: zeros where nothing is connected."""
+    size, _, channels_in, channels_out = kernel.shape
+    zeros, none = [0, dilation - 1], [0, 0]
+    spread = tf.pad(kernel[:, None, :, None], (none, zeros, none, zeros, none, none))
+    spread = tf.reshape(spread, (size * dilation, size * dilation, channels_in, channels_out))
+    length = (size - 1) * dilation + 1
+    group_of_input = np.arange(channels_in * groups)[:, None] // channels_in
+    connected = group_of_input == np.arange(channels_out) // (channels_out // groups)
+    return tf.tile(spread[:length, :length], (1, 1, groups, 1)) * connected.astype(np.float32)

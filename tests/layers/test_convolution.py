@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.layers import DataDependentConvolution, ForwardPass, StackedConvolution
+from nvae_tf.layers import DataDependentConvolution, ForwardPass, StackedConvolution, StackedSqueezeExcite
 from tests.layers import reference
 from tests.layers.layer_tests import CHANNELS, LayerTests
 
@@ -35,7 +35,7 @@ def convolution(count=1, channels_in=4, channels_out=6, **settings):
 
 @pytest.mark.parametrize("plain", [False, True], ids=["normalized", "plain"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_loops(kind, plain, normal, shaken):
+def test_against_the_plain_operation(kind, plain, normal, shaken):
     settings = KINDS[kind] | {"use_bias": not plain, "weight_normalized": not plain}
     layer = shaken(convolution(**settings))
     kernel = layer.kernel.numpy()[0]
@@ -49,38 +49,19 @@ def test_against_loops(kind, plain, normal, shaken):
         np.testing.assert_allclose(layer.single(images, ForwardPass()), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-def test_where_the_weights_start(groups):
-    layer = convolution(count=200, channels_in=4, channels_out=4, kernel_size=3, groups=groups)
-    bound = (3 * 3 * 4 / groups) ** -0.5
-    for variable in (layer.kernel, layer.bias):
-        values = variable.numpy()
-        assert np.max(np.abs(values)) <= bound
-        assert np.std(values) == pytest.approx(bound / np.sqrt(3.0), rel=0.1)
-        assert abs(np.mean(values)) < 0.1 * bound
-    lengths = np.sqrt(np.sum(layer.kernel.numpy() ** 2, axis=(1, 2, 3)))
-    np.testing.assert_allclose(layer.log_norm, np.log(lengths + 1e-2), rtol=1e-4, atol=1e-5)
-    plain = convolution(kernel_size=3, use_bias=False, weight_normalized=False)
-    assert [weight.name for weight in plain.weights] == ["kernel"]
-
-
-def test_a_mask_comes_before_the_norm(normal, shaken):
-    mask = (np.random.default_rng(3).uniform(size=(3, 3, 4, 6)) < 0.5).astype(np.float32)
-    layer = convolution(count=2, kernel_size=3, mask=mask, log_norm_offset=-np.log(10.0))
-    # Drawn from the fan-in without the mask, but its norm is that with the mask.
-    assert np.max(np.abs(layer.kernel)) <= 36**-0.5
-    assert np.count_nonzero(layer.kernel) == layer.kernel.numpy().size
-    lengths = np.sqrt(np.sum((layer.kernel.numpy() * mask) ** 2, axis=(1, 2, 3)))
-    np.testing.assert_allclose(layer.log_norm, np.log((lengths + 1e-2) / 10.0), rtol=1e-4, atol=1e-4)
-    shaken(layer)
-    for index, effective in enumerate(layer.effective_kernels().numpy()):
-        expected = reference.normalized_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index], mask)
-        np.testing.assert_allclose(effective, expected, rtol=1e-4, atol=1e-6)
-    images = normal(2, 5, 5, 4)
-    with layer.unstacked(ForwardPass()) as layers:
-        outputs = layers[1](images)
-    expected = reference.convolve(images, expected) + layer.bias.numpy()[1]
-    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    ("layer", "fans_in"),
+    [
+        (lambda: convolution(count=200, channels_out=4, kernel_size=3), (36, 36)),
+        (lambda: convolution(count=200, channels_out=4, kernel_size=3, groups=4), (9, 9)),
+        (lambda: StackedSqueezeExcite(500, 64), (64, 64, 4, 4)),
+    ],
+    ids=["dense", "depthwise", "gate"],
+)
+def test_weights_start_uniformly_by_the_fan_in(layer, fans_in):
+    for weight, fan_in in zip(layer().weights, fans_in, strict=False):
+        assert np.max(np.abs(weight)) <= fan_in**-0.5
+        assert np.std(weight) == pytest.approx(fan_in**-0.5 / np.sqrt(3.0), rel=0.1)
 
 
 def test_a_filter_of_zeros_has_a_finite_gradient(normal):
@@ -102,8 +83,8 @@ def test_data_dependent_scale_and_bias(strides, normal):
     for weight, value in zip(layer.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)  # nothing before the commit
     forward.commit()
-    direction = reference.normalized_kernel(before[0][0], np.zeros(5))
-    values = reference.convolve(images, direction, strides).reshape(-1, 5)
+    direction = reference.normalized_kernel(before[0][0], 0.0)
+    values = np.reshape(reference.convolve(images, direction, strides), (-1, 5))
     spread = 5.0 * np.sqrt(np.sum((values - values.mean(axis=0)) ** 2, axis=0) / (len(values) - 1))
     np.testing.assert_allclose(layer.bias.numpy()[0], -values.mean(axis=0) / (spread + 1e-5), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(layer.log_norm.numpy()[0], -np.log(spread + 1e-5), rtol=1e-4, atol=1e-4)

@@ -25,14 +25,8 @@ def results(cells, mixers, images, inputs, scanned, training):
         forward = ForwardPass(training, scanned=scanned)
         with tf.GradientTape() as tape:
             tape.watch([images, inputs])
-            state, outputs, stacked = run_steps(
-                [Part(cells, 2), Part(None, 0), Part(mixers)],
-                step,
-                images,
-                tf.unstack(inputs),
-                forward,
-                lambda output: [output],
-            )
+            parts = [Part(cells, 2), Part(None, 0), Part(mixers)]
+            state, outputs, stacked = run_steps(parts, step, images, tf.unstack(inputs), forward, lambda y: [y])
             outputs = [*outputs, *(output for each in stacked for output in tf.unstack(each))]
             total = tf.reduce_sum(state**2) + sum(index * tf.reduce_sum(each) for index, each in enumerate(outputs))
         weights = [*cells.trainable_weights, *mixers.trainable_weights]
@@ -64,10 +58,8 @@ def test_small_tensors_are_joined_and_divided_again(front, normal):
     packing = Packing([tf.TensorSpec(shape, kind) for kind in kinds for shape in SHAPES])
     packed = packing.pack(values)
     # The large one, and one for the others: of them those that are 3 wide first.
-    assert (
-        sorted(len(spec.shape) and spec.shape[0] for spec in packing.specs)
-        == [3 * 8 + 1 + 7 + 6 + 3 + 8] * 3 + [5000] * 3
-    )
+    lengths = [3 * 8 + 1 + 7 + 6 + 3 + 8, 5000]
+    assert sorted(spec.shape[0] for spec in packing.specs) == sorted(lengths * 3)
     assert [(*front, *spec.shape) for spec in packing.specs] == [tuple(tensor.shape) for tensor in packed]
     for found, value in zip(packing.unpack(packed), values, strict=True):
         assert found.dtype == value.dtype

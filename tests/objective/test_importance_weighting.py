@@ -30,14 +30,9 @@ def bound_of(log_weights):
 @pytest.mark.parametrize("samples_at_once", [1, 7])
 def test_against_log_sum_exp(count, offset, samples_at_once):
     log_weights = 5.0 * np.random.default_rng(0).normal(size=(count, 3)) + offset
+    log_weights[:3, 0] = [0.0, -500.0, 500.0][:count]  # of very different size
     found = weighted(log_weights, [count], samples_at_once).bounds[:, 0]
     np.testing.assert_allclose(found, bound_of(log_weights), rtol=1e-6, atol=1e-4)
-
-
-@pytest.mark.parametrize("order", [[-500.0, 0.0, 500.0], [500.0, 0.0, -500.0], [0.0, 500.0, -500.0]])
-def test_weights_of_very_different_size_in_any_order(order):
-    found = weighted([[weight] for weight in order], [3]).bounds[:, 0]
-    np.testing.assert_allclose(found, [-(500.0 - np.log(3.0))], rtol=1e-6)
 
 
 @pytest.mark.parametrize("ends", [(), (5, 6)], ids=["at once", "in parts"])
