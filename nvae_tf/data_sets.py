@@ -70,14 +70,9 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
     names = ["image_height", "image_width", "image_channels", "num_bits"]
     if "bernoulli" in (config.likelihood, spec.likelihood):
         names.append("likelihood")
-    pairs = [(name, getattr(config, name), getattr(spec, MODEL_SETTINGS[name])) for name in names]
+    pairs = {name: (getattr(config, name), getattr(spec, MODEL_SETTINGS[name])) for name in names}
+    pairs["num_classes"] = config.num_classes, (spec.num_classes or 0) if spec.labels else 0
     wrong = [
-        f"model.{name} is {value!r}, but data.{MODEL_SETTINGS[name]} is {data_value!r}"
-        for name, value, data_value in pairs
-        if value != data_value
+        f"model.{name} is {one!r}, the data have {other!r}" for name, (one, other) in pairs.items() if one != other
     ]
-    classes = (spec.num_classes or 0) if spec.labels else 0
-    if config.num_classes != classes:
-        counts = f"model.num_classes is {config.num_classes}, but data.num_classes is {classes}"
-        wrong.append(f"{counts} with data.labels = {spec.labels}")
     check(not wrong, f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. Set them alike")

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from nvae_tf.config import DataSpec, check
+from nvae_tf.config import DataSpec, check, check_choice
 from nvae_tf.data.pictures import PictureHeader
 from nvae_tf.data.sources import ArraySource, ImageSource
 from nvae_tf.progress import Report
@@ -34,13 +34,9 @@ def load_bundled(spec: DataSpec, split: str, _: Report) -> ImageSource:
 
 
 def _check_set(spec):
-    bundled = f"Data set '{spec.name}' is bundled and"
-    fix = f"remove data.path ('{spec.path}'), or choose the data set that lies there."
-    check(not spec.path, f"{bundled} reads nothing from a folder: {fix}")
-    fix = "remove data.crop_box and data.resize; patches of photographs are made at data.height and data.width."
-    check(not spec.crop_box and spec.resize == "none", f"{bundled} not resized: {fix}")
-    known = ", ".join(_SETS)
-    check(spec.source_name in _SETS, f"There is no bundled set '{spec.source_name}'. Valid: {known}.")
+    check_choice("data.source_name", spec.source_name, _SETS, "no bundled set")
+    if spec.path or spec.crop_box or spec.resize != "none":
+        raise ValueError(f"Data set '{spec.name}' is bundled: remove data.path, data.crop_box and data.resize")
 
 
 def _photos(spec, split):
@@ -48,7 +44,7 @@ def _photos(spec, split):
     from sklearn.datasets import load_sample_images
 
     size = spec.height, spec.width
-    most = f"patches of the bundled photographs are at most {_LARGEST_PATCH} pixels high and wide"
+    most = f"bundled photographs are at most {_LARGEST_PATCH} high and wide"
     check(max(size) <= _LARGEST_PATCH, f"data.height, data.width = {spec.height}, {spec.width}: {most}")
     columns = slice(None, _TEST_COLUMNS_FROM) if split == "train" else slice(_TEST_COLUMNS_FROM, None)
     step = {"train": 8, "test": 16}[split]

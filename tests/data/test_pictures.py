@@ -1,6 +1,5 @@
 import dataclasses
 import struct
-import sys
 import zlib
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from PIL import ExifTags, Image
 
 from nvae_tf.data import data_spec, pictures
-from tests.command_fixtures import output_of
 from tests.data.picture_factory import encoded, png, png_of_chunks, random_pixels, tiff, with_palette, write_files
 
 HEIGHT, WIDTH = 13, 18
@@ -102,7 +100,7 @@ def test_of_16_bits_the_upper_8_are_taken(kind, channels, tmp_path):
     order, packed = ">" if kind == "big-endian TIFF" else "<", kind == "packed TIFF"
     path = written(tmp_path, png(values) if kind == "PNG" else tiff(values, order, packed))
     if kind != "PNG" and channels == 2:
-        assert_refused(path, r".*\(gray with alpha: of 8\).*; save it as a PNG file")
+        assert_refused(path, "not a picture that can be read")
         return
     assert pictures.read_header(path) == pictures.PictureHeader(256, 256, channels, 16)
     found = np.asarray(pictures.read_picture(path, channels)).reshape(values.shape)
@@ -186,22 +184,22 @@ def test_a_png_file_whose_tail_is_zeros_is_refused(kept, tmp_path):
     """Zeros are a valid end of packed pixels: they can all be decoded."""
     content = encoded(random_pixels(64, 64, 3) // 16, "PNG")
     start = int((len(content) - WITHOUT_PIXELS) * kept)
-    path = written(tmp_path, content[:start] + bytes(len(content) - start))
-    with pytest.raises(pictures.BadPicture, match=f"^{path}: "):
-        pictures.read_header(path)
-        pictures.read_picture(path, 3)
-    # Rows that are stored as they are can be decoded when damaged; their checksum is not right.
+    assert_refused(written(tmp_path, content[:start] + bytes(len(content) - start)), "")
+
+
+def test_the_checksums_of_a_png_file_are_checked(tmp_path):
+    """Rows that are stored as they are can be decoded when damaged."""
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0)
     damaged = bytearray(png_of_chunks(header, zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB), 0)))
     damaged[damaged.index(RGB[-1].tobytes()) + 5] ^= 1
-    with pytest.raises(pictures.BadPicture, match="a damaged or cut-off PNG file .*checksum"):
+    with pytest.raises(pictures.BadPicture, match="a damaged or cut-off PNG file .*checksum.* 'IDAT'"):
         pictures.read_picture(written(tmp_path, bytes(damaged)), 3)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_several_frames_or_pages_none_is_taken(kind, tmp_path):
-    message = "has several frames or pages, .* save those that you want as"
-    assert_refused(written(tmp_path, encoded(Image.fromarray(RGB), kind, save_all=True, append_images=SECOND)), message)
+    content = encoded(Image.fromarray(RGB), kind, save_all=True, append_images=SECOND)
+    assert_refused(written(tmp_path, content), "has several frames or pages; save those")
 
 
 def test_other_data_in_a_file_do_no_harm(tmp_path):
@@ -229,46 +227,22 @@ ODD_TIFFS = {
 
 @pytest.mark.parametrize("form", ODD_TIFFS)
 def test_tiff_files_that_are_not_decoded_as_they_are_meant_are_refused(form, tmp_path):
-    message = "4,294,967,296 pixels" if "tile" in form else "a damaged TIFF file, or one of .*; save it as a PNG file"
-    assert_refused(written(tmp_path, ODD_TIFFS[form]), f".*{message}")
+    messages = {"a tile of 4 billion pixels": ".*4,294,967,296 pixels", "signed": "not a picture that can be read"}
+    message = messages.get(form, "a TIFF file of a form that is not read: .*; save it as a PNG file")
+    assert_refused(written(tmp_path, ODD_TIFFS[form]), message)
 
 
 def test_the_largest_pictures_are_refused_in_one_line(tmp_path):
     """Also where Pillow's own limit is met first."""
-    rows = zlib.compress(bytes(1000))
     for side in (13_000, 16_000, 2**16):
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        assert_refused(written(tmp_path, png_of_chunks(header, rows)), ".*scale it down")
-
-
-_PEAK_OF_READING = """
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from nvae_tf.data.pictures import read_picture
-with ThreadPoolExecutor(8) as threads:
-    read = lambda path: read_picture(path, 3, fit=lambda picture: picture.resize((8, 8))).size
-    assert set(threads.map(read, sys.argv[1:])) == {(8, 8)}
-with open("/proc/self/status") as status:
-    (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM"))
-print(int(peak) // 1024)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_large_pictures_are_decoded_one_at_a_time(tmp_path):
-    side, packer = 6_000, zlib.compressobj(1)
-    rows = [packer.compress(bytes(1 + 3 * side)) for _ in range(side)]
-    content = png_of_chunks(struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"".join(rows) + packer.flush())
-    folder = write_files(tmp_path, {f"{number}.png": content for number in range(8)})
-    # In MiB; one takes 4 bytes a pixel, 137 MiB.
-    assert int(output_of(["-c", _PEAK_OF_READING, *folder.iterdir()])) < 500
+        assert_refused(written(tmp_path, png_of_chunks(header, zlib.compress(bytes(1000)))), ".*pixels")
 
 
 def test_what_is_no_picture_is_refused(tmp_path):
     for content, message in (
-        (b"", "an empty file"),
-        (b"Dear diary,\n" * 20, "not a picture, whatever its name says, or one of another kind than PNG, JPG"),
+        (b"", "not a picture that can be read"),
+        (b"Dear diary,\n" * 20, "not a picture that can be read"),
         (b"\x89PNG\r\n\x1a\n", ""),
         (b"RIFF\0\0\0\0WEBP", ""),
     ):
@@ -306,6 +280,7 @@ def test_cropping_and_scaling():
         (sized(25, 25, None, "crop"), (100, 200), (50, 150), (0, 100), 0.76),
         (sized(30, 20, None, "crop"), (120, 200), (60, 140), (0, 120), 0.76),
         (sized(40, 40, None, "crop"), (20, 30), (5, 25), (0, 20), 0.76),
+        (sized(64, 64, None, "crop"), (64, 30), (0, 30), (17, 47), 0.76),
         (sized(20, 50, None, "stretch"), (100, 200), (0, 200), (0, 100), 0.76),
         (sized(64, 64, (15, 40, 163, 188), "stretch"), (218, 178), (15, 163), (40, 188), 0.5),
     ):
@@ -329,7 +304,7 @@ def test_scaling_down_averages_all_pixels():
 def test_arrays_get_the_same_as_pictures(channels):
     spec = dataclasses.replace(CELEBA, crop_box=(1, 2, 11, 22), height=6, width=5, channels=channels)
     pixels = random_pixels(24, 16, channels)
-    found = pictures.fit_pixels(pixels, spec)
+    found = pictures.fit_images(pixels[np.newaxis], spec)[0]
     assert found.dtype == np.uint8 and found.shape == (6, 5, channels)
     # Channel by channel: the last of two or four need not be an alpha channel.
     for number in range(channels):
@@ -338,9 +313,3 @@ def test_arrays_get_the_same_as_pictures(channels):
     if channels == 3:
         colors = Image.fromarray(pixels).crop((1, 2, 11, 22)).resize((5, 6), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(found, colors)
-
-
-@pytest.mark.parametrize("size", [(64, 30), (30, 64), (64, 63)])
-def test_what_fits_on_one_side_alone_is_enlarged(size):
-    enlarged = np.asarray(pictures.fitted(Image.new("L", size, 200), sized(64, 64, None, "crop")))
-    assert enlarged.shape == (64, 64) and (enlarged == 200).all()

@@ -160,11 +160,14 @@ def test_impossible_requests_are_refused():
     for request_, message in (
         (
             lambda s: pipeline.training_batches(s, NUMBERED, 64, 0),
-            "batch of 64 is larger than .* split of 50 images.*50 or less",
+            "batch size is 64; of 50 training images it must be 1 to 50: set train.batch_size",
         ),
         (lambda s: pipeline.evaluation_batches(s, NUMBERED, 0, 0), "batch size is 0"),
-        (lambda s: pipeline.training_batches(s, NUMBERED, 8, 0, start_step=-1), "start step is -1"),
-        (lambda s: pipeline.training_batches(s, DIGITS, 8, 0), r"are \[4, 2, 1\] .* says \[8, 8, 1\]"),
+        (
+            lambda s: pipeline.training_batches(s, NUMBERED, 8, 0, start_step=-1),
+            "start step = -1: must be",
+        ),
+        (lambda s: pipeline.training_batches(s, DIGITS, 8, 0), r"\[8,8,8,1\] and \[8,4,2,1\]"),
         (
             lambda s: pipeline.training_batches(s, NUMBERED, 24, 7, shard=pipeline.Shard(0, 5)),
             "24 can't be shared evenly by 5 processes",
@@ -231,7 +234,7 @@ def test_labels_go_with_their_evaluation_images():
     for (images, labels), numbers in zip(batches, ((48, 50), (0, 16)), strict=True):
         np.testing.assert_array_equal(example_numbers(images.numpy()), range(*numbers))
         np.testing.assert_array_equal(labels, np.arange(*numbers) % 5)
-    with pytest.raises(ValueError, match="data.labels = True, but these images of cifar10 came without labels"):
+    with pytest.raises(ValueError, match="data.labels = True, but cifar10 came without labels"):
         pipeline.evaluation_batches(numbered_source(50), LABELED, 16, seed=0)
 
 
@@ -281,7 +284,7 @@ def test_images_of_the_data_set_are_chosen_by_number():
     assert_chosen(shown_numbers(source, 360), at_most=500)
     assert chosen_images(source, data_spec("digits"), "test", at_most=1)[1] is None
     for values, message in (
-        ({"indices": [0, 360]}, "indices = 360: the test part of digits has 360 images, numbers 0 to 359"),
+        ({"indices": [0, 360]}, "indices = 360: the test part of digits has images 0 to 359"),
         ({"count": 361}, "count = 361: the test part of digits has only 360 images"),
     ):
         with pytest.raises(ValueError, match=message):
