@@ -3,7 +3,7 @@
 The heads of the files in configs/ say where the images come from.
 """
 
-from nvae_tf.config import DataSpec, ModelConfig, check, did_you_mean
+from nvae_tf.config import DataSpec, ModelConfig, check, check_choice
 
 _BITMAPS = {"channels": 1, "num_bits": 1, "horizontal_flip": False, "likelihood": "bernoulli"}
 _EIGHT_BITS = {"num_bits": 8, "binarise": False, "likelihood": "logistic_mixture"}
@@ -60,8 +60,7 @@ MODEL_SETTINGS |= {name: name for name in ("num_bits", "likelihood", "padded_hei
 
 def data_spec(name: str) -> DataSpec:
     """The spec of the data set called `name`."""
-    known = ", ".join(sorted(DATA_SPECS))
-    check(name in DATA_SPECS, f"there is no data set '{name}' ({known}){did_you_mean(name, DATA_SPECS)}")
+    check_choice("the data set", name, DATA_SPECS)
     return DATA_SPECS[name]
 
 

@@ -10,9 +10,6 @@ from typing import NamedTuple, TextIO
 from tqdm import tqdm
 from tqdm.std import EMA
 
-_SECONDS_BETWEEN_UPDATES = 0.2
-_SECONDS_BETWEEN_LINES = 60.0
-
 
 class Report(NamedTuple):
     """Where work that may take minutes reports: a line with the fraction that is done, and text that stays."""
@@ -32,14 +29,14 @@ class StatusLine:
     def __init__(self, stream: TextIO | None = None):
         self._stream = stream or sys.stdout
         self._is_terminal = self._stream.isatty()
-        self._interval = _SECONDS_BETWEEN_UPDATES if self._is_terminal else _SECONDS_BETWEEN_LINES
+        self._seconds_between_lines = 0.2 if self._is_terminal else 60.0
         self._shown_at = float("-inf")
         self._bar: tqdm | None = None
 
     @property
     def is_due(self) -> bool:
         """Whether enough time has passed since the line was shown."""
-        return time.monotonic() - self._shown_at >= self._interval
+        return time.monotonic() - self._shown_at >= self._seconds_between_lines
 
     def show(self, text: str, fraction: float | None = None) -> None:
         """Shows a line, after a bar of the fraction (0 to 1) that is done; on a terminal the next line replaces it."""
@@ -90,10 +87,7 @@ class StatusLine:
 
 
 class ImageProgress:
-    """Images done, images per second and the time left, of `total` images.
-
-    `report` takes the line and the fraction that is done.
-    """
+    """Images done, images per second and the time left; `report` takes the line and the fraction that is done."""
 
     def __init__(self, report: Callable[[str, float], object], total: int):
         self._report, self._total = report, total
@@ -119,7 +113,7 @@ def byte_bar(total: int, description: str) -> tqdm:
 
 
 def image_bar(total: int) -> tqdm:
-    """A bar of images, on a terminal alone, see `byte_bar`."""
+    """A bar of images, see `byte_bar`."""
     return tqdm(total=total, unit=" images", leave=False, disable=None)
 
 

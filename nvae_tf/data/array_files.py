@@ -1,7 +1,4 @@
-"""Images in files of arrays: NumPy's `.npy` (read on demand) and `.npz`, MNIST's IDX files, OMNIGLOT's MATLAB file.
-
-Images of other sources can be decoded once into such a file: see `decoded_once`.
-"""
+"""Images in files of arrays: NumPy's `.npy` (read on demand) and `.npz`, MNIST's IDX files, OMNIGLOT's MATLAB file."""
 
 import contextlib
 import gzip
@@ -23,7 +20,6 @@ from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import ArrayHeader, atomic_file, read_array_header
 from nvae_tf.progress import Report
 
-_BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
 _MAT_FILE, _MAT_SIZE = "chardata.mat", 28
 # To be raised whenever the code makes other pixels of the same pictures: all are then decoded again.
 _DECODED_FORM = 3
@@ -88,7 +84,7 @@ def _idx_header(stream):
 def first_arrays_image(spec: DataSpec) -> PictureHeader:
     """What the images of the training part are like, by the header of their array."""
     *_, header, _ = _part(spec, "train")
-    return PictureHeader(*header.shape[1:], _bits(header.dtype))
+    return PictureHeader(*header.shape[1:], 8 * header.dtype.itemsize)
 
 
 def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
@@ -128,7 +124,7 @@ def _array_of_labels(spec, arrays, name, count):
 
 
 def arrays_holds_out(spec: DataSpec) -> bool:
-    """Whether the test images are a random part of all, because there are no arrays for the parts."""
+    """Whether the test images are a random part of all."""
     return _names_of_parts(_arrays_at(spec), spec) is None
 
 
@@ -199,21 +195,17 @@ def _image_header(stored: _StoredArray) -> ArrayHeader:
     # [height, width, 3] is one picture rather than many that are 3 wide.
     is_one_picture = len(header.shape) == 3 and header.shape[-1] in (2, 3, 4)
     is_set = len(shape) == 4 and shape[-1] in (1, 2, 3, 4) and 0 not in shape and not is_one_picture
-    if header.problem or not is_set or header.dtype.newbyteorder("=") not in _BITS:
+    if header.problem or not is_set or header.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.bool_):
         form = "uint8, uint16 or bool [count, height, width, channels], 1 to 4 channels, or [count, height, width]"
         given = header.problem or f"it has {header.dtype} {list(header.shape)}"
         raise ValueError(f"{stored.file}: {given}; images are {form}")
     return header._replace(shape=shape)
 
 
-def _bits(dtype):
-    return _BITS[dtype.newbyteorder("=")]
-
-
 def _check_images(images: np.ndarray, spec: DataSpec, where: object) -> None:
     check_size(f"{where}: each image", *images.shape[1:3], spec)
-    check_form(where, images.shape[3], _bits(images.dtype), spec)
-    if _bits(images.dtype) == 16 and not any((image > 255).any() for image in images):
+    check_form(where, images.shape[3], 8 * images.dtype.itemsize, spec)
+    if images.dtype.itemsize == 2 and not any((image > 255).any() for image in images):
         raise ValueError(f"{where}: uint16 goes to 65535, but no value is above 255: save images.astype('uint8')")
 
 
@@ -277,7 +269,7 @@ def decoded_once(
         form = {"descr": "|u1", "fortran_order": False, "shape": (count, *spec.image_shape)}
         with atomic_file(file) as unfinished, unfinished.open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, form)
-            for batch in reported(batches, count, spec, f"decoding into {folder}", report):
+            for batch in reported(batches, count, f"decoding into {folder}", report):
                 stream.write(np.ascontiguousarray(batch))
     images = _StoredArray(file).read()
     if images.dtype != np.uint8 or images.shape[1:] != spec.image_shape:
@@ -293,13 +285,11 @@ def decoded_once(
     return source.labeled(class_numbers(_StoredArray(file).read(), len(images), file), class_names)
 
 
-def reported(
-    batches: Iterable[np.ndarray], count: int, spec: DataSpec, doing: str, report: Report
-) -> Iterator[np.ndarray]:
+def reported(batches: Iterable[np.ndarray], count: int, doing: str, report: Report) -> Iterator[np.ndarray]:
     """The batches, whose progress is reported; ValueError where they have not `count` images in all."""
     done = 0
     for batch in batches:
         yield batch
         done += len(batch)
         report.progress(f"{doing}: {done:,} of {count:,} images", done / count)
-    check(done == count, f"{spec.path or spec.source_name}: has {done} images, not {count}: did it change? Try again")
+    check(done == count, f"{doing}: there are {done} images, not {count}: did they change? Try again")

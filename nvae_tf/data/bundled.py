@@ -16,27 +16,21 @@ _TEST_COLUMNS_FROM = 512
 
 def first_bundled_image(spec: DataSpec) -> PictureHeader:
     """What the images of a set are like."""
-    _check_set(spec)
     size, channels = (_DIGITS_SIZE, 1) if spec.source_name == "digits" else (spec.height or 32, 3)
     return PictureHeader(size, spec.width or size, channels, 8)
 
 
 def bundled_classes(spec: DataSpec) -> tuple[str, ...]:
     """The names of a set's classes; none for the photographs."""
-    _check_set(spec)
     return _DIGITS if spec.source_name == "digits" else ()
 
 
 def load_bundled(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """Makes one part of the set `spec.source_name`, "digits" or "photos"."""
-    _check_set(spec)
-    return _SETS[spec.source_name](spec, split)
-
-
-def _check_set(spec):
     check_choice("data.source_name", spec.source_name, _SETS, "no bundled set")
     if spec.path or spec.crop_box or spec.resize != "none":
         raise ValueError(f"Data set '{spec.name}' is bundled: remove data.path, data.crop_box and data.resize")
+    return _SETS[spec.source_name](spec, split)
 
 
 def _photos(spec, split):
@@ -60,9 +54,8 @@ def _photos(spec, split):
 def _digits(_, split):
     """The 1,797 handwritten digits of scikit-learn as 16x16 bitmaps.
 
-    Their 8x8 intensities were made from bitmaps of 32x32 by counting each 4x4 block's pixels (Alpaydin & Kaynak 1998,
-    UCI "Optical Recognition of Handwritten Digits"). Interpolated and cut at one half they are bitmaps again, with
-    complete strokes; drawn from Bernoulli(intensity) they would be mostly noise.
+    Their 8x8 intensities count the pixels of 4x4 blocks of 32x32 bitmaps (Alpaydin & Kaynak 1998, UCI "Optical
+    Recognition of Handwritten Digits"). Interpolated and cut at one half they are bitmaps again, with complete strokes.
     """
     # Here, because importing scikit-learn takes a second that no other data set needs.
     from sklearn.datasets import load_digits

@@ -1,10 +1,10 @@
 """Pictures in a folder, one file each, in any tree of sub-folders: as a data set, and for a trained model."""
 
-import collections
 import dataclasses
 import functools
 import os
 import pathlib
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,9 +17,7 @@ from nvae_tf.data.array_files import decoded_once
 from nvae_tf.data.sources import ArraySource, ImageSource, held_out
 from nvae_tf.progress import Report
 
-_THREADS = 8
 _NAMES_AT_ONCE = 5_000
-_READ_BATCH = 64
 _SKIPPED_SHOWN = 5
 _FIX = "Fix or remove the file, or leave such files out with --config.data.on_bad_file=skip"
 Places = str | os.PathLike | Sequence[str | os.PathLike]
@@ -37,8 +35,7 @@ def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
     if not headers:
         raise pictures.BadPicture(f"{problem}. {_FIX}")
     # Separately: where all sizes differ, the channels may still be the same.
-    (size, _), *_ = collections.Counter((header.height, header.width) for header in headers).most_common(1)
-    (form, _), *_ = collections.Counter((header.channels, header.bits) for header in headers).most_common(1)
+    size, form = (statistics.mode(header[half] for header in headers) for half in (slice(2), slice(2, 4)))
     return pictures.PictureHeader(*size, *form)
 
 
@@ -70,7 +67,7 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
     def decode():
         usable = source()
-        numbers = np.array_split(np.arange(usable.count), -(-usable.count // _READ_BATCH))
+        numbers = np.array_split(np.arange(usable.count), -(-usable.count // 64))
         return usable.count, map(usable.read, numbers)
 
     contents = _in_threads(functools.partial(_stamp, spec), parts[split])
@@ -88,7 +85,7 @@ def _stamp(spec, name):
 
 def _in_threads(function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
     """What the function gives for each name, in order; of millions of names only some thousands are waiting."""
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(8) as threads:
         for start in range(0, len(names), _NAMES_AT_ONCE):
             yield from threads.map(function, names[start : start + _NAMES_AT_ONCE])
 
@@ -243,16 +240,10 @@ def load_images(
 ) -> np.ndarray:
     """Pictures as a model sees them, float32 `[count, height, width, channels]` in [0, 1], in the order of their names.
 
-    Args:
-      places: a picture file, a folder, or several of them.
-      config: the settings of a run: pictures are read as its training data were; or those of a model: they are cropped
-        to its size and converted to its channels and bits.
-      seed: of the binarization, where the run has one.
-      resize: "crop" or "stretch".
-      convert: whether pictures with other channels are converted, rather than refused.
-
-    Raises:
-      FileNotFoundError: there are no pictures. ValueError: one can't be used; the message has its name.
+    `places` is a picture file, a folder, or several of them. With the settings of a run they are read as its training
+    data were; with those of a model they are cropped to its size and converted to its channels and bits. `resize`
+    ("crop" or "stretch") and `convert` replace that; `seed` is that of the binarization. FileNotFoundError where there
+    are no pictures, ValueError with the name of one that can't be used.
     """
     if isinstance(config, ModelConfig):
         size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}

@@ -11,7 +11,6 @@ from nvae_tf.config import MAX_PIXELS, DataSpec, check
 from nvae_tf.errors import wrap_read_errors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 # Pillow's modes of pictures with 1 to 4 channels.
 _CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
@@ -79,10 +78,9 @@ def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictur
 def read_picture(
     path: str | os.PathLike, channels: int, max_pixels: int = MAX_PIXELS, alpha: str = "keep"
 ) -> Image.Image:
-    """A picture of 8 bits with 1 to 4 channels, upright; BadPicture as in `read_header`, and for damaged pixels.
+    """A picture of 8 bits (of 16 the upper) with 1 to 4 channels, upright; BadPicture for damaged ones too.
 
-    Of 16 bits the upper 8 are kept: the b-bit levels that follow, b <= 8, are those of the 16-bit values. `alpha` is
-    that of `DataSpec`.
+    `alpha` is that of `DataSpec`.
     """
     with _opened(path, max_pixels) as picture:
         _decode(picture, path)
@@ -116,13 +114,16 @@ def _opened(path, max_pixels):
     if not os.path.isfile(path):
         raise BadPicture(f"{path}: no file, or a link to nothing")
     with wrap_read_errors(f"{path}: not a picture that can be read (", ")", BadPicture):
-        picture = Image.open(path, formats=_FORMATS)
+        picture = Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"))
     with picture:
         with _naming_damage(picture, path):
-            pixels = _decoded_pixels(picture)
+            tags = picture.tag_v2 if picture.format == "TIFF" else {}
+            # One tile of a TIFF file may be larger than the picture, and is decoded as one.
+            tile = tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0)
+            pixels = max(picture.width * picture.height, tile)
             # What follows the first picture in a JPEG file is for the camera's own use.
             has_frames = getattr(picture, "is_animated", False) and picture.format != "MPO"
-            is_odd = picture.format == "TIFF" and not _is_plain_tiff(picture.tag_v2)
+            is_odd = picture.format == "TIFF" and not _is_plain_tiff(tags)
         if pixels > max_pixels:
             size = f"{picture.height}x{picture.width} (height x width), {pixels:,} pixels"
             raise BadPicture(f"{path}: is {size}, more than data.max_pixels = {max_pixels:,}; scale it down")
@@ -131,15 +132,6 @@ def _opened(path, max_pixels):
         if has_frames:
             raise BadPicture(f"{path}: has several frames or pages; save those that you want as single files")
         yield picture
-
-
-def _decoded_pixels(picture):
-    pixels = picture.width * picture.height
-    if picture.format == "TIFF":
-        # One tile may be larger than the picture, and is decoded as one.
-        tags = picture.tag_v2
-        pixels = max(pixels, tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0))
-    return pixels
 
 
 def _is_plain_tiff(tags):
@@ -172,13 +164,11 @@ def _naming_damage(picture, path):
 
 def _form(picture):
     """Channels and bits; with a palette, not yet those of its colors."""
-    if picture.format in ("PNG", "TIFF") and picture.tile:
-        # The name of the stored pixels. Pillow's mode does not show 16 bits, nor that gray has an alpha channel then.
-        stored = picture.tile[0].args
-        stored = stored if isinstance(stored, str) else stored[0]
-        if ";16" in stored:
-            return 2 if stored.startswith("LA") else _CHANNELS.get(picture.mode, 4), 16
-    return _CHANNELS.get(picture.mode, 4), 8
+    # The name of the stored pixels. Pillow's mode does not show 16 bits, nor that gray has an alpha channel then.
+    stored = picture.tile[0].args if picture.format in ("PNG", "TIFF") and picture.tile else ""
+    stored = stored if isinstance(stored, str) else stored[0]
+    channels = 2 if stored.startswith("LA;16") else _CHANNELS.get(picture.mode, 4)
+    return channels, 16 if ";16" in stored else 8
 
 
 def _palette_channels(picture):
@@ -192,15 +182,11 @@ def _palette_channels(picture):
 
 def _orientation(picture):
     """The EXIF orientation, 1 for upright. Pillow turns a TIFF file itself."""
-    if picture.format == "TIFF":
-        return 1
-    try:
-        # PNG's own `getexif` decodes the picture, because metadata may follow the pixels.
+    # Odd metadata raises errors of many kinds. PNG's own `getexif` decodes: metadata may follow the pixels.
+    with contextlib.suppress(Exception):
         orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
-    # What Pillow raises for odd metadata; the pixels may be intact.
-    except Exception:
-        return 1
-    return orientation if orientation in range(1, 9) else 1
+        return orientation if orientation in range(1, 9) and picture.format != "TIFF" else 1
+    return 1
 
 
 def _seems_complete(picture, path):

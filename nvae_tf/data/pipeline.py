@@ -21,8 +21,6 @@ from nvae_tf.config import DataSpec, ModelConfig, check, whole_number
 from nvae_tf.data.sources import ImageSource
 from nvae_tf.replicas import ALL, Shard
 
-# Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
-_BATCHES_AHEAD = 4
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
 # For the functions of datasets: converted by autograph, which they don't need, a first batch comes half a second later.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
@@ -113,12 +111,8 @@ def evaluation_batches(
     count = source.count
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
-
-    @_AS_WRITTEN
-    def batch_from(start):
-        return start, tf.range(start, tf.minimum(start + batch_size, count))
-
-    index_batches = starts.map(batch_from)
+    with_indices = _AS_WRITTEN(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))
+    index_batches = starts.map(with_indices)
     return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARIZATION))
 
 
@@ -167,7 +161,8 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
         return images if labels is None else (images, tf.gather(labels, indices))
 
     batches = index_batches.map(images_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.prefetch(_BATCHES_AHEAD)
+    # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
+    return batches.prefetch(4)
 
 
 def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor | tuple[tf.Tensor, tf.Tensor]]:
@@ -186,13 +181,8 @@ def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor
 
 
 _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    # Otherwise threads of tf.data that call Python wait for the interpreter's lock, and it waits for them, forever.
-    for iteration in list(_OPEN):
-        iteration.close()
+# Otherwise threads of tf.data that call Python wait for the interpreter's lock, and it waits for them, forever.
+atexit.register(lambda: [iteration.close() for iteration in list(_OPEN)])
 
 
 def images_alone(spec: DataSpec) -> DataSpec:

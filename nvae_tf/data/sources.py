@@ -104,10 +104,7 @@ class ArraySource(ImageSource):
 
 
 def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:
-    """Images whose channels are images of a source of one channel: each of them once in every channel.
-
-    They come in orders that depend on the seed alone.
-    """
+    """Images whose channels are those of `base`, each once in every channel, in orders that depend on the seed."""
     # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
     random = np.random.RandomState(seed)
     orders = [random.permutation(base.count) for _ in range(channels)]

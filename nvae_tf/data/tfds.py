@@ -17,16 +17,11 @@ from nvae_tf.data.sources import ArraySource, ImageSource, check_memory, class_n
 from nvae_tf.errors import first_line
 from nvae_tf.progress import Report
 
-_READ_BATCH = 256
-# TFDS looks there for sets that are prepared already.
-_TFDS_HOST = "https://storage.googleapis.com"
-
 
 def first_tfds_image(spec: DataSpec) -> PictureHeader:
     """The form of the images by TFDS' description: a size is None where they differ."""
-    feature = _image_feature(_builder(spec))
-    height, width, channels = feature.shape
-    return PictureHeader(height, width, channels or 3, _bits(feature))
+    height, width, channels, bits = _image_form(_builder(spec))
+    return PictureHeader(height, width, channels or 3, bits)
 
 
 def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
@@ -36,17 +31,20 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     there needs no network; where it is not and can't be downloaded, the ConnectionError has the manual way.
     """
     builder = _builder(spec)
-    feature = _image_feature(builder)
     full_name = builder.info.full_name
-    check_form(full_name, feature.shape[-1], _bits(feature), spec)
+    check_form(full_name, *_image_form(builder)[2:], spec)
     if not builder.is_prepared():
         _download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
     count = _number_of_examples(builder, name, split)
-    classes = _class_names(builder) if spec.labels else ()
+    classes = tfds_classes(spec) if spec.labels else ()
 
     def read_labels():
-        return class_numbers(_labels(builder, name), count, f"{full_name}, split {name}")
+        # In the order of `_batches`.
+        without_images = {"image": tfds.decode.SkipDecoding()}
+        examples = builder.as_dataset(split=name, shuffle_files=False, decoders=without_images)
+        labels = examples.map(lambda example: example["label"]).batch(1024).as_numpy_iterator()
+        return class_numbers(np.concatenate([*labels]), count, f"{full_name}, split {name}")
 
     if spec.cache:
         # Distinguishes prepared sets of the same name.
@@ -57,7 +55,7 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     fix = "name a folder for the decoded images, --config.data.cache=FOLDER"
     what = f"{spec.source_name}: {count:,} images of {spec.image_shape}"
     check_memory(count * int(np.prod(spec.image_shape)), what, fix)
-    batches = reported(_batches(builder, name, spec), count, spec, f"reading {full_name}", report)
+    batches = reported(_batches(builder, name, spec), count, f"reading {full_name}", report)
     source = ArraySource(np.concatenate([*batches]))
     return source.labeled(read_labels(), classes) if classes else source
 
@@ -69,21 +67,10 @@ def tfds_is_prepared(spec: DataSpec) -> bool:
 
 def tfds_classes(spec: DataSpec) -> tuple[str, ...]:
     """The names of the classes by TFDS' description; none where no example has a `label`."""
-    return _class_names(_builder(spec))
-
-
-def _class_names(builder):
-    feature = builder.info.features["label"] if "label" in builder.info.features else None
+    features = _builder(spec).info.features
+    feature = features["label"] if "label" in features else None
     is_known = isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
     return tuple(feature.names) if is_known else ()
-
-
-def _labels(builder, name):
-    """The labels of a split, in the order of `_batches`."""
-    images = {"image": tfds.decode.SkipDecoding()}
-    dataset = builder.as_dataset(split=name, shuffle_files=False, decoders=images)
-    batches = dataset.map(lambda example: example["label"]).batch(_READ_BATCH)
-    return np.concatenate(list(batches.as_numpy_iterator()))
 
 
 def _batches(builder, name, spec) -> Iterator[np.ndarray]:
@@ -111,16 +98,13 @@ def _builder(spec):
         raise ValueError(f"data.source_name = {spec.source_name!r}: {taken}{nearest}") from None
 
 
-def _image_feature(builder):
+def _image_form(builder):
+    """Height, width, channels, each None where it differs, and bits."""
     features = builder.info.features
     if "image" not in features or features["image"].np_dtype not in (np.uint8, np.uint16):
         needed = f"it must have a feature 'image' of uint8 or uint16, and has {', '.join(features)}"
         raise ValueError(f"TFDS set '{builder.name}': {needed}")
-    return features["image"]
-
-
-def _bits(feature):
-    return np.dtype(feature.np_dtype).itemsize * 8
+    return *features["image"].shape, 8 * np.dtype(features["image"].np_dtype).itemsize
 
 
 def _number_of_examples(builder, name, split):
@@ -147,7 +131,8 @@ def _download_and_prepare(builder):
         for url, info in archives.items()
         if not (info.filename and (manual / info.filename).exists())
     }
-    causes = unreachable_hosts(missing if registered else [_TFDS_HOST])
+    # TFDS looks there for sets that are prepared already.
+    causes = unreachable_hosts(missing if registered else ["https://storage.googleapis.com"])
     if not causes:
         try:
             builder.download_and_prepare()
@@ -155,15 +140,12 @@ def _download_and_prepare(builder):
         except Exception as error:
             causes = {"TFDS": first_line(error)}
     files = "\n".join(f"    {name} from {url}" for url, name in missing.items())
-    name = builder.info.full_name.rpartition("/")[0]
     reasons = "; ".join(f"{host}: {cause}" for host, cause in causes.items())
     raise ConnectionError(
         f"Data set '{builder.info.full_name}' is not prepared in {builder.data_path} and can't be downloaded "
-        f"({reasons}).\n"
-        f"Either put these files, under these names, into\n    {manual}\n{files}\n"
+        f"({reasons}).\nEither put these files, under these names, into\n    {manual}\n{files}\n"
         f"or prepare the set on a machine with network, with the same version of TFDS ({tfds.__version__}):\n"
-        f'    python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', data_dir='tfds_data').download_and_prepare()\"\n"
+        f"    tfds build {builder.info.full_name.rpartition('/')[0]} --data_dir=tfds_data\n"
         "and copy all of tfds_data to any place, which --config.data.path names."
     )
 

@@ -86,7 +86,6 @@ NUMBERED = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None], [
 CLASSES = np.arange(40) % 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
@@ -107,8 +106,7 @@ def test_labels_go_with_their_images(names, ending, tmp_path):
     for values, labels in (train, test):
         assert labels == [value % 4 for value in values]
     assert (len(train[0]), len(test[0])) == ((36, 4) if names[0] == "images" else (40, 10))
-    source = load_split(spec, "train")
-    assert source.labels.dtype == np.int32 and source.class_names == tuple("0123") and spec.num_classes == 4
+    assert load_split(spec, "train").class_names == tuple("0123") and spec.num_classes == 4
     # A class may have no images.
     assert load_split(dataclasses.replace(spec, num_classes=6), "test").class_names == tuple("012345")
 
@@ -137,9 +135,8 @@ def test_images_are_cut_scaled_and_converted(tmp_path):
     np.testing.assert_array_equal(cut, whole[:, 0:3, 1:5])
     scaled, _ = parts(own_images(tmp_path / "images.npy", resize="stretch", height=2, width=9))
     assert scaled.shape[1:] == (2, 9, 3)
-    deep = saved(tmp_path / "deep.npy", IMAGES[..., 0].astype(np.uint16) << 8)
-    spec = own_images(deep, convert=True, channels=3, file_bits=8)
-    np.testing.assert_array_equal(np.concatenate(parts(spec)).std(axis=-1), 0)
+    gray = saved(tmp_path / "gray.npy", IMAGES[..., 0])
+    np.testing.assert_array_equal(np.concatenate(parts(own_images(gray, channels=3))).std(axis=-1), 0)
 
 
 def test_wrong_arrays_are_refused(tmp_path):
@@ -192,7 +189,6 @@ def archive(path, **contents):
 
 UNTRUE_HEADERS = {
     "-1": header_bytes(-1, 5, 6, 3) + IMAGES.tobytes(),
-    "beyond all numbers": header_bytes(10**90, 28, 28) + IMAGES.tobytes(),
     "more images": header_bytes(31, 5, 6, 3) + IMAGES.tobytes(),
     "narrower images": header_bytes(30, 5, 5, 3) + IMAGES.tobytes(),
     "3 GB of header": b"\x93NUMPY\x02\x00" + (3 * 10**9).to_bytes(4, "little") + bytes(10**6),
@@ -326,10 +322,9 @@ def test_damaged_idx_files_are_refused(name, content, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("part", "word"), [("train", "train"), ("test", "t10k")])
-def test_a_missing_part_of_idx_files_is_reported(part, word, tmp_path):
-    write_files(tmp_path, {name: content for name, content in MNIST_FILES.items() if word not in name})
-    with pytest.raises(ValueError, match=f"^{tmp_path}: one file must be the {part} images .none.: {word}-images-idx3"):
+def test_a_missing_part_of_idx_files_is_reported(tmp_path):
+    write_files(tmp_path, {name: content for name, content in MNIST_FILES.items() if "t10k" not in name})
+    with pytest.raises(ValueError, match=f"^{tmp_path}: one file must be the test images .none.: t10k-images-idx3"):
         own_images(tmp_path)
 
 

@@ -41,8 +41,7 @@ def test_train_and_test_patches_are_of_different_parts_of_the_photographs():
     np.testing.assert_array_equal(test.images[0], photographs[0][:size, 512 : 512 + size])
     # And a look at the first image.
     assert first_image(DIGITS) == (16, 16, 1, 8)
-    for size, found in (((None, None), (32, 32)), ((64, 48), (64, 48))):
-        assert first_image(dataclasses.replace(PHOTOS, height=size[0], width=size[1])) == (*found, 3, 8)
+    assert first_image(dataclasses.replace(PHOTOS, height=None, width=48)) == (32, 48, 3, 8)
 
 
 def test_what_is_not_in_the_bundle_is_refused():

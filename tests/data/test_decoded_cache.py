@@ -50,12 +50,9 @@ def test_a_changed_picture_is_seen(pictures, cache):
     path.write_bytes(png(255 - IMAGES[42]))
     # A second later, whatever the clock of the file system.
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
-    expected = IMAGES.copy()
-    expected[42] = 255 - IMAGES[42]
-    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), expected)
+    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train"))[42], 255 - IMAGES[42])
     (pictures / "train" / "099.png").unlink()
-    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), expected[:99])
-    assert len(list(cache.iterdir())) == 3
+    assert load_split(spec, "train").count == 99 and len(list(cache.iterdir())) == 3
 
 
 def test_other_settings_are_other_images(pictures, cache):
@@ -77,20 +74,14 @@ def test_a_place_that_can_not_be_written_to_is_reported(pictures, tmp_path):
         load_split(own_images(pictures, cache=str(place)), "train")
 
 
-@pytest.mark.parametrize("damage", ["negative", "other images", "text"])
-def test_a_damaged_file_is_named(damage, pictures, cache):
+def test_a_damaged_file_is_named(pictures, cache):
     spec = own_images(pictures, cache=str(cache))
     load_split(spec, "train")
     (file,) = cache.iterdir()
-    content, images = file.read_bytes(), np.load(file)
-    negative = content.replace(b"(100, ", b"(-1, ", 1).replace(b"\n", b" \n", 1)
-    file.write_bytes(negative if damage == "negative" else b"Dear diary")
-    if damage == "other images":
-        file.unlink()
-        np.save(file, images[:, :3])
-    with pytest.raises(ValueError, match=f"^{file}: .*") as caught:
-        load_split(spec, "train")
-    assert "\n" not in str(caught.value)
+    for damage in (lambda: file.write_bytes(file.read_bytes()[:-1]), lambda: np.save(file, IMAGES[:, :3])):
+        damage()
+        with pytest.raises(ValueError, match=f"^{file}: "):
+            load_split(spec, "train")
 
 
 def test_nothing_unfinished_is_left_after_a_failure(pictures, cache):
@@ -102,5 +93,3 @@ def test_nothing_unfinished_is_left_after_a_failure(pictures, cache):
     assert not list(cache.iterdir())
     skipping = dataclasses.replace(spec, on_bad_file="skip")
     np.testing.assert_array_equal(stored_pixels(load_split(skipping, "train")), np.delete(IMAGES, 90, axis=0))
-    bad.write_bytes(png(IMAGES[90]))
-    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), IMAGES)
