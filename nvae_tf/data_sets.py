@@ -3,7 +3,7 @@
 The heads of the files in configs/ say where the images come from.
 """
 
-from nvae_tf.config import DataSpec, ModelConfig, check, did_you_mean
+from nvae_tf.config import DataSpec, ModelConfig, check, check_choice
 
 _BITMAPS = {"channels": 1, "num_bits": 1, "horizontal_flip": False, "likelihood": "bernoulli"}
 _EIGHT_BITS = {"num_bits": 8, "binarize": False, "likelihood": "logistic_mixture"}
@@ -60,8 +60,7 @@ MODEL_SETTINGS |= {name: name for name in ("num_bits", "likelihood", "padded_hei
 
 def data_spec(name: str) -> DataSpec:
     """The spec of the data set called `name`."""
-    known = ", ".join(sorted(DATA_SPECS))
-    check(name in DATA_SPECS, f"there is no data set '{name}' ({known}){did_you_mean(name, DATA_SPECS)}")
+    check_choice("the data set", name, DATA_SPECS)
     return DATA_SPECS[name]
 
 
@@ -70,14 +69,9 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
     names = ["image_height", "image_width", "image_channels", "num_bits"]
     if "bernoulli" in (config.likelihood, spec.likelihood):
         names.append("likelihood")
-    pairs = [(name, getattr(config, name), getattr(spec, MODEL_SETTINGS[name])) for name in names]
+    pairs = {name: (getattr(config, name), getattr(spec, MODEL_SETTINGS[name])) for name in names}
+    pairs["num_classes"] = config.num_classes, (spec.num_classes or 0) if spec.labels else 0
     wrong = [
-        f"model.{name} is {value!r}, but data.{MODEL_SETTINGS[name]} is {data_value!r}"
-        for name, value, data_value in pairs
-        if value != data_value
+        f"model.{name} is {one!r}, the data have {other!r}" for name, (one, other) in pairs.items() if one != other
     ]
-    classes = (spec.num_classes or 0) if spec.labels else 0
-    if config.num_classes != classes:
-        counts = f"model.num_classes is {config.num_classes}, but data.num_classes is {classes}"
-        wrong.append(f"{counts} with data.labels = {spec.labels}")
     check(not wrong, f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. Set them alike")

@@ -1,16 +1,14 @@
 """The progress of every command: a bar on a terminal, a plain line a minute elsewhere."""
 
 import contextlib
-import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple, TextIO
 
 from tqdm import tqdm
-
-_SECONDS_BETWEEN_UPDATES = 0.2
-_SECONDS_BETWEEN_LINES = 60.0
+from tqdm.std import EMA
 
 
 class Report(NamedTuple):
@@ -25,27 +23,20 @@ class _Bar(tqdm):
     monitor_interval = 0
 
 
-def _columns(stream: TextIO) -> int:
-    """The columns of a line on a terminal, 79 where its width is not reported, as tqdm would show nothing then."""
-    with contextlib.suppress(OSError, ValueError):
-        return max(0, os.get_terminal_size(stream.fileno()).columns - 1) or 79
-    return 79
-
-
 class StatusLine:
     """A line of text, with a bar where the fraction that is done is known."""
 
     def __init__(self, stream: TextIO | None = None):
         self._stream = stream or sys.stdout
         self._is_terminal = self._stream.isatty()
-        self._interval = _SECONDS_BETWEEN_UPDATES if self._is_terminal else _SECONDS_BETWEEN_LINES
+        self._seconds_between_lines = 0.2 if self._is_terminal else 60.0
         self._shown_at = float("-inf")
         self._bar: tqdm | None = None
 
     @property
     def is_due(self) -> bool:
         """Whether enough time has passed since the line was shown."""
-        return time.monotonic() - self._shown_at >= self._interval
+        return time.monotonic() - self._shown_at >= self._seconds_between_lines
 
     def show(self, text: str, fraction: float | None = None) -> None:
         """Shows a line, after a bar of the fraction (0 to 1) that is done; on a terminal the next line replaces it."""
@@ -54,10 +45,9 @@ class StatusLine:
             self.keep(text)
             return
         with contextlib.suppress(OSError):
-            size = {"ncols": _columns(self._stream), "nrows": 20}
             if self._bar is None:
-                self._bar = _Bar(total=1.0, file=self._stream, bar_format="{bar}", leave=False, **size)
-            self._bar.ncols = size["ncols"]
+                self._bar = _Bar(total=1.0, file=self._stream, bar_format="{bar}", leave=False, nrows=20)
+            self._bar.ncols = shutil.get_terminal_size().columns - 1
             # A bar without an end, blank, makes tqdm cut the text too.
             self._bar.total, self._bar.n = (None, 0) if fraction is None else (1.0, fraction)
             self._bar.bar_format = "{desc}{bar}" if fraction is None else "{bar:6} {desc}"
@@ -75,17 +65,13 @@ class StatusLine:
 
     def keep(self, text: str) -> None:
         """Writes a line that stays."""
-        if self._bar is not None:
-            with contextlib.suppress(OSError):
-                self._bar.close()
-            self._bar = None
         # A run continues when the terminal that it writes to is closed.
         with contextlib.suppress(OSError):
-            if self._is_terminal:
-                # Clears the bars of others, too.
-                _Bar.write(self._encodable(text), file=self._stream)
-            else:
-                self._stream.write(f"{self._encodable(text)}\n")
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+            # Clears the bars of others, too.
+            _Bar.write(self._encodable(text), file=self._stream)
             self._stream.flush()
 
     def report(self) -> Report:
@@ -101,10 +87,7 @@ class StatusLine:
 
 
 class ImageProgress:
-    """Images done, images per second and the time left, of `total` images.
-
-    `report` takes the line and the fraction that is done.
-    """
+    """Images done, images per second and the time left; `report` takes the line and the fraction that is done."""
 
     def __init__(self, report: Callable[[str, float], object], total: int):
         self._report, self._total = report, total
@@ -113,66 +96,49 @@ class ImageProgress:
 
     def show(self, done_of_batch: int) -> None:
         """Reports that so many images of the current batch are done."""
-        self._report(
-            self.line(time.monotonic() - self._started, done_of_batch), (self._done + done_of_batch) / self._total
-        )
+        done, seconds = self._done + done_of_batch, time.monotonic() - self._started
+        text = f"{done:,} of {self._total:,} images"
+        if done and seconds > 1.0:
+            text += f", {done / seconds:,.3g} images/s, {duration((self._total - done) * seconds / done)} left"
+        self._report(text, done / self._total)
 
     def add(self, images: int) -> None:
         """Counts the images of a finished batch."""
         self._done += images
 
-    def line(self, seconds: float, done_of_batch: int = 0) -> str:
-        """What is shown after so many seconds."""
-        done = self._done + done_of_batch
-        text = f"{done:,} of {self._total:,} images"
-        if done and seconds > 1.0:
-            text += f", {done / seconds:,.3g} images/s, {duration((self._total - done) * seconds / done)} left"
-        return text
-
 
 def byte_bar(total: int, description: str) -> tqdm:
     """A bar of bytes, on a terminal alone: a context manager, whose `update` takes how many more are done."""
-    size = {"ncols": _columns(sys.stderr), "nrows": 20}
-    return tqdm(None, description, total, leave=False, unit="B", unit_scale=True, disable=None, **size)
+    return tqdm(total=total, desc=description, leave=False, unit="B", unit_scale=True, disable=None)
 
 
 def image_bar(total: int) -> tqdm:
-    """A bar of images, on a terminal alone, see `byte_bar`."""
-    return tqdm(total=total, unit=" images", leave=False, disable=None, ncols=_columns(sys.stderr), nrows=20)
+    """A bar of images, see `byte_bar`."""
+    return tqdm(total=total, unit=" images", leave=False, disable=None)
 
 
 class Speed:
     """Recent steps per second, without the pauses between them."""
 
-    _WEIGHT_OF_NEW = 0.3
-
     def __init__(self):
-        self.steps_per_second: float | None = None
-        self._steps = 0
-        self._started: float | None = None
+        self._seconds_per_step, self._last = EMA(smoothing=0.05), None
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Steps per second; None before the second step."""
+        seconds = self._seconds_per_step()
+        return 1.0 / seconds if seconds else None
 
     def pause(self) -> None:
         """Excludes the time from now until the next step."""
-        self._measure()
-        self._started = None
+        self._last = None
 
     def count_step(self) -> None:
         """Counts a step. The first after a pause only starts the clock: it may build a graph."""
-        if self._started is None:
-            self._started = time.monotonic()
-            self._steps = 0
-            return
-        self._steps += 1
-        if time.monotonic() - self._started > 1.0:
-            self._measure()
-
-    def _measure(self) -> None:
         now = time.monotonic()
-        if self._steps and self._started is not None and now > self._started:
-            latest = self._steps / (now - self._started)
-            before = latest if self.steps_per_second is None else self.steps_per_second
-            self.steps_per_second = before + self._WEIGHT_OF_NEW * (latest - before)
-            self._started, self._steps = now, 0
+        if self._last is not None:
+            self._seconds_per_step(now - self._last)
+        self._last = now
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from nvae_tf.config import DataSpec, check
+from nvae_tf.config import DataSpec, check, check_choice
 from nvae_tf.data.pictures import PictureHeader
 from nvae_tf.data.sources import ArraySource, ImageSource
 from nvae_tf.progress import Report
@@ -16,31 +16,21 @@ _TEST_COLUMNS_FROM = 512
 
 def first_bundled_image(spec: DataSpec) -> PictureHeader:
     """What the images of a set are like."""
-    _check_set(spec)
     size, channels = (_DIGITS_SIZE, 1) if spec.source_name == "digits" else (spec.height or 32, 3)
     return PictureHeader(size, spec.width or size, channels, 8)
 
 
 def bundled_classes(spec: DataSpec) -> tuple[str, ...]:
     """The names of a set's classes; none for the photographs."""
-    _check_set(spec)
     return _DIGITS if spec.source_name == "digits" else ()
 
 
 def load_bundled(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """Makes one part of the set `spec.source_name`, "digits" or "photos"."""
-    _check_set(spec)
+    check_choice("data.source_name", spec.source_name, _SETS, "no bundled set")
+    if spec.path or spec.crop_box or spec.resize != "none":
+        raise ValueError(f"Data set '{spec.name}' is bundled: remove data.path, data.crop_box and data.resize")
     return _SETS[spec.source_name](spec, split)
-
-
-def _check_set(spec):
-    bundled = f"Data set '{spec.name}' is bundled and"
-    fix = f"remove data.path ('{spec.path}'), or choose the data set that lies there."
-    check(not spec.path, f"{bundled} reads nothing from a folder: {fix}")
-    fix = "remove data.crop_box and data.resize; patches of photographs are made at data.height and data.width."
-    check(not spec.crop_box and spec.resize == "none", f"{bundled} not resized: {fix}")
-    known = ", ".join(_SETS)
-    check(spec.source_name in _SETS, f"There is no bundled set '{spec.source_name}'. Valid: {known}.")
 
 
 def _photos(spec, split):
@@ -48,7 +38,7 @@ def _photos(spec, split):
     from sklearn.datasets import load_sample_images
 
     size = spec.height, spec.width
-    most = f"patches of the bundled photographs are at most {_LARGEST_PATCH} pixels high and wide"
+    most = f"bundled photographs are at most {_LARGEST_PATCH} high and wide"
     check(max(size) <= _LARGEST_PATCH, f"data.height, data.width = {spec.height}, {spec.width}: {most}")
     columns = slice(None, _TEST_COLUMNS_FROM) if split == "train" else slice(_TEST_COLUMNS_FROM, None)
     step = {"train": 8, "test": 16}[split]
@@ -64,9 +54,8 @@ def _photos(spec, split):
 def _digits(_, split):
     """The 1,797 handwritten digits of scikit-learn as 16x16 bitmaps.
 
-    Their 8x8 intensities were made from bitmaps of 32x32 by counting each 4x4 block's pixels (Alpaydin & Kaynak 1998,
-    UCI "Optical Recognition of Handwritten Digits"). Interpolated and cut at one half they are bitmaps again, with
-    complete strokes; drawn from Bernoulli(intensity) they would be mostly noise.
+    Their 8x8 intensities count the pixels of 4x4 blocks of 32x32 bitmaps (Alpaydin & Kaynak 1998, UCI "Optical
+    Recognition of Handwritten Digits"). Interpolated and cut at one half they are bitmaps again, with complete strokes.
     """
     # Here, because importing scikit-learn takes a second that no other data set needs.
     from sklearn.datasets import load_digits

@@ -15,16 +15,14 @@ from nvae_tf.progress import StatusLine, counted
 _HISTOGRAM_BARS = 8
 _IMAGES_LOOKED_AT = 500
 _BATCHES_READ_AHEAD = 8
-_CLASSES_SHOWN = 10
-_ROW = 10  # most images of a class
+_CLASSES_SHOWN = _ROW = 10  # the classes that are named, and the images that are shown of each
 
 
 def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> dict[str, np.ndarray]:
     """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
 
     Returns images of each part by what they are, float32 `[up to count, height, width, channels]` in [0, 1]: the first
-    that training gets, and those of the test part that `shown_numbers` draws; with labels those of each class, at most
-    10, by themselves, for both parts as it draws them.
+    that training gets, and test images that `shown_numbers` draws; with labels, of both parts up to 10 of each class.
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)
@@ -42,13 +40,12 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
         statistics = _statistics(pipeline.iterate(dataset, source), source.count, spec, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
     status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
-    shown = {}
-    for name, (source, _) in batches.items() if config.data.labels else ():
-        images, labels, _ = pipeline.chosen_images(source, config.data, name, at_most=count)
-        for label in np.unique(labels):
-            part = "training images" if name == "train" else "test images"
-            shown[f"{part}: {source.class_names[label]}"] = images[labels == label][:_ROW]
-    if shown:
+    if config.data.labels:
+        shown = {}
+        for name, source in (("training", train), ("test", test)):
+            images, labels, _ = pipeline.chosen_images(source, config.data, name, at_most=count)
+            for label in np.unique(labels):
+                shown[f"{name} images: {source.class_names[label]}"] = images[labels == label][:_ROW]
         return shown
     first = pipeline.iterate(pipeline.training_batches(train, spec, min(count, train.count), config.train.seed), train)
     test_images = pipeline.chosen_images(test, spec, "test", at_most=count)[0]
@@ -83,27 +80,25 @@ def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, se
 def _classes(train: ImageSource, test: ImageSource) -> str:
     """How many classes there are, and how many images of each, in one line."""
     names = train.class_names
-    counts = zip(*(np.bincount(part.labels, minlength=len(names)) for part in (train, test)), strict=True)
-    each = [
-        f"{name} ({train_count:,} / {test_count:,})"
-        for name, (train_count, test_count) in zip(names, counts, strict=True)
-    ]
+    counts = [np.bincount(part.labels, minlength=len(names)) for part in (train, test)]
+    each = [f"{name} ({in_train:,} / {in_test:,})" for name, in_train, in_test in zip(names, *counts, strict=True)]
     more = [f"and {len(each) - _CLASSES_SHOWN:,} more"] if len(each) > _CLASSES_SHOWN else []
     return f"classes      {len(each):,} (training / test images): {', '.join(each[:_CLASSES_SHOWN] + more)}"
 
 
 def _form(spec: DataSpec, config: ExperimentConfig) -> str:
     model = config.model
-    form = [
-        f"{spec.height} x {spec.width} (height x width)",
-        counted(spec.channels, "channel"),
-        counted(spec.num_bits, "bit"),
-        *([] if spec.alpha == "keep" else ["no alpha" if spec.alpha == "drop" else f"alpha on {spec.alpha}"]),
-        *(["of 16-bit files the upper bits"] if spec.file_bits == 16 else []),
-        *(["binarized at every access"] if spec.binarize else []),
-        *(["mirrored at random in training"] if spec.horizontal_flip else []),
-    ]
-    lines = [f"{spec.name}, from {place_of(spec)}", f"images       {', '.join(form)}"]
+    words = {
+        f"{spec.height} x {spec.width} (height x width)": True,
+        counted(spec.channels, "channel"): True,
+        counted(spec.num_bits, "bit"): True,
+        f"alpha: {spec.alpha}": spec.alpha != "keep",
+        "of 16-bit files the upper bits": spec.file_bits == 16,
+        "binarized at every access": spec.binarize,
+        "mirrored at random in training": spec.horizontal_flip,
+    }
+    form = ", ".join(word for word, applies in words.items() if applies)
+    lines = [f"{spec.name}, from {place_of(spec)}", f"images       {form}"]
     if (model.network_height, model.network_width) != (model.image_height, model.image_width):
         padding = f"padding      zeros around them to {model.network_height} x {model.network_width}"
         lines.append(f"{padding}; the likelihood counts the real pixels only")

@@ -1,8 +1,7 @@
 """How images come into graphs: the input pipeline, batches in [0, 1] as a pure function of (seed, step); PNG files.
 
-Random numbers come from Philox, a function of a key and a counter (Salmon et al. 2011, "Parallel random numbers: as
-easy as 1, 2, 3"). The key holds the seed and what the numbers are for, the counter the position in the stream of
-images: nothing to save, nothing to replay.
+Random numbers come from Philox, a function of a key (the seed, and what the numbers are for) and a counter (the
+position in the stream of images): nothing to save, nothing to replay. Salmon et al. 2011, "Parallel random numbers".
 """
 
 import atexit
@@ -19,16 +18,12 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ModelConfig, check, whole_number
-from nvae_tf.data.sources import ImageSource, check_image_shape
+from nvae_tf.data.sources import ImageSource
 from nvae_tf.replicas import ALL, Shard
 
-# Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
-_BATCHES_AHEAD = 4
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
 # For the functions of datasets: converted by autograph, which they don't need, a first batch comes half a second later.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
-# All images of a large set would take as long as what the result is kept for.
-_IMAGES_IN_DIGEST = 256
 # How a PNG file begins, up to its width and height.
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
@@ -43,16 +38,13 @@ class RandomStream(enum.IntEnum):
 
 
 def stream_key(seed: int, stream: RandomStream) -> np.ndarray:
-    """The Philox key of a stream, uint64 `[1]`; ValueError where the seed is negative."""
+    """The Philox key of a stream, uint64 `[1]`."""
     seed = whole_number("the seed of the data", seed)
     return np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)
 
 
 def uniform(key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """Numbers in [0, 1) for a run of positions, float32 `[batch_size, *shape]`, that depend on key and position alone.
-
-    All uses of a key have the same `shape`.
-    """
+    """Numbers in [0, 1) for a run of positions, float32 `[batch_size, *shape]`: a function of key, position, shape."""
     size = math.prod(shape)
     # Whole counters per position, so that every position starts at a counter of its own.
     counters = -(-size // _NUMBERS_PER_COUNTER)
@@ -63,23 +55,17 @@ def uniform(key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, s
 
 
 def permutation(key: np.ndarray, epoch: tf.Tensor, count: int) -> tf.Tensor:
-    """The epoch's permutation of `0 .. count - 1`, int32 `[count]`.
-
-    `tf.random.experimental.index_shuffle` would need no memory, but with the epoch in its seed it came back
-    to the same 256 permutations of 1,437 examples (TensorFlow 2.21).
-    """
+    """The epoch's permutation of `0 .. count - 1`, int32 `[count]`."""
+    # `tf.random.experimental.index_shuffle` came back to the same 256 permutations of 1,437 examples (TensorFlow 2.21).
     counter = tf.stack([tf.constant(0, tf.uint64), tf.cast(epoch, tf.uint64)])
-    keys = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[count], key=key, counter=counter, alg=_PHILOX, dtype=tf.int64
-    )
-    return tf.argsort(keys)
+    form = {"shape": [count], "dtype": tf.int64}
+    return tf.argsort(tf.raw_ops.StatelessRandomUniformFullIntV2(key=key, counter=counter, alg=_PHILOX, **form))
 
 
 def intensity_table(num_bits: int) -> np.ndarray:
     """The intensity in [0, 1] of every stored value from 0 to 255, float32 `[256]`.
 
-    With b bits, 1 to 8, it is `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020), each the float32 nearest to
-    the exact fraction: the floor is taken in whole numbers.
+    With b bits, 1 to 8, it is `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020).
     """
     levels = np.arange(256) >> (8 - num_bits)
     return levels.astype(np.float32) / np.float32(2**num_bits - 1)
@@ -87,9 +73,9 @@ def intensity_table(num_bits: int) -> np.ndarray:
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """The number of full batches in `count` images; ValueError where there is none."""
-    check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
-    larger = f"A batch of {batch_size} is larger than the training split of {count} images"
-    check(batch_size <= count, f"{larger}: set train.batch_size (times the number of replicas) to {count} or less.")
+    if not 1 <= batch_size <= count:
+        rule = f"of {count} training images it must be 1 to {count}: set train.batch_size (times the replicas)"
+        raise ValueError(f"The batch size is {batch_size}; {rule}.")
     return count // batch_size
 
 
@@ -99,19 +85,14 @@ def training_batches(
     """Endless training batches: float32 `[batch_size / shard.count, height, width, channels]` in [0, 1], real size.
 
     With `spec.labels` pairs: these images, and the numbers of their classes, int32 `[batch_size / shard.count]`.
-    Batch number `step`, with its binarization and flips, is a pure function of (source, spec, batch size, seed, step):
-    starting at any step gives bit for bit the batches that come from step 0, and replays nothing. Every epoch is a new
-    permutation; its last partial batch is dropped. `batch_size` is that of all replicas; a process takes its shard.
-
-    Raises:
-      ValueError: the batch size is larger than the split or can't be divided evenly, the seed or start step is
-        negative, or the images have another size than the spec's.
+    Batch number `step`, with its binarization and flips, is a pure function of (source, spec, batch size, seed, step).
+    Every epoch is a new permutation; its last partial batch is dropped. `batch_size` is that of all replicas; a process
+    takes its shard. ValueError where it is larger than the split or can't be divided evenly.
     """
-    check_image_shape(source, spec)
     steps_per_epoch(source.count, batch_size)
-    check(start_step >= 0, f"The start step is {start_step}; it must be 0 or above.")
-    uneven = f"A batch of {batch_size} can't be shared evenly by {shard.count} processes: make it a multiple of that."
-    check(batch_size % shard.count == 0, uneven)
+    whole_number("the start step", start_step)
+    if batch_size % shard.count:
+        raise ValueError(f"A batch of {batch_size} can't be shared evenly by {shard.count} processes.")
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
     flip_key = stream_key(seed, RandomStream.HORIZONTAL_FLIP) if spec.horizontal_flip else None
     binarize_key = stream_key(seed, RandomStream.TRAINING_BINARIZATION)
@@ -123,31 +104,25 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Every image of a split once and in order, never flipped: float32 `[up to batch_size, height, width, channels]`.
 
-    The binarization of an image depends on (seed, its number in the split), not on the batch size, and is the same each
-    time the dataset is iterated. With `numbers` only these batches come, in this order, counted from 0. With
-    `spec.labels` the elements are pairs, as in training.
+    The binarization of an image depends on (seed, its number in the split) alone. With `numbers` only these batches
+    come, in this order, counted from 0. With `spec.labels` the elements are pairs, as in training.
     """
-    check_image_shape(source, spec)
     check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
     count = source.count
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
-
-    @_AS_WRITTEN
-    def batch_from(start):
-        return start, tf.range(start, tf.minimum(start + batch_size, count))
-
-    index_batches = starts.map(batch_from)
+    with_indices = _AS_WRITTEN(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))
+    index_batches = starts.map(with_indices)
     return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARIZATION))
 
 
 def shuffled_index_batches(
     count: int, batch_size: int, seed: int, start_step: int, shard: Shard = ALL
 ) -> tf.data.Dataset:
-    """The endless training order, before any image is read; see `training_batches`.
+    """The endless training order, before any image is read: a dataset of pairs.
 
-    It is a dataset of pairs: the position in the stream of the shard's first image, an int64 scalar (that of a batch's
-    first is `step * batch_size`); and numbers of images, int32 `[batch_size / shard.count]`.
+    They are the position in the stream of the shard's first image, an int64 scalar (that of a batch's first is
+    `step * batch_size`), and numbers of images, int32 `[batch_size / shard.count]`.
     """
     size, steps = batch_size // shard.count, count // batch_size
     offset, key = shard.index * size, stream_key(seed, RandomStream.ORDER)
@@ -169,11 +144,9 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
     read = source.reader()
     # What is to be binarized keeps its intensities until then.
     table = intensity_table(8 if spec.binarize else spec.num_bits)
-    labels = None
-    if spec.labels:
-        check(source.labels is not None, f"data.labels = True, but these images of {spec.name} came without labels.")
-        with tf.device("/CPU:0"):
-            labels = tf.constant(source.labels)
+    check(not spec.labels or source.labels is not None, f"data.labels = True, but {spec.name} came without labels.")
+    with tf.device("/CPU:0"):
+        labels = tf.constant(source.labels) if spec.labels else None
 
     @_AS_WRITTEN
     def images_of(first_position, indices):
@@ -188,12 +161,11 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
         return images if labels is None else (images, tf.gather(labels, indices))
 
     batches = index_batches.map(images_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.prefetch(_BATCHES_AHEAD)
+    # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
+    return batches.prefetch(4)
 
 
-def iterate(
-    batches: tf.data.Dataset, source: ImageSource
-) -> Iterator[tf.Tensor] | Iterator[tuple[tf.Tensor, tf.Tensor]]:
+def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor | tuple[tf.Tensor, tf.Tensor]]:
     """Iterates over batches; where an image can't be read, raises what reading raised, not TensorFlow's error."""
 
     def read():
@@ -201,28 +173,16 @@ def iterate(
         try:
             yield from batches
         except tf.errors.OpError as error:
-            news = source.failures[known:]
-            raise (news[0] if news else error) from None
+            raise (*source.failures[known:], error)[0] from None
 
-    return closed_at_exit(read())
-
-
-_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
-
-
-def closed_at_exit(iteration: Generator) -> Generator:
-    """The same generator, which is closed when the process ends, if it still runs.
-
-    Otherwise threads of tf.data that call Python wait for the interpreter's lock, and it waits for them, forever.
-    """
+    iteration = read()
     _OPEN.add(iteration)
     return iteration
 
 
-@atexit.register
-def _close_all() -> None:
-    for iteration in list(_OPEN):
-        iteration.close()
+_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
+# Otherwise threads of tf.data that call Python wait for the interpreter's lock, and it waits for them, forever.
+atexit.register(lambda: [iteration.close() for iteration in list(_OPEN)])
 
 
 def images_alone(spec: DataSpec) -> DataSpec:
@@ -236,11 +196,9 @@ def stored_spec(spec: DataSpec) -> DataSpec:
 
 
 def content_digest(source: ImageSource, spec: DataSpec) -> str:
-    """The SHA-256 of the number of images and of up to 256 spread evenly: whether results that are kept still hold.
-
-    With `spec.labels` it is of all labels too.
-    """
-    numbers = spread_numbers(source.count, _IMAGES_IN_DIGEST)
+    """The SHA-256 of the count, of 256 images spread evenly, and of all labels: whether kept results still hold."""
+    # All images of a large set would take as long as what the result is kept for.
+    numbers = spread_numbers(source.count, 256)
     digest = hashlib.sha256(f"{source.count} {spec.image_shape}".encode())
     for image in iterate(evaluation_batches(source, stored_spec(spec), 1, seed=0, numbers=numbers), source):
         digest.update(image.numpy().tobytes())
@@ -257,8 +215,7 @@ def spread_numbers(count: int, at_most: int) -> list[int]:
 def shown_numbers(source: ImageSource, count: int) -> list[int]:
     """The numbers of `count` images to show (all, if there are fewer), drawn by a fixed seed.
 
-    Of a source with labels there is one image of each class in turn, in the order of the classes; where `count` is
-    smaller than their number, one of each of `count` classes that are drawn by the same seed.
+    Of a source with labels there is one image of each class in turn; of more classes than `count`, some are drawn.
     """
     # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
     random = np.random.RandomState(0)
@@ -285,15 +242,14 @@ def chosen_images(
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Images of a part of a data set as the model sees them, their labels (None without `spec.labels`), their names.
 
-    They are those of the numbers `indices`; or `count`, or else up to `at_most`, as `shown_numbers` draws them; or all
-    in order. `seed` is that of the binarization. ValueError where there are fewer images.
+    They are those of the numbers `indices`; or `count`, or up to `at_most`, as `shown_numbers` draws them; or all in
+    order. `seed` is that of the binarization.
     """
     labels = source.labels if spec.labels else None
     spec, part = images_alone(spec), f"the {split} part of {spec.name}"
     check(count is None or count <= source.count, f"count = {count}: {part} has only {source.count} images")
-    for index in indices or ():
-        numbers = f"{part} has {source.count} images, numbers 0 to {source.count - 1}"
-        check(index < source.count, f"indices = {index}: {numbers}")
+    highest = max(indices or (0,))
+    check(highest < source.count, f"indices = {highest}: {part} has images 0 to {source.count - 1}")
     if indices is None and (count or at_most):
         indices = shown_numbers(source, count or at_most)
     size, batches = (64, None) if indices is None else (1, indices)
@@ -306,9 +262,8 @@ def chosen_images(
 def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Tensor, tf.Tensor]:
     """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]` of the model's size.
 
-    Values are quantized to the bits of the model's data, as in training: with 1 bit, values from 128 up are white.
-    Gray is converted to color and back where the model has other channels. Also which files have the right size and
-    can be decoded `[batch]`; the images of the others are black.
+    Values are quantized to the bits of the model's data. Gray is converted to color and back where the model has other
+    channels. Also which files have the right size and can be decoded `[batch]`; the images of the others are black.
     """
     shape = (config.image_height, config.image_width, config.image_channels)
     # From the header, since a small file may be gigabytes when it is decoded.

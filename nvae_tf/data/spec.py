@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from nvae_tf.config import DataSpec, ExperimentConfig, check, config_from_dict
+from nvae_tf.config import DataSpec, ExperimentConfig, config_from_dict
 from nvae_tf.data_sets import MODEL_SETTINGS
 
 
@@ -38,8 +38,10 @@ def complete_spec(spec: DataSpec) -> DataSpec:
         height, width = _size(spec, first)
         channels, bits = spec.channels or spec.seen_channels(first.channels), spec.file_bits or first.bits
         spec = dataclasses.replace(spec, height=height, width=width, channels=channels, file_bits=bits)
-    without = f"data.num_classes = {spec.num_classes}, but data.labels is False: set --config.data.labels=True"
-    check(spec.labels or spec.num_classes is None, f"{without}, or leave the former out")
+    if spec.num_classes and not spec.labels:
+        raise ValueError(
+            f"data.num_classes = {spec.num_classes}, but data.labels is False: set --config.data.labels=True"
+        )
     if spec.labels and spec.num_classes is None:
         spec = dataclasses.replace(spec, num_classes=len(class_names(spec)))
     return spec
@@ -49,11 +51,10 @@ def _size(spec, first):
     """Height and width for the model; one that is not set follows from the other, or from the first image."""
     if spec.height or spec.width:
         return spec.height or spec.width, spec.width or spec.height
-    size = "--config.data.height=64 (in pixels; --config.data.width too if it is another)"
-    check(spec.resize == "none", f"data.resize = {spec.resize!r}, but to which size? Set {size}")
-    if spec.crop_box:
+    if spec.crop_box and spec.resize == "none":
         left, top, right, bottom = spec.crop_box
         return bottom - top, right - left
-    differ = f"The images of {spec.source_name} have different sizes: set --config.data.resize=crop (or stretch) and"
-    check(None not in (first.height, first.width), f"{differ} {size}")
+    if spec.resize != "none" or None in (first.height, first.width):
+        fix = "set --config.data.height=64, and for images of different sizes --config.data.resize=crop or stretch"
+        raise ValueError(f"data.resize = {spec.resize!r}, but to which size? {fix}")
     return first.height, first.width

@@ -1,49 +1,27 @@
 """Image sets through TensorFlow Datasets (TFDS): prepared on disk, or downloaded where the hosts answer."""
 
-import contextlib
 import functools
 import pathlib
-import queue
-import socket
-import threading
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 
-from nvae_tf.config import DataSpec, check, did_you_mean
-from nvae_tf.data.array_files import decoded_once, fill
-from nvae_tf.data.pictures import BadPicture, PictureHeader, check_form, fit_pixels, report_conversion
-from nvae_tf.data.pipeline import closed_at_exit
+from nvae_tf.config import DataSpec, did_you_mean
+from nvae_tf.data.array_files import decoded_once, reported
+from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_images
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory, class_numbers
 from nvae_tf.errors import first_line
 from nvae_tf.progress import Report
 
-_READ_BATCH = 256
-# TFDS looks there for sets that are prepared already.
-_TFDS_HOST = "https://storage.googleapis.com"
-_DEFAULT_PORTS = {"http": 80, "https": 443, "ftp": 21}
-# A file that can't be fetched; a page of text in its place; one that must be put into the manual folder (that is an
-# AssertionError); a package that preparing it needs.
-_PREPARATION_ERRORS = (
-    tfds.download.DownloadError,
-    tfds.download.download_manager.NonMatchingChecksumError,
-    requests.RequestException,
-    AssertionError,
-    ImportError,
-)
-
 
 def first_tfds_image(spec: DataSpec) -> PictureHeader:
     """The form of the images by TFDS' description: a size is None where they differ."""
-    feature = _image_feature(_builder(spec))
-    height, width, channels = feature.shape
-    return PictureHeader(height, width, channels or 3, _bits(feature))
+    height, width, channels, bits = _image_form(_builder(spec))
+    return PictureHeader(height, width, channels or 3, bits)
 
 
 def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
@@ -53,32 +31,32 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     there needs no network; where it is not and can't be downloaded, the ConnectionError has the manual way.
     """
     builder = _builder(spec)
-    feature = _image_feature(builder)
-    check_form(builder.info.full_name, feature.shape[-1], _bits(feature), spec)
-    # TFDS' builder of a folder of pictures needs no preparation and never says that it is prepared.
-    if not builder.is_prepared() and not isinstance(builder, tfds.folder_dataset.ImageFolder):
+    full_name = builder.info.full_name
+    check_form(full_name, *_image_form(builder)[2:], spec)
+    if not builder.is_prepared():
         _download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
-    count = _number_of_examples(builder, name, split, spec)
-    form = spec.seen_channels(feature.shape[-1] or spec.channels), _bits(feature)
-    report_conversion({form: count}, spec, report)
-    classes = _class_names(builder) if spec.labels else ()
+    count = _number_of_examples(builder, name, split)
+    classes = tfds_classes(spec) if spec.labels else ()
 
     def read_labels():
-        return class_numbers(_labels(builder, name), count, f"{builder.info.full_name}, split {name}")
+        # In the order of `_batches`.
+        without_images = {"image": tfds.decode.SkipDecoding()}
+        examples = builder.as_dataset(split=name, shuffle_files=False, decoders=without_images)
+        labels = examples.map(lambda example: example["label"]).batch(1024).as_numpy_iterator()
+        return class_numbers(np.concatenate([*labels]), count, f"{full_name}, split {name}")
 
     if spec.cache:
         # Distinguishes prepared sets of the same name.
         info = pathlib.Path(builder.data_path) / "dataset_info.json"
-        contents = builder.info.full_name, info.read_bytes(), info.stat().st_mtime_ns
+        contents = full_name, info.read_bytes(), info.stat().st_mtime_ns
         batches = functools.partial(_batches, builder, name, spec)
         return decoded_once(spec, split, contents, lambda: (count, batches()), report, classes, read_labels)
     fix = "name a folder for the decoded images, --config.data.cache=FOLDER"
     what = f"{spec.source_name}: {count:,} images of {spec.image_shape}"
     check_memory(count * int(np.prod(spec.image_shape)), what, fix)
-    images = np.empty((count, *spec.image_shape), np.uint8)
-    fill(images, _batches(builder, name, spec), spec, f"reading {builder.info.full_name}", report)
-    source = ArraySource(images)
+    batches = reported(_batches(builder, name, spec), count, f"reading {full_name}", report)
+    source = ArraySource(np.concatenate([*batches]))
     return source.labeled(read_labels(), classes) if classes else source
 
 
@@ -89,100 +67,47 @@ def tfds_is_prepared(spec: DataSpec) -> bool:
 
 def tfds_classes(spec: DataSpec) -> tuple[str, ...]:
     """The names of the classes by TFDS' description; none where no example has a `label`."""
-    return _class_names(_builder(spec))
-
-
-def _class_names(builder):
-    feature = builder.info.features["label"] if "label" in builder.info.features else None
+    features = _builder(spec).info.features
+    feature = features["label"] if "label" in features else None
     is_known = isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
     return tuple(feature.names) if is_known else ()
 
 
-def _labels(builder, name):
-    """The labels of a split, in the order of `_batches`."""
-    images = {"image": tfds.decode.SkipDecoding()}
-    dataset = builder.as_dataset(split=name, shuffle_files=False, decoders=images)
-    batches = dataset.map(lambda example: example["label"]).batch(_READ_BATCH)
-    return np.concatenate(list(batches.as_numpy_iterator()))
-
-
 def _batches(builder, name, spec) -> Iterator[np.ndarray]:
-    """Batches of images, uint8 of the spec's size."""
-    problems = []
-
-    def fit(pixels):
-        if pixels.dtype == np.uint16:
-            pixels = (pixels >> 8).astype(np.uint8)
-        try:
-            return fit_pixels(pixels, spec, f"{builder.info.full_name}: an image")
-        except BadPicture as error:
-            problems.append(str(error))
-            raise
-
-    def fitted(example):
-        image = tf.numpy_function(fit, [example["image"]], tf.uint8, stateful=False)
-        return tf.ensure_shape(image, spec.image_shape)
-
-    def read():
-        # File order, so that an example keeps its number from one run to the next.
-        dataset = builder.as_dataset(split=name, shuffle_files=False)
-        batches = dataset.map(fitted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(_READ_BATCH)
-        try:
-            yield from batches.as_numpy_iterator()
-        except tf.errors.OpError as error:
-            raise ValueError(problems[0] if problems else f"{builder.info.full_name}: {error.message}") from None
-
-    return closed_at_exit(read())
+    """Batches of one image, uint8 of the spec's size, in the order of the files: an example keeps its number."""
+    examples = builder.as_dataset(split=name, shuffle_files=False).map(lambda example: example["image"])
+    try:
+        for image in examples.as_numpy_iterator():
+            check_size(f"{builder.info.full_name}: an image", *image.shape[:2], spec)
+            yield fit_images(image[np.newaxis], spec)
+    except tf.errors.OpError as error:
+        raise ValueError(f"{builder.info.full_name}: {first_line(error)}") from None
 
 
 def _builder(spec):
-    path, where = spec.path, f"data.source_name = {spec.source_name!r}:"
-    is_file = path and pathlib.Path(path).is_file()
-    check(not is_file, f"data.path = {path}: a file; for TFDS it names the folder with its data, or is left out")
-    base, _, config = spec.source_name.partition("/")
-    # TFDS warns of half-prepared sets: the error that follows says it better.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
     try:
-        return tfds.builder(spec.source_name, data_dir=pathlib.Path(path) if path else None)
-    except tfds.core.DatasetNotFoundError:
-        nearest = did_you_mean(base, tfds.list_builders(with_community_datasets=False))
-        # TFDS' own message lists several hundred names: not chained, so that this one is seen.
-        catalog = "(https://www.tensorflow.org/datasets/catalog has the list)"
-        raise ValueError(f"{where} TensorFlow Datasets {tfds.__version__} has no such set{nearest} {catalog}") from None
-    # TFDS raises AssertionError where there is no such version.
-    except (ValueError, AssertionError) as error:
-        configs = [known.name for known in tfds.builder_cls(base.partition(":")[0]).BUILDER_CONFIGS]
-        if not config or config in configs:
-            raise ValueError(f"{where} {error}") from error
-        present = f"only {', '.join(configs)}" if configs else "nor any other: leave it out"
-        nearest = did_you_mean(config, configs)
-        raise ValueError(f"{where} the set {base!r} has no configuration {config!r}, {present}{nearest}") from error
-    # A name of another form, or of a collection that needs a package of its own.
+        return tfds.builder(spec.source_name, data_dir=pathlib.Path(spec.path) if spec.path else None)
+    # TFDS raises errors of many kinds: no such set, configuration or version, a set that needs a package of its own.
     except Exception as error:
-        raise ValueError(f"{where} TensorFlow Datasets can't take it ({first_line(error)})") from error
-    finally:
-        logging.set_verbosity(verbosity)
+        known = tfds.list_builders(with_community_datasets=False)
+        is_unknown = isinstance(error, tfds.core.DatasetNotFoundError)
+        nearest = did_you_mean(spec.source_name.partition("/")[0], known) if is_unknown else ""
+        # Not chained: some messages list several hundred names; before the reason stand all arguments.
+        reason = first_line(error).split('}": ')[-1]
+        taken = f"TensorFlow Datasets {tfds.__version__} can't take it ({reason})"
+        raise ValueError(f"data.source_name = {spec.source_name!r}: {taken}{nearest}") from None
 
 
-def _image_feature(builder):
-    present = ", ".join(builder.info.features)
-    check("image" in builder.info.features, f"TFDS set '{builder.name}' has no feature 'image', only {present}.")
-    feature = builder.info.features["image"]
-    fix = "write them to a .npy file in one of these types, and use data.source = arrays"
-    actual = f"TFDS set '{builder.name}' has images of type {np.dtype(feature.np_dtype).name}, not uint8 or uint16"
-    check(feature.np_dtype in (np.uint8, np.uint16), f"{actual}: {fix}")
-    return feature
+def _image_form(builder):
+    """Height, width, channels, each None where it differs, and bits."""
+    features = builder.info.features
+    if "image" not in features or features["image"].np_dtype not in (np.uint8, np.uint16):
+        needed = f"it must have a feature 'image' of uint8 or uint16, and has {', '.join(features)}"
+        raise ValueError(f"TFDS set '{builder.name}': {needed}")
+    return *features["image"].shape, 8 * np.dtype(features["image"].np_dtype).itemsize
 
 
-def _bits(feature):
-    return np.dtype(feature.np_dtype).itemsize * 8
-
-
-def _number_of_examples(builder, name, split, spec):
-    if not builder.info.splits:
-        # A set that does not record its size, as TFDS' mocks: it is read once to count.
-        return sum(map(len, _batches(builder, name, spec)))
+def _number_of_examples(builder, name, split):
     try:
         count = builder.info.splits[name].num_examples
     except (KeyError, ValueError):
@@ -190,8 +115,7 @@ def _number_of_examples(builder, name, split, spec):
     if count < 1:
         present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
         existing = f"TFDS set {builder.info.full_name} has the splits {present}"
-        example = "--config.data.train_split='train[:90%]' --config.data.test_split='train[90%:]'"
-        raise ValueError(f"data.{split}_split = {name!r}: {existing}. A part of one is written {example}")
+        raise ValueError(f"data.{split}_split = {name!r}: {existing}; a part of one is written 'train[:90%]'")
     return count
 
 
@@ -207,55 +131,32 @@ def _download_and_prepare(builder):
         for url, info in archives.items()
         if not (info.filename and (manual / info.filename).exists())
     }
-    causes = unreachable_hosts(missing if registered else [_TFDS_HOST])
+    # TFDS looks there for sets that are prepared already.
+    causes = unreachable_hosts(missing if registered else ["https://storage.googleapis.com"])
     if not causes:
         try:
             builder.download_and_prepare()
             return
-        except _PREPARATION_ERRORS as error:
-            causes = {"TFDS": str(error)}
+        except Exception as error:
+            causes = {"TFDS": first_line(error)}
     files = "\n".join(f"    {name} from {url}" for url, name in missing.items())
-    name = builder.info.full_name.rpartition("/")[0]
     reasons = "; ".join(f"{host}: {cause}" for host, cause in causes.items())
     raise ConnectionError(
         f"Data set '{builder.info.full_name}' is not prepared in {builder.data_path} and can't be downloaded "
-        f"({reasons}).\n"
-        f"Either put these files, under these names, into\n    {manual}\n{files}\n"
+        f"({reasons}).\nEither put these files, under these names, into\n    {manual}\n{files}\n"
         f"or prepare the set on a machine with network, with the same version of TFDS ({tfds.__version__}):\n"
-        f'    python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', data_dir='tfds_data').download_and_prepare()\"\n"
-        f"and copy the folder tfds_data/{builder.info.full_name} to {builder.data_path},\n"
-        "or copy all of tfds_data to any place and name that in --config.data.path."
+        f"    tfds build {builder.info.full_name.rpartition('/')[0]} --data_dir=tfds_data\n"
+        "and copy all of tfds_data to any place, which --config.data.path names."
     )
 
 
 def unreachable_hosts(urls: Iterable[str], timeout_seconds: float = 4.0) -> dict[str, str]:
-    """The hosts of the addresses that do not answer in time, they or their proxies, as `{"host:port": cause}`."""
-    endpoints = {_endpoint(url) for url in urls if urllib.parse.urlsplit(url).hostname}
-    answers = queue.SimpleQueue()
-
-    def connect(endpoint):
+    """The hosts of the addresses that do not answer in time, they or their proxies, as `{host: cause}`."""
+    causes = {}
+    for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in urls}):
         try:
-            socket.create_connection(endpoint, timeout=timeout_seconds).close()
-            answers.put((endpoint, ""))
-        except OSError as error:
-            answers.put((endpoint, str(error)))
-
-    for endpoint in endpoints:
-        # Daemons, because resolving a name ignores every time-out and must not hold up the process' end.
-        threading.Thread(target=connect, args=(endpoint,), daemon=True).start()
-    causes = {endpoint: f"no answer within {timeout_seconds:g} seconds" for endpoint in endpoints}
-    with contextlib.suppress(queue.Empty):
-        for _ in endpoints:
-            endpoint, cause = answers.get(timeout=timeout_seconds)
-            causes[endpoint] = cause
-    return {f"{host}:{port}": cause for (host, port), cause in sorted(causes.items()) if cause}
-
-
-def _endpoint(url):
-    """The host and port to which a client would really connect for `url`."""
-    parts = urllib.parse.urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname):
-        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    return parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme, 443)
+            if scheme in ("http", "https"):
+                requests.head(f"{scheme}://{host}", timeout=timeout_seconds)
+        except requests.RequestException as error:
+            causes[host] = first_line(error)
+    return causes

@@ -156,7 +156,7 @@ def test_what_has_become_of_images_must_be_said(refused, tmp_path):
     assert "give --mask, --scale or --blur, or --noise alone" in refused("train.generate", *flags)
     Image.new("L", (64, 64)).save(tmp_path / "large.png")
     message = refused("train.generate", *flags, f"--mask={tmp_path}/large.png")
-    assert "large.png: is 64x64 (height x width), but the model takes 16x16; --resize=crop or --resize=st" in message
+    assert "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or stretch (of nvae-g" in message
 
 
 def test_a_bare_grid_is_a_png_file(refused, tmp_path):

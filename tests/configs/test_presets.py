@@ -155,8 +155,8 @@ def test_flags_keep_model_and_data_together_and_reach_the_settings_that_are_none
 def test_a_model_of_another_size_or_likelihood_is_refused():
     with pytest.raises(ValueError, match="does not fit data set 'cifar10'.*Set them alike") as caught:
         check_model_fits(preset("mnist").model, data_spec("cifar10"))
-    assert "model.image_height is 28, but data.height is 32" in str(caught.value)
-    assert "model.likelihood is 'bernoulli', but data.likelihood is 'logistic_mixture'" in str(caught.value)
+    assert "model.image_height is 28, the data have 32" in str(caught.value)
+    assert "model.likelihood is 'bernoulli', the data have 'logistic_mixture'" in str(caught.value)
     # Padding and a continuous likelihood are free.
     free = dataclasses.replace(preset("cifar10").model, likelihood="normal", padded_height=40, padded_width=48)
     check_model_fits(free, data_spec("cifar10"))

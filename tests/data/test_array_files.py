@@ -11,7 +11,6 @@ import scipy.sparse
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import holds_out, load_split
-from nvae_tf.progress import Report
 from tests.data.picture_factory import idx, own_images, random_pixels, stored_pixels, values_and_labels, write_files
 from tests.tiny_model import assert_same
 
@@ -58,11 +57,6 @@ def test_types_and_shapes(array, form, expected, ending, tmp_path):
     assert found == sorted(image.astype(np.uint8).tobytes() for image in expected)
 
 
-def test_sixteen_bits_with_the_values_of_eight_are_not_taken_for_black(tmp_path):
-    path = saved(tmp_path / "images.npy", IMAGES.astype(np.uint16))
-    assert_refused(path, "no value is above 255, and uint16 goes from 0 for black to 65535 for white")
-
-
 def test_the_file_is_not_read_into_memory(tmp_path):
     path = saved(tmp_path / "images.npy", IMAGES)
     source = load_split(own_images(path), "train")
@@ -92,7 +86,6 @@ NUMBERED = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None], [
 CLASSES = np.arange(40) % 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
@@ -113,8 +106,7 @@ def test_labels_go_with_their_images(names, ending, tmp_path):
     for values, labels in (train, test):
         assert labels == [value % 4 for value in values]
     assert (len(train[0]), len(test[0])) == ((36, 4) if names[0] == "images" else (40, 10))
-    source = load_split(spec, "train")
-    assert source.labels.dtype == np.int32 and source.class_names == tuple("0123") and spec.num_classes == 4
+    assert load_split(spec, "train").class_names == tuple("0123") and spec.num_classes == 4
     # A class may have no images.
     assert load_split(dataclasses.replace(spec, num_classes=6), "test").class_names == tuple("012345")
 
@@ -122,21 +114,18 @@ def test_labels_go_with_their_images(names, ending, tmp_path):
 def test_wrong_labels_are_refused(tmp_path):
     path = tmp_path / "set.npz"
     for labels, message in (
-        (None, r"has no array 'labels' beside 'images'; numpy.savez\('set.npz', images=..., labels=...\) writes both"),
-        (CLASSES[1:], r"'labels': has labels of type int64 and shape \[39\]; they must be whole .* its 40 images"),
-        (CLASSES / 4, "'labels': has labels of type float64"),
-        (CLASSES - 1, "'labels': has labels from -1 to 2; classes are numbered from 0, to 99999 at most"),
-        (CLASSES * 0, "has one class only, 0; set --config.data.labels=False"),
-        (np.array([{}, None], object), "or one with Python objects"),
+        (None, "has no array 'labels' beside 'images'; add it"),
+        (CLASSES[1:], r"'labels': has int64 \[39\] as labels; they must be 40 whole numbers from 0 to 99999 at most"),
+        (CLASSES / 4, "has float64"),
+        (CLASSES - 1, "must be 40 whole numbers from 0"),
+        (CLASSES * 0, "has 1 classes; set --config.data.labels=False"),
+        (np.array([{}, None], object), "Python objects"),
     ):
         np.savez(path, images=NUMBERED, **({} if labels is None else {"labels": labels}))
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises(ValueError, match=f"{path}.*{message}"):
             own_images(path, labels=True)
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     np.savez(path, x_train=NUMBERED, y_train=CLASSES, x_test=NUMBERED[:4], y_test=CLASSES[:4] + 1)
-    with pytest.raises(
-        ValueError, match="test images have the class 4, but those for training are of 4 classes, from 0; set"
-    ):
+    with pytest.raises(ValueError, match="the test labels go to 4, the training images have 4 classes; set --config"):
         load_split(own_images(path, labels=True), "test")
 
 
@@ -146,22 +135,21 @@ def test_images_are_cut_scaled_and_converted(tmp_path):
     np.testing.assert_array_equal(cut, whole[:, 0:3, 1:5])
     scaled, _ = parts(own_images(tmp_path / "images.npy", resize="stretch", height=2, width=9))
     assert scaled.shape[1:] == (2, 9, 3)
-    deep = saved(tmp_path / "deep.npy", IMAGES[..., 0].astype(np.uint16) << 8)
-    spec = own_images(deep, convert=True, channels=3, file_bits=8)
-    np.testing.assert_array_equal(np.concatenate(parts(spec)).std(axis=-1), 0)
+    gray = saved(tmp_path / "gray.npy", IMAGES[..., 0])
+    np.testing.assert_array_equal(np.concatenate(parts(own_images(gray, channels=3))).std(axis=-1), 0)
 
 
 def test_wrong_arrays_are_refused(tmp_path):
     for array, message in (
-        ({"a": IMAGES, "b": OTHERS}, "has the arrays a, b; .* two that are called train and test .*data.train_split"),
-        ({"labels": np.arange(3)}, r"the array's shape \[3\] is not \[count, height, width"),
-        ({"images": np.array([{}, None], object)}, "or one with Python objects"),
-        (IMAGES.transpose(0, 3, 1, 2), r"\[30, 3, 5, 6\] seems to have its channels first.*transpose\(0, 2, 3, 1\)"),
-        (IMAGES / 255, r"of type float64; .* From floats in \[0, 1\]: numpy.round\(images \* 255\).astype\('uint8'\)"),
-        (random_pixels(30, 5, 6, 7), r"shape \[30, 5, 6, 7\] is not \[count, height, width, channels\] with 1 to 4"),
-        (random_pixels(0, 5, 6, 3), r"shape \[0, 5, 6, 3\] is not"),
-        (random_pixels(5, 6, 3), r"\[5, 6, 3\] seems to be a single image; a set of images has one axis more"),
-        (np.array([{}, None], object), "not a complete NumPy file of plain numbers .*numpy.save writes one"),
+        ({"a": IMAGES, "b": OTHERS}, "has the arrays a, b; there must be one array of images, or train and test"),
+        ({"labels": np.arange(3)}, r"it has int64 \[3\]; images are uint8, uint16 or bool \[count, height, width"),
+        ({"images": np.array([{}, None], object)}, "Python objects"),
+        (IMAGES.transpose(0, 3, 1, 2), r"it has uint8 \[30, 3, 5, 6\]"),
+        (IMAGES / 255, "it has float64"),
+        (random_pixels(30, 5, 6, 7), "1 to 4 channels"),
+        (random_pixels(0, 5, 6, 3), "it has"),
+        (random_pixels(5, 6, 3), "it has"),
+        (IMAGES.astype(np.uint16), "uint16 goes to 65535, but no value is above 255"),
     ):
         path = tmp_path / ("set.npz" if isinstance(array, dict) else "images.npy")
         np.savez(path, **array) if isinstance(array, dict) else np.save(path, array)
@@ -171,20 +159,13 @@ def test_wrong_arrays_are_refused(tmp_path):
 def test_damaged_archives_are_refused(tmp_path):
     np.savez(tmp_path / "set.npz", x_train=IMAGES, x_test=OTHERS)
     content = (tmp_path / "set.npz").read_bytes()
-    locked, name = content.index(b"PK\x01\x02") + 8, content.rindex(b"x_test.npy") + 9
-    for kept in (0, 60, 2000):
-        (tmp_path / "set.npz").write_bytes(content[:kept])
-        assert_refused(tmp_path / "set.npz", "not a complete NumPy file of plain numbers")
-    for place, mask, message in (
-        (1500, 0x55, "a damaged .npz file"),
-        (locked, 1, "not a complete NumPy file .*encrypted"),
-        # Without this array the other one would be taken for the whole set, and divided.
-        (name, 0x55, "not a complete NumPy file .*differ"),
-    ):
+    # A value, a flag that says encrypted, and a name: without this array the other would be taken for the whole set.
+    for place, mask in ((1500, 0x55), (content.index(b"PK\x01\x02") + 8, 1), (content.rindex(b"x_test.npy") + 9, 0x55)):
         changed = bytearray(content)
         changed[place] ^= mask
-        (tmp_path / "set.npz").write_bytes(changed)
-        assert_refused(tmp_path / "set.npz", message)
+        for damaged in (content[:place], changed):
+            (tmp_path / "set.npz").write_bytes(damaged)
+            assert_refused(tmp_path / "set.npz", "not an array of plain numbers that can be read")
 
 
 def header_bytes(*shape):
@@ -208,7 +189,6 @@ def archive(path, **contents):
 
 UNTRUE_HEADERS = {
     "-1": header_bytes(-1, 5, 6, 3) + IMAGES.tobytes(),
-    "beyond all numbers": header_bytes(10**90, 28, 28) + IMAGES.tobytes(),
     "more images": header_bytes(31, 5, 6, 3) + IMAGES.tobytes(),
     "narrower images": header_bytes(30, 5, 5, 3) + IMAGES.tobytes(),
     "3 GB of header": b"\x93NUMPY\x02\x00" + (3 * 10**9).to_bytes(4, "little") + bytes(10**6),
@@ -220,9 +200,9 @@ UNTRUE_HEADERS = {
 def test_headers_that_are_not_true_are_refused(claim, tmp_path):
     content = UNTRUE_HEADERS[claim]
     (tmp_path / "images.npy").write_bytes(content)
-    assert_refused(tmp_path / "images.npy", "not a complete NumPy file of plain numbers")
+    assert_refused(tmp_path / "images.npy", "(not an array|its header says)")
     archive(tmp_path / "set.npz", **{"images.npy": content})
-    assert_refused(tmp_path / "set.npz", "a damaged .npz file, or one with Python objects .images.npy: ")
+    assert_refused(tmp_path / "set.npz", "(not an array|its header says)")
 
 
 def test_what_is_not_wanted_may_be_anything_but_not_what_may_be_the_images(tmp_path):
@@ -234,7 +214,7 @@ def test_what_is_not_wanted_may_be_anything_but_not_what_may_be_the_images(tmp_p
     beside |= {"notes.npy": "not even an array", "x_train.npy": npy(IMAGES), "x_test.npy": npy(OTHERS)}
     assert_same(parts(own_images(archive(tmp_path / "both.npz", **beside))), (IMAGES, OTHERS))
     archive(tmp_path / "set.npz", **{"a.npy": npy(IMAGES), "b.npy": b"Dear diary"})
-    assert_refused(tmp_path / "set.npz", r"a damaged .npz file, .* \(b.npy: ")
+    assert_refused(tmp_path / "set.npz", "b.npy: not an array")
     archive(tmp_path / "text.npz", **{"readme.txt": "Dear diary"})
     assert_refused(tmp_path / "text.npz", r"has the arrays \(none\); there must be one")
 
@@ -243,7 +223,7 @@ def test_more_than_the_memory_is_not_unpacked(free_memory, tmp_path):
     np.savez_compressed(tmp_path / "set.npz", images=np.zeros_like(IMAGES))
     spec = own_images(tmp_path / "set.npz")
     free_memory(3 * IMAGES.size - 1)
-    with pytest.raises(ValueError, match="set.npz: its images need .* GB of memory, .* are free: numpy.save them as"):
+    with pytest.raises(ValueError, match="set.npz: .*need .* GB of memory, .* are free: save them as a .npy file"):
         load_split(spec, "train")
     free_memory(3 * IMAGES.size)
     assert load_split(spec, "train").count == 27
@@ -251,14 +231,9 @@ def test_more_than_the_memory_is_not_unpacked(free_memory, tmp_path):
 
 def test_images_of_another_form_than_was_said_are_refused(tmp_path):
     path = saved(tmp_path / "images.npy", IMAGES)
-    deep = saved(tmp_path / "deep.npy", 257 * IMAGES.astype(np.uint16))
-    refuses, kept = {"convert": False}, []
-    assert_refused(path, "has 8 bits a channel, but data.file_bits is 16; .* or set it to 8", file_bits=16, **refuses)
-    assert_refused(deep, "has 16 bits a channel, but data.file_bits is 8; .* or set it to 16", file_bits=8, **refuses)
-    assert_refused(path, "has 3 channels, but data.channels is 1; --config.data.convert=True", channels=1, **refuses)
-    assert_refused(path, "each image is 5x6 .*, not 8x8: .*--config.data.resize=crop", height=8)
-    load_split(own_images(deep, channels=1), "test", Report(keep=kept.append))
-    assert kept == ["Converted 3 of 3 pictures from 16-bit RGB to 16-bit gray"]
+    assert_refused(path, "has 8 bits, but data.file_bits is 16; --config.data.convert", file_bits=16, convert=False)
+    assert_refused(path, "has 3 channels, but data.channels is 1; --config.data.convert", channels=1, convert=False)
+    assert_refused(path, "each image is 5x6 .*, not 8x8: --config.data.resize=crop", height=8)
 
 
 TRAIN, TEST = random_pixels(9, 6, 8), random_pixels(4, 6, 8, seed=1)
@@ -292,15 +267,13 @@ def test_idx_labels_go_with_their_images(tmp_path):
     for part, labels in (("train", TRAIN_LABELS), ("test", TEST_LABELS)):
         np.testing.assert_array_equal(load_split(spec, part).labels, labels)
     assert own_images(tmp_path, labels=True).num_classes == 3
-    write_files(tmp_path, {"train-labels-idx1-ubyte": idx(TRAIN_LABELS[1:])})
-    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte: .* shape \[8\]; .* one for each of its 9 images"):
-        load_split(spec, "train")
-    write_files(tmp_path, {"train-labels-idx1-ubyte": idx(TRAIN)})
-    with pytest.raises(ValueError, match="train-labels-idx1-ubyte: not an IDX file of bytes with 1 dimension$"):
-        load_split(spec, "train")
+    for wrong in (TRAIN_LABELS[1:], TRAIN):
+        write_files(tmp_path, {"train-labels-idx1-ubyte": idx(wrong)})
+        with pytest.raises(ValueError, match="must be 9 whole numbers"):
+            load_split(spec, "train")
     (tmp_path / "train-labels-idx1-ubyte").unlink()
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(ValueError, match="has no train-labels-idx1-ubyte .* beside train-images-idx3-ubyte.gz; add it"):
+    with pytest.raises(ValueError, match="data.labels = True: .* has no array 'y_train' beside 'x_train'; add it"):
         load_split(spec, "train")
 
 
@@ -311,60 +284,48 @@ def test_one_of_several_sets_by_its_name(tmp_path):
     assert_is_the_set(own_images(tmp_path, source_name="emnist-letters"))
     assert own_images(tmp_path, source_name="emnist-digits").image_shape == (5, 5, 1)
     for name in (None, "kmnist"):
-        message = f"{tmp_path}: several files could be the train images: emnist-digits-train-.*; set --config.data.sou"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"{tmp_path}: one file must be the train .*data.source_name"):
             own_images(tmp_path, source_name=name)
 
 
-def test_damaged_idx_files_are_refused(tmp_path):
-    for content, message in (
-        (idx(TRAIN)[:-1], "has 431 values, but its header says 9 x 6 x 8: it was cut off; download it again"),
-        (idx(TRAIN) + b"\0", "has more than the 432 values of its header, 9 x 6 x 8: damaged; download it again"),
-        (idx(TRAIN[:0]), "has no images; its header says 0 x 6 x 8"),
-        (idx(TRAIN)[:4] + b"\xff" * 12 + bytes(99), "its images, 4294967295 x .* GB of memory"),
-        (idx(TRAIN)[:4] + b"\0\0\x01\0" * 3 + bytes(99), "too short for 256 x 256 x 256 values"),
-        (idx(TRAIN_LABELS), "not an IDX file of bytes with 3 dimensions"),
-        (b"\0\0\x0d" + idx(TRAIN)[3:], "not an IDX file of bytes"),
-        (b"", "not an IDX file of bytes"),
-    ):
-        name = "train-images-idx3-ubyte"
-        write_files(tmp_path, MNIST_FILES | {name: content})
-        with pytest.raises(ValueError, match=f"^{tmp_path / name}: {message}"):
-            own_images(tmp_path)
+PACKED, NAME = gzip.compress(idx(TRAIN), mtime=0), "train-images-idx3-ubyte"
+# What comes behind unpacks to 300 MB: no more is unpacked than the header says.
+BOMB = PACKED + gzip.compress(bytes(30_000_000)) * 10
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.98])
-def test_a_damaged_gzip_file_is_refused(kept, tmp_path):
-    file, content = tmp_path / "train-images-idx3-ubyte.gz", gzip.compress(idx(TRAIN))
-    damaged = bytearray(content)
-    damaged[len(content) // 2] ^= 0x55
-    write_files(tmp_path, packed(MNIST_FILES))
-    for wrong, message in ((content[: int(len(content) * kept)], ""), (damaged, "a damaged gzip file .*download it")):
-        file.write_bytes(wrong)
-        with pytest.raises(ValueError, match=f"^{file}: {message}") as caught:
-            own_images(tmp_path)
-        assert "\n" not in str(caught.value)
-
-
-def test_of_a_packed_file_no_more_is_unpacked_than_its_header_says(tmp_path):
-    """What comes behind unpacks to 300 MB."""
-    zeros = gzip.compress(bytes(30_000_000))
-    write_files(tmp_path, {"train-images-idx3-ubyte.gz": gzip.compress(idx(TRAIN)) + zeros * 10})
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((NAME, idx(TRAIN)[:size]) for size in (0, 3, 9, -1)),
+        (NAME, idx(TRAIN) + b"\0"),
+        (NAME, idx(TRAIN[:0])),
+        (NAME, idx(TRAIN)[:4] + b"\xff" * 12 + bytes(99)),
+        (NAME, idx(TRAIN)[:4] + b"\0\0\x01\0" * 3 + bytes(99)),
+        (NAME, idx(TRAIN_LABELS)),
+        (NAME, b"\0\0\x0d" + idx(TRAIN)[3:]),
+        (f"{NAME}.gz", PACKED[:9]),
+        (f"{NAME}.gz", PACKED[:-9]),
+        (f"{NAME}.gz", PACKED[:200] + b"\x55" + PACKED[201:]),
+        (f"{NAME}.gz", BOMB),
+    ],
+)
+def test_damaged_idx_files_are_refused(name, content, tmp_path):
+    test_part = {file: content for file, content in MNIST_FILES.items() if "t10k" in file}
+    write_files(tmp_path, test_part | {name: content})
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="idx3-ubyte.gz: has more than the 432 values of its header, 9 x 6 x 8"):
-            own_images(tmp_path)
+        with pytest.raises(ValueError, match=f"^{tmp_path / name}: ") as caught:
+            load_split(own_images(tmp_path), "train")
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("part", "word"), [("train", "train"), ("test", "t10k")])
-def test_a_missing_part_of_idx_files_is_reported(part, word, tmp_path):
-    write_files(tmp_path, {name: content for name, content in MNIST_FILES.items() if word not in name})
-    message = f"^{tmp_path}: no file is the {part} images in IDX format; it is called like {word}-images-idx3"
-    with pytest.raises(ValueError, match=message):
-        load_split(own_images(tmp_path), "test")
+def test_a_missing_part_of_idx_files_is_reported(tmp_path):
+    write_files(tmp_path, {name: content for name, content in MNIST_FILES.items() if "t10k" not in name})
+    with pytest.raises(ValueError, match=f"^{tmp_path}: one file must be the test images .none.: t10k-images-idx3"):
+        own_images(tmp_path)
 
 
 LETTERS = np.random.default_rng(0).uniform(size=(3, 28, 28))
@@ -391,41 +352,27 @@ def test_letters_stand_upright(chardata):
     np.testing.assert_array_equal(train.images[..., 0], expected)
 
 
-def test_letters_have_no_labels(chardata):
-    with pytest.raises(ValueError, match=f"data.labels = True: mat {chardata} has no labels; set --config.data.labels"):
+def test_what_is_not_the_set_of_letters_is_refused(chardata):
+    with pytest.raises(ValueError, match=f"data.labels = True: mat {chardata} has 0 classes; set --config.data.labels"):
         load_letters(chardata, labels=True)
-
-
-def test_letters_that_are_missing_or_more_than_the_memory(chardata, free_memory):
-    free_memory(3 * 8 * COLUMNS.size)
-    assert load_letters(chardata).count == 3
-    free_memory(3 * 8 * COLUMNS.size - 1)
-    with pytest.raises(ValueError, match=f"^{chardata}: its images need .* GB of memory, .*: download the file again"):
-        load_letters(chardata)
+    whole = chardata.read_bytes()
+    for contents in (
+        {"testdata": COLUMNS},
+        {"data": COLUMNS.T},
+        {"data": np.where(COLUMNS == COLUMNS.max(), np.nan, COLUMNS)},
+        {"data": COLUMNS * 255},
+        {"data": COLUMNS * 1j},
+        {"data": scipy.sparse.csc_matrix(COLUMNS)},
+        {"data": COLUMNS[:, :0]},
+        *(whole[:kept] for kept in (0, 50, 130, 2000)),
+        b"Dear diary,\n" * 200,
+    ):
+        if isinstance(contents, dict):
+            scipy.io.savemat(chardata, contents)
+        else:
+            chardata.write_bytes(contents)
+        with pytest.raises(ValueError, match=f"^{chardata}: can't be read as the chardata.mat of Burda et al."):
+            load_letters(chardata)
     chardata.unlink()
     with pytest.raises(FileNotFoundError, match="chardata.mat: no such file"):
         load_letters(chardata.parent)
-
-
-def test_other_contents_are_refused(chardata):
-    for contents, message in (
-        ({"testdata": COLUMNS}, "has no variable 'data'; it is not the chardata.mat of Burda et al."),
-        ({"data": COLUMNS.T}, r"variable 'data' is \[3, 784\]; it must be \[784, images\], from 0 to 1"),
-        ({"data": np.where(COLUMNS == COLUMNS.max(), np.nan, COLUMNS)}, "from 0 to 1"),
-        ({"data": COLUMNS * 255}, "from 0 to 1"),
-        ({"data": COLUMNS * 1j}, "from 0 to 1"),
-        ({"data": scipy.sparse.csc_matrix(COLUMNS)}, "from 0 to 1"),
-        ({"data": COLUMNS[:, :0]}, r"variable 'data' is \[784, 0\]"),
-    ):
-        scipy.io.savemat(chardata, contents)
-        with pytest.raises(ValueError, match=f"^{chardata}: .*{message}"):
-            load_letters(chardata)
-
-
-@pytest.mark.parametrize("kept", [0, 50, 130, 2000])
-def test_what_is_no_whole_matlab_file_is_refused(kept, chardata):
-    content = chardata.read_bytes()
-    for damaged in (content[:kept], b"Dear diary,\n" * (kept // 10)):
-        chardata.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"^{chardata}: not a complete MATLAB file .*download it again"):
-            load_letters(chardata)

@@ -7,7 +7,7 @@ import nvae_tf
 from nvae_tf.data import data_spec
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.data.pictures import BadPicture
-from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
+from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import held_out, holds_out, load_split
 from nvae_tf.progress import Report
 from tests.data.picture_factory import (
@@ -65,9 +65,6 @@ def test_folders_are_classes(tmp_path):
         ]
         assert load_split(skipping, "train").names() == names
         assert len(list((tmp_path / "cache").iterdir())) == 4
-    # Images are not decoded again for their labels.
-    load_split(dataclasses.replace(skipping, labels=False, num_classes=None), "train")
-    assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
 @pytest.mark.parametrize("folder", ["", "train"])
@@ -83,13 +80,13 @@ def test_folders_are_classes_where_a_part_is_held_out(folder, tmp_path):
 def test_pictures_without_a_class_are_refused(tmp_path):
     write_numbered(tmp_path / "train" / "cats", 2)
     write_numbered(tmp_path / "test" / "dogs", 2)
-    with pytest.raises(ValueError, match=f"data.labels = True: folder {tmp_path} has one class only, cats; set"):
+    with pytest.raises(ValueError, match=f"data.labels = True: folder {tmp_path} has 1 classes; set"):
         own_images(tmp_path, labels=True)
     spec = own_images(write_numbered(tmp_path / "train" / "dog", 2).parents[1], labels=True)
-    with pytest.raises(ValueError, match=r"test/dogs/000.png: the training part has no class 'dogs': .* mean 'dog'\?"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: the training part lacks classes of the test part: dogs$"):
         load_split(spec, "test")
     write_numbered(tmp_path / "train", 1)
-    with pytest.raises(ValueError, match="train/000.png: is in no folder of a class, .* one, such as train/cat$"):
+    with pytest.raises(ValueError, match="train/000.png: .* is in no folder of a class"):
         own_images(tmp_path, labels=True)
 
 
@@ -100,8 +97,7 @@ def test_a_part_is_held_out_where_there_are_no_such_folders(tmp_path):
     assert len(test) == 10 and sorted(train + test) == list(range(40)) and holds_out(spec)
     assert train == sorted(train) and test == sorted(test)
     assert parts(spec) == (train, test)
-    other_train, other_test = parts(dataclasses.replace(spec, split_seed=1))
-    assert sorted(other_train + other_test) == list(range(40)) and other_test != test
+    assert parts(dataclasses.replace(spec, split_seed=1))[1] != test
     # Not the first or last ones, nor every fourth.
     assert 0 < len(set(test) & set(range(20))) < 10 and len(set(np.diff(test))) > 1
 
@@ -112,64 +108,56 @@ def test_few_images_change_sides_when_some_are_added():
     (_, before), (_, after) = held_out(names, data_spec("own_images")), held_out(more, data_spec("own_images"))
     assert (len(before), len(after)) == (100, 105)
     assert len({names[number] for number in before} ^ ({more[number] for number in after} & {*names})) <= 10
-
-
-def test_both_parts_have_an_image_at_least():
+    # Both parts have an image at least.
     for count, fraction, held in ((2, 0.1, 1), (3, 0.99, 2)):
         spec = dataclasses.replace(data_spec("own_images"), test_fraction=fraction)
-        assert list(map(len, held_out([f"{number}.png" for number in range(count)], spec))) == [count - held, held]
-    with pytest.raises(ValueError, match="1 image can't be divided .*: add more images"):
+        assert list(map(len, held_out(names[:count], spec))) == [count - held, held]
+    with pytest.raises(ValueError, match="one image can't be divided"):
         held_out(["a.png"], spec)
 
 
 @pytest.mark.parametrize(
-    ("present", "missing", "setting"),
-    [(("train", "val"), "test", "test_split"), (("training", "test"), "train", "train_split")],
+    ("present", "missing", "setting"), [("val", "test", "test_split"), ("training", "train", "train_split")]
 )
 def test_a_part_under_another_name_is_not_guessed(present, missing, setting, tmp_path):
-    for folder in present:
+    for folder in (present, "train" if missing == "test" else "test"):
         write_numbered(tmp_path / folder, 2)
-    message = f"{tmp_path} has the sub-folders {', '.join(sorted(present))}, but no '{missing}': .*data.{setting}"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{tmp_path} has the sub-folders .*, but no '{missing}': .*data.{setting}"):
         own_images(tmp_path)
-    other = next(name for name in present if name not in ("train", "test"))
-    assert parts(own_images(tmp_path, **{setting: other})) == ([0, 1], [0, 1])
+    assert parts(own_images(tmp_path, **{setting: present})) == ([0, 1], [0, 1])
 
 
 def test_no_pictures_are_reported(tmp_path):
-    with pytest.raises(ValueError, match=r"no pictures in it; .*\.png, \.jpg, .* \(it is empty\)"):
-        own_images(tmp_path)
     write_files(tmp_path, {"scan.psd": b"8BPS", "more/scan.psd": b"8BPS"})
     for find in (own_images, lambda folder: find_pictures([folder])):
-        with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
+        with pytest.raises(ValueError, match=f"{tmp_path}: no pictures in it, which are files .png, .jpg"):
             find(tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere': no such file or folder"):
-        find_pictures(tmp_path / "nowhere")
 
 
+NO_CONVERSION = {"convert": False}
 BAD_FILES = {
     "other channels": (
         png(RGB[0][..., :1]),
-        {"convert": False},
-        "has 1 channels, but data.channels is 3; --config.data.convert=True converts images when they are read. Fix or",
+        NO_CONVERSION,
+        "has 1 channels, but data.channels is 3; --",
     ),
     "16 bits": (
         png(random_pixels(6, 9, 3, dtype=np.uint16)),
-        {"convert": False},
-        "has 16 bits a channel, but data.file_bits is 8; --",
+        NO_CONVERSION,
+        "has 16 bits, but data.file_bits",
     ),
-    "another size": (png(RGB[0].swapaxes(0, 1)), {}, r"is 9x6 \(height x width\), not 6x9: .*data.resize=crop"),
+    "another size": (png(RGB[0].swapaxes(0, 1)), {}, r"is 9x6 \(height x width\), not 6x9: --config.data.resize=crop"),
     "smaller than the box": (
         png(random_pixels(4, 4, 3)),
         {"crop_box": (1, 1, 6, 5)},
-        "is 4x4 .*: make the box smaller",
+        "is 4x4 .*: make the box",
     ),
-    "cut off": (encoded(RGB[0], "JPEG")[:-40], {}, "a damaged or cut-off JPEG file .*Fix or remove the file"),
-    "text": (b"Dear diary", {}, "not a picture, whatever its name says, .*Fix or remove the file"),
+    "cut off": (encoded(RGB[0], "JPEG")[:-40], {}, "a damaged or cut-off JPEG file"),
+    "text": (b"Dear diary", {}, "not a picture"),
     "too many pixels": (
         png(random_pixels(20, 30, 3)),
         {"max_pixels": 599},
-        "is 20x30 .*, 600 pixels, .* scale it down",
+        "is 20x30 .*, 600 pixels, .* scale it",
     ),
 }
 
@@ -181,7 +169,7 @@ def test_a_picture_that_cannot_be_used_is_named_with_the_fix_or_skipped(kind, tm
     path = tmp_path / "train" / "b.png"
     with pytest.raises(ValueError, match=f"^{path}: {message}") as caught:
         load_split(spec, "train")
-    assert "or leave such files out with --config.data.on_bad_file=skip" in str(caught.value)
+    assert "Fix or remove the file, or leave such files out with --config.data.on_bad_file=skip" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert load_split(spec, "test").count == 2
     kept = []
@@ -192,37 +180,11 @@ def test_a_picture_that_cannot_be_used_is_named_with_the_fix_or_skipped(kind, tm
     assert text.startswith(f"Skipped 1 of 7 pictures of the train part of {tmp_path}:\n    {path}: ")
 
 
-def mixed(folder):
-    """Forty RGBA pictures, four in gray with alpha and one of 16 bits, of which some are held out for testing."""
-    contents = {f"{number:02d}.png": random_pixels(HEIGHT, WIDTH, 4, seed=number) for number in range(40)}
-    contents |= {f"gray {number}.png": random_pixels(HEIGHT, WIDTH, 2, seed=number) for number in range(4)}
-    contents["x.png"] = random_pixels(HEIGHT, WIDTH, 4, dtype=np.uint16)
-    return write_files(folder, {name: png(pixels) for name, pixels in contents.items()})
-
-
 def test_what_is_converted_is_said_in_one_line(tmp_path):
-    spec, kept = own_images(mixed(tmp_path)), []
-    assert spec.convert and spec.channels == 4
-    sources = [load_split(spec, split, Report(keep=kept.append)) for split in ("train", "test")]
-    assert sum(source.count for source in sources) == 45
-    assert kept == ["Converted 5 of 45 pictures from gray with alpha (4) and 16-bit RGBA (1) to RGBA"]
-    (tmp_path / "x.png").unlink()
-    load_split(own_images(tmp_path, channels=3), "train", Report(keep=kept.append))
-    assert kept[1:] == ["Converted 44 of 44 pictures from gray with alpha (4) and RGBA (40) to RGB"]
-
-
-@pytest.mark.parametrize(
-    ("channels", "advice"),
-    [
-        (None, "gray .* has 2 channels, but data.channels is 4; [^,]*{} [(]4 more of 45 can't"),
-        (3, "has 4 channels, .* when they are read, or set it to 4, what most images have.{} [(]44 more"),
-        (2, "has 4 channels, .* when they are read, or set it to 4, what most images have.{} [(]40 more"),
-    ],
-)
-def test_what_is_advised_fits_the_majority_of_all_pictures(channels, advice, tmp_path):
-    spec = own_images(mixed(tmp_path), convert=False, channels=channels)
-    with pytest.raises(ValueError, match=advice.format(" Fix or remove the file")):
-        load_split(spec, "train")
+    others = {"gray": png(RGB[0][..., :1]), "x": png(random_pixels(HEIGHT, WIDTH, 3, dtype=np.uint16))}
+    spec, kept = own_images(train_and_test(tmp_path, **others)), []
+    assert load_split(spec, "train", Report(keep=kept.append)).count == 8 and spec.channels == 3
+    assert kept == ["Converted 2 of 8 train pictures to 3 channels, 8 bits"]
 
 
 @pytest.mark.parametrize("channels", [4, 2])
@@ -253,23 +215,18 @@ def test_alpha_is_dropped_or_laid_on_a_color(channels, alpha, background, tmp_pa
 
 
 def test_of_many_skipped_pictures_the_first_are_named(tmp_path):
-    kept = []
-    spec = own_images(train_and_test(tmp_path), on_bad_file="skip")
-    load_split(spec, "train", Report(keep=kept.append))
-    assert not kept
-    write_files(tmp_path / "train", {f"x{number}.png": b"text" for number in range(8)})
+    kept, bad = [], {f"x{number}": b"text" for number in range(8)}
+    spec = own_images(train_and_test(tmp_path, **bad), on_bad_file="skip")
     assert load_split(spec, "train", Report(keep=kept.append)).count == 6
-    assert "Skipped 8 of 14 pictures" in kept[0] and kept[0].endswith("and 3 more") and kept[0].count("x") == 5
-    with pytest.raises(ValueError, match="7 more of 16 can't be used"):
-        load_split(dataclasses.replace(spec, on_bad_file="stop"), "train")
+    assert "Skipped 8 of 14 pictures" in kept[0] and kept[0].endswith("...") and kept[0].count("\n") == 6
 
 
 def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
     write_files(tmp_path, {f"{number}.png": b"text" for number in range(4)})
     with pytest.raises(ValueError, match=f"{tmp_path}/.*: not a picture.*Fix or remove the file"):
-        own_images(tmp_path, on_bad_file="skip")
+        own_images(tmp_path)
     spec = own_images(tmp_path, on_bad_file="skip", height=6, width=9, channels=3, file_bits=8)
-    with pytest.raises(ValueError, match=rf"{tmp_path}: none of 3 pictures .*; the first: {tmp_path}/\d.png: not"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: none of 3 pictures .*; the first: {tmp_path}"):
         load_split(spec, "train")
 
 
@@ -280,9 +237,6 @@ def test_damage_in_the_middle_is_met_when_the_picture_is_read(tmp_path):
     with pytest.raises(BadPicture, match=f"^{tmp_path / 'train' / 'b.png'}: a damaged .*Fix or remove") as caught:
         list(iterate(evaluation_batches(source, spec, batch_size=1, seed=0), source))
     assert "\n" not in str(caught.value)
-    with pytest.raises(BadPicture, match="b.png"):
-        next(iterate(training_batches(source, spec, 7, seed=0), source))
-    assert load_split(dataclasses.replace(spec, on_bad_file="skip"), "train").count == 6
 
 
 MNIST = data_spec("mnist")
@@ -306,33 +260,15 @@ def test_a_model_sees_of_a_folder_what_training_would(tmp_path, changes):
     np.testing.assert_array_equal(images, expected)
 
 
-def test_files_come_in_their_order(tmp_path):
-    write_files(tmp_path, {"a.png": gray(28, 28), "b.png": gray(28, 28, seed=1), "more/c.png": gray(28, 28, seed=2)})
-    spec = dataclasses.replace(MNIST, binarize=False, num_bits=8, likelihood="logistic_mixture")
-    images, names = pictures_for_model([tmp_path / "b.png", tmp_path / "more"], spec)
-    assert names == ["b.png", "c.png"]
-    np.testing.assert_array_equal(images[0], random_pixels(28, 28, 1, seed=1) / np.float32(255))
-    one, _ = pictures_for_model(str(tmp_path / "b.png"), spec)
-    np.testing.assert_array_equal(one, images[:1])
-
-
-def test_rules_may_be_given(tmp_path):
-    write_files(tmp_path, {"wide.png": png(np.full((28, 56, 3), 255, np.uint8))})
-    images, _ = pictures_for_model(tmp_path, MNIST, resize="crop", convert=True)
-    assert images.shape == (1, 28, 28, 1) and (images == 1).all()
-
-
 def test_one_that_does_not_fit_is_named(tmp_path):
-    for content, changes, message in (
-        (gray(30, 28), {}, "is 30x28 (height x width), but the model takes 28x28; --resize=crop"),
-        (gray(30, 28), {"crop_box": (0, 0, 28, 40)}, "is 30x28 (height x width); the model's data are cropped from"),
-        (png(random_pixels(28, 28, 3)), {}, "has 3 channels, but the model was trained on pictures with 1; --convert"),
-        (damaged_in_the_middle(gray(28, 28)), {}, "a damaged or cut-off PNG file"),
-        (gray(300, 200), {"resize": "crop", "max_pixels": 59_999}, "is 300x200 (height x width), 60,000 pixels"),
+    for content, message in (
+        (gray(30, 28), "is 30x28 (height x width), not 28x28: --config.data.resize=crop"),
+        (png(random_pixels(28, 28, 3)), "has 3 channels, but data.channels is 1"),
+        (damaged_in_the_middle(gray(28, 28)), "a damaged or cut-off PNG file"),
     ):
         write_files(tmp_path, {"a.png": gray(28, 28), "b.png": content})
         with pytest.raises(ValueError) as caught:
-            pictures_for_model(tmp_path / "b.png", dataclasses.replace(MNIST, **changes))
+            pictures_for_model(tmp_path, MNIST)
         assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)
 
 
@@ -353,14 +289,6 @@ def test_hostile_calls_of_load_images(places, arguments, message, tmp_path):
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
 
 
-def test_what_pillow_says_of_a_chunk_is_text(tmp_path):
-    content = png(random_pixels(40, 40, 3))
-    place = content.index(b"IDAT") + 300
-    write_files(tmp_path, {"a.png": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]})
-    with pytest.raises(ValueError, match=r"a damaged or cut-off PNG file \(.* 'IDAT'"):
-        nvae_tf.load_images(tmp_path, nvae_tf.ModelConfig())
-
-
 def test_pictures_are_loaded_as_a_run_or_a_model_sees_them(tmp_path):
     write_files(tmp_path, {"a.png": gray(30, 40), "b.png": png(random_pixels(60, 60, 3))})
     run = dataclasses.replace(MNIST, resize="stretch", convert=True)
@@ -371,5 +299,3 @@ def test_pictures_are_loaded_as_a_run_or_a_model_sees_them(tmp_path):
     images = nvae_tf.load_images([tmp_path / "b.png", tmp_path / "a.png"], config)
     assert images.shape == (2, 20, 20, 3) and {*np.unique(images * 3)} == {0.0, 1.0, 2.0, 3.0}
     np.testing.assert_array_equal(images[1, ..., 0], images[1, ..., 2])
-    with pytest.raises(ValueError, match="is 60x60"):
-        nvae_tf.load_images(tmp_path / "b.png", config, resize="none")

@@ -1,6 +1,5 @@
 import dataclasses
 import struct
-import sys
 import zlib
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from PIL import ExifTags, Image
 
 from nvae_tf.data import data_spec, pictures
-from tests.command_fixtures import output_of
 from tests.data.picture_factory import encoded, png, png_of_chunks, random_pixels, tiff, with_palette, write_files
 
 HEIGHT, WIDTH = 13, 18
@@ -27,7 +25,6 @@ EXACT = {
         encoded(with_palette(NUMBERS, COLORS), "PNG", transparency=bytes(ALPHA.tolist())),
         np.concatenate([COLORS[NUMBERS], ALPHA[NUMBERS][..., np.newaxis]], axis=-1),
     ),
-    "png-1-bit": (encoded(Image.fromarray(GRAY[..., 0] > 100), "PNG"), (GRAY > 100) * 255),
     "webp-rgb": (encoded(RGB, "WEBP", lossless=True), RGB),
     "webp-rgba": (encoded(RGBA, "WEBP", lossless=True, exact=True), RGBA),
     "bmp-rgb": (encoded(RGB, "BMP"), RGB),
@@ -42,7 +39,10 @@ EXACT = {
     "tiff-by-channel": (tiff(RGB, PlanarConfiguration=2), RGB),
     "tiff-white-is-0": (tiff(GRAY, PhotometricInterpretation=0), 255 - GRAY),
     "tiff-palette": (encoded(with_palette(NUMBERS, COLORS), "TIFF"), COLORS[NUMBERS]),
-    "tiff-1-bit": (encoded(Image.fromarray(GRAY[..., 0] > 100), "TIFF"), (GRAY > 100) * 255),
+    **{
+        f"{kind}-1-bit": (encoded(Image.fromarray(GRAY[..., 0] > 100), kind), (GRAY > 100) * 255)
+        for kind in ("PNG", "TIFF")
+    },
 }
 # Smooth, as photographs are: JPEG and lossy WebP then keep it to within a few values.
 SMOOTH = np.add.outer(np.arange(HEIGHT) * 6, np.arange(WIDTH) * 7).astype(np.uint8)[..., np.newaxis]
@@ -94,16 +94,15 @@ def test_header_and_pixels(form, tmp_path):
         assert error.mean() < 3 and error.max() < 16
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "big-endian TIFF", "packed TIFF"])
+TIFFS = [(kind, channels) for kind in ("TIFF", "big-endian TIFF", "packed TIFF") for channels in (1, 3, 4)]
+
+
+@pytest.mark.parametrize(("kind", "channels"), [*TIFFS, *(("PNG", channels) for channels in (1, 2, 3, 4))])
 def test_of_16_bits_the_upper_8_are_taken(kind, channels, tmp_path):
     # Every value there is, in another order in each channel.
     values = (np.arange(2**16)[:, None] + 9973 * np.arange(channels)).astype(np.uint16).reshape(256, 256, channels)
     order, packed = ">" if kind == "big-endian TIFF" else "<", kind == "packed TIFF"
     path = written(tmp_path, png(values) if kind == "PNG" else tiff(values, order, packed))
-    if kind != "PNG" and channels == 2:
-        assert_refused(path, r".*\(gray with alpha: of 8\).*; save it as a PNG file")
-        return
     assert pictures.read_header(path) == pictures.PictureHeader(256, 256, channels, 16)
     found = np.asarray(pictures.read_picture(path, channels)).reshape(values.shape)
     np.testing.assert_array_equal(found, values >> 8)
@@ -181,27 +180,13 @@ def test_odd_metadata_does_no_harm(kind, exif, tmp_path):
     assert pictures.read_picture(tmp_path / "photo", 3).size == (8, 16)
 
 
-@pytest.mark.parametrize("kept", [0.05, 0.6, 1.0])
-def test_a_png_file_whose_tail_is_zeros_is_refused(kept, tmp_path):
-    """Zeros are a valid end of packed pixels: they can all be decoded."""
-    content = encoded(random_pixels(64, 64, 3) // 16, "PNG")
-    start = int((len(content) - WITHOUT_PIXELS) * kept)
-    path = written(tmp_path, content[:start] + bytes(len(content) - start))
-    with pytest.raises(pictures.BadPicture, match=f"^{path}: "):
-        pictures.read_header(path)
-        pictures.read_picture(path, 3)
-    # Rows that are stored as they are can be decoded when damaged; their checksum is not right.
+def test_the_checksums_of_a_png_file_are_checked(tmp_path):
+    """Rows that are stored as they are can be decoded when damaged."""
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0)
     damaged = bytearray(png_of_chunks(header, zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB), 0)))
     damaged[damaged.index(RGB[-1].tobytes()) + 5] ^= 1
-    with pytest.raises(pictures.BadPicture, match="a damaged or cut-off PNG file .*checksum"):
+    with pytest.raises(pictures.BadPicture, match="a damaged or cut-off PNG file .*checksum.* 'IDAT'"):
         pictures.read_picture(written(tmp_path, bytes(damaged)), 3)
-
-
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_several_frames_or_pages_none_is_taken(kind, tmp_path):
-    message = "has several frames or pages, .* save those that you want as"
-    assert_refused(written(tmp_path, encoded(Image.fromarray(RGB), kind, save_all=True, append_images=SECOND)), message)
 
 
 def test_other_data_in_a_file_do_no_harm(tmp_path):
@@ -216,63 +201,52 @@ def test_other_data_in_a_file_do_no_harm(tmp_path):
         np.testing.assert_array_equal(*(pixels(path, expected.shape[-1]) for path in (longer, whole)))
 
 
-ODD_TIFFS = {
-    "signed": tiff(RGB.astype(np.int8)),
-    "32 bits": tiff(GRAY.astype(np.uint32)),
-    "floats": tiff(GRAY.astype(np.float32)),
-    "white is 0, 16 bits": tiff(GRAY.astype(np.uint16), PhotometricInterpretation=0),
-    "gray and alpha by channel": tiff(RGBA[..., :2], packed=True, PlanarConfiguration=2),
-    "JPEG within": encoded(RGB, "TIFF", compression="jpeg"),
-    "a tile of 4 billion pixels": tiff(RGB, TileWidth=2**16, TileLength=2**16),
+def with_zeros_at_the_end(content, kept):
+    """Zeros are a valid end of packed pixels: they can all be decoded."""
+    start = int((len(content) - WITHOUT_PIXELS) * kept)
+    return content[:start] + bytes(len(content) - start)
+
+
+def large_png(side):
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return png_of_chunks(header, zlib.compress(bytes(1000)))
+
+
+ODD, NO_PICTURE = "a TIFF file of a form that is not read: .*; save it as a PNG file", "not a picture that can be read"
+REFUSED = {
+    "empty": (b"", NO_PICTURE),
+    "text": (b"Dear diary,\n" * 20, NO_PICTURE),
+    "start of PNG": (b"\x89PNG\r\n\x1a\n", ""),
+    "start of WEBP": (b"RIFF\0\0\0\0WEBP", ""),
+    # Also where Pillow's own limit is met first.
+    **{f"{side} pixels wide": (large_png(side), ".*pixels") for side in (13_000, 16_000, 2**16)},
+    **{
+        f"two in {kind}": (encoded(Image.fromarray(RGB), kind, save_all=True, append_images=SECOND), "has several f")
+        for kind in ("GIF", "WEBP", "PNG", "TIFF")
+    },
+    **{
+        f"{kept} of PNG, zeros": (with_zeros_at_the_end(encoded(random_pixels(64, 64, 3) // 16, "PNG"), kept), "")
+        for kept in (0.05, 0.6, 1.0)
+    },
+    # TIFF files that are not decoded as they are meant.
+    "signed": (tiff(RGB.astype(np.int8)), NO_PICTURE),
+    "32 bits": (tiff(GRAY.astype(np.uint32)), ODD),
+    "floats": (tiff(GRAY.astype(np.float32)), ODD),
+    "white is 0, 16 bits": (tiff(GRAY.astype(np.uint16), PhotometricInterpretation=0), ODD),
+    "gray and alpha by channel": (tiff(RGBA[..., :2], packed=True, PlanarConfiguration=2), ODD),
+    "gray and alpha of 16 bits": (tiff(RGBA[..., :2].astype(np.uint16)), NO_PICTURE),
+    "JPEG within": (encoded(RGB, "TIFF", compression="jpeg"), ODD),
+    "a tile of 4 billion pixels": (tiff(RGB, TileWidth=2**16, TileLength=2**16), ".*4,294,967,296 pixels"),
 }
 
 
-@pytest.mark.parametrize("form", ODD_TIFFS)
-def test_tiff_files_that_are_not_decoded_as_they_are_meant_are_refused(form, tmp_path):
-    message = "4,294,967,296 pixels" if "tile" in form else "a damaged TIFF file, or one of .*; save it as a PNG file"
-    assert_refused(written(tmp_path, ODD_TIFFS[form]), f".*{message}")
+@pytest.mark.parametrize("form", REFUSED)
+def test_files_that_are_no_whole_picture_are_refused(form, tmp_path):
+    content, message = REFUSED[form]
+    assert_refused(written(tmp_path, content), message)
 
 
-def test_the_largest_pictures_are_refused_in_one_line(tmp_path):
-    """Also where Pillow's own limit is met first."""
-    rows = zlib.compress(bytes(1000))
-    for side in (13_000, 16_000, 2**16):
-        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        assert_refused(written(tmp_path, png_of_chunks(header, rows)), ".*scale it down")
-
-
-_PEAK_OF_READING = """
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from nvae_tf.data.pictures import read_picture
-with ThreadPoolExecutor(8) as threads:
-    read = lambda path: read_picture(path, 3, fit=lambda picture: picture.resize((8, 8))).size
-    assert set(threads.map(read, sys.argv[1:])) == {(8, 8)}
-with open("/proc/self/status") as status:
-    (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM"))
-print(int(peak) // 1024)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_large_pictures_are_decoded_one_at_a_time(tmp_path):
-    side, packer = 6_000, zlib.compressobj(1)
-    rows = [packer.compress(bytes(1 + 3 * side)) for _ in range(side)]
-    content = png_of_chunks(struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"".join(rows) + packer.flush())
-    folder = write_files(tmp_path, {f"{number}.png": content for number in range(8)})
-    # In MiB; one takes 4 bytes a pixel, 137 MiB.
-    assert int(output_of(["-c", _PEAK_OF_READING, *folder.iterdir()])) < 500
-
-
-def test_what_is_no_picture_is_refused(tmp_path):
-    for content, message in (
-        (b"", "an empty file"),
-        (b"Dear diary,\n" * 20, "not a picture, whatever its name says, or one of another kind than PNG, JPG"),
-        (b"\x89PNG\r\n\x1a\n", ""),
-        (b"RIFF\0\0\0\0WEBP", ""),
-    ):
-        assert_refused(written(tmp_path, content), message)
+def test_a_link_to_nothing_is_refused(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     assert_refused(tmp_path / "link.png", "no file, or a link to nothing")
 
@@ -304,8 +278,8 @@ def test_cropping_and_scaling():
         (sized(20, 20, None, "crop"), (20, 41), (10, 30), (0, 20), 0),
         # The shorter side fits and the longer one is cut evenly.
         (sized(25, 25, None, "crop"), (100, 200), (50, 150), (0, 100), 0.76),
-        (sized(30, 20, None, "crop"), (120, 200), (60, 140), (0, 120), 0.76),
         (sized(40, 40, None, "crop"), (20, 30), (5, 25), (0, 20), 0.76),
+        (sized(64, 64, None, "crop"), (64, 30), (0, 30), (17, 47), 0.76),
         (sized(20, 50, None, "stretch"), (100, 200), (0, 200), (0, 100), 0.76),
         (sized(64, 64, (15, 40, 163, 188), "stretch"), (218, 178), (15, 163), (40, 188), 0.5),
     ):
@@ -321,15 +295,15 @@ def test_scaling_down_averages_all_pixels():
     stripes = np.zeros((96, 96, 3), np.uint8)
     stripes[:, ::2] = 255
     for resize in ("crop", "stretch"):
-        found = np.asarray(pictures.fitted(Image.fromarray(stripes), sized(24, 24, None, resize)))
-        assert np.abs(found.astype(int) - 127.5).max() < 10
+        scaled = np.asarray(pictures.fitted(Image.fromarray(stripes), sized(24, 24, None, resize)))
+        assert np.abs(scaled.astype(int) - 127.5).max() < 10
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_arrays_get_the_same_as_pictures(channels):
     spec = dataclasses.replace(CELEBA, crop_box=(1, 2, 11, 22), height=6, width=5, channels=channels)
     pixels = random_pixels(24, 16, channels)
-    found = pictures.fit_pixels(pixels, spec)
+    found = pictures.fit_images(pixels[np.newaxis], spec)[0]
     assert found.dtype == np.uint8 and found.shape == (6, 5, channels)
     # Channel by channel: the last of two or four need not be an alpha channel.
     for number in range(channels):
@@ -338,9 +312,3 @@ def test_arrays_get_the_same_as_pictures(channels):
     if channels == 3:
         colors = Image.fromarray(pixels).crop((1, 2, 11, 22)).resize((5, 6), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(found, colors)
-
-
-@pytest.mark.parametrize("size", [(64, 30), (30, 64), (64, 63)])
-def test_what_fits_on_one_side_alone_is_enlarged(size):
-    enlarged = np.asarray(pictures.fitted(Image.new("L", size, 200), sized(64, 64, None, "crop")))
-    assert enlarged.shape == (64, 64) and (enlarged == 200).all()

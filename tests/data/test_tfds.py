@@ -3,21 +3,20 @@ import hashlib
 import pathlib
 import socket
 import tarfile
-import threading
 import urllib.parse
 
 import numpy as np
 import pytest
+import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nvae_tf.data import data_spec
 from nvae_tf.data import tfds as tfds_source
-from nvae_tf.data.pipeline import evaluation_batches, training_batches
 from nvae_tf.data.sources import first_image, load_split
 from nvae_tf.data.spec import complete_spec
 from nvae_tf.data.tfds import unreachable_hosts
-from tests.data.picture_factory import png, random_pixels, write_files
+from tests.data.picture_factory import random_pixels, stored_pixels, write_files
 
 MNIST, CIFAR10 = data_spec("mnist"), data_spec("cifar10")
 
@@ -77,22 +76,16 @@ def load(spec, split, folder):
 @pytest.fixture
 def no_network(monkeypatch):
     def fail(*_, **__):
-        raise socket.gaierror(-2, "Name or service not known")
+        raise requests.ConnectionError("no route")
 
-    monkeypatch.setattr(socket, "create_connection", fail)
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(requests, "head", fail)
 
 
 def test_a_prepared_set_and_parts_of_its_splits_without_network(no_network, tmp_path):
     images = random_pixels(40, 32, 32, 3)
     store_known_set(tmp_path, "cifar10", train=images, test=images[:3])
-    source = load(CIFAR10, "train", tmp_path)
-    np.testing.assert_array_equal(source.images, images)
+    np.testing.assert_array_equal(load(CIFAR10, "train", tmp_path).images, images)
     np.testing.assert_array_equal(load(CIFAR10, "test", tmp_path).images, images[:3])
-    batch = next(iter(training_batches(source, CIFAR10, batch_size=8, seed=1))).numpy()
-    assert batch.shape == (8, 32, 32, 3) and batch.dtype == np.float32 and len(np.unique(batch)) > 200
-    np.testing.assert_array_equal(np.rint(batch * 255) / np.float32(255), batch)
     spec = dataclasses.replace(CIFAR10, train_split="train[:80%]", test_split="train[80%:]")
     np.testing.assert_array_equal(load(spec, "train", tmp_path).images, images[:32])
     np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[32:])
@@ -114,20 +107,13 @@ def test_labels_go_with_their_images(no_network, tmp_path):
         assert source.class_names == tuple("abcdefghij")
 
 
-def test_a_set_without_labels_is_refused(celeba64):
-    with pytest.raises(ValueError, match=f"tfds celeb_a {celeba64.path} has no labels; set --config.data.labels=False"):
-        load_split(dataclasses.replace(celeba64, labels=True), "test")
-
-
 def test_stacked_mnist_is_made_of_mnist(no_network, tmp_path):
     spec = data_spec("stacked_mnist")
     images = random_pixels(40, 28, 28, 1)
-    store_known_set(tmp_path, "mnist", train=images, test=images[:10])
-    for split, digits in (("train", images), ("test", images[:10])):
-        source = load(spec, split, tmp_path)
-        assert (source.count, source.image_shape) == (len(digits), (28, 28, 3))
-        (stacks,) = evaluation_batches(source, spec, batch_size=40, seed=0)
-        assert np.sum(stacks, dtype=np.float64) == pytest.approx(3 * digits.sum() / 255)
+    store_known_set(tmp_path, "mnist", train=images)
+    source = load(spec, "train", tmp_path)
+    assert (source.count, source.image_shape) == (40, (28, 28, 3))
+    assert np.sum(stored_pixels(source), dtype=np.int64) == 3 * images.sum(dtype=np.int64)
 
 
 def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(no_network, tmp_path, monkeypatch):
@@ -155,56 +141,39 @@ def test_without_network_the_error_has_the_cause_and_the_manual_way(no_network, 
         load(MNIST, "train", tmp_path)
     message = str(caught.value)
     for url in tfds.builder_cls("mnist").url_infos:
-        assert url in message
-        assert f"{urllib.parse.urlsplit(url).hostname}:443: [Errno -2] Name or service not known" in message
+        assert url in message and f"{urllib.parse.urlsplit(url).hostname}: no route" in message
     assert str(tmp_path / "downloads" / "manual") in message
-    assert "tfds.builder('mnist'" in message and str(tmp_path / "mnist") in message
+    assert "tfds build mnist --data_dir=tfds_data" in message and str(tmp_path / "mnist") in message
 
 
 def test_a_download_that_breaks_off_names_the_manual_way_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
-
     def break_off(builder):
         raise tfds.download.DownloadError("Failed to get url. HTTP code: 404.")
 
-    monkeypatch.setattr(tfds_source.tfds.core.DatasetBuilder, "download_and_prepare", break_off)
+    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", break_off)
     with pytest.raises(ConnectionError, match="(?s)HTTP code: 404.*downloads/manual"):
         load(MNIST, "train", tmp_path)
 
 
 def test_an_unknown_set_is_answered_with_the_nearest(tmp_path):
     for name, message in (
-        ("mnits/3d", "data.source_name = 'mnits/3d': TensorFlow Datasets .* no such set; did you mean 'mnist'"),
-        (
-            "downsampled_imagenet/16x16",
-            "'downsampled_imagenet' has no configuration '16x16', only 32x32, 64x64; did you mean",
-        ),
+        ("mnits/3d", "data.source_name = 'mnits/3d': .*Dataset mnits not found.*; did you mean 'mnist'"),
+        ("downsampled_imagenet/16x16", "BuilderConfig 16x16 not found"),
+        ("iris", "'iris': it must have a feature 'image' of uint8 or uint16, and has features, label"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             load(dataclasses.replace(CIFAR10, source_name=name), "train", tmp_path)
-        assert len(str(caught.value)) < 200
+        assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
-def test_a_wrong_split_is_answered_with_those_that_there_are(no_network, tmp_path):
+def test_a_wrong_split_is_answered_with_those_that_there_are(tmp_path):
     images = np.zeros([10, 32, 32, 3], np.uint8)
     store_known_set(tmp_path, "cifar10", train=images, test=images[:4])
-    for setting, split in (("train_split", "train"), ("test_split", "test")):
-        spec = dataclasses.replace(CIFAR10, **{setting: "validation"})
-        with pytest.raises(ValueError) as caught:
-            load(spec, split, tmp_path)
-        message = str(caught.value)
-        assert message.startswith(f"data.{setting} = 'validation': ")
-        assert r"the splits train (10 images), test (4 images)" in message
-        assert "--config.data.train_split='train[:90%]'" in message
-    for split in ("train[:", "train[20:10]"):
-        with pytest.raises(ValueError, match="has the splits train"):
+    for split in ("validation", "train[:", "train[20:10]"):
+        message = r"data.train_split = .*: .*has the splits train \(10 images\), test \(4 images\)"
+        with pytest.raises(ValueError, match=message):
             load(dataclasses.replace(CIFAR10, train_split=split), "train", tmp_path)
-
-
-def test_a_set_without_images_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
-    with pytest.raises(ValueError, match="'iris' has no feature 'image', only features, label"):
-        load(dataclasses.replace(MNIST, source_name="iris"), "train", tmp_path)
 
 
 def test_celeba_is_cut_around_the_face_and_scaled(celeba64):
@@ -216,29 +185,19 @@ def test_celeba_is_cut_around_the_face_and_scaled(celeba64):
     faces = tf.image.resize(whole[:, 40:188, 15:163], [64, 64], antialias=True).numpy()
     # Pillow rounds to whole numbers twice, once for each direction.
     assert np.abs(source.images - faces).max() <= 1.01
-    (batch,) = evaluation_batches(source, celeba64, batch_size=10, seed=0)
-    np.testing.assert_array_equal(batch, source.images.astype(np.float32) / np.float32(255))
 
 
 def test_images_of_different_sizes_need_a_rule(own_set):
     colors = [40, 120, 200]
     sizes = [(20, 30), (24, 18), (16, 16)]
     pictures = [np.full([*size, 3], color, np.uint8) for size, color in zip(sizes, colors, strict=True)]
-    spec = own_set(pictures)
-    with pytest.raises(ValueError) as caught:
-        load_split(dataclasses.replace(spec, height=16, width=16), "train")
-    message = str(caught.value)
-    assert message.startswith("own/1.0.0: an image is 2") and "not 16x16" in message
-    assert "--config.data.resize=crop" in message and "--config.data.height=16" in message
-    assert "\n" not in message and caught.value.__suppress_context__
-    source = load_split(dataclasses.replace(spec, height=16, width=12, resize="crop"), "train")
+    spec = dataclasses.replace(own_set(pictures), height=16)
+    with pytest.raises(ValueError, match="^own/1.0.0: an image is 2.* not 16x30: --config.data.resize=crop"):
+        load_split(spec, "train")
+    source = load_split(dataclasses.replace(spec, width=12, resize="crop"), "train")
     np.testing.assert_array_equal(source.images, np.array(colors)[:, None, None, None] * np.ones([1, 16, 12, 3]))
-    images = random_pixels(3, 20, 30, 3)
-    spec = own_set(images, folder="boxes")
-    source = load_split(dataclasses.replace(spec, crop_box=(3, 2, 30, 20), height=18, width=27), "train")
-    np.testing.assert_array_equal(source.images, images[:, 2:, 3:])
     with pytest.raises(ValueError, match=r"an image is 20x30 .*too small for data.crop_box \(3, 2, 31, 20\)"):
-        load_split(dataclasses.replace(spec, crop_box=(3, 2, 31, 20), height=18, width=28), "train")
+        load_split(dataclasses.replace(spec, crop_box=(3, 2, 31, 20)), "train")
 
 
 def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
@@ -246,20 +205,12 @@ def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
     spec = own_set(images, dtype=np.uint16, shape=(8, 6, 1))
     assert first_image(spec) == (8, 6, 1, 16)
     colored = dataclasses.replace(spec, file_bits=16, channels=3)
-    for wrong, message in ((spec, "16 bits a channel, but data.file_bits is 8"), (colored, "1 channels, but .* is 3")):
+    for wrong, message in ((spec, "16 bits, but data.file_bits is 8"), (colored, "1 channels, but .* is 3")):
         with pytest.raises(ValueError, match=f"has {message}; --config.data.convert=True"):
             load_split(wrong, "train")
     for asked in (dataclasses.replace(spec, file_bits=16), dataclasses.replace(colored, convert=True)):
         source = load_split(asked, "train")
         np.testing.assert_array_equal(source.images, (images // 256).repeat(asked.channels, axis=-1))
-
-
-def test_alpha_is_laid_on_a_color(own_set):
-    images = random_pixels(4, 8, 6, 4)
-    images[..., 3] = 0
-    stored = own_set(images, shape=(8, 6, 4))
-    source = load_split(complete_spec(dataclasses.replace(stored, channels=None, alpha="#010203")), "train")
-    np.testing.assert_array_equal(source.images, np.resize([1, 2, 3], (4, 8, 6, 3)))
 
 
 def test_a_set_too_large_for_the_memory_names_the_cache(celeba64, free_memory, tmp_path):
@@ -272,76 +223,20 @@ def test_a_set_too_large_for_the_memory_names_the_cache(celeba64, free_memory, t
     assert load_split(celeba64, "train").count == 10
 
 
-def batches_of(spec, split):
-    source = load_split(spec, split)
-    return np.concatenate(list(evaluation_batches(source, spec, batch_size=4, seed=0)))
-
-
-@pytest.mark.slow
-def test_decoded_images_are_written_once_and_read_from_then_on(celeba64, tmp_path):
-    cached = dataclasses.replace(celeba64, cache=str(tmp_path / "cache"))
-    expected = {split: batches_of(celeba64, split) for split in ("train", "test")}
-    for split, images in expected.items():
-        np.testing.assert_array_equal(batches_of(cached, split), images)
-    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
-    assert len(files) == 2
-    # What is decoded needs the records no longer.
-    for file in (tmp_path / "tfds").rglob("*.tfrecord*"):
-        file.unlink()
-    for split, images in expected.items():
-        np.testing.assert_array_equal(batches_of(cached, split), images)
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == files
-
-
 def test_another_set_of_the_same_name_is_decoded_again(own_set, tmp_path):
     images = random_pixels(5, 8, 8, 3)
     sets = [own_set(list(images)), own_set(list(255 - images), folder="elsewhere")]
-    one, other = (batches_of(dataclasses.replace(spec, cache=str(tmp_path / "cache")), "train") for spec in sets)
-    np.testing.assert_allclose(one, 1 - other, atol=1e-6)
+    caches = [dataclasses.replace(spec, cache=str(tmp_path / "cache")) for spec in sets]
+    one, other = (stored_pixels(load_split(spec, "train")) for spec in caches)
+    np.testing.assert_array_equal(one, 255 - other)
 
 
-def test_tfds_own_folders_of_pictures(monkeypatch, tmp_path):
-    images = dict(zip(("train", "test"), random_pixels(2, 20, 30, 3), strict=True))
-    write_files(tmp_path, {f"{part}/class/0.png": png(image) for part, image in images.items()})
-    folder = tfds.folder_dataset.ImageFolder(str(tmp_path))
-    monkeypatch.setattr(tfds_source.tfds, "builder", lambda name, data_dir: folder)
-    spec = dataclasses.replace(CIFAR10, source_name="pictures", path=str(tmp_path), height=20, width=30)
-    for part, image in images.items():
-        np.testing.assert_array_equal(load_split(spec, part).images, image[np.newaxis])
-    with pytest.raises(ValueError, match="has one class only, class; set"):
-        load_split(dataclasses.replace(spec, labels=True), "train")
-
-
-@pytest.fixture
-def ports(monkeypatch):
-    """A port that answers and one that refuses, without a proxy between."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+def test_only_the_refusing_host_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
+        refusing = f"127.0.0.1:{closed.getsockname()[1]}"
         closed.close()
-        yield server.getsockname()[1], port
-
-
-def test_only_the_refusing_host_or_proxy_is_named(monkeypatch, ports):
-    listening, closed = (f"127.0.0.1:{port}" for port in ports)
-    assert unreachable_hosts([]) == unreachable_hosts([f"http://{listening}/a", f"http://{listening}/b"]) == {}
-    causes = unreachable_hosts([f"http://{listening}/a", f"https://{closed}/b"])
-    assert list(causes) == [closed] and "refused" in causes[closed]
-    monkeypatch.setenv("https_proxy", f"http://{listening}")
-    assert unreachable_hosts(["https://data.invalid/x"]) == {}
-    monkeypatch.setenv("https_proxy", closed)
-    assert list(unreachable_hosts(["https://data.invalid/x"])) == [closed]
-
-
-def test_a_silent_host_is_given_up(monkeypatch, ports):
-    silence = threading.Event()
-
-    def keep_silent(*_, **__):
-        silence.wait()
-        raise OSError("too late")
-
-    monkeypatch.setattr(tfds_source.socket, "create_connection", keep_silent)
-    causes = unreachable_hosts(["https://data.example/x"], timeout_seconds=0.1)
-    silence.set()
-    assert causes == {"data.example:443": "no answer within 0.1 seconds"}
+        assert unreachable_hosts(["file:///a/b"]) == {}
+        causes = unreachable_hosts([f"http://{refusing}/a", f"http://{refusing}/b"])
+        assert list(causes) == [refusing] and "refused" in causes[refusing]
+        causes = unreachable_hosts([f"http://127.0.0.1:{silent.getsockname()[1]}/x"], timeout_seconds=0.1)
+        assert "timed out" in "".join(causes.values())
