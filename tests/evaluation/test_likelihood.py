@@ -68,7 +68,6 @@ def test_active_units_are_those_of_enough_nats_in_the_mean_over_positions():
 
 def test_what_can_not_be_evaluated(model, images):
     for batch_size, batches, message in (
-        (4, [], "no images"),
         (4, [images], "10 images is larger than batch_size = 4"),
         (0, [images], "batch_size = 0"),
     ):
