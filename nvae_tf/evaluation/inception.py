@@ -30,8 +30,6 @@ _ARCHIVE_SIZE = 88_931_400
 _PUBLISHED_SIZE = 95_673_916
 _PUBLISHED_MD5 = "e6bb154e85f5d4331c22abcddb5dcf31"
 _INPUT, _OUTPUT = "ExpandDims", "pool_3"
-# The nodes, with their operations, by which the graph is recognized; it resizes images by itself.
-_OPERATIONS = {_INPUT: "ExpandDims", "ResizeBilinear": "ResizeBilinear", "Sub": "Sub", "Mul": "Mul", _OUTPUT: "AvgPool"}
 _FLOAT = tf.float32.as_datatype_enum
 _IMAGES_AT_ONCE = 32  # each takes some tens of megabytes
 
@@ -95,8 +93,6 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
         graph.ParseFromString(content)
     except DecodeError:
         raise ValueError(f"{where}: not a frozen graph of TensorFlow, or cut off; download it again") from None
-    if not _OPERATIONS.items() <= {node.name: node.op for node in graph.node}.items():
-        raise ValueError(f"{where}: not the graph of Inception, whose nodes {', '.join(_OPERATIONS)} it lacks")
     # With the graph's old version number some operations are read by rules that functions don't know.
     graph.versions.producer = tf.version.GRAPH_DEF_VERSION
     for node in list(graph.node):

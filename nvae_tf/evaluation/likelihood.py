@@ -1,6 +1,5 @@
 """Bounds on the likelihood of a set of images (Vahdat & Kautz 2020, section 4.1), measured batch by batch."""
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -39,10 +38,8 @@ class Likelihood(NamedTuple):
     def joined(
         cls, batches: Iterable[Mapping[str, np.ndarray]], numbers_of_samples: tuple[int, ...] = ()
     ) -> "Likelihood":
-        """Joins the arrays of batches of images, by name, in order; ValueError where there is no batch."""
+        """Joins the arrays of batches of images, by name, in order; there is one batch at least."""
         batches = list(batches)
-        if not batches:
-            raise ValueError("there are no images to evaluate")
         columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         return cls(numbers_of_samples=numbers_of_samples, **columns)
 
@@ -100,7 +97,7 @@ class LikelihoodEvaluator:
         if batch_size < 1 or batch_size % replicas:
             raise ValueError(f"batch_size = {batch_size}: must be a multiple of the {replicas} replicas")
         self._model, self._batch_size, self._kept_channels = model, batch_size, kept_channels
-        powers = itertools.takewhile(lambda power: power < importance_samples, (10**exponent for exponent in range(20)))
+        powers = (10**exponent for exponent in range(20) if 10**exponent < importance_samples)
         self.numbers_of_samples = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
         self._elbo_parts, self._features = self._on_replicas(self._replica_elbo), self._on_replicas(model._features)

@@ -90,7 +90,7 @@ class EvaluationTask:
         digest = np.frombuffer(hashlib.sha256(work.encode()).digest(), np.uint8).astype(np.float32)
         if (self.workers.gathered(digest) != digest).any():
             raise ValueError(
-                "the workers do not evaluate the same: give them the same flags, --workdir, images and GPUs"
+                "the workers do not evaluate the same: give all of them the same flags, --workdir, images and GPUs"
             )
         count, shard = math.ceil(total / size), self.workers.shard
         rounds = range(0, count, shard.count)

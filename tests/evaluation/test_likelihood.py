@@ -61,14 +61,13 @@ def test_as_many_samples_at_once_as_fit(model, images, free_memory, free, expect
 
 def test_active_units_are_those_of_enough_nats_in_the_mean_over_positions():
     shapes = [(2, 2, 2), (4, 4, 2)]
-    kl = np.array([[0.08, 0.03], [0.15, 0.17]])
-    for factor, expected in ((1.0, [1, 1]), (2.0, [2, 2]), (0.1, [0, 0])):
+    kl = np.array([[0.08, 0.05], [0.15, 0.09]])
+    for factor, expected in ((1.0, [2, 0]), (1.5, [2, 1]), (2.0, [2, 2]), (0.1, [0, 0])):
         assert active_units(factor * kl, shapes).tolist() == expected
 
 
 def test_what_can_not_be_evaluated(model, images):
     for batch_size, batches, message in (
-        (4, [], "no images"),
         (4, [images], "10 images is larger than batch_size = 4"),
         (0, [images], "batch_size = 0"),
     ):
