@@ -539,24 +539,21 @@ def resolve_lengths(
     """
     tenth = total_steps // 10
     # The last rate of a warm-up of one step, from which the schedule goes on, is 0.
-    warmup_epochs = min(5.0, tenth / steps_per_epoch) if tenth > 1 else 0.0
-    interval = min(max(tenth, 10), 1000, total_steps)
-    optimizer, train = config.optimizer, config.train
+    defaults = {"warmup_epochs": min(5.0, tenth / steps_per_epoch) if tenth > 1 else 0.0}
+    defaults |= dict.fromkeys(INTERVALS, min(max(tenth, 10), 1000, total_steps))
     if recorded is not None:
-        optimizer = _with_defaults(optimizer, {"warmup_epochs": recorded.optimizer.warmup_epochs})
-        if recorded.objective.total_steps == total_steps:
-            train = _with_defaults(train, {name: getattr(recorded.train, name) for name in INTERVALS})
-    return dataclasses.replace(
-        config,
-        objective=dataclasses.replace(config.objective, total_steps=total_steps),
-        optimizer=_with_defaults(optimizer, {"warmup_epochs": warmup_epochs}),
-        train=_with_defaults(train, dict.fromkeys(INTERVALS, interval)),
-    )
+        names = INTERVALS if recorded.objective.total_steps == total_steps else ()
+        kept = {name: getattr(recorded.train, name) for name in names}
+        kept["warmup_epochs"] = recorded.optimizer.warmup_epochs
+        defaults |= {name: value for name, value in kept.items() if value is not None}
 
+    def completed(group: Any) -> Any:
+        is_open = {name: value for name, value in defaults.items() if getattr(group, name, value) is None}
+        return dataclasses.replace(group, **is_open)
 
-def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
-    """The group with those of the values whose setting is None."""
-    return dataclasses.replace(group, **{name: value for name, value in values.items() if getattr(group, name) is None})
+    objective = dataclasses.replace(config.objective, total_steps=total_steps)
+    optimizer, train = completed(config.optimizer), completed(config.train)
+    return dataclasses.replace(config, objective=objective, optimizer=optimizer, train=train)
 
 
 def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "an experiment") -> Any:
