@@ -9,6 +9,7 @@ turn. The profiler itself costs some percent. Let nothing else run.
 
 import argparse
 import collections
+import os
 import pathlib
 import re
 import statistics
@@ -17,7 +18,7 @@ import timeit
 from typing import Any
 
 from benchmarks import results
-from benchmarks.workloads import PRESETS, WORKLOADS, make
+from benchmarks.workloads import ENVIRONMENT, PRESETS, WORKLOADS, prepared
 
 TURNS = 3
 # Types of operations, by a part of their name; the first that fits. XLA's are named after what they do last.
@@ -40,7 +41,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory() as folder:
-        work = make(options.workload, options.preset, folder)
+        work = prepared(options.workload, options.preset, folder)()
         # After the first two turns, which warm up.
         seconds = statistics.median(timeit.repeat(work, repeat=2 + TURNS, number=1)[2:])
         with tf.profiler.experimental.Profile(folder):
@@ -73,4 +74,6 @@ if __name__ == "__main__":
     profiled = [name for name, workload in WORKLOADS.items() if not workload.is_command]
     parser.add_argument("--workload", choices=profiled, required=True, help="what is profiled")
     parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")
-    results.run(parser.parse_args(), measure)
+    options = parser.parse_args()
+    os.environ |= ENVIRONMENT
+    results.run(options, measure)

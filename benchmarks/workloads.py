@@ -2,7 +2,6 @@
 
     python -m benchmarks.workloads WORKLOAD PRESET FOLDER [S]  serves a workload; S: changed settings of training, JSON
     python -m benchmarks.workloads yardstick PRESET            serves the yardstick, a small PyTorch workload
-    python -m benchmarks.workloads prepare WHAT PRESET FOLDER  writes what a workload starts from
 
 The parent (`worker`) writes one word a line, `ready`, `step` or `summary`, and gets a line of JSON on a pipe made for
 that. `benchmarks.all --against` asks the processes of another checkout: keep commands and words as they are.
@@ -30,6 +29,9 @@ from nvae_tf import presets
 
 # Their import is no part of the time to the first step.
 _MODULES = ("models", "optimization", "data.spec", "training.run", "generation.sampling", "evaluation.likelihood")
+# PyTorch's threads, and TensorFlow's; several processes may share a GPU.
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(THREADS))
+ENVIRONMENT |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 _ANSWERS = "BENCHMARK_ANSWERS_FILE_DESCRIPTOR"
 _TURN_SECONDS = 0.5  # a turn repeats quick work until they are over
 # The batch sizes of MNIST and CIFAR-10 are those of the published code's times. CelebA's 16 would need 15 GiB.
@@ -45,9 +47,6 @@ class WorkerEnded(OSError):
 def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iterator[Callable[[str], dict[str, Any]]]:
     """Runs a program that calls `serve`; gives the function that sends it a word and returns the answer."""
     answers, answers_of_worker = os.pipe()
-    # PyTorch's threads, and TensorFlow's where a program does not set them.
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(THREADS))
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     process = subprocess.Popen(
         command,
         cwd=checkout,
@@ -55,7 +54,7 @@ def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iter
         stdout=sys.__stderr__,  # standard output is for the results alone
         text=True,
         pass_fds=[answers_of_worker],
-        env=quiet | os.environ | threads | {_ANSWERS: str(answers_of_worker)},
+        env=os.environ | ENVIRONMENT | {_ANSWERS: str(answers_of_worker)},
         start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the worker quietly
     )
     os.close(answers_of_worker)
@@ -66,7 +65,9 @@ def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iter
                 print(word, file=process.stdin, flush=True)
             answer = lines.readline()
             if not answer:
-                raise WorkerEnded(f"the worker `{name}` {how_it_ended(process.wait())}, see standard error")
+                status = process.wait()
+                hint = "no memory was left, most likely" if status == -signal.SIGKILL else "see standard error"
+                raise WorkerEnded(f"the worker `{name}` ended with exit status {status}: {hint}")
             return json.loads(answer)
 
         try:
@@ -76,12 +77,6 @@ def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iter
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def how_it_ended(status: int) -> str:
-    if status == -signal.SIGKILL:
-        return "was killed, most likely because the machine's memory ran out"
-    return f"ended with exit status {status}"
 
 
 def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> None:
@@ -112,35 +107,14 @@ def run_python(module: str, *arguments: str | pathlib.Path) -> int:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"The command {module} {how_it_ended(process.returncode)}.")
+        sys.exit(f"{module} ended with exit status {process.returncode}")
     return usage.ru_maxrss * 1024
-
-
-def configure_process(training: bool = False) -> None:
-    """TensorFlow's settings as the commands have them, and threads as the yardstick has; before its first use."""
-    import tensorflow as tf
-
-    from nvae_tf.training.strategy import configure_runtime
-
-    if training:
-        configure_runtime()
-    tf.config.threading.set_intra_op_parallelism_threads(THREADS)
-    tf.config.threading.set_inter_op_parallelism_threads(THREADS)
 
 
 def untrained_model(preset: str) -> Any:
     from nvae_tf.models import NVAE
 
-    configure_process()
     return NVAE(presets.experiment_config(preset).model)
-
-
-def new_run(config: Any, replicas: Any = None) -> Any:
-    """A run before its first step, far from its end: what a step takes does not depend on the length."""
-    from nvae_tf.training import run
-
-    length = run.RunLength(steps_per_epoch=1000, total_steps=1_000_000)
-    return run.new_run(config, length, run.Images(config.data, None, None), replicas=replicas)
 
 
 def random_images(model_config: Any, batch_size: int) -> Any:
@@ -159,18 +133,20 @@ class Training:
     def __init__(self, preset: str, batch_size: int, folder: pathlib.Path | None = None, **changed: Any):
         import tensorflow as tf
 
-        from nvae_tf.training import strategy
+        from nvae_tf.training import run, strategy
 
-        configure_process(training=True)
+        strategy.configure_runtime()
         changed = {"train.batch_size": batch_size, "train.strategy": "one_device"} | changed
         config = presets.experiment_config(preset, changed)
         self._replicas = strategy.chosen_replicas(config.train)
         compiled = strategy.compiles_whole_step(config.train.xla, self._replicas.count)
-        self._run = run = new_run(config, self._replicas)
-        run.model.scan = strategy.scans_steps(config.train.scan, compiled, self._replicas.count)
+        # Far from its end: what a step takes does not depend on the length.
+        length = run.RunLength(steps_per_epoch=1000, total_steps=1_000_000)
+        self._run = run.new_run(config, length, run.Images(config.data, None, None), replicas=self._replicas)
+        self._run.model.scan = strategy.scans_steps(config.train.scan, compiled, self._replicas.count)
         with tf.device("CPU:0"):  # where a run's batches come from
-            self._images = random_images(config.model, run.images_a_step)
-        self._step = strategy.step_function(self._replicas.strategy, run.model, compiled)
+            self._images = random_images(config.model, self._run.images_a_step)
+        self._step = strategy.step_function(self._replicas.strategy, self._run.model, compiled)
         self._graph = self._step.get_concrete_function(self._replicas.divided(self._images)).graph
 
     def __call__(self) -> None:
@@ -207,13 +183,48 @@ def nelbo(preset: str, batch_size: int, folder: pathlib.Path, importance_samples
     return lambda: evaluator.evaluate_batch(images, seed=0, first=0)
 
 
+def prepare_run(preset: str, folder: pathlib.Path) -> None:
+    """Writes a run of one training step on random images."""
+    run, images = folder / "run", folder / "images.npy"
+    if not run.exists():
+        shape = [8, *presets.experiment_config(preset).data.image_shape]
+        np.save(images, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+        data = ["--config.data.source=arrays", f"--config.data.path={images}", "--config.data.crop_box=None"]
+        short = ["--config.train.steps=1", "--config.train.batch_size=2"]
+        run_python("train.main", f"--config={preset}", f"--workdir={run}", *data, *short)
+
+
+def export(folder: pathlib.Path) -> int:
+    """Exports that run, and returns the command's peak memory in bytes."""
+    shutil.rmtree(folder / "output", ignore_errors=True)
+    return run_python("export.export_saved_model", f"--workdir={folder / 'run'}", f"--output={folder / 'output'}")
+
+
+def prepare_export(preset: str, folder: pathlib.Path) -> None:
+    prepare_run(preset, folder)
+    if not (folder / "output").exists():
+        export(folder)
+
+
+class Export:
+    """The command `nvae-export`."""
+
+    def __init__(self, preset: str, batch_size: int | None, folder: pathlib.Path):
+        self._folder = folder
+
+    def __call__(self) -> None:
+        self._peak = export(self._folder)
+
+    def summary(self) -> dict[str, int]:
+        return {"peak_memory_bytes": self._peak}
+
+
 def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
     import tensorflow as tf
 
-    configure_process()
     # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `configure_runtime` has set.
     session = tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto())
-    loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder / "1"))
+    loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder / "output/1"))
     definition = loaded.signature_def["sample"]
     image = definition.outputs["image"].name
     feed = {
@@ -223,53 +234,14 @@ def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> 
     return lambda: session.run(image, feed)
 
 
-class Export:
-    """The command `nvae-export`; what it has written before is removed."""
-
-    def __init__(self, preset: str, batch_size: None, folder: pathlib.Path):
-        self._folder, self._output = folder, folder.with_name("output")
-
-    def __call__(self) -> None:
-        shutil.rmtree(self._output, ignore_errors=True)
-        self._peak = run_python("export.export_saved_model", f"--workdir={self._folder}", f"--output={self._output}")
-
-    def summary(self) -> dict[str, int]:
-        return {"peak_memory_bytes": self._peak}
-
-
-def prepare_run(preset: str, folder: pathlib.Path) -> None:
-    """A run folder with a checkpoint of the first weights and of moments that are zero."""
-    from nvae_tf.config import config_to_json
-    from nvae_tf.files import atomic_write
-    from nvae_tf.runs.checkpoints import TrainingState
-    from nvae_tf.runs.run_folder import RunFolder
-
-    configure_process()
-    run, place = new_run(presets.experiment_config(preset)), RunFolder(folder)
-    run.model.data_initialised.assign(1.0)
-    run.model.optimizer.iterations.assign(1000)
-    others = [*run.model.step_guard.variables, *run.schedule.variables]
-    TrainingState(place.checkpoints, run.model, run.model.optimizer, keep=1, others=others).save(1000)
-    atomic_write(place.config_file, config_to_json(run.config))
-
-
-def prepare_saved_model(preset: str, folder: pathlib.Path) -> None:
-    """What `nvae-export` makes of such a run."""
-    prepare_run(preset, run := folder.with_name("run"))
-    run_python("export.export_saved_model", f"--workdir={run}", f"--output={folder}")
-
-
-PREPARED = {"run": prepare_run, "saved_model": prepare_saved_model}
-
-
 class Workload(NamedTuple):
-    """`made_by(preset, batch size, what is prepared)`, which loads TensorFlow, gives a function that does it once."""
+    """`made_by(preset, batch size, folder)`, which loads TensorFlow, gives a function that does it once."""
 
     what: str  # what one turn does, for the table
     made_by: Callable[..., Callable]
     batch_sizes: dict[str, int | None] = BATCH_SIZES  # images at a time for every preset; None where there is no batch
     presets: tuple[str, ...] = ("mnist", "cifar10")  # if none are named
-    prepared: str = ""  # what is written before, one of `PREPARED`, if anything is
+    prepare: Callable[[str, pathlib.Path], None] | None = None  # writes into the folder what it starts from
     is_slow: bool = False  # one turn a round, and none to warm up, as commands have
     is_command: bool = False  # each turn is a complete command in a new process, so that there is no first step
 
@@ -278,7 +250,6 @@ _samples = dict.fromkeys(PRESETS, 16)
 _recomputed = functools.partial(Training, **{"train.recompute": "all"})
 _half_precision = functools.partial(Training, **{"train.precision": "mixed_bfloat16"})
 _bound = functools.partial(nelbo, importance_samples=20)
-_exported = Workload("sampling, the exported SavedModel", saved_model_sampling, _samples, prepared="saved_model")
 WORKLOADS = {
     "training": Workload("training step", Training, presets=PRESETS[1:]),
     "recomputed_training": Workload("training step, train.recompute=all", _recomputed),
@@ -286,17 +257,19 @@ WORKLOADS = {
     "sampling": Workload("sampling, the model in Python", sampling, _samples),
     "nelbo": Workload("NELBO of a batch", nelbo),
     "importance_weighted_20": Workload("importance-weighted bound of a batch, K = 20", _bound, is_slow=True),
-    "saved_model_sampling": _exported,
-    "export": Workload("nvae-export, verified", Export, dict.fromkeys(PRESETS), prepared="run", is_command=True),
+    "saved_model_sampling": Workload(
+        "sampling, the exported SavedModel", saved_model_sampling, _samples, prepare=prepare_export
+    ),
+    "export": Workload("nvae-export, verified", Export, dict.fromkeys(PRESETS), prepare=prepare_run, is_command=True),
 }
 
 
-def make(name: str, preset: str, folder: str, settings: str = "{}") -> Callable:
-    """Makes a workload; what it starts from is written into the folder unless it is there."""
-    workload, place = WORKLOADS[name], pathlib.Path(folder, WORKLOADS[name].prepared)
-    if not place.exists():
-        run_python("benchmarks.workloads", "prepare", workload.prepared, preset, place)
-    return workload.made_by(preset, workload.batch_sizes[preset], place, **json.loads(settings))
+def prepared(name: str, preset: str, folder: str, settings: str = "{}") -> Callable[[], Callable]:
+    """Writes what a workload starts from, and returns the function that makes it; `settings` of training are JSON."""
+    workload, place = WORKLOADS[name], pathlib.Path(folder)
+    if workload.prepare:
+        workload.prepare(preset, place)
+    return functools.partial(workload.made_by, preset, workload.batch_sizes[preset], place, **json.loads(settings))
 
 
 def serve_work(make: Callable[[], Callable], is_command: bool = False) -> None:
@@ -372,10 +345,8 @@ def yardstick(preset: str) -> Callable[[], float]:
 def main(name: str, *arguments: str) -> None:
     if name == "yardstick":
         serve(yardstick(*arguments), summary=dict)
-    elif name == "prepare":
-        PREPARED[arguments[0]](arguments[1], pathlib.Path(arguments[2]))
     else:
-        serve_work(functools.partial(make, name, *arguments), WORKLOADS[name].is_command)
+        serve_work(prepared(name, *arguments), WORKLOADS[name].is_command)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,9 @@
 Not from the paper, which has ImageNet at 32x32 only: no published score. The model is CelebA's at the same size, the
 length and the warm-up of the run are ImageNet 32's; nobody has trained it. Hardware: CelebA's run took 8 V100 GPUs
 and 92 hours, 16 images a GPU (128 a step); this one is four times as many images.
-Data: https://github.com/tensorflow/datasets/issues/4662 names copies of train_64x64.tar (12,112,588,800 bytes) and
-valid_64x64.tar (477,255,680), under the terms of https://www.image-net.org/download.php; their home,
-http://image-net.org/small/download.php, is gone. Put them into downloads/manual of ~/tensorflow_datasets, or unpack
-both into FOLDER: --config.data.source=folder --config.data.path=FOLDER --config.data.train_split=train_64x64
---config.data.test_split=valid_64x64 --config.data.cache=CACHE. The images take 15.7 GB of memory, or of a disk with the
-cache.
+Data: as of ImageNet 32 (configs/imagenet32.py) with train_64x64.tar (12,112,588,800 bytes) and valid_64x64.tar
+(477,255,680), or unpacked: --config.data.source=folder --config.data.path=FOLDER --config.data.train_split=train_64x64
+--config.data.test_split=valid_64x64 --config.data.cache=CACHE. The images take 15.7 GB, of memory or of a disk.
 """
 
 from nvae_tf.presets import config_like

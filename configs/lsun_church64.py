@@ -4,15 +4,8 @@
 
 Not one of the paper's sets: no published score. Hardware: CelebA's run took 8 V100 GPUs and 92 hours, 16 images a GPU
 (128 a step); this one is a quarter shorter. Nobody has trained it.
-Data: 126,227 pictures of Yu et al. (2015, https://github.com/fyu/lsun), which TensorFlow Datasets can't prepare with
-this TensorFlow. Unpack church_outdoor_train_lmdb.zip (2.4 GB) and church_outdoor_val_lmdb.zip of
-http://dl.yf.io/lsun/scenes/, and write their pictures (pip install lmdb):
-
-    python examples/unpack_lmdb.py church_outdoor_train_lmdb FOLDER/train
-    python examples/unpack_lmdb.py church_outdoor_val_lmdb FOLDER/validation
-
-The shorter side is scaled from 256 to 64, and the longer side cut evenly. Glow and RealNVP used random pieces of larger
-pictures: scores can't be compared.
+Data: 126,227 pictures of Yu et al. (2015, https://github.com/fyu/lsun), as LSUN's bedrooms (configs/lsun_bedroom64.py)
+from church_outdoor_train_lmdb.zip (2.4 GB) and church_outdoor_val_lmdb.zip of http://dl.yf.io/lsun/scenes/.
 """
 
 from nvae_tf.presets import config_like

@@ -116,13 +116,12 @@ def kl_control(steps: int = 400, batch_size: int = 64, figure: str = "") -> dict
     from nvae_tf.reports.evaluate import evaluate_run
 
     models, seen = [], {}
-    for name, value in [(name, value) for name, values in SETTINGS.items() for value in values]:
-        objective = _DEFAULTS | {name: value}
-        if any(objective.items() <= row.items() for row in models):  # the defaults are in both
-            continue
+    objectives = [_DEFAULTS | {name: value} for name, values in SETTINGS.items() for value in values]
+    objectives.remove(_DEFAULTS)  # which are in both
+    for objective in objectives:
         with tempfile.TemporaryDirectory() as folder:
-            settings = {f"objective.{name}": value for name, value in objective.items()}
-            train("digits", folder, settings | {"train.steps": steps, "train.batch_size": batch_size})
+            settings = {"train.steps": steps, "train.batch_size": batch_size}
+            train("digits", folder, settings | {f"objective.{name}": value for name, value in objective.items()})
             evaluation = evaluate_run(folder, ["elbo", "latents"])
             seen = seen_after_moving(nvae_tf.load(folder)) if objective == _DEFAULTS else seen
         row = objective | {name: evaluation[name] for name in ("kl_nats", "reconstruction_nats", "nelbo_nats")}

@@ -22,9 +22,6 @@ __version__ = "0.2.0"
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 XLA_USES = ("auto", "off", "jit", "cluster")
-SCANS = ("auto", "on", "off")
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
-LOGGERS = ("tensorboard", "wandb")
 RECOMPUTATIONS = ("none", "groups", "all")
 LARGEST_SEED = 2**31 - 1
 # Float32 counts no further one by one, so that more samples would not change their sum.
@@ -144,9 +141,7 @@ def _settings(group: str, least: float = 0) -> Callable[[type], type]:
 
 
 def _converted(value: Any, annotated: Any, where: str, least: float) -> Any:
-    """The value with the type and within the limits that are expected: whole floats pass for integers, and integers
-    for floats.
-    """
+    """The value as the type that is expected, where whole floats pass for integers; ValueError beyond the limits."""
     expected, *limits = typing.get_args(annotated) if hasattr(annotated, "__metadata__") else [annotated]
     optional = isinstance(expected, types.UnionType)
     if optional:
@@ -277,11 +272,9 @@ class ObjectiveConfig:
       regularization: lambda, the weight of the spectral and the batch-norm regularizers.
       anneal_regularization: whether it goes there log-linearly from `regularization_initial` as the KL weight rises.
       regularization_initial: lambda at the start where it is annealed.
-      kl_final_weight: beta of the loss `reconstruction + beta * sum_g KL_g` after the warm-up, as in the beta-VAE
-        (Higgins et al. 2017). Scores stay those of the bound.
+      kl_final_weight: beta of the loss `reconstruction + beta * sum_g KL_g` after the warm-up; scores stay the bound's.
       kl_scale_weights: a factor besides for the KL of each scale, the smallest first, as 1,0.5,0.5; empty for 1.
-      free_nats: lambda of "free bits" (Kingma et al. 2016, appendix C.8), in nats per image: the loss has
-        `max(mean of KL_g over the batch, lambda)` for each group; 0 for none.
+      free_nats: lambda of "free bits" (Kingma et al. 2016), in nats per group: `max(mean of KL_g, lambda)`; 0 for none.
     """
 
     total_steps: Annotated[int, 1] = 100_000
@@ -314,8 +307,7 @@ class OptimizerConfig:
       learning_rate_min: the rate at the end of the cosine decay.
       warmup_epochs: length of the linear warm-up in epochs; None: 5, but at most a tenth of the run.
       weight_decay: L2 penalty of Adamax, added to the gradients.
-      ema_momentum: above 0 an exponential moving average of the weights is kept (`ema = momentum * ema +
-        (1 - momentum) * weight` at every step), which evaluation and generation then use.
+      ema_momentum: of an exponential moving average of the weights, which evaluation and generation use; 0 for none.
     """
 
     learning_rate: float = 1e-2
@@ -463,11 +455,9 @@ class TrainConfig:
       xla: whether XLA compiles the training step: whole ("jit"), in parts ("cluster"), not ("off"), or "auto".
       scan: whether equal groups and cells are one loop of the step's program ("on"), which XLA compiles much faster, or
         one after another ("off"); "auto": a loop where XLA compiles the whole step. Several replicas can't have it.
-      recompute: what the backward pass computes again, to save memory: nothing ("none"), the cells of the latent
-        groups ("groups"), or all cells ("all").
+      recompute: what the backward pass computes again for less memory: "none", the cells of latent "groups", "all".
       accumulate_steps: into how many microbatches a replica's batch is cut, one after the other, for less memory.
-      label_dropout: the probability with which an image of a conditional model (`data.labels`) is trained without its
-        class, so that the model works without classes, and with guidance, too.
+      label_dropout: the part of labeled images that are trained without their class, for samples without, and guidance.
       deterministic: whether TensorFlow may use only operations that can be repeated bit for bit.
       profile_steps: first and last step of a profile for TensorBoard; empty for none.
       keep_best: whether the checkpoint with the best test score is kept too.
@@ -484,16 +474,16 @@ class TrainConfig:
     evaluate_every_steps: int | None = None
     sample_every_steps: int | None = None
     log_every_steps: int = 50
-    logger: Annotated[str, *LOGGERS] = "tensorboard"
+    logger: Annotated[str, "tensorboard", "wandb"] = "tensorboard"
     initialize_from: str | None = None
     loss_tolerance: Annotated[float, 0] = 10.0
     refused_steps: int = 20
     rollbacks: Annotated[int, 0] = 3
-    strategy: Annotated[str, *STRATEGIES] = "auto"
+    strategy: Annotated[str, "auto", "one_device", "mirrored", "multi_worker"] = "auto"
     replicas: Annotated[int, 0] = 0
     precision: Annotated[str, *PRECISIONS] = "float32"
     xla: Annotated[str, *XLA_USES] = "auto"
-    scan: Annotated[str, *SCANS] = "auto"
+    scan: Annotated[str, "auto", "on", "off"] = "auto"
     recompute: Annotated[str, *RECOMPUTATIONS] = "none"
     accumulate_steps: int = 1
     label_dropout: Annotated[float, 0, 1] = 0.1
@@ -539,24 +529,21 @@ def resolve_lengths(
     """
     tenth = total_steps // 10
     # The last rate of a warm-up of one step, from which the schedule goes on, is 0.
-    warmup_epochs = min(5.0, tenth / steps_per_epoch) if tenth > 1 else 0.0
-    interval = min(max(tenth, 10), 1000, total_steps)
-    optimizer, train = config.optimizer, config.train
+    defaults = {"warmup_epochs": min(5.0, tenth / steps_per_epoch) if tenth > 1 else 0.0}
+    defaults |= dict.fromkeys(INTERVALS, min(max(tenth, 10), 1000, total_steps))
     if recorded is not None:
-        optimizer = _with_defaults(optimizer, {"warmup_epochs": recorded.optimizer.warmup_epochs})
-        if recorded.objective.total_steps == total_steps:
-            train = _with_defaults(train, {name: getattr(recorded.train, name) for name in INTERVALS})
-    return dataclasses.replace(
-        config,
-        objective=dataclasses.replace(config.objective, total_steps=total_steps),
-        optimizer=_with_defaults(optimizer, {"warmup_epochs": warmup_epochs}),
-        train=_with_defaults(train, dict.fromkeys(INTERVALS, interval)),
-    )
+        names = INTERVALS if recorded.objective.total_steps == total_steps else ()
+        kept = {name: getattr(recorded.train, name) for name in names}
+        kept["warmup_epochs"] = recorded.optimizer.warmup_epochs
+        defaults |= {name: value for name, value in kept.items() if value is not None}
 
+    def completed(group: Any) -> Any:
+        is_open = {name: value for name, value in defaults.items() if getattr(group, name, value) is None}
+        return dataclasses.replace(group, **is_open)
 
-def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
-    """The group with those of the values whose setting is None."""
-    return dataclasses.replace(group, **{name: value for name, value in values.items() if getattr(group, name) is None})
+    objective = dataclasses.replace(config.objective, total_steps=total_steps)
+    optimizer, train = completed(config.optimizer), completed(config.train)
+    return dataclasses.replace(config, objective=objective, optimizer=optimizer, train=train)
 
 
 def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "an experiment") -> Any:

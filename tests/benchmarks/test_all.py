@@ -123,7 +123,7 @@ def test_mistakes_are_reported_before_anything_starts(capsys, monkeypatch):
         ("all", "--rounds=0", "at least 1"),
         ("all", "--against=/tmp", "--against=/tmp: no checkout of this project"),
         ("train_step", "--preset=mnits", "invalid choice: 'mnits'"),
-        ("train_step", "--preset=mnist recompute", "recompute: write GROUP.SETTING=VALUE"),
+        ("train_step", "--preset=mnist --no-yardstick recompute", "override recompute = "),
         ("train_step", "--preset=mnist --no-yardstick train.recompute=some", "train.recompute = 'some': not one of"),
     ):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -26,7 +26,7 @@ def test_answers_come_through_whatever_the_worker_prints():
 def test_a_worker_that_ends_is_named():
     for text, message in (
         ("raise SystemExit(3)", "`toy` ended with exit status 3"),
-        (f"import os\ndef step():\n    os.kill(os.getpid(), 9)\n{SERVE}", "memory ran out"),
+        (f"import os\ndef step():\n    os.kill(os.getpid(), 9)\n{SERVE}", "status -9: no memory was left"),
     ):
         with program(text) as ask, pytest.raises(WorkerEnded, match=message):
             ask("step")
@@ -65,9 +65,8 @@ def test_a_training_step_with_another_setting(tmp_path, monkeypatch):
     file = tmp_path / "now.json"
     train_step.main(["--preset=digits", "--steps=1", "--no-yardstick", f"--json={file}", "train.batch_size=4"])
     result = json.loads(file.read_text())
-    assert result["batch_size"] == 4 and result["yardstick_peak_memory_bytes"] == 6
+    assert result["batch_size"] == 4 and 0.0 < result["step_seconds"] < result["first_step_seconds"]
     assert result["ratio"] == result["step_seconds"] / result["yardstick_seconds"] == result["step_seconds"] / 2.0
-    assert result["ratio_of_fastest"] == result["ratio"] and 0.0 < result["step_seconds"] < result["first_step_seconds"]
     assert result["graph_nodes"] > 1000 and result["peak_memory_bytes"] > 3e8
 
 

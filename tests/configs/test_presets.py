@@ -3,7 +3,6 @@ import importlib
 import re
 import sys
 
-import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -67,18 +66,6 @@ def test_a_preset_is_possible_and_has_all_of_its_data_set(name):
         assert getattr(config.model, setting) == getattr(config.data, data_setting)
     # Looking at the images changes nothing of what is known, and is not done.
     assert complete_config(presets.preset(name)) == config
-
-
-def test_own_images_are_completed_by_looking(settings_from_flags, tmp_path):
-    np.save(tmp_path / "faces.npy", np.zeros([30, 20, 12, 4], np.uint8))
-    settings = settings_from_flags("own_images", f"--config.data.path={tmp_path / 'faces.npy'}")
-    config = complete_config(settings)
-    model = config.model
-    assert (model.image_height, model.image_width, model.image_channels) == config.data.image_shape == (20, 12, 4)
-    assert (model.num_bits, model.likelihood) == (8, "logistic_mixture")
-    latent_plan(model)
-    one_bit = settings_from_flags("own_images", f"--config.data.path={tmp_path}/faces.npy", "--config.data.num_bits=1")
-    assert complete_config(one_bit).model.likelihood == "bernoulli"
 
 
 @pytest.mark.parametrize("name", PRESETS)
