@@ -1,10 +1,8 @@
 """A model on a server (TensorFlow Serving, or nvae-serve), with NumPy arrays and images in and out.
 
-    with ServedModel("localhost:8500", "digits") as model:  # gRPC; "http://localhost:8501" is REST
-        images = pil_images(model.sample(64, seed=1, temperature=0.7, as_pixels=True))
-        latents = model.encode([Image.open("seven.png")])
-
-REST starts no TensorFlow.
+with ServedModel("localhost:8500", "digits") as model:  # gRPC; "http://localhost:8501" is REST
+images = pil_images(model.sample(64, seed=1, temperature=0.7, as_pixels=True))
+latents = model.encode([Image.open("seven.png")])
 """
 
 import base64
@@ -39,7 +37,6 @@ _ADVICE = {
     "DEADLINE_EXCEEDED": "send fewer rows at once or allow more time",
 }
 STRING, BASE64, SIGNATURE_DEF = "string", "b64", "signature_def"
-# The HTTP status of gRPC's codes.
 HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "UNIMPLEMENTED": 501}
 HTTP_STATUS |= {"UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504}
 _CODES = {status: code for code, status in HTTP_STATUS.items()} | {413: "RESOURCE_EXHAUSTED"}
@@ -223,7 +220,6 @@ class ServedModel(contextlib.AbstractContextManager):
         """Returns what a method of the transport returns; the request is sent again while no server is ready."""
         end = min(end, time.monotonic() + self._seconds)
         for attempt in range(1, ATTEMPTS + 1):
-            # Random, so that many clients don't come back at once.
             wait = random.uniform(0.0, FIRST_WAIT * 2 ** (attempt - 1))
             try:
                 if (seconds := end - time.monotonic()) <= 0.0:
@@ -273,8 +269,7 @@ class ServedModel(contextlib.AbstractContextManager):
                 future.result()
                 self._progress(min(done * self._batch_rows, count))
         finally:
-            # After an error no further request is sent.
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)  # after an error no further request is sent
         results = [future.result() for future in asked]
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
@@ -328,7 +323,6 @@ class RestTransport:
         self.close = self._session.close
 
     def predict(self, signature: str, arrays: Arrays, spec: SignatureSpec, seconds: float) -> Arrays:
-        """Returns all outputs."""
         inputs = {name: json_value(array) for name, array in arrays.items()}
         body = json.dumps({"signature_name": signature, "inputs": inputs})
         outputs = self._ask("POST", ":predict", "outputs", seconds, body)["outputs"]
@@ -342,7 +336,6 @@ class RestTransport:
         return self._ask("GET", *place, seconds)
 
     def _ask(self, method: str, path: str, key: str, seconds: float, body: str | None = None) -> dict[str, Any]:
-        """Returns the JSON object of an answer, which must have a key."""
         try:
             response = self._session.request(method, self.url + path, data=body, timeout=seconds)
             answer = response.json()
