@@ -66,11 +66,7 @@ def read_arrays(path: str, known: Callable[[str], bool]) -> dict[str, np.ndarray
 
 
 def replay(model: str, signature: str, output: str, inputs: str, results: str, threads: str) -> None:
-    """Runs a signature for each row of a .npz file; writes the `output` of all, and the `seconds` that each took.
-
-    New exports are checked by this, in a process of its own: the interpreter ends the process where a model goes beyond
-    what its kernels can compute.
-    """
+    """Runs a signature for each row of a .npz file; writes the `output` of all, and the `seconds` that each took."""
     with np.load(inputs) as arrays:  # written by who calls this
         rows = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
     run = Interpreter(model_path=model, num_threads=int(threads)).get_signature_runner(signature)

@@ -75,11 +75,7 @@ def read_arrays(path: str, known: Callable[[str], bool]) -> dict[str, np.ndarray
 
 
 def replay(folder: str, inputs: str, outputs: str) -> None:
-    """Runs signatures on arrays `signature/input` of a .npz file, and writes arrays `signature/output` to another.
-
-    Every new export is checked by this, with both of TensorFlow's loaders: a signature of each network as TensorFlow
-    Serving runs it, which takes long; the others as Python programs run them.
-    """
+    """Runs signatures on arrays `signature/input` of a .npz file by both loaders of TensorFlow; writes outputs."""
     import tensorflow as tf
 
     arguments: dict[str, dict[str, np.ndarray]] = {}

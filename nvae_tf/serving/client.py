@@ -275,11 +275,9 @@ class ServedModel(contextlib.AbstractContextManager):
 
 
 def as_array(value: Any, wanted: TensorSpec) -> np.ndarray:
-    """Returns an input as an array of the signature's dtype, if NumPy's rule `same_kind` allows; else as it is.
-
-    Strings become objects, bytes: NumPy's own strings lose zero bytes at the end.
-    """
+    """Returns an input as an array of the signature's dtype, if NumPy's rule `same_kind` allows; else as it is."""
     if wanted.dtype == STRING:
+        # Objects: NumPy's own strings lose zero bytes at the end.
         encode = np.frompyfunc(lambda text: text.encode() if isinstance(text, str) else text, 1, 1)
         return encode(np.array(value, object))
     array = np.asarray(value)
@@ -416,12 +414,9 @@ def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
 
 
 def json_value(array: np.ndarray, as_base64: bool = True) -> Any:
-    """Returns an array as nested lists: bytes as `{"b64": ...}`, which inputs need, or as UTF-8 for text outputs.
-
-    Floats get the fewest decimals that give the number back, as TensorFlow Serving writes them.
-    """
+    """Returns an array as nested lists: bytes as `{"b64": ...}`, which inputs need, or as UTF-8 for text outputs."""
     if array.dtype.kind == "f":
-        return array.astype(str).astype(float).tolist()
+        return array.astype(str).astype(float).tolist()  # the fewest decimals that give a number back
     if array.dtype != object or not array.size:
         return array.tolist()
 

@@ -298,10 +298,7 @@ def _web_application(model: _Model, enable_cors: bool, pages: pathlib.Path | Non
 
 
 def json_request(body: bytes, version: LoadedVersion) -> tuple[str, Arrays, bool]:
-    """Returns the signature and inputs of a predict request, and whether they are rows (`instances`, not `inputs`).
-
-    Raises ValueError for another body.
-    """
+    """Returns the signature and inputs of a predict request, and whether they are rows; ValueError for other bodies."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:

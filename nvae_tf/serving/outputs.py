@@ -1,8 +1,4 @@
-"""Where exports are written, and the checks of them that need no TensorFlow.
-
-A SavedModel is one version in a folder of numbered versions, which TensorFlow Serving watches; it appears there
-complete or not at all. The SHA-256 of its files travels with it.
-"""
+"""Where exports are written, and the checks of them that need no TensorFlow; the SHA-256 of files travels with them."""
 
 import contextlib
 import json

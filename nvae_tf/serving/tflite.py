@@ -292,10 +292,7 @@ def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: floa
 
 
 def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict[str, np.ndarray] | None) -> bytes:
-    """Returns a .tflite model, of builtins alone, of a signature of a SavedModel that `DeviceSignatures.write` wrote.
-
-    Int8 needs representative inputs of the signature, by name, each `[count, ...]`.
-    """
+    """Returns a .tflite model, of builtins alone, of what `DeviceSignatures.write` wrote; int8 needs inputs."""
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[name])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantize != "none":
