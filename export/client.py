@@ -9,12 +9,11 @@
 
 An --output in .png is one grid of all images; DIR/ is a folder with a PNG of each. Image i of --seed is
 the same in jobs of all sizes. A server that is not ready is asked again for some seconds. --labels has the classes of a
-model that has classes, in turn.
+model that has classes, in turn: numbers, or with --export=models/pets/1, a copy of the export, their names.
 Exit code: 0 done, 2 a mistake in the command, or a server that does not answer or refuses; then no file is written.
 """
 
 import json
-import math
 import pathlib
 import sys
 from typing import Any
@@ -41,15 +40,12 @@ def main(command: str) -> None:
     from nvae_tf.generation.image_grid import picture_names
     from nvae_tf.generation.latents_file import read_flat_latents
 
-    for name in {"temperature", "timeout", "total_timeout"} & set(FLAGS):
-        if not 0.0 < FLAGS[name].value < math.inf:
-            raise ValueError(f"--{name}={FLAGS[name].value}: must be above 0")
-    place = None
+    place, latents, labels = None, None, None
     if "output" in FLAGS and FLAGS.output is not None:
         kinds, is_folder = _OUTPUTS.get(command, (".png", command_line.FOLDER)), FLAGS.output.endswith("/")
         place = command_line.output_place(FLAGS.output, kinds, FLAGS.overwrite or not is_folder)
     files = find_pictures(FLAGS.images) if command in _TAKE_PICTURES else []
-    latents, names, labels = None, [name for _, name in files], None
+    names = [name for _, name in files]
     if command == "decode":
         latents, _, names, labels = read_flat_latents(FLAGS.latents)
         names = names or [f"decoded_{number:05d}" for number in range(len(latents))]
@@ -58,15 +54,25 @@ def main(command: str) -> None:
     if place is not None and place.kind == command_line.FOLDER:
         picture_names(names)  # Fail early on duplicate names.
     if command != "status" and FLAGS.labels:
-        labels = np.resize(np.array(FLAGS.labels, np.int32), len(names))
+        labels = np.resize(np.array(class_numbers(FLAGS.labels, FLAGS.export), np.int32), len(names))
     paths = [path for path, _ in files]
     result = _asked(command, paths, latents, labels, len(names))
-    if result is not None:
-        print(_written(command, place, result, names, labels, paths))
+    print(_status_text(*result) if command == "status" else _written(command, place, result, names, labels, paths))
+
+
+def class_numbers(labels: list[str], export: str | None) -> list[int]:
+    """Returns the numbers of classes, which are numbers already, or names that an export has."""
+    from nvae_tf.serving.explorer_files import explorer_facts
+
+    names = explorer_facts(pathlib.Path(export))["classes"] if export else []
+    for label in labels:
+        if not label.removeprefix("-").isdecimal():
+            check_choice("--labels", label, names or ["numbers", "names of classes with --export=DIR"])
+    return [names.index(label) if label in names else int(label) for label in labels]
 
 
 def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int) -> Any:
-    """Returns what the server answers to a command; the command `status` prints it instead."""
+    """Returns what the server answers to a command."""
     from nvae_tf.progress import image_bar
     from nvae_tf.serving.client import ServedModel
 
@@ -77,7 +83,7 @@ def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int)
         limits["progress"] = lambda done: bar.update(done - bar.n)
         with ServedModel(server, FLAGS.model, FLAGS.version, FLAGS.label, **limits) as model:
             if command == "status":
-                return _print_status(model)
+                return model.model_status(), *model.metadata()
             if command == "sample":
                 return model.sample(count, FLAGS.seed, FLAGS.temperature, labels, FLAGS.proposals, as_pixels=True)
             if command == "decode":
@@ -88,16 +94,14 @@ def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int)
             return getattr(model, command)(pictures, FLAGS.seed, labels, **options)
 
 
-def _print_status(model: Any) -> None:
-    """Prints the versions on the server and the signatures of the model."""
-    lines = [f"version {version}: {state} {error}".rstrip() for version, state, error in model.model_status()]
-    metadata = model.metadata()
-    width = max(map(len, metadata.signatures), default=0)
-    lines.append(f"signatures of version {metadata.version}:")
-    for name, spec in metadata.signatures.items():
+def _status_text(versions: list[tuple[int, str, str]], version: int, signatures: dict[str, Any]) -> str:
+    """Returns the versions on the server and the signatures of the model."""
+    lines = [f"version {number}: {state} {error}".rstrip() for number, state, error in versions]
+    lines.append(f"signatures of version {version}:")
+    for name, spec in signatures.items():
         sides = (", ".join(f"{key} {value}" for key, value in side.items()) for side in spec)
-        lines.append(f"  {name:{width}}  {' -> '.join(sides)}")
-    print("\n".join(lines))
+        lines.append(f"  {name:{max(map(len, signatures))}}  {' -> '.join(sides)}")
+    return "\n".join(lines)
 
 
 def _written(command: str, place: Any, result: Any, names: list[str], labels: Any, paths: list[pathlib.Path]) -> str:
@@ -134,8 +138,8 @@ def _define_flags(command: str) -> None:
     flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
     flags.DEFINE_integer("version", None, "A version; the newest that is served if not given.", lower_bound=0)
     flags.DEFINE_string("label", None, "The version with a label, e.g. stable.")
-    flags.DEFINE_float("timeout", 60.0, "Seconds for a request.")
-    flags.DEFINE_float("total_timeout", 3600.0, "Seconds for everything.")
+    flags.DEFINE_float("timeout", 60.0, "Seconds for a request.", lower_bound=0.001)
+    flags.DEFINE_float("total_timeout", 3600.0, "Seconds for everything.", lower_bound=0.001)
     flags.DEFINE_integer("batch_rows", 32, "Most rows of a request; servers usually take up to 64.", lower_bound=1)
     flags.DEFINE_integer("in_flight", 2, "Requests at once.", lower_bound=1)
     if command == "sample":
@@ -152,6 +156,7 @@ def _define_flags(command: str) -> None:
         flags.DEFINE_integer("seed", 1, "Random seed of the draws.", lower_bound=0, upper_bound=LARGEST_SEED)
     if command != "status":
         flags.DEFINE_list("labels", None, "Classes, in turn; -1 for none.")
+        flags.DEFINE_string("export", None, "A copy of the export, models/pets/1: for names of classes in --labels.")
         text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a folder, DIR/.")
         flags.DEFINE_string("output", None, text, required=command != "score")
         flags.DEFINE_boolean("overwrite", False, "Write into a folder that has files.")

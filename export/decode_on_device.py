@@ -9,15 +9,18 @@ whoever gives them. Images of models with classes are of the classes in the file
 """
 
 import argparse
+import math
 import pathlib
 import time
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
 COUNT, TEMPERATURE, NO_CLASS = 8, 0.7, -1
+MOST_BYTES = 2**30  # of an array in a file
 
 
 def main(model: str, output: str, latents: str | None = None) -> None:
@@ -29,8 +32,10 @@ def main(model: str, output: str, latents: str | None = None) -> None:
         raise ValueError(f"{model}: has no signature {signature}; decode takes a file of latents, sample none")
     run = interpreter.get_signature_runner(signature)
     if latents:
-        with np.load(latents) as file:
-            rows = {"latent": file["latent"]} | ({"label": file["labels"]} if "labels" in file else {})
+        file = read_arrays(latents, lambda name: name in ("latent", "labels"))
+        if "latent" not in file:
+            raise ValueError(f"{latents}: has no array called latent")
+        rows = {"latent": file["latent"]} | ({"label": file["labels"]} if "labels" in file else {})
         count = len(rows["latent"])
     else:
         _, total = run.get_input_details()["noise"]["shape"]
@@ -45,13 +50,24 @@ def main(model: str, output: str, latents: str | None = None) -> None:
     print(f"{count} images in {output}")
 
 
-def replay(model: str, signature: str, output: str, inputs: str, results: str, threads: str) -> None:
-    """Runs a signature for each row of a .npz file; writes the `output` of all, and the `seconds` that each took.
+def read_arrays(path: str, known: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a .npz file whose names are known; ValueError for objects, or more bytes than it has."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        entries = {name: entry for name, entry in entries.items() if known(name)}
+        for name, entry in entries.items():
+            with archive.open(entry) as stream:
+                np.lib.format.read_magic(stream)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            if dtype.hasobject or not 0 <= math.prod(shape) * dtype.itemsize <= min(entry.file_size, MOST_BYTES):
+                raise ValueError(f"{path}: {name} is {dtype} {shape}; it must be numbers, at most 1 GiB")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in entries}
 
-    New exports are checked by this, in a process of its own: the interpreter ends the process where a model goes beyond
-    what its kernels can compute.
-    """
-    with np.load(inputs) as arrays:
+
+def replay(model: str, signature: str, output: str, inputs: str, results: str, threads: str) -> None:
+    """Runs a signature for each row of a .npz file; writes the `output` of all, and the `seconds` that each took."""
+    with np.load(inputs) as arrays:  # written by who calls this
         rows = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
     run = Interpreter(model_path=model, num_threads=int(threads)).get_signature_runner(signature)
     outputs, seconds = [], []

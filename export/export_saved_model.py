@@ -4,54 +4,49 @@
     nvae-export --workdir=runs/digits --output=models/digits --version=2 --checkpoint=best
 
 The export is OUTPUT/VERSION, the place where TensorFlow Serving looks for it. It appears there after a process that
-can't import this package has run it and got the model's numbers: one to some minutes.
+can't import this package has run it and got the model's numbers: one to some minutes. Its signatures are sample,
+encode, decode, decode_upper_groups, reconstruct, score, compose and outlier_score, each also as NAME_png with PNG files
+for REST. assets.extra/ has the settings, signatures.json, the layout of latents, the step and the scores.
+--weights=bfloat16 or float16 stores the kernels in half the bytes; everything is still computed in float32.
 
-Its signatures are sample, encode, decode, decode_upper_groups, reconstruct, score, compose and outlier_score, each also
-as NAME_png with PNG files for REST. assets.extra/ has the settings, signatures.json with their inputs and outputs, the
-layout of latents, the step and the scores. --weights=bfloat16 or float16 stores the kernels in half the bytes;
-everything is still computed in float32.
-
-export/run_saved_model.py draws images with it on any machine with TensorFlow, nvae-verify checks it there, and
-docs/serving.md says how to serve it. Exit code: 0 done, 2 a mistake or an export that differs; nothing is written then.
+Exit code: 0 done, 2 a mistake or an export that differs; nothing is written then.
 """
 
 import pathlib
+from typing import Annotated
 
 from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.progress import Report, StatusLine
 from nvae_tf.serving.outputs import WEIGHTS, check_version_is_free
 
-WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions.", required=True)
-VERSION = flags.DEFINE_integer("version", 1, "Number of this version.")
-WEIGHTS_TYPE = flags.DEFINE_enum("weights", WEIGHTS[0], WEIGHTS, "How kernels are stored.")
-ROWS_HELP = "The most rows of a request; if not given, the number that takes 2 GiB, at least 64."
-MOST_ROWS = flags.DEFINE_integer("most_rows", None, ROWS_HELP, lower_bound=3)
-CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
+_ROWS_HELP = "The most rows of a request; if not given, the number that takes 2 GiB, at least 64."
 
 
-def main() -> None:
+def main(
+    workdir: Annotated[str, command_line.RUN_HELP],
+    output: Annotated[str, "Folder of all versions."],
+    version: Annotated[int, "Number of this version."] = 1,
+    weights: Annotated[str, "How kernels are stored.", *WEIGHTS] = WEIGHTS[0],
+    most_rows: Annotated[int | None, _ROWS_HELP, 3] = None,
+    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+) -> None:
     """Exports."""
-    output, weights = pathlib.Path(OUTPUT.value), WEIGHTS_TYPE.value
-    check_version_is_free(output, VERSION.value)
-    workdir = command_line.run_folder(WORKDIR.value)
+    check_version_is_free(pathlib.Path(output), version)
+    folder = command_line.run_folder(workdir)
     start_tensorflow_quietly()
     from nvae_tf.runs.loading import load_run
     from nvae_tf.serving.saved_model import export_saved_model, origin_of
 
-    run = load_run(workdir, CHECKPOINT.value)
-    status = StatusLine()
-    status.keep(f"Exporting {WORKDIR.value}, step {run.step:,}, and checking it: one to some minutes ...")
-    settings = output, VERSION.value, weights, origin_of(run, workdir), Report(status.show, status.keep)
-    exported = export_saved_model(run.model, *settings, MOST_ROWS.value)
+    run = load_run(folder, checkpoint)
+    print(f"Exporting {workdir}, step {run.step:,}, and checking it: one to some minutes ...", flush=True)
+    exported = export_saved_model(run.model, output, version, weights, origin_of(run, folder), most_rows)
     numbers = "the model's numbers"
     if weights != WEIGHTS[0]:
         numbers = f"the numbers of {weights} weights, {exported.largest_difference:.2g} of the largest off at most,"
-    status.keep(f"Exported to {exported.folder}; it gives {numbers} without this package.")
+    print(f"Exported to {exported.folder}; it gives {numbers} without this package.")
 
 
 def run() -> None:

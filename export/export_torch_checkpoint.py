@@ -13,6 +13,7 @@ mistake in the command, a run that can't be exported or whose settings the publi
 """
 
 import pathlib
+from typing import Annotated
 
 from absl import flags
 
@@ -21,23 +22,22 @@ from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.published.places import check_new_file, check_torch
 
-WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
-OUTPUT = flags.DEFINE_string("output", None, "The .pt file; must not exist yet.", required=True)
-CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-flags.DEFINE_boolean("without_optimizer", False, "No effect: files hold no optimizer's state.")
-RUNNING_MEANS = flags.DEFINE_boolean("running_means", False, "Write the EMA of the weights instead.")
 
-
-def main() -> None:
+def main(
+    workdir: Annotated[str, command_line.RUN_HELP],
+    output: Annotated[str, "The .pt file; must not exist yet."],
+    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    without_optimizer: Annotated[bool, "No effect: files hold no optimizer's state."] = False,
+    running_means: Annotated[bool, "Write the EMA of the weights instead."] = False,
+) -> None:
     """Exports the run and prints what was written."""
-    output = pathlib.Path(OUTPUT.value)
-    check_new_file("--output", output)
+    check_new_file("--output", pathlib.Path(output))
     check_torch()
-    workdir = command_line.run_folder(WORKDIR.value)
+    folder = command_line.run_folder(workdir)
     start_tensorflow_quietly()
     from nvae_tf.published.export_file import export_file
 
-    exported = export_file(workdir, output, checkpoint=CHECKPOINT.value, running_means=RUNNING_MEANS.value)
+    exported = export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means)
     print(f"Exported step {exported.step:,} to {output}, as a checkpoint of {exported.data_set}.")
     if exported.leaves_means:
         print("Its state_dict has the weights; the run's scores are those of the EMA: --running_means.")

@@ -18,33 +18,33 @@ docs/published_weights.md. Exit code: 0 done, 2 a mistake in the command or a fi
 import os
 import pathlib
 import shlex
+from typing import Annotated
 
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import check, check_choice
+from nvae_tf.config import check_choice
 from nvae_tf.data.sources import SOURCES
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.published.places import check_import_places, check_torch
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The published file, .pt.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "The run folder; new or empty.", required=True)
-flags.DEFINE_boolean("without_optimizer", False, "No effect: the optimizer's moments are never imported.")
-DATA_PATH = flags.DEFINE_string("data_path", None, "Where the images are, for the run's settings (data.path).")
-DATA_SOURCE = flags.DEFINE_string("data_source", None, "The kind of source, if not the usual one: idx, folder ...")
-LICENSE = flags.DEFINE_string("license", None, "License of the weights, for the model card; by default the file's own.")
-REPORT = flags.DEFINE_string("report", None, "A new file for the table of every tensor, .csv.")
 
-
-def main() -> None:
+def main(
+    checkpoint: Annotated[str, "The published file, .pt."],
+    output: Annotated[str, "The run folder; new or empty."],
+    without_optimizer: Annotated[bool, "No effect: the optimizer's moments are never imported."] = False,
+    data_path: Annotated[str | None, "Where the images are, for the run's settings (data.path)."] = None,
+    data_source: Annotated[str | None, "The kind of source, if not the usual one: idx, folder ..."] = None,
+    license: Annotated[str | None, "License of the weights, for the model card; by default the file's own."] = None,
+    report: Annotated[str | None, "A new file for the table of every tensor, .csv."] = None,
+) -> None:
     """Imports the file and prints what has become of it, and the next commands."""
-    file, output = pathlib.Path(CHECKPOINT.value), pathlib.Path(OUTPUT.value)
-    report = None if REPORT.value is None else pathlib.Path(REPORT.value)
-    is_line = LICENSE.value is None or (bool(LICENSE.value.strip()) and len(LICENSE.value.splitlines()) == 1)
-    check(is_line, f"--license={LICENSE.value!r}: must be one line, such as cc-by-nc-sa-4.0, or be left out")
-    check_import_places(file, output, report)
-    if DATA_SOURCE.value is not None:
-        check_choice("--data_source", DATA_SOURCE.value, SOURCES)
+    file, folder, table = pathlib.Path(checkpoint), pathlib.Path(output), report and pathlib.Path(report)
+    if license is not None and len(license.strip().splitlines()) != 1:
+        raise ValueError(f"--license={license!r}: must be one line, such as cc-by-nc-sa-4.0, or be left out")
+    check_import_places(file, folder, table)
+    if data_source is not None:
+        check_choice("--data_source", data_source, SOURCES)
     check_torch()
     start_tensorflow_quietly()
     from nvae_tf.published.import_run import import_run
@@ -52,12 +52,11 @@ def main() -> None:
     from nvae_tf.runs.run_folder import RunFolder
 
     print(f"Importing {file} ...", flush=True)
-    changes = {"data_path": DATA_PATH.value, "data_source": DATA_SOURCE.value}
-    changes |= {"license": LICENSE.value and LICENSE.value.strip()}
-    imported = import_run(file, output, report=report, **changes)
-    write_model_card(RunFolder(output), imported.parameters)
-    config, place = imported.config, shlex.quote(str(output))
-    print(f"Imported to {output}: {config.data.name}, step {imported.step:,}.")
+    changes = {"data_path": data_path, "data_source": data_source, "license": license and license.strip()}
+    imported = import_run(file, folder, report=table, **changes)
+    write_model_card(RunFolder(folder), imported.parameters)
+    config, place = imported.config, shlex.quote(str(folder))
+    print(f"Imported to {folder}: {config.data.name}, step {imported.step:,}.")
     if imported.defaults:
         print(f"Not in the file, so this project's defaults: {', '.join(imported.defaults)}.")
     if imported.assumed is not None:
@@ -71,8 +70,8 @@ def main() -> None:
     print(f"    nvae-evaluate --workdir={place}{' --data_path=PATH' if needed else ''}")
     data = " --config.data.path=PATH" if needed else ""
     print(f"    nvae-train --config={place}/config.py --workdir={place}{data}")
-    if DATA_PATH.value is not None and not os.path.exists(os.path.expanduser(DATA_PATH.value)):
-        print(f"note: there is nothing at --data_path={DATA_PATH.value} yet; the run will look for its images there")
+    if data_path is not None and not os.path.exists(os.path.expanduser(data_path)):
+        print(f"note: there is nothing at --data_path={data_path} yet; the run will look for its images there")
 
 
 def run() -> None:

@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 BATCH = 64
 # The shortest side, in pixels, to which small images are enlarged; pixels between images.
 VISIBLE_SIDE, GAP = 64, 6
+MOST_BYTES = 2**30  # of an array in a file
 LARGEST_SEED = 2**31 - 1
 # Signatures that are checked as a server runs them: one of each network.
 AS_SERVED = ("sample", "score")
@@ -57,20 +59,29 @@ def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
     return np.concatenate(images)
 
 
-def replay(folder: str, inputs: str, outputs: str) -> None:
-    """Runs signatures on arrays `signature/input` of a .npz file, and writes arrays `signature/output` to another.
+def read_arrays(path: str, known: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a .npz file whose names are known; ValueError for objects, or more bytes than it has."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        entries = {name: entry for name, entry in entries.items() if known(name)}
+        for name, entry in entries.items():
+            with archive.open(entry) as stream:
+                np.lib.format.read_magic(stream)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            if dtype.hasobject or not 0 <= math.prod(shape) * dtype.itemsize <= min(entry.file_size, MOST_BYTES):
+                raise ValueError(f"{path}: {name} is {dtype} {shape}; it must be numbers, at most 1 GiB")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in entries}
 
-    Every new export is checked by this, with both of TensorFlow's loaders: a signature of each network as TensorFlow
-    Serving runs it, which rewrites the graph for each signature and takes long; the others as Python programs run them,
-    and as they are stored.
-    """
+
+def replay(folder: str, inputs: str, outputs: str) -> None:
+    """Runs signatures on arrays `signature/input` of a .npz file by both loaders of TensorFlow; writes outputs."""
     import tensorflow as tf
 
     arguments: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(inputs) as arrays:
-        for name, array in arrays.items():
-            signature, argument = name.split("/")
-            arguments.setdefault(signature, {})[argument] = array
+    for name, array in read_arrays(inputs, lambda name: name.count("/") == 1).items():
+        signature, argument = name.split("/")
+        arguments.setdefault(signature, {})[argument] = array
 
     def as_served() -> dict[str, dict[str, np.ndarray]]:
         with session_of(folder) as run:
@@ -127,7 +138,7 @@ def main() -> None:
         parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version{there}")
     output = pathlib.Path(flags.output)
     is_right = flags.count > 0 < flags.temperature < math.inf and 0 <= flags.seed <= LARGEST_SEED
-    if not is_right or output.suffix.lower() != ".png" or output.is_dir():
+    if not is_right or output.suffix.lower() != ".png":
         limits = f"--count and --temperature must be above 0, --seed from 0 to {LARGEST_SEED}"
         parser.error(f"{limits}, --output a name in .png")
     try:
@@ -135,16 +146,12 @@ def main() -> None:
             images = sample(run, flags.count, flags.seed, flags.temperature)
     except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
         lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
-        lines = lines or [type(error).__name__]
-        parser.error(f"--saved_model={folder}: can't be run, a damaged or foreign export ({lines[0]})")
-    # Written beside, then renamed: a reader never sees half a file.
+        parser.error(f"--saved_model={folder}: can't be run, a damaged or foreign export ({(lines or [error])[0]})")
     output.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside, then renamed: a reader never sees half a file.
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        image_grid(images).save(partial, format="PNG")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    image_grid(images).save(partial, format="PNG")
+    partial.replace(output)
     print(f"{flags.count} images in {flags.output}")
 
 

@@ -17,31 +17,30 @@ SHA-256 that is recorded in them. Into the output folder come these files, in pl
     kubernetes.yaml          the same for Kubernetes: with probes, a memory limit, and annotations for Prometheus
 
 Without --labels the newest version of each model is served, and a new export is served as soon as it is there. With
-labels (clients ask for /v1/models/digits/labels/stable) the versions with a label are served and no others.
---labels=auto gives every model two: canary is the newest version, stable the newest but one. A request without a label
-or a version gets the highest version that is loaded, so the canary.
+labels (clients ask for /v1/models/digits/labels/stable) the versions with a label are served and no others; auto gives
+every model two: canary is the newest version, stable the newest but one.
 
 Exit code: 0 done, 2 a mistake in the command or a damaged export; then nothing is written.
 """
 
 import pathlib
+from typing import Annotated
 
 from absl import flags
 
 from nvae_tf import command_line
 
-MODELS = flags.DEFINE_string("models", None, "Folder of exports, each at NAME/VERSION.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the files.", required=True)
-IMAGE = flags.DEFINE_string("image", None, "NAME:TAG, a release of TensorFlow Serving, if not 2.20.0.")
-LABELS = flags.DEFINE_string("labels", "", "MODEL:LABEL=VERSION,... or auto.")
 
-
-def main() -> None:
+def main(
+    models: Annotated[str, "Folder of exports, each at NAME/VERSION."],
+    output: Annotated[str, "Folder of the files."],
+    image: Annotated[str | None, "NAME:TAG, a release of TensorFlow Serving, if not 2.20.0."] = None,
+    labels: Annotated[str, "MODEL:LABEL=VERSION,... or auto."] = "",
+) -> None:
     """Writes the files."""
     from nvae_tf.serving.server_files import SERVING_IMAGE, write_server_files
 
-    places = pathlib.Path(MODELS.value), pathlib.Path(OUTPUT.value)
-    print(write_server_files(*places, IMAGE.value or SERVING_IMAGE, LABELS.value))
+    print(write_server_files(pathlib.Path(models), pathlib.Path(output), image or SERVING_IMAGE, labels))
 
 
 def run() -> None:

@@ -11,6 +11,7 @@ Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the c
 
 import pathlib
 import sys
+from typing import Annotated
 
 from absl import flags
 
@@ -18,19 +19,16 @@ from nvae_tf import command_line
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.serving.outputs import check_digests, check_is_export
 
-PATH = flags.DEFINE_string("path", None, "One version, as models/digits/1; may stand without --path=.", required=True)
 
-
-def main() -> None:
+def main(path: Annotated[str, "One version, as models/digits/1; may stand without --path=."]) -> None:
     """Checks."""
-    path = pathlib.Path(PATH.value)
-    check_is_export(path)
-    check_digests(path)
+    check_is_export(pathlib.Path(path))
+    check_digests(pathlib.Path(path))
     start_tensorflow_quietly()
     from nvae_tf.serving.verification import TOLERANCE, process_alone, verified
 
     with process_alone("tensorflow") as run:
-        differences = verified(path, run)
+        differences = verified(pathlib.Path(path), run)
     width = max(map(len, differences))
     for name, difference in differences.items():
         print(f"{name:{width}}  {difference:.1e}")

@@ -26,13 +26,8 @@ FORKS.set_forkserver_preload(
     ["tensorflow", "tensorflow_probability", "nvae_tf.training.loop", "nvae_tf.reports.evaluate"]
     + ["nvae_tf.command_line", "nvae_tf.reports.task_figures", "sklearn.datasets"]
 )
-
-
-@atexit.register
-def _end_all():
-    """Before multiprocessing waits for those that a failed test has left."""
-    for process in multiprocessing.active_children():
-        process.kill()
+# Before multiprocessing waits for the processes that a failed test has left.
+atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])
 
 
 def without_stack_traces():
@@ -69,44 +64,36 @@ def _main(arguments, folder, environment, *streams):
     # What it writes when it looks for devices is hidden while it is imported, which has been.
     start_tensorflow_quietly()
     without_stack_traces()
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = arguments
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    module = arguments[0] == "-m"
+    sys.argv = arguments[module:]
+    (runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name="__main__")
 
 
 class Forked:
     """Used as `subprocess.Popen` is; the input may be a pipe, and of the outputs the first alone."""
 
     def __init__(self, arguments, cwd, env, stdin=None, stdout=subprocess.PIPE, stderr=subprocess.STDOUT):
-        self.stdin = self.stdout = None
-        streams = [None]
+        ends = [None]
         if stdin == subprocess.PIPE:
-            read, writing = os.pipe()
-            self.stdin, streams = open(writing, "w"), [Connection(read, writable=False)]
+            read, write = os.pipe()
+            self.stdin, ends = open(write, "w"), [read]
         if stdout == subprocess.PIPE:
-            reading, written = os.pipe()
-            self.stdout = open(reading)
+            read, write = os.pipe()
+            self.stdout, ends = open(read), [*ends, write]
         else:
-            written = os.open(os.devnull, os.O_WRONLY) if stdout == subprocess.DEVNULL else os.dup(stdout.fileno())
-        streams.append(Connection(written, readable=False))
-        streams.append(Connection(os.dup(written if stderr == subprocess.STDOUT else stderr.fileno()), readable=False))
+            ends.append(os.open(os.devnull, os.O_WRONLY) if stdout == subprocess.DEVNULL else os.dup(stdout.fileno()))
+        ends.append(os.dup(ends[1] if stderr == subprocess.STDOUT else stderr.fileno()))
+        streams = [None if end is None else Connection(end) for end in ends]
         self._process = FORKS.Process(target=_main, args=([*map(str, arguments)], str(cwd), dict(env), *streams))
         self._process.start()
         for stream in filter(None, streams):
             stream.close()
+        self.pid = self._process.pid
 
-    @property
-    def pid(self):
-        return self._process.pid
-
-    @property
-    def returncode(self):
+    def poll(self):
         return self._process.exitcode
 
-    poll = returncode.fget
+    returncode = property(poll)
 
     def wait(self, timeout=None):
         self._process.join(timeout)

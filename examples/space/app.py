@@ -38,8 +38,8 @@ def interface(model: ServedModel) -> gr.Blocks:
             raise gr.Error("Choose a picture first.")
         latents = model.encode([ImageOps.fit(picture, (width, height))])
         keep = np.arange(groups) < kept
-        drawn = model.compose(np.repeat(latents, COUNT, axis=0), keep, int(seed), temperature, as_pixels=True)
-        return enlarged(drawn.images)
+        latents = np.repeat(latents, COUNT, axis=0)
+        return enlarged(model.compose(latents, keep, int(seed), temperature, as_pixels=True)[0])
 
     with gr.Blocks(title="NVAE") as page:
         gr.Markdown("# NVAE\nA deep hierarchical VAE ([arXiv 2007.03898](https://arxiv.org/abs/2007.03898)).")

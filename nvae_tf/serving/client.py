@@ -1,108 +1,104 @@
 """A model on a server (TensorFlow Serving, or nvae-serve), with NumPy arrays and images in and out.
 
-    from nvae_tf.generation.image_grid import pil_images
-
-    with ServedModel("localhost:8500", "digits") as model:  # gRPC; "http://localhost:8501" is REST
-        images = pil_images(model.sample(64, seed=1, temperature=0.7, as_pixels=True))
-        latents = model.encode([Image.open("seven.png")])
-
-Row i of a call with seed s is requested with the seed `s + i * 2**32` (`nvae_tf.serving.signatures`), so it is image i
-of the same series as in the library's own `generate`, `encode` and so on, however the call is cut into requests.
-
-Over REST numbers travel as text, so images are several times larger than with gRPC, less so as PNG files. REST starts
-no TensorFlow; gRPC does, for the messages of `tensorflow_serving.apis`.
+with ServedModel("localhost:8500", "digits") as model:  # gRPC; "http://localhost:8501" is REST
+images = pil_images(model.sample(64, seed=1, temperature=0.7, as_pixels=True))
+latents = model.encode([Image.open("seven.png")])
 """
 
+import base64
 import contextlib
+import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
 import numpy as np
+import requests
 from PIL import Image
 
-from nvae_tf.config import LARGEST_SEED, did_you_mean
+from nvae_tf.config import LARGEST_SEED
 from nvae_tf.data.pictures import as_eight_bits
-from nvae_tf.errors import wrap_read_errors
+from nvae_tf.errors import first_line, require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
-from nvae_tf.serving import wire
 from nvae_tf.serving.outputs import PNG_SUFFIX
-from nvae_tf.serving.transports import (  # noqa: F401  (the errors are names of this module too)
-    BadRequest,
-    DeadlineExceeded,
-    GrpcTransport,
-    ModelNotFound,
-    RestTransport,
-    ServerFailed,
-    ServerNotReady,
-    ServingError,
-    TooLarge,
-)
-from nvae_tf.serving.wire import Arrays, SignatureSpec, TensorSpec
 
-# A request that finds no server is sent again after a random part of 0.2 s, 0.4 s, and so on.
-ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0
+# A request that no server answers is sent again after a random part of 0.2 s, 0.4 s, and so on.
+ATTEMPTS, FIRST_WAIT = 5, 0.2
 # The values of inputs that only some models have, for calls that name none: no class, no guidance, the model's prior.
 _OPTIONAL = {"label": -1, "guidance": 1.0, "proposals": 1}
+_ADVICE = {
+    "INVALID_ARGUMENT": "correct the inputs",
+    "NOT_FOUND": "look at the server's models and versions",
+    "RESOURCE_EXHAUSTED": "send fewer rows at once",
+    "UNAVAILABLE": "is it running, is this the protocol's port, and has it loaded the model?",
+    "DEADLINE_EXCEEDED": "send fewer rows at once or allow more time",
+}
+STRING, BASE64, SIGNATURE_DEF = "string", "b64", "signature_def"
+HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "UNIMPLEMENTED": 501}
+HTTP_STATUS |= {"UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504}
+_CODES = {status: code for code, status in HTTP_STATUS.items()} | {413: "RESOURCE_EXHAUSTED"}
 
 # uint8 in 0 to 255 or float in [0, 1], [count, height, width, channels], or Pillow's.
 Images = np.ndarray | Sequence[Image.Image]
+Arrays = dict[str, np.ndarray]
 
 
-class ModelMetadata(NamedTuple):
-    """A served model: the version that answered, and its signatures by name."""
+class ServingError(OSError):
+    """An error between a client and a server, one line; `code` is that of gRPC, as `UNAVAILABLE` or `NOT_FOUND`."""
 
-    version: int
-    signatures: dict[str, SignatureSpec]
+    def __init__(self, code: str, reason: str, advice: str = ""):
+        self.code, self.reason, self.advice = code, reason, advice or _ADVICE.get(code, "look at the server's log")
+        first = (reason.strip().splitlines() or ["no reason given"])[0]
+        super().__init__(f"{first[:400]} [{code}]; {self.advice}")
 
 
-class VersionStatus(NamedTuple):
-    """One version on a server: its state (`LOADING`, `AVAILABLE`, ...), and the error of one that failed, or ''."""
+class TensorSpec(NamedTuple):
+    """One input or output: a NumPy dtype or `string`, and a shape whose unknown sizes are None (None: any shape)."""
 
-    version: int
-    state: str
-    error: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+    def __str__(self) -> str:
+        sizes = "..." if self.shape is None else ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.dtype}[{sizes}]"
+
+
+class SignatureSpec(NamedTuple):
+    """The inputs and outputs of one signature, by name."""
+
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
 
 
 class Scores(NamedTuple):
     """The negative evidence lower bound of each image, at one draw of its latents."""
 
     nats: np.ndarray  # [count]
-    bits_per_dim: np.ndarray  # [count], the same in bits for each value of the image
+    bits_per_dim: np.ndarray  # [count]
     kl_per_group: np.ndarray  # [count, groups], in nats, the top group first
-
-
-class Composed(NamedTuple):
-    """Images of latents of which some groups were given and the others drawn."""
-
-    images: np.ndarray  # [count, height, width, channels]
-    latents: np.ndarray  # [count, total], those that were given and those that were drawn
 
 
 class ServedModel(contextlib.AbstractContextManager):
     """A model on a server; a context manager that many threads may use.
 
-    Pillow's images and uint8 arrays are quantized to the bits of the model's data, as in training, where the model has
-    signatures for PNG files; float images are used as they are. `labels`, for models with classes, are one class for
-    all rows or one each, -1 for none; `guidance` and `proposals`, see `nvae_tf.serving.signatures`, likewise.
+    Pillow's images and uint8 arrays are quantized to the bits of the model's data where the model has signatures for
+    PNG files; float images are used as they are. `labels`, for models with classes, are one class for all rows or one
+    each, -1 for none; `guidance` and `proposals`, see `nvae_tf.serving.signatures`, likewise. Image i of a call is that
+    of its seed, however the call is cut into requests. Methods raise ServingError, and ValueError for arguments.
 
     Args:
-      server: `HOST:PORT` for gRPC (TensorFlow Serving's `--port`, 8500), a URL as `http://HOST:PORT` for REST
-        (`--rest_api_port`, 8501).
+      server: `HOST:PORT` for gRPC (usually 8500), a URL as `http://HOST:PORT` for REST (usually 8501).
       model: its name on the server.
       version: one version's number; the newest one that is served, if neither this nor a label is given.
       label: the label of a version instead, e.g. `stable`.
-      timeout: seconds for one request, its repetitions included.
+      timeout: seconds for one request, its repetitions included; over REST for each wait for a part of an answer.
       total_timeout: seconds for one call, which may be many requests.
       batch_rows: the most rows in a request; servers usually take up to 64.
       in_flight: how many requests run at once.
       progress: is called with the number of rows done so far, after each request.
-
-    Raises:
-      ServingError: from all methods, whatever goes wrong between client and server.
-      ValueError: for arguments that make no sense.
     """
 
     def __init__(
@@ -111,28 +107,19 @@ class ServedModel(contextlib.AbstractContextManager):
         model: str,
         version: int | None = None,
         label: str | None = None,
-        *,
         timeout: float = 60.0,
         total_timeout: float = 3600.0,
         batch_rows: int = 32,
         in_flight: int = 2,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int], object] = lambda done: None,
     ):
-        if not server or not model:
-            raise ValueError("name a server and a model")
         if version is not None and label is not None:
             raise ValueError(f"version {version} and label {label!r}: give one of them")
-        if version is not None and version < 0:
-            raise ValueError(f"version {version}: versions are whole numbers from 0")
-        if batch_rows < 1 or in_flight < 1:
-            raise ValueError(f"batch_rows={batch_rows}, in_flight={in_flight}: must be 1 or more")
-        if not (timeout > 0 and total_timeout > 0):
-            raise ValueError(f"timeout={timeout}, total_timeout={total_timeout}: must be above 0")
-        chosen = f" version {version}" if version is not None else f" label {label!r}" if label is not None else ""
-        self._what = f"{server}, model {model!r}{chosen}"
+        chosen = "" if version is None else f" version {version}"
+        self._what = f"{server}, model {model!r}{chosen if label is None else f' label {label!r}'}"
         self._seconds, self._total_seconds = timeout, total_timeout
         self._batch_rows, self._in_flight, self._progress = batch_rows, in_flight, progress
-        self._known: ModelMetadata | None = None
+        self._signatures: dict[str, SignatureSpec] | None = None
         self.transport = (RestTransport if "://" in server else GrpcTransport)(server, model, version, label)
 
     def __exit__(self, *error: object) -> None:
@@ -143,42 +130,25 @@ class ServedModel(contextlib.AbstractContextManager):
         self.transport.close()
 
     def sample(
-        self,
-        count: int,
-        seed: int = 0,
-        temperature: float = 1.0,
-        labels: Any = None,
-        proposals: Any = None,
-        as_pixels: bool = False,
+        self, count: int, seed: int = 0, temperature: float = 1.0, labels=None, proposals=None, as_pixels: bool = False
     ) -> np.ndarray:
         """Returns images `[count, H, W, C]` from the prior: float32 in [0, 1], or uint8 with `as_pixels`."""
-        if count < 1:
-            raise ValueError(f"count={count}: must be above 0")
         inputs = {"seed": row_seeds(seed, count), "temperature": np.full(count, temperature, np.float32)}
         return self._run("sample", inputs, as_pixels, label=labels, proposals=proposals)["image"]
 
     def compose(
-        self,
-        latents: np.ndarray,
-        keep: Any,
-        seed: int = 0,
-        temperature: Any = 1.0,
-        labels: Any = None,
-        guidance: Any = None,
-        proposals: Any = None,
-        as_pixels: bool = False,
-    ) -> Composed:
-        """Returns images of latents `[count, total]` whose groups are kept where `keep` is 1, and otherwise drawn.
+        self, latents: np.ndarray, keep: Any, seed: int = 0, temperature: Any = 1.0, labels=None, **optional: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns images and latents, of latents `[count, total]` whose groups are kept where `keep` is 1, else drawn.
 
         `keep` and `temperature` are `[count, groups]`, the top group first, or what broadcasts to it. A group that is
-        drawn comes from the prior given the groups above. Old exports lack this signature.
+        drawn comes from the prior given the groups above. `optional`: `guidance`, `proposals`, `as_pixels`.
         """
-        inputs, specs = {"latent": np.asarray(latents), "seed": row_seeds(seed, len(latents))}, self._inputs("compose")
-        for name, value in (("keep", keep), ("temperature", temperature)):
-            numbers = _as_numbers(name, value, specs[name])
-            inputs[name] = np.broadcast_to(numbers, [len(latents), specs["keep"].shape[1]])
-        outputs = self._run("compose", inputs, as_pixels, label=labels, guidance=guidance, proposals=proposals)
-        return Composed(outputs["image"], outputs["latent"])
+        shape = len(latents), self._spec("compose").inputs["keep"].shape[1]
+        inputs = {"latent": np.asarray(latents), "seed": row_seeds(seed, len(latents))}
+        inputs |= {"keep": np.broadcast_to(keep, shape), "temperature": np.broadcast_to(temperature, shape)}
+        outputs = self._run("compose", inputs, optional.pop("as_pixels", False), label=labels, **optional)
+        return outputs["image"], outputs["latent"]
 
     def encode(self, images: Images, seed: int = 0, labels: Any = None) -> np.ndarray:
         """Returns latents `[count, total]` drawn from the posterior, group after group, the top one first."""
@@ -200,99 +170,66 @@ class ServedModel(contextlib.AbstractContextManager):
     def predict(self, signature: str, /, **inputs: Any) -> Arrays:
         """Returns all outputs of any signature by name, from one request; strings are object arrays of bytes.
 
-        The inputs have the batch first. What doesn't fit the signature is a BadRequest before anything is sent.
+        The inputs have the batch first; numbers get the signature's dtype, where that loses no more than decimals.
         """
         return self._ask(signature, inputs, time.monotonic() + self._total_seconds)
 
     def signatures(self) -> dict[str, SignatureSpec]:
         """Returns the signatures by name, asked once; another version may have others, `metadata` asks again."""
-        return (self._known or self.metadata()).signatures
+        return self.metadata()[1] if self._signatures is None else self._signatures
 
-    def metadata(self) -> ModelMetadata:
-        """Returns the version that answers and its signatures, asked now."""
-        with self._errors_named():
-            answer = self._call(self.transport.metadata)
-            with wrap_read_errors("no metadata of a model (", ")", ServerFailed):
-                definitions = answer["metadata"][wire.SIGNATURE_DEF][wire.SIGNATURE_DEF]
-                self._known = ModelMetadata(int(answer["model_spec"]["version"]), wire.signature_specs(definitions))
-            return self._known
+    def metadata(self) -> tuple[int, dict[str, SignatureSpec]]:
+        """Returns the version that answers and its signatures by name, asked now."""
+        answer = self._call("metadata", self.transport.describe, "metadata")
+        self._signatures = signature_specs(answer["metadata"][SIGNATURE_DEF][SIGNATURE_DEF])
+        return int(answer["model_spec"]["version"]), self._signatures
 
-    def model_status(self) -> list[VersionStatus]:
-        """Returns all versions that the server knows, newest first."""
-        statuses = []
-        with self._errors_named():
-            answer = self._call(self.transport.status)
-            with wrap_read_errors("no status of a model (", ")", ServerFailed):
-                for version in answer["model_version_status"]:
-                    status = version.get("status", {})
-                    code, reason = status.get("error_code", "OK"), status.get("error_message", "")
-                    error = "" if code == "OK" else f"{code}: {reason}"
-                    statuses.append(VersionStatus(int(version["version"]), version["state"], error))
-        return sorted(statuses, reverse=True)
+    def model_status(self) -> list[tuple[int, str, str]]:
+        """Returns number, state and error (or '') of all versions that the server knows, newest first."""
+        versions = self._call("status", self.transport.describe, "status")["model_version_status"]
+        rows = [(int(each["version"]), each["state"], each["status"]["error_message"]) for each in versions]
+        return sorted(rows, reverse=True)
 
     def image_shape(self, signature: str = "score") -> tuple[int, int, int]:
         """Returns the height, width and channels of the images that a signature takes."""
-        return self._inputs(signature)["image"].shape[1:]
-
-    @contextlib.contextmanager
-    def _errors_named(self, signature: str = "") -> Iterator[None]:
-        """Makes errors begin with the server, the model and the signature."""
-        try:
-            yield
-        except (ServingError, ValueError) as error:
-            if str(error).startswith(self._what):
-                raise
-            kind = type(error) if isinstance(error, ServingError) else BadRequest
-            raise kind(f"{self._what}{signature and f', signature {signature!r}'}: {error}") from None
+        return self._spec(signature).inputs["image"].shape[1:]
 
     def _spec(self, signature: str) -> SignatureSpec:
-        with self._errors_named(signature):
-            known = self.signatures()
-            if signature not in known:
-                hint = did_you_mean(signature, known) or f"; it has {', '.join(known) or 'none'}"
-                raise BadRequest(f"the model has no such signature{hint}")
-            return known[signature]
-
-    def _inputs(self, signature: str) -> dict[str, TensorSpec]:
-        return self._spec(signature).inputs
+        known = self.signatures()
+        if signature not in known:
+            raise ServingError("NOT_FOUND", f"{self._what}: no signature {signature!r}", f"it has {', '.join(known)}")
+        return known[signature]
 
     def _pictures(self, signature: str, images: Images, seed: int) -> Arrays:
         arrays = image_arrays(images, self.image_shape(signature))
         return {"image": arrays, "seed": row_seeds(seed, len(arrays))}
 
-    def _ask(self, signature: str, inputs: Mapping[str, Any], end: float, first: int = 0) -> Arrays:
+    def _ask(self, signature: str, inputs: dict[str, Any], end: float, first: int = 0) -> Arrays:
         """Returns the outputs of one request, whose first row is row `first` of the call."""
+        spec, what = self._spec(signature), f"{self._what}, signature {signature!r}"
+        if unknown := sorted(inputs.keys() - spec.inputs.keys()):  # over REST a server would leave them out
+            raise ServingError("INVALID_ARGUMENT", f"{what}: no input {unknown[0]!r}", f"it has {[*spec.inputs]}")
+        arrays = {name: as_array(value, spec.inputs[name]) for name, value in inputs.items()}
+        outputs = self._call(f"signature {signature!r}", self.transport.predict, signature, arrays, spec, end=end)
+        # With TensorFlow Serving's batching a graph can't end with an error for one row without failing others.
+        if rows := (first + np.flatnonzero(~outputs.get("valid", np.ones(0, bool)))).tolist():
+            raise ServingError("INVALID_ARGUMENT", f"{what}: the model refuses rows {rows[:5]}: out of range")
+        return outputs
 
-        def fitting_arrays() -> Arrays:
-            specs = self._inputs(signature)
-            arrays = {name: as_array(name, value, specs.get(name)) for name, value in inputs.items()}
-            wire.check_inputs(arrays, self._spec(signature))
-            return arrays
-
-        with self._errors_named(signature):
-            try:
-                arrays = fitting_arrays()
-            except (BadRequest, ValueError):
-                # The server may have loaded a version with other signatures since it was asked.
-                self._known = None
-                arrays = fitting_arrays()
-            if time.monotonic() >= end:
-                raise DeadlineExceeded(f"the {self._total_seconds:g} s for the whole call are over; allow more")
-            outputs = self._call(self.transport.predict, signature, arrays, self._spec(signature), end=end)
-            check_rows(outputs, first)
-            return outputs
-
-    def _call(self, method: Callable[..., Any], *arguments: Any, end: float = float("inf")) -> Any:
+    def _call(self, what: str, method: Callable[..., Any], *arguments: Any, end: float = float("inf")) -> Any:
         """Returns what a method of the transport returns; the request is sent again while no server is ready."""
         end = min(end, time.monotonic() + self._seconds)
-        for attempt in range(ATTEMPTS):
-            # Random, so that many clients don't come back at once.
-            wait = random.uniform(0.0, min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
+        for attempt in range(1, ATTEMPTS + 1):
+            wait = random.uniform(0.0, FIRST_WAIT * 2 ** (attempt - 1))
             try:
-                return method(*arguments, max(end - time.monotonic(), 1e-3))
-            except ServerNotReady:
-                if attempt == ATTEMPTS - 1 or time.monotonic() + wait > end:
-                    raise
+                if (seconds := end - time.monotonic()) <= 0.0:
+                    raise ServingError("DEADLINE_EXCEEDED", f"{self._total_seconds:g} s for the whole call are over")
+                return method(*arguments, seconds)
+            except ServingError as error:
+                if error.code != "UNAVAILABLE" or attempt == ATTEMPTS or time.monotonic() + wait > end:
+                    # The server may have loaded a version with other signatures since it was asked.
+                    self._signatures = None
+                    raise ServingError(error.code, f"{self._what}, {what}: {error.reason}", error.advice) from None
             time.sleep(wait)
 
     def _run(self, signature: str, inputs: Arrays, as_pixels: bool = True, **optional: Any) -> Arrays:
@@ -301,16 +238,12 @@ class ServedModel(contextlib.AbstractContextManager):
         takes_pixels = "image" not in inputs or inputs["image"].dtype == np.uint8
         if as_pixels and takes_pixels and f"{signature}{PNG_SUFFIX}" in self.signatures():
             signature += PNG_SUFFIX
-        count, wanted = len(next(iter(inputs.values()))), self._inputs(signature)
+        count, wanted = len(next(iter(inputs.values()))), self._spec(signature).inputs
         if not count:
             raise ValueError("no rows: give one image or latent at least")
-        for name, default in _OPTIONAL.items():
-            value = optional.get(name)
+        for name, value in optional.items():
             if value is not None or name in wanted:
-                numbers = _as_numbers(name, default if value is None else value, wanted.get(name))
-                if numbers.shape not in ((), (count,)):
-                    raise ValueError(f"{name} of shape {numbers.shape}: give one, or one for each of {count}")
-                inputs = inputs | {name: np.broadcast_to(numbers, [count])}
+                inputs[name] = np.broadcast_to(_OPTIONAL[name] if value is None else value, [count])
         outputs = self._ask_in_batches(signature, inputs, count)
         if "image_bytes" in outputs:
             outputs["image"] = pixels_of_files(outputs["image_bytes"])
@@ -334,54 +267,23 @@ class ServedModel(contextlib.AbstractContextManager):
             asked = [pool.submit(ask, first) for first in range(0, count, self._batch_rows)]
             for done, future in enumerate(as_completed(asked), 1):
                 future.result()
-                if self._progress:
-                    self._progress(min(done * self._batch_rows, count))
+                self._progress(min(done * self._batch_rows, count))
         finally:
-            # After an error no further request is sent.
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)  # after an error no further request is sent
         results = [future.result() for future in asked]
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
-    """Returns an input as an array: lists of numbers get the signature's dtype, strings become objects, bytes.
-
-    NumPy's own strings lose zero bytes at the end.
-    """
-    with wrap_read_errors(f"input {name!r} is no array (", ")"):
-        if wanted and wanted.dtype == wire.STRING:
-            array = np.array(value, object)
-            for place, text in np.ndenumerate(array):
-                array[place] = text.encode() if isinstance(text, str) else memoryview(text).tobytes()
-            return array
-        array = np.asarray(value)
-        if wanted and not isinstance(value, np.ndarray) and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
-            array = array.astype(wanted.dtype)
-    # TensorFlow wants the machine's own order of bytes; IDX files have the other.
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _as_numbers(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
-    """Returns numbers of the signature's dtype; ValueError for a value that it can't hold, as 0.7 as a whole number."""
+def as_array(value: Any, wanted: TensorSpec) -> np.ndarray:
+    """Returns an input as an array of the signature's dtype, if NumPy's rule `same_kind` allows; else as it is."""
+    if wanted.dtype == STRING:
+        # Objects: NumPy's own strings lose zero bytes at the end.
+        encode = np.frompyfunc(lambda text: text.encode() if isinstance(text, str) else text, 1, 1)
+        return encode(np.array(value, object))
     array = np.asarray(value)
-    numbers = array.astype(wanted.dtype if wanted else array.dtype)
-    if not np.allclose(numbers, array.astype(float), equal_nan=True):
-        raise ValueError(f"{name} = {value}: must be {wanted.dtype}")
-    return numbers
-
-
-def check_rows(outputs: Mapping[str, np.ndarray], first: int = 0) -> None:
-    """Raises ValueError for rows that the model has refused: `valid` is false there, or a number is NaN.
-
-    With TensorFlow Serving's batching a graph can't end with an error for one row without failing its neighbors, which
-    may be of others.
-    """
-    for name, array in outputs.items():
-        if array.ndim and array.size and (name == "valid" or array.dtype.kind == "f"):
-            is_wrong = ~array if name == "valid" else np.isnan(array)
-            rows = (first + np.flatnonzero(is_wrong.reshape(len(array), -1).any(axis=1))).tolist()
-            if rows:
-                raise ValueError(f"the model refuses rows {rows[:5]}: an input is out of range")
+    dtype = wanted.dtype if np.can_cast(array.dtype, wanted.dtype, "same_kind") else array.dtype
+    # TensorFlow wants the machine's own order of bytes; IDX files have the other.
+    return array.astype(np.dtype(dtype).newbyteorder("="), copy=False)
 
 
 def row_seeds(seed: int, count: int) -> np.ndarray:
@@ -393,23 +295,151 @@ def row_seeds(seed: int, count: int) -> np.ndarray:
 
 def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
     """Returns images `[count, *shape]`, uint8 or float32 in [0, 1]; Pillow's are converted to the model's channels."""
-    if not isinstance(images, np.ndarray):
-        pixels = []
-        for number, image in enumerate(images):
-            if image.mode in ("I", "F"):
-                raise ValueError(f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel")
-            # The upper 8 of 16 bits, as a model's graph reads such files; Pillow would clip at 255.
-            pixels.append(np.atleast_3d(np.asarray(as_eight_bits(image, shape[-1]))))
-            check_size(getattr(image, "filename", "") or f"picture {number}", pixels[-1].shape, shape)
-        return np.stack(pixels) if pixels else np.zeros([0, *(size or 0 for size in shape)], np.uint8)
-    check_size("an array's image", images.shape[1:], shape)
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise ValueError(f"images of dtype {images.dtype}: give uint8 in 0 to 255 or float in [0, 1]")
-    return images if images.dtype == np.uint8 else images.astype(np.float32)
+    if isinstance(images, np.ndarray):
+        return images if images.dtype == np.uint8 else images.astype(np.float32)
+    pixels = []
+    for number, image in enumerate(images):
+        if image.mode in ("I", "F"):
+            raise ValueError(f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel")
+        # The upper 8 of 16 bits, as a model's graph reads such files; Pillow would clip at 255.
+        pixels.append(np.atleast_3d(np.asarray(as_eight_bits(image, shape[-1]))))
+        if pixels[-1].shape != tuple(shape):
+            name = getattr(image, "filename", "") or f"picture {number}"
+            sizes = ("x".join(map(str, sizes)) for sizes in (pixels[-1].shape, shape))
+            raise ValueError("{} is {}, the model takes {} (height x width x channels); resize it".format(name, *sizes))
+    return np.stack(pixels) if pixels else np.zeros([0, *shape], np.uint8)
 
 
-def check_size(what: str, shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
-    """Raises ValueError unless `shape` is the shape `wanted` of the model's images."""
-    if not TensorSpec("", tuple(wanted)).takes(shape):
-        sizes, model = ("x".join("?" if size is None else str(size) for size in each) for each in (shape, wanted))
-        raise ValueError(f"{what} is {sizes}, the model takes {model} (height x width x channels); resize it")
+class RestTransport:
+    """The requests to one model on `server`, a URL; errors are `ServingError`s without the server's name."""
+
+    def __init__(self, server: str, model: str, version: int | None, label: str | None):
+        chosen = "" if version is None else f"/versions/{version}"
+        chosen = f"/labels/{urllib.parse.quote(label, safe='')}" if label is not None else chosen
+        self.url = f"{server.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}{chosen}"
+        self._session = requests.Session()
+        self.close = self._session.close
+
+    def predict(self, signature: str, arrays: Arrays, spec: SignatureSpec, seconds: float) -> Arrays:
+        inputs = {name: json_value(array) for name, array in arrays.items()}
+        body = json.dumps({"signature_name": signature, "inputs": inputs})
+        outputs = self._ask("POST", ":predict", "outputs", seconds, body)["outputs"]
+        if len(spec.outputs) == 1:  # its value stands without its name
+            outputs = dict.fromkeys(spec.outputs, outputs)
+        return {name: json_array(outputs[name], output.dtype) for name, output in spec.outputs.items()}
+
+    def describe(self, what: str, seconds: float) -> dict[str, Any]:
+        """Returns a GetModelMetadataResponse or a GetModelStatusResponse as JSON, for "metadata" or "status"."""
+        place = ("/metadata", "metadata") if what == "metadata" else ("", "model_version_status")
+        return self._ask("GET", *place, seconds)
+
+    def _ask(self, method: str, path: str, key: str, seconds: float, body: str | None = None) -> dict[str, Any]:
+        try:
+            response = self._session.request(method, self.url + path, data=body, timeout=seconds)
+            answer = response.json()
+        except requests.Timeout:
+            raise ServingError("DEADLINE_EXCEEDED", f"no answer within {seconds:.3g} s") from None
+        except requests.JSONDecodeError:
+            answer = {"error": response.text} if response.status_code in (413, 503) else None
+        except requests.RequestException as error:  # a request changes nothing, so it may be sent again
+            raise ServingError("UNAVAILABLE", f"no answer ({first_line(error)})") from None
+        if response.ok and isinstance(answer, dict) and key in answer:
+            return answer
+        if not isinstance(answer, dict) or "error" not in answer:
+            raise ServingError(f"HTTP {response.status_code}", response.text[:200], "is this its REST port?")
+        raise ServingError(_CODES.get(response.status_code, "UNKNOWN"), str(answer["error"]))
+
+
+class GrpcTransport:
+    """The requests to one model on `server`, HOST:PORT, with the methods of `RestTransport`; it starts TensorFlow."""
+
+    def __init__(self, server: str, model: str, version: int | None, label: str | None):
+        start_tensorflow_quietly()
+        self._grpc = require("grpc", "serving")
+        require("tensorflow_serving", "serving")
+        from tensorflow_serving.apis import model_pb2, model_service_pb2_grpc, prediction_service_pb2_grpc
+
+        chosen = None if version is None else {"value": version}
+        self._model = model_pb2.ModelSpec(name=model, version=chosen, version_label=label)
+        # `ServedModel` sends again; a server that comes up is seen at once.
+        options = {"max_receive_message_length": -1, "enable_retries": 0, "max_reconnect_backoff_ms": 100}
+        channel = self._grpc.insecure_channel(server, [(f"grpc.{name}", value) for name, value in options.items()])
+        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(channel)
+        self.close = channel.close
+
+    def predict(self, signature: str, arrays: Arrays, spec: SignatureSpec | None, seconds: float) -> Arrays:
+        # All outputs: a server has warmed up for all, and makes another graph for each selection.
+        import tensorflow as tf
+        from tensorflow_serving.apis.predict_pb2 import PredictRequest
+
+        request = PredictRequest(model_spec=self._model)
+        request.model_spec.signature_name = signature
+        for name, array in arrays.items():
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+        answer = self._ask(self._predictions.Predict, request, seconds)
+        return {name: tf.make_ndarray(message) for name, message in answer.outputs.items()}
+
+    def describe(self, what: str, seconds: float) -> dict[str, Any]:
+        from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
+
+        call, request = self._models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest()
+        if what == "metadata":
+            call, request = self._predictions.GetModelMetadata, get_model_metadata_pb2.GetModelMetadataRequest()
+            request.metadata_field.append(SIGNATURE_DEF)
+        request.model_spec.CopyFrom(self._model)
+        return message_as_json(self._ask(call, request, seconds))
+
+    def _ask(self, call: Callable[..., Any], request: Any, seconds: float) -> Any:
+        try:
+            return call(request, timeout=seconds)
+        except self._grpc.RpcError as error:
+            raise ServingError(error.code().name, error.details() or "") from None
+
+
+def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
+    """Returns the signatures among SignatureDefs as JSON; names like `__saved_model_init_op` are left out."""
+
+    def tensor_spec(info: Mapping[str, Any]) -> TensorSpec:
+        shape, dtype = info.get("tensor_shape", {}), info.get("dtype", "DT_INVALID").removeprefix("DT_").lower()
+        sizes = [int(dimension.get("size", 0)) for dimension in shape.get("dim", ())]
+        sizes = None if shape.get("unknown_rank") else tuple(None if size < 0 else size for size in sizes)
+        return TensorSpec({"float": "float32", "double": "float64"}.get(dtype, dtype), sizes)
+
+    def side(definition: Mapping[str, Any], name: str) -> dict[str, TensorSpec]:
+        return {key: tensor_spec(info) for key, info in sorted(definition.get(name, {}).items())}
+
+    named = [(name, definition) for name, definition in sorted(definitions.items()) if not name.startswith("__")]
+    return {name: SignatureSpec(side(definition, "inputs"), side(definition, "outputs")) for name, definition in named}
+
+
+def json_value(array: np.ndarray, as_base64: bool = True) -> Any:
+    """Returns an array as nested lists: bytes as `{"b64": ...}`, which inputs need, or as UTF-8 for text outputs."""
+    if array.dtype.kind == "f":
+        return array.astype(str).astype(float).tolist()  # the fewest decimals that give a number back
+    if array.dtype != object or not array.size:
+        return array.tolist()
+
+    def text(value: bytes) -> Any:
+        return {BASE64: base64.b64encode(value).decode()} if as_base64 else value.decode("utf-8", "replace")
+
+    return np.frompyfunc(text, 1, 1)(array).tolist()
+
+
+def json_array(value: Any, dtype: str) -> np.ndarray:
+    """Returns the array of `json_value`; ValueError for lists of different lengths, or what is no number."""
+    if dtype != STRING:
+        return np.array(value, dtype)
+
+    def decoded(item: Any) -> bytes:
+        return item.encode() if isinstance(item, str) else base64.b64decode(item[BASE64], validate=True)
+
+    return np.frompyfunc(decoded, 1, 1)(np.array(value, object))
+
+
+def message_as_json(message: Any) -> dict[str, Any]:
+    """Returns a message as TensorFlow Serving's REST interface writes it."""
+    from google.protobuf import json_format
+
+    options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
+    return json_format.MessageToDict(message, **options)

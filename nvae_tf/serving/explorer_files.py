@@ -35,18 +35,16 @@ _FOLDER = pathlib.Path(__file__).with_name("explorer")
 _COUNT = 16
 
 
-def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) -> list[pathlib.Path]:
-    """Writes the page into a folder, made if missing, for models that are served by these names; returns its files.
+def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) -> None:
+    """Writes the page into a folder, made if missing, for models that are served by these names.
 
     `exports` are the folders of one version each. ValueError for one that nvae-export has not made, or a damaged one.
     """
     models = {name: explorer_facts(export) for name, export in exports.items()}
-    folder.mkdir(parents=True, exist_ok=True)
     # `<` as an escape of JSON: nothing in the file can be taken for HTML.
     text = json.dumps({"models": models}, separators=(",", ":")).replace("<", "\\u003c")
+    shutil.copytree(_FOLDER, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
     atomic_write(folder / FACTS, text + "\n")
-    files = [file for file in sorted(_FOLDER.iterdir()) if file.is_file()]
-    return [folder / FACTS, *(pathlib.Path(shutil.copyfile(file, folder / file.name)) for file in files)]
 
 
 def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
@@ -102,7 +100,6 @@ def cached_export(place: str) -> pathlib.Path:
     `place` is what `nvae_tf.load` takes. The folder has the name of the model.
     """
     from nvae_tf.evaluation.inception import cache_folder
-    from nvae_tf.progress import StatusLine
     from nvae_tf.runs import loading
     from nvae_tf.runs.checkpoint_files import checkpoint_sha256
     from nvae_tf.serving import saved_model
@@ -119,7 +116,6 @@ def cached_export(place: str) -> pathlib.Path:
     folder = cache_folder() / "exports" / key.hexdigest()[:16] / name
     if not (folder / "1" / "saved_model.pb").is_file():
         print(f"Exporting {place} to {folder}, once, half a minute or more ...", flush=True)
-        run, status = loading.load_run(run_folder), StatusLine()
-        origin = saved_model.origin_of(run, run_folder)
-        saved_model.export_saved_model(run.model, folder, origin=origin, report=status.report())
+        run = loading.load_run(run_folder)
+        saved_model.export_saved_model(run.model, folder, origin=saved_model.origin_of(run, run_folder))
     return folder

@@ -1,8 +1,4 @@
-"""Where exports are written, and the checks of them that need no TensorFlow.
-
-A SavedModel is one version in a folder of numbered versions, which TensorFlow Serving watches; it appears there
-complete or not at all. The SHA-256 of its files travels with it.
-"""
+"""Where exports are written, and the checks of them that need no TensorFlow; the SHA-256 of files travels with them."""
 
 import contextlib
 import json
@@ -44,17 +40,11 @@ def check_version_is_free(output: pathlib.Path, version: int) -> None:
     if not 1 <= version <= LARGEST_VERSION:
         raise ValueError(f"version {version}: versions are whole numbers from 1 to {LARGEST_VERSION}")
     check_is_no_pattern(output)
-    if not output.exists():
-        check_writable(output, str(output))
-        return
-    if not output.is_dir():
-        raise ValueError(f"{output}: a file; name a folder, the export will be {output}/{version} in it")
+    check_writable(output, str(output))
     # Hidden entries are left by file managers or killed exports; servers ignore them.
-    entries = [entry for entry in output.iterdir() if not entry.name.startswith(".")]
-    foreign = sorted(entry.name for entry in entries if not (entry.name.isdecimal() and entry.is_dir()))
-    if foreign:
-        fix = "so it is no folder of numbered versions; name a new or an empty folder"
-        raise ValueError(f"{output}: holds {foreign[0]!r}, {fix}")
+    entries = [entry for entry in output.glob("*") if not entry.name.startswith(".")]
+    if foreign := sorted(entry.name for entry in entries if not (entry.name.isdecimal() and entry.is_dir())):
+        raise ValueError(f"{output}: holds {foreign[0]!r}, so it has no versions; name a new or an empty folder")
     versions = {int(entry.name) for entry in entries}
     if version in versions:
         fix = f"which is not overwritten; the next free one is {max(versions) + 1}"
@@ -98,12 +88,9 @@ def check_digests(folder: pathlib.Path) -> None:
     with wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
         recorded = parsed((folder / DIGESTS).read_text(), {"*": Field("text", optional=True)})
     digests = _digests(folder)
-    if missing := sorted(recorded.keys() - digests.keys()):
-        raise ValueError(f"{folder}: {', '.join(missing)} missing; copy the export anew")
-    if unknown := sorted(digests.keys() - recorded.keys()):
-        raise ValueError(f"{folder}: {', '.join(unknown[:5])} not in {DIGESTS}; copy the export anew, or remove it")
-    if changed := sorted(name for name in recorded if recorded[name] != digests[name]):
-        raise ValueError(f"{folder}: {', '.join(changed)} damaged or changed; copy the export anew")
+    if names := sorted(name for name in recorded.keys() | digests if recorded.get(name) != digests.get(name)):
+        reason = f"missing, changed, or not in {DIGESTS}; copy the export anew"
+        raise ValueError(f"{folder}: {', '.join(names[:5])} {reason}")
 
 
 def unchecked_reason(folder: pathlib.Path) -> str:
@@ -124,8 +111,8 @@ def read_asset(export: pathlib.Path, name: str, schema: Schema) -> dict[str, Any
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {name: file_sha256(file) for name, file in files.items() if name != DIGESTS}
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / DIGESTS)
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
 
 
 def report_file(output: pathlib.Path) -> pathlib.Path:
@@ -136,10 +123,8 @@ def report_file(output: pathlib.Path) -> pathlib.Path:
 def check_quantization(signature: str, quantize: str) -> None:
     """Raises ValueError for a signature that can't be quantized so."""
     if (signature, quantize) == ("sample", "int8"):
-        reason = "temperatures above those that ranges are taken from would be clipped without a word"
-        raise ValueError(
-            f"--signature=sample --quantize=int8: {reason}; take --quantize=dynamic, or --signature=decode"
-        )
+        reason = "temperatures above those of its ranges would be clipped without a word; take --quantize=dynamic"
+        raise ValueError(f"--signature=sample --quantize=int8: {reason}")
 
 
 def check_output_is_free(output: pathlib.Path) -> None:

@@ -19,21 +19,11 @@ from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
-from nvae_tf.progress import Report
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import TrainedRun
 from nvae_tf.runs.run_folder import RunFolder
+from nvae_tf.serving import outputs
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
-from nvae_tf.serving.outputs import (
-    ASSETS,
-    BATCH_ROWS,
-    DEFAULT_SIGNATURE,
-    PNG_SUFFIX,
-    WEIGHTS,
-    check_is_export,
-    new_version,
-    write_digests,
-)
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import ROWS, Record, all_differences, process_alone, recorded, verified
 
@@ -70,73 +60,53 @@ def export_saved_model(
     version: int = 1,
     weights: str = "float32",
     origin: Origin | None = None,
-    report: Report | None = None,
     most_rows: int | None = None,
 ) -> Exported:
     """Writes `output/version`, a SavedModel with the signatures of `nvae_tf.serving.signatures`.
 
     It has the weights that the signatures use, with weight normalization and batch norm folded into kernels and
-    biases: no optimizer state, no Python, no path of this machine. `assets.extra/` has the settings (`config.json`),
-    the signatures (`signatures.json`), the layout of a flat latent (`latents.json`), where the weights come from
-    (`source.json`), the model's scores (`evaluation.json`), test images (`examples.npz`), warm-up requests, and inputs
-    and outputs of the model for `nvae-verify`.
-
-    Before the version appears it is run in a process that can't import this package. Its numbers must agree, up to
-    rounding, with the model's for float32 weights, otherwise with those of the model with rounded weights, which may
-    differ from the model's by at most `LARGEST_DIFFERENCE`.
+    biases: no optimizer state, no Python, no path of this machine. Before the version appears it is run in a process
+    that can't import this package. Its numbers must agree, up to rounding, with the model's for float32 weights,
+    otherwise with those of the model with rounded weights, which may differ from the model's by `LARGEST_DIFFERENCE`.
 
     Args:
       model: the model, with its weights.
       output: the folder of all versions; made if it is missing.
       version: a whole number from 1.
-      weights: the type of stored kernels, one of `WEIGHTS`; half precision halves the file and the memory, not the
-        time.
+      weights: the type of stored kernels, one of `WEIGHTS`.
       origin: where the weights come from.
-      report: where the steps of the export are shown.
       most_rows: the most rows of a request; if not given, the number that takes `REQUEST_BYTES`, at least `BATCH_ROWS`.
 
-    Raises:
-      ValueError: the version exists, `output` holds something else than versions, or the export gives other
-        numbers than the model; nothing is written.
+    Raises ValueError, and writes nothing, where the version can't be made or gives other numbers than the model.
     """
     require("tensorflow_serving.apis", "serving")
-    check_choice("weights", weights, WEIGHTS)
-    if most_rows is not None and most_rows < ROWS:  # the export is tried with `ROWS` rows
-        raise ValueError(f"most_rows = {most_rows}: must be at least {ROWS}")
-    report, output = report or Report(), pathlib.Path(output)
+    check_choice("weights", weights, outputs.WEIGHTS)
+    output = pathlib.Path(output)
     folded = folded_weights(model._stacks(), weights)
-    with new_version(output, version) as folder, process_alone("tensorflow") as run:
-        report.progress("computing the model's numbers", 0.0)
+    with outputs.new_version(output, version) as folder, process_alone("tensorflow") as run:
         record = model_record = recorded(Signatures(model, rows=ROWS))
         row_bytes = inference_bytes_per_image(model.config)
-        most_rows = most_rows or max(REQUEST_BYTES // row_bytes, BATCH_ROWS)
-        report.progress("tracing the signatures", 0.3)
+        # The export is tried with `ROWS` rows.
+        most_rows = max(most_rows or max(REQUEST_BYTES // row_bytes, outputs.BATCH_ROWS), ROWS)
         # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.
         signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
         signatures.write(folder, **{_FOLDED: _folded_variables(model, folded)})
-        report.progress("running the export without this package", 0.6)
         try:
             if weights != "float32":
                 record = recorded(signatures, model_record.inputs)
             differences = verified(folder, run, record)
             if weights != "float32":
                 differences = all_differences(record.outputs, model_record)
-                _check_rounding(differences, weights)
+                worst = max(differences, key=differences.get)
+                if not differences[worst] <= LARGEST_DIFFERENCE:
+                    amount = f"{worst} is off by {differences[worst]:.2g} of its largest value"
+                    raise ValueError(f"weights={weights} change too much: {amount}; export float32")
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = {"weights": weights, "difference_from_model": differences, "most_rows": most_rows}
         facts["bytes_of_row"] = row_bytes
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return Exported(output / str(version), max(differences.values()))
-
-
-def _check_rounding(differences: Mapping[str, float], weights: str) -> None:
-    """Raises ValueError where half-precision weights change an output too much."""
-    worst = max(differences, key=differences.get)
-    if not differences[worst] <= LARGEST_DIFFERENCE:
-        amount = f"{differences[worst]:.2g} of its largest value, {LARGEST_DIFFERENCE:g} is allowed"
-        wrong = f"weights={weights} change too much of what the model gives: {worst} is off by"
-        raise ValueError(f"{wrong} {amount}; export float32")
 
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
@@ -159,15 +129,14 @@ class LoadedExport(NamedTuple):
 def load_export(folder: str | os.PathLike) -> LoadedExport:
     """Returns an export's model; ValueError for a damaged export, or one from before weights were stored by place."""
     folder = pathlib.Path(folder)
-    check_is_export(folder)
-    source = json.loads((folder / ASSETS / "source.json").read_text())
-    settings = folder / ASSETS / "config.json"
+    outputs.check_is_export(folder)
+    source = json.loads((folder / outputs.ASSETS / "source.json").read_text())
+    settings = folder / outputs.ASSETS / "config.json"
     config, is_from_run = read_config(settings), "data" in json.loads(settings.read_text())
     model = NVAE(config.model)
     folded = folded_weights(model._stacks(), source["weights"])
     checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
-    fix = "); export the run again with nvae-export"
-    with wrap_read_errors(f"{folder}: its weights can't be read by place (", fix):
+    with wrap_read_errors(f"{folder}: its weights can't be read by place (", "); export the run again"):
         checkpoint.read(str(folder / "variables" / "variables")).assert_existing_objects_matched()
 
     def exact(weight: tf.Variable | None) -> tf.Variable | None:
@@ -198,7 +167,7 @@ def _write_assets(
     export: pathlib.Path, model_name: str, signatures: Signatures, record: Record, origin: Origin, facts: dict[str, Any]
 ) -> None:
     """Writes `assets.extra/` of an export; a server reads only the warm-up requests."""
-    folder = export / ASSETS
+    folder = export / outputs.ASSETS
     folder.mkdir()
     versions = {"nvae_tf": None, "git_revision": git_revision(_CHECKOUT), "tensorflow": tf.__version__}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -217,41 +186,37 @@ def _write_assets(
         write_arrays(folder / EXAMPLES, origin.examples)
     _write_warm_up(folder / _WARM_UP, model_name, record)
     record.write(export)
-    write_digests(export)
+    outputs.write_digests(export)
 
 
 def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
     """Returns the documentation, inputs and outputs of each signature, for JSON."""
     described = {}
     for name in signatures.names:
-        documentation = inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX)))
+        as_files, method = name.endswith(outputs.PNG_SUFFIX), getattr(signatures, name.removesuffix(outputs.PNG_SUFFIX))
         # The inputs below say which optional inputs the model has.
-        documentation = re.sub(r"\n +\*\*.*", "", documentation)
-        as_files = name.endswith(PNG_SUFFIX)
+        text = re.sub(r"\n +\*\*.*", "", inspect.getdoc(method))
         if as_files:
-            documentation = documentation.replace("`image` `[batch, H, W, C]`", "`image_bytes` `[batch]`, PNG files")
+            text = text.replace("`image` `[batch, H, W, C]`", "`image_bytes` `[batch]`, PNG files")
+        arrays = {key.partition("/")[2]: array for key, array in record.outputs.items() if key.startswith(f"{name}/")}
         described[name] = {
-            "documentation": documentation,
+            "documentation": text,
             "pictures": "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]",
-            "inputs": {
-                spec.name: {"dtype": spec.dtype.name, "shape": ["batch", *spec.shape[1:]]}
-                for spec in signatures.input_specs(name)
+            "inputs": {spec.name: _form(spec.dtype.name, spec.shape) for spec in signatures.input_specs(name)},
+            "outputs": {
+                key: _form("string" if array.dtype.kind == "S" else array.dtype.name, array.shape)
+                for key, array in arrays.items()
             },
-            "outputs": {},
         }
-    for key, array in record.outputs.items():
-        name, _, output = key.partition("/")
-        dtype = "string" if array.dtype.kind == "S" else array.dtype.name
-        described[name]["outputs"][output] = {"dtype": dtype, "shape": ["batch", *array.shape[1:]]}
     return described
 
 
-def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
-    """Writes a request for every signature and the default, which a server runs before it serves the version.
+def _form(dtype: str, shape: Any) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": ["batch", *shape[1:]]}
 
-    A server prepares a graph for each signature, and again for each selection of its outputs: these requests are, like
-    the client's, for all outputs.
-    """
+
+def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
+    """Writes a request for all outputs of every signature and the default, which a server runs before it serves."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     requests = {}
@@ -262,7 +227,7 @@ def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
         request.inputs[argument].CopyFrom(tf.make_tensor_proto(array))
     default = predict_pb2.PredictRequest()
     default.CopyFrom(next(iter(requests.values())))
-    default.model_spec.signature_name = DEFAULT_SIGNATURE
+    default.model_spec.signature_name = outputs.DEFAULT_SIGNATURE
     with tf.io.TFRecordWriter(str(file)) as writer:
         for request in (*requests.values(), default):
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

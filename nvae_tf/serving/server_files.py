@@ -17,7 +17,7 @@ import jinja2
 
 from nvae_tf.config import check_choice
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
-from nvae_tf.files import atomic_write
+from nvae_tf.files import atomic_write, check_writable
 from nvae_tf.schemas import Field
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
 from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, read_asset, unchecked_reason
@@ -32,7 +32,6 @@ _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
 # The limits of an export whose `source.json` has none, and the form of these limits in `source.json`.
 _USUAL_LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
 _LIMITS = dict.fromkeys(_USUAL_LIMITS, Field("whole number", (), 1, 2**40, optional=True))
-AUTOMATIC_LABELS = "auto"
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -58,8 +57,7 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     """
     tag = _tag(image)
     exports = with_labels(find_exports(models), labels)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output={output}: a file; name a folder")
+    check_writable(output, f"--output={output}")
     versions = [models / model.name / str(version) for model in exports for version in model.versions]
     unchecked = [*filter(None, map(unchecked_reason, versions))]
     served = [models / model.name / str(version) for model in exports for version in model.served]
@@ -110,10 +108,7 @@ def _tag(image: str) -> str:
 
 
 def _limits(folders: Sequence[pathlib.Path]) -> dict[str, int]:
-    """Returns limits of a server to begin with: memory is 1 GiB, four times the exports, and the rows that run at once.
-
-    Weights are in memory as a file and as tensors, and while a model is replaced both versions are.
-    """
+    """Returns limits to begin with: memory is 1 GiB, four times the exports, and the rows that run at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [_USUAL_LIMITS | read_asset(folder, "source.json", _LIMITS) for folder in folders]
     batch_size = min(BATCH_ROWS, *(limit["most_rows"] for limit in limits))
@@ -140,19 +135,15 @@ def find_exports(models: pathlib.Path) -> list[ServedExports]:
 
     ValueError where TensorFlow Serving would take something else for a version.
     """
-    if not models.is_dir():
-        raise FileNotFoundError(f"{models}: no such folder; give one that holds NAME/VERSION/saved_model.pb")
     if any(models.glob("[0-9]*/saved_model.pb")):
         raise ValueError(f"{models}: holds the versions of one model; give the folder above it, {models.parent}")
-    folders = sorted(folder for folder in models.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    folders = sorted(folder for folder in models.glob("*") if folder.is_dir() and not folder.name.startswith("."))
     exports = [ServedExports(folder.name, versions, {}) for folder in folders if (versions := _versions_in(folder))]
     if not exports:
         raise FileNotFoundError(f"{models}: no export in it; nvae-export --output={models}/NAME makes one")
     for model in exports:
         if not _NAME.fullmatch(model.name):
-            raise ValueError(
-                f"{models / model.name}: rename it; a model's name has letters, digits, '_', '-', '.' only"
-            )
+            raise ValueError(f"{models / model.name}: rename it; a model's name has letters, digits, '_', '-', '.'")
     return exports
 
 
@@ -175,10 +166,9 @@ def _versions_in(folder: pathlib.Path) -> tuple[int, ...]:
 def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports]:
     """Returns the exports with labels: `digits:stable=3,digits:canary=4`, '' for none.
 
-    `auto` gives every model two: canary is the newest version, stable the newest but one, or the newest where there is
-    no other.
+    `auto` gives every model two: canary is the newest version, stable the newest but one, if there is one.
     """
-    if labels == AUTOMATIC_LABELS:
+    if labels == "auto":
         pairs = [(model, model.versions[-2:]) for model in exports]
         return [model._replace(labels={"stable": newest[0], "canary": newest[-1]}) for model, newest in pairs]
     models = {model.name: model for model in exports}
@@ -189,11 +179,9 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
         name, label, version = match[1], match[2], int(match[3])
         check_choice(f"--labels={entry}: the model", name, models)
         model = models[name]
-        if version not in model.versions:
-            there = ", ".join(map(str, model.versions))
-            raise ValueError(f"--labels: {entry!r}: {name!r} has no version {version}; there is {there}")
-        if label in model.labels:
-            raise ValueError(f"--labels: {entry!r}: {name!r} has a label {label!r} already")
+        if version not in model.versions or label in model.labels:
+            there = f"{name!r} has versions {', '.join(map(str, model.versions))}, and labels {[*model.labels]}"
+            raise ValueError(f"--labels: {entry!r}: {there}")
         models[name] = model._replace(labels={**model.labels, label: version})
     return list(models.values())
 
@@ -205,8 +193,7 @@ def _saved_model(folder: pathlib.Path) -> Any:
 
     with wrap_read_errors(f"{folder}: a damaged export (", "); copy it anew"):
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-        if not saved.meta_graphs:
-            raise ValueError("it is empty")
+        saved.meta_graphs[0]
     return saved
 
 
@@ -218,12 +205,10 @@ def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
         return f"It is not known here whether {which} has all operations of the exports."
     for folder, saved in exports.items() if release == _RELEASE else ():
         for graph in (meta_graph.graph_def for meta_graph in saved.meta_graphs):
-            wanted, which = graph.versions.min_consumer, f"{folder}: TensorFlow {release}"
-            if wanted > _GRAPH_VERSION:
-                raise ValueError(f"{which} runs graphs of up to version {_GRAPH_VERSION}, it needs {wanted}")
             nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
             lacking = {node.op for node in nodes if node.op in _NEWER and _NEWER[node.op] in (None, *node.attr)}
-            if lacking:
-                raise ValueError(f"{folder}: has operations that TensorFlow {release} has not: {', '.join(lacking)}")
+            if lacking or graph.versions.min_consumer > _GRAPH_VERSION:
+                needed = ", ".join(lacking) or f"version {graph.versions.min_consumer} of graphs"
+                raise ValueError(f"{folder}: needs {needed}, which TensorFlow {release} has not")
     reason = "" if release == _RELEASE else ": it has written them"
     return f"TensorFlow {release} has all operations of the exports{reason}."

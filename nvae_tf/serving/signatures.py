@@ -1,18 +1,14 @@
 """The signatures of the SavedModel: functions of named, batch-first tensors.
 
-The batch is the first axis of every input and output, as TensorFlow Serving's batching requires. Where latents are
-drawn there is one seed a row, so that a row's result depends on that row alone, whatever batch it is in. A seed has 64
-bits, the two words of the model's own seeds (`nvae_tf.models.latents.image_seeds`), low word first: for 0 <= s < 2**31
-the seed `s + i * 2**32` gives a row the draws of image i in `model.generate(count, seed=s)`, `model.encode(images,
-seed=s)` and so on. Plain `s` gives those of image 0.
+Where latents are drawn there is one seed a row, so that a row's result depends on that row alone. A seed has 64 bits,
+the two words of the model's own seeds (`nvae_tf.models.latents.image_seeds`), low word first: for 0 <= s < 2**31 the
+seed `s + i * 2**32` gives a row the draws of image i in `model.generate(count, seed=s)`, `model.encode(images, seed=s)`
+and so on.
 
 Two networks are traced, and every signature calls one of them: the top-down pass of `compose`, and the inference pass
-of `encode`. A new signature is a method, its inputs in `_INPUTS`, and the rule for a new input in `_validated`.
-
-A wrong row fails no other row, because TensorFlow Serving's batching gives one status to all requests of a batch: the
-row's `valid` is false, its numbers are NaN, its pixels 0 and its files empty. A request without one right row is
-refused as INVALID_ARGUMENT, with the reason of the first row; so are inputs of different numbers of rows, no rows, or
-too many rows.
+of `encode`. A wrong row fails no other row, because TensorFlow Serving's batching gives one status to all requests of a
+batch: the row's `valid` is false, its numbers are NaN, its pixels 0 and its files empty. A request without one right
+row is refused as INVALID_ARGUMENT; so are inputs of different numbers of rows, no rows, or too many rows.
 """
 
 import contextlib
@@ -59,7 +55,6 @@ _OPTIONAL = {"label": tuple(_INPUTS), "guidance": ("compose",), "proposals": ("s
 _DTYPES = {"image_bytes": tf.string, "seed": tf.int64}
 _DTYPES |= dict.fromkeys(("num_groups", "keep", "label", "proposals"), tf.int32)
 SIGNATURES = (*_INPUTS, *(f"{name}{PNG_SUFFIX}" for name in _INPUTS))
-_MOST_PNG_CHANNELS = 4
 
 
 class FlatLatentModel:
@@ -75,11 +70,8 @@ class FlatLatentModel:
 
     def latent_layout(self) -> dict[str, Any]:
         """Returns the order, the groups' shapes and the length of a flat latent, for JSON."""
-        return {
-            "order": "group after group, the top group first; each [height, width, channels], row-major",
-            "shapes": [list(shape) for shape in self.latent_shapes],
-            "total": self.total,
-        }
+        order = "group after group, the top group first; each [height, width, channels], row-major"
+        return {"order": order, "shapes": [list(shape) for shape in self.latent_shapes], "total": self.total}
 
     def _specs(self, names: Sequence[str], rows: int | None, **shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
         """Returns the specs `[rows, ...]` of the inputs with these names; `shapes` replaces some usual shapes."""
@@ -97,35 +89,24 @@ class FlatLatentModel:
 
 
 class Signatures(FlatLatentModel):
-    """The signatures of one model.
+    """The signatures of one model: functions of named tensors, with the batch first.
 
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an
     image, `groups` the number of latent groups. Images are float32 `[batch, H, W, C]` in [0, 1], seeds int64 `[batch]`,
     temperatures float32 `[batch]`. Models with classes take int32 `label` `[batch]` too, the number of a class or -1
-    for none, and, if trained with `label_dropout`, `compose` float32 `guidance` `[batch]`, see `NVAE.generate`, 1 where
-    there is no class.
-    Where there is a reweighted prior, `sample` and `compose` take int32 `proposals` `[batch]`: with 1 a row is drawn
-    from the model's own prior, with more from the reweighted one, whose number of proposals is fixed.
+    for none, and, if trained with `label_dropout`, `compose` float32 `guidance` `[batch]`, see `NVAE.generate`. Where
+    there is a reweighted prior, `sample` and `compose` take int32 `proposals` `[batch]`: with 1 a row is drawn from the
+    model's own prior, with more from the reweighted one, whose number of proposals is fixed.
 
-    `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`. It is meant for
-    REST, which sends bytes as base64. Models of more than 4 channels lack these signatures.
+    `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`: for REST, which
+    sends bytes as base64. Models of more than 4 channels lack these signatures.
 
-    `function` gives a signature as it is exported: it checks its inputs, and has an output `valid` `[batch]`, see this
-    module's beginning, and beside `image` also `image_uint8`, the 8-bit pixels.
-
-    Args:
-      model: the model.
-      forward: see `FlatLatentModel`.
-      most_rows: the most rows of a request.
-      rows: the number of rows of every request, if that is known.
+    `forward`: see `FlatLatentModel`; `most_rows`: the most rows of a request; `rows`: the number of rows of every
+    request, if that is known.
     """
 
     def __init__(
-        self,
-        model: NVAE,
-        forward: Callable[[], ForwardPass] = ForwardPass,
-        most_rows: int = 2**31 - 1,
-        rows: int | None = None,
+        self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass, most_rows: int = 2**31 - 1, rows=None
     ):
         super().__init__(model, forward)
         self._most_rows, self._rows = most_rows, rows
@@ -143,7 +124,7 @@ class Signatures(FlatLatentModel):
     @property
     def names(self) -> tuple[str, ...]:
         """Returns the names of this model's signatures."""
-        return SIGNATURES if self.model.config.image_channels <= _MOST_PNG_CHANNELS else tuple(_INPUTS)
+        return SIGNATURES if self.model.config.image_channels <= 4 else tuple(_INPUTS)
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """Returns the inputs of the signature called `name`, in the order of its arguments."""
@@ -181,10 +162,7 @@ class Signatures(FlatLatentModel):
         self._compose, self._infer = self.networks
 
     def write(self, folder: pathlib.Path, **variables: Sequence[tf.Variable]) -> None:
-        """Writes a SavedModel of all signatures; `variables` are the variables that they use, by names of collections.
-
-        `keras.export.ExportArchive` would trace every signature twice.
-        """
+        """Writes a SavedModel of all signatures; `variables` are those that they use, by names of collections."""
         module = tf.Module()
         for name in self.names:
             setattr(module, name, tf.function(self.function(name), self.input_specs(name), autograph=False))
@@ -239,9 +217,8 @@ class Signatures(FlatLatentModel):
           temperature: `[batch]`, above 0, of their priors.
           **optional: `label`.
         """
-        groups = self.num_groups
-        keep = tf.sequence_mask(num_groups, groups, tf.int32)
-        temperature = tf.tile(temperature[:, tf.newaxis], [1, groups])
+        keep = tf.sequence_mask(num_groups, self.num_groups, tf.int32)
+        temperature = tf.tile(temperature[:, tf.newaxis], [1, self.num_groups])
         return {"image": self.compose(latent, keep, seed, temperature, **optional)["image"]}
 
     def reconstruct(self, image: tf.Tensor, seed: tf.Tensor, **label: tf.Tensor) -> Tensors:
@@ -251,9 +228,8 @@ class Signatures(FlatLatentModel):
     def score(self, image: tf.Tensor, seed: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """The negative evidence lower bound at the latents that `encode` draws with the same seed.
 
-        It is the bound that training lowers, `model.score(images, per_group=True)`. `model.score` with one importance
-        sample has the same mean, but is noisier for a model without flows: here the KL is in closed form then. Models
-        of 1 bit take values 0 and 1 alone.
+        It is the bound that training lowers, `model.score(images, per_group=True)`. Models of 1 bit take values 0 and 1
+        alone.
 
         Returns:
           `nats` `[batch]`: the bound; `bits_per_dim` `[batch]`: the same in bits for each of the H * W * C
@@ -267,8 +243,8 @@ class Signatures(FlatLatentModel):
     def outlier_score(self, image: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """How unlike the training images an image looks, from one pass at the posterior's means: `NVAE.outlier_score`.
 
-        With label -1 the image has no class. `NVAE.outlier_score` and the calibration then take the likeliest one: that
-        whose `score` is lowest, to be given as the label.
+        With label -1 `NVAE.outlier_score` and the calibration take the class whose `score` is lowest, here there is
+        none.
 
         Returns:
           `kl_sum` `[batch]`: the score, in nats; `kl` `[batch, groups]`: its parts, top group first; `kl_map`
@@ -334,14 +310,10 @@ class Signatures(FlatLatentModel):
 
         def guided() -> tuple[tf.Tensor, tf.Tensor]:
             # The rows with their classes and then the same rows without, see `GuidedSource`.
-            sources = [
-                ComposedSource(
-                    tf.tile(group, [2, 1, 1, 1]),
-                    tf.tile(keep, [2]),
-                    GuidedSource(noise, temperature, _over_pixels(guidance)),
-                )
-                for group, keep, noise, temperature in groups
-            ]
+            sources = []
+            for group, keep, noise, temperature in groups:
+                drawn = GuidedSource(noise, temperature, _over_pixels(guidance))
+                sources.append(ComposedSource(tf.tile(group, [2, 1, 1, 1]), tf.tile(keep, [2]), drawn))
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
             decoded = self.model._top_down_pass(sources, 2 * rows, both, kept=rows)
             pairs = zip((decoded.likelihood.mean(), decoded.flat_latents()[:rows]), plain, strict=True)
@@ -358,14 +330,13 @@ class Signatures(FlatLatentModel):
 
     def _with_row_count_checks(self, inputs: Tensors) -> Tensors:
         """Returns the inputs, tied to checks of their numbers of rows by control dependencies, which pruning keeps."""
-        (first, value), *others = inputs.items()
-        rows, most = tf.shape(value)[0], self._most_rows
+        first, most = next(iter(inputs)), self._most_rows
+        rows = tf.shape(inputs[first])[0]
         message = f"{first}: a request must have 1 to {most} rows; this one has:"
         checks = [tf.debugging.Assert((rows >= 1) & (rows <= most), [message, rows])]
-        for name, value in others:
-            message = f"{name}: there must be one for each row of {first}; found and rows given:"
-            count = tf.shape(value)[0]
-            checks.append(tf.debugging.Assert(tf.equal(count, rows), [message, count, rows]))
+        for name, value in inputs.items():
+            message = f"{name}: there must be one for each row of {first}; counts:"
+            checks.append(tf.debugging.Assert(tf.shape(value)[0] == rows, [message, tf.shape(value)[0], rows]))
         with tf.control_dependencies(checks):
             return {name: tf.identity(value) for name, value in inputs.items()}
 
@@ -409,10 +380,7 @@ class Signatures(FlatLatentModel):
 
 @contextlib.contextmanager
 def graphs_as_traced() -> Iterator[None]:
-    """In this block TensorFlow does not rewrite graphs before it runs them, which takes longer than running them once.
-
-    Functions that are traced here are never rewritten; servers rewrite a signature as a whole.
-    """
+    """In this block TensorFlow does not rewrite graphs before it runs them, which takes longer than one run."""
     options = tf.config.optimizer.get_experimental_options()
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     try:

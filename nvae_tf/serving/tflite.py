@@ -25,7 +25,6 @@ from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import GivenSource, PriorSource, groups_of_flat
 from nvae_tf.models.nvae import Decoded
-from nvae_tf.progress import Report
 from nvae_tf.runs.loading import spec_to_read
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, check_quantization, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
@@ -36,23 +35,15 @@ schema = require("ai_edge_litert.schema_py_generated", "tflite")
 
 METADATA_NAME = "nvae_tf"
 _FILE_IDENTIFIER = b"TFL3"
-# Most of the converter's error messages is the whole graph.
-_REASON_LENGTH = 500
-# A device computes one image at a time. An open batch costs 8 % more time and lacks the delegates that require fixed
-# shapes, and a batch of 8 took as long per image as a batch of 1.
+# A device computes one image at a time: an open batch takes 8 % longer, and some delegates require fixed shapes.
 DEVICE_BATCH = 1
-# The number of inputs for the ranges of int8. On the demo 16 to 128 inputs gave images within 0.5 dB of each other, 512
-# gave worse images: rare values widen the ranges.
-REPRESENTATIVE_INPUTS = 128
-TEST_INPUTS = 64
+# The number of inputs for the ranges of int8: rare values among more inputs widen the ranges.
+REPRESENTATIVE_INPUTS, TEST_INPUTS = 128, 64
 # The largest difference that rounding may cause in float32, relative to the largest number of the output.
 TOLERANCE = 1e-4
 _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
-# Images computed at once, which bounds the memory.
-_BATCH = 16
-# The usual range of sampling temperatures; 1 is the model's own distribution.
-_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.6, 1.0
-_THREADS = 1
+# Images computed at once, which bounds the memory; the threads of the interpreter.
+_BATCH, _THREADS = 16, 1
 # The signatures that have images among their inputs.
 _TAKE_IMAGES = ("encode", "reconstruct")
 _RUN = beside_package("export") / "decode_on_device.py"
@@ -67,11 +58,9 @@ DataImages = Callable[[str, int], np.ndarray]
 class DeviceSignatures(FlatLatentModel):
     """The signatures of one model for devices, a method each; `nvae_tf.serving.outputs` has their names.
 
-    Unlike servers' signatures (`nvae_tf.serving.signatures`) they take random draws as inputs, because TFLite has no
-    builtin that draws random numbers from a seed, and they don't check inputs, because it has no builtin that stops.
-
-    Images are `[batch, H, W, C]` in [0, 1], latents and standard-normal noise `[batch, total]`, all float32; models
-    with classes take int32 `label` `[batch]` too, -1 for none. The methods take any batch, exports `DEVICE_BATCH`.
+    They take random draws as inputs, because TFLite has no builtin that draws random numbers from a seed, and don't
+    check inputs, because it has none that stops. Images are `[batch, H, W, C]` in [0, 1], latents and standard-normal
+    noise `[batch, total]`, all float32; models with classes take int32 `label` `[batch]` too, -1 for none.
     """
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
@@ -157,14 +146,12 @@ def export_tflite(
     images: DataImages,
     source: Mapping[str, Any] | None = None,
     smallest_psnr: float = SMALLEST_PSNR,
-    report: Report | None = None,
     folded: FoldedWeights | None = None,
 ) -> Comparison:
     """Writes `output`, a .tflite file of builtin operations, and beside it its measurements, `output`.json.
 
     Weight normalization and batch norm are folded into the kernels; the file is compared with the model as it is
-    trained. Its metadata (`read_metadata`) have the model's settings, the layout of a flat latent, where the weights
-    come from and how they are stored.
+    trained. Its metadata (`read_metadata`) have the settings, the latents' layout, the origin, and how it is stored.
 
     Args:
       model: the model, with its weights.
@@ -174,16 +161,13 @@ def export_tflite(
       images: gives images of the data; called with "train" for the ranges of int8, with "test" for the comparison.
       source: where the weights come from, for the metadata.
       smallest_psnr: in decibels, the PSNR that every image of a quantized model must reach against the model's.
-      report: where the steps of the export are shown.
       folded: the weights of `nvae_tf.serving.saved_model.load_export`, for a model without weights of its own.
 
-    Raises:
-      ValueError: a file exists, TFLite can't convert the model, or its numbers differ too much; nothing is written.
+    Raises ValueError, and writes nothing, where a file exists, TFLite can't convert the model, or its numbers differ.
     """
     output = pathlib.Path(output)
     check_output_is_free(output)
     check_quantization(signature, quantize)
-    report = report or Report()
     exact = DeviceSignatures(model) if folded is None else folded_signatures(model, folded)
     # The ranges of int8 include the latents of real images; a decoder needs the data for nothing else.
     with_images = signature in _TAKE_IMAGES or (signature == "decode" and quantize == "int8")
@@ -192,7 +176,6 @@ def export_tflite(
         pictures = images(split, count) if with_images else None
         return device_inputs(exact, signature, count if pictures is None else len(pictures), pictures, seed)
 
-    report.progress("making inputs to compare with", 0.0)
     test = inputs("test", TEST_INPUTS, _TEST_SEED)
     representative = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else None
     count = len(next(iter(representative.values()))) if representative else 0
@@ -207,10 +190,8 @@ def export_tflite(
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary, "saved_model")
-        report.progress("converting", 0.2)
         folded_signatures(model, folded).write(signature, folder)
         content = with_metadata(convert(folder, signature, quantize, representative), metadata)
-    report.progress("comparing with the model", 0.6)
     comparison = compare(content, exact, signature, test)
     _check(comparison, signature, quantize, smallest_psnr)
     check_output_is_free(output)  # another export may have been quicker
@@ -223,10 +204,7 @@ def export_tflite(
 
 
 def run_images(config: ExperimentConfig | None, data_path: str | None = None) -> DataImages:
-    """Returns a function that reads images of a run's data, spread evenly; `data_path` is their new place.
-
-    The function raises ValueError without settings, as in an export of a model alone.
-    """
+    """Returns a function that reads images of a run's data, spread evenly; `data_path` is their new place."""
 
     def images(split: str, count: int) -> np.ndarray:
         if config is None:
@@ -241,12 +219,11 @@ def run_images(config: ExperimentConfig | None, data_path: str | None = None) ->
 def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: np.ndarray | None, seed: int) -> Arrays:
     """Returns random inputs of the signature called `name`, each `[count, ...]`, by name.
 
-    Latents are drawn from the prior, at temperatures from 0.6 to 1; with images `[count, H, W, C]`, every second row is
-    drawn from the image's posterior, because a device decodes both.
+    Latents are drawn from the prior; with images `[count, H, W, C]`, every second row from an image's posterior.
     """
     generator = np.random.default_rng(seed)
     noise = generator.standard_normal((count, signatures.total)).astype(np.float32)
-    temperature = generator.uniform(_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE, count).astype(np.float32)
+    temperature = generator.uniform(0.6, 1.0, count).astype(np.float32)
     classes = signatures.model.config.num_classes
     label = {"label": generator.integers(-1, classes, count).astype(np.int32)} if classes else {}
     if name in _TAKE_IMAGES:
@@ -271,19 +248,15 @@ def _in_batches(compute: Callable[..., Any], inputs: Arrays) -> np.ndarray:
 
 
 def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arrays) -> Comparison:
-    """Returns how a signature of a .tflite model, run on inputs `[count, ...]` by name, differs from the float32 model.
-
-    Raises ValueError if the interpreter can't run it, or the model's or the file's numbers are not finite.
-    """
+    """Returns how a signature of a .tflite model, run on inputs `[count, ...]` by name, differs from the model."""
     output = "latent" if name == "encode" else "image"
     expected = _in_batches(getattr(signatures, name), inputs)
-    cause = "where an activation is 0 for all training images that ranges are taken from: take --quantize=dynamic"
-    advice = f"). Nothing was written. With --quantize=int8 that happens {cause}"
+    advice = "). With --quantize=int8 an activation is 0 for all training images: take --quantize=dynamic"
     with tempfile.TemporaryDirectory() as folder, process_alone() as run:
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
-            results = run(_RUN, "replay", [model, name, output], inputs, [_THREADS])
+            results = run(_RUN, "replay", [model, name, output], inputs, _THREADS)
     actual = results["output"]
     if not np.isfinite(expected).all():
         raise ValueError(diverged(name))
@@ -308,25 +281,18 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
 
 def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: float) -> None:
     """Raises ValueError where a .tflite model is too far from the float32 model."""
-    error, modes = comparison.relative_largest_error, list(MODES)  # from the best to the smallest
+    error, modes, wrong = comparison.relative_largest_error, list(MODES), f"--signature={name} --quantize={quantize}:"
     if quantize == "none" and error > TOLERANCE:
-        reason = (
-            f"the largest error is {error:.1e} of the largest value, {TOLERANCE:.0e} is allowed. Nothing was written"
-        )
-        raise ValueError(f"--signature={name}: the .tflite model does not give the model's numbers: {reason}")
+        reason = f"the largest error is {error:.1e} of the largest value, {TOLERANCE:.0e} is allowed"
+        raise ValueError(f"{wrong} the .tflite model does not give the model's numbers: {reason}")
     if quantize != "none" and comparison.worst_psnr_db < smallest_psnr:
-        psnr = f"{comparison.worst_psnr_db:.1f} dB ({comparison.psnr_db:.1f} dB of all)"
+        psnr = f"the worst image has a PSNR of {comparison.worst_psnr_db:.1f} dB, at least {smallest_psnr:g} are wanted"
         fix = f"take --quantize={modes[modes.index(quantize) - 1]}, or lower --smallest_psnr"
-        reason = f"the PSNR of the worst one is {psnr}, at least {smallest_psnr:g} dB are required. Nothing was written"
-        raise ValueError(f"--quantize={quantize} ruins images of --signature={name}: {reason}; {fix}")
+        raise ValueError(f"{wrong} {psnr}; {fix}")
 
 
 def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict[str, np.ndarray] | None) -> bytes:
-    """Returns a .tflite model, of builtins alone, of a signature of a SavedModel that `DeviceSignatures.write` wrote.
-
-    Int8 needs representative inputs of the signature, by name, each `[count, ...]`. ValueError where the converter
-    can't do it with builtins.
-    """
+    """Returns a .tflite model, of builtins alone, of what `DeviceSignatures.write` wrote; int8 needs inputs."""
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[name])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantize != "none":
@@ -334,7 +300,6 @@ def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
-        # Inputs and outputs stay float32, which is the converter's default.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         count = len(next(iter(representative.values())))
         rows = [{key: array[index : index + 1] for key, array in representative.items()} for index in range(count)]
@@ -346,16 +311,14 @@ def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict
             warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
             return converter.convert()
     except Exception as error:  # the converter's own errors, and plain RuntimeErrors while it takes the ranges of int8
-        reason = first_line(error)[:_REASON_LENGTH]
+        reason = first_line(error)[:500]  # most of the converter's messages is the whole graph
         raise ValueError(f"--signature={name} --quantize={quantize}: TFLite can't convert it: {reason}") from error
 
 
 def with_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:
     """Returns a .tflite model with metadata, which JSON can hold."""
-    model = schema.ModelT.InitFromPackedBuf(content)
-    buffer = schema.BufferT()
+    model, buffer, entry = schema.ModelT.InitFromPackedBuf(content), schema.BufferT(), schema.MetadataT()
     buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
-    entry = schema.MetadataT()
     entry.name, entry.buffer = METADATA_NAME, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]

@@ -56,9 +56,8 @@ class Record(NamedTuple):
     def write(self, folder: pathlib.Path) -> None:
         """Writes the record into an export."""
         sides = self._asdict().items()
-        write_arrays(
-            folder / RECORD, {f"{side}/{name}": array for side, arrays in sides for name, array in arrays.items()}
-        )
+        arrays = {f"{side}/{name}": array for side, arrays in sides for name, array in arrays.items()}
+        write_arrays(folder / RECORD, arrays)
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Record":
@@ -66,16 +65,15 @@ class Record(NamedTuple):
         check_is_export(folder)
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
-        with wrap_read_errors(f"{folder / RECORD}: damaged (", "); copy the export anew"):
-            arrays = read_arrays(folder / RECORD, schemas.RECORD)
         with wrap_read_errors(f"{folder / 'saved_model.pb'}: damaged (", "); copy the export anew"):
             saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
             definitions = saved.meta_graphs[0].signature_def
         names = [name for name in definitions if name != DEFAULT_SIGNATURE and not name.startswith("__")]
         outputs = {f"outputs/{name}/{output}" for name in names for output in definitions[name].outputs}
-        if missing := sorted(outputs - arrays.keys()):
-            reason = f"lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}, which the export gives"
-            raise ValueError(f"{folder / RECORD}: {reason}; copy the export anew")
+        with wrap_read_errors(f"{folder / RECORD}: damaged (", "); copy the export anew"):
+            arrays = read_arrays(folder / RECORD, schemas.RECORD)
+            if missing := sorted(outputs - arrays.keys()):
+                raise ValueError(f"lacks {', '.join(missing[:3])}, which the export gives")
         sides: dict[str, Arrays] = {side: {} for side in cls._fields}
         for key, array in arrays.items():
             side, name = key.split("/", 1)
@@ -84,7 +82,7 @@ class Record(NamedTuple):
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
-    """Returns the record of a model, which runs on the CPU; raises ValueError for an output that is not finite.
+    """Returns the record of a model, which runs on the CPU; ValueError for an output that is not finite.
 
     Without the inputs of another record the images are the model's own samples.
     """
@@ -128,17 +126,16 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
 
 def diverged(signature: str) -> str:
     """Returns the message about a model whose output is not finite."""
-    reason = "gives numbers that are not finite: its weights have diverged"
-    return f"the model's signature {signature} {reason}; export an earlier checkpoint"
+    return f"the model's signature {signature} gives numbers that are not finite; export an earlier checkpoint"
 
 
 @contextlib.contextmanager
 def process_alone(*modules: str) -> Iterator[RunAlone]:
     """Starts a process on the CPU where this package can't be imported, and gives `run` for one function of a script.
 
-    `run(script, function, before, inputs, after)`, called once, returns the arrays that `function(*before, INPUTS.npz,
-    OUTPUTS.npz, *after)` writes; all arguments are texts. It raises ValueError, with the exit code and the last line of
-    the error output, where the function fails. Start it early: the process imports `modules` while the caller works.
+    `run(script, function, before, inputs, *after)`, called once, returns the arrays that `function(*before, INPUTS.npz,
+    OUTPUTS.npz, *after)` writes; ValueError, with the last line of its errors, where it fails. Start it early: the
+    process imports `modules` while the caller works.
     """
     # -I: neither the working directory nor PYTHONPATH can bring the package in.
     command = [sys.executable, "-I", "-c", _ALONE, *modules]
@@ -146,9 +143,7 @@ def process_alone(*modules: str) -> Iterator[RunAlone]:
     options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with tempfile.TemporaryDirectory() as place, subprocess.Popen(command, cwd=place, **options) as process:
 
-        def run(
-            script: pathlib.Path, function: str, before: Sequence[Any], inputs: Arrays, after: Sequence[Any] = ()
-        ) -> Arrays:
+        def run(script: pathlib.Path, function: str, before: Sequence[Any], inputs: Arrays, *after: Any) -> Arrays:
             given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
             np.savez(given, **inputs)
             _, errors = process.communicate(json.dumps([*map(str, [script, function, *before, given, made, *after])]))
@@ -168,12 +163,8 @@ def process_alone(*modules: str) -> Iterator[RunAlone]:
 def verified(folder: pathlib.Path, run: RunAlone, record: Record | None = None) -> dict[str, float]:
     """Runs every signature of an export by `run` of `process_alone`, and compares the numbers with a record.
 
-    Returns:
-      The largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
-
-    Raises:
-      FileNotFoundError: no record is given, and the export has none.
-      ValueError: a number differs by more than `TOLERANCE`, or the export can't be run.
+    Returns the largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
+    ValueError where a number differs by more than `TOLERANCE`, or the export can't be run.
     """
     record = record or Record.read(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):

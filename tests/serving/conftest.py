@@ -69,7 +69,11 @@ def run(folder):
 def conditional_model():
     """With classes, a reweighted prior and calibrated outlier scores."""
     model, rng = model_of(dataclasses.replace(CONFIG, num_classes=3, num_flows=0)), np.random.default_rng(0)
-    model.reweighted_prior = ReweightedPrior(made_ratios("classifier", 2, model.plan, 3), 20, 3)
+    ratios = made_ratios("classifier", 2, model.plan, 3)
+    # Keras draws first weights anew in each process, and one process writes the export for all.
+    for weight in (weight for ratio in ratios for weight in ratio.weights):
+        weight.assign(rng.uniform(-0.1, 0.1, weight.shape))
+    model.reweighted_prior = ReweightedPrior(ratios, 20, 3)
     calibrate(model, *(rng.random([count, 8, 8, 3], np.float32) for count in (60, 20)))
     return model
 
@@ -116,8 +120,8 @@ def servers(request, folder, texts_folder, tmp_path_factory):
         yield request.getfixturevalue("local")
         return
     assert pathlib.Path(REAL_SERVER).is_file(), f"TF_MODEL_SERVER={REAL_SERVER}: no such file"
-    with real_servers(folder.parent, texts_folder.parent, tmp_path_factory.mktemp("serving")) as found:
-        yield found
+    with real_servers(folder.parent, texts_folder.parent, tmp_path_factory.mktemp("serving")) as servers:
+        yield servers
 
 
 @pytest.fixture(params=PROTOCOLS)

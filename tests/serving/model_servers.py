@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from nvae_tf.serving.client import ServedModel, ServerNotReady
+from nvae_tf.serving.client import ServedModel, ServingError
 from nvae_tf.serving.local_server import local_server
 from nvae_tf.serving.outputs import write_digests
 
@@ -130,7 +130,7 @@ def real_servers(tiny, texts, place):
         try:
             for model, protocol in itertools.product(("tiny", "texts"), PROTOCOLS):
                 for _ in range(20):
-                    with servers.client(protocol, model) as client, contextlib.suppress(ServerNotReady):
+                    with servers.client(protocol, model) as client, contextlib.suppress(ServingError):
                         client.metadata()
                         break
             yield servers

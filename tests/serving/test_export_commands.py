@@ -30,34 +30,38 @@ def run(tmp_path, monkeypatch):
     return asked
 
 
-def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_path, monkeypatch, done):
+@pytest.mark.parametrize(
+    ("flags", "checkpoint", "weights", "words"),
+    [
+        ([], "latest", "float32", "the model's numbers"),
+        (["--checkpoint=best", "--weights=float16"], "best", "float16", "0.004 of the largest off at most"),
+    ],
+)
+def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(
+    run, tmp_path, monkeypatch, done, flags, checkpoint, weights, words
+):
     calls = []
     monkeypatch.setattr(saved_model, "origin_of", lambda run, workdir: saved_model.Origin({"step": run.step}))
 
     def export(*given):
-        *others, report, most_rows = given
-        calls.append([*others, most_rows])
-        report.progress("writing", 0.6)
-        return saved_model.Exported(given[1] / "4", 0.004)
+        calls.append(given)
+        return saved_model.Exported(tmp_path / "models" / "4", 0.004)
 
     monkeypatch.setattr(saved_model, "export_saved_model", export)
-    places = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}", "--most_rows=90"]
-    for flags, checkpoint, weights, words in (
-        ([], "latest", "float32", "the model's numbers"),
-        (["--checkpoint=best", "--weights=float16"], "best", "float16", "0.004 of the largest off at most"),
-    ):
-        printed = done("export.export_saved_model", *places, "--version=4", *flags)
-        assert run.pop() == (tmp_path / "run", checkpoint)
-        assert calls.pop()[1:] == [tmp_path / "models", 4, weights, saved_model.Origin({"step": 12}), 90]
-        assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed and words in printed
-        assert "\nwriting\n" in printed
+    places = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}", "--most_rows=90", "--version=4"]
+    printed = done("export.export_saved_model", *places, *flags)
+    assert run.pop() == (tmp_path / "run", checkpoint)
+    ((_, output, version, kind, origin, rows),) = calls
+    assert (output, version, kind, rows) == (str(tmp_path / "models"), 4, weights, 90)
+    assert origin == saved_model.Origin({"step": 12})
+    assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed and words in printed
 
 
 def test_a_run_is_exported_into_the_cache_once(run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     exported = []
 
-    def export(model, folder, origin, report):
+    def export(model, folder, origin):
         exported.append(origin)
         (folder / "1").mkdir(parents=True)
         (folder / "1" / "saved_model.pb").touch()
@@ -120,6 +124,7 @@ def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed
         ("export_tflite", ["--workdir=none", "--output={0}/b.tflite"], "b.tflite.json: exists already"),
         ("export_tflite", ["--workdir=x", "--output=y", "--smallest_psnr=nan"], "--smallest_psnr=nan: must be"),
         ("export_tflite", ["--output=y"], "give one of --workdir and --saved_model"),
+        ("export_tflite", ["--output=y", "--workdir=x", "--signature=sample", "--quantize=int8"], "would be clipped"),
         ("export_tflite", ["--output=y", "--saved_model={0}/models/1"], "no export in it"),
         ("export_saved_model", ["--workdir=x", "--output={0}/new", "--most_rows=0"], "0 is not integer >= 3"),
     ],

@@ -49,32 +49,28 @@ def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model)
 def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, model):
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     definitions = saved.meta_graphs[0].signature_def
-    found = {name: [sorted(definitions[name].inputs), sorted(definitions[name].outputs)] for name in SIGNATURES}
-    numbers = {
-        "sample": [["seed", "temperature"], ["image", "image_uint8", "valid"]],
-        "encode": [["image", "seed"], ["kl", "latent", "valid"]],
-        "decode": [["latent"], ["image", "image_uint8", "valid"]],
-        "decode_upper_groups": [["latent", "num_groups", "seed", "temperature"], ["image", "image_uint8", "valid"]],
-        "reconstruct": [["image", "seed"], ["image", "image_uint8", "valid"]],
-        "score": [["image", "seed"], ["bits_per_dim", "kl_per_group", "nats", "valid"]],
-        "compose": [["keep", "latent", "seed", "temperature"], ["image", "image_uint8", "latent", "valid"]],
-        "outlier_score": [["image"], ["kl", "kl_map", "kl_sum", "nelbo_at_mean", "valid"]],
+    images = ["image", "image_uint8", "valid"]
+    outputs = {
+        **dict.fromkeys(("sample", "decode", "decode_upper_groups", "reconstruct"), images),
+        "encode": ["kl", "latent", "valid"],
+        "score": ["bits_per_dim", "kl_per_group", "nats", "valid"],
+        "compose": ["image", "image_uint8", "latent", "valid"],
+        "outlier_score": ["kl", "kl_map", "kl_sum", "nelbo_at_mean", "valid"],
     }
-    files = {
-        f"{name}_png": [[key.replace("image", "image_bytes") for key in keys if key != "image_uint8"] for keys in pair]
-        for name, pair in numbers.items()
-    }
-    assert found == numbers | files
-    others = {"seed": tf.int64, "num_groups": tf.int32, "keep": tf.int32, "image_uint8": tf.uint8}
-    others |= {"image_bytes": tf.string, "valid": tf.bool}
+    types = {"seed": tf.int64, "num_groups": tf.int32, "keep": tf.int32, "image_uint8": tf.uint8}
+    types |= {"image_bytes": tf.string, "valid": tf.bool}
     described = json.loads((folder / "assets.extra" / "signatures.json").read_text())
     for name in SIGNATURES:
-        assert list(described[name]["inputs"]) == [spec.name for spec in Signatures(model).input_specs(name)]
-        tensors = {**definitions[name].inputs, **definitions[name].outputs}
-        for tensor_name, tensor in tensors.items():
+        wanted = outputs[name.removesuffix("_png")]
+        if name.endswith("_png"):
+            wanted = [key.replace("image", "image_bytes") for key in wanted if key != "image_uint8"]
+        assert sorted(definitions[name].outputs) == wanted
+        inputs = [spec.name for spec in Signatures(model).input_specs(name)]
+        assert list(described[name]["inputs"]) == inputs and sorted(definitions[name].inputs) == sorted(inputs)
+        for key, tensor in {**definitions[name].inputs, **definitions[name].outputs}.items():
             assert tensor.tensor_shape.dim[0].size == -1
-            assert tensor.dtype == others.get(tensor_name, tf.float32).as_datatype_enum
-            description = (described[name]["inputs"] | described[name]["outputs"])[tensor_name]
+            assert tensor.dtype == types.get(key, tf.float32).as_datatype_enum
+            description = (described[name]["inputs"] | described[name]["outputs"])[key]
             assert tf.as_dtype(description["dtype"]).as_datatype_enum == tensor.dtype
             assert description["shape"][1:] == [size.size for size in tensor.tensor_shape.dim][1:]
 
@@ -145,24 +141,17 @@ def test_a_model_of_many_channels_has_no_signatures_for_files():
 
 @pytest.mark.slow
 def test_the_weights_of_an_export_are_read_without_the_run(folder, model, run):
-    found = load_export(folder)
-    assert (
-        found.config is None
-        and found.model.config == model.config
-        and found.source["step"] == 1200
-        and found.source["most_rows"] >= 64
-    )
+    loaded = load_export(folder)
+    assert loaded.config is None and loaded.model.config == model.config
+    assert loaded.source["step"] == 1200 and loaded.source["most_rows"] >= 64
+    with pytest.raises(ValueError, match="made of a model, not of a run, and names no images"):
+        run_images(loaded.config)("test", 4)
     latents = model.encode(IMAGES, seed=5)
     flat = np.concatenate([np.reshape(z, [len(z), -1]) for z in latents], axis=1)
-    images = folded_signatures(found.model, found.folded).decode(tf.constant(flat))["image"]
+    images = folded_signatures(loaded.model, loaded.folded).decode(tf.constant(flat))["image"]
     np.testing.assert_allclose(images, run("decode", latent=flat)["image"], atol=1e-5)
-    with pytest.raises(ValueError, match="can't be read by place .*; export the run again with nvae-export"):
+    with pytest.raises(ValueError, match="can't be read by place .*; export the run again"):
         load_export(FIXTURES / "first_layout" / "saved_model" / "1")
-
-
-def test_an_export_of_a_model_alone_names_no_images(folder):
-    with pytest.raises(ValueError, match="made of a model, not of a run, and names no images"):
-        run_images(load_export(folder).config)("test", 4)
 
 
 def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, model):
@@ -220,28 +209,19 @@ def copied(folder, tmp_path):
 def test_every_file_is_looked_at(copied, refused):
     (copied / "assets.extra" / "latents.json").write_text("{}")
     (copied / "assets.extra" / "tf_serving_warmup_requests").unlink()
-    message = "assets.extra/tf_serving_warmup_requests missing; copy the export anew"
+    (copied / "variables" / "more").touch()
+    names = "assets.extra/latents.json, assets.extra/tf_serving_warmup_requests, variables/more"
+    message = f"{names} missing, changed, or not in {DIGESTS}; copy the export anew"
     assert message in refused("export.verify", str(copied))
     flags = f"--saved_model={copied}", f"--output={copied / 'x.tflite'}", "--signature=decode"
     assert message in refused("export.export_tflite", *flags)
-    (copied / "assets.extra" / "tf_serving_warmup_requests").touch()
-    message = "latents.json, assets.extra/tf_serving_warmup_requests damaged or changed"
-    assert message in refused("export.verify", str(copied))
-    (copied / DIGESTS).write_text("[")
-    assert f"{DIGESTS}: missing or damaged" in refused("export.verify", str(copied))
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "[[1, 2]]", '{"saved_model.pb": 5}', "null", "5", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{}", "[]", '{"saved_model.pb": 5}', "[" * 100_000])
 def test_digests_of_no_files_or_of_another_form_prove_nothing(tmp_path, refused, text):
     export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
     (export / DIGESTS).write_text(text)
     assert DIGESTS in refused("export.verify", str(export))
-
-
-def test_a_file_without_a_digest_is_named(tmp_path, refused):
-    export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
-    (export / "variables" / "more").touch()
-    assert f"variables/more not in {DIGESTS}" in refused("export.verify", str(export))
 
 
 @pytest.mark.parametrize(
@@ -250,9 +230,7 @@ def test_a_file_without_a_digest_is_named(tmp_path, refused):
         (lambda a: a | {NATS: a[NATS] * np.nan}, f"`{NATS}` has numbers that are not all finite"),
         (lambda a: a | {NATS: np.array([None])}, "it has Python objects"),
         (lambda a: {n: a[n] for n in a if n != NATS}, f"lacks {NATS}, which the export gives"),
-        (lambda a: {n: a[n] for n in a if n[:2] == "in" or n == NATS}, "lacks outputs/decode/image, .* [.]{3}, which"),
         (lambda a: {n: a[n] for n in a if n[:2] == "in"}, "no entry `outputs/"),
-        (lambda a: {"outputs": a[NATS]}, "no entry `inputs/"),
         (lambda a: {"inputs/x": a[NATS], "outputs/x": a[NATS]}, "no entry `inputs/"),
     ],
 )
@@ -274,7 +252,6 @@ def test_what_is_no_number_is_never_equal():
 def test_what_is_no_export_is_refused(folder, tmp_path, refused):
     assert f"name one version; there is {folder}" in refused("export.verify", str(folder.parent))
     assert "no such folder; name one version" in refused("export.verify", str(tmp_path / "missing"))
-    assert "Unknown command line flag 'pth'" in refused("export.verify", "--pth=x")
 
 
 @pytest.mark.slow
@@ -291,56 +268,48 @@ def test_an_export_without_a_record_and_one_that_cannot_be_run(copied):
             verified(copied, run)
 
 
-def write_version(output, version, text="new", error=None):
+def write_version(output, version):
     with new_version(output, version) as folder:
         folder.mkdir()
-        (folder / "file").write_text(text)
-        if error is not None:
-            raise error
+        (folder / "file").write_text("new")
 
 
 def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_versions_come_one_beside_the_other_and_are_not_seen_before_the_end(tmp_path):
+def test_versions_come_one_beside_the_other_and_an_existing_one_is_kept(tmp_path):
     output = tmp_path / "models" / "digits"
-    write_version(output, 1, "first")
+    write_version(output, 1)
     (output / ".12.partial-abc").mkdir()  # left by a killed export
+    (output / "02").mkdir()
     with new_version(output, 12) as folder:
         folder.mkdir()
-        assert [name for name in names(output) if not name.startswith(".")] == ["1"]
-    assert names(output)[1:] == ["1", "12"] and (output / "1" / "file").read_text() == "first"
-
-
-@pytest.mark.parametrize("existing", ["2", "02"])
-def test_an_existing_version_is_refused_and_kept(tmp_path, existing):
-    write_version(tmp_path, 7)
-    (tmp_path / existing).mkdir()
-    with pytest.raises(ValueError, match="has a version 2 already.*next free one is 8"):
-        write_version(tmp_path, 2)
-    assert names(tmp_path) == sorted([existing, "7"]) and names(tmp_path / existing) == []
+        assert [name for name in names(output) if not name.startswith(".")] == ["02", "1"]
+    for version in (1, 2):
+        with pytest.raises(ValueError, match=f"has a version {version} already.*next free one is 13"):
+            write_version(output, version)
     # Also one that appears meanwhile.
-    with pytest.raises(ValueError, match="has a version 1 already"), new_version(tmp_path, 1) as folder:
+    with pytest.raises(ValueError, match="has a version 3 already"), new_version(output, 3) as folder:
         folder.mkdir()
-        (tmp_path / "1" / "theirs").mkdir(parents=True)
-    assert names(tmp_path) == sorted(["1", existing, "7"]) and names(tmp_path / "1") == ["theirs"]
+        (output / "3" / "theirs").mkdir(parents=True)
+    assert names(output) == [".12.partial-abc", "02", "1", "12", "3"] and names(output / "3") == ["theirs"]
+    assert (output / "1" / "file").read_text() == "new"
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_leaves_nothing(tmp_path, error):
-    with pytest.raises(error):
-        write_version(tmp_path / "a" / "b", 1, error=error)
+def test_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), new_version(tmp_path / "a" / "b", 1) as folder:
+        folder.mkdir()
+        raise KeyboardInterrupt
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("place", "version", "message"),
     [
-        ("folder", 1, "holds 'file', so it is no folder of numbered versions"),
+        ("folder", 1, "holds 'file', so it has no versions"),
         ("new[1]", 1, r"new\[1\]: TensorFlow takes \[ in the name of a folder"),
-        ("folder/file", 1, "file: a file; name a folder"),
-        ("folder/file/models", 1, "file is a file, not a folder"),
+        ("folder/file", 1, "file is a file, not a folder"),
         ("new", 0, "whole numbers from 1 to 9223372036854775807"),
         ("new", 2**63, "whole numbers from 1 to 9223372036854775807"),
     ],

@@ -23,6 +23,7 @@ function element(tag, properties = {}, ...children) {
 // ---- Actions: one at a time of each kind, the newest wins; what goes wrong is said in one place.
 
 const running = {}, waiting = {};
+let failed; // the kind of the action whose problem is shown
 
 const markRunning = () => { document.body.dataset.running = Object.values(running).filter(Boolean).length; };
 
@@ -37,11 +38,17 @@ async function act(name, action) {
   try {
     const text = await action();
     performance.measure(name, { start });
-    $("problem").hidden = true;
+    if (failed === name || name === "start") {
+      failed = undefined;
+      $("problem").hidden = true;
+    }
     if (text) $("status").textContent = `${text} in ${Math.round(performance.now() - start)} ms`;
   } catch (error) {
+    failed = name;
     if (!(error instanceof Problem)) console.error(error);
-    $("reason").textContent = error instanceof Problem ? error.message : `The page has an error: ${error.message}`;
+    $("reason").textContent = error instanceof Problem ? error.message
+      : `The page has an error: ${error.message}. If the model was exported by another version of nvae_tf, `
+        + "write the folder of this page anew: nvae-serving-files.";
     $("problem").hidden = false;
   } finally {
     running[name] = false;
