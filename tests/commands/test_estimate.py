@@ -30,17 +30,13 @@ print(peak_memory_bytes())
 """
 
 
-def tiny_config(**training):
-    """The smallest model, of images of 16 x 16 pixels."""
-    settings = digits.get_config()
-    settings.model.update(ARCHITECTURE)
-    settings.train.update({"batch_size": 100} | training)
-    return complete_config(settings)
-
-
 @pytest.fixture
 def config():
-    return tiny_config()
+    """The settings of the smallest model, of images of 16 x 16 pixels."""
+    settings = digits.get_config()
+    settings.model.update(ARCHITECTURE)
+    settings.train.batch_size = 100
+    return complete_config(settings)
 
 
 @pytest.fixture
@@ -62,17 +58,9 @@ def test_the_table_has_the_own_batch_size_and_the_microbatches_that_fit(estimate
     summary = memory.memory_summary(estimate, config, estimate.gpu_bytes(30) / memory.GIB)
     assert [row["batch_size"] for row in summary["batch_sizes"]] == [1, 2, 4, 8, 16, 32, 64, 100]
     printed = memory.memory_table(summary, config)
-    assert f"{estimate.parameters:,} parameters" in printed
-    assert printed.count("(train.batch_size)") == 1
     # 25 images are the largest equal microbatch of 100 that fits.
-    assert "accumulate_steps=4" in printed
-
-
-def test_a_gpu_that_can_not_take_one_image(estimate, config):
-    for more_bytes, message in (
-        (1000, "not even a step of 1 image fits.*recompute.*num_channels_encoder"),
-        (0, "gpu_memory_gib=1: CUDA and its libraries alone take about 1.00 GiB"),
-    ):
+    assert f"{estimate.parameters:,} parameters" in printed and "accumulate_steps=4" in printed
+    for more_bytes, message in ((1000, "not even a step of 1 image fits"), (0, "CUDA and its libraries alone take")):
         gib = (memory.CUDA_BYTES + more_bytes) / memory.GIB
         assert "none" in memory.memory_table(memory.memory_summary(estimate, config, gib), config)
         with pytest.raises(ValueError, match=message):

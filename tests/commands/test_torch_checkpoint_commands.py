@@ -58,20 +58,19 @@ def test_places_of_an_import(tmp_path, monkeypatch):
     for name in ("full", "empty"):
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "notes.txt").touch()
-    places_refused("no such file", tmp_path, file="none.pt")
-    places_refused("a folder", tmp_path, file="full")
-    places_refused("holds notes.txt", tmp_path, "full")
-    places_refused("a file; name a new", tmp_path, "x.pt")
-    places_refused("is a file", tmp_path, "x.pt/below")
-    places_refused("is there already", tmp_path, report="x.pt")
-    places_refused("there is no folder", tmp_path, report="none/map.csv")
-    for output, report in (("empty", "empty/map.csv"), ("new", "new"), ("new/run", "new")):
-        places_refused(f"in the way of --output={tmp_path / output}", tmp_path, output, report)
+    for message, place in {
+        "no such file": {"file": "none.pt"},
+        "holds notes.txt": {"output": "full"},
+        "a file; name a new": {"output": "x.pt"},
+        "is a file": {"output": "x.pt/below"},
+        "is there already": {"report": "x.pt"},
+        "there is no folder": {"report": "none/map.csv"},
+        "in the way of --output": {"output": "new/run", "report": "new"},
+    }.items():
+        places_refused(message, tmp_path, **place)
     # Where not even the superuser can make anything, whatever the permissions say.
-    for output in ("/proc/run", "/proc/a/b/run"):
-        places_refused(rf"--output={output}: can't be made, /proc can't be written to \(", tmp_path, output)
+    places_refused(r"--output=/proc/a/run: can't be made, /proc can't be written to \(", tmp_path, "/proc/a/run")
     places_refused(r"can't be written to \(File name too long\)", tmp_path, "x" * 255)
-    places_refused(r"--report=/proc/map.csv: can't be made, /proc can't be written", tmp_path, report="/proc/map.csv")
     with pytest.raises(ValueError, match=r"--output=/proc/x.pt: can't be made, /proc can't be written to \("):
         check_new_file("--output", pathlib.Path("/proc/x.pt"))
     monkeypatch.setattr(pathlib.Path, "is_mount", lambda path: path == tmp_path / "empty")
