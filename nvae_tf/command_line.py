@@ -30,12 +30,6 @@ from nvae_tf.presets import default_config, load_settings, settings_file
 HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 # This setting follows from the length of the run, so no one sets it.
 _DERIVED_SETTING = "objective.total_steps"
-# Python's messages about a value that is not of a setting's type.
-_CONVERSION_ERRORS = {
-    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
-    r"could not convert string to float: (.*)": r"\1 is not a number",
-    r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither True nor False",
-}
 FOLDER = "folder"
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 
@@ -49,7 +43,6 @@ def run(main: Callable[..., None], flags: ModuleType) -> None:
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     define_parameters(flags, parameters)
-
     # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
 
@@ -90,26 +83,26 @@ def define_parameters(flags: ModuleType, parameters: Mapping[str, inspect.Parame
         def parse(self, value: Any) -> Any:
             return self._read(value) if isinstance(value, str) else value
 
-    # The flags belong to the script that asks for them, and are on its page of --help.
     flags.disclaim_key_flags()
     for name, parameter in parameters.items():
         annotated, meaning, *limits = typing.get_args(parameter.annotation)
         kinds = typing.get_args(annotated) if isinstance(annotated, types.UnionType) else (annotated,)
         element_types = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is Sequence]
+        element = element_types[0] if element_types else kinds[0]
         required = parameter.default is parameter.empty
         default = None if required else parameter.default
         if os.PathLike in kinds:
             flags.DEFINE_multi(WithCommas(_listed_paths), None, name, default, meaning, required=required)
-        elif element_types:
-            element = element_types[0]
-            parsers = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}
-            parser = WithCommas(functools.partial(_listed_values, parsers[element](*limits).parse, element in kinds))
-            flags.DEFINE(parser, name, default, meaning, required=required)
-        elif kinds[0] is str and limits:
+        elif element is bool:
+            flags.DEFINE_boolean(name, default, meaning, required=required)
+        elif element is str and limits:
             flags.DEFINE_enum(name, default, limits, meaning, required=required)
         else:
-            define = {bool: "boolean", int: "integer", float: "float", str: "string"}[kinds[0]]
-            getattr(flags, f"DEFINE_{define}")(name, default, meaning, *limits, required=required)
+            parser = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[element](*limits)
+            if element_types:
+                parser = WithCommas(functools.partial(_listed_values, parser.parse, element in kinds))
+            # absl.logging has a flag --log_dir, for programs that let it write files.
+            flags.DEFINE(parser, name, default, meaning, required=required, allow_override=True)
 
 
 def _listed_paths(text: str) -> list[str]:
@@ -126,8 +119,8 @@ def parameter_values(flags: ModuleType, parameters: Mapping[str, inspect.Paramet
     """The values of the flags of `define_parameters`, by name."""
     values = {name: flags.FLAGS[name].value for name in parameters}
     # A flag that was given several times has a list for each.
-    repeated = {name for name in parameters if isinstance(flags.FLAGS[name], flags.MultiFlag)}
-    return values | {name: [place for part in values[name] for place in part] for name in repeated if values[name]}
+    repeated = [name for name in parameters if isinstance(flags.FLAGS[name], flags.MultiFlag) and values[name]]
+    return values | {name: list(itertools.chain(*values[name])) for name in repeated}
 
 
 def valid_settings() -> tuple[str, ...]:
@@ -144,8 +137,7 @@ def check_config_flags(arguments: Sequence[str]) -> None:
         if setting and f"{group}.{OLD_NAMES.get(name, name)}" not in valid:
             nearest = difflib.get_close_matches(setting[1], valid, n=1, cutoff=0.0)[0]
             raise ValueError(f"--config.{setting[1]}: no such setting; did you mean --config.{nearest}?")
-    config = flag_value(arguments, "config")
-    if config is not None:
+    if config := flag_value(arguments, "config"):
         settings_file(config)
 
 
@@ -168,14 +160,8 @@ def run_folder(path: str) -> pathlib.Path:
     return folder
 
 
-def check_exists(flag: str, path: str | None) -> None:
-    """Checks a file or folder that a flag names, if it is given, before TensorFlow starts."""
-    if path and not pathlib.Path(path).exists():
-        raise FileNotFoundError(f"--{flag}={path}: no such file or folder")
-
-
-def check_run_folder(path: str) -> None:
-    """Checks the run folder of a command that writes into it, before it begins to work."""
+def check_run_folder(path: str, is_written: bool = True) -> None:
+    """Checks the run folder of a command that writes into it, unless its output goes elsewhere, before it works."""
     folder = pathlib.Path(path)
     if not (folder / "config.json").is_file() or folder.resolve().parent.name == "pretrained":
         from nvae_tf.runs.sharing import copy_command
@@ -183,6 +169,8 @@ def check_run_folder(path: str) -> None:
         if copy := copy_command(path):
             raise ValueError(f"--workdir={path}: this command writes into the run folder; make one by `{copy}`")
     check_has_config(folder, f"--workdir={path}")
+    if is_written:
+        check_writable(folder, f"--workdir={path}")
 
 
 class OutputPlace(NamedTuple):
@@ -199,37 +187,13 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
     """
     path, given = pathlib.Path(value), f"--{flag}={value}"
     kind = FOLDER if path.is_dir() or value.endswith(("/", os.sep)) else path.suffix.lower()
-    endings = " or ".join(kind for kind in kinds if kind != FOLDER)
-    if kind == FOLDER and FOLDER not in kinds:
-        raise ValueError(f"{given}: a folder; give the name of a file that ends in {endings}")
-    if kind == FOLDER and path.is_file():
-        raise ValueError(f"{given}: this is a file, not a folder")
-    if kind not in kinds:
-        folder = ", or a folder that ends in /" if FOLDER in kinds else ""
-        raise ValueError(f"{given}: give a name that ends in {endings}{folder}")
+    if kind not in kinds or (kind == FOLDER and path.is_file()):
+        allowed = " or ".join("a folder that ends in /" if each == FOLDER else f"a file *{each}" for each in kinds)
+        raise ValueError(f"{given}: give the name of {allowed}")
     check_writable(path if path.is_dir() else path.parent, given)
-    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if not is_free and not overwrite:
-        if kind == FOLDER:
-            fault, use = "there are files in this folder", "write among them"
-        else:
-            fault, use = "there is such a file", "replace it"
-        raise ValueError(f"{given}: {fault}; give another name, or --overwrite to {use}")
+    if not overwrite and (any(path.iterdir()) if path.is_dir() else path.exists()):
+        raise ValueError(f"{given}: is there already; give another name, or --overwrite")
     return OutputPlace(path, kind)
-
-
-def parse_temperature(text: str) -> float | list[float]:
-    """A number, or several as in `0.7,0.8`; ValueError where one is not greater than 0 and finite."""
-    values = []
-    for word in text.split(","):
-        try:
-            value = float(word)
-        except ValueError:
-            raise ValueError(f"--temperature: {word!r} is not a number; several are written 0.7,0.8") from None
-        if not 0.0 < value < float("inf"):
-            raise ValueError(f"--temperature={word}: must be greater than 0; 1 is the model as trained")
-        values.append(value)
-    return values if len(values) > 1 else values[0]
 
 
 def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType) -> list[str]:
@@ -239,15 +203,15 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
         try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
-                _check_no_bare_settings(arguments[1:], flags)
                 arguments = _with_recorded_config(arguments)
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
+            name = getattr(error, "flagname", None)
+            for setting in valid_settings() if hasattr(module, "CONFIG") and name else ():
+                if difflib.SequenceMatcher(None, name, setting.rpartition(".")[2]).ratio() > 0.85:
+                    raise ValueError(f"--{name}: no such flag; did you mean --config.{setting}?") from error
             missing = re.match(r"flag --(\w+)=None: ", str(error))
-            message = f"--{missing[1]} is missing" if missing else str(error)
-            for pattern, words in _CONVERSION_ERRORS.items():
-                message = re.sub(pattern, words, message)
-            raise ValueError(f"{message} (see --help)") from error
+            raise ValueError(f"--{missing[1]} is missing" if missing else f"{error} (see --help)") from error
         # At level INFO, absl's default, TensorFlow's Python side logs trifles.
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING
@@ -263,22 +227,9 @@ def _with_recorded_config(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     recorded = pathlib.Path(workdir, "config.json")
     if not recorded.is_file():
-        raise ValueError(
-            f"--workdir={workdir}: no run to continue, there is no {recorded}; to begin one, give its settings: "
-            "--config=PRESET, or --config=FILE"
-        )
+        fix = "to begin one, give its settings: --config=PRESET, or --config=FILE"
+        raise ValueError(f"--workdir={workdir}: no run to continue, there is no {recorded}; {fix}")
     return [arguments[0], f"--config={recorded}", *arguments[1:]]
-
-
-def _check_no_bare_settings(arguments: Sequence[str], flags: ModuleType) -> None:
-    """Refuses a setting given as a flag of its own, `--batch_size` for `--config.train.batch_size`."""
-    by_name = {setting.rpartition(".")[2]: setting for setting in valid_settings()}
-    for argument in arguments:
-        name = argument.partition("=")[0].lstrip("-")
-        if argument.startswith("-") and name not in flags.FLAGS and "." not in name:
-            near = difflib.get_close_matches(name, [*flags.FLAGS, *by_name], n=1, cutoff=0.75)
-            if near and near[0] not in flags.FLAGS:
-                raise ValueError(f"--{name}: no such flag; did you mean --config.{by_name[near[0]]}?")
 
 
 def print_page(page: str) -> None:

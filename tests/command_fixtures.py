@@ -21,15 +21,14 @@ from nvae_tf.generation.image_grid import image_grid
 from tests import ROOT, forked
 from tests.tiny_model import ARCHITECTURE, assert_same
 
-# Those of every command.
 app.define_help_flags()
-_OF_ABSL = set(flags.FLAGS)
+_FLAGS_OF_ABSL = set(flags.FLAGS)
 # How the first plain line of progress begins; the process is then inside the training loop.
 TRAINING = "step "
 
 # With one scale a graph is built in two thirds of the time, and with four channels there is something to learn.
-SMALLER = dict(num_latent_scales=1, num_groups_per_scale=2, num_channels_encoder=4, num_channels_decoder=4)
-TINY = {f"model.{name}": value for name, value in (ARCHITECTURE | SMALLER).items()} | {
+_SMALLER = dict(num_latent_scales=1, num_groups_per_scale=2, num_channels_encoder=4, num_channels_decoder=4)
+TINY = {f"model.{name}": value for name, value in (ARCHITECTURE | _SMALLER).items()} | {
     "optimizer.warmup_epochs": 1,
     "train.batch_size": 100,
     "train.steps": 60,
@@ -60,10 +59,7 @@ def quiet():
 
 
 def run(arguments, anew=False, **settings):
-    """Runs `python ARGUMENTS` in the project's folder and returns the finished process.
-
-    It is a fork, see `forked`, but for a program in `-c`, or with `anew`: where what is imported reads the environment.
-    """
+    """Runs `python ARGUMENTS` in the project's folder, as a fork but for `-c` and `anew`; returns the process."""
     settings = {"cwd": ROOT, "env": quiet()} | settings
     if anew or "-c" in arguments:
         command = [sys.executable, *map(str, arguments)]
@@ -134,9 +130,9 @@ def tensors(workdir, place):
 
 def assert_same_tensors(one, other, place):
     """The same weights, optimizer, step and metrics in checkpoints of two runs, bit for bit."""
-    found = tensors(other, place)
-    assert len(found) > 100
-    assert_same(found, tensors(one, place))
+    numbers = tensors(other, place)
+    assert len(numbers) > 100
+    assert_same(numbers, tensors(one, place))
 
 
 def metrics_rows(workdir):
@@ -207,12 +203,11 @@ def finished_model(finished_run):
 @pytest.fixture
 def script(monkeypatch, capfd):
     """`script(MODULE, *arguments)` runs `python -m MODULE` in this process; gives exit code, output and errors."""
-    # A command hides what TensorFlow notes when it is imported and looks for devices.
-    tf.config.list_physical_devices()
+    tf.config.list_physical_devices()  # a command hides what TensorFlow notes when it looks for devices
 
     def run(module, *arguments):
         # As in a process of its own: without the flags of scripts that other tests have imported.
-        hidden, code = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - _OF_ABSL}, 0
+        hidden, code = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - _FLAGS_OF_ABSL}, 0
         flags.FLAGS.remove_flag_values(hidden)
         monkeypatch.setattr(sys, "argv", [module, *arguments])
         monkeypatch.delenv("NVAE_TF_TRACEBACK", raising=False)

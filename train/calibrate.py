@@ -2,17 +2,14 @@
 
     nvae-calibrate --workdir=runs/mine
 
-The file outliers.npz in the run folder has the mean and covariance of the KL of each latent group and of the
-reconstruction of training images, and the scores of test images, among which p-values are ranks: the model has not seen
-these. With it `model.outlier_score` of `nvae_tf.load` gives the Mahalanobis distance and p-values, and `nvae-evaluate
---metrics=outliers` measures them. It belongs to these weights: run this again after more training. One pass over
---images images of each part. See docs/outliers.md.
+Writes outliers.npz into the run folder. With it `model.outlier_score` of `nvae_tf.load` gives the Mahalanobis distance
+and p-values, and `nvae-evaluate --metrics=outliers` measures them. It belongs to these weights: run this again after
+more training. One pass over --images images of each part. See docs/outliers.md.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
-import inspect
-import pathlib
+import functools
 from typing import Annotated
 
 from absl import flags
@@ -20,21 +17,18 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
 from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 
 
-def calibrate(
-    *,
+def main(
     workdir: Annotated[str, "Run folder of nvae-train."],
     checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
     images: Annotated[int, "Images of each part at most, spread over the part; 50 or more.", 50] = 10_000,
     batch_size: Annotated[int | None, "Images at a time; that of the training if not given.", 1] = None,
     data_path: Annotated[str | None, DATA_PATH_HELP] = None,
 ) -> None:
-    """Scores training images and writes the file; the parameters are the flags."""
+    """Scores training images and writes the file."""
     command_line.check_run_folder(workdir)
-    check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     start_tensorflow_quietly()
     from nvae_tf.evaluation.outliers import calibrate_run
     from nvae_tf.runs.run_folder import RunFolder
@@ -44,14 +38,7 @@ def calibrate(
     StatusLine().keep(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
 
 
-_PARAMETERS = inspect.signature(calibrate).parameters
-command_line.define_parameters(flags, _PARAMETERS)
-
-
-def run() -> None:
-    """The command `nvae-calibrate`."""
-    command_line.run(lambda: calibrate(**command_line.parameter_values(flags, _PARAMETERS)), flags)
-
+run = functools.partial(command_line.run, main, flags)
 
 if __name__ == "__main__":
     run()

@@ -2,12 +2,13 @@
 
     python -m train.demo --workdir=runs/demo
 
-Each step is a command that you could type; it is shown before it runs. What is finished is not done again, so
-a second call is quick, and an interrupted one continues. Images and numbers are in the run folder.
+Each step is a command that you could type. What is finished is not done again, so a second call is quick, and an
+interrupted one continues. Images and numbers are in the run folder.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted; otherwise that of the step that failed.
 """
 
+import functools
 import json
 import pathlib
 import shlex
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -26,7 +27,6 @@ from nvae_tf.generation.image_grid import image_grid, read_images
 from nvae_tf.presets import preset
 from nvae_tf.progress import duration
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run folder of the demo.")
 _TEMPERATURE = 1.0
 # A program that runs a script in a process where this package can't be imported.
 _WITHOUT_PACKAGE = (
@@ -65,11 +65,11 @@ _STEPS = (
 
 
 class Step(NamedTuple):
-    """One command: the arguments of `python`, and the last file that it writes, which shows that it is done."""
+    """One command."""
 
     title: str
-    arguments: list[str]
-    output: pathlib.Path
+    arguments: list[str]  # of `python`
+    output: pathlib.Path  # the last file that the command writes, which shows that it is done
 
 
 def steps(workdir: pathlib.Path) -> list[Step]:
@@ -85,11 +85,9 @@ def steps(workdir: pathlib.Path) -> list[Step]:
     return plan
 
 
-def main() -> None:
+def main(workdir: Annotated[str, "Run folder of the demo."] = "runs/demo") -> None:
     """Runs the unfinished steps, and prints the results."""
-    workdir = pathlib.Path(WORKDIR.value)
-    started = time.monotonic()
-    plan = steps(workdir)
+    started, plan = time.monotonic(), steps(pathlib.Path(workdir))
     trained = plan[0].output
     for number, step in enumerate(plan, 1):
         heading = f"[{number}/{len(plan)}] {step.title}"
@@ -102,7 +100,7 @@ def main() -> None:
         if step.output.name == "saved_model.pb":
             shutil.rmtree(step.output.parent, ignore_errors=True)
         _run(step)
-    print(f"\n{summary(workdir)}\nAll this in {duration(time.monotonic() - started)}.", flush=True)
+    print(f"\n{summary(pathlib.Path(workdir))}\nAll this in {duration(time.monotonic() - started)}.", flush=True)
 
 
 def _run(step: Step) -> None:
@@ -126,9 +124,7 @@ def summary(workdir: pathlib.Path) -> str:
     files = ("samples.png", "exported_samples.png", "served_grpc.png", "served_rest.png", "reconstructions.png")
     # The images of the figure in a bare grid, as the export writes it.
     own = image_grid(read_images(workdir / files[0], 16, 8)[..., :1] / 255.0, enlarge=None)[..., 0].astype(np.int32)
-    others = [np.asarray(Image.open(workdir / name), np.int32) for name in files[1:4]]
-    same_size = all(other.shape == own.shape for other in others)
-    difference = max(int(np.abs(own - other).max()) for other in others) if same_size else "another size"
+    difference = max(int(np.abs(own - np.asarray(Image.open(workdir / name))).max()) for name in files[1:4])
     return f"""\
 test images, NELBO                     {scores["nelbo_nats"]:7.2f} nats
   importance-weighted, {scores["importance_samples"]:4d} samples    {scores["importance_weighted_nats"]:7.2f} nats
@@ -143,10 +139,7 @@ export:   {workdir / "saved_model" / "1"}
 explore:  .venv/bin/nvae-serve --path={workdir / "saved_model"} --explore"""
 
 
-def run() -> None:
-    """The demo as a command."""
-    command_line.run(main, flags)
-
+run = functools.partial(command_line.run, main, flags)
 
 if __name__ == "__main__":
     run()

@@ -5,21 +5,18 @@
 
 Takes the same --config flags as nvae-train. Runs some training steps of images of zeros at two small batch sizes, each
 in a process of its own, on the device that would train: a GPU where there is one, else the CPU. No image is read, if
-the settings name their size (--config.data.height). Prints
+the settings name their size (--config.data.height). Prints the number of parameters, the memory of weights and of the
+optimizer's slots, the peak for several batch sizes, and the largest batch size for a GPU with --gpu_memory_gib, or for
+GPUs of usual sizes. Batch sizes are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
 
-    the number of parameters, and the memory of weights and of the optimizer's slots,
-    for several batch sizes the peak of the whole, on the measured device and on a GPU,
-    the largest batch size for a GPU with --gpu_memory_gib, or for GPUs of usual sizes.
-
-Batch sizes are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
-
-The peak on a CPU is that of the process; the data set, reading ahead, scoring and sampling come on top. The peak on a
-GPU has 1 GiB for CUDA and its libraries; where no GPU was there to measure, it takes the memory of an image from the
-CPU. Neither has been compared with a real GPU.
+The peak on a CPU is that of the process; data, scoring and sampling come on top. The peak on a GPU has 1 GiB for CUDA
+and its libraries; without a GPU it takes the memory of an image from the CPU. Neither has been compared with a real
+GPU.
 
 Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single image.
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from json import dumps
@@ -41,11 +38,8 @@ def main(
     json: Annotated[str | None, "File to write the numbers to as well, in bytes."] = None,
 ) -> None:
     """Checks the settings, measures training steps and prints."""
-    json_file = pathlib.Path(json) if json else None
-    if json_file:
-        if json_file.is_dir() or not json_file.absolute().parent.is_dir():
-            raise ValueError(f"--json={json_file}: not a file in an existing folder")
-        check_writable(json_file.parent, f"--json={json_file}")
+    if json:
+        check_writable(pathlib.Path(json).parent, f"--json={json}")
     config = complete_config(sized_settings(CONFIG.value))
     latent_plan(config.model)
     start_tensorflow_quietly()
@@ -53,13 +47,11 @@ def main(
 
     summary = estimate_memory(config, gpu_memory_gib)
     print(memory_table(summary, config), flush=True)
-    if json_file:
-        atomic_write(json_file, dumps(summary, indent=2) + "\n")
-    if gpu_memory_gib is not None and not summary["largest_batch_sizes"][0]["batch_size"]:
-        raise ValueError(
-            f"--gpu_memory_gib={gpu_memory_gib:g}: not even a step of {config.train.accumulate_steps} images fits; "
-            "take a larger GPU, --config.train.recompute=all, or fewer channels or groups"
-        )
+    if json:
+        pathlib.Path(json).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(pathlib.Path(json), dumps(summary, indent=2) + "\n")
+    if gpu_memory_gib is not None:
+        check_one_image_fits(estimate, config, gpu_memory_gib)
 
 
 def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -74,10 +66,7 @@ def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "data": data}
 
 
-def run() -> None:
-    """The command `nvae-estimate`."""
-    command_line.run(main, flags)
-
+run = functools.partial(command_line.run, main, flags)
 
 if __name__ == "__main__":
     run()

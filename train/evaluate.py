@@ -9,27 +9,22 @@
     iw        the importance-weighted bound with --importance_samples an image (the papers' test score), the bounds with
               1, 10, 100 ... on the way, and the effective number of samples; elbo is measured with it
     fid       the Fréchet inception distance of --fid_samples samples at --temperature from the training images, with
-              TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH; in other features with
-              --extractor
+              TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH
     frechet   the same distance in the features of --extractor, beside fid in the file
     latents   active units of every group, the reconstruction with a tenth of the channels, and figures: the KL of
-              every group and latent channel, and samples that share the latents of their upper groups; elbo is measured
-              with it
+              groups and channels, and samples that share the latents of their upper groups; elbo is measured with it
     outliers  how well outlier scores separate the images of the folders --outliers from the data set's: the area
               under the ROC curve of each, and figures; run nvae-calibrate before. See docs/outliers.md
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
 evaluation.txt. What is there already of the same checkpoint, images and seed is kept. --scores=FILE.csv has the scores
-of every image, after nvae-calibrate its outlier scores and p-values too.
-
-All GPUs share the work (--replicas), and so do several machines that see the run folder and have TF_CONFIG set as for
-training. The time grows with the number of importance samples; for a first look take --importance_samples=10. See
-docs/evaluation.md.
+of every image. All GPUs share the work, and so do several machines that see the run folder and have TF_CONFIG set as
+for training. For a first look take --importance_samples=10. See docs/evaluation.md.
 
 Exit code: 0 done, 2 a mistake in the command, 75 another worker has ended, 130 interrupted.
 """
 
-import inspect
+import functools
 import pathlib
 import re
 import shlex
@@ -39,23 +34,8 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.command_line import parse_temperature
-from nvae_tf.config import (
-    BATCH_NORM_HELP,
-    CHECKPOINT_HELP,
-    CHECKPOINTS,
-    DATA_PATH_HELP,
-    LARGEST_SEED,
-    MOST_IMPORTANCE_SAMPLES,
-    PRIOR_HELP,
-    PRIORS,
-    TEMPERATURE_HELP,
-    TrainConfig,
-    check_choice,
-)
+from nvae_tf import command_line, config
 from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 
 _METRICS = ("elbo", "iw", "fid", "frechet", "latents", "outliers")
@@ -74,47 +54,43 @@ _FLAGS_OF_METRICS = {
 }
 
 
-def evaluate(
-    *,
+def main(
     workdir: Annotated[str, "Run folder of nvae-train."],
-    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    checkpoint: Annotated[str, config.CHECKPOINT_HELP, *config.CHECKPOINTS] = config.CHECKPOINTS[0],
     metrics: Annotated[Sequence[str], f"What to measure, of {', '.join(_METRICS)}."] = ("elbo", "iw"),
-    importance_samples: Annotated[int, _SAMPLES_HELP, 1, MOST_IMPORTANCE_SAMPLES] = 1000,
+    importance_samples: Annotated[int, _SAMPLES_HELP, 1, config.MOST_IMPORTANCE_SAMPLES] = 1000,
     split: Annotated[str, "Part of the data set.", "test", "train"] = "test",
     batch_size: Annotated[int | None, _BATCH_SIZE_HELP, 1] = None,
     replicas: Annotated[int, _REPLICAS_HELP, 0] = 0,
-    seed: Annotated[int, "Of the binarization and of the samples.", 0, LARGEST_SEED] = 0,
+    seed: Annotated[int, "Of the binarization and of the samples.", 0, config.LARGEST_SEED] = 0,
     fid_samples: Annotated[int, "Samples of metric fid or frechet.", 2] = 50_000,
-    temperature: Annotated[str, TEMPERATURE_HELP] = "1.0",
+    temperature: Annotated[float | Sequence[float], config.TEMPERATURE_HELP] = 1.0,
     inception: Annotated[str | None, _INCEPTION_HELP] = None,
     extractor: Annotated[str | None, _EXTRACTOR_HELP] = None,
-    prior: Annotated[str, PRIOR_HELP, *PRIORS] = PRIORS[0],
-    batch_norm_iterations: Annotated[int, BATCH_NORM_HELP, 0] = 0,
+    prior: Annotated[str, config.PRIOR_HELP, *config.PRIORS] = config.PRIORS[0],
+    batch_norm_iterations: Annotated[int, config.BATCH_NORM_HELP, 0] = 0,
     outliers: Annotated[Sequence[str] | None, _OUTLIERS_HELP] = None,
     scores: Annotated[str | None, "CSV file to write, a line with the scores of each image."] = None,
     overwrite: Annotated[bool, "Replace what is at --scores already."] = False,
-    data_path: Annotated[str | None, DATA_PATH_HELP] = None,
+    data_path: Annotated[str | None, config.DATA_PATH_HELP] = None,
 ) -> None:
-    """Evaluates, prints tables and writes the files; the parameters are the flags."""
+    """Evaluates, prints tables and writes the files."""
     _check_metrics(metrics, extractor, inception)
     command_line.check_run_folder(workdir)
-    for place in outliers or ():
-        command_line.check_exists("outliers", place)
-    check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     if scores:
         command_line.output_place(scores, (".csv",), overwrite, "scores")
-    temperatures = parse_temperature(temperature)
     start_tensorflow_quietly()
     from nvae_tf.evaluation.fid import FidSettings
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder
     from nvae_tf.training.strategy import chosen_replicas
 
-    chosen = chosen_replicas(TrainConfig(replicas=replicas))
-    fid = FidSettings(fid_samples, temperatures, inception, extractor, batch_norm_iterations, prior)
-    where = checkpoint, split, batch_size, seed, data_path
+    chosen = chosen_replicas(config.TrainConfig(replicas=replicas))
+    fid = FidSettings(fid_samples, temperature, inception, extractor, batch_norm_iterations, prior)
+    workers = Workers(chosen.strategy, chosen.shard)
+    how = {"outliers": outliers or (), "scores": scores, "workers": workers, "command": _command_line()}
     with chosen.raising_worker_lost():
-        evaluate_run(workdir, metrics, importance_samples, fid, *where, outliers or (), scores, chosen, _command_line())
+        evaluate_run(workdir, metrics, importance_samples, fid, checkpoint, split, batch_size, seed, data_path, **how)
         chosen.leave()
     if not chosen.is_chief:
         StatusLine().keep(f"worker {chosen.shard.index}: done; worker 0 writes the metrics")
@@ -125,21 +101,16 @@ def evaluate(
 
 def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str | None) -> None:
     """ValueError for metrics that do not fit each other, or a flag without its metric."""
-    if not any(metrics):
-        raise ValueError(f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in metrics:
-        check_choice("--metrics", name, _METRICS)
+        config.check_choice("--metrics", name, _METRICS)
     for its_metrics, names in _FLAGS_OF_METRICS.items():
         for name in names:
             if flags.FLAGS[name].present and {*its_metrics}.isdisjoint(metrics):
-                belongs = f"--{name} belongs to metric {' or '.join(its_metrics)}"
-                raise ValueError(f"{belongs}, which --metrics={','.join(metrics)} does not have")
-    if {"fid", "frechet"} <= {*metrics}:
-        raise ValueError("--metrics=fid,frechet: each has its own features; measure them by two commands")
+                raise ValueError(f"--{name} belongs to metric {' or '.join(its_metrics)}, which --metrics lacks")
+    if {"fid", "frechet"} <= {*metrics} or (inception and extractor):
+        raise ValueError("the features are Inception's or those of --extractor; measure two by two commands")
     if "frechet" in metrics and not extractor:
         raise ValueError("--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features")
-    if inception and extractor:
-        raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
 
 
 def _command_line() -> str:
@@ -147,14 +118,7 @@ def _command_line() -> str:
     return shlex.join(["nvae-evaluate", *(re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:])])
 
 
-_PARAMETERS = inspect.signature(evaluate).parameters
-command_line.define_parameters(flags, _PARAMETERS)
-
-
-def run() -> None:
-    """The command `nvae-evaluate`."""
-    command_line.run(lambda: evaluate(**command_line.parameter_values(flags, _PARAMETERS)), flags)
-
+run = functools.partial(command_line.run, main, flags)
 
 if __name__ == "__main__":
     run()

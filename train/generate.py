@@ -14,13 +14,14 @@ import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.command_line import FOLDER, OutputPlace, output_place
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, check, check_choice
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, check_choice
 from nvae_tf.data.picture_folder import find_pictures
 from nvae_tf.errors import exit_on_user_error, require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
@@ -48,10 +49,9 @@ def _define_flags(mode: str) -> None:
     output = f"File to write, {' or '.join(kind for kind in kinds if kind != FOLDER)}{folder}."
     flags.DEFINE_string("output", None, output, required=True)
     flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
-    command_line.define_parameters(flags, tasks.parameters_of(TASKS[mode]))
-    if mode != "encode":
-        flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG alone.")
-        flags.DEFINE_string("each", None, _EACH_HELP)
+    command_line.define_parameters(flags, tasks.task_parameters(TASKS[mode]))
+    flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG alone.")
+    flags.DEFINE_string("each", None, _EACH_HELP)
     if mode == "interpolate":
         flags.DEFINE_integer("milliseconds", 80, "How long a GIF or WebP shows each image.", lower_bound=20)
         flags.DEFINE_boolean("loop", True, "Whether a GIF or WebP repeats forever.")
@@ -59,30 +59,28 @@ def _define_flags(mode: str) -> None:
         flags.DEFINE_string("json", None, "File to write numbers and distances to, .json.")
 
 
-def _check_output(mode: str, originals: tasks.Originals | None) -> OutputPlace:
+def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
     """Checks what can be written; returns where to write."""
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
-    each = None if mode == "encode" else FLAGS.each
-    if mode != "encode":
-        check(not FLAGS.raw or place.kind == ".png", f"--raw --output={FLAGS.output}: a bare grid is a .png file")
-        if each is not None:
-            output_place(os.path.join(each, ""), (FOLDER,), FLAGS.overwrite, "each")
-        if place.kind in FIGURES:
-            require("matplotlib", "reports")
+    if FLAGS.raw and place.kind != ".png":
+        raise ValueError(f"--raw --output={FLAGS.output}: a bare grid is a .png file")
+    if FLAGS.each:
+        output_place(os.path.join(FLAGS.each, ""), (FOLDER,), FLAGS.overwrite, "each")
+    if place.kind in FIGURES:
+        require("matplotlib", "reports")
     if mode == "nearest" and FLAGS.json:
         output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
-    # Files have the originals' names, but for a path's.
-    if (place.kind == FOLDER or each) and mode != "interpolate":
-        names = (read_flat_latents(FLAGS.input).names or []) if mode == "decode" else []
-        if originals is not None:
-            names = [name for _, name in find_pictures(originals.input)] if originals.input else []
-            indices = originals.indices or []
-            check(len({*indices}) == len(indices), "--indices: an image is given twice, but files need different names")
-        image_grid.picture_names(names)  # Fail early on duplicate names.
+    # Files have the originals' names, but for a path's, and must not replace each other.
+    if (place.kind == FOLDER or FLAGS.each) and mode != "interpolate":
+        if mode == "decode":
+            image_grid.picture_names(read_flat_latents(values["input"]).names or [])
+        elif values.get("input"):
+            image_grid.picture_names([name for _, name in find_pictures(values["input"])])
+        image_grid.picture_names(list(map(str, values.get("indices") or [])))
     return place
 
 
-def _write(run: Any, place: OutputPlace, made: tasks.Made) -> None:
+def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, Any]) -> None:
     """Writes a PNG file for each of the images, an animation of them, the figure, or its bare grid; or the latents."""
     if made.latents is not None:
         save_latents(place.path, made.latents, made.names, made.labels)
@@ -96,8 +94,8 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made) -> None:
         from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 
         model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
-        origin = dict(step=run.step, checkpoint_sha256=sha256, command=_COMMAND) | made.origin
-        save_figure(made.draw(Provenance(model, **origin)), place.path, FLAGS.raw)
+        about = Provenance(model, step=run.step, checkpoint_sha256=sha256, command=_COMMAND, **origin)
+        save_figure(made.draw(about=about), place.path, FLAGS.raw)
     if made.metrics is not None and FLAGS.json:
         pathlib.Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(pathlib.Path(FLAGS.json), json.dumps(made.metrics, indent=2) + "\n")
@@ -106,15 +104,15 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made) -> None:
 def _main(mode: str) -> None:
     """Checks where to write before TensorFlow is started, does what the mode does, writes and reports it in a line."""
     task = TASKS[mode]
-    arguments = tasks.arguments_of(task, command_line.parameter_values(flags, tasks.parameters_of(task)))
-    place = _check_output(mode, arguments.get("originals"))
+    values = command_line.parameter_values(flags, tasks.task_parameters(task))
+    arguments, place = tasks.task_arguments(task, values), _check_output(mode, values)
     workdir = command_line.run_folder(FLAGS.workdir)
     start_tensorflow_quietly()
     from nvae_tf.runs.loading import TrainedRun
 
     run = TrainedRun(workdir, FLAGS.checkpoint)
     made = task(run, **arguments)
-    _write(run, place, made)
+    _write(run, place, made, tasks.provenance(task, values))
     StatusLine().keep(f"{made.text}, from step {run.step:,}, in {place.path}")
 
 

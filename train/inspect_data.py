@@ -10,6 +10,7 @@ below test images: drawn at random, with labels a row of each class.
 Exit code: 0 done, 2 a mistake in the command or in the data.
 """
 
+import functools
 import shlex
 import sys
 from typing import Annotated
@@ -17,7 +18,6 @@ from typing import Annotated
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.command_line import output_place
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import FIGURES
@@ -36,7 +36,7 @@ def main(
 ) -> None:
     """Looks at both splits, prints statistics and writes the PNG file."""
     may_replace = overwrite or flags.FLAGS["output"].using_default_value
-    file = output_place(output, (".png",) if raw else FIGURES, may_replace).path
+    file = command_line.output_place(output, (".png",) if raw else FIGURES, may_replace).path
     require("matplotlib", "reports")
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
@@ -54,10 +54,7 @@ def main(
     status.keep(f"{train} training images above {test} test images in {file}")
 
 
-def run() -> None:
-    """The command `nvae-inspect-data`."""
-    command_line.run(main, flags)
-
+run = functools.partial(command_line.run, main, flags)
 
 if __name__ == "__main__":
     run()

@@ -21,13 +21,11 @@ from its length: optimizer.warmup_epochs is 5, but at most a tenth of the run, a
 sample_every_steps and checkpoint_every_steps are a tenth of it, from 10 to 1,000 steps; config.json has the numbers.
 
 Ctrl-C or SIGTERM ends it with a checkpoint. The same command continues from there, also after a crash or a kill, and
-the result is the same as without the interruption. A folder that holds something else, a run with other settings, or
-one in which another process trains, is refused and not touched; only the length of a run (not below the steps made),
-where data lies, the devices and how often something is written may change.
+the result is the same as without the interruption. A folder that holds something else, or a run with other settings, is
+refused; only the length of a run, where data lies, the devices and how often something is written may change.
 
-Fine-tuning: with --config.train.initialize_from=runs/other (or a published file.pt, with the extra torch) a new
-run starts with the weights of that run's latest checkpoint, as far as they have the same name and shape; the others
-are listed and start as usual. The source is needed until the run's first checkpoint.
+Fine-tuning: with --config.train.initialize_from=runs/other (or a published file.pt, with the extra torch) a new run
+starts with the weights of that run's latest checkpoint, as far as they have the same name and shape.
 
 Several GPUs of a machine are all used; for several machines see docs/clusters.md, for mixed precision, memory and
 what happens to a NaN docs/training.md.
@@ -37,11 +35,13 @@ terminal was closed, 130 by Ctrl-C, 143 by SIGTERM. With NVAE_TF_TRACEBACK=1 in 
 with its traceback.
 """
 
+import functools
 import os
 import pathlib
 import shlex
 import signal
 import sys
+from typing import Annotated
 
 from absl import flags
 
@@ -52,12 +52,11 @@ from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config(flags)
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of the same run.", required=True)
 
 
-def main() -> None:
+def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
     """Checks the settings, then trains."""
-    check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
+    check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     # Not before: a mistake is reported within a moment.
@@ -65,7 +64,7 @@ def main() -> None:
     from nvae_tf.progress import StatusLine
     from nvae_tf.training.loop import train_and_evaluate
 
-    result = train_and_evaluate(config, WORKDIR.value)
+    result = train_and_evaluate(config, workdir)
     if result.signal_number is not None:
         by = f"at step {result.step} by {signal.Signals(result.signal_number).name}"
         command = f":\n    {shlex.join(['nvae-train', *sys.argv[1:]])}"
@@ -76,10 +75,7 @@ def main() -> None:
         sys.exit(128 + result.signal_number)
 
 
-def run() -> None:
-    """The command `nvae-train`."""
-    command_line.run(main, flags)
-
+run = functools.partial(command_line.run, main, flags)
 
 if __name__ == "__main__":
     run()

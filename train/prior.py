@@ -4,19 +4,17 @@
     nvae-prior --workdir=runs/mine --groups=2
     nvae-generate --workdir=runs/mine --prior=reweighted --output=samples.png
 
-Most of the mass of a VAE's prior lies where no image's posterior does. A classifier of each of the top --groups learns
-to tell draws of the posteriors of training images from draws of the prior; its ratio of the two reweights the prior
-(Aneja et al. 2021, arXiv 2010.02917). A latent is drawn as one of --proposals draws of the prior, below the top group
-of half as many, by their ratios. The weights of the model stay as they are. --kind=mixture fits a mixture of Gaussians
-to the top group instead: seconds.
-
-Writes prior.npz into the run folder, for these weights; learn it again after more training. Prints the
-cross-entropy of the classifiers for test images, of a draw of the posterior and one of the prior in nats (1.386 is
-chance), and how many of the proposals are effective. See docs/prior.md.
+A classifier of each of the top --groups learns to tell draws of the posteriors of training images from draws of the
+prior; its ratio of the two reweights the prior (Aneja et al. 2021, arXiv 2010.02917). A latent is one of --proposals
+draws of the prior, below the top group of half as many. --kind=mixture fits a mixture of Gaussians to the top group
+instead: seconds. Writes prior.npz into the run folder, for these weights; learn it again after more training. Prints
+the cross-entropy of the classifiers for test images in nats (1.386 is chance), and how many of the proposals are
+effective. See docs/prior.md.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
+import functools
 import pathlib
 from typing import Annotated
 
@@ -25,7 +23,6 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED, PRIOR_KINDS
 from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 
 _BOUND_HELP = "Samples of the importance-weighted bounds, with and without this prior, of test images; 0 for none."
@@ -44,7 +41,6 @@ def main(
 ) -> None:
     """Learns the prior, writes it and prints what was measured."""
     command_line.check_run_folder(workdir)
-    check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     start_tensorflow_quietly()
     from nvae_tf.runs.companions import prior_text
     from nvae_tf.training.prior import learn_prior
@@ -53,10 +49,7 @@ def main(
     StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
 
 
-def run() -> None:
-    """The command `nvae-prior`."""
-    command_line.run(main, flags)
-
+run = functools.partial(command_line.run, main, flags)
 
 if __name__ == "__main__":
     run()

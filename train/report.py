@@ -4,62 +4,53 @@
     nvae-report --workdir=runs/cifar10 --checkpoint=best --output=cifar10.html --overwrite
     nvae-report runs/a runs/b runs/c --output=comparison.html
 
-The page is a single HTML file that needs neither network nor scripts: send it, put it on a server, print it. It starts
-with a card of what the run is. Then follow the curves of every logged step, samples at four temperatures and during
-training, reconstructions, interpolations, the training images nearest to samples, samples that share their upper
-groups, the use of the latents, and the metrics of nvae-evaluate, where it has been run. It also works while the run is
-being trained. What is missing or can't be read is reported in its place.
-
-Images come from the latest checkpoint of the run folder, or the best; on a CPU those of large models take minutes. A
-comparison needs no checkpoint: it has scores, curves over each other, and the settings that differ.
+The page is a single HTML file that needs neither network nor scripts. It starts with a card of what the run is. Then
+follow the curves of every logged step, samples at four temperatures and during training, reconstructions,
+interpolations, the training images nearest to samples, samples that share their upper groups, the use of the latents,
+and the metrics of nvae-evaluate. It also works while the run is being trained. What is missing or can't be read is
+reported in its place. A comparison has scores, curves over each other, and the settings that differ.
 
 Exit code: 0 done, 2 a mistake in the command.
 """
 
 import os
 import sys
+from collections.abc import Sequence
+from typing import Annotated
 
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.command_line import output_place
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train; it may stand without the flag.")
-OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder, or comparison.html.")
-CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
-SEED = flags.DEFINE_integer(
-    "seed", 1, "Seed of the images and the binarization.", lower_bound=0, upper_bound=LARGEST_SEED
-)
-DATA_PATH = flags.DEFINE_string("data_path", None, DATA_PATH_HELP)
-# The run folders that the command line names without a flag.
-_RUNS: list[str] = []
+_OUTPUT_HELP = "HTML file to write; report.html in the run folder, or comparison.html."
 
 
-def main() -> None:
+def main(
+    workdir: Annotated[os.PathLike | Sequence[str], "Run folders of nvae-train; they may stand without the flag."],
+    output: Annotated[str | None, _OUTPUT_HELP] = None,
+    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    overwrite: Annotated[bool, "Replace what is at --output already."] = False,
+    seed: Annotated[int, "Seed of the images and the binarization.", 0, LARGEST_SEED] = 1,
+    data_path: Annotated[str | None, DATA_PATH_HELP] = None,
+) -> None:
     """Writes the page."""
-    runs = _RUNS or ([WORKDIR.value] if WORKDIR.value else [])
-    if not runs:
-        raise ValueError("give a run folder, as runs/digits, or several to compare them")
-    if _RUNS and WORKDIR.value:
-        raise ValueError(f"--workdir={WORKDIR.value}: give all run folders without the flag")
-    report = os.path.join(runs[0], "report.html") if len(runs) == 1 else "comparison.html"
-    place = output_place(report if OUTPUT.value is None else OUTPUT.value, (".html", ".htm"), OVERWRITE.value)
-    for workdir in runs:
-        command_line.check_run_folder(workdir)
+    report = os.path.join(workdir[0], "report.html") if len(workdir) == 1 else "comparison.html"
+    place = command_line.output_place(output or report, (".html", ".htm"), overwrite)
+    for folder in workdir:
+        command_line.check_run_folder(folder, is_written=False)
     require("matplotlib", "reports")
     start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
     from nvae_tf.reports.page import compare_runs, report_of_run
 
     status, missing = StatusLine(), []
-    if len(runs) == 1:
-        page, missing = report_of_run(runs[0], CHECKPOINT.value, SEED.value, DATA_PATH.value, status)
+    if len(workdir) == 1:
+        page, missing = report_of_run(workdir[0], checkpoint, seed, data_path, status)
     else:
-        page = compare_runs(runs)
+        page = compare_runs(workdir)
     place.path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(place.path, page)
     for line in missing:
@@ -69,8 +60,9 @@ def main() -> None:
 
 def run() -> None:
     """The command `nvae-report`."""
-    while len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        _RUNS.append(sys.argv.pop(1))
+    is_flag = [word.startswith("-") for word in sys.argv[1:]] + [True]
+    place = 1 + is_flag.index(True)
+    sys.argv[1:place] = [f"--workdir={folder}" for folder in sys.argv[1:place]]
     command_line.run(main, flags)
 
 

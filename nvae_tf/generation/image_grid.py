@@ -16,41 +16,29 @@ FIGURES = (".png", ".svg", ".pdf")
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 # The shortest side, in pixels, at which a person sees what an image shows.
 _VISIBLE_SIDE = 64
-# White pixels between images.
-_GAP, _GAP_VALUE = 6, 255
+_GAP = 6  # white pixels between images
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1) -> np.ndarray:
     """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, white between images.
 
-    Args:
-      images: float `[count, height, width, 1 to 4 channels]` in [0, 1]; values outside are clipped. ValueError for
-        another shape, no image, or values that are not finite.
-      columns: images per row; None for a nearly square grid.
-      enlarge: how often each pixel is repeated; None for the smallest factor that makes the shorter side 64 pixels.
+    Images are float `[count, height, width, 1 to 4 channels]` in [0, 1]; values outside are clipped. There are
+    `columns` in a row (None: nearly a square), and each pixel is repeated `enlarge` times (None: until the shorter side
+    has 64 pixels). ValueError for another shape, no image, or NaN.
     """
     images = np.asarray(images, dtype=np.float32)
-    shape = list(images.shape)
     if images.ndim != 4 or images.shape[3] not in (1, 2, 3, 4) or not images.size:
-        raise ValueError(f"An image grid is made of [count, height, width, 1 to 4], not of {shape}.")
-    if bad := int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum()):
-        diverged = "values that are not finite: the model that made them has diverged."
-        raise ValueError(f"{bad} of {shape[0]} images hold {diverged}")
-    count, height, width, channels = shape
-    columns = math.ceil(math.sqrt(count)) if columns is None else columns
-    if columns < 1:
-        raise ValueError(f"columns = {columns}: must be at least 1.")
+        raise ValueError(f"An image grid is made of [count, height, width, 1 to 4], not of {[*images.shape]}.")
+    if not np.isfinite(images).all():
+        raise ValueError("images hold values that are not finite: the model that made them has diverged.")
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
     pixels = pixels_of(images).repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-    row_pitch, column_pitch = height * enlarge + _GAP, width * enlarge + _GAP
-    size = math.ceil(count / columns) * row_pitch - _GAP, columns * column_pitch - _GAP
-    grid = np.full([*size, channels], _GAP_VALUE, dtype=np.uint8)
-    if channels in (2, 4):
-        grid[..., -1] = 255
-    for number, image in enumerate(pixels):
-        top, left = number // columns * row_pitch, number % columns * column_pitch
-        grid[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return grid
+    rows = math.ceil(count / columns)
+    cells = np.pad(pixels, [(0, rows * columns - count), (0, _GAP), (0, _GAP), (0, 0)], constant_values=255)
+    cells = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
+    return cells.reshape(rows * cells.shape[1], -1, channels)[:-_GAP, :-_GAP]
 
 
 def grid_of_rows(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
@@ -93,8 +81,6 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
     `milliseconds` each, from 20 (GIF counts in tens), once or in a loop. The folder is made where it is missing.
     """
     ending = path.suffix.lower()
-    if ending not in ANIMATION_FORMATS:
-        raise ValueError(f"{path}: an animation's name ends in {' or '.join(ANIMATION_FORMATS)}.")
     pictures = [_picture(image_grid(frame[np.newaxis], enlarge=None)) for frame in frames]
     # Neither format has gray with alpha.
     pictures = [picture.convert("RGBA") if picture.mode == "LA" else picture for picture in pictures]
@@ -133,8 +119,7 @@ def picture_names(names: Sequence[str]) -> list[str]:
     files = [file if counts[file] == 1 else f"{name}.png" for file, name in zip(short, names, strict=True)]
     for file, count in collections.Counter(files).items():
         if count > 1:
-            fix = "one would replace the other; rename one, or give the folder above both"
-            raise ValueError(f"two pictures would be called {file}: {fix}")
+            raise ValueError(f"two pictures would be called {file}; rename one, or give the folder above both")
     return files
 
 
@@ -151,12 +136,10 @@ def pil_images(images: np.ndarray) -> list[Image.Image]:
 
 def png_files(pixels: np.ndarray) -> np.ndarray:
     """The bytes of a PNG file for each of uint8 images `[count, height, width, 1 to 4]`: an object array `[count]`."""
-    files = np.empty(len(pixels), object)
-    for number, image in enumerate(pil_images(pixels)):
-        written = io.BytesIO()
-        image.save(written, format="PNG")
-        files[number] = written.getvalue()
-    return files
+    streams = [io.BytesIO() for _ in pixels]
+    for image, stream in zip(pil_images(pixels), streams, strict=True):
+        image.save(stream, format="PNG")
+    return np.array([stream.getvalue() for stream in streams], object)
 
 
 def pixels_of_files(files: Iterable[bytes]) -> np.ndarray:

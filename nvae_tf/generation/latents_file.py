@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,11 +17,6 @@ from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.schemas import LATENT_SHAPES, LATENTS, parsed
-
-if TYPE_CHECKING:
-    from nvae_tf.models import NVAE
-
-_FORMAT = "nvae_tf latents"
 
 
 class StoredLatents(NamedTuple):
@@ -33,35 +28,26 @@ class StoredLatents(NamedTuple):
 
 
 def save_latents(
-    path: str | os.PathLike,
-    latents: Sequence[np.ndarray],
-    names: Sequence[str] | None = None,
-    labels: np.ndarray | None = None,
+    path: str | os.PathLike, latents: Sequence[np.ndarray], names: Sequence[str] | None = None, labels=None
 ) -> None:
     """Writes latents as `encode_images` gives them, names of the images, and the classes by which they were encoded.
 
     The file is written atomically; its folder is made. ValueError for latents or names that do not fit each other.
     """
     latents = [np.asarray(latent, np.float32) for latent in latents]
-    counts = {len(latent) for latent in latents} | ({len(names)} if names is not None else set())
-    if not latents or len(counts) != 1 or any(latent.ndim != 4 for latent in latents):
-        shapes = [latent.shape for latent in latents]
-        with_names = "" if names is None else f" with {len(names)} names"
-        form = "[count, height, width, latent channels] of one count, with one name an image"
-        raise ValueError(f"latents of shapes {shapes}{with_names}: they must be {form}")
+    shapes = [latent.shape for latent in latents]
+    counts = {len(part) for part in (*latents, *([] if names is None else [names]))}
+    if len(counts) != 1 or {len(shape) for shape in shapes} != {4}:
+        raise ValueError(f"latents of shapes {shapes}: give [count, height, width, channels] each, and count names")
     flat = np.concatenate([latent.reshape(len(latent), -1) for latent in latents], axis=1)
-    write_flat_latents(path, flat, [latent.shape[1:] for latent in latents], names, labels)
+    write_flat_latents(path, flat, [shape[1:] for shape in shapes], names, labels)
 
 
 def write_flat_latents(
-    path: str | os.PathLike,
-    latent: np.ndarray,
-    shapes: Sequence[tuple[int, ...]] | None = None,
-    names: Sequence[str] | None = None,
-    labels: np.ndarray | None = None,
+    path: str | os.PathLike, latent: np.ndarray, shapes: Sequence[tuple] | None = None, names=None, labels=None
 ) -> None:
     """Writes the fields of `FlatLatents`, atomically; the folder is made."""
-    about = {"about": np.array(json.dumps({"format": _FORMAT, "latent_shapes": shapes}))} if shapes else {}
+    about = {"about": np.array(json.dumps({"format": "nvae_tf latents", "latent_shapes": shapes}))} if shapes else {}
     kinds = {"names": (names, np.str_), "labels": (labels, np.int32)}
     others = {name: np.array(value, kind) for name, (value, kind) in kinds.items() if value is not None}
     path = pathlib.Path(path)
@@ -82,8 +68,8 @@ def read_flat_latents(path: str | os.PathLike) -> FlatLatents:
     """Reads a file of latents of any model, without TensorFlow; ValueError where it is damaged or something else."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file of latents; `encode` of nvae-generate or nvae-client writes one")
-    fix = "write one with encode of nvae-generate or nvae-client, or nvae_tf.generation.latents_file.save_latents"
-    with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {fix}"):
+    fix = "; `encode` of nvae-generate or nvae-client writes one"
+    with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"){fix}"):
         entries = read_arrays(pathlib.Path(path), LATENTS)
         groups = [entries[name] for name in sorted(entries) if name.startswith("group_")]
         groups = [entries["latent"]] if "latent" in entries else groups
@@ -94,7 +80,7 @@ def read_flat_latents(path: str | os.PathLike) -> FlatLatents:
     return FlatLatents(latent, about and list(map(tuple, about["latent_shapes"])), names, entries.get("labels"))
 
 
-def load_latents(path: str | os.PathLike, model: Union["NVAE", LatentPlan]) -> StoredLatents:
+def load_latents(path: str | os.PathLike, model: Any) -> StoredLatents:
     """Reads a file of `save_latents` for a model or its plan; ValueError where it is damaged or fits another model."""
     from nvae_tf.models.latents import check_latents
 

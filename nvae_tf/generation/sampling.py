@@ -1,6 +1,7 @@
 """Latents of images and images of latents, many at a time: encoded, drawn from the prior, or given for the top groups.
 
-Every image that a model makes comes through here, so the same latents give the same bits.
+Every image that a model makes comes through here, so the same latents give the same bits. Images are float32 `[count,
+height, width, channels]` in [0, 1], latents a list of `[count, height, width, latent channels]`, top group first.
 """
 
 import dataclasses
@@ -38,65 +39,8 @@ WAYS = ("spherical", "linear", "keep")
 # In radians. Below it an arc and a straight line are the same in float32; and opposite latents have no arc.
 _SMALLEST_ANGLE = 1e-4
 Progress = Callable[[int], None] | None
-Arrays = Sequence[np.ndarray]
+Array, Arrays = np.ndarray, Sequence[np.ndarray]
 Labels = int | Sequence[int] | np.ndarray | None
-
-
-def generate_images(
-    model: NVAE,
-    count: int,
-    temperature: Temperature = 1.0,
-    seed: int = 0,
-    progress: Progress = None,
-    labels: Labels = None,
-    **how: Any,
-) -> np.ndarray:
-    """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
-
-    Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
-    number for each scale or each group; `temperatures_of_groups` describes it and its errors. A conditional model draws
-    images of the classes `labels` `[count]`, or without labels of all its classes in turn. `how`: guidance, prior and
-    mean, as for `NVAE.generate`.
-    """
-    return generator_of(model).generate(count, temperature, seed, progress, (), labels, **how)
-
-
-def encode_images(
-    model: NVAE,
-    images: np.ndarray,
-    seed: int = 0,
-    mean: bool = False,
-    progress: Progress = None,
-    labels: Labels = None,
-) -> list[np.ndarray]:
-    """Latents of images `[count, height, width, channels]` in [0, 1] from the posterior, or with `mean` its means.
-
-    The latents of image i depend on the image, the seed and i alone. Returns float32 `[count, height, width, channels]`
-    for each group, top group first. `progress` is called after each batch with the number of images done. ValueError
-    where the images have another size, or are not all in [0, 1].
-    """
-    images = check_images(images, model.config).numpy()
-    # The scale is an argument, not a constant: means then come from the arithmetic of draws.
-    noise_scale, generator = tf.constant(0.0 if mean else 1.0), generator_of(model)
-    rows = [images, image_seeds(seed, len(images)).numpy(), *_checked(labels, len(images), model)]
-    return _in_batches(lambda *batch: generator.encode_batch(noise_scale, *batch), rows, progress)
-
-
-def decode_images(
-    model: NVAE,
-    latents: Arrays,
-    temperature: Temperature | None = None,
-    seed: int = 0,
-    progress: Progress = None,
-    labels: Labels = None,
-) -> np.ndarray:
-    """Mean images `[count, height, width, channels]` of latents as `encode_images` gives them.
-
-    With a temperature, the latents of the top group or groups are enough; the others are drawn, see `generate_images`.
-    """
-    latents = check_latents(latents, model.plan, may_lack_groups=temperature is not None)
-    temperature = 1.0 if temperature is None else temperature
-    return generator_of(model).generate(len(latents[0]), temperature, seed, progress, latents, labels)
 
 
 class ImageGenerator:
@@ -122,10 +66,16 @@ class ImageGenerator:
         guidance: float = 1.0,
         prior: str = "model",
         mean: bool = True,
-    ) -> np.ndarray:
-        """Generates images; latents of the top groups may be given, and a seed for each image `[count, 2]`."""
+    ) -> Array:
+        """Mean images of latents from the prior, but for the top groups whose latents are given.
+
+        Image i depends on the seed and i alone; there may be a seed for each image, `[count, 2]`. Without labels a
+        conditional model draws its classes in turn. `progress` is called after each batch with the number of images
+        done. Other arguments and errors as those of `NVAE.generate`.
+        """
         if count < 1:
             raise ValueError(f"count = {count}: must be at least 1")
+        config = self._model.config
         seeds = seed if np.ndim(seed) else image_seeds(seed, count)
         reweighted = check_prior(prior, self._model)
         if len(latents):
@@ -133,11 +83,11 @@ class ImageGenerator:
             if len(latents[0]) != count:
                 raise ValueError(f"latents are of {len(latents[0])} images, but {count} are asked for")
         temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
-        if labels is None and not len(latents) and self._model.config.num_classes:
+        if labels is None and not len(latents) and config.num_classes:
             # The classes follow the images' numbers, so that they do not depend on the batches.
-            labels = np.asarray(seeds)[:, 1] % self._model.config.num_classes
-        labels = _checked(labels, count, self._model)
-        check_guidance(guidance, bool(labels), self._model.config.num_classes, self._model.label_dropout)
+            labels = np.asarray(seeds)[:, 1] % config.num_classes
+        labels = _label_rows(labels, count, self._model)
+        check_guidance(guidance, bool(labels), config.num_classes, self._model.label_dropout)
 
         def batch_images(*rows: tf.Tensor) -> list[tf.Tensor]:
             rows = divided(self._strategy, rows)
@@ -165,161 +115,189 @@ class ImageGenerator:
         return [latent.z for latent in self._model._encode_from_seeds(images, seeds, noise_scale, labels)]
 
 
-def _checked(labels: Labels, count: int, model: NVAE) -> list[np.ndarray]:
-    """The labels `[count]` as a list of one array, empty for none; raises what `check_labels` raises."""
-    checked = check_labels(labels, count, model.config.num_classes)
-    return [] if checked is None else [checked.numpy()]
-
-
 _GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDictionary()
 
 
-def generator_of(model: NVAE) -> ImageGenerator:
-    """The generator that all functions share, so that a model's graphs are traced once."""
+def _shared_generator(model: NVAE) -> ImageGenerator:
     if model not in _GENERATORS:
         # A proxy, so that the graphs do not keep the model alive.
         _GENERATORS[model] = ImageGenerator(weakref.proxy(model))
     return _GENERATORS[model]
 
 
-def reconstruct_images(
-    model: NVAE,
-    images: np.ndarray,
-    kept_groups: int | None = None,
-    temperature: Temperature = 1.0,
-    seed: int = 0,
-    mean: bool = False,
-    progress: Progress = None,
-    labels: Labels = None,
-) -> np.ndarray:
-    """Mean images of the images' latents in the top groups and draws from the prior in the others.
+def _label_rows(labels: Labels, count: int, model: NVAE) -> list[Array]:
+    """The labels `[count]` as a list of one array, empty for none; raises what `check_labels` raises."""
+    checked = check_labels(labels, count, model.config.num_classes)
+    return [] if checked is None else [checked.numpy()]
 
-    Images are `[count, height, width, channels]` in [0, 1]. `kept_groups` is the number of groups, from the top, whose
-    latents are the image's; None for all. `temperature` multiplies the sigma of the other groups' priors, see
-    `generate_images`; `seed`, `mean` and `progress` as for `encode_images`; `labels` `[count]` are the images' classes.
+
+def _in_batches(
+    compute: Callable[..., Sequence[tf.Tensor]], arrays: Arrays, progress: Progress = None, batches_at_once: int = 1
+) -> list[Array]:
+    """Computes all rows of arrays `[count, ...]` in batches; the last batch is padded with its last row."""
+    count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
+    for first in range(0, count, size):
+        rows = [array[first : first + size] for array in arrays]
+        missing = size - len(rows[0])
+        if missing:
+            rows = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for part in rows]
+        parts.append([np.asarray(tensor) for tensor in compute(*map(tf.convert_to_tensor, rows))])
+        if progress:
+            progress(min(first + size, count))
+    return [np.concatenate(batches)[:count] for batches in zip(*parts, strict=True)]
+
+
+def generate_images(model: NVAE, count: int, temperature: Temperature = 1.0, seed: Any = 0, **how: Any) -> Array:
+    """Returns what `ImageGenerator.generate` returns, by graphs that are kept with the model."""
+    return _shared_generator(model).generate(count, temperature, seed, **how)
+
+
+def encode_images(
+    model: NVAE, images: Array, seed: int = 0, mean: bool = False, progress: Progress = None, labels: Labels = None
+) -> list[Array]:
+    """Latents of images from the posterior, or with `mean` its means.
+
+    The latents of image i depend on the image, the seed and i alone. `progress` is called after each batch with the
+    number of images done. ValueError where the images have another size, or are not all in [0, 1].
+    """
+    images = check_images(images, model.config).numpy()
+    # The scale is an argument, not a constant: means then come from the arithmetic of draws.
+    noise_scale, generator = tf.constant(0.0 if mean else 1.0), _shared_generator(model)
+    rows = [images, image_seeds(seed, len(images)).numpy(), *_label_rows(labels, len(images), model)]
+    return _in_batches(lambda *batch: generator.encode_batch(noise_scale, *batch), rows, progress)
+
+
+def _encoded(
+    model: NVAE, images: Array, seed: int, mean: bool = False, progress: Progress = None, labels: Labels = None
+) -> tuple[list[Array], Array | None, Progress]:
+    """The latents of images, their labels `[count]` if there are some, and `progress`."""
+    latents = encode_images(model, images, seed, mean, labels=labels)
+    return latents, None if labels is None else np.broadcast_to(labels, len(images)), progress
+
+
+def reconstruct_images(
+    model: NVAE, images: Array, kept_groups: int | None = None, temperature: Temperature = 1.0, seed: int = 0, **how
+) -> Array:
+    """Mean images of the images' latents in the top `kept_groups` groups (None: all), and of draws in the others.
+
+    `temperature` multiplies the sigma of the other groups' priors. `how`: mean, progress and labels, as for
+    `encode_images`.
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
-    latents = encode_images(model, images, seed, mean, labels=labels)[:kept_groups]
-    return generator_of(model).generate(len(images), temperature, seed, progress, latents, labels)
+    latents, labels, progress = _encoded(model, images, seed, **how)
+    given = {"latents": latents[:kept_groups], "labels": labels}
+    return generate_images(model, len(images), temperature, seed, progress=progress, **given)
 
 
 def vary_images(
-    model: NVAE,
-    images: np.ndarray,
-    kept_groups: int,
-    count: int,
-    temperature: Temperature = 1.0,
-    seed: int = 0,
-    mean: bool = False,
-    progress: Progress = None,
-    labels: Labels = None,
-) -> np.ndarray:
-    """Variants of images, with the same latents of the top groups and draws of their own in the others.
+    model: NVAE, images: Array, kept_groups: int, count: int, temperature: Temperature = 1.0, seed: int = 0, **how
+) -> Array:
+    """Variants `[images, count, height, width, channels]` with the images' latents in the top `kept_groups` groups.
 
-    Variant j of image i depends on the seed, i and j, not on `count`. With all groups kept every variant is the
-    reconstruction. Arguments as for `reconstruct_images`; returns float32 `[images, count, height, width, channels]`.
+    Variant j of image i depends on the seed, i and j, not on `count`. Arguments as for `reconstruct_images`.
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
-    if count < 1:
-        raise ValueError(f"count = {count}: must be at least 1")
-    if kept_groups == model.plan.num_groups:
-        reconstructions = reconstruct_images(model, images, kept_groups, temperature, seed, mean, progress, labels)
-        return np.repeat(reconstructions[:, np.newaxis], count, axis=1)
-    latents = encode_images(model, images, seed, mean, labels=labels)[:kept_groups]
-    seeds_of_images = image_seeds(seed, len(images))
+    latents, labels, progress = _encoded(model, images, seed, **how)
 
     def seeds_of_variant(number: int) -> tf.Tensor:
         fold_in = functools.partial(tf.random.experimental.stateless_fold_in, data=number, alg="philox")
-        return tf.map_fn(fold_in, seeds_of_images)
+        return tf.map_fn(fold_in, image_seeds(seed, len(images)))
 
     # The first variants of all images, then all second variants: more variants leave the earlier ones in their places.
     seeds = tf.concat([seeds_of_variant(number) for number in range(count)], axis=0)
-    tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
-    labels = None if labels is None else np.tile(np.broadcast_to(labels, len(images)), count)
-    variants = generator_of(model).generate(len(seeds), temperature, seeds, progress, tiled, labels)
+    given = {"latents": [np.tile(latent, (count, 1, 1, 1)) for latent in latents[:kept_groups]]}
+    given["labels"] = None if labels is None else np.tile(labels, count)
+    variants = generate_images(model, len(seeds), temperature, seeds, progress=progress, **given)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
 
 
 def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
     """The number of groups that are kept, all for None; ValueError where the model has fewer."""
-    groups = plan.num_groups
-    kept_groups = groups if kept_groups is None else kept_groups
-    if not 0 <= kept_groups <= groups:
-        rule = f"this model has {groups} latent groups, so it must be from 0 to {groups}; 1 keeps the top group alone"
-        raise ValueError(f"kept_groups = {kept_groups}: {rule}")
+    kept_groups = plan.num_groups if kept_groups is None else kept_groups
+    if not 0 <= kept_groups <= plan.num_groups:
+        raise ValueError(f"kept_groups = {kept_groups}: must be from 0 to {plan.num_groups}, the model's latent groups")
     return kept_groups
 
 
 def interpolate_latents(
     start: Arrays, end: Arrays, fractions: Sequence[float], how: str | Sequence[str] = "spherical"
-) -> list[np.ndarray]:
+) -> list[Array]:
     """Latents between one image's and another's; fraction 0 gives exactly `start`, 1 exactly `end`.
 
-    With "spherical" a group's latent, taken as one vector, goes along the arc (Shoemake 1985; White 2016, "Sampling
-    generative networks"), so that a path between vectors of equal length keeps the length, as samples of a
-    high-dimensional Normal have it. Parallel, opposite and zero vectors have no such arc and go straight.
-
     `start` and `end` are of one image each, `[height, width, latent channels]` for each group. `fractions` are places
-    on the path, the first axis of the latents that are returned. `how` is "spherical", "linear" or "keep" (stays at
-    `start`), for all groups or as a list, see `of_groups`.
+    on the path, the first axis of the latents that are returned. `how`, for all groups or a list with one for each
+    scale or group, is "linear", "keep" (stays at `start`), or "spherical": along the arc, which keeps the length of a
+    latent, as samples of a high-dimensional Normal have it (Shoemake 1985; White 2016, "Sampling generative networks").
     """
     shapes = [np.shape(latent) for latent in start]
-    if not shapes or shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
-        form = "both must be of one image, with the same groups, [height, width, latent channels] each"
-        raise ValueError(f"latents of shapes {shapes} and {[np.shape(latent) for latent in end]}: {form}")
+    if shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
+        raise ValueError(f"latents of shapes {shapes}: both must be of one image, [height, width, channels] each")
     fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
     ways = ways_of_groups(how, shapes)
     return [_between(*ends, fractions, way).astype(np.float32) for *ends, way in zip(start, end, ways, strict=True)]
 
 
+def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
+    """`how` of every group, see `interpolate_latents`; ValueError where it is unknown or fits no scales and groups."""
+    given = [how] * len(shapes) if isinstance(how, str) else list(how)
+    for way in given:
+        check_choice("how", way, WAYS)
+    return values_of_groups(given, shapes, "ways to interpolate")
+
+
+def _between(start: Array, end: Array, fractions: Array, way: str) -> Array:
+    start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
+    if way == "keep":
+        return np.broadcast_to(start, (len(fractions), *start.shape))
+    lengths = np.linalg.norm(start), np.linalg.norm(end)
+    angle = 0.0
+    if way == "spherical" and min(lengths) > 0.0:
+        one, other = start / lengths[0], end / lengths[1]
+        # Kahan's formula: the arc cosine would lose half of the digits of small angles.
+        angle = 2.0 * np.arctan2(np.linalg.norm(one - other), np.linalg.norm(one + other))
+    if not _SMALLEST_ANGLE < angle < np.pi - _SMALLEST_ANGLE:
+        return (1.0 - fractions) * start + fractions * end
+    # Both weights are exactly 0 or 1 at the ends.
+    weights = np.sin((1.0 - fractions) * angle) / np.sin(angle), np.sin(fractions * angle) / np.sin(angle)
+    return weights[0] * start + weights[1] * end
+
+
 def interpolate_images(
-    model: NVAE,
-    images: np.ndarray,
-    steps: int,
-    how: str | Sequence[str] = "spherical",
-    seed: int = 0,
-    mean: bool = False,
-    progress: Progress = None,
-    labels: Labels = None,
-) -> np.ndarray:
+    model: NVAE, images: Array, steps: int, how: str | Sequence[str] = "spherical", seed: int = 0, **options
+) -> Array:
     """Mean images on a path through images in turn; where it passes an image it is exactly its reconstruction.
 
-    The images are two or more, `[count, height, width, channels]` in [0, 1]; the path is float32 `[(count - 1) * steps
-    + 1, height, width, channels]`. `how` as for `interpolate_latents`: groups with "keep" stay at the first image's
-    latents. `seed`, `mean` and `progress` as for `encode_images`. With `labels` `[count]`, the classes of a
-    conditional model, an image on the way has the class of the nearer end.
+    There are two images or more; the path is `[(count - 1) * steps + 1, height, width, channels]`. `how` as for
+    `interpolate_latents`: groups with "keep" stay at the first image's latents. An image on the way has the class of
+    the nearer end. `options`: mean, progress and labels, as for `encode_images`.
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} image: an interpolation needs at least two")
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: must be at least 1")
     ways = ways_of_groups(how, model.plan.latent_shapes())
-    latents = encode_images(model, images, seed, mean, labels=labels)
+    latents, labels, progress = _encoded(model, images, seed, **options)
     passed = [np.repeat(z[:1], len(z), axis=0) if way == "keep" else z for z, way in zip(latents, ways, strict=True)]
-    generator = generator_of(model)
     # The ends are a call of their own, in the places that they have in `reconstruct_images`.
-    ends = generator.generate(len(images), 1.0, seed, None, passed, labels)
+    ends = generate_images(model, len(images), 1.0, seed, latents=passed, labels=labels)
     if steps == 1:
         return ends
     fractions = np.arange(1, steps) / steps
     pairs = [([z[i] for z in passed], [z[i + 1] for z in passed]) for i in range(len(images) - 1)]
-    ways_between = [interpolate_latents(start, end, fractions, ways) for start, end in pairs]
-    inner = [np.concatenate(parts) for parts in zip(*ways_between, strict=True)]
+    paths = [interpolate_latents(start, end, fractions, ways) for start, end in pairs]
+    inner = [np.concatenate(parts) for parts in zip(*paths, strict=True)]
     if labels is not None:
-        labels = np.broadcast_to(labels, len(images))
         labels = np.where(fractions < 0.5, labels[:-1, np.newaxis], labels[1:, np.newaxis]).ravel()
-    between = generator.generate(len(inner[0]), 1.0, seed, progress, inner, labels)
+    between = generate_images(model, len(inner[0]), 1.0, seed, progress=progress, latents=inner, labels=labels)
     frames = np.empty(((len(images) - 1) * steps + 1, *ends.shape[1:]), np.float32)
     is_end = np.arange(len(frames)) % steps == 0
     frames[is_end], frames[~is_end] = ends, between
     return frames
 
 
-def latent_direction(model: NVAE, positive: np.ndarray, negative: np.ndarray) -> list[np.ndarray]:
+def latent_direction(model: NVAE, positive: Array, negative: Array) -> list[Array]:
     """The mean latents of the images `positive` minus the mean latents of the images `negative`.
 
-    The latents are the posterior's means of images `[count, height, width, channels]` in [0, 1] (White 2016, "Sampling
-    generative networks", section 3). Returns float32 `[height, width, latent channels]` for each group, top first.
+    The latents are the posterior's means (White 2016, "Sampling generative networks", section 3). Returns float32
+    `[height, width, latent channels]` for each group, top first.
     """
     if not len(positive) or not len(negative):
         raise ValueError("a direction needs at least one positive and one negative image")
@@ -329,55 +307,44 @@ def latent_direction(model: NVAE, positive: np.ndarray, negative: np.ndarray) ->
 
 
 def move_images(
-    model: NVAE,
-    images: np.ndarray,
-    direction: Arrays,
-    strengths: Sequence[float],
-    seed: int = 0,
-    mean: bool = False,
-    progress: Progress = None,
-    labels: Labels = None,
-) -> np.ndarray:
+    model: NVAE, images: Array, direction: Arrays, strengths: Sequence[float], seed: int = 0, **how
+) -> Array:
     """Mean images of latents moved along a direction, see `latent_direction`: `z + strength * direction` in each group.
 
-    All groups are decoded as given, and none is drawn anew given the moved groups above it: the direction has the
-    difference of every group, so what follows from the groups above is in it. Strength 0 gives reconstructions.
-    Arguments as for `encode_images`; returns float32 `[images, strengths, height, width, channels]`.
+    All groups are decoded as given: what follows from the groups above is in the direction. Strength 0 gives
+    reconstructions. `how` as for `reconstruct_images`; returns `[images, strengths, height, width, channels]`.
     """
-    check_latents([step[np.newaxis] for step in direction], model.plan)
-    if not len(strengths):
-        raise ValueError("strengths are empty: give at least one")
-    pairs = zip(encode_images(model, images, seed, mean, labels=labels), direction, strict=True)
+    latents, labels, progress = _encoded(model, images, seed, **how)
+    pairs = list(zip(latents, direction, strict=True))
     moved = [np.concatenate([z + np.float32(strength) * step for strength in strengths]) for z, step in pairs]
-    labels = None if labels is None else np.tile(np.broadcast_to(labels, len(images)), len(strengths))
-    made = generator_of(model).generate(len(moved[0]), 1.0, seed, progress, moved, labels)
+    labels = None if labels is None else np.tile(labels, len(strengths))
+    made = generate_images(model, len(moved[0]), 1.0, seed, progress=progress, latents=moved, labels=labels)
     return made.reshape(len(strengths), len(images), *made.shape[1:]).swapaxes(0, 1)
 
 
 def restore_images(
     model: NVAE,
-    measurement: np.ndarray,
+    measurement: Array,
     operator: restoration.LinearOperator,
     sigma: float,
     steps: int = 40,
     starts: int = 4,
     seed: int = 0,
     labels: Labels = None,
-    batch_size: int = 16,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[Array, Array | None]:
     """The images of `NVAE.restore`, and the standard deviation of every pixel over restorations from `starts` draws.
 
     Both are `[batch, height, width, channels]`; the deviation is None where `starts` is 0.
     """
     if starts == 1:
         raise ValueError("starts = 1: a deviation needs two or more; 0 leaves it out")
-    images = model.restore(measurement, operator, sigma, steps, labels=labels, batch_size=batch_size).numpy()
+    images = model.restore(measurement, operator, sigma, steps, labels=labels, batch_size=BATCH_SIZE).numpy()
     if not starts:
         return images, None
     labels = None if labels is None else np.repeat(np.broadcast_to(labels, len(measurement)), starts)
     # Side by side: the draws of an image do not depend on how many images there are.
-    several = np.repeat(measurement, starts, axis=0)
-    others = model.restore(several, operator, sigma, steps, seed=seed, labels=labels, batch_size=batch_size)
+    several, how = np.repeat(measurement, starts, axis=0), {"labels": labels, "batch_size": BATCH_SIZE}
+    others = model.restore(several, operator, sigma, steps, seed=seed, **how)
     return images, np.reshape(others, (-1, starts, *images.shape[1:])).std(axis=1)
 
 
@@ -403,79 +370,37 @@ def degradation(
     return restoration.downsampling(size, scale) if scale > 1 else restoration.Mask()
 
 
-def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
-    """`how` of every group, see `interpolate_latents`; ValueError where it is unknown or fits no scales and groups."""
-    given = [how] if isinstance(how, str) else list(how)
-    for way in given:
-        check_choice("how", way, WAYS)
-    return given * len(shapes) if isinstance(how, str) else values_of_groups(given, shapes, "ways to interpolate")
-
-
-def _between(start: np.ndarray, end: np.ndarray, fractions: np.ndarray, way: str) -> np.ndarray:
-    start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
-    if way == "keep":
-        return np.broadcast_to(start, (len(fractions), *start.shape))
-    lengths = np.linalg.norm(start), np.linalg.norm(end)
-    angle = 0.0
-    if way == "spherical" and min(lengths) > 0.0:
-        one, other = start / lengths[0], end / lengths[1]
-        # Kahan's formula: the arc cosine would lose half of the digits of small angles.
-        angle = 2.0 * np.arctan2(np.linalg.norm(one - other), np.linalg.norm(one + other))
-    if not _SMALLEST_ANGLE < angle < np.pi - _SMALLEST_ANGLE:
-        return (1.0 - fractions) * start + fractions * end
-    # Both weights are exactly 0 or 1 at the ends.
-    weights = np.sin((1.0 - fractions) * angle) / np.sin(angle), np.sin(fractions * angle) / np.sin(angle)
-    return weights[0] * start + weights[1] * end
-
-
 def nearest_images(
-    samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Progress = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    samples: Array, batches: Iterable[Array], count: int, progress: Progress = None
+) -> tuple[Array, Array, Array]:
     """The `count` images most like each sample, the nearest first; of equals the earlier wins. Reads each batch once.
 
-    Samples and batches are `[images, height, width, channels]` in [0, 1]. Returns, each `[samples, count, ...]`, the
-    places among all images, the mean squared differences of a pixel value, and the images.
+    Returns, each `[samples, count, ...]`, the places among all images, the mean squared differences of a pixel value,
+    and the images.
     """
-    flat = samples.reshape(len(samples), -1).astype(np.float64)
-    best, seen = None, 0
-    for batch in batches:
-        images = np.asarray(batch)
-        rows = images.reshape(len(images), -1).astype(np.float64)
+    flat, seen = samples.reshape(len(samples), -1).astype(np.float64), 0
+    best = [
+        np.empty((len(samples), 0, *shape), kind) for shape, kind in (((), int), ((), float), (samples.shape[1:], "f"))
+    ]
+    for batch in map(np.asarray, batches):
+        rows = batch.reshape(len(batch), -1).astype(np.float64)
         # |a - b|^2 = |a|^2 - 2 ab + |b|^2, in float64 because it cancels.
         squares = (flat**2).sum(axis=1)[:, np.newaxis] + (rows**2).sum(axis=1)
         distances = np.maximum(squares - 2.0 * flat @ rows.T, 0.0) / flat.shape[1]
         # A stable sort keeps equal distances in the order of the images' numbers.
         chosen = np.argsort(distances, axis=1, kind="stable")[:, :count]
-        nearest = seen + chosen, np.take_along_axis(distances, chosen, axis=1), images[chosen]
-        best = nearest if best is None else [np.concatenate(pair, axis=1) for pair in zip(best, nearest, strict=True)]
+        new = seen + chosen, np.take_along_axis(distances, chosen, axis=1), batch[chosen]
+        best = [np.concatenate(pair, axis=1) for pair in zip(best, new, strict=True)]
         order = np.argsort(best[1], axis=1, kind="stable")[:, :count]
         best = [part[np.arange(len(samples))[:, np.newaxis], order] for part in best]
-        seen += len(images)
+        seen += len(batch)
         if progress:
             progress(seen)
-    if seen < count:
-        raise ValueError(f"count = {count}: there are {seen} images to compare with.")
     return tuple(best)
 
 
-def _in_batches(
-    compute: Callable[..., Sequence[tf.Tensor]], arrays: Arrays, progress: Progress = None, batches_at_once: int = 1
-) -> list[np.ndarray]:
-    """Computes all rows of arrays `[count, ...]` in batches; the last batch is padded with its last row."""
-    count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
-    for first in range(0, count, size):
-        rows = [array[first : first + size] for array in arrays]
-        missing = size - len(rows[0])
-        if missing:
-            rows = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for part in rows]
-        parts.append([np.asarray(tensor) for tensor in compute(*map(tf.convert_to_tensor, rows))])
-        if progress:
-            progress(min(first + size, count))
-    return [np.concatenate(batches)[:count] for batches in zip(*parts, strict=True)]
-
-
-def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: int = 0) -> np.ndarray:
-    """Mean images `[count, height, width, channels]` of samples with the same latents in the upper groups.
+def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: int = 0) -> Array:
+    """Mean images of samples with the same latents in the upper groups.
 
     The first is the first image of `model.generate`; the others have its latents in the upper `shared_groups` groups, 0
     to all, and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
@@ -487,13 +412,8 @@ def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: in
     return model._top_down_pass(list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
 
 
-def numbers_of_shared_groups(groups: int) -> list[int]:
-    """0, 1, 2, 4 ... and all but the last."""
-    powers = [2**power for power in range(groups.bit_length()) if 2**power < groups - 1]
-    return sorted({0, *powers, groups - 1})
-
-
-def rows_sharing_groups(model: NVAE, count: int, seed: int) -> tuple[list[int], np.ndarray]:
-    """`numbers_of_shared_groups`, and `count` samples for each: `[rows, count, height, width, channels]`."""
-    numbers = numbers_of_shared_groups(model.plan.num_groups)
+def rows_sharing_groups(model: NVAE, count: int, seed: int) -> tuple[list[int], Array]:
+    """The numbers of shared groups 0, 1, 2, 4 ... and all but the last, and `count` samples for each of them."""
+    last = model.plan.num_groups - 1
+    numbers = sorted({0, last, *(2**power for power in range(last.bit_length()) if 2**power < last)})
     return numbers, np.stack([samples_sharing_groups(model, number, count, seed=seed) for number in numbers])

@@ -1,5 +1,6 @@
 """Evaluates one checkpoint: `elbo`, `iw`, `latents`, `fid`, `frechet`, `outliers`, in the run's evaluation file."""
 
+import contextlib
 import csv
 import datetime
 import functools
@@ -9,7 +10,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -33,9 +34,6 @@ from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, check_class_names, read_run_config
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Metrics of an earlier evaluation are kept where all of these are the same.
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
@@ -64,29 +62,16 @@ def evaluate_run(
 
     Metrics that the file has already are kept, if they are of the same checkpoint, images and seed.
 
-    Args:
-      workdir: the run folder.
-      metrics: of "elbo", "iw", "latents", "outliers", and "fid" or "frechet", which is the same with `fid.extractor`
-        under another name.
-      importance_samples: K of the importance-weighted bound, metric "iw".
-      fid: how samples are drawn and compared, metrics "fid" and "frechet".
-      checkpoint: "latest" or "best".
-      split: "train" or "test".
-      batch_size: images of a batch on each replica; None for the batch size of the training.
-      seed: the seed of the binarization and of all draws.
-      data_path: where the images are, if no longer where they were during training.
-      outliers: folders of pictures of another kind, or files of arrays, metric "outliers".
-      scores: a CSV file to write, a line for each image: its name, NELBO in nats and in bits/dim, and outlier scores
-        with their p-values if the checkpoint is calibrated.
-      workers: the devices, and the processes that share the images; by default TensorFlow's current strategy.
-      command: the command line, for the evaluation file and the model card.
+    The parameters are the flags of nvae-evaluate; `fid` holds those of the distances. `workers` are the devices and the
+    processes that share the images, by default TensorFlow's current strategy; `command` is the command line, for the
+    evaluation file and the model card.
 
     Returns the content of the evaluation file; None on workers other than the chief. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
     """
     fid, workers = fid or FidSettings(), workers or Workers()
     task = _load_task(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, workers)
-    # The extractor's file may be missing, so it is loaded before hours of work.
+    # Whatever may be missing is loaded before hours of work.
     distance_metric = next((name for name in ("fid", "frechet") if name in metrics), None)
     extractor = load_extractor(task, fid) if distance_metric else None
     if scores and isinstance(task.trained.model.outlier_calibration, str):
@@ -110,20 +95,12 @@ def evaluate_run(
     if outlier_sets:
         result = measure_outliers(task, outlier_sets)
         if workers.is_chief:
-            result.metrics["pictures"] = _save_figures(task, functools.partial(_outlier_figures, task, result))
+            result.metrics["pictures"] = _save_figures(task, lambda: _outlier_figures(task, result))
             written = write_evaluation(task, {"outliers": result.metrics}, command)
     return written
 
 
-def _load_task(
-    folder: RunFolder,
-    checkpoint: str,
-    split: str,
-    batch_size: int | None,
-    seed: int,
-    data_path: str | None,
-    workers: Workers,
-) -> EvaluationTask:
+def _load_task(folder: RunFolder, checkpoint, split, batch_size, seed, data_path, workers: Workers) -> EvaluationTask:
     """Loads the checkpoint and the images; `evaluate_run` describes the arguments."""
     # A shared run, which `load_run` loads too, has no folder to write into.
     read_run_config(folder)
@@ -148,8 +125,7 @@ def _measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likeli
     def compute(batch: Batch, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
         return evaluator.evaluate_batch(batch, task.seed, first, progress)
 
-    work = f"{task.data_sha256} {task.split} {importance_samples}"
-    inputs = functools.partial(_batches, task)
+    work, inputs = f"{task.data_sha256} {task.split} {importance_samples}", functools.partial(_batches, task)
     batches = task.shared_batches(work, task.source.count, task.batch_size, inputs, compute)
     likelihood = Likelihood.joined(batches, evaluator.numbers_of_samples)
     task.check_finite(likelihood)
@@ -226,7 +202,7 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
         "latent_channels": model.plan.num_latent_per_group,
         "kl_per_channel_nats": per_channel.tolist(),
         "active_only": _active_only_metrics(task, likelihood),
-        "pictures": _save_figures(task, functools.partial(_latent_figures, task, likelihood)),
+        "pictures": _save_figures(task, lambda: _latent_figures(task, likelihood)),
     }
 
 
@@ -244,30 +220,33 @@ def _active_only_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[s
     }
 
 
-def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> "dict[str, Figure]":
-    """Draws the KL of every group and channel, and rows of samples that share the latents of their upper 0, 1, 2, 4 ...
-    groups.
-    """
+def _about(task: EvaluationTask, **fields: Any) -> Any:
+    from nvae_tf.reports.figures import Provenance
+
+    origin = {"step": task.trained.step, "seed": task.seed, "checkpoint_sha256": task.checkpoint_sha256}
+    return Provenance(task.folder.path.absolute().name, **origin | fields)
+
+
+def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
+    """Draws the KL of every group and channel, and rows of samples that share the latents of their upper groups."""
     from nvae_tf.reports import figures
 
     plan, split = task.trained.model.plan, task.split
     kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
-    model = task.folder.path.absolute().name
-    about_samples = figures.Provenance(model, task.trained.step, 1.0, task.seed, task.checkpoint_sha256)
-    about, shapes = about_samples._replace(temperature=None, data=f"{split} images"), plan.latent_shapes()
+    about, shapes = _about(task, data=f"{split} images"), plan.latent_shapes()
+    samples = figures.group_decisions(rows, kept, plan.num_groups, _about(task, temperature=1.0))
     return {
         f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
         f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
-        "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, about_samples),
+        "samples_with_shared_groups.png": samples,
     }
 
 
-def _outlier_figures(task: EvaluationTask, result: OutlierResult) -> "dict[str, Figure]":
+def _outlier_figures(task: EvaluationTask, result: OutlierResult) -> dict[str, Any]:
     """Draws histograms of the scores, ROC curves, and the most outlying images with their KL maps."""
-    from nvae_tf.reports import figures, task_figures
+    from nvae_tf.reports import task_figures
 
-    model, split, shown_score = task.folder.path.absolute().name, task.split, next(iter(result.scores[0]))
-    about = figures.Provenance(model, task.trained.step, None, task.seed, task.checkpoint_sha256)
+    split, about, shown_score = task.split, _about(task), next(iter(result.scores[0]))
     scores, shown = {}, {}
     for images, scores_of_set in zip(result.sets, result.scores, strict=True):
         scores[images.name] = scores_of_set
@@ -280,18 +259,17 @@ def _outlier_figures(task: EvaluationTask, result: OutlierResult) -> "dict[str, 
     }
 
 
-def _save_figures(task: EvaluationTask, draw: "Callable[[], dict[str, Figure]]") -> list[str]:
+def _save_figures(task: EvaluationTask, draw: Callable[[], dict[str, Any]]) -> list[str]:
     """Writes figures into the run's `evaluation/`, if matplotlib is installed; returns the files' names in the run."""
     if not importlib.util.find_spec("matplotlib"):
         task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
         return []
     from nvae_tf.reports.figures import save_figure
 
-    files = []
-    for name, figure in draw().items():
-        files.append(task.folder.evaluation / name)
-        save_figure(figure, files[-1])
-        task.status.keep(f"figure: {files[-1]}")
+    files = {task.folder.evaluation / name: figure for name, figure in draw().items()}
+    for file, figure in files.items():
+        save_figure(figure, file)
+        task.status.keep(f"figure: {file}")
     return [str(file.relative_to(task.folder.path)) for file in files]
 
 
@@ -335,14 +313,13 @@ def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any
     """The metrics that the file has of the same checkpoint, images and seed; any other file is put aside."""
     if not file.exists():
         return {}
-    try:
+    what, aside = "can't be read", f"{file.stem}-damaged.json"
+    with contextlib.suppress(AttributeError, KeyError, RecursionError, TypeError, ValueError):
         earlier = json.loads(file.read_text())
         if all(earlier.get(name) == provenance[name] for name in _SAME):
             return earlier
         aside = f"{file.stem}-step-{earlier['step']}-seed-{earlier['seed']}-{earlier['checkpoint_sha256'][:8]}.json"
         what = "is of another checkpoint, other images or another seed"
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        aside, what = f"{file.stem}-damaged.json", "can't be read"
     task.folder.evaluation.mkdir(exist_ok=True)
     file.replace(task.folder.evaluation / aside)
     task.status.keep(f"{file}: {what}; it is kept as {task.folder.evaluation / aside}")

@@ -1,9 +1,8 @@
 """Figures for people: arrays in, a matplotlib `Figure` out, for every command, page and notebook.
 
-They need neither a display nor TensorFlow. Images are `[height, width, 1 to 4 channels]` in [0, 1], or of unsigned
-integers; each of their pixels becomes a square of whole pixels, and alpha is shown over a checkerboard. `width` is the
-width in pixels at which a figure will be looked at: 400 on a phone, 1,000 in a text, 1,600 on a slide. It sets the size
-of the text. A figure with large images is wider, and one whose images would not fill the width up to a third wider.
+Images are `[height, width, 1 to 4 channels]` in [0, 1], or of unsigned integers; each of their pixels becomes a square
+of whole pixels, and alpha is shown over a checkerboard. `width` is the width in pixels at which a figure will be looked
+at: 400 on a phone, 1,000 in a text. It sets the size of the text. A figure with large images is wider.
 """
 
 import io
@@ -25,7 +24,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.table import digits
 from nvae_tf.files import atomic_file
-from nvae_tf.generation.image_grid import FIGURES, grid_of_rows, write_png
+from nvae_tf.generation.image_grid import grid_of_rows, write_png
 from nvae_tf.progress import counted
 
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
@@ -130,14 +129,7 @@ def interpolation(originals: Array, path: Array, steps: int, about: Provenance, 
 
 
 def variants(
-    originals: Array,
-    made: Array,
-    heading: str,
-    text: str,
-    about: Provenance,
-    notes: Sequence[str] = (),
-    width: int = 1000,
-    title: str = "Variants of images",
+    originals: Array, made: Array, heading: str, text: str, about: Provenance, notes=(), width=1000, title="Variants"
 ) -> Figure:
     """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
     rows = [Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
@@ -262,11 +254,11 @@ def image_figure(
     line, gap, part_gap = round(1.25 * size), max(3, round(size / 3)), round(1.4 * size)
     cell, cell_height = native * scale, height * scale
     pitch = math.ceil(max([cell, *(_text_width(note, 0.85 * size) for row in rows for note in row.notes)])) + gap
-    places, headings, x = [], {}, 1
+    lefts, headings, x = [], {}, 1
     for heading, count in blocks:
         room = count * pitch - gap
-        headings[x] = _in_lines(heading, size, room)
-        places += [x + number * pitch + (pitch - gap - cell) // 2 for number in range(count)]
+        headings[x] = _wrapped(heading, size, room)
+        lefts += [x + number * pitch + (pitch - gap - cell) // 2 for number in range(count)]
         x += max(room, math.ceil(_text_width(headings[x], size))) + part_gap
     tops, middles, y = [], [], 1
     for row, label in zip(rows, labels, strict=True):
@@ -274,20 +266,19 @@ def image_figure(
         tops.append(y)
         taken = max(cell_height, line * len(label.splitlines()))
         middles.append(y + taken / 2)
-        y += taken + (gap + line if row.notes else gap)
+        y += taken + gap + (line if row.notes else 0)
     figure = _figure(title, about, size, (x + width, y + width))
     axes = figure.subplots()
     # Transparent beside the images, so white on white and dark on dark.
     canvas = np.zeros([y, max(x - part_gap + 1, round(20 * size)), 4], np.uint8)
-    corners = []
+    places = [(x, top) for row, top in zip(rows, tops, strict=True) for x in lefts[: len(row.images)]]
+    for image, (x, top) in zip((image for row in rows for image in row.images), places, strict=True):
+        canvas[top - 1 : top + cell_height + 1, x - 1 : x + cell + 1] = _FRAME
+        canvas[top : top + cell_height, x : x + cell, :3] = _opaque(np.asarray(image), scale)
+    small = dict(color=FAINT, fontsize=0.85 * size * _POINTS, parse_math=False, ha="center", va="top")
     for row, top in zip(rows, tops, strict=True):
-        for image, x in zip(row.images, places, strict=False):
-            canvas[top - 1 : top + cell_height + 1, x - 1 : x + cell + 1] = _FRAME
-            canvas[top : top + cell_height, x : x + cell, :3] = _opaque(np.asarray(image), scale)
-            corners.append((x, top))
-        for note, x in zip(row.notes, places, strict=False):
-            style = dict(color=FAINT, fontsize=0.85 * size * _POINTS, parse_math=False)
-            axes.text(x + cell / 2, top + cell_height + 2, note, style, ha="center", va="top")
+        for note, x in zip(row.notes, lefts, strict=False):
+            axes.text(x + cell / 2, top + cell_height + 2, note, small)
     extent = 0, canvas.shape[1], y, 0
     axes.axis(extent)
     _style(axes, size * _POINTS)
@@ -297,11 +288,11 @@ def image_figure(
     axes.set_xticks([*headings], [*headings.values()], ha="left", **style)
     axes.set_yticks(middles, labels, **style)
     axes.tick_params(axis="y", pad=size * _POINTS)
-    axes.set_title(_in_lines(text, size, canvas.shape[1]), loc="left", color=FAINT, **style)
+    axes.set_title(_wrapped(text, size, canvas.shape[1]), loc="left", color=FAINT, **style)
     left, top = _fit(figure, axes, *canvas.shape[:2])
     axes.imshow(canvas, interpolation="none", aspect="auto", extent=extent)
     # For programs that read the images of a PNG file.
-    figure.places = " ".join(map(str, (scale, height, *(n for x, y in corners for n in (left + x, top + y)))))
+    figure.places = " ".join(map(str, (scale, height, *(n for x, y in places for n in (left + x, top + y)))))
     figure.rows = [row.images for row in rows]
     return figure
 
@@ -397,17 +388,10 @@ def _text_width(text: str, size: float) -> float:
     return max((TextPath((0, 0), line, size).get_extents().width for line in text.splitlines()), default=0.0)
 
 
-def _in_lines(text: str, size: float, room: float) -> str:
-    """The text in lines of at most this width in pixels; words stay whole."""
-    lines = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        # On the screen letters are a little wider than their outlines.
-        if lines and _text_width(longer, size) <= 0.95 * room:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines)
+def _wrapped(text: str, size: float, room: float) -> str:
+    """The text in lines of at most about this width in pixels; words stay whole."""
+    letters = int(0.9 * len(text) * room / max(1.0, _text_width(text, size)))
+    return textwrap.fill(text, max(1, letters), break_long_words=False)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> None:
@@ -420,8 +404,6 @@ def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> N
     if raw:
         write_png(path, grid_of_rows(figure.rows))
         return
-    if path.suffix.lower() not in FIGURES:
-        raise ValueError(f"{path}: a figure is a file whose name ends in {', '.join(FIGURES)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_bytes(figure_bytes(figure, path.suffix.lower()[1:]))

@@ -1,5 +1,6 @@
 """The pages of `nvae-report`: about a run, and to compare runs. A single HTML file each, no script, no network."""
 
+import collections
 import contextlib
 import functools
 import json
@@ -7,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,6 +43,8 @@ _CHARTS = (
     ("Weight of the KL in the loss", "factor", {"KL weight": "kl_weight"}),
     ("Speed of training", "images per second", {"speed": "images_per_second"}),
 )
+# Section, content and a function that draws it.
+_Drawing = tuple[str, str, Callable[[], Figure]]
 _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), autoescape=True, trim_blocks=True)
 _TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
 
@@ -51,7 +55,7 @@ def report_of_run(
     """Returns the page of a run, and a line for each part that it lacks.
 
     A sentence on the page stands in the place of what is missing or damaged. The checkpoint is "latest" or "best";
-    `data_path` is where the data is, if no longer where it was during training. Raises what `read_run_config` raises.
+    `data_path` is where the data is now. Raises what `read_run_config` raises.
     """
     folder, missing, trained = RunFolder(workdir), [], None
     config = read_run_config(folder)
@@ -61,21 +65,18 @@ def report_of_run(
     about = figures.Provenance(folder.path.absolute().name, trained and trained.step, None, seed, sha256)
     parameters = trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables)
     facts = run_facts.gather(folder, parameters)
-    status.show_if_due("reading curves")
     curves, seconds = run_facts.read_curves(folder)
-    drawn: dict[str, list[Markup]] = {}
-
-    def draw(section: str, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
+    drawn: dict[str, list[Markup]] = collections.defaultdict(list)
+    for section, what, make in (
+        *_charts(folder, curves, facts),
+        *(_images(trained, about, data_path) if trained else ()),
+    ):
         status.show_if_due(f"drawing {what}")
         with _noted(missing, what):
-            drawn.setdefault(section, []).append(_svg(make(*arguments, width=_WIDTH)))
-
-    _draw_charts(draw, folder, curves, facts)
-    if trained:
-        _draw_images(draw, trained, about, data_path)
+            drawn[section].append(_svg(make()))
     which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
     shown = {"facts": facts, "trained": trained, "about": about, "drawn": drawn, "time": seconds and duration(seconds)}
-    shown |= {"preset": run_facts.nearest_preset(config), "settings": config_to_dict(config), "missing": missing}
+    shown |= {"settings": config_to_dict(config), "missing": missing}
     shown["is_damaged"] = facts.test_evaluation is None and folder.evaluation_file().exists()
     shown["command"] = f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}"
     return _TEMPLATES.get_template("page.html").render(shown), missing
@@ -125,18 +126,17 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text.replace("<svg", f'<svg role="img" style="width: {part:.0f}%"', 1))
 
 
-def _draw_charts(draw: Callable, folder: RunFolder, curves: dict[str, Any], facts: run_facts.RunFacts) -> None:
-    """Draws what needs no model; `draw` gets the section, what is shown, and a function with its arguments."""
-    run_name, plan, kl = folder.path.absolute().name, facts.plan, {}
+def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamespace) -> Iterator[_Drawing]:
+    """Yields the section, the content and a function that draws it, for every figure that needs no model."""
+    run_name, plan, shapes = folder.path.absolute().name, facts.plan, facts.plan.latent_shapes()
     with contextlib.suppress(*run_facts.UNREADABLE):
-        metrics, shapes = facts.test_evaluation.metrics, plan.latent_shapes()
+        metrics = facts.test_evaluation.metrics
         about = figures.Provenance(run_name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
         about = about._replace(data="test images")
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
-            kl = {figures.kl_per_group: per_group, figures.kl_per_channel: per_channel}
-    for make, values in kl.items():
-        draw("latents", "the KL of the latents", make, values, shapes, about)
+            yield "latents", "KL of the groups", lambda: figures.kl_per_group(per_group, shapes, about, _WIDTH)
+            yield "latents", "KL of the channels", lambda: figures.kl_per_channel(per_channel, shapes, about, _WIDTH)
     scales = {}
     for scale in plan.scales:
         with contextlib.suppress(KeyError, ValueError):
@@ -147,61 +147,61 @@ def _draw_charts(draw: Callable, folder: RunFolder, curves: dict[str, Any], fact
     for title, unit, columns in _CHARTS:
         if isinstance(columns, str):
             columns = {"training": f"train_{columns}", "test": f"test_{columns}"}
-        charts.append(
-            ("curves", title, unit, {label: curves[name] for label, name in columns.items() if name in curves})
-        )
+        lines = {label: curves[name] for label, name in columns.items() if name in curves}
+        charts.append(("curves", title, unit, lines))
     for section, title, unit, lines in charts:
         lines = {name: curve for name, curve in lines.items() if np.isfinite(curve.values).any()}
         if lines:
-            draw(section, title, figures.training_curves, title, unit, lines)
+            yield section, title, functools.partial(figures.training_curves, title, unit, lines, _WIDTH)
     steps, images = run_facts.read_training_samples(folder, facts.config.model.image_width, _COLUMNS)
     if steps:
-        draw("strip", "past samples", figures.training_strip, images, steps, figures.Provenance(run_name, None, 0.7, 0))
+        drawn = figures.Provenance(run_name, None, 0.7, 0)
+        yield "strip", "past samples", lambda: figures.training_strip(images, steps, drawn, _WIDTH)
 
 
-def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> None:
-    """Draws what needs the model, as `_draw_charts` does."""
+def _images(trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> Iterator[_Drawing]:
+    """Yields what `_charts` does, for every figure that needs the model."""
     model, config, seed = trained.model, trained.config, about.seed
     about_samples, about_test = about._replace(temperature=1.0), about._replace(data="test images")
 
-    def samples(temperature: float, prior: str, width: int) -> Figure:
+    def samples(temperature: float, prior: str = "model") -> Figure:
         count = _FEW if min(config.model.image_height, config.model.image_width) >= _LARGE_FROM else _MANY
         images = sampling.generate_images(model, count, temperature, seed, prior=prior)
         made = about._replace(temperature=temperature, data=None if prior == "model" else "reweighted prior")
-        return figures.samples(images, made, width=width, classes=trained.class_names)
+        return figures.samples(images, made, width=_WIDTH, classes=trained.class_names)
 
     @functools.cache
     def originals() -> tuple[np.ndarray, np.ndarray | None]:
         spec = spec_to_read(config, data_path)
         return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[:2]
 
-    def reconstructions(width: int) -> Figure:
+    def reconstructions() -> Figure:
         images, labels = originals()
         made = sampling.reconstruct_images(model, images, seed=seed, labels=labels)
-        return figures.reconstructions(images, made, about_test, width=width)
+        return figures.reconstructions(images, made, about_test, width=_WIDTH)
 
-    def interpolation(width: int) -> Figure:
+    def interpolation() -> Figure:
         images, labels = (part if part is None else part[:4] for part in originals())
         path = sampling.interpolate_images(model, images, _STEPS, seed=seed, labels=labels)
-        return figures.interpolation(images, path, _STEPS, about_test, width)
+        return figures.interpolation(images, path, _STEPS, about_test, _WIDTH)
 
-    def nearest(width: int) -> Figure:
+    def nearest() -> Figure:
         spec = images_alone(spec_to_read(config, data_path))
         source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
         batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
         _, distances, images = sampling.nearest_images(drawn, batches, 5)
-        return figures.nearest(drawn, images, distances, "training", about_samples, width)
+        return figures.nearest(drawn, images, distances, "training", about_samples, _WIDTH)
 
-    def decisions(width: int) -> Figure:
+    def decisions() -> Figure:
         kept, images = sampling.rows_sharing_groups(model, _COLUMNS, seed)
-        return figures.group_decisions(images, kept, model.plan.num_groups, about_samples, width)
+        return figures.group_decisions(images, kept, model.plan.num_groups, about_samples, _WIDTH)
 
     for temperature in TEMPERATURES:
-        draw("samples", f"samples at temperature {temperature}", samples, temperature, "model")
+        yield "samples", f"samples at temperature {temperature}", functools.partial(samples, temperature)
     if not isinstance(model.reweighted_prior, str):
-        draw("samples", "samples of the reweighted prior", samples, 1.0, "reweighted")
-    draw("test", "reconstructions of test images", reconstructions)
-    draw("test", "interpolation between test images", interpolation)
-    draw("nearest", "the training images nearest to samples", nearest)
-    draw("groups", "what the latent groups decide", decisions)
+        yield "samples", "samples of the reweighted prior", functools.partial(samples, 1.0, "reweighted")
+    yield "test", "reconstructions of test images", reconstructions
+    yield "test", "interpolation between test images", interpolation
+    yield "nearest", "the training images nearest to samples", nearest
+    yield "groups", "what the latent groups decide", decisions

@@ -35,10 +35,8 @@ class Published(NamedTuple):
 def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest") -> Published:
     """Publishes a run on the Hub as the model `repo` ("user/name"), which is made if there is none, in one commit.
 
-    The files are those that `write_shared_run` writes. The token is that of `hf auth login`, or HF_TOKEN. Files of an
-    earlier shared run in the repository are replaced; others, such as a LICENSE, stay.
-
-    Raises what `nvae_tf.load` raises, ValueError for a malformed name, and OSError where the Hub does not take the run.
+    The files are those of `write_shared_run`. Files of an earlier shared run in the repository are replaced; others,
+    such as a LICENSE, stay. Raises what `nvae_tf.load` raises, and OSError where the Hub does not take the run.
     """
     check_repo_name(repo, f"repo {repo!r}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -74,16 +72,20 @@ def write_shared_run(
     Returns the checkpoint's step, and whether there are scores of it. Raises what `nvae_tf.load` raises, and OSError.
     """
     source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
-    _check_is_own(source.path, is_cached=os.fspath(workdir).startswith(HUB))
+    # The cache of the Hub has links to blobs.
+    root = source.path.resolve().parents[1] if os.fspath(workdir).startswith(HUB) else source.path.resolve()
+    for file in (file for pattern in (*SHARED_FILES, BEST_FILES) for file in source.path.glob(pattern)):
+        if not file.is_file() or not file.resolve().is_relative_to(root):
+            # It may be secret.
+            raise ValueError(f"{file}: a link out of the run folder, or no file; put a copy in its place, or delete it")
     run = load_run(source.path, checkpoint)
     output.mkdir(parents=True)
     prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_ema)
     write_run_config(shared, run.config.without_places())
-    names = ["images_file", "environment_file", "metrics_file", "card_file"]
-    # A text instead of the companion says why its file does not fit these weights.
-    for name, made in (("outliers_file", run.model.outlier_calibration), ("prior_file", run.model.reweighted_prior)):
-        names += [] if isinstance(made, str) else [name]
-    for name in names:
+    # A text instead of a companion says why its file does not fit these weights.
+    companions = {"outliers_file": run.model.outlier_calibration, "prior_file": run.model.reweighted_prior}
+    fitting = [name for name, made in companions.items() if not isinstance(made, str)]
+    for name in ("images_file", "environment_file", "metrics_file", "card_file", *fitting):
         if getattr(source, name).is_file():
             shutil.copyfile(getattr(source, name), getattr(shared, name))
     for file in sorted(source.samples.glob("step-*.png"))[-1:]:
@@ -92,9 +94,8 @@ def write_shared_run(
     first = run.config.train.initialize_from
     origin = origin_of_run(source, first) or (Origin(first) if first else None)
     if origin is not None:
-        name = origin.source_file
-        if name is not None and not name.startswith(HUB):
-            origin = dataclasses.replace(origin, source_file=pathlib.PurePath(name).name)
+        if origin.source_file is not None and not origin.source_file.startswith(HUB):
+            origin = dataclasses.replace(origin, source_file=pathlib.PurePath(origin.source_file).name)
         write_origin(shared, origin)
     old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
     scored = {split: source.scores(old, split) for split in ("test", "train")}
@@ -105,11 +106,3 @@ def write_shared_run(
     parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     write_model_card(shared, parameters, place)
     return run.step, any(scored.values())
-
-
-def _check_is_own(folder: pathlib.Path, is_cached: bool) -> None:
-    """Raises ValueError for a file to be shared that is a link out of the run folder, or a device: it may be secret."""
-    root = folder.resolve().parents[1] if is_cached else folder.resolve()  # the cache has links to blobs
-    for file in (file for pattern in (*SHARED_FILES, BEST_FILES) for file in folder.glob(pattern)):
-        if not file.is_file() or not file.resolve().is_relative_to(root):
-            raise ValueError(f"{file}: a link out of the run folder, or no file; put a copy in its place, or delete it")

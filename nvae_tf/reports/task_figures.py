@@ -11,22 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from nvae_tf.reports.figures import (
-    FAINT,
-    INK,
-    LINES,
-    RULE,
-    Array,
-    Provenance,
-    Row,
-    chart,
-    image_figure,
-    make_logarithmic,
-)
+from nvae_tf.reports import figures
+from nvae_tf.reports.figures import FAINT, INK, LINES, RULE, Array, Provenance, Row
 
 _TITLES = {"mahalanobis": "Mahalanobis distance", "kl": "sum of the KLs, in nats"}
-_COLORS = "magma"
-_BINS = 40
 # The standard deviation that is white; values in [0, 1] have no larger one.
 _LARGEST_DEVIATION = 0.5
 Scores = Mapping[str, Mapping[str, Array]]
@@ -40,13 +28,13 @@ def histograms(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
         # Outliers may have scores a hundred times as large.
         is_positive = values.min() > 0.0
         spaced = np.geomspace if is_positive else np.linspace
-        edges = spaced(values.min(), max(values.max(), np.nextafter(values.min(), np.inf)), _BINS + 1)
+        edges = spaced(values.min(), max(values.max(), np.nextafter(values.min(), np.inf)), 41)
         for number, (scores_of_set, color) in enumerate(zip(scores.values(), _colors(scores), strict=True)):
             drawn, kind = scores_of_set[name], "step" if number else "stepfilled"
             axes.hist(drawn, edges, weights=np.full(len(drawn), 1 / len(drawn)), histtype=kind, color=color, lw=1.5)
         axes.set(xlabel=_TITLES[name], ylabel="share of the images")
         if is_positive:
-            make_logarithmic(axes, "x", edges)
+            figures.make_logarithmic(axes, "x", edges)
         axes.xaxis.set_major_formatter("{x:,g}")
 
     return _side_by_side("Outlier scores", scores, scores, draw, about, width)
@@ -75,7 +63,7 @@ def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Proven
     """Images and maps of outlier scores: by set, images `[count, ...]`, maps `[count, height, width]` in nats per
     pixel, and a note on each image.
     """
-    rows, colors = [], matplotlib.colormaps[_COLORS]
+    rows, colors = [], matplotlib.colormaps["magma"]
     columns = max(len(originals) for originals, _, _ in images.values())
     for name, (originals, nats, notes) in images.items():
         limit = max(float(nats.max()), 1e-12)
@@ -85,7 +73,7 @@ def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Proven
         rows.append(Row(f"KL, 0 to {limit:.2g} nats per pixel", in_colors, notes))
     text = "The images of each set with the highest score, which stands below them. "
     text += "The map: the KL of the groups of the largest scale, dark for none."
-    return image_figure("Where outlier scores come from", text, rows, about, width)
+    return figures.image_figure("Where outlier scores come from", text, rows, about, width)
 
 
 def _colors(scores: Scores) -> list[str]:
@@ -100,7 +88,7 @@ def _side_by_side(
     names = [name for name in _TITLES if name in next(iter(scores.values()))]
     columns = len(names) if width >= 700 else 1
     heights = [20.0] * (len(names) // columns) + [1.5 * len(shown)]
-    figure, first, size = chart(title, about, width, sum(heights) + 5, (len(heights), columns))
+    figure, first, size = figures.chart(title, about, width, sum(heights) + 5, (len(heights), columns))
     first.get_gridspec().set_height_ratios(heights)
     for axes, name in zip(figure.axes, names, strict=False):
         draw(axes, name)
@@ -135,4 +123,4 @@ def restorations(
         text = "The deviation of a pixel is its standard deviation over restorations that began elsewhere; "
         text += f"white is {_LARGEST_DEVIATION}."
     rows = [Row("", images) for images in zip(*parts.values(), strict=True)]
-    return image_figure("Restored images", text, rows, about, width, [(name, 1) for name in parts])
+    return figures.image_figure("Restored images", text, rows, about, width, [(name, 1) for name in parts])

@@ -1,4 +1,5 @@
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -6,8 +7,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from nvae_tf.command_line import FOLDER, define_parameters, output_place, parameter_values, parse_temperature
-from nvae_tf.data.picture_folder import Places
+from nvae_tf.command_line import FOLDER, check_config_flags, define_parameters, output_place, parameter_values
+
+KINDS = (".png", ".gif", FOLDER)
 
 
 def test_where_nothing_can_be_written_is_an_error(tmp_path):
@@ -15,34 +17,25 @@ def test_where_nothing_can_be_written_is_an_error(tmp_path):
     file.touch()
     full.mkdir()
     (full / "x.png").touch()
-    kinds = (".png", ".gif", FOLDER)
-    assert output_place(f"{tmp_path}/a/b.GIF", kinds, False).kind == ".gif"
-    assert output_place(f"{tmp_path}/a/", kinds, False).kind == FOLDER
-    assert output_place(f"{full}", kinds, overwrite=True).kind == FOLDER
-    assert output_place(f"{full}/x.png", kinds, overwrite=True).path == full / "x.png"
+    assert output_place(f"{tmp_path}/a/b.GIF", KINDS, False).kind == ".gif"
+    assert output_place(f"{tmp_path}/a/", KINDS, False).kind == FOLDER
+    assert output_place(f"{full}", KINDS, overwrite=True).kind == FOLDER
+    assert output_place(f"{full}/x.png", KINDS, overwrite=True).path == full / "x.png"
     for value, allowed, message in (
-        (f"{full}", kinds, "there are files in this folder"),
-        (f"{full}", (".png",), "a folder; give the name of a file that ends in .png"),
-        (f"{tmp_path}/a.jpg", kinds, "give a name that ends in .png or .gif, or a folder that ends in /"),
-        (f"{file}/a.png", kinds, "is a file, not a folder"),
-        (f"{file}/", kinds, "this is a file, not a folder"),
-        (f"{full}/x.png", kinds, "there is such a file"),
+        (f"{full}", KINDS, "is there already"),
+        (f"{full}", (".png",), "give the name of a file \\*.png"),
+        (f"{tmp_path}/a.jpg", KINDS, "a file \\*.png or a file \\*.gif or a folder that ends in /"),
+        (f"{file}/a.png", KINDS, "is a file, not a folder"),
+        (f"{file}/", KINDS, "give the name of"),
+        (f"{full}/x.png", KINDS, "is there already"),
     ):
         with pytest.raises(ValueError, match=message):
             output_place(value, allowed, False)
 
 
-def test_temperatures_are_numbers():
-    assert parse_temperature("0.7") == 0.7
-    assert parse_temperature("0.7,1") == [0.7, 1.0]
-    for wrong in ("", "warm", "0.7,", "0.7,0", "nan", "inf", "-1"):
-        with pytest.raises(ValueError, match="--temperature"):
-            parse_temperature(wrong)
-
-
 def a_function(
     *,
-    places: Annotated[Places, "Files."],
+    places: Annotated[os.PathLike | Sequence[str], "Files."],
     numbers: Annotated[Sequence[int] | None, "Numbers.", 0] = None,
     strength: Annotated[float | Sequence[float], "One, or several."] = 1.0,
     kind: Annotated[str, "A kind.", "fast", "slow"] = "fast",
@@ -78,11 +71,35 @@ def test_the_parameters_of_a_function_become_flags(values_of, tmp_path):
     assert values_of("--places=x,y") == defaults | {"places": ["x", "y"]}
     given = "--numbers=3,0", "--strength=0.5, 2", "--kind=slow", "--count=9", "--exact"
     expected = dict(numbers=[3, 0], strength=[0.5, 2.0], kind="slow", count=9, exact=True)
-    assert values_of(f"--places={tmp_path}/a,b.png", "--places=x,y", *given) == {
-        "places": [f"{tmp_path}/a,b.png", "x", "y"],
-        **expected,
-    }
+    places = {"places": [f"{tmp_path}/a,b.png", "x", "y"]}
+    assert values_of(f"--places={tmp_path}/a,b.png", "--places=x,y", *given) == places | expected
     assert values_of("--places=x", "--strength=3")["strength"] == 3.0
     for wrong in ("--numbers=-1", "--numbers=a", "--strength=1,", "--kind=other", "--count=0", "--count=10"):
         with pytest.raises(flags.IllegalFlagValueError, match=wrong.split("=")[0]):
             values_of("--places=x", wrong)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=configs/digits.py", "--config.train.batch_size=3"],
+        ["--config", "configs/digits.py", "--config.train.batch_size", "3"],
+        ["-config=configs/digits.py:some-argument", "--noconfig.model.squeeze_excite", "--workdir=x"],
+    ],
+)
+def test_right_settings_pass(arguments):
+    check_config_flags(arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("--config.train.batch_sise=3", "--config.train.batch_size"),
+        ("--config.num_flows=3", "--config.model.num_flows"),
+        ("--config=config/digits.py", "'digits'"),
+        ("--config=configs/cifar.py", "'configs/cifar10.py'"),
+    ],
+)
+def test_a_wrong_setting_is_reported_with_the_nearest(argument, nearest):
+    with pytest.raises(ValueError, match=f"did you mean {nearest}"):
+        check_config_flags([argument])

@@ -31,7 +31,6 @@ def done(tmp_path, monkeypatch):
             step.output.write_text(json.dumps(WRITTEN.get(step.output.name, {})))
 
     monkeypatch.setattr(demo, "_run", pretend)
-    monkeypatch.setattr(demo, "WORKDIR", type("Flag", (), {"value": str(tmp_path / "demo")}))
     return ran
 
 
@@ -42,20 +41,20 @@ def test_the_commands_exist(tmp_path):
 
 
 def test_a_second_call_does_nothing_but_what_is_older_than_the_training(done, tmp_path, capsys):
-    demo.main()
+    demo.main(str(tmp_path / "demo"))
     assert len(done) == 10
     first = capsys.readouterr().out
     for text in ("21.50 nats", "22.00 nats", "0.870", "difference of a pixel: 0 of 255", "samples.png"):
         assert text in first
     assert "$ python -m train.main --config=configs/digits.py" in first
-    demo.main()
+    demo.main(str(tmp_path / "demo"))
     assert len(done) == 10
     assert capsys.readouterr().out.count("done before") == 10
     plan = demo.steps(tmp_path / "demo")
     newer = plan[0].output.stat().st_mtime + 100
     for step in plan[:4]:
         os.utime(step.output, (newer, newer))
-    demo.main()
+    demo.main(str(tmp_path / "demo"))
     assert [step.title for step in done[10:]] == [step.title for step in plan[4:]]
 
 

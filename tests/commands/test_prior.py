@@ -29,7 +29,7 @@ def test_a_prior_is_learned_drawn_from_measured_and_shown(done, finished_run, tm
         r"classifier of the top 2 groups: .* of 10, 5 proposals .* effective\nwritten to .*prior.npz\n", printed
     )
     done("train.generate", where, "--prior=reweighted", "--seed=4", f"--each={tmp_path / 'each'}/", *drawn)
-    assert "reweighted prior" in Image.open(tmp_path / "samples.png").info["data"]
+    assert "prior reweighted" in Image.open(tmp_path / "samples.png").info["data"]
     model = nvae_tf.load(folder)
     for number, image in enumerate(model.generate(3, seed=4, prior="reweighted").numpy()):
         actual = np.asarray(Image.open(tmp_path / "each" / f"sample_{number:05d}.png")) / 255

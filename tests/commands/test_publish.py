@@ -3,7 +3,6 @@ import pytest
 
 from nvae_tf import command_line
 from nvae_tf.generation.image_grid import read_images
-from tests import ROOT
 from tests.command_fixtures import output_of, quiet
 from tests.hub_server import TOKEN, HubServer
 
@@ -37,20 +36,6 @@ def test_a_run_goes_to_the_hub_and_back_and_the_token_is_in_no_file_or_output(fi
     contents = [file.read_bytes() for file in files if file.is_file()] + list(hub.files("me/tiny").values())
     assert len(contents) > 20 and not [content for content in contents if TOKEN.encode() in content]
     assert TOKEN not in printed
-
-
-def test_what_is_refused(finished_run, refused, tmp_path):
-    workdir = f"--workdir={finished_run[0]}"
-    assert "--repo=tiny: 'tiny' is not the name of a repository" in refused("train.publish", workdir, "--repo=tiny")
-    nothing = f"--workdir={tmp_path}: not a run folder"
-    assert nothing in refused("train.publish", f"--workdir={tmp_path}", "--repo=me/tiny")
-    # Commands that write into the run folder need one of the user's own.
-    copy = "make one by `hf download me/tiny --local-dir=runs/tiny"
-    assert f"{copy} --revision=v2`" in refused("train.evaluate", "--workdir=hf://me/tiny@v2")
-    assert f"{copy}`" in refused("train.report", "hf://me/tiny")
-    for place in ("digits", ROOT / "nvae_tf" / "pretrained" / "digits"):
-        assert "make one by `cp -r " in refused("train.evaluate", f"--workdir={place}")
-    assert "no run to continue" in refused("train.main", "--workdir=hf://me/tiny")
 
 
 def test_a_repository_that_is_no_run_is_named_as_it_was_given(hub, monkeypatch, tmp_path):

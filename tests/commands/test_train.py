@@ -22,7 +22,6 @@ def test_a_run_leaves_its_records(finished_run):
         assert row["test_bits_per_dim"] == pytest.approx(row["test_nelbo_nats"] / np.log(2) / 256, rel=1e-4)
         assert row["test_kl_nats"] >= 0.0 and row["epoch"] == pytest.approx(row["step"] / 14, rel=1e-4)
     assert actual[-1]["test_nelbo_nats"] < actual[0]["test_nelbo_nats"] < 256 * np.log(2) + 1
-    assert actual[0]["kl_weight"] == 1.0 and actual[-1]["learning_rate"] == pytest.approx(1e-4, rel=1e-3)
     samples = sorted(file.name for file in (workdir / "samples").iterdir())
     assert samples == ["step-00000040.png", "step-00000060.png"]
     assert read_images(workdir / "samples" / samples[0], 16, 8).shape[:3] == (64, 16, 16)

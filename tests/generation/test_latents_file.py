@@ -24,19 +24,14 @@ def file(tmp_path, latents):
     return path
 
 
-def test_there_and_back(file, latents, tmp_path, four_groups):
-    for model in (PLAN, four_groups):
-        found = load_latents(file, model)
-        assert found.names == ["a.png", "b/ü.png", "c.png"]
-        assert_same(found.latents, latents)
+def test_there_and_back(file, latents, tmp_path):
+    stored = load_latents(file, PLAN)
+    assert stored.names == ["a.png", "b/ü.png", "c.png"] and stored.labels is None
+    assert_same(stored.latents, latents)
     assert [entry.name for entry in file.parent.iterdir()] == ["latents.npz"]
     with np.load(file, allow_pickle=False) as entries:
-        assert sorted(entries) == ["about", "latent", "names"]
         flat, shapes = entries["latent"], json.loads(str(entries["about"]))["latent_shapes"]
     assert_same([flat], [np.concatenate([latent.reshape(3, -1) for latent in latents], axis=1)])
-    assert [tuple(shape) for shape in shapes] == list(PLAN.latent_shapes())
-    save_latents(tmp_path / "nameless.npz", latents)
-    assert load_latents(tmp_path / "nameless.npz", PLAN).names is None
     # Of a client, which does not know the shapes; and of the first versions.
     np.savez(tmp_path / "flat.npz", latent=flat)
     groups = {f"group_{index:02d}": latent for index, latent in enumerate(latents)}
@@ -46,34 +41,21 @@ def test_there_and_back(file, latents, tmp_path, four_groups):
         assert_same(load_latents(tmp_path / name, PLAN).latents, latents)
 
 
-def error_of(path):
-    with pytest.raises(ValueError) as error:
-        load_latents(path, PLAN)
-    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_damaged_and_other_files(file, latents, tmp_path):
+def test_damaged_and_other_files(file, tmp_path):
     with pytest.raises(ValueError, match="latents.npz: latents have .* this model's are .* another architecture"):
         load_latents(file, latent_plan(tiny_config()))
     content = file.read_bytes()
     with np.load(file) as stored:
         entries = dict(stored)
-    for damaged in (content[:-30], b"no archive", damaged_in_the_middle(content)):
-        file.write_bytes(damaged)
-        assert "damaged" in error_of(file)
-    np.savez(file, images=np.zeros(3))
-    assert "not a file of latents (it has images, and no entry `latent`)" in error_of(file)
-    np.savez(file, about=np.array([{}], dtype=object))
-    assert "damaged, or not a file of latents" in error_of(file)
-    np.savez(file, **entries | {"names": np.array(["a"])})
-    assert "`names` is of shape [1] and type <U1; it must be a text of shape [3]" in error_of(file)
-    for wrong in (entries["latent"][:, 1:], entries["latent"][0]):
-        np.savez(file, **entries | {"latent": wrong})
-        assert "`latent` is of shape" in error_of(file)
-    del entries["latent"]
-    np.savez(file, **entries)
-    assert "not a file of latents (it has about, names, and no entry `latent`)" in error_of(file)
+    wrong = [{"images": np.zeros(3)}, {"about": np.array([{}], dtype=object)}, {"about": entries["about"]}]
+    wrong += [entries | {"names": np.array(["a"])}, entries | {"latent": entries["latent"][:, 1:]}]
+    for bad in (content[:-30], b"no archive", damaged_in_the_middle(content), *wrong):
+        if isinstance(bad, bytes):
+            file.write_bytes(bad)
+        else:
+            np.savez(file, **bad)
+        with pytest.raises(ValueError, match="^[^\n]*latents.npz: [^\n]+$"):
+            load_latents(file, PLAN)
     with pytest.raises(FileNotFoundError, match="no such file of latents"):
         load_latents(tmp_path / "nowhere.npz", PLAN)
 
@@ -82,6 +64,6 @@ def test_what_can_not_be_saved(tmp_path, latents):
     for wrong in ([], latents[:1] + [latents[1][:2]], [latent[0] for latent in latents]):
         with pytest.raises(ValueError, match="latents of shapes"):
             save_latents(tmp_path / "x.npz", wrong)
-    with pytest.raises(ValueError, match="with 2 names"):
+    with pytest.raises(ValueError, match="latents of shapes"):
         save_latents(tmp_path / "x.npz", latents, ["a", "b"])
     assert list(tmp_path.iterdir()) == []

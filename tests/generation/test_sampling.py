@@ -1,3 +1,5 @@
+"""A tiny model of two scales with two groups each: its samples, latents, reconstructions, paths and neighbors."""
+
 import gc
 import weakref
 
@@ -5,52 +7,55 @@ import numpy as np
 import pytest
 
 import nvae_tf
+from nvae_tf.generation import sampling
 from nvae_tf.generation.sampling import (
-    ImageGenerator,
-    decode_images,
     encode_images,
     generate_images,
-    nearest_images,
-    numbers_of_shared_groups,
-    samples_sharing_groups,
+    interpolate_images,
+    interpolate_latents,
+    reconstruct_images,
+    vary_images,
 )
-from tests.generation.conftest import SEED
 from tests.tiny_model import assert_same, tiny_config
 
-same = np.testing.assert_array_equal
+SEED = 3
+SHAPE = (2, 2, 3)
+same, near = np.testing.assert_array_equal, np.testing.assert_allclose
 
 
-def test_samples_are_those_of_the_model_however_many_there_are(four_groups):
+@pytest.fixture(scope="module")
+def model():
+    return nvae_tf.NVAE(tiny_config(num_groups_per_scale=2))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """More than one batch, the last not full."""
+    return np.random.default_rng(0).integers(0, 2, (21, 4, 4, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def latents(model, images):
+    return encode_images(model, images, SEED)
+
+
+def test_samples_are_those_of_the_model_however_many_there_are(model):
     seen = []
-    many = generate_images(four_groups, 35, [0.5, 0.9], SEED, seen.append)
+    many = generate_images(model, 35, [0.5, 0.9], SEED, progress=seen.append)
     assert seen == [16, 32, 35]
-    same(many[:5], generate_images(four_groups, 5, [0.5, 0.9], SEED))
-    np.testing.assert_allclose(many, four_groups.generate(35, [0.5, 0.5, 0.9, 0.9], SEED), atol=1e-5)
-    for other in (generate_images(four_groups, 5, [0.5, 0.9], 4), generate_images(four_groups, 5, [0.1, 0.9], SEED)):
+    same(many[:5], generate_images(model, 5, [0.5, 0.9], SEED))
+    near(many, model.generate(35, [0.5, 0.5, 0.9, 0.9], SEED), atol=1e-5)
+    for other in (generate_images(model, 5, [0.5, 0.9], 4), generate_images(model, 5, [0.1, 0.9], SEED)):
         assert np.abs(many[:5] - other).max() > 1e-4
 
 
-def test_latents_are_those_of_the_model_however_many_there_are(four_groups, binary_images, latents):
+def test_latents_are_those_of_the_model_however_many_there_are(model, images, latents):
     assert [z.shape for z in latents] == [(21, 2, 2, 2)] * 2 + [(21, 4, 4, 2)] * 2
-    for z, expected in zip(latents, four_groups.encode(binary_images, seed=SEED), strict=True):
-        np.testing.assert_allclose(z, expected, atol=1e-5)
-    means = encode_images(four_groups, binary_images, mean=True)
-    for z, expected in zip(means, four_groups.encode(binary_images, mean=True), strict=True):
-        np.testing.assert_allclose(z, expected, atol=1e-5)
-    for count in (1, 16):
-        assert_same(encode_images(four_groups, binary_images[:count], SEED), [z[:count] for z in latents])
-
-
-def test_latents_and_images_that_do_not_fit(four_groups, binary_images, latents):
-    for ask, message in (
-        (lambda: encode_images(four_groups, binary_images[:, :2]), r"shape \(21, 2, 4, 1\)"),
-        (lambda: ImageGenerator(four_groups).generate(3, latents=latents), "of 21 images, but 3 are asked for"),
-        (lambda: decode_images(four_groups, []), "latents have shapes"),
-        (lambda: generate_images(four_groups, 0), "count = 0"),
-        (lambda: generate_images(four_groups, 1, [0.5, 0.6, 0.7]), "3 temperatures"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ask()
+    means = encode_images(model, images, mean=True)
+    for made, expected in ((latents, model.encode(images, seed=SEED)), (means, model.encode(images, mean=True))):
+        for z, other in zip(made, expected, strict=True):
+            near(z, other, atol=1e-5)
+    assert_same(encode_images(model, images[:1], SEED), [z[:1] for z in latents])
 
 
 def test_kept_graphs_see_new_weights_and_do_not_keep_the_model():
@@ -59,22 +64,122 @@ def test_kept_graphs_see_new_weights_and_do_not_keep_the_model():
     model.top_down.start.assign(model.top_down.start + 1.0)
     after = generate_images(model, 2)
     assert np.abs(after - before).max() > 1e-4
-    np.testing.assert_allclose(after, model.generate(2), atol=1e-5)
+    near(after, model.generate(2), atol=1e-5)
     model = weakref.ref(model)
     gc.collect()
     assert model() is None
 
 
-def test_samples_that_share_groups(four_groups):
-    plain = four_groups.generate(5, seed=2).numpy()
-    rows = [samples_sharing_groups(four_groups, number, 5, seed=2) for number in range(5)]
-    np.testing.assert_allclose(rows[0], plain, atol=1e-6)
-    np.testing.assert_allclose(rows[4], np.repeat(plain[:1], 5, axis=0), atol=1e-6)
-    for row in rows:
-        np.testing.assert_allclose(row[0], plain[0], atol=1e-6)
-    assert min(row.std(axis=0).mean() for row in rows[:4]) > 1e-6
-    assert [numbers_of_shared_groups(groups) for groups in (1, 2, 4)] == [[0], [0, 1], [0, 1, 2, 3]]
-    assert numbers_of_shared_groups(30) == [0, 1, 2, 4, 8, 16, 29]
+def test_decoding_latents_is_reconstructing(model, images, latents):
+    reconstructions = reconstruct_images(model, images, seed=SEED)
+    same(generate_images(model, 21, latents=latents), reconstructions)
+    same(generate_images(model, 2, latents=[z[:2] for z in latents]), reconstructions[:2])
+    near(reconstructions, model(images, seed=SEED), atol=1e-5)
+
+
+def test_a_reconstruction_by_the_top_groups_draws_the_rest(model, images, latents):
+    made = reconstruct_images(model, images[:5], 2, [0.5, 0.9], SEED)
+    near(made, model.decode([z[:5] for z in latents[:2]], [0.5, 0.9], SEED), atol=1e-5)
+    samples = generate_images(model, 21, [0.5, 0.9], SEED)
+    same(reconstruct_images(model, images, 0, [0.5, 0.9], SEED), samples)
+
+
+def test_variants_have_their_images_latents_and_draws_of_their_own(model, images):
+    many = vary_images(model, images[:3], 2, 7, seed=SEED)
+    same(many[:, :2], vary_images(model, images[:3], 2, 2, seed=SEED))
+    assert many.shape == (3, 7, 4, 4, 1) and len(np.unique(many.reshape(21, -1), axis=0)) == 21
+    all_kept = vary_images(model, images[:3], 4, 2, seed=SEED)
+    same(all_kept, np.stack([reconstruct_images(model, images[:3], seed=SEED)] * 2, axis=1))
+    # Hardly any temperature leaves only what is kept.
+    cold = vary_images(model, images[:3], 2, 7, 1e-6, SEED)
+    assert cold.std(axis=1).max() < 1e-5 < 1e-3 < cold.std(axis=0).max()
+
+
+def on_the_way(start, end, fractions, how):
+    (way,) = interpolate_latents([start], [end], fractions, how)
+    return way
+
+
+def test_a_quarter_of_a_circle():
+    start, end = np.zeros(SHAPE), np.zeros(SHAPE)
+    start[0, 0, 0], end[1, 1, 2] = 2.0, 2.0
+    way = on_the_way(start, end, [0.25, 1 / 3], "spherical")
+    near(way[:, 0, 0, 0], 2 * np.cos([np.pi / 8, np.pi / 6]), rtol=1e-6)
+    near(way[:, 1, 1, 2], 2 * np.sin([np.pi / 8, np.pi / 6]), rtol=1e-6)
+    same(on_the_way(start, end, [0.0, 1.0], "spherical"), [start, end])
+    straight = on_the_way(start, end, [0.25], "linear")
+    assert straight[0, 0, 0, 0] == 1.5 and straight[0, 1, 1, 2] == 0.5
+
+
+@pytest.mark.parametrize("factor", [0.0, 3.0, -1.0, 1.0 + 1e-6])
+def test_parallel_opposite_and_zero_vectors_go_straight(factor):
+    start = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    (between,) = on_the_way(start, factor * start, [0.25], "spherical")
+    near(between, (0.75 + 0.25 * factor) * start, rtol=1e-5)
+
+
+def test_ways_may_differ_by_scale_and_by_group():
+    start, end = ([np.full((side, side, 1), value) for side in (2, 2, 4)] for value in (0.0, 1.0))
+    for how in (["keep", "linear"], ["keep", "keep", "linear"]):
+        way = interpolate_latents(start, end, [0.5], how)
+        assert [latent.mean() for latent in way] == [0.0, 0.0, 0.5]
+
+
+def test_a_path_passes_the_reconstructions_of_its_pictures(model, images, latents):
+    path = interpolate_images(model, images[:3], steps=4, seed=SEED)
+    assert path.shape == (9, 4, 4, 1)
+    same(path[::4], reconstruct_images(model, images[:3], seed=SEED))
+    between = interpolate_latents([z[1] for z in latents], [z[2] for z in latents], [0.25, 0.5, 0.75])
+    near(path[5:8], model.decode(between), atol=1e-5)
+    same(interpolate_images(model, images[:3], steps=1, seed=SEED), path[::4])
+
+
+def test_kept_scales_stay_those_of_the_first_picture(model, images, latents):
+    path = interpolate_images(model, images[:3], 2, ["keep", "linear"], seed=SEED)
+    mixed = [z[:1] for z in latents[:2]] + [z[2:3] for z in latents[2:]]
+    near(path[-1:], model.decode(mixed), atol=1e-5)
+
+
+def test_moving_along_the_difference_of_two_sets(model, images, latents):
+    direction = sampling.latent_direction(model, images[:6], images[6:9])
+    means = [model.encode(images_of_side, mean=True) for images_of_side in (images[:6], images[6:9])]
+    for step, plus, minus in zip(direction, *means, strict=True):
+        near(step, np.mean(plus, axis=0) - np.mean(minus, axis=0), atol=1e-5)
+    seen = []
+    moved = sampling.move_images(model, images[:3], direction, [-1.5, 0.0], seed=SEED, progress=seen.append)
+    assert moved.shape == (3, 2, 4, 4, 1) and seen == [6]
+    near(moved[:, 1], reconstruct_images(model, images[:3], seed=SEED), atol=1e-6)
+    near(moved[:, 0], model.decode([z[:3] - 1.5 * step for z, step in zip(latents, direction, strict=True)]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda model, z, x: encode_images(model, x[:, :2]), r"shape \(21, 2, 4, 1\)"),
+        (lambda model, z, x: generate_images(model, 3, latents=z), "of 21 images, but 3 are asked for"),
+        (lambda model, z, x: generate_images(model, 0), "count = 0"),
+        (lambda model, z, x: generate_images(model, 1, [0.5, 0.6, 0.7]), "3 temperatures"),
+        (lambda model, z, x: reconstruct_images(model, x, -1), "kept_groups = -1: must be from 0 to 4"),
+        (lambda model, z, x: vary_images(model, x, 5, 1), "kept_groups = 5"),
+        (lambda model, z, x: interpolate_images(model, x[:1], 2), "at least two"),
+        (lambda model, z, x: interpolate_images(model, x, 2, "sphericla"), "did you mean 'spherical'"),
+        (lambda model, z, x: interpolate_images(model, x, 2, ["linear"]), "1 ways to interpolate: .* 2 scales"),
+        (lambda model, z, x: interpolate_latents(z, z, [0.5]), "both must be of one image"),
+        (lambda model, z, x: sampling.latent_direction(model, x, x[:0]), "at least one positive and one negative"),
+    ],
+)
+def test_what_does_not_fit(model, latents, images, ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask(model, latents, images)
+
+
+def test_samples_that_share_groups(model):
+    plain = model.generate(5, seed=2).numpy()
+    near(sampling.samples_sharing_groups(model, 4, 5, seed=2), np.repeat(plain[:1], 5, axis=0), atol=1e-6)
+    numbers, rows = sampling.rows_sharing_groups(model, 5, seed=2)
+    assert numbers == [0, 1, 2, 3] and min(row.std(axis=0).mean() for row in rows) > 1e-6
+    near(rows[0], plain, atol=1e-6)
+    near(rows[:, 0], np.repeat(plain[:1], 4, axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(1, 6), (4, 23)])
@@ -82,14 +187,14 @@ def test_the_nearest_images_against_looking_at_every_pair(batch_size, count):
     images, samples = (np.random.default_rng(0).uniform(size=(n, 3, 5, 2)).astype(np.float32) for n in (23, 7))
     samples, seen = 1 - samples, []
     batches = (images[first : first + batch_size] for first in range(0, 23, batch_size))
-    numbers, distances, found = nearest_images(samples, batches, count, seen.append)
+    numbers, distances, nearest = sampling.nearest_images(samples, batches, count, seen.append)
     every_pair = ((samples[:, None].astype(float) - images) ** 2).mean(axis=(2, 3, 4))
     expected = np.argsort(every_pair, axis=1)[:, :count]
     same(numbers, expected)
-    np.testing.assert_allclose(distances, np.take_along_axis(every_pair, expected, axis=1), rtol=1e-9)
-    same(found, images[expected])
+    near(distances, np.take_along_axis(every_pair, expected, axis=1), rtol=1e-9)
+    same(nearest, images[expected])
     assert seen[-1] == 23
     # An image is nearest to itself, and the earlier of equals wins.
-    numbers, distances, _ = nearest_images(images[4:6], [images, images], 2, seen.append)
+    numbers, distances, _ = sampling.nearest_images(images[4:6], [images, images], 2)
     same(numbers, [[4, 27], [5, 28]])
-    np.testing.assert_allclose(distances, 0.0, atol=1e-12)
+    near(distances, 0.0, atol=1e-12)

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import re
 
 import numpy as np
 import pytest
@@ -47,7 +46,6 @@ def with_maps(level, count=4):
 
 # Each figure, and texts that it must have.
 FIGURES = {
-    "samples": (lambda w: figures.samples(images(7), ABOUT, width=w), ["7 samples, drawn by the model"]),
     "samples_of_classes": (
         lambda w: figures.samples(images(7), ABOUT, width=w, classes=["cats", "sea urchins", "owls"]),
         ["cats", "sea urchins", "owls"],
@@ -65,12 +63,10 @@ FIGURES = {
         ["original", "decoded from the latents between", "0", "0.25", "0.5", "0.75", "1"],
     ),
     "variants": (
-        lambda w: figures.variants(images(2), images(2, 5), figures.redrawn(2, 36), "Others kept.", ABOUT, width=w),
-        ["original", "groups 2–35 redrawn", "Others kept."],
-    ),
-    "variants_with_notes": (
-        lambda w: figures.variants(images(2), images(2, 3), "moved", "", ABOUT, ["-2", "0", "1.5"], w),
-        ["original", "moved", "-2", "0", "1.5"],
+        lambda w: figures.variants(
+            images(2), images(2, 3), figures.redrawn(2, 36), "Kept.", ABOUT, ["-2", "0", "1"], w
+        ),
+        ["original", "groups 2–35 redrawn", "Kept.", "-2", "0", "1"],
     ),
     "restorations": (
         lambda w: task_figures.restorations(images(2)[:, ::2, ::2], images(2), images(2), images(2) / 512, ABOUT, w),
@@ -100,21 +96,9 @@ FIGURES = {
         lambda w: figures.training_curves("NELBO", "nats per image", curves(), w),
         ["NELBO", "test: 30 at step 400", "1,000", "training step", "nats per image"],
     ),
-    "curves_of_runs": (
-        lambda w: figures.training_curves("KL", "nats", {f"runs/{i}": curves(-9.0)["test"] for i in range(9)}, w),
-        ["runs/0: -9 at step 400", "runs/8: -9 at step 400"],
-    ),
     "outlier_scores": (
         lambda w: task_figures.histograms(scores("mahalanobis", "kl"), ABOUT, w),
         ["Mahalanobis distance", "sum of the KLs, in nats", "digits of another source", "black", "share of the images"],
-    ),
-    "outlier_scores_without_calibration": (
-        lambda w: task_figures.histograms(scores("kl"), ABOUT, w),
-        ["sum of the KLs, in nats"],
-    ),
-    "outlier_scores_of_one_size": (
-        lambda w: task_figures.histograms({"test images": {"kl": np.linspace(9.0, 80.0, 50)}}, ABOUT, w),
-        ["sum of the KLs, in nats", "10", "20", "50"],
     ),
     "outlier_roc": (
         lambda w: task_figures.roc_curves(scores("mahalanobis", "kl"), ABOUT, w),
@@ -212,8 +196,6 @@ def test_a_file_says_how_it_was_made(tmp_path):
     assert "temperature: 0.7, 0.85; seed: 3" in (tmp_path / "new" / "a.svg").read_text()
     assert b"command: nvae-generate" in (tmp_path / "a.pdf").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.pdf", "b.PNG", "new"}
-    with pytest.raises(ValueError, match=r"a.jpg: a figure is a file whose name ends in .png, .svg, .pdf"):
-        figures.save_figure(figure, tmp_path / "a.jpg")
 
 
 def test_curves_have_every_step_and_leave_gaps():
@@ -221,9 +203,6 @@ def test_curves_have_every_step_and_leave_gaps():
     values[500] = np.nan
     (line,) = figures.training_curves("x", "y", {"a": (range(1000), values)}).axes[0].lines
     assert len(line.get_xdata()) == 1000 and np.isnan(line.get_ydata()[500])
-    drawn = figures.figure_bytes(figures.training_curves("x", "y", {"a": ([7], [3.0])}), "svg").decode()
-    # A single value is a mark on the axes and in the legend.
-    assert len(re.findall("<use [^>]*fill: #0a63c4", drawn) or re.findall('<use xlink:href="#m[^>]*0a63c4', drawn)) >= 2
 
 
 STEPS = np.arange(100, 100_100, 100)
@@ -244,13 +223,6 @@ def test_curves_have_one_chart_with_the_axes_that_show_most(name):
     assert [axes.get_xscale(), axes.get_yscale()] == scales
 
 
-@pytest.mark.parametrize(("width", "side", "neighbors"), [(430, 32, 5), (1000, 64, 8), (1000, 16, 8)])
-def test_neighbors_take_the_width(width, side, neighbors):
-    images = np.zeros([2, neighbors, side, side, 3])
-    figure = figures.nearest(images[:, 0], images, np.zeros([2, neighbors]), "training", ABOUT, width)
-    assert 0.9 * width < figure.bbox.width < 1.34 * width
-
-
 def test_a_bare_grid_has_the_rows_of_the_figure_and_white_where_no_image_is():
     originals, made = (np.full((3, 64, 64, 1), value, np.float32) for value in (0.0, 0.4))
     grid = grid_of_rows(figures.reconstructions(originals, made, ABOUT, columns=2).rows)
@@ -259,6 +231,6 @@ def test_a_bare_grid_has_the_rows_of_the_figure_and_white_where_no_image_is():
 
 
 def test_a_heading_is_not_cut_within_a_word():
-    for width in range(400, 480, 10):
+    for width in (400, 430, 460):
         figure = figures.group_decisions(np.zeros([2, 8, 16, 16, 1]), [0, 1], 3, ABOUT, width)
         assert "sample" in [text.get_text() for text in figure.findobj(Text)], width

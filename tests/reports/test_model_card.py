@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from nvae_tf.config import DataSpec, ExperimentConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from nvae_tf.config import DataSpec, ExperimentConfig, ObjectiveConfig, TrainConfig
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.table import interval
 from nvae_tf.evaluation.task import EvaluationTask
@@ -75,7 +75,6 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     old_metrics = evaluate(folder, split="train") | {"num_images": None, "step": None}
     folder.evaluation_file("train").write_text(json.dumps(old_metrics))
     private = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, source="folder", path="/home/me/digits"))
-    assert ", last written " in card(folder) and "by:\n" not in card(folder)
     commands = "nvae-evaluate --workdir=run", "nvae-evaluate --workdir=run --metrics=fid"
     for command in (commands[1], commands[0], commands[1]):
         metrics = evaluate(folder, private, fid=distance, command=command)
@@ -83,19 +82,16 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     test, train = index["results"]
     assert index["name"] == "run" and train["dataset"] == {"type": "digits", "name": "digits", "split": "train"}
     scores = {metric["type"]: metric for metric in test["metrics"]}
-    for kind, name in (("nelbo", "nelbo_nats"), ("importance_weighted_bound", "importance_weighted_nats")):
+    for kind, name in (("nelbo", "nelbo_nats"), ("importance_weighted", "importance_weighted_nats")):
         assert scores[kind]["value"] == metrics[name]
-    assert scores["kl"]["value"] == metrics["kl_nats"] and scores["bits_per_dim"]["value"] == metrics["bits_per_dim"]
     assert scores["fid"]["value"] == 1e-05 and "num_images" not in scores["fid"]["args"]
     how = {"importance_samples": 50, "seed": 3, "num_images": 40, "step": 60, "checkpoint_sha256": SHA256}
-    assert how.items() <= scores["importance_weighted_bound"]["args"].items()
+    assert how.items() <= scores["importance_weighted"]["args"].items()
     text, half_width = folder.card_file.read_text(), metrics["half_widths_95"]["nelbo_nats"]
     assert "/home/me" in metrics["data"] and "/home/me" not in text
     assert "2015-12-05 1a, not known as the published Inception graph" in text
-    assert "\nimages of the train part of digits, seed 3\nlatest checkpoint, weights as" in text
     assert re.search(f"NELBO +{interval(metrics['nelbo_nats'], half_width)} nats per image", text)
-    assert "by:\n\n```bash\n{}\n{}\n```\n".format(*commands) in text
-    assert "| parameters | 1,234 |" in text and "weights as trained, SHA-256" in text
+    assert "by:\n\n```bash\n{}\n{}\n```\n".format(*commands) in text and "| parameters | 1,234 |" in text
 
 
 def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_path):
@@ -103,58 +99,44 @@ def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_p
     text = card(folder)
     head = metadata(folder)
     assert head["library_name"] == "nvae_tf" and head["pipeline_tag"] == "unconditional-image-generation"
-    assert "keras" in head["tags"] and "nvae_tf.load('new')" in text
-    assert not {"license", "datasets", "model-index"} & head.keys()
+    assert not {"license", "datasets", "model-index"} & head.keys() and "nvae_tf.load('new')" in text
     assert "| latent groups | 2: 1 of 2x2, 1 of 4x4 |" in text and "4x4x1, 1 bit a channel" in text
-    assert "None yet: `nvae-evaluate` makes them." in text and "None has been stated" in text
-    assert "parameters" not in text and "newest checkpoint" not in text and "![" not in text
+    for absent in ("parameters", "newest checkpoint", "![", "KL weights", "free nats", "classes |", "labels="):
+        assert absent not in text
     assert "None" not in text.replace("None yet", "").replace("None has", "")
     for content in (b"{", b"[]", b"\xff", b'{"dataset": 1, "split": "test", "nelbo_nats": "low"}'):
         folder.evaluation_file().write_bytes(content)
-        assert "None yet" in card(folder)
+        assert "None yet: `nvae-evaluate` makes them." in card(folder)
     for content in ("{", "[1]", '{"train": 9, "test": 3, "a_step": 0}'):
         folder.images_file.write_text(content)
         assert card(folder) and gather(folder).images is None
 
 
-def test_the_card_says_how_the_images_were_split(tmp_path):
-    apart = "`train` for training, `test` for testing"
-    drawn = "0.1 of the images, drawn at random (seed 0), for testing, "
-    # A run of an older version does not say whether a part was held out.
-    for source, noted, parts in (
-        ("folder", ', "held_out": true', drawn),
-        ("folder", ', "held_out": false', f"{apart} |"),
-        ("folder", "", f"{apart}, or, if the source has no such parts, 0.1 of the"),
-        ("tfds", "", f"{apart} |"),
-    ):
-        data = dataclasses.replace(DATA, source=source, path="somewhere")
-        folder = new_folder(tmp_path / f"{source}{len(noted)}", data=data)
-        folder.images_file.write_text(f'{{"train": 90, "test": 10, "a_step": 4{noted}}}')
-        assert f"| parts | {parts}" in card(folder)
+@pytest.mark.parametrize(
+    ("source", "noted", "parts"),
+    [
+        ("folder", ', "held_out": true', "0.1 of the images, drawn at random (seed 0), for testing, "),
+        # A run of an older version does not say whether a part was held out.
+        ("folder", "", "`train` for training, `test` for testing, or, if the source has no such parts, 0.1 of the"),
+        ("tfds", "", "`train` for training, `test` for testing |"),
+    ],
+)
+def test_the_card_says_how_the_images_were_split(tmp_path, source, noted, parts):
+    folder = new_folder(tmp_path / "run", data=dataclasses.replace(DATA, source=source, path="somewhere"))
+    folder.images_file.write_text(f'{{"train": 90, "test": 10, "a_step": 4{noted}}}')
+    assert f"| parts | {parts}" in card(folder)
 
 
-def test_the_card_of_a_conditional_model(tmp_path):
+def test_the_card_of_a_conditional_model_with_weights_of_the_kl(tmp_path):
     data = dataclasses.replace(DATA, labels=True, num_classes=3)
     changes = {"data": data, "model": tiny_config(num_classes=3), "train": TrainConfig(label_dropout=0.2)}
+    changes["objective"] = ObjectiveConfig(kl_scale_weights=(1, 0.5), free_nats=0.1)
     folder = new_folder(tmp_path / "run", **changes)
     assert "| classes | 3; label dropout 0.2 |" in card(folder)
     folder.images_file.write_text('{"train": 9, "test": 3, "class_names": ["cats", "a|b", "owls"]}')
     text = card(folder)
     assert r"| classes | 3, from 0 on: `cats`, `a\|b`, `owls`; label dropout 0.2 |" in text
-    assert "generate(16, temperature=0.7, seed=1, labels=0)" in text and text.count("seed=1, labels=0)") == 3
-    assert "nvae-generate" in text and "nvae-evaluate" in text and "nvae-export" in text
-    names = ", ".join(f'"{number}"' for number in range(30))
-    folder.images_file.write_text(f'{{"train": 9, "test": 3, "class_names": [{names}]}}')
-    assert "`19`, ...; label" in card(folder)
-    text = card(new_folder(tmp_path / "other"))
-    assert "classes |" not in text and "labels=" not in text and "nvae-export-tflite" in text
-
-
-def test_the_weights_of_the_kl_are_named_where_they_are_set(tmp_path):
-    text = card(new_folder(tmp_path / "one"))
-    assert "KL weights" not in text and "free nats" not in text
-    objective = ObjectiveConfig(kl_scale_weights=(1, 0.5), free_nats=0.1)
-    text = card(new_folder(tmp_path / "other", objective=objective))
+    assert text.count("seed=1, labels=0)") == 3
     assert "| KL weights of the scales | 1, 0.5 (the smallest scale first) |" in text
     assert "| free nats a group | 0.1 |" in text
 
@@ -175,54 +157,37 @@ def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
 
 
 def test_the_card_has_what_is_in_the_folder(tmp_path):
-    data = DataSpec(num_bits=1, likelihood="bernoulli")
-    folder = new_folder(tmp_path, data=data, optimizer=OptimizerConfig(learning_rate=0.01, warmup_epochs=5.0))
+    folder = new_folder(tmp_path, data=DataSpec(num_bits=1, likelihood="bernoulli"))
     checkpoints(folder, "step-20", "step-1000", "best/step-20")
     folder.samples.mkdir()
     for name in ("step-00000900.png", "step-00001000.png", "step-mine.png"):
         (folder.samples / name).touch()
     folder.images_file.write_text('{"train": 1437, "test": 360, "a_step": 64}')
-    rate = "| learning rate | set to 0.01, after a warm-up (epochs: 5) falling as a cosine to 0.0001"
-    for content in ("", "step\n10\n", "step,learning_rate\n10,high\n"):
+    for content in ("", "step\n10\n", "step,test_nelbo_nats\n10,high\n"):
         folder.metrics_file.write_text(content)
-        assert f"{rate} |" in card(folder)
-    # The run ended in its warm-up; before, it went back to a checkpoint with half the rate.
-    rows = "900,41.5,0.3,0.0002\n950,41.0,0.3,0.0004\n1000,39.25,0.25,0.0003\n"
-    folder.metrics_file.write_text(f"step,test_nelbo_nats,test_bits_per_dim,learning_rate\n{rows}")
+        assert "In training, after step" not in card(folder)
+    folder.metrics_file.write_text("step,test_nelbo_nats,test_bits_per_dim\n950,41.0,0.3\n1000,39.25,0.25\n")
     text = card(folder)
-    was = "in [metrics.csv](metrics.csv) it is 0.0004 at most, after step 950, and 0.0003 in the end, after step 1,000"
-    assert f"{rate}; {was} |" in text and metadata(folder)["datasets"] == ["uoft-cs/cifar10"]
     assert "| step 1,000 |" in text and "| step 20 |" in text and "![samples](samples/step-00001000.png)" in text
     assert "1,437 for training, 360 for testing" in text and "| images a step | 64 |" in text
     assert "after step 1,000" in text and "39.25 nats an image, 0.25 bits per dimension" in text
+    assert metadata(folder)["datasets"] == ["uoft-cs/cifar10"]
 
 
 def test_any_name_makes_a_readable_card(tmp_path):
     name = f"{AWKWARD}\r\n{MARKER}\r\n\x85\u2028\x7f\U0001f600"
     data = dataclasses.replace(DATA, name=name, source_name=name, train_split=name)
     folder = new_folder(tmp_path / f'it\'s: "a" # folder \udcff\r\n{MARKER.replace("/", "")}', data=data)
-    evaluate(folder, dataclasses.replace(CONFIG, data=data))
+    evaluate(folder, dataclasses.replace(CONFIG, data=data), command="nvae-evaluate ```\r\u2028")
+    assert folder.card_file.read_text("utf-8").count("```") == 10
     (index,) = metadata(folder)["model-index"]
     dataset = index["results"][0]["dataset"]
     assert (index["name"], dataset["name"]) == (folder.path.name, name)
     assert dataset["type"] == "my-set-1-b-100-yours-what-stands-below-this-line-is-kept"
     before = folder.card_file.read_bytes() + b"mine\n"
-    assert [line for line in before.decode().split("\n") if line.startswith("# ")][0].endswith("😀")
     # The marker in the name is not that of the file.
     folder.card_file.write_bytes(before)
     assert write_model_card(folder, 1234) and folder.card_file.read_bytes() == before
-
-
-@pytest.mark.parametrize("name", ["digits, seed 3\nNELBO       1.00 nats per image", "digits\r\u2028\u202e\x1b[2J"])
-def test_a_data_set_of_an_evaluation_file_looks_like_nothing_else(tmp_path, name):
-    folder = new_folder(tmp_path / "run")
-    metrics = evaluate(folder, command="nvae-evaluate")
-    lines = card(folder).splitlines()
-    metrics |= {"dataset": name, "command": "nvae-evaluate ```\r\u2028"}
-    folder.evaluation_file().write_text(json.dumps(metrics))
-    with_name = card(folder).partition("\n---\n")[2]
-    assert len(with_name.splitlines()) == len("\n".join(lines).partition("\n---\n")[2].splitlines())
-    assert with_name.replace("\n", "").isprintable() and with_name.count("```") == "\n".join(lines).count("```")
 
 
 def test_what_a_person_has_written_is_kept(tmp_path):
@@ -237,13 +202,11 @@ def test_what_a_person_has_written_is_kept(tmp_path):
     assert content.endswith(MARKER.encode() + own) and b"type: nelbo" in content and content.count(b"# Mine") == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", f"see {MARKER}".encode()])
+@pytest.mark.parametrize("content", [b"\xff\xfe", f"see {MARKER}".encode()])
 def test_a_card_that_is_not_ours_is_not_touched_but_the_origin_is_noted(tmp_path, content):
     source = new_folder(tmp_path / "source")
     write_origin(source, IMPORTED)
     folder = tuned(tmp_path / "tuned", source)
-    before = sorted(folder.path.iterdir())
-    assert gather(folder).origin == dataclasses.replace(IMPORTED, step=None) and sorted(folder.path.iterdir()) == before
     folder.card_file.write_bytes(content)
     assert not write_model_card(folder) and folder.card_file.read_bytes() == content
     source.origin_file.unlink()
@@ -289,7 +252,6 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
         source.origin_file.unlink(missing_ok=True)
     text = card(tuned(tmp_path / "again", folder))
     assert f"the weights of `{folder.path}` (made from those of `{source.path}`)" in text
-    assert "started from are under: mit" in text
     folder.origin_file.write_text('{"license": 4}')
     with pytest.raises(ValueError, match="origin.json: must be a JSON object with texts: .*fix or delete it"):
         write_model_card(folder)
@@ -308,8 +270,3 @@ def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypat
     keep_model_card(folder, MODEL, lines.append)
     assert lines == [f"the model card was not written: {folder.card_file}: can't be written (No space left on device)"]
     assert folder.card_file.read_bytes() == before and not list(tmp_path.glob(".*"))
-    # A card alone makes no run folder.
-    folder.config_file.unlink()
-    folder.images_file.unlink()
-    with pytest.raises(ValueError, match="not empty and not a run folder, it holds README.md"):
-        new_folder(tmp_path)

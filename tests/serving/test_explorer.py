@@ -145,7 +145,7 @@ def test_an_uploaded_picture_is_encoded_and_its_groups_are_redrawn(explorer, mod
 
     explorer.after(explorer.button("Redraw group 2 alone").click)
     top = [np.repeat(latents[0], 6, axis=0)]
-    assert_shows(explorer.pixels("variants"), sampling.decode_images(model, top, temperature=1.0, seed=0))
+    assert_shows(explorer.pixels("variants"), model.decode(top, temperature=1.0, seed=0))
     explorer.after(explorer.tab.get_by_label("Top groups kept").fill, "2")
     assert_shows(explorer.pixels("variants"), model.decode(latents))
     # The top group alone: the lower one is as before.
