@@ -13,8 +13,6 @@ from nvae_tf.data_sets import check_model_fits
 from nvae_tf.progress import StatusLine, counted
 
 _HISTOGRAM_BARS = 8
-_IMAGES_LOOKED_AT = 500
-_BATCHES_READ_AHEAD = 8
 _CLASSES_SHOWN = _ROW = 10  # the classes that are named, and the images that are shown of each
 
 
@@ -55,13 +53,13 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
 def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, seconds: float) -> str:
     """Statistics of the first images, and how fast they are read, in words."""
     levels, bars, total, seen = [], np.zeros(_HISTOGRAM_BARS, np.int64), 0.0, 0
-    while seen < min(_IMAGES_LOOKED_AT, available):
+    while seen < min(500, available):
         batch = next(batches).numpy()
         levels = np.union1d(levels, batch)
         bars += np.histogram(batch, _HISTOGRAM_BARS, (0.0, 1.0))[0]
         total, seen = total + batch.sum(dtype=np.float64), seen + len(batch)
     # What was read ahead meanwhile does not count.
-    for _ in range(_BATCHES_READ_AHEAD):
+    for _ in range(8):
         next(batches)
     started, read = time.monotonic(), 0
     while (passed := time.monotonic() - started) < seconds:

@@ -17,8 +17,6 @@ from nvae_tf.data.array_files import decoded_once
 from nvae_tf.data.sources import ArraySource, ImageSource, held_out
 from nvae_tf.progress import Report
 
-_NAMES_AT_ONCE = 5_000
-_SKIPPED_SHOWN = 5
 _FIX = "Fix or remove the file, or leave such files out with --config.data.on_bad_file=skip"
 Places = str | os.PathLike | Sequence[str | os.PathLike]
 
@@ -86,8 +84,8 @@ def _stamp(spec, name):
 def _in_threads(function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
     """What the function gives for each name, in order; of millions of names only some thousands are waiting."""
     with ThreadPoolExecutor(8) as threads:
-        for start in range(0, len(names), _NAMES_AT_ONCE):
-            yield from threads.map(function, names[start : start + _NAMES_AT_ONCE])
+        for start in range(0, len(names), 5_000):
+            yield from threads.map(function, names[start : start + 5_000])
 
 
 def folder_holds_out(spec: DataSpec) -> bool:
@@ -170,8 +168,7 @@ def _usable(spec: DataSpec, split: str, names: list[str], report: Report) -> lis
         report.keep(f"Converted {converted:,} of {len(usable):,} {split} pictures to {form}")
     if problems:
         skipped = f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}:"
-        more = ["..."] if len(problems) > _SKIPPED_SHOWN else []
-        report.keep("\n    ".join([skipped, *problems[:_SKIPPED_SHOWN], *more]))
+        report.keep("\n    ".join([skipped, *problems[:5], *(["..."] if len(problems) > 5 else [])]))
     return usable
 
 

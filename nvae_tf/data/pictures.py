@@ -16,7 +16,6 @@ _CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
 # How complete files end; a file with something behind its end is decoded to be sure.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
-_PNG_TAIL = 4096
 # TIFF's numbers for what a sample means (the others: black is 0, a palette, CMYK), and for where the channels lie.
 _WHITE_IS_ZERO, _RGB, _MEANINGS = 0, 2, (0, 1, 2, 3, 5)
 _UNSIGNED, _CHANNEL_BY_CHANNEL = 1, 2
@@ -196,7 +195,7 @@ def _seems_complete(picture, path):
             return int.from_bytes(file.read(8)[4:], "little") + 8 <= os.path.getsize(path)
         if picture.format not in _ENDS:
             return False
-        file.seek(-min(os.path.getsize(path), _PNG_TAIL), os.SEEK_END)
+        file.seek(-min(os.path.getsize(path), 4096), os.SEEK_END)
         tail = file.read()
     # Metadata behind a PNG's pixels may say that it lies on its side.
     return tail.endswith(_ENDS[picture.format]) and not (picture.format == "PNG" and b"eXIf" in tail)

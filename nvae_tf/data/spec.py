@@ -1,7 +1,4 @@
-"""What a look at the images decides: settings of the data that are left open, and those of the model that follow.
-
-Nothing here needs TensorFlow, unless the images do.
-"""
+"""What a look at the images decides: settings of the data that are left open, and those of the model that follow."""
 
 import dataclasses
 from collections.abc import Mapping

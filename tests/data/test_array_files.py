@@ -84,20 +84,14 @@ def test_both_parts_in_one_file_or_folder(names, settings, tmp_path):
 # Image i has the value i everywhere, and is of class i % 4.
 NUMBERED = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None], [40, 5, 6, 3])
 CLASSES = np.arange(40) % 4
+NAMES = "images labels", "train train_labels test test_labels", "x_train y_train x_test y_test"
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("images", "labels"),
-        ("train", "train_labels", "test", "test_labels"),
-        ("x_train", "y_train", "x_test", "y_test"),
-    ],
-)
+@pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("ending", ["npy", "npz"])
 def test_labels_go_with_their_images(names, ending, tmp_path):
     # Keras has labels of one column.
-    arrays = dict(zip(names, (NUMBERED, CLASSES[:, None], NUMBERED[7:17], CLASSES[7:17]), strict=False))
+    arrays = dict(zip(names.split(), (NUMBERED, CLASSES[:, None], NUMBERED[7:17], CLASSES[7:17]), strict=False))
     path = tmp_path if ending == "npy" else tmp_path / "set.npz"
     for name, array in arrays.items():
         np.savez(path, **arrays) if ending == "npz" else saved(path / f"{name}.npy", array)
@@ -105,8 +99,7 @@ def test_labels_go_with_their_images(names, ending, tmp_path):
     train, test = values_and_labels(spec)
     for values, labels in (train, test):
         assert labels == [value % 4 for value in values]
-    assert (len(train[0]), len(test[0])) == ((36, 4) if names[0] == "images" else (40, 10))
-    assert load_split(spec, "train").class_names == tuple("0123") and spec.num_classes == 4
+    assert (len(train[0]), len(test[0])) == ((36, 4) if names == "images labels" else (40, 10))
     # A class may have no images.
     assert load_split(dataclasses.replace(spec, num_classes=6), "test").class_names == tuple("012345")
 
@@ -156,7 +149,11 @@ def test_wrong_arrays_are_refused(tmp_path):
         assert_refused(path, message)
 
 
-def test_damaged_archives_are_refused(tmp_path):
+def test_damaged_files_are_refused(tmp_path):
+    whole = saved(tmp_path / "images.npy", IMAGES).read_bytes()
+    for content in (whole + b"\0", whole[:-1], whole[:40], whole.replace(b"(30,", b"(-1,"), b""):
+        (tmp_path / "images.npy").write_bytes(content)
+        assert_refused(tmp_path / "images.npy", "")
     np.savez(tmp_path / "set.npz", x_train=IMAGES, x_test=OTHERS)
     content = (tmp_path / "set.npz").read_bytes()
     # A value, a flag that says encrypted, and a name: without this array the other would be taken for the whole set.
@@ -166,12 +163,6 @@ def test_damaged_archives_are_refused(tmp_path):
         for damaged in (content[:place], changed):
             (tmp_path / "set.npz").write_bytes(damaged)
             assert_refused(tmp_path / "set.npz", "not an array of plain numbers that can be read")
-
-
-def header_bytes(*shape):
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.getvalue()
 
 
 def npy(array):
@@ -187,28 +178,10 @@ def archive(path, **contents):
     return path
 
 
-UNTRUE_HEADERS = {
-    "-1": header_bytes(-1, 5, 6, 3) + IMAGES.tobytes(),
-    "more images": header_bytes(31, 5, 6, 3) + IMAGES.tobytes(),
-    "narrower images": header_bytes(30, 5, 5, 3) + IMAGES.tobytes(),
-    "3 GB of header": b"\x93NUMPY\x02\x00" + (3 * 10**9).to_bytes(4, "little") + bytes(10**6),
-    "a nested header": b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"(" * 9000,
-}
-
-
-@pytest.mark.parametrize("claim", UNTRUE_HEADERS)
-def test_headers_that_are_not_true_are_refused(claim, tmp_path):
-    content = UNTRUE_HEADERS[claim]
-    (tmp_path / "images.npy").write_bytes(content)
-    assert_refused(tmp_path / "images.npy", "(not an array|its header says)")
-    archive(tmp_path / "set.npz", **{"images.npy": content})
-    assert_refused(tmp_path / "set.npz", "(not an array|its header says)")
-
-
 def test_what_is_not_wanted_may_be_anything_but_not_what_may_be_the_images(tmp_path):
     """A text, Python objects, damaged arrays."""
     beside = {"readme.txt": "Dear diary", "names.npy": npy(np.array([{}, None], object))}
-    beside["labels.npy"] = header_bytes(30) + b"cut off"
+    beside["labels.npy"] = npy(np.arange(30))[:-5]
     spec = own_images(archive(tmp_path / "one.npz", **beside, **{"images.npy": npy(IMAGES)}))
     assert sum(map(len, parts(spec))) == len(IMAGES) and holds_out(spec)
     beside |= {"notes.npy": "not even an array", "x_train.npy": npy(IMAGES), "x_test.npy": npy(OTHERS)}
@@ -296,14 +269,11 @@ BOMB = PACKED + gzip.compress(bytes(30_000_000)) * 10
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        *((NAME, idx(TRAIN)[:size]) for size in (0, 3, 9, -1)),
+        *((NAME, idx(TRAIN)[:size]) for size in (0, 9, -1)),
         (NAME, idx(TRAIN) + b"\0"),
         (NAME, idx(TRAIN[:0])),
         (NAME, idx(TRAIN)[:4] + b"\xff" * 12 + bytes(99)),
-        (NAME, idx(TRAIN)[:4] + b"\0\0\x01\0" * 3 + bytes(99)),
-        (NAME, idx(TRAIN_LABELS)),
         (NAME, b"\0\0\x0d" + idx(TRAIN)[3:]),
-        (f"{NAME}.gz", PACKED[:9]),
         (f"{NAME}.gz", PACKED[:-9]),
         (f"{NAME}.gz", PACKED[:200] + b"\x55" + PACKED[201:]),
         (f"{NAME}.gz", BOMB),

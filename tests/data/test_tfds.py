@@ -231,7 +231,8 @@ def test_another_set_of_the_same_name_is_decoded_again(own_set, tmp_path):
     np.testing.assert_array_equal(one, 255 - other)
 
 
-def test_only_the_refusing_host_is_named():
+def test_only_the_refusing_host_is_named(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
         refusing = f"127.0.0.1:{closed.getsockname()[1]}"
         closed.close()
