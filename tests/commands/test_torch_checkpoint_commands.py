@@ -18,7 +18,7 @@ def test_there_and_back(done, published, tmp_path):
     given = ("--data_source=arrays", "--data_path=no/images.npy", "--license=mit", f"--report={tmp_path}/map.csv")
     printed = done(IMPORT, f"--checkpoint={FIXTURE}", f"--output={runs}", *given)
     assert "cifar10, step 7." in printed
-    assert "does not follow from 7 steps in 3 epochs" in printed
+    assert "at step 7 of train.steps = " in printed
     assert "nothing at --data_path=no/images.npy yet" in printed
     assert f"nvae-evaluate --workdir='{runs}'\n" in printed and (tmp_path / "map.csv").is_file()
     data = json.loads((runs / "config.json").read_text())["data"]
@@ -54,7 +54,6 @@ def test_places_of_an_import(tmp_path):
     (tmp_path / "full" / "notes.txt").touch()
     for message, file, output, report in (
         ("no such file", "none.pt", "new", None),
-        ("a folder", "full", "new", None),
         ("not an empty folder; name a new", "x.pt", "full", None),
         ("not an empty folder; name a new", "x.pt", "x.pt", None),
         ("is a file", "x.pt", "x.pt/below", None),
