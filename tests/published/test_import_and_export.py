@@ -139,19 +139,6 @@ def test_training_goes_on_at_the_files_step_with_moments_of_zero(trained_run):
 
 
 @pytest.mark.slow
-def test_an_old_file_without_some_settings_and_without_steps(published, tmp_path):
-    content = published.read("normal_decoder_tiny.pt")
-    for name in ("ada_groups", "min_groups_per_scale", "warmup_epochs"):
-        delattr(content["args"], name)
-    old = {key: value for key, value in content.items() if key not in ("optimizer", "epoch", "global_step")}
-    path = published.saved(old, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    imported = import_run(path, tmp_path / "run")
-    assert (imported.step, imported.defaults) == (0, ("optimizer.warmup_epochs",))
-    expected = nvae_tf.from_torch_checkpoint(FIXTURES / "normal_decoder_tiny.pt")
-    np.testing.assert_array_equal(nvae_tf.load(tmp_path / "run").generate(2, seed=1), expected.generate(2, seed=1))
-
-
-@pytest.mark.slow
 def test_an_import_of_an_exported_file_has_its_weights_and_settings(own_run, own_file, tmp_path):
     moved = dict(data_path="/elsewhere", data_source="folder")
     imported = import_run(own_file, tmp_path / "back", **moved)

@@ -147,6 +147,15 @@ def test_instead_of_a_damaged_one_the_one_before_is_used(folder, model, change, 
     assert saved_steps(folder.checkpoints) == [10, 12]
 
 
+def test_one_with_nan_is_passed_over(folder, model):
+    mark(model, 15)
+    model.trainable_weights[3].assign(tf.fill(model.trainable_weights[3].shape, float("nan")))
+    state_of(folder, model, keep=3).save(15)
+    _, step, (line,) = restored(folder, model)
+    assert step == number_of(model) == 10.0
+    assert re.search(r"step-15 \(model/.* is not finite\); step-10 is used", line)
+
+
 def test_without_a_whole_one_it_is_an_error_and_nothing_is_touched(folder, model):
     damage(folder.checkpoints, 10)
     damage(folder.checkpoints, 5, "index")

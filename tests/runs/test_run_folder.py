@@ -11,6 +11,7 @@ import pytest
 import nvae_tf
 from nvae_tf.config import DataSpec, ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import (
     ImageCounts,
@@ -68,6 +69,15 @@ def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, ch
     with pytest.raises(ValueError, match=message):
         TrainingState(folder.checkpoints, model, model.optimizer, 2).restore()
     assert_same(model.get_weights(), before)
+
+
+def test_settings_of_a_far_larger_model_are_refused_before_it_is_made(folder, monkeypatch):
+    monkeypatch.setattr(loading, "NVAE", lambda *_, **__: pytest.fail("the model is made"))
+    folder.recorded_config_file.unlink()
+    other = dataclasses.replace(MODEL, num_channels_encoder=4096)
+    folder.config_file.write_text(config_to_json(dataclasses.replace(CONFIG, model=other)))
+    with pytest.raises(ValueError, match=r"step-10: a checkpoint of another arch.* at least [0-9,]{5,}$"):
+        nvae_tf.load(folder.path)
 
 
 def test_settings_that_do_not_fit_the_weights_are_named_and_may_be_meant(folder):
