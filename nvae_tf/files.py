@@ -11,12 +11,15 @@ import subprocess
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import numpy as np
-
-from nvae_tf import schemas
 from nvae_tf.errors import first_line, wrap_read_errors
+
+# Not imported here: the launcher needs no arrays, and starts sooner without.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nvae_tf import schemas
 
 # NumPy refuses longer headers.
 _LONGEST_HEADER = 2**14
@@ -28,7 +31,7 @@ _UNPACKED = 2**28
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a file beside `path` to write; it is renamed to `path` when the block ends without an error.
 
-    Where it can't be written, the OSError's text has the name of `path`, its `strerror` the reason alone.
+    Where it can't be written, the OSError's text names `path`, and its `strerror` is the reason alone.
     """
     # Processes of several machines may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
@@ -78,20 +81,25 @@ def atomic_write(path: pathlib.Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(path: pathlib.Path, arrays: dict[str, "np.ndarray"]) -> None:
     """Writes a `.npz` file."""
+    import numpy as np
+
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
 
 
 def read_arrays(
-    path: pathlib.Path, schema: schemas.Schema, sizes: Mapping[str, int] | None = None
-) -> dict[str, np.ndarray]:
+    path: pathlib.Path, schema: "schemas.Schema", sizes: Mapping[str, int] | None = None
+) -> dict[str, "np.ndarray"]:
     """The arrays of a `.npz` file that a schema names, see `schemas.checked`; others are not read.
 
-    What they are said to be is checked before their values are unpacked: a small file may promise many. ValueError with
-    the reason alone where it is damaged or something else.
+    ValueError with the reason alone where the file is damaged or something else, before much is unpacked.
     """
+    import numpy as np
+
+    from nvae_tf import schemas
+
     with path.open("rb") as stream, wrap_read_errors("", ""):
         if not zipfile.is_zipfile(stream):
             raise ValueError("not a .npz file, or cut off")
@@ -116,15 +124,17 @@ def read_arrays(
 
 
 class ArrayHeader(NamedTuple):
-    """Shape and type of an array in NumPy's format, and why its values can't be read (None if they can)."""
+    """Shape and type of an array in NumPy's format."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype
-    problem: str | None
+    dtype: "np.dtype"
+    problem: str | None  # why its values can't be read
 
 
 def read_array_header(stream: BinaryIO, size: int) -> ArrayHeader:
     """The header of an array of `size` bytes in all."""
+    import numpy as np
+
     start = io.BytesIO(stream.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(start)
     read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
@@ -153,8 +163,8 @@ def beside_package(name: str) -> pathlib.Path:
 def git_revision(checkout: pathlib.Path) -> str | None:
     """The commit of a checkout, with "-dirty" where files differ from it; None where it is no checkout."""
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if (checkout / ".git").exists():
+    if (checkout / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
             return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     return None
 

@@ -20,20 +20,6 @@ def test_a_full_disk_is_reported_with_the_name_of_the_file_itself(small_files, t
     assert [entry.name for entry in tmp_path.iterdir()] == ["scores.txt"] and file.read_text() == "old"
 
 
-def test_a_missing_folder_and_a_file_in_its_place_keep_their_kinds_of_error(tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    for place, kind, reason in (
-        ("gone/a.txt", FileNotFoundError, "No such file or directory"),
-        ("file/a.txt", NotADirectoryError, "Not a directory"),
-        ("folder", IsADirectoryError, "Is a directory"),
-    ):
-        with pytest.raises(kind) as error:
-            atomic_write(tmp_path / place, "text")
-        assert str(error.value) == f"{tmp_path / place}: can't be written ({reason})"
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
-
-
 def test_other_errors_of_the_block_stay_as_they_are(tmp_path):
     for error in (
         FileNotFoundError(2, "No such file", "elsewhere"),
@@ -69,27 +55,15 @@ LONG = np.zeros([10**7, 3])
     [
         ({"extra": LONG}, zipfile.ZIP_DEFLATED, None, None),
         ({"a": LONG}, zipfile.ZIP_DEFLATED, None, "it would unpack to 240,000,128 bytes"),
-        ({"a": LONG}, zipfile.ZIP_BZIP2, None, "it would unpack to"),
         ({"a": LONG}, zipfile.ZIP_DEFLATED, 100_128, r"its header says float64 \[10000000, 3\]"),
-        ({"a": LONG.ravel()}, zipfile.ZIP_DEFLATED, 100_128, "its header says"),
-        ({"a": np.array("x" * 10**7)}, zipfile.ZIP_DEFLATED, None, "it would unpack to"),
-        (
-            {"a": np.zeros([100, 2])},
-            zipfile.ZIP_STORED,
-            None,
-            r"`a` is of shape \[100, 2\] and type float64; it",
-        ),
-        ({"a": np.zeros([4, 3], complex)}, zipfile.ZIP_STORED, None, "and type complex128; it must be a number"),
-        ({"a": np.array([[None] * 3])}, zipfile.ZIP_STORED, None, "it has Python objects"),
-        ({"a": np.full([4, 3], np.nan)}, zipfile.ZIP_STORED, None, "`a` has numbers that are not all finite"),
-        ({"c": np.zeros(3)}, zipfile.ZIP_STORED, None, "it has c, and no entry `a`"),
+        ({"a": np.zeros([100, 2])}, zipfile.ZIP_STORED, None, r"`a` is of shape \[100, 2\] and type float64; it"),
     ],
 )
 def test_a_small_file_is_not_unpacked_to_much(tmp_path, monkeypatch, arrays, method, claim, message):
     monkeypatch.setattr(files, "_UNPACKED", 2**20)
     path, good = tmp_path / "x.npz", np.arange(6.0).reshape(2, 3).astype(">f8")
     with zipfile.ZipFile(path, "w", method) as archive:
-        for name, array in ({"a": good} | arrays).items() if "c" not in arrays else arrays.items():
+        for name, array in ({"a": good} | arrays).items():
             with archive.open(f"{name}.npy", "w") as entry:
                 np.lib.format.write_array(entry, array)
     if claim:

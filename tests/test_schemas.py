@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nvae_tf.schemas import ABOUT, LATENT_SHAPES, OWNER, Field, parsed, read_object
+from nvae_tf.schemas import ABOUT, LATENT_SHAPES, OWNER, parsed
 
 GOOD = {"step": 3, "weights_sha256": "ab"}
 
@@ -17,28 +17,23 @@ def error_of(text, schema):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        *((json.dumps(GOOD | {"step": step}), "`step`") for step in (True, 1.5, "3", None, [3], {}, -1, 10**30)),
-        ('{"step": 1e400, "weights_sha256": ""}', "`step` is inf; it must be a whole number"),
+        *((json.dumps(GOOD | {"step": step}), "`step`") for step in (True, 1.5, "3", None, -1, 10**30, "x" * 10**6)),
         ('{"step": NaN, "weights_sha256": ""}', "`step` is nan; it must be a whole number"),
-        (json.dumps({"step": "x" * 10**6, "weights_sha256": ""}), "`step`"),
         (json.dumps({"step": 1}), "it has step, and no entry `weights_sha256`"),
-        *((text, "must be an object") for text in ("[]", "5", "null", '"x"', "[[1, 2]]")),
-        *((text, "not JSON") for text in ("", "{", "[" * 100_000, "9" * 5000)),
+        ("[[1, 2]]", "must be an object"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_values_of_json_that_can_not_be(text, message):
     assert message in error_of(text, OWNER)
 
 
-@pytest.mark.parametrize(
-    "shapes", [[], [3], [[1, 2]], [[1, 2, 3], [1, 2]], [[1, 2, 0]], [[1, 2, "3"]], [[1, 2, 3.0]], {}]
-)
-def test_lists_are_as_arrays(shapes):
-    assert "`latent_shapes`" in error_of(json.dumps({"latent_shapes": shapes}), LATENT_SHAPES)
+def test_lists_are_as_arrays():
+    assert "`latent_shapes`" in error_of('{"latent_shapes": [[1, 2, 3], [1, 2]]}', LATENT_SHAPES)
     assert parsed('{"latent_shapes": [[1, 2, 3]], "x": 1}', LATENT_SHAPES) == {"latent_shapes": [[1, 2, 3]]}
 
 
-def test_named_sizes_and_objects_in_objects(tmp_path):
+def test_named_sizes_and_objects_in_objects():
     about = dict.fromkeys(("groups", "proposals", "steps", "seed", "images"), 2)
     about |= {"kind": "classifier", "log_normalizers": [], "log_normalizer_errors": [0]}
     about |= {
@@ -54,9 +49,3 @@ def test_named_sizes_and_objects_in_objects(tmp_path):
     assert "cross_entropy" not in parsed(json.dumps(without | {"components": 2}), ABOUT)
     del about["bounds"]["model"]
     assert "`bounds`: it has images, reweighted, samples, and no entry `model`" in error_of(json.dumps(about), ABOUT)
-    file = tmp_path / "x.json"
-    file.write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="x.json: not JSON"):
-        read_object(file, {"a": Field("truth value")})
-    file.write_text('{"a": true}')
-    assert read_object(file, {"a": Field("truth value")}) == {"a": True}

@@ -49,7 +49,7 @@ class RunSettings(NamedTuple):
     images: ImageCounts | None
     origin: Origin = Origin()
     defaults: tuple[str, ...] = ()  # settings that the file lacks, which are this project's defaults
-    assumed: str | None = None  # a sentence about what was assumed of the run's length
+    assumed: str | None = None  # a sentence where the run's length had to be assumed
     parameters: int = 0  # trained numbers of the model
 
 
@@ -146,49 +146,29 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
         defaults += [f"{group}.{name}" for name in names if name not in args]
     # The types of all settings are checked before they are calculated with.
     config = config_from_dict(ExperimentConfig, settings)
-    train, counts = config.train, images.counts
-    step, total_steps, replicas, assumed = _length(epoch, global_step, config, counts[0] if counts else None)
+    train, counts, assumed = config.train, images.counts, None
+    num_images = counts[0] if counts else 0
+    replicas = _replicas(epoch, global_step, train.batch_size, num_images)
+    epoch_steps = max(num_images // (train.batch_size * (replicas or 1)), 1)
+    step = (epoch or 0) * epoch_steps if global_step is None else global_step
+    # Whatever is missing, learning rate and KL weight must be those of the part of the run that is over.
+    total_steps = train.epochs * epoch_steps
+    if replicas is None and global_step:
+        total_steps = step if epoch is None else round(train.epochs * step / max(epoch, 1))
+    total_steps = max(total_steps, step)
     if replicas is None and step > 0:
         config = dataclasses.replace(config, train=dataclasses.replace(train, steps=total_steps))
+    if replicas is None and (step > 0 or epoch is global_step is None):
+        where = f"it is taken to be at step {step:,} of train.steps = {total_steps:,}"
+        assumed = f"The length of its run does not follow from the file: {where}."
     config = resolve_lengths(config, max(total_steps // train.epochs, 1), total_steps)
     images = ImageCounts(*counts, replicas * train.batch_size) if counts and replicas else None
     return RunSettings(config, step, images, defaults=tuple(defaults), assumed=assumed)
 
 
-def _length(
-    epoch: int | None, step: int | None, config: ExperimentConfig, num_images: int | None
-) -> tuple[int, int, int | None, str | None]:
-    """The step of a published run, its length in steps, its number of GPUs if that follows, and what was assumed.
-
-    Whatever is missing, learning rate and KL weight must be those of the part of the run that is over.
-    """
-    train = config.train
-    replicas = _replicas(epoch, step, train.batch_size, num_images)
-    if replicas is not None:
-        return step, max(train.epochs * (num_images // (train.batch_size * replicas)), step), replicas, None
-    epoch_steps = max((num_images or 0) // train.batch_size, 1)  # as on one GPU
-    reached, total, assumed = 0, train.epochs * epoch_steps, None
-    if step and epoch is None:
-        reached = total = step
-        assumed = f"The file has no epoch, so it is taken to be of the end of its run: train.steps = {step:,}."
-    elif step:
-        reached, total = step, max(round(train.epochs * step / max(epoch, 1)), step)
-        rate = f"At that rate its {train.epochs} epochs are train.steps = {total:,}."
-        assumed = f"On how many GPUs it was trained does not follow from {step:,} steps in {epoch} epochs. {rate}"
-    elif step is None and epoch is None:
-        fix = "To train the weights on, start a new run from them (train.initialize_from)."
-        assumed = f"The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. {fix}"
-    elif step is None and epoch:
-        reached = epoch * epoch_steps
-        total = max(reached, total)
-        counted = f"{epoch} epochs are counted as {epoch_steps:,} steps each, as on one GPU"
-        assumed = f"The file has no steps, so its {counted}: it is of step {reached:,} of train.steps = {total:,}."
-    return reached, total, None, assumed
-
-
-def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: int | None) -> int | None:
+def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: int) -> int | None:
     """The GPUs that explain both the steps and the epochs of a file, of which an early stop may have cut the last."""
-    if epoch is None or not step or num_images is None:
+    if epoch is None or not step or not num_images:
         return None
     epoch_steps = [step // finished for finished in (epoch, epoch + 1) if finished and step % finished == 0]
     numbers = range(1, 257)  # up to more GPUs than any published run had

@@ -1,4 +1,4 @@
-"""Where the commands read and write, checked before TensorFlow and torch start; run folders are written atomically."""
+"""Where the commands read and write, checked before TensorFlow and torch start."""
 
 import contextlib
 import importlib.util
@@ -18,8 +18,7 @@ def check_torch() -> None:
 def check_file(path: pathlib.Path) -> None:
     """Raises FileNotFoundError unless there is a file at `path`."""
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"{path}: {what}; give the path of a published checkpoint (.pt)")
+        raise FileNotFoundError(f"{path}: no such file; give the path of a published checkpoint (.pt)")
 
 
 def check_import_places(checkpoint: pathlib.Path, output: pathlib.Path, report: pathlib.Path | None) -> None:
@@ -60,5 +59,4 @@ def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
             yield written
     except OSError as error:
         reason = error.strerror or first_line(error).rpartition(f"/{place.name}/")[2]
-        failed = f"--output={output}: could not be written, and nothing of it is left ({reason})"
-        raise OSError(f"{failed}. Make room on its disk, or name a folder on another one") from error
+        raise OSError(f"--output={output}: could not be written ({reason}). Make room, or name another disk") from error

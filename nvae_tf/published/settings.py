@@ -38,9 +38,11 @@ PUBLISHED_IMAGES = {
 }
 
 # This project's names of settings, by group, and the published ones.
-_SAME_NAMES = ("num_latent_scales", "num_groups_per_scale", "min_groups_per_scale", "num_latent_per_group")
-_SAME_NAMES += ("num_preprocess_blocks", "num_preprocess_cells", "num_postprocess_blocks", "num_postprocess_cells")
-MODEL_SETTINGS = {name: name for name in _SAME_NAMES} | {
+_SAME_NAMES = """
+num_latent_scales num_groups_per_scale min_groups_per_scale num_latent_per_group
+num_preprocess_blocks num_preprocess_cells num_postprocess_blocks num_postprocess_cells
+""".split()
+MODEL_SETTINGS = dict(zip(_SAME_NAMES, _SAME_NAMES, strict=True)) | {
     "num_channels_encoder": "num_channels_enc",
     "num_channels_decoder": "num_channels_dec",
     "num_cells_per_group_encoder": "num_cell_per_cond_enc",
@@ -67,8 +69,9 @@ _DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 
 # Of the `args` of a file; others have no effect.
 USED_SETTINGS = {"dataset", "num_x_bits", *MODEL_SETTINGS.values(), *OBJECTIVE_SETTINGS.values()}
 USED_SETTINGS |= {*OPTIMIZER_SETTINGS, *TRAIN_SETTINGS}
-# Which branch of a cell set stands in which of the published tables.
-_TABLES = {"enc": "encoder", "dec": "decoder", "pre": "preprocess", "post": "postprocess"}
+# Which branch of a cell set stands in which of the published tables, and how its cells change the size.
+_TABLES = {"enc": ("encoder", "down"), "dec": ("decoder", "up")}
+_TABLES |= {"pre": ("preprocess", "down"), "post": ("postprocess", "up")}
 
 
 def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
@@ -109,10 +112,9 @@ def _setting(settings: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def published_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """The `args` of a published checkpoint for the settings of an experiment.
+    """The `args` of a published checkpoint for an experiment; ValueError where they can't express a setting.
 
-    The data set is the published one of the same name, or else with such images. ValueError where the published form
-    can't express a setting.
+    The data set is the published one of the same name, or else with such images.
     """
     model, total_steps = config.model, config.objective.total_steps
     # A warm-up that is not set is that of the run's length.
@@ -139,16 +141,15 @@ def differing_settings(model: ModelConfig, other: ModelConfig) -> list[str]:
 
 def cell_tables(cell_set: str) -> dict[str, list[str]]:
     """The operations of a cell set's branches, as `arch_instance` of published checkpoints has them."""
-    tables = {}
-    for short, part in _TABLES.items():
+    tables = {"ar_nn": [""]}
+    for short, (part, change) in _TABLES.items():
         branch = getattr(CELL_SETS[cell_set], part)
         if isinstance(branch, InvertedBranch):
             operations = [f"mconv_e{branch.expansion}k{branch.kernel_size}g{branch.groups or 0}"]
         else:
             operations = [f"res_{operation}" for operation in branch.operations]
-        change = "down" if short in ("enc", "pre") else "up"
-        tables |= {f"{kind}_{short}": operations for kind in ("normal", change)}
-    return tables | {"ar_nn": [""]}
+        tables |= {f"normal_{short}": operations, f"{change}_{short}": operations}
+    return tables
 
 
 def _data_set(config: ExperimentConfig) -> str:

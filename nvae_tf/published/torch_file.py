@@ -20,8 +20,6 @@ from nvae_tf.published.weights import check_implied_size, load_published_weights
 
 OWN_KEY = "nvae_tf"  # the entry that this project adds to the files that it writes
 _AGAIN = "the file is damaged, get it again from its source"
-# Weights hardly shrink when they are compressed: a file that would grow more than this is no checkpoint.
-_LARGEST_GROWTH, _GROWTH_MARGIN = 4, 64 << 20
 _LONGEST_TEXT = 500  # characters of a name or a setting
 
 
@@ -55,7 +53,7 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
         for name in ("epoch", "global_step"):
             if type(count := content.setdefault(name, None)) not in (int, type(None)) or (count or 0) < 0:
                 raise ValueError(f"{name!r} = {str(count)[:50]!r} is not a number of steps or epochs; {_AGAIN}")
-        state = _weights(_mapping(content, "state_dict"), path.stat().st_size)
+        state = _weights(_mapping(content, "state_dict"), _largest_size(path))
         settings, own = _settings(_mapping(content, "args")), _mapping(content, OWN_KEY)
         return TorchCheckpoint(settings, state, content["epoch"], content["global_step"], own)
     except PermissionError:
@@ -82,15 +80,20 @@ def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
     return model
 
 
+def _largest_size(path: pathlib.Path) -> int:
+    """The bytes to which a file may unpack: weights hardly shrink when they are compressed."""
+    return 4 * path.stat().st_size + (64 << 20)
+
+
 def _check_archive(path: pathlib.Path) -> None:
     """ValueError unless a file is a whole archive of a plausible size; files from before PyTorch 1.6 are none."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        records, size = archive.infolist(), path.stat().st_size
+        records = archive.infolist()
         unpacked = sum(record.file_size for record in records)
-        if unpacked > _LARGEST_GROWTH * size + _GROWTH_MARGIN:
-            raise ValueError(f"would unpack from {size:,} to {unpacked:,} bytes, as no checkpoint does; {_AGAIN}")
+        if unpacked > _largest_size(path):
+            raise ValueError(f"would unpack to {unpacked:,} bytes, as no checkpoint does; {_AGAIN}")
         if len({record.filename.lower() for record in records}) < len(records):
             raise ValueError(f"has two records of one name; {_AGAIN}")
         # PyTorch can be asked to write no checksums: then all of them are zero.
@@ -115,9 +118,9 @@ def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain = {
         name: value
         for name, value in settings.items()
-        if (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
+        if isinstance(value, int | None)
         or (isinstance(value, float) and math.isfinite(value))
-        or isinstance(value, int | None)
+        or (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
     }
     if wrong := sorted(USED_SETTINGS & (settings.keys() - plain.keys())):
         fault = "neither a finite number nor a short text"
@@ -125,7 +128,7 @@ def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _weights(state: Mapping[str, Any], file_size: int) -> dict[str, np.ndarray]:
+def _weights(state: Mapping[str, Any], largest: int) -> dict[str, np.ndarray]:
     """The tensors of `state_dict` as arrays, with bfloat16 as TensorFlow's type of that name."""
     import torch
 
@@ -140,6 +143,6 @@ def _weights(state: Mapping[str, Any], file_size: int) -> dict[str, np.ndarray]:
         else:
             arrays[name] = tensor.detach().numpy()
     # A tensor may repeat one number of the file without end.
-    if sum(array.nbytes for array in arrays.values()) > _LARGEST_GROWTH * file_size + _GROWTH_MARGIN:
+    if sum(array.nbytes for array in arrays.values()) > largest:
         raise ValueError(f"its tensors are far larger than the file; {_AGAIN}")
     return arrays

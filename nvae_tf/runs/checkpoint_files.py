@@ -11,17 +11,18 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf.errors import first_line
-from nvae_tf.files import atomic_write
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints
+# The end of messages about missing checkpoints.
+BEST_INSTEAD = '. --checkpoint=best, or checkpoint="best" in Python, takes the one with the best test score, if any'
 _STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
 # A checkpoint with NaN or infinity in one of these can't be continued.
 _FINITE = ("model/", "averages/", "optimizer/")
@@ -31,6 +32,11 @@ def steps_of_files(folder: pathlib.Path, kind: str = "index") -> list[int]:
     """The steps for which a folder has an `index` or a `data` file, in order."""
     matches = (re.fullmatch(rf"step-(\d+)\.{kind}(-.*)?", entry.name) for entry in folder.glob("step-*"))
     return sorted({int(match[1]) for match in matches if match})
+
+
+def steps_of_any_files(folder: pathlib.Path) -> set[int]:
+    """The steps for which a folder has an `index` file, a `data` file, or both."""
+    return {*steps_of_files(folder, "index"), *steps_of_files(folder, "data")}
 
 
 def latest_step(folder: pathlib.Path) -> int:
@@ -43,21 +49,13 @@ def step_of(prefix: str) -> int:
     return int(prefix.rpartition("-")[2])
 
 
-def prefix_of(folder: pathlib.Path, step: int) -> str:
-    """The folder and the beginning of the names of a checkpoint's files."""
-    return str(folder / f"step-{step}")
-
-
 def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
-    """Writes a step's checkpoint, by `write` at a prefix, beside its place and moves it there when it is on the disk.
-
-    Replaces the files of the step that are there; nothing half-written is left.
-    """
+    """Writes a step's checkpoint, by `write` at a prefix, beside its place and moves it there when it is on disk."""
     partial = folder / f".step-{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        write(prefix_of(partial, step))
+        write(f"{partial}/step-{step}")
         files = sorted(partial.iterdir(), key=lambda file: file.suffix == ".index")
         for file in files:
             # Some file systems report a full disk only when a file is flushed.
@@ -78,8 +76,7 @@ def remove_checkpoint(folder: pathlib.Path, step: int) -> None:
 
 def remove_partial(folder: pathlib.Path) -> set[int]:
     """Removes what killed processes have left half-written, and returns the steps of checkpoints among it."""
-    # TensorFlow's list is written beside its place too.
-    entries = [*folder.glob(".*.partial"), *folder.glob("checkpoint.tmp*")]
+    entries = list(folder.glob(".*.partial"))
     for entry in entries:
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
@@ -93,12 +90,6 @@ def read_list(folder: pathlib.Path) -> list[int]:
     file = folder / "checkpoint"
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     return [int(step) for step in re.findall(r'^all_model_checkpoint_paths: ".*step-(\d+)"$', text, re.MULTILINE)]
-
-
-def write_list(folder: pathlib.Path, steps: Sequence[int]) -> None:
-    """Writes TensorFlow's list of a folder's checkpoints, the latest last, for `tf.train.latest_checkpoint`."""
-    lines = [f'all_model_checkpoint_paths: "step-{step}"\n' for step in steps]
-    atomic_write(folder / "checkpoint", f'model_checkpoint_path: "step-{steps[-1]}"\n{"".join(lines)}')
 
 
 def checkpoint_sha256(prefix: str) -> str:
@@ -121,7 +112,7 @@ def stored_shapes(prefix: str) -> dict[str, list[int]]:
 
 @contextlib.contextmanager
 def wrap_checkpoint_errors(prefix: str) -> Iterator[None]:
-    """Raises a ValueError, the checkpoint is damaged or gone, for TensorFlow's errors of many kinds in its block."""
+    """Raises a ValueError for the many kinds of errors that TensorFlow raises where a checkpoint is damaged or gone."""
     try:
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError):
@@ -158,8 +149,8 @@ def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
     if prefix is None and steps_of_files(folder):
         latest = latest_step(folder)
         raise ValueError(
-            f"{prefix_of(folder, latest)}: the checkpoint is damaged ({unusable[latest]}), and there is no other that "
-            f"is whole. Restore its files from a copy, or delete {folder} to start the run anew{best_instead(folder)}"
+            f"{folder}/step-{latest}: the checkpoint is damaged ({unusable[latest]}), and there is no other that is "
+            f"whole. Restore its files from a copy, or delete {folder} to start the run anew{BEST_INSTEAD}"
         )
     return ChosenCheckpoint(prefix, unusable, score)
 
@@ -172,21 +163,10 @@ def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
     return ChosenCheckpoint(prefix, unusable, score)
 
 
-def best_instead(checkpoints: pathlib.Path) -> str:
-    """What to do where no latest checkpoint can be used, as the end of a message; empty where there is no best one."""
-    best = find_best(checkpoints / BEST)
-    if best.prefix is None:
-        return ""
-    return (
-        f'. The best one, of step {best.step}, is whole: --checkpoint=best, or checkpoint="best" in Python; or copy '
-        f"{best.prefix}.* into {checkpoints}, and training continues from there"
-    )
-
-
 def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[tuple[float, str]]:
     """Yields scores and prefixes of whole checkpoints, the newest first; puts the faults of others into `unusable`."""
-    for step in sorted({*steps_of_files(folder, "index"), *steps_of_files(folder, "data")}, reverse=True):
-        prefix = prefix_of(folder, step)
+    for step in sorted(steps_of_any_files(folder), reverse=True):
+        prefix = f"{folder}/step-{step}"
         try:
             yield _checked_score(folder, step, prefix), prefix
         except (MemoryError, tf.errors.ResourceExhaustedError):

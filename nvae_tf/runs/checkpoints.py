@@ -1,10 +1,6 @@
-"""The checkpoints of a run: what they hold, and how a training or a model is restored from them.
-
-How their files are named, written and chosen is in `checkpoint_files`.
-"""
+"""The checkpoints of a run: what they hold, and how a training or a model is restored from them."""
 
 import contextlib
-import math
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,9 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from nvae_tf.config import ModelConfig
 from nvae_tf.errors import first_line
-from nvae_tf.latent_plan import fewest_weights
+from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights, inner_optimizer
 from nvae_tf.optimization.adamax import start_averages
@@ -42,14 +37,7 @@ class TrainingState:
       whole_step: the step of the newest whole checkpoint; None without one.
     """
 
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        model: NVAE,
-        optimizer: keras.optimizers.Optimizer,
-        keep: int,
-        others: Sequence[tf.Variable] = (),
-    ):
+    def __init__(self, folder: pathlib.Path, model: NVAE, optimizer: keras.Optimizer, keep: int, others: Sequence = ()):
         self.folder, self.whole_step = folder, None
         self._model, self._best_folder, self._keep = model, folder / files.BEST, keep
         self._lowest_score, self._unusable = float("inf"), {}
@@ -79,6 +67,7 @@ class TrainingState:
         with self._wrap_write_errors(self.folder, step):
             write_checkpoint(self.folder, step, self._checkpoint.write)
             self.whole_step = step
+            self._unusable.pop(step, None)
             # The weights of step 0, which no step has trained, are not listed, and go when there are others.
             if step > 0:
                 self._keep_newest(step)
@@ -87,11 +76,12 @@ class TrainingState:
         listed, present = files.read_list(self.folder), files.steps_of_files(self.folder)
         usable = [earlier for earlier in present if 0 < earlier < step and earlier not in self._unusable]
         if listed:
-            # Earlier versions took steps off the list to keep them for good; a killed process may not have listed its
-            # last one.
+            # Earlier versions took steps off the list to keep them; a killed process may not have listed its last one.
             usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
         steps = [*usable, step]
-        files.write_list(self.folder, steps[-self._keep :])
+        # TensorFlow's list, for `tf.train.latest_checkpoint`.
+        lines = [f'all_model_checkpoint_paths: "step-{kept}"\n' for kept in steps[-self._keep :]]
+        atomic_write(self.folder / "checkpoint", f'model_checkpoint_path: "step-{step}"\n{"".join(lines)}')
         for earlier in [0, *steps[: -self._keep]]:
             files.remove_checkpoint(self.folder, earlier)
 
@@ -103,9 +93,8 @@ class TrainingState:
             self._score.assign(score)
             write_checkpoint(self._best_folder, step, self._best_checkpoint.write)
             self._lowest_score = score
-            for kind in ("index", "data"):
-                for other in {*files.steps_of_files(self._best_folder, kind)} - {step}:
-                    files.remove_checkpoint(self._best_folder, other)
+            for other in files.steps_of_any_files(self._best_folder) - {step}:
+                files.remove_checkpoint(self._best_folder, other)
 
     def restore(self, report: Callable[[str], object] = print, tidies: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `whole_step` None, where there is none.
@@ -195,8 +184,8 @@ def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Varia
 def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
     """Restores a model's weights; returns whether they are exponential moving averages (EMA), which a run may keep.
 
-    Without `averages` they are the weights themselves. ValueError, before anything is assigned: the checkpoint is
-    damaged or of another architecture.
+    Without `averages` they are the weights themselves. Raises what `check_architecture` raises, before anything is
+    assigned.
     """
     weights = check_architecture(model, prefix)
     with wrap_checkpoint_errors(prefix):
@@ -225,23 +214,11 @@ def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bo
         # The same variables once more; a file has a variable by the first of its names.
         checkpoint.averages = nested({name: weight for name, weight in weights.items() if weight.trainable})
     write_checkpoint(folder, step, checkpoint.write)
-    return files.prefix_of(folder, step)
-
-
-def check_size(config: ModelConfig, prefix: str) -> None:
-    """ValueError where settings ask for more weights than a checkpoint has: such a model is never built."""
-    stored = sum(math.prod(shape) for name, shape in stored_shapes(prefix).items() if name.startswith("model/"))
-    asked = fewest_weights(config)
-    if asked > stored:
-        fault = f"it has {stored:,} numbers, and they ask for at least {asked:,}"
-        raise ValueError(f"{prefix}: a checkpoint of another architecture than the settings: {fault}")
+    return f"{folder}/step-{step}"
 
 
 def check_architecture(model: NVAE, prefix: str) -> dict[str, keras.Variable]:
-    """ValueError if a model's weights differ from those in a checkpoint in names or shapes, or it is damaged.
-
-    Returns the weights by name, without those that only training uses where the checkpoint has none of them.
-    """
+    """The model's weights by the names of a checkpoint; ValueError if it is damaged or of other names or shapes."""
     stored = {
         name.removeprefix("model/").removesuffix(VALUE): list(shape)
         for name, shape in sorted(stored_shapes(prefix).items())
@@ -252,15 +229,13 @@ def check_architecture(model: NVAE, prefix: str) -> dict[str, keras.Variable]:
         weights = {name: weight for name, weight in weights.items() if not name.startswith(_ONLY_TRAINING)}
     expected = {name: list(weight.shape) for name, weight in weights.items()}
     differing = [name for name in expected | stored if stored.get(name) != expected.get(name)]
-    if not differing:
-        return weights
     # Names that one side lacks say most about the architecture, the vectors that belong to every kernel say least.
     differing.sort(key=lambda name: (name.startswith("spectral_"), name in stored and name in expected))
-    differences = [
-        f"{name}: {stored.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} in the model"
-        for name in differing[:5]
-    ]
-    raise ValueError(
-        f"{prefix}: a checkpoint of another architecture than the settings; {len(differing)} weights differ: "
-        f"{'; '.join(differences)}{' ...' if len(differing) > 5 else ''}. Use the checkpoint's own config.json"
-    )
+    if differing:
+        first = "; ".join(
+            f"{name}: {stored.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} in the model"
+            for name in differing[:5]
+        )
+        fault = f"a checkpoint of another architecture than the settings; {len(differing)} weights differ: {first}"
+        raise ValueError(f"{prefix}: {fault}. Use the checkpoint's own config.json")
+    return weights

@@ -17,15 +17,8 @@ import tensorflow as tf
 from nvae_tf import schemas
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models import NVAE
+from nvae_tf.models import reweighted_prior as priors
 from nvae_tf.models.outlier_scores import OutlierCalibration
-from nvae_tf.models.reweighted_prior import (
-    CHANCE,
-    NONE_LEARNED,
-    ReweightedPrior,
-    check_settings,
-    made_ratios,
-    proposals_of_groups,
-)
 from nvae_tf.progress import counted
 
 _Made = TypeVar("_Made")
@@ -39,7 +32,7 @@ def weights_sha256(model: NVAE) -> str:
     return digest.hexdigest()
 
 
-def write_prior(file: pathlib.Path, model: NVAE, step: int, reweighted: ReweightedPrior) -> None:
+def write_prior(file: pathlib.Path, model: NVAE, step: int, reweighted: priors.ReweightedPrior) -> None:
     """Writes a reweighted prior: `about`, JSON, and the weights of group g as `g/00`, `g/01`, ..."""
     arrays = {"about": np.array(json.dumps(reweighted.about))}
     for group, ratio in enumerate(reweighted.ratios):
@@ -47,21 +40,21 @@ def write_prior(file: pathlib.Path, model: NVAE, step: int, reweighted: Reweight
     _write(file, model, step, arrays)
 
 
-def read_prior(file: pathlib.Path, model: NVAE, step: int) -> ReweightedPrior | str:
+def read_prior(file: pathlib.Path, model: NVAE, step: int) -> priors.ReweightedPrior | str:
     """The reweighted prior of a model of this step; a text says why there is none."""
 
-    def made() -> ReweightedPrior:
+    def made() -> priors.ReweightedPrior:
         about, classes = read_about(file)[1], model.config.num_classes
-        check_settings(model, about["groups"], about["kind"], about["steps"], about["proposals"])
-        ratios = made_ratios(about["kind"], about["groups"], model.plan, classes, about.get("components", 1))
+        priors.check_settings(model, about["groups"], about["kind"], about["steps"], about["proposals"])
+        ratios = priors.made_ratios(about["kind"], about["groups"], model.plan, classes, about.get("components", 1))
         for group, ratio in enumerate(ratios):
             shapes = {f"{group}/{number:02d}": weight.shape for number, weight in enumerate(ratio.weights)}
             fields = {name: schemas.Field("number", shape, -1e6, 1e6) for name, shape in shapes.items()}
             ratio.set_weights(list(read_arrays(file, fields).values()))
-        return ReweightedPrior(ratios, about["proposals"], classes, about)
+        return priors.ReweightedPrior(ratios, about["proposals"], classes, about)
 
     if not file.is_file():
-        return NONE_LEARNED.replace("RUN", shlex.quote(str(file.parent)))
+        return priors.NONE_LEARNED.replace("RUN", shlex.quote(str(file.parent)))
     return _read(file, model, step, "nvae-prior", made)
 
 
@@ -73,13 +66,12 @@ def read_about(file: pathlib.Path) -> tuple[int, dict[str, Any]]:
 
 def prior_text(about: dict[str, Any]) -> str:
     """One line for people: which prior was learned, and its measurements."""
-    if about["kind"] == "mixture":
-        text = f"mixture of {about['components']} Gaussians of the top group"
-    else:
-        groups, proposals = about["groups"], proposals_of_groups(about["proposals"], about["groups"])
+    text = f"mixture of {about.get('components')} Gaussians of the top group"
+    if about["kind"] != "mixture":
+        groups, proposals = about["groups"], priors.proposals_of_groups(about["proposals"], about["groups"])
         text = (
             f"classifier of the top {counted(groups, 'group')}: cross-entropy of test images "
-            f"{_numbers(about['cross_entropy'])} (chance {CHANCE:.3f}); "
+            f"{_numbers(about['cross_entropy'])} (chance {priors.CHANCE:.3f}); "
             f"of {_numbers(proposals, 0)} proposals {_numbers(about['effective_proposals'], 1)} effective"
         )
     if bounds := about.get("bounds"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import warnings
@@ -11,9 +12,10 @@ import keras
 
 from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice
 from nvae_tf.errors import wrap_read_errors
+from nvae_tf.latent_plan import fewest_weights
 from nvae_tf.models import NVAE
-from nvae_tf.runs.checkpoint_files import best_instead, find_best, newest_whole, step_of
-from nvae_tf.runs.checkpoints import check_size, restore_weights
+from nvae_tf.runs.checkpoint_files import BEST_INSTEAD, find_best, newest_whole, step_of, stored_shapes
+from nvae_tf.runs.checkpoints import restore_weights
 from nvae_tf.runs.companions import read_calibration, read_prior
 from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
@@ -60,7 +62,11 @@ class TrainedRun:
     def _loaded(self) -> tuple[NVAE, bool]:
         # Wrong settings and checkpoints raise before a model is made.
         config, checkpoint = self.config, self.checkpoint
-        check_size(config.model, checkpoint)
+        shapes = stored_shapes(checkpoint).items()
+        stored = sum(math.prod(shape) for name, shape in shapes if name.startswith("model/"))
+        if (asked := fewest_weights(config.model)) > stored:
+            fault = f"it has {stored:,} numbers, and the settings ask for at least {asked:,}"
+            raise ValueError(f"{checkpoint}: a checkpoint of another architecture: {fault}")
         dropout = config.train.label_dropout if config.model.num_classes else 0.0
         model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
         has_ema = restore_weights(model, checkpoint)
@@ -124,10 +130,8 @@ def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
 def _newest(folder: RunFolder) -> str:
     newest = newest_whole(folder.checkpoints)
     if newest.prefix is None:
-        fix = "nvae-train writes one every train.checkpoint_every_steps steps and at its end"
-        raise FileNotFoundError(
-            f"{folder.path}: no checkpoint in {folder.checkpoints}; {fix}{best_instead(folder.checkpoints)}"
-        )
+        fix = f"nvae-train writes one every train.checkpoint_every_steps steps and at its end{BEST_INSTEAD}"
+        raise FileNotFoundError(f"{folder.path}: no checkpoint in {folder.checkpoints}; {fix}")
     warned = [newest.passed_over_line()] if newest.unusable else []
     if newest.step == 0 and not folder.origin_file.is_file():
         warned.append("step-0 is used, the weights before the first training step, as the only one")

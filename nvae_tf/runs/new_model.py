@@ -17,7 +17,7 @@ class ModelForTraining(NamedTuple):
 
     @property
     def variables(self) -> list:
-        """The variables that a checkpoint must hold besides weights, metrics and the optimizer's variables."""
+        """The variables that a checkpoint must hold besides those of model and optimizer."""
         return [*self.model.step_guard.variables, *self.schedule.variables]
 
 
@@ -34,9 +34,8 @@ def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_ste
         accumulate_steps=settings.accumulate_steps,
         label_dropout=settings.label_dropout if config.model.num_classes else 0.0,
     )
-    warmup_steps = round(rates.warmup_epochs * steps_per_epoch)
-    limits = rates.learning_rate, rates.learning_rate_min
-    schedule = LoweredRate(WarmupCosine(*limits, warmup_steps, steps_per_epoch, total_steps))
+    lengths = round(rates.warmup_epochs * steps_per_epoch), steps_per_epoch, total_steps
+    schedule = LoweredRate(WarmupCosine(rates.learning_rate, rates.learning_rate_min, *lengths))
     model.step_guard = RunawayGuard(settings.loss_tolerance)
     average = {"use_ema": True, "ema_momentum": rates.ema_momentum} if rates.ema_momentum else {}
     optimizer = NVAEAdamax(learning_rate=schedule, l2=rates.weight_decay, **average)

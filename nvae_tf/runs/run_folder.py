@@ -186,6 +186,9 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have removed the file after it was opened here.
+            if not folder.lock_file.exists() or not os.path.samefile(folder.lock_file, lock.fileno()):
+                raise BlockingIOError
         except BlockingIOError:
             lock.seek(0)
             raise ValueError(
@@ -202,9 +205,7 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
         try:
             yield
         finally:
-            # The lock file of a run stays: who opened it before it was removed would hold another lock.
             with contextlib.suppress(OSError):
-                if missing and [*folder.path.iterdir()] == [folder.lock_file]:
-                    folder.lock_file.unlink()
+                folder.lock_file.unlink()
                 for place in missing:
                     place.rmdir()

@@ -7,14 +7,7 @@ import shlex
 from collections.abc import Iterator
 
 import huggingface_hub
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors
 from huggingface_hub.utils import validate_repo_id
 
 from nvae_tf.config import did_you_mean
@@ -36,9 +29,9 @@ BEST_FILES = "checkpoints/best/step-*"
 _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
 # By kinds of errors, the special ones first, and by HTTP codes.
 _REASONS = {
-    GatedRepoError: f"this repository is open to people whom its owner lets in: ask on its page, then {_LOG_IN}",
-    RevisionNotFoundError: "there is no such revision of this repository",
-    RepositoryNotFoundError: f"there is no such repository, or it is private; check the name, or {_LOG_IN}",
+    errors.GatedRepoError: f"this repository is open to people whom its owner lets in: ask on its page, then {_LOG_IN}",
+    errors.RevisionNotFoundError: "there is no such revision of this repository",
+    errors.RepositoryNotFoundError: f"there is no such repository, or it is private; check the name, or {_LOG_IN}",
     401: f"the Hub asks who you are, or does not know your token; {_LOG_IN}",
     403: f"your token does not allow this; {_LOG_IN}, with one that does",
     412: "somebody has changed this repository meanwhile; publish the run again",
@@ -53,7 +46,13 @@ def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
     """
     text = os.fspath(place)
     if text.startswith(HUB):
-        return _fetch(text)
+        repo, _, revision = text.removeprefix(HUB).partition("@")
+        check_repo_name(repo, text)
+        patterns = [*SHARED_FILES, BEST_FILES]
+        with hub_errors_in_one_line(text):
+            return pathlib.Path(
+                huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns)
+            )
     if _is_bundled(text):
         return _BUNDLED / text
     if not os.path.exists(text) and (hint := did_you_mean(text, os.listdir(_BUNDLED))):
@@ -76,19 +75,11 @@ def _is_bundled(name: str) -> bool:
     return not os.path.exists(name) and name in os.listdir(_BUNDLED)
 
 
-def _fetch(place: str) -> pathlib.Path:
-    repo, _, revision = place.removeprefix(HUB).partition("@")
-    check_repo_name(repo, place)
-    patterns = [*SHARED_FILES, BEST_FILES]
-    with hub_errors_in_one_line(place):
-        return pathlib.Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
-
-
 def check_repo_name(repo: str, given: str) -> None:
     """ValueError, which begins with what was `given`, where a repository's name is not of the form user/name."""
     try:
         validate_repo_id(repo)
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise ValueError(f"{given}: {first_line(error)}") from None
     if repo.count("/") != 1:
         raise ValueError(f"{given}: {repo!r} is not the name of a repository; its form is user/name")
@@ -106,7 +97,7 @@ def hub_errors_in_one_line(place: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     # A failed upload, and a fetch that finds nothing in the cache either.
-    if isinstance(error, RuntimeError | LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    if isinstance(error, RuntimeError | errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     for kind, reason in _REASONS.items():
         if isinstance(kind, type) and isinstance(error, kind):

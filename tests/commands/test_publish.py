@@ -11,8 +11,7 @@ from tests.hub_server import TOKEN, HubServer
 def hub():
     server = HubServer()
     yield server
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 @pytest.mark.slow

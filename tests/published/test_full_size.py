@@ -17,7 +17,6 @@ from tests.command_fixtures import output_of
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
-# Of a file that has moments: with them it has more numbers than the largest of the published files has weights.
 PARAMETERS = 130_852_480
 MEGABYTE = 1 << 20
 # Imports, and prints the peak of the process's memory above that of one which has only started its libraries, in kB.
@@ -36,31 +35,24 @@ print(peak() - before)
 
 
 def write_published_file(path, published):
-    """Writes a file of CIFAR-10's architecture, of numbers drawn once; its number of parameters and last weight."""
+    """Writes a file of CIFAR-10's architecture, of numbers drawn once; returns its parameters and its last weight."""
     import torch
 
     config = experiment_config(presets.preset("cifar10"))
     drawn = 0.05 * torch.randn(30_000_000, generator=torch.Generator().manual_seed(0))
-    state, moments, parameters = {}, {}, 0
+    state, parameters = {}, 0
     for number, tensor in enumerate(published_tensors(published.without_arrays(config.model))):
         shape = published_shape(tensor)
         size = int(np.prod(shape))
-
-        def cut(factor, number=number, shape=shape, size=size):
-            # A tensor of its own: a view would bring all that were drawn into the file.
-            return drawn[factor * number : factor * number + size].reshape(shape).clone()
-
-        value = cut(7)
+        # A tensor of its own: a view would bring all that were drawn into the file.
+        value = drawn[7 * number : 7 * number + size].reshape(shape).clone()
         state[tensor.names[0]] = value.abs() + 0.5 if tensor.names[0].endswith("running_var") else value
         if tensor.companion is not None:
             state[tensor.companion] = value if tensor.companion.endswith("weight_normalized") else torch.tensor(9)
-        if tensor.variable.trainable:
-            parameters += size
-            moments[len(moments)] = {"step": 78_000, "exp_avg": cut(11), "exp_inf": cut(13).abs() + 1e-3}
-    optimizer = {"state": moments, "param_groups": [{"lr": 1e-2, "params": list(range(len(moments)))}]}
+        parameters += size * tensor.variable.trainable
     settings, tables = argparse.Namespace(**published_settings(config)), cell_tables(config.model.cell_set)
-    content = {"epoch": 400, "global_step": 78_000, "state_dict": state, "optimizer": optimizer}
-    torch.save(content | {"args": settings, "arch_instance": tables, "scheduler": {}, "grad_scalar": {}}, path)
+    content = {"epoch": 400, "global_step": 78_000, "state_dict": state, "args": settings, "arch_instance": tables}
+    torch.save(content, path)
     return parameters, state["image_conditional.1.weight"].numpy()
 
 

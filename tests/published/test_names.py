@@ -30,7 +30,6 @@ def test_the_order_of_the_recorded_files(name, published):
 VARIANTS = [dict(cell_set=name, **ONE_SCALE) for name in CELL_SETS] + [
     dict(num_latent_scales=1, num_groups_per_scale=1, num_flows=2),
     dict(num_latent_scales=3, num_groups_per_scale=4, adaptive_groups=True, num_cells_per_group_decoder=2, **PLAIN),
-    dict(num_preprocess_blocks=2, num_postprocess_blocks=2, num_preprocess_cells=1, num_postprocess_cells=1),
     dict(num_channels_encoder=1, num_channels_decoder=1, num_latent_per_group=1),
     dict(num_bits=8, likelihood="logistic_mixture", image_channels=3, num_mixtures=7, num_flows=3),
 ]
@@ -107,10 +106,3 @@ def test_the_encoder_tower_is_counted_through(published):
         *("cell", "cell", "combiner", "cell", "cell", "combiner", "cell+skip"),
         *("cell", "cell", "combiner", "cell", "cell"),  # the top-most group has no combiner
     ]
-
-
-def test_the_one_group_model(published):
-    model = published.without_arrays(published.config(num_latent_scales=1, num_groups_per_scale=1))
-    parts = {tensor.names[-1].split(".")[0] for tensor in published_tensors(model)}
-    ends = {"prior_ftr0", "stem", "pre_process", "enc0", "enc_sampler", "post_process", "image_conditional"}
-    assert parts == {*ends, "nf_cells", "stem_decoder"}

@@ -1,5 +1,4 @@
 import dataclasses
-import re
 
 import pytest
 
@@ -91,13 +90,6 @@ def test_what_the_published_form_can_not_say_is_named():
             settings.published_settings(ExperimentConfig(ModelConfig(**changes), ObjectiveConfig()))
 
 
-def test_settings_without_effect_do_not_differ():
-    normal = ModelConfig(likelihood="normal", num_mixtures=10, exact_edges=True)
-    assert settings.differing_settings(normal, dataclasses.replace(normal, num_mixtures=1, exact_edges=False)) == []
-    assert settings.differing_settings(ModelConfig(), ModelConfig(padded_height=32)) == []
-    assert settings.differing_settings(ModelConfig(num_flows=2), ModelConfig()) == ["model.num_flows = 2"]
-
-
 def test_every_cell_set_has_tables():
     """Those of recorded files are compared in `test_back_in_the_published_form`."""
     tables = {name: settings.cell_tables(name) for name in CELL_SETS}
@@ -125,19 +117,19 @@ def test_the_length_of_a_published_run():
 
 
 def test_a_length_that_does_not_follow_keeps_the_part_that_is_over():
-    for epoch, step, reached, total, assumed in (
+    for epoch, step, reached, total in (
         # No number of GPUs fits: as many steps an epoch as before. At the end of the run it is the end.
-        (3, 7, 7, 933, "does not follow from 7 steps in 3 epochs. At that rate its 400 epochs are train.steps = 933"),
-        (400, 78_001, 78_001, 78_001, "train.steps = 78,001"),
-        (0, 5, 5, 2000, "train.steps = 2,000"),
-        (None, 78_000, 78_000, 78_000, "no epoch, so it is taken to be of the end of its run: train.steps = 78,000"),
-        (400, None, 624_800, 624_800, "counted as 1,562 steps each, .* step 624,800 of train.steps = 624,800"),
+        (3, 7, 7, 933),
+        (400, 78_001, 78_001, 78_001),
+        (0, 5, 5, 2000),
+        (None, 78_000, 78_000, 78_000),
+        (400, None, 624_800, 624_800),
     ):
         run = imported_settings(settings.published_settings(preset("cifar10")), epoch, step)
         assert run.images is None and run.step == reached
         # The unit of nvae-train and of the schedules.
         assert run.config.train.steps == run.config.objective.total_steps == total
-        assert re.search(assumed, run.assumed)
+        assert f"at step {reached:,} of train.steps = {total:,}" in run.assumed
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(None, None), (0, 0)])
@@ -148,25 +140,14 @@ def test_a_run_that_has_not_begun_has_the_length_that_its_devices_give_it(epoch,
     assert (run.assumed is not None) == (epoch is None)
 
 
-@pytest.mark.parametrize(
-    ("published", "size", "bits"), [("lsun_bedroom_128", 128, 5), ("lsun_church_64", 64, 8), ("imagenet_64", 64, 8)]
-)
-def test_the_images_of_a_data_set(published, size, bits):
-    args = settings.published_settings(preset("celeba64")) | {"dataset": published, "num_x_bits": bits}
+def test_the_images_of_a_data_set():
+    args = settings.published_settings(preset("celeba64")) | {"dataset": "lsun_bedroom_128", "num_x_bits": 5}
     run = imported_settings(args, 45, 9000)
-    assert run.config.data.name == published.replace("_1", "1").replace("_6", "6")
-    assert run.config.data.image_shape == (size, size, 3) and run.config.data.num_bits == bits
-    # Where the number of images is not known, or does not explain it, the length is what the file says.
+    assert run.config.data.name == "lsun_bedroom128"
+    assert run.config.data.image_shape == (128, 128, 3) and run.config.data.num_bits == 5
+    # Where the number of images is not known the length is what the file says.
     assert (run.step, run.config.train.steps, run.images) == (9000, 18_000, None)
     check_model_fits(run.config.model, run.config.data)
-
-
-def test_settings_of_the_training_that_are_missing_are_defaults():
-    args = settings.published_settings(preset("cifar10"))
-    del args["learning_rate_min"], args["seed"], args["ada_groups"], args["num_mixture_dec"]
-    run = imported_settings(args, 1, 195)
-    assert run.defaults == ("optimizer.learning_rate_min", "train.seed")
-    assert run.config.model == preset("cifar10").model
 
 
 def test_an_impossible_setting_is_named():

@@ -1,7 +1,3 @@
-import argparse
-import io
-import os
-import pickle
 import sys
 import zipfile
 
@@ -29,27 +25,8 @@ def saved(published, tmp_path):
     return lambda content, **settings: published.saved(content, tmp_path / "saved.pt", **settings)
 
 
-@pytest.fixture
-def archive(tmp_path):
-    """`archive(records, kinds)`: an archive of the records, all or some of them compressed, checksums and all."""
-
-    def write(records, kinds=None, kind=zipfile.ZIP_STORED):
-        with zipfile.ZipFile(tmp_path / "x.pt", "w") as file:
-            for name, data in records:
-                file.writestr(zipfile.ZipInfo(name), data, (kinds or {}).get(name, kind))
-        return tmp_path / "x.pt"
-
-    return write
-
-
-@pytest.fixture
-def records(published):
-    with zipfile.ZipFile(published.path(f"{NAME}.pt")) as file:
-        return {entry.filename: file.read(entry) for entry in file.infolist()}
-
-
 def refused(path):
-    """The message of a file that is refused: one line that begins with its name."""
+    """The message of a file that is refused, one line; what damage and foreign objects lead to is in robustness/."""
     with pytest.raises(ValueError) as caught:
         read_torch_checkpoint(path)
     message = str(caught.value)
@@ -72,66 +49,21 @@ def test_the_file_has_the_recorded_weights_and_settings(name, published):
 
 
 def test_a_missing_file_and_missing_torch(published, tmp_path, monkeypatch):
-    for path in (tmp_path / "missing.pt", tmp_path):
-        with pytest.raises(FileNotFoundError, match="(no such file|a folder); give the path of a published checkpoint"):
-            read_torch_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match="no such file; give the path of a published checkpoint"):
+        read_torch_checkpoint(tmp_path)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"need PyTorch: pip install \"nvae_tf\[torch\]\""):
         nvae_tf.from_torch_checkpoint(published.path(f"{NAME}.pt"))
 
 
-def flipped_weights(data):
-    """Other bytes in the middle of the largest tensor, which no unpickler looks at."""
-    entries = [entry for entry in zipfile.ZipFile(io.BytesIO(data)).infolist() if "/data/" in entry.filename]
-    largest = max(entries, key=lambda entry: entry.file_size)
-    middle = largest.header_offset + largest.file_size // 2
-    return data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 64]) + data[middle + 64 :]
-
-
-def without_one_checksum(data):
-    """It is 0 where torch was asked for none; then no record has one."""
-    entry = next(e for e in zipfile.ZipFile(io.BytesIO(data)).infolist() if e.filename.endswith("data/97"))
-    in_directory = data.rfind(entry.filename.encode()) - 46
-    assert data[in_directory : in_directory + 4] == b"PK\x01\x02"
-    return data[: in_directory + 16] + bytes(4) + data[in_directory + 20 :]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[: len(data) // 2],
-        lambda data: b"<html>404</html>" * 100,
-        lambda data: data.replace(b"state_dict", b"\xff" * 10),
-        flipped_weights,
-        without_one_checksum,
-    ],
-    ids=["half", "web page", "broken name", "flipped weights", "checksum"],
-)
-def test_damaged_files(damage, published, tmp_path):
-    path = tmp_path / "damaged.pt"
-    path.write_bytes(damage(published.path(f"{NAME}.pt").read_bytes()))
-    refused(path)
-
-
-@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
-def test_records_of_other_sizes_missing_and_doubled(kind, records, archive):
-    one, other = f"{NAME}/data/97", f"{NAME}/data/0"
-    for data in (records[one][: len(records[one]) // 2], b"", records[one] + bytes(4)):
-        assert "does not match expected size" in refused(archive({**records, one: data}.items(), {one: kind}))
-    swapped = {**records, one: records[other], other: records[one]}
-    assert "does not match expected size" in refused(archive(swapped.items(), kind=kind))
-    refused(archive([item for item in records.items() if item[0] != one], kind=kind))
-    with pytest.warns(UserWarning, match="Duplicate name"):
-        path = archive([*records.items(), (one, bytes(len(records[one])))], kind=kind)
-    assert "two records of one name" in refused(path)
-
-
-def test_deflated_archives_and_archives_without_checksums_are_read(published, records, archive, content, saved):
+def test_deflated_archives_and_archives_without_checksums_are_read(published, content, saved, tmp_path):
     import torch
 
     expected = read_torch_checkpoint(published.path(f"{NAME}.pt")).state
-    path = archive(records.items(), dict.fromkeys([*records][::3], zipfile.ZIP_DEFLATED))
-    assert_same(read_torch_checkpoint(path).state, expected)
+    with zipfile.ZipFile(published.path(f"{NAME}.pt")) as stored, zipfile.ZipFile(tmp_path / "x.pt", "w") as deflated:
+        for number, name in enumerate(stored.namelist()):
+            deflated.writestr(name, stored.read(name), zipfile.ZIP_STORED if number % 3 else zipfile.ZIP_DEFLATED)
+    assert_same(read_torch_checkpoint(tmp_path / "x.pt").state, expected)
     torch.serialization.set_crc32_options(False)
     try:
         path = saved(content)
@@ -140,49 +72,18 @@ def test_deflated_archives_and_archives_without_checksums_are_read(published, re
     assert_same(read_torch_checkpoint(path).state, expected)
 
 
-def test_an_archive_that_unpacks_to_far_more_than_a_model_is_refused(archive):
-    path = archive([("x/data.pkl", b"\x80\x02" + b"N" * 100_000_000)], kind=zipfile.ZIP_DEFLATED)
-    assert "to 100,000,002 bytes, as no checkpoint does" in refused(path)
-
-
-class Foreign:
-    """An object that makes a folder where it is unpickled."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
-
-
-def test_foreign_objects_are_not_built(content, saved, tmp_path):
-    trace, path = tmp_path / "trace", tmp_path / "x.pt"
-    message = refused(saved({**content, "scheduler": Foreign(trace)}))
-    # No one is advised to load them all the same.
-    assert "not a checkpoint that PyTorch's safe loader reads" in message and "weights_only" not in message
-    path.write_bytes(pickle.dumps({"args": Foreign(trace), "state_dict": {}}))
-    refused(path)
-    assert not trace.exists()
-    # The file would have made it in an open unpickler.
-    pickle.loads(path.read_bytes())
-    assert trace.exists()
-
-
-def test_files_and_checkpoints_of_another_form(content, saved):
+def test_files_of_another_form(content, saved):
     import torch
 
-    for other in (torch.zeros(3), {}, {"state_dict": {}}):
-        assert "not an NVAE checkpoint" in refused(saved(other))
-    for changes in (dict(args=None), dict(args={1: 2}), dict(state_dict=[1])):
-        refused(saved({**content, **changes}))
-    for value, message in (
-        ("text", "something other than a dense tensor by the name stem.weight"),
-        (torch.eye(3).to_sparse(), "something other than a dense tensor"),
-        (torch.empty(3, device="meta"), "something other than a dense tensor"),
-        (torch.ones(3, dtype=torch.int64), "stem.weight holds numbers of type torch.int64, and weights are floats"),
-        (torch.zeros(1, 1).expand(10**9, 10**9), "far larger than the file"),
-    ):
-        assert message in refused(saved({**content, "state_dict": {"stem.weight": value}}))
+    assert "not an NVAE checkpoint" in refused(saved({"state_dict": {}}))
+    state = {"a\nb": content["state_dict"]["stem.weight"]}
+    assert "'state_dict' holds an entry whose name" in refused(saved({**content, "state_dict": state}))
+    repeated = {"stem.weight": torch.zeros(1, 1).expand(10**9, 10**9)}
+    assert "far larger than the file" in refused(saved({**content, "state_dict": repeated}))
+    path = saved(content)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(archive.namelist()[-1], b"")
+    assert "two records of one name" in refused(path)
 
 
 def test_other_forms_that_are_read(content, saved):
@@ -203,66 +104,11 @@ def test_other_forms_that_are_read(content, saved):
     assert_same(old_form.state, checkpoint.state)
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a" * 10_000, "\ud800"], ids=["newline", "long", "surrogate"])
-def test_names_that_are_not_one_line_of_text(name, content, saved):
-    state, args = {name: content["state_dict"]["stem.weight"]}, argparse.Namespace(**{name: 5})
-    assert "'state_dict' holds an entry whose name" in refused(saved({**content, "state_dict": state}))
-    assert "'args' holds an entry whose name" in refused(saved({**content, "args": args}))
-
-
-@pytest.mark.parametrize("value", [float("nan"), [1], "x" * 10_000], ids=type)
-def test_settings_that_are_no_plain_values(value, content, saved):
-    content["args"].node_rank = value
-    read_torch_checkpoint(saved(content))
-    content["args"].num_nf = value
-    assert "'args' has a value of num_nf that is neither" in refused(saved(content))
-
-
-# The last has one large weight, the top of the decoder: at 64x64 and 100,000 channels 1.6 GB.
-SMALL = dict.fromkeys(("num_latent_scales", "num_groups_per_scale", "num_latent_per_group", "num_mixture_dec"), 1)
-SMALL |= dict(num_preprocess_blocks=0, num_postprocess_blocks=0, num_channels_enc=1, num_channels_dec=10**5)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_channels_enc": 4096},
-        {"num_latent_per_group": 10**5},
-        {"num_nf": 10**6},
-        {"num_latent_scales": 2**62},
-        SMALL,
-    ],
-    ids=str,
-)
-def test_settings_of_a_far_larger_model(settings, content, saved, monkeypatch):
-    monkeypatch.setattr(torch_files, "NVAE", lambda *_: pytest.fail("the model is made"))
-    vars(content["args"]).update(settings)
-    with pytest.raises(ValueError, match=r"saved\.pt: (the published weights do not fit .* at least|model\.num_)"):
-        nvae_tf.from_torch_checkpoint(saved(content))
-
-
-def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content, saved):
+def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content, saved, monkeypatch):
     content["args"].num_channels_enc += 2
     with pytest.raises(ValueError, match=r"saved\.pt: the published weights do not fit .* stem\.weight has shape"):
         nvae_tf.from_torch_checkpoint(saved(content))
-
-
-def test_garbled_files_of_older_torch_versions(saved):
-    """Whatever exception the reader ends with, struct.error, IndexError, TypeError or AssertionError."""
-    import torch
-
-    content = {"args": argparse.Namespace(a=1), "state_dict": {"a": torch.ones(2, 3)}}
-    path = saved(content, _use_new_zipfile_serialization=False)
-    data, num_refused = path.read_bytes(), 0
-    generator = np.random.default_rng(0)
-    garbled = [data[:length] for length in range(0, len(data), 5)]
-    for place in generator.choice(len(data), 150, replace=False):
-        garbled.append(data[:place] + bytes([generator.integers(256)]) + data[place + 1 :])
-    for other in garbled:
-        path.write_bytes(other)
-        try:
-            read_torch_checkpoint(path)
-        except ValueError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
-            num_refused += 1
-    assert num_refused > 100
+    content["args"].num_channels_enc = 4096
+    monkeypatch.setattr(torch_files, "NVAE", lambda *_: pytest.fail("the model is made"))
+    with pytest.raises(ValueError, match=r"saved\.pt: the published weights do not fit .* at least [0-9,]{7,}"):
+        nvae_tf.from_torch_checkpoint(saved(content))

@@ -29,10 +29,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
 COUNTS = {"published": 300, "run_folder": 300, "pictures": 300, "shared": 220, "exports": 80}
 BY_COMMAND = 3
-# Of a mutant of what has been made of a run; the libraries take the half of it.
-SHARED_GIGABYTES = 2
 WORKERS = 2
-FIRST = {"shared": 1000, "exports": 2000}  # seed; of others 0
+# Of a mutant; the libraries take the half of the smaller numbers.
+LIMITS = dict.fromkeys(COUNTS, GIGABYTES) | {"shared": 2, "exports": 2}
 TRAINING = TINY | {f"train.{name}_every_steps": 2 for name in ("checkpoint", "evaluate", "log")}
 # Each variable is read thrice of each mutant: of the network there is as little as can be.
 TRAINING |= {"train.steps": 4, "train.keep_best": True, "model.num_groups_per_scale": 1, "model.squeeze_excite": False}
@@ -106,33 +105,30 @@ class Worker:
             self._process = started(command, stdin=subprocess.PIPE, stderr=self._log)
         self._process.stdin.write(f"{path}\n")
         self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if line:
-            found = json.loads(line)
-            if found["gigabytes"] > GIGABYTES:
+        if line := self._process.stdout.readline():
+            answer = json.loads(line)
+            if answer["gigabytes"] > GIGABYTES:
                 self.close()
-            return found
-        code = self._process.wait()
-        self._process.stdin.close()
-        self._process = None
+            return answer
+        code = self.close()
         return {"died": f"more than {SECONDS} s" if code == -signal.SIGALRM else f"exit code {code}"}
 
     def close(self):
-        if self._process is not None:
-            self._process.stdin.close()
-            self._process.wait()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.stdin.close()
+            return process.wait()
 
 
-def faults(found, mutant, canary, known, gigabytes):
+def faults(answer, mutant, canary, known, gigabytes):
     """What is wrong with what a mutant led to; `known` are the results of the base, the first the newest."""
-    wrong = [found[name] for name in ("died", "traceback") if name in found]
+    wrong = [answer[name] for name in ("died", "traceback") if name in answer]
     if canary.exists():
         wrong.append("its code was run")
-    if found.get("gigabytes", 0) > gigabytes:
-        wrong.append(f"{found['gigabytes']:.1f} GB")
-    lines = list(found.get("warnings", []))
-    for name, result in found.get("results", {}).items():
+    if answer.get("gigabytes", 0) > gigabytes:
+        wrong.append(f"{answer['gigabytes']:.1f} GB")
+    lines = list(answer.get("warnings", []))
+    for name, result in answer.get("results", {}).items():
         if result.startswith("refused: "):
             lines.append(result)
             wrong += [f"{name}: {result}"] if mutant.is_sound else []
@@ -146,18 +142,16 @@ def faults(found, mutant, canary, known, gigabytes):
 
 def known_results(base, place, worker):
     """What is read of what nobody has damaged, by the name of the base; of a run also without its latest checkpoint."""
-    if base.name in ("shared", "exports"):
-        results = worker.read(shutil.copytree(base, place / base.name))["results"]
-        assert not any(result.startswith("refused: ") for result in results.values()), results
-        return {base.name: [results]}
-    if base.name != "run_folder":
+    if base.name in ("published", "pictures"):
         files = {entry.name: next(entry.glob("*.npz"), entry) for entry in base.iterdir()}
         return {name: [worker.read(file)["results"]] for name, file in files.items()}
-    earlier = shutil.copytree(base, place / "earlier")
-    for file in earlier.glob("checkpoints/step-4.*"):
-        file.unlink()
-    whole = shutil.copytree(base, place / "whole")
-    return {base.name: [worker.read(folder)["results"] for folder in (whole, earlier)]}
+    copies = [shutil.copytree(base, place / name) for name in ("whole", "earlier")]
+    if base.name == "run_folder":
+        for file in copies[1].glob("checkpoints/step-4.*"):
+            file.unlink()
+    known = [worker.read(copy)["results"] for copy in copies]
+    assert not any(result.startswith("refused: ") for result in known[0].values()), known
+    return {base.name: known}
 
 
 COMMANDS = {
@@ -173,30 +167,25 @@ def try_all(kind, bases, folder, log):
     """What is wrong with mutants, in words, and the seeds of those of which nothing can be read."""
     base, workers = bases / kind, [Worker(kind, bases / kind, log) for _ in range(WORKERS)]
     known = known_results(base, folder, workers[0])
-    first = FIRST.get(kind, 0)
-    gigabytes = SHARED_GIGABYTES if kind in ("shared", "exports") else GIGABYTES
-
-    def try_one(seed, worker):
-        place, canary = folder / str(seed), folder / f"canary-{seed}"
-        place.mkdir()
-        mutant = getattr(mutations, kind)(base, place, seed, canary)
-        found = worker.read(mutant.path)
-        shutil.rmtree(place)
-        wrong = faults(found, mutant, canary, known[mutant.base], gigabytes)
-        results = found.get("results", {"": ""}).values()
-        return (
-            [f"seed {seed}: {mutant.base}, {mutant.how}: {fault}" for fault in wrong],
-            [seed] if all(result.startswith("refused: ") for result in results) else [],
-        )
 
     def try_some(number):
-        return [try_one(seed, workers[number]) for seed in range(first + number, first + COUNTS[kind], WORKERS)]
+        wrong, unread = [], []
+        for seed in range(number, COUNTS[kind], WORKERS):
+            place, canary = folder / str(seed), folder / f"canary-{seed}"
+            place.mkdir()
+            mutant = mutations.mutant(kind, base, place, seed, canary)
+            answer = workers[number].read(mutant.path)
+            shutil.rmtree(place)
+            faulty = faults(answer, mutant, canary, known[mutant.base], LIMITS[kind])
+            wrong += [f"seed {seed}: {mutant.base}, {mutant.how}: {fault}" for fault in faulty]
+            if all(result.startswith("refused: ") for result in answer.get("results", {"": ""}).values()):
+                unread.append(seed)
+        workers[number].close()
+        return wrong, unread
 
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as threads:
-        tried = [one for some in threads.map(try_some, range(WORKERS)) for one in some]
-    for worker in workers:
-        worker.close()
-    return [fault for wrong, _ in tried for fault in wrong], [seed for _, refused in tried for seed in refused]
+        wrong, unread = zip(*threads.map(try_some, range(WORKERS)), strict=True)
+    return sum(wrong, []), sorted(sum(unread, []))
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
@@ -207,7 +196,7 @@ def test_right_numbers_or_one_line(bases, kind, refused, tmp_path):
     for seed in unread[:: len(unread) // BY_COMMAND][:BY_COMMAND]:
         place, canary = tmp_path / str(seed), tmp_path / f"canary-{seed}"
         place.mkdir()
-        path = getattr(mutations, kind)(bases / kind, place, seed, canary).path
+        path = mutations.mutant(kind, bases / kind, place, seed, canary).path
         before = sorted(place.iterdir())
         assert str(path) in refused(*(part.format(path=path, folder=place) for part in COMMANDS[kind])), f"seed {seed}"
         assert sorted(place.iterdir()) == before and not canary.exists(), f"seed {seed}"

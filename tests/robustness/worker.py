@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import resource
 import shutil
 import signal
@@ -27,74 +26,59 @@ def digest(named) -> str:
     return total.hexdigest()
 
 
-def digest_of_checkpoint(prefix: str) -> str:
-    """The digest of the weights, less the spectral vectors, which published files lack."""
-    import tensorflow as tf
+def numbered(step, variables) -> str:
+    return f"{step} {digest((str(number), value.numpy()) for number, value in enumerate(variables))}"
 
-    reader = tf.train.load_checkpoint(prefix)
-    names = filter(re.compile("model/(?!spectral_)").match, reader.get_variable_to_shape_map())
-    return digest((name, reader.get_tensor(name)) for name in names)
+
+def once(build, model_of=lambda built: built):
+    """Builds models of the same settings once, which takes the most time of a mutant, and gives them as they were."""
+
+    @functools.lru_cache(8)
+    def built(*settings, **others):
+        result = build(*settings, **others)
+        model = model_of(result)
+        variables = (*model.variables, *(model.optimizer.variables if model.optimizer else ()))
+        return result, model, [(variable, variable.numpy()) for variable in variables]
+
+    def as_new(*settings, **others):
+        result, model, start = built(*settings, **others)
+        for variable, value in start:
+            variable.assign(value)
+        # What is read when it is first used.
+        for name in ("reweighted_prior", "outlier_calibration"):
+            vars(model).pop(name, None)
+        return result
+
+    return as_new
+
+
+def with_optimizer(made):
+    made.model.optimizer.build(made.model.trainable_variables)
+    return made.model
 
 
 def reader_of_published(base: pathlib.Path):
+    import tensorflow as tf
+
     from nvae_tf.published import import_run as importing
-    from nvae_tf.runs.new_model import model_for_training
 
-    @functools.lru_cache(8)
-    def built(config, **length):
-        """A model with its optimizer, and what all variables of a checkpoint hold at first."""
-        made = model_for_training(config, **length)
-        made.model.optimizer.build(made.model.trainable_variables)
-        variables = {id(v): v for v in (*made.model.variables, *made.model.optimizer.variables)}.values()
-        return made, [(variable, variable.numpy()) for variable in variables]
-
-    def as_new(config, **length):
-        """Models of the same settings are built once: that takes the most time of a mutant."""
-        made, start = built(config, **length)
-        for variable, value in start:
-            variable.assign(value)
-        return made
-
-    importing.model_for_training = as_new
+    importing.model_for_training = once(importing.model_for_training, with_optimizer)
 
     def read(path):
         output = path.parent / "imported"
         try:
             imported = importing.import_run(path, output)
-            return {"imported": digest_of_checkpoint(str(output / "checkpoints" / f"step-{imported.step}"))}
+            reader = tf.train.load_checkpoint(str(output / "checkpoints" / f"step-{imported.step}"))
+            # Published files lack the spectral vectors.
+            names = [name for name in reader.get_variable_to_shape_map() if name.startswith(("model/b", "model/t"))]
+            return {"imported": digest((name, reader.get_tensor(name)) for name in names)}
         finally:
             shutil.rmtree(output, ignore_errors=True)
 
     return read
 
 
-def numbered(step, variables) -> str:
-    return f"{step} {digest((str(number), value.numpy()) for number, value in enumerate(variables))}"
-
-
-def built_once(base: pathlib.Path):
-    """In place of `NVAE`: the model of the base is built once, which takes the most time of a mutant."""
-    from nvae_tf.models import NVAE
-    from nvae_tf.runs.run_folder import RunFolder, read_run_config
-
-    config = read_run_config(RunFolder(base))
-    settings = config.model, config.objective, config.train.seed
-    whole = NVAE(*settings)
-    start = [weight.numpy() for weight in whole.weights]
-
-    def as_new(model, objective, seed, label_dropout):
-        if (model, objective, seed) != settings:
-            return NVAE(model, objective, seed, label_dropout=label_dropout)
-        for weight, value in zip(whole.weights, start, strict=True):
-            weight.assign(value)
-        for name in ("reweighted_prior", "outlier_calibration"):
-            vars(whole).pop(name, None)
-        return whole
-
-    return as_new
-
-
-def reader_of_shared_runs(base: pathlib.Path):
+def reader_of_shared(base: pathlib.Path):
     """The weights and settings, what lies beside them, and what the model card says."""
     from nvae_tf.config import config_to_json
     from nvae_tf.generation.latents_file import load_latents
@@ -102,7 +86,7 @@ def reader_of_shared_runs(base: pathlib.Path):
     from nvae_tf.runs import loading
     from nvae_tf.runs.run_folder import RunFolder
 
-    loading.NVAE = built_once(base)
+    loading.NVAE = once(loading.NVAE)
 
     def prior(model):
         reweighted = model.reweighted_prior
@@ -122,11 +106,13 @@ def reader_of_shared_runs(base: pathlib.Path):
         read_curves(RunFolder(path))
         run = loading.load_run(path)
         networks = [*run.model.bottom_up.weights, *run.model.top_down.weights]
-        results = {"weights": numbered(run.step, networks), "settings": config_to_json(run.config)}
-        for name, of_model in (("prior", prior), ("outliers", outliers)):
-            results[name] = result_of(functools.partial(of_model, run.model))
-        latents = functools.partial(load_latents, path / "latents.npz", run.model.plan)
-        return results | {"latents": result_of(lambda: digest([("", latents().latents[0])]))}
+        return {
+            "weights": numbered(run.step, networks),
+            "settings": config_to_json(run.config),
+            "prior": result_of(prior, run.model),
+            "outliers": result_of(outliers, run.model),
+            "latents": result_of(lambda: digest([("", load_latents(path / "latents.npz", run.model.plan).latents[0])])),
+        }
 
     return read
 
@@ -141,12 +127,12 @@ def reader_of_exports(base: pathlib.Path):
         check_digests(path)
         Record.read(path)
         files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / DIGESTS)
-        return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
+        return {"": hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()}
 
     return read
 
 
-def reader_of_runs(base: pathlib.Path):
+def reader_of_run_folder(base: pathlib.Path):
     """What generation and evaluation, resumed training, the model card and the report read."""
     from nvae_tf.config import named_settings
     from nvae_tf.reports.model_card import keep_model_card
@@ -154,21 +140,15 @@ def reader_of_runs(base: pathlib.Path):
     from nvae_tf.runs import loading
     from nvae_tf.runs.checkpoints import TrainingState
     from nvae_tf.runs.new_model import model_for_training
-    from nvae_tf.runs.run_folder import (
-        CHANGEABLE_SETTINGS,
-        RunFolder,
-        open_for_training,
-        read_image_counts,
-        read_run_config,
-    )
+    from nvae_tf.runs.run_folder import CHANGEABLE_SETTINGS, open_for_training, read_image_counts
     from nvae_tf.training.outputs import MetricsFile
 
-    config = read_run_config(RunFolder(base))
-    loading.NVAE = built_once(base)
+    loading.NVAE = once(loading.NVAE)
+    config = loading.read_run_config(loading.RunFolder(base))
     made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
-    made.model.optimizer.build(made.model.trainable_variables)
+    with_optimizer(made)
 
-    def loaded(checkpoint, path):
+    def loaded(path, checkpoint):
         trained = loading.load_run(path, checkpoint)
         settings = named_settings(trained.config).items()
         kept = [setting for setting in settings if setting[0] not in CHANGEABLE_SETTINGS]
@@ -187,12 +167,11 @@ def reader_of_runs(base: pathlib.Path):
         return numbered(step, [*made.model.weights, *made.model.optimizer.variables])
 
     def read(path):
-        folder = RunFolder(path)
-        gather(folder)
-        read_curves(folder)
+        gather(loading.RunFolder(path))
+        read_curves(loading.RunFolder(path))
         # In this order: training clears away what is damaged.
-        results = {name: result_of(functools.partial(loaded, name, path)) for name in ("latest", "best")}
-        return results | {"resumed": result_of(functools.partial(resumed, path))}
+        results = {name: result_of(loaded, path, name) for name in ("latest", "best")}
+        return results | {"resumed": result_of(resumed, path)}
 
     return read
 
@@ -218,23 +197,16 @@ def reader_of_pictures(base: pathlib.Path):
     def read(path):
         # Scaled to the size that they have: then no size is refused by its header.
         ways = {"": {}, "scaled ": dict(resize="crop", height=12, width=12)}
-        return {
-            way + split: result_of(functools.partial(images_of, path, split, changes))
-            for way, changes in ways.items()
-            for split in ("train", "test")
-        }
+        pairs = [(way, split) for way in ways for split in ("train", "test")]
+        return {way + split: result_of(images_of, path, split, ways[way]) for way, split in pairs}
 
     return read
 
 
-READERS = {"published": reader_of_published, "run_folder": reader_of_runs, "pictures": reader_of_pictures}
-READERS |= {"shared": reader_of_shared_runs, "exports": reader_of_exports}
-
-
-def result_of(read):
+def result_of(read, *arguments):
     """What it returns, or, where that is an error which commands report in a line, `refused: ` and the line."""
     try:
-        return read()
+        return read(*arguments)
     except (ValueError, OSError) as error:
         return f"refused: {error}"
 
@@ -244,11 +216,11 @@ def answer(read, path: pathlib.Path) -> dict:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", module="PIL")
         try:
-            result = result_of(lambda: read(path))
-            found = {"results": result if isinstance(result, dict) else {"": result}}
+            result = result_of(read, path)
+            answered = {"results": result if isinstance(result, dict) else {"": result}}
         except BaseException:
-            found = {"traceback": traceback.format_exc()}
-    return found | {"warnings": [str(warning.message) for warning in warned]}
+            answered = {"traceback": traceback.format_exc()}
+    return answered | {"warnings": [str(warning.message) for warning in warned]}
 
 
 def kilobytes(name: str) -> int:
@@ -259,17 +231,17 @@ def main() -> None:
     kind, base = sys.argv[1], pathlib.Path(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    read, limited = READERS[kind](base), False
+    read, limited = globals()[f"reader_of_{kind}"](base), False
     for line in sys.stdin:
         signal.alarm(SECONDS)
-        found = answer(read, pathlib.Path(line.strip()))
+        answered = answer(read, pathlib.Path(line.strip()))
         signal.alarm(0)
         if not limited:
             # The first is sound and shows what the libraries reserve.
             most = (kilobytes("VmSize") << 10) + (GIGABYTES << 30)
             resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
             limited = True
-        print(json.dumps(found | {"gigabytes": kilobytes("VmHWM") / 2**20}), file=answers, flush=True)
+        print(json.dumps(answered | {"gigabytes": kilobytes("VmHWM") / 2**20}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

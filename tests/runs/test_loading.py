@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.config import ExperimentConfig, OptimizerConfig
+from nvae_tf.config import ExperimentConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.latents import batch_noise
 from nvae_tf.models.training_step import training_loss
-from nvae_tf.optimization import NVAEAdamax, average_of_weights
+from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import open_for_training
 from nvae_tf.training.initialization import initialize
@@ -73,26 +73,6 @@ def test_an_equal_architecture_is_taken_whole(run):
     assert_taken(model, source, named_weights(source).keys() - {"data_initialised"})
     assert loss_of(model, images) == expected
     assert_same(model.optimizer.variables, slots)
-
-
-def test_of_a_run_with_moving_averages_these_are_taken(tmp_path):
-    small, optimizer = tiny_config(), OptimizerConfig(ema_momentum=0.9)
-    source = compiled(small, seed=1, use_ema=True)
-    averages = average_of_weights(source)
-    for average in averages.values():
-        average.assign(tf.fill(average.shape, 0.5))
-    source.optimizer.iterations.assign(7)
-    folder = open_for_training(tmp_path / "source", ExperimentConfig(model=small, optimizer=optimizer))
-    TrainingState(folder.checkpoints, source, source.optimizer, 1).save(7)
-    model = compiled(small, seed=2)
-    taken, report = initialize(model, str(folder.path))
-    assert report.startswith(f"Starts from {folder.path}, step 7, moving averages (EMA) of the weights: all ")
-    # Running batch statistics have no other form.
-    learned = {id(weight) for weight in model.trainable_variables}
-    for name, weight in named_weights(model).items():
-        if id(weight) in learned:
-            np.testing.assert_array_equal(weight.numpy(), 0.5, err_msg=name)
-    assert_taken(model, source, [name for name in taken if name.endswith("mean")])
 
 
 @pytest.mark.slow
@@ -169,18 +149,15 @@ def test_a_source_of_which_nothing_fits_is_refused_and_nothing_assigned(tmp_path
     ("place", "kind", "message"),
     [
         ("nowhere", FileNotFoundError, "nowhere': no such file or folder; give the --workdir"),
-        ("", FileNotFoundError, "train.initialize_from = '': no such file or folder"),
-        ("empty", ValueError, "train.initialize_from: .*empty: not a run folder"),
         ("new", ValueError, "train.initialize_from: .*new: no checkpoint"),
         ("notes.txt", ValueError, "notes.txt': neither a run folder nor a published file"),
     ],
 )
 def test_a_wrong_source_is_named(run, tmp_path, place, kind, message):
-    (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("years of work")
     open_for_training(tmp_path / "new", ExperimentConfig(model=MODEL))
     with pytest.raises(kind, match=message):
-        initialize(run[1], str(tmp_path / place) if place else "")
+        initialize(run[1], str(tmp_path / place))
 
 
 @pytest.mark.slow

@@ -1,31 +1,25 @@
-import contextlib
 import dataclasses
 import errno
 import fcntl
-import json
 import os
 import re
-import signal
 import socket
 import types
 
-import numpy as np
 import pytest
 
 import nvae_tf
-from nvae_tf.config import DataSpec, ExperimentConfig, TrainConfig, config_to_json, named_settings
+from nvae_tf.config import DataSpec, ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import (
-    CHANGEABLE_SETTINGS,
     ImageCounts,
     RunFolder,
     check_class_names,
     lock_for_training,
     open_for_training,
     read_image_counts,
-    read_run_config,
 )
 from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
 from nvae_tf.training.strategy import Replicas
@@ -86,22 +80,6 @@ def test_settings_of_a_far_larger_model_are_refused_before_it_is_made(folder, mo
         nvae_tf.load(folder.path)
 
 
-def test_no_flipped_bit_in_config_json_changes_what_belongs_to_the_weights(folder):
-    content, random, silent = folder.config_file.read_bytes(), np.random.default_rng(0), 0
-    for place in random.choice(8 * len(content), 3000, replace=False):
-        changed = bytearray(content)
-        changed[place // 8] ^= 1 << place % 8
-        folder.config_file.write_bytes(changed)
-        try:
-            now, old = named_settings(read_run_config(folder)), named_settings(CONFIG)
-        except ValueError as error:
-            assert str(folder.config_file) in str(error) and "\n" not in str(error)
-            continue
-        assert {name for name in now if now[name] != old[name]} <= set(CHANGEABLE_SETTINGS)
-        silent += now != old
-    assert silent < 30
-
-
 def test_settings_that_do_not_fit_the_weights_are_named_and_may_be_meant(folder):
     model, copy = dataclasses.replace(MODEL, exact_edges=True), folder.recorded_config_file
     moved = dataclasses.replace(with_data(path="/elsewhere"), model=model)
@@ -118,15 +96,6 @@ def test_settings_that_do_not_fit_the_weights_are_named_and_may_be_meant(folder)
     copy.write_text("{")
     with pytest.raises(ValueError, match="checkpoints/config.json is not valid JSON"):
         nvae_tf.load(folder.path)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\x80", b'{"architecture": 3}', b"[]", b'{"model":' * 10**5], ids=len)
-def test_a_damaged_config_is_named(folder, content):
-    folder.config_file.write_bytes(content)
-    for use in (nvae_tf.load, lambda path: open_for_training(path, CONFIG)):
-        with pytest.raises(ValueError, match="config.json") as error:
-            use(folder.path)
-        assert "\n" not in str(error.value)
 
 
 def test_a_foreign_folder_is_refused_and_not_touched(tmp_path):
@@ -194,28 +163,18 @@ def test_another_number_of_images_a_step_is_refused_and_in_all_is_reported_once(
     assert "began with 54 training and 6 test images, and there are 49 and 5 now" in line
 
 
-def test_what_an_older_version_did_not_note_is_added(tmp_path):
-    file = tmp_path / "images.json"
-    file.write_text('{"train": 54, "test": 6}')
-    check_images_a_step(file, run_with(54, 6, batch_size=20))
-    note_images(file, run_with(54, 6, held_out=True), pytest.fail)
-    assert file.read_text() == '{"train": 54, "test": 6, "a_step": 10, "held_out": true}\n'
-    assert read_image_counts(file) == ImageCounts(54, 6, 10, True)
-
-
-def test_other_names_of_classes_are_refused(tmp_path):
+def test_other_names_of_classes_are_refused_and_what_an_older_version_did_not_note_is_added(tmp_path):
     file, names = tmp_path / "images.json", ("cats", "dogs", "mice", "owls", "rats")
     check_class_names(file, names, "here")
     file.write_text('{"train": 54, "test": 6}')
     check_class_names(file, names, "here")
-    note_images(file, run_with(54, 6, class_names=names), pytest.fail)
-    assert read_image_counts(file).class_names == names
+    check_images_a_step(file, run_with(54, 6, batch_size=20))
+    note_images(file, run_with(54, 6, held_out=True, class_names=names), pytest.fail)
+    assert read_image_counts(file) == ImageCounts(54, 6, 10, True, names)
     check_class_names(file, names, "here")
     was = "here: not the classes that the run was begun with: class 1 was 'dogs' and is now 'foxes'. Give the data"
     with pytest.raises(ValueError, match=was):
         check_class_names(file, ("cats", "foxes", *names[2:]), "here")
-    with pytest.raises(ValueError, match=r"class 2 was 'mice' and is now 'dogs'\. Give"):
-        check_class_names(file, ("bats", *names[:4]), "here")
 
 
 @pytest.mark.parametrize("text", ["{", '{"test": 6}', '{"train": 54, "test": 6, "a_step": 0}'])
@@ -239,41 +198,25 @@ def locked(folder):
     return lock_for_training(folder, pytest.fail)
 
 
-@contextlib.contextmanager
-def child_that_trains(folder):
-    """The number of a process that holds the lock; it is killed at the end."""
-    ready, answers = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with lock_for_training(folder, print):
-            os.write(answers, b".")
-            signal.pause()
-    assert os.read(ready, 1) == b"."
-    try:
-        yield child
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(ready)
-        os.close(answers)
-
-
-def test_a_second_training_is_refused_until_the_first_is_killed(to_lock):
-    with child_that_trains(to_lock) as child:
-        before = {entry: entry.read_bytes() for entry in to_lock.path.iterdir()}
-        holder = rf"process {child} on {socket.gethostname()}, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC"
-        with pytest.raises(ValueError, match=f"run: another training writes into this folder: {holder}") as error:
-            locked(to_lock).__enter__()
-        assert "\n" not in str(error.value)
-        assert {entry: entry.read_bytes() for entry in to_lock.path.iterdir()} == before
-    with locked(to_lock), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
-        # Nor may the same process train twice.
-        locked(to_lock).__enter__()
-    # It is released, and longer words than its own are gone.
+def test_a_second_training_is_refused_until_the_first_ends(to_lock):
+    # What another has left there is longer than what is written now.
     to_lock.lock_file.write_text(300 * "x")
-    with locked(to_lock):
-        assert to_lock.lock_file.read_text().startswith(f"process {os.getpid()} on")
-        assert "x" * 20 not in to_lock.lock_file.read_text()
+    holder = rf"process {os.getpid()} on {socket.gethostname()}, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+    for _ in range(2):
+        with locked(to_lock):
+            before = {entry: entry.read_bytes() for entry in to_lock.path.iterdir()}
+            with pytest.raises(
+                ValueError, match=f"run: another training writes into this folder: {holder}. Wait"
+            ) as error:
+                locked(to_lock).__enter__()
+            assert "\n" not in str(error.value)
+            assert {entry: entry.read_bytes() for entry in to_lock.path.iterdir()} == before
+
+
+def test_one_that_was_released_while_another_opened_it_is_not_held(to_lock, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: to_lock.lock_file.unlink())
+    with pytest.raises(ValueError, match="another training"):
+        locked(to_lock).__enter__()
 
 
 def test_without_locks_it_is_said_once_and_the_block_runs(to_lock, monkeypatch):
@@ -295,7 +238,7 @@ def test_a_new_folder_that_stays_empty_is_removed_and_one_that_can_not_be_made_i
     assert not list(tmp_path.iterdir())
     with locked(folder):
         folder.config_file.touch()
-    assert sorted(file.name for file in folder.path.iterdir()) == [".lock", "config.json"]
+    assert [file.name for file in folder.path.iterdir()] == ["config.json"]
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(OSError, match=r"thesis.txt/run: nothing can be written there \(Not a directory\)") as error:
         locked(RunFolder(tmp_path / "thesis.txt" / "run")).__enter__()
@@ -304,14 +247,11 @@ def test_a_new_folder_that_stays_empty_is_removed_and_one_that_can_not_be_made_i
 
 def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
     file, folder = tmp_path / "evaluation.json", RunFolder(tmp_path)
-    identity = {"checkpoint_sha256": "ab"}
-    assert folder.scores("ab") is None
-    file.write_text(json.dumps({"checkpoint_sha256": "cd", "nelbo_nats": 1.0}))
-    assert folder.scores("ab") is None
-    # Where the data lay is a folder of the machine that has evaluated.
-    file.write_text(json.dumps(identity | {"nelbo_nats": 1.0, "data": "/home/someone/data"}))
-    assert folder.scores("ab") == identity | {"nelbo_nats": 1.0}
-    assert folder.scores("ab", "train") is None
-    for damaged in ("{", "[]", "1"):
-        file.write_text(damaged)
+    for text in (None, '{"checkpoint_sha256": "cd", "nelbo_nats": 1.0}', "{", "[]", "1"):
+        if text:
+            file.write_text(text)
         assert folder.scores("ab") is None
+    # Where the data lay is a folder of the machine that has evaluated.
+    file.write_text('{"checkpoint_sha256": "ab", "nelbo_nats": 1.0, "data": "/home/someone/data"}')
+    assert folder.scores("ab") == {"checkpoint_sha256": "ab", "nelbo_nats": 1.0}
+    assert folder.scores("ab", "train") is None
