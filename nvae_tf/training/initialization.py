@@ -30,8 +30,8 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
         {name: weight for name, weight in named_weights(one).items() if name.startswith(_NETWORK)}
         for one in (model, source)
     )
-    both = {name: (source_weights[name], weight) for name, weight in weights.items() if name in source_weights}
-    taken = [name for name, (there, here) in both.items() if there.shape == here.shape]
+    both = [name for name in weights if name in source_weights]
+    taken = [name for name in both if weights[name].shape == source_weights[name].shape]
     if not taken:
         old, new = dataclasses.asdict(source.config), dataclasses.asdict(model.config)
         changed = [
@@ -55,20 +55,24 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
     dependent = (layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution))
     if any(id(layer.log_norm) in taken_ids for layer in dependent):
         model.data_initialised.assign(source.data_initialised.numpy())
+    return taken, _report(name_of_source, weights, source_weights, taken)
+
+
+def _report(source: str, weights: dict, source_weights: dict, taken: list[str]) -> str:
+    both = weights.keys() & source_weights.keys()
     others = {
         "Not taken, because of another shape in the source": [
-            f"{name}: {list(there.shape)} in the source, {list(here.shape)} here"
-            for name, (there, here) in both.items()
-            if there.shape != here.shape
+            f"{name}: {list(source_weights[name].shape)} in the source, {list(weights[name].shape)} here"
+            for name in both - {*taken}
         ],
-        "Not taken, because they are not in the source": [*(weights.keys() - both.keys())],
-        "Not used of the source, because this model has no such weights": [*(source_weights.keys() - both.keys())],
+        "Not taken, because they are not in the source": weights.keys() - both,
+        "Not used of the source, because this model has no such weights": source_weights.keys() - both,
     }
     which = f"all {len(taken)}" if len(taken) == len(weights) else f"{len(taken)} of {len(weights)}"
-    lines = [f"Starts from {name_of_source}: {which} weights taken."]
+    lines = [f"Starts from {source}: {which} weights taken."]
     for heading, names in others.items():
         lines += [f"{heading}: {len(names)}", *(f"  {name}" for name in sorted(names))] if names else []
-    return taken, "\n".join(lines)
+    return "\n".join(lines)
 
 
 def _read_source(path: str) -> tuple[str, NVAE]:

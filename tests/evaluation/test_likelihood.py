@@ -39,8 +39,8 @@ def test_the_parts_are_those_of_the_model_whatever_the_batches(model, images):
     np.testing.assert_allclose(actual.importance_weighted[:, -1], expected, rtol=1e-5)
     for fraction, are_same in ((1.0, True), (0.1, False)):
         kept = active_channels(actual.kl_per_channel_nats, fraction)
-        of_kept = LikelihoodEvaluator(model, 4, kept_channels=kept).evaluate([images[:4]], seed=4).reconstruction
-        assert np.allclose(of_kept, actual.reconstruction[:4], rtol=1e-5) == are_same
+        reconstructed = LikelihoodEvaluator(model, 4, kept_channels=kept).evaluate([images[:4]], seed=4).reconstruction
+        assert np.allclose(reconstructed, actual.reconstruction[:4], rtol=1e-5) == are_same
     # New weights are seen without a new evaluator.
     bias = model.top_down.image.bias.numpy()
     model.top_down.image.bias.assign(np.full_like(bias, 20.0))

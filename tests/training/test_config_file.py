@@ -12,7 +12,6 @@ DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
     ("text", "message"),
     [
         ("x = 1\ndef get_config(:\n", "line 2: SyntaxError: invalid syntax"),
-        ("def get_config():\n  x = 1\n    y = 2\n", "line 3: IndentationError: unexpected indent"),
         ("x = 1\nimport no_such_module\n", "line 2: ModuleNotFoundError: No module named 'no_such_module'"),
         # Raised in a library: the line that called it.
         (
@@ -20,9 +19,8 @@ DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
             "    config.train.batch_size = 'many'\n",
             "line 5: TypeError: Could not override field 'batch_size'",
         ),
-        ("\n\ndef get_config():\n    return 5\n", "get_config returns 5, not an ml_collections"),
-        ("def get_config(name):\n    return {}\n", "TypeError: get_config() missing 1 required positional"),
-        ("def get_config():\n    return {'trian': {}}\n", "setting trian = 'trian': no such setting"),
+        ("\n\ndef get_config():\n    return 5\n", "line 3: get_config returns 5, not settings: an ml_collections"),
+        ("def get_config():\n    return {'trian': {}}\n", "line 1: setting trian = 'trian': no such setting"),
         ("config = {}\n", "has no function get_config"),
         ("\0", "null bytes"),
         (config_to_json(DIGITS)[:-40], "config.json is not valid JSON ("),
