@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.results import say
-from benchmarks.workloads import PRESETS, WORKLOADS, WorkerEnded, python, worker
+from benchmarks.workloads import PRESETS, WORKLOADS, python, worker
 
 ROUNDS, TURNS = 5, 5
 # Steps before the timed ones, in which allocators and caches settle.
@@ -43,8 +43,7 @@ QUANTITIES = {
 }
 EXPLANATION = """
 Time: of a batch or a command. First step: after the imports. Peak memory: of the process, of a command the largest of
-its processes, without a GPU's. The yardstick is alike only to training on MNIST and CIFAR-10; for other workloads
-cifar10 is a clock, no more."""
+its processes, without a GPU's. The yardstick is alike only to training on MNIST and CIFAR-10, for others a clock."""
 
 # A workload and a preset; the starters of a round's processes by name; what each process has measured.
 Job, Sides, Round = tuple[str, str], dict[str, Callable], dict[str, dict[str, Any]]
@@ -67,7 +66,7 @@ def processes(
 
 
 def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, number: int = 1) -> Round:
-    """Runs each side in a new process, in turn; who is first changes. WorkerEnded if one fails."""
+    """Runs each side in a new process, in turn; who is first changes. ChildProcessError if one fails."""
     order = list(sides)[:: 1 if number % 2 else -1]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     with contextlib.ExitStack() as stack:
@@ -100,7 +99,7 @@ def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
         for number in range(1, options.rounds + 1):
             try:
                 rounds.append(run_round(sides, turns, warm_up, clock_steps, number))
-            except WorkerEnded as error:
+            except ChildProcessError as error:
                 say(str(error))
                 return row | {"failure": str(error)}
             times = (f"{side} {measured['seconds']:.3f} s" for side, measured in rounds[-1].items())

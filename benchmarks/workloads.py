@@ -39,13 +39,12 @@ BATCH_SIZES = {"digits": 60, "mnist": 16, "cifar10": 4, "celeba64": 4}
 PRESETS = tuple(BATCH_SIZES)
 
 
-class WorkerEnded(OSError):
-    """A worker ended too early; the message says how."""
-
-
 @contextlib.contextmanager
 def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Runs a program that calls `serve`; gives the function that sends it a word and returns the answer."""
+    """Runs a program that calls `serve`; gives the function that sends it a word and returns the answer.
+
+    ChildProcessError: the program has ended instead.
+    """
     answers, answers_of_worker = os.pipe()
     process = subprocess.Popen(
         command,
@@ -65,9 +64,7 @@ def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iter
                 print(word, file=process.stdin, flush=True)
             answer = lines.readline()
             if not answer:
-                status = process.wait()
-                hint = "no memory was left, most likely" if status == -signal.SIGKILL else "see standard error"
-                raise WorkerEnded(f"the worker `{name}` ended with exit status {status}: {hint}")
+                raise ChildProcessError(f"worker `{name}`: exit status {process.wait()}, see standard error")
             return json.loads(answer)
 
         try:

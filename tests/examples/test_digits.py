@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 
-from examples.digits import digits, fitted_mixture
+from examples.digits import fitted_mixture
 
 TRUE_MEANS = np.array([[0.9] * 6 + [0.1] * 6, [0.1] * 6 + [0.9] * 6])
 
@@ -23,9 +23,3 @@ def test_em_finds_the_components():
 def test_it_is_a_distribution():
     everything = np.array(list(itertools.product([0.0, 1.0], repeat=12)), np.float32)
     assert abs(np.exp(-fitted_mixture(drawn(100), 3)(everything)).sum() - 1.0) < 1e-3
-
-
-def test_the_data_set_is_the_digits():
-    images, labels = digits("train")
-    assert images.shape == (1437, 16, 16, 1) and set(np.unique(images)) == {0.0, 1.0}
-    assert set(labels) == set(range(10))
