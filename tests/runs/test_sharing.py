@@ -132,7 +132,7 @@ def test_there_and_back(run, hub, monkeypatch, tmp_path):
     # Training begins with these weights, but does not go on.
     made = model_for_training(read_run_config(run), steps_per_epoch=10, total_steps=100).model
     made.optimizer.build(made.trainable_variables)
-    with pytest.raises(ValueError, match=f"can't continue from it; .*initialise_from={folder}"):
+    with pytest.raises(ValueError, match=f"can't continue from it; .*initialize_from={folder}"):
         TrainingState(RunFolder(folder).checkpoints, made, made.optimizer, 1).restore()
     report = initialize(made, "hf://me/tiny").report()
     assert report.startswith("Starts from hf://me/tiny, step 7, moving averages (EMA) of the weights: all ")
