@@ -87,8 +87,7 @@ def main(
 
     chosen = chosen_replicas(config.TrainConfig(replicas=replicas))
     fid = FidSettings(fid_samples, temperature, inception, extractor, batch_norm_iterations, prior)
-    workers = Workers(chosen.strategy, chosen.shard)
-    how = {"outliers": outliers or (), "scores": scores, "workers": workers, "command": _command_line()}
+    how = {"outliers": outliers or (), "scores": scores, "workers": chosen, "command": _command_line()}
     with chosen.raising_worker_lost():
         evaluate_run(workdir, metrics, importance_samples, fid, checkpoint, split, batch_size, seed, data_path, **how)
         chosen.leave()

@@ -9,8 +9,8 @@ others is appended to worker-1.log, worker-2.log ... in --log_dir.
 
 Ctrl-C and SIGTERM are passed on to all workers, which end with a checkpoint; a second Ctrl-C ends them at once, a third
 kills them. The same command continues from the checkpoint. When a worker crashes the others are ended, and the last
-lines of its output are shown; with --restarts all start again, from the latest checkpoint. If this process itself is
-killed, its workers are ended too. A closed terminal ends them as well: use nohup or tmux.
+lines of its output are shown. If this process itself is killed, its workers are ended too. A closed terminal ends them
+as well: use nohup or tmux.
 
 Exit code: 0 done, 2 a mistake in the command, 129 interrupted because the terminal was closed, 130 by Ctrl-C, 143 by
 SIGTERM; after a crash the exit code of the worker that crashed first, 128 and the signal's number if it was killed by
@@ -55,7 +55,6 @@ def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
 def main(
     processes: Annotated[int, "Number of worker processes.", 1],
     gpus_per_process: Annotated[int, _GPUS_HELP, 0] = 0,
-    restarts: Annotated[int, "How often all workers start again after a crash of one.", 0] = 0,
     grace_seconds: Annotated[float, _GRACE_HELP, 0.0] = 60.0,
     log_dir: Annotated[str | None, _LOG_HELP] = None,
 ) -> None:
@@ -75,12 +74,8 @@ def main(
     if processes > 1:
         check_writable(folder, f"--log_dir={folder}")
         report(f"{processes} worker processes; here is the output of worker 0, the others' is in {folder}.")
-    if gpus and not launcher.GPUS_OF_DRIVER.is_dir():
-        report("no NVIDIA driver was found on this machine; a worker without a GPU trains on the CPU.")
     command = [sys.executable, "-m", f"{__package__}.main", *_WORKER_ARGUMENTS]
-    exit_code = launcher.run_workers(
-        launcher.WorkerPlan(command, processes, gpus, folder, grace_seconds, restarts), report
-    )
+    exit_code = launcher.run_workers(command, gpus, folder, grace_seconds, report)
     if exit_code in STOPPED_CODES:
         again = shlex.join(["nvae-launch", *sys.argv[1:], "--", *_WORKER_ARGUMENTS])
         report(f"all workers have stopped. The same command continues from the latest checkpoint:\n    {again}")
