@@ -7,6 +7,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator, samples_at_once
 from nvae_tf.models.latents import image_seeds, noise_per_image
+from nvae_tf.models.passes import importance_weighted, inference_pass
 from nvae_tf.objective import kl_per_channel
 from tests.tiny_model import tiny_config
 
@@ -27,7 +28,7 @@ def test_the_parts_are_those_of_the_model_whatever_the_batches(model, images):
     evaluator = LikelihoodEvaluator(model, 4, importance_samples=3)
     found = evaluator.evaluate([images[:4], images[4:8], images[8:]], seed=4, progress=seen.append)
     assert seen == [4, 8, 10] and len(found.nelbo) == 10
-    decoded = model._inference_pass(images, noise_per_image(model.plan.latent_shapes(), image_seeds(4, 10)))
+    decoded = inference_pass(model, images, noise_per_image(model.plan.latent_shapes(), image_seeds(4, 10)))
     reconstruction = -decoded.likelihood.log_prob(images).numpy().mean()
     per_channel = kl_per_channel(decoded.latents).numpy().mean(axis=0)
     assert found.reconstruction_nats == pytest.approx(reconstruction, rel=1e-5)
@@ -58,7 +59,7 @@ def test_the_graph_does_not_grow_with_the_number_of_samples(model):
     def nodes(count):
         @tf.function(input_signature=[tf.TensorSpec([4, 4, 4, 1]), tf.TensorSpec([4, 2], tf.int32)], autograph=False)
         def bound(images, seeds):
-            return model._importance_weighted(images, seeds, None, count)
+            return importance_weighted(model, images, seeds, None, count)
 
         return len(bound.get_concrete_function().graph.get_operations())
 
