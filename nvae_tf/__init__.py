@@ -1,16 +1,17 @@
 """NVAE, a deep hierarchical variational autoencoder, on TensorFlow and Keras.
 
-config = nvae_tf.experiment_config("cifar10")
-model = nvae_tf.NVAE(config.model, config.objective)       # a keras.Model; help(nvae_tf.NVAE) has its methods
-model.compile(optimizer=nvae_tf.NVAEAdamax())
-model = nvae_tf.load("runs/cifar10")                       # a run folder of nvae-train, "hf://user/repo", or "digits"
-model = nvae_tf.from_torch_checkpoint("cifar10.pt")        # a published file
-images = nvae_tf.load_images("my_pictures", model.config)  # [count, height, width, channels] in [0, 1]
-images = model.generate(64, temperature=0.7, seed=1)       # [64, height, width, channels] in [0, 1]
+For example:
+
+    config = nvae_tf.experiment_config("cifar10")
+    model = nvae_tf.NVAE(config.model, config.objective)       # a keras.Model; help(nvae_tf.NVAE) has its methods
+    model.compile(optimizer=nvae_tf.NVAEAdamax())
+    model = nvae_tf.load("runs/cifar10")                       # a run folder, "hf://user/repo", or "digits"
+    model = nvae_tf.from_torch_checkpoint("cifar10.pt")        # a published file
+    images = nvae_tf.load_images("my_pictures", model.config)  # [count, height, width, channels] in [0, 1]
+    images = model.generate(64, temperature=0.7, seed=1)       # [64, height, width, channels] in [0, 1]
 """
 
-import importlib.abc
-import importlib.util
+import importlib
 import sys
 
 from nvae_tf.config import __version__  # noqa: F401
@@ -47,29 +48,6 @@ def __dir__() -> list[str]:
     return [*sorted(_PLACES), "__version__"]
 
 
-class _AfterKeras(importlib.abc.MetaPathFinder):
-    """Registers the model's classes when Keras is imported later, so that `keras.models.load_model` knows them."""
-
-    def find_spec(self, name, path, target=None):
-        if name != "keras":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module):
-                execute(module)
-                own = [module_ for name, module_ in sys.modules.items() if name.startswith("nvae_tf.")]
-                # Not where a module of this package imports Keras.
-                if not any(getattr(module_.__spec__, "_initializing", False) for module_ in own):
-                    importlib.import_module("nvae_tf.models")
-
-            spec.loader.exec_module = exec_module
-        return spec
-
-
 if "keras" in sys.modules:
+    # So that `keras.models.load_model` knows the model.
     importlib.import_module("nvae_tf.models")
-else:
-    sys.meta_path.insert(0, _AfterKeras())

@@ -19,7 +19,7 @@ from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.images import real_pixels
 from nvae_tf.models.latents import PriorSource
-from nvae_tf.models.nvae import Decoded
+from nvae_tf.models.passes import Decoded, inference_pass, top_down_pass
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.published.names import published_tensors
 from nvae_tf.published.settings import model_config_from_published, objective_config_from_published
@@ -112,7 +112,7 @@ def _evaluation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     images, draws = tf.constant(channels_last(recorded.arrays["x"])), recorded.draws("eval")
     if draws is None:
         return
-    decoded = model._inference_pass(images, draws)
+    decoded = inference_pass(model, images, draws)
     reconstruction = _reconstruction(model, decoded, images)
     log_q, log_p = objective.log_posterior_and_prior(decoded.latents)
     yield from recorded.compare("eval/logits", channels_first(decoded.parameters), VALUE)
@@ -138,7 +138,7 @@ def _generation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
         return
     temperature = float(recorded.arrays["sample/temperature"])
     sources = [PriorSource(eps, temperature) for eps in draws]
-    decoded = model._top_down_pass(sources, draws[0].shape[0])
+    decoded = top_down_pass(model, sources, draws[0].shape[0])
     yield from recorded.compare("sample/logits", channels_first(decoded.parameters), VALUE)
     yield from recorded.compare("sample/mean", _frame_mean(model, decoded.parameters), VALUE)
 
@@ -156,7 +156,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     def training_pass():
         forward = ForwardPass(training=True, scanned=model.scan)
         with tf.GradientTape() as tape:
-            decoded = model._inference_pass(images, draws, forward)
+            decoded = inference_pass(model, images, draws, forward)
             elbo = objective.Elbo(_reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents))
             norms = model.spectral_regularizer.norms(forward, ITERATIONS)
             spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])

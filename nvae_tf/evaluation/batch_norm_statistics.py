@@ -14,6 +14,7 @@ from nvae_tf.layers import ForwardPass, StackedBatchNormalization
 from nvae_tf.layers.cpu_kernels import EPSILON
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import PriorSource, Temperature, batch_noise, temperatures_of_groups
+from nvae_tf.models.passes import top_down_pass
 from nvae_tf.models.reweighted_prior import check_prior
 
 # Images are drawn from seeds (seed, number of the image), so no image has the latents of this stream.
@@ -65,7 +66,7 @@ def readjusted(
             seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)
             top = reweighted.sources(seeds, temperatures, copy.plan, forward.labels)
             sources[: len(top)] = top
-        copy._top_down_pass(sources, batch_size, forward)
+        top_down_pass(copy, sources, batch_size, forward)
         forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in running]
         forward.commit()
         return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])

@@ -1,5 +1,7 @@
 """Bounds on the likelihood of a set of images (Vahdat & Kautz 2020, section 4.1), measured batch by batch."""
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.cpu_kernels import has_gpus
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import image_seeds, noise_per_image
+from nvae_tf.models.passes import add_importance_samples, image_features, inference_pass
 from nvae_tf.objective import ImportanceWeighting, kl_per_channel
 from nvae_tf.replicas import divided, joined
 
@@ -77,10 +80,10 @@ class Likelihood(NamedTuple):
 class LikelihoodEvaluator:
     """Evaluates a model, with running batch-norm statistics, on batches of one size; its graphs are traced once.
 
-    `batch_size` is the size of the largest batch; smaller batches are padded. `importance_samples` is the K of the
-    importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are measured on the way. Each replica of
-    the strategy, all in this process, takes an equal part of every batch. With a mask `kept_channels` images are
-    reconstructed from these latent channels alone, see `NVAE._inference_pass`.
+    The weights are read at each evaluation. `batch_size` is the size of the largest batch; smaller batches are padded.
+    `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
+    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. With a
+    mask `kept_channels` images are reconstructed from these latent channels alone, see `passes.inference_pass`.
     """
 
     def __init__(
@@ -100,10 +103,10 @@ class LikelihoodEvaluator:
         powers = (10**exponent for exponent in range(20) if 10**exponent < importance_samples)
         self.numbers_of_samples = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
-        self._elbo_parts, self._features = self._on_replicas(self._replica_elbo), self._on_replicas(model._features)
-        self._add_samples = self._on_replicas(
-            lambda *rows: model._add_importance_samples(*rows[:-1], self.numbers_of_samples, self._at_once, rows[-1])
-        )
+        at_once = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
+        self._elbo_parts = self._on_replicas(self._replica_elbo)
+        self._features = self._on_replicas(functools.partial(image_features, model))
+        self._add_samples = self._on_replicas(functools.partial(add_importance_samples, model, **at_once))
 
     def evaluate(
         self, batches: Iterable[Batch], seed: int = 0, progress: Callable[[int], None] = lambda done: None
@@ -137,9 +140,10 @@ class LikelihoodEvaluator:
             begun = ImportanceWeighting.begun(self._batch_size, len(self.numbers_of_samples))
             weighting = divided(self._strategy, begun)
             for start in range(0, count, step):
-                samples = tf.constant(start), tf.constant(min(start + step, count))
-                weighting = self._add_samples(weighting, images, features, seeds, *samples, labels)
-                progress(size * min(start + step, count) // count)
+                until = min(start + step, count)
+                samples = tf.constant(start), tf.constant(until)
+                weighting = self._add_samples(weighting, images, features, seeds, labels, *samples)
+                progress(size * until // count)
             weighting = joined(self._strategy, weighting)
             bounds, effective = weighting.bounds, weighting.effective_samples
         else:
@@ -152,8 +156,9 @@ class LikelihoodEvaluator:
         noise = noise_per_image(self._model.plan.latent_shapes(), seeds)
         # A loop can't draw latents of which some channels are kept. Folding would copy most kernels for one pass.
         forward = ForwardPass(labels=labels, scanned=self._kept_channels is None)
-        decoded = self._model._inference_pass(images, noise, forward, self._kept_channels)
-        return [-decoded.likelihood.log_prob(images), kl_per_channel(decoded.latents)]
+        decoded = inference_pass(self._model, images, noise, forward, self._kept_channels)
+        reconstruction = -decoded.likelihood.log_prob(images)
+        return [reconstruction, kl_per_channel(decoded.latents)]
 
     def _on_replicas(self, function: Callable) -> Callable:
         return tf.function(lambda *arguments: self._strategy.run(function, arguments), autograph=False)

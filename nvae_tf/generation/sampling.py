@@ -30,6 +30,7 @@ from nvae_tf.models.latents import (
     noise_per_image,
     temperatures_of_groups,
 )
+from nvae_tf.models.passes import encoded_latents, generated, top_down_pass
 from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.replicas import divided, joined
 
@@ -98,21 +99,21 @@ class ImageGenerator:
         (images,) = _in_batches(batch_images, [np.asarray(seeds), *labels, *latents], progress, batches)
         return images
 
-    def _replica_images(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, *how: Any) -> Any:
+    def _replica_images(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, guidance, prior, mean) -> Any:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
 
         def images(seeds: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
             labels, latents = rest[0] if has_labels else None, rest[has_labels:]
             # A loop can't take latents that are given.
-            forward = FoldedPass(labels=labels, scanned=not latents)
-            return self._model._generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, *how)
+            how = dict(temperatures=tf.unstack(temperatures), guidance=guidance, prior=prior, mean=mean)
+            return generated(self._model, seeds, labels, *latents, **how, scanned=not latents)
 
         return self._strategy.run(images, rows)
 
     def _encoded_batch(
         self, noise_scale: tf.Tensor, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        return [latent.z for latent in self._model._encode_from_seeds(images, seeds, noise_scale, labels)]
+        return [latent.z for latent in encoded_latents(self._model, images, seeds, labels, noise_scale)]
 
 
 _GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDictionary()
@@ -409,7 +410,7 @@ def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: in
     mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
     # A conditional model draws its first class.
     forward = FoldedPass(labels=tf.zeros([count], tf.int32) if model.config.num_classes else None)
-    return model._top_down_pass(list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
+    return top_down_pass(model, list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
 
 
 def rows_sharing_groups(model: NVAE, count: int, seed: int) -> tuple[list[int], Array]:

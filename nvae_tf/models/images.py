@@ -24,29 +24,15 @@ _ASSERTED = re.compile(
 
 def frame(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Images `[batch, height, width, channels]` in the middle of the network's frame of zeros, or as they have it."""
-    check_image_size(images, config, framed=True)
     missing = config.network_height - images.shape[1], config.network_width - images.shape[2]
-    if missing == (0, 0):
-        return images
     margins = [(size // 2, size - size // 2) for size in missing]
-    return tf.pad(images, [(0, 0), *margins, (0, 0)])
+    return tf.pad(images, [(0, 0), *margins, (0, 0)]) if any(missing) else images
 
 
 def real_pixels(framed: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """The middle `[batch, height, width, ...]` of a frame; undoes `frame`."""
     top, left = (framed.shape[1] - height) // 2, (framed.shape[2] - width) // 2
     return framed[:, top : top + height, left : left + width]
-
-
-def check_image_size(images: tf.Tensor, config: ModelConfig, framed: bool = False) -> None:
-    """ValueError where images have another size than the model's, and with `framed` than its padded frame's."""
-    expected = (config.image_height, config.image_width, config.image_channels)
-    sizes = [expected, (config.network_height, config.network_width, config.image_channels)][: 1 + framed]
-    check(
-        len(images.shape) == 4 and tuple(images.shape[1:]) in sizes,
-        f"images have shape {tuple(images.shape)}; this model takes [batch, {', '.join(map(str, expected))}]: "
-        "resize them, or set model.image_height, image_width and image_channels to what they are",
-    )
 
 
 def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
@@ -56,12 +42,14 @@ def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
             f"a batch is a dictionary of {', '.join(map(str, images))}; this model takes the images alone: "
             "map the dataset to them, such as dataset.map(lambda batch: batch['image'] / 255)"
         )
-    images = as_tensor(images, "images")
-    check_image_size(images, config)
-    check(
-        images.dtype.is_floating or images.dtype.is_bool,
-        f"images are of type {images.dtype.name}; they must be floats in [0, 1]: divide 8-bit values by 255",
-    )
+    images, expected = as_tensor(images, "images"), (config.image_height, config.image_width, config.image_channels)
+    if images.shape.rank != 4 or images.shape[1:] != expected:
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; this model takes [batch, {', '.join(map(str, expected))}]: "
+            "resize them, or set model.image_height, image_width and image_channels to what they are"
+        )
+    is_real = images.dtype.is_floating or images.dtype.is_bool
+    check(is_real, f"images are of type {images.dtype.name}; they must be floats in [0, 1]: divide 8-bit values by 255")
     return tf.cast(images, tf.float32)
 
 
@@ -108,8 +96,8 @@ def pixel_checks(
 ) -> tuple[tf.Tensor, tf.Tensor | bool]:
     """Whether float32 images `[batch, height, width, channels]` are in [0, 1], and whether they are 0 or 1 if need be.
 
-    Both but for rounding. A model of 1 bit needs 0 and 1 in images that are `scored`, in training too: between them its
-    likelihood is none. With `nan_allowed` a batch passes that is not finite, whose step the step guard skips.
+    Both but for rounding. A model of 1 bit needs 0 and 1 in images that are `scored`, in training too. With
+    `nan_allowed` a batch passes that is not finite, whose step the step guard skips.
     """
     # NaN if a value is, and then a comparison fails.
     distance = tf.abs(images - 0.5)
@@ -120,10 +108,9 @@ def pixel_checks(
 
 
 def assert_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allowed: bool) -> tf.Operation | None:
-    """Asserts what `pixel_checks` finds of images.
+    """Asserts `pixel_checks` on the host, where batches come from, so that no accelerator waits for it.
 
-    On the host, where batches come from, so that no accelerator waits for it. XLA drops assertions: this one belongs
-    outside of what is compiled, before it by `tf.control_dependencies`.
+    XLA drops assertions: this one belongs outside of what is compiled, before it by `tf.control_dependencies`.
     """
     with tf.device("CPU:0"):
         in_range, is_binary = pixel_checks(images, config, scored, nan_allowed)
@@ -133,8 +120,7 @@ def assert_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allo
             out_of_range = tf.where(tf.reduce_any(tf.math.is_nan(images)), _NAN, wrong_range)
             return tf.where(in_range, _NOT_BINARY, out_of_range)
 
-        passes = in_range & is_binary
-        return tf.raw_ops.Assert(condition=passes, data=[tf.cond(passes, lambda: tf.constant(""), message)])
+        return _assert(in_range & is_binary, message)
 
 
 def assert_classes(labels: Any, num_classes: int) -> tf.Operation | None:
@@ -143,11 +129,11 @@ def assert_classes(labels: Any, num_classes: int) -> tf.Operation | None:
         labels = tf.convert_to_tensor(labels)
         ends = tf.reduce_min(labels), tf.reduce_max(labels)
         passes = are_classes(tf.stack(ends), num_classes)
+        return _assert(passes, lambda: tf.strings.format(_WRONG_CLASSES, (*ends, num_classes - 1)))
 
-        def message() -> tf.Tensor:
-            return tf.strings.format(_WRONG_CLASSES, (*ends, num_classes - 1))
 
-        return tf.raw_ops.Assert(condition=passes, data=[tf.cond(passes, lambda: tf.constant(""), message)])
+def _assert(passes: tf.Tensor, message: Callable[[], tf.Tensor]) -> tf.Operation | None:
+    return tf.raw_ops.Assert(condition=passes, data=[tf.cond(passes, lambda: tf.constant(""), message)])
 
 
 def are_classes(labels: tf.Tensor, num_classes: int) -> tf.Tensor:

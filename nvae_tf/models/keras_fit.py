@@ -13,26 +13,23 @@ from nvae_tf.models import training_step
 from nvae_tf.models.images import assert_classes, assert_pixels, check_batch, check_images, with_one_line_errors
 from nvae_tf.models.latents import batch_size_of, check_labels
 from nvae_tf.models.metrics import metric_values
+from nvae_tf.models.passes import inference_pass
 from nvae_tf.replicas import replica_count, replica_means
 
 if TYPE_CHECKING:
     from nvae_tf.models.nvae import NVAE
 
-_NO_CLASS_WEIGHT = "class_weight has no effect: the loss is the mean over all images; leave it out"
-# No condition in these methods depends on a tensor, and autograph would take as long as the tracing itself.
+# These methods contain no tensor-dependent branches, and autograph would double the time of tracing.
 _WITHOUT_AUTOGRAPH = tf.autograph.experimental.do_not_convert
 
 
 def images_and_labels(model: "NVAE", data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Images and, for a conditional model, their labels; other models may get some too, and do not use them."""
+    """Images and, for a conditional model, their labels; other models do not use labels."""
     images, labels, *_ = [*data, None] if isinstance(data, (tuple, list)) else (data, None)
     images = check_batch(images, model.config)
     if not model.config.num_classes or (labels is None and may_lack_labels):
         return images, None
-    if labels is None:
-        raise ValueError(
-            f"this model has model.num_classes = {model.config.num_classes}: give (images, labels), not images alone"
-        )
+    check(labels is not None, "this model has classes (model.num_classes): give (images, labels), not images alone")
     return images, check_labels(labels, batch_size_of(images), model.config.num_classes)
 
 
@@ -62,21 +59,11 @@ class FittedModel(keras.Model):
         images, labels = images_and_labels(self, data)
         check_images(images, self.config, scored=True)
         noise = training_step.draws(self, images, -1)
-        elbo = self._inference_pass(images, noise, FoldedPass(labels=labels)).elbo(images)
+        elbo = inference_pass(self, images, noise, FoldedPass(labels=labels)).elbo(images)
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         kl = tf.reduce_sum(kl)
         self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
         return metric_values(self.running.evaluation_metrics)
-
-    def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
-        """As `keras.Model.fit`; ValueError for images not of the model's size, or no floats in [0, 1] (1 bit: 0, 1)."""
-        check(class_weight is None, _NO_CLASS_WEIGHT)
-        return super().fit(*args, **kwargs)
-
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """As `keras.Model.train_on_batch`; refuses what `fit` does."""
-        check(class_weight is None, _NO_CLASS_WEIGHT)
-        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes what `fit` runs. Images that are not finite pass, and the step guard skips their step."""
@@ -84,7 +71,7 @@ class FittedModel(keras.Model):
         if self._compile_loss is not None or self._compile_metrics is not None:
             warnings.warn("loss and metrics of `compile` have no effect: the model has its own", stacklevel=2)
         if not self.optimizer.built:
-            # Else they would be made by the first trace of the step, which a refused batch breaks off.
+            # The first trace of the step would make the slots, and a refused batch breaks it off.
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
         self._make_checked_function("train", super().make_train_function, force)
@@ -110,14 +97,13 @@ class FittedModel(keras.Model):
         how = self.config, kind != "predict", kind == "train"
 
         def checked(data):
-            images, *others = data if isinstance(data, (tuple, list)) else (data,)
-            if len(others) > 1 and others[1] is not None:
+            images, labels, weights, *_ = (*(data if isinstance(data, (tuple, list)) else (data,)), None, None)
+            if weights is not None:
                 warnings.warn("sample weights have no effect: the loss is the mean over all images", stacklevel=2)
-            replicas = self.distribute_strategy.experimental_local_results(images)
-            checks = [assert_pixels(check_batch(shard, self.config), *how) for shard in replicas]
-            if self.config.num_classes and others and others[0] is not None:
-                labels = self.distribute_strategy.experimental_local_results(others[0])
-                checks += [assert_classes(shard, self.config.num_classes) for shard in labels]
+            shards, num_classes = self.distribute_strategy.experimental_local_results, self.config.num_classes
+            checks = [assert_pixels(check_batch(shard, self.config), *how) for shard in shards(images)]
+            if num_classes and labels is not None:
+                checks += [assert_classes(shard, num_classes) for shard in shards(labels)]
             # The data itself waits for the checks: on several replicas a reduction that has begun when a check fails
             # is broken off, and with it every later one of the process.
             with tf.control_dependencies(checks):

@@ -1,11 +1,9 @@
-"""Where each group's latent comes from: its sources, the draws behind them, and the temperatures of sampling.
+"""Where each group's latent comes from: its sources, the draws behind them, and the checks of what a user gives.
 
-The top-down pass asks one source a group, so inference, generation and everything between (the upper groups from an
-image and the rest from the prior) are the same pass.
+The top-down pass asks one source for each group, so inference, generation and all between are the same pass.
 """
 
 import collections
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -37,11 +35,11 @@ class LatentSample(NamedTuple):
     prior: Normal | None  # given the groups above; None where a scanned pass does not keep it
     posterior: Normal | None = None  # before the flows; None where z does not come from it
     has_flows: bool = False  # between `z_before_flows` and `z`
-    groups: int = 1  # whose latents these are, one group's images after another's: more than one in a scanned pass
+    groups: int = 1  # the number of groups, one group's images after another's: more than one in a scanned pass
 
 
 def tensors_of_latent(latent: LatentSample) -> list[tf.Tensor]:
-    """The tensors that a latent is made of, see `latents_of_groups`; of one that is not inferred, itself alone."""
+    """The tensors that a latent is made of, see `latents_of_groups`: z alone if it is not inferred."""
     normals = [] if latent.posterior is None else [latent.prior, latent.posterior]
     tensors = [latent.z, *(each for normal in normals for each in (normal.loc, normal.scale))]
     # As one: they are of the same shape, and a loop keeps each on its own.
@@ -71,62 +69,38 @@ class InferredGroup(NamedTuple):
 
 @functools.cache
 def latents_type(num_groups: int) -> type[tuple]:
-    """The type of a list of latents: a named tuple, because `tf.data` makes one tensor of a list."""
-
-    class Latents(collections.namedtuple("Latents", [f"group_{group:02d}" for group in range(num_groups)])):
-        """Latents of images, a tensor `[batch, height, width, latent channels]` a group, top group first."""
-
-        def numpy(self) -> tuple[np.ndarray, ...]:
-            """The same as arrays."""
-            return tuple(map(np.asarray, self))
-
-    return Latents
+    """The named tuple of the groups' latents, whose `numpy()` gives arrays; `tf.data` makes one tensor of a list."""
+    latents = collections.namedtuple("Latents", [f"group_{group:02d}" for group in range(num_groups)])
+    latents.numpy = lambda self: tuple(map(np.asarray, self))
+    return latents
 
 
 def inferred_group(latent: LatentSample) -> InferredGroup:
     """The tensors of a latent that was drawn from the posterior."""
-    kl = objectives.kl_per_element(latent)
-    return InferredGroup(latent.z, *(f for d in (latent.posterior, latent.prior) for f in (d.loc, d.scale)), kl)
+    (q, p), kl = (latent.posterior, latent.prior), objectives.kl_per_element(latent)
+    return InferredGroup(latent.z, q.loc, q.scale, p.loc, p.scale, kl)
 
 
 class GroupLayers(NamedTuple):
     """What one latent group computes, as functions of tensors."""
 
     cells: list[Callable]  # residual cells on the state; none for the top group
-    # state -> means and log-scales of the prior, before the clamp, as one tensor `[..., 2 * latent channels]`
-    prior: Callable
-    posterior: Callable  # (state, bottom-up feature) -> those that the posterior adds or takes
+    prior: Callable  # state -> its means and log-scales before the clamp, one tensor `[..., 2 * latent channels]`
+    posterior: Callable  # (state, bottom-up feature, prior) -> the same of the posterior
     flows: list[Callable]  # latent -> latent
     combine: Callable  # (state, z) -> state
 
 
-class SourceOfTensors:
-    """Base of sources that `tf.nest` knows as their tensors, so that those of several groups can be stacked."""
-
-    def __tf_flatten__(self) -> tuple[tuple, tuple]:
-        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        # What is no tensor stands last.
-        return tuple(x for x in values if isinstance(x, bool)), tuple(x for x in values if not isinstance(x, bool))
-
-    @classmethod
-    def __tf_unflatten__(cls, metadata: tuple, components: tuple) -> "SourceOfTensors":
-        return cls(*components, *metadata)
-
-
-@dataclasses.dataclass(frozen=True)
-class PosteriorSource(SourceOfTensors):
+class PosteriorSource(NamedTuple):
     """Draws from q(z | x, groups above) with standard-normal `noise` `[batch, height, width, latent channels]`."""
 
     feature: tf.Tensor
-    noise: tf.Tensor
-    residual: bool = True
+    noise: tf.Tensor | float
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""
-        prior_parameters, posterior_parameters = layers.prior(state), layers.posterior(state, self.feature)
-        posterior = soft_clamped_normal_from(
-            prior_parameters + posterior_parameters if self.residual else posterior_parameters
-        )
+        prior = layers.prior(state)
+        posterior = soft_clamped_normal_from(layers.posterior(state, self.feature, prior))
         scale = posterior.scale
         if layers.flows:
             # The density of what is drawn has two uses of its own.
@@ -135,25 +109,23 @@ class PosteriorSource(SourceOfTensors):
         z = z_before_flows = posterior.loc + scale * self.noise
         for flow in layers.flows:
             z = flow(z)
-        prior = soft_clamped_normal_from(prior_parameters)
-        return LatentSample(z, z_before_flows, prior, posterior, bool(layers.flows))
+        return LatentSample(z, z_before_flows, soft_clamped_normal_from(prior), posterior, bool(layers.flows))
 
 
-@dataclasses.dataclass(frozen=True)
-class PriorSource(SourceOfTensors):
+class PriorSource(NamedTuple):
     """Draws from p(z | groups above) with the given noise; `temperature` multiplies the prior's sigma."""
 
     noise: tf.Tensor
     temperature: float | tf.Tensor = 1.0
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        """As `PosteriorSource.draw`."""
         prior = soft_clamped_normal_from(layers.prior(state), self.temperature)
         z = prior.loc + prior.scale * self.noise
         return LatentSample(z, z, prior)
 
 
-@dataclasses.dataclass(frozen=True)
-class GivenSource:
+class GivenSource(NamedTuple):
     """Takes the latent from outside: `[batch, height, width, latent channels]`, after the flows."""
 
     latent: tf.Tensor
@@ -163,8 +135,7 @@ class GivenSource:
         return LatentSample(z, z, soft_clamped_normal_from(layers.prior(state)))
 
 
-@dataclasses.dataclass(frozen=True)
-class ComposedSource(SourceOfTensors):
+class ComposedSource(NamedTuple):
     """Takes the latent of the rows that keep it, and draws the others from a prior."""
 
     latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
@@ -172,15 +143,13 @@ class ComposedSource(SourceOfTensors):
     prior: "LatentSource"
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        """The latent of every row, beside the prior that it could have come from."""
         drawn = self.prior.draw(layers, state)
         # Version 1 takes one condition a row; broadcasting it takes several times as long.
         z = tf.compat.v1.where(self.keep, self.latent, drawn.z)
         return LatentSample(z, z, drawn.prior)
 
 
-@dataclasses.dataclass(frozen=True)
-class KeptChannelsSource:
+class KeptChannelsSource(NamedTuple):
     """Draws as `source` does; channels that are not `kept` `[latent channels]` are at the prior's mean instead."""
 
     source: PosteriorSource
@@ -191,8 +160,7 @@ class KeptChannelsSource:
         return latent._replace(z=tf.where(self.kept, latent.z, latent.prior.loc))
 
 
-@dataclasses.dataclass(frozen=True)
-class GuidedSource(SourceOfTensors):
+class GuidedSource(NamedTuple):
     """Draws from the prior of a class, moved away from that of no class (classifier-free guidance, Ho & Salimans 2022).
 
     The state has both, the rows with classes and then the same without, which take the same latents. Mean and log-scale
@@ -210,7 +178,7 @@ class GuidedSource(SourceOfTensors):
         return LatentSample(z, z, prior)
 
 
-# Or what else can `draw`.
+# Sources are tuples of tensors, which a loop over groups can stack. What else can `draw` is a source too.
 LatentSource = PosteriorSource | PriorSource | GivenSource | ComposedSource | KeptChannelsSource | GuidedSource
 
 
@@ -219,7 +187,8 @@ def active_channels(kl_per_channel: tf.Tensor | np.ndarray, fraction: float = 0.
 
     At least one. `kl_per_channel` is the mean over images, `Likelihood.kl_per_channel_nats` of a whole data set.
     """
-    check(0.0 < fraction <= 1.0, f"fraction = {fraction}: must be above 0 and at most 1")
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction = {fraction}: must be above 0 and at most 1")
     kl = tf.reshape(kl_per_channel, [-1])
     # Of equals the earlier is kept, so that there are as many as asked for.
     ranks = tf.argsort(tf.argsort(kl, direction="DESCENDING", stable=True))
@@ -230,9 +199,9 @@ def with_kept_channels(
     sources: Sequence[PosteriorSource], kept_channels: tf.Tensor | np.ndarray, plan: LatentPlan
 ) -> list[LatentSource]:
     """The sources of all groups, which keep those channels alone; ValueError where the mask does not fit the plan."""
-    shape = plan.num_groups, plan.num_latent_per_group
-    rule = f"must be {list(shape)}, a bool for each group and latent channel, as `active_channels` gives it"
-    check(np.shape(kept_channels) == shape, f"a mask of channels has shape {list(np.shape(kept_channels))}: {rule}")
+    given, expected = list(np.shape(kept_channels)), [plan.num_groups, plan.num_latent_per_group]
+    if given != expected:
+        raise ValueError(f"a mask of channels has shape {given}: must be {expected}, groups and latent channels")
     return list(map(KeptChannelsSource, sources, tf.unstack(boolean_mask(kept_channels, "a mask of channels"))))
 
 
@@ -240,7 +209,7 @@ def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Te
     """The class of each of `count` images, int32 `[count]`, from one number for all or one an image; None for none.
 
     ValueError where the model has no classes, there are more or fewer labels than images, or others than the classes'
-    numbers and -1, which means none. In graphs these are asserted; XLA leaves that out.
+    numbers and -1, which means none. In graphs the numbers are asserted; XLA leaves that out.
     """
     if labels is None:
         return None
@@ -250,26 +219,25 @@ def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Te
         # As Keras has them: a column, or for batches of several shapes.
         labels = tf.reshape(labels, [-1])
     fits = labels.shape.rank == 0 or isinstance(count, tf.Tensor) or labels.shape[0] in (None, count)
-    form = f"must be one number, or one for each of {count} images, not one-hot vectors (tf.argmax makes numbers)"
-    check(labels.shape.rank < 2 and fits, f"labels have shape {tuple(labels.shape)}; they {form}")
-    check(labels.dtype.is_integer, f"labels are of type {labels.dtype.name}; they must be whole numbers")
-    if tf.executing_eagerly():
-        wrong = labels.numpy()[(labels.numpy() < -1) | (labels.numpy() >= num_classes)]
-        check(not len(wrong), f"label {wrong[:1]}: the classes are 0 to {num_classes - 1}, and -1 is none")
-    else:
-        text = f"labels must be numbers of classes, 0 to {num_classes - 1}, and -1 is none"
-        check_values(are_classes(labels, num_classes), text)
+    if labels.shape.rank > 1 or not fits or not labels.dtype.is_integer:
+        form = f"must be whole numbers, one or one for each of {count} images, not one-hot vectors"
+        raise ValueError(f"labels are {labels.dtype.name} of shape {tuple(labels.shape)}; they {form}")
+    text = f"labels must be numbers of classes, 0 to {num_classes - 1}, and -1 is none"
+    check_values(are_classes(labels, num_classes), text)
     labels = tf.cast(labels, tf.int32)
     return labels if labels.shape.rank else tf.fill([count], labels)
 
 
 def check_guidance(guidance: float, has_labels: bool, num_classes: int, label_dropout: float) -> None:
     """ValueError where guidance is not finite, there is no class to guide toward, or no priors without a class."""
-    guidance = real_number("guidance", guidance, "must be finite")
-    what = "give labels too" if num_classes else "this model has no classes (model.num_classes = 0)"
-    check(guidance == 1.0 or has_labels, f"guidance = {guidance}: it leads toward a class; {what}")
-    what = "this model was trained without label_dropout, so it has no priors of no class; leave guidance out"
-    check(guidance == 1.0 or label_dropout > 0.0, f"guidance = {guidance}: {what}, or train with label_dropout=0.1")
+    if real_number("guidance", guidance, "must be finite") == 1.0:
+        return
+    if not has_labels:
+        what = "give labels too" if num_classes else "this model has no classes (model.num_classes = 0)"
+        raise ValueError(f"guidance = {guidance}: it leads toward a class; {what}")
+    if not label_dropout:
+        what = "this model was trained without label_dropout, so it has no priors of no class"
+        raise ValueError(f"guidance = {guidance}: {what}; leave guidance out, or train with label_dropout=0.1")
 
 
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:
@@ -280,16 +248,16 @@ def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_group
     if isinstance(latents, str | bytes) or not isinstance(latents, Sequence):
         raise ValueError(f"latents are one {type(latents).__name__}; give a list, one array a group, as of `encode`")
     tensors = [as_tensor(latent, "latents") for latent in latents]
-    kinds = {tensor.dtype.name for tensor in tensors if not tensor.dtype.is_floating}
-    check(not kinds, f"latents are of type {', '.join(kinds)}; they must be floats")
+    for tensor in tensors:
+        check(tensor.dtype.is_floating, f"latents are of type {tensor.dtype.name}; they must be floats")
     tensors = [tf.cast(tensor, tf.float32) for tensor in tensors]
-    shapes = plan.latent_shapes()
-    given = [tuple(tensor.shape[1:]) for tensor in tensors]
-    check(
-        bool(given) and given == list(shapes[: len(given)]) and (len(given) == len(shapes) or may_lack_groups),
-        f"latents have shapes {given} without the batch; this model's are {list(shapes)}. They are of another "
-        "architecture, or groups are missing (decode takes the top groups alone if it is given a temperature)",
-    )
+    given, shapes = [tuple(tensor.shape[1:]) for tensor in tensors], plan.latent_shapes()
+    fits = bool(given) and given == list(shapes[: len(given)])
+    if not fits or (len(given) < len(shapes) and not may_lack_groups):
+        raise ValueError(
+            f"latents have shapes {given} without the batch; this model's are {list(shapes)}. They are of another "
+            "architecture, or groups are missing (decode takes the top groups alone if it is given a temperature)"
+        )
     counts = [tensor.shape[0] for tensor in tensors]
     check(len(set(counts)) == 1, f"latents are of {counts} images; all must be of as many")
     for group, tensor in enumerate(tensors if tf.executing_eagerly() else ()):
@@ -307,32 +275,28 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
     if isinstance(temperature, tf.Tensor) and temperature.shape.rank == 1:
         temperature = tf.unstack(temperature)
     several = isinstance(temperature, Sequence) or (isinstance(temperature, np.ndarray) and temperature.ndim == 1)
-    values = []
-    for value in temperature if several else [temperature]:
-        if not isinstance(value, tf.Tensor):
-            rule = "must be greater than 0 and finite; 1 is the model as trained"
-            value = real_number("temperature", value, rule, math.ulp(0.0))
-        values.append(value)
+    rule = "must be greater than 0 and finite; 1 is the model as trained"
+    values = [
+        value if isinstance(value, tf.Tensor) else real_number("temperature", value, rule, math.ulp(0.0))
+        for value in (temperature if several else [temperature])
+    ]
     return values_of_groups(values, plan.latent_shapes(), "temperatures") if several else values * plan.num_groups
 
 
 def batch_noise(shapes: Shapes, batch_size: Number, seed: Sequence[Number], first: Number = 0) -> list[tf.Tensor]:
     """Standard-normal draws `[batch, height, width, channels]` a group; image i's of one seed `[2]` and `first + i`."""
-    return groups_of_flat(_numbered_draws(_total_size(shapes), batch_size, seed, first), shapes)
+    return groups_of_flat(_numbered_draws(sum(map(math.prod, shapes)), batch_size, seed, first), shapes)
 
 
 def in_graph(function: Callable) -> Callable:
-    """A function with a loop over images: called eagerly it becomes a graph, where a turn takes a fraction of the time.
-
-    Its arguments are tensors and what can be hashed.
-    """
+    """A function with a loop over images as a graph, where a turn takes a fraction of the time."""
     traced = tf.function(function, autograph=False, reduce_retracing=True)
     return lambda *arguments: (traced if tf.executing_eagerly() else function)(*arguments)
 
 
 def groups_of_flat(flat: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
     """Rows `[batch, total]` -> `[batch, height, width, channels]` of every group."""
-    pieces = tf.split(flat, [math.prod(shape) for shape in shapes], axis=1)
+    pieces = tf.split(flat, list(map(math.prod, shapes)), axis=1)
     return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
@@ -346,7 +310,7 @@ def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: Number, count: int
 
     Seeds `[batch, 2]` -> `[batch * count, height, width, channels]` a group, an image's samples one after another.
     """
-    size = _total_size(shapes)
+    size = sum(map(math.prod, shapes))
     noise = _noise_of_seeds(seeds, size, tf.convert_to_tensor(first), count)
     return groups_of_flat(tf.reshape(noise, [-1, size]), shapes)
 
@@ -363,11 +327,17 @@ def batch_size_of(tensor: tf.Tensor) -> Number:
 
 
 def image_seeds(seed: Number, count: Number, first: Number = 0) -> tf.Tensor:
-    """Seeds `[count, 2]` of the images `first .. first + count - 1` of a stream; in graphs the seed may be a tensor."""
+    """Seeds int32 `[count, 2]` of the images `first .. first + count - 1` of a stream.
+
+    In graphs the seed may be a tensor of any type of whole numbers; its range is asserted, which XLA leaves out.
+    """
     if tf.executing_eagerly() or not hasattr(seed, "dtype") or isinstance(seed, np.generic):
         seed = whole_number("seed", seed, -LARGEST_SEED)
     elif not tf.as_dtype(seed.dtype).is_integer or len(seed.shape):
         raise ValueError(f"seed = {shown(seed)}: must be one whole number")
+    else:
+        in_range = tf.abs(tf.cast(seed, tf.float64)) <= LARGEST_SEED
+        check_values(in_range, f"seed must be a whole number from -{LARGEST_SEED} to {LARGEST_SEED}")
     indices = tf.range(first, first + count, dtype=tf.int32)
     return tf.stack([tf.fill(tf.shape(indices), tf.cast(seed, tf.int32)), indices], axis=1)
 
@@ -381,7 +351,3 @@ def _numbered_draws(size: int, count: Number, seed: Sequence[Number], first: Num
     philox, shape = tf.random.Algorithm.PHILOX.value, [count, counters * _NUMBERS_PER_COUNTER]
     noise = tf.raw_ops.StatelessRandomNormalV2(shape=shape, key=key, counter=counter + start, alg=philox)
     return noise[:, :size]
-
-
-def _total_size(shapes: Shapes) -> int:
-    return sum(map(math.prod, shapes))

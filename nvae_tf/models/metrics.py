@@ -15,8 +15,7 @@ class StepMetrics(NamedTuple):
     reconstruction: tf.Tensor  # -log p(x | z), scalar
     kl_per_group: tf.Tensor  # unweighted, `[groups]`, top group first
     spectral_norms: tf.Tensor  # largest singular value of every convolution `[layers]`, without unit
-    # Of all gradients as one vector, not finite if one is not. On several replicas the root of the mean of its square
-    # over the replicas, each for its own images.
+    # The norm of all gradients as one vector; on several replicas the root of the mean of its square over the replicas.
     gradient_norm: tf.Tensor
 
 
@@ -39,9 +38,7 @@ class SharedSum(_SharedVariables, keras.metrics.Sum):
 
 
 class RunningMetrics:
-    """Means of loss, reconstruction and KL, in nats per image, and of the norm of the gradients over the steps taken
-    since the last reset, and how many were skipped (`nvae_tf.optimization.StepGuard`).
-    """
+    """Means since the last reset: loss, reconstruction, KL (nats per image), norm of gradients; the skipped steps."""
 
     def __init__(self):
         names = ("loss", "reconstruction", "kl", "gradient_norm")
@@ -51,12 +48,12 @@ class RunningMetrics:
         self.training_metrics = [*self.evaluation_metrics, self.gradient_norm, self.skipped_steps]
 
     def track_bound(self, loss: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor, batch_size) -> None:
-        """Takes in the means of a batch of so many images; scalars."""
+        """Takes in the means of a batch of this size, scalars."""
         for metric, value in zip(self.evaluation_metrics, (loss, reconstruction, kl), strict=True):
             metric.update_state(value, sample_weight=tf.cast(batch_size, tf.float32))
 
     def track(self, metrics: StepMetrics, batch_size) -> None:
-        """Takes in an accepted step on so many images."""
+        """Takes in an accepted step on a batch of this size."""
         self.track_bound(metrics.loss, metrics.reconstruction, tf.reduce_sum(metrics.kl_per_group), batch_size)
         self.gradient_norm.update_state(metrics.gradient_norm)
 
@@ -88,7 +85,7 @@ class RecentMetrics:
         self._count = tf.Variable(0, dtype=tf.int64, name="recent_steps", **shared)
 
     def keep(self, metrics: StepMetrics, accepted: tf.Tensor) -> None:
-        """Keeps those of a step, in place of the oldest."""
+        """Keeps the metrics of a step, in place of the oldest."""
         row = tf.concat([[tf.cast(accepted, tf.float32)], metrics.kl_per_group, metrics.spectral_norms], axis=0)
         place = tf.convert_to_tensor(self._count) % self.STEPS
         self._rows.assign(tf.tensor_scatter_nd_update(self._rows, [[place]], [row]))

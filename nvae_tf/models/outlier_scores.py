@@ -1,11 +1,8 @@
 """How unlike its training images an image looks to a model: scores of one pass, and what they are compared with.
 
-The likelihood does not show it: images of another kind that are simpler have a higher one (Nalisnick et al. 2019, arXiv
-1810.09136). The KL of a group is what the image says there against the prior, given the groups above: each group checks
-what is usual at its resolution.
-
-Nobody knows the class of an image that may be no image of any class. So a conditional model scores each image, those of
-the calibration too, with the class that fits it best, unless labels are given.
+The likelihood does not show it (Nalisnick et al. 2019, arXiv 1810.09136). The KL of a group is what the image says
+against the prior, given the groups above: each group checks what is usual at its resolution. A conditional model scores
+each image with the class that fits it best, unless labels are given.
 """
 
 import dataclasses
@@ -16,10 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import objective as objectives
-from nvae_tf.config import ModelConfig, check
+from nvae_tf.config import check
 from nvae_tf.layers import FoldedPass
 from nvae_tf.models.images import real_pixels
 from nvae_tf.models.latents import LatentSample
+from nvae_tf.models.passes import inference_pass, nelbo_of_classes
 
 if TYPE_CHECKING:
     from nvae_tf.models.nvae import NVAE
@@ -41,8 +39,7 @@ class OutlierScores(NamedTuple):
     """
 
     kl: tf.Tensor  # the sum over the groups, in nats
-    # KL and reconstruction at the posterior's means, in nats; for comparison: it does not show outliers, and it is no
-    # bound on -log p(x), which `NVAE.score` gives: latents that are drawn reconstruct an image less well.
+    # KL and reconstruction at the posterior's means, in nats: it does not show outliers, and is no bound on -log p(x).
     nelbo_at_mean: tf.Tensor
     mahalanobis: tf.Tensor | None  # of the KLs of all groups and the reconstruction, in standard deviations
     kl_p_value: tf.Tensor | None
@@ -63,7 +60,7 @@ class OutlierCalibration:
 def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
     """The KLs and reconstructions of images `[batch, height, width, channels]`, by default of the likeliest class."""
     labels = likeliest_class(model, images) if labels is None else labels
-    decoded = model._inference_pass(images, [0.0] * model.plan.num_groups, FoldedPass(labels=labels))
+    decoded = inference_pass(model, images, [0.0] * model.plan.num_groups, FoldedPass(labels=labels))
     return OutlierParts(*decoded.elbo(images), kl_map(model, decoded.latents))
 
 
@@ -75,22 +72,18 @@ def kl_map(model: "NVAE", latents: Sequence[LatentSample]) -> tf.Tensor:
         if latent.z.shape[1] == largest:
             kl_of_groups = tf.reduce_sum(objectives.kl_per_element(latent), axis=3)
             maps.append(tf.reduce_sum(tf.reshape(kl_of_groups, (latent.groups, -1, *kl_of_groups.shape[1:])), axis=0))
-    return _per_pixel(tf.add_n(maps), model.config)
+    nats, config = tf.add_n(maps), model.config
+    # The pixels of a position share its nats evenly.
+    height, width = config.network_height // nats.shape[1], config.network_width // nats.shape[2]
+    spread = tf.repeat(tf.repeat(nats / (height * width), height, axis=1), width, axis=2)
+    return real_pixels(spread, config.image_height, config.image_width)
 
 
 def likeliest_class(model: "NVAE", images: tf.Tensor) -> tf.Tensor | None:
     """The class of each image `[batch]` with the best bound at the posterior's means; None for a model without."""
     if not model.config.num_classes:
         return None
-    means = model._nelbo_of_classes(images, [0.0] * model.plan.num_groups)
-    return tf.argmin(means, axis=0, output_type=tf.int32)
-
-
-def _per_pixel(nats: tf.Tensor, config: ModelConfig) -> tf.Tensor:
-    """Nats of positions `[batch, rows, columns]` of the network's frame, shared evenly by the pixels of each."""
-    height, width = config.network_height // nats.shape[1], config.network_width // nats.shape[2]
-    spread = tf.repeat(tf.repeat(nats / (height * width), height, axis=1), width, axis=2)
-    return real_pixels(spread, config.image_height, config.image_width)
+    return tf.argmin(nelbo_of_classes(model, images, [0.0] * model.plan.num_groups), axis=0, output_type=tf.int32)
 
 
 def outlier_scores(parts: OutlierParts, calibration: OutlierCalibration | None) -> OutlierScores:
@@ -99,8 +92,8 @@ def outlier_scores(parts: OutlierParts, calibration: OutlierCalibration | None) 
     nelbo_at_mean = parts.reconstruction + kl
     if calibration is None:
         return OutlierScores(kl, nelbo_at_mean, None, None, None, parts)
-    num_groups, wanted = len(calibration.mean) - 1, parts.kl.shape[1]
-    check(num_groups == wanted, f"the calibration is of a model with {num_groups} latent groups, this one has {wanted}")
+    groups, own = len(calibration.mean) - 1, parts.kl.shape[1]
+    check(groups == own, f"the calibration is of a model with {groups} latent groups, this one has {own}")
     distance = mahalanobis_distance(parts, calibration.mean, calibration.covariance)
     p_values = _p_values(kl, calibration.kl), _p_values(distance, calibration.mahalanobis)
     return OutlierScores(kl, nelbo_at_mean, distance, *p_values, parts)

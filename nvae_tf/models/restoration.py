@@ -1,20 +1,17 @@
 """Restoration: images from noisy linear measurements of them, with the trained model as the prior.
 
 Inpainting, super-resolution, deblurring and denoising differ in the operator A of the measurement `A x + sigma * noise`
-alone; no training for the task is needed. What is found is the maximum a posteriori over whitened latents
-`e = (z - prior mean) / prior sigma`, in which the prior of every group is a standard normal: with mean u and variance V
-of the likelihood given e, in nats,
-
-    sum of r^2 / 2W + log W / 2, plus WEIGHT / 2 |e|^2;   r = y - A u,   W = (A * A) V + sigma^2
-
-goes down by Adam, from the latents that the encoder infers of a linear estimate. Before that, where there is little
-noise, the encoder's and the data's turns alternate (PnP-HVAE: Prost et al. 2023, arXiv 2303.11217). At the end comes
-the linear step `u + V A' (A V A' + sigma^2)^-1 r` of the data, so that what was measured without noise is exact.
+alone. The result is the maximum a posteriori over whitened latents `e = (z - prior mean) / prior sigma`, in which every
+group's prior is a standard normal. With mean u and variance V of the likelihood given e, Adam lowers, in nats,
+`sum of r^2 / 2W + log W / 2, plus WEIGHT / 2 |e|^2;  r = y - A u,  W = (A * A) V + sigma^2`
+from the latents of a linear estimate. Before that, where there is little noise, the encoder's and the data's turns
+alternate (PnP-HVAE: Prost et al. 2023, arXiv 2303.11217). At the end comes the linear step
+`u + V A' (A V A' + sigma^2)^-1 r` of the data, so that what was measured without noise is exact.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -30,18 +27,15 @@ from nvae_tf.models.latents import (
     image_seeds,
     noise_per_image,
 )
+from nvae_tf.models.passes import image_features, inference_pass, pass_of_loop, top_down_pass
 
 # Chosen on gray Fashion-MNIST; docs/restoration.md has what they give.
-WEIGHT_OF_PRIOR = 2.0
-LEARNING_RATE = 0.1
+WEIGHT_OF_PRIOR, LEARNING_RATE = 2.0, 0.1
 PNP_STEPS, PNP_TEMPERATURE = 20, 0.7
-# The encoder has never seen noise: from this sigma on PnP steps do harm.
-PNP_MOST_NOISE = 0.1
-# Of the measurement in the loss: where it is exact, it would leave the prior no say.
-SMALLEST_SIGMA = 0.02
-# Of linear steps: in float32 noiseless pixels are exact to 1e-4.
-_TINY_SIGMA, _SMALLEST_VARIANCE = 1e-4, 1e-4
-# Of the linear estimate: the classical image model, an autoregression along rows and columns.
+PNP_MOST_NOISE = 0.1  # the encoder has never seen noise: from this sigma on PnP steps do harm
+SMALLEST_SIGMA = 0.02  # in the loss: an exact measurement would leave the prior no say
+_TINY_SIGMA, _SMALLEST_VARIANCE = 1e-4, 1e-4  # of linear steps: in float32 noiseless pixels are exact to 1e-4
+# The classical image model of the linear estimate: an autoregression along rows and columns.
 _VARIANCE, _CORRELATION = 0.1, 0.9
 _CONJUGATE_STEPS = 40
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
@@ -60,23 +54,33 @@ class LinearOperator(Protocol):
         """`(A * A) v`, with every weight squared: the measurements' variances where pixels have these."""
 
 
+def _fixed(values: Any) -> np.ndarray:
+    # A copy that does not change: graphs of restorations with an operator are kept.
+    values = np.array(values)
+    values.flags.writeable = False
+    return values
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mask:
     """Inpainting: every pixel is measured but those that are `missing`; without any it is denoising.
 
-    `missing` is true where a pixel is, `[height, width]` or `[height, width, channels]`.
+    `missing` is true where a pixel is, `[height, width]` or `[height, width, channels]`; ValueError for other values.
     """
 
     missing: np.ndarray | bool = False
 
-    def apply(self, images: tf.Tensor) -> tf.Tensor:
-        """The images, 0 where they are not measured."""
+    def __post_init__(self):
         missing = boolean_mask(self.missing, "the mask of missing pixels")
         missing = missing[..., np.newaxis] if missing.ndim == 2 else missing
-        expected = tuple(images.shape[1:])
-        fits = missing.ndim == 0 or missing.shape in (expected, (*expected[:2], 1))
-        check(fits, f"the mask has shape {missing.shape}; it must be [height, width] of images {expected}")
-        return tf.where(missing, 0.0, images)
+        object.__setattr__(self, "missing", missing if tf.is_tensor(missing) else _fixed(missing))
+
+    def apply(self, images: tf.Tensor) -> tf.Tensor:
+        """The images, 0 where they are not measured."""
+        given, expected = tuple(self.missing.shape), tuple(images.shape[1:])
+        if given not in ((), expected, (*expected[:2], 1)):
+            raise ValueError(f"the mask has shape {given}; it must be [height, width] of images {expected}")
+        return tf.where(self.missing, 0.0, images)
 
     adjoint = squared = apply
 
@@ -87,6 +91,10 @@ class Separable:
 
     rows: np.ndarray
     columns: np.ndarray
+
+    def __post_init__(self):
+        for name in ("rows", "columns"):
+            object.__setattr__(self, name, _fixed(getattr(self, name)))
 
     def apply(self, images: tf.Tensor) -> tf.Tensor:
         """`[batch, height, width, channels]` -> `[batch, measured height, measured width, channels]`."""
@@ -103,8 +111,8 @@ class Separable:
 
 def downsampling(size: tuple[int, int], factor: int) -> Separable:
     """Super-resolution: the means of `factor` x `factor` pixels of images of a size `(height, width)`."""
-    fits = not any(length % whole_number("factor", factor, 1) for length in size)
-    check(fits, f"scale {factor}: must divide height and width of the images, {size[0]}x{size[1]}")
+    if any(length % whole_number("factor", factor, 1) for length in size):
+        raise ValueError(f"scale {factor}: must divide height and width of the images, {size[0]}x{size[1]}")
     return Separable(*(np.kron(np.eye(length // factor), np.full((1, factor), 1.0 / factor)) for length in size))
 
 
@@ -119,14 +127,9 @@ def measured(operator: LinearOperator, images: np.ndarray, sigma: float, seed: i
     """The measurement of known images `[batch, height, width, channels]`; the noise depends on seed and number."""
     images = tf.cast(images, tf.float32)
     exact = operator.apply(images)
-    # Other numbers than those of latents with the same seed.
+    # The numbers of no latents with this seed.
     (noise,) = noise_per_image([tuple(exact.shape[1:])], image_seeds(seed, len(images), first=2**30))
     return np.asarray(tf.where(_seen(operator, images), exact + sigma * noise, 0.0))
-
-
-def default_pnp_steps(sigma: float | tf.Tensor) -> int:
-    """How many steps of PnP-HVAE there are where nobody says: none for a sigma that is a tensor."""
-    return 0 if isinstance(sigma, tf.Tensor) or sigma >= PNP_MOST_NOISE else PNP_STEPS
 
 
 def checked_measurement(
@@ -140,11 +143,11 @@ def checked_measurement(
     if not tf.is_symbolic_tensor(sigma):
         sigma = real_number("sigma", sigma, "must be the noise's standard deviation, from 0 to 1e6", 0.0, 1e6)
     lacking = [name for name in ("apply", "adjoint", "squared") if not callable(getattr(operator, name, None))]
-    text = f"an operator of type {type(operator).__name__} lacks {', '.join(lacking)}; see restoration.LinearOperator"
-    check(not lacking, text)
+    kind = f"an operator of type {type(operator).__name__}"
+    check(not lacking, f"{kind} lacks {', '.join(lacking)}; see restoration.LinearOperator")
     measurement = as_tensor(measurement, "the measurement")
-    text = f"the measurement is of type {measurement.dtype.name}: give floats; divide pixels of 8 bits by 255"
-    check(measurement.dtype.is_floating, text)
+    is_floating = measurement.dtype.is_floating
+    check(is_floating, f"the measurement is of type {measurement.dtype.name}: give floats; divide 8-bit values by 255")
     measurement = tf.cast(measurement, tf.float32)
     shape = config.image_height, config.image_width, config.image_channels
     images = tf.random.stateless_uniform([2, *shape], seed=(0, 1))
@@ -152,12 +155,10 @@ def checked_measurement(
         expected = operator.apply(images).shape[1:]
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(f"the operator is for images of another size than the model's, {shape}") from error
-    given = f"the measurement has shape {tuple(measurement.shape)}"
-    check(
-        measurement.shape.rank is not None and measurement.shape[1:] == expected,
-        f"{given}; this operator makes [batch, {', '.join(map(str, expected))}] of the model's images {shape}",
-    )
-    check(measurement.shape[0] != 0, f"{given}: there is no image")
+    given = measurement.shape
+    if given.rank is None or given[1:] != expected or given[0] == 0:
+        form = f"makes [batch, {', '.join(map(str, expected))}] of the model's images {shape}"
+        raise ValueError(f"the measurement has shape {tuple(given)}; this operator {form}")
     measurement = tf.where(_seen(operator, images), measurement, 0.0)
     if tf.executing_eagerly():
         _check_operator(operator, images, expected)
@@ -172,76 +173,65 @@ def _check_operator(operator: LinearOperator, images: tf.Tensor, measured_shape:
     one, other = _per_image(operator.apply(images) * measurements), _per_image(images * back)
     text = f"operator.adjoint is not the adjoint of apply: <Ax, y> = {one[0]:.6g}, <x, A'y> = {other[0]:.6g}"
     check(np.allclose(one, other, rtol=1e-3, atol=1e-3), text)
-    # Of one pixel: the only image whose squared measurement is `squared` of the squared image.
+    # One pixel makes the only image whose squared measurement is `squared` of the squared image.
     pixel = np.zeros(images.shape, np.float32)
-    pixel[:, images.shape[1] // 2, images.shape[2] // 2] = 1.0
-    pixel[..., 1:] = 0.0
+    pixel[:, images.shape[1] // 2, images.shape[2] // 2, 0] = 1.0
     same = np.allclose(tf.square(operator.apply(pixel)), operator.squared(tf.constant(pixel)), rtol=1e-3, atol=1e-5)
     check(same, "operator.squared is not `apply` with squared weights")
 
 
 def restored(
-    model: Any,
-    measurement: tf.Tensor,
-    seeds: tf.Tensor,
-    labels: tf.Tensor | None,
-    operator: LinearOperator,
-    sigma: float | tf.Tensor,
-    steps: int,
-    pnp_steps: int,
-    from_draws: bool,
+    model, measurement, seeds, labels, operator: LinearOperator, sigma, steps: int, pnp_steps: int, from_draws: bool
 ) -> tf.Tensor:
     """Images `[batch, height, width, channels]` of checked measurements; what a graph does of `NVAE.restore`."""
-    forward = model._inference_forward(labels)
+    forward = pass_of_loop(model, labels)
     count, shapes = batch_size_of(measurement), model.plan.latent_shapes()
     measured = _Measured(operator, measurement, tf.cast(sigma, tf.float32))
     image_shape = model.config.image_height, model.config.image_width, model.config.image_channels
     start = measured.linear_estimate(image_shape)
 
+    def moments(sources: Sequence[Any]) -> tuple[tf.Tensor, tf.Tensor]:
+        likelihood = top_down_pass(model, sources, count, forward).likelihood
+        return likelihood.mean(), likelihood.variance()
+
     def plug_and_play(_: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        features = model._features(images, forward)
-        sources = [TemperedSource(PosteriorSource(it, 0.0, model.config.residual_distributions)) for it in features]
-        likelihood = model._top_down_pass(sources, count, forward).likelihood
-        return measured.with_data(likelihood.mean(), likelihood.variance())
+        return measured.with_data(*moments([TemperedSource(it) for it in image_features(model, images, forward)]))
 
     start = _repeated(plug_and_play, start, pnp_steps)
     noise = noise_per_image(shapes, seeds) if from_draws else [0.0] * len(shapes)
-    inferred = model._inference_pass(start, noise, forward).latents
+    inferred = inference_pass(model, start, noise, forward).latents
     latents = [(latent.z - latent.prior.loc) / latent.prior.scale for latent in inferred]
-
-    def decoded(latents: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        likelihood = model._top_down_pass(list(map(PriorSource, latents)), count, forward).likelihood
-        return likelihood.mean(), likelihood.variance()
 
     def loss(latents: Sequence[tf.Tensor]) -> tf.Tensor:
         squared_norm = tf.add_n([tf.reduce_sum(tf.square(latent)) for latent in latents])
-        return measured.energy(*decoded(latents)) + 0.5 * WEIGHT_OF_PRIOR * squared_norm
+        return measured.energy(*moments(list(map(PriorSource, latents)))) + 0.5 * WEIGHT_OF_PRIOR * squared_norm
 
-    first, last = decoded(latents), decoded(_minimized(loss, latents, steps))
+    first, last = (moments(list(map(PriorSource, each))) for each in (latents, _minimized(loss, latents, steps)))
     return measured.with_data(*measured.closer(first, last))
 
 
-@dataclasses.dataclass(frozen=True)
-class TemperedSource:
+class TemperedSource(NamedTuple):
     """The mode of a posterior times its prior to the power of `1 / temperature^2 - 1` (Prost et al. 2023).
 
-    Below 1 what is unlikely for the prior moves toward its mean.
+    Below temperature 1 what is unlikely for the prior moves toward its mean.
     """
 
-    source: PosteriorSource
+    feature: tf.Tensor
     temperature: float = PNP_TEMPERATURE
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        latent = self.source.draw(layers, state)
+        latent = PosteriorSource(self.feature, 0.0).draw(layers, state)
         prior_weight = (self.temperature**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
         return latent._replace(z=(latent.z + prior_weight * latent.prior.loc) / (1.0 + prior_weight))
 
 
+@dataclasses.dataclass
 class _Measured:
     """Measurements `[batch, ...]`, and what follows from them for images of a mean and a variance."""
 
-    def __init__(self, operator: LinearOperator, values: tf.Tensor, sigma: tf.Tensor):
-        self.operator, self.values, self.sigma = operator, values, sigma
+    operator: LinearOperator
+    values: tf.Tensor
+    sigma: tf.Tensor
 
     def residual(self, images: tf.Tensor) -> tf.Tensor:
         return self.values - self.operator.apply(images)
@@ -291,7 +281,7 @@ class _Measured:
 def _minimized(loss: Callable, variables: Sequence[tf.Tensor], steps: int) -> list[tf.Tensor]:
     """Tensors after so many steps of Adam (Kingma & Ba 2015) on `loss(variables)`, with cosine decay of the rate.
 
-    Here and not by an optimizer of Keras, which needs variables: a graph may be for any number of images.
+    An optimizer of Keras needs variables, and a graph may be for any number of images.
     """
     zeros = list(map(tf.zeros_like, variables))
 
@@ -316,10 +306,7 @@ def _minimized(loss: Callable, variables: Sequence[tf.Tensor], steps: int) -> li
 
 
 def _conjugate_gradients(matrix: Callable, right: tf.Tensor, diagonal: tf.Tensor) -> tf.Tensor:
-    """Solves `matrix(x) = right` for each image by itself, preconditioned by the matrix' diagonal or what is near it.
-
-    So many steps for all: what comes out for an image does not depend on the others.
-    """
+    """Solves `matrix(x) = right` for each image by itself, preconditioned by what is near the matrix' diagonal."""
 
     def products(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
         return tf.reshape(_per_image(one * other), [-1] + [1] * (len(right.shape) - 1))

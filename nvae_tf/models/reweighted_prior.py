@@ -1,11 +1,9 @@
 """A reweighted prior: the top groups' priors times a learned ratio, sampled by resampling (Aneja et al. 2021).
 
-The prior p(z) of a VAE has holes: most of its mass lies where no image's posterior does. The noise-contrastive prior of
-arXiv 2010.02917 is `r(z) p(z) / Z`, where r is the ratio of the posteriors of all images together to the prior. A
-classifier of draws of both gives it: its logit is log r. A sample is one of some proposals from the prior, chosen with
-probabilities proportional to r (sampling-importance-resampling), group after group; the groups below those that are
-reweighted are drawn as usual. A mixture of Gaussians, fitted to draws of the posteriors, is drawn from by itself (Ghosh
-et al. 2020, arXiv 1903.12436). Training is in `nvae_tf.training.prior`.
+The prior p(z) of a VAE has holes where no image's posterior is. The noise-contrastive prior of arXiv 2010.02917 is
+`r(z) p(z) / Z`, with the ratio r of all images' posteriors to the prior; log r is the logit of a classifier. A sample
+is one of some proposals from the prior, chosen with probabilities proportional to r, group after group. A mixture of
+Gaussians can be drawn from by itself (Ghosh et al. 2020, arXiv 1903.12436). Training is in `nvae_tf.training.prior`.
 """
 
 import dataclasses
@@ -20,19 +18,14 @@ from nvae_tf.config import PRIOR_KINDS, PRIORS, check, check_choice
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_from
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import ComposedSource, GroupLayers, LatentSample, LatentSource, PriorSource, in_graph
-from nvae_tf.progress import counted
 
 _MOST_PROPOSALS = 10_000
 NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one"
 CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing: of a pair of draws, in nats
-# The numbers of a latent up to which a classifier has no convolutions.
-MOST_FOR_PERCEPTRON = 1000
+MOST_FOR_PERCEPTRON = 1000  # the size of a latent up to which a classifier has no convolutions
 _UNITS, _HIDDEN_LAYERS = 256, 3
 _CHANNELS, _BLOCKS, _SMALLEST_MAP = 64, 3, 4
-# Of the numbers that are folded into an image's seed for proposals, so that no other draw has them.
-_STREAM = 0x5072696F
-
-Context = Sequence[tf.Tensor]
+_STREAM = 0x5072696F  # is folded into an image's seed, so that no other draws are those of proposals
 
 
 class Perceptron(keras.layers.Layer):
@@ -43,17 +36,15 @@ class Perceptron(keras.layers.Layer):
         self.latent_layer, *self.hidden = (keras.layers.Dense(_UNITS, dtype="float32") for _ in range(_HIDDEN_LAYERS))
         self.context_layer = keras.layers.Dense(_UNITS, use_bias=False, dtype="float32")
         self.logit = keras.layers.Dense(1, dtype="float32")
-        # Its layers are, at their first call.
-        self.built = True
+        self.built = True  # its layers are built at their first call
 
-    def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
-        """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`; see `ReweightedPrior`."""
+    def call(self, whitened: tf.Tensor, context: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The log ratio `[batch, proposals]` in nats, see `ReweightedPrior`."""
         count, proposals, size = tf.shape(whitened)[0], whitened.shape[1], math.prod(whitened.shape[2:])
-        # Matrices alone: Keras multiplies tensors of three axes in batches, which takes longer.
+        # Keras multiplies tensors of three axes in batches, which takes longer than matrices.
         state = self.latent_layer(tf.reshape(whitened, [-1, size]))
         if context:
             parts = [tf.reshape(part, [-1, math.prod(part.shape[1:])]) for part in context]
-            # Once for an image, not for each of its proposals.
             context_state = self.context_layer(tf.concat(parts, axis=1))[:, tf.newaxis]
             state = tf.reshape(tf.reshape(state, [count, proposals, _UNITS]) + context_state, [-1, _UNITS])
         for layer in self.hidden:
@@ -71,15 +62,18 @@ class ResidualConvolutions(keras.layers.Layer):
         self.context_layer = keras.layers.Conv2D(_CHANNELS, 3, use_bias=False, **options)
         self.blocks = [keras.layers.Conv2D(_CHANNELS, 3, **options) for _ in range(2 * _BLOCKS)]
         self.logit = keras.layers.Dense(1, dtype="float32")
-        # Its layers are, at their first call.
         self.built = True
 
-    def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
-        """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`; see `ReweightedPrior`."""
+    def call(self, whitened: tf.Tensor, context: Sequence[tf.Tensor]) -> tf.Tensor:
+        """As `Perceptron.call`."""
         count, proposals, shape = tf.shape(whitened)[0], whitened.shape[1], whitened.shape[2:]
         state = self.latent_layer(tf.reshape(whitened, [-1, *shape]))
         if context:
-            context_state = self.context_layer(tf.concat([_enlarged(part, *shape[:2]) for part in context], axis=3))
+            enlarged = [
+                tf.repeat(tf.repeat(part, shape[0] // part.shape[1], axis=1), shape[1] // part.shape[2], axis=2)
+                for part in context
+            ]
+            context_state = self.context_layer(tf.concat(enlarged, axis=3))
             maps = tf.reshape(state, [count, proposals, *state.shape[1:]]) + context_state[:, tf.newaxis]
             state = tf.reshape(maps, [-1, *state.shape[1:]])
         for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
@@ -89,25 +83,19 @@ class ResidualConvolutions(keras.layers.Layer):
         return tf.reshape(self.logit(tf.reduce_mean(tf.nn.silu(state), axis=(1, 2))), [count, proposals])
 
 
-def _enlarged(part: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """A map of the same or of a smaller scale as one of `[batch, height, width, channels]`."""
-    return tf.repeat(tf.repeat(part, height // part.shape[1], axis=1), width // part.shape[2], axis=2)
-
-
 class Mixture(keras.layers.Layer):
     """A mixture of Gaussians of the flattened latent, and its log ratio to the standard normal distribution."""
 
     def __init__(self, components: int, size: int):
         super().__init__(dtype="float32")
-        # The last are Cholesky factors of covariances.
-        shapes = {"log_weights": (components,), "means": (components, size), "factors": (components, size, size)}
-        self.log_weights, self.means, self.factors = (
-            self.add_weight(name=name, shape=shape, trainable=False) for name, shape in shapes.items()
-        )
+        self.log_weights = self.add_weight(name="log_weights", shape=(components,), trainable=False)
+        self.means = self.add_weight(name="means", shape=(components, size), trainable=False)
+        # Cholesky factors of the covariances.
+        self.factors = self.add_weight(name="factors", shape=(components, size, size), trainable=False)
         self.built = True
 
-    def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
-        """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`."""
+    def call(self, whitened: tf.Tensor, context: Sequence[tf.Tensor]) -> tf.Tensor:
+        """As `Perceptron.call`."""
         rows, factors = tf.reshape(whitened, [-1, self.means.shape[1]]), tf.convert_to_tensor(self.factors)
         centered = rows - self.means[:, tf.newaxis]
         distances = tf.linalg.triangular_solve(factors, tf.linalg.matrix_transpose(centered))
@@ -136,8 +124,9 @@ class ReweightedPrior:
     """The ratios of the top groups, top group first; no part of the model's weights.
 
     A ratio is a layer `(whitened, context) -> log r` in nats, `[batch, proposals]`. It sees proposals whitened by the
-    group's prior, `(z - mean) / sigma`, and as context what proposals of an image have in common: the latents of the
-    groups above and, below the top group, mean and log-sigma of the prior; of a conditional model the class too.
+    group's prior, `(z - mean) / sigma`, `[batch, proposals, height, width, channels]`, and as context what proposals of
+    an image have in common: the latents of the groups above and, below the top group, mean and log-sigma of the prior;
+    of a conditional model the class too.
     """
 
     ratios: tuple[keras.layers.Layer, ...]
@@ -146,17 +135,9 @@ class ReweightedPrior:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # how it was learned, see `training.prior`
 
     def log_ratio(
-        self,
-        group: int,
-        whitened: tf.Tensor,
-        prior: SoftClampedNormal,
-        above: Sequence[tf.Tensor],
-        labels: tf.Tensor | None = None,
+        self, group: int, whitened: tf.Tensor, prior: SoftClampedNormal, above: Sequence[tf.Tensor], labels=None
     ) -> tf.Tensor:
-        """Log r in nats, `[batch, proposals]`, of proposals `[batch, proposals, height, width, channels]` of a group.
-
-        They are whitened by `prior`, the group's at temperature 1; `above` are the latents of the groups above.
-        """
+        """Log r in nats, `[batch, proposals]`, of proposals of a group, whitened by its `prior` at temperature 1."""
         context = [*above, prior.loc, tf.math.log(prior.scale)] if group else []
         if self.num_classes:
             labels = tf.fill([tf.shape(whitened)[0]], -1) if labels is None else labels
@@ -164,13 +145,7 @@ class ReweightedPrior:
             context.append(tf.one_hot(labels, self.num_classes)[:, tf.newaxis, tf.newaxis])
         return self.ratios[group](whitened, context)
 
-    def sources(
-        self,
-        seeds: tf.Tensor,
-        temperatures: Sequence[float | tf.Tensor],
-        plan: LatentPlan,
-        labels: tf.Tensor | None = None,
-    ) -> list[LatentSource]:
+    def sources(self, seeds: tf.Tensor, temperatures: Sequence, plan: LatentPlan, labels=None) -> list[LatentSource]:
         """The sources of the top groups for one seed an image `[batch, 2]`, on which alone an image's draws depend."""
         shapes = plan.latent_shapes()[: len(self.ratios)]
         if isinstance(self.ratios[0], Mixture):
@@ -191,13 +166,13 @@ class ReweightedPrior:
 
 
 def proposals_of_groups(proposals: int, groups: int) -> list[int]:
-    """Below the top group they are half as many, so that sampling stays quick."""
+    """The number of proposals of each group: below the top group half as many, so that sampling stays quick."""
     return [proposals, *[-(-proposals // 2)] * (groups - 1)]
 
 
 @in_graph
 def _draws(seeds: tf.Tensor, normal: int, gumbel: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """So many draws of the normal and of the Gumbel distribution an image, functions of its seed `[batch, 2]`."""
+    """Draws of the normal and of the Gumbel distribution for each image, functions of its seed `[batch, 2]`."""
 
     def draws_of_image(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         noise_seed, choice_seed = (
@@ -212,8 +187,7 @@ def _draws(seeds: tf.Tensor, normal: int, gumbel: int) -> tuple[tf.Tensor, tf.Te
     return noise, -tf.math.log(-tf.math.log(uniform))
 
 
-@dataclasses.dataclass(frozen=True)
-class ResampledSource:
+class ResampledSource(NamedTuple):
     """Draws from `r(z) p(z | groups above) / Z`: of proposals from the prior one, chosen by the Gumbel-max trick.
 
     The sources of a pass share the list `drawn`, to which each adds what it has drawn.
@@ -234,15 +208,13 @@ class ResampledSource:
         )
         chosen = tf.argmax(log_ratio + self.gumbel, axis=1)
         prior = soft_clamped_normal_from(parameters, self.temperature)
-        # Of the many proposals only the one that is chosen is computed.
         z = prior.loc + prior.scale * tf.gather(self.noise, chosen, axis=1, batch_dims=1)
         probabilities = tf.nn.softmax(log_ratio)
         self.drawn.append(Resampled(z, 1.0 / tf.reduce_sum(probabilities**2, axis=1)))
         return LatentSample(z, z, prior)
 
 
-@dataclasses.dataclass(frozen=True)
-class MixtureSource:
+class MixtureSource(NamedTuple):
     """Draws from a mixture of Gaussians of the whitened latent, in place of the group's prior."""
 
     mixture: Mixture
@@ -256,8 +228,7 @@ class MixtureSource:
         return LatentSample(z, z, prior)
 
 
-@dataclasses.dataclass(frozen=True)
-class PartlyReweightedSource:
+class PartlyReweightedSource(NamedTuple):
     """As `composed`; of the rows that are not kept, those that are reweighted come from a reweighted prior."""
 
     composed: ComposedSource
@@ -272,7 +243,7 @@ class PartlyReweightedSource:
         def reweighted() -> tf.Tensor:
             source = self.reweighted()[len(self.above)]
             if isinstance(source, ResampledSource):
-                source = dataclasses.replace(source, drawn=list(self.above))
+                source = source._replace(drawn=list(self.above))
             return tf.compat.v1.where(is_drawn, source.draw(layers, state).z, composed.z)
 
         # Proposals take longer than all else of a small model.
@@ -286,13 +257,10 @@ def made_ratios(kind: str, groups: int, plan: LatentPlan, num_classes: int, comp
     shapes = plan.latent_shapes()[:groups]
     if kind == "mixture":
         return (Mixture(components, math.prod(shapes[0])),)
-    ratios = tuple(
-        Perceptron() if math.prod(shape) <= MOST_FOR_PERCEPTRON else ResidualConvolutions() for shape in shapes
-    )
-    reweighted = ReweightedPrior(ratios, 1, num_classes)
-    zeros = [tf.zeros([1, *shape]) for shape in shapes]
-    for group, z in enumerate(zeros):
-        # Makes the weights.
+    are_small = [math.prod(shape) <= MOST_FOR_PERCEPTRON for shape in shapes]
+    ratios = tuple(Perceptron() if is_small else ResidualConvolutions() for is_small in are_small)
+    reweighted, zeros = ReweightedPrior(ratios, 1, num_classes), [tf.zeros([1, *shape]) for shape in shapes]
+    for group, z in enumerate(zeros):  # makes the weights
         reweighted.log_ratio(group, z[:, tf.newaxis], SoftClampedNormal(z, z + 1.0), zeros[:group])
     return ratios
 
@@ -300,17 +268,15 @@ def made_ratios(kind: str, groups: int, plan: LatentPlan, num_classes: int, comp
 def check_settings(model: Any, groups: int, kind: str, steps: int, proposals: int) -> None:
     """Raises ValueError for what a reweighted prior of a model can't be."""
     check_choice("kind", kind, PRIOR_KINDS)
-    limit = f"this model has {counted(model.plan.num_groups, 'latent group')}, so it must be from 1 to that"
-    check(1 <= groups <= model.plan.num_groups, f"groups = {groups}: {limit}")
-    if kind == "mixture":
-        config, size = model.config, math.prod(model.plan.latent_shapes()[0])
-        limits = f"without classes and flows, and of {MOST_FOR_PERCEPTRON:,} numbers at most"
-        actual = f"here it has {size:,}, model.num_classes = {config.num_classes}, model.num_flows = {config.num_flows}"
-        fits = size <= MOST_FOR_PERCEPTRON and not config.num_classes and not config.num_flows
-        check(groups == 1, f"groups = {groups}: a mixture is of the top group alone, groups = 1")
-        check(fits, f"a mixture is of a top group {limits}; {actual}: take kind = classifier")
+    num_groups = model.plan.num_groups
+    check(1 <= groups <= num_groups, f"groups = {groups}: this model has {num_groups} latent groups, give 1 to all")
     check(steps >= 1, f"steps = {steps}: must be at least 1")
     check(1 <= proposals <= _MOST_PROPOSALS, f"proposals = {proposals}: must be from 1 to {_MOST_PROPOSALS:,}")
+    config, size = model.config, math.prod(model.plan.latent_shapes()[0])
+    fits = groups == 1 and size <= MOST_FOR_PERCEPTRON and not config.num_classes and not config.num_flows
+    if kind == "mixture" and not fits:
+        limits = f"without classes and flows, and of at most {MOST_FOR_PERCEPTRON:,} numbers (here {size:,})"
+        raise ValueError(f"groups = {groups}: a mixture is of the top group alone, {limits}; take kind = classifier")
 
 
 def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
@@ -326,12 +292,7 @@ def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
 
 
 def with_reweighted_prior(
-    reweighted: ReweightedPrior,
-    sources: Sequence[LatentSource],
-    seeds: tf.Tensor,
-    temperatures: Sequence[float | tf.Tensor],
-    plan: LatentPlan,
-    labels: tf.Tensor | None,
+    reweighted: ReweightedPrior, sources: Sequence[LatentSource], seeds: tf.Tensor, temperatures, plan, labels
 ) -> list[LatentSource]:
     """The sources of all groups, the top ones those of `reweighted`; ValueError where they are not priors."""
     is_plain = all(isinstance(source, PriorSource) for source in sources)

@@ -40,7 +40,7 @@ class ClassEmbedding(keras.layers.Layer):
         if forward.labels is None:
             return tensor
         # A product, because a gather's gradient is sparse; -1 gives a row of zeros.
-        # Not tf.one_hot, of which TFLite makes a lookup that has no class -1; in floats, which accelerators compare.
+        # TFLite makes a lookup without a class -1 of tf.one_hot. Accelerators compare floats.
         classes, numbers = tf.cast(forward.labels, tf.float32), tf.range(self.table.shape[0], dtype=tf.float32)
         is_of_class = tf.equal(classes[:, tf.newaxis], numbers)
         vectors = tf.cast(is_of_class, tf.float32) @ forward.weights_of(self)
@@ -56,7 +56,8 @@ class TopDownScale(keras.layers.Layer):
         encoder, decoder, latent = scale.encoder_channels, scale.decoder_channels, config.num_latent_per_group
         self.num_groups = len(scale.groups)
         self.num_top_groups = 1 if index == 0 else 0
-        self.is_vanilla, self.num_latent, self.num_flows = plan.is_vanilla, latent, config.num_flows
+        self.is_vanilla, self.is_residual = plan.is_vanilla, config.residual_distributions
+        self.num_latent, self.num_flows = latent, config.num_flows
         self.cells_per_group = config.num_cells_per_group_decoder
         branch, excite = plan.cells.decoder, config.squeeze_excite
         below_top = self.num_groups - self.num_top_groups
@@ -73,9 +74,8 @@ class TopDownScale(keras.layers.Layer):
             larger = plan.scales[index + 1].decoder_channels
             self.up = ResidualCells(1, branch, decoder, larger, excite, dtype=dtype)
         self.classes = None
-        one_group = "needs more than one latent group; set model.num_groups_per_scale or num_latent_scales"
-        check(not config.num_classes or not plan.is_vanilla, f"model.num_classes = {config.num_classes}: {one_group}")
         if config.num_classes:
+            check(not plan.is_vanilla, f"model.num_classes = {config.num_classes}: needs more than one latent group")
             self.classes = ClassEmbedding(config.num_classes, decoder, dtype=dtype)
         if config.num_classes and index == 0:
             # The top group's prior and posterior do not follow from the state.
@@ -85,7 +85,7 @@ class TopDownScale(keras.layers.Layer):
 
     @property
     def parts(self) -> list[Part]:
-        """The stacks of which each group has layers, see `run_steps`; the top group lacks those of the first three."""
+        """The stacks of which each group has layers, see `run_steps`; the top group has none of the first three."""
         several = {self.cells: self.cells_per_group, self.flows: self.num_flows}
         stacks = self.cells, self.priors, self.feature_combiners, self.posteriors, self.flows, self.combiners
         return [Part(stack, several.get(stack, 1)) for stack in stacks]
@@ -101,12 +101,13 @@ class TopDownScale(keras.layers.Layer):
             parameters = standard_prior(state, self.num_latent)
             return self.classes_of_prior.added(parameters, forward) if self.classes else parameters
 
-        def posterior(state: tf.Tensor, feature: tf.Tensor) -> tf.Tensor:
+        def posterior(state: tf.Tensor, feature: tf.Tensor, prior_parameters: tf.Tensor) -> tf.Tensor:
             if not is_top:
                 feature += feature_combiners[0](state)
             elif self.classes:
                 feature = self.classes_of_posterior.added(feature, forward)
-            return tf.cast(posterior_layer(feature), tf.float32)
+            parameters = tf.cast(posterior_layer(feature), tf.float32)
+            return prior_parameters + parameters if self.is_residual else parameters
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)

@@ -11,6 +11,7 @@ from nvae_tf import objective as objectives
 from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
 from nvae_tf.models.latents import batch_noise, batch_size_of
 from nvae_tf.models.metrics import StepMetrics, metric_values
+from nvae_tf.models.passes import inference_pass
 from nvae_tf.optimization import SMALL_WEIGHT, NVAEAdamax
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
@@ -26,27 +27,12 @@ class LossTerms(NamedTuple):
     kl_per_group: tf.Tensor  # without weights, `[groups]`, top group first
 
 
-class LossAndGradients(NamedTuple):
-    """What one replica's images say about a step."""
-
-    terms: LossTerms
-    spectral_norms: tf.Tensor | None  # of every convolution, `[layers]`; None without regularizers
-    gradients: list[tf.Tensor]  # of the loss / replicas, a tensor for each trainable weight
-    updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and power vectors after the step
-
-
 def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-    """Takes one step on a batch, unless the step guard refuses it.
+    """Takes one step of a compiled model on a batch, unless the step guard refuses it.
 
-    On several replicas each calls this with its own images, and all take one step together.
-
-    Args:
-      model: a compiled model.
-      images: `[batch, height, width, channels]` in [0, 1].
-      labels: the classes of the images, int32 `[batch]`, where the model is conditional.
-
-    Returns:
-      The values of `RunningMetrics.training_metrics` by name.
+    Images are `[batch, height, width, channels]` in [0, 1]; labels are the classes of a conditional model, int32
+    `[batch]`. On several replicas each calls this with its own images, and all take one step together. Returns the
+    values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # the random draws depend on the model's seed and the step alone
     if model.is_data_dependent:
@@ -55,14 +41,18 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
     if model.accumulate_steps == 1:
         noise = draws(model, images, step)
         forward = _training_pass(model, kept_labels(model, labels, step))
-        result = loss_and_gradients(model, images, noise, step, forward)
+        with tf.GradientTape() as tape:
+            terms, spectral_norms = training_loss(model, images, noise, step, forward)
+            scaled_loss = _scaled(model, terms.loss)
+        gradients = tape.gradient(scaled_loss, model.trainable_weights)
+        updates = forward.updates  # of batch-norm statistics and power vectors
     else:
-        result = mean_over_microbatches(model, images, labels, step)
+        terms, spectral_norms, gradients, updates = mean_over_microbatches(model, images, labels, step)
 
-    metrics = _means_over_replicas(model, result)
+    metrics = _means_over_replicas(model, terms, spectral_norms, gradients)
     accepted = model.step_guard.accepts(metrics.loss, metrics.gradient_norm)
-    apply_gradients_if(model, accepted, metrics, result.gradients)
-    for variable, value in result.updates:
+    apply_gradients_if(model, accepted, metrics, gradients)
+    for variable, value in updates:
         variable.assign(tf.where(accepted, value, variable))
 
     batch_size = batch_size_of(images) * replica_count()
@@ -71,64 +61,6 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
     model.step_guard.observe(metrics.loss, accepted)
     model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
     return metric_values(model.running.training_metrics)
-
-
-def loss_and_gradients(
-    model: "NVAE", images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
-) -> LossAndGradients:
-    """The loss of images and its gradients, with the regularizers; arguments as in `training_loss`."""
-    with tf.GradientTape() as tape:
-        terms, spectral_norms = training_loss(model, images, noise, step, forward)
-        scaled_loss = _scaled(model, terms.loss)
-    gradients = tape.gradient(scaled_loss, model.trainable_weights)
-    return LossAndGradients(terms, spectral_norms, gradients, forward.updates)
-
-
-def training_loss(
-    model: "NVAE",
-    images: tf.Tensor,
-    noise: Sequence[tf.Tensor],
-    step: tf.Tensor,
-    forward: ForwardPass,
-    is_regularized: bool = True,
-) -> tuple[LossTerms, tf.Tensor | None]:
-    """The training objective (sections 3.2 and 4 of the paper; `nvae_tf.objective`).
-
-    Args:
-      model: the model.
-      images: `[batch, height, width, channels]` in [0, 1].
-      noise: standard-normal draws for each latent group, top group first, see `draws`.
-      step: the number of steps taken, on which the weight of the KL terms depends.
-      forward: the pass; it gathers the batch statistics.
-      is_regularized: False leaves the regularizers of the weights out of the loss.
-
-    Returns:
-      The loss and its terms, and the spectral norm of every convolution `[layers]` (None without regularizers).
-    """
-    spectral_norms, regularizers, seen = None, 0.0, images
-    if is_regularized:
-        spectral_norms, regularizers = weight_regularizers(model, forward)
-        seen, regularizers = objectives.gradients_after_network(images, regularizers)
-    elbo = model._inference_pass(seen, noise, forward).elbo(images)
-    beta = objectives.kl_weight(step, model.objective)
-    loss = objectives.training_loss(
-        elbo,
-        beta,
-        objectives.balancing_scales(model.plan),
-        regularizers,
-        objectives.regularization_weight(beta, model.objective),
-        objectives.final_kl_weights(model.objective, model.plan),
-        model.objective.free_nats,
-    )
-    terms = LossTerms(loss.loss, tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0))
-    return terms, spectral_norms
-
-
-def weight_regularizers(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
-    """The spectral norm of every convolution `[layers]`, and the sum of both regularizers (section 3.2)."""
-    norms = tf.concat(model.spectral_regularizer.norms(forward), axis=0)
-    batch_norm_loss = objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0
-    return norms, tf.reduce_sum(norms) + batch_norm_loss
 
 
 def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
@@ -152,15 +84,44 @@ def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf
     return tf.where(noise[:, 0, 0, 0] < ndtri(model.label_dropout), -1, labels)
 
 
-def mean_over_microbatches(
-    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor
-) -> LossAndGradients:
-    """The mean over equal microbatches; each has its own batch statistics, KL balancing and free nats."""
+def training_loss(
+    model: "NVAE", images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
+) -> tuple[LossTerms, tf.Tensor | None]:
+    """The training objective (sections 3.2 and 4 of the paper), and the spectral norm of every convolution `[layers]`.
+
+    `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
+    batch statistics. Without regularizers of the weights there are no norms.
+    """
+    spectral_norms, regularizers, seen = None, 0.0, images
+    if regularize:
+        spectral_norms, regularizers = weight_regularizers(model, forward)
+        seen, regularizers = objectives.gradients_after_network(images, regularizers)
+    elbo = inference_pass(model, seen, noise, forward).elbo(images)
+    settings, beta = model.objective, objectives.kl_weight(step, model.objective)
+    scales, final_weights = objectives.balancing_scales(model.plan), objectives.final_kl_weights(settings, model.plan)
+    weight = objectives.regularization_weight(beta, settings)
+    loss = objectives.training_loss(elbo, beta, scales, regularizers, weight, final_weights, settings.free_nats)
+    terms = LossTerms(loss.loss, tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0))
+    return terms, spectral_norms
+
+
+def weight_regularizers(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
+    """The spectral norm of every convolution `[layers]`, and the sum of both regularizers (section 3.2)."""
+    norms = tf.concat(model.spectral_regularizer.norms(forward), axis=0)
+    batch_norm_loss = objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0
+    return norms, tf.reduce_sum(norms) + batch_norm_loss
+
+
+def mean_over_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> tuple:
+    """The mean of terms, norms, gradients and updates over equal microbatches.
+
+    Each microbatch has its own batch statistics, KL balancing and free nats; power vectors advance once.
+    """
     count, size = model.accumulate_steps, images.shape[0]
     if size is None or size % count:
         raise ValueError(
-            f"a batch of {'unknown size' if size is None else size} can't be cut into accumulate_steps = {count} "
-            "equal parts: give batches of a fixed size (drop_remainder=True) that it divides"
+            f"a batch of {size or 'unknown size'} can't be cut into accumulate_steps = {count} equal parts: give "
+            "batches of a fixed size (drop_remainder=True) that it divides"
         )
     size //= count
     forward = ForwardPass(training=True)
@@ -179,7 +140,7 @@ def mean_over_microbatches(
         forward = _training_pass(model, kept_labels(model, some_labels, step, shard))
         noise = draws(model, some_images, step, shard)
         with tf.GradientTape() as tape:
-            terms, _ = training_loss(model, some_images, noise, step, forward, is_regularized=False)
+            terms, _ = training_loss(model, some_images, noise, step, forward, regularize=False)
             scaled_loss = _scaled(model, terms.loss) / count
         gradients = _gradients_or_zeros(model, tape, scaled_loss)
         values = {id(variable): value for variable, value in forward.updates}
@@ -187,15 +148,11 @@ def mean_over_microbatches(
         return [gradients, *([value / count for value in values] for values in (new_statistics, terms))]
 
     terms = [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
-    gradients, new_statistics, (loss, reconstruction, kl_per_group) = sum_over_microbatches(
-        microbatch, count, [model.trainable_weights, statistics, terms]
-    )
-    return LossAndGradients(
-        LossTerms(loss + regularization, reconstruction, kl_per_group),
-        spectral_norms,
-        [one + other for one, other in zip(regularization_gradients, gradients, strict=True)],
-        forward.updates + list(zip(statistics, new_statistics, strict=True)),
-    )
+    like = [model.trainable_weights, statistics, terms]
+    gradients, new_statistics, (loss, *others) = sum_over_microbatches(microbatch, count, like)
+    gradients = [one + other for one, other in zip(regularization_gradients, gradients, strict=True)]
+    updates = forward.updates + list(zip(statistics, new_statistics, strict=True))
+    return LossTerms(loss + regularization, *others), spectral_norms, gradients, updates
 
 
 def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> list:
@@ -215,21 +172,17 @@ def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Seque
     return sums
 
 
-def apply_gradients_if(
-    model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics, gradients: Sequence[tf.Tensor]
-) -> None:
+def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
     optimizer, weights = model.optimizer, model.trainable_weights
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        # It lowers its scale when gradients overflow, but looks at those of its replica alone; and a loss that is not
-        # finite has nothing to do with the scale.
+        # It lowers its scale when its own replica's gradients overflow. A loss that is not finite has other reasons.
         overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
         accepted |= overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
     is_graph_of_cpus = not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy())
-    is_plain = isinstance(optimizer, NVAEAdamax) and not (
-        optimizer.use_ema or optimizer.weight_decay or optimizer.gradient_accumulation_steps
-    )
+    is_plain = isinstance(optimizer, NVAEAdamax) and not (optimizer.use_ema or optimizer.weight_decay)
+    is_plain = is_plain and not optimizer.gradient_accumulation_steps
     if is_plain and (is_graph_of_cpus or _is_small_program(model)):
         optimizer.apply_if(accepted, gradients, weights)
     else:
@@ -239,8 +192,8 @@ def apply_gradients_if(
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from the first batch."""
     forward = _training_pass(model, initializing=True)
-    model._inference_pass(images, draws(model, images, 0), forward)
-    # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
+    inference_pass(model, images, draws(model, images, 0), forward)
+    # A bad image must not decide for good; the moments are those of all replicas.
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
     for variable, value in forward.updates:
         variable.assign(tf.where(finite, value, variable))
@@ -248,14 +201,17 @@ def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
 
 
 def _training_pass(model: "NVAE", labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
+    return ForwardPass(training=True, scanned=_has_loops(model), labels=labels, initializing=initializing)
+
+
+def _has_loops(model: "NVAE") -> bool:
     # Replicas can't communicate from within a loop of the graph.
-    scanned = model.scan and replica_count() == 1
-    return ForwardPass(training=True, scanned=scanned, labels=labels, initializing=initializing)
+    return model.scan and replica_count() == 1
 
 
 def _is_small_program(model: "NVAE") -> bool:
     # Joining small weights takes longer on CPUs, which need not compile the program.
-    return model.scan and replica_count() == 1 and cpu_kernels.has_gpus()
+    return _has_loops(model) and cpu_kernels.has_gpus()
 
 
 def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
@@ -264,19 +220,17 @@ def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
 
 
 def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
-    # TensorFlow's `unconnected_gradients` does not know Keras' variables.
-    pairs = zip(model.trainable_weights, tape.gradient(loss, model.trainable_weights), strict=True)
-    return [tf.zeros(weight.shape) if gradient is None else gradient for weight, gradient in pairs]
+    weights = [weight.value for weight in model.trainable_weights]
+    return tape.gradient(loss, weights, unconnected_gradients="zero")
 
 
-def _means_over_replicas(model: "NVAE", result: LossAndGradients) -> StepMetrics:
-    gradients = result.gradients
+def _means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
     if _is_small_program(model):
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     squared_norm /= tf.square(_scaled(model, 1.0))
-    *terms, squared_norm = replica_means([*result.terms, squared_norm])
-    return StepMetrics(*terms, tf.stop_gradient(result.spectral_norms), tf.sqrt(squared_norm))
+    *terms, squared_norm = replica_means([*terms, squared_norm])
+    return StepMetrics(*terms, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
 
 
 def _on_all_replicas_if(condition: tf.Tensor, function: Callable, *values) -> None:

@@ -33,8 +33,8 @@ from nvae_tf.models.latents import (
     groups_of_flat,
     noise_per_image,
 )
-from nvae_tf.models.nvae import Decoded
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, kl_map, outlier_scores
+from nvae_tf.models.passes import Decoded, inference_pass, top_down_pass
 from nvae_tf.models.reweighted_prior import PartlyReweightedSource, ReweightedPrior
 from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX
 
@@ -85,7 +85,7 @@ class FlatLatentModel:
 
     def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor, label: tf.Tensor | None) -> Decoded:
         # A number of rows that is known adds no operation to the graph.
-        return self.model._top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
+        return top_down_pass(self.model, sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
 
 
 class Signatures(FlatLatentModel):
@@ -315,7 +315,7 @@ class Signatures(FlatLatentModel):
                 drawn = GuidedSource(noise, temperature, _over_pixels(guidance))
                 sources.append(ComposedSource(tf.tile(group, [2, 1, 1, 1]), tf.tile(keep, [2]), drawn))
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
-            decoded = self.model._top_down_pass(sources, 2 * rows, both, kept=rows)
+            decoded = top_down_pass(self.model, sources, 2 * rows, both, kept=rows)
             pairs = zip((decoded.likelihood.mean(), decoded.flat_latents()[:rows]), plain, strict=True)
             return tuple(tf.compat.v1.where(guidance != 1.0, *pair) for pair in pairs)
 
@@ -324,7 +324,7 @@ class Signatures(FlatLatentModel):
     def _inferred(self, noise_scale, image, seed, label=None) -> Tensors:
         """Returns latents, the parts of the bound, the map of the KL, and mean images of the inference pass."""
         noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
-        decoded = self.model._inference_pass(image, noise, self._pass(label))
+        decoded = inference_pass(self.model, image, noise, self._pass(label))
         outputs = {"latent": decoded.flat_latents(), "image": decoded.likelihood.mean()}
         return outputs | decoded.elbo(image)._asdict() | {"kl_map": kl_map(self.model, decoded.latents)}
 

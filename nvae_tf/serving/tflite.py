@@ -24,7 +24,8 @@ from nvae_tf.layers.cpu_kernels import plain_operations
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import GivenSource, PriorSource, groups_of_flat
-from nvae_tf.models.nvae import Decoded
+from nvae_tf.models.passes import Decoded, inference_pass
+from nvae_tf.progress import Report
 from nvae_tf.runs.loading import spec_to_read
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, check_quantization, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
@@ -102,7 +103,7 @@ class DeviceSignatures(FlatLatentModel):
         return self._decoded(sources, noise, label)
 
     def _inferred(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None) -> Decoded:
-        return self.model._inference_pass(image, groups_of_flat(noise, self.latent_shapes), self._pass(label))
+        return inference_pass(self.model, image, groups_of_flat(noise, self.latent_shapes), self._pass(label))
 
 
 def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> DeviceSignatures:

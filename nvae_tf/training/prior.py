@@ -29,12 +29,14 @@ from nvae_tf.models.latents import (
     InferredGroup,
     LatentSample,
     LatentSource,
+    PosteriorSource,
     PriorSource,
     batch_noise,
     image_seeds,
     inferred_group,
     noise_of_samples,
 )
+from nvae_tf.models.passes import image_features, top_down_pass
 from nvae_tf.models.reweighted_prior import ReweightedPrior, check_settings, made_ratios
 from nvae_tf.models.training_step import kept_labels
 from nvae_tf.progress import StatusLine
@@ -150,10 +152,10 @@ def _posteriors(model: NVAE, batches: Batches, groups: int, draws: int, seed: in
 
     @tf.function(autograph=False, reduce_retracing=True)
     def posterior_rows(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tuple:
-        features = [tf.repeat(feature, draws, axis=0) for feature in model._features(images)[:groups]]
+        features = [tf.repeat(feature, draws, axis=0) for feature in image_features(model, images)[:groups]]
         labels = None if labels is None else tf.repeat(kept_labels(model, labels, first), draws)
         noise = batch_noise(shapes, draws * tf.shape(images)[0], (seed, _INFERRING), draws * first)
-        sources = model._posterior_sources(features, noise)
+        sources = list(map(PosteriorSource, features, noise))
         latents = _top_latents(model, sources, draws * tf.shape(images)[0], labels)
         return [inferred_group(latent)._replace(kl=None) for latent in latents], labels
 
@@ -310,9 +312,10 @@ def _bounds(
     def both(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tf.Tensor:
         seeds, count = image_seeds(seed, tf.shape(images)[0], first), samples * tf.shape(images)[0]
         noise = noise_of_samples(model.plan.latent_shapes(), seeds, 0, samples)
-        images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *model._features(images)))
+        images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *image_features(model, images)))
         labels = None if labels is None else tf.repeat(labels, samples)
-        decoded = model._top_down_pass(model._posterior_sources(features, noise), count, FoldedPass(labels=labels))
+        sources = list(map(PosteriorSource, features, noise))
+        decoded = top_down_pass(model, sources, count, FoldedPass(labels=labels))
         log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
         log_weights = decoded.likelihood.log_prob(images) + log_p - log_q
         log_normalizer = tf.gather(log_normalizers, 0 if labels is None else labels)

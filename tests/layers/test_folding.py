@@ -5,6 +5,7 @@ import tensorflow as tf
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import image_seeds, noise_per_image
+from nvae_tf.models.passes import inference_pass
 from tests.tiny_model import images_of, shaken, tiny_config
 
 IMAGES = images_of(tiny_config(), 2)
@@ -16,7 +17,7 @@ def shaken_model(**changes):
 
 def parameters(model, forward=None):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 2))
-    return model._inference_pass(tf.constant(IMAGES), noise, forward).parameters.numpy()
+    return inference_pass(model, tf.constant(IMAGES), noise, forward).parameters.numpy()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ CONFIG = ModelConfig(image_height=6, image_width=4, image_channels=3, padded_hei
 GOOD = np.random.default_rng(0).uniform(size=(2, 6, 4, 3))
 
 
-@pytest.mark.parametrize(("height", "width"), [(6, 4), (8, 8), (7, 5), (9, 4)])
+@pytest.mark.parametrize(("height", "width"), [(6, 4), (8, 8), (7, 5)])
 def test_the_frame_is_zeros_and_comes_off_again(height, width):
     images = tf.constant(GOOD, tf.float32)
     framed = frame(images, dataclasses.replace(CONFIG, padded_height=height, padded_width=width))
@@ -22,27 +22,19 @@ def test_the_frame_is_zeros_and_comes_off_again(height, width):
     np.testing.assert_array_equal(real_pixels(framed, 6, 4), images)
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, bool, tf.constant])
-def test_good_images_become_float32(kind):
-    images = (GOOD > 0.5).astype(np.float32)
-    checked = check_images(kind(images) if kind is tf.constant else images.astype(kind), CONFIG)
-    assert checked.dtype == tf.float32
-    np.testing.assert_array_equal(checked, images)
-
-
 def test_other_images_are_refused():
     for images, message in (
         (GOOD[0], r"shape \(6, 4, 3\); this model takes \[batch, 6, 4, 3\]"),
-        (GOOD[:, :5], r"shape \(2, 5, 4, 3\)"),
-        (GOOD[..., :1], r"shape \(2, 6, 4, 1\)"),
         (GOOD[:0], "give at least one"),
         (np.zeros((2, 8, 8, 3)), r"shape \(2, 8, 8, 3\)"),  # the frame is the model's own affair
         (255.0 * GOOD, r"values from .* must be in \[0, 1\]: divide 8-bit values by 255"),
         (GOOD - 0.5, "values from -"),
         (np.uint8(255 * GOOD), "of type uint8"),
-        (np.zeros((2, 6, 4, 3), int), "of type int64"),
         (np.where(GOOD > 0.9, np.nan, GOOD), r"^images have values that are NaN .* look where they come from$"),
         (np.full((2, 6, 4, 3), np.inf), "values from inf"),
     ):
         with pytest.raises(ValueError, match=message):
             check_images(images, CONFIG)
+    half = GOOD.astype(np.float16) * np.float16(1 + np.finfo(np.float16).eps)
+    for images in (half, GOOD > 0.5):
+        np.testing.assert_array_equal(check_images(images, CONFIG), np.float32(images))

@@ -8,11 +8,10 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
-from nvae_tf.generation.sampling import generate_images
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import training_step
-from nvae_tf.models.images import assert_classes, with_one_line_errors
 from nvae_tf.models.latents import image_seeds, noise_per_image
+from nvae_tf.models.passes import inference_pass, top_down_pass
 from nvae_tf.models.top_down import ClassEmbedding
 from nvae_tf.reports.generate import sample
 from nvae_tf.serving.signatures import Signatures
@@ -53,7 +52,7 @@ def test_a_new_model_does_not_depend_on_the_class_and_a_step_changes_that(images
 def test_the_class_matters_to_priors_posteriors_and_decoder(conditional, images):
     noise = noise_per_image(conditional.plan.latent_shapes(), image_seeds(1, 4))
     one, other = (
-        conditional._inference_pass(images, noise, ForwardPass(labels=tf.fill([4], label))) for label in (0, 1)
+        inference_pass(conditional, images, noise, ForwardPass(labels=tf.fill([4], label))) for label in (0, 1)
     )
     for a, b in zip(one.latents, other.latents, strict=True):
         assert np.abs(a.prior.loc - b.prior.loc).max() > 1e-3 and np.abs(a.posterior.loc - b.posterior.loc).max() > 1e-3
@@ -80,23 +79,19 @@ def test_guidance_goes_from_no_class_through_the_class_and_beyond(conditional):
     z = []
     for _ in conditional.plan.latent_shapes():
         given = z + [tf.zeros_like(eps) for eps in noise[len(z) :]]
-        from_no_class = conditional._top_down_pass([nvae_tf.models.latents.GivenSource(latent) for latent in given], 3)
+        from_no_class = top_down_pass(conditional, [nvae_tf.models.latents.GivenSource(latent) for latent in given], 3)
         prior = from_no_class.latents[len(z)].prior
         z.append(prior.loc + prior.scale * noise[len(z)])
     near(draw(3, labels=labels, guidance=0.0), conditional.decode(z, labels=labels))
     assert np.abs(draw(3, labels=labels, guidance=3.0) - draw(3, labels=labels)).max() > 1e-3
 
 
-@pytest.mark.parametrize("guidance", [2.0, 0.0])
-def test_guidance_is_refused_where_training_dropped_no_labels(guidance):
-    model, config = (
-        tiny_model(**SETTINGS),
-        ExperimentConfig(tiny_config(**SETTINGS), train=TrainConfig(label_dropout=0.0)),
-    )
+def test_guidance_is_refused_where_training_dropped_no_labels(guidance=2.0):
+    model = tiny_model(**SETTINGS)
+    config = ExperimentConfig(tiny_config(**SETTINGS), train=TrainConfig(label_dropout=0.0))
     assert {spec.name for spec in Signatures(model).input_specs("compose")}.isdisjoint({"guidance", "proposals"})
     for ask in (
         lambda: model.generate(3, labels=1, guidance=guidance),
-        lambda: generate_images(model, 3, labels=1, guidance=guidance),
         # What nvae-generate does, before it reads the model.
         lambda: sample(types.SimpleNamespace(config=config, class_names=None), labels=1, guidance=guidance),
     ):
@@ -138,35 +133,29 @@ def test_fit_takes_pairs(images):
         model.fit(images, np.eye(4, 3, dtype="int32"), batch_size=4, verbose=0)
 
 
-@pytest.mark.parametrize("labels", [[0, 2**32 + 1], np.array([0, 2**64 - 1], np.uint64), [-9, 1]])
-def test_what_fit_checks_has_the_labels_as_given(labels):
-    with pytest.raises(ValueError, match=f"^labels go from {min(labels)} to {max(labels)}; the classes are 0 to 2"):
-        with_one_line_errors(assert_classes)(labels, 3)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("label", [7, -9, 2**32 + 1])
-@pytest.mark.parametrize("name", ["generate", "encode", "score", "train_step"])
+@pytest.mark.parametrize(("name", "label"), [("generate", 7), ("score", -9), ("train_step", 2**32 + 1)])
 def test_labels_are_asserted_in_graphs(images, name, label):
     model = tiny_model(nvae_tf.NVAEAdamax(), **SETTINGS)
-    calls = {"generate": lambda labels: model.generate(4, labels=labels)}
-    calls["train_step"] = lambda labels: model.train_step((tf.constant(images), labels))
-    call = calls.get(name, lambda labels: getattr(model, name)(images, labels=labels))
+    call = {
+        "generate": lambda labels: model.generate(4, labels=labels),
+        "score": lambda labels: model.score(images, labels=labels),
+        "train_step": lambda labels: model.train_step((tf.constant(images), labels)),
+    }[name]
     with pytest.raises(tf.errors.InvalidArgumentError, match="labels must be numbers of classes, 0 to 2, and -1 is no"):
         tf.function(call, autograph=False)(tf.constant([0, label, 1, 2], tf.int64))
-    assert name != "train_step" or int(model.optimizer.iterations) == 0
+    assert int(model.optimizer.iterations) == 0
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda model, images: model.generate(3, labels=5), "label \\[5\\]: the classes are 0 to 2"),
-        (lambda model, images: model.score(images, labels=2**40), "label \\[1099511627776\\]: the classes are 0 to 2"),
-        (lambda model, images: model.score(images, labels=np.uint64(2**64 - 1)), "label \\[18446744073709551615\\]"),
+        (lambda model, images: model.generate(3, labels=5), "labels must be numbers of classes, 0 to 2"),
+        (lambda model, images: model.score(images, labels=np.uint64(2**64 - 1)), "labels must be numbers of classes"),
         (lambda model, images: model.score(images, labels=np.eye(4, 3)), "not one-hot vectors"),
         (lambda model, images: model.generate(3, labels=[0, None, 1]), "labels must be numbers in an array or a tens"),
         (lambda model, images: model.generate(3, labels=[1, 1]), "one for each of 3 images"),
-        (lambda model, images: model.generate(3, labels=0.5), "whole numbers"),
+        (lambda model, images: model.generate(3, labels=0.5), "labels are float32 .* must be whole numbers"),
         (lambda model, images: model.generate(3, guidance=2.0), "give labels too"),
         (lambda model, images: tiny_model(num_classes=0).generate(3, guidance=2.0), "this model has no classes"),
         (lambda model, images: model.train_step(tf.constant(images)), "give \\(images, labels\\), not images alone"),

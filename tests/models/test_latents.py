@@ -14,7 +14,7 @@ def layers(flows=()):
     return latents.GroupLayers(
         cells=[],
         prior=lambda state: tf.concat([state, 0.5 * state], -1),
-        posterior=lambda state, feature: tf.concat([state + feature, feature], -1),
+        posterior=lambda state, feature, prior: prior + tf.concat([state + feature, feature], -1),
         flows=list(flows),
         combine=None,
     )
@@ -34,19 +34,17 @@ def near(value, expected):
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("residual", [True, False])
-def test_the_posterior_is_relative_to_the_prior_or_absolute(residual, tensors):
+def test_the_posterior_is_clamped_after_the_addition_and_drawn_from_before_the_flows(tensors):
     state, feature, noise = tensors
-    sample = latents.PosteriorSource(feature, noise, residual).draw(layers(), state)
-    added = (state, 0.5 * state) if residual else (0.0, 0.0)
-    mean, scale = clamped(added[0] + state + feature, added[1] + feature)  # clamped after the addition
+    sample = latents.PosteriorSource(feature, noise).draw(layers(), state)
+    mean, scale = clamped(2.0 * state + feature, 0.5 * state + feature)
     near(sample.posterior.loc, mean)
     near(sample.posterior.scale, scale)
     near(sample.z, mean + scale * noise)
     near((sample.prior.loc, sample.prior.scale), clamped(state, 0.5 * state))
     assert sample.z_before_flows is sample.z and not sample.has_flows
     flows = layers([lambda z: 2.0 * z, lambda z: z + 1.0])
-    flowed = latents.PosteriorSource(feature, noise, residual).draw(flows, state)
+    flowed = latents.PosteriorSource(feature, noise).draw(flows, state)
     near(flowed.z_before_flows, sample.z)
     near(flowed.z, 2.0 * sample.z + 1.0)
     assert flowed.has_flows
@@ -113,12 +111,3 @@ def test_the_draw_of_an_image_does_not_depend_on_its_batch():
     # Of a batch it depends on the place.
     whole, last = flat(latents.batch_noise(SHAPES, 6, (3, 0))), flat(latents.batch_noise(SHAPES, 2, (3, 0), first=4))
     np.testing.assert_array_equal(last, whole[4:])
-
-
-def test_samples_of_an_image_are_a_function_of_its_seed_and_their_number():
-    seeds = latents.image_seeds(4, 3)
-    whole = flat(latents.noise_of_samples(SHAPES, seeds, 0, 8)).reshape(3, 8, -1)
-    for first, count in [(0, 3), (tf.constant(3), 4), (7, 1)]:
-        part = flat(latents.noise_of_samples(SHAPES, seeds, first, count)).reshape(3, count, -1)
-        np.testing.assert_array_equal(part, whole[:, int(first) : int(first) + count])
-    np.testing.assert_array_equal(flat(latents.noise_of_samples(SHAPES, seeds[1:2], 0, 8)), whole[1])

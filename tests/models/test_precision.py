@@ -5,14 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import nvae_tf
-from nvae_tf.config import ExperimentConfig, ObjectiveConfig, TrainConfig
+from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers.normalization import moments, normalize_batch
 from nvae_tf.models.training_step import initialize_scales
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.runs.checkpoints import TrainingState
-from nvae_tf.runs.run_folder import open_for_training
-from tests.tiny_model import assert_same, images_of, state_of, tiny_model, values
+from tests.tiny_model import images_of, state_of, tiny_model, values
 
 HALF = {"mixed_bfloat16": tf.bfloat16, "mixed_float16": tf.float16}
 POLICIES = ("float32", *HALF)
@@ -111,11 +108,6 @@ def test_inference_in_half_precision_is_near_that_in_float32(models, policy):
     np.testing.assert_allclose(model.decode(latents), exact.decode(latents), atol=0.02)
     np.testing.assert_allclose(model.score(images, 2), exact.score(images, 2), rtol=0.02)
     np.testing.assert_allclose(model.generate(3), exact.generate(3), atol=0.1)
-    for each in (exact, model):
-        each.reset_metrics()
-    for report, expected in zip(model.test_step(images).values(), exact.test_step(images).values(), strict=True):
-        assert report.dtype == tf.float32
-        np.testing.assert_allclose(report, expected, rtol=0.05)
 
 
 def gradients_of(model, images):
@@ -150,17 +142,6 @@ def test_a_step_goes_the_way_of_one_in_float32(policy, cells):
         assert reported["gradient_norm"] == pytest.approx(np.linalg.norm(gradients), rel=1e-3)
 
 
-def test_bad_images_change_nothing(models):
-    model = models["mixed_float16"]
-    images = batch_of(model).numpy()
-    images[1, 2, 3] = np.inf
-    before, skipped = state_of(model), float(model.running.skipped_steps.result())
-    model.train_step(tf.constant(images))
-    # Nor the scale of the loss, which can't help: after some of these it would be 0.
-    assert not changed(before, state_of(model))
-    assert float(model.running.skipped_steps.result()) == skipped + 1
-
-
 def test_a_step_that_overflows_changes_nothing_but_the_scale():
     model = model_of("mixed_float16")
     step, images, scale = model.train_step, batch_of(model), model.optimizer.dynamic_scale
@@ -175,7 +156,11 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale():
     assert changed(before, state_of(model)) == scaling_of(model)
     assert float(scale) == 2.0**39
     assert int(model.optimizer.step_counter) == 0
+    # A loss that is not finite has nothing to do with the scale, which after some of these would be 0.
     scale.assign(64.0)
+    before, bad = state_of(model), np.where(np.arange(16)[:, None, None, None] == 3, np.inf, images)
+    step(tf.constant(bad, tf.float32))
+    assert not changed(before, state_of(model))
     step(images)
     assert int(model.optimizer.iterations) == 2
     assert float(scale) == 64.0
@@ -192,15 +177,3 @@ def test_a_keras_file_keeps_the_policy_in_every_layer(models, tmp_path):
     np.testing.assert_array_equal(loaded.score(images), model.score(images))
     assert len(scaling_of(loaded)) == len(scaling_of(model))
     assert float(loaded.train_step(batch_of(model))["skipped_steps"]) == 0.0
-
-
-def test_a_checkpoint_of_a_mixed_run_is_loaded_in_float32(models, tmp_path):
-    model = models["mixed_float16"]
-    config = ExperimentConfig(model=model.config, train=TrainConfig(precision="mixed_float16"))
-    folder = open_for_training(tmp_path / "run", config)
-    TrainingState(folder.checkpoints, model, model.optimizer, 1).save(2)
-    loaded = nvae_tf.load(folder.path)
-    assert {layer.compute_dtype for layer in loaded._flatten_layers()} == {"float32"}
-    assert_same(loaded.trainable_weights, model.trainable_weights)
-    images = batch_of(model, 2)
-    np.testing.assert_allclose(loaded.score(images), model.score(images), rtol=0.02)

@@ -41,23 +41,11 @@ def some():
     return generator.uniform(size=(2, *SIZE, 2)).astype(np.float32), generator.uniform(0.01, 0.2, (2, *SIZE, 2))
 
 
-def test_operators_have_their_adjoint_and_squares(operator, some):
-    images, variances = some
-    matrix, flat = dense(operator, images.shape[1:]), images.reshape(2, -1)
-    measurement = operator.apply(images)
-    near(np.reshape(measurement, [2, -1]), flat @ matrix.T)
-    near(np.reshape(operator.adjoint(measurement), [2, -1]), flat @ matrix.T @ matrix)
-    squared = np.reshape(operator.squared(variances.astype(np.float32)), [2, -1])
-    near(squared, variances.reshape(2, -1) @ np.square(matrix).T)
-
-
 def test_what_the_operators_do():
     image = np.arange(36, dtype=np.float32).reshape(1, *SQUARE, 1)
     near(downsampling(SQUARE, 3).apply(image)[0, ..., 0], image.reshape(2, 3, 2, 3).mean(axis=(1, 3)))
     near(gaussian_blur(SQUARE, 2.0).apply(np.ones_like(image)), np.ones_like(image))
-    point = np.zeros([1, 31, 31, 1], np.float32)
-    point[0, 15, 15] = 1.0
-    spread = gaussian_blur((31, 31), 1.5).apply(point)[0, ..., 0].numpy().sum(axis=0)
+    spread = gaussian_blur((31, 31), 1.5).rows[15]
     assert np.sum(spread * np.square(np.arange(31) - 15)) == pytest.approx(1.5**2, rel=0.01)
     near(Mask(HOLE).apply(image)[0, ..., 0], np.where(HOLE, 0, image[0, ..., 0]))
 
@@ -107,10 +95,9 @@ def test_the_descent_is_that_of_keras_adam():
 @pytest.mark.slow
 def test_latents_begin_at_the_posterior_and_are_whitened(model, images):
     """So much noise that the data say nothing, and no step: the reconstruction of the linear estimate."""
-    nothing = measured(Mask(), images, 0.0) * 0.0 + 0.3
     gray = np.full_like(images, 0.3)
     for seed, mean in ((None, True), (2, False)):
-        found = model.restore(nothing, Mask(), 1e4, steps=0, seed=seed)
+        found = model.restore(gray, Mask(), 1e4, steps=0, seed=seed)
         near(found, model.decode(model.encode(gray, seed=seed or 0, mean=mean)), atol=1e-4)
 
 
@@ -141,6 +128,12 @@ def test_what_is_measured_without_noise_is_exact(model, images):
     assert np.min(found) >= 0.0 and np.max(found) <= 1.0
 
 
+def test_where_nothing_is_measured_an_image_stays():
+    nothing = restoration._Measured(Mask(True), tf.zeros([1, 2, 2, 1]), tf.constant(0.0))
+    assert np.all(np.isfinite(nothing.linear_estimate((2, 2, 1))))
+    near(nothing.with_data(tf.fill([1, 2, 2, 1], 0.3), tf.ones([1, 2, 2, 1])), np.full([1, 2, 2, 1], 0.3))
+
+
 def test_the_start_is_kept_where_the_descent_went_away_from_the_measurement():
     values = tf.zeros([3, 2, 2, 1])
     first, last = tf.constant([0.3, 0.1, 0.1]), tf.constant([0.2, 0.4, 0.4])
@@ -153,12 +146,15 @@ def test_the_start_is_kept_where_the_descent_went_away_from_the_measurement():
 
 
 @pytest.mark.slow
-def test_an_image_depends_on_its_measurement_its_place_and_the_seed(model, images):
+def test_an_image_depends_on_its_measurement_its_place_and_the_seed(model, images, monkeypatch):
     operator = Mask(HOLE)
     values = measured(operator, images, 0.1)
     how = dict(steps=2, pnp_steps=1, seed=3)
     whole = model.restore(values, operator, 0.1, **how)
-    near(model.restore(values, operator, 0.1, batch_size=2, **how), whole, atol=1e-4)
+    # The graph is kept for the operator, whose arrays can't change.
+    with monkeypatch.context() as patch:
+        patch.setattr(model.top_down, "forward", None)
+        near(model.restore(values, operator, 0.1, batch_size=2, **how), whole, atol=1e-4)
     one = tf.function(lambda values: model.restore(values, operator, 0.1, **how))(tf.constant(values[:1]))
     near(one, whole[:1], atol=1e-4)
     found, deviation = restore_images(model, values[:1], operator, 0.1, steps=2, starts=2)
@@ -168,14 +164,14 @@ def test_an_image_depends_on_its_measurement_its_place_and_the_seed(model, image
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("likelihood", ["logistic_mixture", "normal"])
-def test_colors_and_classes(likelihood):
-    model = shaken(tiny_model(image_channels=3, num_bits=8, likelihood=likelihood, num_classes=3))
+def test_colors_and_classes():
+    model = shaken(tiny_model(image_channels=3, num_bits=8, likelihood="logistic_mixture", num_classes=3))
     operator = gaussian_blur((4, 4), 1.0)
     values = measured(operator, images_of(model.config), 0.02)
-    found = model.restore(values, operator, 0.02, steps=3, pnp_steps=2, labels=[0, 1, 2, -1])
+    found, other = (
+        model.restore(values, operator, 0.02, steps=3, pnp_steps=2, labels=[0, label, 2, -1]) for label in (1, 2)
+    )
     assert found.shape == (4, 4, 4, 3) and np.all(np.isfinite(found))
-    other = model.restore(values, operator, 0.02, steps=3, pnp_steps=2, labels=[0, 2, 2, -1])
     assert [bool(np.abs(one).max() > 1e-4) for one in (found - other).numpy()] == [False, True, False, False]
 
 
@@ -189,52 +185,37 @@ class WrongSquares(Separable):
         return self.apply(variances)
 
 
-def test_where_nothing_is_measured_the_model_fills_in(model, images):
-    everything = Mask(np.ones(SQUARE, bool))
-    values = measured(everything, images.astype(np.float64), 0.1)
-    assert np.all(values == 0.0)
-    assert np.all(np.isfinite(model.restore(values, everything, 0.1, steps=1, pnp_steps=1)))
-
-
 def test_mistakes_are_one_line(model, images):
     small = downsampling(SQUARE, 2)
     values = measured(small, images, 0.0)
-    matrices = small.rows, small.columns
     for arguments, message in (
         ((images, small, 0.1), r"has shape \(4, 6, 6, 1\); this operator makes \[batch, 3, 3, 1\] of the model's"),
-        ((values, small, -0.1), "sigma = -0.1"),
-        ((values, small, 0.1, -1), "steps = -1"),
+        ((values, small, -0.1), "sigma = -0.1: must be the noise's"),
+        ((values, small, [1, 2]), "sigma = .*: must be the noise's"),
+        ((values, small, 0.1, 1.5), "steps = 1.5: must be a whole number from 0"),
         ((values, small, 0.1, 1, -1), "pnp_steps = -1"),
+        ((values, small, 0.1, 1, 1, 1.5), "seed = 1.5: must be a whole number"),
+        ((values, small, 0.1, 1, 1, 1, 1), "this model has no classes"),
         ((values * np.nan, small, 0.1), "values that are not finite"),
         ((np.uint8(values), small, 0.1), "the measurement is of type uint8: give floats; divide"),
-        (
-            (values, downsampling((8, 8), 2), 0.1),
-            "is for images of another size than the model's",
-        ),
-        ((values, WrongAdjoint(*matrices), 0.1), "not the adjoint of apply: <Ax, y> = "),
-        ((values, WrongSquares(*matrices), 0.1), "operator.squared is not `apply` with squared weights"),
-        ((values, np.eye(3), 0.1), "lacks apply, adjoint, squared"),
-        *(((values, small, sigma), "sigma = .*: must be the noise's") for sigma in (2**70, 1j, None, np.nan, [1, 2])),
-        *(((values, small, 0.1, steps), "steps = .*: must be a whole number from 0") for steps in (1.5, "x", 2**70)),
-        ((values, small, 0.1, 1, 1, 1.5), "seed = 1.5: must be a whole number"),
         (([[1.0], [2.0, 3.0]], small, 0.1), "the measurement must be numbers in an array or a tensor, not list"),
-        *(
-            (
-                (images, Mask(missing), 0.1),
-                "the mask of missing pixels has values other than False and True, or 0 and 1",
-            )
-            for missing in (np.where(HOLE, np.nan, 0.0), np.where(HOLE, "white", "black"), None, 0.5)
+        ((values, downsampling((8, 8), 2), 0.1), "is for images of another size than the model's"),
+        ((values, WrongAdjoint(small.rows, small.columns), 0.1), "not the adjoint of apply: <Ax, y> = "),
+        (
+            (values, WrongSquares(small.rows, small.columns), 0.1),
+            "operator.squared is not `apply` with squared weights",
         ),
+        ((values, np.eye(3), 0.1), "lacks apply, adjoint, squared"),
         ((images, Mask(HOLE[:4]), 0.1), r"the mask has shape \(4, 6, 1\); it must be .* of images \(6, 6, 1\)"),
     ):
         with pytest.raises(ValueError, match=message) as raised:
             model.restore(*arguments)
         assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match="starts = 1: a deviation needs two or more"):
-        restore_images(model, values, small, 0.1, starts=1)
-    with pytest.raises(ValueError, match="scale 4: must divide"):
-        downsampling(SQUARE, 4)
-    with pytest.raises(ValueError, match="deviation = 0.0: must be above 0"):
-        gaussian_blur(SQUARE, 0.0)
-    with pytest.raises(ValueError, match="this model has no classes"):
-        model.restore(values, small, 0.1, labels=1)
+    for make, message in (
+        (lambda: Mask(np.where(HOLE, np.nan, 0.0)), "the mask of missing pixels has values other than False and True"),
+        (lambda: downsampling(SQUARE, 4), "scale 4: must divide"),
+        (lambda: gaussian_blur(SQUARE, 0.0), "deviation = 0.0: must be above 0"),
+        (lambda: restore_images(model, values, small, 0.1, starts=1), "starts = 1: a deviation needs two or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 import zipfile
 
 import keras
@@ -12,7 +9,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf import command_line
 from nvae_tf.config import ObjectiveConfig
-from tests import ROOT
+from tests.command_fixtures import output_of
 from tests.tiny_model import PADDED, assert_same, shaken, tiny_config, tiny_model
 
 
@@ -31,11 +28,9 @@ def assert_same_model(first, second, images):
 @pytest.mark.parametrize(
     "rebuild",
     [
-        lambda model: nvae_tf.NVAE.from_config(model.get_config()),
         lambda model: keras.models.model_from_json(model.to_json()),
         keras.models.clone_model,
     ],
-    ids=["config", "json", "clone"],
 )
 def test_rebuilt_from_its_settings(rebuild):
     settings = dict(seed=7, recompute="groups", accumulate_steps=2, name="mine", dtype="mixed_bfloat16")
@@ -76,14 +71,12 @@ def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
     [
         (None, None),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a zip file, or cut off"),
-        (lambda path: path.write_bytes(b"x" * 1000), "not a zip file, or cut off"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"num_flows", b"num_flowx")), "Bad CRC-32"),
         (lambda path: rewritten(path, lambda config: config.update(registered_name="X>Y")), "locate class"),
         (
             lambda path: rewritten(path, lambda config: config["config"]["config"].update(num_flows=10**6)),
             "at least 2,000,005 layers",
         ),
-        (lambda path: rewritten(path, lambda config: config["config"]["config"].update(num_flows=2)), "."),
         (lambda path: keras.Sequential([keras.Input((1,))]).save(path), "a Sequential, no NVAE"),
     ],
 )
@@ -119,18 +112,7 @@ def test_an_hdf5_file_lacks_the_optimizers_state_and_export_names_the_command(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "first", ["import nvae_tf, keras", "import keras, nvae_tf", "import nvae_tf.layers, keras, nvae_tf.models"]
-)
-def test_keras_knows_the_model_whichever_is_imported_first(tmp_path, first):
-    model = tiny_model()
-    model.save(tmp_path / "model.keras")
-    code = f"{first}; print(type(keras.models.load_model('model.keras')).__name__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.stdout.strip() == "NVAE", done.stderr
+def test_keras_knows_the_model_of_another_process(tmp_path):
+    tiny_model().save(tmp_path / "model.keras")
+    code = f"import keras, nvae_tf; print(type(keras.models.load_model('{tmp_path}/model.keras')).__name__)"
+    assert output_of(["-c", code]).strip() == "NVAE"

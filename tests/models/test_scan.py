@@ -11,6 +11,7 @@ from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.layers import ForwardPass, cpu_kernels, scan
 from nvae_tf.models import training_step
+from nvae_tf.models.passes import inference_pass
 from nvae_tf.optimization import NVAEAdamax, adamax, joined_weights_later
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.new_model import model_for_training
@@ -129,7 +130,7 @@ def test_what_has_no_loop_does_not_know_of_it(monkeypatch):
         images_of(model.config, 2),
         [np.zeros((2, *shape), np.float32) for shape in model.plan.latent_shapes()],
     )
-    expected, found = (model._inference_pass(images, noise, ForwardPass(True, scanned=scan)) for scan in (False, True))
+    expected, found = (inference_pass(model, images, noise, ForwardPass(True, scanned=scan)) for scan in (False, True))
     np.testing.assert_array_equal(found.parameters, expected.parameters)
     assert len(found.latents) == len(expected.latents) == 2
 

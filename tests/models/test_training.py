@@ -46,9 +46,6 @@ def test_the_bound_falls(trained):
     assert np.mean(bound[-3:]) < 0.8 * bound[0]
     assert min(history["kl"]) > 0.0
     assert int(model.optimizer.iterations) == STEPS
-    assert float(model.spectral_regularizer.warmed_up) == 1.0
-    for vectors in model.spectral_regularizer.vectors:
-        np.testing.assert_allclose(np.linalg.norm(vectors.numpy(), axis=1), 1.0, rtol=1e-3)
     for norm in model.batch_norms:
         assert np.any(norm.moving_mean.numpy()) and np.all(norm.moving_variance.numpy() > 0.0)
 
@@ -67,11 +64,10 @@ def test_self_normalizing_layers_are_set_by_the_first_batch_only_and_draws_depen
     model, _ = compiled(rate=0.0, cell_set="res_elu")  # so that nothing else moves a weight
     layers = [layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution)]
     variables = [variable for layer in layers for variable in (layer.log_norm, layer.bias)]
-    assert layers
     start = values(variables)
     model.train_step(stripes(8))
     first = values(variables)
-    assert float(model.data_initialised) == 1.0
+    assert layers and float(model.data_initialised) == 1.0
     assert all(np.all(before != after) for before, after in zip(start, first, strict=True))
     losses = set()
     for _ in range(2):

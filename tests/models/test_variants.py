@@ -3,8 +3,9 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.layers import ForwardPass
+from nvae_tf.models.passes import image_features, inference_pass
 from nvae_tf.optimization import NVAEAdamax
-from tests.tiny_model import PADDED, assert_same, images_of, tiny_model, values
+from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_model, values
 
 PLAIN = dict(padded_height=None, padded_width=None, image_height=4, image_width=4)
 COLOR = dict(**PLAIN, image_channels=3, likelihood="logistic_mixture", num_mixtures=2)
@@ -54,6 +55,18 @@ def test_a_variant_trains_scores_and_generates(variant):
     assert [tuple(latent.shape[1:]) for latent in model.encode(images)] == list(model.plan.latent_shapes())
 
 
+def test_posteriors_are_relative_to_the_prior_or_absolute():
+    relative, absolute = (shaken(tiny_model(residual_distributions=residual, seed=0)) for residual in (True, False))
+    noise = [tf.zeros((4, *shape)) for shape in relative.plan.latent_shapes()]
+    # The prior of the top group is zeros, so that the other group has the same state.
+    (_, one), (_, other) = (
+        inference_pass(each, images_of(each.config), noise).latents for each in (relative, absolute)
+    )
+    prior, posterior, alone = (np.arctanh(normal.loc / 5.0) for normal in (one.prior, one.posterior, other.posterior))
+    np.testing.assert_allclose(posterior, prior + alone, rtol=1e-4, atol=1e-5)
+    assert np.abs(prior).max() > 1e-3
+
+
 def test_models_learn_their_start_but_that_of_one_group_leaves_it_alone():
     """It has the learned start of the published file, but neither gradient nor decay reaches it."""
     model = tiny_model(**PADDED)
@@ -71,7 +84,7 @@ def test_models_learn_their_start_but_that_of_one_group_leaves_it_alone():
 def test_the_network_sees_the_frame_as_zeros_from_minus_one_to_one(model, images):
     framed = np.zeros((4, 8, 8, 1), np.float32)
     framed[:, 1:7, 1:7] = images
-    assert_same(model._features(images), model._features(framed))
+    assert_same(image_features(model, images), image_features(model, framed))
     stem = model.bottom_up.stem
     kernel = stem.effective_kernels()[0]
     expected = tf.nn.conv2d(2.0 * framed - 1.0, kernel, 1, "SAME") + stem.bias[0]

@@ -16,6 +16,7 @@ from export import run_saved_model
 from nvae_tf.data.pipeline import images_of_files
 from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
 from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
+from nvae_tf.models.passes import inference_pass, top_down_pass
 from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import TOLERANCE, all_differences, recorded
@@ -45,7 +46,7 @@ def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):
     assert_same(found["sample/image"][[1]], model.generate(1, seed=6))
     assert_same(found["sample/image"][[3]], model.generate(3, seed=5)[2:])
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1))
-    cooler = model._top_down_pass([PriorSource(draw, 0.6) for draw in noise], 1)
+    cooler = top_down_pass(model, [PriorSource(draw, 0.6) for draw in noise], 1)
     assert_same(found["sample/image"][[2]], cooler.likelihood.mean())
     assert np.abs(found["sample/image"][2] - found["sample/image"][0]).max() > 1e-3
 
@@ -59,8 +60,8 @@ def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):
 
 def test_score_is_the_bound_and_its_parts_add_up(run, model):
     found = run("score", image=IMAGES, seed=SEEDS)
-    decoded = model._inference_pass(
-        tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1)), ForwardPass()
+    decoded = inference_pass(
+        model, tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1)), ForwardPass()
     )
     # With flows the KL is a one-sample estimate, so the bound is that of one importance sample.
     log_q = sum(tf.reduce_sum(latent.posterior.log_prob(latent.z_before_flows)) for latent in decoded.latents)
