@@ -1,7 +1,6 @@
 """Bounds on the likelihood of a set of images (Vahdat & Kautz 2020, section 4.1), measured batch by batch."""
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -80,10 +79,10 @@ class Likelihood(NamedTuple):
 class LikelihoodEvaluator:
     """Evaluates a model, with running batch-norm statistics, on batches of one size; its graphs are traced once.
 
-    The weights are read at each evaluation. `batch_size` is the size of the largest batch; smaller batches are padded.
-    `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
-    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. With a
-    mask `kept_channels` images are reconstructed from these latent channels alone, see `passes.inference_pass`.
+    `batch_size` is the size of the largest batch; smaller batches are padded. `importance_samples` is the K of the
+    importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are measured on the way. Each replica of
+    the strategy, all in this process, takes an equal part of every batch. With a mask `kept_channels` images are
+    reconstructed from these latent channels alone, see `passes.inference_pass`.
     """
 
     def __init__(
@@ -103,10 +102,10 @@ class LikelihoodEvaluator:
         powers = (10**exponent for exponent in range(20) if 10**exponent < importance_samples)
         self.numbers_of_samples = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
-        at_once = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
         self._elbo_parts = self._on_replicas(self._replica_elbo)
         self._features = self._on_replicas(functools.partial(image_features, model))
-        self._add_samples = self._on_replicas(functools.partial(add_importance_samples, model, **at_once))
+        how = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
+        self._add_samples = self._on_replicas(functools.partial(add_importance_samples, model, **how))
 
     def evaluate(
         self, batches: Iterable[Batch], seed: int = 0, progress: Callable[[int], None] = lambda done: None
@@ -140,10 +139,9 @@ class LikelihoodEvaluator:
             begun = ImportanceWeighting.begun(self._batch_size, len(self.numbers_of_samples))
             weighting = divided(self._strategy, begun)
             for start in range(0, count, step):
-                until = min(start + step, count)
-                samples = tf.constant(start), tf.constant(until)
+                samples = tf.constant(start), tf.constant(min(start + step, count))
                 weighting = self._add_samples(weighting, images, features, seeds, labels, *samples)
-                progress(size * until // count)
+                progress(size * min(start + step, count) // count)
             weighting = joined(self._strategy, weighting)
             bounds, effective = weighting.bounds, weighting.effective_samples
         else:
@@ -157,8 +155,7 @@ class LikelihoodEvaluator:
         # A loop can't draw latents of which some channels are kept. Folding would copy most kernels for one pass.
         forward = ForwardPass(labels=labels, scanned=self._kept_channels is None)
         decoded = inference_pass(self._model, images, noise, forward, self._kept_channels)
-        reconstruction = -decoded.likelihood.log_prob(images)
-        return [reconstruction, kl_per_channel(decoded.latents)]
+        return [-decoded.likelihood.log_prob(images), kl_per_channel(decoded.latents)]
 
     def _on_replicas(self, function: Callable) -> Callable:
         return tf.function(lambda *arguments: self._strategy.run(function, arguments), autograph=False)

@@ -25,7 +25,6 @@ from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import GivenSource, PriorSource, groups_of_flat
 from nvae_tf.models.passes import Decoded, inference_pass
-from nvae_tf.progress import Report
 from nvae_tf.runs.loading import spec_to_read
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, check_quantization, report_file
 from nvae_tf.serving.signatures import FlatLatentModel

@@ -7,8 +7,8 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator, samples_at_once
-from nvae_tf.models.latents import image_seeds, noise_per_image
-from nvae_tf.models.passes import importance_weighted, inference_pass
+from nvae_tf.models.latents import active_channels, image_seeds, noise_per_image
+from nvae_tf.models.passes import inference_pass
 from nvae_tf.objective import kl_per_channel
 from tests.tiny_model import tiny_config
 
@@ -27,8 +27,8 @@ def images():
 def test_the_parts_are_those_of_the_model_whatever_the_batches(model, images):
     seen = []
     evaluator = LikelihoodEvaluator(model, 4, importance_samples=3)
-    found = evaluator.evaluate([images[:4], images[4:8], images[8:]], seed=4, progress=seen.append)
-    assert seen == [4, 8, 10] and len(found.nelbo) == 10
+    actual = evaluator.evaluate([images[:4], images[4:8], images[8:]], seed=4, progress=seen.append)
+    assert seen == [4, 8, 10] and len(actual.nelbo) == 10
     decoded = inference_pass(model, images, noise_per_image(model.plan.latent_shapes(), image_seeds(4, 10)))
     reconstruction = -decoded.likelihood.log_prob(images).numpy().mean()
     per_channel = kl_per_channel(decoded.latents).numpy().mean(axis=0)
@@ -60,15 +60,11 @@ def test_as_many_samples_at_once_as_fit(model, images, free_memory, free, expect
     np.testing.assert_allclose(actual.importance_weighted[:, -1], model.score(images, 30, seed=2), rtol=1e-5)
 
 
-def test_the_graph_does_not_grow_with_the_number_of_samples(model):
-    def nodes(count):
-        @tf.function(input_signature=[tf.TensorSpec([4, 4, 4, 1]), tf.TensorSpec([4, 2], tf.int32)], autograph=False)
-        def bound(images, seeds):
-            return importance_weighted(model, images, seeds, None, count)
-
-        return len(bound.get_concrete_function().graph.get_operations())
-
-    assert nodes(1000) == nodes(10)
+def test_active_units_are_those_of_enough_nats_in_the_mean_over_positions():
+    shapes = [(2, 2, 2), (4, 4, 2)]
+    kl = np.array([[0.08, 0.05], [0.15, 0.09]])
+    for factor, expected in ((1.0, [2, 0]), (1.5, [2, 1]), (2.0, [2, 2]), (0.1, [0, 0])):
+        assert active_units(factor * kl, shapes).tolist() == expected
 
 
 def test_what_can_not_be_evaluated(model, images):
