@@ -37,7 +37,8 @@ def once(build, model_of=lambda built: built):
     def built(*settings, **others):
         result = build(*settings, **others)
         model = model_of(result)
-        variables = (*model.variables, *(model.optimizer.variables if model.optimizer else ()))
+        optimizer = getattr(model, "optimizer", None)
+        variables = (*model.variables, *(optimizer.variables if optimizer else ()))
         return result, model, [(variable, variable.numpy()) for variable in variables]
 
     def as_new(*settings, **others):
