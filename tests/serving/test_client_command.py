@@ -78,6 +78,8 @@ def test_a_refused_job_writes_nothing(local, tmp_path, refused):
     for file, message in {
         "wide.png": "wide.png is 8x9x3, the model takes 8x8x3 (height x width x channels); resize it",
         "text.png": "text.png: not a picture",
+        "float.tif": "float.tif: a TIFF file of a form that is not read",
+        "turned.jpg": "turned.jpg is 8x5x3",
         "none": "no such file or folder of pictures",
     }.items():
         assert message in refused("export.client", *encode, "--model=tiny", f"--images={tmp_path / file}")
