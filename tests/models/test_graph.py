@@ -11,13 +11,11 @@ from nvae_tf.presets import experiment_config
 from tests.tiny_model import tiny_config, tiny_model
 
 # Several settings that have nothing to do with each other in one model.
+_GROUPS = dict(num_flows=2, num_groups_per_scale=3, num_cells_per_group_encoder=2, num_cells_per_group_decoder=2)
 _BLOCKS = dict(image_height=8, image_width=8, num_preprocess_blocks=1, num_postprocess_blocks=1)
-_CELLS = dict(num_flows=2, num_groups_per_scale=3, num_cells_per_group_encoder=2, num_cells_per_group_decoder=2)
 VARIANTS = {
-    "mixture": dict(
-        likelihood="logistic_mixture", num_bits=5, image_channels=4, exact_edges=True, num_flows=1, **_CELLS
-    ),
-    "normal": dict(likelihood="normal", num_bits=8, image_channels=2, residual_distributions=False, **_BLOCKS),
+    "mixture": _GROUPS | dict(likelihood="logistic_mixture", num_bits=5, image_channels=4, exact_edges=True),
+    "normal": _BLOCKS | dict(likelihood="normal", num_bits=8, image_channels=2, residual_distributions=False),
     **{cells: dict(cell_set=cells) for cells in ("res_bnelu", "mbconv_sep", "res53_mbconv")},
 }
 
