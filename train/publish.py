@@ -20,7 +20,7 @@ from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import StatusLine
-from nvae_tf.runs.sharing import HUB, check_repo_name
+from nvae_tf.runs.sharing import HUB
 
 
 def main(
@@ -29,8 +29,6 @@ def main(
     checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
 ) -> None:
     """Publishes the run and prints where it is."""
-    check_repo_name(repo, f"--repo={repo}")
-    command_line.run_folder(workdir)
     start_tensorflow_quietly()
     from nvae_tf.reports.publishing import publish_run
 

@@ -76,12 +76,9 @@ def _below_marker(content: bytes) -> bytes | None:
     """Returns what follows the first line that is the marker; None without such a line."""
     # Names in the head may have the marker in them.
     head = re.match(rb"---\r?\n.*?\n---\r?\n", content, re.DOTALL)
-    place = head.end() if head else 0
-    for line in content[place:].splitlines(keepends=True):
-        if line.strip() == MARKER.encode():
-            return content[place + len(line.rstrip()) :]
-        place += len(line)
-    return None
+    line = re.compile(rb"^[ \t]*" + re.escape(MARKER.encode()) + rb"(?=[ \t\r]*$)", re.MULTILINE)
+    marker = line.search(content, head.end() if head else 0)
+    return content[marker.end() :] if marker else None
 
 
 def _metadata(facts: types.SimpleNamespace) -> ModelCardData:

@@ -131,8 +131,8 @@ def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamesp
     run_name, plan, shapes = folder.path.absolute().name, facts.plan, facts.plan.latent_shapes()
     with contextlib.suppress(*run_facts.UNREADABLE):
         metrics = facts.test_evaluation.metrics
-        about = figures.Provenance(run_name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
-        about = about._replace(data="test images")
+        origin = {name: metrics[name] for name in ("step", "seed", "checkpoint_sha256")}
+        about = figures.Provenance(run_name, data="test images", **origin)
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
             yield "latents", "KL of the groups", lambda: figures.kl_per_group(per_group, shapes, about, _WIDTH)

@@ -80,7 +80,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
     # Whether the newest weights are those of a file, as it was imported.
     facts.is_imported = facts.origin is not None and facts.origin.step is not None and facts.origin.step == facts.step
     # The checkpoint for the card's commands is that of the scores, if it is still there.
-    scored = [evaluation.metrics.get("checkpoint") for evaluation in facts.evaluations if evaluation.results]
+    scored = [evaluation.metrics.get("checkpoint") for evaluation in facts.evaluations if evaluation.rows]
     wants_best = facts.step is None or scored[:1] == ["best"]
     facts.checkpoint = "best" if wants_best and best else "latest"
     # Whether the reweighted prior was learned for that checkpoint.

@@ -80,7 +80,7 @@ MISTAKES = [
     ("train.generate restore --workdir=digits --output=x.png --scale=2 --blur=1", "--scale and --blur: give one"),
     ("train.generate restore --workdir=digits --output=x.png", "give --mask, --scale or --blur, or --noise alone"),
     ("train.generate decode --workdir=digits --output=x.png --input=no.npz", "no.npz: no such file of latents"),
-    ("train.publish --workdir=digits --repo=tiny", "--repo=tiny: 'tiny' is not the name of a repository"),
+    ("train.publish --workdir=digits --repo=tiny", "'tiny' is not the name of a repository"),
     ("train.publish --workdir=tests --repo=me/tiny", "tests: not a run folder"),
     # Commands that write into the run folder need one of the user's own.
     ("train.evaluate --workdir=hf://me/tiny@v2", "`hf download me/tiny --local-dir=runs/tiny --revision=v2`"),

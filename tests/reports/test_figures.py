@@ -14,7 +14,7 @@ from nvae_tf.reports import figures, task_figures
 
 ABOUT = figures.Provenance("digits", 12_000, [0.7, 0.85], 3, "ab12", "nvae-generate --seed=3")
 CAPTION = "digits, step 12,000, temperature 0.7, 0.85, seed 3"
-WIDTHS = (400, 1000, 1600)
+WIDTHS = (400, 1000)
 SHAPES = [(4, 4, 20), (4, 4, 20), *[(8, 8, 20)] * 34]
 
 

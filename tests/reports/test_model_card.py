@@ -94,6 +94,16 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     assert "by:\n\n```bash\n{}\n{}\n```\n".format(*commands) in text and "| parameters | 1,234 |" in text
 
 
+def test_a_file_of_outliers_alone_is_on_the_card(tmp_path):
+    folder = new_folder(tmp_path / "run")
+    kept = {
+        name: value for name, value in evaluate(folder).items() if name in ("dataset", "split", "checkpoint", "date")
+    }
+    sets = {"noise": {"num_images": 3, "auroc": {"kl": 0.875}}}
+    folder.evaluation_file().write_text(json.dumps(kept | {"outliers": {"calibrated": False, "sets": sets}}))
+    assert "0.875 sum of KLs" in card(folder)
+
+
 def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_path):
     folder = new_folder(tmp_path / "new")
     text = card(folder)
