@@ -64,9 +64,12 @@ def _main(arguments, folder, environment, *streams):
     # What it writes when it looks for devices is hidden while it is imported, which has been.
     start_tensorflow_quietly()
     without_stack_traces()
-    module = arguments[0] == "-m"
-    sys.argv = arguments[module:]
-    (runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name="__main__")
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class Forked:

@@ -79,11 +79,12 @@ class TrainingState:
             # Earlier versions took steps off the list to keep them; a killed process may not have listed its last one.
             usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
         steps = [*usable, step]
+        # Before the list is written: a process that is killed in between would leave files that are not listed.
+        for earlier in [0, *steps[: -self._keep]]:
+            files.remove_checkpoint(self.folder, earlier)
         # TensorFlow's list, for `tf.train.latest_checkpoint`.
         lines = [f'all_model_checkpoint_paths: "step-{kept}"\n' for kept in steps[-self._keep :]]
         atomic_write(self.folder / "checkpoint", f'model_checkpoint_path: "step-{step}"\n{"".join(lines)}')
-        for earlier in [0, *steps[: -self._keep]]:
-            files.remove_checkpoint(self.folder, earlier)
 
     def save_if_best(self, step: int, score: float) -> None:
         """Writes the best checkpoint if no earlier score was as low; NaN never is."""

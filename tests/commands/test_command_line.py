@@ -48,7 +48,7 @@ MISTAKES = [
     ("train.main --config={0}/mine.py --workdir=x", "mine.py: get_config returns 5"),
     (NEW_RUN + "train.batch_sise=3", "did you mean --config.train.batch_size?"),
     (NEW_RUN + "train.batch_size=many", "train.batch_size=many"),
-    (NEW_RUN + "train.batch_size=1438", "A batch of 1438 is larger than the"),
+    (NEW_RUN + "train.batch_size=1438", "The batch size is 1438; of 1437 training images"),
     ("train.launch --processes=0 -- --workdir=x", "--processes=0"),
     ("train.launch --processes=2 -- --config=digits", "--workdir is missing"),
     ("train.launch --processes=2 --config.train.seed=1", "a flag of nvae-train; these come after a"),

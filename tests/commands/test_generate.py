@@ -150,7 +150,7 @@ def test_a_mask_has_the_size_of_the_images(refused, tmp_path):
     Image.new("L", (64, 64)).save(tmp_path / "large.png")
     flags = ["restore", "--workdir=digits", f"--output={tmp_path}/x.png", f"--mask={tmp_path}/large.png"]
     message = refused("train.generate", *flags)
-    assert "large.png: is 64x64 (height x width), but the model takes 16x16; --resize=crop or --resize=st" in message
+    assert "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or stretch" in message
 
 
 def test_files_need_names_of_their_own_but_for_a_path(refused, outside, tmp_path):

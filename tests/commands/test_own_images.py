@@ -6,7 +6,9 @@ from configs import own_images as preset
 from nvae_tf.data.pipeline import iterate, shuffled_index_batches, training_batches
 from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import read_images
-from nvae_tf.training.run import images_of_run, new_run, run_length, with_length
+from nvae_tf.runs.run_folder import RunFolder
+from nvae_tf.training.run import run_of_folder
+from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import config_flags
 from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels, write_files
 from tests.tiny_model import ARCHITECTURE, values
@@ -30,10 +32,8 @@ def test_a_training_step_and_back_to_pictures(tmp_path):
     settings.train.batch_size, settings.train.steps, settings.data.path = BATCH_SIZE, 10, str(tmp_path)
     # The first step then has a learning rate.
     settings.optimizer.warmup_epochs = 0.0
-    config = complete_config(settings)
-    images = images_of_run(config)
-    length = run_length(config, images.train.count)
-    model = new_run(with_length(config, length), length, images).model
+    run = run_of_folder(complete_config(settings), RunFolder(tmp_path / "run"), Replicas())
+    images, model = run.images, run.model
     batch = next(iterate(training_batches(images.train, images.spec, BATCH_SIZE, seed=0), images.train))
     assert batch.shape == (BATCH_SIZE, HEIGHT, WIDTH, 2)
     before = values(model.trainable_variables)

@@ -8,7 +8,7 @@ from nvae_tf.layers.residual_cells import aligned_bilinear_upsampling
 from tests.layers import reference
 from tests.layers.layer_tests import CHANNELS, LayerTests
 
-BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
+BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in cells}, key=str)
 # Channels in and out, and the factor of the resolution.
 CHANGES = {"normal": (8, 8, 1.0), "down": (8, 16, 0.5), "up": (8, 4, 2.0)}
 

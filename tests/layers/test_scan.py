@@ -7,7 +7,7 @@ from nvae_tf.latent_plan import CELL_SETS
 from nvae_tf.layers import ForwardPass, Packing, Part, ResidualCells, StackedConvolution, run_steps
 from tests.tiny_model import assert_near
 
-BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
+BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in cells}, key=str)
 STEPS, CHANNELS = 3, 8
 
 

@@ -263,7 +263,7 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
     text = card(tuned(tmp_path / "again", folder))
     assert f"the weights of `{folder.path}` (made from those of `{source.path}`)" in text
     folder.origin_file.write_text('{"license": 4}')
-    with pytest.raises(ValueError, match="origin.json: must be a JSON object with texts: .*fix or delete it"):
+    with pytest.raises(ValueError, match="origin.json: `license` is 4; it must be a text; fix or delete it"):
         write_model_card(folder)
 
 

@@ -1,6 +1,5 @@
 import contextlib
 import functools
-import itertools
 import json
 import re
 import shutil
@@ -16,8 +15,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from benchmarks.serving_load import requests_of, run_round, soak
-from nvae_tf.serving.client import ServedModel, ServingError
+from nvae_tf.serving.client import ServingError
 from nvae_tf.serving.local_server import LoadedVersion, array_from_json, local_server, message_from_array
 from nvae_tf.serving.outputs import write_digests
 from tests.command_fixtures import started_anew
@@ -270,16 +268,3 @@ def test_both_protocols_give_the_same_picture_of_a_warm_export(folder, tmp_path,
     np.testing.assert_array_equal(by_grpc, by_rest)
     assert by_grpc.std() > 0
     assert printed.startswith("ready: ") and "64 images in " in printed
-
-
-def test_the_benchmark_counts_answers_errors_and_refusals(local):
-    with ServedModel(local.grpc, "tiny") as model:
-        sound, malformed = requests_of(model)
-        answered, memory = run_round(sound["decode"], clients=2, seconds=0.2), iter(range(100, 200))
-        assert answered["errors"] == 0 and 0.0 < answered["p50_ms"] <= answered["p99_ms"]
-        # All but the first, which is not counted.
-        asked = itertools.chain([sound["decode"]], itertools.repeat(malformed["wrong size"]))
-        refused = run_round(lambda: next(asked)(), clients=1, seconds=0.1)
-        assert refused["errors"] > 0 and refused["requests_per_second"] == 0.0
-        stood = soak([sound["sample"], sound["decode"]], [*malformed.values()], 60, lambda: next(memory))
-    assert stood["errors"] == 0 and stood["malformed"] == stood["refused"] == 6

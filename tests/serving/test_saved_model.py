@@ -308,7 +308,7 @@ def test_an_error_leaves_nothing(tmp_path):
     ("place", "version", "message"),
     [
         ("folder", 1, "holds 'file', so it has no versions"),
-        ("new[1]", 1, r"new\[1\]: TensorFlow takes \[ in the name of a folder"),
+        ("new[1]", 1, r"new\[1\]: TensorFlow takes \[ for a pattern"),
         ("folder/file", 1, "file is a file, not a folder"),
         ("new", 0, "whole numbers from 1 to 9223372036854775807"),
         ("new", 2**63, "whole numbers from 1 to 9223372036854775807"),
