@@ -140,7 +140,7 @@ class ComposedSource(NamedTuple):
 
     latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
     keep: tf.Tensor  # [batch], which rows' latents are taken
-    prior: "LatentSource"
+    prior: Any  # the source that draws the others
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         drawn = self.prior.draw(layers, state)

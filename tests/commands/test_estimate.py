@@ -73,6 +73,7 @@ def test_the_table_has_the_own_batch_size_and_the_microbatches_that_fit(config):
     assert "none" in memory.memory_table(summary(config, 1.0), config)
 
 
+@pytest.mark.slow
 def test_a_large_parent_does_not_hide_the_peak_of_a_step(commands):
     child = "from nvae_tf.training.memory import peak_memory_bytes; print(peak_memory_bytes())"
     program = f"import numpy, subprocess, sys; numpy.ones(2 * 10**8); subprocess.run([sys.executable, '-c', '{child}'])"

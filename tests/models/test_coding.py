@@ -201,6 +201,7 @@ def test_what_is_inferred_is_posterior_prior_and_kl(model, images):
     near(parts.nelbo, decoded.elbo(images).nelbo, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_graphs_of_batches_are_kept_and_follow_the_weights(monkeypatch):
     model = shaken(tiny_model(num_classes=3, label_dropout=0.1))
     images, forward, traced = images_of(model.config), model.top_down.forward, []
@@ -236,6 +237,7 @@ def test_graphs_of_batches_are_kept_and_follow_the_weights(monkeypatch):
     assert model._kept_graphs.cache_info().currsize == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood, bits", [("bernoulli", 1), ("logistic_mixture", 3), ("normal", 8)])
 def test_pixels_are_drawn_from_the_likelihood_by_the_seed_of_each_image(likelihood, bits):
     model = shaken(tiny_model(**PADDED, likelihood=likelihood, num_bits=bits, image_channels=3))

@@ -78,8 +78,15 @@ def traced(function):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("inner", [None, traced], ids=["inline", "called"])
-@pytest.mark.parametrize("outer", [None, traced], ids=["eager", "graph"])
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        (None, None),
+        (traced, traced),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(traced, None), (None, traced)]),
+    ],
+    ids=["inline-eager", "called-graph", "called-eager", "inline-graph"],
+)
 def test_operations_with_gradients_of_ours(name, inner, outer):
     x, direction = (tf.constant(np.random.default_rng(i).normal(size=(2, 4, 4, 3)), tf.float32) for i in (1, 2))
     function = (inner or (lambda each: each))(lambda x: tf.reduce_sum(tf.sin(OPERATIONS[name](x))))
@@ -138,10 +145,9 @@ def product_by_differences(first_derivative, sources, direction, size):
 
 # The slow ones take minutes to trace.
 CASES = [
-    *[(name, False) for name in ("encode", "decode", "infer", "score", "importance")],
-    *[(name, True) for name in ("encode", "decode")],
-    *[pytest.param(name, True, marks=pytest.mark.slow) for name in ("infer", "score", "importance", "loss")],
-    pytest.param("loss", False, marks=pytest.mark.slow),
+    *[(name, False) for name in ("encode", "decode", "infer", "score")],
+    *[pytest.param(name, True, marks=pytest.mark.slow) for name in ("encode", "decode", "infer", "score")],
+    *[pytest.param(name, graph, marks=pytest.mark.slow) for name in ("importance", "loss") for graph in (False, True)],
 ]
 
 

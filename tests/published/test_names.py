@@ -80,6 +80,7 @@ def inverted(first):
     return {f"_ops.0.conv.{rest}" for rest in (*ends, *middle, first + 3)}
 
 
+@pytest.mark.slow
 def test_normal_down_and_up_cells(published):
     down = {f"skip.conv_{number}" for number in (1, 2, 3, 4)}
     for cell_set in OPERATIONS:

@@ -63,6 +63,7 @@ def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protoco
     assert re.search(r"  sample +seed int64\[\?\], temperature float32\[\?\] -> image float32\[\?, 8, 8, 3\]", printed)
 
 
+@pytest.mark.slow
 def test_labels_are_numbers_or_names_of_classes(conditional_folder):
     assert class_numbers(["1", "-1"], None) == [1, -1]
     assert class_numbers(["eel", "cat", "1", "-1"], str(conditional_folder)) == [2, 0, 1, -1]
