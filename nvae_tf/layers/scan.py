@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from nvae_tf.layers.packing import Packing
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights, layers_of, unstacked
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights, layers_of, open_layers
 
 # A loop of fewer steps would take more of a program than the steps themselves.
 _FEWEST_STEPS = 3
@@ -89,7 +89,7 @@ def _unrolled(parts, step, state, inputs, forward) -> tuple[tf.Tensor, list[Any]
     """The last state and all outputs, with every step in the graph by itself."""
     outputs = []
     with contextlib.ExitStack() as opened:
-        functions = [opened.enter_context(unstacked(part.stack, forward)) for part in parts]
+        functions = [opened.enter_context(open_layers(part.stack, forward)) for part in parts]
         for index, step_input in enumerate(inputs, -len(inputs)):
             layers = [part.layers_of_step(each, index) for part, each in zip(parts, functions, strict=True)]
             state, output = step(layers, state, step_input)
@@ -103,7 +103,7 @@ def _layers_before_loop(part: Part, weights: Weights, index: int, forward: Forwa
         return []
     numbers = part.layers_of_step(range(part.stack.count), index)
     slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in numbers]
-    return part.stack.functions(slices, forward, [[] for _ in numbers])
+    return part.stack.layer_functions(slices, forward, [[] for _ in numbers])
 
 
 def _loop_of_steps(parts, weights, step, state, inputs, forward, output_tensors) -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -112,21 +112,21 @@ def _loop_of_steps(parts, weights, step, state, inputs, forward, output_tensors)
     # What all steps take, with an axis for the steps in front.
     stacked_inputs = step_weights, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
 
-    def step_of_slices(state: tf.Tensor, slices: tuple[list[Weights], Any]) -> tuple[tf.Tensor, list, list]:
-        layers, statistics = [], []
+    def body(state: tf.Tensor, slices: tuple[list[Weights], Any]) -> tuple[tf.Tensor, list, list]:
+        layers, recorded = [], []
         for part, part_weights in zip(parts, slices[0], strict=True):
             several = [part_weights] if part.layers_per_step == 1 else layers_of(part_weights, part.layers_per_step)
-            statistics.append([[] for _ in several])
-            layers.append([] if part.stack is None else part.stack.functions(several, forward, statistics[-1]))
+            recorded.append([[] for _ in several])
+            layers.append([] if part.stack is None else part.stack.layer_functions(several, forward, recorded[-1]))
         state, output = step(layers, state, slices[1])
-        return state, output_tensors(output), statistics
+        return state, output_tensors(output), recorded
 
     scan = _scan_with_gradient if forward.training else _scan_for_inference
-    state, outputs, statistics = scan(step_of_slices, state, stacked_inputs)
-    for part, part_statistics in zip(parts, statistics, strict=False):  # inference has none
-        if part_statistics and part_statistics[0]:
-            vectors = tf.stack([vector for (vector,) in part_statistics], axis=1)  # [steps, layers of a step, width]
-            part.stack.record(forward, tf.reshape(vectors, (part.stack.count, -1)))
+    state, outputs, recorded = scan(body, state, stacked_inputs)
+    for part, part_recorded in zip(parts, recorded, strict=False):  # inference records nothing
+        if part_recorded and part_recorded[0]:
+            vectors = tf.stack([vector for (vector,) in part_recorded], axis=1)  # [steps, layers of a step, width]
+            part.stack.add_updates(forward, tf.reshape(vectors, (part.stack.count, -1)))
     return state, outputs
 
 
@@ -142,12 +142,12 @@ def _weights_by_step(part: Part, weights: Weights, num_steps: int) -> Weights:
     return tf.nest.map_structure(by_step, weights)
 
 
-# The loops themselves: `scan(step, state, inputs) -> (state, outputs, statistics)`, as `jax.lax.scan` but for the
-# statistics. `step(state, slices of the inputs)` gives the three of one step; the stacked ones have an axis in front.
+# The loops themselves: `scan(body, state, inputs) -> (state, outputs, recorded)`, as `jax.lax.scan` but for what batch
+# norm records. `body(state, slices of the inputs)` gives the three of one step; the stacked ones have an axis in front.
 
 
-def _scan_with_gradient(step: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
-    """A loop whose gradient is a second loop, which goes backward; the statistics have no gradient.
+def _scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
+    """A loop whose gradient is a second loop, which goes backward; what is recorded has no gradient.
 
     TensorFlow's gradient of a loop would keep every tensor that the backward pass reads, slices of the weights among
     them. This one keeps the results of convolutions and matrix products, and computes the rest of a step again, which
@@ -158,13 +158,13 @@ def _scan_with_gradient(step: Callable, state: tf.Tensor, inputs: Any) -> tuple[
     # Packed outside of the operation, which has a gradient of zeros for each argument that needs none.
     packed_leaves, num_steps = leaf_packing.pack(leaves), leaves[0].shape[0]
 
-    def step_of_leaves(state: tf.Tensor, leaves: list[tf.Tensor]) -> tuple:
-        return step(state, tf.nest.pack_sequence_as(inputs, leaf_packing.unpack(leaves)))
+    def body_of_leaves(state: tf.Tensor, leaves: list[tf.Tensor]) -> tuple:
+        return body(state, tf.nest.pack_sequence_as(inputs, leaf_packing.unpack(leaves)))
 
-    traced = _TracedStep(step_of_leaves, state, packed_leaves)
-    result_packing, statistics = Packing(tf.nest.flatten(traced.results)), []
+    traced = _TracedStep(body_of_leaves, state, packed_leaves)
+    result_packing, recorded = Packing(tf.nest.flatten(traced.results)), []
 
-    def results(packed: list[tf.Tensor]) -> tuple[list[tf.Tensor], list, list[tf.Tensor]]:
+    def unpack_results(packed: list[tf.Tensor]) -> tuple[list[tf.Tensor], list, list[tf.Tensor]]:
         return tf.nest.pack_sequence_as(traced.results, result_packing.unpack(packed))
 
     @tf.custom_gradient
@@ -180,7 +180,7 @@ def _scan_with_gradient(step: Callable, state: tf.Tensor, inputs: Any) -> tuple[
 
         def gradient(state_gradient: tf.Tensor, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
             def backward_body(number: tf.Tensor, state_gradient: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-                _, _, kept = results([table.read(number) for table in tables])
+                _, _, kept = unpack_results([table.read(number) for table in tables])
                 upstream = [tf.gather(each, number) for each in output_gradients]
                 previous, *slice_gradients = traced.backward(*kept, *slices(number), state_gradient, *upstream)
                 return previous, slice_gradients
@@ -191,40 +191,41 @@ def _scan_with_gradient(step: Callable, state: tf.Tensor, inputs: Any) -> tuple[
             stacked = iter([table.stack() for table in gradient_tables])
             return [state_gradient, *(next(stacked) if has_one else None for has_one in traced.has_gradient)]
 
-        outputs, statistics[:], _ = results([table.stack() for table in tables])
+        # Not among the results of the operation, which would have gradients.
+        outputs, recorded[:], _ = unpack_results([table.stack() for table in tables])
         return [last_state, *outputs], gradient
 
     last_state, *outputs = operation(state, *packed_leaves)
-    return last_state, outputs, statistics
+    return last_state, outputs, recorded
 
 
-def _scan_for_inference(step: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
+def _scan_for_inference(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
     """A loop whose gradient, if one is asked for, is TensorFlow's; nothing is recorded."""
     num_steps = tf.nest.flatten(inputs)[0].shape[0]
     slice_specs = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), inputs)
     # Traced for the outputs' shapes alone: in a function that is called TensorFlow would fuse nothing.
-    traced = tf.function(lambda state, slices: step(state, slices)[1], autograph=False)
-    specs = traced.get_concrete_function(tf.TensorSpec(state.shape, state.dtype), slice_specs).structured_outputs
+    shape_probe = tf.function(lambda state, slices: body(state, slices)[1], autograph=False)
+    specs = shape_probe.get_concrete_function(tf.TensorSpec(state.shape, state.dtype), slice_specs).structured_outputs
 
-    def body(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def body_at(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         # Unlike what `tf.gather` gives, these slices share the memory of the leaves where they are aligned.
         begin = tf.reshape(number, [1])
         place = {"begin": begin, "end": begin + 1, "strides": [1], "shrink_axis_mask": 1}
         slices = tf.nest.map_structure(lambda leaf: tf.raw_ops.StridedSlice(input=leaf, **place), inputs)
-        return step(state, slices)[:2]
+        return body(state, slices)[:2]
 
     # Up to four steps at once: the slices of the next ones are taken meanwhile.
-    last_state, tables = _loop(body, state, specs, num_steps, parallel_iterations=4)
+    last_state, tables = _loop(body_at, state, specs, num_steps, parallel_iterations=4)
     return last_state, [table.stack() for table in tables], []
 
 
-def _loop(body, state, specs, num_steps, backward=False, parallel_iterations=1) -> tuple[tf.Tensor, list]:
-    """`state, tensors = body(number, state)` for the number of each step; the last state, and tables of the tensors."""
+def _loop(body_at, state, specs, num_steps, backward=False, parallel_iterations=1) -> tuple[tf.Tensor, list]:
+    """`state, tensors = body_at(number, state)` for each step's number; the last state, and tables of the tensors."""
     tables = [tf.TensorArray(spec.dtype, num_steps, element_shape=spec.shape, clear_after_read=False) for spec in specs]
     first, change = (num_steps - 1, -1) if backward else (0, 1)
 
     def turn(number: tf.Tensor, state: tf.Tensor, tables: list[tf.TensorArray]) -> tuple:
-        next_state, tensors = body(number, state)
+        next_state, tensors = body_at(number, state)
         next_state.set_shape(state.shape)
         return number + change, next_state, [each.write(number, x) for each, x in zip(tables, tensors, strict=True)]
 
@@ -241,16 +242,16 @@ def _loop(body, state, specs, num_steps, backward=False, parallel_iterations=1) 
 class _TracedStep:
     """A step and its gradient, traced in one graph and cut in two at what the forward piece keeps for the backward one.
 
-    `forward(state, *slices)` returns the next state and the flat `results`: outputs, statistics, and what is kept.
+    `forward(state, *slices)` returns the next state and the flat `results`: outputs, what is recorded, what is kept.
     `backward(*kept, *slices, *upstream)` returns the gradients of the state and of those slices that have one.
     """
 
-    def __init__(self, step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]):
+    def __init__(self, body: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]):
         slice_specs = [tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves]
-        whole = tf.compat.v1.wrap_function(step, [tf.TensorSpec(state.shape, state.dtype), slice_specs])
+        whole = tf.compat.v1.wrap_function(body, [tf.TensorSpec(state.shape, state.dtype), slice_specs])
         if whole.graph.captures:
             raise ValueError(f"a step has no gradient for what it uses besides its arguments: {whole.graph.captures}")
-        next_state, outputs, statistics = whole.structured_outputs
+        next_state, outputs, recorded = whole.structured_outputs
         _, *slices = whole.inputs
         forward_operations = {operation.name for operation in whole.graph.get_operations()}
         with whole.graph.as_default():
@@ -260,7 +261,7 @@ class _TracedStep:
         self.slice_gradients = [gradient for gradient in slice_gradients if gradient is not None]
         gradients = [state_gradient, *self.slice_gradients]
         kept = _kept_tensors(gradients, {each.name for each in (*slices, *upstream)}, forward_operations)
-        self.results = outputs, statistics, kept
+        self.results = outputs, recorded, kept
         self.forward = whole.prune(whole.inputs, [next_state, *tf.nest.flatten(self.results)])
         self.backward = whole.prune([*kept, *slices, *upstream], gradients)
 

@@ -76,6 +76,9 @@ class StackedLayer(keras.layers.Layer):
     A subclass either owns variables (and overrides `weights_of` and `apply_slice`) or is made of `parts`, stacks of the
     same count, which act one after another unless it says otherwise. All weights are made at construction. With
     `recomputed` the backward pass computes each layer again, and the forward pass keeps only the layer's input.
+
+    A pass calls `single`, `open_layers` or `run_steps`; these make functions of the layers (`layer_functions`), each of
+    which calls `apply_slice` with its slice of `weights_of`; what the layers have recorded goes to `add_updates`.
     """
 
     # The variables `[count, width]` whose next values follow from what the layer records in a training pass.
@@ -124,29 +127,29 @@ class StackedLayer(keras.layers.Layer):
         return []
 
     @contextlib.contextmanager
-    def unstacked(self, forward: ForwardPass) -> Iterator[list[Callable[[tf.Tensor], tf.Tensor]]]:
+    def open_layers(self, forward: ForwardPass) -> Iterator[list[Callable[[tf.Tensor], tf.Tensor]]]:
         """Gives the stack's layers as functions of their input; leaving the block records the whole stack at once."""
         # In a graph a composite layer is traced once for the whole stack. Not on several replicas: what they must agree
         # on can't be requested from within a function.
         inline = forward.traced_inline or tf.executing_eagerly() or not self.parts or replica_count() > 1
         inline |= forward.scanned  # few are left then, and the shapes are constants for XLA
-        statistics: list[list[tf.Tensor]] = [[]] * self.count
-        yield self.functions(layers_of(forward.weights_of(self), self.count), forward, statistics, inline)
-        if statistics[0]:
-            self.record(forward, tf.stack([vector for (vector,) in statistics]))
+        recorded: list[list[tf.Tensor]] = [[] for _ in range(self.count)]
+        yield self.layer_functions(layers_of(forward.weights_of(self), self.count), forward, recorded, inline)
+        if recorded[0]:
+            self.add_updates(forward, tf.stack([vector for (vector,) in recorded]))
 
-    def functions(
-        self, weights: Sequence[Weights], forward: ForwardPass, statistics: list[list[tf.Tensor]], inline: bool = True
+    def layer_functions(
+        self, weights: Sequence[Weights], forward: ForwardPass, recorded: list[list[tf.Tensor]], inline: bool = True
     ) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """Layers with these weights as functions of their input; calls in the graph unless `inline`.
 
-        Each puts a list of the vector that it records, or of none, in its place of `statistics`, see `record`.
+        Each puts a list of the vector that it records, or of none, in its place of `recorded`, see `add_updates`.
         """
         apply = self._apply if inline else self._traced
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
 
         def layer(index: int, inputs: tf.Tensor) -> tf.Tensor:
-            outputs, statistics[index] = apply(weights[index], inputs)
+            outputs, recorded[index] = apply(weights[index], inputs)
             return outputs
 
         return [functools.partial(layer, index) for index in range(len(weights))]
@@ -159,22 +162,22 @@ class StackedLayer(keras.layers.Layer):
     def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         # As integers, because TensorFlow makes a gradient of zeros for each float that a call returns; as unsigned
         # ones, because int32 is kept on the host.
-        outputs, statistics = self._apply(weights, inputs)
-        return outputs, [tf.bitcast(vector, tf.uint32) for vector in statistics]
+        outputs, recorded = self._apply(weights, inputs)
+        return outputs, [tf.bitcast(vector, tf.uint32) for vector in recorded]
 
-    def record(self, forward: ForwardPass, statistics: tf.Tensor) -> None:
+    def add_updates(self, forward: ForwardPass, recorded: tf.Tensor) -> None:
         """Adds to `forward.updates` what follows from the recorded vectors of all layers, `[count, width]`."""
-        if statistics.dtype == tf.uint32:
-            statistics = tf.bitcast(statistics, tf.float32)
+        if recorded.dtype == tf.uint32:
+            recorded = tf.bitcast(recorded, tf.float32)
         recorders = self.recorders(forward.initializing)
         pairs = [(recorder, variable) for recorder in recorders for variable in recorder.statistics]
-        pieces = tf.split(statistics, [variable.shape[1] for _, variable in pairs], axis=1)
+        pieces = tf.split(recorded, [variable.shape[1] for _, variable in pairs], axis=1)
         for (recorder, variable), piece in zip(pairs, pieces, strict=True):
             forward.updates.append((variable, recorder.next_statistic(variable, piece)))
 
     def single(self, inputs: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """The only layer of a stack of one."""
-        with self.unstacked(forward) as (layer,):
+        with self.open_layers(forward) as (layer,):
             return layer(inputs)
 
 
@@ -189,8 +192,8 @@ def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> St
     return kind(count, *arguments, **keywords) if count else None
 
 
-def unstacked(
+def open_layers(
     stack: StackedLayer | None, forward: ForwardPass
 ) -> contextlib.AbstractContextManager[list[Callable[[tf.Tensor], tf.Tensor]]]:
-    """See `StackedLayer.unstacked`; an empty list where there is no stack."""
-    return contextlib.nullcontext([]) if stack is None else stack.unstacked(forward)
+    """See `StackedLayer.open_layers`; an empty list where there is no stack."""
+    return contextlib.nullcontext([]) if stack is None else stack.open_layers(forward)

@@ -144,7 +144,8 @@ class NVAE(FittedModel):
     def _layers_of_kind(self, kind: type | tuple[type, ...]) -> list:
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
-    # In the constructor Keras would count these layers twice. `.keras` files have their weights under these names.
+    # Not set in the constructor: Keras would track these layers a second time. `.keras` files have their weights under
+    # these names.
     batch_norms = functools.cached_property(lambda self: self._layers_of_kind(StackedBatchNormalization))
     convolutions = functools.cached_property(lambda self: self._layers_of_kind(StackedConvolution))
 
@@ -154,13 +155,13 @@ class NVAE(FittedModel):
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
         images, seeds, labels = self._rows(images, seed, labels)
-        forward = ForwardPass(True, labels=labels) if training else FoldedPass(labels=labels)
+        forward = ForwardPass(training=True, labels=labels) if training else FoldedPass(labels=labels)
         noise = noise_per_image(self.plan.latent_shapes(), seeds)
         decoded = passes.inference_pass(self, images, noise, forward)
         forward.commit()
         return decoded.likelihood.mean()
 
-    # All of these are differentiable, with respect to images and latents, and work in graphs. Labels are the classes of
+    # The public methods below are differentiable with respect to images and latents, and work in graphs. Labels are the classes of
     # a conditional model, one number for all images or one for each; without, and for -1, images have no class. With a
     # batch size the images go through the networks in batches, with a bar on a terminal.
 

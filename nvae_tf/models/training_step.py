@@ -92,11 +92,11 @@ def training_loss(
     `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
     batch statistics. Without regularizers of the weights there are no norms.
     """
-    spectral_norms, regularizers, seen = None, 0.0, images
+    spectral_norms, regularizers, images_of_network = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        seen, regularizers = objectives.gradients_after_network(images, regularizers)
-    elbo = inference_pass(model, seen, noise, forward).elbo(images)
+        images_of_network, regularizers = objectives.gradients_after_network(images, regularizers)
+    elbo = inference_pass(model, images_of_network, noise, forward).elbo(images)
     settings, beta = model.objective, objectives.kl_weight(step, model.objective)
     scales, final_weights = objectives.balancing_scales(model.plan), objectives.final_kl_weights(settings, model.plan)
     weight = objectives.regularization_weight(beta, settings)
@@ -176,14 +176,14 @@ def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics,
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
     optimizer, weights = model.optimizer, model.trainable_weights
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        # It lowers its scale when its own replica's gradients overflow. A loss that is not finite has other reasons.
+        # It lowers its scale when its own replica's gradients overflow; a NaN tells it of another replica's. A loss that
+        # is not finite has other reasons.
         overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
         accepted |= overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
     is_graph_of_cpus = not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy())
-    is_plain = isinstance(optimizer, NVAEAdamax) and not (optimizer.use_ema or optimizer.weight_decay)
-    is_plain = is_plain and not optimizer.gradient_accumulation_steps
-    if is_plain and (is_graph_of_cpus or _is_small_program(model)):
+    can_apply_if = isinstance(optimizer, NVAEAdamax) and optimizer.can_apply_if
+    if can_apply_if and (is_graph_of_cpus or _joins_small_weights(model)):
         optimizer.apply_if(accepted, gradients, weights)
     else:
         _on_all_replicas_if(accepted, lambda gradients: optimizer.apply(gradients, weights), gradients)
@@ -209,13 +209,13 @@ def _has_loops(model: "NVAE") -> bool:
     return model.scan and replica_count() == 1
 
 
-def _is_small_program(model: "NVAE") -> bool:
-    # Joining small weights takes longer on CPUs, which need not compile the program.
+def _joins_small_weights(model: "NVAE") -> bool:
+    # For a small program; it takes longer on CPUs, which need not compile the program.
     return _has_loops(model) and cpu_kernels.has_gpus()
 
 
 def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
-    # The optimizer adds those of all replicas, and may have it scaled.
+    # The optimizer adds the gradients of all replicas, and undoes the loss scale.
     return model.optimizer.scale_loss(loss / replica_count())
 
 
@@ -225,7 +225,7 @@ def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -
 
 
 def _means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
-    if _is_small_program(model):
+    if _joins_small_weights(model):
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     squared_norm /= tf.square(_scaled(model, 1.0))

@@ -16,7 +16,7 @@ from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
 _LARGE = 2**16
 # Weights of at most so many numbers are joined where the program is to be small: a model has hundreds of them.
 SMALL_WEIGHT = 2**19
-_LATER = contextvars.ContextVar("later", default=None)
+_POSTPONED = contextvars.ContextVar("later", default=None)
 
 
 @contextlib.contextmanager
@@ -25,11 +25,11 @@ def joined_weights_later() -> Iterator[list[tuple[Callable[[list], None], list]]
 
     The program that XLA compiles returns the tensors; inside, cutting them takes a kernel for each weight.
     """
-    token = _LATER.set([])
+    token = _POSTPONED.set([])
     try:
-        yield _LATER.get()
+        yield _POSTPONED.get()
     finally:
-        _LATER.reset(token)
+        _POSTPONED.reset(token)
 
 
 class Slots(NamedTuple):
@@ -62,8 +62,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        # The scalars of a step, made once for all variables: a graph has hundreds, and each would make its own.
-        self._power: tf.Tensor | None = None
+        # Arguments that Keras does not hand on from `apply` to `_backend_update_step` and `update_step`. The scalars
+        # are made once for all variables: a graph has hundreds, and each would make its own.
+        self._beta_1_power: tf.Tensor | None = None
         self._scalars: dict[str, tf.Tensor] = {}
         self._condition: tf.Tensor | None = None  # of the steps in `apply_if`
         self._latest: dict[str, tf.Operation] = {}  # the update of a large weight of each device
@@ -83,13 +84,18 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
-        self._power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
+        self._beta_1_power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
         self._scalars = self._made_scalars()
         self._latest = {}
         super().apply(grads, trainable_variables)
 
+    @property
+    def can_apply_if(self) -> bool:
+        """Whether `apply_if` knows all that this optimizer was asked to do."""
+        return not (self.use_ema or self.weight_decay or self.gradient_accumulation_steps)
+
     def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
-        """`apply` if a condition holds, in a small program; for one replica, without `use_ema` and `weight_decay`.
+        """`apply` if a condition holds, in a small program; for one replica, and where `can_apply_if`.
 
         For GPUs it is a choice between values: of a branch XLA's program would have each variable nine times. On CPUs
         one function, called for each weight, has the condition inside.
@@ -112,7 +118,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
         if self._condition is not None:
-            update = self._choose_updates if cpu_kernels.has_gpus() else self._update_each_if
+            update = self._step_on_gpus_if if cpu_kernels.has_gpus() else self._step_on_cpus_if
             update(grads, trainable_variables, learning_rate)
         elif tf.distribute.has_strategy():
             # Calls `update_step` for each variable, with gradients added up over the replicas.
@@ -122,29 +128,29 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             for gradient, variable in zip(grads, trainable_variables, strict=True):
                 self.update_step(gradient, variable.value, learning_rate)
 
-    def _update_each_if(self, grads, trainable_variables, learning_rate) -> None:
+    def _step_on_cpus_if(self, grads, trainable_variables, learning_rate) -> None:
         boolean, handle = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.resource)
         gradient, scalar = tf.TensorSpec(None), tf.TensorSpec([])
 
         @cpu_kernels.shared_function(boolean, handle, handle, handle, gradient, scalar, scalar)
         def update_if(condition, *arguments) -> tf.Tensor:
             def update() -> None:
-                self._update(*arguments, self._made_scalars())
+                self._step_in_place(*arguments, self._made_scalars())
 
             tf.cond(condition, update, lambda: None)
             return tf.identity(condition)
 
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             handles = [each.value.handle for each in (variable, *self.slots_of(variable))]
-            arguments = tf.convert_to_tensor(gradient), tf.cast(learning_rate, tf.float32), self._power
+            arguments = tf.convert_to_tensor(gradient), tf.cast(learning_rate, tf.float32), self._beta_1_power
             self._in_turn(variable.value, update_if, self._condition, *handles, *arguments)
 
-    def _choose_updates(self, grads, trainable_variables, learning_rate) -> None:
-        rate = learning_rate / (1.0 - self._power)
+    def _step_on_gpus_if(self, grads, trainable_variables, learning_rate) -> None:
+        rate = learning_rate / (1.0 - self._beta_1_power)
 
         def chosen(*row) -> list[tf.Tensor]:
             gradient, *before = map(tf.convert_to_tensor, row)
-            pairs = zip(self._updated(gradient, *before, rate), before, strict=True)
+            pairs = zip(self._values_after_step(gradient, *before, rate), before, strict=True)
             return [tf.where(self._condition, *pair) for pair in pairs]
 
         rows = []
@@ -165,12 +171,12 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                 for variable, value in zip(variables, packing.unpack(values), strict=True):
                     variable.assign(value)
 
-        if (later := _LATER.get()) is None:
+        if (later := _POSTPONED.get()) is None:
             assign(joined)
         else:
             later.append((assign, joined))
 
-    def _updated(self, gradient, weight, momentum, norm, rate) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _values_after_step(self, gradient, weight, momentum, norm, rate) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Weight, m and u - epsilon after a step: what `update_step` does, for XLA, which makes it one pass."""
         gradient += self.l2 * weight
         momentum += (1.0 - self.beta_1) * (gradient - momentum)
@@ -181,9 +187,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """One step of one variable."""
         handles = [each.handle for each in (variable, *(slot.value for slot in self.slots_of(variable)))]
         rate = tf.cast(learning_rate, tf.float32)
-        self._in_turn(variable, self._update, *handles, gradient, rate, self._power, self._scalars)
+        self._in_turn(variable, self._step_in_place, *handles, gradient, rate, self._beta_1_power, self._scalars)
 
-    def _update(self, weight, momentum, norm, gradient, rate, power, scalars) -> tf.Operation | None:
+    def _step_in_place(self, weight, momentum, norm, gradient, rate, power, scalars) -> tf.Operation | None:
         # One step of the variables with these handles. TensorFlow's own kernel has `v = max(beta_2 v, |g|)` and
         # `m / (v + epsilon)`. With v = u - epsilon, lowered first so that u decays, this is the rule of the class, in
         # half of the passes over the memory.

@@ -2,7 +2,6 @@
 
 import tensorflow as tf
 
-# Weight of the newest loss in the running level and spread.
 _RATE = 0.02  # the weight of the newest loss in the running level and spread
 _LARGEST_PULL = 3.0  # how far, in spreads, one loss can pull them
 _SMALLEST_SPREAD = 0.01  # as a fraction of the level: on very even losses, noise is no explosion

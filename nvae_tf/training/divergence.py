@@ -1,4 +1,4 @@
-"""Why a run has diverged, for messages."""
+"""Why a run has diverged, for messages; what is done then: `StepGuard`, and `_roll_back` in `training/loop.py`."""
 
 import math
 from collections.abc import Sequence

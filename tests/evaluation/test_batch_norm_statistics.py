@@ -53,7 +53,7 @@ def test_statistics_are_the_moving_average_of_those_of_the_batches(model, result
     for number in range(ITERATIONS):
         noise = batch_noise(model.plan.latent_shapes(), BATCH_SIZE, (3, -1), number * BATCH_SIZE)[0]
         latent = 0.7 * (1.0 + 0.01) * noise  # the top prior's sigma at the temperature
-        with scale.combiners.unstacked(ForwardPass()) as combiners:
+        with scale.combiners.open_layers(ForwardPass()) as combiners:
             state = combiners[0](tf.concat([start, latent], -1)).numpy().astype(np.float64)
         rows = state.reshape(-1, state.shape[-1])
         mean = 0.95 * mean + 0.05 * rows.mean(axis=0)
