@@ -161,9 +161,9 @@ class NVAE(FittedModel):
         forward.commit()
         return decoded.likelihood.mean()
 
-    # The public methods below are differentiable with respect to images and latents, and work in graphs. Labels are the classes of
-    # a conditional model, one number for all images or one for each; without, and for -1, images have no class. With a
-    # batch size the images go through the networks in batches, with a bar on a terminal.
+    # The public methods below are differentiable with respect to images and latents, and work in graphs. Labels are the
+    # classes of a conditional model, one number for all images or one for each; without, and for -1, images have no
+    # class. With a batch size the images go through the networks in batches, with a bar on a terminal.
 
     @_AS_WRITTEN
     def infer(

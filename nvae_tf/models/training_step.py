@@ -176,8 +176,8 @@ def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics,
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
     optimizer, weights = model.optimizer, model.trainable_weights
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        # It lowers its scale when its own replica's gradients overflow; a NaN tells it of another replica's. A loss that
-        # is not finite has other reasons.
+        # It lowers its scale when its own replica's gradients overflow; a NaN tells it of another replica's. A loss
+        # that is not finite has other reasons.
         overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
         accepted |= overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
