@@ -57,7 +57,7 @@ def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, 
             elif choices := typing.get_args(kind):
                 command.add_argument(parameter.name, choices=choices)
             else:
-                read = at_least(1) if kind is int else kind
+                read = at_least(0 if parameter.name == "seed" else 1) if kind is int else kind
                 command.add_argument(flag, type=read, default=default, required=default is parameter.empty)
     options = parser.parse_args()
     values = {name: value for name, value in vars(options).items() if name not in ("json", "recipe")}

@@ -1,8 +1,8 @@
 """How good models of the digits are: the recipes that the docs measure.
 
-python -m examples.digits quality --workdir=runs/demo [--temperature=T] [--guidance=W] [--count=1000]
-python -m examples.digits mixture_of_bernoullis [--components=120]
-python -m examples.digits kl_control [--steps=400] [--batch_size=64] [--figure=FILE.png]
+    python -m examples.digits quality --workdir=runs/demo [--temperature=T] [--guidance=W] [--count=1000]
+    python -m examples.digits mixture_of_bernoullis [--components=120]
+    python -m examples.digits kl_control [--steps=400] [--batch_size=64] [--figure=FILE.png]
 
 `python -m examples.digits RECIPE --help` says what a recipe measures.
 """

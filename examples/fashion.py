@@ -1,11 +1,11 @@
 """Small models of Fashion-MNIST, and what they are good for: the recipes that the docs measure, minutes on two cores.
 
-python -m examples.fashion models binary|gray|classes --workdir=RUN
-python -m examples.fashion classes --workdir=RUN [--guidance=W]
-python -m examples.fashion features
-python -m examples.fashion prior --workdir=RUN [--count=2000] [--seeds=3]
-python -m examples.fashion outliers --workdir=RUN [--count=2000]
-python -m examples.fashion restoration --workdir=RUN [--count=100] [--variants]
+    python -m examples.fashion models binary|gray|classes --workdir=RUN
+    python -m examples.fashion classes --workdir=RUN [--guidance=W]
+    python -m examples.fashion features
+    python -m examples.fashion prior --workdir=RUN [--count=2000] [--seeds=3]
+    python -m examples.fashion outliers --workdir=RUN [--count=2000]
+    python -m examples.fashion restoration --workdir=RUN [--count=100] [--variants]
 
 `python -m examples.fashion RECIPE --help` says what a recipe measures.
 """

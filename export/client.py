@@ -68,7 +68,7 @@ def class_numbers(labels: list[str], export: str | None) -> list[int]:
     for label in labels:
         if not label.removeprefix("-").isdecimal():
             check_choice("--labels", label, names or ["numbers", "names of classes with --export=DIR"])
-    return [names.index(label) if label in names else int(label) for label in labels]
+    return [int(label) if label.removeprefix("-").isdecimal() else names.index(label) for label in labels]
 
 
 def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int) -> Any:

@@ -138,7 +138,7 @@ def main() -> None:
         parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version{there}")
     output = pathlib.Path(flags.output)
     is_right = flags.count > 0 < flags.temperature < math.inf and 0 <= flags.seed <= LARGEST_SEED
-    if not is_right or output.suffix.lower() != ".png":
+    if not is_right or output.suffix.lower() != ".png" or output.is_dir():
         limits = f"--count and --temperature must be above 0, --seed from 0 to {LARGEST_SEED}"
         parser.error(f"{limits}, --output a name in .png")
     try:

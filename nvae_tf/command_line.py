@@ -207,9 +207,10 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
             name = getattr(error, "flagname", None)
-            for setting in valid_settings() if hasattr(module, "CONFIG") and name else ():
-                if difflib.SequenceMatcher(None, name, setting.rpartition(".")[2]).ratio() > 0.85:
-                    raise ValueError(f"--{name}: no such flag; did you mean --config.{setting}?") from error
+            settings = {setting.rpartition(".")[2]: setting for setting in valid_settings()}
+            nearest = difflib.get_close_matches(name or "", settings, n=1, cutoff=0.85)
+            if hasattr(module, "CONFIG") and nearest:
+                raise ValueError(f"--{name}: no such flag; did you mean --config.{settings[nearest[0]]}?") from error
             missing = re.match(r"flag --(\w+)=None: ", str(error))
             raise ValueError(f"--{missing[1]} is missing" if missing else f"{error} (see --help)") from error
         # At level INFO, absl's default, TensorFlow's Python side logs trifles.

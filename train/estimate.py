@@ -38,6 +38,8 @@ def main(
     json: Annotated[str | None, "File to write the numbers to as well, in bytes."] = None,
 ) -> None:
     """Checks the settings, measures training steps and prints."""
+    if json and pathlib.Path(json).is_dir():
+        raise ValueError(f"--json={json}: a folder; give the name of a file")
     if json:
         check_writable(pathlib.Path(json).parent, f"--json={json}")
     config = complete_config(sized_settings(CONFIG.value))

@@ -50,8 +50,9 @@ def _define_flags(mode: str) -> None:
     flags.DEFINE_string("output", None, output, required=True)
     flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
     command_line.define_parameters(flags, tasks.task_parameters(TASKS[mode]))
-    flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG alone.")
-    flags.DEFINE_string("each", None, _EACH_HELP)
+    if mode != "encode":
+        flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG alone.")
+        flags.DEFINE_string("each", None, _EACH_HELP)
     if mode == "interpolate":
         flags.DEFINE_integer("milliseconds", 80, "How long a GIF or WebP shows each image.", lower_bound=20)
         flags.DEFINE_boolean("loop", True, "Whether a GIF or WebP repeats forever.")
@@ -62,6 +63,8 @@ def _define_flags(mode: str) -> None:
 def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
     """Checks what can be written; returns where to write."""
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
+    if mode == "encode":
+        return place
     if FLAGS.raw and place.kind != ".png":
         raise ValueError(f"--raw --output={FLAGS.output}: a bare grid is a .png file")
     if FLAGS.each:

@@ -7,6 +7,7 @@ they are needed, `KIND_holds_out` (it may have no test part) and `KIND_classes`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import os
@@ -94,13 +95,18 @@ class ArraySource(ImageSource):
         super().__init__(len(images), images.shape[1:], images.__getitem__)
         self.images = images
 
-    def reader(self):
+    @functools.cached_property
+    def _tensor(self):
         import tensorflow as tf
 
         # An eager tensor is captured by reference, an array would be copied into each graph. tf.data runs on the CPU.
         with tf.device("/CPU:0"):
-            images = tf.constant(self.images)
-        return lambda indices: tf.gather(images, indices)
+            return tf.constant(self.images)
+
+    def reader(self):
+        import tensorflow as tf
+
+        return lambda indices: tf.gather(self._tensor, indices)
 
 
 def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:

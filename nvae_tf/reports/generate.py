@@ -92,11 +92,16 @@ class Originals:
         seed: int,
         at_most: int | None = None,
         config: configuration.ExperimentConfig | None = None,
+        used: Sequence[str] = (),
     ) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
         """The images as the model sees them, their labels, a name for each, and which they are, in words.
 
         Where nothing says how many, there are `at_most`, or all if there are fewer. `config` is in place of the run's.
+        `used` names those of `resize` and `convert` that the task needs for other pictures.
         """
+        for name in ("resize", "convert"):
+            if not self.input and name not in used and getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for pictures of --input; those of the data set come as trained")
         config, labels = config or run.config, None
         if self.input:
             images, names = pictures_for_model(self.input, config.data, seed, self.resize, self.convert)
@@ -273,7 +278,7 @@ def direction(
 
     form = run.config.data, seed, originals.resize, originals.convert
     added, subtracted = (pictures_for_model(places, *form)[0] for places in (positive, negative))
-    images, labels, names, words = originals.load(run, seed, 8)
+    images, labels, names, words = originals.load(run, seed, 8, used=("resize", "convert"))
     step = latent_direction(run.model, added, subtracted)
     how = {"mean": mean, "labels": labels, "progress": _progress(len(images) * len(strengths))}
     made = move_images(run.model, images, step, strengths, seed, **how)
@@ -317,7 +322,7 @@ def restore(
     operator, spec = degradation(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
     spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
     config = dataclasses.replace(run.config, data=spec) if originals.input else run.config
-    images, labels, names, words = originals.load(run, seed, 8, config)
+    images, labels, names, words = originals.load(run, seed, 8, config, ("resize",) if mask else ())
     measurement = images if originals.input else measured(operator, images, noise, seed)
     made, deviation = restore_images(run.model, measurement, operator, noise, steps, starts, seed, labels)
     shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if mask else measurement

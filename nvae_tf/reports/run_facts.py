@@ -233,6 +233,9 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
         if isinstance(value, Mapping):
             arguments |= {name: int(value[name]) for name in ("samples", "real_images", "batch_norm_iterations")}
             arguments |= {name: str(value[name]) for name in ("temperature", "extractor")}
+            arguments["extractor_is_published"] = bool(value["extractor_is_published"])
+            if value.get("prior") == "reweighted":
+                arguments["prior"] = "reweighted"
             # Samples are compared with training images, whatever the part that was evaluated.
             arguments.pop("num_images", None)
             value = value["value"]

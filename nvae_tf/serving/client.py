@@ -1,8 +1,10 @@
 """A model on a server (TensorFlow Serving, or nvae-serve), with NumPy arrays and images in and out.
 
-with ServedModel("localhost:8500", "digits") as model:  # gRPC; "http://localhost:8501" is REST
-images = pil_images(model.sample(64, seed=1, temperature=0.7, as_pixels=True))
-latents = model.encode([Image.open("seven.png")])
+    with ServedModel("localhost:8500", "digits") as model:  # gRPC; "http://localhost:8501" is REST
+        images = model.sample(64, seed=1, temperature=0.7, as_pixels=True)
+        latents = model.encode([Image.open("seven.png")])
+
+What a server refuses, or does not answer, is a `ServingError`.
 """
 
 import base64
@@ -36,6 +38,7 @@ _ADVICE = {
     "UNAVAILABLE": "is it running, is this the protocol's port, and has it loaded the model?",
     "DEADLINE_EXCEEDED": "send fewer rows at once or allow more time",
 }
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "[::1]")
 STRING, BASE64, SIGNATURE_DEF = "string", "b64", "signature_def"
 HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "UNIMPLEMENTED": 501}
 HTTP_STATUS |= {"UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504}
@@ -212,7 +215,9 @@ class ServedModel(contextlib.AbstractContextManager):
         arrays = {name: as_array(value, spec.inputs[name]) for name, value in inputs.items()}
         outputs = self._call(f"signature {signature!r}", self.transport.predict, signature, arrays, spec, end=end)
         # With TensorFlow Serving's batching a graph can't end with an error for one row without failing others.
-        if rows := (first + np.flatnonzero(~outputs.get("valid", np.ones(0, bool)))).tolist():
+        # Exports of 0.1 mark such rows by NaN alone.
+        wrong = ~outputs["valid"] if "valid" in outputs else _rows_with_nan(outputs)
+        if rows := (first + np.flatnonzero(wrong)).tolist():
             raise ServingError("INVALID_ARGUMENT", f"{what}: the model refuses rows {rows[:5]}: out of range")
         return outputs
 
@@ -225,6 +230,9 @@ class ServedModel(contextlib.AbstractContextManager):
                 if (seconds := end - time.monotonic()) <= 0.0:
                     raise ServingError("DEADLINE_EXCEEDED", f"{self._total_seconds:g} s for the whole call are over")
                 return method(*arguments, seconds)
+            except (KeyError, TypeError, ValueError) as error:
+                fault = f"{self._what}, {what}: the answer has another form ({error!r})"
+                raise ServingError("UNKNOWN", fault) from error
             except ServingError as error:
                 if error.code != "UNAVAILABLE" or attempt == ATTEMPTS or time.monotonic() + wait > end:
                     # The server may have loaded a version with other signatures since it was asked.
@@ -310,6 +318,11 @@ def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
     return np.stack(pixels) if pixels else np.zeros([0, *shape], np.uint8)
 
 
+def _rows_with_nan(outputs: Arrays) -> np.ndarray:
+    floats = [array for array in outputs.values() if array.ndim and array.dtype.kind == "f"]
+    return np.any([np.isnan(array.reshape(len(array), -1)).any(axis=1) for array in floats], axis=0) if floats else []
+
+
 class RestTransport:
     """The requests to one model on `server`, a URL; errors are `ServingError`s without the server's name."""
 
@@ -318,6 +331,8 @@ class RestTransport:
         chosen = f"/labels/{urllib.parse.quote(label, safe='')}" if label is not None else chosen
         self.url = f"{server.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}{chosen}"
         self._session = requests.Session()
+        # No proxy knows this machine's own ports.
+        self._session.trust_env = urllib.parse.urlsplit(server).hostname not in _THIS_MACHINE
         self.close = self._session.close
 
     def predict(self, signature: str, arrays: Arrays, spec: SignatureSpec, seconds: float) -> Arrays:
@@ -362,7 +377,8 @@ class GrpcTransport:
         chosen = None if version is None else {"value": version}
         self._model = model_pb2.ModelSpec(name=model, version=chosen, version_label=label)
         # `ServedModel` sends again; a server that comes up is seen at once.
-        options = {"max_receive_message_length": -1, "enable_retries": 0, "max_reconnect_backoff_ms": 100}
+        options = {"max_receive_message_length": 2**28, "enable_retries": 0, "max_reconnect_backoff_ms": 100}
+        options["enable_http_proxy"] = int(server.rpartition(":")[0] not in _THIS_MACHINE)
         channel = self._grpc.insecure_channel(server, [(f"grpc.{name}", value) for name, value in options.items()])
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(channel)

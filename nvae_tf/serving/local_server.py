@@ -5,6 +5,7 @@ and codes of the answers are the same, messages are this server's own. It serves
 newest at the start; it lacks labels, other and later versions, batching, classify and regress, TLS and metrics.
 """
 
+import asyncio
 import contextlib
 import json
 import math
@@ -264,9 +265,10 @@ def _web_application(model: _Model, enable_cors: bool, pages: pathlib.Path | Non
             body = bytearray()
             try:
                 # A body over the limit is read to its end: a client reads no answer before it has sent all.
-                async for piece in request.stream():
-                    body += piece if len(body) <= MESSAGE_BYTES else b""
-            except ClientDisconnect:
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    async for piece in request.stream():
+                        body += piece if len(body) <= MESSAGE_BYTES else b""
+            except (ClientDisconnect, TimeoutError):
                 return Response(status_code=408)  # nobody sees it
             status, content = await run_in_threadpool(result, request, bytes(body))
             return Response(content, status, media_type="application/json")
