@@ -105,9 +105,11 @@ def named_extractor(name: str) -> FeatureExtractor:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-        make = getattr(module, function_name)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+    except (ModuleNotFoundError, ValueError) as error:
         raise ValueError(f"--extractor={name}: name it as MODULE:FUNCTION, as my_features:make ({error})") from None
+    make = getattr(module, function_name, None)
+    if not callable(make):
+        raise ValueError(f"--extractor={name}: {module_name} has no function {function_name!r}")
     extractor = make()
     if not (isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))):
         needed = "a string `name` and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"

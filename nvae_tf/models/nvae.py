@@ -108,10 +108,12 @@ class NVAE(FittedModel):
         # The seeds of Keras' initializers come from Python's generator.
         state = random.getstate()
         random.seed(self.seed)
-        self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
-        self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
-        self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
-        random.setstate(state)
+        try:
+            self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
+            self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
+            self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
+        finally:
+            random.setstate(state)
         group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
         for cells in self._layers_of_kind(ResidualCells):
             cells.recomputed = recompute == "all" or (recompute == "groups" and cells in group_cells)
@@ -349,13 +351,13 @@ class NVAE(FittedModel):
                 bar.update(len(some[0]))
         return tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=0), *parts)
 
-    def summary(self, *_: object, print_fn: Callable[[str], object] = print, **__: object) -> None:
+    def summary(self, *_: object, print_fn: Callable[[str], object] | None = None, **__: object) -> None:
         """Prints the hierarchy: of each scale its groups, the shape of their latents, channels and weights.
 
         Other arguments of `keras.Model.summary` have no effect.
         """
         for line in summary_lines(self):
-            print_fn(line)
+            (print_fn or print)(line)
 
     def save(self, filepath, *args, **kwargs) -> None:
         """As `keras.Model.save`; ValueError for an HDF5 file, which would lack the optimizer's state."""

@@ -157,7 +157,7 @@ def nelbo_of_classes(model: "NVAE", images: tf.Tensor, noise: Sequence[tf.Tensor
     """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `inference_pass`."""
     # What does not depend on the class is computed once.
     forward, count = pass_of_loop(model), tf.shape(images)[0]
-    sources = list(map(PosteriorSource, image_features(model, images), noise))
+    sources = list(map(PosteriorSource, image_features(model, images, forward), noise))
 
     def nelbo(number: tf.Tensor) -> tf.Tensor:
         class_pass = dataclasses.replace(forward, labels=tf.fill([count], number))

@@ -46,6 +46,8 @@ def check_output_is_free(output: pathlib.Path) -> None:
     place = output.resolve()
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
         raise ValueError(f"--output={output}: not an empty folder; name a new or empty one")
+    if place == pathlib.Path.cwd() or place.is_mount():
+        raise ValueError(f"--output={output}: a folder that can't be replaced; name another one")
     check_writable(place.parent, f"--output={output}")
 
 

@@ -64,6 +64,11 @@ def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], obj
         remove_checkpoint(folder, step)
         for file in files:
             file.replace(folder / file.name)
+        # The names too are on disk before older checkpoints are removed.
+        descriptor = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # not all file systems can
+            os.fsync(descriptor)
+        os.close(descriptor)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -146,6 +151,9 @@ def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
     """The newest checkpoint whose numbers can all be read; ValueError where all are damaged."""
     unusable: dict[int, str] = {}
     score, prefix = next(_usable(folder, unusable), (float("inf"), None))
+    # What TensorFlow's list names and nobody has, of a folder that was copied in part.
+    gone = {step: "its files are gone" for step in read_list(folder) if step not in steps_of_any_files(folder)}
+    unusable |= {step: reason for step, reason in gone.items() if prefix is None or step > step_of(prefix)}
     if prefix is None and steps_of_files(folder):
         latest = latest_step(folder)
         raise ValueError(

@@ -79,8 +79,10 @@ class TrainingState:
             # Earlier versions took steps off the list to keep them; a killed process may not have listed its last one.
             usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
         steps = [*usable, step]
+        # A killed process may have left data files without an index.
+        cut_off = {other for other in files.steps_of_any_files(self.folder) - {*present} if other < step}
         # Before the list is written: a process that is killed in between would leave files that are not listed.
-        for earlier in [0, *steps[: -self._keep]]:
+        for earlier in {0, *cut_off, *steps[: -self._keep]}:
             files.remove_checkpoint(self.folder, earlier)
         # TensorFlow's list, for `tf.train.latest_checkpoint`.
         lines = [f'all_model_checkpoint_paths: "step-{kept}"\n' for kept in steps[-self._keep :]]

@@ -189,7 +189,8 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
             # Its holder may have removed the file after it was opened here.
             if not folder.lock_file.exists() or not os.path.samefile(folder.lock_file, lock.fileno()):
                 raise BlockingIOError
-        except BlockingIOError:
+        # Some network file systems say PermissionError; the holder may remove the file between two looks at it.
+        except (BlockingIOError, PermissionError, FileNotFoundError):
             lock.seek(0)
             raise ValueError(
                 f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "

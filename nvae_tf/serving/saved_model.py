@@ -113,8 +113,7 @@ def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
     """Returns all weights that a pass with folded weights reads, in an order that the architecture alone decides."""
     in_stacks = {id(weight) for stack in model._stacks() for weight in stack.weights}
     others = [weight.value for weight in model.top_down.weights if id(weight) not in in_stacks]
-    variables = [variable for slices in folded.values() for variable in tf.nest.flatten(slices)]
-    return [*(variable for variable in variables if variable is not None), *others]
+    return [*(variable for slices in folded.values() for variable in tf.nest.flatten(slices)), *others]
 
 
 class LoadedExport(NamedTuple):
@@ -139,8 +138,8 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
     with wrap_read_errors(f"{folder}: its weights can't be read by place (", "); export the run again"):
         checkpoint.read(str(folder / "variables" / "variables")).assert_existing_objects_matched()
 
-    def exact(weight: tf.Variable | None) -> tf.Variable | None:
-        return None if weight is None else tf.Variable(tf.cast(weight, tf.float32), trainable=False)
+    def exact(weight: tf.Variable) -> tf.Variable:
+        return tf.Variable(tf.cast(weight, tf.float32), trainable=False)
 
     in_float32 = {stack: tf.nest.map_structure(exact, slices) for stack, slices in folded.items()}
     return LoadedExport(config if is_from_run else None, model, in_float32, source)

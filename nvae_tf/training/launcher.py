@@ -120,6 +120,8 @@ def run_workers(
             for log, tf_config, visible in zip(logs, tf_configs(len(gpus)), gpus, strict=True):
                 devices = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
                 workers.append(_start(command, os.environ | devices | {"TF_CONFIG": tf_config}, log))
+            for number in signals:  # those that came before the last worker was there
+                _send(workers[-1], number)
             while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             failed = next((worker for worker in workers if worker.returncode), None)
@@ -129,6 +131,8 @@ def run_workers(
             deadline = time.monotonic() + grace_seconds
             while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
+            if late := [str(index) for index, worker in enumerate(workers) if worker.poll() is None]:
+                report(f"worker {', '.join(late)} did not end within {grace_seconds:g} s, and is killed")
         finally:
             for worker in workers:
                 _send(worker, signal.SIGKILL)

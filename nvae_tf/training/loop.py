@@ -12,6 +12,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
+from nvae_tf.errors import first_line
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState
@@ -93,6 +94,9 @@ def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> 
     """Reports what the run is, and writes into its folder what is known before the first step."""
     outputs.status.keep(first_words(folder, run, step))
     if run.replicas.is_chief:
+        if outputs.metrics.damaged:
+            report = f"lines that are damaged or there twice: {outputs.metrics.damaged}, dropped."
+            outputs.status.keep(f"{folder.metrics_file}: {report}")
         outputs.metrics.keep_until(step)
         note_images(folder.images_file, run, outputs.status.keep)
         if step < run.length.total_steps:
@@ -158,17 +162,21 @@ class TrainingLoop:
         """A block in which a step is taken, in TensorBoard's profile if it is one of `train.profile_steps`."""
         first, last = (self._settings.profile_steps if self.run.replicas.is_chief else ()) or (None, None)
         if step == first:
-            # A run that goes back may come here while it is profiled.
-            with contextlib.suppress(tf.errors.AlreadyExistsError):
-                tf.profiler.experimental.start(str(self.folder.tensorboard))
+            self._try_profiler(tf.profiler.experimental.start, str(self.folder.tensorboard))
         # The name and `_r` are what TensorBoard finds steps by.
         with tf.profiler.experimental.Trace("train", step_num=step, _r=1):
             yield
         if step == last:
             tf.test.experimental.sync_devices()
-            # None was started where a run has continued behind the first step.
-            with contextlib.suppress(tf.errors.UnavailableError):
-                tf.profiler.experimental.stop()
+            self._try_profiler(tf.profiler.experimental.stop)
+
+    def _try_profiler(self, start_or_stop: Callable, *arguments: str) -> None:
+        # A run of days is worth more than its profile. A run may go back while it is profiled, or continue behind the
+        # first step.
+        try:
+            start_or_stop(*arguments)
+        except Exception as error:
+            self.outputs.status.keep(f"The profile of train.profile_steps fails: {first_line(error)}")
 
     def _write_due(self, step: int) -> bool:
         """Writes the outputs of a step that are due; returns False if a stop was requested meanwhile."""

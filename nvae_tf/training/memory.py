@@ -84,8 +84,8 @@ def peak_memory_bytes() -> int:
     """The most memory that this process has had."""
     try:
         return int(re.search(r"VmHWM:\s*(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
-    except OSError:
-        # Only without /proc: on Linux this begins with the peak of the parent process. macOS counts bytes.
+    except (OSError, TypeError):
+        # Without such a line: on Linux this begins with the peak of the parent process. macOS counts bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak
 

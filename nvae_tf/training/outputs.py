@@ -225,12 +225,14 @@ def first_words(folder: RunFolder, run: Run, step: int) -> str:
     height, width = model.network_height, model.network_width
     is_framed = (height, width) != (model.image_height, model.image_width)
     framed = f", images in a frame of {height} x {width}" if is_framed else ""
+    warmup_steps = round(run.config.optimizer.warmup_epochs * length.steps_per_epoch)
+    warning = f"\nWarning: the warm-up of {warmup_steps:,} steps (optimizer.warmup_epochs) is longer than the run."
     return (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
         f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
         f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
-        "The first step takes longer: TensorFlow builds its graph."
+        f"The first step takes longer: TensorFlow builds its graph.{warning if warmup_steps > length.total_steps else ''}"
     )
 
 
@@ -242,14 +244,17 @@ class MetricsFile:
 
     def __init__(self, path: pathlib.Path):
         """Reads the intact lines of the file, if it is there."""
-        self._path, self._columns, self._rows = path, [], {}
+        self._path, self._columns, self._rows, self.damaged = path, [], {}, 0
         with contextlib.suppress(FileNotFoundError, csv.Error), path.open(errors="replace", newline="") as file:
-            lines = csv.DictReader(file)
+            # Without quotes, so that a damaged line can't swallow those after it.
+            lines = csv.DictReader(file, quoting=csv.QUOTE_NONE)
             for row in lines:
+                self.damaged += 1
                 with contextlib.suppress(KeyError, ValueError):
                     # A line may be older than a column, and has no value there.
                     numbers = [float(row[name] or 0.0) for name in COLUMNS if name in row]
                     if numbers and row[_SCORE] and None not in (*row, *row.values()):
+                        self.damaged -= int(row["step"]) not in self._rows
                         self._columns, self._rows[int(row["step"])] = [*lines.fieldnames], row
 
     def keep_until(self, step: int) -> None:

@@ -106,10 +106,11 @@ def learn_prior(
         about["cross_entropy"] = _cross_entropy(reweighted, held_out, seed)
         about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
         about |= _log_normalizers(model, reweighted, seed)
+    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     if importance_samples:
         batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
-    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
+        write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     keep_model_card(folder, model, status.keep)
     return about
 

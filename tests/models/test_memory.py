@@ -33,6 +33,8 @@ import tensorflow as tf
 from nvae_tf import layers
 from nvae_tf.layers.residual_cells import SwishConvolution
 
+# One operation at a time: what two threads have at once varies with the load of the machine.
+tf.config.threading.set_inter_op_parallelism_threads(1)
 layers.cpu_kernels.on_one_cpu = lambda: sys.argv[1] == "one CPU"
 layer = SwishConvolution(layers.StackedConvolution(12, 8, 8, 1))
 
