@@ -226,13 +226,18 @@ def first_words(folder: RunFolder, run: Run, step: int) -> str:
     is_framed = (height, width) != (model.image_height, model.image_width)
     framed = f", images in a frame of {height} x {width}" if is_framed else ""
     warmup_steps = round(run.config.optimizer.warmup_epochs * length.steps_per_epoch)
-    warning = f"\nWarning: the warm-up of {warmup_steps:,} steps (optimizer.warmup_epochs) is longer than the run."
+    fits = warmup_steps <= length.total_steps
+    warning = (
+        ""
+        if fits
+        else f"\nWarning: the warm-up of {warmup_steps:,} steps (optimizer.warmup_epochs) is longer than the run."
+    )
     return (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
         f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
         f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
-        f"The first step takes longer: TensorFlow builds its graph.{warning if warmup_steps > length.total_steps else ''}"
+        f"The first step takes longer: TensorFlow builds its graph.{warning}"
     )
 
 
