@@ -29,7 +29,8 @@ def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
             header = pictures.read_header(pathlib.Path(spec.path, name), spec.max_pixels)
             headers.append(header._replace(channels=spec.seen_channels(header.channels)))
         except pictures.BadPicture as error:
-            problem = problem or error
+            # As text: the error would keep the decoder's memory.
+            problem = problem or str(error)
     if not headers:
         raise pictures.BadPicture(f"{problem}. {_FIX}")
     # Separately: where all sizes differ, the channels may still be the same.

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,9 @@ _ODD_TIFF = (
     "a TIFF file of a form that is not read: it must have whole numbers of 8 or 16 bits a channel (gray with alpha: "
     "of 8), and no compression but LZW, Deflate or PackBits; save it as a PNG file"
 )
+# Of more than so many pixels, pictures are decoded one at a time.
+_LARGE = 16_000_000
+_ONE_LARGE_PICTURE = threading.Lock()
 
 
 class BadPicture(ValueError):
@@ -62,7 +67,8 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
 
 def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> PictureHeader:
     """A picture's header; BadPicture for other files, several frames, too many pixels, a cut-off file."""
-    with _opened(path, max_pixels) as picture:
+
+    def header(picture):
         channels, bits = _form(picture)
         has_palette = picture.mode == "P"
         # Some formats have their palette among the pixels; and only decoding shows whether a file without its end
@@ -73,6 +79,8 @@ def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictur
         size = picture.size if _orientation(picture) >= 5 else picture.size[::-1]
         return PictureHeader(*size, _palette_channels(picture) if has_palette else channels, bits)
 
+    return _of_opened(path, max_pixels, header)
+
 
 def read_picture(
     path: str | os.PathLike, channels: int, max_pixels: int = MAX_PIXELS, alpha: str = "keep"
@@ -81,14 +89,17 @@ def read_picture(
 
     `alpha` is that of `DataSpec`.
     """
-    with _opened(path, max_pixels) as picture:
+
+    def upright(picture):
         _decode(picture, path)
         if _orientation(picture) > 1:
             # What fails on odd metadata is writing them, when the pixels are turned.
             with contextlib.suppress(Exception):
                 ImageOps.exif_transpose(picture, in_place=True)
         with _naming_damage(picture, path):
-            result = as_eight_bits(picture, channels, alpha)
+            return as_eight_bits(picture, channels, alpha)
+
+    result = _of_opened(path, max_pixels, upright)
     result.filename = os.fspath(path)  # converted copies have none; errors name the picture by it
     return result
 
@@ -107,6 +118,23 @@ def as_eight_bits(picture: Image.Image, channels: int, alpha: str = "keep") -> I
     return picture if picture.mode == mode else picture.convert(mode)
 
 
+def _of_opened(path, max_pixels, read):
+    """Returns `read(picture)` of an opened file; large pictures one after another, since many would take all memory."""
+    with _opened(path, max_pixels) as picture:
+        if _decoded_pixels(picture) <= _LARGE:
+            return read(picture)
+        # In a thread that ends: memory that a thread frees may be kept for it.
+        with _ONE_LARGE_PICTURE, ThreadPoolExecutor(1) as thread:
+            return thread.submit(read, picture).result()
+
+
+def _decoded_pixels(picture):
+    # One tile of a TIFF file may be larger than the picture, and is decoded as one.
+    tags = picture.tag_v2 if picture.format == "TIFF" else {}
+    tile = tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0)
+    return max(picture.width * picture.height, tile)
+
+
 @contextlib.contextmanager
 def _opened(path, max_pixels):
     """The picture, its header read, if Pillow decodes it to the right pixels."""
@@ -116,13 +144,10 @@ def _opened(path, max_pixels):
         picture = Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"))
     with picture:
         with _naming_damage(picture, path):
-            tags = picture.tag_v2 if picture.format == "TIFF" else {}
-            # One tile of a TIFF file may be larger than the picture, and is decoded as one.
-            tile = tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0)
-            pixels = max(picture.width * picture.height, tile)
+            pixels = _decoded_pixels(picture)
             # What follows the first picture in a JPEG file is for the camera's own use.
             has_frames = getattr(picture, "is_animated", False) and picture.format != "MPO"
-            is_odd = picture.format == "TIFF" and not _is_plain_tiff(tags)
+            is_odd = picture.format == "TIFF" and not _is_plain_tiff(picture.tag_v2)
         if pixels > max_pixels:
             size = f"{picture.height}x{picture.width} (height x width), {pixels:,} pixels"
             raise BadPicture(f"{path}: is {size}, more than data.max_pixels = {max_pixels:,}; scale it down")

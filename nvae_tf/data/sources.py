@@ -106,7 +106,8 @@ class ArraySource(ImageSource):
     def reader(self):
         import tensorflow as tf
 
-        return lambda indices: tf.gather(self._tensor, indices)
+        images = self._tensor  # made here, not while a graph is traced
+        return lambda indices: tf.gather(images, indices)
 
 
 def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:

@@ -325,7 +325,7 @@ def restore(
     images, labels, names, words = originals.load(run, seed, 8, config, ("resize",) if mask else ())
     measurement = images if originals.input else measured(operator, images, noise, seed)
     made, deviation = restore_images(run.model, measurement, operator, noise, steps, starts, seed, labels)
-    shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if mask else measurement
+    shown = np.where(operator.missing, 0.5, measurement) if mask else measurement
     draw = functools.partial(_draw, "restorations", shown, made, None if originals.input else images, deviation)
     return Made(f"{words}, restored", made, names, draw)
 

@@ -201,5 +201,5 @@ def test_outliers_are_told_from_test_images(done, refused, run, tmp_path):
     assert "outliers.npz: damaged, or of another version" in refused(*evaluation(run, *flags)[1:])
     (run / "outliers.npz").unlink()
     message = refused(*evaluation(run, "--metrics=outliers", "--outliers=nowhere")[1:])
-    assert "--outliers=nowhere: no such file or folder" in message
+    assert "nowhere: no such file or folder" in message
     assert "give folders of pictures of another kind" in refused(*evaluation(run, "--metrics=outliers")[1:])
