@@ -109,7 +109,8 @@ def named_extractor(name: str) -> FeatureExtractor:
         raise ValueError(f"--extractor={name}: name it as MODULE:FUNCTION, as my_features:make ({error})") from None
     make = getattr(module, function_name, None)
     if not callable(make):
-        raise ValueError(f"--extractor={name}: {module_name} has no function {function_name!r}")
+        fault = f"{module_name} has no function {function_name!r}"
+        raise ValueError(f"--extractor={name}: name it as MODULE:FUNCTION, as my_features:make ({fault})")
     extractor = make()
     if not (isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))):
         needed = "a string `name` and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"

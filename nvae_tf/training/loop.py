@@ -176,7 +176,7 @@ class TrainingLoop:
         try:
             start_or_stop(*arguments)
         except Exception as error:
-            self.outputs.status.keep(f"The profile of train.profile_steps fails: {first_line(error)}")
+            StatusLine().keep(f"The profile of train.profile_steps fails: {first_line(error)}")
 
     def _write_due(self, step: int) -> bool:
         """Writes the outputs of a step that are due; returns False if a stop was requested meanwhile."""
