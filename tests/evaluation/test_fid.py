@@ -99,7 +99,7 @@ def test_what_is_wrong_is_named():
     for name, message in (
         ("my_features", "name it as MODULE:FUNCTION"),
         ("no_such_module:make", "No module named 'no_such_module'"),
-        ("json:Circles", "has no attribute 'Circles'"),
+        ("json:Circles", "json has no function 'Circles'"),
         ("json:JSONDecoder", "gives JSONDecoder; it must have a string `name`"),
     ):
         with pytest.raises(ValueError, match=message):
