@@ -79,7 +79,7 @@ def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictur
         size = picture.size if _orientation(picture) >= 5 else picture.size[::-1]
         return PictureHeader(*size, _palette_channels(picture) if has_palette else channels, bits)
 
-    return _of_opened(path, max_pixels, header)
+    return _read_opened(path, max_pixels, header)
 
 
 def read_picture(
@@ -99,7 +99,7 @@ def read_picture(
         with _naming_damage(picture, path):
             return as_eight_bits(picture, channels, alpha)
 
-    result = _of_opened(path, max_pixels, upright)
+    result = _read_opened(path, max_pixels, upright)
     result.filename = os.fspath(path)  # converted copies have none; errors name the picture by it
     return result
 
@@ -118,7 +118,7 @@ def as_eight_bits(picture: Image.Image, channels: int, alpha: str = "keep") -> I
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _of_opened(path, max_pixels, read):
+def _read_opened(path, max_pixels, read):
     """Returns `read(picture)` of an opened file; large pictures one after another, since many would take all memory."""
     with _opened(path, max_pixels) as picture:
         if _decoded_pixels(picture) <= _LARGE:
