@@ -1,8 +1,8 @@
 """A small model server for trials and tests: TensorFlow Serving's protocols on its session loader, from Python.
 
 Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with the same folders and clients. Paths and
-JSON of the answers are the same, messages and some codes of errors are this server's own. It serves the version of one folder that was the
-newest at the start; it lacks labels, other and later versions, batching, classify and regress, TLS and metrics.
+JSON are the same, messages and some codes of errors are this server's own. It serves the version of one folder that was
+the newest at the start; it lacks labels, other and later versions, batching, classify and regress, TLS and metrics.
 """
 
 import asyncio
