@@ -108,7 +108,7 @@ def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def summarize(rounds: Sequence[Round]) -> dict[str, list[float]]:
-    """Of each quantity our numbers, one for each round, and their ratios to those of the other side."""
+    """Gives each quantity our numbers, one for each round, and their ratios to the numbers of the other side."""
     row, other = {}, next((side for side in rounds[0] if side != "ours"), None)
     for name in QUANTITIES:
         ours, theirs = ([each[side].get(name) for each in rounds] if side else [] for side in ("ours", other))

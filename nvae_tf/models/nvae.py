@@ -1,6 +1,7 @@
 """The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
 
 import functools
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +43,6 @@ from nvae_tf.models.latents import (
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierScores, outlier_parts, outlier_scores
 from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check_prior
-from nvae_tf.models.summary import summary_lines
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
@@ -356,7 +356,7 @@ class NVAE(FittedModel):
 
         Other arguments of `keras.Model.summary` have no effect.
         """
-        for line in summary_lines(self):
+        for line in _summary_lines(self):
             (print_fn or print)(line)
 
     def save(self, filepath, *args, **kwargs) -> None:
@@ -386,3 +386,25 @@ class NVAE(FittedModel):
 
 def _graph_of(model: NVAE, function: Callable, **settings) -> tf.types.experimental.PolymorphicFunction:
     return tf.function(lambda *rows: function(model, *rows, **settings), autograph=False)
+
+
+def _summary_lines(model: NVAE) -> list[str]:
+    """A line about the model, one for each scale, from the top, and one for what is around the scales."""
+    config, plan, encoder, decoder = model.config, model.plan, model.bottom_up, model.top_down
+    size = f"{config.image_height}x{config.image_width}x{config.image_channels}"
+    classes = f", {config.num_classes} classes" if config.num_classes else ""
+    head = f"NVAE of images {size} of {config.num_bits} bits{classes}, likelihood {config.likelihood}"
+    lines = [f"{head}: {plan.num_groups} latent groups, {_count(model)} weights (encoder / decoder):"]
+    below = [[scale] for scale in reversed(encoder.scales)] or [[]]
+    below[0].append(encoder.top)
+    for scale, encoders, above in zip(plan.scales, below, decoder.scales, strict=True):
+        groups = f"scale {scale.height}x{scale.width}: groups {scale.groups[0]}-{scale.groups[-1]}"
+        channels = f"{config.num_latent_per_group} latent channels, channels {scale.encoder_channels} / "
+        lines.append(f"{groups}, {channels}{scale.decoder_channels}, weights {_count(*encoders)} / {_count(above)}")
+    ends = _count(encoder.stem, *encoder.preprocess), _count(*decoder.postprocess, decoder.image)
+    channels = f"channels {config.num_channels_encoder} / {config.num_channels_decoder}"
+    return [*lines, f"image {size}: {channels}, weights {ends[0]} / {ends[1]}"]
+
+
+def _count(*layers: keras.layers.Layer) -> str:
+    return f"{sum(math.prod(weight.shape) for layer in layers for weight in layer.trainable_weights):,}"

@@ -2,23 +2,26 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.errors import first_line
+from nvae_tf.models import NVAE
+from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
-from nvae_tf.runs.checkpoints import TrainingState
+from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training import strategy
-from nvae_tf.training.divergence import growth_in, reason_of_skips, skipped_in_a_row
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, first_words
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
@@ -27,6 +30,8 @@ from nvae_tf.training.run import Run, note_environment, note_images, run_of_fold
 _AGREE_EVERY_STEPS = 10
 # Divergence is looked for at fixed steps, so that an interruption does not show; not at each, for the same reason.
 _CHECK_EVERY_STEPS = 10
+# A value has grown when it is this many times its usual value, the median over the earlier half of accepted steps.
+_GROWN = 3.0
 
 
 class TrainingResult(NamedTuple):
@@ -233,3 +238,48 @@ class TrainingLoop:
         if is_chief:
             self.outputs.metrics.keep_until(step)
         return step
+
+
+# Why a run has diverged, for messages.
+
+
+def skipped_in_a_row(model: NVAE) -> float:
+    """The number of steps skipped in a row, up to the latest step."""
+    return float(model.step_guard.skipped_in_a_row.numpy())
+
+
+def reason_of_skips(model: NVAE) -> str:
+    """Why the latest steps were skipped."""
+    limit = float(model.step_guard.limit)
+    or_above = "" if math.isinf(limit) else f", or their loss is above the limit of {limit:,.4g}"
+    number = skipped_in_a_row(model)
+    return f"{number:.0f} steps in a row were skipped: their loss or gradients are not finite{or_above}"
+
+
+def growth_in(model: NVAE) -> str:
+    """The group whose KL, and the layer whose spectral norm, first exceeded three times their usual values."""
+    shapes = enumerate(model.plan.latent_shapes())
+    groups = [f"group {index} ({height}x{width})" for index, (height, width, _) in shapes]
+    return growth_clause(model.recent.read(), groups, layer_names(model))
+
+
+def layer_names(model: NVAE) -> list[str]:
+    """The name of every convolution, in the order of the spectral norms."""
+    names = {id(weight): name.rpartition("/")[0] for name, weight in named_weights(model).items()}
+    return [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
+
+
+def growth_clause(steps: RecentSteps, groups: Sequence[str], layers: Sequence[str]) -> str:
+    """What of the latest steps has grown first, by the names of groups and layers."""
+    measured = ("KL", steps.kl_per_group, groups), ("spectral norm", steps.spectral_norms, layers)
+    taken = np.flatnonzero(steps.accepted)
+    clauses = []
+    for what, values, names in measured if len(taken) else ():
+        usual = np.median(np.abs(values[taken[: max(len(taken) // 2, 1)]]), axis=0)
+        # What is not finite has grown too.
+        grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, 1e-6))
+        if grown.any():
+            step, place = np.argwhere(grown)[0]
+            change = f"from {usual[place]:,.4g} to {values[step, place]:,.4g}"
+            clauses.append(f"the {what} of {names[place]} {change}, {len(values) - 1 - step} steps before the last")
+    return f"what grew first: {' and '.join(clauses) or 'no KL or spectral norm of the latest steps'}"

@@ -11,8 +11,7 @@ from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import RunawayGuard
 from nvae_tf.runs.run_folder import RunFolder
-from nvae_tf.training.divergence import growth_clause, growth_in, layer_names, reason_of_skips
-from nvae_tf.training.loop import TrainingLoop
+from nvae_tf.training.loop import TrainingLoop, growth_clause, growth_in, layer_names, reason_of_skips
 from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import metrics_rows, saved_steps, tensors
 from tests.tiny_model import assert_same, tiny_model
