@@ -67,9 +67,10 @@ def readjusted(
             top = reweighted.sources(seeds, temperatures, copy.plan, forward.labels)
             sources[: len(top)] = top
         top_down_pass(copy, sources, batch_size, forward)
-        forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in running]
-        forward.commit()
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
+        updates = [(variable, value) for variable, value in forward.updates if id(variable) in running]
+        for variable, value in updates:
+            variable.assign(value)
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in updates])
 
     before = _statistics(norms)
     for number in range(iterations):

@@ -127,7 +127,7 @@ class DataDependentConvolution(StackedConvolution):
         """The scales and the biases of all layers, each `[count, out]`."""
         return self.log_norm, self.bias
 
-    def recorders(self, initializing: bool = False) -> list[StackedLayer]:
+    def layers_with_statistics(self, initializing: bool = False) -> list[StackedLayer]:
         return [self] if initializing else []
 
     def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:

@@ -37,21 +37,32 @@ def variables_named_alike() -> Iterator[None]:
 
 @dataclasses.dataclass
 class ForwardPass:
-    """What one pass through the network needs and gathers besides tensors."""
+    """What one pass through the network is given besides tensors, and what it gathers for later."""
 
     training: bool = False  # with batch statistics, which are recorded, instead of the running ones
     initializing: bool = False  # a training pass: data-dependent layers set their scales from this batch
     labels: tf.Tensor | None = None  # the class of every image, int32 `[batch]`, -1 for none
     traced_inline: bool = False  # a graph has every layer of a stack on its own instead of one function for all
     scanned: bool = False  # a graph has the equal steps of `run_steps` as one loop
-    # Variables and their new values, not yet assigned.
-    updates: list[tuple[keras.Variable, tf.Tensor]] = dataclasses.field(default_factory=list)
-    # The effective kernels of all convolutions, which network and spectral regularizer share.
-    kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    # Gathered: weights as layers use them, and the effective kernels in float32, which the spectral regularizer shares.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
+    kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
+    # Stacks with a list for each of their layers, which holds the vector that the layer has recorded.
+    recordings: list[tuple["StackedLayer", list[list[tf.Tensor]]]] = dataclasses.field(default_factory=list)
+    made_updates: list[tuple[keras.Variable, tf.Tensor]] = dataclasses.field(default_factory=list)
+
+    @property
+    def updates(self) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """Variables and their new values, not yet assigned, which follow from all that was recorded until now."""
+        for stack, recorded in self.recordings:
+            if recorded[0]:
+                self.made_updates += stack.updates_from(tf.stack([vector for (vector,) in recorded]), self.initializing)
+        self.recordings.clear()
+        return self.made_updates
 
     def commit(self) -> None:
-        """Assigns the gathered updates."""
+        """Assigns the updates."""
         for variable, value in self.updates:
             variable.assign(value)
 
@@ -77,8 +88,10 @@ class StackedLayer(keras.layers.Layer):
     same count, which act one after another unless it says otherwise. All weights are made at construction. With
     `recomputed` the backward pass computes each layer again, and the forward pass keeps only the layer's input.
 
-    A pass calls `single`, `open_layers` or `run_steps`; these make functions of the layers (`layer_functions`), each of
-    which calls `apply_slice` with its slice of `weights_of`; what the layers have recorded goes to `add_updates`.
+    A pass calls `single`, `layers` or `run_steps`; these make functions of the layers (`layer_functions`), each of
+    which calls `apply_slice` with its slice of the weights. In training `apply_slice` appends to `records`, batch norm
+    for example its (mean, variance); `_apply` joins the records of a layer to one vector; from the vectors of all
+    layers `updates_from` makes the new values of the variables.
     """
 
     # The variables `[count, width]` whose next values follow from what the layer records in a training pass.
@@ -108,15 +121,15 @@ class StackedLayer(keras.layers.Layer):
     def apply_slice(self, weights: Weights, inputs: tf.Tensor, records: list) -> tf.Tensor:
         """One layer of the stack, a pure function of `[batch, height, width, channels]` and its weights (`layers_of`).
 
-        In training each of the `recorders` in turn appends to `records` a tuple of its new `statistics`, `[width]`.
+        In training each of the `layers_with_statistics` in turn appends to `records` a tuple of statistics `[width]`.
         """
         for part, part_weights in zip(self.parts, weights, strict=True):
             inputs = part.apply_slice(part_weights, inputs, records)
         return inputs
 
-    def recorders(self, initializing: bool = False) -> list["StackedLayer"]:
+    def layers_with_statistics(self, initializing: bool = False) -> list["StackedLayer"]:
         """The layers, this one or parts of it, that record statistics in a training pass, in order."""
-        return [recorder for part in self.parts for recorder in part.recorders(initializing)]
+        return [recorder for part in self.parts for recorder in part.layers_with_statistics(initializing)]
 
     def next_statistic(self, current: keras.Variable, recorded: tf.Tensor) -> tf.Tensor:
         """The value of one of the `statistics` after a pass that has recorded another."""
@@ -126,24 +139,23 @@ class StackedLayer(keras.layers.Layer):
         """Where, between parts of this stack, batch norm can be folded into a convolution; in the order of doing it."""
         return []
 
-    @contextlib.contextmanager
-    def open_layers(self, forward: ForwardPass) -> Iterator[list[Callable[[tf.Tensor], tf.Tensor]]]:
-        """Gives the stack's layers as functions of their input; leaving the block records the whole stack at once."""
+    def layers(self, forward: ForwardPass) -> list[Callable[[tf.Tensor], tf.Tensor]]:
+        """The stack's layers as functions of their input; in training each must be called once."""
         # In a graph a composite layer is traced once for the whole stack. Not on several replicas: what they must agree
         # on can't be requested from within a function.
         inline = forward.traced_inline or tf.executing_eagerly() or not self.parts or replica_count() > 1
         inline |= forward.scanned  # few are left then, and the shapes are constants for XLA
         recorded: list[list[tf.Tensor]] = [[] for _ in range(self.count)]
-        yield self.layer_functions(layers_of(forward.weights_of(self), self.count), forward, recorded, inline)
-        if recorded[0]:
-            self.add_updates(forward, tf.stack([vector for (vector,) in recorded]))
+        if forward.training:
+            forward.recordings.append((self, recorded))
+        return self.layer_functions(layers_of(forward.weights_of(self), self.count), forward, recorded, inline)
 
     def layer_functions(
         self, weights: Sequence[Weights], forward: ForwardPass, recorded: list[list[tf.Tensor]], inline: bool = True
     ) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """Layers with these weights as functions of their input; calls in the graph unless `inline`.
 
-        Each puts a list of the vector that it records, or of none, in its place of `recorded`, see `add_updates`.
+        Each puts a list of the vector that it records, or of none, in its place of `recorded`.
         """
         apply = self._apply if inline else self._traced
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
@@ -165,20 +177,23 @@ class StackedLayer(keras.layers.Layer):
         outputs, recorded = self._apply(weights, inputs)
         return outputs, [tf.bitcast(vector, tf.uint32) for vector in recorded]
 
-    def add_updates(self, forward: ForwardPass, recorded: tf.Tensor) -> None:
-        """Adds to `forward.updates` what follows from the recorded vectors of all layers, `[count, width]`."""
+    def updates_from(self, recorded: tf.Tensor, initializing: bool) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """Variables and their new values, from the vectors `[count, width]` that the layers have recorded."""
         if recorded.dtype == tf.uint32:
             recorded = tf.bitcast(recorded, tf.float32)
-        recorders = self.recorders(forward.initializing)
-        pairs = [(recorder, variable) for recorder in recorders for variable in recorder.statistics]
+        pairs = [
+            (layer, variable) for layer in self.layers_with_statistics(initializing) for variable in layer.statistics
+        ]
         pieces = tf.split(recorded, [variable.shape[1] for _, variable in pairs], axis=1)
-        for (recorder, variable), piece in zip(pairs, pieces, strict=True):
-            forward.updates.append((variable, recorder.next_statistic(variable, piece)))
+        return [
+            (variable, layer.next_statistic(variable, piece))
+            for (layer, variable), piece in zip(pairs, pieces, strict=True)
+        ]
 
     def single(self, inputs: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """The only layer of a stack of one."""
-        with self.open_layers(forward) as (layer,):
-            return layer(inputs)
+        (layer,) = self.layers(forward)
+        return layer(inputs)
 
 
 def layers_of(weights: Weights, count: int) -> list[Weights]:
@@ -190,10 +205,3 @@ def layers_of(weights: Weights, count: int) -> list[Weights]:
 def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> StackedLayer | None:
     """A stack of `count` layers, or None where the plan has none of them."""
     return kind(count, *arguments, **keywords) if count else None
-
-
-def open_layers(
-    stack: StackedLayer | None, forward: ForwardPass
-) -> contextlib.AbstractContextManager[list[Callable[[tf.Tensor], tf.Tensor]]]:
-    """See `StackedLayer.open_layers`; an empty list where there is no stack."""
-    return contextlib.nullcontext([]) if stack is None else stack.open_layers(forward)

@@ -16,12 +16,12 @@ class PreprocessBlock(keras.layers.Layer):
     def __init__(self, block, branch, squeeze_excite: bool, dtype=None):
         super().__init__(dtype=dtype)
         channels_in, channels_out = block.channels_in, block.channels_out
-        normal = branch, channels_in, channels_in, squeeze_excite
-        self.cells = stack_of(ResidualCells, block.num_cells - 1, *normal, dtype=dtype)
+        num_cells = block.num_cells - 1
+        self.cells = stack_of(ResidualCells, num_cells, branch, channels_in, channels_in, squeeze_excite, dtype=dtype)
         self.down = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, dtype=dtype)
         self.built = True
 
-    def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+    def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, 2 in]`."""
         return self.down.single(run_cells(self.cells, state, forward), forward)
 
@@ -48,20 +48,20 @@ class BottomUp(keras.layers.Layer):
     def __init__(self, config: ModelConfig, plan: LatentPlan, name: str, dtype=None):
         super().__init__(name=name, dtype=dtype)
         self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, dtype=dtype)
-        cells = plan.cells.preprocess, config.squeeze_excite
-        self.preprocess = [PreprocessBlock(block, *cells, dtype=dtype) for block in plan.preprocess]
-        cells = plan.cells.encoder, config.num_cells_per_group_encoder, config.squeeze_excite
+        branch, excite = plan.cells.preprocess, config.squeeze_excite
+        self.preprocess = [PreprocessBlock(block, branch, excite, dtype=dtype) for block in plan.preprocess]
+        cells = plan.cells.encoder, config.num_cells_per_group_encoder, excite
         pairs = [] if plan.is_vanilla else zip(plan.scales[::-1], (*plan.scales[-2::-1], None), strict=True)
         self.scales = [BottomUpScale(scale, smaller, *cells, dtype=dtype) for scale, smaller in pairs]
         top_channels = plan.scales[0].encoder_channels
         self.top = StackedConvolution(1, top_channels, top_channels, 1, dtype=dtype)
         self.built = True
 
-    def forward(self, images: tf.Tensor, forward: ForwardPass) -> list[tf.Tensor]:
+    def features(self, images: tf.Tensor, forward: ForwardPass) -> list[tf.Tensor]:
         """Features of every group, top group first, from images `[batch, height, width, channels]` in [0, 1]."""
         state = self.stem.single(tf.cast(2.0 * images - 1.0, self.compute_dtype), forward)
         for block in self.preprocess:
-            state = block.forward(state, forward)
+            state = block.run(state, forward)
         features = []
         for scale in self.scales:
             state, states, stacked = run_steps(

@@ -48,7 +48,7 @@ from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
 
 # These methods contain no tensor-dependent branches: in a caller's graph, autograph would double the time of tracing.
-_AS_WRITTEN = tf.autograph.experimental.do_not_convert
+_WITHOUT_AUTOGRAPH = tf.autograph.experimental.do_not_convert
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -77,7 +77,7 @@ class NVAE(FittedModel):
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
     """
 
-    @variables_named_alike()
+    @variables_named_alike()  # makes tracing quicker
     def __init__(
         self,
         config: ModelConfig,
@@ -115,9 +115,9 @@ class NVAE(FittedModel):
         finally:
             random.setstate(state)
         group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
-        for cells in self._layers_of_kind(ResidualCells):
+        for cells in self.layers_of_kind(ResidualCells):
             cells.recomputed = recompute == "all" or (recompute == "groups" and cells in group_cells)
-        self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
+        self.is_data_dependent = bool(self.layers_of_kind(DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
         )
@@ -128,7 +128,7 @@ class NVAE(FittedModel):
         self.read_prior: Callable[[], ReweightedPrior | str] = lambda: NONE_LEARNED
         self.read_calibration: Callable[[], OutlierCalibration | str | None] = lambda: None
         # Tracing a graph for `batch_size=` takes many times as long as running it.
-        self._kept_graphs = functools.lru_cache(16)(_graph_of)
+        self._cached_graph_of = functools.lru_cache(16)(_graph_of)
         # TensorFlow does not look into Keras' lists: `tf.train.Checkpoint(model=...)` would leave their weights out.
         self._weights_of_checkpoint = tf.train.Checkpoint(weights=self.weights)
         self.built = True
@@ -143,16 +143,26 @@ class NVAE(FittedModel):
         """What nvae-calibrate has measured with these weights; a text says why it can't be used."""
         return self.read_calibration()
 
-    def _layers_of_kind(self, kind: type | tuple[type, ...]) -> list:
+    def layers_of_kind(self, kind: type | tuple[type, ...]) -> list:
+        """All layers of a class, or of one of several, however deep in the model."""
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
     # Not set in the constructor: Keras would track these layers a second time. `.keras` files have their weights under
     # these names.
-    batch_norms = functools.cached_property(lambda self: self._layers_of_kind(StackedBatchNormalization))
-    convolutions = functools.cached_property(lambda self: self._layers_of_kind(StackedConvolution))
 
-    def _stacks(self) -> list[StackedLayer]:
-        return self._layers_of_kind(StackedLayer)
+    @functools.cached_property
+    def batch_norms(self) -> list[StackedBatchNormalization]:
+        """All stacks of batch norms."""
+        return self.layers_of_kind(StackedBatchNormalization)
+
+    @functools.cached_property
+    def convolutions(self) -> list[StackedConvolution]:
+        """All stacks of convolutions."""
+        return self.layers_of_kind(StackedConvolution)
+
+    def stacks(self) -> list[StackedLayer]:
+        """All stacks of layers, those that are parts of others among them."""
+        return self.layers_of_kind(StackedLayer)
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
@@ -167,7 +177,7 @@ class NVAE(FittedModel):
     # classes of a conditional model, one number for all images or one for each; without, and for -1, images have no
     # class. With a batch size the images go through the networks in batches, with a bar on a terminal.
 
-    @_AS_WRITTEN
+    @_WITHOUT_AUTOGRAPH
     def infer(
         self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
     ) -> tuple[InferredGroup, ...]:
@@ -178,7 +188,7 @@ class NVAE(FittedModel):
         rows = self._rows(images, seed, labels)
         return self._in_batches(passes.inferred, batch_size, *rows, noise_scale=0.0 if mean else 1.0)
 
-    @_AS_WRITTEN
+    @_WITHOUT_AUTOGRAPH
     def encode(
         self, images, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None, active_only=False
     ) -> tuple[tf.Tensor, ...]:
@@ -198,7 +208,7 @@ class NVAE(FittedModel):
             kept = tf.repeat(tf.convert_to_tensor(kept)[tf.newaxis], batch_size_of(rows[0]), axis=0)
         return self._in_batches(passes.encoded, batch_size, *rows, kept, noise_scale=0.0 if mean else 1.0)
 
-    @_AS_WRITTEN
+    @_WITHOUT_AUTOGRAPH
     def decode(
         self, latents, temperature: Temperature | None = None, seed: int = 0, labels=None, batch_size: int | None = None
     ) -> tf.Tensor:
@@ -214,7 +224,7 @@ class NVAE(FittedModel):
         temperatures = tuple(temperatures_of_groups(temperature, self.plan))
         return self._in_batches(passes.generated, batch_size, *rows, temperatures=temperatures)
 
-    @_AS_WRITTEN
+    @_WITHOUT_AUTOGRAPH
     def generate(
         self,
         count: int,
@@ -243,7 +253,7 @@ class NVAE(FittedModel):
         how = dict(temperatures=temperatures, guidance=guidance, prior=check_prior(prior, self), mean=mean)
         return self._in_batches(passes.generated, batch_size, image_seeds(seed, count), labels, **how)
 
-    @_AS_WRITTEN
+    @_WITHOUT_AUTOGRAPH
     def score(
         self, images, importance_samples: int = 1, seed: int = 0, labels=None, per_group=False, batch_size=None
     ) -> tf.Tensor | objectives.Elbo:
@@ -258,7 +268,7 @@ class NVAE(FittedModel):
         check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is that of one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
 
-    @_AS_WRITTEN
+    @_WITHOUT_AUTOGRAPH
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
         """How unlike the training images these are, by one pass at the posterior's means, without a random draw.
 
@@ -271,7 +281,7 @@ class NVAE(FittedModel):
         images, _, labels = self._rows(images, 0, labels, scored=True)
         return outlier_scores(self._in_batches(outlier_parts, batch_size, images, labels), calibration)
 
-    @_AS_WRITTEN
+    @_WITHOUT_AUTOGRAPH
     def classify(self, images: tf.Tensor, seed: int = 0, batch_size: int | None = None) -> tf.Tensor:
         """The probability of each class given an image, `[batch, classes]`: Bayes' rule over the bounds.
 
@@ -339,9 +349,9 @@ class NVAE(FittedModel):
         batch_size = whole_number("batch_size", batch_size, 1)
         specs = [None if row is None else tf.TensorSpec([None, *row.shape[1:]], row.dtype) for row in rows]
         try:
-            graph_of = self._kept_graphs if keep_graph and tf.executing_eagerly() else _graph_of
+            graph_of = self._cached_graph_of if keep_graph and tf.executing_eagerly() else _graph_of
             graph = graph_of(self, function, **settings)
-        except TypeError:  # A setting is no key, such as a tensor.
+        except TypeError:  # a setting that can't be a key of the cache, such as a tensor; nothing was traced
             graph = _graph_of(self, function, **settings)
         traced, parts = graph.get_concrete_function(*specs), []
         with image_bar(count) as bar:

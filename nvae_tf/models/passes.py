@@ -76,14 +76,14 @@ def inference_pass(
 
 def image_features(model: "NVAE", images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
     """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
-    return model.bottom_up.forward(frame(images, model.config), forward or FoldedPass())
+    return model.bottom_up.features(frame(images, model.config), forward or FoldedPass())
 
 
 def top_down_pass(
     model: "NVAE", sources: Sequence[LatentSource], batch_size, forward: ForwardPass | None = None, kept=None
 ) -> Decoded:
     """From one latent source for each group to the distribution of images, of the first `kept` alone if it is given."""
-    parameters, latents = model.top_down.forward(sources, batch_size, forward or FoldedPass())
+    parameters, latents = model.top_down.run(sources, batch_size, forward or FoldedPass())
     parameters = parameters if kept is None else parameters[:kept]
     pixels = real_pixels(parameters, model.config.image_height, model.config.image_width)
     return Decoded(parameters, model.likelihood.distribution(pixels), latents)
@@ -92,7 +92,7 @@ def top_down_pass(
 def pass_of_loop(model: "NVAE", labels: tf.Tensor | None = None) -> ForwardPass:
     """A pass of inference that has read all weights already, for what is called in every turn of a loop."""
     forward = FoldedPass(labels=labels)
-    for layer in model._layers_of_kind((StackedLayer, TopDown, ClassEmbedding)):
+    for layer in model.layers_of_kind((StackedLayer, TopDown, ClassEmbedding)):
         forward.weights_of(layer)
     return forward
 

@@ -1,6 +1,7 @@
 """The top-down (generative) network: from the top latent to the likelihood's parameters (figure 2 of the paper)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -47,6 +48,17 @@ class ClassEmbedding(keras.layers.Layer):
         return tensor + tf.cast(vectors, tensor.dtype)[:, tf.newaxis, tf.newaxis]
 
 
+class GroupParts(NamedTuple):
+    """Of each kind of layers that a group has: the `Part` of a scale, or the layers of one group (none: empty)."""
+
+    cells: Any  # residual cells on the state; none for the top group, as of the next two
+    priors: Any  # state -> the prior's parameters
+    feature_combiners: Any  # state -> what is added to the bottom-up feature
+    posteriors: Any  # feature -> the posterior's parameters
+    flows: Any  # latent -> latent
+    combiners: Any  # state and latent -> the next state
+
+
 class TopDownScale(keras.layers.Layer):
     """All groups of one resolution, and the way up to the next."""
 
@@ -61,8 +73,8 @@ class TopDownScale(keras.layers.Layer):
         self.cells_per_group = config.num_cells_per_group_decoder
         branch, excite = plan.cells.decoder, config.squeeze_excite
         below_top = self.num_groups - self.num_top_groups
-        cells = below_top * self.cells_per_group, branch, decoder, decoder, excite
-        self.cells = stack_of(ResidualCells, *cells, dtype=dtype)
+        num_cells = below_top * self.cells_per_group
+        self.cells = stack_of(ResidualCells, num_cells, branch, decoder, decoder, excite, dtype=dtype)
         self.priors = stack_of(StackedConvolution, below_top, decoder, 2 * latent, 1, dtype=dtype)
         self.feature_combiners = stack_of(StackedConvolution, below_top, decoder, encoder, 1, dtype=dtype)
         self.posteriors = StackedConvolution(self.num_groups, encoder, 2 * latent, 3, dtype=dtype)
@@ -84,26 +96,33 @@ class TopDownScale(keras.layers.Layer):
         self.built = True
 
     @property
-    def parts(self) -> list[Part]:
-        """The stacks of which each group has layers, see `run_steps`; the top group has none of the first three."""
-        several = {self.cells: self.cells_per_group, self.flows: self.num_flows}
-        stacks = self.cells, self.priors, self.feature_combiners, self.posteriors, self.flows, self.combiners
-        return [Part(stack, several.get(stack, 1)) for stack in stacks]
+    def parts(self) -> GroupParts:
+        """The stacks of which each group has layers, see `run_steps`."""
+        return GroupParts(
+            cells=Part(self.cells, self.cells_per_group),
+            priors=Part(self.priors),
+            feature_combiners=Part(self.feature_combiners),
+            posteriors=Part(self.posteriors),
+            flows=Part(self.flows, self.num_flows),
+            combiners=Part(self.combiners),
+        )
 
-    def group(self, forward: ForwardPass, layers: list[list[Callable]]) -> GroupLayers:
-        """What one group computes with its layers of the `parts`."""
-        cells, priors, feature_combiners, (posterior_layer,), flows, (combiner,) = layers
-        is_top = not priors
+    def group_layers(self, forward: ForwardPass, layers: GroupParts) -> GroupLayers:
+        """What one group computes with its layers."""
+        (posterior_layer,), (combiner,) = layers.posteriors, layers.combiners
+        is_top = not layers.priors
 
         def prior(state: tf.Tensor) -> tf.Tensor:
             if not is_top:
-                return tf.cast(priors[0](tf.nn.elu(state)), tf.float32)
+                (prior_layer,) = layers.priors
+                return tf.cast(prior_layer(tf.nn.elu(state)), tf.float32)
             parameters = standard_prior(state, self.num_latent)
             return self.classes_of_prior.added(parameters, forward) if self.classes else parameters
 
         def posterior(state: tf.Tensor, feature: tf.Tensor, prior_parameters: tf.Tensor) -> tf.Tensor:
             if not is_top:
-                feature += feature_combiners[0](state)
+                (feature_combiner,) = layers.feature_combiners
+                feature += feature_combiner(state)
             elif self.classes:
                 feature = self.classes_of_posterior.added(feature, forward)
             parameters = tf.cast(posterior_layer(feature), tf.float32)
@@ -111,28 +130,31 @@ class TopDownScale(keras.layers.Layer):
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)
-            if self.is_vanilla:
+            if self.is_vanilla:  # the only group of the model has no state
                 return combiner(z)
-            as_two = has_cpu_forms() and not forward.training
+            as_two = has_cpu_forms() and not forward.training  # no copy of the state on CPUs
             return combiner((state, z) if as_two else tf.concat([state, z], -1))
 
-        return GroupLayers(cells, prior, posterior, flows, combine)
+        return GroupLayers(layers.cells, prior, posterior, layers.flows, combine)
 
-    def forward(
+    def run_groups(
         self, state: tf.Tensor, sources: Sequence[LatentSource], forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:
         """The state `[batch, height, width, channels]` after all groups, and their latents."""
 
-        def group(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
-            group_layers = self.group(forward, layers)
-            for cell in group_layers.cells:
+        def step(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
+            group = self.group_layers(forward, GroupParts(*layers))
+            for cell in group.cells:
                 state = cell(state)
+            # Two copies, so that their gradients are added in a fixed order.
             state, seen_by_latent = fan_out(state, 2)
-            latent = source.draw(group_layers, seen_by_latent)
-            return group_layers.combine(state, latent.z), latent
+            latent = source.draw(group, seen_by_latent)
+            return group.combine(state, latent.z), latent
 
-        state, latents, stacked = run_steps(self.parts, group, state, sources, forward, tensors_of_latent)
-        return state, [*latents, latents_of_groups(stacked)] if stacked else latents
+        state, latents, tensors_of_loop = run_steps(self.parts, step, state, sources, forward, tensors_of_latent)
+        if tensors_of_loop:
+            latents.append(latents_of_groups(tensors_of_loop))
+        return state, latents
 
 
 class PostprocessBlock(keras.layers.Layer):
@@ -142,11 +164,13 @@ class PostprocessBlock(keras.layers.Layer):
         super().__init__(dtype=dtype)
         channels_in, channels_out = block.channels_in, block.channels_out
         self.up = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, dtype=dtype)
-        normal = branch, channels_out, channels_out, squeeze_excite
-        self.cells = stack_of(ResidualCells, block.num_cells - 1, *normal, dtype=dtype)
+        num_normal = block.num_cells - 1
+        self.cells = stack_of(
+            ResidualCells, num_normal, branch, channels_out, channels_out, squeeze_excite, dtype=dtype
+        )
         self.built = True
 
-    def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+    def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, 2 height, 2 width, in / 2]`."""
         state = self.up.single(state, forward)
         return run_cells(self.cells, state, forward)
@@ -165,8 +189,8 @@ class TopDown(keras.layers.Layer):
             trainable=not plan.is_vanilla,  # the one-group model has it, but does not use it
         )
         self.scales = [TopDownScale(config, plan, index, dtype=dtype) for index in range(len(plan.scales))]
-        cells = plan.cells.postprocess, config.squeeze_excite
-        self.postprocess = [PostprocessBlock(block, *cells, dtype=dtype) for block in plan.postprocess]
+        branch, excite = plan.cells.postprocess, config.squeeze_excite
+        self.postprocess = [PostprocessBlock(block, branch, excite, dtype=dtype) for block in plan.postprocess]
         self.image = StackedConvolution(1, config.num_channels_decoder, num_parameters, 3, dtype=dtype)
         self.built = True
 
@@ -174,7 +198,7 @@ class TopDown(keras.layers.Layer):
         """The state that the network begins with."""
         return tf.cast(self.start, self.compute_dtype)
 
-    def forward(
+    def run(
         self, sources: Sequence[LatentSource], batch_size: int | tf.Tensor, forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:
         """The likelihood's parameters `[batch, height, width, parameters]` and every group's latent, by its source."""
@@ -185,12 +209,12 @@ class TopDown(keras.layers.Layer):
         for scale in self.scales:
             if scale.classes:
                 state = scale.classes.added(state, forward)
-            state, scale_latents = scale.forward(state, sources[first : first + scale.num_groups], forward)
+            state, scale_latents = scale.run_groups(state, sources[first : first + scale.num_groups], forward)
             latents, first = latents + scale_latents, first + scale.num_groups
             if scale.up is not None:
                 state = scale.up.single(state, forward)
         for block in self.postprocess:
-            state = block.forward(state, forward)
+            state = block.run(state, forward)
         return self.image.single(tf.nn.elu(state), forward), latents
 
 

@@ -12,7 +12,7 @@ from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
 from nvae_tf.models.latents import batch_noise, batch_size_of
 from nvae_tf.models.metrics import StepMetrics, metric_values
 from nvae_tf.models.passes import inference_pass
-from nvae_tf.optimization import SMALL_WEIGHT, NVAEAdamax
+from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if, can_join
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 if TYPE_CHECKING:
@@ -38,29 +38,47 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
     if model.is_data_dependent:
         _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
 
-    if model.accumulate_steps == 1:
-        noise = draws(model, images, step)
-        forward = _training_pass(model, kept_labels(model, labels, step))
-        with tf.GradientTape() as tape:
-            terms, spectral_norms = training_loss(model, images, noise, step, forward)
-            scaled_loss = _scaled(model, terms.loss)
-        gradients = tape.gradient(scaled_loss, model.trainable_weights)
-        updates = forward.updates  # of batch-norm statistics and power vectors
-    else:
-        terms, spectral_norms, gradients, updates = mean_over_microbatches(model, images, labels, step)
+    compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
+    terms, spectral_norms, gradients, updates = compute(model, images, labels, step)
 
-    metrics = _means_over_replicas(model, terms, spectral_norms, gradients)
+    metrics = means_over_replicas(model, terms, spectral_norms, gradients)
     accepted = model.step_guard.accepts(metrics.loss, metrics.gradient_norm)
     apply_gradients_if(model, accepted, metrics, gradients)
     for variable, value in updates:
         variable.assign(tf.where(accepted, value, variable))
 
+    # The means of Keras can't skip a value, so they are called for accepted steps alone.
     batch_size = batch_size_of(images) * replica_count()
     _on_all_replicas_if(accepted, lambda metrics: model.running.track(metrics, batch_size), metrics)
     model.recent.keep(metrics, accepted)
     model.step_guard.observe(metrics.loss, accepted)
     model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
     return metric_values(model.running.training_metrics)
+
+
+class LossAndGradients(NamedTuple):
+    """What the loss of a batch gives a training step."""
+
+    terms: LossTerms
+    spectral_norms: tf.Tensor | None  # of all convolutions `[layers]`; None without the regularizers of the weights
+    gradients: list[tf.Tensor]  # of the trainable weights; added up over all replicas they are those of the batch
+    updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
+
+
+def loss_and_gradients(
+    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, shard=None, microbatches: int = 1
+) -> LossAndGradients:
+    """The loss of images and its gradients, at draws that depend on the model's seed, the step and the shard.
+
+    Of one of several microbatches: the gradients of its part of the loss, without the regularizers of the weights.
+    """
+    noise = draws(model, images, step, shard)
+    forward = _training_pass(model, kept_labels(model, labels, step, shard))
+    with tf.GradientTape() as tape:
+        terms, spectral_norms = training_loss(model, images, noise, step, forward, regularize=microbatches == 1)
+        scaled_loss = _scaled(model, terms.loss)
+        scaled_loss = scaled_loss / microbatches if microbatches > 1 else scaled_loss
+    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates)
 
 
 def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
@@ -92,15 +110,22 @@ def training_loss(
     `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
     batch statistics. Without regularizers of the weights there are no norms.
     """
-    spectral_norms, regularizers, images_of_network = None, 0.0, images
+    spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        images_of_network, regularizers = objectives.gradients_after_network(images, regularizers)
-    elbo = inference_pass(model, images_of_network, noise, forward).elbo(images)
+        # The same values; the gradients of the regularizers wait for the network's, which free its activations.
+        network_images, regularizers = objectives.gradients_after_network(images, regularizers)
+    elbo = inference_pass(model, network_images, noise, forward).elbo(images)
     settings, beta = model.objective, objectives.kl_weight(step, model.objective)
-    scales, final_weights = objectives.balancing_scales(model.plan), objectives.final_kl_weights(settings, model.plan)
-    weight = objectives.regularization_weight(beta, settings)
-    loss = objectives.training_loss(elbo, beta, scales, regularizers, weight, final_weights, settings.free_nats)
+    loss = objectives.training_loss(
+        elbo,
+        beta=beta,
+        scales=objectives.balancing_scales(model.plan),
+        regularizers=regularizers,
+        weight=objectives.regularization_weight(beta, settings),
+        final_weights=objectives.final_kl_weights(settings, model.plan),
+        free_nats=settings.free_nats,
+    )
     terms = LossTerms(loss.loss, tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0))
     return terms, spectral_norms
 
@@ -112,8 +137,10 @@ def weight_regularizers(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor,
     return norms, tf.reduce_sum(norms) + batch_norm_loss
 
 
-def mean_over_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> tuple:
-    """The mean of terms, norms, gradients and updates over equal microbatches.
+def mean_over_microbatches(
+    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor
+) -> LossAndGradients:
+    """As `loss_and_gradients`, the mean over equal microbatches, which take less memory.
 
     Each microbatch has its own batch statistics, KL balancing and free nats; power vectors advance once.
     """
@@ -124,69 +151,80 @@ def mean_over_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor |
             "batches of a fixed size (drop_remainder=True) that it divides"
         )
     size //= count
+    statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
+
+    def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
+        some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
+        some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
+        shard = replica_index() * count + index
+        part = loss_and_gradients(model, some_images, some_labels, step, shard, count)
+        new_values = {id(variable): value for variable, value in part.updates}
+        # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
+        new_statistics = [new_values[id(variable)] / count for variable in statistics]
+        return [part.gradients, new_statistics, [term / count for term in part.terms]]
+
+    terms = LossTerms(tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups]))
+    like = [model.trainable_weights, statistics, list(terms)]
+    gradients, new_statistics, terms = sum_over_microbatches(microbatch, count, like)
+    regularization = regularizers_and_gradients(model, step)
+    gradients = [one + other for one, other in zip(regularization.gradients, gradients, strict=True)]
+    loss, *others = terms
+    updates = regularization.updates + list(zip(statistics, new_statistics, strict=True))
+    terms = LossTerms(loss + regularization.terms.loss, *others)
+    return LossAndGradients(terms, regularization.spectral_norms, gradients, updates)
+
+
+def regularizers_and_gradients(model: "NVAE", step: tf.Tensor) -> LossAndGradients:
+    """The part of the training loss that depends on the weights alone, as the only one of its terms."""
     forward = ForwardPass(training=True)
     with tf.GradientTape() as tape:
         spectral_norms, regularizers = weight_regularizers(model, forward)
         beta = objectives.kl_weight(step, model.objective)
-        regularization = regularizers * objectives.regularization_weight(beta, model.objective)
-        scaled_loss = _scaled(model, regularization)
-    regularization_gradients = _gradients_or_zeros(model, tape, scaled_loss)
-    statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
-
-    def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
-        shard = replica_index() * count + index
-        some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
-        some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
-        forward = _training_pass(model, kept_labels(model, some_labels, step, shard))
-        noise = draws(model, some_images, step, shard)
-        with tf.GradientTape() as tape:
-            terms, _ = training_loss(model, some_images, noise, step, forward, regularize=False)
-            scaled_loss = _scaled(model, terms.loss) / count
-        gradients = _gradients_or_zeros(model, tape, scaled_loss)
-        values = {id(variable): value for variable, value in forward.updates}
-        new_statistics = [values[id(variable)] for variable in statistics]
-        return [gradients, *([value / count for value in values] for values in (new_statistics, terms))]
-
-    terms = [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
-    like = [model.trainable_weights, statistics, terms]
-    gradients, new_statistics, (loss, *others) = sum_over_microbatches(microbatch, count, like)
-    gradients = [one + other for one, other in zip(regularization_gradients, gradients, strict=True)]
-    updates = forward.updates + list(zip(statistics, new_statistics, strict=True))
-    return LossTerms(loss + regularization, *others), spectral_norms, gradients, updates
+        loss = regularizers * objectives.regularization_weight(beta, model.objective)
+        scaled_loss = _scaled(model, loss)
+    terms = LossTerms(loss, tf.zeros([]), tf.zeros([model.plan.num_groups]))
+    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates)
 
 
 def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> list:
     """`sum_i microbatch(i)` for `i < count`, with the memory of one; `like` has the same lists of float32 tensors."""
 
-    def add(sums: list, index: tf.Tensor) -> list:
-        return tf.nest.map_structure(tf.add, sums, microbatch(index))
+    def add_next(index: tf.Tensor, sums: list) -> tuple[tf.Tensor, list]:
+        return index + 1, tf.nest.map_structure(tf.add, sums, microbatch(index))
 
     sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), like)
     if replica_count() == 1:
-        loop = (lambda index, _: index < count), (lambda index, sums: (index + 1, add(sums, index)))
-        return tf.while_loop(*loop, (tf.constant(0), sums), parallel_iterations=1)[1]
+        return tf.while_loop(lambda index, _: index < count, add_next, (tf.constant(0), sums), parallel_iterations=1)[1]
     # Replicas can't communicate from within a loop of the graph.
     for index in range(count):
         with tf.control_dependencies(tf.nest.flatten(sums)):
-            sums = add(sums, tf.constant(index))
+            _, sums = add_next(tf.constant(index), sums)
     return sums
+
+
+def means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
+    """The metrics of a step: the means of the terms over all replicas' images, and the norm of the batch's gradient."""
+    if _joins_small_weights(model):
+        gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
+    squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
+    squared_norm /= tf.square(_scaled(model, 1.0))
+    *terms, squared_norm = replica_means([*terms, squared_norm])
+    return StepMetrics(*terms, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
 
 
 def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
-    optimizer, weights = model.optimizer, model.trainable_weights
+    optimizer, weights, calls_optimizer = model.optimizer, model.trainable_weights, accepted
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # It lowers its scale when its own replica's gradients overflow; a NaN tells it of another replica's. A loss
         # that is not finite has other reasons.
         overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
-        accepted |= overflows
+        calls_optimizer = accepted | overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
-    is_graph_of_cpus = not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy())
-    can_apply_if = isinstance(optimizer, NVAEAdamax) and optimizer.can_apply_if
-    if can_apply_if and (is_graph_of_cpus or _joins_small_weights(model)):
-        optimizer.apply_if(accepted, gradients, weights)
+    if _joins_small_weights(model) and can_join(optimizer):
+        apply_joined_if(optimizer, accepted, gradients, weights)
     else:
-        _on_all_replicas_if(accepted, lambda gradients: optimizer.apply(gradients, weights), gradients)
+        _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
 
 
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
@@ -219,18 +257,10 @@ def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
     return model.optimizer.scale_loss(loss / replica_count())
 
 
-def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+def _gradients(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+    # The regularizers do not depend on all weights.
     weights = [weight.value for weight in model.trainable_weights]
     return tape.gradient(loss, weights, unconnected_gradients="zero")
-
-
-def _means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
-    if _joins_small_weights(model):
-        gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
-    squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
-    squared_norm /= tf.square(_scaled(model, 1.0))
-    *terms, squared_norm = replica_means([*terms, squared_norm])
-    return StepMetrics(*terms, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
 
 
 def _on_all_replicas_if(condition: tf.Tensor, function: Callable, *values) -> None:

@@ -15,7 +15,7 @@ from nvae_tf.data_sets import DATA_SPECS
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write, file_sha256
 from nvae_tf.models import NVAE
-from nvae_tf.optimization.adamax import start_averages
+from nvae_tf.optimization import start_averages
 from nvae_tf.published import settings as published
 from nvae_tf.published import weights
 from nvae_tf.published.places import new_run_folder

@@ -12,8 +12,7 @@ import tensorflow as tf
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import average_of_weights, inner_optimizer
-from nvae_tf.optimization.adamax import start_averages
+from nvae_tf.optimization import average_of_weights, inner_optimizer, start_averages
 from nvae_tf.runs import checkpoint_files as files
 from nvae_tf.runs.checkpoint_files import VALUE, stored_shapes, wrap_checkpoint_errors, write_checkpoint
 
@@ -73,20 +72,25 @@ class TrainingState:
                 self._keep_newest(step)
 
     def _keep_newest(self, step: int) -> None:
-        listed, present = files.read_list(self.folder), files.steps_of_files(self.folder)
-        usable = [earlier for earlier in present if 0 < earlier < step and earlier not in self._unusable]
-        if listed:
-            # Earlier versions took steps off the list to keep them; a killed process may not have listed its last one.
-            usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
-        steps = [*usable, step]
+        steps, present = self._own_steps(step), files.steps_of_files(self.folder)
         # A killed process may have left data files without an index.
         cut_off = {other for other in files.steps_of_any_files(self.folder) - {*present} if other < step}
         # Before the list is written: a process that is killed in between would leave files that are not listed.
         for earlier in {0, *cut_off, *steps[: -self._keep]}:
             files.remove_checkpoint(self.folder, earlier)
         # TensorFlow's list, for `tf.train.latest_checkpoint`.
-        lines = [f'all_model_checkpoint_paths: "step-{kept}"\n' for kept in steps[-self._keep :]]
+        lines = [f'all_model_checkpoint_paths: "step-{number}"\n' for number in steps[-self._keep :]]
         atomic_write(self.folder / "checkpoint", f'model_checkpoint_path: "step-{step}"\n{"".join(lines)}')
+
+    def _own_steps(self, step: int) -> list[int]:
+        """The steps of this run's whole checkpoints, up to this step; not those that it must keep for good."""
+        listed = files.read_list(self.folder)
+        usable = [earlier for earlier in files.steps_of_files(self.folder) if 0 < earlier < step]
+        usable = [earlier for earlier in usable if earlier not in self._unusable]
+        if listed:
+            # Earlier versions took steps off the list to keep them; a killed process may not have listed its last one.
+            usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
+        return [*usable, step]
 
     def save_if_best(self, step: int, score: float) -> None:
         """Writes the best checkpoint if no earlier score was as low; NaN never is."""
@@ -111,14 +115,18 @@ class TrainingState:
             self.whole_step = newest.step
             self._read(newest.prefix)
         if tidies:
-            half_written = {step: "half-written" for step in files.remove_partial(self.folder) if step > newest.step}
-            newest, best = newest._replace(unusable=half_written | newest.unusable), files.find_best(self._best_folder)
-            files.remove_partial(self._best_folder)
-            self._lowest_score = best.score
-            for place, chosen in ((self.folder, newest), (self._best_folder, best)):
-                if chosen.unusable:
-                    report(f"{place}: {chosen.passed_over_line()}.")
+            self._tidy(newest, report)
         return newest.step
+
+    def _tidy(self, newest: files.ChosenCheckpoint, report: Callable[[str], object]) -> None:
+        """Removes what killed processes have left, and reports the checkpoints that can't be used."""
+        half_written = {step: "half-written" for step in files.remove_partial(self.folder) if step > newest.step}
+        newest, best = newest._replace(unusable=half_written | newest.unusable), files.find_best(self._best_folder)
+        files.remove_partial(self._best_folder)
+        self._lowest_score = best.score
+        for place, chosen in ((self.folder, newest), (self._best_folder, best)):
+            if chosen.unusable:
+                report(f"{place}: {chosen.passed_over_line()}.")
 
     def _read(self, prefix: str) -> None:
         check_architecture(self._model, prefix)
@@ -138,7 +146,7 @@ class TrainingState:
         except (OSError, tf.errors.OpError) as error:
             with contextlib.suppress(OSError):
                 files.remove_partial(folder)
-            # TensorFlow names operations and temporary files before the cause.
+            # TensorFlow's message is "OPERATION AND FILE; CAUSE [Op:NAME]".
             reason = getattr(error, "strerror", None) or re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
             before = "anew" if self.whole_step is None else f"from step {self.whole_step}, whose checkpoint is whole"
             raise CheckpointNotWritten(
@@ -198,7 +206,7 @@ def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
             return False
         learned = nested({name: weight for name, weight in weights.items() if weight.trainable})
         status = tf.train.Checkpoint(averages=learned).read(prefix).expect_partial()
-        # The averages are the optimizer's variables too, so a file may have them by that name alone.
+        # A file without averages lacks their names.
         try:
             status.assert_existing_objects_matched()
         except AssertionError:

@@ -82,7 +82,7 @@ def export_saved_model(
     require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, outputs.WEIGHTS)
     output = pathlib.Path(output)
-    folded = folded_weights(model._stacks(), weights)
+    folded = folded_weights(model.stacks(), weights)
     with outputs.new_version(output, version) as folder, process_alone("tensorflow") as run:
         record = model_record = recorded(Signatures(model, rows=ROWS))
         row_bytes = inference_bytes_per_image(model.config)
@@ -111,7 +111,7 @@ def export_saved_model(
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
     """Returns all weights that a pass with folded weights reads, in an order that the architecture alone decides."""
-    in_stacks = {id(weight) for stack in model._stacks() for weight in stack.weights}
+    in_stacks = {id(weight) for stack in model.stacks() for weight in stack.weights}
     others = [weight.value for weight in model.top_down.weights if id(weight) not in in_stacks]
     return [*(variable for slices in folded.values() for variable in tf.nest.flatten(slices)), *others]
 
@@ -133,7 +133,7 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
     settings = folder / outputs.ASSETS / "config.json"
     config, is_from_run = read_config(settings), "data" in json.loads(settings.read_text())
     model = NVAE(config.model)
-    folded = folded_weights(model._stacks(), source["weights"])
+    folded = folded_weights(model.stacks(), source["weights"])
     checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
     with wrap_read_errors(f"{folder}: its weights can't be read by place (", "); export the run again"):
         checkpoint.read(str(folder / "variables" / "variables")).assert_existing_objects_matched()

@@ -55,12 +55,13 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
         run, train_step = _open_run(config, folder, replicas)
-        keep, others = config.train.keep_checkpoints, [*run.model.step_guard.variables, *run.schedule.variables]
-        state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, keep, others)
+        other_variables = [*run.model.step_guard.variables, *run.schedule.variables]
+        keep = config.train.keep_checkpoints
+        state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, keep, other_variables)
         step, started = state.restore(StatusLine().keep, tidies=replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
-            # Several processes stop together, after a step.
+            # Several processes stop together, after a step: a request that is not entered never comes.
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
@@ -139,7 +140,7 @@ class TrainingLoop:
         batches = iterate(training_batches(images.train, images.spec, *position), images.train)
         try:
             for step in range(start, run.length.total_steps + 1):
-                if run.replicas.is_chief and not self._write_due(step):
+                if run.replicas.is_chief and not self._write_due(step):  # a signal has broken off an evaluation
                     return self._interrupt(step, self.stop.signal_number)
                 if step == run.length.total_steps:
                     return TrainingResult(step)
@@ -149,6 +150,7 @@ class TrainingLoop:
                     # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
                     run.model.reset_metrics()
                 with self.profiled(step + 1):
+                    # Traced at the first call, one TensorFlow graph from then on.
                     self.train_step(run.replicas.divided(next(batches)))
                 if (step + 1) % _CHECK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
@@ -165,7 +167,8 @@ class TrainingLoop:
     @contextlib.contextmanager
     def profiled(self, step: int) -> Iterator[None]:
         """A block in which a step is taken, in TensorBoard's profile if it is one of `train.profile_steps`."""
-        first, last = (self._settings.profile_steps if self.run.replicas.is_chief else ()) or (None, None)
+        profile_steps = self._settings.profile_steps if self.run.replicas.is_chief else ()
+        first, last = profile_steps or (None, None)
         if step == first:
             self._try_profiler(tf.profiler.experimental.start, str(self.folder.tensorboard))
         # The name and `_r` are what TensorBoard finds steps by.

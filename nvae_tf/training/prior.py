@@ -23,7 +23,7 @@ from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
-from nvae_tf.layers import FoldedPass, ForwardPass, open_layers
+from nvae_tf.layers import FoldedPass, ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import (
     InferredGroup,
@@ -165,8 +165,8 @@ def _posteriors(model: NVAE, batches: Batches, groups: int, draws: int, seed: in
     joined = tf.nest.map_structure(lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *rows)
     flows: list[list[Callable]] = []
     for scale in model.top_down.scales:
-        with open_layers(scale.flows, ForwardPass()) as stack:
-            flows += [stack[group * scale.num_flows :][: scale.num_flows] for group in range(scale.num_groups)]
+        stack = scale.flows.layers(ForwardPass()) if scale.flows else []
+        flows += [stack[group * scale.num_flows :][: scale.num_flows] for group in range(scale.num_groups)]
     return Posteriors(*joined, flows[:groups])
 
 
@@ -175,7 +175,7 @@ def _top_latents(
 ) -> list[LatentSample]:
     """The latents of the top groups; a graph leaves out the other groups and the image, which nothing uses."""
     rest = [PriorSource(0.0)] * (model.plan.num_groups - len(sources))
-    return model.top_down.forward([*sources, *rest], count, FoldedPass(labels=labels))[1][: len(sources)]
+    return model.top_down.run([*sources, *rest], count, FoldedPass(labels=labels))[1][: len(sources)]
 
 
 def _train(reweighted: ReweightedPrior, rows: Posteriors, steps: int, seed: int, status: StatusLine) -> None:

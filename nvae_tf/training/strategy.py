@@ -15,7 +15,7 @@ from nvae_tf.config import TrainConfig
 from nvae_tf.evaluation.task import Workers
 from nvae_tf.models.keras_fit import images_and_labels
 from nvae_tf.models.training_step import train_step
-from nvae_tf.optimization import joined_weights_later
+from nvae_tf.optimization.joined_step import postponed_assignments
 from nvae_tf.replicas import ALL, divided, gpus, select_devices, shard_from_environment
 from nvae_tf.training.launcher import STOPPING_SIGNALS
 
@@ -52,7 +52,7 @@ def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
     """The training step on all replicas, as a function of their images (`Replicas.divided`).
 
-    Weights that the optimizer has joined are assigned outside what XLA compiles, see `joined_weights_later`.
+    Weights that the optimizer has joined are assigned outside what XLA compiles, see `postponed_assignments`.
     """
 
     def whole_step(images: Any) -> Any:
@@ -63,7 +63,7 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
 
     @tf.function(autograph=False, jit_compile=True)
     def compiled_part(images: Any) -> tuple[Any, list]:
-        with joined_weights_later() as postponed:
+        with postponed_assignments() as postponed:
             metrics = whole_step(images)
         assignments[:] = [assign for assign, _ in postponed]
         return metrics, [tensors for _, tensors in postponed]

@@ -46,19 +46,23 @@ def test_the_copy_differs_in_the_statistics_of_its_generator_alone(model):
 
 
 def test_statistics_are_the_moving_average_of_those_of_the_batches(model, result):
-    norm = model.top_down.scales[0].cells.recorders()[0]  # sees the state below the top group, which has no batch norm
+    norm = model.top_down.scales[0].cells.layers_with_statistics()[
+        0
+    ]  # sees the state below the top group, which has no batch norm
     mean, variance = (value.numpy()[0].astype(np.float64) for value in norm.statistics)
     scale = model.top_down.scales[0]
     start = tf.broadcast_to(model.top_down.start, (BATCH_SIZE, *model.top_down.start.shape))
     for number in range(ITERATIONS):
         noise = batch_noise(model.plan.latent_shapes(), BATCH_SIZE, (3, -1), number * BATCH_SIZE)[0]
         latent = 0.7 * (1.0 + 0.01) * noise  # the top prior's sigma at the temperature
-        with scale.combiners.open_layers(ForwardPass()) as combiners:
-            state = combiners[0](tf.concat([start, latent], -1)).numpy().astype(np.float64)
+        combiner, *_ = scale.combiners.layers(ForwardPass())
+        state = combiner(tf.concat([start, latent], -1)).numpy().astype(np.float64)
         rows = state.reshape(-1, state.shape[-1])
         mean = 0.95 * mean + 0.05 * rows.mean(axis=0)
         variance = 0.95 * variance + 0.05 * rows.var(axis=0, ddof=1)
-    actual = [value.numpy()[0] for value in result.model.top_down.scales[0].cells.recorders()[0].statistics]
+    actual = [
+        value.numpy()[0] for value in result.model.top_down.scales[0].cells.layers_with_statistics()[0].statistics
+    ]
     np.testing.assert_allclose(actual[0], mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(actual[1], variance, rtol=1e-4)
 

@@ -23,8 +23,7 @@ def results(stack, images, settings):
     """Outputs, gradients of the weights, and the updates of one pass, in which every layer has its own images."""
     forward = ForwardPass(**settings)
     with tf.GradientTape() as tape:
-        with stack.open_layers(forward) as layers:
-            outputs = [layer(image) for layer, image in zip(layers, images, strict=True)]
+        outputs = [layer(image) for layer, image in zip(stack.layers(forward), images, strict=True)]
         total = tf.add_n([tf.reduce_sum(output**2) for output in outputs])
     gradients = [each for each in tape.gradient(total, stack.trainable_weights) if each is not None]
     return tf.stack(outputs), gradients, [value for _, value in forward.updates]

@@ -18,16 +18,15 @@ def test_layers_may_be_used_in_any_order(normal, shaken):
     found = []
     for order in ((0, 1, 2), (2, 0, 1)):
         forward = ForwardPass(training=True)
-        with cells.open_layers(forward) as functions:
-            outputs = {index: functions[index](images) for index in order}
+        functions = cells.layers(forward)
+        outputs = {index: functions[index](images) for index in order}
         found.append([*(outputs[index] for index in range(3)), *(value for _, value in forward.updates)])
     assert_same(*found)
 
 
 def test_the_kernels_of_all_convolutions_are_left_with_the_pass():
     cells, forward = ResidualCells(3, InvertedBranch(3, 2), 4, 4, squeeze_excite=True), ForwardPass()
-    with cells.open_layers(forward):
-        pass
+    cells.layers(forward)
     convolutions = {layer for layer in cells._flatten_layers() if isinstance(layer, layers.StackedConvolution)}
     assert set(forward.kernels) == convolutions
     for convolution, kernels in forward.kernels.items():

@@ -234,7 +234,7 @@ def test_graphs_of_batches_are_kept_and_follow_the_weights(monkeypatch):
         assert np.abs(after - before).max() > 1e-4
     for number in range(20):
         model.generate(1, 0.5 + 0.01 * number, batch_size=1)
-    assert model._kept_graphs.cache_info().currsize == 16
+    assert model._cached_graph_of.cache_info().currsize == 16
 
 
 @pytest.mark.slow

@@ -39,8 +39,8 @@ layer = SwishConvolution(layers.StackedConvolution(12, 8, 8, 1))
 @tf.function(autograph=False)
 def gradients(images):
     forward = layers.ForwardPass(training=True, traced_inline=True)
-    with tf.GradientTape() as tape, layer.open_layers(forward) as calls:
-        for call in calls:
+    with tf.GradientTape() as tape:
+        for call in layer.layers(forward):
             images = call(images)
     return tape.gradient(images, layer.trainable_weights)
 

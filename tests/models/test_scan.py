@@ -12,7 +12,8 @@ from nvae_tf.generation.sampling import generate_images
 from nvae_tf.layers import ForwardPass, cpu_kernels, scan
 from nvae_tf.models import training_step
 from nvae_tf.models.passes import inference_pass
-from nvae_tf.optimization import NVAEAdamax, adamax, joined_weights_later
+from nvae_tf.optimization import NVAEAdamax, joined_step
+from nvae_tf.optimization.joined_step import postponed_assignments
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.new_model import model_for_training
 from tests.command_fixtures import output_of
@@ -56,7 +57,7 @@ def test_steps_with_the_loop_are_the_same(variant):
 def test_the_small_program_for_gpus_takes_the_same_step_or_none(monkeypatch):
     monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: True)
     monkeypatch.setattr(training_step, "SMALL_WEIGHT", 100)
-    monkeypatch.setattr(adamax, "SMALL_WEIGHT", 100)
+    monkeypatch.setattr(joined_step, "SMALL_WEIGHT", 100)
     expected, model = (tiny_model(NVAEAdamax(0.01), **SETTINGS | dict(num_latent_scales=1)) for _ in range(2))
     model.scan = True
     images = tf.constant(images_of(model.config, 4))
@@ -83,8 +84,8 @@ DRAWN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", DRAWN)
 def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
-    loops, loop = [], scan._scan_for_inference
-    monkeypatch.setattr(scan, "_scan_for_inference", lambda *given: loops.append(given) or loop(*given))
+    loops, loop = [], scan.scan_for_inference
+    monkeypatch.setattr(scan, "scan_for_inference", lambda *given: loops.append(given) or loop(*given))
     settings, how = DRAWN[variant]
     precision = "mixed_bfloat16" if variant == "half precision" else None
     model = shaken(tiny_model(dtype=precision, label_dropout=0.1, **SETTINGS | dict(num_latent_scales=1) | settings))
@@ -152,7 +153,7 @@ def test_the_size_of_the_program_that_xla_compiles(preset, precision, most, monk
 
     @tf.function(autograph=False, jit_compile=True)
     def step(images):
-        with joined_weights_later() as joined:
+        with postponed_assignments() as joined:
             return model.train_step(images), [tensors for _, tensors in joined]
 
     program = step.experimental_get_compiler_ir(images)(stage="hlo")

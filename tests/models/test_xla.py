@@ -8,7 +8,7 @@ import tensorflow as tf
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import batch_noise
-from nvae_tf.optimization import NVAEAdamax, adamax
+from nvae_tf.optimization import NVAEAdamax, joined_step
 from nvae_tf.training.strategy import step_function
 from tests.command_fixtures import run
 from tests.tiny_model import assert_near, assert_same, tiny_model, values
@@ -87,7 +87,7 @@ def given_draws(monkeypatch):
 def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(settings, scan, given_draws, monkeypatch):
     plain, model = model_of(**settings), model_of(**settings)
     model.scan = scan
-    monkeypatch.setattr(adamax, "SMALL_WEIGHT", 100)
+    monkeypatch.setattr(joined_step, "SMALL_WEIGHT", 100)
     monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: scan and settings.get("adamax"))
     compiled = step_function(tf.distribute.get_strategy(), model, compiled=True)
     assert_near(after(model, compiled), after(plain, tf.function(plain.train_step, autograph=False)))

@@ -1,5 +1,4 @@
 import itertools
-import unittest.mock
 
 import keras
 import numpy as np
@@ -8,8 +7,8 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.layers import cpu_kernels
-from nvae_tf.optimization import NVAEAdamax, WarmupCosine, adamax, average_of_weights, averaged_weights
+from nvae_tf.optimization import NVAEAdamax, WarmupCosine, average_of_weights, averaged_weights, joined_step
+from nvae_tf.optimization.joined_step import apply_joined_if
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import open_for_training
 from tests.tiny_model import assert_near, assert_same, images_of, tiny_config, tiny_model, values
@@ -54,42 +53,34 @@ def weights_after(optimizer, steps, modes):
     optimizer.build(variables)
     eager = lambda gradients: optimizer.apply(gradients, variables)  # noqa: E731
 
-    def chosen(has_gpus):
-        def apply(gradients):
-            with unittest.mock.patch.object(cpu_kernels, "has_gpus", lambda: has_gpus):
-                optimizer.apply_if(tf.constant(True), gradients, variables)
-
-        return tf.function(apply, autograph=False)
-
-    apply = {"eager": eager, "graph": tf.function(eager), "CPU": chosen(False), "GPU": chosen(True)}
+    joined = tf.function(lambda gradients: apply_joined_if(optimizer, tf.constant(True), gradients, variables))
+    apply = {"eager": eager, "graph": tf.function(eager), "joined": joined}
     for gradients, mode in zip(steps, itertools.cycle(modes), strict=False):
         apply[mode]([tf.constant(gradient) for gradient in gradients])
     assert int(optimizer.iterations) == len(steps)
     return [variable.numpy() for variable in variables]
 
 
-@pytest.mark.parametrize("modes", [["eager"], ["graph"], ["graph", "eager"], ["CPU", "graph", "GPU"]], ids="-".join)
+@pytest.mark.parametrize("modes", [["eager"], ["graph"], ["graph", "eager"], ["joined", "graph"]], ids="-".join)
 @pytest.mark.parametrize(
     "settings", [{}, OTHER_SETTINGS, dict(learning_rate=SCHEDULE, l2=0.0)], ids=["defaults", "others", "schedule"]
 )
 def test_several_steps(settings, modes, monkeypatch):
-    monkeypatch.setattr(adamax, "SMALL_WEIGHT", 100)
+    monkeypatch.setattr(joined_step, "SMALL_WEIGHT", 100)
     steps, optimizer = gradients_of_steps(), NVAEAdamax(**settings)
     if modes == ["eager"]:
         optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert_near(weights_after(optimizer, steps, modes), expected_weights(steps, **settings))
 
 
-@pytest.mark.parametrize("has_gpus", [False, True], ids=["CPU", "GPU"])
-def test_a_step_that_is_not_chosen_changes_nothing(has_gpus, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: has_gpus)
+def test_a_joined_step_that_is_not_chosen_changes_nothing():
     variables = [keras.Variable(value) for value in start()]
     optimizer = NVAEAdamax(**OTHER_SETTINGS)
     optimizer.build(variables)
     first, second, *_ = gradients_of_steps()
     optimizer.apply(first, variables)
     before = values([*variables, *optimizer.variables])
-    optimizer.apply_if(tf.constant(False), [gradient * float("nan") for gradient in second], variables)
+    apply_joined_if(optimizer, tf.constant(False), [gradient * float("nan") for gradient in second], variables)
     assert_same(values([*variables, *optimizer.variables]), before)
 
 

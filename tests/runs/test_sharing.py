@@ -17,8 +17,7 @@ from nvae_tf.config import DataSpec, ExperimentConfig, OptimizerConfig, TrainCon
 from nvae_tf.evaluation.outliers import calibration_of
 from nvae_tf.files import beside_package
 from nvae_tf.models.outlier_scores import OutlierParts
-from nvae_tf.optimization import average_of_weights
-from nvae_tf.optimization.adamax import start_averages
+from nvae_tf.optimization import average_of_weights, start_averages
 from nvae_tf.reports import publishing
 from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.reports.publishing import publish_run, write_shared_run

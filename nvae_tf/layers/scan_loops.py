@@ -1,0 +1,164 @@
+"""Loops over stacked inputs, as `jax.lax.scan`: `scan(body, state, inputs) -> (state, outputs, recorded)`.
+
+`body(state, slices of the inputs)` gives the three of one step: the next state, a list of output tensors, and the
+statistics that batch norm records, which have no gradient. The inputs are any structure of tensors (`tf.nest`) with an
+axis for the steps in front; outputs and recorded statistics have it too. The state is one tensor.
+
+    forward:   for i in 0 .. n-1:   state, table[i] = step.forward(state, inputs[i])
+    backward:  for i in n-1 .. 0:   d_state, d_inputs[i] = step.backward(table[i], inputs[i], d_state, d_outputs[i])
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from nvae_tf.layers.packing import Packing
+
+# Operations whose results the forward loop keeps for the backward loop.
+_KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "StatefulPartitionedCall")
+
+
+def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
+    """A loop whose gradient is a second loop, which goes backward; what is recorded has no gradient.
+
+    TensorFlow's gradient of a loop would keep every tensor that the backward pass reads, slices of the weights among
+    them. This one keeps the results of convolutions and matrix products, and computes the rest of a step again, which
+    takes little time.
+    """
+    leaves = tf.nest.flatten(inputs)
+    packing = Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
+    # Packed outside of the operation, which has a gradient of zeros for each argument that needs none.
+    packed_inputs = packing.pack(leaves)
+
+    def body_of_packed(state: tf.Tensor, slices: list[tf.Tensor]) -> tuple:
+        return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(slices)))
+
+    traced, recorded = _TracedStep(body_of_packed, state, packed_inputs), []
+
+    @tf.custom_gradient
+    def operation(state: tf.Tensor, *packed_inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        last_state, tables = traced.forward_loop(state, packed_inputs)
+
+        def gradient(state_gradient: tf.Tensor, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
+            return traced.backward_loop(tables, packed_inputs, state_gradient, output_gradients)
+
+        # What is recorded is not among the results of the operation, which would have gradients.
+        outputs, recorded[:], _ = traced.unpack_results([table.stack() for table in tables])
+        return [last_state, *outputs], gradient
+
+    last_state, *outputs = operation(state, *packed_inputs)
+    return last_state, outputs, recorded
+
+
+def scan_for_inference(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
+    """A loop whose gradient, if one is asked for, is TensorFlow's; nothing is recorded."""
+    num_steps = tf.nest.flatten(inputs)[0].shape[0]
+    slice_specs = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), inputs)
+    # Traced for the outputs' shapes alone: in a function that is called TensorFlow would fuse nothing.
+    shape_probe = tf.function(lambda state, slices: body(state, slices)[1], autograph=False)
+    specs = shape_probe.get_concrete_function(tf.TensorSpec(state.shape, state.dtype), slice_specs).structured_outputs
+
+    def body_at(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        # Unlike what `tf.gather` gives, these slices share the memory of the leaves where they are aligned.
+        begin = tf.reshape(number, [1])
+        place = {"begin": begin, "end": begin + 1, "strides": [1], "shrink_axis_mask": 1}
+        slices = tf.nest.map_structure(lambda leaf: tf.raw_ops.StridedSlice(input=leaf, **place), inputs)
+        return body(state, slices)[:2]
+
+    # Up to four steps at once: the slices of the next ones are taken meanwhile.
+    last_state, tables = _loop(body_at, state, specs, num_steps, parallel_iterations=4)
+    return last_state, [table.stack() for table in tables], []
+
+
+def _loop(body_at, state, specs, num_steps, backward=False, parallel_iterations=1) -> tuple[tf.Tensor, list]:
+    """`state, tensors = body_at(number, state)` for each step's number; the last state, and tables of the tensors."""
+    tables = [tf.TensorArray(spec.dtype, num_steps, element_shape=spec.shape, clear_after_read=False) for spec in specs]
+
+    def turn(count: tf.Tensor, state: tf.Tensor, tables: list[tf.TensorArray]) -> tuple:
+        number = num_steps - 1 - count if backward else count
+        next_state, tensors = body_at(number, state)
+        next_state.set_shape(state.shape)
+        written = [table.write(number, tensor) for table, tensor in zip(tables, tensors, strict=True)]
+        return count + 1, next_state, written
+
+    _, state, tables = tf.while_loop(
+        lambda count, *_: count < num_steps,
+        turn,
+        (tf.constant(0), state, tables),
+        maximum_iterations=num_steps,
+        parallel_iterations=parallel_iterations,
+    )
+    return state, tables
+
+
+class _TracedStep:
+    """A step and its gradient, traced in one graph and cut in two at what the forward piece keeps for the backward one.
+
+    `forward(state, *slices)` returns the next state and the flat `results`: outputs, what is recorded, what is kept.
+    `backward(*kept, *slices, *upstream)` returns the gradients of the state and of those slices that have one.
+    """
+
+    def __init__(self, body: Callable, state: tf.Tensor, inputs: Sequence[tf.Tensor]):
+        slice_specs = [tf.TensorSpec(each.shape[1:], each.dtype) for each in inputs]
+        # Of TensorFlow 1, because this alone can be cut at chosen tensors (`prune`).
+        whole = tf.compat.v1.wrap_function(body, [tf.TensorSpec(state.shape, state.dtype), slice_specs])
+        if whole.graph.captures:
+            raise ValueError(f"a step has no gradient for what it uses besides its arguments: {whole.graph.captures}")
+        next_state, outputs, recorded = whole.structured_outputs
+        _, *slices = whole.inputs
+        forward_operations = {operation.name for operation in whole.graph.get_operations()}
+        with whole.graph.as_default():
+            upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (next_state, *outputs)]
+            state_gradient, *slice_gradients = tf.gradients([next_state, *outputs], whole.inputs, upstream)
+        self._has_gradient = [gradient is not None for gradient in slice_gradients]
+        self._slice_gradients = [gradient for gradient in slice_gradients if gradient is not None]
+        gradients = [state_gradient, *self._slice_gradients]
+        kept = _kept_tensors(gradients, {each.name for each in (*slices, *upstream)}, forward_operations)
+        self._results = outputs, recorded, kept
+        self._packing, self._num_steps = Packing(tf.nest.flatten(self._results)), inputs[0].shape[0]
+        self._forward = whole.prune(whole.inputs, [next_state, *tf.nest.flatten(self._results)])
+        self._backward = whole.prune([*kept, *slices, *upstream], gradients)
+
+    def unpack_results(self, packed: list[tf.Tensor]) -> tuple[list[tf.Tensor], list, list[tf.Tensor]]:
+        """Outputs, what is recorded, and what is kept, from what the tables hold."""
+        return tf.nest.pack_sequence_as(self._results, self._packing.unpack(packed))
+
+    def forward_loop(self, state: tf.Tensor, inputs: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list[tf.TensorArray]]:
+        """The last state, and tables of the results of all steps."""
+
+        def body_at(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            next_state, *results = self._forward(state, *(tf.gather(each, number) for each in inputs))
+            return next_state, self._packing.pack(results)
+
+        return _loop(body_at, state, self._packing.specs, self._num_steps)
+
+    def backward_loop(self, result_tables, inputs, state_gradient, output_gradients) -> list[tf.Tensor | None]:
+        """The gradients of the first state and of the inputs, None for an input without one."""
+
+        def body_at(number: tf.Tensor, state_gradient: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            _, _, kept = self.unpack_results([table.read(number) for table in result_tables])
+            slices, upstream = ([tf.gather(each, number) for each in stacked] for stacked in (inputs, output_gradients))
+            previous, *slice_gradients = self._backward(*kept, *slices, state_gradient, *upstream)
+            return previous, slice_gradients
+
+        first_gradient, tables = _loop(body_at, state_gradient, self._slice_gradients, self._num_steps, backward=True)
+        stacked = iter([table.stack() for table in tables])
+        return [first_gradient, *(next(stacked) if has_gradient else None for has_gradient in self._has_gradient)]
+
+
+def _kept_tensors(gradients: Sequence[tf.Tensor], given: set[str], forward_operations: set[str]) -> list[tf.Tensor]:
+    """The tensors of the forward pass at which the search for what the gradients need ends, see `_KEPT`.
+
+    `given` are names of tensors that the backward piece has anyway. What lies between is computed again.
+    """
+    pending, seen, kept = list(gradients), set(given), []
+    while pending:
+        tensor = pending.pop()
+        if tensor.name not in seen:
+            seen.add(tensor.name)
+            if tensor.op.name in forward_operations and tensor.op.type in (*_KEPT, "Placeholder"):
+                kept.append(tensor)
+            else:
+                pending += tensor.op.inputs
+    return kept

@@ -1,0 +1,88 @@
+"""A step of `NVAEAdamax` in a small program, for XLA on one GPU.
+
+A model has hundreds of weights, and XLA compiles kernels for each tensor that a program updates. Here all small weights
+are joined into few tensors, which take the step, and are cut again outside of the program.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+
+import keras
+import tensorflow as tf
+
+from nvae_tf.layers import Packing
+from nvae_tf.optimization.adamax import NVAEAdamax
+
+# Weights of at most this number of values are joined.
+SMALL_WEIGHT = 2**19
+_POSTPONED = contextvars.ContextVar("postponed", default=None)
+
+
+@contextlib.contextmanager
+def postponed_assignments() -> Iterator[list[tuple[Callable[[list], None], list]]]:
+    """Gives a list; in the block `apply_joined_if` adds `(assign, tensors)` to it instead of assigning small weights.
+
+    The program that XLA compiles returns the tensors; inside, cutting them takes a kernel for each weight.
+    """
+    token = _POSTPONED.set([])
+    try:
+        yield _POSTPONED.get()
+    finally:
+        _POSTPONED.reset(token)
+
+
+def can_join(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether `apply_joined_if` does all that the optimizer was asked to do."""
+    others = "use_ema", "weight_decay", "gradient_accumulation_steps", "clipnorm", "clipvalue", "global_clipnorm"
+    return isinstance(optimizer, NVAEAdamax) and not any(getattr(optimizer, name) for name in others)
+
+
+def apply_joined_if(
+    optimizer: NVAEAdamax, condition: tf.Tensor, gradients: Sequence[tf.Tensor], weights: Sequence[keras.Variable]
+) -> None:
+    """`optimizer.apply(gradients, weights)` if a condition holds, where `can_join(optimizer)`.
+
+    By a choice between values: XLA's program of a branch would have each variable nine times.
+    """
+    rate = optimizer.learning_rate / (1.0 - optimizer.beta_1_power())
+
+    def values_after(gradient: tf.Tensor, *before: tf.Tensor) -> list[tf.Tensor]:
+        after = adamax_step(optimizer, gradient, *before, rate)
+        return [tf.where(condition, *pair) for pair in zip(after, before, strict=True)]
+
+    small = []
+    for gradient, weight in zip(gradients, weights, strict=True):
+        row = gradient, weight, *optimizer.slots_of(weight)
+        if weight.shape.num_elements() <= SMALL_WEIGHT:
+            small.append(row)
+            continue
+        for variable, value in zip(row[1:], values_after(*map(tf.convert_to_tensor, row)), strict=True):
+            variable.assign(value)
+
+    # Of the small weights: gradients, weights, momentums, norms.
+    columns = list(zip(*small, strict=True))
+    packing = Packing(columns[1], SMALL_WEIGHT)
+    packed = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in columns]
+    joined = [values_after(*row) for row in zip(*packed, strict=True)]
+
+    def assign(joined: list[list[tf.Tensor]]) -> None:
+        for column, values in zip(columns[1:], zip(*joined, strict=True), strict=True):
+            for variable, value in zip(column, packing.unpack(values), strict=True):
+                variable.assign(value)
+
+    if (postponed := _POSTPONED.get()) is None:
+        assign(joined)
+    else:
+        postponed.append((assign, joined))
+    optimizer.iterations.assign_add(tf.where(condition, 1, 0))
+
+
+def adamax_step(
+    optimizer: NVAEAdamax, gradient, weight, momentum, norm, rate
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Weight, m and u - epsilon after a step: what `NVAEAdamax.update_step` does, in operations that XLA makes one."""
+    gradient += optimizer.l2 * weight
+    momentum += (1.0 - optimizer.beta_1) * (gradient - momentum)
+    norm = tf.maximum(optimizer.beta_2 * norm - optimizer.epsilon * (1.0 - optimizer.beta_2), tf.abs(gradient))
+    return weight - rate * (momentum / (norm + optimizer.epsilon)), momentum, norm
