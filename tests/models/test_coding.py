@@ -204,8 +204,8 @@ def test_what_is_inferred_is_posterior_prior_and_kl(model, images):
 @pytest.mark.slow
 def test_graphs_of_batches_are_kept_and_follow_the_weights(monkeypatch):
     model = shaken(tiny_model(num_classes=3, label_dropout=0.1))
-    images, forward, traced = images_of(model.config), model.top_down.forward, []
-    monkeypatch.setattr(model.top_down, "forward", lambda *given: traced.append(given) or forward(*given))
+    images, forward, traced = images_of(model.config), model.top_down.run, []
+    monkeypatch.setattr(model.top_down, "run", lambda *given: traced.append(given) or forward(*given))
     latents = model.encode(images)
     calls = (
         lambda **how: model.generate(5, 0.7, 3, labels=1, guidance=2.0, **how),

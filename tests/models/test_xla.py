@@ -67,6 +67,7 @@ def given_draws(monkeypatch):
 
     def noise(model, images, step, part=0):
         size = images.shape[0]
+        part = 0 if part is None else part
         of_groups = draws[: model.plan.num_groups]
         return [tf.gather(draw, part * size + tf.range(size)) for draw in of_groups]
 
