@@ -153,7 +153,7 @@ def test_an_image_depends_on_its_measurement_its_place_and_the_seed(model, image
     whole = model.restore(values, operator, 0.1, **how)
     # The graph is kept for the operator, whose arrays can't change.
     with monkeypatch.context() as patch:
-        patch.setattr(model.top_down, "forward", None)
+        patch.setattr(model.top_down, "run", None)
         near(model.restore(values, operator, 0.1, batch_size=2, **how), whole, atol=1e-4)
     one = tf.function(lambda values: model.restore(values, operator, 0.1, **how))(tf.constant(values[:1]))
     near(one, whole[:1], atol=1e-4)
