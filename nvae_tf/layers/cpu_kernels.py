@@ -131,9 +131,7 @@ def _swish_gradient_in_one_pass(upstream, inputs, gamma, beta, mean, variance) -
 
 
 def _normalized(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    # Two passes over the inputs in place of the three of `(inputs - mean) * scale + beta`.
-    scale = gamma * tf.math.rsqrt(variance + EPSILON)
-    return tf.cast(inputs, tf.float32) * scale + (beta - mean * scale)
+    return (tf.cast(inputs, tf.float32) - mean) * (gamma * tf.math.rsqrt(variance + EPSILON)) + beta
 
 
 @tf.custom_gradient

@@ -130,12 +130,18 @@ def numbers_a_channel(inputs: tf.Tensor) -> float | tf.Tensor:
     return replica_count() * tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
 
 
-class BatchNormalizationWeights(NamedTuple):
-    """The weights of one layer, each `[channels]` in float32."""
+class BatchStatisticsNorm(NamedTuple):
+    """The weights of one batch norm in training, each `[channels]` in float32."""
 
     gamma: tf.Tensor
     beta: tf.Tensor
-    running: tuple[tf.Tensor, ...] = ()  # in inference the running mean and variance
+
+
+class RunningStatisticsNorm(NamedTuple):
+    """One batch norm in inference, `scale * inputs + shift`, each `[channels]` in float32."""
+
+    scale: tf.Tensor
+    shift: tf.Tensor
 
 
 class StackedBatchNormalization(StackedLayer):
@@ -166,17 +172,20 @@ class StackedBatchNormalization(StackedLayer):
     def next_statistic(self, current: keras.Variable, recorded: tf.Tensor) -> tf.Tensor:
         return _shared_constant(MOMENTUM) * current + _shared_constant(1.0 - MOMENTUM) * recorded
 
-    def weights_of(self, forward: ForwardPass) -> BatchNormalizationWeights:
-        variables = self.gamma, self.beta, () if forward.training else self.statistics
-        return BatchNormalizationWeights(*tf.nest.map_structure(lambda each: tf.cast(each, "float32"), variables))
+    def weights_of(self, forward: ForwardPass) -> BatchStatisticsNorm | RunningStatisticsNorm:
+        gamma, beta, mean, variance = (tf.cast(each, tf.float32) for each in (self.gamma, self.beta, *self.statistics))
+        if forward.training:
+            return BatchStatisticsNorm(gamma, beta)
+        # Once for all layers: a graph has two operations for each.
+        scale = gamma * tf.math.rsqrt(variance + EPSILON)
+        return RunningStatisticsNorm(scale, beta - mean * scale)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         if not weights:  # folded into a convolution
             return inputs
-        gamma, beta, running = weights
-        if running:
-            return normalize(inputs, gamma, beta, *running)
-        normalized, *statistics = _normalized_by_batch(inputs, gamma, beta)
+        if isinstance(weights, RunningStatisticsNorm):
+            return tf.cast(tf.cast(inputs, tf.float32) * weights.scale + weights.shift, inputs.dtype)
+        normalized, *statistics = _normalized_by_batch(inputs, *weights)
         records.append(statistics)
         return normalized
 
@@ -247,11 +256,9 @@ def _with_folded(weights: FoldedWeights, foldings: Iterable[Folding]) -> FoldedW
     return folded
 
 
-def _folded(weights: Weights, norm: BatchNormalizationWeights, on_outputs: bool) -> Weights:
+def _folded(weights: Weights, norm: RunningStatisticsNorm, on_outputs: bool) -> Weights:
     kernel, bias = weights
-    mean, variance = norm.running
-    scale = norm.gamma / (variance + EPSILON) ** 0.5
-    shift = norm.beta - mean * scale
+    scale, shift = norm
     (bias,) = bias or (0.0,)
     if on_outputs:
         # `scale * convolution(x) + shift`; output channels are the kernel's last axis, of a depthwise one too.

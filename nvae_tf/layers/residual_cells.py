@@ -15,7 +15,12 @@ import tensorflow as tf
 from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
-from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
+from nvae_tf.layers.normalization import (
+    BatchStatisticsNorm,
+    StackedBatchNormalization,
+    normalize_batch,
+    numbers_a_channel,
+)
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
 RESIDUAL_SCALE = 0.1
@@ -81,7 +86,7 @@ class InvertedResidualBranch(StackedLayer):
         ]
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
-        in_training = bool(weights[0]) and not weights[0].running
+        in_training = isinstance(weights[0], BatchStatisticsNorm)
         if self.upsampling and not in_training and cpu_kernels.has_cpu_forms():
             return self._in_phases(weights, inputs)
         outputs = super().apply_slice(weights, inputs, records)
@@ -154,7 +159,7 @@ class SwishConvolution(StackedLayer):
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         norm, convolution = weights
-        if not norm or norm.running:
+        if not isinstance(norm, BatchStatisticsNorm):
             return self._convolve(self._active(norm, inputs), convolution)
         weights = norm.gamma, norm.beta, convolution.kernel, *convolution.bias
         outputs, statistics = _without_keeping(self._convolve, inputs, *weights)
