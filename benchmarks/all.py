@@ -88,10 +88,9 @@ def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, numb
 
 def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """Runs the rounds and returns the result, whose `failure` is None unless a process has failed."""
-    (name, preset), workload = job, WORKLOADS[job[0]]
+    (name, preset), workload, rounds = job, WORKLOADS[job[0]], []
     clock = "mnist" if preset == "mnist" and name.endswith("training") else "cifar10"
-    yardstick, rounds = None if options.no_yardstick else clock, []
-    is_slow = workload.is_slow or workload.is_command
+    yardstick, is_slow = None if options.no_yardstick else clock, workload.is_slow or workload.is_command
     turns, warm_up, clock_steps = (1, 0, CLOCK_STEPS_OF_SLOW) if is_slow else (TURNS, WARM_UP_STEPS, 1)
     row = {"workload": name, "preset": preset, "batch_size": workload.batch_sizes[preset], "yardstick": yardstick}
     with tempfile.TemporaryDirectory() as folder:
@@ -109,13 +108,13 @@ def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
 
 def summarize(rounds: Sequence[Round]) -> dict[str, list[float]]:
     """Gives each quantity our numbers, one for each round, and their ratios to the numbers of the other side."""
-    row, other = {}, next((side for side in rounds[0] if side != "ours"), None)
+    row = {}
     for name in QUANTITIES:
-        ours, theirs = ([each[side].get(name) for each in rounds] if side else [] for side in ("ours", other))
-        # The yardstick is another program: only its time says something.
-        comparable = None not in ours and (other == "against" or name == "seconds")
-        ratios = [one / two for one, two in zip(ours, theirs, strict=False)] if comparable else []
-        row |= {name: ours, f"{name}_ratios": ratios}
+        row |= {name: [each["ours"].get(name) for each in rounds], f"{name}_ratios": []}
+        for side in rounds[0].keys() - {"ours"}:
+            # The yardstick is another program: only its time says something.
+            if None not in row[name] and (side == "against" or name == "seconds"):
+                row[f"{name}_ratios"] = [each["ours"][name] / each[side][name] for each in rounds]
     return row
 
 
@@ -134,9 +133,7 @@ def run_jobs(options: argparse.Namespace) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The results, a row each, with the machine, the revision, and what the columns are."""
     other = pathlib.Path(result["against"] or "yardstick").name
-    lines = [results.text({"results": [_cells(row, other) for row in result["results"]]})]
-    lines += [*results.place(result), f"revision {result['revision'] or 'unknown'}", EXPLANATION]
-    return "\n".join(lines + ([] if result["complete"] else ["", "Interrupted: not all workloads were measured."]))
+    return results.text(result | {"results": [_cells(row, other) for row in result["results"]]}) + f"\n{EXPLANATION}"
 
 
 def _cells(row: dict[str, Any], other: str) -> dict[str, Any]:

@@ -74,13 +74,12 @@ class Step(NamedTuple):
 
 def steps(workdir: pathlib.Path) -> list[Step]:
     """All commands in their order."""
-    temperature = f"--temperature={_TEMPERATURE}"
-    plan = []
+    plan, drawing = [], f"--temperature={_TEMPERATURE} --seed=1 --count=64"
     for title, output, command in _STEPS:
         file = workdir / output.format(total=preset("digits").train.steps)
-        words = command.replace("{drawing}", f"{temperature} --seed=1 --count=64").split()
-        flag_values = {"run": f"--workdir={workdir}", "output": f"--output={file}", "json": f"--json={file}"}
-        arguments = [word.format(workdir=workdir, temperature=temperature, **flag_values) for word in words]
+        words = {"run": f"--workdir={workdir}", "output": f"--output={file}", "json": f"--json={file}"}
+        words |= {"workdir": workdir, "temperature": f"--temperature={_TEMPERATURE}"}
+        arguments = [word.format(**words) for word in command.replace("{drawing}", drawing).split()]
         plan.append(Step(title, arguments, file))
     return plan
 

@@ -17,11 +17,12 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nvae_tf.config import config_to_dict, named_settings
+from nvae_tf.config import DataSpec, config_to_dict, named_settings
 from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
+from nvae_tf.models import NVAE
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures, run_facts
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
@@ -161,47 +162,47 @@ def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamesp
 
 def _images(trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> Iterator[_Drawing]:
     """Yields what `_charts` does, for every figure that needs the model."""
-    model, config, seed = trained.model, trained.config, about.seed
-    about_samples, about_test = about._replace(temperature=1.0), about._replace(data="test images")
+    model, seed, spec = trained.model, about.seed, spec_to_read(trained.config, data_path)
+    at_one, on_test = about._replace(temperature=1.0), about._replace(data="test images")
+    count = _FEW if min(spec.height, spec.width) >= _LARGE_FROM else _MANY
 
-    def samples(temperature: float, prior: str = "model") -> Figure:
-        count = _FEW if min(config.model.image_height, config.model.image_width) >= _LARGE_FROM else _MANY
-        images = sampling.generate_images(model, count, temperature, seed, prior=prior)
-        made = about._replace(temperature=temperature, data=None if prior == "model" else "reweighted prior")
-        return figures.samples(images, made, width=_WIDTH, classes=trained.class_names)
+    def samples(about: figures.Provenance, prior: str = "model") -> Figure:
+        images = sampling.generate_images(model, count, about.temperature, seed, prior=prior)
+        return figures.samples(images, about, width=_WIDTH, classes=trained.class_names)
 
     @functools.cache
     def originals() -> tuple[np.ndarray, np.ndarray | None]:
-        spec = spec_to_read(config, data_path)
         return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[:2]
 
     def reconstructions() -> Figure:
         images, labels = originals()
         made = sampling.reconstruct_images(model, images, seed=seed, labels=labels)
-        return figures.reconstructions(images, made, about_test, width=_WIDTH)
+        return figures.reconstructions(images, made, on_test, width=_WIDTH)
 
     def interpolation() -> Figure:
         images, labels = (part if part is None else part[:4] for part in originals())
         path = sampling.interpolate_images(model, images, _STEPS, seed=seed, labels=labels)
-        return figures.interpolation(images, path, _STEPS, about_test, _WIDTH)
-
-    def nearest() -> Figure:
-        spec = images_alone(spec_to_read(config, data_path))
-        source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
-        numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
-        batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
-        _, distances, images = sampling.nearest_images(drawn, batches, 5)
-        return figures.nearest(drawn, images, distances, "training", about_samples, _WIDTH)
+        return figures.interpolation(images, path, _STEPS, on_test, _WIDTH)
 
     def decisions() -> Figure:
         kept, images = sampling.rows_sharing_groups(model, _COLUMNS, seed)
-        return figures.group_decisions(images, kept, model.plan.num_groups, about_samples, _WIDTH)
+        return figures.group_decisions(images, kept, model.plan.num_groups, at_one, _WIDTH)
 
     for temperature in TEMPERATURES:
-        yield "samples", f"samples at temperature {temperature}", functools.partial(samples, temperature)
+        draw = functools.partial(samples, about._replace(temperature=temperature))
+        yield "samples", f"samples at temperature {temperature}", draw
     if not isinstance(model.reweighted_prior, str):
-        yield "samples", "samples of the reweighted prior", functools.partial(samples, 1.0, "reweighted")
+        draw = functools.partial(samples, at_one._replace(data="reweighted prior"), "reweighted")
+        yield "samples", "samples of the reweighted prior", draw
     yield "test", "reconstructions of test images", reconstructions
     yield "test", "interpolation between test images", interpolation
-    yield "nearest", "the training images nearest to samples", nearest
+    yield "nearest", "the training images nearest to samples", lambda: _nearest(model, images_alone(spec), at_one)
     yield "groups", "what the latent groups decide", decisions
+
+
+def _nearest(model: NVAE, spec: DataSpec, about: figures.Provenance) -> Figure:
+    source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, about.seed)
+    numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
+    batches = iterate(evaluation_batches(source, spec, 100, about.seed, numbers), source)
+    _, distances, images = sampling.nearest_images(drawn, batches, 5)
+    return figures.nearest(drawn, images, distances, "training", about, _WIDTH)

@@ -79,30 +79,31 @@ def write_shared_run(
             # It may be secret.
             raise ValueError(f"{file}: a link out of the run folder, or no file; put a copy in its place, or delete it")
     run = load_run(source.path, checkpoint)
-    output.mkdir(parents=True)
     prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_ema)
     write_run_config(shared, run.config.without_places())
     # A text instead of a companion says why its file does not fit these weights.
-    companions = {"outliers_file": run.model.outlier_calibration, "prior_file": run.model.reweighted_prior}
+    companions = {"outliers.npz": run.model.outlier_calibration, "prior.npz": run.model.reweighted_prior}
     fitting = [name for name, made in companions.items() if not isinstance(made, str)]
-    for name in ("images_file", "environment_file", "metrics_file", "card_file", *fitting):
-        if getattr(source, name).is_file():
-            shutil.copyfile(getattr(source, name), getattr(shared, name))
-    for file in sorted(source.samples.glob("step-*.png"))[-1:]:
-        shared.samples.mkdir()
-        shutil.copyfile(file, shared.samples / file.name)
-    first = run.config.train.initialize_from
-    origin = origin_of_run(source, first) or (Origin(first) if first else None)
-    if origin is not None:
-        if origin.source_file is not None and not origin.source_file.startswith(HUB):
-            origin = dataclasses.replace(origin, source_file=pathlib.PurePath(origin.source_file).name)
-        write_origin(shared, origin)
-    old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
-    scored = {split: source.scores(old, split) for split in ("test", "train")}
+    samples = [f"samples/{file.name}" for file in sorted(source.samples.glob("step-*.png"))[-1:]]
+    for name in ("images.json", "environment.json", "metrics.csv", "README.md", *fitting, *samples):
+        if (source.path / name).is_file():
+            (output / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source.path / name, output / name)
+    _share_origin(source, shared, run.config.train.initialize_from)
+    scored = {split: source.scores(checkpoint_sha256(run.checkpoint), split) for split in ("test", "train")}
     for split, scores in scored.items():
         if scores is not None:
-            scores |= {"checkpoint": "latest", "checkpoint_sha256": new}
+            scores |= {"checkpoint": "latest", "checkpoint_sha256": checkpoint_sha256(prefix)}
             atomic_write(shared.evaluation_file(split), json.dumps(scores, indent=2) + "\n")
-    parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
-    write_model_card(shared, parameters, place)
+    write_model_card(shared, sum(math.prod(weight.shape) for weight in run.model.trainable_variables), place)
     return run.step, any(scored.values())
+
+
+def _share_origin(source: RunFolder, shared: RunFolder, first: str | None) -> None:
+    """Writes the origin of a run's weights without the path to its file; `first` is what the run started from."""
+    origin = origin_of_run(source, first) or (Origin(first) if first else None)
+    if origin is None:
+        return
+    if origin.source_file is not None and not origin.source_file.startswith(HUB):
+        origin = dataclasses.replace(origin, source_file=pathlib.PurePath(origin.source_file).name)
+    write_origin(shared, origin)

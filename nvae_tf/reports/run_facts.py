@@ -34,7 +34,8 @@ UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, V
 # The entries of an evaluation file that the Hub gets.
 _BOUNDS = ("importance_weighted_nats", "importance_weighted_bits_per_dim", "nelbo_nats", "bits_per_dim")
 _SCORES = (*_BOUNDS, "reconstruction_nats", "kl_nats", "fid", "frechet")
-_MADE_WITH = dict(num_images=int, seed=int, checkpoint=str, step=int, checkpoint_sha256=str)
+_MADE_WITH = ("num_images", "seed", "checkpoint", "step", "checkpoint_sha256")
+_DISTANCE_MADE_WITH = ("samples", "real_images", "batch_norm_iterations", "extractor", "extractor_is_published")
 TASK = "unconditional-image-generation"
 # Data sets of TensorFlow Datasets that the Hub has too.
 _HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
@@ -59,7 +60,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
     steps, best = (steps_of_files(place, "index") for place in (folder.checkpoints, folder.best_checkpoints))
     files = [folder.evaluation_file(split) for split in ("test", "train")]
     evaluations = [_read(_evaluation, file, hub_dataset(config.data)) for file in files]
-    samples = {int(file.stem[5:]): file for file in folder.samples.glob("step-*.png") if file.stem[5:].isdecimal()}
+    samples = sorted(folder.samples.glob(f"step-{'[0-9]' * 8}.png"))
     facts = types.SimpleNamespace(
         name=folder.path.resolve().name,
         config=config,
@@ -72,7 +73,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
         evaluations=[evaluation for evaluation in evaluations if evaluation],
         training_score=_read(_training_score, folder.metrics_file),
         environment=_read(read_object, folder.environment_file, ANY_OBJECT),
-        samples=(f"{folder.samples.name}/{samples[max(samples)].name}", max(samples)) if samples else None,
+        samples=(f"samples/{samples[-1].name}", int(samples[-1].stem[5:])) if samples else None,
         prior=_read(_prior, folder.prior_file),
     )
     tested = [evaluation for evaluation in facts.evaluations if evaluation.metrics["split"] == "test"]
@@ -123,34 +124,33 @@ def read_curves(folder: RunFolder) -> tuple[dict[str, Curve], float]:
     A curve comes from TensorBoard's files, which have every logged step, where they have more points of it. They have
     the KL of single groups, too, as `kl_per_group/00`.
     """
-    curves = _read_metrics(folder.metrics_file)
-    points, seconds = _read_events(folder.tensorboard)
-    for tag, values in points.items():
+    points, (logged, seconds) = _read_metrics(folder.metrics_file), _read_events(folder.tensorboard)
+    for tag, values in logged.items():
         name = re.sub("^(schedule|speed)/", "", re.sub("^(test|train)/", r"\1_", tag))
         # Tags of training do not name the unit.
         name = f"{name}_nats" if name in ("train_reconstruction", "train_kl") else name
-        if name not in curves or len(values) > len(curves[name].steps):
-            curves[name] = Curve(*map(list, zip(*sorted(values.items()), strict=True)))
-    reconstruction, kl = (
-        dict(zip(*curves.get(f"train_{part}_nats", ((), ())), strict=True)) for part in ("reconstruction", "kl")
-    )
+        points[name] = max(points[name], values, key=len)
+    reconstruction, kl = points["train_reconstruction_nats"], points["train_kl_nats"]
     nelbo = {step: value + kl[step] for step, value in reconstruction.items() if step in kl}
-    if len(nelbo) > len(curves.get("train_nelbo_nats", ((),))[0]):
-        curves["train_nelbo_nats"] = Curve(list(nelbo), list(nelbo.values()))
-    return curves, seconds
+    points["train_nelbo_nats"] = max(points["train_nelbo_nats"], nelbo, key=len)
+    curves = {name: sorted(values.items()) for name, values in points.items() if values}
+    return {name: Curve(*map(list, zip(*curve, strict=True))) for name, curve in curves.items()}, seconds
 
 
-def _read_metrics(file: pathlib.Path) -> dict[str, Curve]:
-    """Reads the columns of `metrics.csv`; NaN stands for text. No columns if the file is missing or of another kind."""
+def _read_metrics(file: pathlib.Path) -> dict[str, dict[int, float]]:
+    """Reads the columns of `metrics.csv` by step; NaN stands for text. None if the file is missing or of another kind.
+
+    The columns that the file lacks are empty.
+    """
+    points: dict[str, dict[int, float]] = collections.defaultdict(dict)
     with contextlib.suppress(*UNREADABLE):
         text = file.read_text(encoding="utf-8", errors="replace")
         # The line that a running training is writing has no end yet.
-        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-        rows = sorted((row for row in rows if (row.get("step") or "").isdecimal()), key=lambda row: int(row["step"]))
-        steps = [int(row["step"]) for row in rows]
-        columns = [name for name in rows[0] if name != "step"] if rows else []
-        return {name: Curve(steps, [_number(row.get(name)) for row in rows]) for name in columns}
-    return {}
+        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+            step = row.pop("step") or ""
+            for name in row if step.isdecimal() else ():
+                points[name][int(step)] = _number(row[name])
+    return points
 
 
 def _number(text: str | None) -> float:
@@ -223,24 +223,21 @@ def _evaluation(file: pathlib.Path, dataset: str | None) -> Evaluation:
 
 def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
     """Yields the scores of an evaluation file as the Hub has them; ValueError for a number that is not finite."""
-    how = {name: kind(metrics[name]) for name, kind in _MADE_WITH.items() if metrics.get(name) is not None}
     place = {"task_type": TASK, "dataset_type": dataset, "dataset_name": str(metrics["dataset"])}
-    place["dataset_split"] = str(metrics["split"])
     for key in [key for key in _SCORES if key in metrics]:
-        value, arguments = metrics[key], dict(how)
+        value, how = metrics[key], {name: metrics[name] for name in _MADE_WITH if metrics.get(name) is not None}
         if key.startswith("importance"):
-            arguments["importance_samples"] = int(metrics["importance_samples"])
+            how["importance_samples"] = metrics["importance_samples"]
         if isinstance(value, Mapping):
-            arguments |= {name: int(value[name]) for name in ("samples", "real_images", "batch_norm_iterations")}
-            arguments |= {name: str(value[name]) for name in ("temperature", "extractor")}
-            arguments["extractor_is_published"] = bool(value["extractor_is_published"])
+            how |= {name: value[name] for name in _DISTANCE_MADE_WITH} | {"temperature": str(value["temperature"])}
             if value.get("prior") == "reweighted":
-                arguments["prior"] = "reweighted"
+                how["prior"] = "reweighted"
             # Samples are compared with training images, whatever the part that was evaluated.
-            arguments.pop("num_images", None)
+            how.pop("num_images", None)
             value = value["value"]
         names = {"metric_type": key.removesuffix("_nats"), "metric_name": key.replace("_", " ")}
-        yield EvalResult(**place, **names, metric_value=_finite(value), metric_args=arguments)
+        names |= {"dataset_split": metrics["split"], "metric_value": _finite(value), "metric_args": how}
+        yield EvalResult(**place, **names)
 
 
 def _finite(value: float) -> float:
