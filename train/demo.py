@@ -28,38 +28,30 @@ from nvae_tf.presets import preset
 from nvae_tf.progress import duration
 
 _TEMPERATURE = 1.0
+_METRICS = "--metrics=elbo,iw,latents --importance_samples=100"
+_DRAWING = f"--temperature={_TEMPERATURE} --seed=1 --count=64"
+_SERVING = "--port=0 --rest_port=0 --samples={workdir}"
 # A program that runs a script in a process where this package can't be imported.
 _WITHOUT_PACKAGE = (
     "import runpy, sys; sys.modules['nvae_tf'] = None; "
     "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
+_EXPORTED = f"export/run_saved_model.py --saved_model={{workdir}}/saved_model/1 {{output}} {_DRAWING}"
 # Title, last file in the run folder, and command of each step; the first makes what the others need.
 _STEPS = (
     ("Train", "checkpoints/step-{total}.index", "-m train.main --config=configs/digits.py {run}"),
-    (
-        "Evaluate on the test images",
-        "evaluation.json",
-        "-m train.evaluate {run} --metrics=elbo,iw,latents --importance_samples=100",
-    ),
-    ("Draw samples", "samples.png", "-m train.generate {run} {output} {drawing}"),
+    ("Evaluate on the test images", "evaluation.json", f"-m train.evaluate {{run}} {_METRICS}"),
+    ("Draw samples", "samples.png", f"-m train.generate {{run}} {{output}} {_DRAWING}"),
     ("Reconstruct test images", "reconstructions.png", "-m train.generate reconstruct {run} {output}"),
     ("Fit a simple baseline", "baseline.json", "-m examples.digits mixture_of_bernoullis --components=120 {json}"),
-    (
-        "Ask a classifier of real digits about the samples",
-        "quality.json",
-        "-m examples.digits quality {run} {temperature} {json}",
-    ),
+    ("Ask a classifier of real digits about the samples", "quality.json", "-m examples.digits quality {run} {json}"),
     ("Write a page about the run", "report.html", "-m train.report {run}"),
     ("Export", "saved_model/1/saved_model.pb", "-m export.export_saved_model {run} --output={workdir}/saved_model"),
-    (
-        "Draw with the export, in a process where nvae_tf can't be imported",
-        "exported_samples.png",
-        "export/run_saved_model.py --saved_model={workdir}/saved_model/1 {output} {drawing}",
-    ),
+    ("Draw with the export, in a process where nvae_tf can't be imported", "exported_samples.png", _EXPORTED),
     (
         "Serve the export for a moment, and ask it for samples by gRPC and by REST",
         "served_rest.png",
-        "-m export.serve --path={workdir}/saved_model --port=0 --rest_port=0 --samples={workdir}",
+        f"-m export.serve --path={{workdir}}/saved_model {_SERVING}",
     ),
 )
 
@@ -74,13 +66,11 @@ class Step(NamedTuple):
 
 def steps(workdir: pathlib.Path) -> list[Step]:
     """All commands in their order."""
-    plan, drawing = [], f"--temperature={_TEMPERATURE} --seed=1 --count=64"
+    plan, total = [], preset("digits").train.steps
     for title, output, command in _STEPS:
-        file = workdir / output.format(total=preset("digits").train.steps)
+        file = workdir / output.format(total=total)
         words = {"run": f"--workdir={workdir}", "output": f"--output={file}", "json": f"--json={file}"}
-        words |= {"workdir": workdir, "temperature": f"--temperature={_TEMPERATURE}"}
-        arguments = [word.format(**words) for word in command.replace("{drawing}", drawing).split()]
-        plan.append(Step(title, arguments, file))
+        plan.append(Step(title, [word.format(workdir=workdir, **words) for word in command.split()], file))
     return plan
 
 
@@ -108,7 +98,7 @@ def _run(step: Step) -> None:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # Ctrl-C has reached the step too; it saves what it has.
+        # Ctrl-C has reached the step too, which saves what it has.
         code = process.wait() or 130
     if code:
         print(f"The step ended with exit code {code}; the same command continues from here.", file=sys.stderr)
