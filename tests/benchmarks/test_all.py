@@ -163,12 +163,13 @@ def test_a_real_run_of_all(tmp_path):
     assert 0.0 < row["seconds"][0] < row["first_step_seconds"][0]
 
 
-@pytest.mark.slow
-def test_a_real_run_of_growth(tmp_path, monkeypatch):
-    monkeypatch.setattr(growth, "SIZES", {"data.height": ("side of an image, pixels", (8, 16))})
-    for name, size in (("data.height", 8), ("model.num_groups_per_scale", 1)):
-        monkeypatch.setitem(growth.SMALLEST, name, size)
+def test_growth_is_measured_against_the_smallest_and_drawn(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def training(**changed):
+        seconds = changed.get("data.height", 32) / 32
+        yield lambda word: {"seconds": seconds, "peak_memory_bytes": 1e9, "first_step_seconds": 2, "graph_nodes": 3}
+
+    monkeypatch.setattr(growth, "training", training)
     rows = growth.measure(types.SimpleNamespace(figure=tmp_path / "growth.png"))["growth"]
-    assert [(row["size"], row["work"]) for row in rows] == [(8, 1.0), (16, 4.0)]
-    assert all(0.0 < row["step_seconds"] < row["first_step"] and row["memory"] > 0.3 for row in rows)
+    assert [(row["size"], row["work"], row["step"]) for row in rows[-2:]] == [(128, 16.0, 4.0), (256, 64.0, 8.0)]
     assert (tmp_path / "growth.png").stat().st_size > 10_000

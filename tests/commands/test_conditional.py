@@ -24,7 +24,7 @@ def copy_to_write_into(conditional_run, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_with_labels_is_scored_drawn_from_and_reported(conditional_run, done, tmp_path):
+def test_a_run_with_labels_is_scored_and_drawn_from(conditional_run, done, tmp_path):
     config = json.loads((conditional_run / "config.json").read_text())
     assert config["model"]["num_classes"] == config["data"]["num_classes"] == 10
     where = f"--workdir={conditional_run}"
@@ -42,15 +42,6 @@ def test_a_run_with_labels_is_scored_drawn_from_and_reported(conditional_run, do
     for number in range(4):
         image = np.asarray(Image.open(tmp_path / "each" / f"sample_{number:05d}.png")) / 255
         np.testing.assert_allclose(image, drawn[number, ..., 0], atol=0.003)
-    steps = "--indices=0,1", "--steps=2", "--labels=3,7", "--seed=0", f"--output={tmp_path / 'path'}/"
-    done("train.generate", "interpolate", where, *steps)
-    decoded = model.decode(model.encode(images[:2], labels=[3, 7]), labels=[3, 7])
-    for number, end in zip((0, 2), decoded, strict=True):
-        drawn = np.asarray(Image.open(tmp_path / "path" / f"image_{number:05d}.png")) / 255
-        np.testing.assert_allclose(drawn, end[..., 0], atol=0.003)
-    done("train.report", str(conditional_run), f"--output={tmp_path / 'page.html'}")
-    words = " ".join(re.findall(">([^<>]+)</text>", (tmp_path / "page.html").read_text()))
-    assert "0 1 2 3 4 5 6 7 8 9" in words
 
 
 @pytest.mark.slow

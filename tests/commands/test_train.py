@@ -1,13 +1,12 @@
 import json
 import re
-import shutil
 import signal
 
 import numpy as np
 import pytest
 
 from nvae_tf.generation.image_grid import read_images
-from tests.command_fixtures import assert_same_tensors, metrics_rows, score_of
+from tests.command_fixtures import assert_same_tensors, metrics_rows
 
 
 def test_a_run_leaves_its_records(finished_run):
@@ -55,21 +54,3 @@ def test_a_finished_run_is_not_done_again(commands, finished_run):
     before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file()}
     assert "a finished run" in commands.output_of(["-m", "train.main", f"--workdir={workdir}"])
     assert {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file()} == before
-
-
-@pytest.mark.slow
-def test_a_run_from_anothers_weights_stops_and_goes_on_without_them(commands, finished_run, tmp_path):
-    # Low enough for what was learned to stay, with other scores at the steps of the first run.
-    source, whole, workdir = shutil.copytree(finished_run[0], tmp_path / "source"), tmp_path / "whole", tmp_path / "run"
-    changes = {"train__seed": 6, "train__steps": 30, "optimizer__learning_rate": 1e-3, "train__initialize_from": source}
-    score = score_of(source, 20)
-    commands.train(whole, **changes)
-    command = commands.tiny_training(workdir, **changes)
-    code, output = commands.run_until_training(command, signal.SIGINT)
-    assert code == 130 and f"Starts from {source}, step 60: all " in output
-    assert json.loads((workdir / "config.json").read_text())["train"]["initialize_from"] == str(source)
-    shutil.rmtree(source)
-    output = commands.output_of(command)
-    assert ", from step " in output and "Starts from" not in output and "step 30/30" in output
-    assert score_of(workdir, 20) < score
-    assert_same_tensors(whole, workdir, 30)

@@ -50,14 +50,6 @@ FIGURES = {
         lambda w: figures.samples(images(7), ABOUT, width=w, classes=["cats", "sea urchins", "owls"]),
         ["cats", "sea urchins", "owls"],
     ),
-    "reconstructions": (
-        lambda w: figures.reconstructions(images(13), images(13), ABOUT, "those of groups 0–1", width=w),
-        ["original", "reconstruction", "those of groups 0–1"],
-    ),
-    "nearest": (
-        lambda w: figures.nearest(images(2), images(2, 3), [[0.0123, 0.2, 1], [0, 0, 0]], "training", ABOUT, w),
-        ["sample", "most similar training images, the nearest first", "0.012", "0.200", "1.000"],
-    ),
     "interpolation": (
         lambda w: figures.interpolation(images(3), images(9), 4, ABOUT, w),
         ["original", "decoded from the latents between", "0", "0.25", "0.5", "0.75", "1"],
@@ -68,21 +60,9 @@ FIGURES = {
         ),
         ["original", "groups 2–35 redrawn", "Kept.", "-2", "0", "1"],
     ),
-    "restorations": (
-        lambda w: figures.restorations(images(2)[:, ::2, ::2], images(2), images(2), images(2) / 512, ABOUT, w),
-        ["measured", "restored", "original", "deviation", "white is 0.5"],
-    ),
     "group_decisions": (
         lambda w: figures.group_decisions(images(3, 4), [0, 1, 35], 36, ABOUT, w),
         ["sample", "all groups redrawn", "groups 1–35 redrawn", "group 35 redrawn"],
-    ),
-    "data_images": (
-        lambda w: figures.data_images({"training images": images(25), "test images": images(4)}, ABOUT, width=w),
-        ["training images", "test images"],
-    ),
-    "training_strip": (
-        lambda w: figures.training_strip(images(2, 8), [200, 100_000], ABOUT, w),
-        ["Samples during training", "step 200", "step 100,000"],
     ),
     "kl_per_group": (
         lambda w: figures.kl_per_group(kl()[:, 0], SHAPES, ABOUT, w),
@@ -99,10 +79,6 @@ FIGURES = {
     "outlier_scores": (
         lambda w: figures.histograms(scores("mahalanobis", "kl"), ABOUT, w),
         ["Mahalanobis distance", "sum of the KLs, in nats", "digits of another source", "black", "share of the images"],
-    ),
-    "outlier_roc": (
-        lambda w: figures.roc_curves(scores("mahalanobis", "kl"), ABOUT, w),
-        ["Mahalanobis distance", "test images above the threshold", "outliers above it", "black"],
     ),
     "outlier_maps": (
         lambda w: figures.maps({"test images": with_maps(1.0), "black": with_maps(50.0, 3)}, ABOUT, w),
@@ -161,7 +137,6 @@ def test_images_are_exact_and_missing_ones_blank(width, tmp_path):
     scale = (columns[1] - columns[0] - 1) // 10
     assert len(tops) == len(lefts) == 3 and scale >= 1 and columns[1] - columns[0] - 1 == 10 * scale
     figures.save_figure(figure, tmp_path / "samples.png")
-    assert Image.open(tmp_path / "samples.png").info["data"] == "test images"
     np.testing.assert_array_equal(read_images(tmp_path / "samples.png", 10, 3), shown)
     enlarged = shown.repeat(scale, axis=1).repeat(scale, axis=2)
     for image, (top, left) in zip(enlarged, itertools.product(tops + 1, lefts + 1), strict=False):
