@@ -183,31 +183,23 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     return {"samples": count, "seeds": seeds, "rows": table}
 
 
-def digits(size: int) -> np.ndarray:
-    """All digits of scikit-learn, uint8 `[count, size, size, 1]`; as in MNIST, 5 of 7 parts of the size are used."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    inner = round(size * 20 / 28)
-    pictures = [Image.fromarray(np.uint8(eight * 255 / 16)) for eight in load_digits().images]
-    inside = [np.asarray(picture.resize((inner, inner), Image.Resampling.BICUBIC)) for picture in pictures]
-    before = (size - inner) // 2
-    around = before, size - inner - before
-    return np.pad(inside, [(0, 0), around, around])[..., np.newaxis]
-
-
 def outliers(workdir: str, count: int = 2000) -> dict[str, Any]:
     """After nvae-calibrate, for a model of `models`: nvae-evaluate --metrics=outliers on a copy of the run.
 
     With scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images.
     """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
     data = pathlib.Path(read_run_config(RunFolder(pathlib.Path(workdir))).data.path)
     parts = {name: array[:count] for name, array in read_arrays(data, ANY).items()}
-    test = parts["test"]
-    sets = {"digits": digits(test.shape[1])[: len(test)], "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
+    test, digits = parts["test"], [Image.fromarray(np.uint8(image * 255 / 16)) for image in load_digits().images]
+    # As in MNIST, 20 of 28 pixels are used.
+    digits = [np.pad(digit.resize((20, 20), Image.Resampling.BICUBIC), 4) for digit in digits[: len(test)]]
+    sets = {"digits": np.expand_dims(digits, -1), "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
     sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": parts["train"]}
     sets["noise"] = np.random.RandomState(0).randint(0, 256, test.shape).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:

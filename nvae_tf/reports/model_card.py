@@ -173,22 +173,25 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     """
     file = folder.card_file
     before = file.read_bytes() if file.is_file() else None
-    kept = b"\n" if before is None else _below_marker(before)
+    # What follows the marker, on a line of its own.
+    line = re.compile(rb"^[ \t]*" + re.escape(MARKER.encode()) + rb"(?=[ \t\r]*$)", re.MULTILINE)
+    _, *kept = (b"", b"\n") if before is None else line.split(before, 1)
     facts = gather(folder, parameters)
     if facts.origin is not None and not folder.origin_file.is_file():
         write_origin(folder, facts.origin)
-    if kept is None:
+    if not kept:
         return False
     card = ModelCard.from_template(
         _metadata(facts),
         template_path=str(_TEMPLATE),
         **{"facts": facts, "place": place, "hub_dataset": _hub_dataset(facts.config.data), "counted": counted},
-        **{"plain": _plain, "code": _code, "in_block": _in_block, "quoted": ascii, "shell_word": shlex.quote},
+        **{"plain": _plain, "code": _code, "quoted": ascii, "shell_word": shlex.quote},
+        # A text that can't end the block of code that it stands in.
+        in_block=lambda text: text.replace("```", "'''"),
     )
-    # A name may have the marker in it, on a line of its own.
-    card.text = card.text.replace(MARKER, MARKER.replace("<!--", "<! --"))
-    # The name of a folder need not be Unicode.
-    content = f"{card}\n\n{MARKER}".encode(errors="replace") + kept
+    # A name may have the marker in it, and need not be Unicode.
+    text = str(card).replace(MARKER, MARKER.replace("<!--", "<! --"))
+    content = f"{text}\n\n{MARKER}".encode(errors="replace") + kept[0]
     if content != before:
         with atomic_file(file) as partial:
             partial.write_bytes(content)
@@ -201,15 +204,6 @@ def keep_model_card(folder: RunFolder, model: NVAE, report: Callable[[str], None
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
     except (OSError, ValueError) as error:
         report(f"the model card was not written: {first_line(error)}")
-
-
-def _below_marker(content: bytes) -> bytes | None:
-    """Returns what follows the first line that is the marker; None without such a line."""
-    # Names in the head may have the marker in them.
-    head = re.match(rb"---\r?\n.*?\n---\r?\n", content, re.DOTALL)
-    line = re.compile(rb"^[ \t]*" + re.escape(MARKER.encode()) + rb"(?=[ \t\r]*$)", re.MULTILINE)
-    marker = line.search(content, head.end() if head else 0)
-    return content[marker.end() :] if marker else None
 
 
 def _metadata(facts: types.SimpleNamespace) -> ModelCardData:
@@ -246,8 +240,3 @@ def _plain(text: object) -> str:
 def _code(text: object) -> str:
     """Returns a text as Markdown in the letters of code, on one line, fit for tables too."""
     return f"`{' '.join(str(text).split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
-
-
-def _in_block(text: str) -> str:
-    """Returns a text that can't end the block of code that it stands in."""
-    return text.replace("```", "'''")
