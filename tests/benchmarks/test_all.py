@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import importlib
 import itertools
 import json
@@ -23,31 +24,27 @@ def a_round(ours, **others):
 def test_sides_take_turns_and_who_is_first_changes():
     asked = []
 
+    @contextlib.contextmanager
     def toy(name):
-        seconds = iter(range(1, 100))
+        seconds = itertools.count(1)
 
-        @contextlib.contextmanager
-        def start():
-            def ask(word):
-                asked.append(f"{name} {word}")
-                return {"seconds": next(seconds)} if word == "step" else {"name": name}
+        def ask(word):
+            asked.append(f"{name} {word}")
+            return {"seconds": next(seconds)} if word == "step" else {"name": name}
 
-            yield ask
-            asked.append(f"{name} ended")
+        yield ask
+        asked.append(f"{name} ended")
 
-        return start
-
-    for number, first in ((1, "ours"), (2, "yardstick")):
+    sides = {name: functools.partial(toy, name) for name in ("ours", "yardstick")}
+    for number, order in ((1, ["ours", "yardstick"]), (2, ["yardstick", "ours"])):
         asked.clear()
-        sides = {name: toy(name) for name in ("ours", "yardstick")}
         measured = run_round(sides, turns=2, warm_up=1, clock_steps=3, number=number)
         # The first step, and the first three of the clock, are for warming up; then medians of three.
         assert measured["ours"] == {"name": "ours", "seconds": 2.5, "every_second": [2.0, 3.0]}
         assert measured["yardstick"]["every_second"] == [5.0, 8.0]
-        assert asked[0] == f"{first} ready" and asked[1].endswith(" ready") and asked[-1].endswith(" ended")
+        assert asked[:2] == [f"{name} ready" for name in order] and asked[-1].endswith(" ended")
         turns = [name for name, _ in itertools.groupby(line.split()[0] for line in asked if line.endswith("step"))]
-        other = ({"ours", "yardstick"} - {first}).pop()
-        assert turns == [first, other, first, other]
+        assert turns == order * 2
 
 
 def test_a_result_has_the_ratios_of_pairs():
@@ -145,11 +142,10 @@ def test_a_recipe_has_a_flag_for_each_parameter(tmp_path, monkeypatch, capsys):
 
     called("toy", "b", "--workdir=x", "--figure", f"--json={tmp_path / 'now.json'}")
     result = json.loads((tmp_path / "now.json").read_text())
-    assert [result[name] for name in ("kind", "workdir", "count", "figure")] == ["b", "x", 3, True]
-    for wrong, message in ((["b"], "--workdir"), (["c", "--workdir=x"], "'c'"), (["b", "--count=0"], "at least 1")):
-        with pytest.raises(SystemExit):
-            called("toy", *wrong)
-        assert message in capsys.readouterr().err
+    assert {"kind": "b", "workdir": "x", "count": 3, "figure": True}.items() <= result.items()
+    with pytest.raises(SystemExit):
+        called("toy", "b", "--workdir=x", "--count=0")
+    assert "at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

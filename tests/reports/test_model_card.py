@@ -114,31 +114,17 @@ def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_p
         assert card(folder) and gather(folder).images is None
 
 
-@pytest.mark.parametrize(
-    ("source", "noted", "parts"),
-    [
-        ("folder", ', "held_out": true', "0.1 of the images, drawn at random (seed 0), for testing, "),
-        # A run of an older version does not say whether a part was held out.
-        ("folder", "", "`train` for training, `test` for testing, or, if the source has no such parts, 0.1 of the"),
-        ("tfds", "", "`train` for training, `test` for testing |"),
-    ],
-)
-def test_the_card_says_how_the_images_were_split(tmp_path, source, noted, parts):
-    folder = new_folder(tmp_path / "run", data=dataclasses.replace(DATA, source=source, path="somewhere"))
-    folder.images_file.write_text(f'{{"train": 90, "test": 10, "a_step": 4{noted}}}')
-    assert f"| parts | {parts}" in card(folder)
-
-
 def test_the_card_of_a_conditional_model_with_weights_of_the_kl(tmp_path):
     data = dataclasses.replace(DATA, labels=True, num_classes=3)
     changes = {"data": data, "model": tiny_config(num_classes=3), "train": TrainConfig(label_dropout=0.2)}
     changes["objective"] = ObjectiveConfig(kl_scale_weights=(1, 0.5), free_nats=0.1)
     folder = new_folder(tmp_path / "run", **changes)
-    folder.images_file.write_text('{"train": 9, "test": 3, "class_names": ["cats", "a|b", "owls"]}')
+    folder.images_file.write_text('{"train": 9, "test": 3, "held_out": true, "class_names": ["cats", "a|b", "owls"]}')
     text = card(folder)
     assert r"| classes | 3, from 0 on: `cats`, `a\|b`, `owls`; label dropout 0.2 |" in text
     assert text.count("seed=1, labels=0)") == 3 and "| free nats a group | 0.1 |" in text
     assert "| KL weights of the scales | 1, 0.5 (the smallest scale first) |" in text
+    assert "| parts | 0.1 of the images, drawn at random (seed 0), for testing, the others for training" in text
 
 
 def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
@@ -168,6 +154,7 @@ def test_the_card_has_what_is_in_the_folder(tmp_path):
         assert "In training, after step" not in card(folder)
     folder.metrics_file.write_text("step,test_nelbo_nats,test_bits_per_dim\n950,41.0,0.3\n1000,39.25,0.25\n")
     text = card(folder)
+    assert "| parts | `train` for training, `test` for testing |" in text
     assert "| step 1,000 |" in text and "| step 20 |" in text and "![samples](samples/step-00001000.png)" in text
     assert "1,437 for training, 360 for testing" in text and "| images a step | 64 |" in text
     assert "after step 1,000" in text and "39.25 nats an image, 0.25 bits per dimension" in text
