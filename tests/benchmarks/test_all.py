@@ -57,29 +57,21 @@ def test_a_result_has_the_ratios_of_pairs():
     assert summarize([a_round(3.0)])["seconds_ratios"] == []
 
 
-def test_what_fails_leaves_the_others_their_turn_and_what_was_measured_is_kept(tmp_path, capsys, monkeypatch):
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, capsys, monkeypatch):
     file = tmp_path / "now.json"
-    arguments = ["--only=sampling,nelbo,training", "--presets=mnist", "--rounds=2", f"--json={file}", "--against=."]
-    outcomes = {"sampling": 1.0, "nelbo": ChildProcessError("it was killed"), "training": KeyboardInterrupt()}
 
     def run_round(sides, *_):
-        outcome = outcomes[sides["ours"].args[0].split()[0]]
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return a_round(outcome, against=0.5)
+        if sides["ours"].args[0].startswith("nelbo"):
+            raise ChildProcessError("it was killed")
+        return a_round(1.0, against=0.5)
 
     monkeypatch.setattr(all_benchmarks, "run_round", run_round)
-    with pytest.raises(SystemExit, match="130"):
-        all_benchmarks.main(arguments)
-    printed = capsys.readouterr().out
+    with pytest.raises(ChildProcessError, match="it was killed"):
+        arguments = "--only=sampling,nelbo", "--presets=mnist", "--rounds=2", f"--json={file}", "--against=."
+        all_benchmarks.main([*arguments])
     ratios = "2.000 (2.000 to 2.000) | 9 s | 1.000 (1.000 to 1.000) | 3.21e+09 bytes | 1.000 (1.000 to 1.000)"
-    assert f"| sampling, the model in Python | mnist | 16 | 1 s | {ratios} |" in printed
-    assert "it was killed" in printed and not json.loads(file.read_text())["complete"]
-    outcomes["training"] = 2.0
-    with pytest.raises(SystemExit, match="1"):
-        all_benchmarks.main(arguments)
-    result = json.loads(file.read_text())
-    assert result["complete"] and [row.get("seconds") for row in result["results"]] == [[1.0] * 2, None, [2.0] * 2]
+    assert f"| sampling, the model in Python | mnist | 16 | 1 s | {ratios} |" in capsys.readouterr().out
+    assert [row["seconds"] for row in json.loads(file.read_text())["results"]] == [[1.0] * 2]
 
 
 # The other side of `worker` and its command, as any checkout has them: what changes here breaks `--against`.
@@ -155,7 +147,7 @@ def test_a_real_run_of_all(tmp_path):
     quick = ["--presets=digits", "--rounds=1", "--no-yardstick", "--only=saved_model_sampling"]
     all_benchmarks.main([*quick, f"--json={file}"])
     (row,) = json.loads(file.read_text())["results"]
-    assert row["failure"] is None and row["peak_memory_bytes"][0] > 3e8
+    assert row["peak_memory_bytes"][0] > 3e8
     assert 0.0 < row["seconds"][0] < row["first_step_seconds"][0]
 
 
