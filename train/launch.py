@@ -17,7 +17,6 @@ SIGTERM; after a crash that of the worker that crashed first, 128 and the signal
 
 import os
 import pathlib
-import re
 import shlex
 import sys
 from typing import Annotated
@@ -25,7 +24,6 @@ from typing import Annotated
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 from nvae_tf.training import launcher
@@ -82,10 +80,6 @@ def run() -> None:
     place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     _WORKER_ARGUMENTS[:] = sys.argv[place + 1 :]
     del sys.argv[place:]
-    with exit_on_user_error():
-        for argument in sys.argv:
-            if re.match(r"--?(no)?(config|workdir)\b", argument):
-                raise ValueError(f"{argument}: a flag of nvae-train; these come after a --, as in `{_EXAMPLE}`")
     command_line.run(main, flags)
 
 

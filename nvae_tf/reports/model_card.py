@@ -3,7 +3,6 @@
 import csv
 import html
 import math
-import os
 import pathlib
 import re
 import shlex
@@ -117,22 +116,19 @@ def _identifier(text: str) -> str:
 
 
 def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespace:
-    """An evaluation file: metrics, with texts on one line, their table and rows, scores for the Hub, and pictures."""
+    """An evaluation file: its metrics, their table and rows, scores for the Hub, and pictures."""
     metrics = read_object(file, ANY_OBJECT)
     metrics["split"] = str(metrics["split"])
     # A folder of this machine, which a public card does not name.
     metrics.pop("data", None)
     named = [path for metric in ("latents", "outliers") for path in metrics.get(metric, {}).get("pictures", ())]
-    # Paths in the run folder alone.
-    inside = [path for path in named if not os.path.isabs(path) and ".." not in pathlib.PurePath(path).parts]
-    results = [*_results(metrics, dataset or _identifier(metrics["dataset"]))]
-    for name in [name for name, value in metrics.items() if isinstance(value, str)]:
-        # A name must not look like other lines of the table; commands have a line each.
-        kept = "\n" if name == "command" else ""
-        metrics[name] = "".join(letter if letter.isprintable() or letter in kept else " " for letter in metrics[name])
-    pictures = [path for path in inside if (file.parent / path).is_file()]
-    shown = {"table": table(metrics), "rows": [*rows(metrics)], "pictures": pictures}
-    return types.SimpleNamespace(metrics=metrics, results=results, **shown)
+    return types.SimpleNamespace(
+        metrics=metrics,
+        results=[*_results(metrics, dataset or _identifier(metrics["dataset"]))],
+        table=table(metrics),
+        rows=[*rows(metrics)],
+        pictures=[path for path in named if (file.parent / path).is_file()],
+    )
 
 
 def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:

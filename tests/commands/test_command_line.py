@@ -36,7 +36,6 @@ MISTAKES = [
     (NEW_RUN + "train.batch_sise=3", "did you mean --config.train.batch_size?"),
     (NEW_RUN + "train.batch_size=1438", "The batch size is 1438; of 1437 training images"),
     ("train.launch --processes=2 -- --config=digits", "--workdir is missing"),
-    ("train.launch --processes=2 --config.train.seed=1", "a flag of nvae-train; these come after a"),
     ("train.launch --processes=2 -- --config.train.batch_sise=2 --workdir=x", "--config.train.batch_size"),
     ("train.estimate --config=own_images", "data.path"),
     ("train.evaluate --workdir=nowhere", NO_RUN),
