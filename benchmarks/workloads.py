@@ -224,7 +224,7 @@ class Workload(NamedTuple):
     batch_sizes: dict[str, int | None] = BATCH_SIZES  # images at a time for every preset; None where there is no batch
     presets: tuple[str, ...] = ("mnist", "cifar10")  # if none are named
     prepare: Callable[[str, pathlib.Path], None] | None = None  # writes into the folder what it starts from
-    is_slow: bool = False  # one turn a round, and none to warm up, as commands have
+    is_slow: bool = False  # one turn a round, and none to warm up
     is_command: bool = False  # each turn is a complete command in a new process, so that there is no first step
 
 

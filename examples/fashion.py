@@ -16,6 +16,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+import types
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +91,7 @@ def binarized(images: np.ndarray, seed: int) -> np.ndarray:
 def features(images: str = DEBIAN) -> dict[str, Any]:
     """Trains a classifier of binarized images, whose 64 last features stand in for Inception's.
 
-    Then: nvae-evaluate --metrics=frechet --extractor=examples.fashion:FashionFeatures.
+    Then: nvae-evaluate --metrics=frechet --extractor=examples.fashion:make_extractor.
     """
     import keras
     from keras import layers
@@ -111,23 +112,25 @@ def features(images: str = DEBIAN) -> dict[str, Any]:
     return {"file": str(FEATURES), "accuracy_on_test_images": accuracy}
 
 
-class FashionFeatures:
-    """The extractor, see `nvae_tf.evaluation.inception.FeatureExtractor`."""
+def make_extractor() -> types.SimpleNamespace:
+    """The extractor, see `nvae_tf.evaluation.inception.FeatureExtractor`: float32 `[batch, 64]` of images in [0, 1].
 
-    def __init__(self):
-        import keras
+    Images `[batch, 28, 28, 1]` are binarized with a seed of their content.
+    """
+    import keras
 
-        if not FEATURES.is_file():
-            raise FileNotFoundError(f"{FEATURES}: no such file; `python -m examples.fashion features` writes it")
-        model = keras.models.load_model(FEATURES)
-        self._model = keras.Model(model.inputs, model.layers[-2].output)
-        self.name = f"fashion features {hashlib.sha256(FEATURES.read_bytes()).hexdigest()[:8]}"
+    if not FEATURES.is_file():
+        raise FileNotFoundError(f"{FEATURES}: no such file; `python -m examples.fashion features` writes it")
+    classifier = keras.models.load_model(FEATURES)
+    model = keras.Model(classifier.inputs, classifier.layers[-2].output)
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """float32 `[batch, 64]` of images `[batch, 28, 28, 1]` in [0, 1], binarized with a seed of their content."""
+    def features(images: np.ndarray) -> np.ndarray:
         content = np.ascontiguousarray(images, np.float32).tobytes()
         seed = int.from_bytes(hashlib.sha256(content).digest()[:8])
-        return self._model.predict(binarized(images, seed), batch_size=256, verbose=0)
+        return model.predict(binarized(images, seed), batch_size=256, verbose=0)
+
+    name = f"fashion features {hashlib.sha256(FEATURES.read_bytes()).hexdigest()[:8]}"
+    return types.SimpleNamespace(name=name, features=features)
 
 
 def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     from nvae_tf.runs.loading import load, load_run
     from nvae_tf.training.prior import learn_prior
 
-    run, extractor, table = load_run(workdir), FashionFeatures(), []
+    run, extractor, table = load_run(workdir), make_extractor(), []
     model, spec, stored = run.model, run.config.data, stored_spec(run.config.data)
     train, test = (load_split(stored, split) for split in COUNTS)
     real = image_statistics((batch.numpy() for batch in evaluation_batches(train, stored, 256, 0)), extractor)
