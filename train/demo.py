@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 from absl import flags
@@ -56,45 +56,37 @@ _STEPS = (
 )
 
 
-class Step(NamedTuple):
-    """One command."""
-
-    title: str
-    arguments: list[str]  # of `python`
-    output: pathlib.Path  # the last file that the command writes, which shows that it is done
-
-
-def steps(workdir: pathlib.Path) -> list[Step]:
-    """All commands in their order."""
+def steps(workdir: pathlib.Path) -> list[tuple[str, list[str], pathlib.Path]]:
+    """The title, the arguments of `python`, and the last file that it writes, which shows that it is done, of all."""
     plan, total = [], preset("digits").train.steps
     for title, output, command in _STEPS:
         file = workdir / output.format(total=total)
         words = {"run": f"--workdir={workdir}", "output": f"--output={file}", "json": f"--json={file}"}
-        plan.append(Step(title, [word.format(workdir=workdir, **words) for word in command.split()], file))
+        plan.append((title, [word.format(workdir=workdir, **words) for word in command.split()], file))
     return plan
 
 
 def main(workdir: Annotated[str, "Run folder of the demo."] = "runs/demo") -> None:
     """Runs the unfinished steps, and prints the results."""
     started, plan = time.monotonic(), steps(pathlib.Path(workdir))
-    trained = plan[0].output
-    for number, step in enumerate(plan, 1):
-        heading = f"[{number}/{len(plan)}] {step.title}"
-        if step.output.exists() and step.output.stat().st_mtime >= trained.stat().st_mtime:
-            print(f"{heading}: done before, {step.output}", flush=True)
+    for number, (title, arguments, output) in enumerate(plan, 1):
+        heading = f"[{number}/{len(plan)}] {title}"
+        # The first step, training, makes what the others need.
+        if output.exists() and output.stat().st_mtime >= plan[0][2].stat().st_mtime:
+            print(f"{heading}: done before, {output}", flush=True)
             continue
-        print(f"\n{heading}\n$ python {shlex.join(step.arguments)}", flush=True)
+        print(f"\n{heading}\n$ python {shlex.join(arguments)}", flush=True)
         # The output may be of an earlier training; an export is its whole folder.
-        step.output.unlink(missing_ok=True)
-        if step.output.name == "saved_model.pb":
-            shutil.rmtree(step.output.parent, ignore_errors=True)
-        _run(step)
+        output.unlink(missing_ok=True)
+        if output.name == "saved_model.pb":
+            shutil.rmtree(output.parent, ignore_errors=True)
+        _run(arguments)
     print(f"\n{summary(pathlib.Path(workdir))}\nAll this in {duration(time.monotonic() - started)}.", flush=True)
 
 
-def _run(step: Step) -> None:
-    prefix = [] if step.arguments[0] == "-m" else ["-I", "-c", _WITHOUT_PACKAGE]
-    process = subprocess.Popen([sys.executable, *prefix, *step.arguments])
+def _run(arguments: list[str]) -> None:
+    prefix = [] if arguments[0] == "-m" else ["-I", "-c", _WITHOUT_PACKAGE]
+    process = subprocess.Popen([sys.executable, *prefix, *arguments])
     try:
         code = process.wait()
     except KeyboardInterrupt:

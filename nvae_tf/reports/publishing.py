@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from typing import NamedTuple
+import types
 
 import huggingface_hub
 
@@ -22,21 +22,13 @@ from nvae_tf.runs.run_folder import RunFolder, write_run_config
 from nvae_tf.runs.sharing import BEST_FILES, HUB, SHARED_FILES, check_repo_name, find_run_folder, hub_errors_in_one_line
 
 
-class Published(NamedTuple):
-    """A run on the Hub."""
-
-    url: str
-    step: int
-    num_files: int
-    num_bytes: int
-    has_scores: bool  # whether nvae-evaluate had measured this very checkpoint
-
-
-def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest") -> Published:
+def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest") -> types.SimpleNamespace:
     """Publishes a run on the Hub as the model `repo` ("user/name"), which is made if there is none, in one commit.
 
     The files are those of `write_shared_run`. Files of an earlier shared run in the repository are replaced; others,
-    such as a LICENSE, stay. Raises what `nvae_tf.load` raises, and OSError where the Hub does not take the run.
+    such as a LICENSE, stay. Returns the `url`, the checkpoint's `step`, `num_files`, `num_bytes`, and `has_scores`,
+    whether nvae-evaluate had measured this very checkpoint. Raises what `nvae_tf.load` raises, and OSError where the
+    Hub does not take the run.
     """
     check_repo_name(repo, f"repo {repo!r}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -57,7 +49,8 @@ def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest
                 if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                     operations.append(huggingface_hub.CommitOperationDelete(name))
             hub.create_commit(repo, operations, commit_message=f"Step {step:,}", parent_commit=parent)
-    return Published(str(url), step, len(files), num_bytes, has_scores)
+    facts = {"step": step, "num_files": len(files), "num_bytes": num_bytes, "has_scores": has_scores}
+    return types.SimpleNamespace(url=str(url), **facts)
 
 
 def write_shared_run(
