@@ -73,14 +73,6 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
     )
     tested = [evaluation for evaluation in facts.evaluations if evaluation.metrics["split"] == "test"]
     facts.test_evaluation = tested[0] if tested else None
-    # Whether the newest weights are those of a file, as it was imported.
-    facts.is_imported = facts.origin is not None and facts.origin.step is not None and facts.origin.step == facts.step
-    # The checkpoint for the card's commands is that of the scores, if it is still there.
-    scored = [evaluation.metrics.get("checkpoint") for evaluation in facts.evaluations if evaluation.rows]
-    facts.checkpoint = "best" if best and (facts.step is None or scored[:1] == ["best"]) else "latest"
-    # Whether the reweighted prior was learned for that checkpoint.
-    step = facts.best_step if facts.checkpoint == "best" else facts.step
-    facts.has_prior = facts.prior is not None and facts.prior[0] == step
     return facts
 
 
