@@ -11,7 +11,8 @@ WORKLOADS
 In each round a workload runs in a new process and takes turns with another: the yardstick, a small PyTorch workload
 (`make torch`; --no-yardstick does without), or with --against the same workload of that checkout. Both have two
 threads. A round's time is the median of its turns; commands and the importance-weighted bound have one turn. A ratio
-is the median over the rounds, with the lowest and the highest in brackets. Let nothing else run meanwhile.
+is the median over the rounds, with the lowest and the highest in brackets. Let nothing else run meanwhile. Where a
+workload fails, or after Ctrl-C, the results are those before it.
 
 Exit code: 0 done, 1 a workload failed, 2 a mistake in the command, 130 Ctrl-C.
 """
@@ -21,7 +22,6 @@ import contextlib
 import functools
 import pathlib
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -87,62 +87,41 @@ def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, numb
 
 
 def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the rounds and returns the result, whose `failure` is None unless a process has failed."""
-    (name, preset), workload = job, WORKLOADS[job[0]]
+    """Runs the rounds and returns the result; ChildProcessError if a process fails."""
+    (name, preset), workload, rounds = job, WORKLOADS[job[0]], []
     clock = "mnist" if preset == "mnist" and name.endswith("training") else "cifar10"
-    yardstick, rounds = None if options.no_yardstick else clock, []
-    is_slow = workload.is_slow or workload.is_command
+    yardstick, is_slow = None if options.no_yardstick else clock, workload.is_slow or workload.is_command
     turns, warm_up, clock_steps = (1, 0, CLOCK_STEPS_OF_SLOW) if is_slow else (TURNS, WARM_UP_STEPS, 1)
-    row = {"workload": name, "preset": preset, "batch_size": workload.batch_sizes[preset], "yardstick": yardstick}
     with tempfile.TemporaryDirectory() as folder:
         sides = processes(job, folder, yardstick, options.against)
         for number in range(1, options.rounds + 1):
-            try:
-                rounds.append(run_round(sides, turns, warm_up, clock_steps, number))
-            except ChildProcessError as error:
-                say(str(error))
-                return row | {"failure": str(error)}
+            rounds.append(run_round(sides, turns, warm_up, clock_steps, number))
             times = (f"{side} {measured['seconds']:.3f} s" for side, measured in rounds[-1].items())
             say(f"{' '.join(job)}: round {number} of {options.rounds}: {', '.join(times)}")
-    return row | {"failure": None} | summarize(rounds)
+    row = {"workload": name, "preset": preset, "batch_size": workload.batch_sizes[preset], "yardstick": yardstick}
+    return row | summarize(rounds)
 
 
 def summarize(rounds: Sequence[Round]) -> dict[str, list[float]]:
     """Gives each quantity our numbers, one for each round, and their ratios to the numbers of the other side."""
-    row, other = {}, next((side for side in rounds[0] if side != "ours"), None)
+    row = {}
     for name in QUANTITIES:
-        ours, theirs = ([each[side].get(name) for each in rounds] if side else [] for side in ("ours", other))
-        # The yardstick is another program: only its time says something.
-        comparable = None not in ours and (other == "against" or name == "seconds")
-        ratios = [one / two for one, two in zip(ours, theirs, strict=False)] if comparable else []
-        row |= {name: ours, f"{name}_ratios": ratios}
+        row |= {name: [each["ours"].get(name) for each in rounds], f"{name}_ratios": []}
+        for side in rounds[0].keys() - {"ours"}:
+            # The yardstick is another program: only its time says something.
+            if None not in row[name] and (side == "against" or name == "seconds"):
+                row[f"{name}_ratios"] = [each["ours"][name] / each[side][name] for each in rounds]
     return row
-
-
-def run_jobs(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures one job after the other and returns the content of the file, which is written after each."""
-    result = {**results.stamp(), "against": str(options.against or ""), "complete": False, "results": []}
-    with contextlib.suppress(KeyboardInterrupt):
-        for number, job in enumerate(options.jobs, 1):
-            say(f"workload {number} of {len(options.jobs)}: {' '.join(job)}")
-            result["results"].append(measure(job, options))
-            result["complete"] = number == len(options.jobs)
-            results.write_json(result, options.json)
-    return result
 
 
 def table(result: dict[str, Any]) -> str:
     """The results, a row each, with the machine, the revision, and what the columns are."""
     other = pathlib.Path(result["against"] or "yardstick").name
-    lines = [results.text({"results": [_cells(row, other) for row in result["results"]]})]
-    lines += [*results.place(result), f"revision {result['revision'] or 'unknown'}", EXPLANATION]
-    return "\n".join(lines + ([] if result["complete"] else ["", "Interrupted: not all workloads were measured."]))
+    return results.text(result | {"results": [_cells(row, other) for row in result["results"]]}) + f"\n{EXPLANATION}"
 
 
 def _cells(row: dict[str, Any], other: str) -> dict[str, Any]:
     cells = {"workload": WORKLOADS[row["workload"]].what, "preset": row["preset"], "batch": row["batch_size"]}
-    if row["failure"]:
-        return cells | {"failure": row["failure"]}
     for name, (heading, unit) in QUANTITIES.items():
         values, ratios = row[name], row[f"{name}_ratios"]
         cells[heading] = None if None in values else f"{statistics.median(values):.3g} {unit}"
@@ -168,12 +147,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    result = run_jobs(parse_arguments(arguments))
-    print(table(result))
-    if not result["complete"]:
-        sys.exit(130)
-    if any(row["failure"] for row in result["results"]):
-        sys.exit(1)
+    options = parse_arguments(arguments)
+    result = {**results.stamp(), "against": str(options.against or ""), "results": []}
+    try:
+        for number, job in enumerate(options.jobs, 1):
+            say(f"workload {number} of {len(options.jobs)}: {' '.join(job)}")
+            result["results"].append(measure(job, options))
+            results.write_json(result, options.json)
+    finally:
+        print(table(result))
 
 
 if __name__ == "__main__":

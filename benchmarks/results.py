@@ -1,7 +1,6 @@
 """What all benchmarks share around the measuring: options, the machine, tables, and the JSON file of results."""
 
 import argparse
-import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -24,7 +23,6 @@ from nvae_tf.files import atomic_write, git_revision
 
 ROOT = pathlib.Path(__file__).parents[1]
 THREADS = 2  # of every workload
-_LAYOUT = argparse.RawDescriptionHelpFormatter
 
 
 def say(line: str) -> None:
@@ -34,9 +32,19 @@ def say(line: str) -> None:
 
 def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
     """A parser whose `--help` is the module's documentation, with the option `--json`."""
-    parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=_LAYOUT)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=layout)
     parser.add_argument("--json", type=json_file, metavar="FILE", help="write the results there as well")
     return parser
+
+
+def parse_with_yardstick(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    parser.add_argument("--no-yardstick", action="store_true", help="our own times alone, without a ratio")
+    options = parser.parse_args(arguments)
+    options.no_yardstick |= bool(getattr(options, "against", None))
+    if not options.no_yardstick and importlib.util.find_spec("torch") is None:
+        parser.error("the yardstick needs PyTorch, which is not installed: `make torch`, or give --no-yardstick")
+    return options
 
 
 def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, Any]]) -> None:
@@ -44,12 +52,11 @@ def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, 
 
     A parameter whose annotation is a `typing.Literal` is written without its name.
     """
-    parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=_LAYOUT)
-    commands = parser.add_subparsers(metavar="RECIPE", required=True)
+    parser = benchmark_parser(name, documentation)
+    commands = parser.add_subparsers(metavar="RECIPE", dest="recipe", required=True)
     for recipe in recipes:
         command = commands.add_parser(recipe.__name__, description=recipe.__doc__)
-        command.add_argument("--json", type=json_file, metavar="FILE", help="write the results there as well")
-        command.set_defaults(recipe=recipe)
+        command.add_argument("--json", type=json_file, metavar="FILE")
         for parameter in inspect.signature(recipe).parameters.values():
             flag, default, kind = f"--{parameter.name}", parameter.default, parameter.annotation
             if kind is bool:
@@ -59,11 +66,11 @@ def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, 
             else:
                 read = at_least(0 if parameter.name == "seed" else 1) if kind is int else kind
                 command.add_argument(flag, type=read, default=default, required=default is parameter.empty)
-    options = parser.parse_args()
-    values = {name: value for name, value in vars(options).items() if name not in ("json", "recipe")}
+    options = vars(parser.parse_args())
+    recipe, file = {each.__name__: each for each in recipes}[options.pop("recipe")], options.pop("json")
     start_tensorflow_quietly()
     with exit_on_user_error():
-        run(options, lambda _: options.recipe(**values))
+        run(argparse.Namespace(json=file), lambda _: recipe(**options))
 
 
 def json_file(text: str) -> pathlib.Path:
@@ -91,37 +98,26 @@ def names(known: Collection[str]) -> Callable[[str], list[str]]:
     return read
 
 
-def parse_with_yardstick(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    parser.add_argument("--no-yardstick", action="store_true", help="our own times alone, without a ratio")
-    options = parser.parse_args(arguments)
-    options.no_yardstick |= bool(getattr(options, "against", None))
-    if not options.no_yardstick and importlib.util.find_spec("torch") is None:
-        parser.error("the yardstick needs PyTorch, which is not installed: `make torch`, or give --no-yardstick")
-    return options
-
-
 def stamp() -> dict[str, Any]:
     """Where, when and with what results are taken."""
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        model = re.search("model name.*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-        processor = model[1] if model else processor
-    versions = {"python": platform.python_version()}
-    for package in ("tensorflow", "keras", "numpy", "torch"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    machine = {"processor": processor, "cores": os.cpu_count(), "threads_used": THREADS}
-    machine |= {"load_average_at_start": os.getloadavg()[0], "memory_bytes": psutil.virtual_memory().total}
-    machine["system"] = f"{platform.system()} {platform.machine()}"
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": now, "machine": machine, "versions": versions, "revision": git_revision(ROOT)}
+    model = re.search("model name.*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    size, load = psutil.virtual_memory().total / 1e9, os.getloadavg()[0]
+    machine = f"{model[1] if model else 'unknown processor'}, {os.cpu_count()} cores, {size:.0f} GB, "
+    packages = [name for name in ("tensorflow", "keras", "numpy", "torch") if importlib.util.find_spec(name)]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{machine}{platform.system()} {platform.machine()}, load {load:.1f}",
+        "versions": ", ".join([f"python {platform.python_version()}", *versions]),
+        "revision": git_revision(ROOT),
+    }
 
 
 def run(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
     """Measures, prints the results by their names, and writes them if `--json` names a file."""
-    about, measured = stamp(), measure(options)
-    print("\n".join([text(measured), *place(about)]))
-    write_json(about | measured, options.json)
+    result = stamp() | measure(options)
+    print(text(result))
+    write_json(result, options.json)
 
 
 def text(measured: dict[str, Any]) -> str:
@@ -145,16 +141,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000.0 else f"{value:,.0f}"
     return "-" if value is None else str(value)
-
-
-def place(result: dict[str, Any]) -> list[str]:
-    """Two lines about the machine, and about versions and the date."""
-    machine, versions = result["machine"], result["versions"]
-    size, load = f"{machine['memory_bytes'] / 1e9:.0f} GB", f"load {machine['load_average_at_start']:.1f}"
-    return [
-        f"{machine['processor']}, {machine['cores']} cores, {size}, {machine['system']}, {load}",
-        ", ".join(f"{name} {version}" for name, version in versions.items()) + f", {result['date']}",
-    ]
 
 
 def write_json(result: dict[str, Any], file: pathlib.Path | None) -> None:

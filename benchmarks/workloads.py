@@ -108,12 +108,6 @@ def run_python(module: str, *arguments: str | pathlib.Path) -> int:
     return usage.ru_maxrss * 1024
 
 
-def untrained_model(preset: str) -> Any:
-    from nvae_tf.models import NVAE
-
-    return NVAE(presets.experiment_config(preset).model)
-
-
 def random_images(model_config: Any, batch_size: int) -> Any:
     """Random images `[batch, height, width, channels]` in [0, 1], on the levels that the data has."""
     import tensorflow as tf
@@ -164,8 +158,9 @@ class Training:
 
 def sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
     from nvae_tf.generation.sampling import ImageGenerator
+    from nvae_tf.models import NVAE
 
-    model = untrained_model(preset)
+    model = NVAE(presets.experiment_config(preset).model)
     generator = ImageGenerator(model)
     # The generator does not keep the model alive.
     return lambda model=model: generator.generate(batch_size)
@@ -173,15 +168,16 @@ def sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
 
 def nelbo(preset: str, batch_size: int, folder: pathlib.Path, importance_samples: int = 0) -> Callable:
     from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
+    from nvae_tf.models import NVAE
 
-    model = untrained_model(preset)
+    model = NVAE(presets.experiment_config(preset).model)
     images = random_images(model.config, batch_size)
     evaluator = LikelihoodEvaluator(model, batch_size, importance_samples)
     return lambda: evaluator.evaluate_batch(images, seed=0, first=0)
 
 
-def prepare_run(preset: str, folder: pathlib.Path) -> None:
-    """Writes a run of one training step on random images."""
+def prepare_export(preset: str, folder: pathlib.Path) -> None:
+    """Writes a run of one training step on random images, and exports it."""
     run, images = folder / "run", folder / "images.npy"
     if not run.exists():
         shape = [8, *presets.experiment_config(preset).data.image_shape]
@@ -189,31 +185,19 @@ def prepare_run(preset: str, folder: pathlib.Path) -> None:
         data = ["--config.data.source=arrays", f"--config.data.path={images}", "--config.data.crop_box=None"]
         short = ["--config.train.steps=1", "--config.train.batch_size=2"]
         run_python("train.main", f"--config={preset}", f"--workdir={run}", *data, *short)
-
-
-def export(folder: pathlib.Path) -> int:
-    """Exports that run, and returns the command's peak memory in bytes."""
-    shutil.rmtree(folder / "output", ignore_errors=True)
-    return run_python("export.export_saved_model", f"--workdir={folder / 'run'}", f"--output={folder / 'output'}")
-
-
-def prepare_export(preset: str, folder: pathlib.Path) -> None:
-    prepare_run(preset, folder)
-    if not (folder / "output").exists():
-        export(folder)
+        run_python("export.export_saved_model", f"--workdir={run}", f"--output={folder / 'output'}")
 
 
 class Export:
     """The command `nvae-export`."""
 
     def __init__(self, preset: str, batch_size: int | None, folder: pathlib.Path):
-        self._folder = folder
+        self._run, self._output = folder / "run", folder / "output"
 
     def __call__(self) -> None:
-        self._peak = export(self._folder)
-
-    def summary(self) -> dict[str, int]:
-        return {"peak_memory_bytes": self._peak}
+        shutil.rmtree(self._output)
+        peak = run_python("export.export_saved_model", f"--workdir={self._run}", f"--output={self._output}")
+        self.summary = lambda: {"peak_memory_bytes": peak}
 
 
 def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
@@ -232,32 +216,34 @@ def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> 
 
 
 class Workload(NamedTuple):
-    """`made_by(preset, batch size, folder)`, which loads TensorFlow, gives a function that does it once."""
+    """`made_by(preset, batch size, folder, **settings)`, which loads TensorFlow, gives a function that does it once."""
 
     what: str  # what one turn does, for the table
     made_by: Callable[..., Callable]
+    settings: dict[str, Any] = {}
     batch_sizes: dict[str, int | None] = BATCH_SIZES  # images at a time for every preset; None where there is no batch
     presets: tuple[str, ...] = ("mnist", "cifar10")  # if none are named
     prepare: Callable[[str, pathlib.Path], None] | None = None  # writes into the folder what it starts from
-    is_slow: bool = False  # one turn a round, and none to warm up, as commands have
+    is_slow: bool = False  # one turn a round, and none to warm up
     is_command: bool = False  # each turn is a complete command in a new process, so that there is no first step
 
 
 _samples = dict.fromkeys(PRESETS, 16)
-_recomputed = functools.partial(Training, **{"train.recompute": "all"})
-_half_precision = functools.partial(Training, **{"train.precision": "mixed_bfloat16"})
-_bound = functools.partial(nelbo, importance_samples=20)
 WORKLOADS = {
     "training": Workload("training step", Training, presets=PRESETS[1:]),
-    "recomputed_training": Workload("training step, train.recompute=all", _recomputed),
-    "bfloat16_training": Workload("training step, bfloat16", _half_precision),
-    "sampling": Workload("sampling, the model in Python", sampling, _samples),
+    "recomputed_training": Workload("training step, train.recompute=all", Training, {"train.recompute": "all"}),
+    "bfloat16_training": Workload("training step, bfloat16", Training, {"train.precision": "mixed_bfloat16"}),
+    "sampling": Workload("sampling, the model in Python", sampling, batch_sizes=_samples),
     "nelbo": Workload("NELBO of a batch", nelbo),
-    "importance_weighted_20": Workload("importance-weighted bound of a batch, K = 20", _bound, is_slow=True),
-    "saved_model_sampling": Workload(
-        "sampling, the exported SavedModel", saved_model_sampling, _samples, prepare=prepare_export
+    "importance_weighted_20": Workload(
+        "importance-weighted bound of a batch, K = 20", nelbo, {"importance_samples": 20}, is_slow=True
     ),
-    "export": Workload("nvae-export, verified", Export, dict.fromkeys(PRESETS), prepare=prepare_run, is_command=True),
+    "saved_model_sampling": Workload(
+        "sampling, the exported SavedModel", saved_model_sampling, batch_sizes=_samples, prepare=prepare_export
+    ),
+    "export": Workload(
+        "nvae-export, verified", Export, batch_sizes=dict.fromkeys(PRESETS), prepare=prepare_export, is_command=True
+    ),
 }
 
 
@@ -266,19 +252,19 @@ def prepared(name: str, preset: str, folder: str, settings: str = "{}") -> Calla
     workload, place = WORKLOADS[name], pathlib.Path(folder)
     if workload.prepare:
         workload.prepare(preset, place)
-    return functools.partial(workload.made_by, preset, workload.batch_sizes[preset], place, **json.loads(settings))
+    how = workload.settings | json.loads(settings)
+    return functools.partial(workload.made_by, preset, workload.batch_sizes[preset], place, **how)
 
 
 def serve_work(make: Callable[[], Callable], is_command: bool = False) -> None:
     """Serves a workload; a step repeats quick work until half a second is over."""
-    start = time.perf_counter()
     for module in () if is_command else _MODULES:
         importlib.import_module(f"nvae_tf.{module}")
     imported = time.perf_counter()
-    work, summary = make(), {"import_seconds": None, "first_step_seconds": None}
+    work, summary = make(), {"first_step_seconds": None}
     if not is_command:
         work()
-        summary = {"import_seconds": imported - start, "first_step_seconds": time.perf_counter() - imported}
+        summary = {"first_step_seconds": time.perf_counter() - imported}
 
     def step() -> float:
         start, count, seconds = time.perf_counter(), 0, 0.0

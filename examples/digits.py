@@ -45,6 +45,19 @@ def rows(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
+def class_samples(model: Any, count: int, temperature: float, guidance: float, seed: int = 1) -> tuple[np.ndarray, Any]:
+    """Samples of a model's classes in turn, and these classes; None where it has none."""
+    from nvae_tf.generation.sampling import generate_images
+
+    labels = np.arange(count) % model.config.num_classes if model.config.num_classes else None
+    return generate_images(model, count, temperature, seed, labels=labels, guidance=guidance), labels
+
+
+def accuracy(model: Any, images: np.ndarray, truth: np.ndarray) -> float:
+    """In how many images a conditional model sees the true class by Bayes' rule."""
+    return float((np.argmax(model.classify(images, batch_size=100), axis=1) == truth).mean())
+
+
 def quality(
     workdir: str, temperature: float = 1.0, guidance: float = 1.0, count: int = 1000, seed: int = 1
 ) -> dict[str, Any]:
@@ -55,12 +68,9 @@ def quality(
     often the model's own Bayes' rule knows a test digit.
     """
     import nvae_tf
-    from nvae_tf.generation.sampling import generate_images
 
-    model = nvae_tf.load(workdir)
-    machine, (images, truth), classes = classifier(), digits("test"), model.config.num_classes
-    labels = np.arange(count) % classes if classes else None
-    samples = generate_images(model, count, temperature, seed, labels=labels, guidance=guidance)
+    model, machine, (images, truth) = nvae_tf.load(workdir), classifier(), digits("test")
+    samples, labels = class_samples(model, count, temperature, guidance, seed)
     on_real, on_samples = machine.predict_proba(rows(images)), machine.predict_proba(rows(samples) > 0.5)
     measured = {
         "temperature": temperature,
@@ -69,10 +79,9 @@ def quality(
         "confidence_on_samples": float(on_samples.max(axis=1).mean()),
         "samples_per_class": np.bincount(on_samples.argmax(axis=1), minlength=10).tolist(),
     }
-    if classes:
+    if labels is not None:
         measured["agreement"] = float((on_samples.argmax(axis=1) == labels).mean())
-        predicted = np.argmax(model.classify(images, batch_size=90), axis=1)
-        measured["accuracy_of_model"] = float((predicted == truth).mean())
+        measured["accuracy_of_model"] = accuracy(model, images, truth)
     return measured
 
 

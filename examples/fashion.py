@@ -16,13 +16,13 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+import types
 from typing import Any, Literal
 
 import numpy as np
 
 from benchmarks import results
-from examples.digits import rows, train
+from examples.digits import accuracy, class_samples, rows, train
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.schemas import ANY
 
@@ -56,11 +56,10 @@ def models(kind: Literal["binary", "gray", "classes"], workdir: str, images: str
     """Trains a model on the first 9,600 training images (2,000 test images), which go into a file beside the run."""
     file = pathlib.Path(workdir).absolute().parent / "fashion_mnist_part.npz"
     if not file.exists():
-        arrays = {}
-        for split, count in COUNTS.items():
-            arrays[split], arrays[f"{split}_labels"] = fashion(images, split, count)
+        parts = {split: fashion(images, split, count) for split, count in COUNTS.items()}
+        arrays = {split: pixels for split, (pixels, _) in parts.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(file, arrays)
+        write_arrays(file, arrays | {f"{split}_labels": labels for split, (_, labels) in parts.items()})
     preset, settings = KINDS[kind]
     return {"peak_memory_bytes": train(preset, workdir, _RECIPE | settings | {"data.path": file})}
 
@@ -73,17 +72,14 @@ def classes(workdir: str, temperature: float = 1.0, guidance: float = 1.0, image
     from sklearn.svm import SVC
 
     import nvae_tf
-    from nvae_tf.generation.sampling import generate_images
 
     (training, labels), (test, truth) = (fashion(images, split, count) for split, count in COUNTS.items())
-    machine = SVC(C=10.0).fit(rows(training) / 255.0, labels)
-    model, wanted = nvae_tf.load(workdir), np.arange(1000) % 10
-    samples = generate_images(model, 1000, temperature, 1, labels=wanted, guidance=guidance)
-    predicted = np.argmax(model.classify(test / np.float32(255.0), batch_size=100), axis=1)
+    machine, model = SVC(C=10.0).fit(rows(training) / 255.0, labels), nvae_tf.load(workdir)
+    samples, wanted = class_samples(model, 1000, temperature, guidance)
     return {
         "samples_seen_as_asked": float((machine.predict(rows(samples)) == wanted).mean()),
         "test_images_seen_rightly": float((machine.predict(rows(test) / 255.0) == truth).mean()),
-        "test_images_classified_by_the_model": float((predicted == truth).mean()),
+        "test_images_classified_by_the_model": accuracy(model, test / np.float32(255.0), truth),
     }
 
 
@@ -116,26 +112,25 @@ def features(images: str = DEBIAN) -> dict[str, Any]:
     return {"file": str(FEATURES), "accuracy_on_test_images": accuracy}
 
 
-class FashionFeatures:
-    """The extractor, see `nvae_tf.evaluation.inception.FeatureExtractor`."""
+def make_extractor() -> types.SimpleNamespace:
+    """The extractor, see `nvae_tf.evaluation.inception.FeatureExtractor`: float32 `[batch, 64]` of images in [0, 1].
 
-    def __init__(self):
-        import keras
+    Images `[batch, 28, 28, 1]` are binarized with a seed of their content.
+    """
+    import keras
 
-        if not FEATURES.is_file():
-            raise FileNotFoundError(f"{FEATURES}: no such file; `python -m examples.fashion features` writes it")
-        model = keras.models.load_model(FEATURES)
-        self._model = keras.Model(model.inputs, model.layers[-2].output)
-        self.name = f"fashion features {hashlib.sha256(FEATURES.read_bytes()).hexdigest()[:8]}"
+    if not FEATURES.is_file():
+        raise FileNotFoundError(f"{FEATURES}: no such file; `python -m examples.fashion features` writes it")
+    classifier = keras.models.load_model(FEATURES)
+    model = keras.Model(classifier.inputs, classifier.layers[-2].output)
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """float32 `[batch, 64]` of images `[batch, 28, 28, 1]` in [0, 1], binarized with a seed of their content."""
+    def features(images: np.ndarray) -> np.ndarray:
         content = np.ascontiguousarray(images, np.float32).tobytes()
         seed = int.from_bytes(hashlib.sha256(content).digest()[:8])
-        return self._model.predict(binarized(images, seed), batch_size=256, verbose=0)
+        return model.predict(binarized(images, seed), batch_size=256, verbose=0)
 
-
-make_extractor = FashionFeatures
+    name = f"fashion features {hashlib.sha256(FEATURES.read_bytes()).hexdigest()[:8]}"
+    return types.SimpleNamespace(name=name, features=features)
 
 
 def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
@@ -157,34 +152,29 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     train, test = (load_split(stored, split) for split in COUNTS)
     real = image_statistics((batch.numpy() for batch in evaluation_batches(train, stored, 256, 0)), extractor)
 
-    def add(name: str, draw: Callable[[int], np.ndarray], seeds: int = 1, **more: Any) -> None:
-        """A row with the distance of the images that `draw` makes of each seed from the training images."""
-        distances, seconds = [], []
-        for seed in range(1, seeds + 1):
-            start = time.perf_counter()
-            images = draw(seed)
-            seconds.append(time.perf_counter() - start)
-            rounded = np.rint(images * np.float32(255.0)) / np.float32(255.0)
-            distances.append(frechet_distance(real, image_statistics([rounded], extractor)))
-        numbers = {"distance": np.mean(distances), "smallest": min(distances), "largest": max(distances)}
-        table.append({"images": name} | {key: float(value) for key, value in numbers.items()})
-        table[-1] |= {"seconds": min(seconds)} | more
-        results.say(str(table[-1]))
+    def distance(images: np.ndarray) -> float:
+        rounded = np.rint(images * np.float32(255.0)) / np.float32(255.0)
+        return float(frechet_distance(real, image_statistics([rounded], extractor)))
 
     def add_samples(name: str, model: Any, temperature: float = 1.0, prior: str = "model", **more: Any) -> None:
-        generator = ImageGenerator(model)
-        add(name, lambda seed: generator.generate(count, temperature, seed, prior=prior), seeds, **more)
-        if temperature >= 0.7:
-            adjusted = readjusted(model, temperature, prior=prior).model  # which its generator does not keep alive
-            generator = ImageGenerator(adjusted)
-            name = f"{name}, readjusted batch norm"
-            add(name, lambda seed: generator.generate(count, temperature, seed, prior=prior), seeds)
+        generator, seconds, distances = ImageGenerator(model), [], []
+        for seed in range(1, seeds + 1):
+            start = time.perf_counter()
+            images = generator.generate(count, temperature, seed, prior=prior)
+            seconds.append(time.perf_counter() - start)
+            distances.append(distance(images))
+        numbers = {"distance": float(np.mean(distances)), "smallest": min(distances), "largest": max(distances)}
+        table.append({"images": name} | numbers | {"seconds": min(seconds)} | more)
+        results.say(str(table[-1]))
+        if temperature >= 0.7 and "readjusted" not in name:
+            adjusted = readjusted(model, temperature, prior=prior).model
+            add_samples(f"{name}, readjusted batch norm", adjusted, temperature, prior)
 
     first = range(min(count, test.count))
     unseen, seen = (chosen_images(test, each, "test", first)[0] for each in (stored, spec))
-    add("unseen real images", lambda seed: unseen)
-    add("their reconstructions", lambda seed: reconstruct_images(model, seen))
-    add("the top group's latents from test images", lambda seed: reconstruct_images(model, seen, 1))
+    own = {"unseen real images": unseen, "their reconstructions": reconstruct_images(model, seen)}
+    own["the top group's latents from test images"] = reconstruct_images(model, seen, 1)
+    table += [{"images": name, "distance": distance(images)} for name, images in own.items()]
     for temperature in (1.0, 0.9, 0.8, 0.7, 0.6):
         add_samples(f"temperature {temperature:g}", model, temperature)
     for settings in ({"kind": "mixture"}, {"groups": 1}, {"groups": 2}):
@@ -196,31 +186,23 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     return {"samples": count, "seeds": seeds, "rows": table}
 
 
-def digits(size: int) -> np.ndarray:
-    """All digits of scikit-learn, uint8 `[count, size, size, 1]`; as in MNIST, 5 of 7 parts of the size are used."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    inner = round(size * 20 / 28)
-    pictures = [Image.fromarray(np.uint8(eight * 255 / 16)) for eight in load_digits().images]
-    inside = [np.asarray(picture.resize((inner, inner), Image.Resampling.BICUBIC)) for picture in pictures]
-    before = (size - inner) // 2
-    around = before, size - inner - before
-    return np.pad(inside, [(0, 0), around, around])[..., np.newaxis]
-
-
 def outliers(workdir: str, count: int = 2000) -> dict[str, Any]:
     """After nvae-calibrate, for a model of `models`: nvae-evaluate --metrics=outliers on a copy of the run.
 
     With scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images.
     """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
     data = pathlib.Path(read_run_config(RunFolder(pathlib.Path(workdir))).data.path)
     parts = {name: array[:count] for name, array in read_arrays(data, ANY).items()}
-    test = parts["test"]
-    sets = {"digits": digits(test.shape[1])[: len(test)], "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
+    test, digits = parts["test"], [Image.fromarray(np.uint8(image * 255 / 16)) for image in load_digits().images]
+    # As in MNIST, 20 of 28 pixels are used.
+    digits = [np.pad(digit.resize((20, 20), Image.Resampling.BICUBIC), 4) for digit in digits[: len(test)]]
+    sets = {"digits": np.expand_dims(digits, -1), "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
     sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": parts["train"]}
     sets["noise"] = np.random.RandomState(0).randint(0, 256, test.shape).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
@@ -238,9 +220,6 @@ def outliers(workdir: str, count: int = 2000) -> dict[str, Any]:
     return {"images_of_each_kind": len(test), "auroc": table}
 
 
-CLASSICAL = {"x2": "bicubic", "hole": "biharmonic", "noise": "total variation", "blur": "Richardson-Lucy"}
-
-
 def restoration(workdir: str, count: int = 100, variants: bool = False) -> dict[str, Any]:
     """The mean PSNR in dB of restorations by the model, a classical method, and the linear estimate (`mmse`).
 
@@ -250,7 +229,7 @@ def restoration(workdir: str, count: int = 100, variants: bool = False) -> dict[
     """
     from nvae_tf.data.pipeline import chosen_images
     from nvae_tf.data.sources import load_split
-    from nvae_tf.models.restoration import measured
+    from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur, measured
     from nvae_tf.runs.loading import load_run
 
     run = load_run(workdir)
@@ -259,32 +238,26 @@ def restoration(workdir: str, count: int = 100, variants: bool = False) -> dict[
     training, *_ = chosen_images(load_split(spec, "train"), spec, "train", range(COUNTS["train"]))
     methods = {"model": {}}
     methods |= {"pnp": {"steps": 0}, "map": {"steps": 80, "pnp_steps": 0}} if variants else {}
+    height, width = images.shape[1:3]
+    hole = np.zeros([height, width], bool)
+    hole[height // 3 :, width // 3 :][: round(height / 2.8), : round(width / 2.8)] = True
+    tasks = {"x2": (downsampling(hole.shape, 2), 0.0), "hole": (Mask(hole), 0.0), "noise": (Mask(), 0.2)}
+    tasks["blur"] = gaussian_blur(hole.shape, 1.5), 0.02
     table = []
-    for task in CLASSICAL:
-        operator, sigma, hole = task_of(task, images.shape[1:3])
+    for task, (operator, sigma) in tasks.items():
         values, seconds = measured(operator, images, sigma, seed=1), {}
-        made = {"classical": classical(task, values, images), "mmse": linear_mmse(operator, values, sigma, training)}
-        for name, settings in methods.items():
+        name, classical = classical_restorations(task, values, images, hole)
+        made = {"classical": classical, "mmse": linear_mmse(operator, values, sigma, training)}
+        for method, settings in methods.items():
             start = time.perf_counter()
-            made[name] = run.model.restore(values, operator, sigma, batch_size=50, **settings).numpy()
-            seconds[f"{name}: s/image"] = (time.perf_counter() - start) / len(images)
-        decibels = {name: psnr(candidates, images) for name, candidates in made.items()}
-        row = {"task": task, "method": CLASSICAL[task]} | {key: float(each.mean()) for key, each in decibels.items()}
+            made[method] = run.model.restore(values, operator, sigma, batch_size=50, **settings).numpy()
+            seconds[f"{method}: s/image"] = (time.perf_counter() - start) / len(images)
+        decibels = {method: psnr(restored, images) for method, restored in made.items()}
+        row = {"task": task, "method": name} | {method: float(each.mean()) for method, each in decibels.items()}
         row["better %"] = 100.0 * float(np.mean(decibels["model"] > decibels["classical"]))
-        in_hole = [] if hole is None else [float(psnr(each, images, hole).mean()) for each in made.values()]
+        in_hole = [float(psnr(each, images, hole).mean()) for each in made.values()] if task == "hole" else []
         table.append(row | {f"in the hole: {', '.join(made)}": in_hole} | seconds)
     return {"images": len(images), "rows": table}
-
-
-def task_of(task: str, size: tuple[int, int]) -> tuple[Any, float, np.ndarray | None]:
-    """The operator, sigma, and the pixels of a hole `[height, width]`."""
-    from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur
-
-    (top, left), (height, width) = ([side // 3 for side in size], [round(side / 2.8) for side in size])
-    hole = np.zeros(size, bool)
-    hole[top : top + height, left : left + width] = True
-    simple = {"x2": (downsampling(size, 2), 0.0), "noise": (Mask(), 0.2), "blur": (gaussian_blur(size, 1.5), 0.02)}
-    return (Mask(hole), 0.0, hole) if task == "hole" else (*simple[task], None)
 
 
 def psnr(made: np.ndarray, images: np.ndarray, region: Any = slice(None)) -> np.ndarray:
@@ -305,30 +278,29 @@ def linear_mmse(operator: Any, values: np.ndarray, sigma: float, training: np.nd
     return np.clip(mean + residual @ np.linalg.solve(inner, cross.T), 0.0, 1.0).reshape(-1, *shape)
 
 
-def classical(task: str, values: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """What the classical method makes of measurements; its parameter is the best for these images."""
+def classical_restorations(task: str, values: np.ndarray, images: np.ndarray, hole: np.ndarray) -> tuple[str, Any]:
+    """A classical method and what it makes of measurements; its parameter is the best for these images."""
     import tensorflow as tf
-    from skimage import restoration
+    from skimage import restoration as classical
 
     kernel = np.exp(-0.5 * np.square(np.arange(-6, 7) / 1.5))
-    kernel = np.outer(kernel, kernel) / kernel.sum() ** 2
-    hole = task_of("hole", images.shape[1:3])[2]
-
-    def richardson_lucy(image: np.ndarray, steps: int) -> np.ndarray:
-        channels = np.moveaxis(np.maximum(image, 1e-6), -1, 0)
-        return np.stack([restoration.richardson_lucy(channel, kernel, steps) for channel in channels], axis=-1)
-
-    method, parameters = {
-        "x2": (lambda image, _: tf.image.resize(image, images.shape[1:3], "bicubic").numpy(), [None]),
-        "hole": (lambda image, _: restoration.inpaint_biharmonic(image, hole, channel_axis=-1), [None]),
+    kernel = np.outer(kernel, kernel)[..., np.newaxis] / kernel.sum() ** 2
+    name, method, parameters = {
+        "x2": ("bicubic", lambda image, _: tf.image.resize(image, hole.shape, "bicubic").numpy(), [None]),
+        "hole": ("biharmonic", lambda image, _: classical.inpaint_biharmonic(image, hole, channel_axis=-1), [None]),
         "noise": (
-            lambda image, weight: restoration.denoise_tv_chambolle(image, weight, channel_axis=-1),
+            "total variation",
+            lambda image, weight: classical.denoise_tv_chambolle(image, weight, channel_axis=-1),
             np.linspace(0.05, 0.5, 10),
         ),
-        "blur": (richardson_lucy, (5, 10, 20, 30, 50, 100)),
+        "blur": (
+            "Richardson-Lucy",
+            lambda image, steps: classical.richardson_lucy(np.maximum(image, 1e-6), kernel, steps),
+            (5, 10, 20, 30, 50, 100),
+        ),
     }[task]
     made = [np.clip([method(image, parameter) for image in values], 0.0, 1.0) for parameter in parameters]
-    return max(made, key=lambda candidates: psnr(candidates, images).mean())
+    return name, max(made, key=lambda candidates: psnr(candidates, images).mean())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ FORKS = multiprocessing.get_context("forkserver")
 # The last three are what commands import when they need it: matplotlib, and scikit-learn, which has the digits.
 FORKS.set_forkserver_preload(
     ["tensorflow", "tensorflow_probability", "nvae_tf.training.loop", "nvae_tf.reports.evaluate"]
-    + ["nvae_tf.command_line", "nvae_tf.reports.task_figures", "sklearn.datasets"]
+    + ["nvae_tf.command_line", "nvae_tf.reports.figures", "sklearn.datasets"]
 )
 # Before multiprocessing waits for the processes that a failed test has left.
 atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])

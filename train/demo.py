@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 from absl import flags
@@ -28,88 +28,69 @@ from nvae_tf.presets import preset
 from nvae_tf.progress import duration
 
 _TEMPERATURE = 1.0
+_METRICS = "--metrics=elbo,iw,latents --importance_samples=100"
+_DRAWING = f"--temperature={_TEMPERATURE} --seed=1 --count=64"
+_SERVING = "--port=0 --rest_port=0 --samples={workdir}"
 # A program that runs a script in a process where this package can't be imported.
 _WITHOUT_PACKAGE = (
     "import runpy, sys; sys.modules['nvae_tf'] = None; "
     "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
+_EXPORTED = f"export/run_saved_model.py --saved_model={{workdir}}/saved_model/1 {{output}} {_DRAWING}"
 # Title, last file in the run folder, and command of each step; the first makes what the others need.
 _STEPS = (
     ("Train", "checkpoints/step-{total}.index", "-m train.main --config=configs/digits.py {run}"),
-    (
-        "Evaluate on the test images",
-        "evaluation.json",
-        "-m train.evaluate {run} --metrics=elbo,iw,latents --importance_samples=100",
-    ),
-    ("Draw samples", "samples.png", "-m train.generate {run} {output} {drawing}"),
+    ("Evaluate on the test images", "evaluation.json", f"-m train.evaluate {{run}} {_METRICS}"),
+    ("Draw samples", "samples.png", f"-m train.generate {{run}} {{output}} {_DRAWING}"),
     ("Reconstruct test images", "reconstructions.png", "-m train.generate reconstruct {run} {output}"),
     ("Fit a simple baseline", "baseline.json", "-m examples.digits mixture_of_bernoullis --components=120 {json}"),
-    (
-        "Ask a classifier of real digits about the samples",
-        "quality.json",
-        "-m examples.digits quality {run} {temperature} {json}",
-    ),
+    ("Ask a classifier of real digits about the samples", "quality.json", "-m examples.digits quality {run} {json}"),
     ("Write a page about the run", "report.html", "-m train.report {run}"),
     ("Export", "saved_model/1/saved_model.pb", "-m export.export_saved_model {run} --output={workdir}/saved_model"),
-    (
-        "Draw with the export, in a process where nvae_tf can't be imported",
-        "exported_samples.png",
-        "export/run_saved_model.py --saved_model={workdir}/saved_model/1 {output} {drawing}",
-    ),
+    ("Draw with the export, in a process where nvae_tf can't be imported", "exported_samples.png", _EXPORTED),
     (
         "Serve the export for a moment, and ask it for samples by gRPC and by REST",
         "served_rest.png",
-        "-m export.serve --path={workdir}/saved_model --port=0 --rest_port=0 --samples={workdir}",
+        f"-m export.serve --path={{workdir}}/saved_model {_SERVING}",
     ),
 )
 
 
-class Step(NamedTuple):
-    """One command."""
-
-    title: str
-    arguments: list[str]  # of `python`
-    output: pathlib.Path  # the last file that the command writes, which shows that it is done
-
-
-def steps(workdir: pathlib.Path) -> list[Step]:
-    """All commands in their order."""
-    temperature = f"--temperature={_TEMPERATURE}"
-    plan = []
+def steps(workdir: pathlib.Path) -> list[tuple[str, list[str], pathlib.Path]]:
+    """The title, the arguments of `python`, and the last file that it writes, which shows that it is done, of all."""
+    plan, total = [], preset("digits").train.steps
     for title, output, command in _STEPS:
-        file = workdir / output.format(total=preset("digits").train.steps)
-        words = command.replace("{drawing}", f"{temperature} --seed=1 --count=64").split()
-        flag_values = {"run": f"--workdir={workdir}", "output": f"--output={file}", "json": f"--json={file}"}
-        arguments = [word.format(workdir=workdir, temperature=temperature, **flag_values) for word in words]
-        plan.append(Step(title, arguments, file))
+        file = workdir / output.format(total=total)
+        words = {"run": f"--workdir={workdir}", "output": f"--output={file}", "json": f"--json={file}"}
+        plan.append((title, [word.format(workdir=workdir, **words) for word in command.split()], file))
     return plan
 
 
 def main(workdir: Annotated[str, "Run folder of the demo."] = "runs/demo") -> None:
     """Runs the unfinished steps, and prints the results."""
     started, plan = time.monotonic(), steps(pathlib.Path(workdir))
-    trained = plan[0].output
-    for number, step in enumerate(plan, 1):
-        heading = f"[{number}/{len(plan)}] {step.title}"
-        if step.output.exists() and step.output.stat().st_mtime >= trained.stat().st_mtime:
-            print(f"{heading}: done before, {step.output}", flush=True)
+    for number, (title, arguments, output) in enumerate(plan, 1):
+        heading = f"[{number}/{len(plan)}] {title}"
+        # The first step, training, makes what the others need.
+        if output.exists() and output.stat().st_mtime >= plan[0][2].stat().st_mtime:
+            print(f"{heading}: done before, {output}", flush=True)
             continue
-        print(f"\n{heading}\n$ python {shlex.join(step.arguments)}", flush=True)
+        print(f"\n{heading}\n$ python {shlex.join(arguments)}", flush=True)
         # The output may be of an earlier training; an export is its whole folder.
-        step.output.unlink(missing_ok=True)
-        if step.output.name == "saved_model.pb":
-            shutil.rmtree(step.output.parent, ignore_errors=True)
-        _run(step)
+        output.unlink(missing_ok=True)
+        if output.name == "saved_model.pb":
+            shutil.rmtree(output.parent, ignore_errors=True)
+        _run(arguments)
     print(f"\n{summary(pathlib.Path(workdir))}\nAll this in {duration(time.monotonic() - started)}.", flush=True)
 
 
-def _run(step: Step) -> None:
-    prefix = [] if step.arguments[0] == "-m" else ["-I", "-c", _WITHOUT_PACKAGE]
-    process = subprocess.Popen([sys.executable, *prefix, *step.arguments])
+def _run(arguments: list[str]) -> None:
+    prefix = [] if arguments[0] == "-m" else ["-I", "-c", _WITHOUT_PACKAGE]
+    process = subprocess.Popen([sys.executable, *prefix, *arguments])
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # Ctrl-C has reached the step too; it saves what it has.
+        # Ctrl-C has reached the step too, which saves what it has.
         code = process.wait() or 130
     if code:
         print(f"The step ended with exit code {code}; the same command continues from here.", file=sys.stderr)

@@ -27,7 +27,7 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.files import atomic_write, check_writable
+from nvae_tf.files import atomic_write
 from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config(flags)
@@ -38,10 +38,8 @@ def main(
     json: Annotated[str | None, "File to write the numbers to as well, in bytes."] = None,
 ) -> None:
     """Checks the settings, measures training steps and prints."""
-    if json and pathlib.Path(json).is_dir():
-        raise ValueError(f"--json={json}: a folder; give the name of a file")
     if json:
-        check_writable(pathlib.Path(json).parent, f"--json={json}")
+        command_line.output_place(json, (".json",), overwrite=True, flag="json")
     config = complete_config(sized_settings(CONFIG.value))
     latent_plan(config.model)
     start_tensorflow_quietly()
@@ -66,9 +64,7 @@ def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return settings
     known = {"height": data.get("width"), "width": data.get("height"), "channels": 3, "file_bits": 8}
     data |= {name: value for name, value in known.items() if data.get(name) is None}
-    if data.get("source") == "auto":
-        data["source"] = "folder"
-    return {**settings, "data": data}
+    return {**settings, "data": data | ({"source": "folder"} if data.get("source") == "auto" else {})}
 
 
 run = functools.partial(command_line.run, main, flags)

@@ -44,9 +44,8 @@ def _define_flags(mode: str) -> None:
     """Defines the flags of one mode; the flags of other modes stay unknown."""
     flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
     flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-    kinds = _KINDS.get(mode, (*FIGURES, FOLDER))
-    folder = ", or a folder (DIR/) for a PNG file of every image in the model's size" if FOLDER in kinds else ""
-    output = f"File to write, {' or '.join(kind for kind in kinds if kind != FOLDER)}{folder}."
+    kinds = " or ".join(_KINDS.get(mode, (*FIGURES, FOLDER)))
+    output = f"File to write, {kinds.replace(FOLDER, 'a folder (DIR/) for a PNG file of every image')}."
     flags.DEFINE_string("output", None, output, required=True)
     flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
     command_line.define_parameters(flags, tasks.task_parameters(TASKS[mode]))
@@ -75,11 +74,12 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
         output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     # Files have the originals' names, but for a path's, and must not replace each other.
     if (place.kind == FOLDER or FLAGS.each) and mode != "interpolate":
+        names = values.get("indices")
         if mode == "decode":
-            image_grid.picture_names(read_flat_latents(values["input"]).names or [])
+            names = read_flat_latents(values["input"]).names
         elif values.get("input"):
-            image_grid.picture_names([name for _, name in find_pictures(values["input"])])
-        image_grid.picture_names(list(map(str, values.get("indices") or [])))
+            names = [name for _, name in find_pictures(values["input"])]
+        image_grid.picture_names(list(map(str, names or [])))
     return place
 
 
@@ -98,7 +98,7 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, 
 
         model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
         about = Provenance(model, step=run.step, checkpoint_sha256=sha256, command=_COMMAND, **origin)
-        save_figure(made.draw(about=about), place.path, FLAGS.raw)
+        save_figure(made.draw(about), place.path, FLAGS.raw)
     if made.metrics is not None and FLAGS.json:
         pathlib.Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(pathlib.Path(FLAGS.json), json.dumps(made.metrics, indent=2) + "\n")

@@ -9,17 +9,14 @@ others is appended to worker-1.log, worker-2.log ... in --log_dir.
 
 Ctrl-C and SIGTERM are passed on to all workers, which end with a checkpoint; a second Ctrl-C ends them at once, a third
 kills them. The same command continues from the checkpoint. When a worker crashes the others are ended, and the last
-lines of its output are shown. If this process itself is killed, its workers are ended too. A closed terminal ends them
-as well: use nohup or tmux.
+lines of its output are shown. The workers also end if this process is killed, or the terminal closed (see nohup, tmux).
 
 Exit code: 0 done, 2 a mistake in the command, 129 interrupted because the terminal was closed, 130 by Ctrl-C, 143 by
-SIGTERM; after a crash the exit code of the worker that crashed first, 128 and the signal's number if it was killed by
-one.
+SIGTERM; after a crash that of the worker that crashed first, 128 and the signal's number if a signal killed it.
 """
 
 import os
 import pathlib
-import re
 import shlex
 import sys
 from typing import Annotated
@@ -27,7 +24,6 @@ from typing import Annotated
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 from nvae_tf.training import launcher
@@ -43,10 +39,7 @@ _WORKER_ARGUMENTS: list[str] = []
 
 def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
     """Where the workers' output goes: not into the run folder, which `nvae-train` accepts only empty for a new run."""
-    if log_dir is None:
-        named = workdir if workdir.name else workdir.absolute()
-        return named.with_name(f"{named.name}-logs")
-    folder = pathlib.Path(log_dir)
+    folder = pathlib.Path(log_dir or f"{workdir if workdir.name else workdir.absolute()}-logs")
     if folder.is_file() or folder.resolve().is_relative_to(workdir.resolve()):
         raise ValueError(f"--log_dir={log_dir}: must be a folder that is not in the run folder")
     return folder
@@ -87,10 +80,6 @@ def run() -> None:
     place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     _WORKER_ARGUMENTS[:] = sys.argv[place + 1 :]
     del sys.argv[place:]
-    with exit_on_user_error():
-        for argument in sys.argv:
-            if re.match(r"--?(no)?(config|workdir)\b", argument):
-                raise ValueError(f"{argument}: a flag of nvae-train; these come after a --, as in `{_EXAMPLE}`")
     command_line.run(main, flags)
 
 

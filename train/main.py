@@ -9,8 +9,7 @@ of another run; without it the run in the folder is continued with its own setti
 --config.GROUP.NAME=VALUE. --workdir is the run folder:
 
     README.md        the model card, with scores and a part of your own
-    config.json      the settings
-    images.json      how many images there were; environment.json hardware and versions
+    config.json      the settings; images.json how many images there were; environment.json hardware and versions
     checkpoints/     the latest checkpoints (train.keep_checkpoints), and in best/ the one with the best score
     metrics.csv      one line every train.evaluate_every_steps steps
     samples/         64 samples at temperature 0.7 every train.sample_every_steps steps
@@ -25,14 +24,11 @@ the result is the same as without the interruption. A folder that holds somethin
 refused; only the length of a run, where data lies, the devices and how often something is written may change.
 
 Fine-tuning: with --config.train.initialize_from=runs/other (or a published file.pt, with the extra torch) a new run
-starts with the weights of that run's latest checkpoint, as far as they have the same name and shape.
-
-Several GPUs of a machine are all used; for several machines see docs/clusters.md, for mixed precision, memory and
-what happens to a NaN docs/training.md.
+starts with the weights of that run's latest checkpoint, as far as they have the same name and shape. All GPUs of a
+machine are used; docs/clusters.md has several machines, docs/training.md mixed precision, memory, and NaN.
 
 Exit code: 0 done, 2 a mistake in the command, 75 another worker of the training is gone, 129 interrupted because the
-terminal was closed, 130 by Ctrl-C, 143 by SIGTERM. With NVAE_TF_TRACEBACK=1 in the environment a mistake is reported
-with its traceback.
+terminal was closed, 130 by Ctrl-C, 143 by SIGTERM. NVAE_TF_TRACEBACK=1 in the environment adds a mistake's traceback.
 """
 
 import functools
@@ -66,11 +62,11 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
 
     result = train_and_evaluate(config, workdir)
     if result.signal_number is not None:
-        by = f"at step {result.step} by {signal.Signals(result.signal_number).name}"
-        command = f":\n    {shlex.join(['nvae-train', *sys.argv[1:]])}"
+        by, command = signal.Signals(result.signal_number).name, shlex.join(["nvae-train", *sys.argv[1:]])
         # One of several workers was started by a launcher, with another command.
-        end = "." if "TF_CONFIG" in os.environ else command
-        StatusLine().keep(f"Run interrupted {by}; checkpoint saved. The same command continues from there{end}")
+        end = "." if "TF_CONFIG" in os.environ else f":\n    {command}"
+        text = f"Run interrupted at step {result.step} by {by}; checkpoint saved. The same command continues from there"
+        StatusLine().keep(text + end)
         # The exit codes of shells: 130 for Ctrl-C, 143 for SIGTERM.
         sys.exit(128 + result.signal_number)
 

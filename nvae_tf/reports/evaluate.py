@@ -9,7 +9,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
-from nvae_tf.evaluation.outliers import OutlierResult, load_outliers, measure_outliers, most_outlying_images
+from nvae_tf.evaluation.outliers import ImageSet, load_outliers, measure_outliers, most_outlying_images
 from nvae_tf.evaluation.table import digits, table
 from nvae_tf.evaluation.task import EvaluationTask, Workers
 from nvae_tf.files import atomic_file, atomic_write
@@ -60,43 +60,28 @@ def evaluate_run(
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
-    Metrics that the file has already are kept, if they are of the same checkpoint, images and seed.
-
     The parameters are the flags of nvae-evaluate; `fid` holds those of the distances. `workers` are the devices and the
-    processes that share the images, by default TensorFlow's current strategy; `command` is the command line, for the
-    evaluation file and the model card.
-
-    Returns the content of the evaluation file; None on workers other than the chief. Raises what
-    `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
+    processes that share the images, by default TensorFlow's current strategy; the file notes `command`. Returns the
+    content of the file; None on workers other than the chief. Raises what `nvae_tf.load`, `load_split` and
+    `load_extractor` raise, and ValueError where the model has diverged.
     """
-    fid, workers = fid or FidSettings(), workers or Workers()
+    fid, workers, parts, written = fid or FidSettings(), workers or Workers(), [], None
     task = _load_task(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, workers)
-    # Whatever may be missing is loaded before hours of work.
-    distance_metric = next((name for name in ("fid", "frechet") if name in metrics), None)
-    extractor = load_extractor(task, fid) if distance_metric else None
     if scores and isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
-    outlier_sets = load_outliers(task, outliers) if "outliers" in metrics else []
-    written = None
     # One pass over the images measures these three.
     if {*metrics} & {"elbo", "iw", "latents"}:
-        likelihood = _measure_likelihood(task, importance_samples if "iw" in metrics else 0)
+        parts.append(functools.partial(_measure_likelihood, task, metrics, importance_samples, scores))
+    # Whatever may be missing is loaded before hours of work.
+    if distance := next((name for name in ("fid", "frechet") if name in metrics), None):
+        extractor = load_extractor(task, fid)
+        parts.append(lambda: {distance: measure_fid(task, fid, extractor)})
+    if "outliers" in metrics:
+        parts.append(functools.partial(_measure_outliers, task, load_outliers(task, outliers)))
+    for measure in parts:
+        measured = measure()
         if workers.is_chief:
-            if scores:
-                _write_scores(task, likelihood, pathlib.Path(scores))
-            measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
-            if "latents" in metrics:
-                measured["latents"] = _latents_metrics(task, likelihood)
             written = write_evaluation(task, measured, command)
-    if extractor is not None:
-        distance = measure_fid(task, fid, extractor)
-        if workers.is_chief:
-            written = write_evaluation(task, {distance_metric: distance}, command)
-    if outlier_sets:
-        result = measure_outliers(task, outlier_sets)
-        if workers.is_chief:
-            result.metrics["pictures"] = _save_figures(task, lambda: _outlier_figures(task, result))
-            written = write_evaluation(task, {"outliers": result.metrics}, command)
     return written
 
 
@@ -118,8 +103,11 @@ def _load_task(folder: RunFolder, checkpoint, split, batch_size, seed, data_path
     return EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, workers, status)
 
 
-def _measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likelihood:
-    """The bounds of all images, on every worker; ValueError where the model has diverged."""
+def _measure_likelihood(
+    task: EvaluationTask, metrics: Sequence[str], importance_samples: int, scores: str | None
+) -> dict[str, Any]:
+    """The bounds of all images, and the use of the latents, for which only the chief works on."""
+    importance_samples = importance_samples if "iw" in metrics else 0
     evaluator = LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
 
     def compute(batch: Batch, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
@@ -129,11 +117,31 @@ def _measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likeli
     batches = task.shared_batches(work, task.source.count, task.batch_size, inputs, compute)
     likelihood = Likelihood.joined(batches, evaluator.numbers_of_samples)
     task.check_finite(likelihood)
-    return likelihood
+    if not task.workers.is_chief:
+        return {}
+    if scores:
+        _write_scores(task, likelihood, pathlib.Path(scores))
+    measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
+    return measured | ({"latents": _latents_metrics(task, likelihood)} if "latents" in metrics else {})
+
+
+def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dict[str, Any]:
+    """How well the scores tell outliers; the chief also draws the scores, and the most outlying images."""
+    metrics, sets, scores = measure_outliers(task, outliers)
+    if task.workers.is_chief:
+        shown, by_set, score = {}, {}, next(iter(scores[0]))
+        for images, scores_of_set in zip(sets, scores, strict=True):
+            by_set[images.name] = scores_of_set
+            chosen, maps, highest = most_outlying_images(task, images, scores_of_set[score])
+            shown[f"{images.name}, by {score}"] = chosen, maps, [digits(value, 3) for value in highest]
+        drawn = {"scores": ("histograms", by_set), "roc": ("roc_curves", by_set), "maps": ("maps", shown)}
+        files = {f"outlier_{name}-{task.split}.png": figure for name, figure in drawn.items()}
+        metrics["pictures"] = _save_figures(task, files)
+    return {"outliers": metrics}
 
 
 def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Path) -> None:
-    """Writes the CSV file of `evaluate_run`."""
+    """Writes a CSV file with a line for each image."""
     bits = bits_per_dimension(likelihood.nelbo, math.prod(task.spec.image_shape))
     columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo, "bits_per_dim": bits}
     if task.trained.model.outlier_calibration is not None:
@@ -192,85 +200,54 @@ def half_width_95(values: np.ndarray) -> float | None:
 
 
 def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
-    """Active units of every group, the KL of every channel, the figures of both, and what a tenth of them achieve."""
-    model, per_channel = task.trained.model, likelihood.kl_per_channel_nats
-    active = active_units(per_channel, model.plan.latent_shapes())
+    """Active units, the KL of every channel, the figures of both, and the reconstruction with a tenth of the channels.
+
+    That is the mean with the channels of the largest KL alone, beside that of the same images and draws with all.
+    """
+    model, per_channel, split = task.trained.model, likelihood.kl_per_channel_nats, task.split
+    shapes, kept = model.plan.latent_shapes(), active_channels(per_channel)
+    active, (shared, samples) = active_units(per_channel, shapes), rows_sharing_groups(model, _COLUMNS, task.seed)
+    bars = {
+        f"kl_per_group-{split}.png": ("kl_per_group", likelihood.kl_per_group_nats, shapes),
+        f"kl_per_channel-{split}.png": ("kl_per_channel", per_channel, shapes),
+    }
+    rows = {"samples_with_shared_groups.png": ("group_decisions", samples, shared, model.plan.num_groups)}
+    pictures = _save_figures(task, bars, data=f"{split} images") + _save_figures(task, rows, temperature=1.0)
+    evaluator = LikelihoodEvaluator(model, task.batch_size, strategy=task.strategy, kept_channels=kept)
+    count = math.ceil(min(task.source.count, _MOST_WITH_ACTIVE_ONLY) / task.batch_size)
+    reconstruction = evaluator.evaluate(_batches(task, range(count)), task.seed).reconstruction
     return {
         "active_units_per_group": active.tolist(),
         "active_units": int(active.sum()),
         "active_from_nats": ACTIVE_FROM,
         "latent_channels": model.plan.num_latent_per_group,
         "kl_per_channel_nats": per_channel.tolist(),
-        "active_only": _active_only_metrics(task, likelihood),
-        "pictures": _save_figures(task, lambda: _latent_figures(task, likelihood)),
+        "active_only": {
+            "channels": int(np.sum(kept)),
+            "num_images": len(reconstruction),
+            "reconstruction_nats": float(reconstruction.mean(dtype=np.float64)),
+            "reconstruction_nats_of_all_channels": float(likelihood.reconstruction[: len(reconstruction)].mean()),
+        },
+        "pictures": pictures,
     }
 
 
-def _active_only_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
-    """The reconstruction with the channels of the largest KL alone, and of the same images and draws with all."""
-    kept = active_channels(likelihood.kl_per_channel_nats)
-    evaluator = LikelihoodEvaluator(task.trained.model, task.batch_size, strategy=task.strategy, kept_channels=kept)
-    count = math.ceil(min(task.source.count, _MOST_WITH_ACTIVE_ONLY) / task.batch_size)
-    reconstruction = evaluator.evaluate(_batches(task, range(count)), task.seed).reconstruction
-    return {
-        "channels": int(np.sum(kept)),
-        "num_images": len(reconstruction),
-        "reconstruction_nats": float(reconstruction.mean(dtype=np.float64)),
-        "reconstruction_nats_of_all_channels": float(likelihood.reconstruction[: len(reconstruction)].mean()),
-    }
+def _save_figures(task: EvaluationTask, drawn: Mapping[str, tuple[Any, ...]], **about: Any) -> list[str]:
+    """Writes figures into the run's `evaluation/`, if matplotlib is installed; returns the files' names in the run.
 
-
-def _about(task: EvaluationTask, **fields: Any) -> Any:
-    from nvae_tf.reports.figures import Provenance
-
-    origin = {"step": task.trained.step, "seed": task.seed, "checkpoint_sha256": task.checkpoint_sha256}
-    return Provenance(task.folder.path.absolute().name, **origin | fields)
-
-
-def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
-    """Draws the KL of every group and channel, and rows of samples that share the latents of their upper groups."""
-    from nvae_tf.reports import figures
-
-    plan, split = task.trained.model.plan, task.split
-    kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
-    about, shapes = _about(task, data=f"{split} images"), plan.latent_shapes()
-    samples = figures.group_decisions(rows, kept, plan.num_groups, _about(task, temperature=1.0))
-    return {
-        f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
-        f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
-        "samples_with_shared_groups.png": samples,
-    }
-
-
-def _outlier_figures(task: EvaluationTask, result: OutlierResult) -> dict[str, Any]:
-    """Draws histograms of the scores, ROC curves, and the most outlying images with their KL maps."""
-    from nvae_tf.reports import task_figures
-
-    split, about, shown_score = task.split, _about(task), next(iter(result.scores[0]))
-    scores, shown = {}, {}
-    for images, scores_of_set in zip(result.sets, result.scores, strict=True):
-        scores[images.name] = scores_of_set
-        chosen, maps, highest = most_outlying_images(task, images, scores_of_set[shown_score])
-        shown[f"{images.name}, by {shown_score}"] = chosen, maps, [digits(score, 3) for score in highest]
-    return {
-        f"outlier_scores-{split}.png": task_figures.histograms(scores, about),
-        f"outlier_roc-{split}.png": task_figures.roc_curves(scores, about),
-        f"outlier_maps-{split}.png": task_figures.maps(shown, about),
-    }
-
-
-def _save_figures(task: EvaluationTask, draw: Callable[[], dict[str, Any]]) -> list[str]:
-    """Writes figures into the run's `evaluation/`, if matplotlib is installed; returns the files' names in the run."""
+    `drawn` has for every file a function of `figures` and its first arguments; `about` are fields of `Provenance`.
+    """
     if not importlib.util.find_spec("matplotlib"):
         task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
         return []
-    from nvae_tf.reports.figures import save_figure
+    from nvae_tf.reports import figures
 
-    files = {task.folder.evaluation / name: figure for name, figure in draw().items()}
-    for file, figure in files.items():
-        save_figure(figure, file)
-        task.status.keep(f"figure: {file}")
-    return [str(file.relative_to(task.folder.path)) for file in files]
+    origin = {"step": task.trained.step, "seed": task.seed, "checkpoint_sha256": task.checkpoint_sha256} | about
+    provenance = figures.Provenance(task.folder.path.absolute().name, **origin)
+    for name, (function, *data) in drawn.items():
+        figures.save_figure(getattr(figures, function)(*data, about=provenance), task.folder.evaluation / name)
+        task.status.keep(f"figure: {task.folder.evaluation / name}")
+    return [f"{task.folder.evaluation.name}/{name}" for name in drawn]
 
 
 def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -35,8 +36,12 @@ _POINTS = 72 / _DPI
 _MOST_CLASSES = 10  # columns with captions
 _LETTERS_OF_LABELS = 16  # in a line
 _FRAME = (176, 180, 186, 255)
+_SCORES = {"mahalanobis": "Mahalanobis distance", "kl": "sum of the KLs, in nats"}
+# The standard deviation that is white; values in [0, 1] have no larger one.
+_LARGEST_DEVIATION = 0.5
 Array, Shapes = np.ndarray, Sequence[tuple[int, int, int]]
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
+Scores = Mapping[str, Mapping[str, Array]]  # {set: {score: [images]}}; the first set is like the training images
 
 
 class Provenance(NamedTuple):
@@ -59,9 +64,9 @@ class Provenance(NamedTuple):
 
     def caption(self) -> str:
         """`digits, step 1,000, temperature 0.7, seed 1, test images`."""
-        values = self.metadata() | ({} if self.step is None else {"step": f"{self.step:,}"})
-        parts = [f"{name} {values[name]}" for name in ("step", "temperature", "seed") if name in values]
-        return ", ".join([self.model, *parts, *filter(None, [self.data])])
+        step, values = "" if self.step is None else f", step {self.step:,}", self.metadata()
+        parts = [f", {name} {values[name]}" for name in ("temperature", "seed") if name in values]
+        return "".join([self.model, step, *parts, f", {self.data}" if self.data else ""])
 
 
 class Row(NamedTuple):
@@ -101,8 +106,8 @@ def reconstructions(
     columns = min(columns, _most_columns(originals, width))
     rows = []
     for first in range(0, len(originals), columns):
-        rows.append(Row("original", originals[first : first + columns], starts_part=True))
-        rows.append(Row("reconstruction", made[first : first + columns]))
+        shown = slice(first, first + columns)
+        rows += [Row("original", originals[shown], starts_part=True), Row("reconstruction", made[shown])]
     text = f"Below each original: what the model decodes from its latents{kept}."
     return image_figure("Originals and reconstructions", text, rows, about, width)
 
@@ -156,7 +161,7 @@ def training_strip(images: Array, steps: Sequence[int], about: Provenance, width
 def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width: int = 1000) -> Figure:
     """Bars of the KL of each latent group, in nats per image, with a color for each scale."""
     title = "KL of each latent group: how much it says about an image"
-    figure, axes, size = chart(title, about, width, 9 + 1.5 * len(kl_nats))
+    figure, axes, size = _chart(title, about, width, 9 + 1.5 * len(kl_nats))
     scales = sorted({shape[:2] for shape in latent_shapes})
     colors = [LINES[scales.index(shape[:2]) % len(LINES)] for shape in latent_shapes]
     bars = axes.barh(_group_names(latent_shapes), kl_nats, color=colors)
@@ -176,7 +181,7 @@ def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, wid
     positions = np.array([[height * width] for height, width, _ in latent_shapes])
     ordered = -np.sort(-np.asarray(kl_nats) / positions, axis=1)
     groups, channels = ordered.shape
-    figure, axes, size = chart("Use of the latent channels", about, width, 14 + 1.5 * groups)
+    figure, axes, size = _chart("Use of the latent channels", about, width, 14 + 1.5 * groups)
     # The colors end where a channel says nothing, and where few say more.
     mesh = axes.pcolormesh(ordered, norm=LogNorm(1e-3, 10.0, clip=True), edgecolors="face", linewidth=0.3)
     active = zip(_group_names(latent_shapes), active_units(kl_nats, latent_shapes), strict=True)
@@ -199,7 +204,7 @@ def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> 
     The names are those of runs where runs are compared. Axes are logarithmic where half of the points would lie along
     the bottom or the top of the chart; the steps alone where a value is not above 0.
     """
-    figure, axes, size = chart(title, None, width, 24 + 1.5 * len(lines))
+    figure, axes, size = _chart(title, None, width, 24 + 1.5 * len(lines))
     for (name, line), color in zip(lines.items(), LINES * len(lines), strict=False):
         label = f"{name}: {digits(line[1][-1], 5)} at step {line[0][-1]:,}"
         marker = {"marker": "o", "markersize": 4} if np.isfinite(line[1]).sum() <= 40 else {}
@@ -211,12 +216,110 @@ def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> 
     values, steps = values[np.isfinite(values)], [step for line, _ in lines.values() for step in line if step > 0]
     low, middle, high = np.quantile(values, (0.0, 0.5, 1.0)) if len(values) else (0.0, 0.0, 0.0)
     if steps and abs(2.0 * middle - low - high) > 0.9 * (high - low):
-        make_logarithmic(axes, "x", steps)
+        _make_logarithmic(axes, "x", steps)
         if low > 0.0:
-            make_logarithmic(axes, "y", values)
+            _make_logarithmic(axes, "y", values)
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_major_formatter("{x:,g}")
     figure.legend(handles=axes.lines, loc="outside lower left", frameon=False, fontsize=size, labelcolor=INK)
+    return figure
+
+
+def histograms(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
+    """A histogram of each outlier score, one line for each set; the histogram of the first set is filled."""
+
+    def draw(axes: Axes, name: str, colors: Mapping[str, str]) -> None:
+        values = np.concatenate([each[name] for each in scores.values()])
+        # Outliers may have scores a hundred times as large.
+        is_positive = values.min() > 0.0
+        spaced = np.geomspace if is_positive else np.linspace
+        edges = spaced(values.min(), max(values.max(), np.nextafter(values.min(), np.inf)), 41)
+        for number, (images, color) in enumerate(colors.items()):
+            drawn, kind = scores[images][name], "step" if number else "stepfilled"
+            axes.hist(drawn, edges, weights=np.full(len(drawn), 1 / len(drawn)), histtype=kind, color=color, lw=1.5)
+        axes.set(xlabel=_SCORES[name], ylabel="share of the images")
+        if is_positive:
+            _make_logarithmic(axes, "x", edges)
+        axes.xaxis.set_major_formatter("{x:,g}")
+
+    return _side_by_side("Outlier scores", scores, draw, about, width)
+
+
+def roc_curves(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
+    """The share of detected outliers against the share of false alarms at every threshold, a line for each set."""
+    from sklearn.metrics import roc_curve
+
+    own, *others = scores
+
+    def draw(axes: Axes, name: str, colors: Mapping[str, str]) -> None:
+        axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.5)
+        for number, images in enumerate(others):
+            parts = scores[own][name], scores[images][name]
+            alarms, hits, _ = roc_curve(np.repeat([0, 1], list(map(len, parts))), np.concatenate(parts))
+            # A line is wider than the next, so both can be seen where they meet at the top.
+            axes.plot(alarms, hits, color=colors[images], linewidth=1.5 + 0.8 * (len(others) - 1 - number))
+        axes.set(xlabel=f"{own} above the threshold", ylabel="outliers above it")
+        axes.set_title(_SCORES[name], loc="left", fontsize=axes.xaxis.label.get_size(), color=FAINT)
+
+    return _side_by_side("How many outliers a score finds", scores, draw, about, width, own)
+
+
+def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width: int = 1000) -> Figure:
+    """Images and maps of outlier scores: by set, images `[count, ...]`, maps `[count, height, width]` in nats per
+    pixel, and a note on each image.
+    """
+    rows, colors = [], matplotlib.colormaps["magma"]
+    for name, (originals, nats, notes) in images.items():
+        limit = max(float(nats.max()), 1e-12)
+        in_colors = colors(np.clip(nats / limit, 0.0, 1.0))[..., :3]
+        rows += [Row(name, originals, notes, starts_part=True), Row(f"KL, 0 to {limit:.2g} nats per pixel", in_colors)]
+    text = "The images of each set with the highest score, which stands below them. "
+    text += "The map: the KL of the groups of the largest scale, dark for none."
+    return image_figure("Where outlier scores come from", text, rows, about, width)
+
+
+def restorations(
+    measured: Array, restored: Array, originals: Array | None, deviation: Array | None, about: Provenance, width=1000
+) -> Figure:
+    """A row for each image: its measurement, what was restored, the original, and the deviation of every pixel.
+
+    Measurements that are smaller by a whole factor are enlarged. Originals, and the standard deviation of the pixels
+    over several restorations, are left out where they are not known.
+    """
+    height, columns, channels = restored.shape[1:]
+    measured = measured.repeat(height // measured.shape[1], axis=1).repeat(columns // measured.shape[2], axis=2)
+    parts, text = {"measured": measured, "restored": restored}, ""
+    if originals is not None:
+        parts["original"] = originals
+    if deviation is not None:
+        colors = deviation[..., : channels - 1 + channels % 2].mean(axis=-1, keepdims=True) / _LARGEST_DEVIATION
+        parts["deviation"] = np.repeat(colors, channels, axis=-1)
+        if channels in (2, 4):
+            parts["deviation"][..., -1] = 1.0
+        text = "The deviation of a pixel is its standard deviation over restorations that began elsewhere; "
+        text += f"white is {_LARGEST_DEVIATION}."
+    rows = [Row("", images) for images in zip(*parts.values(), strict=True)]
+    return image_figure("Restored images", text, rows, about, width, [(name, 1) for name in parts])
+
+
+def _side_by_side(
+    title: str, scores: Scores, draw: Callable[..., None], about: Provenance, width: int, unlisted: str = ""
+) -> Figure:
+    """Axes for each score, side by side (on a phone below each other), and a legend of all sets but `unlisted`."""
+    colors = dict(zip(scores, [RULE, *LINES * len(scores)], strict=False))  # the first set is pale
+    listed = [Patch(color=color, label=images) for images, color in colors.items() if images != unlisted]
+    names = [name for name in _SCORES if name in next(iter(scores.values()))]
+    columns = len(names) if width >= 700 else 1
+    heights = [20.0] * (len(names) // columns) + [1.5 * len(listed)]
+    figure, first, size = _chart(title, about, width, sum(heights) + 5, (len(heights), columns))
+    first.get_gridspec().set_height_ratios(heights)
+    for axes, name in zip(figure.axes, names, strict=False):
+        draw(axes, name, colors)
+    # The last row of axes is the place of the legend.
+    for axes in figure.axes[len(names) :]:
+        axes.set_axis_off()
+    style = dict(loc="upper left", frameon=False, borderpad=0.0, borderaxespad=0.0, fontsize=size, labelcolor=INK)
+    figure.axes[len(names)].legend(handles=listed, **style)
     return figure
 
 
@@ -249,52 +352,65 @@ def image_figure(
     blocks = blocks or [("", max(len(row.images) for row in rows))]
     labels = [textwrap.fill(row.label, _LETTERS_OF_LABELS) for row in rows]
     height, native = np.shape(rows[0].images[0])[:2]
-    # All in pixels.
     size, scale = _text_size_and_scale(native, labels, blocks, width)
-    line, gap, part_gap = round(1.25 * size), max(3, round(size / 3)), round(1.4 * size)
-    cell, cell_height = native * scale, height * scale
+    # All in pixels.
+    height, cell, line = height * scale, native * scale, round(1.25 * size)
+    gap, part_gap = max(3, round(size / 3)), round(1.4 * size)
     pitch = math.ceil(max([cell, *(_text_width(note, 0.85 * size) for row in rows for note in row.notes)])) + gap
-    lefts, headings, x = [], {}, 1
+    lefts, headings, right = [], {}, 1
     for heading, count in blocks:
-        room = count * pitch - gap
-        headings[x] = _wrapped(heading, size, room)
-        lefts += [x + number * pitch + (pitch - gap - cell) // 2 for number in range(count)]
-        x += max(room, math.ceil(_text_width(headings[x], size))) + part_gap
-    tops, middles, y = [], [], 1
-    for row, label in zip(rows, labels, strict=True):
-        y += part_gap - gap if row.starts_part and tops else 0
-        tops.append(y)
-        taken = max(cell_height, line * len(label.splitlines()))
-        middles.append(y + taken / 2)
-        y += taken + gap + (line if row.notes else 0)
-    figure = _figure(title, about, size, (x + width, y + width))
-    axes = figure.subplots()
-    # Transparent beside the images, so white on white and dark on dark.
-    canvas = np.zeros([y, max(x - part_gap + 1, round(20 * size)), 4], np.uint8)
-    places = [(x, top) for row, top in zip(rows, tops, strict=True) for x in lefts[: len(row.images)]]
-    for image, (x, top) in zip((image for row in rows for image in row.images), places, strict=True):
-        canvas[top - 1 : top + cell_height + 1, x - 1 : x + cell + 1] = _FRAME
-        canvas[top : top + cell_height, x : x + cell, :3] = _opaque(np.asarray(image), scale)
-    small = dict(color=FAINT, fontsize=0.85 * size * _POINTS, parse_math=False, ha="center", va="top")
-    for row, top in zip(rows, tops, strict=True):
-        for note, x in zip(row.notes, lefts, strict=False):
-            axes.text(x + cell / 2, top + cell_height + 2, note, small)
-    extent = 0, canvas.shape[1], y, 0
-    axes.axis(extent)
+        headings[right] = _wrapped(heading, size, count * pitch - gap)
+        lefts += [right + number * pitch + (pitch - gap - cell) // 2 for number in range(count)]
+        right += max(count * pitch - gap, math.ceil(_text_width(headings[right], size))) + part_gap
+    row_pitch = max(height, *(line * len(label.splitlines()) for label in labels)) + gap
+    row_pitch += line * any(row.notes for row in rows)
+    parts = np.cumsum([False, *(row.starts_part for row in rows[1:])])
+    tops = (1 + row_pitch * np.arange(len(rows)) + (part_gap - gap) * parts).tolist()
+    shape = tops[-1] + row_pitch, max(right - part_gap + 1, round(20 * size))
+    figure = _figure(title, about, size, (right + width, shape[0] + width))
+    axes, style = figure.subplots(), dict(fontsize=size * _POINTS, parse_math=False)
     _style(axes, size * _POINTS)
     axes.spines[:].set_visible(False)
-    style = dict(fontsize=size * _POINTS, parse_math=False)
     axes.tick_params(length=0, pad=gap * _POINTS, top=True, labeltop=True, labelbottom=False)
-    axes.set_xticks([*headings], [*headings.values()], ha="left", **style)
-    axes.set_yticks(middles, labels, **style)
     axes.tick_params(axis="y", pad=size * _POINTS)
-    axes.set_title(_wrapped(text, size, canvas.shape[1]), loc="left", color=FAINT, **style)
-    left, top = _fit(figure, axes, *canvas.shape[:2])
+    axes.set_xticks([*headings], [*headings.values()], ha="left", **style)
+    axes.set_yticks([top + height / 2 for top in tops], labels, **style)
+    axes.set_title(_wrapped(text, size, shape[1]), loc="left", color=FAINT, **style)
+    small = style | dict(fontsize=0.85 * size * _POINTS, color=FAINT, ha="center", va="top")
+    for row, top in zip(rows, tops, strict=True):
+        for note, left in zip(row.notes, lefts, strict=False):
+            axes.text(left + cell / 2, top + height + 2, note, small)
+    _paint(figure, rows, lefts, tops, scale, shape)
+    return figure
+
+
+def _paint(figure: Figure, rows: Sequence[Row], lefts: Array, tops: Array, scale: int, shape: tuple[int, int]) -> None:
+    """Paints images, each in a frame, on a canvas of this height and width in pixels, the size that the axes get."""
+    # Transparent beside the images, so white on white and dark on dark.
+    canvas, places = np.zeros([*shape, 4], np.uint8), []
+    for row, top in zip(rows, tops, strict=True):
+        for image, left in zip(row.images, lefts, strict=False):
+            pixels = _opaque(np.asarray(image), scale)
+            bottom, right = top + pixels.shape[0], left + pixels.shape[1]
+            canvas[top - 1 : bottom + 1, left - 1 : right + 1] = _FRAME
+            canvas[top:bottom, left:right, :3] = pixels
+            places.append((left, top))
+    (axes,) = figure.axes
+    extent = axes.axis((0, shape[1], shape[0], 0))
+    # Lines of text are broken where the figure ends, so their height follows from its width.
+    for _ in range(2):
+        figure.draw_without_rendering()
+        around = figure.bbox.size - axes.bbox.size
+        figure.set_size_inches(np.ceil(shape[::-1] + around - 0.01) / _DPI)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    corner = np.rint(axes.bbox.min).astype(int)
+    axes.set_position(np.divide([*corner, *shape[::-1]], np.tile(figure.bbox.size, 2)))
     axes.imshow(canvas, interpolation="none", aspect="auto", extent=extent)
     # For programs that read the images of a PNG file.
-    figure.places = " ".join(map(str, (scale, height, *(n for x, y in places for n in (left + x, top + y)))))
+    places += np.array([corner[0], round(figure.bbox.height) - corner[1] - shape[0]])
+    figure.places = " ".join(map(str, [scale, len(pixels) // scale, *places.ravel()]))
     figure.rows = [row.images for row in rows]
-    return figure
 
 
 def _text_size_and_scale(
@@ -311,20 +427,6 @@ def _text_size_and_scale(
     return size * max(1.0, 1.15 * columns * native / width, columns * native * scale / room), scale
 
 
-def _fit(figure: Figure, axes: Axes, height: int, width: int) -> tuple[int, int]:
-    """Gives axes this size in pixels, and the figure what the texts around need; returns the axes' left and top."""
-    # Lines of text are broken where the figure ends, so their height follows from its width.
-    for _ in range(2):
-        figure.draw_without_rendering()
-        around = figure.bbox.size - axes.bbox.size
-        figure.set_size_inches(np.ceil([width, height] + around - 0.01) / _DPI)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    left, bottom = np.rint(axes.bbox.min).astype(int).tolist()
-    axes.set_position(np.divide([left, bottom, width, height], np.tile(figure.bbox.size, 2)))
-    return left, round(figure.bbox.height) - bottom - height
-
-
 def _opaque(image: Array, scale: int) -> Array:
     """An image `[height, width, 1 to 4 channels]` as uint8 RGB, enlarged; alpha over a checkerboard."""
     values = image.astype(np.float64) / (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0)
@@ -337,7 +439,7 @@ def _opaque(image: Array, scale: int) -> Array:
     return np.rint(np.broadcast_to(values, [*values.shape[:2], 3]) * 255.0).astype(np.uint8)
 
 
-def chart(
+def _chart(
     title: str, about: Provenance | None, width: int, lines: float, grid: tuple[int, int] = (1, 1)
 ) -> tuple[Figure, Axes, float]:
     """Returns a figure of this height in lines of text, the first of its axes, and the size of its text in points."""
@@ -369,7 +471,7 @@ def _style(axes: Axes, size: float) -> None:
         axis.label.set(fontsize=size, color=FAINT)
 
 
-def make_logarithmic(axes: Axes, name: str, values: Sequence[float]) -> None:
+def _make_logarithmic(axes: Axes, name: str, values: Sequence[float]) -> None:
     """Makes an axis logarithmic, with ticks that can be read also where values span less than a power of ten."""
     axes.set(**{f"{name}scale": "log"})
     axis, decades = getattr(axes, f"{name}axis"), math.log10(max(values) / min(values))

@@ -2,14 +2,13 @@
 
     run = nvae_tf.runs.loading.load_run("runs/digits")
     made = nvae_tf.reports.generate.sample(run, count=16, temperature=0.7)
-    made.images; made.draw(about=nvae_tf.reports.figures.Provenance("digits", run.step))
+    made.images; made.draw(nvae_tf.reports.figures.Provenance("digits", run.step))
 
 Each function takes a run and, where it starts from images, an `Originals`. Its docstring is the mode's manual page; its
 parameters, and the fields of `Originals`, are the flags.
 """
 
 import dataclasses
-import functools
 import inspect
 import os
 import pathlib
@@ -48,17 +47,25 @@ class Made(NamedTuple):
     """The results of a task; a field is None where the task makes nothing of its kind.
 
     `text` is a line about it. Images are `[count, height, width, channels]` in [0, 1], or `[originals, variants, ...]`,
-    with a name for each (or for each original). `draw(about=Provenance(...))` makes a figure of them. Latents, with
-    the `labels` they belong to, are arrays to be stored.
+    with a name for each (or for each original). Latents, with the `labels` they belong to, are arrays to be stored.
     """
 
     text: str
     images: np.ndarray | None = None
     names: Sequence[str] | None = None
-    draw: Callable[..., Any] | None = None
+    figure: tuple[Any, ...] = ()  # the name of a function of `figures`, and its first arguments
+    options: Mapping[str, Any] = {}  # of that function
     latents: Sequence[np.ndarray] | None = None
     labels: np.ndarray | None = None
     metrics: dict[str, Any] | None = None
+
+    def draw(self, about: Any, **options: Any) -> Any:
+        """The figure of the images, a matplotlib `Figure`; `about` is a `nvae_tf.reports.figures.Provenance`."""
+        # Not at the top: matplotlib is an extra.
+        from nvae_tf.reports import figures
+
+        name, *data = self.figure
+        return getattr(figures, name)(*data, about=about, **self.options | options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,31 +94,23 @@ class Originals:
             find_pictures(self.input)
 
     def load(
-        self,
-        run: Run,
-        seed: int,
-        at_most: int | None = None,
-        config: configuration.ExperimentConfig | None = None,
-        used: Sequence[str] = (),
+        self, run: Run, seed: int, at_most: int | None = None, pictures: configuration.DataSpec | None = None
     ) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
         """The images as the model sees them, their labels, a name for each, and which they are, in words.
 
-        Where nothing says how many, there are `at_most`, or all if there are fewer. `config` is in place of the run's.
-        `used` names those of `resize` and `convert` that the task needs for other pictures.
+        Where nothing says how many, there are `at_most`, or all if there are fewer. `pictures` describes those of
+        `input` where they are not as in training.
         """
-        for name in ("resize", "convert"):
-            if not self.input and name not in used and getattr(self, name) is not None:
-                raise ValueError(f"--{name} is for pictures of --input; those of the data set come as trained")
-        config, labels = config or run.config, None
+        labels = None
         if self.input:
-            images, names = pictures_for_model(self.input, config.data, seed, self.resize, self.convert)
+            images, names = pictures_for_model(self.input, pictures or run.config.data, seed, self.resize, self.convert)
             words = f"{counted(len(images), 'picture')} of {', '.join(_listed(self.input))}"
         else:
             from nvae_tf.data.pipeline import chosen_images
             from nvae_tf.data.sources import load_split
             from nvae_tf.runs.loading import spec_to_read
 
-            spec = spec_to_read(config, self.data_path)
+            spec = spec_to_read(run.config, self.data_path)
             source = load_split(spec, self.split, StatusLine().report())
             images, labels, names = chosen_images(source, spec, self.split, self.indices, self.count, at_most, seed)
             words = f"{counted(len(images), 'image')} of the {self.split} part"
@@ -157,8 +156,8 @@ def sample(
     names = run.class_names
     if labels is not None:
         names = ["none" if number < 0 else names[number] for number in _classes(run, labels, np.size(labels))]
-    draw = functools.partial(_draw, "samples", images, columns=columns, classes=names)
-    return Made(counted(count, "image"), images, _numbered("sample", count), draw)
+    options = {"columns": columns, "classes": names}
+    return Made(counted(count, "image"), images, _numbered("sample", count), ("samples", images), options)
 
 
 def reconstruct(
@@ -186,11 +185,10 @@ def reconstruct(
     images, labels, names, words = originals.load(run, seed, 40)
     how = {"mean": mean, "labels": labels, "progress": _progress(len(images))}
     made = reconstruct_images(run.model, images, kept_groups, temperature, seed, **how)
-    groups = run.model.plan.num_groups
-    which = f" of the top {kept_groups} of {groups} groups; the others are drawn from the prior"
-    which = "" if kept_groups in (None, groups) else which
-    draw = functools.partial(_draw, "reconstructions", images, made, kept=which, columns=columns)
-    return Made(f"{words}, reconstructed", made, names, draw)
+    options, groups = {"columns": columns}, run.model.plan.num_groups
+    if kept_groups not in (None, groups):
+        options["kept"] = f" of the top {kept_groups} of {groups} groups; the others are drawn from the prior"
+    return Made(f"{words}, reconstructed", made, names, ("reconstructions", images, made), options)
 
 
 def interpolate(
@@ -220,8 +218,8 @@ def interpolate(
     images, labels, _, words = originals.load(run, seed)
     options = {"mean": mean, "labels": labels, "progress": _progress((len(images) - 1) * (steps - 1))}
     path = interpolate_images(run.model, images, steps, how, seed, **options)
-    draw = functools.partial(_draw, "interpolation", images, path, steps)
-    return Made(f"{len(path):,} images through {words}", path, _numbered("image", len(path)), draw)
+    text, names = f"{len(path):,} images through {words}", _numbered("image", len(path))
+    return Made(text, path, names, ("interpolation", images, path, steps))
 
 
 def vary(
@@ -250,8 +248,8 @@ def vary(
     made = vary_images(run.model, images, kept_groups, variants, temperature, seed, **how)
     groups = run.model.plan.num_groups
     text = f"The top {kept_groups} of {groups} groups have the original's latents; group 0 is the coarsest."
-    draw = functools.partial(_draw, "variants", images, made, "variants: the other groups redrawn", text)
-    return Made(f"{variants:,} variants of each of {words}", made, names, draw)
+    figure = "variants", images, made, "variants: the other groups redrawn", text
+    return Made(f"{variants:,} variants of each of {words}", made, names, figure)
 
 
 def direction(
@@ -278,15 +276,15 @@ def direction(
 
     form = run.config.data, seed, originals.resize, originals.convert
     added, subtracted = (pictures_for_model(places, *form)[0] for places in (positive, negative))
-    images, labels, names, words = originals.load(run, seed, 8, used=("resize", "convert"))
+    images, labels, names, words = originals.load(run, seed, 8)
     step = latent_direction(run.model, added, subtracted)
     how = {"mean": mean, "labels": labels, "progress": _progress(len(images) * len(strengths))}
     made = move_images(run.model, images, step, strengths, seed, **how)
     plus, minus = (", ".join(pathlib.Path(place).name for place in _listed(side)) for side in (positive, negative))
     text = f"Below each: the multiple of the difference of the mean latents, {plus} minus {minus}, that is added."
     options = {"notes": [f"{strength:g}" for strength in strengths], "title": "Images moved along a direction"}
-    draw = functools.partial(_draw, "variants", images, made, "moved along the direction", text, **options)
-    return Made(f"{words}, moved along the direction", made, names, draw)
+    figure = "variants", images, made, "moved along the direction", text
+    return Made(f"{words}, moved along the direction", made, names, figure, options)
 
 
 def restore(
@@ -321,13 +319,12 @@ def restore(
         raise ValueError("no degradation given: give --mask, --scale or --blur, or --noise alone")
     operator, spec = degradation(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
     spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
-    config = dataclasses.replace(run.config, data=spec) if originals.input else run.config
-    images, labels, names, words = originals.load(run, seed, 8, config, ("resize",) if mask else ())
+    images, labels, names, words = originals.load(run, seed, 8, spec)
     measurement = images if originals.input else measured(operator, images, noise, seed)
     made, deviation = restore_images(run.model, measurement, operator, noise, steps, starts, seed, labels)
     shown = np.where(operator.missing, 0.5, measurement) if mask else measurement
-    draw = functools.partial(_draw, "restorations", shown, made, None if originals.input else images, deviation)
-    return Made(f"{words}, restored", made, names, draw)
+    figure = "restorations", shown, made, None if originals.input else images, deviation
+    return Made(f"{words}, restored", made, names, figure)
 
 
 def encode(run: Run, originals: Originals, *, seed: Seed = 1, mean: Mean = False) -> Made:
@@ -371,8 +368,9 @@ def decode(
     latents, count = latents[: checked_kept_groups(kept_groups, run.model.plan)], len(latents[0])
     given = {"latents": latents, "labels": classes if labels is None else _classes(run, labels, count)}
     images = generate_images(run.model, count, temperature, seed, progress=_progress(count), **given)
-    draw = functools.partial(_draw, "samples", images, columns=columns, title=f"Images decoded from {input}")
-    return Made(f"{counted(count, 'image')} of latents in {input}", images, names or _numbered("decoded", count), draw)
+    names, text = names or _numbered("decoded", count), f"{counted(count, 'image')} of latents in {input}"
+    options = {"columns": columns, "title": f"Images decoded from {input}"}
+    return Made(text, images, names, ("samples", images), options)
 
 
 def nearest(
@@ -408,10 +406,10 @@ def nearest(
     numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count))
     part = "training" if split == "train" else split
     text = f"{count:,} samples, each before the nearest of {source.count:,} images of the {split} part"
-    draw = functools.partial(_draw, "nearest", samples, images, distances, part)
+    figure = "nearest", samples, images, distances, part
     metrics = {"step": run.step, "seed": seed, "temperature": temperature, "split": split}
     metrics |= {"numbers": numbers.tolist(), "distances": distances.tolist()}
-    return Made(text, samples, _numbered("sample", count), draw, metrics=metrics)
+    return Made(text, samples, _numbered("sample", count), figure, metrics=metrics)
 
 
 TASKS = {
@@ -477,14 +475,6 @@ def _listed(places: Places) -> list[str]:
 
 def _numbered(name: str, count: int) -> list[str]:
     return [f"{name}_{number:05d}" for number in range(count)]
-
-
-def _draw(name: str, *data: Any, about: Any, **options: Any) -> Any:
-    """Draws the figure that has this name in `figures` or `task_figures`."""
-    # Not at the top: matplotlib is an extra.
-    from nvae_tf.reports import figures, task_figures
-
-    return getattr(task_figures if name == "restorations" else figures, name)(*data, about=about, **options)
 
 
 def _progress(total: int) -> Callable[[int], None]:

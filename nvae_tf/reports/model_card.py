@@ -1,25 +1,42 @@
-"""The model card of a run folder: its README.md, in the form that Hugging Face reads."""
+"""The facts that the files of a run folder have, and its model card, README.md, in the form of Hugging Face."""
 
+import csv
 import html
 import math
 import pathlib
 import re
 import shlex
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from nvae_tf.config import DataSpec
 from nvae_tf.errors import first_line
+from nvae_tf.evaluation.table import rows, table
 from nvae_tf.files import atomic_file
+from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.progress import counted
-from nvae_tf.reports.run_facts import TASK, gather, hub_dataset, identifier
-from nvae_tf.runs.origin import write_origin
-from nvae_tf.runs.run_folder import RunFolder
+from nvae_tf.runs.checkpoint_files import steps_of_files
+from nvae_tf.runs.companions import prior_text, read_about
+from nvae_tf.runs.origin import origin_of_run, write_origin
+from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
+from nvae_tf.schemas import ANY_OBJECT, read_object
 
+# The errors that a damaged file, or one of another version, may lead to.
+UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
 MARKER = "<!-- Yours: what stands below this line is kept. -->"
 _TEMPLATE = pathlib.Path(__file__).with_name("templates") / "model_card.md"
+_TASK = "unconditional-image-generation"
+# The entries of an evaluation file that the Hub gets.
+_BOUNDS = ("importance_weighted_nats", "importance_weighted_bits_per_dim", "nelbo_nats", "bits_per_dim")
+_SCORES = (*_BOUNDS, "reconstruction_nats", "kl_nats", "fid", "frechet")
+_MADE_WITH = ("num_images", "seed", "checkpoint", "step", "checkpoint_sha256")
+_DISTANCE_MADE_WITH = ("samples", "real_images", "batch_norm_iterations", "extractor", "extractor_is_published")
+# Data sets of TensorFlow Datasets that the Hub has too.
+_HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 # The usual ones of https://huggingface.co/docs/hub/repositories-licenses; the Hub takes any other as `other`.
 _HUB_LICENSES = frozenset(
     """
@@ -27,6 +44,108 @@ _HUB_LICENSES = frozenset(
     cc-by-nd-4.0 cc-by-nc-nd-4.0 cc-by-nc-sa-4.0 gpl-3.0 lgpl-3.0 agpl-3.0 mpl-2.0 unlicense unknown other
     """.split()
 )
+
+
+def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleNamespace:
+    """Reads the facts of a run that its card and page show; None, or nothing, for what is not known or can't be read.
+
+    `parameters` is how many numbers are trained. Raises ValueError for damaged settings.
+    """
+    config = read_run_config(folder)
+    steps, best = (steps_of_files(place, "index") for place in (folder.checkpoints, folder.best_checkpoints))
+    files = [folder.evaluation_file(split) for split in ("test", "train")]
+    evaluations = [_read(_evaluation, file, _hub_dataset(config.data)) for file in files]
+    samples = sorted(folder.samples.glob(f"step-{'[0-9]' * 8}.png"))
+    facts = types.SimpleNamespace(
+        name=folder.path.resolve().name,
+        config=config,
+        plan=latent_plan(config.model),
+        parameters=parameters,
+        step=steps[-1] if steps else None,
+        best_step=best[-1] if best else None,
+        images=_read(read_image_counts, folder.images_file),
+        origin=origin_of_run(folder, config.train.initialize_from),
+        evaluations=[evaluation for evaluation in evaluations if evaluation],
+        training_score=_read(_training_score, folder.metrics_file),
+        environment=_read(read_object, folder.environment_file, ANY_OBJECT),
+        samples=(f"samples/{samples[-1].name}", int(samples[-1].stem[5:])) if samples else None,
+        prior=_read(_prior, folder.prior_file),
+    )
+    tested = [evaluation for evaluation in facts.evaluations if evaluation.metrics["split"] == "test"]
+    facts.test_evaluation = tested[0] if tested else None
+    return facts
+
+
+def _read(reader: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns what a reader returns; None where its file is missing or damaged."""
+    try:
+        return reader(*arguments)
+    except UNREADABLE:
+        return None
+
+
+def _training_score(file: pathlib.Path) -> tuple[int, float, float]:
+    """The last step of `metrics.csv`, its test NELBO in nats and in bits."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        *_, last = csv.DictReader(lines)
+    return int(last["step"]), _finite(float(last["test_nelbo_nats"])), _finite(float(last["test_bits_per_dim"]))
+
+
+def _prior(file: pathlib.Path) -> tuple[int, str]:
+    """The step that the reweighted prior was learned for, and what was measured of it."""
+    step, about = read_about(file)
+    return step, prior_text(about)
+
+
+def _hub_dataset(spec: DataSpec) -> str | None:
+    """Returns the Hub's identifier of a data set; None where the Hub is not known to have the same."""
+    return _HUB_DATASETS.get(spec.source_name) if spec.source == "tfds" else None
+
+
+def _identifier(text: str) -> str:
+    """Returns a name in the form that the Hub takes: lower-case letters, digits, dots and hyphens."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "other"
+
+
+def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespace:
+    """An evaluation file: its metrics, their table and rows, scores for the Hub, and pictures."""
+    metrics = read_object(file, ANY_OBJECT)
+    metrics["split"] = str(metrics["split"])
+    # A folder of this machine, which a public card does not name.
+    metrics.pop("data", None)
+    named = [path for metric in ("latents", "outliers") for path in metrics.get(metric, {}).get("pictures", ())]
+    return types.SimpleNamespace(
+        metrics=metrics,
+        results=[*_results(metrics, dataset or _identifier(metrics["dataset"]))],
+        table=table(metrics),
+        rows=[*rows(metrics)],
+        pictures=[path for path in named if (file.parent / path).is_file()],
+    )
+
+
+def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
+    """Yields the scores of an evaluation file as the Hub has them; ValueError for a number that is not finite."""
+    place = {"task_type": _TASK, "dataset_type": dataset, "dataset_name": str(metrics["dataset"])}
+    for key in [key for key in _SCORES if key in metrics]:
+        value, how = metrics[key], {name: metrics[name] for name in _MADE_WITH if metrics.get(name) is not None}
+        if key.startswith("importance"):
+            how["importance_samples"] = metrics["importance_samples"]
+        if isinstance(value, Mapping):
+            how |= {name: value[name] for name in _DISTANCE_MADE_WITH} | {"temperature": str(value["temperature"])}
+            if value.get("prior") == "reweighted":
+                how["prior"] = "reweighted"
+            # Samples are compared with training images, whatever the part that was evaluated.
+            how.pop("num_images", None)
+            value = value["value"]
+        names = {"metric_type": key.removesuffix("_nats"), "metric_name": key.replace("_", " ")}
+        names |= {"dataset_split": metrics["split"], "metric_value": _finite(value), "metric_args": how}
+        yield EvalResult(**place, **names)
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return value
 
 
 def write_model_card(folder: RunFolder, parameters: int | None = None, place: str | None = None) -> bool:
@@ -42,22 +161,25 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     """
     file = folder.card_file
     before = file.read_bytes() if file.is_file() else None
-    kept = b"\n" if before is None else _below_marker(before)
+    # What follows the marker, on a line of its own.
+    line = re.compile(rb"^[ \t]*" + re.escape(MARKER.encode()) + rb"(?=[ \t\r]*$)", re.MULTILINE)
+    _, *kept = (b"", b"\n") if before is None else line.split(before, 1)
     facts = gather(folder, parameters)
     if facts.origin is not None and not folder.origin_file.is_file():
         write_origin(folder, facts.origin)
-    if kept is None:
+    if not kept:
         return False
     card = ModelCard.from_template(
         _metadata(facts),
         template_path=str(_TEMPLATE),
-        **{"facts": facts, "place": place, "hub_dataset": hub_dataset(facts.config.data), "counted": counted},
-        **{"plain": _plain, "code": _code, "in_block": _in_block, "quoted": ascii, "shell_word": shlex.quote},
+        **{"facts": facts, "place": place, "hub_dataset": _hub_dataset(facts.config.data), "counted": counted},
+        **{"plain": _plain, "code": _code, "quoted": ascii, "shell_word": shlex.quote},
+        # A text that can't end the block of code that it stands in.
+        in_block=lambda text: text.replace("```", "'''"),
     )
-    # A name may have the marker in it, on a line of its own.
-    card.text = card.text.replace(MARKER, MARKER.replace("<!--", "<! --"))
-    # The name of a folder need not be Unicode.
-    content = f"{card}\n\n{MARKER}".encode(errors="replace") + kept
+    # A name may have the marker in it, and need not be Unicode.
+    text = str(card).replace(MARKER, MARKER.replace("<!--", "<! --"))
+    content = f"{text}\n\n{MARKER}".encode(errors="replace") + kept[0]
     if content != before:
         with atomic_file(file) as partial:
             partial.write_bytes(content)
@@ -72,34 +194,25 @@ def keep_model_card(folder: RunFolder, model: NVAE, report: Callable[[str], None
         report(f"the model card was not written: {first_line(error)}")
 
 
-def _below_marker(content: bytes) -> bytes | None:
-    """Returns what follows the first line that is the marker; None without such a line."""
-    # Names in the head may have the marker in them.
-    head = re.match(rb"---\r?\n.*?\n---\r?\n", content, re.DOTALL)
-    line = re.compile(rb"^[ \t]*" + re.escape(MARKER.encode()) + rb"(?=[ \t\r]*$)", re.MULTILINE)
-    marker = line.search(content, head.end() if head else 0)
-    return content[marker.end() :] if marker else None
-
-
 def _metadata(facts: types.SimpleNamespace) -> ModelCardData:
     """Returns the head of the card.
 
     The Hub refuses a card whose `license` it does not know, or whose `datasets` can't be identifiers of data sets.
     """
-    dataset = hub_dataset(facts.config.data)
+    dataset = _hub_dataset(facts.config.data)
     given, license = facts.origin and facts.origin.license, {}
     if given and given.lower() in _HUB_LICENSES:
         license = {"license": given.lower()}
     elif given and given.startswith(("https://", "http://")):
         license = {"license": "other", "license_link": given}
     elif given:
-        license = {"license": "other", "license_name": identifier(given)}
+        license = {"license": "other", "license_name": _identifier(given)}
     results = [result for evaluation in facts.evaluations for result in evaluation.results]
     return ModelCardData(
         # For the name "keras" the Hub would show how to load Keras files; it shows nothing for a name it does not know.
         library_name="nvae_tf",
         tags=["nvae", "variational-autoencoder", "tensorflow", "keras"],
-        pipeline_tag=TASK,
+        pipeline_tag=_TASK,
         datasets=[dataset] if dataset else None,
         model_name=facts.name if results else None,
         eval_results=results or None,
@@ -115,8 +228,3 @@ def _plain(text: object) -> str:
 def _code(text: object) -> str:
     """Returns a text as Markdown in the letters of code, on one line, fit for tables too."""
     return f"`{' '.join(str(text).split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
-
-
-def _in_block(text: str) -> str:
-    """Returns a text that can't end the block of code that it stands in."""
-    return text.replace("```", "'''")

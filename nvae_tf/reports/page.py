@@ -2,10 +2,13 @@
 
 import collections
 import contextlib
+import csv
 import functools
+import io
 import json
 import math
 import os
+import pathlib
 import re
 import shlex
 import types
@@ -14,16 +17,23 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import tensorflow as tf
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util import tensor_util
 
-from nvae_tf.config import config_to_dict, named_settings
+from nvae_tf.config import DataSpec, config_to_dict, named_settings
 from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
+from nvae_tf.generation.image_grid import read_images
+from nvae_tf.models import NVAE
 from nvae_tf.progress import StatusLine, duration
-from nvae_tf.reports import figures, run_facts
+from nvae_tf.reports import figures
+from nvae_tf.reports.figures import Curves
+from nvae_tf.reports.model_card import UNREADABLE, gather
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
@@ -64,8 +74,8 @@ def report_of_run(
     sha256 = checkpoint_sha256(trained.checkpoint) if trained else None
     about = figures.Provenance(folder.path.absolute().name, trained and trained.step, None, seed, sha256)
     parameters = trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables)
-    facts = run_facts.gather(folder, parameters)
-    curves, seconds = run_facts.read_curves(folder)
+    facts = gather(folder, parameters)
+    curves, seconds = read_curves(folder)
     drawn: dict[str, list[Markup]] = collections.defaultdict(list)
     for section, what, make in (
         *_charts(folder, curves, facts),
@@ -88,7 +98,7 @@ def compare_runs(workdirs: Sequence[str]) -> str:
     settings = [named_settings(read_run_config(folder)) for folder in folders.values()]
     rows = {name: [values[name] for values in settings] for name in settings[0]}
     differing = {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
-    curves = {workdir: run_facts.read_curves(folder)[0] for workdir, folder in folders.items()}
+    curves = {workdir: read_curves(folder)[0] for workdir, folder in folders.items()}
     charts = []
     for title, unit, column in _CHARTS[:3]:
         for part in ("test", "training"):
@@ -96,7 +106,7 @@ def compare_runs(workdirs: Sequence[str]) -> str:
             lines = {workdir: by_name[name] for workdir, by_name in curves.items() if name in by_name}
             if lines:
                 charts.append(_svg(figures.training_curves(f"{title}: {part} images", unit, lines, _WIDTH)))
-    facts, scores = {workdir: run_facts.gather(folder) for workdir, folder in folders.items()}, {}
+    facts, scores = {workdir: gather(folder) for workdir, folder in folders.items()}, {}
     for workdir, run in facts.items():
         for name, value, _ in run.test_evaluation.rows if run.test_evaluation else ():
             scores.setdefault(name, {})[workdir] = value
@@ -129,7 +139,7 @@ def _svg(figure: Figure) -> Markup:
 def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamespace) -> Iterator[_Drawing]:
     """Yields the section, the content and a function that draws it, for every figure that needs no model."""
     run_name, plan, shapes = folder.path.absolute().name, facts.plan, facts.plan.latent_shapes()
-    with contextlib.suppress(*run_facts.UNREADABLE):
+    with contextlib.suppress(*UNREADABLE):
         metrics = facts.test_evaluation.metrics
         origin = {name: metrics[name] for name in ("step", "seed", "checkpoint_sha256")}
         about = figures.Provenance(run_name, data="test images", **origin)
@@ -140,9 +150,8 @@ def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamesp
     scales = {}
     for scale in plan.scales:
         with contextlib.suppress(KeyError, ValueError):
-            groups = [curves[f"kl_per_group/{group:02d}"] for group in scale.groups]
-            values = np.sum([curve.values for curve in groups], axis=0).tolist()
-            scales[f"{scale.height}×{scale.width}"] = run_facts.Curve(groups[0].steps, values)
+            steps, values = zip(*(curves[f"kl_per_group/{group:02d}"] for group in scale.groups), strict=True)
+            scales[f"{scale.height}×{scale.width}"] = steps[0], np.sum(values, axis=0).tolist()
     charts = [("latents", "KL of the latents of each scale, test images", "nats per image", scales)]
     for title, unit, columns in _CHARTS:
         if isinstance(columns, str):
@@ -150,10 +159,10 @@ def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamesp
         lines = {label: curves[name] for label, name in columns.items() if name in curves}
         charts.append(("curves", title, unit, lines))
     for section, title, unit, lines in charts:
-        lines = {name: curve for name, curve in lines.items() if np.isfinite(curve.values).any()}
+        lines = {name: curve for name, curve in lines.items() if np.isfinite(curve[1]).any()}
         if lines:
             yield section, title, functools.partial(figures.training_curves, title, unit, lines, _WIDTH)
-    steps, images = run_facts.read_training_samples(folder, facts.config.model.image_width, _COLUMNS)
+    steps, images = read_training_samples(folder, facts.config.model.image_width, _COLUMNS)
     if steps:
         drawn = figures.Provenance(run_name, None, 0.7, 0)
         yield "strip", "past samples", lambda: figures.training_strip(images, steps, drawn, _WIDTH)
@@ -161,47 +170,115 @@ def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamesp
 
 def _images(trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> Iterator[_Drawing]:
     """Yields what `_charts` does, for every figure that needs the model."""
-    model, config, seed = trained.model, trained.config, about.seed
-    about_samples, about_test = about._replace(temperature=1.0), about._replace(data="test images")
+    model, seed, spec = trained.model, about.seed, spec_to_read(trained.config, data_path)
+    at_one, on_test = about._replace(temperature=1.0), about._replace(data="test images")
+    count = _FEW if min(spec.height, spec.width) >= _LARGE_FROM else _MANY
 
-    def samples(temperature: float, prior: str = "model") -> Figure:
-        count = _FEW if min(config.model.image_height, config.model.image_width) >= _LARGE_FROM else _MANY
-        images = sampling.generate_images(model, count, temperature, seed, prior=prior)
-        made = about._replace(temperature=temperature, data=None if prior == "model" else "reweighted prior")
-        return figures.samples(images, made, width=_WIDTH, classes=trained.class_names)
+    def samples(about: figures.Provenance, prior: str = "model") -> Figure:
+        images = sampling.generate_images(model, count, about.temperature, seed, prior=prior)
+        return figures.samples(images, about, width=_WIDTH, classes=trained.class_names)
 
     @functools.cache
     def originals() -> tuple[np.ndarray, np.ndarray | None]:
-        spec = spec_to_read(config, data_path)
         return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[:2]
 
     def reconstructions() -> Figure:
         images, labels = originals()
         made = sampling.reconstruct_images(model, images, seed=seed, labels=labels)
-        return figures.reconstructions(images, made, about_test, width=_WIDTH)
+        return figures.reconstructions(images, made, on_test, width=_WIDTH)
 
     def interpolation() -> Figure:
         images, labels = (part if part is None else part[:4] for part in originals())
         path = sampling.interpolate_images(model, images, _STEPS, seed=seed, labels=labels)
-        return figures.interpolation(images, path, _STEPS, about_test, _WIDTH)
-
-    def nearest() -> Figure:
-        spec = images_alone(spec_to_read(config, data_path))
-        source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
-        numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
-        batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
-        _, distances, images = sampling.nearest_images(drawn, batches, 5)
-        return figures.nearest(drawn, images, distances, "training", about_samples, _WIDTH)
+        return figures.interpolation(images, path, _STEPS, on_test, _WIDTH)
 
     def decisions() -> Figure:
         kept, images = sampling.rows_sharing_groups(model, _COLUMNS, seed)
-        return figures.group_decisions(images, kept, model.plan.num_groups, about_samples, _WIDTH)
+        return figures.group_decisions(images, kept, model.plan.num_groups, at_one, _WIDTH)
 
     for temperature in TEMPERATURES:
-        yield "samples", f"samples at temperature {temperature}", functools.partial(samples, temperature)
+        draw = functools.partial(samples, about._replace(temperature=temperature))
+        yield "samples", f"samples at temperature {temperature}", draw
     if not isinstance(model.reweighted_prior, str):
-        yield "samples", "samples of the reweighted prior", functools.partial(samples, 1.0, "reweighted")
+        draw = functools.partial(samples, at_one._replace(data="reweighted prior"), "reweighted")
+        yield "samples", "samples of the reweighted prior", draw
     yield "test", "reconstructions of test images", reconstructions
     yield "test", "interpolation between test images", interpolation
-    yield "nearest", "the training images nearest to samples", nearest
+    yield "nearest", "the training images nearest to samples", lambda: _nearest(model, images_alone(spec), at_one)
     yield "groups", "what the latent groups decide", decisions
+
+
+def _nearest(model: NVAE, spec: DataSpec, about: figures.Provenance) -> Figure:
+    source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, about.seed)
+    numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
+    batches = iterate(evaluation_batches(source, spec, 100, about.seed, numbers), source)
+    _, distances, images = sampling.nearest_images(drawn, batches, 5)
+    return figures.nearest(drawn, images, distances, "training", about, _WIDTH)
+
+
+def read_curves(folder: RunFolder) -> tuple[Curves, float]:
+    """Reads the curves of a run by their names in `metrics.csv`, and the seconds that training took.
+
+    A curve is steps in ascending order, and values, NaN for a gap. It comes from TensorBoard's files, which have every
+    logged step, where they have more points of it. They have the KL of single groups, too, as `kl_per_group/00`.
+    """
+    points, (logged, seconds) = _read_metrics(folder.metrics_file), _read_events(folder.tensorboard)
+    for tag, values in logged.items():
+        name = re.sub("^(schedule|speed)/", "", re.sub("^(test|train)/", r"\1_", tag))
+        # Tags of training do not name the unit.
+        name = f"{name}_nats" if name in ("train_reconstruction", "train_kl") else name
+        points[name] = max(points[name], values, key=len)
+    reconstruction, kl = points["train_reconstruction_nats"], points["train_kl_nats"]
+    nelbo = {step: value + kl[step] for step, value in reconstruction.items() if step in kl}
+    points["train_nelbo_nats"] = max(points["train_nelbo_nats"], nelbo, key=len)
+    curves = {name: sorted(values.items()) for name, values in points.items() if values}
+    return {name: tuple(map(list, zip(*curve, strict=True))) for name, curve in curves.items()}, seconds
+
+
+def _read_metrics(file: pathlib.Path) -> dict[str, dict[int, float]]:
+    """Reads the columns of `metrics.csv` by step, up to the damage of a damaged file; NaN stands for text."""
+    points: dict[str, dict[int, float]] = collections.defaultdict(dict)
+    with contextlib.suppress(*UNREADABLE):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        # The line that a running training is writing has no end yet.
+        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
+            step = row.pop("step") or ""
+            for name, value in row.items() if step.isdecimal() else ():
+                points[name][int(step)] = math.nan
+                with contextlib.suppress(ValueError):
+                    points[name][int(step)] = float(value or "nan")
+    return points
+
+
+def _read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], float]:
+    """Reads TensorBoard's scalars by tag and step, the latest of a step, and the seconds that its files span.
+
+    The files are read one event at a time (TensorBoard's accumulator would keep all images in memory). Damaged files
+    are read up to the damage.
+    """
+    points: dict[str, dict[int, float]] = collections.defaultdict(dict)
+    seconds = 0.0
+    # A file's name begins with the time of its making.
+    for file in sorted(folder.glob("*tfevents*")):
+        times = []
+        with contextlib.suppress(tf.errors.OpError, OSError):
+            for event in EventFileLoader(str(file)).Load():
+                times.append(event.wall_time)
+                for value in event.summary.value:
+                    if value.metadata.plugin_data.plugin_name == "scalars":
+                        points[value.tag][event.step] = float(tensor_util.make_ndarray(value.tensor))
+        seconds += times[-1] - times[0] if times else 0.0
+    return points, seconds
+
+
+def read_training_samples(folder: RunFolder, width: int, columns: int) -> tuple[list[int], np.ndarray]:
+    """Reads up to five steps at which training has drawn samples, and the first images of each.
+
+    Images are `[steps, columns, height, width, channels]`, uint8. There are no steps where a file is damaged.
+    """
+    files = sorted(folder.samples.glob("step-*.png"))
+    files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int)) if files]
+    with contextlib.suppress(ArithmeticError, OSError, ValueError, SyntaxError):
+        images = np.array([read_images(file, width, columns)[:columns] for file in files])
+        return [int(file.stem[5:]) for file in files], images
+    return [], np.array([])

@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from typing import NamedTuple
+import types
 
 import huggingface_hub
 
@@ -22,21 +22,13 @@ from nvae_tf.runs.run_folder import RunFolder, write_run_config
 from nvae_tf.runs.sharing import BEST_FILES, HUB, SHARED_FILES, check_repo_name, find_run_folder, hub_errors_in_one_line
 
 
-class Published(NamedTuple):
-    """A run on the Hub."""
-
-    url: str
-    step: int
-    num_files: int
-    num_bytes: int
-    has_scores: bool  # whether nvae-evaluate had measured this very checkpoint
-
-
-def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest") -> Published:
+def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest") -> types.SimpleNamespace:
     """Publishes a run on the Hub as the model `repo` ("user/name"), which is made if there is none, in one commit.
 
     The files are those of `write_shared_run`. Files of an earlier shared run in the repository are replaced; others,
-    such as a LICENSE, stay. Raises what `nvae_tf.load` raises, and OSError where the Hub does not take the run.
+    such as a LICENSE, stay. Returns the `url`, the checkpoint's `step`, `num_files`, `num_bytes`, and `has_scores`,
+    whether nvae-evaluate had measured this very checkpoint. Raises what `nvae_tf.load` raises, and OSError where the
+    Hub does not take the run.
     """
     check_repo_name(repo, f"repo {repo!r}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -57,7 +49,8 @@ def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest
                 if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
                     operations.append(huggingface_hub.CommitOperationDelete(name))
             hub.create_commit(repo, operations, commit_message=f"Step {step:,}", parent_commit=parent)
-    return Published(str(url), step, len(files), num_bytes, has_scores)
+    facts = {"step": step, "num_files": len(files), "num_bytes": num_bytes, "has_scores": has_scores}
+    return types.SimpleNamespace(url=str(url), **facts)
 
 
 def write_shared_run(
@@ -79,30 +72,31 @@ def write_shared_run(
             # It may be secret.
             raise ValueError(f"{file}: a link out of the run folder, or no file; put a copy in its place, or delete it")
     run = load_run(source.path, checkpoint)
-    output.mkdir(parents=True)
     prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_ema)
     write_run_config(shared, run.config.without_places())
     # A text instead of a companion says why its file does not fit these weights.
-    companions = {"outliers_file": run.model.outlier_calibration, "prior_file": run.model.reweighted_prior}
+    companions = {"outliers.npz": run.model.outlier_calibration, "prior.npz": run.model.reweighted_prior}
     fitting = [name for name, made in companions.items() if not isinstance(made, str)]
-    for name in ("images_file", "environment_file", "metrics_file", "card_file", *fitting):
-        if getattr(source, name).is_file():
-            shutil.copyfile(getattr(source, name), getattr(shared, name))
-    for file in sorted(source.samples.glob("step-*.png"))[-1:]:
-        shared.samples.mkdir()
-        shutil.copyfile(file, shared.samples / file.name)
-    first = run.config.train.initialize_from
-    origin = origin_of_run(source, first) or (Origin(first) if first else None)
-    if origin is not None:
-        if origin.source_file is not None and not origin.source_file.startswith(HUB):
-            origin = dataclasses.replace(origin, source_file=pathlib.PurePath(origin.source_file).name)
-        write_origin(shared, origin)
-    old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
-    scored = {split: source.scores(old, split) for split in ("test", "train")}
+    samples = [f"samples/{file.name}" for file in sorted(source.samples.glob("step-*.png"))[-1:]]
+    for name in ("images.json", "environment.json", "metrics.csv", "README.md", *fitting, *samples):
+        if (source.path / name).is_file():
+            (output / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source.path / name, output / name)
+    _share_origin(source, shared, run.config.train.initialize_from)
+    scored = {split: source.scores(checkpoint_sha256(run.checkpoint), split) for split in ("test", "train")}
     for split, scores in scored.items():
         if scores is not None:
-            scores |= {"checkpoint": "latest", "checkpoint_sha256": new}
+            scores |= {"checkpoint": "latest", "checkpoint_sha256": checkpoint_sha256(prefix)}
             atomic_write(shared.evaluation_file(split), json.dumps(scores, indent=2) + "\n")
-    parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
-    write_model_card(shared, parameters, place)
+    write_model_card(shared, sum(math.prod(weight.shape) for weight in run.model.trainable_variables), place)
     return run.step, any(scored.values())
+
+
+def _share_origin(source: RunFolder, shared: RunFolder, first: str | None) -> None:
+    """Writes the origin of a run's weights without the path to its file; `first` is what the run started from."""
+    origin = origin_of_run(source, first) or (Origin(first) if first else None)
+    if origin is None:
+        return
+    if origin.source_file is not None and not origin.source_file.startswith(HUB):
+        origin = dataclasses.replace(origin, source_file=pathlib.PurePath(origin.source_file).name)
+    write_origin(shared, origin)

@@ -6,30 +6,19 @@ from tests.command_fixtures import CONSOLE_NAMES
 
 # Access is denied to root, too.
 UNWRITABLE = """
-import os, sys
+import importlib, os, sys
 os.access = lambda place, mode: False
-import importlib
-command = importlib.import_module(f"train.{sys.argv.pop(1)}")
 try:
-    command.run()
+    importlib.import_module(f"train.{sys.argv.pop(1)}").run()
 finally:
     print("tensorflow" in sys.modules)
 """
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "main --config=configs/digits.py --workdir={}/new/run",
-        "evaluate --workdir={}",
-        "report --workdir={}",
-        "launch --processes=2 --log_dir={}/logs -- --workdir=elsewhere",
-    ],
-)
+@pytest.mark.parametrize("command", ["main --config=digits --workdir={}/new/run", "evaluate --workdir={}"])
 def test_a_place_that_cannot_be_written_to_is_reported_at_once(commands, tmp_path, command):
     (tmp_path / "config.json").write_text("{}")
-    arguments = command.format(tmp_path).split()
-    process = commands.run(["-c", UNWRITABLE, *arguments])
+    process = commands.run(["-c", UNWRITABLE, *command.format(tmp_path).split()])
     assert process.returncode == 2 and process.stdout == "False\n", process.stderr
     (line,) = process.stderr.splitlines()
     assert f": nothing can be written in {tmp_path}; make that folder writable" in line and line.startswith("error: --")
@@ -39,21 +28,15 @@ NEW_RUN = "train.main --config=digits --workdir={0}/new --config."
 NO_RUN = "nowhere: no such folder; give the --workdir of a run of nvae-train"
 # Commands with the folder of the test at {0}, and part of the line that is printed.
 MISTAKES = [
-    ("train.main --config=digits --wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ("train.main --config=digits --workdir=x --batch_size=4", "--batch_size: no such flag; did you mean --config."),
-    ("train.main --config=digits", "--workdir is missing"),
     ("train.main --workdir=x", "--workdir=x: no run to continue, there is no x/config.json; to begin one, give its"),
     ("train.main --config=digits --workdir=x more", "'more': not a flag"),
     ("train.main --config=tests --workdir=x", "--config=tests: a folder"),
     ("train.main --config={0}/mine.py --workdir=x", "mine.py: get_config returns 5"),
     (NEW_RUN + "train.batch_sise=3", "did you mean --config.train.batch_size?"),
-    (NEW_RUN + "train.batch_size=many", "train.batch_size=many"),
     (NEW_RUN + "train.batch_size=1438", "The batch size is 1438; of 1437 training images"),
-    ("train.launch --processes=0 -- --workdir=x", "--processes=0"),
     ("train.launch --processes=2 -- --config=digits", "--workdir is missing"),
-    ("train.launch --processes=2 --config.train.seed=1", "a flag of nvae-train; these come after a"),
     ("train.launch --processes=2 -- --config.train.batch_sise=2 --workdir=x", "--config.train.batch_size"),
-    ("train.estimate --config=digits --gpu_memory=24", "flag 'gpu_memory'. Did you mean: gpu_memory_gib"),
     ("train.estimate --config=own_images", "data.path"),
     ("train.evaluate --workdir=nowhere", NO_RUN),
     ("train.evaluate --workdir={0} --metrics=elbo,wi", "--metrics = 'wi': not one of the choices (elbo, iw"),
@@ -61,20 +44,14 @@ MISTAKES = [
     ("train.evaluate --workdir={0} --metrics=elbo --importance_samples=9", "--importance_samples belongs to metric iw"),
     ("train.evaluate --workdir={0} --metrics=frechet", "--metrics=frechet: give --extractor=MODULE:FUNCTION"),
     ("train.evaluate --workdir={0} --metrics=fid,frechet", "measure two by two commands"),
-    ("train.calibrate --workdir=nowhere", NO_RUN),
-    ("train.prior --workdir=nowhere", NO_RUN),
     ("train.report --workdir=nowhere", NO_RUN),
     ("train.report nowhere --output={0}/there.html", "there.html: is there already; give another name"),
-    ("train.report nowhere --output={0}/page.pdf", "page.pdf: give the name of a file *.html"),
     ("train.generate recnostruct --workdir={0}", "not one of the modes (sample, reconstruct"),
-    ("train.generate sample --workdir={0}", "--output is missing"),
-    ("train.generate sample --workdir=tests --output=x.png", "tests: not a run folder, it has no config.json"),
     ("train.generate sample --workdir={0} --raw --output=x.svg", "a bare grid is a .png file"),
     ("train.generate reconstruct --workdir={0} --output=x.png --cuont=3", "Did you mean: count ?"),
     ("train.generate reconstruct --workdir={0} --output=x.png --input=no", "no such file or folder of pic"),
     ("train.generate reconstruct --workdir={0} --output=x.png --input=x --indices=3", "--indices: give one of them"),
     ("train.generate vary --workdir={0} --output=x.png --input=x --data_path=y", "--input and --data_path"),
-    ("train.generate vary --workdir={0} --output=x.png --indices=3,-1", "=3,-1: -1 is not a non-neg"),
     ("train.generate vary --workdir={0} --output={0}/new/ --indices=3,3", "two pictures would be called 3.png"),
     ("train.generate interpolate --workdir=digits --output=x.png", "between which images?"),
     ("train.generate restore --workdir=digits --output=x.png --scale=2 --blur=1", "--scale and --blur: give one"),
@@ -84,7 +61,6 @@ MISTAKES = [
     ("train.publish --workdir=tests --repo=me/tiny", "tests: not a run folder"),
     # Commands that write into the run folder need one of the user's own.
     ("train.evaluate --workdir=hf://me/tiny@v2", "`hf download me/tiny --local-dir=runs/tiny --revision=v2`"),
-    ("train.report hf://me/tiny", "make one by `hf download me/tiny --local-dir=runs/tiny`"),
     ("train.evaluate --workdir=digits", "make one by `cp -r "),
 ]
 
@@ -115,15 +91,10 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
         ("train.evaluate", "--workdir= --metrics"),
         ("train.generate vary", "--workdir= --checkpoint --output --overwrite --seed --input --variants"),
         ("train.report", "--workdir= --output --checkpoint --overwrite --seed --data_path"),
-        ("train.publish", "--workdir= --repo --checkpoint HF_TOKEN"),
         ("train.launch", "--processes"),
         ("train.demo", "--workdir="),
-        ("export.import_torch_checkpoint", "--checkpoint= --without_optimizer --output docs/published_weights.md"),
-        ("export.export_torch_checkpoint", "--workdir= --output docs/published_weights.md"),
         ("export.export_saved_model", "--workdir= --weights outlier_score TensorFlow Serving"),
-        ("export.export_tflite", "--workdir= --quantize --smallest_psnr reconstruct"),
         ("export.client", "status --server reconstruct PNG COMMAND --help"),
-        ("export.serving_files", "--models= --labels canary"),
     ],
 )
 def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow(commands, name, words):

@@ -11,20 +11,10 @@ TOLERANCE = 0.25
 # Takes some training steps, and prints the most memory that the process has had.
 TRAINING_STEPS = """
 import sys
-from benchmarks.workloads import peak_memory_bytes
-from nvae_tf import experiment_config, presets
-from nvae_tf.training.run import Images, RunLength, new_run
-from nvae_tf.training.strategy import configure_runtime
-import tensorflow as tf
-
-configure_runtime()
-settings = presets.preset(sys.argv[1])
-settings.train.batch_size = int(sys.argv[2])
-config = experiment_config(settings)
-run = new_run(config, RunLength(100, 1000), Images(config.data, None, None))
-step = tf.function(run.model.train_step, autograph=False)
+from benchmarks.workloads import Training, peak_memory_bytes
+step = Training("digits", int(sys.argv[1]))
 for _ in range(3):
-    step(tf.zeros([config.train.batch_size, *config.data.image_shape]))
+    step()
 print(peak_memory_bytes())
 """
 
@@ -37,11 +27,6 @@ def tiny_config(**training):
     return complete_config(settings)
 
 
-@pytest.fixture
-def config():
-    return tiny_config()
-
-
 def summary(config, gpu_gib=None, device="CPU"):
     """Of a model of 4 MB of weights that needs 1 GiB and 10 MB for each image."""
     measured = {"device": device, "parameters": 10**6, "weights_bytes": 4 * 10**6}
@@ -49,8 +34,7 @@ def summary(config, gpu_gib=None, device="CPU"):
     return memory.memory_summary(measured, 2.0**30, 1e7, config, gpu_gib)
 
 
-def test_the_largest_batch_is_the_largest_that_fits(config):
-    assert summary(config)["batch_sizes"][-1]["peak_bytes"] == 2**30 + 10**9
+def test_the_largest_batch_is_the_largest_that_fits():
     state, images = 2 * 4 * 10**6 + 8 * 10**6 + 10**5, 1000 * 10**7
     for device, steps, size, expected in (
         ("CPU", 1, memory.CUDA_BYTES + state + images, 1000),
@@ -62,10 +46,11 @@ def test_the_largest_batch_is_the_largest_that_fits(config):
         assert row["batch_size"] == expected
 
 
-def test_the_table_has_the_own_batch_size_and_the_microbatches_that_fit(config):
-    thirty = memory.CUDA_BYTES + 16 * 10**6 + 10**5 + 30 * 10**7
+def test_the_table_has_the_own_batch_size_and_the_microbatches_that_fit():
+    thirty, config = memory.CUDA_BYTES + 16 * 10**6 + 10**5 + 30 * 10**7, tiny_config()
     numbers = summary(config, thirty / memory.GIB)
     assert [row["batch_size"] for row in numbers["batch_sizes"]] == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert numbers["batch_sizes"][-1]["peak_bytes"] == 2**30 + 10**9
     printed = memory.memory_table(numbers, config)
     assert "1,000,000 parameters" in printed and printed.count("(train.batch_size)") == 1
     # 25 images are the largest equal microbatch of 100 that fits.
@@ -98,14 +83,14 @@ def test_the_estimate_is_what_training_takes(commands, tmp_path):
     assert commands.started_anew(["-m", "train.estimate", *flags]).wait(100) == 0
     numbers = json.loads(file.read_text())
     (row,) = (row for row in numbers["batch_sizes"] if row["batch_size"] == 512)
-    measured = int(commands.output_of(["-c", TRAINING_STEPS, "digits", 512]))
+    measured = int(commands.output_of(["-c", TRAINING_STEPS, 512]))
     assert abs(row["peak_bytes"] / measured - 1.0) < TOLERANCE
     # And not because the process alone is large.
     images = 512 * numbers["image_bytes"]
     assert abs(images / (measured - numbers["fixed_bytes"]) - 1.0) < TOLERANCE
 
 
-def test_a_step_that_fails_is_named(monkeypatch, config):
+def test_a_step_that_fails_is_named(monkeypatch):
     monkeypatch.setattr(memory, "__name__", "no.such.module")
     with pytest.raises(ValueError, match="a training step of 32 images fails: .*no.such"):
-        memory.estimate_memory(config)
+        memory.estimate_memory(tiny_config())

@@ -1,47 +1,15 @@
-import numpy as np
 import pytest
 from PIL import Image
 
-from configs import own_images as preset
-from nvae_tf.data.pipeline import iterate, shuffled_index_batches, training_batches
-from nvae_tf.data.spec import complete_config
+from nvae_tf.data.pipeline import shuffled_index_batches
 from nvae_tf.generation.image_grid import read_images
-from nvae_tf.runs.run_folder import RunFolder
-from nvae_tf.training.run import run_of_folder
-from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import config_flags
 from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels, write_files
-from tests.tiny_model import ARCHITECTURE, values
+from tests.tiny_model import ARCHITECTURE
 
 COUNT, HEIGHT, WIDTH = 10, 7, 10
 BATCH_SIZE = 4
 MODEL = {f"model.{name}": value for name, value in ARCHITECTURE.items()}
-
-
-def write_pictures(place, channels):
-    images = random_pixels(COUNT, HEIGHT, WIDTH, channels)
-    write_files(place, {f"{n}.png": png(image) for n, image in enumerate(images)})
-
-
-@pytest.mark.slow
-def test_a_training_step_and_back_to_pictures(tmp_path):
-    """With alpha; tests/data reads all kinds of files."""
-    write_pictures(tmp_path, channels=2)
-    settings = preset.get_config()
-    settings.update_from_flattened_dict(MODEL)
-    settings.train.batch_size, settings.train.steps, settings.data.path = BATCH_SIZE, 10, str(tmp_path)
-    # The first step then has a learning rate.
-    settings.optimizer.warmup_epochs = 0.0
-    run = run_of_folder(complete_config(settings), RunFolder(tmp_path / "run"), Replicas())
-    images, model = run.images, run.model
-    batch = next(iterate(training_batches(images.train, images.spec, BATCH_SIZE, seed=0), images.train))
-    assert batch.shape == (BATCH_SIZE, HEIGHT, WIDTH, 2)
-    before = values(model.trainable_variables)
-    assert all(np.isfinite(value) for value in model.train_step(batch).values())
-    changed = [(value != now).any() for value, now in zip(before, values(model.trainable_variables), strict=True)]
-    assert np.mean(changed) > 0.9
-    generated = np.asarray(model.generate(3, temperature=0.7, seed=1))
-    assert generated.shape == (3, HEIGHT, WIDTH, 2) and generated.std() > 0.0
 
 
 def command(name, folder, **settings):
@@ -50,10 +18,8 @@ def command(name, folder, **settings):
 
 
 def test_inspect_data_prints_counts_and_writes_a_picture(done, tmp_path):
-    write_pictures(tmp_path / "images" / "cats", channels=3)
-    for number in range(4):
-        write_files(tmp_path / "images", {f"dogs/{number}.png": (tmp_path / f"images/cats/{number}.png").read_bytes()})
-        (tmp_path / f"images/cats/{number}.png").unlink()
+    pictures = enumerate(map(png, random_pixels(COUNT, HEIGHT, WIDTH, 3)))
+    write_files(tmp_path / "images", {f"{'dogs' if n < 4 else 'cats'}/{n}.png": picture for n, picture in pictures})
     output = tmp_path / "look.png"
     flags = [f"--output={output}", "--seconds=0.1", "--count=9", "--config.data.labels=True"]
     printed = done(*command("train.inspect_data", tmp_path / "images"), *flags)

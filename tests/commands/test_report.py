@@ -36,17 +36,9 @@ PROBE = """<script>addEventListener("load", () => {
 });</script>"""
 
 
-class Page:
-    """The text of a page without its tags, and its images."""
-
-    def __init__(self, source):
-        self.text = " ".join(html.unescape(re.sub("<[^>]*>", " ", source)).split())
-        self._images = re.findall('xlink:href="data:image/png;base64,([^"]*)"', source)
-
-    def images(self):
-        """The pixels of the figures with images, uint8 RGBA."""
-        contents = map(base64.b64decode, self._images)
-        return [np.asarray(Image.open(io.BytesIO(content)).convert("RGBA")) for content in contents]
+def words_of(source):
+    """The text of a page without its tags."""
+    return " ".join(html.unescape(re.sub("<[^>]*>", " ", source)).split())
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +62,8 @@ def text(run):
 
 
 @pytest.fixture(scope="module")
-def page(text):
-    return Page(text)
-
-
-@pytest.fixture(scope="module")
-def trained(run):
-    return load_run(run)
+def words(text):
+    return words_of(text)
 
 
 @pytest.mark.slow
@@ -90,74 +77,69 @@ def test_the_page_needs_nothing_from_outside(text):
     assert figures.INK not in re.sub("<style>.*?</style>", "", without_images, flags=re.DOTALL)
 
 
-def test_card_and_settings_are_complete_and_escaped(page, run, trained):
-    config = json.loads((run / "config.json").read_text())
-    for group, settings in config.items():
-        assert f"{group} , {len(settings)} settings" in page.text
+def test_card_settings_and_metrics_are_complete_and_escaped(words, run):
+    for group, settings in json.loads((run / "config.json").read_text()).items():
+        assert f"{group} , {len(settings)} settings" in words
         for name, value in settings.items():
-            assert f"{name} {json.dumps(value, ensure_ascii=False)}" in page.text
-    assert f"NVAE run: {NAME}, run" in page.text
+            assert f"{name} {json.dumps(value, ensure_ascii=False)}" in words
     metrics = json.loads((run / "evaluation.json").read_text())
-    for words in (
+    last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
+    bounds = ("nelbo_nats", "importance_weighted_nats")
+    for text in (
+        f"NVAE run: {NAME}, run",
         f"SHA-256 {metrics['checkpoint_sha256'][:16]}…",
-        f"Parameters {sum(np.size(weight) for weight in trained.model.trainable_variables):,}",
+        f"Parameters {sum(np.size(weight) for weight in load_run(run).model.trainable_variables):,}",
         "60 of 60 steps, 100 images per step, ",
         "1,437 training and 360 test images",
         f"TensorFlow {tf.__version__}, Keras ",
         " CPU core",
         "2 latent groups with 2 channels each (2 at 16×16)",
+        *(f"{interval(metrics[name], metrics['half_widths_95'][name])} nats per image" for name in bounds),
+        *(f" {value:.2f} " for value in metrics["kl_per_group_nats"]),
+        f"active units {metrics['latents']['active_units']} of 4 ",
+        f"Made by: {COMMAND}",
+        f"test: {float(last[8]):.5g} at step 60",
+        # TensorBoard has the same KL at the same step.
+        f"16×16: {metrics['kl_per_scale_nats'][0]:.5g} at step 60",
     ):
-        assert words in page.text, words
+        assert text in words, text
+    assert "Of another checkpoint" not in words
 
 
-def test_images_are_those_of_the_model(page, trained):
-    found = page.images()
-    about, model = figures.Provenance("run"), trained.model
+def test_images_are_those_of_the_model(text, words, run):
+    contents = map(base64.b64decode, re.findall('xlink:href="data:image/png;base64,([^"]*)"', text))
+    shown = [np.asarray(Image.open(io.BytesIO(content)).convert("RGBA")) for content in contents]
+    trained, about = load_run(run), figures.Provenance("run")
+    model = trained.model
     expected = [figures.samples(model.generate(36, t, seed=1).numpy(), about, width=430) for t in TEMPERATURES]
     source = load_split(trained.config.data, "test")
     test = source.images[shown_numbers(source, 8)] / np.float32(255)
     expected.append(figures.reconstructions(test, reconstruct_images(model, test, seed=1), about, width=430))
     for figure in expected:
         canvas = np.asarray(figure.axes[0].images[0].get_array()).astype(int)
-        width = canvas.shape[1]
         # Below stands the caption, of another length.
-        images = [image for image in found if image.shape[1] == width]
+        images = [image for image in shown if image.shape[1] == canvas.shape[1]]
         assert any(np.abs(image[: len(canvas)] - canvas[: len(image)]).max() <= 1 for image in images)
     # Besides: interpolation, neighbors, groups, samples during training, and the colors of a scale.
-    assert len(found) == len(expected) + 5 and "step 40 step 60" in page.text
-    assert page.text.count("run, step 60, seed 0") == 2 and page.text.count("run, temperature 0.7, seed 0") == 1
+    assert len(shown) == len(expected) + 5 and "step 40 step 60" in words
+    assert words.count("run, step 60, seed 0") == 2 and words.count("run, temperature 0.7, seed 0") == 1
 
 
-def test_metrics_of_the_run_are_on_the_page(page, run):
-    metrics = json.loads((run / "evaluation.json").read_text())
-    for name in ("nelbo_nats", "importance_weighted_nats"):
-        assert f"{interval(metrics[name], metrics['half_widths_95'][name])} nats per image" in page.text
-    for value in metrics["kl_per_group_nats"]:
-        assert f" {value:.2f} " in page.text
-    assert f"active units {metrics['latents']['active_units']} of 4 " in page.text
-    assert "Of another checkpoint" not in page.text and f"Made by: {COMMAND}" in page.text
-    last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
-    assert f"test: {float(last[8]):.5g} at step 60" in page.text and "training: " in page.text
-    # TensorBoard has the same KL at the same step.
-    assert f"16×16: {metrics['kl_per_scale_nats'][0]:.5g} at step 60" in page.text
-
-
-def test_a_sentence_replaces_what_is_missing(done, run, trained, tmp_path, monkeypatch):
+def test_a_sentence_replaces_what_is_missing(done, run, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     (tmp_path / "metrics.csv").write_text("step,test_nelbo_nats\n")
     line, written = done("train.report", f"--workdir={tmp_path}").splitlines()[-2:]
     assert line.startswith(f"not on the page: images of the model: {tmp_path}: no checkpoint")
     assert written == f"written to {tmp_path / 'report.html'}"
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
-    page = Page(source)
-    for words in (
+    for text in (
         "There are no images: the run has no checkpoint that can be used.",
         "There are no metrics yet: metrics.csv",
         f"images of the model: {tmp_path}: no checkpoint in",
         "not evaluated yet",
         f"nvae-evaluate --workdir={tmp_path} --metrics=elbo,iw,latents",
     ):
-        assert words in page.text, words
+        assert text in words_of(source), text
     assert "<svg" not in source
 
     def moved(*_, **__):
@@ -169,28 +151,23 @@ def test_a_sentence_replaces_what_is_missing(done, run, trained, tmp_path, monke
     assert "36 samples, drawn by the model" in text
 
 
-def test_an_evaluation_of_another_checkpoint_or_a_damaged_one(run, tmp_path):
-    shutil.copy(run / "config.json", tmp_path)
-    for text in ((run / "evaluation.json").read_text(), "[1]", "{", '{"nelbo_nats": 1.0}', '{"latents": 3}'):
-        (tmp_path / "evaluation.json").write_text(text)
-        page = Page(report_of_run(tmp_path, "best", 1, None, StatusLine())[0])
-        if len(text) > 100:
-            assert "Of another checkpoint than the one on this page: step 60, SHA-256 " in page.text
-            assert "KL of each latent group" in page.text
-        else:
-            assert "nvae-evaluate" in page.text and "--checkpoint=best" in page.text
-
-
-def test_the_headline_of_images_that_are_not_binary_has_both_units(page, run, tmp_path):
+def test_an_evaluation_of_another_checkpoint_or_a_damaged_one_and_units_of_gray_images(run, words, tmp_path):
     config = json.loads((run / "config.json").read_text())
     for group in ("data", "model"):
         config[group] |= {"likelihood": "normal", "num_bits": 8}
     config["data"]["binarize"] = False
     (tmp_path / "config.json").write_text(json.dumps(config))
     shutil.copy(run / "metrics.csv", tmp_path)
-    text = Page(report_of_run(tmp_path, "latest", 1, None, StatusLine())[0]).text
-    assert re.search(r"Score [\d.,]+ nats per image, [\d.,]+ bits/dim [iN]", text)
-    assert re.search(r"Score [\d.,± ]+ nats per image [iN]", page.text)
+    for content in ((run / "evaluation.json").read_text(), "[1]", '{"nelbo_nats": 1.0}'):
+        (tmp_path / "evaluation.json").write_text(content)
+        other = words_of(report_of_run(tmp_path, "best", 1, None, StatusLine())[0])
+        if len(content) > 100:
+            assert "Of another checkpoint than the one on this page: step 60, SHA-256 " in other
+            assert "KL of each latent group" in other
+        else:
+            assert "nvae-evaluate" in other and "--checkpoint=best" in other
+    assert re.search(r"Score [\d.,]+ nats per image, [\d.,]+ bits/dim [iN]", other)
+    assert re.search(r"Score [\d.,± ]+ nats per image [iN]", words)
 
 
 def test_runs_are_compared(done, refused, run, tmp_path):
@@ -202,11 +179,11 @@ def test_runs_are_compared(done, refused, run, tmp_path):
     (other / "evaluation.json").unlink()
     output = tmp_path / "comparison.html"
     assert done("train.report", run, other, f"--output={output}").splitlines()[-1] == f"written to {output}"
-    page = Page(output.read_text(encoding="utf-8"))
-    assert re.search(r"setting \S+ \S+ optimizer.learning_rate 0.03 0.25", page.text)
-    assert "importance-weighted, 5 samples" in page.text and "not evaluated" in page.text
-    assert page.text.count(f"{other}: ") == 6 and "KL of posterior and prior: training images" in page.text
-    assert "None: all runs have the same settings." in Page(compare_runs([str(run), str(run)])).text
+    words = words_of(output.read_text(encoding="utf-8"))
+    assert re.search(r"setting \S+ \S+ optimizer.learning_rate 0.03 0.25", words)
+    assert "importance-weighted, 5 samples" in words and "not evaluated" in words
+    assert words.count(f"{other}: ") == 6 and "KL of posterior and prior: training images" in words
+    assert "None: all runs have the same settings." in words_of(compare_runs([str(run), str(run)]))
     assert "--workdir is missing" in refused("train.report")
 
 

@@ -1,13 +1,12 @@
 import json
 import re
-import shutil
 import signal
 
 import numpy as np
 import pytest
 
 from nvae_tf.generation.image_grid import read_images
-from tests.command_fixtures import assert_same_tensors, metrics_rows, score_of
+from tests.command_fixtures import assert_same_tensors, metrics_rows, saved_steps, score_of
 
 
 def test_a_run_leaves_its_records(finished_run):
@@ -58,18 +57,15 @@ def test_a_finished_run_is_not_done_again(commands, finished_run):
 
 
 @pytest.mark.slow
-def test_a_run_from_anothers_weights_stops_and_goes_on_without_them(commands, finished_run, tmp_path):
-    # Low enough for what was learned to stay, with other scores at the steps of the first run.
-    source, whole, workdir = shutil.copytree(finished_run[0], tmp_path / "source"), tmp_path / "whole", tmp_path / "run"
-    changes = {"train__seed": 6, "train__steps": 30, "optimizer__learning_rate": 1e-3, "train__initialize_from": source}
-    score = score_of(source, 20)
-    commands.train(whole, **changes)
-    command = commands.tiny_training(workdir, **changes)
-    code, output = commands.run_until_training(command, signal.SIGINT)
-    assert code == 130 and f"Starts from {source}, step 60: all " in output
-    assert json.loads((workdir / "config.json").read_text())["train"]["initialize_from"] == str(source)
-    shutil.rmtree(source)
-    output = commands.output_of(command)
-    assert ", from step " in output and "Starts from" not in output and "step 30/30" in output
-    assert score_of(workdir, 20) < score
-    assert_same_tensors(whole, workdir, 30)
+def test_the_best_checkpoint_with_averages_is_found_by_commands(commands, done, tmp_path):
+    workdir = tmp_path / "averaged"
+    commands.train(workdir, train__steps=40, optimizer__ema_momentum=0.9)
+    assert saved_steps(workdir / "checkpoints" / "best") == [40] and score_of(workdir, 40) < score_of(workdir, 20)
+    flags = [f"--workdir={workdir}", "--checkpoint=best"]
+    assert "best checkpoint, step 40, " in done("train.evaluate", *flags, "--metrics=elbo")
+    metrics = json.loads((workdir / "evaluation.json").read_text())
+    # Training has evaluated the averages too.
+    assert metrics["weights"] == "exponential moving averages (EMA) of the weights"
+    assert metrics["nelbo_nats"] == pytest.approx(score_of(workdir, 40), rel=1e-5)
+    output = tmp_path / "samples.png"
+    assert f"from step 40, in {output}" in done("train.generate", *flags, f"--output={output}", "--count=2")

@@ -15,8 +15,7 @@ from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.evaluate import likelihood_metrics, write_evaluation
-from nvae_tf.reports.model_card import MARKER, keep_model_card, write_model_card
-from nvae_tf.reports.run_facts import gather
+from nvae_tf.reports.model_card import MARKER, gather, keep_model_card, write_model_card
 from nvae_tf.runs.origin import Origin, write_origin
 from nvae_tf.runs.run_folder import open_for_training
 from tests.tiny_model import tiny_config
@@ -94,16 +93,6 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     assert "by:\n\n```bash\n{}\n{}\n```\n".format(*commands) in text and "| parameters | 1,234 |" in text
 
 
-def test_a_file_of_outliers_alone_is_on_the_card(tmp_path):
-    folder = new_folder(tmp_path / "run")
-    kept = {
-        name: value for name, value in evaluate(folder).items() if name in ("dataset", "split", "checkpoint", "date")
-    }
-    sets = {"noise": {"num_images": 3, "auroc": {"kl": 0.875}}}
-    folder.evaluation_file().write_text(json.dumps(kept | {"outliers": {"calibrated": False, "sets": sets}}))
-    assert "0.875 sum of KLs" in card(folder)
-
-
 def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_path):
     folder = new_folder(tmp_path / "new")
     text = card(folder)
@@ -114,27 +103,15 @@ def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_p
     for absent in ("parameters", "newest checkpoint", "![", "KL weights", "free nats", "classes |", "labels="):
         assert absent not in text
     assert "None" not in text.replace("None yet", "").replace("None has", "")
-    for content in (b"{", b"[]", b"\xff", b'{"dataset": 1, "split": "test", "nelbo_nats": "low"}'):
+    for content in (b"{", b"\xff", b'{"dataset": 1, "split": "test", "nelbo_nats": "low"}'):
         folder.evaluation_file().write_bytes(content)
         assert "None yet: `nvae-evaluate` makes them." in card(folder)
-    for content in ("{", "[1]", '{"train": 9, "test": 3, "a_step": 0}'):
+    outliers = '{"calibrated": false, "sets": {"noise": {"num_images": 3, "auroc": {"kl": 0.875}}}}'
+    folder.evaluation_file().write_text(f'{{"dataset": "d", "split": "test", "outliers": {outliers}}}')
+    assert "0.875 sum of KLs" in card(folder)
+    for content in ("{", '{"train": 9, "test": 3, "a_step": 0}'):
         folder.images_file.write_text(content)
         assert card(folder) and gather(folder).images is None
-
-
-@pytest.mark.parametrize(
-    ("source", "noted", "parts"),
-    [
-        ("folder", ', "held_out": true', "0.1 of the images, drawn at random (seed 0), for testing, "),
-        # A run of an older version does not say whether a part was held out.
-        ("folder", "", "`train` for training, `test` for testing, or, if the source has no such parts, 0.1 of the"),
-        ("tfds", "", "`train` for training, `test` for testing |"),
-    ],
-)
-def test_the_card_says_how_the_images_were_split(tmp_path, source, noted, parts):
-    folder = new_folder(tmp_path / "run", data=dataclasses.replace(DATA, source=source, path="somewhere"))
-    folder.images_file.write_text(f'{{"train": 90, "test": 10, "a_step": 4{noted}}}')
-    assert f"| parts | {parts}" in card(folder)
 
 
 def test_the_card_of_a_conditional_model_with_weights_of_the_kl(tmp_path):
@@ -142,13 +119,12 @@ def test_the_card_of_a_conditional_model_with_weights_of_the_kl(tmp_path):
     changes = {"data": data, "model": tiny_config(num_classes=3), "train": TrainConfig(label_dropout=0.2)}
     changes["objective"] = ObjectiveConfig(kl_scale_weights=(1, 0.5), free_nats=0.1)
     folder = new_folder(tmp_path / "run", **changes)
-    assert "| classes | 3; label dropout 0.2 |" in card(folder)
-    folder.images_file.write_text('{"train": 9, "test": 3, "class_names": ["cats", "a|b", "owls"]}')
+    folder.images_file.write_text('{"train": 9, "test": 3, "held_out": true, "class_names": ["cats", "a|b", "owls"]}')
     text = card(folder)
     assert r"| classes | 3, from 0 on: `cats`, `a\|b`, `owls`; label dropout 0.2 |" in text
-    assert text.count("seed=1, labels=0)") == 3
+    assert text.count("seed=1, labels=0)") == 3 and "| free nats a group | 0.1 |" in text
     assert "| KL weights of the scales | 1, 0.5 (the smallest scale first) |" in text
-    assert "| free nats a group | 0.1 |" in text
+    assert "| parts | 0.1 of the images, drawn at random (seed 0), for testing, the others for training" in text
 
 
 def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
@@ -178,6 +154,7 @@ def test_the_card_has_what_is_in_the_folder(tmp_path):
         assert "In training, after step" not in card(folder)
     folder.metrics_file.write_text("step,test_nelbo_nats,test_bits_per_dim\n950,41.0,0.3\n1000,39.25,0.25\n")
     text = card(folder)
+    assert "| parts | `train` for training, `test` for testing |" in text
     assert "| step 1,000 |" in text and "| step 20 |" in text and "![samples](samples/step-00001000.png)" in text
     assert "1,437 for training, 360 for testing" in text and "| images a step | 64 |" in text
     assert "after step 1,000" in text and "39.25 nats an image, 0.25 bits per dimension" in text
@@ -212,11 +189,10 @@ def test_what_a_person_has_written_is_kept(tmp_path):
     assert content.endswith(MARKER.encode() + own) and b"type: nelbo" in content and content.count(b"# Mine") == 1
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", f"see {MARKER}".encode()])
-def test_a_card_that_is_not_ours_is_not_touched_but_the_origin_is_noted(tmp_path, content):
+def test_a_card_that_is_not_ours_is_not_touched_but_the_origin_is_noted(tmp_path):
     source = new_folder(tmp_path / "source")
     write_origin(source, IMPORTED)
-    folder = tuned(tmp_path / "tuned", source)
+    folder, content = tuned(tmp_path / "tuned", source), f"\xff see {MARKER}".encode("latin1")
     folder.card_file.write_bytes(content)
     assert not write_model_card(folder) and folder.card_file.read_bytes() == content
     source.origin_file.unlink()
@@ -256,9 +232,7 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
     assert "The weights are under: mit." in card(source)
     folder = tuned(tmp_path / "tuned", source)
     for _ in range(2):
-        text = card(folder)
-        assert f"The run started from the weights of `{source.path}`." in text
-        assert "The weights that training started from are under: mit. It may apply to what was made of them." in text
+        assert "The weights that training started from are under: mit. It may apply to what was made" in card(folder)
         source.origin_file.unlink(missing_ok=True)
     text = card(tuned(tmp_path / "again", folder))
     assert f"the weights of `{folder.path}` (made from those of `{source.path}`)" in text

@@ -83,7 +83,8 @@ def reader_of_shared(base: pathlib.Path):
     """The weights and settings, what lies beside them, and what the model card says."""
     from nvae_tf.config import config_to_json
     from nvae_tf.generation.latents_file import load_latents
-    from nvae_tf.reports.run_facts import gather, read_curves
+    from nvae_tf.reports.model_card import gather
+    from nvae_tf.reports.page import read_curves
     from nvae_tf.runs import loading
     from nvae_tf.runs.run_folder import RunFolder
 
@@ -136,8 +137,8 @@ def reader_of_exports(base: pathlib.Path):
 def reader_of_run_folder(base: pathlib.Path):
     """What generation and evaluation, resumed training, the model card and the report read."""
     from nvae_tf.config import named_settings
-    from nvae_tf.reports.model_card import keep_model_card
-    from nvae_tf.reports.run_facts import gather, read_curves
+    from nvae_tf.reports.model_card import gather, keep_model_card
+    from nvae_tf.reports.page import read_curves
     from nvae_tf.runs import loading
     from nvae_tf.runs.checkpoints import TrainingState
     from nvae_tf.runs.new_model import model_for_training

@@ -1,0 +1,237 @@
+import contextlib
+import functools
+import importlib
+import itertools
+import json
+import sys
+import types
+from typing import Literal
+
+import psutil
+import pytest
+import tensorflow as tf
+
+from benchmarks import all as all_benchmarks
+from benchmarks import growth, operation_times, results, train_step
+from benchmarks.all import run_round, summarize
+from benchmarks.workloads import WORKLOADS, worker
+
+
+def a_round(ours, **others):
+    """One that takes so many seconds, with the memory and first step of always."""
+    summary = {"first_step_seconds": 9.0, "peak_memory_bytes": 3_210_000_000}
+    return {name: summary | {"seconds": seconds} for name, seconds in ({"ours": ours} | others).items()}
+
+
+def test_sides_take_turns_and_who_is_first_changes():
+    asked = []
+
+    @contextlib.contextmanager
+    def toy(name):
+        seconds = itertools.count(1)
+
+        def ask(word):
+            asked.append(f"{name} {word}")
+            return {"seconds": next(seconds)} if word == "step" else {"name": name}
+
+        yield ask
+        asked.append(f"{name} ended")
+
+    sides = {name: functools.partial(toy, name) for name in ("ours", "yardstick")}
+    for number, order in ((1, ["ours", "yardstick"]), (2, ["yardstick", "ours"])):
+        asked.clear()
+        measured = run_round(sides, turns=2, warm_up=1, clock_steps=3, number=number)
+        # The first step, and the first three of the clock, are for warming up; then medians of three.
+        assert measured["ours"] == {"name": "ours", "seconds": 2.5, "every_second": [2.0, 3.0]}
+        assert measured["yardstick"]["every_second"] == [5.0, 8.0]
+        assert asked[:2] == [f"{name} ready" for name in order] and asked[-1].endswith(" ended")
+        turns = [name for name, _ in itertools.groupby(line.split()[0] for line in asked if line.endswith("step"))]
+        assert turns == order * 2
+
+
+def test_a_result_has_the_ratios_of_pairs():
+    # The machine was half as fast in every second round, which does not change the ratio.
+    row = summarize([a_round(3.0, yardstick=1.0), a_round(6.0, yardstick=2.0)])
+    assert (row["seconds"], row["seconds_ratios"]) == ([3.0, 6.0], [3.0, 3.0])
+    assert row["first_step_seconds"] == [9.0] * 2 and row["peak_memory_bytes_ratios"] == []
+    against = summarize([a_round(3.0, against=2.0)])
+    assert against["seconds_ratios"] == [1.5] and against["peak_memory_bytes_ratios"] == [1.0]
+    assert summarize([a_round(3.0)])["seconds_ratios"] == []
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "now.json"
+
+    def run_round(sides, *_):
+        if sides["ours"].args[0].startswith("nelbo"):
+            raise ChildProcessError("it was killed")
+        return a_round(1.0, against=0.5)
+
+    monkeypatch.setattr(all_benchmarks, "run_round", run_round)
+    with pytest.raises(ChildProcessError, match="it was killed"):
+        arguments = "--only=sampling,nelbo", "--presets=mnist", "--rounds=2", f"--json={file}", "--against=."
+        all_benchmarks.main([*arguments])
+    ratios = "2.000 (2.000 to 2.000) | 9 s | 1.000 (1.000 to 1.000) | 3.21e+09 bytes | 1.000 (1.000 to 1.000)"
+    assert f"| sampling, the model in Python | mnist | 16 | 1 s | {ratios} |" in capsys.readouterr().out
+    assert [row["seconds"] for row in json.loads(file.read_text())["results"]] == [[1.0] * 2]
+
+
+# The other side of `worker` and its command, as any checkout has them: what changes here breaks `--against`.
+WORKER = """
+import json, os, sys
+assert sys.argv[1:3] == ["nelbo", "digits"] and os.path.isdir(sys.argv[3])
+with open(int(os.environ["BENCHMARK_ANSWERS_FILE_DESCRIPTOR"]), "w") as answers:
+    for line in sys.stdin:
+        answer = {{"seconds": {seconds}, "first_step_seconds": 1.0}}
+        print(json.dumps(answer | {{"peak_memory_bytes": 1000}}), file=answers, flush=True)
+"""
+
+
+def test_another_checkout_is_run_in_turn_with_this(tmp_path, monkeypatch, capsys):
+    for name, seconds in (("ours", 0.06), ("before", 0.05)):
+        file = tmp_path / name / "benchmarks" / "workloads.py"
+        file.parent.mkdir(parents=True)
+        # Without it, that of the package on the path would be run.
+        file.with_name("__init__.py").touch()
+        file.write_text(WORKER.format(seconds=seconds))
+    monkeypatch.setattr(results, "ROOT", tmp_path / "ours")
+    before, file = tmp_path / "before", tmp_path / "now.json"
+    all_benchmarks.main(["--only=nelbo", "--presets=digits", f"--against={before}", f"--json={file}"])
+    (row,) = json.loads(file.read_text())["results"]
+    assert row["seconds_ratios"] == pytest.approx([1.2] * 5)
+    assert "against 0.05" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("all", "", "the yardstick needs PyTorch"),
+        ("all", "--only=training,smapling", "'smapling': must be some of training, "),
+        ("all", "--rounds=0", "at least 1"),
+        ("all", "--against=/tmp", "--against=/tmp: no checkout of this project"),
+        ("train_step", "--preset=mnist --no-yardstick train.recompute=some", "train.recompute = 'some': not one of"),
+    ],
+)
+def test_mistakes_are_reported_before_anything_starts(module, arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(f"benchmarks.{module}").main(arguments.split())
+    assert message in capsys.readouterr().err
+
+
+def test_the_jobs_of_a_command_line():
+    jobs = all_benchmarks.parse_arguments(["--no-yardstick"]).jobs
+    assert [preset for name, preset in jobs if name == "training"] == ["mnist", "cifar10", "celeba64"]
+    jobs = all_benchmarks.parse_arguments(["--against=.", "--presets=digits"]).jobs
+    assert jobs == [(name, "digits") for name in WORKLOADS]
+
+
+def test_a_recipe_has_a_flag_for_each_parameter(tmp_path, monkeypatch, capsys):
+    def toy(kind: Literal["a", "b"], workdir: str, count: int = 3, figure: bool = False):
+        return dict(locals())
+
+    def called(*arguments):
+        monkeypatch.setattr(sys, "argv", ["toys", *arguments])
+        results.run_recipe("toys", "Toys.", toy)
+
+    called("toy", "b", "--workdir=x", "--figure", f"--json={tmp_path / 'now.json'}")
+    result = json.loads((tmp_path / "now.json").read_text())
+    assert {"kind": "b", "workdir": "x", "count": 3, "figure": True}.items() <= result.items()
+    with pytest.raises(SystemExit):
+        called("toy", "b", "--workdir=x", "--count=0")
+    assert "at least 1" in capsys.readouterr().err
+
+
+SERVE = "from benchmarks import workloads; workloads.serve(step, lambda: {'name': 'toy'})"
+
+
+def program(text):
+    return worker("toy", [sys.executable, "-c", text])
+
+
+def test_answers_come_through_whatever_the_worker_prints_and_one_that_ends_is_named():
+    with program(f"def step():\n    print('noise')\n    return 0.25\n{SERVE}") as ask:
+        assert [ask("step") for _ in range(2)] == [{"seconds": 0.25}] * 2
+        summary = ask("summary")
+    assert summary["peak_memory_bytes"] > 1e6 and summary["name"] == "toy"
+    with program(f"import os\ndef step():\n    os.kill(os.getpid(), 9)\n{SERVE}") as ask:
+        with pytest.raises(ChildProcessError, match="`toy`: exit status -9"):
+            ask("step")
+
+
+def test_leaving_the_block_ends_a_worker_and_its_processes():
+    start = "import subprocess\nchild = subprocess.Popen(['sleep', '60'])"
+    with program(f"{start}\ndef step():\n    return child.pid\n{SERVE}") as ask:
+        child = psutil.Process(ask("step")["seconds"])
+        assert child.is_running()
+    gone, alive = psutil.wait_procs([child], timeout=5)
+    assert not alive or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_quick_work_is_timed_several_times_at_once_and_a_command_has_no_first_step_but_its_own_memory():
+    text = "import time\nfrom benchmarks import workloads\nworkloads._MODULES = ()\nworkloads._TURN_SECONDS = 0.05\n"
+    text += "class Work:\n    calls = 0\n    def __call__(self):\n        self.calls += 1\n        time.sleep(0.001)\n"
+    text += "    def summary(self):\n        return {'calls': self.calls, 'peak_memory_bytes': 1000}\n"
+    for is_command in (False, True):
+        with program(f"{text}workloads.serve_work(Work, {is_command})") as ask:
+            times = [ask("step")["seconds"] for _ in range(2)]
+            summary = ask("summary")
+        assert 2 < summary["calls"] <= 101 and min(times) >= 0.001 and summary["peak_memory_bytes"] == 1000
+        assert (summary["first_step_seconds"] is None) == is_command
+
+
+@pytest.mark.slow
+def test_a_training_step_with_another_setting(tmp_path, monkeypatch):
+    run_round = train_step.run_round
+
+    def with_a_clock(*arguments):
+        clock = {"seconds": 2.0, "every_second": [4.0, 2.0], "peak_memory_bytes": 6}
+        return run_round(*arguments) | {"yardstick": clock}
+
+    monkeypatch.setattr(train_step, "run_round", with_a_clock)
+    file = tmp_path / "now.json"
+    train_step.main(["--preset=digits", "--steps=1", "--no-yardstick", f"--json={file}", "train.batch_size=4"])
+    result = json.loads(file.read_text())
+    assert result["batch_size"] == 4 and 0.0 < result["step_seconds"] < result["first_step_seconds"]
+    assert result["ratio"] == result["step_seconds"] / result["yardstick_seconds"] == result["step_seconds"] / 2.0
+    assert result["graph_nodes"] > 1000 and result["peak_memory_bytes"] > 3e8
+
+
+def test_operations_are_counted_a_turn_and_in_one_group_each(tmp_path):
+    matrix = tf.random.normal([300, 300])
+
+    @tf.function(autograph=False)
+    def turn():
+        return tf.raw_ops.SoftplusGrad(gradients=matrix, features=matrix @ (matrix @ matrix))
+
+    turn()
+    with tf.profiler.experimental.Profile(str(tmp_path)):
+        for _ in range(3):
+            turn()
+    rows = {row["operations"]: row for row in operation_times.operation_times(tmp_path, turns=3)}
+    assert rows["swish"]["count"] == 1 and rows["matrix products (1x1 convolutions, dense)"]["count"] == 2
+    assert 0 < rows["swish"]["seconds"] < 1 and sum(row["share"] for row in rows.values()) == pytest.approx(1.0)
+    assert rows["convolutions"]["count"] == 0 and rows["all others"]["count"] < 5
+
+
+@pytest.mark.slow
+def test_a_real_run_of_all(tmp_path):
+    # Without the yardstick, which takes minutes beside other processes.
+    file = tmp_path / "now.json"
+    quick = ["--presets=digits", "--rounds=1", "--no-yardstick", "--only=saved_model_sampling"]
+    all_benchmarks.main([*quick, f"--json={file}"])
+    (row,) = json.loads(file.read_text())["results"]
+    assert row["peak_memory_bytes"][0] > 3e8
+    assert 0.0 < row["seconds"][0] < row["first_step_seconds"][0]
+
+
+def test_growth_is_measured_against_the_smallest_and_drawn(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def training(**changed):
+        seconds = changed.get("data.height", 32) / 32
+        yield lambda word: {"seconds": seconds, "peak_memory_bytes": 1e9, "first_step_seconds": 2, "graph_nodes": 3}
+
+    monkeypatch.setattr(growth, "training", training)
+    rows = growth.measure(types.SimpleNamespace(figure=tmp_path / "growth.png"))["growth"]
+    assert [(row["size"], row["work"], row["step"]) for row in rows[-2:]] == [(128, 16.0, 4.0), (256, 64.0, 8.0)]
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
