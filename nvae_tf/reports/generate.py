@@ -94,14 +94,17 @@ class Originals:
             find_pictures(self.input)
 
     def load(
-        self, run: Run, seed: int, at_most: int | None = None, pictures: configuration.DataSpec | None = None
+        self, run: Run, seed: int, at_most: int | None = None, pictures: configuration.DataSpec | None = None, used=()
     ) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
         """The images as the model sees them, their labels, a name for each, and which they are, in words.
 
         Where nothing says how many, there are `at_most`, or all if there are fewer. `pictures` describes those of
-        `input` where they are not as in training.
+        `input` where they are not as in training; `used` names `resize` or `convert` if other pictures need them.
         """
         labels = None
+        for name in ("resize", "convert"):
+            if not self.input and name not in used and getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for pictures of --input; those of the data set come as trained")
         if self.input:
             images, names = pictures_for_model(self.input, pictures or run.config.data, seed, self.resize, self.convert)
             words = f"{counted(len(images), 'picture')} of {', '.join(_listed(self.input))}"
@@ -243,7 +246,7 @@ def vary(
     """
     from nvae_tf.generation.sampling import vary_images
 
-    images, labels, names, words = originals.load(run, seed, 8)
+    images, labels, names, words = originals.load(run, seed, 8, used=("resize", "convert"))
     how = {"mean": mean, "labels": labels, "progress": _progress(len(images) * variants)}
     made = vary_images(run.model, images, kept_groups, variants, temperature, seed, **how)
     groups = run.model.plan.num_groups
@@ -319,7 +322,7 @@ def restore(
         raise ValueError("no degradation given: give --mask, --scale or --blur, or --noise alone")
     operator, spec = degradation(run.config, mask, scale, blur, originals.resize), stored_spec(run.config.data)
     spec = dataclasses.replace(spec, height=spec.height // scale, width=spec.width // scale)
-    images, labels, names, words = originals.load(run, seed, 8, spec)
+    images, labels, names, words = originals.load(run, seed, 8, spec, ("resize",) if mask else ())
     measurement = images if originals.input else measured(operator, images, noise, seed)
     made, deviation = restore_images(run.model, measurement, operator, noise, steps, starts, seed, labels)
     shown = np.where(operator.missing, 0.5, measurement) if mask else measurement

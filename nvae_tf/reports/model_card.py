@@ -3,6 +3,7 @@
 import csv
 import html
 import math
+import os
 import pathlib
 import re
 import shlex
@@ -114,12 +115,14 @@ def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespac
     # A folder of this machine, which a public card does not name.
     metrics.pop("data", None)
     named = [path for metric in ("latents", "outliers") for path in metrics.get(metric, {}).get("pictures", ())]
+    # Paths in the run folder alone: a folder may come from others.
+    inside = [path for path in named if not os.path.isabs(path) and ".." not in pathlib.PurePath(path).parts]
     return types.SimpleNamespace(
         metrics=metrics,
         results=[*_results(metrics, dataset or _identifier(metrics["dataset"]))],
         table=table(metrics),
         rows=[*rows(metrics)],
-        pictures=[path for path in named if (file.parent / path).is_file()],
+        pictures=[path for path in inside if (file.parent / path).is_file()],
     )
 
 
