@@ -10,10 +10,6 @@ import traceback
 import types
 from collections.abc import Iterator
 
-USER_ERROR_CODE = 2
-INTERRUPTED_CODE = 130
-TRACEBACK_VARIABLE = "NVAE_TF_TRACEBACK"
-
 # What stands before the reason in TensorFlow's messages: a heading, where operations were defined, lines of Python.
 _HEADINGS = re.compile(r"Graph execution error|Detected at node|<stack traces unavailable>|Node: |File |\s")
 # Written at every start on a machine without a GPU, by code that does not know TF_CPP_MIN_LOG_LEVEL yet.
@@ -31,12 +27,12 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        raise SystemExit(INTERRUPTED_CODE) from None
+        raise SystemExit(130) from None
     except (ValueError, OSError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
+        if os.environ.get("NVAE_TF_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(getattr(error, "exit_code", USER_ERROR_CODE)) from None
+        raise SystemExit(getattr(error, "exit_code", 2)) from None
 
 
 def first_line(error: Exception) -> str:

@@ -119,35 +119,20 @@ def as_eight_bits(picture: Image.Image, channels: int, alpha: str = "keep") -> I
 
 
 def _read_opened(path, max_pixels, read):
-    """Returns `read(picture)` of an opened file; large pictures one after another, since many would take all memory."""
-    with _opened(path, max_pixels) as picture:
-        if _decoded_pixels(picture) <= _LARGE:
-            return read(picture)
-        # In a thread that ends: memory that a thread frees may be kept for it.
-        with _ONE_LARGE_PICTURE, ThreadPoolExecutor(1) as thread:
-            return thread.submit(read, picture).result()
-
-
-def _decoded_pixels(picture):
-    # One tile of a TIFF file may be larger than the picture, and is decoded as one.
-    tags = picture.tag_v2 if picture.format == "TIFF" else {}
-    tile = tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0)
-    return max(picture.width * picture.height, tile)
-
-
-@contextlib.contextmanager
-def _opened(path, max_pixels):
-    """The picture, its header read, if Pillow decodes it to the right pixels."""
+    """Returns `read(picture)` of an opened file, if Pillow decodes it to the right pixels."""
     if not os.path.isfile(path):
         raise BadPicture(f"{path}: no file, or a link to nothing")
     with wrap_read_errors(f"{path}: not a picture that can be read (", ")", BadPicture):
         picture = Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"))
     with picture:
         with _naming_damage(picture, path):
-            pixels = _decoded_pixels(picture)
+            tags = picture.tag_v2 if picture.format == "TIFF" else {}
+            # One tile of a TIFF file may be larger than the picture, and is decoded as one.
+            tile = tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0)
+            pixels = max(picture.width * picture.height, tile)
             # What follows the first picture in a JPEG file is for the camera's own use.
             has_frames = getattr(picture, "is_animated", False) and picture.format != "MPO"
-            is_odd = picture.format == "TIFF" and not _is_plain_tiff(picture.tag_v2)
+            is_odd = picture.format == "TIFF" and not _is_plain_tiff(tags)
         if pixels > max_pixels:
             size = f"{picture.height}x{picture.width} (height x width), {pixels:,} pixels"
             raise BadPicture(f"{path}: is {size}, more than data.max_pixels = {max_pixels:,}; scale it down")
@@ -155,7 +140,11 @@ def _opened(path, max_pixels):
             raise BadPicture(f"{path}: {_ODD_TIFF}")
         if has_frames:
             raise BadPicture(f"{path}: has several frames or pages; save those that you want as single files")
-        yield picture
+        if pixels <= _LARGE:
+            return read(picture)
+        # One after another, since many would take all memory; in a thread that ends, as memory may be kept for it.
+        with _ONE_LARGE_PICTURE, ThreadPoolExecutor(1) as thread:
+            return thread.submit(read, picture).result()
 
 
 def _is_plain_tiff(tags):

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import shlex
 from collections.abc import Iterator
 
 import huggingface_hub
@@ -53,26 +52,22 @@ def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
             return pathlib.Path(
                 huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns)
             )
-    if _is_bundled(text):
-        return _BUNDLED / text
-    if not os.path.exists(text) and (hint := did_you_mean(text, os.listdir(_BUNDLED))):
-        raise FileNotFoundError(f"{text}: no such folder{hint}")
-    return pathlib.Path(place)
+    bundled = os.listdir(_BUNDLED)
+    if os.path.exists(text) or not (text in bundled or did_you_mean(text, bundled)):
+        return pathlib.Path(place)
+    if text not in bundled:
+        raise FileNotFoundError(f"{text}: no such folder{did_you_mean(text, bundled)}")
+    return _BUNDLED / text
 
 
 def copy_command(place: str) -> str | None:
     """The command that copies a shared run into a folder of one's own; None where `place` is no shared run."""
-    name, _, revision = place.removeprefix(HUB).partition("@")
     if place.startswith(HUB):
-        options = [f"--local-dir=runs/{name.rpartition('/')[2]}", *([f"--revision={revision}"] if revision else [])]
-        return shlex.join(["hf", "download", name, *options])
-    folder = _BUNDLED / place if _is_bundled(place) else pathlib.Path(place)
-    is_bundled = folder.resolve().parent == _BUNDLED.resolve()
-    return shlex.join(["cp", "-r", str(folder), f"runs/{folder.name}"]) if is_bundled else None
-
-
-def _is_bundled(name: str) -> bool:
-    return not os.path.exists(name) and name in os.listdir(_BUNDLED)
+        name, _, revision = place.removeprefix(HUB).partition("@")
+        command = f"hf download {name} --local-dir=runs/{name.rpartition('/')[2]}"
+        return f"{command} --revision={revision}" if revision else command
+    folder = find_run_folder(place) if place in os.listdir(_BUNDLED) else pathlib.Path(place)
+    return f"cp -r {folder} runs/{folder.name}" if folder.resolve().parent == _BUNDLED.resolve() else None
 
 
 def check_repo_name(repo: str, given: str) -> None:

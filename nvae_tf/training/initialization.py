@@ -1,7 +1,5 @@
 """A new run that starts from the weights of another run, or of a published file (fine-tuning)."""
 
-import dataclasses
-
 import keras
 
 from nvae_tf.layers import DataDependentConvolution
@@ -18,12 +16,10 @@ _NETWORK = ("bottom_up/", "top_down/")
 def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
-    A weight is taken if it has the same name and shape in the source, a stack of layers only whole: with another
-    count its layers stand at other places of the hierarchy. `path` is a run folder, whose weights are taken as `load`
-    gives them, or a published file (.pt). Returns the names of the weights that were taken, and a report about all.
-
-    FileNotFoundError: there is nothing at `path`. ValueError: it is neither of both, or damaged, or none of its weights
-    fits; nothing is assigned then.
+    A weight is taken if it has the same name and shape in the source, a stack of layers only whole. `path` is a run
+    folder, whose weights are taken as `load` gives them, or a published file (.pt). Returns the names of the weights
+    that were taken, and a report about all. FileNotFoundError: there is nothing at `path`. ValueError: it is neither of
+    both, or damaged, or none of its weights fits; nothing is assigned then.
     """
     name_of_source, source = _read_source(path)
     weights, source_weights = (
@@ -33,10 +29,8 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
     both = [name for name in weights if name in source_weights]
     taken = [name for name in both if weights[name].shape == source_weights[name].shape]
     if not taken:
-        old, new = dataclasses.asdict(source.config), dataclasses.asdict(model.config)
-        changed = [
-            f"model.{name} is {old[name]!r} there and {new[name]!r} here" for name in new if old[name] != new[name]
-        ]
+        pairs = zip(vars(source.config).items(), vars(model.config).values(), strict=True)
+        changed = [f"model.{name} is {old!r} there and {new!r} here" for (name, old), new in pairs if old != new]
         raise ValueError(
             f"train.initialize_from = {path!r}: none of its {len(source_weights)} weights fits one of the "
             f"{len(weights)} of this model: {'; '.join(changed[:5])}. Set the model as it is there"
@@ -59,14 +53,14 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
 
 
 def _report(source: str, weights: dict, source_weights: dict, taken: list[str]) -> str:
-    both = weights.keys() & source_weights.keys()
+    shapes = [{name: list(weight.shape) for name, weight in each.items()} for each in (source_weights, weights)]
+    misshapen = weights.keys() & source_weights.keys() - {*taken}
     others = {
         "Not taken, because of another shape in the source": [
-            f"{name}: {list(source_weights[name].shape)} in the source, {list(weights[name].shape)} here"
-            for name in both - {*taken}
+            f"{name}: {shapes[0][name]} in the source, {shapes[1][name]} here" for name in misshapen
         ],
-        "Not taken, because they are not in the source": weights.keys() - both,
-        "Not used of the source, because this model has no such weights": source_weights.keys() - both,
+        "Not taken, because they are not in the source": weights.keys() - source_weights.keys(),
+        "Not used of the source, because this model has no such weights": source_weights.keys() - weights.keys(),
     }
     which = f"all {len(taken)}" if len(taken) == len(weights) else f"{len(taken)} of {len(weights)}"
     lines = [f"Starts from {source}: {which} weights taken."]
@@ -77,12 +71,10 @@ def _report(source: str, weights: dict, source_weights: dict, taken: list[str]) 
 
 def _read_source(path: str) -> tuple[str, NVAE]:
     """The source of weights: its name for messages, and a model that holds them."""
-    place, where = find_run_folder(path), f"train.initialize_from = {path!r}"
-    expected = "give the --workdir of a run of nvae-train, or a published file (.pt)"
-    if not path or not place.exists():
-        raise FileNotFoundError(f"{where}: no such file or folder; {expected}")
-    if not place.is_dir() and place.suffix != ".pt":
-        raise ValueError(f"{where}: neither a run folder nor a published file; {expected}")
+    place = find_run_folder(path)
+    if not place.is_dir() and (not place.is_file() or place.suffix != ".pt"):
+        expected = "give the --workdir of a run of nvae-train, or a published file (.pt)"
+        raise FileNotFoundError(f"train.initialize_from = {path!r}: no such folder or published file; {expected}")
     try:
         if place.is_file():
             return path, from_torch_checkpoint(place)

@@ -79,38 +79,36 @@ def learn_prior(
 ) -> dict[str, Any]:
     """Learns the reweighted prior of a checkpoint, and writes it into the run folder in place of an earlier one.
 
-    The arguments are the flags of `nvae-prior`; `kind` is "classifier", or "mixture": 20 Gaussians for the top group.
-    Returns the facts about the prior that its file has, see `companions.prior_text`. Raises the errors of
-    `nvae_tf.load` and `load_split`, and ValueError for settings that the model does not allow.
+    The arguments are the flags of `nvae-prior`. Returns the facts about the prior that its file has, see
+    `companions.prior_text`. Raises the errors of `nvae_tf.load` and `load_split`, and ValueError for settings that the
+    model does not allow.
     """
     folder, status = RunFolder(workdir), StatusLine()
-    # A shared run, which `load_run` finds too, has no folder to write into.
-    read_run_config(folder)
+    read_run_config(folder)  # a shared run, which `load_run` finds too, has no folder to write into
     run = load_run(workdir, checkpoint)
     model, spec = run.model, spec_to_read(run.config, data_path)
     check_settings(model, groups, kind, steps, proposals)
     check_model_fits(run.config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
-    training_rows, images = _training_posteriors(model, train, spec, groups, seed, status)
-    held_out = _posteriors(model, _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed), groups, 1, seed)
+    rows, images = _training_posteriors(model, train, spec, groups, seed, status)
     keras.utils.set_random_seed(seed)
     ratios = made_ratios(kind, groups, model.plan, model.config.num_classes, _COMPONENTS)
     reweighted = ReweightedPrior(ratios, proposals, model.config.num_classes)
     about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "images": images}
     if kind == "mixture":
-        _fit_mixture(reweighted, training_rows, seed)
+        _fit_mixture(reweighted, rows, seed)
         # A mixture is normalized.
         about |= {"components": _COMPONENTS, "log_normalizers": [0.0], "log_normalizer_errors": [0.0]}
     else:
-        _train(reweighted, training_rows, steps, seed, status)
-        about["cross_entropy"] = _cross_entropy(reweighted, held_out, seed)
+        _train(reweighted, rows, steps, seed, status)
+        held_out = _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed)
+        about["cross_entropy"] = _cross_entropy(reweighted, _posteriors(model, held_out, groups, 1, seed), seed)
         about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
         about |= _log_normalizers(model, reweighted, seed)
-    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     if importance_samples:
         batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
-        write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
+    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     keep_model_card(folder, model, status.keep)
     return about
 
@@ -120,12 +118,12 @@ def _test_batches(source: ImageSource, spec: DataSpec, size: int, most: int, see
     return iterate(evaluation_batches(source, spec, size, seed, numbers), source)
 
 
-def _numbered(model: NVAE, batches: Batches) -> Iterator[tuple[tf.Tensor, tf.Tensor | None, int]]:
+def _numbered(model: NVAE, batches: Batches) -> Iterator[tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]]:
     """Yields the images and labels of each batch, which only conditional models have, and its first image's number."""
     first = 0
     for batch in batches:
         images, labels = batch if isinstance(batch, tuple) else (batch, None)
-        yield images, labels if model.config.num_classes else None, first
+        yield images, labels if model.config.num_classes else None, tf.constant(first, tf.int64)
         first += len(images)
 
 
@@ -160,8 +158,7 @@ def _posteriors(model: NVAE, batches: Batches, groups: int, draws: int, seed: in
         latents = _top_latents(model, sources, draws * tf.shape(images)[0], labels)
         return [inferred_group(latent)._replace(kl=None) for latent in latents], labels
 
-    numbered = _numbered(model, batches)
-    rows = [posterior_rows(images, labels, tf.constant(first, tf.int64)) for images, labels, first in numbered]
+    rows = [posterior_rows(*batch) for batch in _numbered(model, batches)]
     joined = tf.nest.map_structure(lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *rows)
     flows: list[list[Callable]] = []
     for scale in model.top_down.scales:
@@ -311,12 +308,12 @@ def _bounds(
 
     @tf.function(autograph=False, reduce_retracing=True)
     def both(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tf.Tensor:
-        seeds, count = image_seeds(seed, tf.shape(images)[0], first), samples * tf.shape(images)[0]
+        seeds = image_seeds(seed, tf.shape(images)[0], tf.cast(first, tf.int32))
         noise = noise_of_samples(model.plan.latent_shapes(), seeds, 0, samples)
         images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *image_features(model, images)))
         labels = None if labels is None else tf.repeat(labels, samples)
         sources = list(map(PosteriorSource, features, noise))
-        decoded = top_down_pass(model, sources, count, FoldedPass(labels=labels))
+        decoded = top_down_pass(model, sources, tf.shape(images)[0], FoldedPass(labels=labels))
         log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
         log_weights = decoded.likelihood.log_prob(images) + log_p - log_q
         log_normalizer = tf.gather(log_normalizers, 0 if labels is None else labels)
@@ -324,7 +321,6 @@ def _bounds(
         log_weights = tf.reshape([log_weights, log_weights + log_ratio], [2, -1, samples])
         return math.log(samples) - tf.reduce_logsumexp(log_weights, axis=2)
 
-    parts = [both(images, labels, tf.constant(first)) for images, labels, first in _numbered(model, batches)]
-    values = np.concatenate(parts, axis=1)
+    values = np.concatenate([both(*batch) for batch in _numbered(model, batches)], axis=1)
     means = values.mean(axis=1, dtype=np.float64).tolist()
     return {"samples": samples, "images": values.shape[1], "model": means[0], "reweighted": means[1]}

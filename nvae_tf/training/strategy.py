@@ -115,11 +115,10 @@ class Replicas(Workers):
     @contextlib.contextmanager
     def raising_worker_lost(self) -> Iterator[None]:
         """Raises `WorkerLost` for the many errors by which TensorFlow reports that another process is gone."""
-        errors = tf.errors
-        lost = errors.UnavailableError, errors.AbortedError, errors.CancelledError, errors.DeadlineExceededError
+        lost = "Unavailable", "Aborted", "Cancelled", "DeadlineExceeded", "Internal"
         try:
             yield
-        except (*lost, errors.InternalError) as error:
+        except tuple(getattr(tf.errors, f"{name}Error") for name in lost) as error:
             if self.shard == ALL:
                 raise
             raise WorkerLost(
@@ -152,16 +151,12 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
             f"train.strategy = {kind!r}: multi_worker is for several workers, which TF_CONFIG must name (nvae-launch "
             f"sets it, see docs/clusters.md); it names {shard.count}"
         )
+    if count > 1 and (kind == "one_device" or (kind == "multi_worker" and not gpus())):
+        raise ValueError(f"train.replicas = {count}: strategy {kind} has one here; set train.strategy=mirrored or auto")
     if kind == "multi_worker":
-        if count > 1 and not gpus():
-            raise ValueError(f"train.replicas = {count}: without GPUs each worker has one replica")
         local_count = len(select_devices(count)) if gpus() else 1
         print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)
         return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), shard, local_count)
-    if kind == "one_device" and count > 1:
-        raise ValueError(
-            f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
-        )
     devices = select_devices(1 if kind == "one_device" else count)
     if kind == "one_device":
         return Replicas()

@@ -84,7 +84,7 @@ def test_the_parameters_of_a_function_become_flags(values_of, tmp_path):
     [
         ["--config=configs/digits.py", "--config.train.batch_size=3"],
         ["--config", "configs/digits.py", "--config.train.batch_size", "3"],
-        ["-config=configs/digits.py:some-argument", "--noconfig.model.squeeze_excite", "--workdir=x"],
+        ["-config=configs/digits.py", "--noconfig.model.squeeze_excite", "--workdir=x"],
     ],
 )
 def test_right_settings_pass(arguments):

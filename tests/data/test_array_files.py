@@ -112,7 +112,7 @@ def test_wrong_labels_are_refused(tmp_path):
         (CLASSES / 4, "has float64"),
         (CLASSES - 1, "must be 40 whole numbers from 0"),
         (CLASSES * 0, "has 1 classes; set --config.data.labels=False"),
-        (np.array([{}, None], object), "Python objects"),
+        (np.array([{}, None], object), "OBJECT array"),
     ):
         np.savez(path, images=NUMBERED, **({} if labels is None else {"labels": labels}))
         with pytest.raises(ValueError, match=f"{path}.*{message}"):
@@ -136,7 +136,7 @@ def test_wrong_arrays_are_refused(tmp_path):
     for array, message in (
         ({"a": IMAGES, "b": OTHERS}, "has the arrays a, b; there must be one array of images, or train and test"),
         ({"labels": np.arange(3)}, r"it has int64 \[3\]; images are uint8, uint16 or bool \[count, height, width"),
-        ({"images": np.array([{}, None], object)}, "Python objects"),
+        ({"images": np.array([{}, None], object)}, "it has object"),
         (IMAGES.transpose(0, 3, 1, 2), r"it has uint8 \[30, 3, 5, 6\]"),
         (IMAGES / 255, "it has float64"),
         (random_pixels(30, 5, 6, 7), "1 to 4 channels"),

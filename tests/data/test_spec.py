@@ -67,12 +67,12 @@ def test_unknown_names_and_impossible_specs_are_refused():
         ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarize\) have 1 bit; set it to 1"),
         ({"channels": 5}, "data.channels = 5: must be from 1 to 4"),
         ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),
-        ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or the number of channels; set data.channels to 3"),
+        ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or data.channels = 1"),
         ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
         ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970"),
         ({"alpha": "#12345"}, "data.alpha = '#12345': must be keep, drop, white, black or a color"),
-        ({"alpha": "white", "channels": 4}, "leaves no alpha channel, but data.channels = 4 .*data.channels=3"),
-        ({"test_split": "train"}, "data.train_split and data.test_split are both 'train'"),
+        ({"alpha": "white", "channels": 4}, "leaves no alpha channel: set --config.data.channels=3"),
+        ({"test_split": "train"}, "data.test_split = 'train': must differ from data.train_split"),
         ({"crop_box": (15, 40, 163)}, r"data.crop_box = \(15, 40, 163\): must be \(left, top, right, bottom\)"),
     ):
         with pytest.raises(ValueError, match=message):
