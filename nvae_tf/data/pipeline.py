@@ -112,8 +112,8 @@ def evaluation_batches(
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
     with_indices = _AS_WRITTEN(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))
-    index_batches = starts.map(with_indices)
-    return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARIZATION))
+    key = stream_key(seed, RandomStream.EVALUATION_BINARIZATION)
+    return _image_batches(starts.map(with_indices), source, spec, key)
 
 
 def shuffled_index_batches(
@@ -245,18 +245,17 @@ def chosen_images(
     They are those of the numbers `indices`; or `count`, or up to `at_most`, as `shown_numbers` draws them; or all in
     order. `seed` is that of the binarization.
     """
-    labels = source.labels if spec.labels else None
-    spec, part = images_alone(spec), f"the {split} part of {spec.name}"
+    part, highest = f"the {split} part of {spec.name}", max(indices or (0,))
     check(count is None or count <= source.count, f"count = {count}: {part} has only {source.count} images")
-    highest = max(indices or (0,))
     check(highest < source.count, f"indices = {highest}: {part} has images 0 to {source.count - 1}")
     if indices is None and (count or at_most):
         indices = shown_numbers(source, count or at_most)
     size, batches = (64, None) if indices is None else (1, indices)
-    indices = range(source.count) if indices is None else indices
-    dataset = evaluation_batches(source, spec, size, seed, batches)
+    dataset = evaluation_batches(source, images_alone(spec), size, seed, batches)
     images = np.concatenate([batch.numpy() for batch in iterate(dataset, source)])
-    return images, None if labels is None else labels[list(indices)], [f"{split}_{index:05d}" for index in indices]
+    indices = list(range(source.count) if indices is None else indices)
+    labels = source.labels[indices] if spec.labels else None
+    return images, labels, [f"{split}_{index:05d}" for index in indices]
 
 
 def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Tensor, tf.Tensor]:

@@ -39,7 +39,13 @@ def test_the_pictures_are_read_once(pictures, cache):
     shown.clear()
     again = load_split(spec, "train", Report(lambda text, fraction: shown.append(text)))
     np.testing.assert_array_equal(stored_pixels(again), IMAGES)
-    assert not shown and len(list(cache.iterdir())) == 1
+    assert not shown
+    # A damaged cache is named.
+    (file,) = cache.iterdir()
+    for damage in (lambda: file.write_bytes(file.read_bytes()[:-1]), lambda: np.save(file, IMAGES[:, :3])):
+        damage()
+        with pytest.raises(ValueError, match=f"^{file}: "):
+            load_split(spec, "train")
 
 
 def test_a_changed_picture_is_seen(pictures, cache):
@@ -56,8 +62,8 @@ def test_a_changed_picture_is_seen(pictures, cache):
 
 
 def test_other_settings_are_other_images(pictures, cache):
-    changes = [{"resize": "crop", "height": 2}, {"resize": "stretch", "height": 2, "width": 4}, {"max_pixels": 10**6}]
-    changes += [{"crop_box": (0, 0, 3, 3)}, {"channels": 1, "convert": True}, {"alpha": "white"}, {"alpha": "drop"}]
+    changes = [{"resize": "crop", "height": 2}, {"resize": "stretch", "height": 2, "width": 4}]
+    changes += [{"crop_box": (0, 0, 3, 3)}, {"channels": 1, "convert": True}, {"alpha": "white"}]
     for number, change in enumerate(changes, 1):
         spec = own_images(pictures, **change)
         cached = dataclasses.replace(spec, cache=str(cache))
@@ -66,22 +72,6 @@ def test_other_settings_are_other_images(pictures, cache):
     # What is done to the pixels later makes no difference.
     load_split(dataclasses.replace(cached, num_bits=5, horizontal_flip=True), "train")
     assert len(list(cache.iterdir())) == len(changes)
-
-
-def test_a_place_that_can_not_be_written_to_is_reported(pictures, tmp_path):
-    place = write_files(tmp_path, {"file": b"not a folder"}) / "file" / "decoded"
-    with pytest.raises(OSError, match=f"{place}"):
-        load_split(own_images(pictures, cache=str(place)), "train")
-
-
-def test_a_damaged_file_is_named(pictures, cache):
-    spec = own_images(pictures, cache=str(cache))
-    load_split(spec, "train")
-    (file,) = cache.iterdir()
-    for damage in (lambda: file.write_bytes(file.read_bytes()[:-1]), lambda: np.save(file, IMAGES[:, :3])):
-        damage()
-        with pytest.raises(ValueError, match=f"^{file}: "):
-            load_split(spec, "train")
 
 
 def test_nothing_unfinished_is_left_after_a_failure(pictures, cache):

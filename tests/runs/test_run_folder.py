@@ -62,12 +62,14 @@ def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, ch
     folder.config_file.write_text(config_to_json(dataclasses.replace(CONFIG, model=other)))
     folder.recorded_config_file.unlink()
     message = r"step-10: a checkpoint of another architecture.*top_down/.*in the checkpoint"
-    with pytest.raises(ValueError, match=message):
-        nvae_tf.load(folder.path)
     model = tiny_model(NVAEAdamax(), **{"num_flows": 1} | change)
     before = model.get_weights()
-    with pytest.raises(ValueError, match=message):
-        TrainingState(folder.checkpoints, model, model.optimizer, 2).restore()
+    for use in (
+        lambda: nvae_tf.load(folder.path),
+        TrainingState(folder.checkpoints, model, model.optimizer, 2).restore,
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
     assert_same(model.get_weights(), before)
 
 
@@ -93,9 +95,6 @@ def test_settings_that_do_not_fit_the_weights_are_named_and_may_be_meant(folder)
     # A run of before gets the copy when it is continued.
     open_for_training(folder.path, moved)
     assert copy.read_bytes() == folder.config_file.read_bytes()
-    copy.write_text("{")
-    with pytest.raises(ValueError, match="checkpoints/config.json is not valid JSON"):
-        nvae_tf.load(folder.path)
 
 
 def test_a_foreign_folder_is_refused_and_not_touched(tmp_path):
@@ -177,16 +176,6 @@ def test_other_names_of_classes_are_refused_and_what_an_older_version_did_not_no
         check_class_names(file, ("cats", "foxes", *names[2:]), "here")
 
 
-@pytest.mark.parametrize("text", ["{", '{"test": 6}', '{"train": 54, "test": 6, "a_step": 0}'])
-def test_damaged_image_counts_are_named(text, tmp_path):
-    file = tmp_path / "images.json"
-    file.write_text(text)
-    for use in (check_images_a_step, lambda *given: note_images(*given, print)):
-        with pytest.raises(ValueError, match=r"images\.json: .*; fix or delete it"):
-            use(file, run_with(54, 6))
-    assert file.read_text() == text
-
-
 @pytest.fixture
 def to_lock(tmp_path):
     (tmp_path / "run").mkdir()
@@ -241,7 +230,7 @@ def test_a_new_folder_that_stays_empty_is_removed_and_one_that_can_not_be_made_i
 
 def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
     file, folder = tmp_path / "evaluation.json", RunFolder(tmp_path)
-    for text in (None, '{"checkpoint_sha256": "cd", "nelbo_nats": 1.0}', "{", "[]", "1"):
+    for text in (None, '{"checkpoint_sha256": "cd", "nelbo_nats": 1.0}', "{", "[]"):
         if text:
             file.write_text(text)
         assert folder.scores("ab") is None
