@@ -210,16 +210,6 @@ def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
         np.testing.assert_array_equal(source.images, (images // 256).repeat(asked.channels, axis=-1))
 
 
-def test_a_set_too_large_for_the_memory_names_the_cache(celeba64, free_memory, tmp_path):
-    size = 10 * 64 * 64 * 3
-    free_memory(3 * size - 1)
-    with pytest.raises(ValueError, match=r"celeb_a: 10 images of \(64, 64, 3\) need .*--config.data.cache=FOLDER"):
-        load_split(celeba64, "train")
-    assert load_split(dataclasses.replace(celeba64, cache=str(tmp_path / "cache")), "train").count == 10
-    free_memory(3 * size)
-    assert load_split(celeba64, "train").count == 10
-
-
 def test_another_set_of_the_same_name_is_decoded_again(own_set, tmp_path):
     images = random_pixels(5, 8, 8, 3)
     sets = [own_set(list(images)), own_set(list(255 - images), folder="elsewhere")]

@@ -64,10 +64,8 @@ def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, ch
     message = r"step-10: a checkpoint of another architecture.*top_down/.*in the checkpoint"
     model = tiny_model(NVAEAdamax(), **{"num_flows": 1} | change)
     before = model.get_weights()
-    for use in (
-        lambda: nvae_tf.load(folder.path),
-        TrainingState(folder.checkpoints, model, model.optimizer, 2).restore,
-    ):
+    state = TrainingState(folder.checkpoints, model, model.optimizer, 2)
+    for use in (lambda: nvae_tf.load(folder.path), state.restore):
         with pytest.raises(ValueError, match=message):
             use()
     assert_same(model.get_weights(), before)

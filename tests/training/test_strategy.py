@@ -37,10 +37,8 @@ def test_what_xla_compiles_and_where_the_step_has_a_loop(clusters, monkeypatch):
     for xla, num_gpus, replicas, whole, in_parts in (
         ("auto", 0, 2, False, False),
         ("auto", 2, 1, True, False),  # one of them trains
-        ("off", 1, 1, False, False),
         ("jit", 0, 1, True, False),
         ("auto", 1, 2, False, True),  # two machines of one
-        ("cluster", 0, 1, False, True),
     ):
         gpus = [f"GPU:{index}" for index in range(num_gpus)]
         monkeypatch.setattr("nvae_tf.training.strategy.gpus", lambda gpus=gpus: gpus)
@@ -86,12 +84,10 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
 
     class Slow(Replicas):
         def agreed_signal(self, number):
-            answer = number
             stop.signal_number = signal.SIGTERM
-            return answer
+            return number
 
-    replicas = Slow()
-    run = types.SimpleNamespace(replicas=replicas, config=ExperimentConfig())
+    run = types.SimpleNamespace(replicas=Slow(), config=ExperimentConfig())
     loop = TrainingLoop(None, run, None, None, None, stop)
     assert loop.agreed_signal(0) is None
     assert loop.agreed_signal(10) == signal.SIGTERM
