@@ -3,13 +3,11 @@
 Nothing here imports TensorFlow, so that a wrong setting is reported at once, before any work is done.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import inspect
 import json
 import math
-import numbers
 import pathlib
 import re
 import types
@@ -141,24 +139,18 @@ def _converted(value: Any, annotated: Any, where: str, least: float) -> Any:
         if value is None or (isinstance(value, str | tuple) and value in ("", "None", (), (None,), ("None",))):
             return None
         expected = typing.get_args(expected)[0]
-    is_number = expected in (int, float)
+    rule = f"must be of type {expected.__name__}{' or None' if optional else ''}"
+    if expected in (int, float):
+        low, high = (*limits, math.inf)[:2] if limits else (least, math.inf)
+        rule += f", at least {low} and finite" if high == math.inf else f", from {low} to {high}"
+        return expected(real_number(where, value, rule, low, high, whole=expected is int))
     if expected is tuple and (value is None or isinstance(value, list | tuple)):
         # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
         value = tuple(item for item in value or () if item not in ("", None))
-    elif is_number and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        # NumPy's too; what the type can't hold stays as it is.
-        with contextlib.suppress(OverflowError, ValueError):
-            value = expected(value) if expected(value) == value else value
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        kind = f"{expected.__name__}{' or None' if optional else ''}"
-        raise ValueError(f"{where} = {shown(value)}: must be of type {kind}")
+    if not isinstance(value, expected):
+        raise ValueError(f"{where} = {shown(value)}: {rule}")
     if expected is str and limits:
         check_choice(where, value, limits)
-    if is_number:
-        low, high = (*limits, math.inf)[:2] if limits else (least, math.inf)
-        if not low <= value <= high or value == math.inf:
-            allowed = f"at least {low} and finite" if high == math.inf else f"from {low} to {high}"
-            raise ValueError(f"{where} = {shown(value)}: must be {allowed}")
     return value
 
 

@@ -37,15 +37,12 @@ def exit_on_user_error() -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """The first line of an exception's message; the name of its class where that is empty."""
-    # Pillow's have parts of files as the `repr` of bytes: b'IDAT'.
-    return re.sub(r"\bb(?='[^']*')", "", (str(error).strip().splitlines() or [type(error).__name__])[0])
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def reason_of_tensorflow(message: str) -> str:
     """TensorFlow's message from the first line that has a cause."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
-    lines = lines[nodes[-1] + 1 :] if nodes else lines
+    lines = [line for line in re.split("(?m)^Node: .*$", message)[-1].splitlines() if line.strip()]
     first = next((number for number, line in enumerate(lines) if not _HEADINGS.match(line)), 0)
     return "\n".join(lines[first:]) or message
 

@@ -47,11 +47,9 @@ def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
     if text.startswith(HUB):
         repo, _, revision = text.removeprefix(HUB).partition("@")
         check_repo_name(repo, text)
-        patterns = [*SHARED_FILES, BEST_FILES]
+        wanted = {"revision": revision or None, "allow_patterns": [*SHARED_FILES, BEST_FILES]}
         with hub_errors_in_one_line(text):
-            return pathlib.Path(
-                huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns)
-            )
+            return pathlib.Path(huggingface_hub.snapshot_download(repo, **wanted))
     bundled = os.listdir(_BUNDLED)
     if os.path.exists(text) or not (text in bundled or did_you_mean(text, bundled)):
         return pathlib.Path(place)
@@ -106,8 +104,7 @@ def _reason(error: Exception) -> str:
         return f"the token can't be sent, it is damaged; {_LOG_IN}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
         # The error of a full disk may name no file.
-        file = error.filename or constants.HF_HUB_CACHE
-        return f"{file}: {error.strerror}; HF_HOME names another folder for what is fetched"
+        return f"{error.filename or constants.HF_HUB_CACHE}: {error.strerror}; HF_HOME names another folder"
     if status is not None or isinstance(error, ValueError):
         return f"the Hub answers with an error ({words})"
     return f"the Hub can't be reached ({words}); check the connection, and HF_ENDPOINT if it is set"

@@ -136,8 +136,8 @@ def note_environment(file: pathlib.Path) -> None:
     """Writes the hardware and the versions with which a run is trained into `environment.json`, for its page."""
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     names = collections.Counter(details.get("device_name", "GPU") for details in gpus)
-    cores = counted(os.cpu_count() or 1, "CPU core")
-    hardware = ", ".join([*(f"{count} × {name}" for name, count in names.items()), f"{cores} ({platform.machine()})"])
+    cores = f"{counted(os.cpu_count() or 1, 'CPU core')} ({platform.machine()})"
     versions = f"nvae_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
-    python = f"Python {platform.python_version()}"
-    atomic_write(file, json.dumps({"hardware": hardware, "versions": f"{versions}, {python}"}, indent=2) + "\n")
+    about = {"hardware": ", ".join([*(f"{count} × {name}" for name, count in names.items()), cores])}
+    about["versions"] = f"{versions}, Python {platform.python_version()}"
+    atomic_write(file, json.dumps(about, indent=2) + "\n")

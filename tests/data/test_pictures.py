@@ -178,7 +178,7 @@ def test_the_checksums_of_a_png_file_are_checked(tmp_path):
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0)
     damaged = bytearray(png_of_chunks(header, zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB), 0)))
     damaged[damaged.index(RGB[-1].tobytes()) + 5] ^= 1
-    with pytest.raises(pictures.BadPicture, match="a damaged or cut-off PNG file .*checksum.* 'IDAT'"):
+    with pytest.raises(pictures.BadPicture, match="a damaged or cut-off PNG file .*checksum"):
         pictures.read_picture(written(tmp_path, bytes(damaged)), 3)
 
 

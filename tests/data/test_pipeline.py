@@ -13,21 +13,6 @@ from nvae_tf.data.sources import ArraySource, load_split
 KEY = pipeline.stream_key(5, pipeline.RandomStream.TRAINING_BINARIZATION)
 
 
-def numbers(first_position, batch_size, shape, key=KEY):
-    return pipeline.uniform(key, tf.constant(first_position, tf.int64), batch_size, shape).numpy()
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 3)])
-def test_numbers_depend_on_the_position_and_not_on_the_batch(shape):
-    whole = numbers(10, 12, shape)
-    parts = [numbers(10, 5, shape), numbers(15, 1, shape), numbers(16, 6, shape)]
-    np.testing.assert_array_equal(whole, np.concatenate(parts))
-    assert len(np.unique(whole)) == whole.size
-    far = numbers(2**40, 2, shape)
-    assert not np.array_equal(far, numbers(0, 2, shape))
-    np.testing.assert_array_equal(far[1:], numbers(2**40 + 1, 1, shape))
-
-
 def test_permutations_are_all_different_and_unbiased():
     def drawn(epochs, count):
         permute = tf.function(lambda epoch: pipeline.permutation(KEY, epoch, count))
@@ -227,7 +212,6 @@ def test_images_of_the_data_set_are_chosen_by_number():
     assert_chosen(range(360))
     assert_chosen(shown_numbers(source, 70), count=70, at_most=5)
     assert_chosen(shown_numbers(source, 360), at_most=500)
-    assert chosen_images(source, data_spec("digits"), "test", at_most=1)[1] is None
     for values, message in (({"indices": [0, 360]}, "has images 0 to 359"), ({"count": 361}, "has only 360 images")):
         with pytest.raises(ValueError, match=f"the test part of digits {message}"):
             chosen_images(source, spec, "test", **values)

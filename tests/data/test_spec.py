@@ -50,7 +50,7 @@ def test_the_images_are_as_the_paper_has_them(spec):
     found += ((spec.padded_height, spec.padded_width), spec.crop_box, spec.resize)
     assert found == IMAGES[spec.name]
     assert spec.stacked_images == (3 if spec.name == "stacked_mnist" else 1)
-    assert bool(spec.source_name) != bool(SOURCES[spec.source].needs)
+    assert bool(spec.source_name) != bool(SOURCES[spec.source][1])
     # Nothing is guessed, converted or left out unless a user says so.
     assert (spec.file_bits, spec.convert, spec.on_bad_file) == (8, False, "stop")
     assert data_spec(spec.name) is spec and config_from_dict(DataSpec, config_to_dict(spec)) == spec
@@ -160,11 +160,8 @@ def test_classes_without_labels_are_refused():
     with pytest.raises(ValueError, match="does not fit .* model.num_classes is 10, the data have 0"):
         check_model_fits(config.model, config.data)
     settings.data.num_classes = 10
-    with pytest.raises(ValueError, match="data.num_classes = 10, but data.labels is False: set --config.data.labels"):
+    with pytest.raises(ValueError, match="data.num_classes = 10: data.labels is False; set --config.data.labels"):
         complete_config(settings)
-    stacked = dataclasses.replace(data_spec("stacked_mnist"), labels=True, source="bundled", source_name="digits")
-    with pytest.raises(ValueError, match="bundled digits has no labels for stacked images; set --config"):
-        complete_spec(stacked)
 
 
 def test_what_leads_to_no_images_is_reported():

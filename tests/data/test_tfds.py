@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.sources import first_image, load_split
+from nvae_tf.data.sources import load_split
 from nvae_tf.data.spec import complete_spec
 from tests.data.picture_factory import random_pixels, stored_pixels, write_files
 
@@ -45,7 +45,8 @@ def empty(feature):
 def own_set(tmp_path):
     """`own_set(images, **how_to_store)` stores a set that no catalog has, and gives its spec."""
 
-    def store(images, folder="tfds", dtype=np.uint8, shape=(None, None, 3)):
+    def store(images, folder="tfds"):
+        shape, dtype = (None, None, 3), np.uint8
         signature = {"image": tf.TensorSpec(shape, dtype)}
         examples = [{"image": image} for image in images]
         training = tf.data.Dataset.from_generator(lambda: iter(examples), output_signature=signature)
@@ -102,15 +103,6 @@ def test_labels_go_with_their_images(no_network, tmp_path):
         source = load_split(asked, "test")
         np.testing.assert_array_equal(source.labels, images[32:, 0, 0, 0] % 10)
         assert source.class_names == tuple("abcdefghij")
-
-
-def test_stacked_mnist_is_made_of_mnist(no_network, tmp_path):
-    spec = data_spec("stacked_mnist")
-    images = random_pixels(40, 28, 28, 1)
-    store_known_set(tmp_path, "mnist", train=images)
-    source = load(spec, "train", tmp_path)
-    assert (source.count, source.image_shape) == (40, (28, 28, 3))
-    assert np.sum(stored_pixels(source), dtype=np.int64) == 3 * images.sum(dtype=np.int64)
 
 
 def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(no_network, tmp_path, monkeypatch):
@@ -195,19 +187,6 @@ def test_images_of_different_sizes_need_a_rule(own_set):
     np.testing.assert_array_equal(source.images, np.array(colors)[:, None, None, None] * np.ones([1, 16, 12, 3]))
     with pytest.raises(ValueError, match=r"an image is 20x30 .*too small for data.crop_box \(3, 2, 31, 20\)"):
         load_split(dataclasses.replace(spec, crop_box=(3, 2, 31, 20)), "train")
-
-
-def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
-    images = random_pixels(4, 8, 6, 1, dtype=np.uint16)
-    spec = own_set(images, dtype=np.uint16, shape=(8, 6, 1))
-    assert first_image(spec) == (8, 6, 1, 16)
-    colored = dataclasses.replace(spec, file_bits=16, channels=3)
-    for wrong, message in ((spec, "16 bits, but data.file_bits is 8"), (colored, "1 channels, but .* is 3")):
-        with pytest.raises(ValueError, match=f"has {message}; --config.data.convert=True"):
-            load_split(wrong, "train")
-    for asked in (dataclasses.replace(spec, file_bits=16), dataclasses.replace(colored, convert=True)):
-        source = load_split(asked, "train")
-        np.testing.assert_array_equal(source.images, (images // 256).repeat(asked.channels, axis=-1))
 
 
 def test_another_set_of_the_same_name_is_decoded_again(own_set, tmp_path):
