@@ -13,7 +13,7 @@ from nvae_tf.models.training_step import training_loss
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import open_for_training
-from nvae_tf.training.initialization import initialize
+from nvae_tf.training.run import initialize
 from tests.tiny_model import assert_same, tiny_config
 
 MODEL = tiny_config(num_flows=1)

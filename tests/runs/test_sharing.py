@@ -28,7 +28,7 @@ from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.origin import Origin, origin_of_run
 from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
-from nvae_tf.training.initialization import initialize
+from nvae_tf.training.run import initialize
 from tests.hub_server import GATED, READER, TOKEN, HubServer, commit_id
 from tests.tiny_model import assert_same, tiny_config
 
