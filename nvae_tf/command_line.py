@@ -35,9 +35,8 @@ RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this pa
 def run(main: Callable[..., None], flags: ModuleType) -> None:
     """Reads the flags of the script that `main` belongs to, and calls it; `flags` is the module `absl.flags`.
 
-    Annotated parameters of `main` become flags, see `define_parameters`, and get their values. `--help` prints the
-    script's docstring and its flags. A wrong flag, and an error of the kinds that a user can cause, end the process
-    with one line and exit code 2.
+    Annotated parameters of `main` become flags, see `define_parameters`, and get their values. A wrong flag, and an
+    error of the kinds that a user can cause, end the process with one line and exit code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     define_parameters(flags, parameters)

@@ -18,10 +18,8 @@ _NOTES = "absl::InitializeLog|oneDNN custom|find cuda drivers|available CPU inst
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns the errors that a user can cause, ValueError and OSError, into `error: ...` and exit code 2.
-
-    With the environment variable `NVAE_TF_TRACEBACK` the traceback is printed too. SystemExit has code 2 for such an
-    error, or its `exit_code` where it has one; 130 for Ctrl-C.
+    """Turns the errors that a user can cause, ValueError and OSError, into `error: ...` and exit code 2, or their own
+    `exit_code`; 130 for Ctrl-C. With the environment variable `NVAE_TF_TRACEBACK` the traceback is printed too.
     """
     try:
         yield

@@ -31,8 +31,7 @@ def experiment_config(
 ) -> ExperimentConfig:
     """The settings of a preset by its name, or nested ones (a dictionary, an `ml_collections.ConfigDict`), checked.
 
-    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`. A ValueError names a setting
-    that is unknown (and the nearest valid one), of the wrong type or impossible.
+    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`. ValueError: a wrong setting.
     """
     if overrides is not None and not (isinstance(settings, str) and isinstance(overrides, Mapping)):
         raise ValueError(f"overrides = {shown(overrides)}: must be as {{'train.steps': 100}}, beside a preset's name")

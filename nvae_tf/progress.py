@@ -43,11 +43,6 @@ class StatusLine:
         else:
             self.keep(text)
 
-    def announce(self, text: str) -> None:
-        """Shows on a terminal what begins now and may take long; in a log only if a line is due."""
-        if self._is_terminal or self.is_due:
-            self.show(text)
-
     def show_if_due(self, text: str, fraction: float | None = None) -> None:
         """Shows a line, if enough time has passed since the last."""
         if self.is_due:

@@ -82,10 +82,9 @@ EXAMPLES = {
 
 
 def checked(values: Any, schema: Schema, where: str = "", sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """The values that a schema names, of arrays or of what JSON gives; others are left out.
+    """The values that a schema names, of arrays or of what JSON gives; `sizes` are those that are known before.
 
-    `where` begins the message, `sizes` are those of names in shapes that are known before. ValueError, one line, for
-    what is missing, or of another type or shape, or out of its range.
+    ValueError, which begins with `where`, for what is missing, of another type or shape, or out of its range.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}it is {reprlib.repr(values)}; it must be an object")

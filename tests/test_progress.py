@@ -33,7 +33,7 @@ def test_a_terminal_gets_one_line_with_a_bar_that_is_cut_to_its_width(width, mon
     reader, writer = pty.openpty()
     with open(writer, "w", encoding="ascii") as stream:
         status = StatusLine(stream)
-        status.announce("loading " + "x" * 90)
+        status.show_if_due("loading " + "x" * 90)
         status.show("step 50/100  loss 3.25 " + "x" * 90, 0.5)
         status.keep("done \udcff")
     output = b""

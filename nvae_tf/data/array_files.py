@@ -87,8 +87,7 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """One part of the images at `path`: a `.npy` or `.npz` file, a folder of `.npy` files, or one of IDX files.
 
     It has one array of images, of which a fraction is held out for testing, or two that are called `train_split` and
-    `test_split`, or `x_train` and `x_test`. Arrays are uint8, uint16 or bool, `[count, height, width, channels]` or
-    `[count, height, width]`. Labels: see `_array_of_labels`.
+    `test_split`, or `x_train` and `x_test`; uint8, uint16 or bool, `[count, height, width, channels]` or without them.
     """
     arrays, name, is_whole = _part(spec, split)
     images = arrays[name].read().reshape(_image_form(arrays[name])[0])
@@ -236,9 +235,8 @@ def decoded_once(
 ) -> ImageSource:
     """The decoded images of one part of a data set, mapped from an array file in the folder `spec.cache`.
 
-    The file's name has a hash of the settings and of `contents`, which need a `repr`. Where it is missing, `decode`
-    gives the number of images, and batches uint8 `[batch, height, width, channels]`; `read_labels` their labels, which
-    are in a second file.
+    Where the file of these settings and `contents` is missing, `decode` gives the number of images, and batches uint8
+    `[batch, height, width, channels]`; `read_labels` their labels, which are in a second file.
     """
     # Files of before there was `alpha` keep their names.
     alpha = [] if spec.alpha == "keep" else [spec.alpha]

@@ -235,8 +235,8 @@ def load_images(
 
     `places` is a picture file, a folder, or several of them. With the settings of a run they are read as its training
     data were; with those of a model they are cropped to its size and converted to its channels and bits. `resize`
-    ("crop" or "stretch") and `convert` replace that; `seed` is that of the binarization. FileNotFoundError where there
-    are no pictures, ValueError with the name of one that can't be used.
+    ("crop" or "stretch") and `convert` replace that; `seed` is that of the binarization. FileNotFoundError for no
+    pictures, ValueError for unusable ones.
     """
     if isinstance(config, ModelConfig):
         size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}

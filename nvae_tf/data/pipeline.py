@@ -85,9 +85,8 @@ def training_batches(
     """Endless training batches: float32 `[batch_size / shard.count, height, width, channels]` in [0, 1], real size.
 
     With `spec.labels` pairs: these images, and the numbers of their classes, int32 `[batch_size / shard.count]`.
-    Batch number `step`, with its binarization and flips, is a pure function of (source, spec, batch size, seed, step).
-    Every epoch is a new permutation; its last partial batch is dropped. `batch_size` is that of all replicas; a process
-    takes its shard. ValueError where it is larger than the split or can't be divided evenly.
+    Every epoch is a new permutation; its last partial batch is dropped. ValueError where the batch of all replicas,
+    `batch_size`, is larger than the split or can't be divided evenly.
     """
     steps_per_epoch(source.count, batch_size)
     whole_number("the start step", start_step)
@@ -119,10 +118,8 @@ def evaluation_batches(
 def shuffled_index_batches(
     count: int, batch_size: int, seed: int, start_step: int, shard: Shard = ALL
 ) -> tf.data.Dataset:
-    """The endless training order, before any image is read: a dataset of pairs.
-
-    They are the position in the stream of the shard's first image, an int64 scalar (that of a batch's first is
-    `step * batch_size`), and numbers of images, int32 `[batch_size / shard.count]`.
+    """The endless training order, before any image is read: pairs of the position in the stream of the shard's first
+    image, an int64 scalar, and the numbers of images, int32 `[batch_size / shard.count]`.
     """
     size, steps = batch_size // shard.count, count // batch_size
     offset, key = shard.index * size, stream_key(seed, RandomStream.ORDER)
@@ -213,10 +210,7 @@ def spread_numbers(count: int, at_most: int) -> list[int]:
 
 
 def shown_numbers(source: ImageSource, count: int) -> list[int]:
-    """The numbers of `count` images to show (all, if there are fewer), drawn by a fixed seed.
-
-    Of a source with labels there is one image of each class in turn; of more classes than `count`, some are drawn.
-    """
+    """The numbers of `count` images to show, at most all, drawn by a fixed seed; with labels of each class in turn."""
     # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
     random = np.random.RandomState(0)
     order = random.permutation(source.count)
@@ -242,8 +236,7 @@ def chosen_images(
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Images of a part of a data set as the model sees them, their labels (None without `spec.labels`), their names.
 
-    They are those of the numbers `indices`; or `count`, or up to `at_most`, as `shown_numbers` draws them; or all in
-    order. `seed` is that of the binarization.
+    They are those of the numbers `indices`; or `count`, or up to `at_most`, of `shown_numbers`; or all in order.
     """
     part, highest = f"the {split} part of {spec.name}", max(indices or (0,))
     check(count is None or count <= source.count, f"count = {count}: {part} has only {source.count} images")
@@ -259,10 +252,9 @@ def chosen_images(
 
 
 def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Tensor, tf.Tensor]:
-    """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]` of the model's size.
+    """Images `[batch, height, width, channels]` in [0, 1], of the model's channels and bits, of PNG files `[batch]`.
 
-    Values are quantized to the bits of the model's data. Gray is converted to color and back where the model has other
-    channels. Also which files have the right size and can be decoded `[batch]`; the images of the others are black.
+    Also which files have the model's size and can be decoded `[batch]`; the images of the others are black.
     """
     shape = (config.image_height, config.image_width, config.image_channels)
     # From the header, since a small file may be gigabytes when it is decoded.

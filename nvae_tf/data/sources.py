@@ -119,8 +119,7 @@ def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:
 def load_split(spec: DataSpec, split: str, report: Report | None = None) -> ImageSource:
     """One part, "train" or "test", of a data set whose spec is complete (`nvae_tf.data.spec.complete_spec`).
 
-    ValueError for images that can't be used; FileNotFoundError where there are none; ConnectionError where the data
-    must be downloaded and can't be.
+    ValueError for unusable images, FileNotFoundError for none, ConnectionError where they can't be downloaded.
     """
     check(split in ("train", "test"), f"There is no split '{split}'. Valid: train, test.")
     single = dataclasses.replace(spec, channels=1, stacked_images=1) if spec.stacked_images > 1 else spec

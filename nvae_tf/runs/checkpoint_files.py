@@ -1,8 +1,7 @@
 """The files of checkpoints: how they are named, written and removed, and which of a folder can be used.
 
 A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
-there is no checkpoint, so a killed process leaves none that is half-written. `checkpoint` is TensorFlow's list of them,
-and the folder `best` holds the checkpoint with the best test score.
+there is no checkpoint, so a killed process leaves none that is half-written.
 """
 
 import contextlib

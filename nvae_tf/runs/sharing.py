@@ -26,15 +26,6 @@ SHARED_FILES = tuple(
 # Fetched too: a run folder that was uploaded as it is may have a best checkpoint beside the latest.
 BEST_FILES = "checkpoints/best/step-*"
 _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
-# By kinds of errors, the special ones first, and by HTTP codes.
-_REASONS = {
-    errors.GatedRepoError: f"this repository is open to people whom its owner lets in: ask on its page, then {_LOG_IN}",
-    errors.RevisionNotFoundError: "there is no such revision of this repository",
-    errors.RepositoryNotFoundError: f"there is no such repository, or it is private; check the name, or {_LOG_IN}",
-    401: f"the Hub asks who you are, or does not know your token; {_LOG_IN}",
-    403: f"your token does not allow this; {_LOG_IN}, with one that does",
-    412: "somebody has changed this repository meanwhile; publish the run again",
-}
 
 
 def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
@@ -92,19 +83,13 @@ def _reason(error: Exception) -> str:
     # A failed upload, and a fetch that finds nothing in the cache either.
     if isinstance(error, RuntimeError | errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    for kind, reason in _REASONS.items():
-        if isinstance(kind, type) and isinstance(error, kind):
-            return reason
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in _REASONS:
-        return _REASONS[status]
     words = " ".join(str(error).split()) or type(error).__name__
     # The HTTP library's message about a token that it can't send may have the token in it.
     if isinstance(error, UnicodeError) or "Bearer " in words:
         return f"the token can't be sent, it is damaged; {_LOG_IN}"
+    if getattr(error, "response", None) is not None or isinstance(error, ValueError):
+        return f"the Hub answers with an error ({words[:300]}); for what only some may read or write, {_LOG_IN}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
         # The error of a full disk may name no file.
         return f"{error.filename or constants.HF_HUB_CACHE}: {error.strerror}; HF_HOME names another folder"
-    if status is not None or isinstance(error, ValueError):
-        return f"the Hub answers with an error ({words})"
     return f"the Hub can't be reached ({words}); check the connection, and HF_ENDPOINT if it is set"

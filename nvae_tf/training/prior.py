@@ -1,8 +1,7 @@
 """Learns the reweighted prior of a trained model (`nvae_tf.models.reweighted_prior`), and keeps it in the run folder.
 
 A classifier of each top group tells draws of the posteriors of training images from draws of the prior, given the same
-latents above (Aneja et al. 2021, arXiv 2010.02917). The networks of the model run once over the images; each step of
-learning draws afresh from the posteriors that they give.
+latents above (Aneja et al. 2021, arXiv 2010.02917). The networks of the model run once over the images.
 """
 
 import dataclasses

@@ -153,10 +153,9 @@ def note_environment(file: pathlib.Path) -> None:
 def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
-    A weight is taken if it has the same name and shape in the source, a stack of layers only whole. `path` is a run
-    folder, whose weights are taken as `load` gives them, or a published file (.pt). Returns the names of the weights
-    that were taken, and a report about all. FileNotFoundError: there is nothing at `path`. ValueError: it is neither of
-    both, or damaged, or none of its weights fits; nothing is assigned then.
+    A weight is taken if it has the same name and shape in the source: a run folder, or a published file (.pt). Returns
+    the names of the weights that were taken, and a report about all. FileNotFoundError: `path` is neither of both.
+    ValueError: it is damaged, or none of its weights fits; nothing is assigned then.
     """
     name_of_source, source = _read_source(path)
     weights, source_weights = (
