@@ -3,6 +3,7 @@
 The presets are the files of the folder `configs`: one a data set, each with a function `get_config`.
 """
 
+import os
 import pathlib
 import runpy
 import traceback
@@ -60,16 +61,13 @@ def preset_files() -> dict[str, pathlib.Path]:
 
 def settings_file(text: str) -> str:
     """The file that the value of a flag `--config` means: a preset's name, or a path."""
-    path, presets = pathlib.Path(text), preset_files()
-    if path.is_file():
+    presets = preset_files()
+    if os.path.isfile(text):
         return text
-    if text in presets:
-        return str(presets[text])
-    if path.is_dir():
-        raise ValueError(f"--config={text}: a folder; give a file, such as the config.json of a run")
-    beside = [str(file) for file in (*path.parent.glob("*.py"), *path.parent.glob("*.json"))] if path.suffix else []
-    nearest = did_you_mean(text if beside else path.stem, beside or presets)
-    raise ValueError(f"--config={text}: no such preset or file{nearest or '; presets: ' + ', '.join(presets)}")
+    if text not in presets:
+        nearest = did_you_mean(pathlib.Path(text).stem, presets)
+        raise ValueError(f"--config={text}: no such preset or file{nearest or '; presets: ' + ', '.join(presets)}")
+    return str(presets[text])
 
 
 def unlocked_config(config: ExperimentConfig) -> ConfigDict:

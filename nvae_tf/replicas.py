@@ -3,25 +3,19 @@
 Outside `tf.distribute.Strategy.run` there is one replica, and means over all replicas change nothing.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """The part of every batch that one of several processes takes: number `index` of `count`, from 0."""
 
     index: int
     count: int
-
-    def __post_init__(self):
-        if not 0 <= self.index < self.count:
-            raise ValueError(f"There is no shard {self.index} of {self.count}; they are numbered from 0.")
 
 
 ALL = Shard(0, 1)
@@ -40,8 +34,7 @@ def shard_from_environment() -> Shard:
         return Shard(workers.index((task["type"], int(task["index"]))), len(workers))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         example = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-        wrong = f"the environment variable TF_CONFIG = {text!r} can't be used ({error!r})"
-        raise ValueError(f"{wrong}; it must look like {example}") from error
+        raise ValueError(f"TF_CONFIG = {text!r} can't be used ({error!r}); it must look like {example}") from error
 
 
 def gpus() -> list:

@@ -23,10 +23,6 @@ _WHITE_IS_ZERO, _RGB, _MEANINGS = 0, 2, (0, 1, 2, 3, 5)
 _UNSIGNED, _CHANNEL_BY_CHANNEL = 1, 2
 # None, LZW, Deflate by its two numbers, and PackBits. Damaged JPEG data in a TIFF file may go unnoticed.
 _TIFF_COMPRESSIONS = (1, 5, 8, 32946, 32773)
-_ODD_TIFF = (
-    "a TIFF file of a form that is not read: it must have whole numbers of 8 or 16 bits a channel (gray with alpha: "
-    "of 8), and no compression but LZW, Deflate or PackBits; save it as a PNG file"
-)
 # Of more than so many pixels, pictures are decoded one at a time.
 _LARGE = 16_000_000
 _ONE_LARGE_PICTURE = threading.Lock()
@@ -137,7 +133,7 @@ def _read_opened(path, max_pixels, read):
             size = f"{picture.height}x{picture.width} (height x width), {pixels:,} pixels"
             raise BadPicture(f"{path}: is {size}, more than data.max_pixels = {max_pixels:,}; scale it down")
         if is_odd:
-            raise BadPicture(f"{path}: {_ODD_TIFF}")
+            raise BadPicture(f"{path}: a TIFF file of a form that is not read; save it as a PNG file")
         if has_frames:
             raise BadPicture(f"{path}: has several frames or pages; save those that you want as single files")
         if pixels <= _LARGE:

@@ -6,7 +6,6 @@ position in the stream of images): nothing to save, nothing to replay. Salmon et
 
 import atexit
 import dataclasses
-import enum
 import hashlib
 import itertools
 import math
@@ -22,25 +21,18 @@ from nvae_tf.data.sources import ImageSource
 from nvae_tf.replicas import ALL, Shard
 
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
+# What random numbers are for.
+_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION = range(4)
 # For the functions of datasets: converted by autograph, which they don't need, a first batch comes half a second later.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 # How a PNG file begins, up to its width and height.
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 
-class RandomStream(enum.IntEnum):
-    """What random numbers are for; each stream is independent of the others under the same seed."""
-
-    ORDER = 0
-    HORIZONTAL_FLIP = 1
-    TRAINING_BINARIZATION = 2
-    EVALUATION_BINARIZATION = 3
-
-
-def stream_key(seed: int, stream: RandomStream) -> np.ndarray:
-    """The Philox key of a stream, uint64 `[1]`."""
+def stream_key(seed: int, stream: int) -> np.ndarray:
+    """The Philox key, uint64 `[1]`, of the numbers for one of the uses above, independent of the others'."""
     seed = whole_number("the seed of the data", seed)
-    return np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)
+    return np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(1, np.uint64)
 
 
 def uniform(key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
@@ -93,8 +85,8 @@ def training_batches(
     if batch_size % shard.count:
         raise ValueError(f"A batch of {batch_size} can't be shared evenly by {shard.count} processes.")
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
-    flip_key = stream_key(seed, RandomStream.HORIZONTAL_FLIP) if spec.horizontal_flip else None
-    binarize_key = stream_key(seed, RandomStream.TRAINING_BINARIZATION)
+    flip_key = stream_key(seed, _FLIP) if spec.horizontal_flip else None
+    binarize_key = stream_key(seed, _TRAINING_BINARIZATION)
     return _image_batches(index_batches, source, spec, binarize_key, flip_key)
 
 
@@ -111,7 +103,7 @@ def evaluation_batches(
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
     with_indices = _AS_WRITTEN(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))
-    key = stream_key(seed, RandomStream.EVALUATION_BINARIZATION)
+    key = stream_key(seed, _EVALUATION_BINARIZATION)
     return _image_batches(starts.map(with_indices), source, spec, key)
 
 
@@ -122,7 +114,7 @@ def shuffled_index_batches(
     image, an int64 scalar, and the numbers of images, int32 `[batch_size / shard.count]`.
     """
     size, steps = batch_size // shard.count, count // batch_size
-    offset, key = shard.index * size, stream_key(seed, RandomStream.ORDER)
+    offset, key = shard.index * size, stream_key(seed, _ORDER)
 
     @_AS_WRITTEN
     def batches_of_epoch(epoch):

@@ -172,13 +172,8 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
 
     _check_place(folder)
     missing = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        lock = folder.lock_file.open("a+", errors="replace")
-    except OSError as error:
-        fault = f"nothing can be written there ({error.strerror}); give another --workdir"
-        raise OSError(f"{folder.path}: {fault}") from error
-    with lock:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.lock_file.open("a+", errors="replace") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # the second of some network file systems

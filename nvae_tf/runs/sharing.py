@@ -9,7 +9,6 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import validate_repo_id
 
-from nvae_tf.config import did_you_mean
 from nvae_tf.errors import first_line
 
 HUB = "hf://"
@@ -41,12 +40,8 @@ def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
         wanted = {"revision": revision or None, "allow_patterns": [*SHARED_FILES, BEST_FILES]}
         with hub_errors_in_one_line(text):
             return pathlib.Path(huggingface_hub.snapshot_download(repo, **wanted))
-    bundled = os.listdir(_BUNDLED)
-    if os.path.exists(text) or not (text in bundled or did_you_mean(text, bundled)):
-        return pathlib.Path(place)
-    if text not in bundled:
-        raise FileNotFoundError(f"{text}: no such folder{did_you_mean(text, bundled)}")
-    return _BUNDLED / text
+    is_bundled = not os.path.exists(text) and text in os.listdir(_BUNDLED)
+    return _BUNDLED / text if is_bundled else pathlib.Path(place)
 
 
 def copy_command(place: str) -> str | None:

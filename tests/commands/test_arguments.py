@@ -97,7 +97,7 @@ def test_right_settings_pass(arguments):
         ("--config.train.batch_sise=3", "--config.train.batch_size"),
         ("--config.num_flows=3", "--config.model.num_flows"),
         ("--config=config/digits.py", "'digits'"),
-        ("--config=configs/cifar.py", "'configs/cifar10.py'"),
+        ("--config=configs/cifar.py", "'cifar10'"),
     ],
 )
 def test_a_wrong_setting_is_reported_with_the_nearest(argument, nearest):
