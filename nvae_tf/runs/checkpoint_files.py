@@ -171,18 +171,15 @@ def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[tuple[fl
     for step in sorted(steps_of_any_files(folder), reverse=True):
         prefix = f"{folder}/step-{step}"
         try:
-            yield _checked_score(folder, step, prefix), step, prefix
+            yield _checked_score(step, prefix), step, prefix
         except (MemoryError, tf.errors.ResourceExhaustedError):
             raise
         except Exception as error:
             unusable[step] = first_line(error)
 
 
-def _checked_score(folder: pathlib.Path, step: int, prefix: str) -> float:
+def _checked_score(step: int, prefix: str) -> float:
     """The score of a checkpoint, infinity where it has none; an Exception says why the checkpoint can't be used."""
-    for kind in ("index", "data"):
-        if step not in steps_of_files(folder, kind):
-            raise ValueError(f"its {kind} file is missing")
     reader = tf.train.load_checkpoint(prefix)
     if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
         raise ValueError(f"its files hold the checkpoint of step {stored}")

@@ -106,8 +106,7 @@ def run_workers(
     Worker N writes to `worker-N.log`, worker 0 where this process does. Workers that still run `grace_seconds` after
     one has failed are killed. OSError: no log can be made.
     """
-    workers: list[subprocess.Popen] = []
-    signals: list[int] = []
+    workers, signals = [], []
 
     def pass_on(number: int, _: object) -> None:
         signals.append(number)

@@ -78,9 +78,8 @@ def learn_prior(
 ) -> dict[str, Any]:
     """Learns the reweighted prior of a checkpoint, and writes it into the run folder in place of an earlier one.
 
-    The arguments are the flags of `nvae-prior`. Returns the facts about the prior that its file has, see
-    `companions.prior_text`. Raises the errors of `nvae_tf.load` and `load_split`, and ValueError for settings that the
-    model does not allow.
+    The arguments are the flags of `nvae-prior`. Returns what the prior's file says, see `companions.prior_text`. Raises
+    the errors of `nvae_tf.load` and `load_split`, and ValueError for settings that the model does not allow.
     """
     folder, status = RunFolder(workdir), StatusLine()
     read_run_config(folder)  # a shared run, which `load_run` finds too, has no folder to write into
@@ -95,21 +94,24 @@ def learn_prior(
     reweighted = ReweightedPrior(ratios, proposals, model.config.num_classes)
     about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "images": images}
     if kind == "mixture":
-        _fit_mixture(reweighted, rows, seed)
-        # A mixture is normalized.
-        about |= {"components": _COMPONENTS, "log_normalizers": [0.0], "log_normalizer_errors": [0.0]}
+        about |= _fit_mixture(reweighted, rows, seed)
     else:
         _train(reweighted, rows, steps, seed, status)
-        held_out = _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed)
-        about["cross_entropy"] = _cross_entropy(reweighted, _posteriors(model, held_out, groups, 1, seed), seed)
-        about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
-        about |= _log_normalizers(model, reweighted, seed)
+        about |= _measured(model, reweighted, _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed), seed)
     if importance_samples:
         batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
     write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     keep_model_card(folder, model, status.keep)
     return about
+
+
+def _measured(model: NVAE, reweighted: ReweightedPrior, batches: Batches, seed: int) -> dict[str, list[float]]:
+    """Cross-entropy, effective proposals and log normalizers of classifiers."""
+    rows = _posteriors(model, batches, len(reweighted.ratios), 1, seed)
+    facts = {"cross_entropy": _cross_entropy(reweighted, rows, seed)}
+    facts["effective_proposals"] = _effective_proposals(model, reweighted, seed)
+    return facts | _log_normalizers(model, reweighted, seed)
 
 
 def _test_batches(source: ImageSource, spec: DataSpec, size: int, most: int, seed: int) -> Batches:
@@ -231,7 +233,7 @@ def _cross_entropy(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> 
     return np.mean([losses(tf.constant(number, tf.int64)) for number in numbers], axis=0, dtype=np.float64).tolist()
 
 
-def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> None:
+def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> dict[str, Any]:
     """Fits Gaussians to the means of the top group's posteriors, and adds the posteriors' variances to each.
 
     Fitted to draws, the many latents that are independent of the image would hide the clusters of the others.
@@ -247,6 +249,8 @@ def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> No
     factors = np.linalg.cholesky(fitted.covariances_ + noise[:, :, np.newaxis] * np.eye(means.shape[1]))
     weights = np.log(fitted.weights_), fitted.means_, factors
     reweighted.ratios[0].set_weights([array.astype(np.float32) for array in weights])
+    # A mixture is normalized.
+    return {"components": _COMPONENTS, "log_normalizers": [0.0], "log_normalizer_errors": [0.0]}
 
 
 def _joint_log_ratio(

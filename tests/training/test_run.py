@@ -22,7 +22,6 @@ def lengths(config):
 
 def test_what_is_not_set_scales_with_the_run():
     for steps_per_epoch, total_steps, expected in (
-        (100, 40_000, (5.0, 1000)),
         (100, 10_000, (5.0, 1000)),
         # A tenth of the run is shorter than what is usual.
         (100, 4_000, (4.0, 400)),

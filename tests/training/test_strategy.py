@@ -1,5 +1,4 @@
 import contextlib
-import os
 import shutil
 import signal
 import time
@@ -12,7 +11,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.replicas import shard_from_environment
-from nvae_tf.training.launcher import StopRequest, tf_configs
+from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.loop import TrainingLoop
 from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, scans_steps
 from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
@@ -155,19 +154,6 @@ def test_two_replicas_go_on_as_one_device_would(commands, on_one_device, tmp_pat
     commands.train(workdir, **settings)
     assert_close_runs(on_one_device, workdir, 5)
     assert (workdir / "samples" / "step-00000005.png").exists()
-
-
-@pytest.mark.slow
-def test_a_worker_that_ends_before_the_first_step_is_one_line(commands, tmp_path):
-    """The chief refuses the folder: the other, which waits for it, ends within seconds and says why."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").write_text("years of work")
-    command = commands.tiny_training(tmp_path / "run", **SETTINGS)
-    workers = [started(command, env=os.environ | {"TF_CONFIG": setting}) for setting in tf_configs(2)]
-    errors = [worker.communicate(timeout=120)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [2, 75], errors
-    (line,) = [line for line in errors[1].splitlines() if line.startswith("error:")]
-    assert "another worker has ended or can't be reached" in line and "Traceback" not in errors[1]
 
 
 @pytest.mark.slow
