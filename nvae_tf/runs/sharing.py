@@ -3,13 +3,11 @@
 import contextlib
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 import huggingface_hub
 from huggingface_hub import constants, errors
-from huggingface_hub.utils import validate_repo_id
-
-from nvae_tf.errors import first_line
 
 HUB = "hf://"
 # Run folders as nvae-publish makes them; their names can be given in place of folders.
@@ -56,11 +54,7 @@ def copy_command(place: str) -> str | None:
 
 def check_repo_name(repo: str, given: str) -> None:
     """ValueError, which begins with what was `given`, where a repository's name is not of the form user/name."""
-    try:
-        validate_repo_id(repo)
-    except errors.HFValidationError as error:
-        raise ValueError(f"{given}: {first_line(error)}") from None
-    if repo.count("/") != 1:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"{given}: {repo!r} is not the name of a repository; its form is user/name")
 
 
