@@ -130,13 +130,14 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
     images = run.images
     names = images.train.class_names if run.config.data.labels else None
     now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out, names)
-    before = read_image_counts(file) or now
-    if (before.train, before.test) != (now.train, now.test):
+    before = read_image_counts(file)
+    if before and (before.train, before.test) != (now.train, now.test):
         report(
             f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "
             f"{now.train:,} and {now.test:,} now: metrics before and after can't be compared."
         )
-    atomic_write(file, now.text())
+    if before != now:
+        atomic_write(file, now.text())
 
 
 def note_environment(file: pathlib.Path) -> None:
