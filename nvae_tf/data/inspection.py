@@ -19,8 +19,8 @@ _CLASSES_SHOWN = _ROW = 10  # the classes that are named, and the images that ar
 def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> dict[str, np.ndarray]:
     """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
 
-    Returns images of each part by what they are, float32 `[up to count, height, width, channels]` in [0, 1]: the first
-    that training gets, and test images that `shown_numbers` draws; with labels, of both parts up to 10 of each class.
+    Returns images of each part, and with labels of each class, by what they are, float32 `[up to count, height, width,
+    channels]` in [0, 1].
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)

@@ -82,10 +82,8 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
         "digits", the preset of that name, trained, which comes with this package; or a file of `model.save`, .keras.
       checkpoint: "latest", or "best" for the one with the best test score (`train.keep_best`).
 
-    Raises:
-      FileNotFoundError: there is no such run folder, or it has no such checkpoint yet.
-      OSError: the repository is unknown, or the Hub can't be reached.
-      ValueError: a file is damaged, or the checkpoint is of another architecture than `config.json`.
+    FileNotFoundError: there is no such run folder, or no such checkpoint yet. OSError: the repository can't be fetched.
+    ValueError: a file is damaged, or the checkpoint is of another architecture than `config.json`.
     """
     file = pathlib.Path(path)
     if file.suffix != ".keras" or not file.is_file():
