@@ -61,7 +61,7 @@ def main(
         print(f"Not in the file, so this project's defaults: {', '.join(imported.defaults)}.")
     if imported.assumed is not None:
         print(imported.assumed)
-    needed = SOURCES[config.data.source].needs if config.data.path is None else None
+    needed = SOURCES[config.data.source][1] if config.data.path is None else None
     if needed:
         print(f"Its images, {needed}, are needed to evaluate it or to train it on.")
     batch, a_step = config.train.batch_size, imported.images and imported.images.a_step

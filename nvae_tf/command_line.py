@@ -25,11 +25,9 @@ from ml_collections import ConfigDict, config_flags
 from nvae_tf.config import OLD_NAMES, ExperimentConfig, named_settings, setting_meanings
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_has_config, check_writable
-from nvae_tf.presets import default_config, load_settings, settings_file
+from nvae_tf.presets import load_settings, settings_file, unlocked_config
 
 HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
-# This setting follows from the length of the run, so no one sets it.
-_DERIVED_SETTING = "objective.total_steps"
 FOLDER = "folder"
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 
@@ -37,9 +35,8 @@ RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this pa
 def run(main: Callable[..., None], flags: ModuleType) -> None:
     """Reads the flags of the script that `main` belongs to, and calls it; `flags` is the module `absl.flags`.
 
-    Annotated parameters of `main` become flags, see `define_parameters`, and get their values. `--help` prints the
-    script's docstring and its flags. A wrong flag, and an error of the kinds that a user can cause, end the process
-    with one line and exit code 2.
+    Annotated parameters of `main` become flags, see `define_parameters`, and get their values. A wrong flag, and an
+    error of the kinds that a user can cause, end the process with one line and exit code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     define_parameters(flags, parameters)
@@ -123,14 +120,10 @@ def parameter_values(flags: ModuleType, parameters: Mapping[str, inspect.Paramet
     return values | {name: list(itertools.chain(*values[name])) for name in repeated}
 
 
-def valid_settings() -> tuple[str, ...]:
-    """All settings that a config and its flags know, as `train.batch_size`."""
-    return tuple(name for name in named_settings(ExperimentConfig()) if name != _DERIVED_SETTING)
-
-
 def check_config_flags(arguments: Sequence[str]) -> None:
     """Checks `--config` and the names of all `--config.group.setting` flags before any of them is used."""
-    valid = valid_settings()
+    valid = [*named_settings(ExperimentConfig())]
+    valid.remove("objective.total_steps")  # follows from the length of the run
     for argument in arguments:
         setting = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         group, _, name = setting[1].rpartition(".") if setting else ("", "", "")
@@ -162,15 +155,13 @@ def run_folder(path: str) -> pathlib.Path:
 
 def check_run_folder(path: str, is_written: bool = True) -> None:
     """Checks the run folder of a command that writes into it, unless its output goes elsewhere, before it works."""
-    folder = pathlib.Path(path)
-    if not (folder / "config.json").is_file() or folder.resolve().parent.name == "pretrained":
-        from nvae_tf.runs.sharing import copy_command
+    from nvae_tf.runs.sharing import copy_command
 
-        if copy := copy_command(path):
-            raise ValueError(f"--workdir={path}: this command writes into the run folder; make one by `{copy}`")
-    check_has_config(folder, f"--workdir={path}")
+    if copy := copy_command(path):
+        raise ValueError(f"--workdir={path}: this command writes into the run folder; make one by `{copy}`")
+    check_has_config(pathlib.Path(path), f"--workdir={path}")
     if is_written:
-        check_writable(folder, f"--workdir={path}")
+        check_writable(pathlib.Path(path), f"--workdir={path}")
 
 
 class OutputPlace(NamedTuple):
@@ -207,7 +198,7 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
             name = getattr(error, "flagname", None)
-            settings = {setting.rpartition(".")[2]: setting for setting in valid_settings()}
+            settings = {setting.rpartition(".")[2]: setting for setting in named_settings(ExperimentConfig())}
             nearest = difflib.get_close_matches(name or "", settings, n=1, cutoff=0.85)
             if hasattr(module, "CONFIG") and nearest:
                 raise ValueError(f"--{name}: no such flag; did you mean --config.{settings[nearest[0]]}?") from error
@@ -235,11 +226,7 @@ def _with_recorded_config(arguments: Sequence[str]) -> list[str]:
 
 def print_page(page: str) -> None:
     """Prints a page of `--help` and ends the process."""
-    try:
-        print(page, flush=True)
-    except BrokenPipeError:
-        # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
-        sys.stdout = None
+    print(page, flush=True)
     sys.exit(0)
 
 
@@ -253,13 +240,14 @@ def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] 
     if hasattr(module, "CONFIG"):
         chosen = flag_value(arguments, "config")
         source = "the default settings" if chosen is None else f"--config={chosen}"
-        config = default_config() if chosen is None else load_settings(settings_file(chosen))
+        config = unlocked_config(ExperimentConfig()) if chosen is None else load_settings(settings_file(chosen))
         sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE; the values are those of {source}:")
         for group, kind in typing.get_type_hints(ExperimentConfig).items():
-            meanings = {f"{group}.{name}": meaning for name, meaning in setting_meanings(kind).items()}
-            meanings.pop(_DERIVED_SETTING, None)
-            values = config[group]
-            entries = [_entry(f"{name} = {values.get(name.split('.')[1])}", text) for name, text in meanings.items()]
+            # Without `objective.total_steps`, which follows from the length of the run.
+            values, meanings = config[group], setting_meanings(kind)
+            entries = [
+                _entry(f"{group}.{name} = {values[name]}", meanings[name]) for name in meanings if name in values
+            ]
             sections.append("\n".join(entries))
     return "\n\n".join(sections)
 

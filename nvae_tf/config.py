@@ -5,16 +5,14 @@ Nothing here imports TensorFlow, so that a wrong setting is reported at once, be
 
 import dataclasses
 import difflib
-import functools
 import inspect
 import json
 import math
-import numbers
 import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 __version__ = "0.2.0"
@@ -28,7 +26,7 @@ LARGEST_SEED = 2**31 - 1
 MOST_IMPORTANCE_SAMPLES = 2**24
 MAX_PIXELS = 64_000_000
 MOST_CLASSES = 100_000
-# Former names of settings, which files, flags and Python may still give.
+# Former names of settings, which files and flags may still give.
 OLD_NAMES = {
     "regularisation": "regularization",
     "anneal_regularisation": "anneal_regularization",
@@ -110,34 +108,26 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-@typing.dataclass_transform(frozen_default=True)
-def _settings(group: str, least: float = 0) -> Callable[[type], type]:
-    """Makes a frozen dataclass, whose constructor checks names, types and limits.
+class _Settings:
+    """A group of settings: the base of frozen dataclasses, whose constructors check types and limits.
 
-    `Annotated[int, 1, 8]` has the least and the largest number (without: `least`, no limit), `Annotated[str, *choices]`
-    all texts that are allowed.
+    `Annotated[int, 1, 8]` has the least and the largest number (without: the `least` of the group, no limit),
+    `Annotated[str, *choices]` all texts that are allowed.
     """
 
-    def decorate(kind: type) -> type:
-        kind = dataclasses.dataclass(frozen=True)(kind)
-        make, expected = kind.__init__, typing.get_type_hints(kind, include_extras=True)
+    def __init_subclass__(cls, group: str = "", least: float = 0):
+        cls.group, cls.least = group, least
 
-        @functools.wraps(make)
-        def checked(self, *values, **settings):
-            settings |= zip(list(expected)[: len(values)], values, strict=True)
-            for old in OLD_NAMES.keys() & settings.keys():
-                new, value = OLD_NAMES[old], settings.pop(old)
-                if settings.setdefault(new, value) != value:
-                    raise ValueError(f"settings {group}{new} and {group}{old} (its old name) differ; give one")
-            for name, value in settings.items():
-                check_choice(f"setting {group}{name}", name, expected, what="no such setting")
-                settings[name] = _converted(value, expected[name], f"{group}{name}", least)
-            make(self, **settings)
+    def __post_init__(self):
+        for name, expected in typing.get_type_hints(type(self), include_extras=True).items():
+            value = _converted(getattr(self, name), expected, f"{self.group}{name}", self.least)
+            object.__setattr__(self, name, value)
+        for name, rule in self._faults():
+            raise ValueError(f"{self.group}{name} = {shown(getattr(self, name))}: {rule}")
 
-        kind.__init__ = checked
-        return kind
-
-    return decorate
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """Yields the name of each setting that does not fit the others, and the rule."""
+        yield from ()
 
 
 def _converted(value: Any, annotated: Any, where: str, least: float) -> Any:
@@ -149,28 +139,23 @@ def _converted(value: Any, annotated: Any, where: str, least: float) -> Any:
         if value is None or (isinstance(value, str | tuple) and value in ("", "None", (), (None,), ("None",))):
             return None
         expected = typing.get_args(expected)[0]
-    # NumPy's too; what no float is as large as stays an integer.
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    rule = f"must be of type {expected.__name__}{' or None' if optional else ''}"
+    if expected in (int, float):
+        low, high = (*limits, math.inf)[:2] if limits else (least, math.inf)
+        rule += f", at least {low} and finite" if high == math.inf else f", from {low} to {high}"
+        return expected(real_number(where, value, rule, low, high, whole=expected is int))
     if expected is tuple and (value is None or isinstance(value, list | tuple)):
         # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
         value = tuple(item for item in value or () if item not in ("", None))
-    elif is_number and ((expected is float and abs(value) < 1e300) or (expected is int and value % 1 == 0)):
-        value = expected(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        kind = f"{expected.__name__}{' or None' if optional else ''}"
-        raise ValueError(f"{where} = {shown(value)}: must be of type {kind}")
+    if not isinstance(value, expected):
+        raise ValueError(f"{where} = {shown(value)}: {rule}")
     if expected is str and limits:
         check_choice(where, value, limits)
-    if expected in (int, float):
-        low, high = (*limits, math.inf)[:2] if limits else (least, math.inf)
-        if not low <= value <= high or value == math.inf:
-            allowed = f"at least {low} and finite" if high == math.inf else f"from {low} to {high}"
-            raise ValueError(f"{where} = {shown(value)}: must be {allowed}")
     return value
 
 
-@_settings("model.", least=1)
-class ModelConfig:
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(_Settings, group="model.", least=1):
     """The architecture and the likelihood (Vahdat & Kautz 2020, section 3 and table 6).
 
     Images are `[batch, image_height, image_width, image_channels]` in [0, 1]. The network sees the image in the middle
@@ -234,15 +219,12 @@ class ModelConfig:
     residual_distributions: bool = True
     num_classes: Annotated[int, 0] = 0
 
-    def __post_init__(self):
+    def _faults(self):
         if self.num_classes == 1:
-            raise ValueError("model.num_classes = 1: one class says nothing; use 0 for none, or at least 2")
-        blocks, scales = self.num_preprocess_blocks, self.num_latent_scales
-        if blocks + scales > _MOST_HALVINGS:
-            raise ValueError(
-                f"model.num_preprocess_blocks = {blocks} and num_latent_scales = {scales}: more than {_MOST_HALVINGS} "
-                "together, and each halves the images; use fewer"
-            )
+            yield "num_classes", "one class says nothing; use 0 for none, or at least 2"
+        if self.num_preprocess_blocks + self.num_latent_scales > _MOST_HALVINGS:
+            scales = f"num_latent_scales = {self.num_latent_scales}"
+            yield "num_preprocess_blocks", f"with {scales} more than {_MOST_HALVINGS} halvings of the images; use fewer"
 
     @property
     def size_divisor(self) -> int:
@@ -260,8 +242,8 @@ class ModelConfig:
         return self.padded_width or -(-self.image_width // self.size_divisor) * self.size_divisor
 
 
-@_settings("objective.")
-class ObjectiveConfig:
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig(_Settings, group="objective."):
     """The training loss (Vahdat & Kautz 2020, section 3.2 and appendix A).
 
     Attributes:
@@ -289,17 +271,16 @@ class ObjectiveConfig:
     kl_scale_weights: tuple = ()
     free_nats: float = 0.0
 
-    def __post_init__(self):
+    def _faults(self):
         for name in ("regularization", "regularization_initial") if self.anneal_regularization else ():
-            if (value := getattr(self, name)) <= 0.0:
-                raise ValueError(f"objective.{name} = {value}: must be positive to be annealed on a log scale")
+            if getattr(self, name) <= 0.0:
+                yield name, "must be positive to be annealed on a log scale"
         if not all(type(value) in (int, float) and 0 <= value < math.inf for value in self.kl_scale_weights):
-            rule = "must be numbers of at least 0, one for each scale, the smallest first, as 1,0.5,0.5"
-            raise ValueError(f"objective.kl_scale_weights = {self.kl_scale_weights}: {rule}")
+            yield "kl_scale_weights", "must be numbers of at least 0, one a scale, the smallest first, as 1,0.5,0.5"
 
 
-@_settings("optimizer.")
-class OptimizerConfig:
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(_Settings, group="optimizer."):
     """Adamax and its learning-rate schedule (Vahdat & Kautz 2020, appendix A).
 
     Attributes:
@@ -316,15 +297,15 @@ class OptimizerConfig:
     weight_decay: float = 3e-4
     ema_momentum: float = 0.0
 
-    def __post_init__(self):
+    def _faults(self):
         if self.learning_rate == 0.0:
-            raise ValueError("optimizer.learning_rate = 0.0: must be greater than 0")
+            yield "learning_rate", "must be greater than 0"
         if self.ema_momentum >= 1.0:
-            raise ValueError(f"optimizer.ema_momentum = {self.ema_momentum}: must be less than 1")
+            yield "ema_momentum", "must be less than 1"
 
 
-@_settings("data.", least=1)
-class DataSpec:
+@dataclasses.dataclass(frozen=True)
+class DataSpec(_Settings, group="data.", least=1):
     """One data set: the group `data` of a run's settings.
 
     What is None is looked up in the data, by `nvae_tf.data.spec`, before a run starts.
@@ -391,30 +372,25 @@ class DataSpec:
     num_classes: Annotated[int | None, 2, MOST_CLASSES] = None
     alpha: str = "keep"
 
-    def __post_init__(self):
+    def _faults(self):
         if self.file_bits not in (None, 8, 16):
-            raise ValueError(f"data.file_bits = {self.file_bits}: must be 8 or 16")
+            yield "file_bits", "must be 8 or 16"
         if self.test_fraction in (0.0, 1.0):
-            raise ValueError(f"data.test_fraction = {self.test_fraction}: must lie between 0 and 1")
+            yield "test_fraction", "must lie between 0 and 1"
         if self.train_split == self.test_split:
-            both = f"data.train_split and data.test_split are both {self.train_split!r}"
-            raise ValueError(f"{both}: the parts must differ")
+            yield "test_split", "must differ from data.train_split"
         if not re.fullmatch("keep|drop|white|black|#[0-9a-fA-F]{6}", self.alpha):
-            raise ValueError(f"data.alpha = {self.alpha!r}: must be keep, drop, white, black or a color as #ff8000")
+            yield "alpha", "must be keep, drop, white, black or a color as #ff8000"
         if self.stacked_images == 1 and self.seen_channels(self.channels) != self.channels:
-            without = f"data.alpha = {self.alpha!r} leaves no alpha channel, but data.channels = {self.channels}"
-            raise ValueError(f"{without} has one: set --config.data.channels={self.channels - 1}")
+            yield "alpha", f"leaves no alpha channel: set --config.data.channels={self.channels - 1}"
         if self.binarize and self.num_bits != 1:
-            one_bit = "images that are binarized (data.binarize) have 1 bit; set it to 1"
-            raise ValueError(f"data.num_bits = {self.num_bits}: {one_bit}")
+            yield "num_bits", "images that are binarized (data.binarize) have 1 bit; set it to 1"
         if self.stacked_images not in (1, self.channels):
-            rule = f"must be 1 or the number of channels; set data.channels to {self.stacked_images} too"
-            raise ValueError(f"data.stacked_images = {self.stacked_images}: {rule}")
+            yield "stacked_images", f"must be 1 or data.channels = {self.channels}"
         box = (0, 0, 1, 1) if self.crop_box is None else self.crop_box
         is_box = len(box) == 4 and all(isinstance(side, int) and side >= 0 for side in box)
         if not is_box or box[0] >= box[2] or box[1] >= box[3]:
-            rule = "must be (left, top, right, bottom) in whole pixels, with left < right and top < bottom"
-            raise ValueError(f"data.crop_box = {box}: {rule}")
+            yield "crop_box", "must be (left, top, right, bottom) in whole pixels, with left < right and top < bottom"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -426,8 +402,8 @@ class DataSpec:
         return channels - 1 if self.alpha != "keep" and channels in (2, 4) else channels
 
 
-@_settings("train.", least=1)
-class TrainConfig:
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(_Settings, group="train.", least=1):
     """The group `train` of a run's settings.
 
     Attributes:
@@ -491,18 +467,16 @@ class TrainConfig:
     profile_steps: tuple = ()
     keep_best: bool = True
 
-    def __post_init__(self):
+    def _faults(self):
         if self.batch_size % self.accumulate_steps:
-            rule = f"must divide train.batch_size = {self.batch_size}"
-            raise ValueError(f"train.accumulate_steps = {self.accumulate_steps}: {rule}")
+            yield "accumulate_steps", f"must divide train.batch_size = {self.batch_size}"
         steps = self.profile_steps or (1, 1)
         if [type(step) for step in steps] != [int, int] or not 1 <= steps[0] <= steps[1]:
-            rule = "must be the first and the last step to profile, as 10,20"
-            raise ValueError(f"train.profile_steps = {self.profile_steps}: {rule}")
+            yield "profile_steps", "must be the first and the last step to profile, as 10,20"
 
 
-@_settings("")
-class ExperimentConfig:
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig(_Settings):
     """Everything that a run needs to be made again."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -548,13 +522,18 @@ def resolve_lengths(
 
 def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "an experiment") -> Any:
     """Builds the frozen dataclass `kind` from a mapping; `where` is the name of the group for messages."""
-    expected = typing.get_type_hints(kind)
+    expected, values = typing.get_type_hints(kind), {}
     if not hasattr(settings, "items"):
         names = ", ".join(expected)
         raise ValueError(f"{where} is a group of settings ({names}), not the single value {shown(settings)}")
-    values = {str(name): value for name, value in settings.items()}
-    groups = {name: group for name, group in expected.items() if name in values and dataclasses.is_dataclass(group)}
-    return kind(**values | {name: config_from_dict(group, values[name], name) for name, group in groups.items()})
+    for given, value in settings.items():
+        name = OLD_NAMES.get(given, str(given))
+        check_choice(f"setting {kind.group}{given}", name, expected, what="no such setting")
+        if name in values and values[name] != value:
+            raise ValueError(f"settings {kind.group}{name} and its old name differ; give one")
+        is_group = dataclasses.is_dataclass(expected[name])
+        values[name] = config_from_dict(expected[name], value, name) if is_group else value
+    return kind(**values)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -575,11 +554,8 @@ def config_to_json(config: ExperimentConfig) -> str:
 
 def read_config(path: str | pathlib.Path) -> ExperimentConfig:
     """Reads `config.json` of a run folder."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a run folder written by nvae-train has one")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
     try:

@@ -10,10 +10,6 @@ import traceback
 import types
 from collections.abc import Iterator
 
-USER_ERROR_CODE = 2
-INTERRUPTED_CODE = 130
-TRACEBACK_VARIABLE = "NVAE_TF_TRACEBACK"
-
 # What stands before the reason in TensorFlow's messages: a heading, where operations were defined, lines of Python.
 _HEADINGS = re.compile(r"Graph execution error|Detected at node|<stack traces unavailable>|Node: |File |\s")
 # Written at every start on a machine without a GPU, by code that does not know TF_CPP_MIN_LOG_LEVEL yet.
@@ -22,34 +18,29 @@ _NOTES = "absl::InitializeLog|oneDNN custom|find cuda drivers|available CPU inst
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns the errors that a user can cause, ValueError and OSError, into `error: ...` and exit code 2.
-
-    With the environment variable `NVAE_TF_TRACEBACK` the traceback is printed too. SystemExit has code 2 for such an
-    error, or its `exit_code` where it has one; 130 for Ctrl-C.
+    """Turns the errors that a user can cause, ValueError and OSError, into `error: ...` and exit code 2, or their own
+    `exit_code`; 130 for Ctrl-C. With the environment variable `NVAE_TF_TRACEBACK` the traceback is printed too.
     """
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        raise SystemExit(INTERRUPTED_CODE) from None
+        raise SystemExit(130) from None
     except (ValueError, OSError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
+        if os.environ.get("NVAE_TF_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(getattr(error, "exit_code", USER_ERROR_CODE)) from None
+        raise SystemExit(getattr(error, "exit_code", 2)) from None
 
 
 def first_line(error: Exception) -> str:
     """The first line of an exception's message; the name of its class where that is empty."""
-    # Pillow's have parts of files as the `repr` of bytes: b'IDAT'.
-    return re.sub(r"\bb(?='[^']*')", "", (str(error).strip().splitlines() or [type(error).__name__])[0])
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def reason_of_tensorflow(message: str) -> str:
     """TensorFlow's message from the first line that has a cause."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
-    lines = lines[nodes[-1] + 1 :] if nodes else lines
+    lines = [line for line in re.split("(?m)^Node: .*$", message)[-1].splitlines() if line.strip()]
     first = next((number for number, line in enumerate(lines) if not _HEADINGS.match(line)), 0)
     return "\n".join(lines[first:]) or message
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import io
-import math
 import os
 import pathlib
 import socket
@@ -11,7 +9,7 @@ import subprocess
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 from nvae_tf.errors import first_line, wrap_read_errors
 
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 
     from nvae_tf import schemas
 
-# NumPy refuses longer headers.
-_LONGEST_HEADER = 2**14
 # So many bytes a `.npz` file may have when unpacked, and four times its own: arrays of random numbers hardly shrink.
 _UNPACKED = 2**28
 
@@ -96,8 +92,6 @@ def read_arrays(
 
     ValueError with the reason alone where the file is damaged or something else, before much is unpacked.
     """
-    import numpy as np
-
     from nvae_tf import schemas
 
     with path.open("rb") as stream, wrap_read_errors("", ""):
@@ -105,47 +99,34 @@ def read_arrays(
             raise ValueError("not a .npz file, or cut off")
         with zipfile.ZipFile(stream) as archive:
             entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-            fields, known, arrays = schemas.fields_of(entries, schema), dict(sizes or {}), {}
-            total = sum(entries[name].file_size for name in fields)
+            wanted = {name: entries[name] for name in schemas.fields_of(entries, schema)}
+            total = sum(entry.file_size for entry in wanted.values())
             # Of other methods zipfile unpacks blocks of any size.
-            plain = {entries[name].compress_type for name in fields} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+            plain = {entry.compress_type for entry in wanted.values()} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
             if total > _UNPACKED + 4 * path.stat().st_size or not plain:
                 raise ValueError(f"it would unpack to {total:,} bytes; numpy.savez writes its arrays as they are")
-            for name, field in fields.items():
-                with archive.open(entries[name]) as entry:
-                    header = read_array_header(entry, entries[name].file_size)
-                    if header.problem:
-                        raise ValueError(header.problem)
-                    schemas.check_field(header, field, f"`{name}`", known)
-                    entry.seek(0)
-                    array = np.lib.format.read_array(entry, allow_pickle=False)
-                arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
+            arrays = {name: read_array(archive.open(entry), entry.file_size) for name, entry in wanted.items()}
     return schemas.checked(arrays, schema, sizes=sizes)
 
 
-class ArrayHeader(NamedTuple):
-    """Shape and type of an array in NumPy's format."""
+def read_array(stream: BinaryIO, most: int) -> "np.ndarray":
+    """The array in NumPy's format that a stream holds to its end, of this machine's byte order.
 
-    shape: tuple[int, ...]
-    dtype: "np.dtype"
-    problem: str | None  # why its values can't be read
-
-
-def read_array_header(stream: BinaryIO, size: int) -> ArrayHeader:
-    """The header of an array of `size` bytes in all."""
+    At most `most` bytes of values are read. ValueError for Python objects, and for more or fewer than the header says.
+    """
     import numpy as np
 
-    start = io.BytesIO(stream.read(_LONGEST_HEADER))
-    version = np.lib.format.read_magic(start)
-    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
-    shape, _, dtype = read(start)
-    promised = start.tell() + math.prod(shape) * dtype.itemsize
-    problem = None
-    if dtype.hasobject:
-        problem = "it has Python objects"
-    elif min(shape, default=0) < 0 or promised != size:
-        problem = f"its header says {dtype} {list(shape)}, {promised:,} bytes in all, and there are {size:,}"
-    return ArrayHeader(shape, dtype, problem)
+    shape, is_fortran, dtype = read_array_header(stream)
+    array = np.frombuffer(stream.read(most), dtype).reshape(shape, order="F" if is_fortran else "C")
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, "np.dtype"]:
+    """The shape of an array in NumPy's format, whether it is in Fortran's order, and its type."""
+    from numpy.lib import format as numpy_format
+
+    is_first = numpy_format.read_magic(stream) == (1, 0)
+    return (numpy_format.read_array_header_1_0 if is_first else numpy_format.read_array_header_2_0)(stream)
 
 
 def file_sha256(path: pathlib.Path) -> str:

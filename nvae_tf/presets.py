@@ -3,6 +3,7 @@
 The presets are the files of the folder `configs`: one a data set, each with a function `get_config`.
 """
 
+import os
 import pathlib
 import runpy
 import traceback
@@ -31,8 +32,7 @@ def experiment_config(
 ) -> ExperimentConfig:
     """The settings of a preset by its name, or nested ones (a dictionary, an `ml_collections.ConfigDict`), checked.
 
-    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`. A ValueError names a setting
-    that is unknown (and the nearest valid one), of the wrong type or impossible.
+    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`. ValueError: a wrong setting.
     """
     if overrides is not None and not (isinstance(settings, str) and isinstance(overrides, Mapping)):
         raise ValueError(f"overrides = {shown(overrides)}: must be as {{'train.steps': 100}}, beside a preset's name")
@@ -60,24 +60,21 @@ def preset_files() -> dict[str, pathlib.Path]:
 
 
 def settings_file(text: str) -> str:
-    """The file that the value of a flag `--config` means: a preset's name, or a path, after a colon an argument."""
-    name, colon, argument = text.partition(":")
-    path, presets = pathlib.Path(name), preset_files()
-    if path.is_file():
+    """The file that the value of a flag `--config` means: a preset's name, or a path."""
+    presets = preset_files()
+    if os.path.isfile(text):
         return text
-    if name in presets:
-        return f"{presets[name]}{colon}{argument}"
-    if path.is_dir():
-        example = path / "config.json"
-        raise ValueError(f"--config={path}: a folder; give a file" + (f": {example}" if example.is_file() else ""))
-    beside = [str(file) for file in (*path.parent.glob("*.py"), *path.parent.glob("*.json"))] if path.suffix else []
-    nearest = did_you_mean(name if beside else path.stem, beside or presets)
-    raise ValueError(f"--config={name}: no such preset or file{nearest or '; presets: ' + ', '.join(presets)}")
+    if text not in presets:
+        nearest = did_you_mean(pathlib.Path(text).stem, presets)
+        raise ValueError(f"--config={text}: no such preset or file{nearest or '; presets: ' + ', '.join(presets)}")
+    return str(presets[text])
 
 
-def default_config() -> ConfigDict:
-    """The default settings in groups, unlocked; without `objective.total_steps`, which the length of the run gives."""
-    return _unlocked(ExperimentConfig())
+def unlocked_config(config: ExperimentConfig) -> ConfigDict:
+    """The settings in groups, unlocked; without `objective.total_steps`, which the length of the run gives."""
+    settings = ConfigDict(config_to_dict(config))
+    del settings.objective.total_steps
+    return _with_placeholders(settings)
 
 
 def config_for_data(name: str) -> ConfigDict:
@@ -85,7 +82,7 @@ def config_for_data(name: str) -> ConfigDict:
 
     The model's input settings follow those of the data: `--config.data.num_bits=5` changes both.
     """
-    config = _unlocked(ExperimentConfig(data=data_spec(name)))
+    config = unlocked_config(ExperimentConfig(data=data_spec(name)))
     _follow_data(config, MODEL_SETTINGS)
     return config
 
@@ -114,10 +111,9 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
             raise ValueError(f"{group} is a group of settings, not the single value {values!r}")
     for group, defaults in groups.items():
         values = config[group] = config.get(group, ConfigDict())
-        for old, name in OLD_NAMES.items():
-            if old in values and name not in values:
-                values[name] = values[old]
-                del values[old]
+        for old in OLD_NAMES.keys() & values.keys():
+            values[OLD_NAMES[old]] = values.get(OLD_NAMES[old], values[old])
+            del values[old]
         values.update({name: default for name, default in defaults.items() if name not in values})
     return _with_placeholders(config)
 
@@ -125,37 +121,30 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
 def load_settings(path: str) -> ConfigDict:
     """The settings of a file, unlocked; those that it leaves out are at their defaults.
 
-    The file is `config.json` of a run folder, or Python, and after a colon follows what its function `get_config` is
-    called with. Whatever is wrong with it is a ValueError of one line.
+    The file is `config.json` of a run folder, or Python with a function `get_config`. Whatever is wrong with it is a
+    ValueError of one line.
     """
-    name, colon, argument = path.partition(":")
     # A user's file may raise anything.
     try:
-        if name.endswith(".json"):
-            config = _unlocked(read_config(name))
+        if path.endswith(".json"):
+            config = unlocked_config(read_config(path))
             # The model follows the data, as in a preset, in what is the same for both.
-            alike = [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
-            _follow_data(config, alike)
+            _follow_data(
+                config, [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
+            )
             if config.model.num_classes == config.data.num_classes:
                 # Left open: `complete_config` takes it from the data again.
                 config.model.num_classes = 0
             return config
-        get_config = runpy.run_path(name).get("get_config")
+        get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
             raise ValueError("has no function get_config")
-        settings = get_config(argument) if colon else get_config()
+        settings = get_config()
         if not isinstance(settings, Mapping | ConfigDict):
             raise ValueError(f"get_config returns {settings!r}, not an ml_collections.ConfigDict as in configs/")
         return completed_config(settings)
     except Exception as error:
-        raise ValueError(_in_one_line(error, name)) from error
-
-
-def _unlocked(config: ExperimentConfig) -> ConfigDict:
-    """The settings in groups, without that which follows from the length of the run."""
-    settings = ConfigDict(config_to_dict(config))
-    del settings.objective.total_steps
-    return _with_placeholders(settings)
+        raise ValueError(_in_one_line(error, path)) from error
 
 
 def _with_placeholders(settings: ConfigDict) -> ConfigDict:
@@ -172,13 +161,13 @@ def _with_placeholders(settings: ConfigDict) -> ConfigDict:
     return settings
 
 
-def _in_one_line(error: Exception, name: str) -> str:
+def _in_one_line(error: Exception, file: str) -> str:
     """What is wrong with the file, and in which line where that is known."""
-    text = " ".join(str(error).split())
     if isinstance(error, SyntaxError) and error.filename:
         # Maybe that of another file, which this one imports.
         return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
+    text = " ".join(str(error).split())
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     # A check of this project names the setting, so the kind of error adds nothing.
-    kind = f"{type(error).__name__}: " if lines or not isinstance(error, ValueError | OSError) else ""
-    return (f"line {lines[-1]}: " if lines else "") + kind + text
+    text = text if isinstance(error, ValueError | OSError) and not lines else f"{type(error).__name__}: {text}"
+    return f"line {lines[-1]}: {text}" if lines else text

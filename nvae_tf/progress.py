@@ -10,17 +10,14 @@ from typing import NamedTuple, TextIO
 from tqdm import tqdm
 from tqdm.std import EMA
 
+_CLEARED = "\r\x1b[K"  # a terminal's line, which is written again
+
 
 class Report(NamedTuple):
     """Where work that may take minutes reports: a line with the fraction that is done, and text that stays."""
 
     progress: Callable[[str, float], object] = lambda text, fraction: None
     keep: Callable[[str], object] = lambda text: None
-
-
-class _Bar(tqdm):
-    # No thread that watches bars: every update is drawn.
-    monitor_interval = 0
 
 
 class StatusLine:
@@ -31,7 +28,6 @@ class StatusLine:
         self._is_terminal = self._stream.isatty()
         self._seconds_between_lines = 0.2 if self._is_terminal else 60.0
         self._shown_at = float("-inf")
-        self._bar: tqdm | None = None
 
     @property
     def is_due(self) -> bool:
@@ -41,22 +37,11 @@ class StatusLine:
     def show(self, text: str, fraction: float | None = None) -> None:
         """Shows a line, after a bar of the fraction (0 to 1) that is done; on a terminal the next line replaces it."""
         self._shown_at = time.monotonic()
-        if not self._is_terminal:
+        if self._is_terminal:
+            bar = "" if fraction is None else f"{'#' * round(6 * fraction):6} "
+            self._write(f"{bar}{text}"[: shutil.get_terminal_size().columns - 1], end="")
+        else:
             self.keep(text)
-            return
-        with contextlib.suppress(OSError):
-            if self._bar is None:
-                self._bar = _Bar(total=1.0, file=self._stream, bar_format="{bar}", leave=False, nrows=20)
-            self._bar.ncols = shutil.get_terminal_size().columns - 1
-            # A bar without an end, blank, makes tqdm cut the text too.
-            self._bar.total, self._bar.n = (None, 0) if fraction is None else (1.0, fraction)
-            self._bar.bar_format = "{desc}{bar}" if fraction is None else "{bar:6} {desc}"
-            self._bar.set_description_str(self._encodable(text), refresh=True)
-
-    def announce(self, text: str) -> None:
-        """Shows on a terminal what begins now and may take long; in a log only if a line is due."""
-        if self._is_terminal or self.is_due:
-            self.show(text)
 
     def show_if_due(self, text: str, fraction: float | None = None) -> None:
         """Shows a line, if enough time has passed since the last."""
@@ -65,25 +50,21 @@ class StatusLine:
 
     def keep(self, text: str) -> None:
         """Writes a line that stays."""
+        self._write(text, end="\n")
+
+    def _write(self, text: str, end: str) -> None:
+        # Names of files need not be text.
+        encoding = self._stream.encoding or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
         # A run continues when the terminal that it writes to is closed.
         with contextlib.suppress(OSError):
-            if self._bar is not None:
-                self._bar.close()
-                self._bar = None
-            # Clears the bars of others, too.
-            _Bar.write(self._encodable(text), file=self._stream)
-            self._stream.flush()
+            print(f"{_CLEARED if self._is_terminal else ''}{text}", end=end, file=self._stream, flush=True)
 
     def report(self) -> Report:
         """This line as the place where the loading of data reports."""
         # A moment's work need not be reported.
         self._shown_at = time.monotonic()
         return Report(self.show_if_due, self.keep)
-
-    def _encodable(self, text: str) -> str:
-        # Names of files need not be text.
-        encoding = self._stream.encoding or "utf-8"
-        return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class ImageProgress:
@@ -107,13 +88,8 @@ class ImageProgress:
         self._done += images
 
 
-def byte_bar(total: int, description: str) -> tqdm:
-    """A bar of bytes, on a terminal alone: a context manager, whose `update` takes how many more are done."""
-    return tqdm(total=total, desc=description, leave=False, unit="B", unit_scale=True, disable=None)
-
-
 def image_bar(total: int) -> tqdm:
-    """A bar of images, see `byte_bar`."""
+    """A bar of images, on a terminal alone: a context manager, whose `update` takes how many more are done."""
     return tqdm(total=total, unit=" images", leave=False, disable=None)
 
 

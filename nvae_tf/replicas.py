@@ -3,25 +3,19 @@
 Outside `tf.distribute.Strategy.run` there is one replica, and means over all replicas change nothing.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """The part of every batch that one of several processes takes: number `index` of `count`, from 0."""
 
     index: int
     count: int
-
-    def __post_init__(self):
-        if not 0 <= self.index < self.count:
-            raise ValueError(f"There is no shard {self.index} of {self.count}; they are numbered from 0.")
 
 
 ALL = Shard(0, 1)
@@ -35,15 +29,12 @@ def shard_from_environment() -> Shard:
     try:
         setting = json.loads(text)
         cluster, task = setting["cluster"], setting["task"]
-        kind, index = task["type"], int(task["index"])
-        counts = {name: len(list(cluster.get(name, ()))) for name in ("chief", "worker")}
-        if kind not in counts or not 0 <= index < counts[kind]:
-            raise ValueError(f"it has no task {kind} {index}")
+        # A chief, if there is one, stands before the workers.
+        workers = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, ())))]
+        return Shard(workers.index((task["type"], int(task["index"]))), len(workers))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         example = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-        wrong = f"the environment variable TF_CONFIG = {text!r} can't be used ({error!r})"
-        raise ValueError(f"{wrong}; it must look like {example}") from error
-    return Shard(index + (counts["chief"] if kind == "worker" else 0), sum(counts.values()))
+        raise ValueError(f"TF_CONFIG = {text!r} can't be used ({error!r}); it must look like {example}") from error
 
 
 def gpus() -> list:

@@ -82,10 +82,9 @@ EXAMPLES = {
 
 
 def checked(values: Any, schema: Schema, where: str = "", sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """The values that a schema names, of arrays or of what JSON gives; others are left out.
+    """The values that a schema names, of arrays or of what JSON gives; `sizes` are those that are known before.
 
-    `where` begins the message, `sizes` are those of names in shapes that are known before. ValueError, one line, for
-    what is missing, or of another type or shape, or out of its range.
+    ValueError, which begins with `where`, for what is missing, of another type or shape, or out of its range.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}it is {reprlib.repr(values)}; it must be an object")
@@ -94,7 +93,7 @@ def checked(values: Any, schema: Schema, where: str = "", sizes: Mapping[str, in
         if isinstance(field.kind, Mapping):
             checked(values[name], field.kind, f"{where}`{name}`: ")
         elif field.kind:
-            check_field(values[name], field, f"{where}`{name}`", sizes)
+            _check_field(values[name], field, f"{where}`{name}`", sizes)
             sizes |= {name: int(values[name])} if (field.kind, field.shape) == ("whole number", ()) else {}
     return {name: values[name] for name in fields}
 
@@ -110,8 +109,8 @@ def fields_of(names: Iterable[str], schema: Schema, where: str = "") -> dict[str
     return fields
 
 
-def check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) -> None:
-    """Raises ValueError for a value, or the header of an array, that does not fit a field; adds to `sizes`."""
+def _check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) -> None:
+    """Raises ValueError for a value that does not fit a field; adds to `sizes`."""
     form = value if hasattr(value, "dtype") else np.asarray(value, object)
     is_json = form.dtype == object
     letters = {_LETTERS.get(type(item), "O") for item in form.flat} if is_json else {form.dtype.kind}
@@ -120,13 +119,12 @@ def check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) -> 
         if isinstance(name, str) and size:
             sizes.setdefault(name, size)
     wanted = [sizes.get(size, size) for size in shape]
-    pairs = zip(wanted, form.shape, strict=False)
-    fits = len(wanted) == len(form.shape) and all(size in (None, there) for size, there in pairs)
+    fits = len(wanted) == form.ndim and all(map(lambda size, there: size in (None, there), wanted, form.shape))
     if not fits or not letters <= set(_KINDS[field.kind]):
         actual = reprlib.repr(value) if is_json else f"of shape {list(form.shape)} and type {form.dtype}"
         axes = f" of shape [{', '.join('any' if size is None else str(size) for size in wanted)}]" if wanted else ""
         raise ValueError(f"{place} is {actual}; it must be a {field.kind}{axes}")
-    if field.least is None or not letters <= set("fiu") or not getattr(form, "size", 0):
+    if field.least is None or not letters <= set("fiu") or not form.size:
         return
     # Without a copy: arrays may be large. NaN is their smallest.
     extremes = form.flat if is_json else (form.min().item(), form.max().item())

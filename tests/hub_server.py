@@ -39,12 +39,8 @@ class HubServer:
     def files(self, repo):
         return self.repos[repo][-1]
 
-    def environment(self, home):
-        """What a process of its own must have to talk to this server alone."""
-        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
-
     def use_here(self, monkeypatch, home):
-        """The same for this process, in which huggingface_hub has read its environment already."""
+        """Lets this process, in which huggingface_hub has read its environment already, talk to this server alone."""
         template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in {
             "ENDPOINT": self.endpoint,

@@ -38,13 +38,8 @@ def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
     assert sum(history["skipped_steps"]) == 0 and history["loss"][-1] < 0.6 * history["loss"][0]
     np.testing.assert_allclose(names["bounds"], history["val_loss"], rtol=1e-5)
     assert names["result"]["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-6)
-    assert tuple(names["images"].shape) == (16, 16, 16, 1)
     np.testing.assert_allclose(names["images"][:3], model.generate(3, temperature=0.7, seed=1), atol=1e-5)
-    assert [tuple(latent.shape) for latent in names["latents"]] == [(20, 8, 8, 8)] * 2
-    assert tuple(names["reconstructed"].shape) == (20, 16, 16, 1)
-    assert names["nats"].shape == (20,) and np.all(np.isfinite(names["nats"]))
     assert np.mean(names["nats"]) < np.mean(model.score(some, 1, seed=1))
-    assert names["larger"].config.num_latent_per_group == 10
     # Saved: the model, the best checkpoint, and a fit that goes on from a file and ends with the same weights.
     assert_same_model(model, names["loaded"], some)
     assert_same_model(model, names["same"], some)
@@ -66,8 +61,6 @@ def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
 def test_the_page_of_the_model_in_python_keeps_its_promises():
     names = names_after("python.md")
     model, images, labels = (names[name] for name in ("model", "images", "labels"))
-    assert names["drawn"].shape == (100, 16, 16, 1)
-    assert [array.shape for array in names["arrays"]] == [(50, *shape) for shape in model.plan.latent_shapes()]
     parts = names["parts"]
     kl = np.stack([np.sum(group.kl, axis=(1, 2, 3)) for group in model.infer(images[:50])], axis=1)
     np.testing.assert_allclose(parts.kl, kl, rtol=1e-3)
@@ -77,12 +70,10 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
     # Gradient descent finds better latents than the encoder.
     by_encoder = model.decode([latent[:1] for latent in model.encode(images[:1], mean=True)])
     assert names["differences"][-1] < np.sum(np.square(by_encoder - images[:1])) < names["differences"][0]
-    assert np.all(np.isfinite(names["saliency"])) and np.max(names["saliency"]) > 0.0
     # Threes that have moved are more like eights.
     eight = images[labels == 8].mean(axis=0)
     distances = [np.square(names["moved"][strength] - eight).sum() for strength in (0.0, 1.0)]
     assert distances[1] < distances[0]
-    assert names["sevens"].shape == (8, 16, 16, 1) and names["nats_of_labels"].shape == (10,)
     np.testing.assert_allclose(np.sum(names["probabilities"], axis=1), np.ones(10), rtol=1e-5)
 
 
@@ -92,7 +83,6 @@ def test_the_page_of_uses_keeps_its_promises(tmp_path, monkeypatch):
     names = names_after("uses.md")
     upside_down, mirrored, noise = np.split(names["scores"].mahalanobis_p_value, 3)
     assert np.all(noise == np.float32(1 / 361)) and max(np.median(upside_down), np.median(mirrored)) < 0.2
-    assert names["where"].shape == (300, 16, 16)
     images, hole = names["images"][:20], names["hole"]
 
     def error(name, region=slice(None)):
@@ -104,5 +94,4 @@ def test_the_page_of_uses_keeps_its_promises(tmp_path, monkeypatch):
     assert error("from_sums") < 0.5 * np.var(images)
     about, model = names["about"], names["model"]
     assert about["groups"] == 1 and about["cross_entropy"][0] < 2.0 * np.log(2.0)
-    assert names["plain"].shape == names["better"].shape == (100, 16, 16, 1)
     np.testing.assert_allclose(names["better"][:3], model.generate(3, prior="reweighted", seed=1), atol=1e-5)

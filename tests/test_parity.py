@@ -56,11 +56,7 @@ def test_the_command_says_which_numbers_are_off_and_which_are_absent_also_where_
     np.savez(path, **arrays, **{"train/grad_norm_names": np.array(names), "train/grad_norms": norms})
     assert parity.main([path]) == 1
     lines = capsys.readouterr().out.splitlines()
-    failed = {line.split()[-1] for line in lines if line.startswith("FAILED")}
-    assert failed == {"train/grad/stem.weight", *off}
-    absent = [line.split()[-1] for line in lines if line.startswith("absent from the file: ")]
-    assert sorted(absent) == ["eval/log_q", "eval/mean", "sample/mean"]
-    assert f"{path}: " in lines[-2] and f"{len(failed)} past their tolerance" in lines[-2]
+    assert {line.split()[-1] for line in lines if line.startswith("FAILED")} == {"train/grad/stem.weight", *off}
+    absent = {line.split()[-1] for line in lines if line.startswith("absent")}
+    assert absent == {"eval/log_q", "eval/mean", "sample/mean"}
     assert sum("  train/grad/" in line for line in lines) == len(names) > 50
-    assert any("  train/after_step/" in line for line in lines)
-    assert parity.main([]) == 2

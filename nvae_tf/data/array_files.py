@@ -17,7 +17,7 @@ from nvae_tf.config import DataSpec, check
 from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_images
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory, class_numbers, held_out
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import ArrayHeader, atomic_file, read_array_header
+from nvae_tf.files import atomic_file, read_array, read_array_header
 from nvae_tf.progress import Report
 
 _MAT_FILE, _MAT_SIZE = "chardata.mat", 28
@@ -36,68 +36,65 @@ class _StoredArray(NamedTuple):
     file: pathlib.Path
     entry: str | None = None
 
-    @property
-    def is_idx(self) -> bool:
-        return self.file.name.removesuffix(".gz").endswith("ubyte")
-
     @contextlib.contextmanager
-    def opened(self) -> Iterator[tuple[BinaryIO, int]]:
-        """The array's bytes and their number; what goes wrong in the block names the file."""
+    def opened(self) -> Iterator[BinaryIO]:
+        """The array's bytes; what goes wrong in the block names the file."""
         place = f"{self.file}: {self.entry}" if self.entry else self.file
         with wrap_read_errors(f"{place}: not an array of plain numbers that can be read (", ")"):
             if self.entry:
                 with zipfile.ZipFile(self.file) as archive, archive.open(self.entry) as stream:
-                    yield stream, archive.getinfo(self.entry).file_size
+                    yield stream
             else:
                 with (gzip.open if self.file.suffix == ".gz" else open)(self.file, "rb") as stream:
-                    yield stream, self.file.stat().st_size
+                    yield stream
 
-    def header(self) -> ArrayHeader:
-        with self.opened() as (stream, size):
-            return _idx_header(stream) if self.is_idx else read_array_header(stream, size)
+    def form(self) -> tuple[tuple[int, ...], np.dtype]:
+        """The array's shape and type."""
+        with self.opened() as stream:
+            if not self.file.name.removesuffix(".gz").endswith("ubyte"):
+                shape, _, dtype = read_array_header(stream)
+                return shape, dtype
+            # IDX: two zero bytes, the type (8 for bytes), the number of dimensions, their sizes, the values.
+            *kind, dimensions = stream.read(4)
+            check(kind == [0, 0, 8], "not an IDX file of bytes")
+            return struct.unpack(f">{dimensions}I", stream.read(4 * dimensions)), np.dtype(np.uint8)
 
     def read(self) -> np.ndarray:
         """The array: mapped where it can be, otherwise in memory."""
-        shape, dtype, problem = self.header()
-        with self.opened() as (stream, _):
-            check(not problem, problem)
-            if not self.entry and not self.is_idx:
-                return np.load(self.file, mmap_mode="r", allow_pickle=False)
+        shape, dtype = self.form()
+        with self.opened() as stream:
+            if self.file.suffix == ".npy":
+                array = np.load(self.file, mmap_mode="r", allow_pickle=False)
+                check(array.offset + array.nbytes == self.file.stat().st_size, "other bytes follow its values")
+                return array
             count = math.prod(shape)
             check_memory(count * dtype.itemsize, "its values", "save them as a .npy file, which is read as needed")
             if self.entry:
-                return np.lib.format.read_array(stream, allow_pickle=False)
-            _idx_header(stream)
+                return read_array(stream, count * dtype.itemsize + 1)
+            stream.seek(4 + 4 * len(shape))
             # However much is packed behind them, no more than one value too many is unpacked.
-            content = stream.read(count + 1)
-            check(len(content) == count, f"{len(content):,} values for the sizes {list(shape)}: download it again")
-            return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-def _idx_header(stream):
-    """IDX: two zero bytes, the type (8 for bytes), the number of dimensions, their sizes, the values."""
-    *kind, dimensions = stream.read(4)
-    check(kind == [0, 0, 8], "not an IDX file of bytes")
-    return ArrayHeader(struct.unpack(f">{dimensions}I", stream.read(4 * dimensions)), np.dtype(np.uint8), None)
+            return np.frombuffer(stream.read(count + 1), np.uint8).reshape(shape)
 
 
 def first_arrays_image(spec: DataSpec) -> PictureHeader:
     """What the images of the training part are like, by the header of their array."""
-    *_, header, _ = _part(spec, "train")
-    return PictureHeader(*header.shape[1:], 8 * header.dtype.itemsize)
+    arrays, name, _ = _part(spec, "train")
+    shape, dtype = _image_form(arrays[name])
+    return PictureHeader(*shape[1:], 8 * dtype.itemsize)
 
 
 def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """One part of the images at `path`: a `.npy` or `.npz` file, a folder of `.npy` files, or one of IDX files.
 
     It has one array of images, of which a fraction is held out for testing, or two that are called `train_split` and
-    `test_split`, or `x_train` and `x_test`. Arrays are uint8, uint16 or bool, `[count, height, width, channels]` or
-    `[count, height, width]`. Labels: see `_array_of_labels`.
+    `test_split`, or `x_train` and `x_test`; uint8, uint16 or bool, `[count, height, width, channels]` or without them.
     """
-    arrays, name, header, numbers = _part(spec, split)
-    images = arrays[name].read().reshape(header.shape)
+    arrays, name, is_whole = _part(spec, split)
+    images = arrays[name].read().reshape(_image_form(arrays[name])[0])
     _check_images(images, spec, spec.path)
-    numbers = np.arange(len(images)) if numbers is None else numbers
+    numbers = np.arange(len(images))
+    if not is_whole:
+        numbers = np.array(held_out([str(number) for number in numbers], spec)[split == "test"])
     if isinstance(images, np.memmap):
         source = ImageSource(len(numbers), spec.image_shape, lambda chosen: fit_images(images[numbers[chosen]], spec))
     else:
@@ -109,8 +106,8 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
 
 def arrays_classes(spec: DataSpec) -> tuple[str, ...]:
     """The numbers of the classes, to the largest of the training labels, or further to `data.num_classes`."""
-    arrays, name, header, _ = _part(spec, "train")
-    labels = _array_of_labels(spec, arrays, name, header.shape[0])
+    arrays, name, _ = _part(spec, "train")
+    labels = _array_of_labels(spec, arrays, name, _image_form(arrays[name])[0][0])
     return tuple(map(str, range(max(int(labels.max()) + 1, spec.num_classes or 0))))
 
 
@@ -125,45 +122,33 @@ def _array_of_labels(spec, arrays, name, count):
 
 def arrays_holds_out(spec: DataSpec) -> bool:
     """Whether the test images are a random part of all."""
-    return _names_of_parts(_arrays_at(spec), spec) is None
+    return not _part(spec, "train")[2]
 
 
-def _names_of_parts(arrays, spec):
-    """The names of the arrays of both parts; None where one array has all images."""
-    pairs = (spec.train_split, spec.test_split), ("x_train", "x_test")
-    return next((names for names in pairs if arrays.keys() >= set(names)), None)
-
-
-def _part(spec: DataSpec, split: str) -> tuple[dict[str, _StoredArray], str, ArrayHeader, np.ndarray | None]:
-    """All arrays; the name and header of that with a part's images; the numbers of these in it, None for all."""
-    arrays, part = _arrays_at(spec), ("train", "test").index(split)
-    names = _names_of_parts(arrays, spec)
+def _part(spec: DataSpec, split: str) -> tuple[dict[str, _StoredArray], str, bool]:
+    """All arrays of a folder or a file, the name of that with a part's images, and whether it has no others."""
+    arrays = _idx_arrays(spec) if spec.source == "idx" else _arrays_at(pathlib.Path(spec.path))
+    for names in ((spec.train_split, spec.test_split), ("x_train", "x_test")):
+        if arrays.keys() >= set(names):
+            return arrays, names[split == "test"], True
     # Labels, for example, may lie beside the images.
-    all_images = names or [name for name in arrays if len(arrays) == 1 or len(arrays[name].header().shape) >= 3]
-    if not names and len(all_images) != 1:
+    images = [name for name in arrays if len(arrays) == 1 or len(arrays[name].form()[0]) >= 3]
+    if len(images) != 1:
         needed = f"one array of images, or {spec.train_split} and {spec.test_split} (data.train_split, data.test_split)"
         raise ValueError(f"{spec.path}: has the arrays {', '.join(arrays) or '(none)'}; there must be {needed}")
-    name = all_images[part if names else 0]
-    header = _image_header(arrays[name])
-    numbers = None if names else np.array(held_out([str(number) for number in range(header.shape[0])], spec)[part])
-    return arrays, name, header, numbers
+    return arrays, images[0], False
 
 
-def _arrays_at(spec: DataSpec) -> dict[str, _StoredArray]:
-    """All arrays of a folder or a file, by name."""
-    path = pathlib.Path(spec.path)
-    if spec.source == "idx":
-        return _idx_arrays(spec)
+def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
     if path.is_dir():
         return {file.stem: _StoredArray(file) for file in sorted(path.glob("*.npy"))}
-    with _StoredArray(path).opened() as (stream, _):
-        if stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
-            return {path.stem: _StoredArray(path)}
-        with zipfile.ZipFile(stream) as archive:
-            names = archive.namelist()
-            for name in names:
-                # Checks that the entry has the same name: a damaged one could hide an array.
-                archive.open(name).close()
+    if path.suffix == ".npy":
+        return {path.stem: _StoredArray(path)}
+    with _StoredArray(path).opened() as stream, zipfile.ZipFile(stream) as archive:
+        names = archive.namelist()
+        for name in names:
+            # Checks that the entry has the same name: a damaged one could hide an array.
+            archive.open(name).close()
     # Other entries are not arrays: a text about them.
     return {name.removesuffix(".npy"): _StoredArray(path, name) for name in names if name.endswith(".npy")}
 
@@ -188,18 +173,17 @@ def _idx_arrays(spec):
     return arrays
 
 
-def _image_header(stored: _StoredArray) -> ArrayHeader:
-    """The header of an array of images, its shape `[count, height, width, channels]`."""
-    header = stored.header()
-    shape = header.shape if len(header.shape) == 4 else (*header.shape, 1)
+def _image_form(stored: _StoredArray) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape of an array of images, as `[count, height, width, channels]`, and its type."""
+    stored_shape, dtype = stored.form()
+    shape = stored_shape if len(stored_shape) == 4 else (*stored_shape, 1)
     # [height, width, 3] is one picture rather than many that are 3 wide.
-    is_one_picture = len(header.shape) == 3 and header.shape[-1] in (2, 3, 4)
-    is_set = len(shape) == 4 and shape[-1] in (1, 2, 3, 4) and 0 not in shape and not is_one_picture
-    if header.problem or not is_set or header.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.bool_):
+    is_one_picture = len(stored_shape) == 3 and stored_shape[-1] in (2, 3, 4)
+    is_set = len(shape) == 4 and shape[-1] in (1, 2, 3, 4) and min(shape) > 0 and not is_one_picture
+    if not is_set or dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.bool_):
         form = "uint8, uint16 or bool [count, height, width, channels], 1 to 4 channels, or [count, height, width]"
-        given = header.problem or f"it has {header.dtype} {list(header.shape)}"
-        raise ValueError(f"{stored.file}: {given}; images are {form}")
-    return header._replace(shape=shape)
+        raise ValueError(f"{stored.file}: it has {dtype} {list(stored_shape)}; images are {form}")
+    return shape, dtype
 
 
 def _check_images(images: np.ndarray, spec: DataSpec, where: object) -> None:
@@ -251,9 +235,8 @@ def decoded_once(
 ) -> ImageSource:
     """The decoded images of one part of a data set, mapped from an array file in the folder `spec.cache`.
 
-    The file's name has a hash of the settings and of `contents`, which need a `repr`. Where it is missing, `decode`
-    gives the number of images, and batches uint8 `[batch, height, width, channels]`; `read_labels` their labels, which
-    are in a second file.
+    Where the file of these settings and `contents` is missing, `decode` gives the number of images, and batches uint8
+    `[batch, height, width, channels]`; `read_labels` their labels, which are in a second file.
     """
     # Files of before there was `alpha` keep their names.
     alpha = [] if spec.alpha == "keep" else [spec.alpha]
@@ -261,28 +244,36 @@ def decoded_once(
     digest = hashlib.sha256(repr((_DECODED_FORM, settings)).encode())
     for content in contents:
         digest.update(repr(content).encode(errors="surrogateescape"))
-    folder = pathlib.Path(spec.cache).expanduser()
-    file = folder / f"{re.sub('[^A-Za-z0-9]+', '_', spec.name)}-{split}-{digest.hexdigest()[:16]}.npy"
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+    name = f"{re.sub('[^A-Za-z0-9]+', '_', spec.name)}-{split}-{digest.hexdigest()[:16]}"
+
+    def write(stream: BinaryIO) -> None:
         count, batches = decode()
         form = {"descr": "|u1", "fortran_order": False, "shape": (count, *spec.image_shape)}
-        with atomic_file(file) as unfinished, unfinished.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, form)
-            for batch in reported(batches, count, f"decoding into {folder}", report):
-                stream.write(np.ascontiguousarray(batch))
-    images = _StoredArray(file).read()
+        np.lib.format.write_array_header_1_0(stream, form)
+        for batch in reported(batches, count, f"decoding into {spec.cache}", report):
+            stream.write(np.ascontiguousarray(batch))
+
+    images = _cached_array(spec, name, write)
     if images.dtype != np.uint8 or images.shape[1:] != spec.image_shape:
+        file = pathlib.Path(spec.cache, f"{name}.npy")
         raise ValueError(f"{file}: has {images.dtype} {list(images.shape)}; remove it, and it will be made again")
     source = ImageSource(len(images), images.shape[1:], lambda numbers: images[numbers])
     if not class_names:
         return source
     # The same pictures have other numbers where there are other classes.
-    file = file.with_name(f"{file.stem}-labels-{hashlib.sha256(repr(class_names).encode()).hexdigest()[:16]}.npy")
+    name += f"-labels-{hashlib.sha256(repr(class_names).encode()).hexdigest()[:16]}"
+    labels = _cached_array(spec, name, lambda stream: np.save(stream, read_labels()))
+    return source.labeled(class_numbers(labels, len(images), pathlib.Path(spec.cache, f"{name}.npy")), class_names)
+
+
+def _cached_array(spec: DataSpec, name: str, write: Callable[[BinaryIO], None]) -> np.ndarray:
+    """The array in a file of the cache, which `write` makes where it is missing."""
+    file = pathlib.Path(spec.cache).expanduser() / f"{name}.npy"
     if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as unfinished, unfinished.open("wb") as stream:
-            np.save(stream, read_labels())
-    return source.labeled(class_numbers(_StoredArray(file).read(), len(images), file), class_names)
+            write(stream)
+    return _StoredArray(file).read()
 
 
 def reported(batches: Iterable[np.ndarray], count: int, doing: str, report: Report) -> Iterator[np.ndarray]:

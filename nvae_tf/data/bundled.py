@@ -38,8 +38,7 @@ def _photos(spec, split):
     from sklearn.datasets import load_sample_images
 
     size = spec.height, spec.width
-    most = f"bundled photographs are at most {_LARGEST_PATCH} high and wide"
-    check(max(size) <= _LARGEST_PATCH, f"data.height, data.width = {spec.height}, {spec.width}: {most}")
+    check(max(size) <= _LARGEST_PATCH, f"data.height, data.width = {size}: must be at most {_LARGEST_PATCH}")
     columns = slice(None, _TEST_COLUMNS_FROM) if split == "train" else slice(_TEST_COLUMNS_FROM, None)
     step = {"train": 8, "test": 16}[split]
     patches = []

@@ -19,8 +19,8 @@ _CLASSES_SHOWN = _ROW = 10  # the classes that are named, and the images that ar
 def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> dict[str, np.ndarray]:
     """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
 
-    Returns images of each part by what they are, float32 `[up to count, height, width, channels]` in [0, 1]: the first
-    that training gets, and test images that `shown_numbers` draws; with labels, of both parts up to 10 of each class.
+    Returns images of each part, and with labels of each class, by what they are, float32 `[up to count, height, width,
+    channels]` in [0, 1].
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)
@@ -68,10 +68,9 @@ def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, se
         f"in {min(seen, available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
         f"mean {total / bars.sum():.3f}, {len(levels)} of {2**spec.num_bits} levels; {read / passed:,.0f} images/s"
     ]
-    for number, fraction in enumerate(bars / bars.sum()):
-        low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
-        bar = "#" * round(fraction * 40)
-        lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
+    edges = np.linspace(0.0, 1.0, _HISTOGRAM_BARS + 1)
+    for low, high, fraction in zip(edges, edges[1:], bars / bars.sum(), strict=False):
+        lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {'#' * round(fraction * 40)}".rstrip())
     return "\n".join(lines)
 
 
@@ -98,6 +97,6 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
     form = ", ".join(word for word, applies in words.items() if applies)
     lines = [f"{spec.name}, from {place_of(spec)}", f"images       {form}"]
     if (model.network_height, model.network_width) != (model.image_height, model.image_width):
-        padding = f"padding      zeros around them to {model.network_height} x {model.network_width}"
-        lines.append(f"{padding}; the likelihood counts the real pixels only")
+        size = f"{model.network_height} x {model.network_width}"
+        lines.append(f"padding      zeros around them to {size}; the likelihood counts the real pixels only")
     return "\n".join([*lines, f"likelihood   {model.likelihood}"])

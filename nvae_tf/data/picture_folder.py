@@ -59,7 +59,7 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
         source = ImageSource(len(usable), spec.image_shape, read)
         source.names = lambda: [os.path.join(spec.path, name) for name in usable]
-        return source.labeled(_labels(spec, split, usable, classes), classes) if classes else source
+        return source.labeled(_labels(spec, usable, classes), classes) if classes else source
 
     if spec.cache is None:
         return source()
@@ -98,23 +98,22 @@ def folder_classes(spec: DataSpec) -> tuple[str, ...]:
     """The names of the classes: folders of the training part, or of all pictures where a part is held out."""
     parts = _names_of_parts(spec)
     names = parts["train"] + (parts["test"] if folder_holds_out(spec) else [])
-    return tuple(sorted(set(_class_folders(spec, "train", names))))
+    return tuple(sorted(set(_class_folders(spec, names))))
 
 
-def _labels(spec, split, names, classes):
+def _labels(spec, names, classes):
     """The number of each picture's class, an array; ValueError for one that the training part lacks."""
-    folders = [*_class_folders(spec, split, names)]
+    folders = [*_class_folders(spec, names)]
     if others := sorted({*folders} - {*classes}):
         raise ValueError(f"{spec.path}: the training part lacks classes of the test part: {', '.join(others)}")
     return np.searchsorted(classes, folders)
 
 
-def _class_folders(spec, split, names):
+def _class_folders(spec, names):
     """The first folder of each picture below that of its part; ValueError for a picture without."""
-    part = spec.test_split if split == "test" and not folder_holds_out(spec) else spec.train_split
-    depth = len(pathlib.PurePath(part).parts) if pathlib.Path(spec.path, part).is_dir() else 0
+    parts = [os.path.join(pathlib.PurePath(part), "") for part in (spec.train_split, spec.test_split)]
     for name in names:
-        folders = name.split(os.sep)[depth:-1]
+        *folders, _ = name.removeprefix(next(filter(name.startswith, parts), "")).split(os.sep)
         if not folders:
             raise ValueError(f"{pathlib.Path(spec.path, name)}: data.labels = True, but it is in no folder of a class")
         yield folders[0]
@@ -152,11 +151,10 @@ def _pictures(root, folder):
 
 def _usable(spec: DataSpec, split: str, names: list[str], report: Report) -> list[str]:
     """The names of the pictures that can be used; "stop" raises at one that can't, "skip" decodes every picture."""
-    usable, problems, converted = [], [], 0
-    for number, (name, is_other, problem) in enumerate(_in_threads(functools.partial(_examined, spec), names), 1):
+    usable, problems = [], []
+    for number, (name, problem) in enumerate(_in_threads(functools.partial(_examined, spec), names), 1):
         if problem is None:
             usable.append(name)
-            converted += is_other
         elif spec.on_bad_file == "stop":
             raise pictures.BadPicture(f"{problem}. {_FIX}")
         else:
@@ -164,17 +162,14 @@ def _usable(spec: DataSpec, split: str, names: list[str], report: Report) -> lis
         report.progress(f"looking at the pictures in {spec.path}: {number:,} of {len(names):,}", number / len(names))
     if not usable:
         raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
-    if converted:
-        form = f"{spec.channels} channels, {spec.file_bits} bits"
-        report.keep(f"Converted {converted:,} of {len(usable):,} {split} pictures to {form}")
     if problems:
         skipped = f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}:"
         report.keep("\n    ".join([skipped, *problems[:5], *(["..."] if len(problems) > 5 else [])]))
     return usable
 
 
-def _examined(spec: DataSpec, name: str) -> tuple[str, bool, str | None]:
-    """A picture's name, whether it is converted, and why it can't be used: by its header; with "skip", its pixels."""
+def _examined(spec: DataSpec, name: str) -> tuple[str, str | None]:
+    """A picture's name, and why it can't be used: by its header; with "skip", its pixels."""
     path = pathlib.Path(spec.path, name)
     try:
         header = pictures.read_header(path, spec.max_pixels)
@@ -183,8 +178,8 @@ def _examined(spec: DataSpec, name: str) -> tuple[str, bool, str | None]:
         if spec.on_bad_file == "skip":
             pictures.read_picture(path, spec.channels, spec.max_pixels)
     except pictures.BadPicture as error:
-        return name, False, str(error)
-    return name, (spec.seen_channels(header.channels), header.bits) != (spec.channels, spec.file_bits), None
+        return name, str(error)
+    return name, None
 
 
 def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
@@ -240,8 +235,8 @@ def load_images(
 
     `places` is a picture file, a folder, or several of them. With the settings of a run they are read as its training
     data were; with those of a model they are cropped to its size and converted to its channels and bits. `resize`
-    ("crop" or "stretch") and `convert` replace that; `seed` is that of the binarization. FileNotFoundError where there
-    are no pictures, ValueError with the name of one that can't be used.
+    ("crop" or "stretch") and `convert` replace that; `seed` is that of the binarization. FileNotFoundError for no
+    pictures, ValueError for unusable ones.
     """
     if isinstance(config, ModelConfig):
         size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}

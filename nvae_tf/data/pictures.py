@@ -23,10 +23,6 @@ _WHITE_IS_ZERO, _RGB, _MEANINGS = 0, 2, (0, 1, 2, 3, 5)
 _UNSIGNED, _CHANNEL_BY_CHANNEL = 1, 2
 # None, LZW, Deflate by its two numbers, and PackBits. Damaged JPEG data in a TIFF file may go unnoticed.
 _TIFF_COMPRESSIONS = (1, 5, 8, 32946, 32773)
-_ODD_TIFF = (
-    "a TIFF file of a form that is not read: it must have whole numbers of 8 or 16 bits a channel (gray with alpha: "
-    "of 8), and no compression but LZW, Deflate or PackBits; save it as a PNG file"
-)
 # Of more than so many pixels, pictures are decoded one at a time.
 _LARGE = 16_000_000
 _ONE_LARGE_PICTURE = threading.Lock()
@@ -119,43 +115,32 @@ def as_eight_bits(picture: Image.Image, channels: int, alpha: str = "keep") -> I
 
 
 def _read_opened(path, max_pixels, read):
-    """Returns `read(picture)` of an opened file; large pictures one after another, since many would take all memory."""
-    with _opened(path, max_pixels) as picture:
-        if _decoded_pixels(picture) <= _LARGE:
-            return read(picture)
-        # In a thread that ends: memory that a thread frees may be kept for it.
-        with _ONE_LARGE_PICTURE, ThreadPoolExecutor(1) as thread:
-            return thread.submit(read, picture).result()
-
-
-def _decoded_pixels(picture):
-    # One tile of a TIFF file may be larger than the picture, and is decoded as one.
-    tags = picture.tag_v2 if picture.format == "TIFF" else {}
-    tile = tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0)
-    return max(picture.width * picture.height, tile)
-
-
-@contextlib.contextmanager
-def _opened(path, max_pixels):
-    """The picture, its header read, if Pillow decodes it to the right pixels."""
+    """Returns `read(picture)` of an opened file, if Pillow decodes it to the right pixels."""
     if not os.path.isfile(path):
         raise BadPicture(f"{path}: no file, or a link to nothing")
     with wrap_read_errors(f"{path}: not a picture that can be read (", ")", BadPicture):
         picture = Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"))
     with picture:
         with _naming_damage(picture, path):
-            pixels = _decoded_pixels(picture)
+            tags = picture.tag_v2 if picture.format == "TIFF" else {}
+            # One tile of a TIFF file may be larger than the picture, and is decoded as one.
+            tile = tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0)
+            pixels = max(picture.width * picture.height, tile)
             # What follows the first picture in a JPEG file is for the camera's own use.
             has_frames = getattr(picture, "is_animated", False) and picture.format != "MPO"
-            is_odd = picture.format == "TIFF" and not _is_plain_tiff(picture.tag_v2)
+            is_odd = picture.format == "TIFF" and not _is_plain_tiff(tags)
         if pixels > max_pixels:
             size = f"{picture.height}x{picture.width} (height x width), {pixels:,} pixels"
             raise BadPicture(f"{path}: is {size}, more than data.max_pixels = {max_pixels:,}; scale it down")
         if is_odd:
-            raise BadPicture(f"{path}: {_ODD_TIFF}")
+            raise BadPicture(f"{path}: a TIFF file of a form that is not read; save it as a PNG file")
         if has_frames:
             raise BadPicture(f"{path}: has several frames or pages; save those that you want as single files")
-        yield picture
+        if pixels <= _LARGE:
+            return read(picture)
+        # One after another, since many would take all memory; in a thread that ends, as memory may be kept for it.
+        with _ONE_LARGE_PICTURE, ThreadPoolExecutor(1) as thread:
+            return thread.submit(read, picture).result()
 
 
 def _is_plain_tiff(tags):

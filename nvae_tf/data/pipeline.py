@@ -6,7 +6,6 @@ position in the stream of images): nothing to save, nothing to replay. Salmon et
 
 import atexit
 import dataclasses
-import enum
 import hashlib
 import itertools
 import math
@@ -22,25 +21,18 @@ from nvae_tf.data.sources import ImageSource
 from nvae_tf.replicas import ALL, Shard
 
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
+# What random numbers are for.
+_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION = range(4)
 # For the functions of datasets: converted by autograph, which they don't need, a first batch comes half a second later.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 # How a PNG file begins, up to its width and height.
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 
-class RandomStream(enum.IntEnum):
-    """What random numbers are for; each stream is independent of the others under the same seed."""
-
-    ORDER = 0
-    HORIZONTAL_FLIP = 1
-    TRAINING_BINARIZATION = 2
-    EVALUATION_BINARIZATION = 3
-
-
-def stream_key(seed: int, stream: RandomStream) -> np.ndarray:
-    """The Philox key of a stream, uint64 `[1]`."""
+def stream_key(seed: int, stream: int) -> np.ndarray:
+    """The Philox key, uint64 `[1]`, of the numbers for one of the uses above, independent of the others'."""
     seed = whole_number("the seed of the data", seed)
-    return np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)
+    return np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(1, np.uint64)
 
 
 def uniform(key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
@@ -85,17 +77,16 @@ def training_batches(
     """Endless training batches: float32 `[batch_size / shard.count, height, width, channels]` in [0, 1], real size.
 
     With `spec.labels` pairs: these images, and the numbers of their classes, int32 `[batch_size / shard.count]`.
-    Batch number `step`, with its binarization and flips, is a pure function of (source, spec, batch size, seed, step).
-    Every epoch is a new permutation; its last partial batch is dropped. `batch_size` is that of all replicas; a process
-    takes its shard. ValueError where it is larger than the split or can't be divided evenly.
+    Every epoch is a new permutation; its last partial batch is dropped. ValueError where the batch of all replicas,
+    `batch_size`, is larger than the split or can't be divided evenly.
     """
     steps_per_epoch(source.count, batch_size)
     whole_number("the start step", start_step)
     if batch_size % shard.count:
         raise ValueError(f"A batch of {batch_size} can't be shared evenly by {shard.count} processes.")
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
-    flip_key = stream_key(seed, RandomStream.HORIZONTAL_FLIP) if spec.horizontal_flip else None
-    binarize_key = stream_key(seed, RandomStream.TRAINING_BINARIZATION)
+    flip_key = stream_key(seed, _FLIP) if spec.horizontal_flip else None
+    binarize_key = stream_key(seed, _TRAINING_BINARIZATION)
     return _image_batches(index_batches, source, spec, binarize_key, flip_key)
 
 
@@ -112,20 +103,18 @@ def evaluation_batches(
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
     with_indices = _AS_WRITTEN(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))
-    index_batches = starts.map(with_indices)
-    return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARIZATION))
+    key = stream_key(seed, _EVALUATION_BINARIZATION)
+    return _image_batches(starts.map(with_indices), source, spec, key)
 
 
 def shuffled_index_batches(
     count: int, batch_size: int, seed: int, start_step: int, shard: Shard = ALL
 ) -> tf.data.Dataset:
-    """The endless training order, before any image is read: a dataset of pairs.
-
-    They are the position in the stream of the shard's first image, an int64 scalar (that of a batch's first is
-    `step * batch_size`), and numbers of images, int32 `[batch_size / shard.count]`.
+    """The endless training order, before any image is read: pairs of the position in the stream of the shard's first
+    image, an int64 scalar, and the numbers of images, int32 `[batch_size / shard.count]`.
     """
     size, steps = batch_size // shard.count, count // batch_size
-    offset, key = shard.index * size, stream_key(seed, RandomStream.ORDER)
+    offset, key = shard.index * size, stream_key(seed, _ORDER)
 
     @_AS_WRITTEN
     def batches_of_epoch(epoch):
@@ -213,10 +202,7 @@ def spread_numbers(count: int, at_most: int) -> list[int]:
 
 
 def shown_numbers(source: ImageSource, count: int) -> list[int]:
-    """The numbers of `count` images to show (all, if there are fewer), drawn by a fixed seed.
-
-    Of a source with labels there is one image of each class in turn; of more classes than `count`, some are drawn.
-    """
+    """The numbers of `count` images to show, at most all, drawn by a fixed seed; with labels of each class in turn."""
     # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
     random = np.random.RandomState(0)
     order = random.permutation(source.count)
@@ -242,28 +228,25 @@ def chosen_images(
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Images of a part of a data set as the model sees them, their labels (None without `spec.labels`), their names.
 
-    They are those of the numbers `indices`; or `count`, or up to `at_most`, as `shown_numbers` draws them; or all in
-    order. `seed` is that of the binarization.
+    They are those of the numbers `indices`; or `count`, or up to `at_most`, of `shown_numbers`; or all in order.
     """
-    labels = source.labels if spec.labels else None
-    spec, part = images_alone(spec), f"the {split} part of {spec.name}"
+    part, highest = f"the {split} part of {spec.name}", max(indices or (0,))
     check(count is None or count <= source.count, f"count = {count}: {part} has only {source.count} images")
-    highest = max(indices or (0,))
     check(highest < source.count, f"indices = {highest}: {part} has images 0 to {source.count - 1}")
     if indices is None and (count or at_most):
         indices = shown_numbers(source, count or at_most)
     size, batches = (64, None) if indices is None else (1, indices)
-    indices = range(source.count) if indices is None else indices
-    dataset = evaluation_batches(source, spec, size, seed, batches)
+    dataset = evaluation_batches(source, images_alone(spec), size, seed, batches)
     images = np.concatenate([batch.numpy() for batch in iterate(dataset, source)])
-    return images, None if labels is None else labels[list(indices)], [f"{split}_{index:05d}" for index in indices]
+    indices = list(range(source.count) if indices is None else indices)
+    labels = source.labels[indices] if spec.labels else None
+    return images, labels, [f"{split}_{index:05d}" for index in indices]
 
 
 def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Tensor, tf.Tensor]:
-    """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]` of the model's size.
+    """Images `[batch, height, width, channels]` in [0, 1], of the model's channels and bits, of PNG files `[batch]`.
 
-    Values are quantized to the bits of the model's data. Gray is converted to color and back where the model has other
-    channels. Also which files have the right size and can be decoded `[batch]`; the images of the others are black.
+    Also which files have the model's size and can be decoded `[batch]`; the images of the others are black.
     """
     shape = (config.image_height, config.image_width, config.image_channels)
     # From the header, since a small file may be gigabytes when it is decoded.

@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -28,20 +28,14 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-class _Source(NamedTuple):
-    """A kind of source: its module, what `data.path` names; where that is None, `data.source_name` must be set."""
-
-    module: str
-    needs: str | None
-
-
+# Each kind of source: its module, and what `data.path` names; where that is None, `data.source_name` must be set.
 SOURCES = {
-    "bundled": _Source("bundled", None),
-    "tfds": _Source("tfds", None),
-    "folder": _Source("picture_folder", "a folder of pictures"),
-    "arrays": _Source("array_files", "a .npy or .npz file, or a folder with train.npy and test.npy"),
-    "idx": _Source("array_files", "a folder of IDX files, *-ubyte or *-ubyte.gz"),
-    "mat": _Source("array_files", "the file chardata.mat, or its folder"),
+    "bundled": ("bundled", None),
+    "tfds": ("tfds", None),
+    "folder": ("picture_folder", "a folder of pictures"),
+    "arrays": ("array_files", "a .npy or .npz file, or a folder with train.npy and test.npy"),
+    "idx": ("array_files", "a folder of IDX files, *-ubyte or *-ubyte.gz"),
+    "mat": ("array_files", "the file chardata.mat, or its folder"),
 }
 
 
@@ -125,8 +119,7 @@ def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:
 def load_split(spec: DataSpec, split: str, report: Report | None = None) -> ImageSource:
     """One part, "train" or "test", of a data set whose spec is complete (`nvae_tf.data.spec.complete_spec`).
 
-    ValueError for images that can't be used; FileNotFoundError where there are none; ConnectionError where the data
-    must be downloaded and can't be.
+    ValueError for unusable images, FileNotFoundError for none, ConnectionError where they can't be downloaded.
     """
     check(split in ("train", "test"), f"There is no split '{split}'. Valid: train, test.")
     single = dataclasses.replace(spec, channels=1, stacked_images=1) if spec.stacked_images > 1 else spec
@@ -134,15 +127,15 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
     if spec.stacked_images > 1:
         source = stacked(source, spec.stacked_images, spec.split_seed)
     if tuple(source.image_shape) != spec.image_shape:
-        actual, said = list(source.image_shape), f"{list(spec.image_shape)} (height, width, channels)"
-        raise ValueError(f"The images of data set '{spec.name}' are {actual}, but its spec says {said}.")
+        raise ValueError(f"The images of '{spec.name}' are {source.image_shape}, but its spec says {spec.image_shape}.")
     if spec.labels:
         _check_classes(source.class_names, spec)
         number, highest = len(source.class_names), source.labels.max()
         if highest >= number or spec.num_classes not in (None, number):
-            counts = f"the {split} labels go to {highest}, the training images have {number} classes"
-            fix = f"set --config.data.num_classes={max(number, highest + 1)}, or remove such images"
-            raise ValueError(f"data.num_classes = {spec.num_classes}: in {place_of(spec)} {counts}; {fix}")
+            raise ValueError(
+                f"data.num_classes = {spec.num_classes}: in {place_of(spec)} the {split} labels go to {highest}, the "
+                f"training images have {number} classes; set --config.data.num_classes={max(number, highest + 1)}"
+            )
     return source
 
 
@@ -173,9 +166,9 @@ def class_numbers(labels: np.ndarray, count: int, where: object) -> np.ndarray:
 
 
 def _check_classes(names: Sequence[str], spec: DataSpec) -> None:
-    if len(names) < 2 or spec.stacked_images > 1:
-        classes = f"{len(names)} classes" if spec.stacked_images == 1 else "no labels for stacked images"
-        raise ValueError(f"data.labels = True: {place_of(spec)} has {classes}; set --config.data.labels=False")
+    number = 0 if spec.stacked_images > 1 else len(names)
+    if number < 2:
+        raise ValueError(f"data.labels = True: {place_of(spec)} has {number} classes; set --config.data.labels=False")
 
 
 def source_at(path: str | None) -> str:
@@ -191,7 +184,7 @@ def source_at(path: str | None) -> str:
 
 def place_of(spec: DataSpec) -> str:
     """Where the images come from, for people."""
-    name = None if SOURCES[spec.source].needs else spec.source_name
+    name = None if SOURCES[spec.source][1] else spec.source_name
     return " ".join(filter(None, [spec.source, name, spec.path]))
 
 
@@ -206,8 +199,8 @@ def _call(name, spec, *arguments):
     if spec.source == "tfds":
         # Names of other kinds TFDS looks up on the network, for minutes.
         if not re.fullmatch(r"[\w-]+(/[\w+.-]+)?(:[\d.*]+)?(/\w+=.*)?", spec.source_name):
-            fix = "give a name of https://www.tensorflow.org/datasets/catalog, as NAME, NAME/CONFIG or NAME:VERSION"
-            raise ValueError(f"data.source_name = {spec.source_name!r:.60}: not a name of TensorFlow Datasets; {fix}")
+            fix = "not a name of TensorFlow Datasets, which are as NAME, NAME/CONFIG or NAME:VERSION"
+            raise ValueError(f"data.source_name = {spec.source_name!r:.60}: {fix}")
         start_tensorflow_quietly()
     # A shell does not replace `~` within --config.data.path=~/pictures.
     spec = dataclasses.replace(spec, path=os.path.expanduser(spec.path)) if spec.path else spec
@@ -217,11 +210,10 @@ def _call(name, spec, *arguments):
 
 
 def _place(path, needs):
-    place = pathlib.Path(path or "").expanduser()
-    if not path or not place.exists():
-        fix = f"it names {needs} (after training, --data_path tells where the images are now)"
-        raise FileNotFoundError(f"data.path = {path}: no such file or folder; {fix}")
-    return place
+    if path and os.path.exists(os.path.expanduser(path)):
+        return pathlib.Path(path).expanduser()
+    fix = f"it names {needs} (after training, --data_path tells where the images are now)"
+    raise FileNotFoundError(f"data.path = {path}: no such file or folder; {fix}")
 
 
 def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]]:

@@ -36,9 +36,7 @@ def complete_spec(spec: DataSpec) -> DataSpec:
         channels, bits = spec.channels or spec.seen_channels(first.channels), spec.file_bits or first.bits
         spec = dataclasses.replace(spec, height=height, width=width, channels=channels, file_bits=bits)
     if spec.num_classes and not spec.labels:
-        raise ValueError(
-            f"data.num_classes = {spec.num_classes}, but data.labels is False: set --config.data.labels=True"
-        )
+        raise ValueError(f"data.num_classes = {spec.num_classes}: data.labels is False; set --config.data.labels=True")
     if spec.labels and spec.num_classes is None:
         spec = dataclasses.replace(spec, num_classes=len(class_names(spec)))
     return spec

@@ -1,9 +1,10 @@
 """Image sets through TensorFlow Datasets (TFDS): prepared on disk, or downloaded where the hosts answer."""
 
+import contextlib
 import functools
 import pathlib
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import requests
@@ -14,7 +15,7 @@ from nvae_tf.config import DataSpec, did_you_mean
 from nvae_tf.data.array_files import decoded_once, reported
 from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_images
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory, class_numbers
-from nvae_tf.errors import first_line
+from nvae_tf.errors import first_line, wrap_read_errors
 from nvae_tf.progress import Report
 
 
@@ -108,10 +109,9 @@ def _image_form(builder):
 
 
 def _number_of_examples(builder, name, split):
-    try:
+    count = 0
+    with contextlib.suppress(KeyError, ValueError):
         count = builder.info.splits[name].num_examples
-    except (KeyError, ValueError):
-        count = 0
     if count < 1:
         present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
         existing = f"TFDS set {builder.info.full_name} has the splits {present}"
@@ -120,43 +120,22 @@ def _number_of_examples(builder, name, split):
 
 
 def _download_and_prepare(builder):
-    """Checks that the hosts answer, then lets TFDS prepare the set: TFDS waits for minutes when they don't."""
-    registered = builder.url_infos or {}
-    config = builder.builder_config.name if builder.builder_config else ""
-    manual = pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
-    # A set with several configurations names the files of all; those of one mostly have its name.
-    archives = {url: info for url, info in registered.items() if config and config in url} or registered
-    missing = {
-        url: info.filename or url.rpartition("/")[2]
-        for url, info in archives.items()
-        if not (info.filename and (manual / info.filename).exists())
-    }
+    """Lets TFDS prepare the set, from files that lie there or if their hosts answer: TFDS would wait for minutes."""
     # TFDS looks there for sets that are prepared already.
-    causes = unreachable_hosts(missing if registered else ["https://storage.googleapis.com"])
-    if not causes:
-        try:
-            builder.download_and_prepare()
-            return
-        except Exception as error:
-            causes = {"TFDS": first_line(error)}
-    files = "\n".join(f"    {name} from {url}" for url, name in missing.items())
-    reasons = "; ".join(f"{host}: {cause}" for host, cause in causes.items())
-    raise ConnectionError(
-        f"Data set '{builder.info.full_name}' is not prepared in {builder.data_path} and can't be downloaded "
-        f"({reasons}).\nEither put these files, under these names, into\n    {manual}\n{files}\n"
-        f"or prepare the set on a machine with network, with the same version of TFDS ({tfds.__version__}):\n"
-        f"    tfds build {builder.info.full_name.rpartition('/')[0]} --data_dir=tfds_data\n"
-        "and copy all of tfds_data to any place, which --config.data.path names."
-    )
-
-
-def unreachable_hosts(urls: Iterable[str], timeout_seconds: float = 4.0) -> dict[str, str]:
-    """The hosts of the addresses that do not answer in time, they or their proxies, as `{host: cause}`."""
-    causes = {}
-    for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in urls}):
-        try:
-            if scheme in ("http", "https"):
-                requests.head(f"{scheme}://{host}", timeout=timeout_seconds)
-        except requests.RequestException as error:
-            causes[host] = first_line(error)
-    return causes
+    urls = list(builder.url_infos or ["https://storage.googleapis.com"])
+    manual = pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
+    try:
+        for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in urls}):
+            if scheme in ("http", "https") and not any(manual.glob("*")):
+                with wrap_read_errors(f"{host}: ", "", ConnectionError):
+                    requests.head(f"{scheme}://{host}", timeout=4.0)
+        builder.download_and_prepare()
+    except Exception as error:
+        raise ConnectionError(
+            f"Data set '{builder.info.full_name}' is not prepared in {builder.data_path} and can't be downloaded "
+            f"({first_line(error)}).\nEither put its files into {manual}, under their own names:\n    "
+            + "\n    ".join(urls)
+            + f"\nor prepare the set on a machine with network, with the same version of TFDS ({tfds.__version__}):\n"
+            f"    tfds build {builder.info.full_name.rpartition('/')[0]} --data_dir=tfds_data\n"
+            "and copy all of tfds_data to any place, which --config.data.path names."
+        ) from None

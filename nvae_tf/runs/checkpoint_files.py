@@ -1,8 +1,7 @@
 """The files of checkpoints: how they are named, written and removed, and which of a folder can be used.
 
 A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
-there is no checkpoint, so a killed process leaves none that is half-written. `checkpoint` is TensorFlow's list of them,
-and the folder `best` holds the checkpoint with the best test score.
+there is no checkpoint, so a killed process leaves none that is half-written.
 """
 
 import contextlib
@@ -18,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.errors import first_line
+from nvae_tf.files import file_sha256
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints
@@ -26,17 +26,18 @@ BEST_INSTEAD = '. --checkpoint=best, or checkpoint="best" in Python, takes the o
 _STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
 # A checkpoint with NaN or infinity in one of these can't be continued.
 _FINITE = ("model/", "averages/", "optimizer/")
+_NONE = float("inf"), 0, None  # the score, step and prefix where there is no checkpoint
 
 
 def steps_of_files(folder: pathlib.Path, kind: str = "index") -> list[int]:
     """The steps for which a folder has an `index` or a `data` file, in order."""
-    matches = (re.fullmatch(rf"step-(\d+)\.{kind}(-.*)?", entry.name) for entry in folder.glob("step-*"))
+    matches = (re.fullmatch(rf"step-(\d+)\.({kind})(-.*)?", entry.name) for entry in folder.glob("step-*"))
     return sorted({int(match[1]) for match in matches if match})
 
 
 def steps_of_any_files(folder: pathlib.Path) -> set[int]:
     """The steps for which a folder has an `index` file, a `data` file, or both."""
-    return {*steps_of_files(folder, "index"), *steps_of_files(folder, "data")}
+    return set(steps_of_files(folder, "index|data"))
 
 
 def latest_step(folder: pathlib.Path) -> int:
@@ -81,13 +82,14 @@ def remove_checkpoint(folder: pathlib.Path, step: int) -> None:
 
 def remove_partial(folder: pathlib.Path) -> set[int]:
     """Removes what killed processes have left half-written, and returns the steps of checkpoints among it."""
-    entries = list(folder.glob(".*.partial"))
-    for entry in entries:
+    steps = set()
+    for entry in folder.glob(".*.partial"):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
+            steps |= {int(step) for step in re.findall(r"^\.step-(\d+)\.", entry.name)}
         else:
             entry.unlink(missing_ok=True)
-    return {int(match[1]) for entry in entries if (match := re.fullmatch(r"\.step-(\d+)\.partial", entry.name))}
+    return steps
 
 
 def read_list(folder: pathlib.Path) -> list[int]:
@@ -99,14 +101,11 @@ def read_list(folder: pathlib.Path) -> list[int]:
 
 def checkpoint_sha256(prefix: str) -> str:
     """The SHA-256 of a checkpoint's files; FileNotFoundError where they are gone."""
-    digest, place = hashlib.sha256(), pathlib.Path(prefix)
-    files = sorted(place.parent.glob(f"{place.name}.*"))
-    if not files:
+    place = pathlib.Path(prefix)
+    digests = [bytes.fromhex(file_sha256(file)) for file in sorted(place.parent.glob(f"{place.name}.*"))]
+    if not digests:
         raise FileNotFoundError(f"{prefix}: the checkpoint is gone; a training that runs now has deleted it")
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def stored_shapes(prefix: str) -> dict[str, list[int]]:
@@ -133,13 +132,9 @@ class ChosenCheckpoint(NamedTuple):
     """The checkpoint of a folder to use, if there is one, and why others can't be used."""
 
     prefix: str | None  # the beginning of its files' names
+    step: int  # 0 where there is none
     unusable: dict[int, str]  # step -> reason
-    score: float = float("inf")  # the score of a best checkpoint
-
-    @property
-    def step(self) -> int:
-        """The checkpoint's step; 0 where there is none."""
-        return 0 if self.prefix is None else step_of(self.prefix)
+    score: float  # the score of a best checkpoint
 
     def passed_over_line(self) -> str:
         """Which checkpoints can't be used, why, and which is used instead."""
@@ -150,44 +145,41 @@ class ChosenCheckpoint(NamedTuple):
 def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
     """The newest checkpoint whose numbers can all be read; ValueError where all are damaged."""
     unusable: dict[int, str] = {}
-    score, prefix = next(_usable(folder, unusable), (float("inf"), None))
+    score, step, prefix = next(_usable(folder, unusable), _NONE)
     # What TensorFlow's list names and nobody has, of a folder that was copied in part.
-    gone = {step: "its files are gone" for step in read_list(folder) if step not in steps_of_any_files(folder)}
-    unusable |= {step: reason for step, reason in gone.items() if prefix is None or step > step_of(prefix)}
+    gone = {*read_list(folder)} - steps_of_any_files(folder)
+    unusable |= {later: "its files are gone" for later in gone if prefix is None or later > step}
     if prefix is None and steps_of_files(folder):
         latest = latest_step(folder)
         raise ValueError(
             f"{folder}/step-{latest}: the checkpoint is damaged ({unusable[latest]}), and there is no other that is "
             f"whole. Restore its files from a copy, or delete {folder} to start the run anew{BEST_INSTEAD}"
         )
-    return ChosenCheckpoint(prefix, unusable, score)
+    return ChosenCheckpoint(prefix, step, unusable, score)
 
 
 def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
     """The whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
     # A killed process may have left the one before.
     unusable: dict[int, str] = {}
-    score, prefix = min(_usable(folder, unusable), default=(float("inf"), None))
-    return ChosenCheckpoint(prefix, unusable, score)
+    score, step, prefix = min(_usable(folder, unusable), default=_NONE)
+    return ChosenCheckpoint(prefix, step, unusable, score)
 
 
-def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[tuple[float, str]]:
-    """Yields scores and prefixes of whole checkpoints, the newest first; puts the faults of others into `unusable`."""
+def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[tuple[float, int, str]]:
+    """Yields score, step and prefix of whole checkpoints, the newest first; puts others' faults into `unusable`."""
     for step in sorted(steps_of_any_files(folder), reverse=True):
         prefix = f"{folder}/step-{step}"
         try:
-            yield _checked_score(folder, step, prefix), prefix
+            yield _checked_score(step, prefix), step, prefix
         except (MemoryError, tf.errors.ResourceExhaustedError):
             raise
         except Exception as error:
             unusable[step] = first_line(error)
 
 
-def _checked_score(folder: pathlib.Path, step: int, prefix: str) -> float:
+def _checked_score(step: int, prefix: str) -> float:
     """The score of a checkpoint, infinity where it has none; an Exception says why the checkpoint can't be used."""
-    for kind in ("index", "data"):
-        if step not in steps_of_files(folder, kind):
-            raise ValueError(f"its {kind} file is missing")
     reader = tf.train.load_checkpoint(prefix)
     if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
         raise ValueError(f"its files hold the checkpoint of step {stored}")

@@ -9,7 +9,7 @@ import json
 import pathlib
 import shlex
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,8 +20,6 @@ from nvae_tf.models import NVAE
 from nvae_tf.models import reweighted_prior as priors
 from nvae_tf.models.outlier_scores import OutlierCalibration
 from nvae_tf.progress import counted
-
-_Made = TypeVar("_Made")
 
 
 def weights_sha256(model: NVAE) -> str:
@@ -68,18 +66,18 @@ def prior_text(about: dict[str, Any]) -> str:
     """One line for people: which prior was learned, and its measurements."""
     text = f"mixture of {about.get('components')} Gaussians of the top group"
     if about["kind"] != "mixture":
-        groups, proposals = about["groups"], priors.proposals_of_groups(about["proposals"], about["groups"])
+        proposals = priors.proposals_of_groups(about["proposals"], about["groups"])
         text = (
-            f"classifier of the top {counted(groups, 'group')}: cross-entropy of test images "
+            f"classifier of the top {counted(about['groups'], 'group')}: cross-entropy of test images "
             f"{_numbers(about['cross_entropy'])} (chance {priors.CHANCE:.3f}); "
             f"of {_numbers(proposals, 0)} proposals {_numbers(about['effective_proposals'], 1)} effective"
         )
     if bounds := about.get("bounds"):
-        errors, samples = about["log_normalizer_errors"], counted(bounds["samples"], "sample")
         text += (
-            f"; importance-weighted bound of {counted(bounds['images'], 'test image')}, {samples}: "
-            f"{bounds['reweighted']:.2f} nats instead of {bounds['model']:.2f}, log Z "
-            f"{np.mean(about['log_normalizers']):.3f} with a standard error of {np.mean(errors):.3f}"
+            f"; importance-weighted bound of {counted(bounds['images'], 'test image')}, "
+            f"{counted(bounds['samples'], 'sample')}: {bounds['reweighted']:.2f} nats instead of "
+            f"{bounds['model']:.2f}, log Z {np.mean(about['log_normalizers']):.3f} with a standard error of "
+            f"{np.mean(about['log_normalizer_errors']):.3f}"
         )
     return text
 
@@ -112,7 +110,7 @@ def _write(file: pathlib.Path, model: NVAE, step: int, arrays: dict[str, np.ndar
     write_arrays(file, arrays | {"step": np.array(step), "weights_sha256": np.array(weights_sha256(model))})
 
 
-def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callable[[], _Made]) -> _Made | str:
+def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callable[[], Any]) -> Any:
     """The result of `make`, which reads a file; a text where the file is damaged or of other weights."""
     fix = f"make it anew by `{command} --workdir={file.parent}`, or delete it"
     try:

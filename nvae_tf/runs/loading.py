@@ -24,6 +24,8 @@ from nvae_tf.runs.sharing import find_run_folder
 class TrainedRun:
     """A run and one of its checkpoints; settings and weights are read on first use. Raises what `load` raises."""
 
+    has_ema: bool  # whether the weights of `model` are exponential moving averages (EMA), which a run may keep
+
     def __init__(self, path: str | os.PathLike, checkpoint: str = "latest"):
         self._folder, self._which = RunFolder(find_run_folder(path)), checkpoint
 
@@ -48,18 +50,9 @@ class TrainedRun:
         counts = read_image_counts(self._folder.images_file)
         return (counts and counts.class_names) or tuple(map(str, range(self.config.model.num_classes)))
 
-    @property
+    @functools.cached_property
     def model(self) -> NVAE:
         """The model as `load` gives it."""
-        return self._loaded[0]
-
-    @property
-    def has_ema(self) -> bool:
-        """Whether the model's weights are exponential moving averages (EMA), which a run may keep."""
-        return self._loaded[1]
-
-    @functools.cached_property
-    def _loaded(self) -> tuple[NVAE, bool]:
         # Wrong settings and checkpoints raise before a model is made.
         config, checkpoint = self.config, self.checkpoint
         shapes = stored_shapes(checkpoint).items()
@@ -69,10 +62,10 @@ class TrainedRun:
             raise ValueError(f"{checkpoint}: a checkpoint of another architecture: {fault}")
         dropout = config.train.label_dropout if config.model.num_classes else 0.0
         model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
-        has_ema = restore_weights(model, checkpoint)
+        self.has_ema = restore_weights(model, checkpoint)
         model.read_prior = functools.partial(read_prior, self._folder.prior_file, model, self.step)
         model.read_calibration = functools.partial(read_calibration, self._folder.outliers_file, model, self.step)
-        return model, has_ema
+        return model
 
 
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
@@ -89,10 +82,8 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
         "digits", the preset of that name, trained, which comes with this package; or a file of `model.save`, .keras.
       checkpoint: "latest", or "best" for the one with the best test score (`train.keep_best`).
 
-    Raises:
-      FileNotFoundError: there is no such run folder, or it has no such checkpoint yet.
-      OSError: the repository is unknown, or the Hub can't be reached.
-      ValueError: a file is damaged, or the checkpoint is of another architecture than `config.json`.
+    FileNotFoundError: there is no such run folder, or no such checkpoint yet. OSError: the repository can't be fetched.
+    ValueError: a file is damaged, or the checkpoint is of another architecture than `config.json`.
     """
     file = pathlib.Path(path)
     if file.suffix != ".keras" or not file.is_file():
@@ -142,11 +133,11 @@ def _newest(folder: RunFolder) -> str:
 
 
 def _best(folder: RunFolder) -> str:
-    best, fix = find_best(folder.best_checkpoints), "or take the latest: --checkpoint=latest"
-    if best.unusable and best.prefix is None:
+    best, place = find_best(folder.best_checkpoints), folder.best_checkpoints
+    if best.prefix is not None:
+        return best.prefix
+    if best.unusable:
         fault = f"the best checkpoint is damaged: {best.passed_over_line()}. Restore its files from a copy"
-        raise ValueError(f"{folder.best_checkpoints}: {fault}, {fix}")
-    if best.prefix is None:
-        fault = "with train.keep_best nvae-train writes one every train.evaluate_every_steps steps. Train on"
-        raise FileNotFoundError(f"{folder.path}: no best checkpoint in {folder.best_checkpoints}; {fault}, {fix}")
-    return best.prefix
+        raise ValueError(f"{place}: {fault}, or take the latest: --checkpoint=latest")
+    fix = "nvae-train writes one with train.keep_best. Train on, or take the latest: --checkpoint=latest"
+    raise FileNotFoundError(f"{folder.path}: no best checkpoint in {place}; {fix}")

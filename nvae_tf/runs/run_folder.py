@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import json
 import os
 import pathlib
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -58,14 +58,12 @@ class RunFolder:
 
     def scores(self, checkpoint_sha256: str, split: str = "test") -> dict[str, Any] | None:
         """The metrics of this very checkpoint, less the place of the data; None where there are none."""
-        try:
-            scores = json.loads(self.evaluation_file(split).read_text(encoding="utf-8"))
-            if scores["checkpoint_sha256"] != checkpoint_sha256:
-                return None
         # Not measured, or edited by hand.
-        except (KeyError, OSError, TypeError, ValueError, RecursionError):
-            return None
-        return {name: value for name, value in scores.items() if name != "data"}
+        with contextlib.suppress(KeyError, OSError, TypeError, ValueError, RecursionError):
+            scores = json.loads(self.evaluation_file(split).read_text(encoding="utf-8"))
+            if scores["checkpoint_sha256"] == checkpoint_sha256:
+                return {name: value for name, value in scores.items() if name != "data"}
+        return None
 
 
 def write_run_config(folder: RunFolder, config: ExperimentConfig) -> None:
@@ -120,23 +118,20 @@ def check_continues(folder: RunFolder, config: ExperimentConfig) -> ExperimentCo
 
 def _check_place(folder: RunFolder) -> None:
     check_is_no_pattern(folder.path)
-    fault = "a file" if folder.path.is_file() else None
-    if folder.path.is_dir() and not folder.config_file.exists():
-        # Hidden files are what a file manager or an interrupted first write leaves behind.
-        names = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.startswith("."))
-        fault = f"not empty and not a run folder, it holds {', '.join(names[:5])} but no config.json" if names else None
-    if fault:
+    if not folder.path.exists() or folder.config_file.exists():
+        return
+    # Hidden files are what a file manager or an interrupted first write leaves behind.
+    names = sorted(entry.name for entry in folder.path.glob("[!.]*"))
+    if names or folder.path.is_file():
+        fault = f"not empty and not a run folder, it holds {', '.join(names[:5])}" if names else "a file"
         raise ValueError(f"{folder.path}: {fault}; give a new or empty folder, or one of the same run")
 
 
 def _differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
     """The settings that have changed and may not, in words; empty where there is none."""
     old = named_settings(before)
-    differences = [
-        f"{name} was {old[name]!r} and is now {value!r}"
-        for name, value in named_settings(now).items()
-        if old[name] != value and name not in CHANGEABLE_SETTINGS
-    ]
+    new = {name: value for name, value in named_settings(now).items() if name not in CHANGEABLE_SETTINGS}
+    differences = [f"{name} was {old[name]!r} and is now {new[name]!r}" for name in new if old[name] != new[name]]
     return "; ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
 
 
@@ -159,17 +154,17 @@ def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> N
     """Raises a ValueError if the classes of a run's data, `where`, have other names now than its `images.json` has."""
     noted = read_image_counts(file)
     pairs = itertools.zip_longest(noted.class_names, names) if noted and noted.class_names else ()
-    changed = [f"class {index} was {old!r} and is now {new!r}" for index, (old, new) in enumerate(pairs) if old != new]
-    if changed:
-        fix = "Give the data of the run, or name the classes as they were"
-        raise ValueError(f"{where}: not the classes that the run was begun with: {'; '.join(changed[:3])}. {fix}")
+    for index, (old, new) in enumerate(pairs):
+        if old != new:
+            change = f"class {index} was {old!r} and is now {new!r}"
+            raise ValueError(f"{where}: not the classes that the run was begun with: {change}. Give the run's own data")
 
 
 @contextlib.contextmanager
 def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterator[None]:
     """Holds the lock of a run folder, which the operating system releases when this process ends or dies.
 
-    A missing folder is made, and removed if it stays empty. On a file system without locks there is only a warning.
+    A missing folder is made, and removed if no run begins. On a file system without locks there is only a warning.
     ValueError: another process holds the lock, or the folder holds something else. OSError: it can't be written to.
     """
     # Not at the top: commands that only read run folders work on Windows too, which has no such module.
@@ -177,20 +172,11 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
 
     _check_place(folder)
     missing = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        lock = folder.lock_file.open("a+", errors="replace")
-    except OSError as error:
-        fault = f"nothing can be written there ({error.strerror}); give another --workdir"
-        raise OSError(f"{folder.path}: {fault}") from error
-    with lock:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.lock_file.open("a+", errors="replace") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its holder may have removed the file after it was opened here.
-            if not folder.lock_file.exists() or not os.path.samefile(folder.lock_file, lock.fileno()):
-                raise BlockingIOError
-        # Some network file systems say PermissionError; the holder may remove the file between two looks at it.
-        except (BlockingIOError, PermissionError, FileNotFoundError):
+        except (BlockingIOError, PermissionError):  # the second of some network file systems
             lock.seek(0)
             raise ValueError(
                 f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "
@@ -199,14 +185,15 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
         except OSError as error:
             no_locks = f"{folder.path}: this file system has no locks ({error.strerror})"
             warn(f"{no_locks}; make sure that no other training writes into this folder.")
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}")
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
         lock.flush()
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                folder.lock_file.unlink()
-                for place in missing:
-                    place.rmdir()
+            if not folder.config_file.exists():
+                with contextlib.suppress(OSError):
+                    folder.lock_file.unlink()
+                    for place in missing:
+                        place.rmdir()

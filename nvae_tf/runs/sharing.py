@@ -3,15 +3,11 @@
 import contextlib
 import os
 import pathlib
-import shlex
+import re
 from collections.abc import Iterator
 
 import huggingface_hub
 from huggingface_hub import constants, errors
-from huggingface_hub.utils import validate_repo_id
-
-from nvae_tf.config import did_you_mean
-from nvae_tf.errors import first_line
 
 HUB = "hf://"
 # Run folders as nvae-publish makes them; their names can be given in place of folders.
@@ -27,15 +23,6 @@ SHARED_FILES = tuple(
 # Fetched too: a run folder that was uploaded as it is may have a best checkpoint beside the latest.
 BEST_FILES = "checkpoints/best/step-*"
 _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
-# By kinds of errors, the special ones first, and by HTTP codes.
-_REASONS = {
-    errors.GatedRepoError: f"this repository is open to people whom its owner lets in: ask on its page, then {_LOG_IN}",
-    errors.RevisionNotFoundError: "there is no such revision of this repository",
-    errors.RepositoryNotFoundError: f"there is no such repository, or it is private; check the name, or {_LOG_IN}",
-    401: f"the Hub asks who you are, or does not know your token; {_LOG_IN}",
-    403: f"your token does not allow this; {_LOG_IN}, with one that does",
-    412: "somebody has changed this repository meanwhile; publish the run again",
-}
 
 
 def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
@@ -48,40 +35,26 @@ def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
     if text.startswith(HUB):
         repo, _, revision = text.removeprefix(HUB).partition("@")
         check_repo_name(repo, text)
-        patterns = [*SHARED_FILES, BEST_FILES]
+        wanted = {"revision": revision or None, "allow_patterns": [*SHARED_FILES, BEST_FILES]}
         with hub_errors_in_one_line(text):
-            return pathlib.Path(
-                huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=patterns)
-            )
-    if _is_bundled(text):
-        return _BUNDLED / text
-    if not os.path.exists(text) and (hint := did_you_mean(text, os.listdir(_BUNDLED))):
-        raise FileNotFoundError(f"{text}: no such folder{hint}")
-    return pathlib.Path(place)
+            return pathlib.Path(huggingface_hub.snapshot_download(repo, **wanted))
+    is_bundled = not os.path.exists(text) and text in os.listdir(_BUNDLED)
+    return _BUNDLED / text if is_bundled else pathlib.Path(place)
 
 
 def copy_command(place: str) -> str | None:
     """The command that copies a shared run into a folder of one's own; None where `place` is no shared run."""
-    name, _, revision = place.removeprefix(HUB).partition("@")
     if place.startswith(HUB):
-        options = [f"--local-dir=runs/{name.rpartition('/')[2]}", *([f"--revision={revision}"] if revision else [])]
-        return shlex.join(["hf", "download", name, *options])
-    folder = _BUNDLED / place if _is_bundled(place) else pathlib.Path(place)
-    is_bundled = folder.resolve().parent == _BUNDLED.resolve()
-    return shlex.join(["cp", "-r", str(folder), f"runs/{folder.name}"]) if is_bundled else None
-
-
-def _is_bundled(name: str) -> bool:
-    return not os.path.exists(name) and name in os.listdir(_BUNDLED)
+        name, _, revision = place.removeprefix(HUB).partition("@")
+        command = f"hf download {name} --local-dir=runs/{name.rpartition('/')[2]}"
+        return f"{command} --revision={revision}" if revision else command
+    folder = find_run_folder(place) if place in os.listdir(_BUNDLED) else pathlib.Path(place)
+    return f"cp -r {folder} runs/{folder.name}" if folder.resolve().parent == _BUNDLED.resolve() else None
 
 
 def check_repo_name(repo: str, given: str) -> None:
     """ValueError, which begins with what was `given`, where a repository's name is not of the form user/name."""
-    try:
-        validate_repo_id(repo)
-    except errors.HFValidationError as error:
-        raise ValueError(f"{given}: {first_line(error)}") from None
-    if repo.count("/") != 1:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"{given}: {repo!r} is not the name of a repository; its form is user/name")
 
 
@@ -99,20 +72,13 @@ def _reason(error: Exception) -> str:
     # A failed upload, and a fetch that finds nothing in the cache either.
     if isinstance(error, RuntimeError | errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    for kind, reason in _REASONS.items():
-        if isinstance(kind, type) and isinstance(error, kind):
-            return reason
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in _REASONS:
-        return _REASONS[status]
     words = " ".join(str(error).split()) or type(error).__name__
     # The HTTP library's message about a token that it can't send may have the token in it.
     if isinstance(error, UnicodeError) or "Bearer " in words:
         return f"the token can't be sent, it is damaged; {_LOG_IN}"
+    if getattr(error, "response", None) is not None or isinstance(error, ValueError):
+        return f"the Hub answers with an error ({words[:300]}); for what only some may read or write, {_LOG_IN}"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
         # The error of a full disk may name no file.
-        file = error.filename or constants.HF_HUB_CACHE
-        return f"{file}: {error.strerror}; HF_HOME names another folder for what is fetched"
-    if status is not None or isinstance(error, ValueError):
-        return f"the Hub answers with an error ({words})"
+        return f"{error.filename or constants.HF_HUB_CACHE}: {error.strerror}; HF_HOME names another folder"
     return f"the Hub can't be reached ({words}); check the connection, and HF_ENDPOINT if it is set"

@@ -101,57 +101,55 @@ def run_workers(
     grace_seconds: float,
     report: Callable[[str], None],
 ) -> int:
-    """Starts a worker for each of `gpus`, passes signals on, stops all when one fails; returns the exit code.
+    """Starts a worker for each of `gpus`, passes signals on, stops all when one fails; returns its exit code, or 0.
 
-    It is that of the first worker that failed, or 0. Worker N writes to `worker-N.log`, worker 0 where this process
-    does. Workers that still run `grace_seconds` after one has failed are killed. OSError: no log can be made.
+    Worker N writes to `worker-N.log`, worker 0 where this process does. Workers that still run `grace_seconds` after
+    one has failed are killed. OSError: no log can be made.
     """
-    workers: list[subprocess.Popen] = []
-    signals: list[int] = []
+    workers, signals = [], []
 
     def pass_on(number: int, _: object) -> None:
         signals.append(number)
-        for worker in workers:
-            _send(worker, signal.SIGKILL if signals.count(signal.SIGINT) >= 3 else number)
+        _send(workers, signal.SIGKILL if signals.count(signal.SIGINT) >= 3 else number)
 
     logs = [None, *(log_folder / f"worker-{index}.log" for index in range(1, len(gpus)))]
     with _signals_handled(pass_on):
         try:
             for log, tf_config, visible in zip(logs, tf_configs(len(gpus)), gpus, strict=True):
-                devices = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-                workers.append(_start(command, os.environ | devices | {"TF_CONFIG": tf_config}, log))
-            for number in signals:  # those that came before the last worker was there
-                _send(workers[-1], number)
-            while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
+                workers.append(_start(command, tf_config, visible, log))
+            while _running(workers) and not any(worker.poll() for worker in workers):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-            failed = next((worker for worker in workers if worker.returncode), None)
-            if failed and not signals:
-                for worker in workers:
-                    _send(worker, signal.SIGTERM)
+            failed = next((index for index, worker in enumerate(workers) if worker.returncode), 0)
+            if not signals:
+                _send(workers, signal.SIGTERM)
             deadline = time.monotonic() + grace_seconds
-            while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+            while (late := _running(workers)) and time.monotonic() < deadline:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-            if late := [str(index) for index, worker in enumerate(workers) if worker.poll() is None]:
+            if late:
                 report(f"worker {', '.join(late)} did not end within {grace_seconds:g} s, and is killed")
         finally:
-            for worker in workers:
-                _send(worker, signal.SIGKILL)
-                worker.wait()
-    if failed is None:
-        return 0
-    code = failed.returncode if failed.returncode >= 0 else 128 - failed.returncode
-    if not (signals and code in STOPPED_CODES):
-        index = workers.index(failed)
-        end = logs[index].read_text(errors="replace").splitlines()[-_LAST_LINES:] if index else ()
-        report(
-            "\n    ".join([f"worker {index} ended with exit code {code}{'; its last lines:' if end else '.'}", *end])
-        )
+            _send(workers, signal.SIGKILL)
+            codes = [worker.wait() for worker in workers]
+    code = codes[failed] if codes[failed] >= 0 else 128 - codes[failed]
+    if code and not (signals and code in STOPPED_CODES):
+        _report_failure(failed, code, logs[failed], report)
     return code
 
 
-def _start(command: Sequence[str], environment: dict[str, str], log: pathlib.Path | None) -> subprocess.Popen:
+def _running(workers: Sequence[subprocess.Popen]) -> list[str]:
+    return [str(index) for index, worker in enumerate(workers) if worker.poll() is None]
+
+
+def _report_failure(index: int, code: int, log: pathlib.Path | None, report: Callable[[str], None]) -> None:
+    end = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log else ()
+    report("\n    ".join([f"worker {index} ended with exit code {code}{'; its last lines:' if end else '.'}", *end]))
+
+
+def _start(command: Sequence[str], tf_config: str, gpus: str | None, log: pathlib.Path | None) -> subprocess.Popen:
     """Starts a worker in a session of its own: Ctrl-C reaches it through the launcher alone, not twice."""
-    output = None
+    environment, output = os.environ | {"TF_CONFIG": tf_config}, None
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("ab", buffering=0)
@@ -167,10 +165,11 @@ def _end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _send(worker: subprocess.Popen, number: int) -> None:
-    """Sends a signal; SIGKILL also to what the worker has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if number == signal.SIGKILL:
-            os.killpg(worker.pid, number)
-        else:
-            worker.send_signal(number)
+def _send(workers: Sequence[subprocess.Popen], number: int) -> None:
+    """Sends a signal; SIGKILL also to what the workers have started."""
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if number == signal.SIGKILL:
+                os.killpg(worker.pid, number)
+            else:
+                worker.send_signal(number)

@@ -66,16 +66,14 @@ def main(file: str) -> None:
     step = step_function(tf.distribute.get_strategy(), model, compiled)
     for _ in range(_STEPS):
         step((images, tf.zeros(len(images), tf.int32)) if config.data.labels else images)
-    device = "GPU" if gpus() else "CPU"
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus() else peak_memory_bytes()
-    variables = {
-        "weights_bytes": model.trainable_variables,
-        "optimizer_slots_bytes": model.optimizer.variables,
-        "other_state_bytes": [*model.non_trainable_variables, *model.step_guard.variables],
-    }
-    numbers = {"device": device, "peak_bytes": peak}
-    numbers["parameters"] = sum(math.prod(weight.shape) for weight in model.trainable_variables)
-    for name, held in variables.items():
+    parameters = sum(math.prod(weight.shape) for weight in model.trainable_variables)
+    numbers = {"device": "GPU" if gpus() else "CPU", "peak_bytes": peak, "parameters": parameters}
+    for name, held in (
+        ("weights_bytes", model.trainable_variables),
+        ("optimizer_slots_bytes", model.optimizer.variables),
+        ("other_state_bytes", [*model.non_trainable_variables, *model.step_guard.variables]),
+    ):
         numbers[name] = sum(math.prod(each.shape) * tf.as_dtype(each.dtype).size for each in held)
     print(json.dumps(numbers))
 
@@ -103,9 +101,8 @@ def memory_summary(
     gpu_fixed_bytes = fixed_bytes if measured["device"] == "GPU" else CUDA_BYTES + state
     # Powers of two times the smallest batch size, from 1 to 8 at least, and the batch size that is set.
     powers = (multiple * 2**power for power in range(wanted.bit_length() + 3))
-    batch_sizes = sorted({size for size in powers if size <= max(wanted, 8 * multiple)} | {wanted})
     peaks, largest = [], []
-    for size in batch_sizes:
+    for size in sorted({size for size in powers if size <= max(wanted, 8 * multiple)} | {wanted}):
         peak, gpu_peak = (round(fixed + image_bytes * size) for fixed in (fixed_bytes, gpu_fixed_bytes))
         peaks.append({"batch_size": size, "peak_bytes": peak, "gpu_peak_bytes": gpu_peak})
     for gib in _USUAL_GPUS_GIB if gpu_gib is None else (gpu_gib,):
@@ -128,14 +125,12 @@ def memory_table(summary: dict[str, Any], config: ExperimentConfig) -> str:
     ):
         lines.append(f"{name:20s}{_in_words(summary[key]):>10s}  {note}".rstrip())
     lines += ["", f"batch size             peak on this {device}   peak on a GPU"]
-    for row in summary["batch_sizes"]:
-        size, *peaks = row.values()
+    for size, *peaks in map(dict.values, summary["batch_sizes"]):
         own = "  (train.batch_size)" if size == wanted else ""
         lines.append(f"{size:<20,d}" + "".join(f"{_in_words(peak):>16s}" for peak in peaks) + own)
     lines += ["", "GPU's memory        largest batch size"]
-    for row in summary["largest_batch_sizes"]:
-        largest = row["batch_size"]
-        line = f"{row['gpu_memory_gib']:<4g} GiB{f'{largest:,}' if largest else 'none':>30s}"
+    for gib, largest in map(dict.values, summary["largest_batch_sizes"]):
+        line = f"{gib:<4g} GiB{f'{largest:,}' if largest else 'none':>30s}"
         if 0 < largest < wanted:
             count = next(n for n in range(2, wanted + 1) if wanted % n == 0 and wanted // n <= largest)
             line += f"  {wanted:,} in {count} microbatches: --config.train.accumulate_steps={count}"

@@ -59,8 +59,8 @@ class RunOutputs:
 
     def report_end(self, steps: int, seconds: float) -> None:
         """Says that the run has all its steps, of which this training has made `steps`, and its test score."""
-        words = f"{self._folder.path} has all its {self._total:,} steps"
-        words += f", {steps:,} of them made in {duration(seconds)}." if steps else "."
+        made = f", {steps:,} of them made in {duration(seconds)}" if steps else ""
+        words = f"{self._folder.path} has all its {self._total:,} steps{made}."
         if self._run.replicas.is_chief:
             nelbo, place = self.test_score(self._total), shlex.quote(str(self._folder.path))
             words += (
@@ -85,9 +85,8 @@ class RunOutputs:
         line = f"step {step:,}/{self._total:,}"
         if steps_per_second := self._speed.steps_per_second:
             left = duration((self._total - step) / steps_per_second)
-            line += f"  {left} left  {self._images_per_second:,.0f} images/s"
-        nelbo = means["reconstruction"] + means["kl"]
-        line += f"  NELBO {nelbo:.2f} nats, {self._bits_per_dimension(nelbo):.4f} bits/dim"
+            line += f"  {left} left  {self._images_per_second():,.0f} images/s"
+        line += f"  NELBO {means['nelbo_nats']:.2f} nats, {means['bits_per_dim']:.4f} bits/dim"
         if means["skipped_steps"]:
             line += f"  {means['skipped_steps']:.0f} steps skipped"
         line += f"  loss {means['loss']:.2f}  KL {means['kl']:.2f}"
@@ -95,16 +94,15 @@ class RunOutputs:
         self.status.show(line, step / self._total)
 
     def _write_training_curves(self, step: int) -> None:
-        recent, means = self._run.model.recent.read(), self._running_means()
-        norms, nelbo = recent.spectral_norms[-1], means["reconstruction"] + means["kl"]
+        recent = self._run.model.recent.read()
+        norms = recent.spectral_norms[-1]
         self._log.scalars(
             step,
-            {f"train/{name}": value for name, value in means.items()}
-            | {"train/nelbo_nats": nelbo, "train/bits_per_dim": self._bits_per_dimension(nelbo)}
+            {f"train/{name}": value for name, value in self._running_means().items()}
             | {f"schedule/{name}": value for name, value in self._schedules().items()}
             | {f"train_kl_per_group/{index:02d}": value for index, value in enumerate(recent.kl_per_group[-1])}
             | {"spectral_norm/largest": norms.max(), "spectral_norm/sum": norms.sum()}
-            | {"speed/images_per_second": self._images_per_second},
+            | {"speed/images_per_second": self._images_per_second()},
         )
 
     def write_due(self, step: int) -> bool:
@@ -134,7 +132,9 @@ class RunOutputs:
         return self.metrics.value(step, _SCORE)
 
     def _running_means(self) -> dict[str, float]:
-        return {metric.name: float(metric.result()) for metric in self._run.model.metrics}
+        means = {metric.name: float(metric.result()) for metric in self._run.model.metrics}
+        nelbo = means["reconstruction"] + means["kl"]
+        return means | {"nelbo_nats": nelbo, "bits_per_dim": self._bits_per_dimension(nelbo)}
 
     def _schedules(self) -> dict[str, float]:
         """The scheduled values of the next step; skipped steps don't count."""
@@ -149,7 +149,6 @@ class RunOutputs:
     def _bits_per_dimension(self, nats: float) -> float:
         return bits_per_dimension(nats, math.prod(self._run.images.spec.image_shape))
 
-    @property
     def _images_per_second(self) -> float:
         return (self._speed.steps_per_second or 0.0) * self._run.images_a_step
 
@@ -158,7 +157,7 @@ class RunOutputs:
 
     def _write_evaluation(self, step: int) -> None:
         source, count = self._run.images.test, self._run.images.test.count
-        self.status.announce(f"evaluating the {count:,} test images")
+        self.status.show_if_due(f"evaluating the {count:,} test images")
         batches = evaluation_batches(source, self._run.images.spec, self._batch_size, _FIXED_SEED)
 
         def show(done: int) -> None:
@@ -180,10 +179,10 @@ class RunOutputs:
         self.metrics.append(
             {"step": step, "epoch": step / self._run.length.steps_per_epoch}
             | {name: schedules[name] for name in ("learning_rate", "kl_weight")}
-            | {"train_loss": training["loss"], "train_nelbo_nats": training["reconstruction"] + training["kl"]}
+            | {"train_loss": training["loss"], "train_nelbo_nats": training["nelbo_nats"]}
             | {f"train_{name}_nats": training[name] for name in ("reconstruction", "kl")}
             | {f"test_{name}": value for name, value in measured.items()}
-            | {"images_per_second": self._images_per_second, "active_units": int(active.sum())}
+            | {"images_per_second": self._images_per_second(), "active_units": int(active.sum())}
         )
         score = f"NELBO {test.nelbo_nats:.2f} nats per image, {measured['bits_per_dim']:.4f} bits/dim"
         self.status.keep(f"step {step:,}: test {score}")
@@ -191,7 +190,7 @@ class RunOutputs:
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Writes reconstructions and samples for TensorBoard, and last a file, which shows that all are there."""
         spec, test = self._run.images.spec, self._run.images.test
-        self.status.announce("drawing reconstructions and samples")
+        self.status.show_if_due("drawing reconstructions and samples")
         originals, labels, _ = chosen_images(test, spec, "test", at_most=8, seed=_FIXED_SEED)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
         reconstructions = self._run.model(originals, seed=_FIXED_SEED, labels=labels)
@@ -221,23 +220,12 @@ def first_words(folder: RunFolder, run: Run, step: int) -> str:
         return f"{folder.path}: a finished run."
     on = f" on {count} replicas" if count > 1 else ""
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
-    model = run.config.model
-    height, width = model.network_height, model.network_width
-    is_framed = (height, width) != (model.image_height, model.image_width)
-    framed = f", images in a frame of {height} x {width}" if is_framed else ""
-    warmup_steps = round(run.config.optimizer.warmup_epochs * length.steps_per_epoch)
-    fits = warmup_steps <= length.total_steps
-    warning = (
-        ""
-        if fits
-        else f"\nWarning: the warm-up of {warmup_steps:,} steps (optimizer.warmup_epochs) is longer than the run."
-    )
     return (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
-        f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
+        f"{run.model.plan.num_groups} latent groups, {weights:,} weights.\n"
         f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
-        f"The first step takes longer: TensorFlow builds its graph.{warning}"
+        "The first step takes longer: TensorFlow builds its graph."
     )
 
 
@@ -285,8 +273,7 @@ class MetricsFile:
     def _write(self) -> None:
         lines = [self._columns, *([row.get(name, "") for name in self._columns] for row in self._rows.values())]
         text = "".join(f"{','.join(line)}\n" for line in lines if line)
-        before = self._path.read_text(errors="replace") if self._path.exists() else ""
-        if text != before:
+        if text != (self._path.read_text(errors="replace") if self._path.exists() else ""):
             atomic_write(self._path, text)
 
 

@@ -1,8 +1,7 @@
 """Learns the reweighted prior of a trained model (`nvae_tf.models.reweighted_prior`), and keeps it in the run folder.
 
 A classifier of each top group tells draws of the posteriors of training images from draws of the prior, given the same
-latents above (Aneja et al. 2021, arXiv 2010.02917). The networks of the model run once over the images; each step of
-learning draws afresh from the posteriors that they give.
+latents above (Aneja et al. 2021, arXiv 2010.02917). The networks of the model run once over the images.
 """
 
 import dataclasses
@@ -79,40 +78,40 @@ def learn_prior(
 ) -> dict[str, Any]:
     """Learns the reweighted prior of a checkpoint, and writes it into the run folder in place of an earlier one.
 
-    The arguments are the flags of `nvae-prior`; `kind` is "classifier", or "mixture": 20 Gaussians for the top group.
-    Returns the facts about the prior that its file has, see `companions.prior_text`. Raises the errors of
-    `nvae_tf.load` and `load_split`, and ValueError for settings that the model does not allow.
+    The arguments are the flags of `nvae-prior`. Returns what the prior's file says, see `companions.prior_text`. Raises
+    the errors of `nvae_tf.load` and `load_split`, and ValueError for settings that the model does not allow.
     """
     folder, status = RunFolder(workdir), StatusLine()
-    # A shared run, which `load_run` finds too, has no folder to write into.
-    read_run_config(folder)
+    read_run_config(folder)  # a shared run, which `load_run` finds too, has no folder to write into
     run = load_run(workdir, checkpoint)
     model, spec = run.model, spec_to_read(run.config, data_path)
     check_settings(model, groups, kind, steps, proposals)
     check_model_fits(run.config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
-    training_rows, images = _training_posteriors(model, train, spec, groups, seed, status)
-    held_out = _posteriors(model, _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed), groups, 1, seed)
+    rows, images = _training_posteriors(model, train, spec, groups, seed, status)
     keras.utils.set_random_seed(seed)
     ratios = made_ratios(kind, groups, model.plan, model.config.num_classes, _COMPONENTS)
     reweighted = ReweightedPrior(ratios, proposals, model.config.num_classes)
     about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "images": images}
     if kind == "mixture":
-        _fit_mixture(reweighted, training_rows, seed)
-        # A mixture is normalized.
-        about |= {"components": _COMPONENTS, "log_normalizers": [0.0], "log_normalizer_errors": [0.0]}
+        about |= _fit_mixture(reweighted, rows, seed)
     else:
-        _train(reweighted, training_rows, steps, seed, status)
-        about["cross_entropy"] = _cross_entropy(reweighted, held_out, seed)
-        about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
-        about |= _log_normalizers(model, reweighted, seed)
-    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
+        _train(reweighted, rows, steps, seed, status)
+        about |= _measured(model, reweighted, _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed), seed)
     if importance_samples:
         batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
-        write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
+    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     keep_model_card(folder, model, status.keep)
     return about
+
+
+def _measured(model: NVAE, reweighted: ReweightedPrior, batches: Batches, seed: int) -> dict[str, list[float]]:
+    """Cross-entropy, effective proposals and log normalizers of classifiers."""
+    rows = _posteriors(model, batches, len(reweighted.ratios), 1, seed)
+    facts = {"cross_entropy": _cross_entropy(reweighted, rows, seed)}
+    facts["effective_proposals"] = _effective_proposals(model, reweighted, seed)
+    return facts | _log_normalizers(model, reweighted, seed)
 
 
 def _test_batches(source: ImageSource, spec: DataSpec, size: int, most: int, seed: int) -> Batches:
@@ -120,12 +119,12 @@ def _test_batches(source: ImageSource, spec: DataSpec, size: int, most: int, see
     return iterate(evaluation_batches(source, spec, size, seed, numbers), source)
 
 
-def _numbered(model: NVAE, batches: Batches) -> Iterator[tuple[tf.Tensor, tf.Tensor | None, int]]:
+def _numbered(model: NVAE, batches: Batches) -> Iterator[tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]]:
     """Yields the images and labels of each batch, which only conditional models have, and its first image's number."""
     first = 0
     for batch in batches:
         images, labels = batch if isinstance(batch, tuple) else (batch, None)
-        yield images, labels if model.config.num_classes else None, first
+        yield images, labels if model.config.num_classes else None, tf.constant(first, tf.int64)
         first += len(images)
 
 
@@ -160,8 +159,7 @@ def _posteriors(model: NVAE, batches: Batches, groups: int, draws: int, seed: in
         latents = _top_latents(model, sources, draws * tf.shape(images)[0], labels)
         return [inferred_group(latent)._replace(kl=None) for latent in latents], labels
 
-    numbered = _numbered(model, batches)
-    rows = [posterior_rows(images, labels, tf.constant(first, tf.int64)) for images, labels, first in numbered]
+    rows = [posterior_rows(*batch) for batch in _numbered(model, batches)]
     joined = tf.nest.map_structure(lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *rows)
     flows: list[list[Callable]] = []
     for scale in model.top_down.scales:
@@ -235,7 +233,7 @@ def _cross_entropy(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> 
     return np.mean([losses(tf.constant(number, tf.int64)) for number in numbers], axis=0, dtype=np.float64).tolist()
 
 
-def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> None:
+def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> dict[str, Any]:
     """Fits Gaussians to the means of the top group's posteriors, and adds the posteriors' variances to each.
 
     Fitted to draws, the many latents that are independent of the image would hide the clusters of the others.
@@ -251,6 +249,8 @@ def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> No
     factors = np.linalg.cholesky(fitted.covariances_ + noise[:, :, np.newaxis] * np.eye(means.shape[1]))
     weights = np.log(fitted.weights_), fitted.means_, factors
     reweighted.ratios[0].set_weights([array.astype(np.float32) for array in weights])
+    # A mixture is normalized.
+    return {"components": _COMPONENTS, "log_normalizers": [0.0], "log_normalizer_errors": [0.0]}
 
 
 def _joint_log_ratio(
@@ -311,12 +311,12 @@ def _bounds(
 
     @tf.function(autograph=False, reduce_retracing=True)
     def both(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tf.Tensor:
-        seeds, count = image_seeds(seed, tf.shape(images)[0], first), samples * tf.shape(images)[0]
+        seeds = image_seeds(seed, tf.shape(images)[0], tf.cast(first, tf.int32))
         noise = noise_of_samples(model.plan.latent_shapes(), seeds, 0, samples)
         images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *image_features(model, images)))
         labels = None if labels is None else tf.repeat(labels, samples)
         sources = list(map(PosteriorSource, features, noise))
-        decoded = top_down_pass(model, sources, count, FoldedPass(labels=labels))
+        decoded = top_down_pass(model, sources, tf.shape(images)[0], FoldedPass(labels=labels))
         log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
         log_weights = decoded.likelihood.log_prob(images) + log_p - log_q
         log_normalizer = tf.gather(log_normalizers, 0 if labels is None else labels)
@@ -324,7 +324,6 @@ def _bounds(
         log_weights = tf.reshape([log_weights, log_weights + log_ratio], [2, -1, samples])
         return math.log(samples) - tf.reduce_logsumexp(log_weights, axis=2)
 
-    parts = [both(images, labels, tf.constant(first)) for images, labels, first in _numbered(model, batches)]
-    values = np.concatenate(parts, axis=1)
+    values = np.concatenate([both(*batch) for batch in _numbered(model, batches)], axis=1)
     means = values.mean(axis=1, dtype=np.float64).tolist()
     return {"samples": samples, "images": values.shape[1], "model": means[0], "reweighted": means[1]}

@@ -1,4 +1,4 @@
-"""A run, made from its settings: its images, its length and its model."""
+"""A run, made from its settings: its images, its length and its model, which may start from another's weights."""
 
 import collections
 import json
@@ -16,10 +16,14 @@ from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import ImageSource, holds_out, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.files import atomic_write
+from nvae_tf.layers import DataDependentConvolution
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine, counted
+from nvae_tf.published.torch_file import from_torch_checkpoint
 from nvae_tf.runs.checkpoint_files import steps_of_files
+from nvae_tf.runs.checkpoints import named_weights
+from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.run_folder import (
     ImageCounts,
@@ -29,8 +33,11 @@ from nvae_tf.runs.run_folder import (
     read_image_counts,
     read_run_config,
 )
-from nvae_tf.training.initialization import initialize
+from nvae_tf.runs.sharing import find_run_folder
 from nvae_tf.training.strategy import Replicas
+
+# The other weights of a model are state of its training, or follow the kernels.
+_NETWORK = ("bottom_up/", "top_down/")
 
 
 class Images(NamedTuple):
@@ -124,7 +131,7 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
     names = images.train.class_names if run.config.data.labels else None
     now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out, names)
     before = read_image_counts(file)
-    if before is not None and (before.train, before.test) != (now.train, now.test):
+    if before and (before.train, before.test) != (now.train, now.test):
         report(
             f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "
             f"{now.train:,} and {now.test:,} now: metrics before and after can't be compared."
@@ -137,8 +144,86 @@ def note_environment(file: pathlib.Path) -> None:
     """Writes the hardware and the versions with which a run is trained into `environment.json`, for its page."""
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     names = collections.Counter(details.get("device_name", "GPU") for details in gpus)
-    cores = counted(os.cpu_count() or 1, "CPU core")
-    hardware = ", ".join([*(f"{count} × {name}" for name, count in names.items()), f"{cores} ({platform.machine()})"])
+    cores = f"{counted(os.cpu_count() or 1, 'CPU core')} ({platform.machine()})"
     versions = f"nvae_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
-    python = f"Python {platform.python_version()}"
-    atomic_write(file, json.dumps({"hardware": hardware, "versions": f"{versions}, {python}"}, indent=2) + "\n")
+    about = {"hardware": ", ".join([*(f"{count} × {name}" for name, count in names.items()), cores])}
+    about["versions"] = f"{versions}, Python {platform.python_version()}"
+    atomic_write(file, json.dumps(about, indent=2) + "\n")
+
+
+def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
+    """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
+
+    A weight is taken if it has the same name and shape in the source: a run folder, or a published file (.pt). Returns
+    the names of the weights that were taken, and a report about all. FileNotFoundError: `path` is neither of both.
+    ValueError: it is damaged, or none of its weights fits; nothing is assigned then.
+    """
+    name_of_source, source = _read_source(path)
+    weights, source_weights = (
+        {name: weight for name, weight in named_weights(one).items() if name.startswith(_NETWORK)}
+        for one in (model, source)
+    )
+    both = [name for name in weights if name in source_weights]
+    taken = [name for name in both if weights[name].shape == source_weights[name].shape]
+    if not taken:
+        pairs = zip(vars(source.config).items(), vars(model.config).values(), strict=True)
+        changed = [f"model.{name} is {old!r} there and {new!r} here" for (name, old), new in pairs if old != new]
+        raise ValueError(
+            f"train.initialize_from = {path!r}: none of its {len(source_weights)} weights fits one of the "
+            f"{len(weights)} of this model: {'; '.join(changed[:5])}. Set the model as it is there"
+        )
+    for name in taken:
+        weights[name].assign(source_weights[name].numpy())
+    # The vectors of kernels are numbered, and another architecture numbers them otherwise.
+    vectors, source_vectors = _power_vectors(model), _power_vectors(source)
+    for kernel in set(taken) & vectors.keys():
+        vectors[kernel].assign(source_vectors[kernel].numpy())
+    # With new kernels among them the first step iterates longer, as that of a new model does.
+    if set(taken) >= vectors.keys():
+        model.spectral_regularizer.warmed_up.assign(source.spectral_regularizer.warmed_up.numpy())
+    # Otherwise the first batch would set scales anew in all data-dependent layers, taken or not.
+    taken_ids = {id(weights[name]) for name in taken}
+    dependent = (layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution))
+    if any(id(layer.log_norm) in taken_ids for layer in dependent):
+        model.data_initialised.assign(source.data_initialised.numpy())
+    return taken, _report(name_of_source, weights, source_weights, taken)
+
+
+def _report(source: str, weights: dict, source_weights: dict, taken: list[str]) -> str:
+    shapes = [{name: list(weight.shape) for name, weight in each.items()} for each in (source_weights, weights)]
+    misshapen = weights.keys() & source_weights.keys() - {*taken}
+    others = {
+        "Not taken, because of another shape in the source": [
+            f"{name}: {shapes[0][name]} in the source, {shapes[1][name]} here" for name in misshapen
+        ],
+        "Not taken, because they are not in the source": weights.keys() - source_weights.keys(),
+        "Not used of the source, because this model has no such weights": source_weights.keys() - weights.keys(),
+    }
+    which = f"all {len(taken)}" if len(taken) == len(weights) else f"{len(taken)} of {len(weights)}"
+    lines = [f"Starts from {source}: {which} weights taken."]
+    for heading, names in others.items():
+        lines += [f"{heading}: {len(names)}", *(f"  {name}" for name in sorted(names))] if names else []
+    return "\n".join(lines)
+
+
+def _read_source(path: str) -> tuple[str, NVAE]:
+    """The source of weights: its name for messages, and a model that holds them."""
+    place = find_run_folder(path)
+    if not place.is_dir() and (not place.is_file() or place.suffix != ".pt"):
+        expected = "give the --workdir of a run of nvae-train, or a published file (.pt)"
+        raise FileNotFoundError(f"train.initialize_from = {path!r}: no such folder or published file; {expected}")
+    try:
+        if place.is_file():
+            return path, from_torch_checkpoint(place)
+        run = load_run(place)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise ValueError(f"train.initialize_from: {error}") from error
+    averaged = ", moving averages (EMA) of the weights" if run.config.optimizer.ema_momentum else ""
+    return f"{path}, step {run.step:,}{averaged}", run.model
+
+
+def _power_vectors(model: NVAE) -> dict[str, keras.Variable]:
+    """The vectors of the spectral regularizer by the names of their kernels."""
+    names = {id(weight): name for name, weight in named_weights(model).items()}
+    kernels = (names[id(convolution.kernel)] for convolution in model.convolutions)
+    return dict(zip(kernels, model.spectral_regularizer.vectors, strict=True))

@@ -30,8 +30,8 @@ def configure_runtime() -> None:
 def compiles_whole_step(xla: str, replica_count: int) -> bool:
     """Applies `train.xla` before the first graph is built; returns whether XLA compiles the whole step.
 
-    "auto": for one GPU it does, for several the parts between their exchanges, on CPUs nothing: there convolutions of
-    XLA are 30 to 50 times slower. ValueError: "jit" for several replicas.
+    "auto": for one GPU it does, for several the parts between their exchanges, on CPUs nothing. ValueError: "jit" for
+    several replicas.
     """
     if xla == "auto":
         xla = "off" if not gpus() else "jit" if replica_count == 1 else "cluster"
@@ -109,17 +109,16 @@ class Replicas(Workers):
         steps = self.gathered(np.array(step)).tolist()
         if set(steps) != {step}:
             raise ValueError(
-                f"{folder}: workers would go on from steps {steps}; put --workdir on a file system that they share"
+                f"{folder}: workers would go on from steps {steps}; put it on a file system that they share"
             )
 
     @contextlib.contextmanager
     def raising_worker_lost(self) -> Iterator[None]:
         """Raises `WorkerLost` for the many errors by which TensorFlow reports that another process is gone."""
-        errors = tf.errors
-        lost = errors.UnavailableError, errors.AbortedError, errors.CancelledError, errors.DeadlineExceededError
+        lost = "Unavailable", "Aborted", "Cancelled", "DeadlineExceeded", "Internal"
         try:
             yield
-        except (*lost, errors.InternalError) as error:
+        except tuple(getattr(tf.errors, f"{name}Error") for name in lost) as error:
             if self.shard == ALL:
                 raise
             raise WorkerLost(
@@ -148,20 +147,14 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
         several = count > 1 or (count == 0 and len(gpus()) > 1)
         kind = "multi_worker" if shard.count > 1 else "mirrored" if several else "one_device"
     if (kind == "multi_worker") != (shard.count > 1):
-        raise ValueError(
-            f"train.strategy = {kind!r}: multi_worker is for several workers, which TF_CONFIG must name (nvae-launch "
-            f"sets it, see docs/clusters.md); it names {shard.count}"
-        )
+        several = "multi_worker is for several workers, which TF_CONFIG must name (docs/clusters.md)"
+        raise ValueError(f"train.strategy = {kind!r}: {several}; it names {shard.count}")
+    if count > 1 and (kind == "one_device" or (kind == "multi_worker" and not gpus())):
+        raise ValueError(f"train.replicas = {count}: strategy {kind} has one here; set train.strategy=mirrored or auto")
     if kind == "multi_worker":
-        if count > 1 and not gpus():
-            raise ValueError(f"train.replicas = {count}: without GPUs each worker has one replica")
         local_count = len(select_devices(count)) if gpus() else 1
         print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)
         return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), shard, local_count)
-    if kind == "one_device" and count > 1:
-        raise ValueError(
-            f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
-        )
     devices = select_devices(1 if kind == "one_device" else count)
     if kind == "one_device":
         return Replicas()

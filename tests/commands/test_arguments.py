@@ -79,7 +79,7 @@ def test_the_parameters_of_a_function_become_flags(values_of, tmp_path):
 
 def test_right_settings_pass_and_a_wrong_one_is_reported_with_the_nearest():
     check_config_flags(["--config", "configs/digits.py", "--config.train.batch_size", "3"])
-    check_config_flags(["-config=configs/digits.py:some-argument", "--noconfig.model.squeeze_excite", "--workdir=x"])
+    check_config_flags(["-config=configs/digits.py", "--noconfig.model.squeeze_excite", "--workdir=x"])
     for argument, nearest in (
         ("--config.train.batch_sise=3", "--config.train.batch_size"),
         ("--config.num_flows=3", "--config.model.num_flows"),

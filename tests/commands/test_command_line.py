@@ -31,7 +31,7 @@ MISTAKES = [
     ("train.main --config=digits --workdir=x --batch_size=4", "--batch_size: no such flag; did you mean --config."),
     ("train.main --workdir=x", "--workdir=x: no run to continue, there is no x/config.json; to begin one, give its"),
     ("train.main --config=digits --workdir=x more", "'more': not a flag"),
-    ("train.main --config=tests --workdir=x", "--config=tests: a folder"),
+    ("train.main --config=tests --workdir=x", "--config=tests: no such preset or file"),
     ("train.main --config={0}/mine.py --workdir=x", "mine.py: get_config returns 5"),
     (NEW_RUN + "train.batch_sise=3", "did you mean --config.train.batch_size?"),
     (NEW_RUN + "train.batch_size=1438", "The batch size is 1438; of 1437 training images"),

@@ -1,7 +1,4 @@
-"""Files of pictures and arrays whose pixels are known, in every form that the sources take.
-
-PNG and TIFF files are written here, because Pillow does not write all of their forms.
-"""
+"""Files of pictures and arrays whose pixels are known, in every form that the sources take."""
 
 import dataclasses
 import io
@@ -9,6 +6,7 @@ import struct
 import zlib
 
 import numpy as np
+import tensorflow as tf
 from PIL import ExifTags, Image
 
 from nvae_tf.data import DataSpec, data_spec
@@ -22,13 +20,7 @@ def random_pixels(*shape, dtype=np.uint8, seed=0):
 
 def png(pixels):
     """The bytes of a PNG file of 1 to 4 channels, `[height, width, channels]`, uint8 or uint16: Pillow writes no 16."""
-    height, width, channels = pixels.shape
-    bits = pixels.dtype.itemsize * 8
-    # PNG's color types: gray, gray and alpha, RGB, RGBA.
-    header = struct.pack(">IIBBBBB", width, height, bits, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
-    # Each row begins with its filter, 0 for none.
-    rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels)
-    return png_of_chunks(header, zlib.compress(rows))
+    return tf.io.encode_png(pixels).numpy()
 
 
 def png_of_chunks(header, packed_rows, *others):

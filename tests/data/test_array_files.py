@@ -66,25 +66,10 @@ def test_the_file_is_not_read_into_memory(tmp_path):
     np.testing.assert_array_equal(stored_pixels(source), 255 - before)
 
 
-@pytest.mark.parametrize(
-    ("names", "settings"),
-    [(("train", "test"), {}), (("x_train", "x_test"), {}), (("a", "b"), {"train_split": "a", "test_split": "b"})],
-)
-def test_both_parts_in_one_file_or_folder(names, settings, tmp_path):
-    arrays = dict(zip(names, (IMAGES, OTHERS), strict=True))
-    np.savez(tmp_path / "set.npz", **arrays, y_train=np.arange(30), y_test=np.arange(4))
-    for name, array in arrays.items():
-        saved(tmp_path / f"{name}.npy", array)
-    for path in (tmp_path / "set.npz", tmp_path):
-        spec = own_images(path, **settings)
-        assert spec.source == "arrays" and not holds_out(spec)
-        assert_same(parts(spec), (IMAGES, OTHERS))
-
-
 # Image i has the value i everywhere, and is of class i % 4.
 NUMBERED = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None], [40, 5, 6, 3])
 CLASSES = np.arange(40) % 4
-NAMES = "images labels", "train train_labels test test_labels", "x_train y_train x_test y_test"
+NAMES = "images labels", "train train_labels test test_labels", "x_train y_train x_test y_test", "a a_labels b b_labels"
 
 
 @pytest.mark.parametrize("names", NAMES)
@@ -95,11 +80,12 @@ def test_labels_go_with_their_images(names, ending, tmp_path):
     path = tmp_path if ending == "npy" else tmp_path / "set.npz"
     for name, array in arrays.items():
         np.savez(path, **arrays) if ending == "npz" else saved(path / f"{name}.npy", array)
-    spec = own_images(path, labels=True)
+    spec = own_images(path, labels=True, **({"train_split": "a", "test_split": "b"} if names[0] == "a" else {}))
     train, test = values_and_labels(spec)
     for values, labels in (train, test):
         assert labels == [value % 4 for value in values]
-    assert (len(train[0]), len(test[0])) == ((36, 4) if names == "images labels" else (40, 10))
+    assert holds_out(spec) == (names == "images labels")
+    assert (len(train[0]), len(test[0])) == ((36, 4) if holds_out(spec) else (40, 10))
     # A class may have no images.
     assert load_split(dataclasses.replace(spec, num_classes=6), "test").class_names == tuple("012345")
 
@@ -109,10 +95,9 @@ def test_wrong_labels_are_refused(tmp_path):
     for labels, message in (
         (None, "has no array 'labels' beside 'images'; add it"),
         (CLASSES[1:], r"'labels': has int64 \[39\] as labels; they must be 40 whole numbers from 0 to 99999 at most"),
-        (CLASSES / 4, "has float64"),
         (CLASSES - 1, "must be 40 whole numbers from 0"),
         (CLASSES * 0, "has 1 classes; set --config.data.labels=False"),
-        (np.array([{}, None], object), "Python objects"),
+        (np.array([{}, None], object), "OBJECT array"),
     ):
         np.savez(path, images=NUMBERED, **({} if labels is None else {"labels": labels}))
         with pytest.raises(ValueError, match=f"{path}.*{message}"):
@@ -122,24 +107,13 @@ def test_wrong_labels_are_refused(tmp_path):
         load_split(own_images(path, labels=True), "test")
 
 
-def test_images_are_cut_scaled_and_converted(tmp_path):
-    whole, _ = parts(own_images(saved(tmp_path / "images.npy", IMAGES)))
-    cut, _ = parts(own_images(tmp_path / "images.npy", crop_box=(1, 0, 5, 3)))
-    np.testing.assert_array_equal(cut, whole[:, 0:3, 1:5])
-    scaled, _ = parts(own_images(tmp_path / "images.npy", resize="stretch", height=2, width=9))
-    assert scaled.shape[1:] == (2, 9, 3)
-    gray = saved(tmp_path / "gray.npy", IMAGES[..., 0])
-    np.testing.assert_array_equal(np.concatenate(parts(own_images(gray, channels=3))).std(axis=-1), 0)
-
-
 def test_wrong_arrays_are_refused(tmp_path):
     for array, message in (
         ({"a": IMAGES, "b": OTHERS}, "has the arrays a, b; there must be one array of images, or train and test"),
         ({"labels": np.arange(3)}, r"it has int64 \[3\]; images are uint8, uint16 or bool \[count, height, width"),
-        ({"images": np.array([{}, None], object)}, "Python objects"),
+        ({"images": np.array([{}, None], object)}, "it has object"),
         (IMAGES.transpose(0, 3, 1, 2), r"it has uint8 \[30, 3, 5, 6\]"),
         (IMAGES / 255, "it has float64"),
-        (random_pixels(30, 5, 6, 7), "1 to 4 channels"),
         (random_pixels(0, 5, 6, 3), "it has"),
         (random_pixels(5, 6, 3), "it has"),
         (IMAGES.astype(np.uint16), "uint16 goes to 65535, but no value is above 255"),
@@ -171,25 +145,22 @@ def npy(array):
     return file.getvalue()
 
 
-def archive(path, **contents):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in contents.items():
-            file.writestr(name, content)
-    return path
-
-
 def test_what_is_not_wanted_may_be_anything_but_not_what_may_be_the_images(tmp_path):
     """A text, Python objects, damaged arrays."""
     beside = {"readme.txt": "Dear diary", "names.npy": npy(np.array([{}, None], object))}
     beside["labels.npy"] = npy(np.arange(30))[:-5]
-    spec = own_images(archive(tmp_path / "one.npz", **beside, **{"images.npy": npy(IMAGES)}))
-    assert sum(map(len, parts(spec))) == len(IMAGES) and holds_out(spec)
-    beside |= {"notes.npy": "not even an array", "x_train.npy": npy(IMAGES), "x_test.npy": npy(OTHERS)}
-    assert_same(parts(own_images(archive(tmp_path / "both.npz", **beside))), (IMAGES, OTHERS))
-    archive(tmp_path / "set.npz", **{"a.npy": npy(IMAGES), "b.npy": b"Dear diary"})
+    both = {"notes.npy": "not even an array", "x_train.npy": npy(IMAGES), "x_test.npy": npy(OTHERS)}
+    for name, contents in (
+        ("one", beside | {"images.npy": npy(IMAGES)}),
+        ("both", beside | both),
+        ("set", {"a.npy": npy(IMAGES), "b.npy": b"Dear diary"}),
+    ):
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w", zipfile.ZIP_DEFLATED) as file:
+            for entry, content in contents.items():
+                file.writestr(entry, content)
+    assert sum(map(len, parts(own_images(tmp_path / "one.npz")))) == len(IMAGES)
+    assert_same(parts(own_images(tmp_path / "both.npz")), (IMAGES, OTHERS))
     assert_refused(tmp_path / "set.npz", "b.npy: not an array")
-    archive(tmp_path / "text.npz", **{"readme.txt": "Dear diary"})
-    assert_refused(tmp_path / "text.npz", r"has the arrays \(none\); there must be one")
 
 
 def test_more_than_the_memory_is_not_unpacked(free_memory, tmp_path):
@@ -200,13 +171,6 @@ def test_more_than_the_memory_is_not_unpacked(free_memory, tmp_path):
         load_split(spec, "train")
     free_memory(3 * IMAGES.size)
     assert load_split(spec, "train").count == 27
-
-
-def test_images_of_another_form_than_was_said_are_refused(tmp_path):
-    path = saved(tmp_path / "images.npy", IMAGES)
-    assert_refused(path, "has 8 bits, but data.file_bits is 16; --config.data.convert", file_bits=16, convert=False)
-    assert_refused(path, "has 3 channels, but data.channels is 1; --config.data.convert", channels=1, convert=False)
-    assert_refused(path, "each image is 5x6 .*, not 8x8: --config.data.resize=crop", height=8)
 
 
 TRAIN, TEST = random_pixels(9, 6, 8), random_pixels(4, 6, 8, seed=1)
@@ -228,26 +192,15 @@ def assert_is_the_set(spec):
     assert_same(parts(spec), (TRAIN[..., np.newaxis], TEST[..., np.newaxis]))
 
 
-@pytest.mark.parametrize("contents", [MNIST_FILES, MNIST_FILES | packed(MNIST_FILES)])
-def test_both_parts_of_idx_files(contents, tmp_path):
-    # Labels are not needed, and a name of another source does not matter where there is one set.
-    others = {"readme.txt": b"train images", "train-labels-idx1-ubyte": b"damaged"}
-    assert_is_the_set(own_images(write_files(tmp_path, contents | others), source_name="mnist"))
-
-
-def test_idx_labels_go_with_their_images(tmp_path):
-    spec = own_images(write_files(tmp_path, packed(MNIST_FILES)), labels=True, num_classes=4)
+@pytest.mark.parametrize("contents", [MNIST_FILES, MNIST_FILES | packed(MNIST_FILES), packed(MNIST_FILES)])
+def test_both_parts_of_idx_files_and_their_labels(contents, tmp_path):
+    spec = own_images(write_files(tmp_path, contents), labels=True, num_classes=4)
     for part, labels in (("train", TRAIN_LABELS), ("test", TEST_LABELS)):
         np.testing.assert_array_equal(load_split(spec, part).labels, labels)
     assert own_images(tmp_path, labels=True).num_classes == 3
-    for wrong in (TRAIN_LABELS[1:], TRAIN):
-        write_files(tmp_path, {"train-labels-idx1-ubyte": idx(wrong)})
-        with pytest.raises(ValueError, match="must be 9 whole numbers"):
-            load_split(spec, "train")
-    (tmp_path / "train-labels-idx1-ubyte").unlink()
-    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(ValueError, match="data.labels = True: .* has no array 'y_train' beside 'x_train'; add it"):
-        load_split(spec, "train")
+    # Labels are not needed, and a name of another source does not matter where there is one set.
+    write_files(tmp_path, {"readme.txt": b"train images", "train-labels-idx1-ubyte": b"damaged"})
+    assert_is_the_set(own_images(tmp_path, source_name="mnist"))
 
 
 def test_one_of_several_sets_by_its_name(tmp_path):
@@ -256,9 +209,8 @@ def test_one_of_several_sets_by_its_name(tmp_path):
         write_files(tmp_path, {f"{name}-{file.replace('t10k', 'test')}": data for file, data in contents.items()})
     assert_is_the_set(own_images(tmp_path, source_name="emnist-letters"))
     assert own_images(tmp_path, source_name="emnist-digits").image_shape == (5, 5, 1)
-    for name in (None, "kmnist"):
-        with pytest.raises(ValueError, match=f"{tmp_path}: one file must be the train .*data.source_name"):
-            own_images(tmp_path, source_name=name)
+    with pytest.raises(ValueError, match=f"{tmp_path}: one file must be the train .*data.source_name"):
+        own_images(tmp_path, source_name="kmnist")
 
 
 PACKED, NAME = gzip.compress(idx(TRAIN), mtime=0), "train-images-idx3-ubyte"
@@ -292,12 +244,6 @@ def test_damaged_idx_files_are_refused(name, content, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_part_of_idx_files_is_reported(tmp_path):
-    write_files(tmp_path, {name: content for name, content in MNIST_FILES.items() if "t10k" not in name})
-    with pytest.raises(ValueError, match=f"^{tmp_path}: one file must be the test images .none.: t10k-images-idx3"):
-        own_images(tmp_path)
-
-
 LETTERS = np.random.default_rng(0).uniform(size=(3, 28, 28))
 # An image is a column, its pixels one column of the image after the other.
 COLUMNS = np.stack([letter.ravel(order="F") for letter in LETTERS], axis=1)
@@ -317,9 +263,6 @@ def test_letters_stand_upright(chardata):
     train = load_letters(chardata)
     np.testing.assert_array_equal(train.images, np.floor(LETTERS * 255)[..., np.newaxis])
     np.testing.assert_array_equal(load_letters(chardata.parent, "test").images, train.images[1:])
-    # As the published model reads them.
-    expected = (255 * scipy.io.loadmat(chardata)["data"].reshape(28, 28, -1).transpose(2, 1, 0)).astype(np.uint8)
-    np.testing.assert_array_equal(train.images[..., 0], expected)
 
 
 def test_what_is_not_the_set_of_letters_is_refused(chardata):
@@ -328,13 +271,10 @@ def test_what_is_not_the_set_of_letters_is_refused(chardata):
     whole = chardata.read_bytes()
     for contents in (
         {"testdata": COLUMNS},
-        {"data": COLUMNS.T},
         {"data": np.where(COLUMNS == COLUMNS.max(), np.nan, COLUMNS)},
-        {"data": COLUMNS * 255},
         {"data": COLUMNS * 1j},
         {"data": scipy.sparse.csc_matrix(COLUMNS)},
-        {"data": COLUMNS[:, :0]},
-        *(whole[:kept] for kept in (0, 50, 130, 2000)),
+        *(whole[:kept] for kept in (0, 130, 2000)),
         b"Dear diary,\n" * 200,
     ):
         if isinstance(contents, dict):

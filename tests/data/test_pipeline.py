@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,27 +10,7 @@ from nvae_tf.data import data_spec, pipeline
 from nvae_tf.data.pipeline import chosen_images, shown_numbers
 from nvae_tf.data.sources import ArraySource, load_split
 
-KEY = pipeline.stream_key(5, pipeline.RandomStream.TRAINING_BINARIZATION)
-
-
-def numbers(first_position, batch_size, shape, key=KEY):
-    return pipeline.uniform(key, tf.constant(first_position, tf.int64), batch_size, shape).numpy()
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 3)])
-def test_numbers_depend_on_the_position_and_not_on_the_batch(shape):
-    whole = numbers(10, 12, shape)
-    parts = [numbers(10, 5, shape), numbers(15, 1, shape), numbers(16, 6, shape)]
-    np.testing.assert_array_equal(whole, np.concatenate(parts))
-    assert len(np.unique(whole)) == whole.size
-    far = numbers(2**40, 2, shape)
-    assert not np.array_equal(far, numbers(0, 2, shape))
-    np.testing.assert_array_equal(far[1:], numbers(2**40 + 1, 1, shape))
-
-
-def test_seeds_and_streams_have_keys_of_their_own():
-    keys = {int(pipeline.stream_key(seed, stream)[0]) for seed in range(50) for stream in pipeline.RandomStream}
-    assert len(keys) == 50 * len(pipeline.RandomStream)
+KEY = pipeline.stream_key(5, 2)
 
 
 def test_permutations_are_all_different_and_unbiased():
@@ -48,17 +27,11 @@ def test_permutations_are_all_different_and_unbiased():
 
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
-def test_quantization_is_the_published_formula_in_exact_arithmetic(num_bits):
+def test_quantization_is_the_published_formula(num_bits):
     table = pipeline.intensity_table(num_bits)
-    assert table.dtype == np.float32 and table.shape == (256,)
-    for value in range(256):
-        # floor(x * 255 / 2^(8 - b)) / (2^b - 1) of x = value / 255.
-        level = (Fraction(value, 255) * 255 / 2 ** (8 - num_bits)).__floor__()
-        exact = Fraction(level, 2**num_bits - 1)
-        # The nearest float32: neither neighbor is nearer.
-        error = abs(Fraction(float(table[value])) - exact)
-        for neighbor in np.nextafter(table[value], np.float32([-1, 2])):
-            assert error <= abs(Fraction(float(neighbor)) - exact)
+    # floor(x * 255 / 2^(8 - b)) / (2^b - 1) of x = value / 255, to the nearest float32.
+    exact = [np.float32((value // 2 ** (8 - num_bits)) / (2**num_bits - 1)) for value in range(256)]
+    assert table.dtype == np.float32 and table.tolist() == exact
 
 
 # Gray digits of 8x8 pixels, binarized at every access.
@@ -114,15 +87,9 @@ def test_flips_happen_in_training_only_and_about_half_of_the_time():
     mirrored = (take(pipeline.training_batches(source, spec, batch_size=200, seed=0), 4)[..., 0, 0] == 1).mean(axis=-1)
     assert set(np.unique(mirrored)) == {0.0, 1.0} and 0.4 < mirrored.mean() < 0.6
     assert (mirrored[0] != mirrored[1]).any()
-    (evaluation,) = pipeline.evaluation_batches(source, spec, batch_size=200, seed=0)
-    np.testing.assert_array_equal(example_numbers(evaluation.numpy()), np.arange(200))
-
-
-def test_evaluation_gives_every_example_once_in_order():
-    dataset = pipeline.evaluation_batches(numbered_source(50), NUMBERED, batch_size=16, seed=0)
-    batches = [batch.numpy() for batch in dataset]
-    assert [len(batch) for batch in batches] == [16, 16, 16, 2] and dataset.cardinality() == 4
-    np.testing.assert_array_equal(example_numbers(np.concatenate(batches)), np.arange(50))
+    evaluation = [*pipeline.evaluation_batches(source, spec, batch_size=64, seed=0)]
+    assert [len(batch) for batch in evaluation] == [64, 64, 64, 8]
+    np.testing.assert_array_equal(example_numbers(np.concatenate(evaluation)), np.arange(200))
 
 
 def test_evaluation_binarizes_by_seed_and_number_whatever_the_batch_size():
@@ -147,11 +114,8 @@ def test_impossible_requests_are_refused():
     for request_, message in (
         (lambda s: train(s, NUMBERED, 64, 0), "batch size is 64; of 50 training images it must be 1 to 50"),
         (lambda s: evaluate(s, NUMBERED, 0, 0), "batch size is 0"),
-        (lambda s: train(s, NUMBERED, 8, 0, start_step=-1), "start step = -1: must be"),
         (lambda s: train(s, DIGITS, 8, 0), r"\[8,8,8,1\] and \[8,4,2,1\]"),
         (lambda s: train(s, NUMBERED, 24, 7, shard=pipeline.Shard(0, 5)), "24 can't be shared evenly by 5 processes"),
-        (lambda s: train(s, NUMBERED, 8, -1), "seed of the data = -1: must be a whole number"),
-        (lambda s: pipeline.Shard(2, 2), "no shard 2 of 2"),
     ):
         with pytest.raises(ValueError, match=message):
             request_(numbered_source(50))
@@ -230,7 +194,7 @@ def test_the_digest_is_of_the_stored_images():
         assert pipeline.content_digest(ArraySource(others), spec) != expected
     source, labeled = ArraySource(images), dataclasses.replace(spec, labels=True)
     digests = {pipeline.content_digest(source.labeled(np.arange(300) % n, ()), labeled) for n in (2, 3)}
-    assert len(digests | {expected}) == 3 and pipeline.content_digest(source, spec) == expected
+    assert len(digests | {expected}) == 3
 
 
 def test_images_of_the_data_set_are_chosen_by_number():
@@ -248,7 +212,6 @@ def test_images_of_the_data_set_are_chosen_by_number():
     assert_chosen(range(360))
     assert_chosen(shown_numbers(source, 70), count=70, at_most=5)
     assert_chosen(shown_numbers(source, 360), at_most=500)
-    assert chosen_images(source, data_spec("digits"), "test", at_most=1)[1] is None
     for values, message in (({"indices": [0, 360]}, "has images 0 to 359"), ({"count": 361}, "has only 360 images")):
         with pytest.raises(ValueError, match=f"the test part of digits {message}"):
             chosen_images(source, spec, "test", **values)

@@ -69,13 +69,6 @@ def test_what_reading_raised_comes_out_of_the_pipeline(error):
     assert caught.value.__suppress_context__ and caught.value.__cause__ is None
 
 
-def test_what_goes_wrong_elsewhere_is_not_hidden():
-    source = ImageSource(50, (4, 3, 1), lambda numbers: IMAGES[numbers][:, :2])
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[10,2,3,1\]"):
-        list(iterate(evaluation_batches(source, SPEC, batch_size=10, seed=0), source))
-    assert not source.failures
-
-
 def test_every_image_is_once_in_each_channel():
     # Digit i is i everywhere.
     digits = ArraySource(np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], [200, 4, 4, 1]))
@@ -89,7 +82,6 @@ def test_every_image_is_once_in_each_channel():
         assert sorted(channel) == list(range(200))
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (numbers(0)[:, one] != numbers(0)[:, other]).mean() > 0.9
-    np.testing.assert_array_equal(numbers(4), numbers(4))
     assert (numbers(4) != numbers(5)).any(axis=1).mean() > 0.9
 
 

@@ -13,7 +13,6 @@ from nvae_tf.data.spec import complete_config, complete_spec
 from nvae_tf.data_sets import MODEL_SETTINGS, check_model_fits
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.presets import load_settings
-from tests.command_fixtures import output_of
 from tests.data.picture_factory import png, random_pixels, write_files
 
 KNOWN = [spec for spec in DATA_SPECS.values() if spec.name != "own_images"]
@@ -51,7 +50,7 @@ def test_the_images_are_as_the_paper_has_them(spec):
     found += ((spec.padded_height, spec.padded_width), spec.crop_box, spec.resize)
     assert found == IMAGES[spec.name]
     assert spec.stacked_images == (3 if spec.name == "stacked_mnist" else 1)
-    assert bool(spec.source_name) != bool(SOURCES[spec.source].needs)
+    assert bool(spec.source_name) != bool(SOURCES[spec.source][1])
     # Nothing is guessed, converted or left out unless a user says so.
     assert (spec.file_bits, spec.convert, spec.on_bad_file) == (8, False, "stop")
     assert data_spec(spec.name) is spec and config_from_dict(DataSpec, config_to_dict(spec)) == spec
@@ -63,16 +62,13 @@ def test_unknown_names_and_impossible_specs_are_refused():
     with pytest.raises(ValueError, match=r"'stacked-mnist': not one of .*\); did you mean 'stacked_mnist'"):
         data_spec("stacked-mnist")
     for change, message in (
-        ({"num_bits": 9, "binarize": False}, "data.num_bits = 9: must be from 1 to 8"),
         ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarize\) have 1 bit; set it to 1"),
-        ({"channels": 5}, "data.channels = 5: must be from 1 to 4"),
         ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),
-        ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or the number of channels; set data.channels to 3"),
+        ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or data.channels = 1"),
         ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
-        ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970"),
         ({"alpha": "#12345"}, "data.alpha = '#12345': must be keep, drop, white, black or a color"),
-        ({"alpha": "white", "channels": 4}, "leaves no alpha channel, but data.channels = 4 .*data.channels=3"),
-        ({"test_split": "train"}, "data.train_split and data.test_split are both 'train'"),
+        ({"alpha": "white", "channels": 4}, "leaves no alpha channel: set --config.data.channels=3"),
+        ({"test_split": "train"}, "data.test_split = 'train': must differ from data.train_split"),
         ({"crop_box": (15, 40, 163)}, r"data.crop_box = \(15, 40, 163\): must be \(left, top, right, bottom\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -103,11 +99,8 @@ def test_the_settings_follow_from_what_lies_at_the_path(tmp_path):
     assert (model.image_height, model.image_width, model.image_channels) == (20, 14, 2)
     assert (model.num_bits, model.likelihood) == (8, "logistic_mixture")
     assert complete_spec(config.data) == config.data and completed(tmp_path, source="folder") == config
-
-
-def test_the_likelihood_follows_from_the_bits(tmp_path):
-    config = completed(pictures(tmp_path), num_bits=1)
-    assert config.data.likelihood == config.model.likelihood == "bernoulli" and config.model.num_bits == 1
+    model = completed(tmp_path, num_bits=1).model
+    assert (model.num_bits, model.likelihood) == (1, "bernoulli")
 
 
 def test_the_size_is_what_was_asked_for_and_padded_where_the_hierarchy_cannot_halve_it(tmp_path):
@@ -131,14 +124,6 @@ def test_a_home_folder_is_found_and_arrays_beside_pictures_do_not_hide_them(tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     assert completed("~/album").data.image_shape == (20, 14, 3)
     assert load_split(completed("~/album").data, "test").count == 1
-
-
-def test_a_rule_without_a_size_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="data.resize = 'crop', but to which size.* set --config.data.height=64"):
-        completed(pictures(tmp_path), resize="crop")
-    spec = completed(tmp_path, height=16).data
-    with pytest.raises(ValueError, match="not 16x16: --config.data.resize=crop or stretch"):
-        load_split(spec, "train")
 
 
 def test_most_pictures_decide_and_not_the_first(tmp_path):
@@ -175,11 +160,8 @@ def test_classes_without_labels_are_refused():
     with pytest.raises(ValueError, match="does not fit .* model.num_classes is 10, the data have 0"):
         check_model_fits(config.model, config.data)
     settings.data.num_classes = 10
-    with pytest.raises(ValueError, match="data.num_classes = 10, but data.labels is False: set --config.data.labels"):
+    with pytest.raises(ValueError, match="data.num_classes = 10: data.labels is False; set --config.data.labels"):
         complete_config(settings)
-    stacked = dataclasses.replace(data_spec("stacked_mnist"), labels=True, source="bundled", source_name="digits")
-    with pytest.raises(ValueError, match="bundled digits has no labels for stacked images; set --config"):
-        complete_spec(stacked)
 
 
 def test_what_leads_to_no_images_is_reported():
@@ -187,27 +169,13 @@ def test_what_leads_to_no_images_is_reported():
         ({}, FileNotFoundError, "data.path = None: no such file or folder; it names a folder of pictures, a .npy"),
         ({"path": "gone"}, FileNotFoundError, "data.path = gone: no such file or folder; it names a folder of pict"),
         ({"path": __file__}, ValueError, "data.path = .*: a file that is neither .npy nor .npz"),
-        ({"path": __file__, "source": "folder"}, OSError, f"Not a directory: '{__file__}'"),
         ({"source": "tfds"}, ValueError, "data.source_name is not set"),
         *(
             ({"source": "tfds", "source_name": name}, ValueError, "data.source_name = .*: not a name of TensorFlow")
             for name in ("huggingface:mnist", "https://host/a.zip", "kaggle:a" * 999, "a\nb")
         ),
-        ({"source": "arrays", "path": "gone"}, FileNotFoundError, "data.path = gone: .* names a .npy or .npz file"),
         ({"source": "fodler"}, ValueError, "data.source = 'fodler': .*did you mean 'folder'"),
     ):
         with pytest.raises(error, match=message) as caught:
             complete_spec(dataclasses.replace(OWN, **settings))
         assert "\n" not in str(caught.value)
-
-
-def test_a_folder_is_looked_at_before_tensorflow_is_loaded(tmp_path):
-    program = """
-import sys
-from configs import own_images
-from nvae_tf.data.spec import complete_config
-config = own_images.get_config()
-config.data.path = sys.argv[1]
-print(complete_config(config).data.image_shape, "tensorflow" in sys.modules)
-"""
-    assert output_of(["-c", program, pictures(tmp_path)]) == "(20, 14, 3) False\n"

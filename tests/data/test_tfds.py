@@ -1,9 +1,7 @@
 import dataclasses
 import hashlib
 import pathlib
-import socket
 import tarfile
-import urllib.parse
 
 import numpy as np
 import pytest
@@ -12,10 +10,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from nvae_tf.data import data_spec
-from nvae_tf.data import tfds as tfds_source
-from nvae_tf.data.sources import first_image, load_split
+from nvae_tf.data.sources import load_split
 from nvae_tf.data.spec import complete_spec
-from nvae_tf.data.tfds import unreachable_hosts
 from tests.data.picture_factory import random_pixels, stored_pixels, write_files
 
 MNIST, CIFAR10 = data_spec("mnist"), data_spec("cifar10")
@@ -48,7 +44,8 @@ def empty(feature):
 def own_set(tmp_path):
     """`own_set(images, **how_to_store)` stores a set that no catalog has, and gives its spec."""
 
-    def store(images, folder="tfds", dtype=np.uint8, shape=(None, None, 3)):
+    def store(images, folder="tfds"):
+        shape, dtype = (None, None, 3), np.uint8
         signature = {"image": tf.TensorSpec(shape, dtype)}
         examples = [{"image": image} for image in images]
         training = tf.data.Dataset.from_generator(lambda: iter(examples), output_signature=signature)
@@ -107,15 +104,6 @@ def test_labels_go_with_their_images(no_network, tmp_path):
         assert source.class_names == tuple("abcdefghij")
 
 
-def test_stacked_mnist_is_made_of_mnist(no_network, tmp_path):
-    spec = data_spec("stacked_mnist")
-    images = random_pixels(40, 28, 28, 1)
-    store_known_set(tmp_path, "mnist", train=images)
-    source = load(spec, "train", tmp_path)
-    assert (source.count, source.image_shape) == (40, (28, 28, 3))
-    assert np.sum(stored_pixels(source), dtype=np.int64) == 3 * images.sum(dtype=np.int64)
-
-
 def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(no_network, tmp_path, monkeypatch):
     """An archive of CIFAR-10's form where a user puts the real one."""
     images, archive = random_pixels(4, 32, 32, 3), tmp_path / "downloads" / "manual" / "cifar-10-binary.tar.gz"
@@ -140,20 +128,9 @@ def test_without_network_the_error_has_the_cause_and_the_manual_way(no_network, 
     with pytest.raises(ConnectionError) as caught:
         load(MNIST, "train", tmp_path)
     message = str(caught.value)
-    for url in tfds.builder_cls("mnist").url_infos:
-        assert url in message and f"{urllib.parse.urlsplit(url).hostname}: no route" in message
+    assert all(url in message for url in tfds.builder_cls("mnist").url_infos) and "googleapis.com: no route" in message
     assert str(tmp_path / "downloads" / "manual") in message
     assert "tfds build mnist --data_dir=tfds_data" in message and str(tmp_path / "mnist") in message
-
-
-def test_a_download_that_breaks_off_names_the_manual_way_too(monkeypatch, tmp_path):
-    def break_off(builder):
-        raise tfds.download.DownloadError("Failed to get url. HTTP code: 404.")
-
-    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", break_off)
-    with pytest.raises(ConnectionError, match="(?s)HTTP code: 404.*downloads/manual"):
-        load(MNIST, "train", tmp_path)
 
 
 def test_an_unknown_set_is_answered_with_the_nearest(tmp_path):
@@ -200,44 +177,9 @@ def test_images_of_different_sizes_need_a_rule(own_set):
         load_split(dataclasses.replace(spec, crop_box=(3, 2, 31, 20)), "train")
 
 
-def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
-    images = random_pixels(4, 8, 6, 1, dtype=np.uint16)
-    spec = own_set(images, dtype=np.uint16, shape=(8, 6, 1))
-    assert first_image(spec) == (8, 6, 1, 16)
-    colored = dataclasses.replace(spec, file_bits=16, channels=3)
-    for wrong, message in ((spec, "16 bits, but data.file_bits is 8"), (colored, "1 channels, but .* is 3")):
-        with pytest.raises(ValueError, match=f"has {message}; --config.data.convert=True"):
-            load_split(wrong, "train")
-    for asked in (dataclasses.replace(spec, file_bits=16), dataclasses.replace(colored, convert=True)):
-        source = load_split(asked, "train")
-        np.testing.assert_array_equal(source.images, (images // 256).repeat(asked.channels, axis=-1))
-
-
-def test_a_set_too_large_for_the_memory_names_the_cache(celeba64, free_memory, tmp_path):
-    size = 10 * 64 * 64 * 3
-    free_memory(3 * size - 1)
-    with pytest.raises(ValueError, match=r"celeb_a: 10 images of \(64, 64, 3\) need .*--config.data.cache=FOLDER"):
-        load_split(celeba64, "train")
-    assert load_split(dataclasses.replace(celeba64, cache=str(tmp_path / "cache")), "train").count == 10
-    free_memory(3 * size)
-    assert load_split(celeba64, "train").count == 10
-
-
 def test_another_set_of_the_same_name_is_decoded_again(own_set, tmp_path):
     images = random_pixels(5, 8, 8, 3)
     sets = [own_set(list(images)), own_set(list(255 - images), folder="elsewhere")]
     caches = [dataclasses.replace(spec, cache=str(tmp_path / "cache")) for spec in sets]
     one, other = (stored_pixels(load_split(spec, "train")) for spec in caches)
     np.testing.assert_array_equal(one, 255 - other)
-
-
-def test_only_the_refusing_host_is_named(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
-        refusing = f"127.0.0.1:{closed.getsockname()[1]}"
-        closed.close()
-        assert unreachable_hosts(["file:///a/b"]) == {}
-        causes = unreachable_hosts([f"http://{refusing}/a", f"http://{refusing}/b"])
-        assert list(causes) == [refusing] and "refused" in causes[refusing]
-        causes = unreachable_hosts([f"http://127.0.0.1:{silent.getsockname()[1]}/x"], timeout_seconds=0.1)
-        assert "timed out" in "".join(causes.values())

@@ -123,8 +123,7 @@ def damage(place, step, kind="data", change="half"):
         file.write_bytes(CHANGES[change](content))
 
 
-@pytest.mark.parametrize("kind", ["data", "index"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("change", "kind"), [("half", "data"), ("a bit flipped", "data"), ("gone", "index")])
 def test_instead_of_a_damaged_one_the_one_before_is_used(folder, model, change, kind):
     damage(folder.checkpoints, 10, kind, change)
     before = contents(folder.checkpoints)
@@ -178,25 +177,6 @@ def test_weights_that_no_step_has_trained_are_loaded_with_a_warning(empty_run, m
         nvae_tf.load(empty_run.path)
 
 
-@pytest.mark.parametrize("content", [None, b"{ not a list \xff"])
-def test_without_the_list_nothing_is_lost_and_old_ones_are_still_deleted(folder, model, content):
-    listed = folder.checkpoints / "checkpoint"
-    listed.unlink() if content is None else listed.write_bytes(content)
-    state, step, reported = restored(folder, model)
-    assert step == 10 and not reported
-    save(state, model, 15)
-    assert saved_steps(folder.checkpoints) == [10, 15]
-    moved = folder.path.rename(folder.path.with_name("moved"))
-    assert tf.train.latest_checkpoint(str(moved / "checkpoints")) == str(moved / "checkpoints" / "step-15")
-
-
-def test_a_list_of_tensorflow_itself_is_read(tmp_path):
-    manager = tf.train.CheckpointManager(tf.train.Checkpoint(), tmp_path, 5, checkpoint_name="step")
-    for step in (5, 10):
-        manager.save(step)
-    assert checkpoint_files.read_list(tmp_path) == [5, 10]
-
-
 def test_a_save_that_a_killed_process_left_half_written_is_reported_and_removed(folder, model):
     partial = folder.checkpoints / ".step-12.partial"
     (partial / "step-12_temp").mkdir(parents=True)
@@ -211,38 +191,37 @@ def test_a_save_that_a_killed_process_left_half_written_is_reported_and_removed(
     assert not list(folder.checkpoints.glob(".*"))
 
 
-@pytest.mark.parametrize("size", [1, 3000, "only the list"])
-def test_what_can_not_be_written_leaves_nothing_behind(folder, model, small_files, tmp_path, monkeypatch, size):
-    def full_disk(path, text):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+@pytest.mark.parametrize("size", [1, 3000])
+def test_what_can_not_be_written_leaves_nothing_behind(folder, model, small_files, tmp_path, size):
     state = state_of(folder, model)
     state.restore()
     save_if_best(state, model, 10, 2.0)
     places = folder.checkpoints, folder.best_checkpoints
     before = contents(*places)
-    if size == "only the list":
-        monkeypatch.setattr(checkpoints, "atomic_write", full_disk)
-        with pytest.raises(CheckpointNotWritten, match="of step 12 .*No space left.* from step 12, whose"):
-            save(state, model, 12)
-        assert saved_steps(folder.checkpoints) == [10, 12]
-        monkeypatch.undo()
-    else:
-        small_files(size)
-        with pytest.raises(CheckpointNotWritten, match="the checkpoint of step 12 .*File too large.* from step 10, "):
-            state.save(12)
-        with pytest.raises(CheckpointNotWritten, match="best: .* of step 12 .*File too large.* from step 10, "):
-            state.save_if_best(12, 1.0)
-        with pytest.raises(CheckpointNotWritten, match="of step 1 .*File too large.* starts anew"):
-            state_of(RunFolder(tmp_path / "new"), model).save(1)
-        small_files(None)
-        assert contents(*places) == before
-    assert not [hidden for place in places for hidden in place.glob(".*")]
+    small_files(size)
+    with pytest.raises(CheckpointNotWritten, match="the checkpoint of step 12 .*File too large.* from step 10, "):
+        state.save(12)
+    with pytest.raises(CheckpointNotWritten, match="best: .* of step 12 .*File too large.* from step 10, "):
+        state.save_if_best(12, 1.0)
+    with pytest.raises(CheckpointNotWritten, match="of step 1 .*File too large.* starts anew"):
+        state_of(RunFolder(tmp_path / "new"), model).save(1)
+    small_files(None)
+    assert contents(*places) == before and not [hidden for place in places for hidden in place.glob(".*")]
     state, *_ = restored(folder, model)
     save(state, model, 14)
     state.save_if_best(14, 1.0)
-    assert saved_steps(folder.checkpoints) == [12 if size == "only the list" else 10, 14]
-    assert saved_steps(folder.best_checkpoints) == [14]
+    assert (saved_steps(folder.checkpoints), saved_steps(folder.best_checkpoints)) == ([10, 14], [14])
+
+
+def test_a_list_that_can_not_be_written_leaves_the_checkpoint(folder, model, monkeypatch):
+    def full_disk(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    state, *_ = restored(folder, model)
+    monkeypatch.setattr(checkpoints, "atomic_write", full_disk)
+    with pytest.raises(CheckpointNotWritten, match="of step 12 .*No space left.* from step 12, whose"):
+        save(state, model, 12)
+    assert saved_steps(folder.checkpoints) == [10, 12]
 
 
 def test_step_0_is_kept_until_there_is_another(empty_run, model):
@@ -255,6 +234,8 @@ def test_step_0_is_kept_until_there_is_another(empty_run, model):
     save(later, model, 5, 7, 8)
     assert checkpoint_files.steps_of_files(empty_run.checkpoints) == [7, 8, 9]
     assert checkpoint_files.read_list(empty_run.checkpoints) == [7, 8]
+    moved = empty_run.path.rename(empty_run.path.with_name("moved"))
+    assert tf.train.latest_checkpoint(str(moved / "checkpoints")) == str(moved / "checkpoints" / "step-8")
 
 
 def test_what_is_not_listed_is_kept_for_good_if_it_is_older_than_the_list(folder, model):
@@ -267,12 +248,6 @@ def test_what_is_not_listed_is_kept_for_good_if_it_is_older_than_the_list(folder
     assert step == 12 and not reported
     save(state, model, 14)
     assert saved_steps(place) == [3, 12, 14] and checkpoint_files.read_list(place) == [12, 14]
-    for damaged in (12, 14):
-        damage(place, damaged)
-    state, step, _ = restored(folder, model)
-    assert step == 3
-    save(state, model, 15, 16, 17)
-    assert saved_steps(place) == [3, 12, 14, 16, 17]
 
 
 def test_only_a_lower_score_is_kept(empty_run, model):
@@ -292,7 +267,7 @@ def test_only_a_lower_score_is_kept(empty_run, model):
     assert number_of(nvae_tf.load(empty_run.path, "best")) == 2.0
 
 
-@pytest.mark.parametrize(("left", "new"), [((10, 2.0), (15, 1.0)), ((15, 2.0), (10, 1.0))])
+@pytest.mark.parametrize(("left", "new"), [((15, 2.0), (10, 1.0))])
 def test_a_process_killed_before_it_deleted_the_best_before(empty_run, model, tmp_path, left, new):
     state, place = state_of(empty_run, model), empty_run.best_checkpoints
     save_if_best(state, model, *left)
@@ -328,7 +303,7 @@ def test_a_damaged_best_is_reported_and_the_next_score_counts(empty_run, model):
 def test_what_is_missing_is_named_with_what_to_do(empty_run, model):
     for checkpoint, error, message in (
         ("latest", FileNotFoundError, "no checkpoint in .*checkpoints; nvae-train writes one.* --checkpoint=best"),
-        ("best", FileNotFoundError, "no best checkpoint in .*best; with train.keep_best .*Train on, or take"),
+        ("best", FileNotFoundError, "no best checkpoint in .*best; nvae-train .*Train on, or take"),
         ("bset", ValueError, r"checkpoint = 'bset': .*latest, best.*did you mean 'best'\?"),
     ):
         with pytest.raises(error, match=message):

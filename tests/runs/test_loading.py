@@ -13,7 +13,7 @@ from nvae_tf.models.training_step import training_loss
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import open_for_training
-from nvae_tf.training.initialization import initialize
+from nvae_tf.training.run import initialize
 from tests.tiny_model import assert_same, tiny_config
 
 MODEL = tiny_config(num_flows=1)
@@ -88,15 +88,12 @@ def test_another_likelihood_changes_the_last_layer_only(run):
     assert all(line.startswith("  top_down/image/") for line in misshapen)
     assert_taken(model, source, taken)
     np.testing.assert_array_equal(model.top_down.image.kernel.numpy(), before)
-    parameters = model.top_down.image.channels_out
-    assert f"  top_down/image/kernel: [1, 3, 3, 2, 1] in the source, [1, 3, 3, 2, {parameters}] here" in report
     # New kernels need the long power iteration of a model's first step.
     assert float(model.spectral_regularizer.warmed_up.numpy()) == 0.0
     # Nor are stacks of another count taken in part.
     taken, report = initialize(compiled(dataclasses.replace(MODEL, num_groups_per_scale=2), seed=2), path)
     name = "top_down/scales/0/posteriors/kernel"
-    assert name not in taken and "bottom_up/stem/kernel" in taken
-    assert f"\n  {name}: [1, 3, 3, 4, 4] in the source, [2, 3, 3, 4, 4] here\n" in report
+    assert name not in taken and f"\n  {name}: [1, 3, 3, 4, 4] in the source, [2, 3, 3, 4, 4] here\n" in report
 
 
 @pytest.mark.slow
@@ -133,24 +130,23 @@ def test_the_first_batch_sets_scales_unless_trained_ones_were_taken(tmp_path, so
 
 @pytest.mark.slow
 def test_a_source_of_which_nothing_fits_is_refused_and_nothing_assigned(tmp_path):
-    small = tiny_config(image_height=8, image_width=8)
+    path, _ = saved_run(tmp_path / "small", tiny_config(squeeze_excite=False))
     other = dict(num_latent_per_group=3, num_channels_encoder=20, num_channels_decoder=20, squeeze_excite=False)
-    path, _ = saved_run(tmp_path / "small", dataclasses.replace(small, likelihood="bernoulli", squeeze_excite=False))
     model = compiled(dataclasses.replace(MODEL, num_bits=8, likelihood="normal", num_groups_per_scale=2, **other), 2)
     before = values(model)
-    with pytest.raises(ValueError, match=r"none of its \d+ weights fits one of the \d+ of this model") as error:
+    message = (
+        rf"{path}.*none of its \d+ weights fits one of the \d+ .* model.num_groups_per_scale is 1 there and 2 here"
+    )
+    with pytest.raises(ValueError, match=message):
         initialize(model, path)
-    assert path in str(error.value) and "model.num_groups_per_scale is 1 there and 2 here" in str(error.value)
-    assert "\n" not in str(error.value)
     assert_same(values(model), before)
 
 
 @pytest.mark.parametrize(
     ("place", "kind", "message"),
     [
-        ("nowhere", FileNotFoundError, "nowhere': no such file or folder; give the --workdir"),
+        ("notes.txt", FileNotFoundError, "notes.txt': no such folder or published file; give the --workdir"),
         ("new", ValueError, "train.initialize_from: .*new: no checkpoint"),
-        ("notes.txt", ValueError, "notes.txt': neither a run folder nor a published file"),
     ],
 )
 def test_a_wrong_source_is_named(run, tmp_path, place, kind, message):

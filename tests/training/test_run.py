@@ -1,11 +1,17 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
+import pytest
 
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, resolve_lengths
+from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.run_folder import open_for_training, read_run_config
+from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
+from nvae_tf.training.run import run_of_folder
+from nvae_tf.training.strategy import Replicas
+from tests.command_fixtures import assert_same_tensors
 from tests.tiny_model import tiny_config
 
 
@@ -16,7 +22,6 @@ def lengths(config):
 
 def test_what_is_not_set_scales_with_the_run():
     for steps_per_epoch, total_steps, expected in (
-        (100, 40_000, (5.0, 1000)),
         (100, 10_000, (5.0, 1000)),
         # A tenth of the run is shorter than what is usual.
         (100, 4_000, (4.0, 400)),
@@ -55,3 +60,21 @@ def test_another_seed_gives_other_weights_and_draws():
     one, other = (model_for_training(config, 10, 100).model for config in configs)
     assert (one.seed, other.seed) == (3, 4)
     assert np.any(one.convolutions[0].kernel != other.convolutions[0].kernel)
+
+
+@pytest.mark.slow
+def test_a_conditional_run_continued_is_the_same_run_and_other_classes_are_refused(commands, conditional_run, tmp_path):
+    workdir = shutil.copytree(conditional_run, tmp_path / "run")
+    for file in workdir.glob("checkpoints/step-60.*"):
+        file.unlink()
+    assert ", from step 50 on" in commands.train(workdir, **commands.CONDITIONAL)
+    assert_same_tensors(conditional_run, workdir, 60)
+    counts = json.loads((workdir / "images.json").read_text())
+    assert counts["class_names"] == [*"0123456789"] and counts["a_step"] == 100
+    # With other classes it would be another run, and another score.
+    (workdir / "images.json").write_text(json.dumps(counts | {"class_names": [*"012345678", "nine"]}))
+    folder = RunFolder(workdir)
+    with pytest.raises(ValueError, match="bundled digits: not the classes .*: class 9 was 'nine' and is now '9'"):
+        run_of_folder(read_run_config(folder), folder, Replicas())
+    with pytest.raises(ValueError, match="class 9 was 'nine' and is now '9'"):
+        evaluate_run(workdir, ["elbo"])

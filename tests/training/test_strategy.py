@@ -1,5 +1,4 @@
 import contextlib
-import os
 import shutil
 import signal
 import time
@@ -12,7 +11,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.replicas import shard_from_environment
-from nvae_tf.training.launcher import StopRequest, tf_configs
+from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.loop import TrainingLoop
 from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, scans_steps
 from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
@@ -37,10 +36,8 @@ def test_what_xla_compiles_and_where_the_step_has_a_loop(clusters, monkeypatch):
     for xla, num_gpus, replicas, whole, in_parts in (
         ("auto", 0, 2, False, False),
         ("auto", 2, 1, True, False),  # one of them trains
-        ("off", 1, 1, False, False),
         ("jit", 0, 1, True, False),
         ("auto", 1, 2, False, True),  # two machines of one
-        ("cluster", 0, 1, False, True),
     ):
         gpus = [f"GPU:{index}" for index in range(num_gpus)]
         monkeypatch.setattr("nvae_tf.training.strategy.gpus", lambda gpus=gpus: gpus)
@@ -68,7 +65,7 @@ def test_the_place_in_a_cluster(monkeypatch):
     for cluster, task, expected in (
         ('{"chief": ["c:1"], "worker": ["a:1", "b:1"]}', '{"type": "worker", "index": 1}', (2, 3)),
         ('{"chief": ["c:1"], "worker": ["a:1", "b:1"]}', '{"type": "chief", "index": 0}', (0, 3)),
-        ('{"worker": ["a:1", "b:1"]}', '{"type": "worker", "index": 2}', "it has no task worker 2"),
+        ('{"worker": ["a:1", "b:1"]}', '{"type": "worker", "index": 2}', "can't be used .*not in list"),
         ('{"worker": ["a:1", "b:1"]}', '{"index": 0}', "TF_CONFIG = .* can't be used .*must look like"),
     ):
         monkeypatch.setenv("TF_CONFIG", f'{{"cluster": {cluster}, "task": {task}}}')
@@ -86,12 +83,10 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
 
     class Slow(Replicas):
         def agreed_signal(self, number):
-            answer = number
             stop.signal_number = signal.SIGTERM
-            return answer
+            return number
 
-    replicas = Slow()
-    run = types.SimpleNamespace(replicas=replicas, config=ExperimentConfig())
+    run = types.SimpleNamespace(replicas=Slow(), config=ExperimentConfig())
     loop = TrainingLoop(None, run, None, None, None, stop)
     assert loop.agreed_signal(0) is None
     assert loop.agreed_signal(10) == signal.SIGTERM
@@ -159,19 +154,6 @@ def test_two_replicas_go_on_as_one_device_would(commands, on_one_device, tmp_pat
     commands.train(workdir, **settings)
     assert_close_runs(on_one_device, workdir, 5)
     assert (workdir / "samples" / "step-00000005.png").exists()
-
-
-@pytest.mark.slow
-def test_a_worker_that_ends_before_the_first_step_is_one_line(commands, tmp_path):
-    """The chief refuses the folder: the other, which waits for it, ends within seconds and says why."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").write_text("years of work")
-    command = commands.tiny_training(tmp_path / "run", **SETTINGS)
-    workers = [started(command, env=os.environ | {"TF_CONFIG": setting}) for setting in tf_configs(2)]
-    errors = [worker.communicate(timeout=120)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [2, 75], errors
-    (line,) = [line for line in errors[1].splitlines() if line.startswith("error:")]
-    assert "another worker has ended or can't be reached" in line and "Traceback" not in errors[1]
 
 
 @pytest.mark.slow
