@@ -49,13 +49,9 @@ def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None
     fitting, _, missing, misshapen, unknown = match(model, state)
     shapes = [f"{name} has shape {np.shape(state[name])}, not {needed}" for name, needed in misshapen.items()]
     faults = {"missing": missing, "of another shape": shapes, "unknown": unknown}
-    problems = "; ".join(
-        f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-        for what, names in faults.items()
-        if names
-    )
-    if problems:
-        raise ValueError(f"the published weights do not fit this architecture; tensors: {problems}. {_ONE_FILE}")
+    if problems := [f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in faults.items() if names]:
+        fault = f"the published weights do not fit this architecture; tensors: {'; '.join(problems)}"
+        raise ValueError(f"{fault}. {_ONE_FILE}")
     values: dict[int, tuple[Any, np.ndarray]] = {}
     for name, tensor in fitting.items():
         variable, place = tensor.variable, ... if tensor.index is None else tensor.index

@@ -14,7 +14,7 @@ import random
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,13 +95,13 @@ class ServedModel(contextlib.AbstractContextManager):
     Args:
       server: `HOST:PORT` for gRPC (usually 8500), a URL as `http://HOST:PORT` for REST (usually 8501).
       model: its name on the server.
-      version: one version's number; the newest one that is served, if neither this nor a label is given.
+      version: a version's number; the newest one that is served if not given.
       label: the label of a version instead, e.g. `stable`.
       timeout: seconds for one request, its repetitions included; over REST for each wait for a part of an answer.
       total_timeout: seconds for one call, which may be many requests.
       batch_rows: the most rows in a request; servers usually take up to 64.
       in_flight: how many requests run at once.
-      progress: is called with the number of rows done so far, after each request.
+      progress: is called with the number of rows done so far, in their order.
     """
 
     def __init__(
@@ -118,8 +118,9 @@ class ServedModel(contextlib.AbstractContextManager):
     ):
         if version is not None and label is not None:
             raise ValueError(f"version {version} and label {label!r}: give one of them")
-        chosen = "" if version is None else f" version {version}"
-        self._what = f"{server}, model {model!r}{chosen if label is None else f' label {label!r}'}"
+        given = {"version": version, "label": label}
+        chosen = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
+        self._what = f"{server}, model {model!r}{chosen}"
         self._seconds, self._total_seconds = timeout, total_timeout
         self._batch_rows, self._in_flight, self._progress = batch_rows, in_flight, progress
         self._signatures: dict[str, SignatureSpec] | None = None
@@ -252,15 +253,7 @@ class ServedModel(contextlib.AbstractContextManager):
         for name, value in optional.items():
             if value is not None or name in wanted:
                 inputs[name] = np.broadcast_to(_OPTIONAL[name] if value is None else value, [count])
-        outputs = self._ask_in_batches(signature, inputs, count)
-        if "image_bytes" in outputs:
-            outputs["image"] = pixels_of_files(outputs["image_bytes"])
-        elif "image" in outputs and as_pixels:
-            outputs["image"] = pixels_of(outputs["image"])
-        return outputs
-
-    def _ask_in_batches(self, signature: str, inputs: Arrays, count: int) -> Arrays:
-        end = time.monotonic() + self._total_seconds
+        end, results = time.monotonic() + self._total_seconds, []
 
         def ask(first: int) -> Arrays:
             batch = {name: array[first : first + self._batch_rows] for name, array in inputs.items()}
@@ -270,16 +263,17 @@ class ServedModel(contextlib.AbstractContextManager):
                 batch["image"] = batch["image"] / np.float32(255.0)
             return self._ask(signature, batch, end, first)
 
-        pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="prediction")
-        try:
-            asked = [pool.submit(ask, first) for first in range(0, count, self._batch_rows)]
-            for done, future in enumerate(as_completed(asked), 1):
-                future.result()
-                self._progress(min(done * self._batch_rows, count))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # after an error no further request is sent
-        results = [future.result() for future in asked]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        with ThreadPoolExecutor(self._in_flight) as pool:
+            # After an error no further request is sent: the iterator of `map` cancels what has not begun.
+            for result in pool.map(ask, range(0, count, self._batch_rows)):
+                results.append(result)
+                self._progress(min(len(results) * self._batch_rows, count))
+        outputs = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        if "image_bytes" in outputs:
+            outputs["image"] = pixels_of_files(outputs["image_bytes"])
+        elif "image" in outputs and as_pixels:
+            outputs["image"] = pixels_of(outputs["image"])
+        return outputs
 
 
 def as_array(value: Any, wanted: TensorSpec) -> np.ndarray:
@@ -289,9 +283,7 @@ def as_array(value: Any, wanted: TensorSpec) -> np.ndarray:
         encode = np.frompyfunc(lambda text: text.encode() if isinstance(text, str) else text, 1, 1)
         return encode(np.array(value, object))
     array = np.asarray(value)
-    dtype = wanted.dtype if np.can_cast(array.dtype, wanted.dtype, "same_kind") else array.dtype
-    # TensorFlow wants the machine's own order of bytes; IDX files have the other.
-    return array.astype(np.dtype(dtype).newbyteorder("="), copy=False)
+    return array.astype(wanted.dtype) if np.can_cast(array.dtype, wanted.dtype, "same_kind") else array
 
 
 def row_seeds(seed: int, count: int) -> np.ndarray:
@@ -312,9 +304,9 @@ def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
         # The upper 8 of 16 bits, as a model's graph reads such files; Pillow would clip at 255.
         pixels.append(np.atleast_3d(np.asarray(as_eight_bits(image, shape[-1]))))
         if pixels[-1].shape != tuple(shape):
-            name = getattr(image, "filename", "") or f"picture {number}"
-            sizes = ("x".join(map(str, sizes)) for sizes in (pixels[-1].shape, shape))
-            raise ValueError("{} is {}, the model takes {} (height x width x channels); resize it".format(name, *sizes))
+            name, size = getattr(image, "filename", "") or f"picture {number}", "x".join(map(str, pixels[-1].shape))
+            wanted = f"{'x'.join(map(str, shape))} (height x width x channels)"
+            raise ValueError(f"{name} is {size}, the model takes {wanted}; resize it")
     return np.stack(pixels) if pixels else np.zeros([0, *shape], np.uint8)
 
 
@@ -327,9 +319,9 @@ class RestTransport:
     """The requests to one model on `server`, a URL; errors are `ServingError`s without the server's name."""
 
     def __init__(self, server: str, model: str, version: int | None, label: str | None):
-        chosen = "" if version is None else f"/versions/{version}"
-        chosen = f"/labels/{urllib.parse.quote(label, safe='')}" if label is not None else chosen
-        self.url = f"{server.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}{chosen}"
+        parts = ["models", model, *([] if version is None else ["versions", str(version)])]
+        parts += [] if label is None else ["labels", label]
+        self.url = "/".join([server.rstrip("/"), "v1", *(urllib.parse.quote(part, safe="") for part in parts)])
         self._session = requests.Session()
         # No proxy knows this machine's own ports.
         self._session.trust_env = urllib.parse.urlsplit(server).hostname not in _THIS_MACHINE

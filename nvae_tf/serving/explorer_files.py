@@ -32,7 +32,6 @@ _MODEL = dict.fromkeys(_SIZES, Field("whole number", (), 1, 2**16)) | {
 }
 _LAYOUT = {"shapes": Field("whole number", ("groups", 3), 1, 2**31 - 1)}
 _FOLDER = pathlib.Path(__file__).with_name("explorer")
-_COUNT = 16
 
 
 def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) -> None:
@@ -87,13 +86,11 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
             if not tfds_is_prepared(spec):
                 return None  # an export downloads nothing
         source = load_split(spec, "test")
-        images, labels, _ = chosen_images(source, spec, "test", at_most=_COUNT)
-        examples = {"images": pixels_of(images)}
-        if labels is not None:
-            examples |= {"labels": labels, "classes": np.array(source.class_names)}
-        return examples
+        images, labels, _ = chosen_images(source, spec, "test", at_most=16)
     except (OSError, ValueError):
         return None
+    examples = {"images": pixels_of(images)}
+    return examples if labels is None else examples | {"labels": labels, "classes": np.array(source.class_names)}
 
 
 def cached_export(place: str) -> pathlib.Path:
@@ -107,11 +104,9 @@ def cached_export(place: str) -> pathlib.Path:
     from nvae_tf.serving import saved_model
 
     run_folder = loading.find_run_folder(place)
-    _, checkpoint = loading.find_run(run_folder)
-    key = hashlib.sha256(checkpoint_sha256(checkpoint).encode())
-    code = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
+    key = hashlib.sha256(checkpoint_sha256(loading.find_run(run_folder)[1]).encode())
     run_files = [run_folder / name for name in ("config.json", "evaluation.json", "prior.npz", "outliers.npz")]
-    for file in (*code, *run_files):
+    for file in (*sorted(pathlib.Path(__file__).parents[1].rglob("*.py")), *run_files):
         if file.is_file():
             key.update(file.read_bytes())
     name = os.path.basename(place.partition("@")[0] if place.startswith("hf://") else os.path.abspath(place))

@@ -66,15 +66,28 @@ def refusal(error: Exception) -> tuple[grpc.StatusCode, str]:
     return code, reason_of_tensorflow(str(getattr(error, "message", error)))[:_LONGEST_REASON]
 
 
-class LoadedVersion:
-    """A version that runs from many threads at once, each request alone.
+def _answers(answer: Callable) -> Callable:
+    """Returns a call of gRPC, from a method that returns the answer or raises."""
+
+    def call(self, request, context):
+        try:
+            return answer(self, request)
+        except Exception as error:
+            code, message = refusal(error)
+        context.abort(code, message)
+
+    return call
+
+
+class LoadedModel(prediction_service.PredictionServiceServicer, model_service.ModelServiceServicer):
+    """One version of a model, which runs from many threads at once, each request alone; and gRPC's services for it.
 
     With `warm_up` it first runs the export's own requests, as TensorFlow Serving does: the first run of a signature
     optimizes its graph. Raises ValueError, with the cause, for a damaged or foreign folder.
     """
 
-    def __init__(self, folder: pathlib.Path, warm_up: bool = False):
-        self.number = int(folder.name)
+    def __init__(self, name: str, folder: pathlib.Path, warm_up: bool = False):
+        self.name, self.number = name, int(folder.name)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         logger, level = tf.get_logger(), tf.get_logger().level
         # TensorFlow would warn that this loader, which TensorFlow Serving uses, is deprecated.
@@ -86,8 +99,7 @@ class LoadedVersion:
             file = folder / "assets.extra" / "tf_serving_warmup_requests"
             for record in tf.data.TFRecordDataset([str(file)] if warm_up and file.exists() else []).as_numpy_iterator():
                 request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-                arrays = {name: array_from_message(tensor) for name, tensor in request.inputs.items()}
-                self.run(request.model_spec.signature_name, arrays)
+                self.run(request.model_spec.signature_name, _input_arrays(request))
         except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
             self.close()
             reason = reason_of_tensorflow(str(getattr(error, "message", error))).splitlines()[0]
@@ -124,6 +136,44 @@ class LoadedVersion:
             raise ValueError(f"no signature {name!r}; the model has {', '.join(self.specs)}")
         return self.specs[name]
 
+    def check_is_served(self, name: str, number: int | None = None, label: str = "") -> None:
+        """Raises FileNotFoundError if a request is for another model or version."""
+        if label or name != self.name or number not in (None, self.number):
+            served = f"this server for trials has version {self.number} of {self.name} alone"
+            raise FileNotFoundError(f"model {name}, version {number}, label {label!r}: {served}")
+
+    def status(self) -> get_model_status_pb2.GetModelStatusResponse:
+        """Returns the status of the version."""
+        state = {"version": self.number, "state": "AVAILABLE", "status": {}}
+        return get_model_status_pb2.GetModelStatusResponse(model_version_status=[state])
+
+    def _answer_spec(self, request) -> dict[str, Any]:
+        """Returns the `model_spec` of an answer."""
+        asked = request.model_spec
+        number = asked.version.value if asked.HasField("version") else None
+        self.check_is_served(asked.name, number, asked.version_label)
+        return {"name": asked.name, "signature_name": asked.signature_name, "version": {"value": self.number}}
+
+    @_answers
+    def Predict(self, request):  # noqa: N802
+        """The outputs of a signature."""
+        spec, outputs = self._answer_spec(request), self.run(request.model_spec.signature_name, _input_arrays(request))
+        messages = {name: message_from_array(array) for name, array in outputs.items()}
+        return predict_pb2.PredictResponse(model_spec=spec, outputs=messages)
+
+    @_answers
+    def GetModelMetadata(self, request):  # noqa: N802
+        """The signatures."""
+        answer = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=self._answer_spec(request))
+        answer.metadata[SIGNATURE_DEF].Pack(self.definitions)
+        return answer
+
+    @_answers
+    def GetModelStatus(self, request):  # noqa: N802
+        """The status of the version."""
+        self._answer_spec(request)
+        return self.status()
+
 
 @contextlib.contextmanager
 def local_server(
@@ -153,8 +203,8 @@ def local_server(
             listening = stack.enter_context(socket.create_server((host, rest_port), family=family, backlog=1024))
         except (OSError, RuntimeError) as error:
             raise OSError(f"ports {port} and {rest_port} of {host} can't be had ({error}); is one taken?") from None
-        newest = LoadedVersion(newest_version(path), warm_up=True)
-        model = _Model(name, stack.enter_context(contextlib.closing(newest)))
+        model = LoadedModel(name, newest_version(path), warm_up=True)
+        stack.callback(model.close)
         prediction_service.add_PredictionServiceServicer_to_server(model, calls)
         model_service.add_ModelServiceServicer_to_server(model, calls)
         calls.start()
@@ -163,62 +213,8 @@ def local_server(
         yield grpc_port, listening.getsockname()[1]
 
 
-def _answers(answer: Callable) -> Callable:
-    """Returns a call of gRPC, from a method that returns the answer or raises."""
-
-    def call(self, request, context):
-        try:
-            return answer(self, request)
-        except Exception as error:
-            code, message = refusal(error)
-        context.abort(code, message)
-
-    return call
-
-
-class _Model(prediction_service.PredictionServiceServicer, model_service.ModelServiceServicer):
-    """The model, and gRPC's services for it."""
-
-    def __init__(self, name: str, version: LoadedVersion):
-        self.name, self.version = name, version
-
-    def checked(self, name: str, number: int | None = None, label: str = "") -> LoadedVersion:
-        """Returns the version that is served; raises FileNotFoundError if the request is for another one."""
-        if label or name != self.name or number not in (None, self.version.number):
-            served = f"this server for trials has version {self.version.number} of {self.name} alone"
-            raise FileNotFoundError(f"model {name}, version {number}, label {label!r}: {served}")
-        return self.version
-
-    def _spec(self, request) -> dict[str, Any]:
-        """Returns the `model_spec` of an answer."""
-        asked = request.model_spec
-        number = asked.version.value if asked.HasField("version") else None
-        version = self.checked(asked.name, number, asked.version_label)
-        return {"name": asked.name, "signature_name": asked.signature_name, "version": {"value": version.number}}
-
-    @_answers
-    def Predict(self, request):  # noqa: N802
-        spec = self._spec(request)
-        arrays = {name: array_from_message(tensor) for name, tensor in request.inputs.items()}
-        outputs = self.version.run(request.model_spec.signature_name, arrays)
-        messages = {name: message_from_array(array) for name, array in outputs.items()}
-        return predict_pb2.PredictResponse(model_spec=spec, outputs=messages)
-
-    @_answers
-    def GetModelMetadata(self, request):  # noqa: N802
-        answer = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=self._spec(request))
-        answer.metadata[SIGNATURE_DEF].Pack(self.version.definitions)
-        return answer
-
-    @_answers
-    def GetModelStatus(self, request):  # noqa: N802
-        self._spec(request)
-        return self.status()
-
-    def status(self) -> get_model_status_pb2.GetModelStatusResponse:
-        """Returns the status of the version."""
-        state = {"version": self.version.number, "state": "AVAILABLE", "status": {}}
-        return get_model_status_pb2.GetModelStatusResponse(model_version_status=[state])
+def _input_arrays(request: predict_pb2.PredictRequest) -> Arrays:
+    return {name: array_from_message(tensor) for name, tensor in request.inputs.items()}
 
 
 def array_from_message(message: tensor_pb2.TensorProto) -> np.ndarray:
@@ -244,44 +240,44 @@ def message_from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
     return message
 
 
-def _web_application(model: _Model, enable_cors: bool, pages: pathlib.Path | None) -> Starlette:
+def _endpoint(model: LoadedModel, answer: Callable[[bytes], dict[str, Any]]) -> Callable:
+    """Returns an endpoint of the web application that gives JSON, made from the body of a request."""
+
+    def result(parts: Mapping[str, Any], body: bytes) -> tuple[int, bytes]:
+        try:
+            if len(body) > MESSAGE_BYTES:
+                raise MemoryError(f"a body of over {MESSAGE_BYTES:,} bytes")
+            model.check_is_served(parts["model"], parts.get("version"), parts.get("label", ""))
+            return 200, json.dumps(answer(body), separators=(",", ":")).encode()
+        except Exception as error:
+            code, message = refusal(error)
+            return HTTP_STATUS.get(code.name, 500), json.dumps({"error": message}).encode()
+
+    async def endpoint(request: Request) -> Response:
+        body = bytearray()
+        try:
+            # A body over the limit is read to its end: a client reads no answer before it has sent all.
+            async with asyncio.timeout(_IDLE_SECONDS):
+                async for piece in request.stream():
+                    body += piece if len(body) <= MESSAGE_BYTES else b""
+        except (ClientDisconnect, TimeoutError):
+            return Response(status_code=408)  # nobody sees it
+        status, content = await run_in_threadpool(result, request.path_params, bytes(body))
+        return Response(content, status, media_type="application/json")
+
+    return endpoint
+
+
+def _web_application(model: LoadedModel, enable_cors: bool, pages: pathlib.Path | None) -> Starlette:
     """Returns TensorFlow Serving's REST interface, and the files of a folder."""
 
-    def answered(answer: Callable[[Mapping[str, Any], bytes], dict[str, Any]]) -> Callable:
-        """Returns an endpoint that gives JSON, from a function of the path's parts and the body."""
+    def predict(body: bytes) -> dict[str, Any]:
+        signature, arrays, in_rows = json_request(body, model)
+        return json_answer(model.run(signature, arrays), in_rows)
 
-        def result(request: Request, body: bytes) -> tuple[int, bytes]:
-            try:
-                if len(body) > MESSAGE_BYTES:
-                    raise MemoryError(f"a body of over {MESSAGE_BYTES:,} bytes")
-                parts = request.path_params
-                model.checked(parts["model"], parts.get("version"), parts.get("label", ""))
-                return 200, json.dumps(answer(parts, body), separators=(",", ":")).encode()
-            except Exception as error:
-                code, message = refusal(error)
-                return HTTP_STATUS.get(code.name, 500), json.dumps({"error": message}).encode()
-
-        async def endpoint(request: Request) -> Response:
-            body = bytearray()
-            try:
-                # A body over the limit is read to its end: a client reads no answer before it has sent all.
-                async with asyncio.timeout(_IDLE_SECONDS):
-                    async for piece in request.stream():
-                        body += piece if len(body) <= MESSAGE_BYTES else b""
-            except (ClientDisconnect, TimeoutError):
-                return Response(status_code=408)  # nobody sees it
-            status, content = await run_in_threadpool(result, request, bytes(body))
-            return Response(content, status, media_type="application/json")
-
-        return endpoint
-
-    def predict(parts: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-        signature, arrays, in_rows = json_request(body, model.version)
-        return json_answer(model.version.run(signature, arrays), in_rows)
-
-    def metadata(parts: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-        spec = {"name": model.name, "signature_name": "", "version": str(model.version.number)}
-        return {"model_spec": spec, "metadata": {SIGNATURE_DEF: message_as_json(model.version.definitions)}}
+    def metadata(body: bytes) -> dict[str, Any]:
+        spec = {"name": model.name, "signature_name": "", "version": str(model.number)}
+        return {"model_spec": spec, "metadata": {SIGNATURE_DEF: message_as_json(model.definitions)}}
 
     def not_found(request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
@@ -289,9 +285,9 @@ def _web_application(model: _Model, enable_cors: bool, pages: pathlib.Path | Non
     routes: list[Any] = []
     for chosen in ("", "/versions/{version:int}", "/labels/{label}"):
         place = f"/v1/models/{{model}}{chosen}"
-        routes.append(Route(f"{place}:predict", answered(predict), methods=["POST"]))
-        routes.append(Route(f"{place}/metadata", answered(metadata)))
-        routes.append(Route(place, answered(lambda parts, body: message_as_json(model.status()))))
+        routes.append(Route(f"{place}:predict", _endpoint(model, predict), methods=["POST"]))
+        routes.append(Route(f"{place}/metadata", _endpoint(model, metadata)))
+        routes.append(Route(place, _endpoint(model, lambda body: message_as_json(model.status()))))
     if pages is not None:
         routes.append(Mount("/", StaticFiles(directory=pages)))
     cors = {"allow_origins": ["*"], "allow_methods": ["GET", "POST"], "allow_headers": ["Content-Type"]}
@@ -299,7 +295,7 @@ def _web_application(model: _Model, enable_cors: bool, pages: pathlib.Path | Non
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: not_found})
 
 
-def json_request(body: bytes, version: LoadedVersion) -> tuple[str, Arrays, bool]:
+def json_request(body: bytes, model: LoadedModel) -> tuple[str, Arrays, bool]:
     """Returns the signature and inputs of a predict request, and whether they are rows; ValueError for other bodies."""
     try:
         request = json.loads(body)
@@ -311,7 +307,7 @@ def json_request(body: bytes, version: LoadedVersion) -> tuple[str, Arrays, bool
     signature, in_rows = request.get("signature_name", ""), keys == {"instances"}
     if not isinstance(signature, str):
         raise ValueError("'signature_name' must be a string")
-    specs, given = version.spec(signature).inputs, request[keys.pop()]
+    specs, given = model.spec(signature).inputs, request[keys.pop()]
 
     def by_name(value: Any) -> dict[str, Any]:
         # The value of a single input may stand without its name.

@@ -99,27 +99,20 @@ class Signatures(FlatLatentModel):
     model's own prior, with more from the reweighted one, whose number of proposals is fixed.
 
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`: for REST, which
-    sends bytes as base64. Models of more than 4 channels lack these signatures.
-
-    `forward`: see `FlatLatentModel`; `most_rows`: the most rows of a request; `rows`: the number of rows of every
-    request, if that is known.
+    sends bytes as base64. Models of more than 4 channels lack these signatures. `most_rows`: of a request.
     """
 
-    def __init__(
-        self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass, most_rows: int = 2**31 - 1, rows=None
-    ):
+    def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass, most_rows: int = 2**31 - 1):
         super().__init__(model, forward)
-        self._most_rows, self._rows = most_rows, rows
+        self._most_rows = most_rows
         reweighted = model.reweighted_prior
         self._reweighted = reweighted if isinstance(reweighted, ReweightedPrior) else None
         has_classes = model.config.num_classes > 0
         self._has = {"label": has_classes, "guidance": has_classes and model.label_dropout > 0.0}
         self._has["proposals"] = self._reweighted is not None
-        noise_scale = tf.TensorSpec([rows], tf.float32, "noise_scale")
-        self.networks = self._compose, self._infer = [
-            tf.function(self._composed, self.input_specs("compose"), autograph=False),
-            tf.function(self._inferred, [noise_scale, *self.input_specs("encode")], autograph=False),
-        ]
+        noise_scale = tf.TensorSpec([None], tf.float32, "noise_scale")
+        self.compose_network = tf.function(self._composed, self.input_specs("compose"), autograph=False)
+        self.infer_network = tf.function(self._inferred, [noise_scale, *self.input_specs("encode")], autograph=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,7 +126,7 @@ class Signatures(FlatLatentModel):
         shapes = {"temperature": (self.num_groups,)} if base == "compose" else {}
         names = [image if key == "image" else key for key in _INPUTS[base]]
         names += [key for key, takers in _OPTIONAL.items() if self._has[key] and base in takers]
-        return self._specs(names, self._rows, **shapes)
+        return self._specs(names, None, **shapes)
 
     def function(self, name: str) -> Callable[..., Tensors]:
         """Returns the signature called `name`: a function from its inputs to its named outputs."""
@@ -146,30 +139,14 @@ class Signatures(FlatLatentModel):
 
         return function
 
-    @contextlib.contextmanager
-    def each_computed_once(self) -> Iterator[None]:
-        """In this block, which is for eager calls, a network runs once for equal inputs from several signatures."""
-        results: dict[tuple, Any] = {}
-
-        def remembered(network: Callable, *inputs: tf.Tensor) -> Any:
-            key = (network, *(value.numpy().tobytes() for value in inputs))
-            if key not in results:
-                results[key] = network(*inputs)
-            return results[key]
-
-        self._compose, self._infer = (functools.partial(remembered, network) for network in self.networks)
-        yield
-        self._compose, self._infer = self.networks
-
-    def write(self, folder: pathlib.Path, **variables: Sequence[tf.Variable]) -> None:
-        """Writes a SavedModel of all signatures; `variables` are those that they use, by names of collections."""
+    def write(self, folder: pathlib.Path, folded: Sequence[tf.Variable]) -> None:
+        """Writes a SavedModel of all signatures, whose networks read the `folded` weights."""
         module = tf.Module()
+        module.folded = list(folded)
         for name in self.names:
             setattr(module, name, tf.function(self.function(name), self.input_specs(name), autograph=False))
         if self._reweighted:
-            variables["prior"] = [weight.value for ratio in self._reweighted.ratios for weight in ratio.weights]
-        for name, collection in variables.items():
-            setattr(module, name, list(collection))
+            module.prior = [weight.value for ratio in self._reweighted.ratios for weight in ratio.weights]
         signatures = {name: getattr(module, name) for name in self.names}
         signatures[DEFAULT_SIGNATURE] = signatures["sample"]
         # A server takes no gradients: tracing and storing the custom gradients would be for nothing.
@@ -197,7 +174,7 @@ class Signatures(FlatLatentModel):
           posterior and prior of each group, in nats.
         """
         inferred = self._infer_with(image, seed, **label)
-        return {"latent": inferred["latent"], "kl": inferred["kl"]}
+        return {name: inferred[name] for name in ("latent", "kl")}
 
     def decode(self, latent: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """The images of `sample`, for latents `[batch, total]` from anywhere, laid out as `encode` gives them."""
@@ -256,9 +233,9 @@ class Signatures(FlatLatentModel):
         calibration = self.model.outlier_calibration
         parts = OutlierParts(inferred["reconstruction"], inferred["kl"], inferred["kl_map"])
         scores = outlier_scores(parts, calibration if isinstance(calibration, OutlierCalibration) else None)
+        names = "nelbo_at_mean", "mahalanobis", "kl_p_value", "mahalanobis_p_value"
         outputs = {"kl_sum": scores.kl, "kl": parts.kl, "kl_map": parts.kl_map}
-        for name in ("nelbo_at_mean", "mahalanobis", "kl_p_value", "mahalanobis_p_value"):
-            outputs[name] = getattr(scores, name)
+        outputs |= {name: getattr(scores, name) for name in names}
         return {name: value for name, value in outputs.items() if value is not None}
 
     def compose(
@@ -279,14 +256,14 @@ class Signatures(FlatLatentModel):
         given = dict(latent=latent, keep=keep, seed=seed, temperature=temperature) | optional
         missing = tf.ones_like(seed)
         values = [given.get(spec.name, tf.cast(missing, spec.dtype)) for spec in self.input_specs("compose")]
-        image, latent = self._compose(*values)
+        image, latent = self.compose_network(*values)
         return {"image": image, "latent": latent}
 
     def _infer_with(
         self, image: tf.Tensor, seed: tf.Tensor, noise_scale: float = 1.0, label: tf.Tensor | None = None
     ) -> Tensors:
         noise_scale = tf.fill(tf.shape(seed), noise_scale)
-        return self._infer(noise_scale, image, seed, *([] if label is None else [label]))
+        return self.infer_network(noise_scale, image, seed, *([] if label is None else [label]))
 
     def _composed(self, latent, keep, seed, temperature, *optional) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean images and latents of the top-down pass; of another pass where some rows are guided."""

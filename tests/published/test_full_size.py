@@ -28,7 +28,7 @@ def peak():
 start_tensorflow_quietly()
 import torch
 before = peak()
-from nvae_tf.published.import_run import import_run
+from nvae_tf.published.conversion import import_run
 import_run(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
 print(peak() - before)
 """

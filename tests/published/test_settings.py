@@ -8,7 +8,7 @@ from nvae_tf.data_sets import check_model_fits
 from nvae_tf.latent_plan import CELL_SETS
 from nvae_tf.presets import experiment_config
 from nvae_tf.published import settings
-from nvae_tf.published.import_run import imported_settings
+from nvae_tf.published.conversion import imported_settings
 
 # Each value is another, so that none can be taken for another's.
 ARGS = dict(dataset="cifar10", num_x_bits=8, use_se=True, res_dist=True, num_latent_scales=2, num_groups_per_scale=7)

@@ -95,9 +95,10 @@ def test_an_export_has_test_images_only_where_they_can_be_read(tmp_path):
 
 
 def test_images_of_the_run_are_spread_over_the_part():
-    images = run_images(ExperimentConfig(data=data_spec("digits")))
-    assert images("test", 5).shape == (5, 16, 16, 1) and set(np.unique(images("test", 5))) == {0.0, 1.0}
-    assert images("test", 1000).shape[0] == 360
+    config = ExperimentConfig(data=data_spec("digits"))
+    images = run_images(config, None, "test", 5)
+    assert images.shape == (5, 16, 16, 1) and set(np.unique(images)) == {0.0, 1.0}
+    assert len(run_images(config, None, "test", 1000)) == 360
 
 
 @pytest.mark.slow
@@ -120,12 +121,12 @@ def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed
     [
         ("export_saved_model", ["--workdir={0}/run", "--output={0}/new"], "--workdir={0}/run: no such folder"),
         ("export_saved_model", ["--workdir=none", "--output={0}/models"], "has a version 1 already"),
-        ("export_tflite", ["--workdir=none", "--output={0}/a.tflite"], "a.tflite: exists already"),
-        ("export_tflite", ["--workdir=none", "--output={0}/b.tflite"], "b.tflite.json: exists already"),
+        ("export_tflite", ["--workdir=none", "--output={0}/a.tflite"], "a.tflite exists already"),
+        ("export_tflite", ["--workdir=none", "--output={0}/b.tflite"], "b.tflite.json exists already"),
         ("export_tflite", ["--workdir=x", "--output=y", "--smallest_psnr=nan"], "--smallest_psnr=nan: must be"),
         ("export_tflite", ["--output=y"], "give one of --workdir and --saved_model"),
         ("export_tflite", ["--output=y", "--workdir=x", "--signature=sample", "--quantize=int8"], "would be clipped"),
-        ("export_tflite", ["--output=y", "--saved_model={0}/models/1"], "no export in it"),
+        ("export_tflite", ["--output=y", "--saved_model={0}/models/1"], "no saved_model.pb in it"),
         ("export_saved_model", ["--workdir=x", "--output={0}/new", "--most_rows=0"], "0 is not integer >= 3"),
     ],
 )

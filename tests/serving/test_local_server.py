@@ -16,7 +16,7 @@ from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from nvae_tf.serving.client import ServingError
-from nvae_tf.serving.local_server import LoadedVersion, array_from_json, local_server, message_from_array
+from nvae_tf.serving.local_server import LoadedModel, array_from_json, local_server, message_from_array
 from nvae_tf.serving.outputs import write_digests
 from tests.command_fixtures import started_anew
 from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, Servers, served, with_few_warm_ups
@@ -179,7 +179,7 @@ def test_a_version_that_cannot_be_loaded_is_reported_with_its_cause(folder, tmp_
         shutil.copytree(folder, tmp_path / name)
         damage(tmp_path / name)
         with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name}: can't be loaded (")) as raised:
-            LoadedVersion(tmp_path / name)
+            LoadedModel("texts", tmp_path / name)
         assert message in str(raised.value) and "Graph execution error" not in str(raised.value)
         assert "\n" not in str(raised.value)
 
@@ -245,9 +245,7 @@ def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
     write_digests(damaged)
     (damaged / "saved_model.pb").write_bytes((damaged / "saved_model.pb").read_bytes() + b"x")
     for flags, message in (
-        (["--path=missing"], "missing: no such folder"),
-        (["--path={texts}/1"], "is one version; name the folder of all versions, {texts}"),
-        (["--path={empty}"], "no numbered versions in it"),
+        (["--path={texts}/1"], "{texts}/1: no numbered versions in it"),
         (["--path={empty}/damaged"], "{empty}/damaged/1: saved_model.pb missing, changed"),
         ([], "give --path, a folder of versions, or --model"),
         (["--path={texts}", "--explore"], "{texts}/1: nvae-export has not made it"),
@@ -259,8 +257,8 @@ def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
 
 @pytest.mark.slow
 def test_both_protocols_give_the_same_picture_of_a_warm_export(folder, tmp_path, done, monkeypatch):
-    ran, run = [], LoadedVersion.run
-    monkeypatch.setattr(LoadedVersion, "run", lambda self, *given: ran.append(given) or run(self, *given))
+    ran, run = [], LoadedModel.run
+    monkeypatch.setattr(LoadedModel, "run", lambda self, *given: ran.append(given) or run(self, *given))
     export, output = with_few_warm_ups(folder, tmp_path, "encode", "score_png"), tmp_path / "new"
     printed = done("export.serve", f"--path={export.parent}", "--port=0", "--rest_port=0", f"--samples={output}")
     assert [name for name, *_ in ran[:2]] == ["encode", "score_png"]

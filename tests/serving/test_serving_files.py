@@ -229,9 +229,9 @@ def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused):
         (["--models={models}/notes"], "no export in it"),
         (["--models={models}/none"], "no export in it"),
         (["--models={models}/digits"], "give the folder above it"),
-        (["--labels=digits:stable=7"], "'digits' has versions 2, 3, 10, and labels []"),
-        (["--labels=digts:stable=3"], "the model = 'digts': not one of the choices (digits, faces); did you mean 'dig"),
-        (["--labels=digits:a=3,digits:a=2"], "and labels ['a']"),
+        (["--labels=digits:stable=7"], "'digits:stable=7' must be MODEL:LABEL=VERSION, a new label and a version"),
+        (["--labels=digts:stable=3"], "(digits has 2, 3, 10; faces has 1)"),
+        (["--labels=digits:a=3,digits:a=2"], "'digits:a=2' must be"),
         (["--image=tensorflow/serving"], "name one release"),
         (["--output={models}/digits/2/saved_model.pb"], "saved_model.pb is a file, not a folder"),
         ([], "models/faces/1: a damaged export ("),
@@ -253,9 +253,9 @@ def flip_bit(file):
     [
         ("digits/3/variables", flip_bit, "digits/3: variables missing, changed"),
         ("digits/10/variables", pathlib.Path.unlink, "digits/10: variables missing, changed"),
-        ("digits/10/saved_model.pb", pathlib.Path.unlink, "digits/10: no saved_model.pb in it, but TensorFlow Serving"),
-        ("faces/2", pathlib.Path.mkdir, "faces/2: no saved_model.pb in it, but TensorFlow Serving would take it for"),
-        ("faces/02", pathlib.Path.touch, "faces/02: not how a version is named, but TensorFlow Serving would take it"),
+        ("digits/10/saved_model.pb", pathlib.Path.unlink, "digits/10: TensorFlow Serving would take it for a"),
+        ("faces/2", pathlib.Path.mkdir, "faces/2: TensorFlow Serving would take it for a version"),
+        ("faces/02", pathlib.Path.touch, "faces/02: TensorFlow Serving would take it for a version"),
     ],
 )
 def test_a_version_that_is_not_whole_is_named_whether_it_is_served_or_not(
