@@ -29,7 +29,7 @@ from nvae_tf.serving.outputs import PNG_SUFFIX
 
 # A request that no server answers is sent again after a random part of 0.2 s, 0.4 s, and so on.
 ATTEMPTS, FIRST_WAIT = 5, 0.2
-# The values of inputs that only some models have, for calls that name none: no class, no guidance, the model's prior.
+# No class, no guidance, the model's own prior: for models that have these inputs, and calls that name none.
 _OPTIONAL = {"label": -1, "guidance": 1.0, "proposals": 1}
 _ADVICE = {
     "INVALID_ARGUMENT": "correct the inputs",
@@ -121,8 +121,8 @@ class ServedModel(contextlib.AbstractContextManager):
         given = {"version": version, "label": label}
         chosen = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
         self._what = f"{server}, model {model!r}{chosen}"
-        self._seconds, self._total_seconds = timeout, total_timeout
-        self._batch_rows, self._in_flight, self._progress = batch_rows, in_flight, progress
+        self._seconds, self._total_seconds, self._progress = timeout, total_timeout, progress
+        self._batch_rows, self._in_flight = batch_rows, in_flight
         self._signatures: dict[str, SignatureSpec] | None = None
         self.transport = (RestTransport if "://" in server else GrpcTransport)(server, model, version, label)
 
@@ -172,9 +172,9 @@ class ServedModel(contextlib.AbstractContextManager):
         return Scores(*(outputs[name] for name in Scores._fields))
 
     def predict(self, signature: str, /, **inputs: Any) -> Arrays:
-        """Returns all outputs of any signature by name, from one request; strings are object arrays of bytes.
+        """Returns all outputs of any signature by name, from one request with the batch first; strings are bytes.
 
-        The inputs have the batch first; numbers get the signature's dtype, where that loses no more than decimals.
+        Numbers get the signature's dtype, where that loses no more than decimals.
         """
         return self._ask(signature, inputs, time.monotonic() + self._total_seconds)
 
@@ -191,8 +191,7 @@ class ServedModel(contextlib.AbstractContextManager):
     def model_status(self) -> list[tuple[int, str, str]]:
         """Returns number, state and error (or '') of all versions that the server knows, newest first."""
         versions = self._call("status", self.transport.describe, "status")["model_version_status"]
-        rows = [(int(each["version"]), each["state"], each["status"]["error_message"]) for each in versions]
-        return sorted(rows, reverse=True)
+        return sorted(((int(v["version"]), v["state"], v["status"]["error_message"]) for v in versions), reverse=True)
 
     def image_shape(self, signature: str = "score") -> tuple[int, int, int]:
         """Returns the height, width and channels of the images that a signature takes."""
@@ -236,8 +235,6 @@ class ServedModel(contextlib.AbstractContextManager):
                 raise ServingError("UNKNOWN", fault) from error
             except ServingError as error:
                 if error.code != "UNAVAILABLE" or attempt == ATTEMPTS or time.monotonic() + wait > end:
-                    # The server may have loaded a version with other signatures since it was asked.
-                    self._signatures = None
                     raise ServingError(error.code, f"{self._what}, {what}: {error.reason}", error.advice) from None
             time.sleep(wait)
 
@@ -350,11 +347,12 @@ class RestTransport:
             answer = {"error": response.text} if response.status_code in (413, 503) else None
         except requests.RequestException as error:  # a request changes nothing, so it may be sent again
             raise ServingError("UNAVAILABLE", f"no answer ({first_line(error)})") from None
-        if response.ok and isinstance(answer, dict) and key in answer:
+        answer = answer if isinstance(answer, dict) else {}
+        if response.ok and key in answer:
             return answer
-        if not isinstance(answer, dict) or "error" not in answer:
-            raise ServingError(f"HTTP {response.status_code}", response.text[:200], "is this its REST port?")
-        raise ServingError(_CODES.get(response.status_code, "UNKNOWN"), str(answer["error"]))
+        if "error" in answer:
+            raise ServingError(_CODES.get(response.status_code, "UNKNOWN"), str(answer["error"]))
+        raise ServingError(f"HTTP {response.status_code}", response.text[:200], "is this its REST port?")
 
 
 class GrpcTransport:
@@ -377,14 +375,13 @@ class GrpcTransport:
         self.close = channel.close
 
     def predict(self, signature: str, arrays: Arrays, spec: SignatureSpec | None, seconds: float) -> Arrays:
-        # All outputs: a server has warmed up for all, and makes another graph for each selection.
         import tensorflow as tf
         from tensorflow_serving.apis.predict_pb2 import PredictRequest
 
-        request = PredictRequest(model_spec=self._model)
+        # All outputs: a server has warmed up for all, and makes another graph for each selection.
+        messages = {name: tf.make_tensor_proto(array) for name, array in arrays.items()}
+        request = PredictRequest(model_spec=self._model, inputs=messages)
         request.model_spec.signature_name = signature
-        for name, array in arrays.items():
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
         answer = self._ask(self._predictions.Predict, request, seconds)
         return {name: tf.make_ndarray(message) for name, message in answer.outputs.items()}
 
@@ -447,7 +444,6 @@ def json_array(value: Any, dtype: str) -> np.ndarray:
 
 def message_as_json(message: Any) -> dict[str, Any]:
     """Returns a message as TensorFlow Serving's REST interface writes it."""
-    from google.protobuf import json_format
+    from google.protobuf.json_format import MessageToDict
 
-    options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
-    return json_format.MessageToDict(message, **options)
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

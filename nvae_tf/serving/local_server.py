@@ -1,8 +1,7 @@
 """A small model server for trials and tests: TensorFlow Serving's protocols on its session loader, from Python.
 
 Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with the same folders and clients. Paths and
-JSON are the same, messages and some codes of errors are this server's own. It serves the version of one folder that was
-the newest at the start; it lacks labels, other and later versions, batching, classify and regress, TLS and metrics.
+JSON are the same, messages and some codes of errors are this server's own. It serves one version of one model.
 """
 
 import asyncio
@@ -45,8 +44,7 @@ MESSAGE_BYTES = 64 * 2**20
 _LONGEST_REASON = 1000  # longer messages would not fit into the headers of an answer
 # Calls of gRPC that run at once, and that may wait for them; connections of HTTP.
 _THREADS, _MOST_CALLS, _MOST_CONNECTIONS = 16, 1024, 8192
-# A connection without a request is closed after this time; requests that run have the other to finish at the end.
-_IDLE_SECONDS, _SECONDS_TO_END = 120, 5
+_IDLE_SECONDS, _SECONDS_TO_END = 120, 5  # of a connection without a request; of requests that run at the end
 _MOST_DIMENSIONS = 32  # of NumPy's iterators
 # The Python types of JSON numbers that become an array of each kind; the other kinds take whole numbers.
 _NUMBERS = {"f": {int, float}, "b": {bool}}
@@ -112,11 +110,7 @@ class LoadedModel(prediction_service.PredictionServiceServicer, model_service.Mo
         self._session.close()
 
     def run(self, signature: str, arrays: Arrays) -> Arrays:
-        """Returns all outputs of a signature (`serving_default`, if it is empty).
-
-        Raises ValueError where there is no such signature or the inputs don't fit it, tf.errors.OpError where the graph
-        refuses their values.
-        """
+        """Returns all outputs of a signature; ValueError where the inputs don't fit, OpError by the graph."""
         spec, definition = self.spec(signature), self.definitions.signature_def[signature or DEFAULT_SIGNATURE]
         given = {name: array.dtype.name.replace("object", STRING) for name, array in sorted(arrays.items())}
         wanted = {name: tensor.dtype for name, tensor in spec.inputs.items()}
@@ -187,19 +181,16 @@ def local_server(
 ) -> Iterator[tuple[int, int]]:
     """Serves the newest version in `path` while the block runs; gives the ports of gRPC and REST, 0 picks a free one.
 
-    No request or gRPC answer may be larger than `MESSAGE_BYTES`. `enable_cors` lets pages of other servers ask. The
-    files of a folder `pages` are served beside REST. Raises ValueError if the version can't be loaded, OSError if a
-    port is taken.
+    `enable_cors` lets pages of other servers ask. The files of a folder `pages` are served beside REST. Raises
+    ValueError if the version can't be loaded, OSError if a port is taken.
     """
-    limits = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES) for way in ("receive", "send")]
-    # Otherwise a second server on the same port would quietly get half of the requests.
-    options, pool = [*limits, ("grpc.so_reuseport", 0)], ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc")
-    calls = grpc.server(pool, options=options, maximum_concurrent_rpcs=_MOST_CALLS)
-    is_ipv6 = ":" in host
+    options = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES) for way in ("receive", "send")]
+    options.append(("grpc.so_reuseport", 0))  # otherwise a second server on a port would quietly get half the requests
+    calls = grpc.server(ThreadPoolExecutor(_THREADS), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
+    family, place = (socket.AF_INET6, f"[{host}]") if ":" in host else (socket.AF_INET, host)
     with contextlib.ExitStack() as stack:
         try:
-            grpc_port = calls.add_insecure_port(f"[{host}]:{port}" if is_ipv6 else f"{host}:{port}")
-            family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+            grpc_port = calls.add_insecure_port(f"{place}:{port}")
             listening = stack.enter_context(socket.create_server((host, rest_port), family=family, backlog=1024))
         except (OSError, RuntimeError) as error:
             raise OSError(f"ports {port} and {rest_port} of {host} can't be had ({error}); is one taken?") from None
@@ -218,13 +209,11 @@ def _input_arrays(request: predict_pb2.PredictRequest) -> Arrays:
 
 
 def array_from_message(message: tensor_pb2.TensorProto) -> np.ndarray:
-    """Returns the array of a message, strings as object arrays of bytes; ValueError for a damaged message.
-
-    A message of a few bytes may claim any shape, so what is over the limit of messages is refused.
-    """
+    """Returns the array of a message, strings as object arrays of bytes; ValueError for a damaged message."""
     shape = [dimension.size for dimension in message.tensor_shape.dim]
     with wrap_read_errors(f"a tensor of shape {shape} can't be read (", ")"):
         dtype = np.dtype(tf.as_dtype(message.dtype).as_numpy_dtype)
+        # A message of a few bytes may claim any shape.
         if message.tensor_shape.unknown_rank or not 0 <= math.prod(shape) * dtype.itemsize <= MESSAGE_BYTES:
             raise ValueError(f"no shape, or over {MESSAGE_BYTES:,} bytes")
         return tf.make_ndarray(message)

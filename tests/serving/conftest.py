@@ -1,7 +1,6 @@
 """One small export and one server for all tests of this folder: writing and checking an export takes some seconds."""
 
 import dataclasses
-import importlib.util
 import pathlib
 
 import numpy as np
@@ -26,8 +25,6 @@ from tests.serving.model_servers import (
 )
 from tests.tiny_model import shaken
 
-# The Space is tested where somebody has installed Gradio, which wants an older Pillow than constraints.txt has.
-collect_ignore = [] if importlib.util.find_spec("gradio") else ["test_space.py"]
 SMALL = dict(num_groups_per_scale=1, num_channels_encoder=4, num_channels_decoder=4)
 SMALL |= dict(num_preprocess_cells=1, num_postprocess_cells=1)
 CELLS = dict(num_cells_per_group_encoder=1, num_cells_per_group_decoder=1, num_flows=1)
