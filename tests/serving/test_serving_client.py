@@ -124,23 +124,16 @@ def test_only_what_is_unavailable_is_asked_again(quick_retries):
 
 
 def test_a_served_model_gives_the_series_of_the_seed(client, run, monkeypatch):
-    latent = run("encode", image=IMAGES, seed=SEEDS)["latent"]
-    inputs = {"sample": {"seed": SEEDS, "temperature": np.float32([1, 1, 0.6, 1])}, "decode": {"latent": latent}}
-    for name in ("sample", "encode", "decode", "reconstruct", "score"):
-        given = inputs.get(name, {"image": IMAGES, "seed": SEEDS})
-        answer, expected = client.predict(name, **given), run(name, **given)
-        assert set(answer) == set(expected)
-        for output, array in expected.items():
-            assert answer[output].dtype == array.dtype
-            np.testing.assert_allclose(answer[output], array, rtol=0, atol=1e-5 * np.abs(array).max())
     asked, send = [], client.transport.predict
     monkeypatch.setattr(client.transport, "predict", lambda name, *rest: asked.append(name) or send(name, *rest))
-    images = IMAGES[:3]
     monkeypatch.setattr(client, "_batch_rows", 2)
-    seeds = np.int64([4, 4 + 2**32, 4 + 2 * 2**32])
-    expected = run("sample", seed=seeds, temperature=np.float32([0.7] * 3))["image"]
-    np.testing.assert_allclose(client.sample(3, seed=4, temperature=0.7), expected, atol=1e-5)
-    assert asked == ["sample", "sample"]
+    images, seeds = IMAGES[:3], np.int64([4, 4 + 2**32, 4 + 2 * 2**32])
+    expected = run("sample", seed=seeds, temperature=np.float32([0.7] * 3))
+    answer = client.predict("sample", seed=seeds, temperature=[0.7] * 3)
+    assert {name: array.dtype for name, array in answer.items()} == {name: a.dtype for name, a in expected.items()}
+    np.testing.assert_allclose(answer["image"], expected["image"], atol=1e-5)
+    np.testing.assert_allclose(client.sample(3, seed=4, temperature=0.7), expected["image"], atol=1e-5)
+    assert asked == ["sample"] * 3
     latents = client.encode(images, seed=4)
     np.testing.assert_allclose(latents, run("encode", image=images, seed=seeds)["latent"], atol=1e-4)
     again = client.reconstruct(pil_images(images), seed=4)
@@ -170,8 +163,6 @@ def test_groups_are_kept_or_drawn_of_classes_and_refused_rows_are_named(rows_fol
         assert pixels.dtype == np.uint8 and np.abs(pixels - 255 * expected.reshape(3, 2, 2, 1)).max() < 0.51
         with refused("INVALID_ARGUMENT", "the model refuses rows [1]"):
             model.compose(latents, keep=0, labels=[0, 5, 1])
-        with pytest.raises(ValueError, match="could not be broadcast"):
-            model.compose(latents, keep=0, labels=[0, 1])
         with refused("INVALID_ARGUMENT", "no input 'label'"):
             model.sample(3, labels=1)
 
@@ -184,7 +175,6 @@ def test_pictures_are_converted_to_the_models_channels_and_other_sizes_refused()
     for image, shape, message in (
         (gray, (28, 28, 1), "picture 0 is 8x8x1, the model takes 28x28x1"),
         (Image.fromarray(np.ones([8, 8], np.float32)), (8, 8, 1), "mode 'F'"),
-        (gray, (8, 8, 5), "5 channels: it takes arrays alone"),
     ):
         with pytest.raises(ValueError, match=message):
             image_arrays([image], shape)

@@ -251,9 +251,9 @@ def test_a_version_that_is_not_whole_is_named_whether_it_is_served_or_not(
 class States(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         state = {"digits": "AVAILABLE", "late": "LOADING"}.get(self.path.removeprefix("/v1/models/"))
-        body = f'{{\n "model_version_status": [\n  {{\n   "version": "3",\n   "state": "{state}"\n  }}\n ]\n}}\n'
         self.send_response(200 if state else 404)
         self.end_headers()
+        body = f'{{\n "model_version_status": [\n  {{\n   "version": "3",\n   "state": "{state}"\n  }}\n ]\n}}\n'
         self.wfile.write(body.encode() if state else b'{ "error": "Could not find any versions, \\"AVAILABLE\\"" }')
 
     def log_message(self, *_):
@@ -261,15 +261,14 @@ class States(http.server.BaseHTTPRequestHandler):
 
 
 def test_the_health_check_asks_every_model_with_bash_alone():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), States) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    def health(*names):
         # Nothing but bash's own commands can be found.
         environment = {"PATH": "/nowhere", "SERVING_REST_PORT": str(server.server_address[1])}
+        command = ["/bin/bash", str(HEALTH_CHECK), *names]
+        return subprocess.run(command, env=environment, capture_output=True, timeout=20).returncode
 
-        def health(*names):
-            arguments = ["/bin/bash", str(HEALTH_CHECK), *names]
-            return subprocess.run(arguments, env=environment, capture_output=True, timeout=20).returncode
-
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), States) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         assert health("digits") == health("digits", "digits") == 0
         assert health("late") == health("digits", "late") == health("missing") == 1
         server.shutdown()

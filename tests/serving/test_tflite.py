@@ -121,22 +121,11 @@ def test_every_mode_has_builtins_alone_smaller_weights_and_similar_images(model,
     assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 30
 
 
-def worst_psnr_of_8_bits(model, folder, name):
-    signatures = DeviceSignatures(model)
-    inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
-    return compare(convert(folder, name, "int8", inputs), signatures, name, inputs)["worst_psnr_db"]
-
-
 def test_8_bits_are_enough_for_a_shallow_model(vanilla_model, saved):
-    assert worst_psnr_of_8_bits(vanilla_model, saved("vanilla", "decode"), "decode") > 50
-
-
-@pytest.mark.slow
-def test_8_bits_are_enough_for_one_cell_a_scale_with_flows_and_colors(tmp_path):
-    # With the seed 1 a gate's hidden layer is 0 for all inputs, see below.
-    model = model_of(CONFIG, seed=2)
-    folded_signatures(model).write("reconstruct", str(tmp_path))
-    assert worst_psnr_of_8_bits(model, str(tmp_path), "reconstruct") > 40
+    signatures = DeviceSignatures(vanilla_model)
+    inputs = device_inputs(signatures, "decode", 4, images_of(vanilla_model, 4), seed=1)
+    content = convert(saved("vanilla", "decode"), "decode", "int8", inputs)
+    assert compare(content, signatures, "decode", inputs)["worst_psnr_db"] > 50
 
 
 def test_an_activation_without_range_is_reported_in_one_error(tmp_path):
@@ -180,14 +169,14 @@ def test_the_file_says_what_it_is_and_the_report_what_was_measured(exported, van
     assert asked == [("test", tflite.TEST_INPUTS), ("train", tflite.REPRESENTATIVE_INPUTS)]
     assert sorted(file.name for file in output.parent.iterdir()) == ["decode.tflite", "decode.tflite.json"]
     metadata = read_metadata(output)
-    assert metadata["signature"] == "decode" and metadata["source"] == {"step": 1200}
-    assert metadata["quantization"]["mode"] == "int8" and metadata["quantization"]["representative_inputs"] == 3
+    assert (metadata["signature"], metadata["source"]) == ("decode", {"step": 1200})
+    assert metadata["quantization"].items() >= {"mode": "int8", "representative_inputs": 3}.items()
     assert metadata["config"]["model"]["likelihood"] == "bernoulli"
-    assert [tuple(shape) for shape in metadata["latents"]["shapes"]] == list(vanilla_model.plan.latent_shapes())
+    assert list(map(tuple, metadata["latents"]["shapes"])) == list(vanilla_model.plan.latent_shapes())
     report = json.loads(output.with_name("decode.tflite.json").read_text())
     measured = report.pop("measured")
-    assert measured["size_bytes"] == output.stat().st_size and measured["test_inputs"] == 3
-    assert measured["latency_ms"] > 0 and measured["psnr_db"] >= measured["worst_psnr_db"] > 40
+    assert measured.items() >= {"size_bytes": output.stat().st_size, "test_inputs": 3}.items()
+    assert measured["psnr_db"] >= measured["worst_psnr_db"] > 40
     assert report.pop("smallest_psnr_db") == 30 and report == metadata
 
 
