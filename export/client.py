@@ -57,12 +57,7 @@ def main(command: str) -> None:
         labels = np.resize(np.array(class_numbers(FLAGS.labels, FLAGS.export), np.int32), len(names))
     paths = [path for path, _ in files]
     result = _asked(command, paths, latents, labels, len(names))
-    if command == "status":
-        print(_status_text(*result))
-    elif command == "score":
-        _write_scores(place, result, list(map(str, paths)))
-    else:
-        _write(place, result, names, labels)
+    print(_status_text(*result) if command == "status" else _written(command, place, result, names, labels, paths))
 
 
 def class_numbers(labels: list[str], export: str | None) -> list[int]:
@@ -109,34 +104,30 @@ def _status_text(versions: list[tuple[int, str, str]], version: int, signatures:
     return "\n".join(lines)
 
 
-def _write_scores(place: command_line.OutputPlace | None, scores: Any, files: list[str]) -> None:
-    """Prints a table, and writes the scores where there is a place for them."""
-    rows = list(zip(files, *(score.tolist() for score in scores), strict=True))
-    if place is not None:
-        place.path.parent.mkdir(parents=True, exist_ok=True)
-        keys = ("file", *scores._fields)
-        atomic_write(place.path, json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2) + "\n")
-    width = max(map(len, [*files, "mean"]))
-    print(f"{'':{width}}  {'nats':>12}  {'bits per dim':>12}")
-    for name, nats, bits, *_ in [*rows, ("mean", scores.nats.mean(), scores.bits_per_dim.mean())]:
-        print(f"{name:{width}}  {nats:12.3f}  {bits:12.4f}")
-
-
-def _write(place: command_line.OutputPlace, result: np.ndarray, names: list[str], labels: Any) -> None:
-    """Writes latents or images, and prints a line about them."""
+def _written(command: str, place: Any, result: Any, names: list[str], labels: Any, paths: list[pathlib.Path]) -> str:
+    """Writes a result; returns a text about it."""
     from nvae_tf.generation.image_grid import image_grid, write_pictures, write_png
     from nvae_tf.generation.latents_file import write_flat_latents
 
-    if place.kind == ".npz":
+    if command == "encode":
         write_flat_latents(place.path, result, names=names, labels=labels)
-        print(f"{len(result)} latents of {result.shape[1]} values in {place.path}")
-        return
+        return f"{len(result)} latents of {result.shape[1]} values in {place.path}"
+    if command == "score":
+        rows = list(zip(map(str, paths), *(score.tolist() for score in result), strict=True))
+        if place is not None:
+            place.path.parent.mkdir(parents=True, exist_ok=True)
+            keys = ("file", *result._fields)
+            atomic_write(place.path, json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2) + "\n")
+        rows.append(("mean", result.nats.mean(), result.bits_per_dim.mean()))
+        width = max(len(row[0]) for row in rows)
+        lines = [f"{name:{width}}  {nats:12.3f}  {bits:12.4f}" for name, nats, bits, *_ in rows]
+        return "\n".join([f"{'':{width}}  {'nats':>12}  {'bits per dim':>12}", *lines])
     images = result / np.float32(255.0)
     if place.kind == command_line.FOLDER:
         write_pictures(place.path, images, names)
     else:
         write_png(place.path, image_grid(images, enlarge=None))
-    print(f"{len(result)} images in {place.path}")
+    return f"{len(result)} images in {place.path}"
 
 
 def _define_flags(command: str) -> None:

@@ -4,7 +4,7 @@
     nvae-import-torch-checkpoint --checkpoint=mnist.pt --output=runs/mnist --data_source=idx --data_path=idx
 
 Every other command accepts the run folder, nvae-train to continue the training; a new run starts from its weights with
-train.initialize_from. It is written atomically, with the settings (config.json, and config.py to change them), the
+train.initialize_from. It is written atomically, with the settings (config.json), the
 checkpoint at the file's step, origin.json with the file's name, SHA-256 and license, and the model card.
 
 The optimizer's moments are not taken over: they start at zero, at the file's step. What had to be assumed about the
@@ -68,7 +68,7 @@ def main(
         print(f"Its images, {needed}, are needed to evaluate it or to train it on.")
     print(f"    nvae-evaluate --workdir={place}{' --data_path=PATH' if needed else ''}")
     data = " --config.data.path=PATH" if needed else ""
-    print(f"    nvae-train --config={place}/config.py --workdir={place}{data}")
+    print(f"    nvae-train --config={place}/config.json --workdir={place}{data}")
 
 
 def run() -> None:

@@ -105,9 +105,7 @@ def main() -> None:
     flags = parser.parse_args()
     folder = pathlib.Path(flags.saved_model)
     if not (folder / "saved_model.pb").is_file():
-        versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
-        there = f"; there is {', '.join(versions)}" if versions else ""
-        parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version{there}")
+        parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version, as models/digits/1")
     output = pathlib.Path(flags.output)
     is_right = flags.count > 0 < flags.temperature < math.inf and 0 <= flags.seed <= LARGEST_SEED
     if not is_right or output.suffix.lower() != ".png" or output.is_dir():

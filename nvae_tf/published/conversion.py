@@ -28,17 +28,6 @@ from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.origin import Origin, origin_of_run, write_origin
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_image_counts, write_run_config
 
-# For those who want to change settings; `--config` takes config.json too.
-_CONFIG_TEXT = '''"""The settings of this run, for nvae-train: those of config.json beside this file."""
-
-import pathlib
-
-from nvae_tf.presets import load_settings
-
-
-def get_config():
-    return load_settings(str(pathlib.Path(__file__).with_name("config.json")))
-'''
 # Of the report: a tensor in the file; the variable that it fills, and its index there; and why it was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
 
@@ -46,8 +35,7 @@ _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note
 class RunSettings(NamedTuple):
     """What is known of the run that a file becomes."""
 
-    # With the length as `train.steps` where the number of GPUs, which gives that of `train.epochs`, does not follow.
-    config: ExperimentConfig
+    config: ExperimentConfig  # with the length as `train.steps` where the number of GPUs does not follow
     step: int
     images: ImageCounts | None
     origin: Origin = Origin()
@@ -109,7 +97,6 @@ def _write_run(output: pathlib.Path, model: NVAE, others: Any, run: RunSettings)
             place.mkdir()
             folder, keep = RunFolder(place), run.config.train.keep_checkpoints
             TrainingState(folder.checkpoints, model, model.optimizer, keep, others).save(run.step)
-            atomic_write(place / "config.py", _CONFIG_TEXT)
             if run.images:
                 atomic_write(folder.images_file, run.images.text())
             write_origin(folder, run.origin)

@@ -35,8 +35,7 @@ class TorchCheckpoint(NamedTuple):
 def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
     """Reads a published `.pt` file: checksums and sizes first, then PyTorch's safe loader, which builds no objects.
 
-    FileNotFoundError: there is no such file. ValueError: the file is damaged or no NVAE checkpoint, or PyTorch is not
-    installed.
+    FileNotFoundError: there is none. ValueError: it is damaged or no NVAE checkpoint, or PyTorch is not installed.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -98,10 +97,9 @@ def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     """An entry of the file as a dictionary, empty where the file lacks it; ValueError where it is something else."""
     entry = content.get(key, {})
     entry = vars(entry) if isinstance(entry, argparse.Namespace) else entry
-    if not isinstance(entry, dict):
-        raise ValueError(f"{key!r} holds a {type(entry).__name__} and not values by name; {_AGAIN}")
-    if not all(isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_TEXT for name in entry):
-        raise ValueError(f"{key!r} holds an entry whose name is not one line of text; {_AGAIN}")
+    names = entry if isinstance(entry, dict) else [None]
+    if not all(isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_TEXT for name in names):
+        raise ValueError(f"{key!r} does not hold values by names of one line; {_AGAIN}")
     return dict(entry)
 
 

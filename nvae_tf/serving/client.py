@@ -92,16 +92,11 @@ class ServedModel(contextlib.AbstractContextManager):
     each, -1 for none; `guidance` and `proposals`, see `nvae_tf.serving.signatures`, likewise. Image i of a call is that
     of its seed, however the call is cut into requests. Methods raise ServingError, and ValueError for arguments.
 
-    Args:
-      server: `HOST:PORT` for gRPC (usually 8500), a URL as `http://HOST:PORT` for REST (usually 8501).
-      model: its name on the server.
-      version: a version's number; the newest one that is served if not given.
-      label: the label of a version instead, e.g. `stable`.
-      timeout: seconds for one request, its repetitions included; over REST for each wait for a part of an answer.
-      total_timeout: seconds for one call, which may be many requests.
-      batch_rows: the most rows in a request; servers usually take up to 64.
-      in_flight: how many requests run at once.
-      progress: is called with the number of rows done so far, in their order.
+    `server` is `HOST:PORT` for gRPC (usually 8500), or a URL as `http://HOST:PORT` for REST (usually 8501); `model` the
+    name there, of which `version` or the version with a `label` is asked, else the newest. `timeout` is in seconds for
+    a request with its repetitions (over REST for each wait for a part of an answer), `total_timeout` for a call.
+    Requests have at most `batch_rows` rows, of which servers usually take 64, and `in_flight` of them run at once.
+    `progress` is called with the number of rows that are done.
     """
 
     def __init__(
@@ -411,11 +406,11 @@ def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
         sizes = None if shape.get("unknown_rank") else tuple(None if size < 0 else size for size in sizes)
         return TensorSpec({"float": "float32", "double": "float64"}.get(dtype, dtype), sizes)
 
-    def side(definition: Mapping[str, Any], name: str) -> dict[str, TensorSpec]:
-        return {key: tensor_spec(info) for key, info in sorted(definition.get(name, {}).items())}
-
-    named = [(name, definition) for name, definition in sorted(definitions.items()) if not name.startswith("__")]
-    return {name: SignatureSpec(side(definition, "inputs"), side(definition, "outputs")) for name, definition in named}
+    specs = {}
+    for name, definition in sorted(definitions.items()):
+        sides = [sorted(definition.get(side, {}).items()) for side in SignatureSpec._fields]
+        specs[name] = SignatureSpec(*({key: tensor_spec(info) for key, info in side} for side in sides))
+    return {name: spec for name, spec in specs.items() if not name.startswith("__")}
 
 
 def json_value(array: np.ndarray, as_base64: bool = True) -> Any:

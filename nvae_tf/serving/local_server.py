@@ -200,23 +200,28 @@ def local_server(
         model_service.add_ModelServiceServicer_to_server(model, calls)
         calls.start()
         stack.callback(lambda: calls.stop(_SECONDS_TO_END).wait())
-        stack.enter_context(_serving(_web_application(model, enable_cors, pages), listening))
+        limits = {"limit_concurrency": _MOST_CONNECTIONS, "timeout_keep_alive": _IDLE_SECONDS}
+        limits |= {"timeout_graceful_shutdown": _SECONDS_TO_END, "log_level": "error", "lifespan": "off"}
+        web = uvicorn.Server(uvicorn.Config(_web_application(model, enable_cors, pages), **limits))
+        thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(setattr, web, "should_exit", True)
         yield grpc_port, listening.getsockname()[1]
 
 
 def _input_arrays(request: predict_pb2.PredictRequest) -> Arrays:
-    return {name: array_from_message(tensor) for name, tensor in request.inputs.items()}
-
-
-def array_from_message(message: tensor_pb2.TensorProto) -> np.ndarray:
-    """Returns the array of a message, strings as object arrays of bytes; ValueError for a damaged message."""
-    shape = [dimension.size for dimension in message.tensor_shape.dim]
-    with wrap_read_errors(f"a tensor of shape {shape} can't be read (", ")"):
-        dtype = np.dtype(tf.as_dtype(message.dtype).as_numpy_dtype)
-        # A message of a few bytes may claim any shape.
-        if message.tensor_shape.unknown_rank or not 0 <= math.prod(shape) * dtype.itemsize <= MESSAGE_BYTES:
-            raise ValueError(f"no shape, or over {MESSAGE_BYTES:,} bytes")
-        return tf.make_ndarray(message)
+    """Returns the inputs of a request, strings as object arrays of bytes; ValueError for a damaged message."""
+    arrays = {}
+    for name, message in request.inputs.items():
+        shape = [dimension.size for dimension in message.tensor_shape.dim]
+        with wrap_read_errors(f"input {name}: a tensor of shape {shape} can't be read (", ")"):
+            dtype = np.dtype(tf.as_dtype(message.dtype).as_numpy_dtype)
+            # A message of a few bytes may claim any shape.
+            if message.tensor_shape.unknown_rank or not 0 <= math.prod(shape) * dtype.itemsize <= MESSAGE_BYTES:
+                raise ValueError(f"no shape, or over {MESSAGE_BYTES:,} bytes")
+            arrays[name] = tf.make_ndarray(message)
+    return arrays
 
 
 def message_from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
@@ -286,16 +291,12 @@ def _web_application(model: LoadedModel, enable_cors: bool, pages: pathlib.Path 
 
 def json_request(body: bytes, model: LoadedModel) -> tuple[str, Arrays, bool]:
     """Returns the signature and inputs of a predict request, and whether they are rows; ValueError for other bodies."""
-    try:
+    with wrap_read_errors("the body is no JSON (", ")"):
         request = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the body is no JSON ({error})") from None
     keys = {"instances", "inputs"} & request.keys() if isinstance(request, dict) else set()
     if len(keys) != 1:
         raise ValueError("the body must be an object with one of 'instances' and 'inputs'")
-    signature, in_rows = request.get("signature_name", ""), keys == {"instances"}
-    if not isinstance(signature, str):
-        raise ValueError("'signature_name' must be a string")
+    signature, in_rows = str(request.get("signature_name", "")), keys == {"instances"}
     specs, given = model.spec(signature).inputs, request[keys.pop()]
 
     def by_name(value: Any) -> dict[str, Any]:
@@ -340,18 +341,3 @@ def json_answer(arrays: Arrays, in_rows: bool) -> dict[str, Any]:
         raise ValueError("an output has no row for each row of the others; ask with 'inputs'")
     rows = [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
     return {"predictions": rows if only is None else only}
-
-
-@contextlib.contextmanager
-def _serving(application: Starlette, listening: socket.socket) -> Iterator[None]:
-    """Answers on a socket, from a thread, while the block runs."""
-    limits = {"limit_concurrency": _MOST_CONNECTIONS, "timeout_keep_alive": _IDLE_SECONDS}
-    limits["timeout_graceful_shutdown"] = _SECONDS_TO_END
-    server = uvicorn.Server(uvicorn.Config(application, log_level="error", lifespan="off", **limits))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="rest")
-    thread.start()
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        thread.join()

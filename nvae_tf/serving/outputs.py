@@ -3,11 +3,10 @@
 import json
 import pathlib
 import re
-from typing import Any
 
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_write, check_is_no_pattern, check_new_file, check_writable, file_sha256
-from nvae_tf.schemas import Field, Schema, parsed, read_object
+from nvae_tf.schemas import Field, parsed
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
@@ -88,13 +87,6 @@ def unchecked_reason(folder: pathlib.Path) -> str:
         return ""
     missing = "sha256.json" if (folder / ASSETS).is_dir() else ASSETS
     return f"{folder}: {missing} is missing, so its files can't be checked: copy it anew if nvae-export has made it"
-
-
-def read_asset(export: pathlib.Path, name: str, schema: Schema) -> dict[str, Any]:
-    """Returns the keys of a schema from a JSON file in `assets.extra`, {} without the file; ValueError if damaged."""
-    file = export / ASSETS / name
-    with wrap_read_errors("", "; copy the export anew"):
-        return read_object(file, schema) if file.is_file() else {}
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

@@ -35,13 +35,6 @@ REQUEST_BYTES = 2 * 2**30
 _WARM_UP = "tf_serving_warmup_requests"
 
 
-class Exported(NamedTuple):
-    """A published version, and how far its outputs are from the float32 model's, relative to the largest value."""
-
-    folder: pathlib.Path
-    largest_difference: float
-
-
 class Origin(NamedTuple):
     """Where weights come from: the checkpoint, its evaluation, the run's settings, test images; see `origin_of`."""
 
@@ -58,8 +51,8 @@ def export_saved_model(
     weights: str = "float32",
     origin: Origin | None = None,
     most_rows: int | None = None,
-) -> Exported:
-    """Writes `output/version`, a SavedModel with the signatures of `nvae_tf.serving.signatures`.
+) -> float:
+    """Writes `output/version`, a SavedModel; returns how far its outputs are from the model's, relative to the largest.
 
     It has the weights that the signatures use, with weight normalization and batch norm folded into kernels and
     biases: no optimizer state, no Python, no path of this machine. Before it appears it is run in a process that can't
@@ -90,7 +83,7 @@ def export_saved_model(
             raise ValueError(f"{error}. It was not published") from error
         facts = dict(weights=weights, difference_from_model=differences, most_rows=most_rows, bytes_of_row=row_bytes)
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
-    return Exported(output / str(version), max(differences.values()))
+    return max(differences.values())
 
 
 def _check_rounding(weights: str, differences: Mapping[str, float]) -> None:
@@ -107,17 +100,12 @@ def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
     return [*(variable for slices in folded.values() for variable in tf.nest.flatten(slices)), *others]
 
 
-class LoadedExport(NamedTuple):
-    """A model with the settings of an export; only a `FoldedPass` with these weights gives the export's numbers."""
+def load_export(folder: str | os.PathLike) -> tuple[ExperimentConfig | None, NVAE, FoldedWeights, dict[str, Any]]:
+    """Returns an export's settings, model, folded weights in float32, and the origin of the weights.
 
-    config: ExperimentConfig | None  # of the run; None for an export of a model alone
-    model: NVAE
-    folded: FoldedWeights  # float32, whatever they are stored in
-    source: dict[str, Any]  # where the weights come from
-
-
-def load_export(folder: str | os.PathLike) -> LoadedExport:
-    """Returns an export's model; ValueError for a damaged export, or one from before weights were stored by place."""
+    Only a `FoldedPass` with these weights gives the export's numbers. The settings are None for an export of a model
+    without a run. ValueError for a damaged export, or one from before weights were stored by place.
+    """
     folder = pathlib.Path(folder)
     outputs.check_is_export(folder)
     source = json.loads((folder / outputs.ASSETS / "source.json").read_text())
@@ -133,7 +121,7 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
         return tf.Variable(tf.cast(weight, tf.float32), trainable=False)
 
     in_float32 = {stack: tf.nest.map_structure(exact, slices) for stack, slices in folded.items()}
-    return LoadedExport(config if is_from_run else None, model, in_float32, source)
+    return config if is_from_run else None, model, in_float32, source
 
 
 def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:

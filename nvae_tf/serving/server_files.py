@@ -17,20 +17,17 @@ import jinja2
 
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write, check_writable
-from nvae_tf.schemas import Field
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
-from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, read_asset, unchecked_reason
+from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, unchecked_reason
 
-# The newest release of which public threads say that its image exists (github.com/tensorflow/serving/issues/4129,
-# August 2026).
+# The newest release whose image is known to exist (github.com/tensorflow/serving/issues/4129, August 2026).
 SERVING_IMAGE = "tensorflow/serving:2.20.0"
 # A release older than the TensorFlow that writes exports: its graph version, and the operations (None) and attributes
 # of operations that only the newer TensorFlow has, from a comparison of both packages.
 _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
-# The limits of an export whose `source.json` has none, and the form of these limits in `source.json`.
-_USUAL_LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
-_LIMITS = dict.fromkeys(_USUAL_LIMITS, Field("whole number", (), 1, 2**40, optional=True))
+# The most rows of a request, and the bytes of a row, of an export whose `source.json` has none.
+_LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
@@ -103,9 +100,13 @@ def _tag(image: str) -> str:
 def _limits(folders: Sequence[pathlib.Path]) -> dict[str, int]:
     """Returns limits to begin with: memory is 1 GiB, four times the exports, and the rows that run at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [_USUAL_LIMITS | read_asset(folder, "source.json", _LIMITS) for folder in folders]
-    batch_size = min(BATCH_ROWS, *(limit["most_rows"] for limit in limits))
-    row_bytes = cores * batch_size * max(limit["bytes_of_row"] for limit in limits)
+    batch_size, largest_row = BATCH_ROWS, 1
+    for file in [folder / ASSETS / "source.json" for folder in folders]:
+        with wrap_read_errors(f"{file}: damaged (", "); copy the export anew"):
+            limits = _LIMITS | (json.loads(file.read_text()) if file.is_file() else {})
+            batch_size = min(batch_size, max(int(limits["most_rows"]), 1))
+            largest_row = max(largest_row, int(limits["bytes_of_row"]))
+    row_bytes = cores * batch_size * largest_row
     file_bytes = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     memory_mib = 1024 + math.ceil((4 * file_bytes + row_bytes) / 2**20)
     return {"cores": cores, "max_batch_size": batch_size, "memory_mib": memory_mib}

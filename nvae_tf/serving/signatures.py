@@ -253,13 +253,14 @@ class Signatures(FlatLatentModel):
         given = dict(zip((spec.name for spec in self.input_specs("compose")[4:]), optional, strict=True))
         temperatures = tf.unstack(temperature[:, :, tf.newaxis, tf.newaxis, tf.newaxis], axis=1)
         label, guidance = given.get("label"), given.get("guidance")
-        noise, keeps = noise_per_image(self.latent_shapes, _words(seed)), tf.unstack(keep > 0, axis=1)
+        words = tf.bitcast(seed, tf.int32)  # a seed of the model: two words, the low one first
+        noise, keeps = noise_per_image(self.latent_shapes, words), tf.unstack(keep > 0, axis=1)
         groups = list(zip(groups_of_flat(latent, self.latent_shapes), keeps, noise, temperatures, strict=True))
         sources: list[LatentSource] = [
             ComposedSource(group, keep, PriorSource(noise, temperature)) for group, keep, noise, temperature in groups
         ]
         if self._reweighted:
-            draws = functools.partial(self._reweighted.sources, _words(seed), temperatures, self.model.plan, label)
+            draws = functools.partial(self._reweighted.sources, words, temperatures, self.model.plan, label)
             is_reweighted, above, count = given["proposals"] > 1, [], len(self._reweighted.ratios)
             top = [PartlyReweightedSource(source, draws, is_reweighted, above) for source in sources[:count]]
             sources = [*top, *sources[count:]]
@@ -272,7 +273,7 @@ class Signatures(FlatLatentModel):
             # The rows with their classes and then the same rows without, see `GuidedSource`.
             sources = []
             for group, keep, noise, temperature in groups:
-                drawn = GuidedSource(noise, temperature, _over_pixels(guidance))
+                drawn = GuidedSource(noise, temperature, guidance[:, tf.newaxis, tf.newaxis, tf.newaxis])
                 sources.append(ComposedSource(tf.tile(group, [2, 1, 1, 1]), tf.tile(keep, [2]), drawn))
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
             decoded = top_down_pass(self.model, sources, 2 * rows, both, kept=rows)
@@ -283,7 +284,8 @@ class Signatures(FlatLatentModel):
 
     def _inferred(self, noise_scale, image, seed, label=None) -> Tensors:
         """Returns latents, the parts of the bound, the map of the KL, and mean images of the inference pass."""
-        noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
+        noise = noise_per_image(self.latent_shapes, tf.bitcast(seed, tf.int32))
+        noise = [noise_scale[:, tf.newaxis, tf.newaxis, tf.newaxis] * eps for eps in noise]
         decoded = inference_pass(self.model, image, noise, self._pass(label))
         outputs = {"latent": decoded.flat_latents(), "image": decoded.likelihood.mean()}
         return outputs | decoded.elbo(image)._asdict() | {"kl_map": kl_map(self.model, decoded.latents)}
@@ -379,13 +381,3 @@ def _first_reasons(reasons: tf.Tensor, is_right: tf.Tensor, otherwise: str) -> t
 
 def _is_in(smallest: float, largest: float) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda value: (value >= smallest) & (value <= largest)  # false for NaN
-
-
-def _over_pixels(rows: tf.Tensor) -> tf.Tensor:
-    """Returns one value for each row, `[batch, 1, 1, 1]`."""
-    return rows[:, tf.newaxis, tf.newaxis, tf.newaxis]
-
-
-def _words(seed: tf.Tensor) -> tf.Tensor:
-    """Returns the two words `[batch, 2]` of seeds `[batch]`: the seeds of the model."""
-    return tf.bitcast(seed, tf.int32)

@@ -84,17 +84,14 @@ class DeviceSignatures(FlatLatentModel):
 
     def sample(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Draws `image` from the prior; the temperature `[batch]`, above 0, multiplies every prior's sigma."""
-        return {"image": self._drawn(noise, temperature, label).likelihood.mean()}
+        return {"image": self.drawn(noise, temperature, label).likelihood.mean()}
 
     def reconstruct(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Reconstructs `image`: `decode` of the latent that `encode` draws with the same inputs."""
         return {"image": self._inferred(image, noise, label).likelihood.mean()}
 
-    def prior_latents(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns the latents `[batch, total]` of the images that `sample` gives for the same inputs; not exported."""
-        return self._drawn(noise, temperature, label).flat_latents()
-
-    def _drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None) -> Decoded:
+    def drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> Decoded:
+        """The result of the pass of `sample`."""
         temperature = temperature[:, tf.newaxis, tf.newaxis, tf.newaxis]
         sources = [PriorSource(eps, temperature) for eps in groups_of_flat(noise, self.latent_shapes)]
         return self._decoded(sources, noise, label)
@@ -191,7 +188,7 @@ def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: n
     drawn = {"noise": noise, "temperature": temperature} | label
     if name == "sample":
         return drawn
-    latent = _in_batches(signatures.prior_latents, drawn)
+    latent = _in_batches(lambda **given: signatures.drawn(**given).flat_latents(), drawn)
     if images is not None:
         latent[1::2] = _in_batches(signatures.encode, {"image": images, "noise": noise} | label)[1::2]
     return {"latent": latent} | label

@@ -144,10 +144,9 @@ def run_alone(script: str, inputs: Arrays, *arguments: Any) -> Arrays:
 
 
 def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, float]:
-    """Runs every signature of an export in a clean process, and compares the numbers with a record.
+    """Runs every signature of an export in a clean process; returns the `difference` of every output from a record.
 
-    Returns the largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
-    ValueError where a number differs by more than `TOLERANCE`, or the export can't be run.
+    ValueError where one is more than `TOLERANCE`, or the export can't be run.
     """
     record = record or Record.read(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):

@@ -140,7 +140,7 @@ def test_an_import_of_an_exported_file_has_its_weights_and_settings(own_run, own
     data = dataclasses.replace(config.data, path="/elsewhere", source="folder")
     assert imported.config == dataclasses.replace(config, data=data)
     # The settings that training continues with.
-    settings = complete_config(load_settings(str(tmp_path / "back" / "config.py")))
+    settings = complete_config(load_settings(str(tmp_path / "back" / "config.json")))
     length = 10, config.objective.total_steps
     assert resolve_lengths(settings, *length) == resolve_lengths(imported.config, *length)
 

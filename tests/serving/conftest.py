@@ -16,7 +16,6 @@ from tests.command_fixtures import made_once
 from tests.serving.model_servers import (
     PROTOCOLS,
     REAL_SERVER,
-    Rows,
     Texts,
     real_servers,
     save_module,
@@ -92,13 +91,6 @@ def vanilla_model():
 def texts_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts") / "1"
     save_module(folder, Texts(), "echo_png", "twice")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def rows_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "rows" / "1"
-    save_module(folder, Rows(), "compose", "sample")
     return folder
 
 

@@ -245,18 +245,6 @@ def test_classes_guidance_and_the_reweighted_prior(conditional_model, conditiona
         assert explorer.errors == []
 
 
-def test_a_server_that_goes_away_and_comes_back(address, browser, model):
-    explorer = Explorer(browser.new_page(), address)
-    explorer.settled()
-    explorer.tab.route("**/*:predict", lambda route: route.abort())
-    explorer.button("Next seed").click()
-    explorer.tab.get_by_role("alert").get_by_text("No answer from").wait_for()
-    explorer.tab.unroute("**/*:predict")
-    explorer.after(explorer.button("Try again").click)
-    assert not explorer.tab.get_by_role("alert").is_visible()
-    assert_shows(explorer.pixels("samples"), model.generate(24, seed=2))
-
-
 @pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1600, "dark")])
 def test_nothing_is_wider_than_the_window_and_text_stands_out(address, browser, width, scheme):
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)

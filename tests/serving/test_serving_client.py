@@ -14,7 +14,7 @@ from nvae_tf.serving import client as clients
 from nvae_tf.serving.client import ServedModel, ServingError, TensorSpec, image_arrays
 from tests import ROOT
 from tests.command_fixtures import output_of
-from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, free_port, served
+from tests.serving.model_servers import IMAGES, SEEDS, free_port
 
 
 @pytest.fixture
@@ -50,10 +50,8 @@ def test_metadata_status_and_what_is_not_served(client, servers, protocol):
     with servers.client(protocol, version=3) as other:
         assert other.predict("sample", seed=[1], temperature=[1.0])["image"].shape == (1, 8, 8, 3)
     for arguments, named in [({"model": "digits"}, "model 'digits'"), ({"version": 9}, "model 'tiny' version 9")]:
-        with (
-            servers.client(protocol, **arguments) as other,
-            refused("NOT_FOUND", f"{servers.url(protocol)}, {named}, "),
-        ):
+        message = f"{servers.url(protocol)}, {named}, "
+        with servers.client(protocol, **arguments) as other, refused("NOT_FOUND", message):
             other.predict("sample", seed=[1], temperature=[1.0])
 
 
@@ -70,7 +68,10 @@ def test_inputs_that_do_not_fit_are_refused_by_the_server(client):
 
 
 class Scripted:
-    """In place of a connection: raises the given errors one after another, then answers with the rows plus 1."""
+    """In place of a connection: raises the given errors one after another, then answers with the rows plus 1.
+
+    With classes the rows plus 2 and the class, which must be 0 or 1.
+    """
 
     def __init__(self, *errors, seconds=0.0):
         self.errors, self.seconds, self.asked = list(errors), seconds, []
@@ -80,11 +81,13 @@ class Scripted:
         time.sleep(self.seconds)
         if self.errors and (error := self.errors.pop(0)):
             raise error
-        return {"image": arrays["latent"] + 1}
+        label = arrays.get("label", np.full(len(arrays["latent"]), -1))
+        return {"image": arrays["latent"] + 2 + label[:, np.newaxis], "valid": label < 2}
 
     def describe(self, what, seconds):
         tensor = {"dtype": "DT_FLOAT", "tensor_shape": {"dim": [{"size": "-1"}, {"size": "1"}]}}
-        definitions = {"decode": {"inputs": {"latent": tensor}, "outputs": {"image": tensor}}}
+        label = {"dtype": "DT_INT32", "tensor_shape": {"dim": [{"size": "-1"}]}}
+        definitions = {"decode": {"inputs": {"latent": tensor, "label": label}, "outputs": {"image": tensor}}}
         return {"model_spec": {"version": "1"}, "metadata": {"signature_def": {"signature_def": definitions}}}
 
 
@@ -149,22 +152,27 @@ def test_a_served_model_gives_the_series_of_the_seed(client, run, monkeypatch):
         np.testing.assert_allclose(getattr(scores, name), expected[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_groups_are_kept_or_drawn_of_classes_and_refused_rows_are_named(rows_folder, protocol):
-    with served("rows", rows_folder.parent) as servers, servers.client(protocol, "rows") as model:
-        latents = np.arange(12, dtype=np.float32).reshape(3, 4) / 2
-        images, drawn = model.compose(latents, keep=[1, 0], seed=1, temperature=[1.0, 0.5])
-        np.testing.assert_array_equal(drawn[:, :2], latents[:, :2])
-        np.testing.assert_array_equal(drawn[:, 2:], [[0, 0], [0.5, 0.5], [1, 1]])
-        # No class was named.
-        np.testing.assert_allclose(images, drawn.reshape(3, 2, 2, 1) / 10 - 0.01, atol=1e-6)
-        pixels, _ = model.compose(latents, keep=np.ones([3, 2], bool), labels=[0, 1, 1], as_pixels=True)
-        expected = latents / 10 + np.array([[0], [0.01], [0.01]])
-        assert pixels.dtype == np.uint8 and np.abs(pixels - 255 * expected.reshape(3, 2, 2, 1)).max() < 0.51
-        with refused("INVALID_ARGUMENT", "the model refuses rows [1]"):
-            model.compose(latents, keep=0, labels=[0, 5, 1])
-        with refused("INVALID_ARGUMENT", "no input 'label'"):
-            model.sample(3, labels=1)
+def test_groups_are_kept_or_drawn(client, run):
+    inputs = {"latent": run("encode", image=IMAGES, seed=SEEDS)["latent"], "keep": np.int32([[1, 0]] * 4)}
+    inputs |= {"seed": 1 + np.arange(4) * 2**32, "temperature": np.float32([[1.0, 0.5]] * 4)}
+    expected = run("compose", **inputs)
+    pixels, latents = client.compose(inputs["latent"], [1, 0], seed=1, temperature=[1.0, 0.5], as_pixels=True)
+    np.testing.assert_allclose(latents, expected["latent"], atol=1e-5)
+    assert pixels.dtype == np.uint8 and np.abs(pixels - 255 * expected["image"]).max() < 0.51
+    with refused("INVALID_ARGUMENT", "no input 'label'"):
+        client.sample(3, labels=1)
+
+
+def test_no_class_one_for_all_or_one_each_and_refused_rows_are_named():
+    model, _ = scripted(batch_rows=2)
+    rows = np.zeros([3, 1], np.float32)
+    assert [model.decode(rows, labels)[:, 0].tolist() for labels in (None, 1, [0, 1, 1])] == [
+        [1] * 3,
+        [3] * 3,
+        [2, 3, 3],
+    ]
+    with refused("INVALID_ARGUMENT", "the model refuses rows [2]"):
+        model.decode(rows, [0, 1, 5])
 
 
 def test_pictures_are_converted_to_the_models_channels_and_other_sizes_refused():
