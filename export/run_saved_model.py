@@ -81,16 +81,14 @@ def image_grid(images: np.ndarray) -> Image.Image:
     """A grid of images `[count, height, width, 1 to 4]` in [0, 1], small ones enlarged to be seen."""
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
-    pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     columns = math.ceil(math.sqrt(len(pixels)))
-    rows = math.ceil(len(pixels) / columns)
-    missing = rows * columns - len(pixels)
+    missing = -len(pixels) % columns
+    cells = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     # White, and where there is a channel for it opaque.
-    pixels = np.pad(pixels, [(0, missing), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
-    _, height, width, channels = pixels.shape
-    grid = pixels.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * height, columns * width, channels)[:-GAP, :-GAP]
-    return Image.fromarray(grid[:, :, 0] if channels == 1 else grid)
+    cells = np.pad(cells, [(0, missing), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
+    cells = cells.reshape(-1, columns, *cells.shape[1:]).swapaxes(1, 2)
+    grid = cells.reshape(cells.shape[0] * cells.shape[1], -1, pixels.shape[-1])[:-GAP, :-GAP]
+    return Image.fromarray(grid[:, :, 0] if grid.shape[-1] == 1 else grid)
 
 
 def main() -> None:
