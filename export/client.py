@@ -109,14 +109,13 @@ def _written(command: str, place: Any, result: Any, names: list[str], labels: An
     from nvae_tf.generation.image_grid import image_grid, write_pictures, write_png
     from nvae_tf.generation.latents_file import write_flat_latents
 
-    if place is not None and place.kind != command_line.FOLDER:
-        place.path.parent.mkdir(parents=True, exist_ok=True)
     if command == "encode":
         write_flat_latents(place.path, result, names=names, labels=labels)
         return f"{len(result)} latents of {result.shape[1]} values in {place.path}"
     if command == "score":
         rows = list(zip(map(str, paths), *(score.tolist() for score in result), strict=True))
         if place is not None:
+            place.path.parent.mkdir(parents=True, exist_ok=True)
             keys = ("file", *result._fields)
             atomic_write(place.path, json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2) + "\n")
         rows.append(("mean", result.nats.mean(), result.bits_per_dim.mean()))

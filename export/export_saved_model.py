@@ -42,11 +42,11 @@ def main(
 
     run = load_run(folder, checkpoint)
     print(f"Exporting {workdir}, step {run.step:,}, and checking it: one to some minutes ...", flush=True)
-    exported = export_saved_model(run.model, output, version, weights, origin_of(run, folder), most_rows)
+    difference = export_saved_model(run.model, output, version, weights, origin_of(run, folder), most_rows)
     numbers = "the model's numbers"
     if weights != WEIGHTS[0]:
-        numbers = f"the numbers of {weights} weights, {exported.largest_difference:.2g} of the largest off at most,"
-    print(f"Exported to {exported.folder}; it gives {numbers} without this package.")
+        numbers = f"the numbers of {weights} weights, {difference:.2g} of the largest off at most,"
+    print(f"Exported to {pathlib.Path(output, str(version))}; it gives {numbers} without this package.")
 
 
 def run() -> None:

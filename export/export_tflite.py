@@ -19,6 +19,7 @@ refused, and so is sample in int8. export/decode_on_device.py draws images with 
 Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written.
 """
 
+import functools
 import math
 import pathlib
 from typing import Annotated
@@ -47,8 +48,7 @@ def main(
     place = pathlib.Path(output)
     if (workdir is None) == (saved_model is None):
         raise ValueError("give one of --workdir and --saved_model")
-    outputs.check_output_is_free(place)
-    outputs.check_quantization(signature, quantize)
+    outputs.check_new_tflite(place, signature, quantize)
     if not smallest_psnr < math.inf:
         raise ValueError(f"--smallest_psnr={smallest_psnr}: must be a number of decibels from 0")
     if saved_model:
@@ -67,8 +67,14 @@ def main(
         trained = load_run(workdir, checkpoint)
         config, model, folded, source = trained.config, trained.model, None, source_of(trained)
     print(f"Exporting {signature} of {saved_model or workdir}, step {source.get('step', 0):,}, and comparing it ...")
-    settings = signature, quantize, run_images(config, data_path), source, smallest_psnr
-    print(export_tflite(model, place, *settings, folded).text())
+    images = functools.partial(run_images, config, data_path)
+    measured = export_tflite(model, place, signature, quantize, images, source, smallest_psnr, folded)
+    print(
+        "  size      {size_bytes:,} bytes\n"
+        "  latency   {latency_ms:.2f} ms an image (median of {test_inputs}, one thread)\n"
+        "  error     largest {largest_error:.2g}, {relative_largest_error:.1g} of the largest value\n"
+        "  images    PSNR {psnr_db:.1f} dB, that of the worst {worst_psnr_db:.1f} dB".format(**measured)
+    )
     print(f"Exported to {output}; the measurements are in {outputs.report_file(place)}")
 
 

@@ -20,7 +20,7 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.published.places import check_new_file, check_torch
+from nvae_tf.files import check_new_file
 
 
 def main(
@@ -31,16 +31,13 @@ def main(
     running_means: Annotated[bool, "Write the EMA of the weights instead."] = False,
 ) -> None:
     """Exports the run and prints what was written."""
-    check_new_file("--output", pathlib.Path(output))
-    check_torch()
+    check_new_file(pathlib.Path(output), f"--output={output}")
     folder = command_line.run_folder(workdir)
     start_tensorflow_quietly()
-    from nvae_tf.published.export_file import export_file
+    from nvae_tf.published.conversion import export_file
 
-    exported = export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means)
-    print(f"Exported step {exported.step:,} to {output}, as a checkpoint of {exported.data_set}.")
-    if exported.leaves_means:
-        print("Its state_dict has the weights; the run's scores are those of the EMA: --running_means.")
+    pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
+    print(export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means))
 
 
 def run() -> None:

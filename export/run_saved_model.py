@@ -7,12 +7,10 @@ TensorFlow's session loader, as TensorFlow Serving does it.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import math
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -22,10 +20,9 @@ from PIL import Image
 BATCH = 64
 # The shortest side, in pixels, to which small images are enlarged; pixels between images.
 VISIBLE_SIDE, GAP = 64, 6
-MOST_BYTES = 2**30  # of an array in a file
 LARGEST_SEED = 2**31 - 1
 # Signatures that are checked as a server runs them: one of each network.
-AS_SERVED = ("sample", "score")
+AS_SERVED, DEFAULT = ("sample", "score"), "serving_default"
 
 # `run(signature, **inputs)`, from and to arrays whose first axis is the batch.
 Run = Callable[..., dict[str, np.ndarray]]
@@ -59,66 +56,39 @@ def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
     return np.concatenate(images)
 
 
-def read_arrays(path: str, known: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """Returns the arrays of a .npz file whose names are known; ValueError for objects, or more bytes than it has."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-        entries = {name: entry for name, entry in entries.items() if known(name)}
-        for name, entry in entries.items():
-            with archive.open(entry) as stream:
-                np.lib.format.read_magic(stream)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-            if dtype.hasobject or not 0 <= math.prod(shape) * dtype.itemsize <= min(entry.file_size, MOST_BYTES):
-                raise ValueError(f"{path}: {name} is {dtype} {shape}; it must be numbers, at most 1 GiB")
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in entries}
-
-
-def replay(folder: str, inputs: str, outputs: str) -> None:
-    """Runs signatures on arrays `signature/input` of a .npz file by both loaders of TensorFlow; writes outputs."""
+def replay(inputs: str, outputs: str, folder: str) -> None:
+    """Runs all signatures on arrays `signature/input` of a .npz file, by both loaders of TensorFlow; writes outputs."""
     import tensorflow as tf
 
-    arguments: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in read_arrays(inputs, lambda name: name.count("/") == 1).items():
-        signature, argument = name.split("/")
-        arguments.setdefault(signature, {})[argument] = array
-
-    def as_served() -> dict[str, dict[str, np.ndarray]]:
-        with session_of(folder) as run:
-            return {name: run(name, **arguments[name]) for name in AS_SERVED if name in arguments}
-
-    def as_stored() -> dict[str, dict[str, np.ndarray]]:
-        functions, made = tf.saved_model.load(folder).signatures, {}
-        for signature in [name for name in arguments if name not in AS_SERVED]:
-            tensors = functions[signature](**{name: tf.constant(value) for name, value in arguments[signature].items()})
-            made[signature] = {name: tensor.numpy() for name, tensor in tensors.items()}
-        return made
-
+    with np.load(inputs) as file:  # written by the caller
+        given = {name.partition("/")[::2]: file[name] for name in file}
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        served = pool.submit(as_served)
-        answers = as_stored() | served.result()
-    results = {f"{signature}/{name}": array for signature, made in answers.items() for name, array in made.items()}
+    stored, results = tf.saved_model.load(folder).signatures, {}
+    with session_of(folder) as run:
+        for signature in stored.keys() - {DEFAULT}:
+            arguments = {argument: array for (name, argument), array in given.items() if name == signature}
+            if signature in AS_SERVED:
+                made = run(signature, **arguments)
+            else:
+                made = stored[signature](**{name: tf.constant(array) for name, array in arguments.items()})
+            results |= {f"{signature}/{name}": np.array(value) for name, value in made.items()}
     # PNG files as an array that needs no pickle to be stored.
-    np.savez(
-        outputs, **{name: array.astype("S") if array.dtype == object else array for name, array in results.items()}
-    )
+    arrays = {name: array.astype("S") if array.dtype == object else array for name, array in results.items()}
+    np.savez(outputs, **arrays)
 
 
 def image_grid(images: np.ndarray) -> Image.Image:
     """A grid of images `[count, height, width, 1 to 4]` in [0, 1], small ones enlarged to be seen."""
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
-    pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     columns = math.ceil(math.sqrt(len(pixels)))
-    rows = math.ceil(len(pixels) / columns)
-    missing = rows * columns - len(pixels)
+    missing = -len(pixels) % columns
+    cells = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     # White, and where there is a channel for it opaque.
-    pixels = np.pad(pixels, [(0, missing), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
-    _, height, width, channels = pixels.shape
-    grid = pixels.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * height, columns * width, channels)[:-GAP, :-GAP]
-    return Image.fromarray(grid[:, :, 0] if channels == 1 else grid)
+    cells = np.pad(cells, [(0, missing), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
+    cells = cells.reshape(-1, columns, *cells.shape[1:]).swapaxes(1, 2)
+    grid = cells.reshape(cells.shape[0] * cells.shape[1], -1, pixels.shape[-1])[:-GAP, :-GAP]
+    return Image.fromarray(grid[:, :, 0] if grid.shape[-1] == 1 else grid)
 
 
 def main() -> None:
@@ -133,9 +103,7 @@ def main() -> None:
     flags = parser.parse_args()
     folder = pathlib.Path(flags.saved_model)
     if not (folder / "saved_model.pb").is_file():
-        versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
-        there = f"; there is {', '.join(versions)}" if versions else ""
-        parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version{there}")
+        parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version, as models/digits/1")
     output = pathlib.Path(flags.output)
     is_right = flags.count > 0 < flags.temperature < math.inf and 0 <= flags.seed <= LARGEST_SEED
     if not is_right or output.suffix.lower() != ".png" or output.is_dir():

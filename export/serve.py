@@ -60,36 +60,32 @@ def main(
         require(module, "serving")
     print(*filter(None, [remark]), "starting TensorFlow ...", sep="\n", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
-    allow_many_files()
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        # Every connection is an open file.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     from nvae_tf.serving.local_server import local_server
 
     ended, versions = threading.Event(), pathlib.Path(path) if path else cached_export(model)
     name = model if model and path else versions.resolve().name
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with tempfile.TemporaryDirectory() as pages:
+    with tempfile.TemporaryDirectory() as folder:
+        pages = pathlib.Path(folder) if explore else None
         if explore:
-            write_explorer(pathlib.Path(pages), {name: newest_version(versions)})
-        options = {"enable_cors": rest_api_enable_cors_support, "pages": pathlib.Path(pages) if explore else None}
-        with local_server(name, versions, port, rest_port, host, **options) as (port, rest_port):
-            print(f"ready: gRPC on {host}:{port}, REST on {host}:{rest_port}", flush=True)
+            write_explorer(pages, {name: newest_version(versions)})
+        with local_server(name, versions, port, rest_port, host, rest_api_enable_cors_support, pages) as ports:
+            print(f"ready: gRPC on {host}:{ports[0]}, REST on {host}:{ports[1]}", flush=True)
             host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
             if samples:
-                write_samples({"grpc": f"{host}:{port}", "rest": f"http://{host}:{rest_port}"}, name, samples)
+                write_samples({"grpc": f"{host}:{ports[0]}", "rest": f"http://{host}:{ports[1]}"}, name, samples)
                 return
             if explore:
-                print(f"explorer: http://{host}:{rest_port}/{PAGE}", flush=True)
+                print(f"explorer: http://{host}:{ports[1]}/{PAGE}", flush=True)
             ended.wait()
     print("ended", flush=True)
-
-
-def allow_many_files() -> None:
-    """Lets the process open as many files as the system allows: every connection is one."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def write_samples(servers: dict[str, str], name: str, folder: str) -> None:

@@ -25,10 +25,9 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
     check_is_export(pathlib.Path(path))
     check_digests(pathlib.Path(path))
     start_tensorflow_quietly()
-    from nvae_tf.serving.verification import TOLERANCE, process_alone, verified
+    from nvae_tf.serving.verification import TOLERANCE, verified
 
-    with process_alone("tensorflow") as run:
-        differences = verified(pathlib.Path(path), run)
+    differences = verified(pathlib.Path(path))
     width = max(map(len, differences))
     for name, difference in differences.items():
         print(f"{name:{width}}  {difference:.1e}")

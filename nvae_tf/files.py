@@ -164,6 +164,23 @@ def check_has_config(folder: pathlib.Path, given: str) -> None:
         raise FileNotFoundError(f"{given}: {fault}; give the --workdir of a run of nvae-train")
 
 
+def check_new_file(path: pathlib.Path, flag: str) -> None:
+    """Raises ValueError where something is at `path` already, or a file can't be made there; `flag` named it."""
+    if path.exists():
+        raise ValueError(f"{flag}: {path} exists already and is not overwritten; remove it or give another name")
+    check_writable(path.parent, flag)
+
+
+def check_new_folder(path: pathlib.Path, flag: str) -> None:
+    """Raises ValueError unless a folder can be made at `path`, where an empty one may be; `flag` named it."""
+    place = path.resolve()
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+        raise ValueError(f"{flag}: not an empty folder; name a new or empty one")
+    if place == pathlib.Path.cwd() or place.is_mount():
+        raise ValueError(f"{flag}: a folder that can't be replaced; name another one")
+    check_writable(place.parent, flag)
+
+
 def check_writable(folder: pathlib.Path, flag: str) -> None:
     """Checks that files can be written in a folder, or that it can be made; `flag`, `--workdir=runs/x`, named it."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))

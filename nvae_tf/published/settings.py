@@ -155,15 +155,14 @@ def cell_tables(cell_set: str) -> dict[str, list[str]]:
 def _data_set(config: ExperimentConfig) -> str:
     model, binary = config.model, config.model.likelihood == "bernoulli"
     shape = (model.image_height, model.image_width, model.image_channels, model.network_height, model.network_width)
-    fitting = [
-        name
+    sizes = {
+        name: (images.size, images.size, images.channels, *2 * (images.padded_size or images.size,))
         for name, images in PUBLISHED_IMAGES.items()
-        if shape == (images.size, images.size, images.channels, *2 * (images.padded_size or images.size,))
-        and images.binary == binary
-    ]
+        if images.binary == binary
+    }
+    fitting = [name for name, size in sizes.items() if size == shape]
     if not fitting:
-        height, width, channels, *frame = shape
-        words = f"{height}x{width}x{channels} images, {frame[0]}x{frame[1]} with their frame"
+        words = "{}x{}x{} images, {}x{} with their frame".format(*shape)
         raise ValueError(f"the published form knows no data set of {words} and likelihood {model.likelihood!r}")
     return min(fitting, key=lambda name: PUBLISHED_IMAGES[name].data_name != config.data.name)
 

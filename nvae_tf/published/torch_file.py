@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.errors import first_line
+from nvae_tf.errors import first_line, require
 from nvae_tf.models import NVAE
 from nvae_tf.published.names import COPY, COUNTER
-from nvae_tf.published.places import check_file, check_torch
 from nvae_tf.published.settings import USED_SETTINGS, model_config_from_published, objective_config_from_published
 from nvae_tf.published.weights import check_implied_size, load_published_weights
 
@@ -36,26 +35,25 @@ class TorchCheckpoint(NamedTuple):
 def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
     """Reads a published `.pt` file: checksums and sizes first, then PyTorch's safe loader, which builds no objects.
 
-    FileNotFoundError: there is no such file. ValueError: the file is damaged or no NVAE checkpoint, or PyTorch is not
-    installed.
+    FileNotFoundError: there is none. ValueError: it is damaged or no NVAE checkpoint, or PyTorch is not installed.
     """
     path = pathlib.Path(path)
-    check_file(path)
-    check_torch()
-    import torch
-
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give the path of a published checkpoint (.pt)")
+    torch = require("torch", "torch")
+    # The bytes to which a file may unpack: weights hardly shrink when they are compressed.
+    largest = 4 * path.stat().st_size + (64 << 20)
     try:
-        _check_archive(path)
+        _check_archive(path, largest)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not {"args", "state_dict"} <= content.keys():
             raise ValueError("a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
-        for name in ("epoch", "global_step"):
-            if type(count := content.setdefault(name, None)) not in (int, type(None)) or (count or 0) < 0:
-                raise ValueError(f"{name!r} = {str(count)[:50]!r} is not a number of steps or epochs; {_AGAIN}")
-        state = _weights(_mapping(content, "state_dict"), _largest_size(path))
-        settings, own = _settings(_mapping(content, "args")), _mapping(content, OWN_KEY)
-        return TorchCheckpoint(settings, state, content["epoch"], content["global_step"], own)
+        counts = [content.get(name) for name in ("epoch", "global_step")]
+        if any(type(count) not in (int, type(None)) or (count or 0) < 0 for count in counts):
+            raise ValueError(f"'epoch' or 'global_step' is no whole number; {_AGAIN}")
+        settings, state, own = (_mapping(content, name) for name in ("args", "state_dict", OWN_KEY))
+        return TorchCheckpoint(_settings(settings), _weights(state, largest), *counts, own)
     except PermissionError:
         raise
     # The readers of archives, pickles and tensors raise errors of many kinds where a file is damaged.
@@ -80,20 +78,14 @@ def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
     return model
 
 
-def _largest_size(path: pathlib.Path) -> int:
-    """The bytes to which a file may unpack: weights hardly shrink when they are compressed."""
-    return 4 * path.stat().st_size + (64 << 20)
-
-
-def _check_archive(path: pathlib.Path) -> None:
+def _check_archive(path: pathlib.Path, largest: int) -> None:
     """ValueError unless a file is a whole archive of a plausible size; files from before PyTorch 1.6 are none."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-        unpacked = sum(record.file_size for record in records)
-        if unpacked > _largest_size(path):
-            raise ValueError(f"would unpack to {unpacked:,} bytes, as no checkpoint does; {_AGAIN}")
+        if sum(record.file_size for record in records) > largest:
+            raise ValueError(f"would unpack to far more bytes than it has; {_AGAIN}")
         if len({record.filename.lower() for record in records}) < len(records):
             raise ValueError(f"has two records of one name; {_AGAIN}")
         # PyTorch can be asked to write no checksums: then all of them are zero.
@@ -105,23 +97,20 @@ def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     """An entry of the file as a dictionary, empty where the file lacks it; ValueError where it is something else."""
     entry = content.get(key, {})
     entry = vars(entry) if isinstance(entry, argparse.Namespace) else entry
-    if not isinstance(entry, dict):
-        raise ValueError(f"{key!r} holds a {type(entry).__name__} and not values by name; {_AGAIN}")
-    for name in entry:
-        if not (isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_TEXT):
-            raise ValueError(f"{key!r} holds an entry whose name is not one line of text; {_AGAIN}")
+    names = entry if isinstance(entry, dict) else [None]
+    if not all(isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_TEXT for name in names):
+        raise ValueError(f"{key!r} does not hold values by names of one line; {_AGAIN}")
     return dict(entry)
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are plain values; ValueError where one that is used is something else."""
-    plain = {
-        name: value
-        for name, value in settings.items()
-        if isinstance(value, int | None)
-        or (isinstance(value, float) and math.isfinite(value))
-        or (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
-    }
+
+    def is_plain(value: Any) -> bool:
+        is_text = isinstance(value, str) and len(value) <= _LONGEST_TEXT
+        return is_text or isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
+
+    plain = {name: value for name, value in settings.items() if is_plain(value)}
     if wrong := sorted(USED_SETTINGS & (settings.keys() - plain.keys())):
         fault = "neither a finite number nor a short text"
         raise ValueError(f"'args' has a value of {', '.join(wrong)} that is {fault}; {_AGAIN}")

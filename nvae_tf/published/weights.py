@@ -17,7 +17,7 @@ _ONE_FILE = "Settings and weights must be those of one file, and that file whole
 class Match(NamedTuple):
     """Which tensors of a file fit an architecture, by their names in the file."""
 
-    fitting: dict[str, PublishedTensor]  # in the order of published files
+    fitting: dict[str, PublishedTensor]
     ignored: list[str]  # carry no information
     missing: list[str]
     misshapen: dict[str, tuple[int, ...]]  # the shape that the architecture needs
@@ -42,20 +42,13 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
 
 
 def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None:
-    """Fills the model from a published `state_dict`, arrays in the published layout.
-
-    ValueError, before anything is assigned, with tensors that are missing, left over, of another shape or not finite.
-    """
+    """Fills the model from a `state_dict` of arrays; ValueError, before anything is assigned, where they do not fit."""
     fitting, _, missing, misshapen, unknown = match(model, state)
     shapes = [f"{name} has shape {np.shape(state[name])}, not {needed}" for name, needed in misshapen.items()]
     faults = {"missing": missing, "of another shape": shapes, "unknown": unknown}
-    problems = "; ".join(
-        f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-        for what, names in faults.items()
-        if names
-    )
-    if problems:
-        raise ValueError(f"the published weights do not fit this architecture; tensors: {problems}. {_ONE_FILE}")
+    if problems := [f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in faults.items() if names]:
+        fault = f"the published weights do not fit this architecture; tensors: {'; '.join(problems)}"
+        raise ValueError(f"{fault}. {_ONE_FILE}")
     values: dict[int, tuple[Any, np.ndarray]] = {}
     for name, tensor in fitting.items():
         variable, place = tensor.variable, ... if tensor.index is None else tensor.index

@@ -14,7 +14,7 @@ import random
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from nvae_tf.serving.outputs import PNG_SUFFIX
 
 # A request that no server answers is sent again after a random part of 0.2 s, 0.4 s, and so on.
 ATTEMPTS, FIRST_WAIT = 5, 0.2
-# The values of inputs that only some models have, for calls that name none: no class, no guidance, the model's prior.
+# No class, no guidance, the model's own prior: for models that have these inputs, and calls that name none.
 _OPTIONAL = {"label": -1, "guidance": 1.0, "proposals": 1}
 _ADVICE = {
     "INVALID_ARGUMENT": "correct the inputs",
@@ -92,16 +92,11 @@ class ServedModel(contextlib.AbstractContextManager):
     each, -1 for none; `guidance` and `proposals`, see `nvae_tf.serving.signatures`, likewise. Image i of a call is that
     of its seed, however the call is cut into requests. Methods raise ServingError, and ValueError for arguments.
 
-    Args:
-      server: `HOST:PORT` for gRPC (usually 8500), a URL as `http://HOST:PORT` for REST (usually 8501).
-      model: its name on the server.
-      version: one version's number; the newest one that is served, if neither this nor a label is given.
-      label: the label of a version instead, e.g. `stable`.
-      timeout: seconds for one request, its repetitions included; over REST for each wait for a part of an answer.
-      total_timeout: seconds for one call, which may be many requests.
-      batch_rows: the most rows in a request; servers usually take up to 64.
-      in_flight: how many requests run at once.
-      progress: is called with the number of rows done so far, after each request.
+    `server` is `HOST:PORT` for gRPC (usually 8500), or a URL as `http://HOST:PORT` for REST (usually 8501); `model` the
+    name there, of which `version` or the version with a `label` is asked, else the newest. `timeout` is in seconds for
+    a request with its repetitions (over REST for each wait for a part of an answer), `total_timeout` for a call.
+    Requests have at most `batch_rows` rows, of which servers usually take 64, and `in_flight` of them run at once.
+    `progress` is called with the number of rows that are done.
     """
 
     def __init__(
@@ -118,10 +113,11 @@ class ServedModel(contextlib.AbstractContextManager):
     ):
         if version is not None and label is not None:
             raise ValueError(f"version {version} and label {label!r}: give one of them")
-        chosen = "" if version is None else f" version {version}"
-        self._what = f"{server}, model {model!r}{chosen if label is None else f' label {label!r}'}"
-        self._seconds, self._total_seconds = timeout, total_timeout
-        self._batch_rows, self._in_flight, self._progress = batch_rows, in_flight, progress
+        given = {"version": version, "label": label}
+        chosen = "".join(f" {name} {value}" for name, value in given.items() if value is not None)
+        self._what = f"{server}, model {model!r}{chosen}"
+        self._seconds, self._total_seconds, self._progress = timeout, total_timeout, progress
+        self._batch_rows, self._in_flight = batch_rows, in_flight
         self._signatures: dict[str, SignatureSpec] | None = None
         self.transport = (RestTransport if "://" in server else GrpcTransport)(server, model, version, label)
 
@@ -171,9 +167,9 @@ class ServedModel(contextlib.AbstractContextManager):
         return Scores(*(outputs[name] for name in Scores._fields))
 
     def predict(self, signature: str, /, **inputs: Any) -> Arrays:
-        """Returns all outputs of any signature by name, from one request; strings are object arrays of bytes.
+        """Returns all outputs of any signature by name, from one request with the batch first; strings are bytes.
 
-        The inputs have the batch first; numbers get the signature's dtype, where that loses no more than decimals.
+        Numbers get the signature's dtype, where that loses no more than decimals.
         """
         return self._ask(signature, inputs, time.monotonic() + self._total_seconds)
 
@@ -190,8 +186,7 @@ class ServedModel(contextlib.AbstractContextManager):
     def model_status(self) -> list[tuple[int, str, str]]:
         """Returns number, state and error (or '') of all versions that the server knows, newest first."""
         versions = self._call("status", self.transport.describe, "status")["model_version_status"]
-        rows = [(int(each["version"]), each["state"], each["status"]["error_message"]) for each in versions]
-        return sorted(rows, reverse=True)
+        return sorted(((int(v["version"]), v["state"], v["status"]["error_message"]) for v in versions), reverse=True)
 
     def image_shape(self, signature: str = "score") -> tuple[int, int, int]:
         """Returns the height, width and channels of the images that a signature takes."""
@@ -235,8 +230,6 @@ class ServedModel(contextlib.AbstractContextManager):
                 raise ServingError("UNKNOWN", fault) from error
             except ServingError as error:
                 if error.code != "UNAVAILABLE" or attempt == ATTEMPTS or time.monotonic() + wait > end:
-                    # The server may have loaded a version with other signatures since it was asked.
-                    self._signatures = None
                     raise ServingError(error.code, f"{self._what}, {what}: {error.reason}", error.advice) from None
             time.sleep(wait)
 
@@ -252,15 +245,7 @@ class ServedModel(contextlib.AbstractContextManager):
         for name, value in optional.items():
             if value is not None or name in wanted:
                 inputs[name] = np.broadcast_to(_OPTIONAL[name] if value is None else value, [count])
-        outputs = self._ask_in_batches(signature, inputs, count)
-        if "image_bytes" in outputs:
-            outputs["image"] = pixels_of_files(outputs["image_bytes"])
-        elif "image" in outputs and as_pixels:
-            outputs["image"] = pixels_of(outputs["image"])
-        return outputs
-
-    def _ask_in_batches(self, signature: str, inputs: Arrays, count: int) -> Arrays:
-        end = time.monotonic() + self._total_seconds
+        end, results = time.monotonic() + self._total_seconds, []
 
         def ask(first: int) -> Arrays:
             batch = {name: array[first : first + self._batch_rows] for name, array in inputs.items()}
@@ -270,16 +255,17 @@ class ServedModel(contextlib.AbstractContextManager):
                 batch["image"] = batch["image"] / np.float32(255.0)
             return self._ask(signature, batch, end, first)
 
-        pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="prediction")
-        try:
-            asked = [pool.submit(ask, first) for first in range(0, count, self._batch_rows)]
-            for done, future in enumerate(as_completed(asked), 1):
-                future.result()
-                self._progress(min(done * self._batch_rows, count))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # after an error no further request is sent
-        results = [future.result() for future in asked]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        with ThreadPoolExecutor(self._in_flight) as pool:
+            # After an error no further request is sent: the iterator of `map` cancels what has not begun.
+            for result in pool.map(ask, range(0, count, self._batch_rows)):
+                results.append(result)
+                self._progress(min(len(results) * self._batch_rows, count))
+        outputs = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        if "image_bytes" in outputs:
+            outputs["image"] = pixels_of_files(outputs["image_bytes"])
+        elif "image" in outputs and as_pixels:
+            outputs["image"] = pixels_of(outputs["image"])
+        return outputs
 
 
 def as_array(value: Any, wanted: TensorSpec) -> np.ndarray:
@@ -289,9 +275,7 @@ def as_array(value: Any, wanted: TensorSpec) -> np.ndarray:
         encode = np.frompyfunc(lambda text: text.encode() if isinstance(text, str) else text, 1, 1)
         return encode(np.array(value, object))
     array = np.asarray(value)
-    dtype = wanted.dtype if np.can_cast(array.dtype, wanted.dtype, "same_kind") else array.dtype
-    # TensorFlow wants the machine's own order of bytes; IDX files have the other.
-    return array.astype(np.dtype(dtype).newbyteorder("="), copy=False)
+    return array.astype(wanted.dtype) if np.can_cast(array.dtype, wanted.dtype, "same_kind") else array
 
 
 def row_seeds(seed: int, count: int) -> np.ndarray:
@@ -312,9 +296,9 @@ def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
         # The upper 8 of 16 bits, as a model's graph reads such files; Pillow would clip at 255.
         pixels.append(np.atleast_3d(np.asarray(as_eight_bits(image, shape[-1]))))
         if pixels[-1].shape != tuple(shape):
-            name = getattr(image, "filename", "") or f"picture {number}"
-            sizes = ("x".join(map(str, sizes)) for sizes in (pixels[-1].shape, shape))
-            raise ValueError("{} is {}, the model takes {} (height x width x channels); resize it".format(name, *sizes))
+            name, size = getattr(image, "filename", "") or f"picture {number}", "x".join(map(str, pixels[-1].shape))
+            wanted = f"{'x'.join(map(str, shape))} (height x width x channels)"
+            raise ValueError(f"{name} is {size}, the model takes {wanted}; resize it")
     return np.stack(pixels) if pixels else np.zeros([0, *shape], np.uint8)
 
 
@@ -327,9 +311,9 @@ class RestTransport:
     """The requests to one model on `server`, a URL; errors are `ServingError`s without the server's name."""
 
     def __init__(self, server: str, model: str, version: int | None, label: str | None):
-        chosen = "" if version is None else f"/versions/{version}"
-        chosen = f"/labels/{urllib.parse.quote(label, safe='')}" if label is not None else chosen
-        self.url = f"{server.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}{chosen}"
+        parts = ["models", model, *([] if version is None else ["versions", str(version)])]
+        parts += [] if label is None else ["labels", label]
+        self.url = "/".join([server.rstrip("/"), "v1", *(urllib.parse.quote(part, safe="") for part in parts)])
         self._session = requests.Session()
         # No proxy knows this machine's own ports.
         self._session.trust_env = urllib.parse.urlsplit(server).hostname not in _THIS_MACHINE
@@ -358,11 +342,12 @@ class RestTransport:
             answer = {"error": response.text} if response.status_code in (413, 503) else None
         except requests.RequestException as error:  # a request changes nothing, so it may be sent again
             raise ServingError("UNAVAILABLE", f"no answer ({first_line(error)})") from None
-        if response.ok and isinstance(answer, dict) and key in answer:
+        answer = answer if isinstance(answer, dict) else {}
+        if response.ok and key in answer:
             return answer
-        if not isinstance(answer, dict) or "error" not in answer:
-            raise ServingError(f"HTTP {response.status_code}", response.text[:200], "is this its REST port?")
-        raise ServingError(_CODES.get(response.status_code, "UNKNOWN"), str(answer["error"]))
+        if "error" in answer:
+            raise ServingError(_CODES.get(response.status_code, "UNKNOWN"), str(answer["error"]))
+        raise ServingError(f"HTTP {response.status_code}", response.text[:200], "is this its REST port?")
 
 
 class GrpcTransport:
@@ -385,14 +370,13 @@ class GrpcTransport:
         self.close = channel.close
 
     def predict(self, signature: str, arrays: Arrays, spec: SignatureSpec | None, seconds: float) -> Arrays:
-        # All outputs: a server has warmed up for all, and makes another graph for each selection.
         import tensorflow as tf
         from tensorflow_serving.apis.predict_pb2 import PredictRequest
 
-        request = PredictRequest(model_spec=self._model)
+        # All outputs: a server has warmed up for all, and makes another graph for each selection.
+        messages = {name: tf.make_tensor_proto(array) for name, array in arrays.items()}
+        request = PredictRequest(model_spec=self._model, inputs=messages)
         request.model_spec.signature_name = signature
-        for name, array in arrays.items():
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
         answer = self._ask(self._predictions.Predict, request, seconds)
         return {name: tf.make_ndarray(message) for name, message in answer.outputs.items()}
 
@@ -422,11 +406,11 @@ def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
         sizes = None if shape.get("unknown_rank") else tuple(None if size < 0 else size for size in sizes)
         return TensorSpec({"float": "float32", "double": "float64"}.get(dtype, dtype), sizes)
 
-    def side(definition: Mapping[str, Any], name: str) -> dict[str, TensorSpec]:
-        return {key: tensor_spec(info) for key, info in sorted(definition.get(name, {}).items())}
-
-    named = [(name, definition) for name, definition in sorted(definitions.items()) if not name.startswith("__")]
-    return {name: SignatureSpec(side(definition, "inputs"), side(definition, "outputs")) for name, definition in named}
+    specs = {}
+    for name, definition in sorted(definitions.items()):
+        sides = [sorted(definition.get(side, {}).items()) for side in SignatureSpec._fields]
+        specs[name] = SignatureSpec(*({key: tensor_spec(info) for key, info in side} for side in sides))
+    return {name: spec for name, spec in specs.items() if not name.startswith("__")}
 
 
 def json_value(array: np.ndarray, as_base64: bool = True) -> Any:
@@ -455,7 +439,6 @@ def json_array(value: Any, dtype: str) -> np.ndarray:
 
 def message_as_json(message: Any) -> dict[str, Any]:
     """Returns a message as TensorFlow Serving's REST interface writes it."""
-    from google.protobuf import json_format
+    from google.protobuf.json_format import MessageToDict
 
-    options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
-    return json_format.MessageToDict(message, **options)
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

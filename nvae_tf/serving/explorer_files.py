@@ -15,24 +15,15 @@ from typing import Any
 import numpy as np
 
 from nvae_tf import schemas
-from nvae_tf.config import MOST_CLASSES, ExperimentConfig
+from nvae_tf.config import ExperimentConfig
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_write, read_arrays
 from nvae_tf.generation.image_grid import pixels_of
-from nvae_tf.schemas import Field
-from nvae_tf.serving.outputs import ASSETS, read_asset
+from nvae_tf.serving.outputs import ASSETS
 
 PAGE, FACTS = "explorer.html", "explorer.json"
 EXAMPLES = "examples.npz"
-# The keys of `config.json` and `latents.json` that the page needs.
-_SIZES = ("image_height", "image_width", "image_channels")
-_MODEL = dict.fromkeys(_SIZES, Field("whole number", (), 1, 2**16)) | {
-    "num_bits": Field("whole number", (), 1, 8),
-    "num_classes": Field("whole number", (), 0, MOST_CLASSES, optional=True),
-}
-_LAYOUT = {"shapes": Field("whole number", ("groups", 3), 1, 2**31 - 1)}
 _FOLDER = pathlib.Path(__file__).with_name("explorer")
-_COUNT = 16
 
 
 def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) -> None:
@@ -51,22 +42,18 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
 
 def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
     """Returns what the page must know of a version; ValueError where nvae-export has not made it, or it is damaged."""
-    if not all((export / ASSETS / name).is_file() for name in ("config.json", "latents.json")):
-        raise ValueError(f"{export}: nvae-export has not made it: no config.json and latents.json in {ASSETS}")
-    model = read_asset(export, "config.json", {"model": Field(_MODEL)})["model"]
-    facts = {
-        "image": [model[name] for name in _SIZES],
-        "num_bits": model["num_bits"],
-        "shapes": read_asset(export, "latents.json", _LAYOUT)["shapes"],
-        "classes": list(map(str, range(model.get("num_classes", 0)))),
-    }
-    file = export / ASSETS / EXAMPLES
-    if file.is_file():
-        images = schemas.EXAMPLES["images"]._replace(shape=("count", *facts["image"]))
-        with wrap_read_errors(f"{file}: damaged (", "); copy the export anew"):
-            examples = read_arrays(file, schemas.EXAMPLES | {"images": images})
-        facts["examples"] = base64.b64encode(examples["images"].astype(np.uint8).tobytes()).decode()
-        facts |= {name: examples[name].tolist() for name in ("labels", "classes") if name in examples}
+    assets = export / ASSETS
+    with wrap_read_errors(f"{assets}: not written by nvae-export, or damaged (", "); copy the export anew"):
+        model = json.loads((assets / "config.json").read_text())["model"]
+        sizes = [int(model[f"image_{name}"]) for name in ("height", "width", "channels")]
+        shapes = np.array(json.loads((assets / "latents.json").read_text())["shapes"], np.int32).reshape(-1, 3)
+        classes = list(map(str, range(model.get("num_classes", 0))))
+        facts = {"image": sizes, "num_bits": int(model["num_bits"]), "shapes": shapes.tolist(), "classes": classes}
+        if (assets / EXAMPLES).is_file():
+            images = schemas.EXAMPLES["images"]._replace(shape=("count", *sizes))
+            examples = read_arrays(assets / EXAMPLES, schemas.EXAMPLES | {"images": images})
+            facts["examples"] = base64.b64encode(examples["images"].astype(np.uint8).tobytes()).decode()
+            facts |= {name: examples[name].tolist() for name in ("labels", "classes") if name in examples}
     return facts
 
 
@@ -87,13 +74,11 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
             if not tfds_is_prepared(spec):
                 return None  # an export downloads nothing
         source = load_split(spec, "test")
-        images, labels, _ = chosen_images(source, spec, "test", at_most=_COUNT)
-        examples = {"images": pixels_of(images)}
-        if labels is not None:
-            examples |= {"labels": labels, "classes": np.array(source.class_names)}
-        return examples
+        images, labels, _ = chosen_images(source, spec, "test", at_most=16)
     except (OSError, ValueError):
         return None
+    examples = {"images": pixels_of(images)}
+    return examples if labels is None else examples | {"labels": labels, "classes": np.array(source.class_names)}
 
 
 def cached_export(place: str) -> pathlib.Path:
@@ -107,11 +92,9 @@ def cached_export(place: str) -> pathlib.Path:
     from nvae_tf.serving import saved_model
 
     run_folder = loading.find_run_folder(place)
-    _, checkpoint = loading.find_run(run_folder)
-    key = hashlib.sha256(checkpoint_sha256(checkpoint).encode())
-    code = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
+    key = hashlib.sha256(checkpoint_sha256(loading.find_run(run_folder)[1]).encode())
     run_files = [run_folder / name for name in ("config.json", "evaluation.json", "prior.npz", "outliers.npz")]
-    for file in (*code, *run_files):
+    for file in (*sorted(pathlib.Path(__file__).parents[1].rglob("*.py")), *run_files):
         if file.is_file():
             key.update(file.read_bytes())
     name = os.path.basename(place.partition("@")[0] if place.startswith("hf://") else os.path.abspath(place))

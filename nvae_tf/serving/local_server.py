@@ -1,8 +1,7 @@
 """A small model server for trials and tests: TensorFlow Serving's protocols on its session loader, from Python.
 
 Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with the same folders and clients. Paths and
-JSON are the same, messages and some codes of errors are this server's own. It serves the version of one folder that was
-the newest at the start; it lacks labels, other and later versions, batching, classify and regress, TLS and metrics.
+JSON are the same, messages and some codes of errors are this server's own. It serves one version of one model.
 """
 
 import asyncio
@@ -45,8 +44,7 @@ MESSAGE_BYTES = 64 * 2**20
 _LONGEST_REASON = 1000  # longer messages would not fit into the headers of an answer
 # Calls of gRPC that run at once, and that may wait for them; connections of HTTP.
 _THREADS, _MOST_CALLS, _MOST_CONNECTIONS = 16, 1024, 8192
-# A connection without a request is closed after this time; requests that run have the other to finish at the end.
-_IDLE_SECONDS, _SECONDS_TO_END = 120, 5
+_IDLE_SECONDS, _SECONDS_TO_END = 120, 5  # of a connection without a request; of requests that run at the end
 _MOST_DIMENSIONS = 32  # of NumPy's iterators
 # The Python types of JSON numbers that become an array of each kind; the other kinds take whole numbers.
 _NUMBERS = {"f": {int, float}, "b": {bool}}
@@ -66,15 +64,28 @@ def refusal(error: Exception) -> tuple[grpc.StatusCode, str]:
     return code, reason_of_tensorflow(str(getattr(error, "message", error)))[:_LONGEST_REASON]
 
 
-class LoadedVersion:
-    """A version that runs from many threads at once, each request alone.
+def _answers(answer: Callable) -> Callable:
+    """Returns a call of gRPC, from a method that returns the answer or raises."""
+
+    def call(self, request, context):
+        try:
+            return answer(self, request)
+        except Exception as error:
+            code, message = refusal(error)
+        context.abort(code, message)
+
+    return call
+
+
+class LoadedModel(prediction_service.PredictionServiceServicer, model_service.ModelServiceServicer):
+    """One version of a model, which runs from many threads at once, each request alone; and gRPC's services for it.
 
     With `warm_up` it first runs the export's own requests, as TensorFlow Serving does: the first run of a signature
     optimizes its graph. Raises ValueError, with the cause, for a damaged or foreign folder.
     """
 
-    def __init__(self, folder: pathlib.Path, warm_up: bool = False):
-        self.number = int(folder.name)
+    def __init__(self, name: str, folder: pathlib.Path, warm_up: bool = False):
+        self.name, self.number = name, int(folder.name)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         logger, level = tf.get_logger(), tf.get_logger().level
         # TensorFlow would warn that this loader, which TensorFlow Serving uses, is deprecated.
@@ -86,8 +97,7 @@ class LoadedVersion:
             file = folder / "assets.extra" / "tf_serving_warmup_requests"
             for record in tf.data.TFRecordDataset([str(file)] if warm_up and file.exists() else []).as_numpy_iterator():
                 request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-                arrays = {name: array_from_message(tensor) for name, tensor in request.inputs.items()}
-                self.run(request.model_spec.signature_name, arrays)
+                self.run(request.model_spec.signature_name, _input_arrays(request))
         except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
             self.close()
             reason = reason_of_tensorflow(str(getattr(error, "message", error))).splitlines()[0]
@@ -100,11 +110,7 @@ class LoadedVersion:
         self._session.close()
 
     def run(self, signature: str, arrays: Arrays) -> Arrays:
-        """Returns all outputs of a signature (`serving_default`, if it is empty).
-
-        Raises ValueError where there is no such signature or the inputs don't fit it, tf.errors.OpError where the graph
-        refuses their values.
-        """
+        """Returns all outputs of a signature; ValueError where the inputs don't fit, OpError by the graph."""
         spec, definition = self.spec(signature), self.definitions.signature_def[signature or DEFAULT_SIGNATURE]
         given = {name: array.dtype.name.replace("object", STRING) for name, array in sorted(arrays.items())}
         wanted = {name: tensor.dtype for name, tensor in spec.inputs.items()}
@@ -124,6 +130,44 @@ class LoadedVersion:
             raise ValueError(f"no signature {name!r}; the model has {', '.join(self.specs)}")
         return self.specs[name]
 
+    def check_is_served(self, name: str, number: int | None = None, label: str = "") -> None:
+        """Raises FileNotFoundError if a request is for another model or version."""
+        if label or name != self.name or number not in (None, self.number):
+            served = f"this server for trials has version {self.number} of {self.name} alone"
+            raise FileNotFoundError(f"model {name}, version {number}, label {label!r}: {served}")
+
+    def status(self) -> get_model_status_pb2.GetModelStatusResponse:
+        """Returns the status of the version."""
+        state = {"version": self.number, "state": "AVAILABLE", "status": {}}
+        return get_model_status_pb2.GetModelStatusResponse(model_version_status=[state])
+
+    def _answer_spec(self, request) -> dict[str, Any]:
+        """Returns the `model_spec` of an answer."""
+        asked = request.model_spec
+        number = asked.version.value if asked.HasField("version") else None
+        self.check_is_served(asked.name, number, asked.version_label)
+        return {"name": asked.name, "signature_name": asked.signature_name, "version": {"value": self.number}}
+
+    @_answers
+    def Predict(self, request):  # noqa: N802
+        """The outputs of a signature."""
+        spec, outputs = self._answer_spec(request), self.run(request.model_spec.signature_name, _input_arrays(request))
+        messages = {name: message_from_array(array) for name, array in outputs.items()}
+        return predict_pb2.PredictResponse(model_spec=spec, outputs=messages)
+
+    @_answers
+    def GetModelMetadata(self, request):  # noqa: N802
+        """The signatures."""
+        answer = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=self._answer_spec(request))
+        answer.metadata[SIGNATURE_DEF].Pack(self.definitions)
+        return answer
+
+    @_answers
+    def GetModelStatus(self, request):  # noqa: N802
+        """The status of the version."""
+        self._answer_spec(request)
+        return self.status()
+
 
 @contextlib.contextmanager
 def local_server(
@@ -137,101 +181,47 @@ def local_server(
 ) -> Iterator[tuple[int, int]]:
     """Serves the newest version in `path` while the block runs; gives the ports of gRPC and REST, 0 picks a free one.
 
-    No request or gRPC answer may be larger than `MESSAGE_BYTES`. `enable_cors` lets pages of other servers ask. The
-    files of a folder `pages` are served beside REST. Raises ValueError if the version can't be loaded, OSError if a
-    port is taken.
+    `enable_cors` lets pages of other servers ask. The files of a folder `pages` are served beside REST. Raises
+    ValueError if the version can't be loaded, OSError if a port is taken.
     """
-    limits = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES) for way in ("receive", "send")]
-    # Otherwise a second server on the same port would quietly get half of the requests.
-    options, pool = [*limits, ("grpc.so_reuseport", 0)], ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc")
-    calls = grpc.server(pool, options=options, maximum_concurrent_rpcs=_MOST_CALLS)
-    is_ipv6 = ":" in host
+    options = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES) for way in ("receive", "send")]
+    options.append(("grpc.so_reuseport", 0))  # otherwise a second server on a port would quietly get half the requests
+    calls = grpc.server(ThreadPoolExecutor(_THREADS), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
+    family, place = (socket.AF_INET6, f"[{host}]") if ":" in host else (socket.AF_INET, host)
     with contextlib.ExitStack() as stack:
         try:
-            grpc_port = calls.add_insecure_port(f"[{host}]:{port}" if is_ipv6 else f"{host}:{port}")
-            family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+            grpc_port = calls.add_insecure_port(f"{place}:{port}")
             listening = stack.enter_context(socket.create_server((host, rest_port), family=family, backlog=1024))
         except (OSError, RuntimeError) as error:
             raise OSError(f"ports {port} and {rest_port} of {host} can't be had ({error}); is one taken?") from None
-        newest = LoadedVersion(newest_version(path), warm_up=True)
-        model = _Model(name, stack.enter_context(contextlib.closing(newest)))
+        model = LoadedModel(name, newest_version(path), warm_up=True)
+        stack.callback(model.close)
         prediction_service.add_PredictionServiceServicer_to_server(model, calls)
         model_service.add_ModelServiceServicer_to_server(model, calls)
         calls.start()
         stack.callback(lambda: calls.stop(_SECONDS_TO_END).wait())
-        stack.enter_context(_serving(_web_application(model, enable_cors, pages), listening))
+        limits = {"limit_concurrency": _MOST_CONNECTIONS, "timeout_keep_alive": _IDLE_SECONDS}
+        limits |= {"timeout_graceful_shutdown": _SECONDS_TO_END, "log_level": "error", "lifespan": "off"}
+        web = uvicorn.Server(uvicorn.Config(_web_application(model, enable_cors, pages), **limits))
+        thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(setattr, web, "should_exit", True)
         yield grpc_port, listening.getsockname()[1]
 
 
-def _answers(answer: Callable) -> Callable:
-    """Returns a call of gRPC, from a method that returns the answer or raises."""
-
-    def call(self, request, context):
-        try:
-            return answer(self, request)
-        except Exception as error:
-            code, message = refusal(error)
-        context.abort(code, message)
-
-    return call
-
-
-class _Model(prediction_service.PredictionServiceServicer, model_service.ModelServiceServicer):
-    """The model, and gRPC's services for it."""
-
-    def __init__(self, name: str, version: LoadedVersion):
-        self.name, self.version = name, version
-
-    def checked(self, name: str, number: int | None = None, label: str = "") -> LoadedVersion:
-        """Returns the version that is served; raises FileNotFoundError if the request is for another one."""
-        if label or name != self.name or number not in (None, self.version.number):
-            served = f"this server for trials has version {self.version.number} of {self.name} alone"
-            raise FileNotFoundError(f"model {name}, version {number}, label {label!r}: {served}")
-        return self.version
-
-    def _spec(self, request) -> dict[str, Any]:
-        """Returns the `model_spec` of an answer."""
-        asked = request.model_spec
-        number = asked.version.value if asked.HasField("version") else None
-        version = self.checked(asked.name, number, asked.version_label)
-        return {"name": asked.name, "signature_name": asked.signature_name, "version": {"value": version.number}}
-
-    @_answers
-    def Predict(self, request):  # noqa: N802
-        spec = self._spec(request)
-        arrays = {name: array_from_message(tensor) for name, tensor in request.inputs.items()}
-        outputs = self.version.run(request.model_spec.signature_name, arrays)
-        messages = {name: message_from_array(array) for name, array in outputs.items()}
-        return predict_pb2.PredictResponse(model_spec=spec, outputs=messages)
-
-    @_answers
-    def GetModelMetadata(self, request):  # noqa: N802
-        answer = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=self._spec(request))
-        answer.metadata[SIGNATURE_DEF].Pack(self.version.definitions)
-        return answer
-
-    @_answers
-    def GetModelStatus(self, request):  # noqa: N802
-        self._spec(request)
-        return self.status()
-
-    def status(self) -> get_model_status_pb2.GetModelStatusResponse:
-        """Returns the status of the version."""
-        state = {"version": self.version.number, "state": "AVAILABLE", "status": {}}
-        return get_model_status_pb2.GetModelStatusResponse(model_version_status=[state])
-
-
-def array_from_message(message: tensor_pb2.TensorProto) -> np.ndarray:
-    """Returns the array of a message, strings as object arrays of bytes; ValueError for a damaged message.
-
-    A message of a few bytes may claim any shape, so what is over the limit of messages is refused.
-    """
-    shape = [dimension.size for dimension in message.tensor_shape.dim]
-    with wrap_read_errors(f"a tensor of shape {shape} can't be read (", ")"):
-        dtype = np.dtype(tf.as_dtype(message.dtype).as_numpy_dtype)
-        if message.tensor_shape.unknown_rank or not 0 <= math.prod(shape) * dtype.itemsize <= MESSAGE_BYTES:
-            raise ValueError(f"no shape, or over {MESSAGE_BYTES:,} bytes")
-        return tf.make_ndarray(message)
+def _input_arrays(request: predict_pb2.PredictRequest) -> Arrays:
+    """Returns the inputs of a request, strings as object arrays of bytes; ValueError for a damaged message."""
+    arrays = {}
+    for name, message in request.inputs.items():
+        shape = [dimension.size for dimension in message.tensor_shape.dim]
+        with wrap_read_errors(f"input {name}: a tensor of shape {shape} can't be read (", ")"):
+            dtype = np.dtype(tf.as_dtype(message.dtype).as_numpy_dtype)
+            # A message of a few bytes may claim any shape.
+            if message.tensor_shape.unknown_rank or not 0 <= math.prod(shape) * dtype.itemsize <= MESSAGE_BYTES:
+                raise ValueError(f"no shape, or over {MESSAGE_BYTES:,} bytes")
+            arrays[name] = tf.make_ndarray(message)
+    return arrays
 
 
 def message_from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
@@ -244,44 +234,44 @@ def message_from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
     return message
 
 
-def _web_application(model: _Model, enable_cors: bool, pages: pathlib.Path | None) -> Starlette:
+def _endpoint(model: LoadedModel, answer: Callable[[bytes], dict[str, Any]]) -> Callable:
+    """Returns an endpoint of the web application that gives JSON, made from the body of a request."""
+
+    def result(parts: Mapping[str, Any], body: bytes) -> tuple[int, bytes]:
+        try:
+            if len(body) > MESSAGE_BYTES:
+                raise MemoryError(f"a body of over {MESSAGE_BYTES:,} bytes")
+            model.check_is_served(parts["model"], parts.get("version"), parts.get("label", ""))
+            return 200, json.dumps(answer(body), separators=(",", ":")).encode()
+        except Exception as error:
+            code, message = refusal(error)
+            return HTTP_STATUS.get(code.name, 500), json.dumps({"error": message}).encode()
+
+    async def endpoint(request: Request) -> Response:
+        body = bytearray()
+        try:
+            # A body over the limit is read to its end: a client reads no answer before it has sent all.
+            async with asyncio.timeout(_IDLE_SECONDS):
+                async for piece in request.stream():
+                    body += piece if len(body) <= MESSAGE_BYTES else b""
+        except (ClientDisconnect, TimeoutError):
+            return Response(status_code=408)  # nobody sees it
+        status, content = await run_in_threadpool(result, request.path_params, bytes(body))
+        return Response(content, status, media_type="application/json")
+
+    return endpoint
+
+
+def _web_application(model: LoadedModel, enable_cors: bool, pages: pathlib.Path | None) -> Starlette:
     """Returns TensorFlow Serving's REST interface, and the files of a folder."""
 
-    def answered(answer: Callable[[Mapping[str, Any], bytes], dict[str, Any]]) -> Callable:
-        """Returns an endpoint that gives JSON, from a function of the path's parts and the body."""
+    def predict(body: bytes) -> dict[str, Any]:
+        signature, arrays, in_rows = json_request(body, model)
+        return json_answer(model.run(signature, arrays), in_rows)
 
-        def result(request: Request, body: bytes) -> tuple[int, bytes]:
-            try:
-                if len(body) > MESSAGE_BYTES:
-                    raise MemoryError(f"a body of over {MESSAGE_BYTES:,} bytes")
-                parts = request.path_params
-                model.checked(parts["model"], parts.get("version"), parts.get("label", ""))
-                return 200, json.dumps(answer(parts, body), separators=(",", ":")).encode()
-            except Exception as error:
-                code, message = refusal(error)
-                return HTTP_STATUS.get(code.name, 500), json.dumps({"error": message}).encode()
-
-        async def endpoint(request: Request) -> Response:
-            body = bytearray()
-            try:
-                # A body over the limit is read to its end: a client reads no answer before it has sent all.
-                async with asyncio.timeout(_IDLE_SECONDS):
-                    async for piece in request.stream():
-                        body += piece if len(body) <= MESSAGE_BYTES else b""
-            except (ClientDisconnect, TimeoutError):
-                return Response(status_code=408)  # nobody sees it
-            status, content = await run_in_threadpool(result, request, bytes(body))
-            return Response(content, status, media_type="application/json")
-
-        return endpoint
-
-    def predict(parts: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-        signature, arrays, in_rows = json_request(body, model.version)
-        return json_answer(model.version.run(signature, arrays), in_rows)
-
-    def metadata(parts: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-        spec = {"name": model.name, "signature_name": "", "version": str(model.version.number)}
-        return {"model_spec": spec, "metadata": {SIGNATURE_DEF: message_as_json(model.version.definitions)}}
+    def metadata(body: bytes) -> dict[str, Any]:
+        spec = {"name": model.name, "signature_name": "", "version": str(model.number)}
+        return {"model_spec": spec, "metadata": {SIGNATURE_DEF: message_as_json(model.definitions)}}
 
     def not_found(request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
@@ -289,9 +279,9 @@ def _web_application(model: _Model, enable_cors: bool, pages: pathlib.Path | Non
     routes: list[Any] = []
     for chosen in ("", "/versions/{version:int}", "/labels/{label}"):
         place = f"/v1/models/{{model}}{chosen}"
-        routes.append(Route(f"{place}:predict", answered(predict), methods=["POST"]))
-        routes.append(Route(f"{place}/metadata", answered(metadata)))
-        routes.append(Route(place, answered(lambda parts, body: message_as_json(model.status()))))
+        routes.append(Route(f"{place}:predict", _endpoint(model, predict), methods=["POST"]))
+        routes.append(Route(f"{place}/metadata", _endpoint(model, metadata)))
+        routes.append(Route(place, _endpoint(model, lambda body: message_as_json(model.status()))))
     if pages is not None:
         routes.append(Mount("/", StaticFiles(directory=pages)))
     cors = {"allow_origins": ["*"], "allow_methods": ["GET", "POST"], "allow_headers": ["Content-Type"]}
@@ -299,19 +289,15 @@ def _web_application(model: _Model, enable_cors: bool, pages: pathlib.Path | Non
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: not_found})
 
 
-def json_request(body: bytes, version: LoadedVersion) -> tuple[str, Arrays, bool]:
+def json_request(body: bytes, model: LoadedModel) -> tuple[str, Arrays, bool]:
     """Returns the signature and inputs of a predict request, and whether they are rows; ValueError for other bodies."""
-    try:
+    with wrap_read_errors("the body is no JSON (", ")"):
         request = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the body is no JSON ({error})") from None
     keys = {"instances", "inputs"} & request.keys() if isinstance(request, dict) else set()
     if len(keys) != 1:
         raise ValueError("the body must be an object with one of 'instances' and 'inputs'")
-    signature, in_rows = request.get("signature_name", ""), keys == {"instances"}
-    if not isinstance(signature, str):
-        raise ValueError("'signature_name' must be a string")
-    specs, given = version.spec(signature).inputs, request[keys.pop()]
+    signature, in_rows = str(request.get("signature_name", "")), keys == {"instances"}
+    specs, given = model.spec(signature).inputs, request[keys.pop()]
 
     def by_name(value: Any) -> dict[str, Any]:
         # The value of a single input may stand without its name.
@@ -355,18 +341,3 @@ def json_answer(arrays: Arrays, in_rows: bool) -> dict[str, Any]:
         raise ValueError("an output has no row for each row of the others; ask with 'inputs'")
     rows = [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
     return {"predictions": rows if only is None else only}
-
-
-@contextlib.contextmanager
-def _serving(application: Starlette, listening: socket.socket) -> Iterator[None]:
-    """Answers on a socket, from a thread, while the block runs."""
-    limits = {"limit_concurrency": _MOST_CONNECTIONS, "timeout_keep_alive": _IDLE_SECONDS}
-    limits["timeout_graceful_shutdown"] = _SECONDS_TO_END
-    server = uvicorn.Server(uvicorn.Config(application, log_level="error", lifespan="off", **limits))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="rest")
-    thread.start()
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        thread.join()

@@ -1,14 +1,12 @@
 """Where exports are written, and the checks of them that need no TensorFlow; the SHA-256 of files travels with them."""
 
-import contextlib
 import json
 import pathlib
 import re
-from typing import Any
 
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import atomic_folder, atomic_write, check_is_no_pattern, check_writable, file_sha256
-from nvae_tf.schemas import Field, Schema, parsed, read_object
+from nvae_tf.files import atomic_write, check_is_no_pattern, check_new_file, check_writable, file_sha256
+from nvae_tf.schemas import Field, parsed
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
@@ -51,30 +49,19 @@ def check_version_is_free(output: pathlib.Path, version: int) -> None:
         raise ValueError(f"{output}: has a version {version} already, {fix}")
 
 
-def new_version(output: pathlib.Path, version: int) -> contextlib.AbstractContextManager[pathlib.Path]:
-    """Returns a context manager that gives a path, not made yet, to write a version to, see `atomic_folder`."""
-    return atomic_folder(output / str(version), lambda: check_version_is_free(output, version))
-
-
 def check_is_export(folder: pathlib.Path) -> None:
     """Raises FileNotFoundError for a folder that is not one version of an export."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; name one version, as models/digits/1")
     if not (folder / "saved_model.pb").is_file():
         versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
-        there = f"; there is {', '.join(versions)}" if versions else ""
-        raise FileNotFoundError(f"{folder}: no export in it (saved_model.pb); name one version{there}")
+        there = f"; there is {', '.join(versions)}" if versions else ", as models/digits/1"
+        raise FileNotFoundError(f"{folder}: no saved_model.pb in it; name one version{there}")
 
 
 def newest_version(path: pathlib.Path) -> pathlib.Path:
-    """Returns the newest version in a folder of versions; FileNotFoundError or ValueError for any other folder."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such folder; export a model with nvae-export")
-    if (path / "saved_model.pb").is_file():
-        raise ValueError(f"{path}: is one version; name the folder of all versions, {path.parent}")
-    versions = [entry for entry in path.iterdir() if re.fullmatch("0|[1-9][0-9]*", entry.name) and entry.is_dir()]
+    """Returns the newest version in a folder of versions; FileNotFoundError for any other folder."""
+    versions = [folder for folder in path.glob("*/") if re.fullmatch("0|[1-9][0-9]*", folder.name)]
     if not versions:
-        raise ValueError(f"{path}: no numbered versions in it")
+        raise FileNotFoundError(f"{path}: no numbered versions in it; give the folder that nvae-export writes them to")
     return max(versions, key=lambda folder: int(folder.name))
 
 
@@ -87,8 +74,7 @@ def check_digests(folder: pathlib.Path) -> None:
     """Raises ValueError if a file of an export is missing, or its SHA-256 is not the recorded one."""
     with wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
         recorded = parsed((folder / DIGESTS).read_text(), {"*": Field("text", optional=True)})
-    digests = _digests(folder)
-    if names := sorted(name for name in recorded.keys() | digests if recorded.get(name) != digests.get(name)):
+    if names := sorted({name for name, _ in recorded.items() ^ _digests(folder).items()}):
         reason = f"missing, changed, or not in {DIGESTS}; copy the export anew"
         raise ValueError(f"{folder}: {', '.join(names[:5])} {reason}")
 
@@ -103,13 +89,6 @@ def unchecked_reason(folder: pathlib.Path) -> str:
     return f"{folder}: {missing} is missing, so its files can't be checked: copy it anew if nvae-export has made it"
 
 
-def read_asset(export: pathlib.Path, name: str, schema: Schema) -> dict[str, Any]:
-    """Returns the keys of a schema from a JSON file in `assets.extra`, {} without the file; ValueError if damaged."""
-    file = export / ASSETS / name
-    with wrap_read_errors("", "; copy the export anew"):
-        return read_object(file, schema) if file.is_file() else {}
-
-
 def _digests(folder: pathlib.Path) -> dict[str, str]:
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / DIGESTS)
     return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
@@ -120,16 +99,10 @@ def report_file(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(f"{output.name}.json")
 
 
-def check_quantization(signature: str, quantize: str) -> None:
-    """Raises ValueError for a signature that can't be quantized so."""
+def check_new_tflite(output: pathlib.Path, signature: str, quantize: str) -> None:
+    """Raises ValueError where a signature can't be quantized so, or its file or report can't be a new file."""
     if (signature, quantize) == ("sample", "int8"):
         reason = "temperatures above those of its ranges would be clipped without a word; take --quantize=dynamic"
         raise ValueError(f"--signature=sample --quantize=int8: {reason}")
-
-
-def check_output_is_free(output: pathlib.Path) -> None:
-    """Raises ValueError if a .tflite file or its report would overwrite a file, or can't be written."""
     for file in (output, report_file(output)):
-        if file.exists():
-            raise ValueError(f"{file}: exists already and is not overwritten; remove it or give another --output")
-    check_writable(output.parent, f"--output={output}")
+        check_new_file(file, f"--output={output}")

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check_choice, config_to_dict, read_config
 from nvae_tf.errors import require, wrap_read_errors
-from nvae_tf.files import atomic_write, git_revision, write_arrays
+from nvae_tf.files import atomic_folder, atomic_write, git_revision, write_arrays
 from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
@@ -25,24 +25,14 @@ from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import ROWS, Record, all_differences, process_alone, recorded, verified
+from nvae_tf.serving.verification import ROWS, Record, all_differences, recorded, verified
 
 # Half-precision weights that change an output by more of its largest value are not published.
 LARGEST_DIFFERENCE = 0.2
 # The memory that the rows of one request may take unless the export says otherwise.
 REQUEST_BYTES = 2 * 2**30
-_CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
-# The name of the collection of all weights by place, for `load_export`.
-_FOLDED = "folded"
 # The file that TensorFlow Serving looks for.
 _WARM_UP = "tf_serving_warmup_requests"
-
-
-class Exported(NamedTuple):
-    """A published version, and how far its outputs are from the float32 model's, relative to the largest value."""
-
-    folder: pathlib.Path
-    largest_difference: float
 
 
 class Origin(NamedTuple):
@@ -61,52 +51,46 @@ def export_saved_model(
     weights: str = "float32",
     origin: Origin | None = None,
     most_rows: int | None = None,
-) -> Exported:
-    """Writes `output/version`, a SavedModel with the signatures of `nvae_tf.serving.signatures`.
+) -> float:
+    """Writes `output/version`, a SavedModel; returns how far its outputs are from the model's, relative to the largest.
 
     It has the weights that the signatures use, with weight normalization and batch norm folded into kernels and
-    biases: no optimizer state, no Python, no path of this machine. Before the version appears it is run in a process
-    that can't import this package. Its numbers must agree, up to rounding, with the model's for float32 weights,
-    otherwise with those of the model with rounded weights, which may differ from the model's by `LARGEST_DIFFERENCE`.
+    biases: no optimizer state, no Python, no path of this machine. Before it appears it is run in a process that can't
+    import this package. Its numbers must be, up to rounding, those of the model with its kernels stored as `weights`
+    (one of `WEIGHTS`), which may differ from the float32 model's by `LARGEST_DIFFERENCE`.
 
-    Args:
-      model: the model, with its weights.
-      output: the folder of all versions; made if it is missing.
-      version: a whole number from 1.
-      weights: the type of stored kernels, one of `WEIGHTS`.
-      origin: where the weights come from.
-      most_rows: the most rows of a request; if not given, the number that takes `REQUEST_BYTES`, at least `BATCH_ROWS`.
-
+    A request may have `most_rows` rows; if not given, the number that takes `REQUEST_BYTES`, at least `BATCH_ROWS`.
     Raises ValueError, and writes nothing, where the version can't be made or gives other numbers than the model.
     """
     require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, outputs.WEIGHTS)
-    output = pathlib.Path(output)
+    output, row_bytes = pathlib.Path(output), inference_bytes_per_image(model.config)
+    # The export is tried with `ROWS` rows.
+    most_rows = max(most_rows or max(REQUEST_BYTES // row_bytes, outputs.BATCH_ROWS), ROWS)
     folded = folded_weights(model.stacks(), weights)
-    with outputs.new_version(output, version) as folder, process_alone("tensorflow") as run:
-        record = model_record = recorded(Signatures(model, rows=ROWS))
-        row_bytes = inference_bytes_per_image(model.config)
-        # The export is tried with `ROWS` rows.
-        most_rows = max(most_rows or max(REQUEST_BYTES // row_bytes, outputs.BATCH_ROWS), ROWS)
-        # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.
-        signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
-        signatures.write(folder, **{_FOLDED: _folded_variables(model, folded)})
+    # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.
+    signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
+    with atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version)) as folder:
+        model_record = recorded(Signatures(model))
+        record = model_record if weights == "float32" else recorded(signatures, model_record.inputs)
+        signatures.write(folder, _folded_variables(model, folded))
         try:
+            differences = verified(folder, record)
             if weights != "float32":
-                record = recorded(signatures, model_record.inputs)
-            differences = verified(folder, run, record)
-            if weights != "float32":
-                differences = all_differences(record.outputs, model_record)
-                worst = max(differences, key=differences.get)
-                if not differences[worst] <= LARGEST_DIFFERENCE:
-                    amount = f"{worst} is off by {differences[worst]:.2g} of its largest value"
-                    raise ValueError(f"weights={weights} change too much: {amount}; export float32")
+                differences = all_differences(record.outputs, model_record.outputs)
+                _check_rounding(weights, differences)
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
-        facts = {"weights": weights, "difference_from_model": differences, "most_rows": most_rows}
-        facts["bytes_of_row"] = row_bytes
+        facts = dict(weights=weights, difference_from_model=differences, most_rows=most_rows, bytes_of_row=row_bytes)
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
-    return Exported(output / str(version), max(differences.values()))
+    return max(differences.values())
+
+
+def _check_rounding(weights: str, differences: Mapping[str, float]) -> None:
+    worst = max(differences, key=differences.get)
+    if not differences[worst] <= LARGEST_DIFFERENCE:
+        amount = f"{worst} is off by {differences[worst]:.2g} of its largest value"
+        raise ValueError(f"weights={weights} change too much: {amount}; export float32")
 
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
@@ -116,17 +100,12 @@ def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
     return [*(variable for slices in folded.values() for variable in tf.nest.flatten(slices)), *others]
 
 
-class LoadedExport(NamedTuple):
-    """A model with the settings of an export; only a `FoldedPass` with these weights gives the export's numbers."""
+def load_export(folder: str | os.PathLike) -> tuple[ExperimentConfig | None, NVAE, FoldedWeights, dict[str, Any]]:
+    """Returns an export's settings, model, folded weights in float32, and the origin of the weights.
 
-    config: ExperimentConfig | None  # of the run; None for an export of a model alone
-    model: NVAE
-    folded: FoldedWeights  # float32, whatever they are stored in
-    source: dict[str, Any]  # where the weights come from
-
-
-def load_export(folder: str | os.PathLike) -> LoadedExport:
-    """Returns an export's model; ValueError for a damaged export, or one from before weights were stored by place."""
+    Only a `FoldedPass` with these weights gives the export's numbers. The settings are None for an export of a model
+    without a run. ValueError for a damaged export, or one from before weights were stored by place.
+    """
     folder = pathlib.Path(folder)
     outputs.check_is_export(folder)
     source = json.loads((folder / outputs.ASSETS / "source.json").read_text())
@@ -134,7 +113,7 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
     config, is_from_run = read_config(settings), "data" in json.loads(settings.read_text())
     model = NVAE(config.model)
     folded = folded_weights(model.stacks(), source["weights"])
-    checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
+    checkpoint = tf.train.Checkpoint(folded=_folded_variables(model, folded))
     with wrap_read_errors(f"{folder}: its weights can't be read by place (", "); export the run again"):
         checkpoint.read(str(folder / "variables" / "variables")).assert_existing_objects_matched()
 
@@ -142,7 +121,7 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
         return tf.Variable(tf.cast(weight, tf.float32), trainable=False)
 
     in_float32 = {stack: tf.nest.map_structure(exact, slices) for stack, slices in folded.items()}
-    return LoadedExport(config if is_from_run else None, model, in_float32, source)
+    return config if is_from_run else None, model, in_float32, source
 
 
 def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:
@@ -168,7 +147,8 @@ def _write_assets(
     """Writes `assets.extra/` of an export; a server reads only the warm-up requests."""
     folder = export / outputs.ASSETS
     folder.mkdir()
-    versions = {"nvae_tf": None, "git_revision": git_revision(_CHECKOUT), "tensorflow": tf.__version__}
+    checkout = pathlib.Path(__file__).resolve().parents[2]
+    versions = {"nvae_tf": None, "git_revision": git_revision(checkout), "tensorflow": tf.__version__}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         versions["nvae_tf"] = importlib.metadata.version("nvae_tf")
     contents = {
@@ -197,15 +177,12 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
         text = re.sub(r"\n +\*\*.*", "", inspect.getdoc(method))
         if as_files:
             text = text.replace("`image` `[batch, H, W, C]`", "`image_bytes` `[batch]`, PNG files")
-        arrays = {key.partition("/")[2]: array for key, array in record.outputs.items() if key.startswith(f"{name}/")}
+        made = {key.partition("/")[2]: array for key, array in record.outputs.items() if key.startswith(f"{name}/")}
         described[name] = {
             "documentation": text,
             "pictures": "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]",
             "inputs": {spec.name: _form(spec.dtype.name, spec.shape) for spec in signatures.input_specs(name)},
-            "outputs": {
-                key: _form("string" if array.dtype.kind == "S" else array.dtype.name, array.shape)
-                for key, array in arrays.items()
-            },
+            "outputs": {key: _form(tf.as_dtype(array.dtype).name, array.shape) for key, array in made.items()},
         }
     return described
 
@@ -218,16 +195,14 @@ def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
     """Writes a request for all outputs of every signature and the default, which a server runs before it serves."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    requests = {}
+    requests: dict[str, predict_pb2.PredictRequest] = {}
     for key, array in record.inputs.items():
         signature, _, argument = key.partition("/")
         request = requests.setdefault(signature, predict_pb2.PredictRequest())
-        request.model_spec.name, request.model_spec.signature_name = model_name, signature
         request.inputs[argument].CopyFrom(tf.make_tensor_proto(array))
-    default = predict_pb2.PredictRequest()
-    default.CopyFrom(next(iter(requests.values())))
-    default.model_spec.signature_name = outputs.DEFAULT_SIGNATURE
+    requests[outputs.DEFAULT_SIGNATURE] = predict_pb2.PredictRequest(inputs=requests["sample"].inputs)
     with tf.io.TFRecordWriter(str(file)) as writer:
-        for request in (*requests.values(), default):
+        for name, request in requests.items():
+            request.model_spec.name, request.model_spec.signature_name = model_name, name
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())

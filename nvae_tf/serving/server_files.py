@@ -15,38 +15,39 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from nvae_tf.config import check_choice
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write, check_writable
-from nvae_tf.schemas import Field
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
-from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, read_asset, unchecked_reason
+from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, unchecked_reason
 
-# The newest release of which public threads say that its image exists (github.com/tensorflow/serving/issues/4129,
-# August 2026).
+# The newest release whose image is known to exist (github.com/tensorflow/serving/issues/4129, August 2026).
 SERVING_IMAGE = "tensorflow/serving:2.20.0"
 # A release older than the TensorFlow that writes exports: its graph version, and the operations (None) and attributes
 # of operations that only the newer TensorFlow has, from a comparison of both packages.
 _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
-# The limits of an export whose `source.json` has none, and the form of these limits in `source.json`.
-_USUAL_LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
-_LIMITS = dict.fromkeys(_USUAL_LIMITS, Field("whole number", (), 1, 2**40, optional=True))
+# The most rows of a request, and the bytes of a row, of an export whose `source.json` has none.
+_LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
 
 class ServedExports(NamedTuple):
     """One model of the folder: its versions, oldest first, and the labels of some of them."""
 
-    name: str
+    folder: pathlib.Path
     versions: tuple[int, ...]
     labels: dict[str, int]
 
     @property
-    def served(self) -> tuple[int, ...]:
-        """Returns the versions that are loaded: the versions with a label; without labels the newest."""
-        return tuple(sorted(set(self.labels.values()))) or self.versions[-1:]
+    def name(self) -> str:
+        """The model's name for clients."""
+        return self.folder.name
+
+    @property
+    def served(self) -> list[int]:
+        """The versions that are loaded: the versions with a label; without labels the newest."""
+        return sorted(set(self.labels.values())) or [self.versions[-1]]
 
 
 def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = SERVING_IMAGE, labels: str = "") -> str:
@@ -55,54 +56,43 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     Files of the same names are replaced, others are left alone. Nothing is written where there are no exports, or a
     version is damaged, whether it would be served or not.
     """
-    tag = _tag(image)
-    exports = with_labels(find_exports(models), labels)
+    tag, exports = _tag(image), with_labels(find_exports(models), labels)
     check_writable(output, f"--output={output}")
-    versions = [models / model.name / str(version) for model in exports for version in model.versions]
-    unchecked = [*filter(None, map(unchecked_reason, versions))]
-    served = [models / model.name / str(version) for model in exports for version in model.served]
+    lines = [unchecked_reason(model.folder / str(version)) for model in exports for version in model.versions]
+    served = [model.folder / str(version) for model in exports for version in model.served]
     saved = {folder: _saved_model(folder) for folder in served}
-    known = operations_text(saved, tag)
-    older = {
-        str(folder)
-        for folder, export in saved.items()
-        for name, signature in export.meta_graphs[0].signature_def.items()
-        if "valid" not in signature.outputs and not name.startswith("__")
-    }
+    lines.append(_operations_text(saved, tag))
+    definitions = [(folder, *item) for folder, export in saved.items() for item in export.signature_def.items()]
+    named = [definition for definition in definitions if not definition[1].startswith("__")]
+    if older := sorted({str(folder) for folder, _, signature in named if "valid" not in signature.outputs}):
+        reason = "an older export, without the output `valid`: a row that it refuses would fail its batch"
+        lines.insert(0, f"Requests are not batched: {', '.join(older)}: {reason}.")
     # Relative, so that both folders can move. JSON's strings and lists are YAML's, and `$` would begin a variable.
-    path = pathlib.PurePath(os.path.relpath(models.resolve(), output.resolve())).as_posix()
+    path = pathlib.PurePath(os.path.relpath(models.resolve(), output.resolve())).as_posix().replace("$", "$$")
     names = [model.name for model in exports]
-    values = _limits(served) | {
-        "names": names,
-        "exports": exports,
-        "image": image,
-        "models": json.dumps((path if path.startswith(".") else f"./{path}").replace("$", "$$"), ensure_ascii=False),
-        "health_check": ["bash", "/serving/health_check.sh", *names],
-        "batching": not older,
-    }
+    values = _limits(served) | {"names": names, "exports": exports, "image": image, "batching": not older}
+    values["models"] = json.dumps(path if path.startswith(".") else f"./{path}", ensure_ascii=False)
+    values["health_check"] = ["bash", "/serving/health_check.sh", *names]
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("nvae_tf.serving"), keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     files = {name: templates.get_template(name).render(values) for name in templates.list_templates()}
     if older:
         del files["batching_parameters.txt"]
-    lines = [*unchecked, known, f"Wrote {', '.join(files)} to {output}."]
-    if older:
-        reason = "an older export, without the output `valid`: a row that it refuses would fail its batch"
-        lines.insert(0, f"Requests are not batched: {', '.join(sorted(older))}: {reason}.")
     # Before the other files: it reads what may be damaged.
-    lines += _written_explorer(models, exports, output / "explorer")
+    explorer = _write_explorer(exports, output / "explorer")
     output.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         atomic_write(output / name, text)
-    return "\n".join([*lines, f"To start the server: cd {output} && docker compose up --detach --wait"])
+    start = f"To start the server: cd {output} && docker compose up --detach --wait"
+    return "\n".join(filter(None, [*lines, f"Wrote {', '.join(files)} to {output}.", explorer, start]))
 
 
 def _tag(image: str) -> str:
     """Returns the tag of an image, '' where it has only a digest; ValueError unless the image is one release."""
-    match = re.fullmatch(r"[\w./-]+(?::\d+/[\w./-]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?", image)
-    tag = match["tag"] or "" if match else ""
-    if not match or not match["digest"] and tag.split("-")[0] in ("", "latest", "nightly"):
+    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+    is_release = "@" in image or tag.split("-")[0] not in ("", "latest", "nightly")
+    if not is_release or not re.fullmatch(r"[\w./:-]+(@sha256:[0-9a-f]{64})?", image):
         raise ValueError(f"--image={image}: name one release by its tag or digest, as {SERVING_IMAGE}")
     return tag
 
@@ -110,24 +100,27 @@ def _tag(image: str) -> str:
 def _limits(folders: Sequence[pathlib.Path]) -> dict[str, int]:
     """Returns limits to begin with: memory is 1 GiB, four times the exports, and the rows that run at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [_USUAL_LIMITS | read_asset(folder, "source.json", _LIMITS) for folder in folders]
-    batch_size = min(BATCH_ROWS, *(limit["most_rows"] for limit in limits))
-    row_bytes = cores * batch_size * max(limit["bytes_of_row"] for limit in limits)
+    batch_size, largest_row = BATCH_ROWS, 1
+    for file in [folder / ASSETS / "source.json" for folder in folders]:
+        with wrap_read_errors(f"{file}: damaged (", "); copy the export anew"):
+            limits = _LIMITS | (json.loads(file.read_text()) if file.is_file() else {})
+            batch_size = min(batch_size, max(int(limits["most_rows"]), 1))
+            largest_row = max(largest_row, int(limits["bytes_of_row"]))
+    row_bytes = cores * batch_size * largest_row
     file_bytes = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     memory_mib = 1024 + math.ceil((4 * file_bytes + row_bytes) / 2**20)
     return {"cores": cores, "max_batch_size": batch_size, "memory_mib": memory_mib}
 
 
-def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], output: pathlib.Path) -> list[str]:
-    """Writes the explorer for the exports that are models of this project; returns a line about it for them."""
-    newest = {model.name: models / model.name / str(model.served[-1]) for model in exports}
+def _write_explorer(exports: Sequence[ServedExports], output: pathlib.Path) -> str:
+    """Writes the explorer for the exports that are models of this project; returns a line about it, '' without any."""
+    newest = {model.name: model.folder / str(model.served[-1]) for model in exports}
     explored = {name: folder for name, folder in newest.items() if (folder / ASSETS / "latents.json").is_file()}
     if not explored:
-        return []
+        return ""
     write_explorer(output, explored)
-    command = f"python -m http.server -d {output} 8000"
     address = f"http://localhost:8000/{PAGE}?server=http://localhost:8501"
-    return [f"To explore, with SERVING_CORS=true for the server: {command}, then {address}"]
+    return f"To explore, with SERVING_CORS=true for the server: python -m http.server -d {output} 8000, then {address}"
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:
@@ -137,30 +130,22 @@ def find_exports(models: pathlib.Path) -> list[ServedExports]:
     """
     if any(models.glob("[0-9]*/saved_model.pb")):
         raise ValueError(f"{models}: holds the versions of one model; give the folder above it, {models.parent}")
-    folders = sorted(folder for folder in models.glob("*") if folder.is_dir() and not folder.name.startswith("."))
-    exports = [ServedExports(folder.name, versions, {}) for folder in folders if (versions := _versions_in(folder))]
+    exports = []
+    for folder in sorted(models.glob("[!.]*/")):
+        # The server reads names so, of files too: ` 7`, `+7` and `007` are version 7.
+        entries = [file for file in folder.iterdir() if re.fullmatch(r"\s*[+-]?[0-9]+\s*", file.name, re.ASCII)]
+        for entry in entries:
+            is_usual = entry.name == str(int(entry.name)) and 0 <= int(entry.name) <= LARGEST_VERSION
+            if not is_usual or not (entry / "saved_model.pb").is_file():
+                reason = "TensorFlow Serving would take it for a version, and it is none"
+                raise ValueError(f"{entry}: {reason}; copy the export anew, or give it a name that is not a number")
+        if entries and not re.fullmatch(_NAME, folder.name):
+            raise ValueError(f"{folder}: rename it; a model's name has letters, digits, '_', '-', '.'")
+        if entries:
+            exports.append(ServedExports(folder, tuple(sorted(int(entry.name) for entry in entries)), {}))
     if not exports:
         raise FileNotFoundError(f"{models}: no export in it; nvae-export --output={models}/NAME makes one")
-    for model in exports:
-        if not _NAME.fullmatch(model.name):
-            raise ValueError(f"{models / model.name}: rename it; a model's name has letters, digits, '_', '-', '.'")
     return exports
-
-
-def _versions_in(folder: pathlib.Path) -> tuple[int, ...]:
-    versions = []
-    for entry in sorted(folder.iterdir()):
-        # The server reads names so, of files too: ` 7`, `+7` and `007` are version 7.
-        if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", entry.name, re.ASCII):
-            continue
-        number = int(entry.name)
-        is_usual = entry.name == str(number) and 0 <= number <= LARGEST_VERSION
-        if not is_usual or not (entry / "saved_model.pb").is_file():
-            reason = "no saved_model.pb in it" if is_usual else "not how a version is named"
-            fix = "copy the export anew, or give it a name that is not a number"
-            raise ValueError(f"{entry}: {reason}, but TensorFlow Serving would take it for version {number}; {fix}")
-        versions.append(number)
-    return tuple(sorted(versions))
 
 
 def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports]:
@@ -171,18 +156,14 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
     if labels == "auto":
         pairs = [(model, model.versions[-2:]) for model in exports]
         return [model._replace(labels={"stable": newest[0], "canary": newest[-1]}) for model, newest in pairs]
-    models = {model.name: model for model in exports}
+    models = {model.name: model._replace(labels={}) for model in exports}
     for entry in filter(None, labels.split(",")):
-        match = re.fullmatch(r"([^:=]+):([^:=]+)=([0-9]+)", entry)
-        if not match or not _NAME.fullmatch(match[2]):
-            raise ValueError(f"--labels: {entry!r} is no MODEL:LABEL=VERSION, as digits:stable=3")
-        name, label, version = match[1], match[2], int(match[3])
-        check_choice(f"--labels={entry}: the model", name, models)
-        model = models[name]
-        if version not in model.versions or label in model.labels:
-            there = f"{name!r} has versions {', '.join(map(str, model.versions))}, and labels {[*model.labels]}"
-            raise ValueError(f"--labels: {entry!r}: {there}")
-        models[name] = model._replace(labels={**model.labels, label: version})
+        match = re.fullmatch(rf"([^:=]+):({_NAME})=([0-9]+)", entry)
+        model = models.get(match[1]) if match else None
+        if not model or int(match[3]) not in model.versions or match[2] in model.labels:
+            there = "; ".join(f"{name} has {', '.join(map(str, each.versions))}" for name, each in models.items())
+            raise ValueError(f"--labels: {entry!r} must be MODEL:LABEL=VERSION, a new label and a version ({there})")
+        model.labels[match[2]] = int(match[3])
     return list(models.values())
 
 
@@ -192,23 +173,21 @@ def _saved_model(folder: pathlib.Path) -> Any:
     from tensorflow.core.protobuf import saved_model_pb2
 
     with wrap_read_errors(f"{folder}: a damaged export (", "); copy it anew"):
-        saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-        saved.meta_graphs[0]
-    return saved
+        return saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]
 
 
-def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
+def _operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
     """Returns a text about the exports' operations in the release with this tag; ValueError where it lacks some."""
     release = ".".join(tag.split("-")[0].split(".")[:2])
-    if release not in (_RELEASE, _WRITTEN_BY):
-        which = f"TensorFlow {tag.split('-')[0]}" if tag else "the image's TensorFlow"
-        return f"It is not known here whether {which} has all operations of the exports."
-    for folder, saved in exports.items() if release == _RELEASE else ():
-        for graph in (meta_graph.graph_def for meta_graph in saved.meta_graphs):
-            nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-            lacking = {node.op for node in nodes if node.op in _NEWER and _NEWER[node.op] in (None, *node.attr)}
-            if lacking or graph.versions.min_consumer > _GRAPH_VERSION:
-                needed = ", ".join(lacking) or f"version {graph.versions.min_consumer} of graphs"
-                raise ValueError(f"{folder}: needs {needed}, which TensorFlow {release} has not")
-    reason = "" if release == _RELEASE else ": it has written them"
-    return f"TensorFlow {release} has all operations of the exports{reason}."
+    if release == _WRITTEN_BY:
+        return f"TensorFlow {release} has all operations of the exports: it has written them."
+    if release != _RELEASE:
+        return f"It is not known here whether TensorFlow {tag or 'of the image'} has all operations of the exports."
+    for folder, export in exports.items():
+        graph = export.graph_def
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        lacking = {node.op for node in nodes if node.op in _NEWER and _NEWER[node.op] in (None, *node.attr)}
+        if lacking or graph.versions.min_consumer > _GRAPH_VERSION:
+            needed = ", ".join(lacking) or f"version {graph.versions.min_consumer} of graphs"
+            raise ValueError(f"{folder}: needs {needed}, which TensorFlow {release} has not")
+    return f"TensorFlow {release} has all operations of the exports."

@@ -1,14 +1,12 @@
 """The signatures of the SavedModel: functions of named, batch-first tensors.
 
-Where latents are drawn there is one seed a row, so that a row's result depends on that row alone. A seed has 64 bits,
-the two words of the model's own seeds (`nvae_tf.models.latents.image_seeds`), low word first: for 0 <= s < 2**31 the
-seed `s + i * 2**32` gives a row the draws of image i in `model.generate(count, seed=s)`, `model.encode(images, seed=s)`
-and so on.
+Where latents are drawn there is one seed a row, so that a row's result depends on that row alone: for 0 <= s < 2**31
+the seed `s + i * 2**32` gives a row the draws of image i in `model.generate(count, seed=s)` and so on.
 
 Two networks are traced, and every signature calls one of them: the top-down pass of `compose`, and the inference pass
 of `encode`. A wrong row fails no other row, because TensorFlow Serving's batching gives one status to all requests of a
-batch: the row's `valid` is false, its numbers are NaN, its pixels 0 and its files empty. A request without one right
-row is refused as INVALID_ARGUMENT; so are inputs of different numbers of rows, no rows, or too many rows.
+batch: the row's `valid` is false, its numbers are NaN, its pixels 0 and its files empty. Only a request without one
+right row is refused.
 """
 
 import contextlib
@@ -58,10 +56,7 @@ SIGNATURES = (*_INPUTS, *(f"{name}{PNG_SUFFIX}" for name in _INPUTS))
 
 
 class FlatLatentModel:
-    """A model whose latents are one tensor `[batch, total]`: the groups one after another, the top group first.
-
-    `forward` makes the `ForwardPass` of each call, e.g. one with folded weights.
-    """
+    """A model whose latents are one tensor `[batch, total]`; `forward` makes the `ForwardPass` of each call."""
 
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
         self.model, self._forward = model, forward
@@ -71,7 +66,7 @@ class FlatLatentModel:
     def latent_layout(self) -> dict[str, Any]:
         """Returns the order, the groups' shapes and the length of a flat latent, for JSON."""
         order = "group after group, the top group first; each [height, width, channels], row-major"
-        return {"order": order, "shapes": [list(shape) for shape in self.latent_shapes], "total": self.total}
+        return {"order": order, "shapes": list(map(list, self.latent_shapes)), "total": self.total}
 
     def _specs(self, names: Sequence[str], rows: int | None, **shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
         """Returns the specs `[rows, ...]` of the inputs with these names; `shapes` replaces some usual shapes."""
@@ -91,35 +86,26 @@ class FlatLatentModel:
 class Signatures(FlatLatentModel):
     """The signatures of one model: functions of named tensors, with the batch first.
 
-    H, W and C are the height, width and channels of images, `total` is the number of latent values of an
-    image, `groups` the number of latent groups. Images are float32 `[batch, H, W, C]` in [0, 1], seeds int64 `[batch]`,
-    temperatures float32 `[batch]`. Models with classes take int32 `label` `[batch]` too, the number of a class or -1
-    for none, and, if trained with `label_dropout`, `compose` float32 `guidance` `[batch]`, see `NVAE.generate`. Where
-    there is a reweighted prior, `sample` and `compose` take int32 `proposals` `[batch]`: with 1 a row is drawn from the
-    model's own prior, with more from the reweighted one, whose number of proposals is fixed.
+    H, W and C are the height, width and channels of images, `total` and `groups` the numbers of latent values and
+    groups. Images are float32 `[batch, H, W, C]` in [0, 1], seeds int64 `[batch]`, temperatures float32 `[batch]`.
+    Models with classes take int32 `label` `[batch]` too, -1 for none, and, if trained with `label_dropout`, `compose`
+    float32 `guidance` `[batch]`. Where there is a reweighted prior, `sample` and `compose` take int32 `proposals`
+    `[batch]`: 1 for the model's own prior, more for the reweighted one, whose number of proposals is fixed.
 
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`: for REST, which
-    sends bytes as base64. Models of more than 4 channels lack these signatures.
-
-    `forward`: see `FlatLatentModel`; `most_rows`: the most rows of a request; `rows`: the number of rows of every
-    request, if that is known.
+    sends bytes as base64. Models of more than 4 channels lack these signatures. `most_rows`: of a request.
     """
 
-    def __init__(
-        self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass, most_rows: int = 2**31 - 1, rows=None
-    ):
+    def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass, most_rows: int = 2**31 - 1):
         super().__init__(model, forward)
-        self._most_rows, self._rows = most_rows, rows
-        reweighted = model.reweighted_prior
+        self._most_rows = most_rows
+        reweighted, has_classes = model.reweighted_prior, model.config.num_classes > 0
         self._reweighted = reweighted if isinstance(reweighted, ReweightedPrior) else None
-        has_classes = model.config.num_classes > 0
         self._has = {"label": has_classes, "guidance": has_classes and model.label_dropout > 0.0}
         self._has["proposals"] = self._reweighted is not None
-        noise_scale = tf.TensorSpec([rows], tf.float32, "noise_scale")
-        self.networks = self._compose, self._infer = [
-            tf.function(self._composed, self.input_specs("compose"), autograph=False),
-            tf.function(self._inferred, [noise_scale, *self.input_specs("encode")], autograph=False),
-        ]
+        noise_scale = tf.TensorSpec([None], tf.float32, "noise_scale")
+        self.compose_network = tf.function(self._composed, self.input_specs("compose"), autograph=False)
+        self.infer_network = tf.function(self._inferred, [noise_scale, *self.input_specs("encode")], autograph=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,7 +119,7 @@ class Signatures(FlatLatentModel):
         shapes = {"temperature": (self.num_groups,)} if base == "compose" else {}
         names = [image if key == "image" else key for key in _INPUTS[base]]
         names += [key for key, takers in _OPTIONAL.items() if self._has[key] and base in takers]
-        return self._specs(names, self._rows, **shapes)
+        return self._specs(names, None, **shapes)
 
     def function(self, name: str) -> Callable[..., Tensors]:
         """Returns the signature called `name`: a function from its inputs to its named outputs."""
@@ -146,30 +132,14 @@ class Signatures(FlatLatentModel):
 
         return function
 
-    @contextlib.contextmanager
-    def each_computed_once(self) -> Iterator[None]:
-        """In this block, which is for eager calls, a network runs once for equal inputs from several signatures."""
-        results: dict[tuple, Any] = {}
-
-        def remembered(network: Callable, *inputs: tf.Tensor) -> Any:
-            key = (network, *(value.numpy().tobytes() for value in inputs))
-            if key not in results:
-                results[key] = network(*inputs)
-            return results[key]
-
-        self._compose, self._infer = (functools.partial(remembered, network) for network in self.networks)
-        yield
-        self._compose, self._infer = self.networks
-
-    def write(self, folder: pathlib.Path, **variables: Sequence[tf.Variable]) -> None:
-        """Writes a SavedModel of all signatures; `variables` are those that they use, by names of collections."""
+    def write(self, folder: pathlib.Path, folded: Sequence[tf.Variable]) -> None:
+        """Writes a SavedModel of all signatures, whose networks read the `folded` weights."""
         module = tf.Module()
+        module.folded = list(folded)
         for name in self.names:
             setattr(module, name, tf.function(self.function(name), self.input_specs(name), autograph=False))
         if self._reweighted:
-            variables["prior"] = [weight.value for ratio in self._reweighted.ratios for weight in ratio.weights]
-        for name, collection in variables.items():
-            setattr(module, name, list(collection))
+            module.prior = [weight.value for ratio in self._reweighted.ratios for weight in ratio.weights]
         signatures = {name: getattr(module, name) for name in self.names}
         signatures[DEFAULT_SIGNATURE] = signatures["sample"]
         # A server takes no gradients: tracing and storing the custom gradients would be for nothing.
@@ -178,9 +148,7 @@ class Signatures(FlatLatentModel):
             tf.saved_model.save(module, folder, signatures, options)
 
     def sample(self, seed: tf.Tensor, temperature: tf.Tensor, **optional: tf.Tensor) -> Tensors:
-        """Images from the prior.
-
-        The temperature, above 0, multiplies every prior's sigma (Vahdat & Kautz 2020, section 4.2).
+        """Images from the prior; the temperature, above 0, multiplies every prior's sigma.
 
         Returns:
           `image` `[batch, H, W, C]`: the mean of the likelihood, whose own temperature is 1.
@@ -192,12 +160,11 @@ class Signatures(FlatLatentModel):
         """Latents drawn from the posterior of images.
 
         Returns:
-          `latent` `[batch, total]`: the groups one after another, the top group first, each flattened from
-          `[height, width, channels]`; `assets.extra/latents.json` has their shapes. `kl` `[batch, groups]`: the KL of
-          posterior and prior of each group, in nats.
+          `latent` `[batch, total]`: the groups one after another, the top group first; `assets.extra/latents.json`
+          has their shapes. `kl` `[batch, groups]`: the KL of posterior and prior of each group, in nats.
         """
         inferred = self._infer_with(image, seed, **label)
-        return {"latent": inferred["latent"], "kl": inferred["kl"]}
+        return {name: inferred[name] for name in ("latent", "kl")}
 
     def decode(self, latent: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """The images of `sample`, for latents `[batch, total]` from anywhere, laid out as `encode` gives them."""
@@ -228,8 +195,7 @@ class Signatures(FlatLatentModel):
     def score(self, image: tf.Tensor, seed: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """The negative evidence lower bound at the latents that `encode` draws with the same seed.
 
-        It is the bound that training lowers, `model.score(images, per_group=True)`. Models of 1 bit take values 0 and 1
-        alone.
+        Models of 1 bit take values 0 and 1 alone.
 
         Returns:
           `nats` `[batch]`: the bound; `bits_per_dim` `[batch]`: the same in bits for each of the H * W * C
@@ -241,24 +207,22 @@ class Signatures(FlatLatentModel):
         return {"nats": nats, "bits_per_dim": bits, "kl_per_group": inferred["kl"]}
 
     def outlier_score(self, image: tf.Tensor, **label: tf.Tensor) -> Tensors:
-        """How unlike the training images an image looks, from one pass at the posterior's means: `NVAE.outlier_score`.
+        """How unlike the training images an image looks, from one pass at the posterior's means.
 
-        With label -1 `NVAE.outlier_score` and the calibration take the class whose `score` is lowest, here there is
-        none.
+        It is `NVAE.outlier_score`, but that label -1 is no class, not the one whose `score` is lowest.
 
         Returns:
           `kl_sum` `[batch]`: the score, in nats; `kl` `[batch, groups]`: its parts, top group first; `kl_map`
           `[batch, H, W]`: where in the image those of the largest scale are; `nelbo_at_mean` `[batch]`, no bound, for
-          comparison (in older exports: `nelbo`). Of a model that is calibrated also `mahalanobis`, `kl_p_value` and
-          `mahalanobis_p_value` `[batch]`.
+          comparison. Of a calibrated model also `mahalanobis`, `kl_p_value` and `mahalanobis_p_value` `[batch]`.
         """
         inferred = self._infer_with(image, tf.zeros(tf.shape(image)[:1], tf.int64), 0.0, **label)
         calibration = self.model.outlier_calibration
         parts = OutlierParts(inferred["reconstruction"], inferred["kl"], inferred["kl_map"])
         scores = outlier_scores(parts, calibration if isinstance(calibration, OutlierCalibration) else None)
+        names = "nelbo_at_mean", "mahalanobis", "kl_p_value", "mahalanobis_p_value"
         outputs = {"kl_sum": scores.kl, "kl": parts.kl, "kl_map": parts.kl_map}
-        for name in ("nelbo_at_mean", "mahalanobis", "kl_p_value", "mahalanobis_p_value"):
-            outputs[name] = getattr(scores, name)
+        outputs |= {name: getattr(scores, name) for name in names}
         return {name: value for name, value in outputs.items() if value is not None}
 
     def compose(
@@ -277,29 +241,26 @@ class Signatures(FlatLatentModel):
           `image` `[batch, H, W, C]`, and `latent` `[batch, total]`: the latents taken and drawn.
         """
         given = dict(latent=latent, keep=keep, seed=seed, temperature=temperature) | optional
-        missing = tf.ones_like(seed)
-        values = [given.get(spec.name, tf.cast(missing, spec.dtype)) for spec in self.input_specs("compose")]
-        image, latent = self._compose(*values)
+        specs, missing = self.input_specs("compose"), tf.ones_like(seed)
+        image, latent = self.compose_network(*(given.get(s.name, tf.cast(missing, s.dtype)) for s in specs))
         return {"image": image, "latent": latent}
 
-    def _infer_with(
-        self, image: tf.Tensor, seed: tf.Tensor, noise_scale: float = 1.0, label: tf.Tensor | None = None
-    ) -> Tensors:
-        noise_scale = tf.fill(tf.shape(seed), noise_scale)
-        return self._infer(noise_scale, image, seed, *([] if label is None else [label]))
+    def _infer_with(self, image: tf.Tensor, seed: tf.Tensor, noise_scale: float = 1.0, **label: tf.Tensor) -> Tensors:
+        return self.infer_network(tf.fill(tf.shape(seed), noise_scale), image, seed, *label.values())
 
     def _composed(self, latent, keep, seed, temperature, *optional) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean images and latents of the top-down pass; of another pass where some rows are guided."""
         given = dict(zip((spec.name for spec in self.input_specs("compose")[4:]), optional, strict=True))
         temperatures = tf.unstack(temperature[:, :, tf.newaxis, tf.newaxis, tf.newaxis], axis=1)
         label, guidance = given.get("label"), given.get("guidance")
-        noise, keeps = noise_per_image(self.latent_shapes, _words(seed)), tf.unstack(keep > 0, axis=1)
+        words = tf.bitcast(seed, tf.int32)  # a seed of the model: two words, the low one first
+        noise, keeps = noise_per_image(self.latent_shapes, words), tf.unstack(keep > 0, axis=1)
         groups = list(zip(groups_of_flat(latent, self.latent_shapes), keeps, noise, temperatures, strict=True))
         sources: list[LatentSource] = [
             ComposedSource(group, keep, PriorSource(noise, temperature)) for group, keep, noise, temperature in groups
         ]
         if self._reweighted:
-            draws = functools.partial(self._reweighted.sources, _words(seed), temperatures, self.model.plan, label)
+            draws = functools.partial(self._reweighted.sources, words, temperatures, self.model.plan, label)
             is_reweighted, above, count = given["proposals"] > 1, [], len(self._reweighted.ratios)
             top = [PartlyReweightedSource(source, draws, is_reweighted, above) for source in sources[:count]]
             sources = [*top, *sources[count:]]
@@ -312,7 +273,7 @@ class Signatures(FlatLatentModel):
             # The rows with their classes and then the same rows without, see `GuidedSource`.
             sources = []
             for group, keep, noise, temperature in groups:
-                drawn = GuidedSource(noise, temperature, _over_pixels(guidance))
+                drawn = GuidedSource(noise, temperature, guidance[:, tf.newaxis, tf.newaxis, tf.newaxis])
                 sources.append(ComposedSource(tf.tile(group, [2, 1, 1, 1]), tf.tile(keep, [2]), drawn))
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
             decoded = top_down_pass(self.model, sources, 2 * rows, both, kept=rows)
@@ -323,7 +284,8 @@ class Signatures(FlatLatentModel):
 
     def _inferred(self, noise_scale, image, seed, label=None) -> Tensors:
         """Returns latents, the parts of the bound, the map of the KL, and mean images of the inference pass."""
-        noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
+        noise = noise_per_image(self.latent_shapes, tf.bitcast(seed, tf.int32))
+        noise = [noise_scale[:, tf.newaxis, tf.newaxis, tf.newaxis] * eps for eps in noise]
         decoded = inference_pass(self.model, image, noise, self._pass(label))
         outputs = {"latent": decoded.flat_latents(), "image": decoded.likelihood.mean()}
         return outputs | decoded.elbo(image)._asdict() | {"kl_map": kl_map(self.model, decoded.latents)}
@@ -331,12 +293,12 @@ class Signatures(FlatLatentModel):
     def _with_row_count_checks(self, inputs: Tensors) -> Tensors:
         """Returns the inputs, tied to checks of their numbers of rows by control dependencies, which pruning keeps."""
         first, most = next(iter(inputs)), self._most_rows
-        rows = tf.shape(inputs[first])[0]
-        message = f"{first}: a request must have 1 to {most} rows; this one has:"
+        counts = {name: tf.shape(value)[0] for name, value in inputs.items()}
+        rows, message = counts[first], f"{first}: a request must have 1 to {most} rows; this one has:"
         checks = [tf.debugging.Assert((rows >= 1) & (rows <= most), [message, rows])]
-        for name, value in inputs.items():
+        for name, count in counts.items():
             message = f"{name}: there must be one for each row of {first}; counts:"
-            checks.append(tf.debugging.Assert(tf.shape(value)[0] == rows, [message, tf.shape(value)[0], rows]))
+            checks.append(tf.debugging.Assert(count == rows, [message, count, rows]))
         with tf.control_dependencies(checks):
             return {name: tf.identity(value) for name, value in inputs.items()}
 
@@ -381,12 +343,11 @@ class Signatures(FlatLatentModel):
 @contextlib.contextmanager
 def graphs_as_traced() -> Iterator[None]:
     """In this block TensorFlow does not rewrite graphs before it runs them, which takes longer than one run."""
-    options = tf.config.optimizer.get_experimental_options()
+    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     try:
         yield
     finally:
-        before = options.get("disable_meta_optimizer", False)
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
 
@@ -420,13 +381,3 @@ def _first_reasons(reasons: tf.Tensor, is_right: tf.Tensor, otherwise: str) -> t
 
 def _is_in(smallest: float, largest: float) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda value: (value >= smallest) & (value <= largest)  # false for NaN
-
-
-def _over_pixels(rows: tf.Tensor) -> tf.Tensor:
-    """Returns one value for each row, `[batch, 1, 1, 1]`."""
-    return rows[:, tf.newaxis, tf.newaxis, tf.newaxis]
-
-
-def _words(seed: tf.Tensor) -> tf.Tensor:
-    """Returns the two words `[batch, 2]` of seeds `[batch]`: the seeds of the model."""
-    return tf.bitcast(seed, tf.int32)

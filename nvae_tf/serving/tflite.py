@@ -1,6 +1,5 @@
 """Writes one signature of a model as a .tflite file for devices, after the file has been run as a device runs it."""
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -18,7 +17,7 @@ from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.data.pipeline import chosen_images, spread_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_errors
-from nvae_tf.files import atomic_file, beside_package
+from nvae_tf.files import atomic_file
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.cpu_kernels import plain_operations
 from nvae_tf.layers.normalization import FoldedWeights
@@ -26,9 +25,9 @@ from nvae_tf.models import NVAE
 from nvae_tf.models.latents import GivenSource, PriorSource, groups_of_flat
 from nvae_tf.models.passes import Decoded, inference_pass
 from nvae_tf.runs.loading import spec_to_read
-from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, check_quantization, report_file
+from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
-from nvae_tf.serving.verification import diverged, process_alone
+from nvae_tf.serving.verification import diverged, run_alone
 
 flatbuffers = require("flatbuffers", "tflite")
 schema = require("ai_edge_litert.schema_py_generated", "tflite")
@@ -46,7 +45,6 @@ _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
 _BATCH, _THREADS = 16, 1
 # The signatures that have images among their inputs.
 _TAKE_IMAGES = ("encode", "reconstruct")
-_RUN = beside_package("export") / "decode_on_device.py"
 # Equal images have no PSNR; rounding of float32 is some 140 dB down.
 _SMALLEST_SQUARE = 1e-15
 
@@ -56,7 +54,7 @@ DataImages = Callable[[str, int], np.ndarray]
 
 
 class DeviceSignatures(FlatLatentModel):
-    """The signatures of one model for devices, a method each; `nvae_tf.serving.outputs` has their names.
+    """The signatures of one model for devices, a method for each of `DEVICE_SIGNATURES`.
 
     They take random draws as inputs, because TFLite has no builtin that draws random numbers from a seed, and don't
     check inputs, because it has none that stops. Images are `[batch, H, W, C]` in [0, 1], latents and standard-normal
@@ -68,12 +66,12 @@ class DeviceSignatures(FlatLatentModel):
         names = {"decode": ["latent"], "sample": ["noise", "temperature"]}.get(name, ["image", "noise"])
         return self._specs([*names, *(["label"] if self.model.config.num_classes else [])], DEVICE_BATCH)
 
-    def write(self, name: str, folder: pathlib.Path) -> None:
+    def write(self, name: str, folder: str) -> None:
         """Writes the signature called `name` as a new SavedModel that can be converted to builtin operations."""
         archive = keras.export.ExportArchive()
         with plain_operations():
             archive.add_endpoint(name, getattr(self, name), self.input_specs(name))
-            archive.write_out(str(folder), verbose=False)
+            archive.write_out(folder, verbose=False)
 
     def decode(self, latent: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Decodes latents to `image`, the likelihood's mean."""
@@ -86,17 +84,14 @@ class DeviceSignatures(FlatLatentModel):
 
     def sample(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Draws `image` from the prior; the temperature `[batch]`, above 0, multiplies every prior's sigma."""
-        return {"image": self._drawn(noise, temperature, label).likelihood.mean()}
+        return {"image": self.drawn(noise, temperature, label).likelihood.mean()}
 
     def reconstruct(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Reconstructs `image`: `decode` of the latent that `encode` draws with the same inputs."""
         return {"image": self._inferred(image, noise, label).likelihood.mean()}
 
-    def prior_latents(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns the latents `[batch, total]` of the images that `sample` gives for the same inputs; not exported."""
-        return self._drawn(noise, temperature, label).flat_latents()
-
-    def _drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None) -> Decoded:
+    def drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> Decoded:
+        """The result of the pass of `sample`."""
         temperature = temperature[:, tf.newaxis, tf.newaxis, tf.newaxis]
         sources = [PriorSource(eps, temperature) for eps in groups_of_flat(noise, self.latent_shapes)]
         return self._decoded(sources, noise, label)
@@ -112,116 +107,78 @@ def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> Devic
     return DeviceSignatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A .tflite model against the float32 model, on the same inputs; images are in [0, 1].
-
-    Latency is the median time of an image on one thread of this machine. PSNR has peak 1; for `encode` it compares the
-    images that the float32 model decodes from the latents.
-    """
-
-    size_bytes: int
-    latency_ms: float
-    test_inputs: int
-    largest_error: float
-    relative_largest_error: float  # over the largest number of the model's output
-    psnr_db: float
-    worst_psnr_db: float  # of the image that differs most
-
-    def text(self) -> str:
-        """Returns the numbers for people, a line for each."""
-        return (
-            f"  size      {self.size_bytes:,} bytes\n"
-            f"  latency   {self.latency_ms:.2f} ms an image (median of {self.test_inputs}, {_THREADS} thread)\n"
-            f"  error     largest {self.largest_error:.2g}, {self.relative_largest_error:.1g} of the largest value\n"
-            f"  images    PSNR {self.psnr_db:.1f} dB, that of the worst {self.worst_psnr_db:.1f} dB"
-        )
-
-
 def export_tflite(
     model: NVAE,
-    output: str | os.PathLike,
+    output: pathlib.Path,
     signature: str,
     quantize: str,
     images: DataImages,
     source: Mapping[str, Any] | None = None,
     smallest_psnr: float = SMALLEST_PSNR,
     folded: FoldedWeights | None = None,
-) -> Comparison:
-    """Writes `output`, a .tflite file of builtin operations, and beside it its measurements, `output`.json.
+) -> dict[str, Any]:
+    """Writes `output`, a .tflite file of builtin operations, and beside it its measurements; returns them (`compare`).
 
-    Weight normalization and batch norm are folded into the kernels; the file is compared with the model as it is
-    trained. Its metadata (`read_metadata`) have the settings, the latents' layout, the origin, and how it is stored.
-
-    Args:
-      model: the model, with its weights.
-      output: the file; its folder is made if it is missing.
-      signature: one of `DEVICE_SIGNATURES`.
-      quantize: one of `MODES`.
-      images: gives images of the data; called with "train" for the ranges of int8, with "test" for the comparison.
-      source: where the weights come from, for the metadata.
-      smallest_psnr: in decibels, the PSNR that every image of a quantized model must reach against the model's.
-      folded: the weights of `nvae_tf.serving.saved_model.load_export`, for a model without weights of its own.
-
-    Raises ValueError, and writes nothing, where a file exists, TFLite can't convert the model, or its numbers differ.
+    Its metadata (`read_metadata`) have the settings, the latents' layout, the origin, and how it is stored. `images` is
+    asked for "train" for the ranges of int8, for "test" for the comparison. `smallest_psnr`, in decibels, is for every
+    image of a quantized model against the model's. `folded` are the weights of `load_export`. Raises ValueError, and
+    writes nothing, where a file exists, TFLite can't convert the model, or its numbers differ.
     """
-    output = pathlib.Path(output)
-    check_output_is_free(output)
-    check_quantization(signature, quantize)
+    check_new_tflite(output, signature, quantize)
     exact = DeviceSignatures(model) if folded is None else folded_signatures(model, folded)
     # The ranges of int8 include the latents of real images; a decoder needs the data for nothing else.
     with_images = signature in _TAKE_IMAGES or (signature == "decode" and quantize == "int8")
 
     def inputs(split: str, count: int, seed: int) -> Arrays:
-        pictures = images(split, count) if with_images else None
-        return device_inputs(exact, signature, count if pictures is None else len(pictures), pictures, seed)
+        return device_inputs(exact, signature, count, images(split, count) if with_images else None, seed)
 
     test = inputs("test", TEST_INPUTS, _TEST_SEED)
-    representative = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else None
-    count = len(next(iter(representative.values()))) if representative else 0
-    metadata = {
-        "signature": signature,
+    examples = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else {}
+    metadata = _metadata(exact, signature, quantize, examples, source)
+    with tempfile.TemporaryDirectory() as folder:
+        folded_signatures(model, folded).write(signature, folder)
+        content = with_metadata(convert(folder, signature, quantize, examples), metadata)
+    measured = compare(content, exact, signature, test)
+    _check(measured, signature, quantize, smallest_psnr)
+    report = metadata | {"measured": measured, "smallest_psnr_db": smallest_psnr}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(report_file(output)) as report_partial, atomic_file(output) as partial:
+        check_new_tflite(output, signature, quantize)  # another export may have been quicker
+        report_partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        partial.write_bytes(content)
+    return measured
+
+
+def _metadata(
+    signatures: DeviceSignatures, name: str, quantize: str, examples: Arrays, source: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    count = len(next(iter(examples.values()))) if examples else 0
+    return {
+        "signature": name,
         # The model's settings alone: the settings of a run may name a folder of this machine.
-        "config": {"model": config_to_dict(model.config)},
-        "latents": exact.latent_layout(),
+        "config": {"model": config_to_dict(signatures.model.config)},
+        "latents": signatures.latent_layout(),
         "quantization": {"mode": quantize, "numbers": MODES[quantize], "representative_inputs": count},
         "source": dict(source or {}),
         "versions": {"tensorflow": tf.__version__, "ai-edge-litert": importlib.metadata.version("ai-edge-litert")},
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(temporary, "saved_model")
-        folded_signatures(model, folded).write(signature, folder)
-        content = with_metadata(convert(folder, signature, quantize, representative), metadata)
-    comparison = compare(content, exact, signature, test)
-    _check(comparison, signature, quantize, smallest_psnr)
-    check_output_is_free(output)  # another export may have been quicker
-    measured = metadata | {"measured": dataclasses.asdict(comparison), "smallest_psnr_db": smallest_psnr}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(report_file(output)) as report_partial, atomic_file(output) as partial:
-        report_partial.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-        partial.write_bytes(content)
-    return comparison
 
 
-def run_images(config: ExperimentConfig | None, data_path: str | None = None) -> DataImages:
-    """Returns a function that reads images of a run's data, spread evenly; `data_path` is their new place."""
-
-    def images(split: str, count: int) -> np.ndarray:
-        if config is None:
-            raise ValueError("the export was made of a model, not of a run, and names no images; give --workdir")
-        spec = spec_to_read(config, data_path)
-        source = load_split(spec, split)
-        return chosen_images(source, spec, split, spread_numbers(source.count, count))[0]
-
-    return images
+def run_images(config: ExperimentConfig | None, data_path: str | None, split: str, count: int) -> np.ndarray:
+    """Returns at most `count` images of a part of a run's data, spread evenly; `data_path` is their new place."""
+    if config is None:
+        raise ValueError("the export was made of a model, not of a run, and names no images; give --workdir")
+    spec = spec_to_read(config, data_path)
+    source = load_split(spec, split)
+    return chosen_images(source, spec, split, spread_numbers(source.count, count))[0]
 
 
 def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: np.ndarray | None, seed: int) -> Arrays:
-    """Returns random inputs of the signature called `name`, each `[count, ...]`, by name.
+    """Returns random inputs of the signature called `name`, each `[count, ...]`, by name; as many as there are images.
 
     Latents are drawn from the prior; with images `[count, H, W, C]`, every second row from an image's posterior.
     """
-    generator = np.random.default_rng(seed)
+    generator, count = np.random.default_rng(seed), count if images is None else len(images)
     noise = generator.standard_normal((count, signatures.total)).astype(np.float32)
     temperature = generator.uniform(0.6, 1.0, count).astype(np.float32)
     classes = signatures.model.config.num_classes
@@ -231,7 +188,7 @@ def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: n
     drawn = {"noise": noise, "temperature": temperature} | label
     if name == "sample":
         return drawn
-    latent = _in_batches(signatures.prior_latents, drawn)
+    latent = _in_batches(lambda **given: signatures.drawn(**given).flat_latents(), drawn)
     if images is not None:
         latent[1::2] = _in_batches(signatures.encode, {"image": images, "noise": noise} | label)[1::2]
     return {"latent": latent} | label
@@ -247,53 +204,54 @@ def _in_batches(compute: Callable[..., Any], inputs: Arrays) -> np.ndarray:
     return np.concatenate(results)
 
 
-def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arrays) -> Comparison:
-    """Returns how a signature of a .tflite model, run on inputs `[count, ...]` by name, differs from the model."""
+def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arrays) -> dict[str, Any]:
+    """Returns how a signature of a .tflite model, run on inputs `[count, ...]` by name, differs from the float32 model.
+
+    Latency is the median time of an image on one thread of this machine; `relative_largest_error` is over the model's
+    largest number. PSNR in decibels has peak 1, the worst is of the image that differs most; for `encode` it compares
+    the images that the float32 model decodes from the latents.
+    """
     output = "latent" if name == "encode" else "image"
     expected = _in_batches(getattr(signatures, name), inputs)
     advice = "). With --quantize=int8 an activation is 0 for all training images: take --quantize=dynamic"
-    with tempfile.TemporaryDirectory() as folder, process_alone() as run:
+    with tempfile.TemporaryDirectory() as folder:
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
-            results = run(_RUN, "replay", [model, name, output], inputs, _THREADS)
+            results = run_alone("decode_on_device.py", inputs, model, name, output, _THREADS)
     actual = results["output"]
     if not np.isfinite(expected).all():
         raise ValueError(diverged(name))
     if not np.isfinite(actual).all():
         raise ValueError(f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize")
-    largest, images = float(np.abs(actual - expected).max()), (actual, expected)
+    largest, images = float(np.abs(actual - expected).max()), [actual, expected]
     if name == "encode":
         label = {key: array for key, array in inputs.items() if key == "label"}
         images = [_in_batches(signatures.decode, {"latent": z} | label) for z in images]
     squares = np.square(images[0] - images[1]).mean(axis=(1, 2, 3))
     psnr, worst = (-10.0 * np.log10(np.maximum([squares.mean(), squares.max()], _SMALLEST_SQUARE))).tolist()
-    return Comparison(
-        size_bytes=len(content),
-        latency_ms=1e3 * float(np.median(results["seconds"])),
-        test_inputs=len(actual),
-        largest_error=largest,
-        relative_largest_error=largest / float(np.abs(expected).max()),
-        psnr_db=psnr,
-        worst_psnr_db=worst,
-    )
+    numbers = {"size_bytes": len(content), "latency_ms": 1e3 * float(np.median(results["seconds"]))}
+    numbers |= {"test_inputs": len(actual), "largest_error": largest}
+    numbers |= {"relative_largest_error": largest / float(np.abs(expected).max())}
+    return numbers | {"psnr_db": psnr, "worst_psnr_db": worst}
 
 
-def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: float) -> None:
+def _check(measured: Mapping[str, Any], name: str, quantize: str, smallest_psnr: float) -> None:
     """Raises ValueError where a .tflite model is too far from the float32 model."""
-    error, modes, wrong = comparison.relative_largest_error, list(MODES), f"--signature={name} --quantize={quantize}:"
+    error, worst = measured["relative_largest_error"], measured["worst_psnr_db"]
+    wrong = f"--signature={name} --quantize={quantize}:"
     if quantize == "none" and error > TOLERANCE:
         reason = f"the largest error is {error:.1e} of the largest value, {TOLERANCE:.0e} is allowed"
         raise ValueError(f"{wrong} the .tflite model does not give the model's numbers: {reason}")
-    if quantize != "none" and comparison.worst_psnr_db < smallest_psnr:
-        psnr = f"the worst image has a PSNR of {comparison.worst_psnr_db:.1f} dB, at least {smallest_psnr:g} are wanted"
-        fix = f"take --quantize={modes[modes.index(quantize) - 1]}, or lower --smallest_psnr"
-        raise ValueError(f"{wrong} {psnr}; {fix}")
+    if quantize != "none" and worst < smallest_psnr:
+        psnr = f"the worst image has a PSNR of {worst:.1f} dB, at least {smallest_psnr:g} are wanted"
+        better = list(MODES)[list(MODES).index(quantize) - 1]
+        raise ValueError(f"{wrong} {psnr}; take --quantize={better}, or lower --smallest_psnr")
 
 
-def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict[str, np.ndarray] | None) -> bytes:
+def convert(folder: str, name: str, quantize: str, examples: Arrays) -> bytes:
     """Returns a .tflite model, of builtins alone, of what `DeviceSignatures.write` wrote; int8 needs inputs."""
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[name])
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[name])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantize != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -301,8 +259,8 @@ def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        count = len(next(iter(representative.values())))
-        rows = [{key: array[index : index + 1] for key, array in representative.items()} for index in range(count)]
+        count = len(next(iter(examples.values())))
+        rows = [{key: array[index : index + 1] for key, array in examples.items()} for index in range(count)]
         converter.representative_dataset = lambda: ((name, row) for row in rows)
     try:
         # On a failure the converter writes the whole graph.
@@ -331,13 +289,9 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """Returns the metadata of an exported .tflite file; raises ValueError for a file of another kind."""
     content = pathlib.Path(path).read_bytes()
     # For a truncated file the flatbuffers package raises errors of many kinds.
-    with wrap_read_errors(f"{path}: not a .tflite file, or damaged (", ")"):
+    with wrap_read_errors(f"{path}: not a .tflite file of nvae-export-tflite, or damaged (", ")"):
         if content[4:8] != _FILE_IDENTIFIER:
             raise ValueError("no such content")
-        model = schema.Model.GetRootAs(content)
-        entries = [model.Metadata(index) for index in range(model.MetadataLength())]
-        buffers = [entry.Buffer() for entry in entries if entry.Name() == METADATA_NAME.encode()]
-        texts = [model.Buffers(buffer).DataAsNumpy().tobytes() for buffer in buffers]
-    if not texts:
-        raise ValueError(f"{path}: has no metadata called {METADATA_NAME!r}; nvae-export-tflite has not written it")
-    return json.loads(texts[0])
+        model = schema.ModelT.InitFromPackedBuf(content)
+        place = next(entry.buffer for entry in model.metadata if entry.name == METADATA_NAME.encode())
+        return json.loads(bytes(model.buffers[place].data))

@@ -3,48 +3,36 @@
 Inputs and outputs of the model are recorded when the export is made, so that it can be checked wherever it is copied.
 """
 
-import contextlib
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
 from nvae_tf import schemas
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import beside_package, read_arrays, write_arrays
-from nvae_tf.generation.image_grid import pixels_of_files
-from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX, check_is_export
+from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
+from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
 # The largest difference that rounding may cause, relative to the largest number of the tensor.
 TOLERANCE = 1e-5
 RECORD = "assets.extra/verification.npz"
-
-_SCRIPT = beside_package("export") / "run_saved_model.py"
-# An installed package can be imported from anywhere; None in its place makes that fail.
-_ALONE = """
-import importlib, json, runpy, sys
-sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
-for module in sys.argv[1:]:
-    importlib.import_module(module)
-script, function, *arguments = json.loads(sys.stdin.readline())
-runpy.run_path(script)[function](*arguments)
-"""
 # The number of rows of the record's inputs.
 ROWS = 3
-_SEEDS = np.array([1, 2 + 3 * 2**32, 2**40], np.int64)
-_TEMPERATURES = np.array([0.5, 0.7, 1.0], np.float32)
+# An installed package can be imported from anywhere; None in its place makes that fail.
+_ALONE = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
+runpy.run_path(sys.argv[1])["replay"](*sys.argv[2:])
+"""
 
 Arrays = dict[str, np.ndarray]
-RunAlone = Callable[..., Arrays]  # see `process_alone`
 
 
 class Record(NamedTuple):
@@ -61,24 +49,15 @@ class Record(NamedTuple):
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Record":
-        """Returns the record of an export; FileNotFoundError if there is none, ValueError for a damaged one."""
+        """Returns the record of an export; ValueError if it is missing or damaged."""
         check_is_export(folder)
-        if not (folder / RECORD).is_file():
-            raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
-        with wrap_read_errors(f"{folder / 'saved_model.pb'}: damaged (", "); copy the export anew"):
-            saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-            definitions = saved.meta_graphs[0].signature_def
-        names = [name for name in definitions if name != DEFAULT_SIGNATURE and not name.startswith("__")]
-        outputs = {f"outputs/{name}/{output}" for name in names for output in definitions[name].outputs}
-        with wrap_read_errors(f"{folder / RECORD}: damaged (", "); copy the export anew"):
+        with wrap_read_errors(f"{folder / RECORD}: missing or damaged (", "); copy the export anew"):
             arrays = read_arrays(folder / RECORD, schemas.RECORD)
-            if missing := sorted(outputs - arrays.keys()):
-                raise ValueError(f"lacks {', '.join(missing[:3])}, which the export gives")
-        sides: dict[str, Arrays] = {side: {} for side in cls._fields}
+        record = cls({}, {})
         for key, array in arrays.items():
             side, name = key.split("/", 1)
-            sides[side][name] = array
-        return cls(**sides)
+            getattr(record, side)[name] = array
+        return record
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
@@ -86,42 +65,57 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
 
     Without the inputs of another record the images are the model's own samples.
     """
-    config, groups = signatures.model.config, len(signatures.latent_shapes)
-    values = {"seed": _SEEDS, "temperature": _TEMPERATURES, "num_groups": np.int32([1, 0, 1])}
-    values |= {
+    values, runs, levels = _first_inputs(signatures), {}, 2**signatures.model.config.num_bits - 1
+    with tf.device("/CPU:0"), graphs_as_traced():
+        for signature in [name for name in signatures.names if not name.endswith(PNG_SUFFIX)]:
+            names = [spec.name for spec in signatures.input_specs(signature)]
+            given = {name: (inputs or values).get(f"{signature}/{name}", values.get(name)) for name in names}
+            try:
+                tensors = signatures.function(signature)(*map(tf.constant, given.values()))
+            except tf.errors.InvalidArgumentError as error:
+                # The inputs are right, so the model's output is refused.
+                raise ValueError(diverged(signature)) from error
+            results = {name: tensor.numpy() for name, tensor in tensors.items()}
+            if not results["valid"].all():
+                raise ValueError(diverged(signature))
+            runs[signature] = given, results
+            if signature == "sample":
+                # The images that other signatures take are on the levels of the model's data.
+                image = np.rint(results["image"] * levels).astype(np.float32) / np.float32(levels)
+                results = results | {"image": image}
+            # The first results stay: the samples and their latents are inputs of the other signatures.
+            values = results | values
+    record = Record({}, {})
+    for signature in signatures.names:
+        for side, arrays in zip(record, runs[signature.removesuffix(PNG_SUFFIX)], strict=True):
+            arrays = _with_files(arrays) if signature.endswith(PNG_SUFFIX) else arrays
+            side.update({f"{signature}/{name}": array for name, array in arrays.items()})
+    return record
+
+
+def _first_inputs(signatures: Signatures) -> Arrays:
+    """Returns inputs by name, or by `signature/name` where a signature has its own form; images and latents follow."""
+    groups = len(signatures.latent_shapes)
+    return {
+        "seed": np.int64([1, 2 + 3 * 2**32, 2**40]),
+        "temperature": np.float32([0.5, 0.7, 1.0]),
+        "num_groups": np.int32([1, 0, 1]),
         "keep": np.arange(ROWS * groups, dtype=np.int32).reshape(ROWS, groups) % 2,
-        "label": np.arange(ROWS, dtype=np.int32) % (config.num_classes + 1) - 1,
+        "label": np.arange(ROWS, dtype=np.int32) % (signatures.model.config.num_classes + 1) - 1,
         # Only a row with a class, and without the reweighted prior, can be guided.
         "guidance": np.float32([1.0, 1.5, 1.0]),
         "proposals": np.int32([1, 1, 2]),
         "compose/temperature": np.linspace(0.5, 1.0, ROWS * groups, dtype=np.float32).reshape(ROWS, groups),
     }
-    used, outputs = {}, {}
-    with tf.device("/CPU:0"), graphs_as_traced(), signatures.each_computed_once():
-        for signature in signatures.names:
-            names = [spec.name for spec in signatures.input_specs(signature)]
-            base = signature.removesuffix(PNG_SUFFIX)
-            given = inputs or {f"{signature}/{name}": values.get(f"{base}/{name}", values.get(name)) for name in names}
-            arguments = {name: given[f"{signature}/{name}"] for name in names}
-            try:
-                tensors = signatures.function(signature)(*map(tf.constant, arguments.values()))
-            except tf.errors.InvalidArgumentError as error:
-                # The inputs are right, so the model's output is refused.
-                raise ValueError(diverged(signature)) from error
-            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            if not arrays["valid"].all():
-                raise ValueError(diverged(signature))
-            # Bytes of any length, as an array that needs no pickle; PNG files don't end in zeros.
-            results = {name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()}
-            used |= {f"{signature}/{name}": array for name, array in arguments.items()}
-            outputs |= {f"{signature}/{name}": array for name, array in results.items()}
-            if signature == "sample":
-                # On the levels of the model's data, as in the files of `sample_png`.
-                levels = 2**config.num_bits - 1
-                results["image"] = np.rint(results["image"] * levels).astype(np.float32) / np.float32(levels)
-            # The first results stay: the samples and their latents are inputs of the other signatures.
-            values = results | values
-    return Record(used, outputs)
+
+
+def _with_files(arrays: Arrays) -> Arrays:
+    """Returns inputs or outputs with PNG files in place of images."""
+    if "image" not in arrays:
+        return arrays
+    # As an array that needs no pickle; PNG files don't end in zeros, which it would lose.
+    files = png_files(pixels_of(arrays["image"])).astype("S")
+    return {"image_bytes": files} | {name: a for name, a in arrays.items() if name not in ("image", "image_uint8")}
 
 
 def diverged(signature: str) -> str:
@@ -129,47 +123,35 @@ def diverged(signature: str) -> str:
     return f"the model's signature {signature} gives numbers that are not finite; export an earlier checkpoint"
 
 
-@contextlib.contextmanager
-def process_alone(*modules: str) -> Iterator[RunAlone]:
-    """Starts a process on the CPU where this package can't be imported, and gives `run` for one function of a script.
+def run_alone(script: str, inputs: Arrays, *arguments: Any) -> Arrays:
+    """Returns what `replay(INPUTS.npz, OUTPUTS.npz, *arguments)` of a script in `export` writes.
 
-    `run(script, function, before, inputs, *after)`, called once, returns the arrays that `function(*before, INPUTS.npz,
-    OUTPUTS.npz, *after)` writes; ValueError, with the last line of its errors, where it fails. Start it early: the
-    process imports `modules` while the caller works.
+    It runs on the CPU in a process that can't import this package. ValueError with the last line of its errors.
     """
-    # -I: neither the working directory nor PYTHONPATH can bring the package in.
-    command = [sys.executable, "-I", "-c", _ALONE, *modules]
-    options = {"text": True, "errors": "replace", "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}}
-    options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with tempfile.TemporaryDirectory() as place, subprocess.Popen(command, cwd=place, **options) as process:
-
-        def run(script: pathlib.Path, function: str, before: Sequence[Any], inputs: Arrays, *after: Any) -> Arrays:
-            given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
-            np.savez(given, **inputs)
-            _, errors = process.communicate(json.dumps([*map(str, [script, function, *before, given, made, *after])]))
-            if process.returncode:
-                # The last line of a traceback has the reason.
-                reason = (errors.strip().splitlines() or ["no message"])[-1]
-                raise ValueError(f"exit code {process.returncode}: {reason}")
-            with np.load(made) as outputs:
-                return dict(outputs)
-
-        try:
-            yield run
-        finally:
-            process.kill()
+    with tempfile.TemporaryDirectory() as place:
+        given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
+        np.savez(given, **inputs)
+        # -I: neither the working directory nor PYTHONPATH can bring the package in.
+        command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, given, made, *arguments]
+        options = {"cwd": place, "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}, "errors": "replace"}
+        process = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+        if process.returncode:
+            # The last line of a traceback has the reason.
+            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"exit code {process.returncode}: {reason}")
+        with np.load(made) as outputs:
+            return dict(outputs)
 
 
-def verified(folder: pathlib.Path, run: RunAlone, record: Record | None = None) -> dict[str, float]:
-    """Runs every signature of an export by `run` of `process_alone`, and compares the numbers with a record.
+def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, float]:
+    """Runs every signature of an export in a clean process; returns the `difference` of every output from a record.
 
-    Returns the largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
-    ValueError where a number differs by more than `TOLERANCE`, or the export can't be run.
+    ValueError where one is more than `TOLERANCE`, or the export can't be run.
     """
     record = record or Record.read(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        outputs = run(_SCRIPT, "replay", [folder.resolve()], record.inputs)
-    differences = all_differences(outputs, record)
+        outputs = run_alone("run_saved_model.py", record.inputs, folder.resolve())
+    differences = all_differences(outputs, record.outputs)
     worst = max(differences, key=differences.get)
     if not differences[worst] <= TOLERANCE:
         amount = f"{differences[worst]:.1e} of its largest value, {TOLERANCE:.0e} is allowed"
@@ -177,21 +159,22 @@ def verified(folder: pathlib.Path, run: RunAlone, record: Record | None = None) 
     return differences
 
 
-def all_differences(outputs: Arrays, record: Record) -> dict[str, float]:
-    """Returns the `difference` of every output of a record but p-values: they are ranks, which rounding may move."""
-    names = [name for name in record.outputs if not name.endswith("p_value")]
-    return {name: difference(outputs.get(name), record.outputs[name]) for name in names}
+def all_differences(actual: Arrays, expected: Arrays) -> dict[str, float]:
+    """Returns the `difference` of every output but p-values: they are ranks, which rounding may move."""
+    names = [name for name in expected | actual if not name.endswith("p_value")]
+    return {name: difference(actual.get(name), expected.get(name)) for name in names}
 
 
-def difference(actual: np.ndarray | None, expected: np.ndarray) -> float:
-    """Returns the largest difference over the largest expected number; infinite for another shape or NaN.
+def difference(actual: np.ndarray | None, expected: np.ndarray | None) -> float:
+    """Returns the largest difference over the largest expected number; infinite if missing, of another shape, or NaN.
 
     For images of 8 bits or in PNG files it is 0 where no value is more than one level off: rounding may do that.
     """
+    if actual is None or expected is None:
+        return np.inf
     if expected.dtype.kind == "S":
-        actual = None if actual is None else pixels_of_files(actual)
-        expected = pixels_of_files(expected)
-    if actual is None or actual.shape != expected.shape or not np.isfinite([actual, expected]).all():
+        actual, expected = pixels_of_files(actual), pixels_of_files(expected)
+    if actual.shape != expected.shape or not np.isfinite([actual, expected]).all():
         return np.inf
     apart = np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max()
     if expected.dtype == np.uint8:

@@ -3,8 +3,7 @@ import signal
 
 import pytest
 
-from nvae_tf.published.places import check_import_places, new_run_folder
-from nvae_tf.runs.checkpoints import CheckpointNotWritten
+from nvae_tf.published.conversion import import_run
 from tests import FIXTURES
 
 FIXTURE = FIXTURES / "normal_decoder_tiny.pt"
@@ -19,7 +18,6 @@ def test_there_and_back(done, published, tmp_path):
     printed = done(IMPORT, f"--checkpoint={FIXTURE}", f"--output={runs}", *given)
     assert "cifar10, step 7." in printed
     assert "at step 7 of train.steps = " in printed
-    assert "nothing at --data_path=no/images.npy yet" in printed
     assert f"nvae-evaluate --workdir='{runs}'\n" in printed and (tmp_path / "map.csv").is_file()
     data = json.loads((runs / "config.json").read_text())["data"]
     assert (data["name"], data["source"], data["path"]) == ("cifar10", "arrays", "no/images.npy")
@@ -42,47 +40,36 @@ def test_commands_that_are_refused(refused, tmp_path):
     assert "--license='a\\nb': must be one line" in refused(IMPORT, checkpoint, new, "--license=a\nb")
     assert "--data_source = 'idxx': not one of the choices" in refused(IMPORT, checkpoint, new, "--data_source=idxx")
     assert "did you mean" in refused(IMPORT, f"--chekpoint={file}", new).lower()
-    assert "there already" in refused(EXPORT, f"--workdir={tmp_path}", f"--output={file}")
+    assert "exists already" in refused(EXPORT, f"--workdir={tmp_path}", f"--output={file}")
     assert "not a run folder" in refused(EXPORT, f"--workdir={tmp_path}", f"--output={tmp_path / 'y.pt'}")
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
 
 
-def test_places_of_an_import(tmp_path):
+def test_places_of_an_import(refused, tmp_path):
     (tmp_path / "x.pt").touch()
-    for name in ("full", "empty"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
-    for message, file, output, report in (
-        ("no such file", "none.pt", "new", None),
-        ("not an empty folder; name a new", "x.pt", "full", None),
-        ("not an empty folder; name a new", "x.pt", "x.pt", None),
-        ("is a file", "x.pt", "x.pt/below", None),
-        ("is there already", "x.pt", "new", "x.pt"),
-        ("there is no folder", "x.pt", "new", "none/map.csv"),
-        *(
-            ("in the way of", "x.pt", *pair)
-            for pair in (("empty", "empty/map.csv"), ("new", "new"), ("new/run", "new"))
-        ),
+    for message, file, output, *report in (
+        ("no such file", "none.pt", "new"),
+        ("not an empty folder; name a new", "x.pt", "full"),
+        ("is a file", "x.pt", "x.pt/below"),
+        ("exists already", "x.pt", "new", f"--report={tmp_path / 'x.pt'}"),
     ):
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
-            check_import_places(tmp_path / file, tmp_path / output, report and tmp_path / report)
-    assert {entry.name for entry in tmp_path.iterdir()} == {"x.pt", "empty", "full"}
+        assert message in refused(IMPORT, f"--checkpoint={tmp_path / file}", f"--output={tmp_path / output}", *report)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"x.pt", "full"}
 
 
-def test_a_link_to_an_empty_folder_leads_to_the_run(tmp_path):
+@pytest.mark.torch
+def test_a_full_disk_is_reported_by_the_name_that_was_given(small_files, tmp_path):
     (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "disk")
-    with new_run_folder(tmp_path / "link") as folder:
-        (folder / "config.json").touch()
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "config.json").is_file()
-
-
-@pytest.mark.parametrize("error", [CheckpointNotWritten("{}/checkpoints: no room left"), OSError(28, "no room left")])
-def test_a_full_disk_is_reported_by_the_name_that_was_given(error, tmp_path):
-    with pytest.raises(OSError, match=r"--output=\S+/run: could not be written.*no room left\)\. Make room") as caught:
-        with new_run_folder(tmp_path / "run") as folder:
-            raise error if error.errno else CheckpointNotWritten(str(error).format(folder))
-    assert "partial" not in str(caught.value) and not list(tmp_path.iterdir())
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    small_files(20_000)
+    with pytest.raises(OSError, match=r"--output=\S+/run: could not be written .*\. Make room") as caught:
+        import_run(FIXTURE, tmp_path / "run")
+    assert "partial" not in str(caught.value) and not list((tmp_path / "disk").iterdir())
+    small_files(None)
+    import_run(FIXTURE, tmp_path / "run")
+    assert (tmp_path / "run").is_symlink() and (tmp_path / "disk" / "config.json").is_file()
 
 
 @pytest.mark.slow
@@ -90,9 +77,9 @@ def test_a_full_disk_is_reported_by_the_name_that_was_given(error, tmp_path):
 def test_a_killed_import_leaves_no_run_folder(commands, done, tmp_path):
     program = (
         "import os, pathlib, signal, sys\n"
-        "from nvae_tf.published import import_run\n"
-        "import_run.write_origin = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "import_run.import_run(*map(pathlib.Path, sys.argv[1:]))\n"
+        "from nvae_tf.published import conversion\n"
+        "conversion.write_origin = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "conversion.import_run(*map(pathlib.Path, sys.argv[1:]))\n"
     )
     assert commands.run(["-c", program, FIXTURE, tmp_path / "run"]).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import nvae_tf
 from nvae_tf import presets
 from nvae_tf.presets import experiment_config
 from nvae_tf.published.names import published_tensors
@@ -28,7 +27,7 @@ def peak():
 start_tensorflow_quietly()
 import torch
 before = peak()
-from nvae_tf.published.import_run import import_run
+from nvae_tf.published.conversion import import_run
 import_run(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
 print(peak() - before)
 """
@@ -67,8 +66,6 @@ def test_a_full_size_file_is_imported(published, tmp_path):
         reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(run / "checkpoints"))
         kernel = reader.get_tensor("model/top_down/image/kernel/.ATTRIBUTES/VARIABLE_VALUE")
         np.testing.assert_array_equal(kernel[0], last.transpose(2, 3, 1, 0))
-        image = np.random.default_rng(0).uniform(size=[1, 32, 32, 3]).astype(np.float32)
-        assert np.isfinite(nvae_tf.load(run).score(image, seed=1)).all()
     finally:
         # Gigabytes are not left for the next test.
         shutil.rmtree(tmp_path)

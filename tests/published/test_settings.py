@@ -4,11 +4,10 @@ import pytest
 
 from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
-from nvae_tf.data_sets import check_model_fits
 from nvae_tf.latent_plan import CELL_SETS
 from nvae_tf.presets import experiment_config
 from nvae_tf.published import settings
-from nvae_tf.published.import_run import imported_settings
+from nvae_tf.published.conversion import imported_settings
 
 # Each value is another, so that none can be taken for another's.
 ARGS = dict(dataset="cifar10", num_x_bits=8, use_se=True, res_dist=True, num_latent_scales=2, num_groups_per_scale=7)
@@ -51,9 +50,12 @@ def test_every_setting_of_the_architecture_and_the_loss():
         settings.objective_config_from_published(without("kl_const_coeff"))
 
 
-PUBLISHED = {name: name for name in ("mnist", "cifar10", "omniglot", "stacked_mnist")}
-PUBLISHED |= {"celeba64": "celeba_64", "imagenet32": "imagenet_32", "lsun_church64": "lsun_church_64"}
-PUBLISHED |= {"celebahq256": "celeba_256", "ffhq256": "ffhq"}
+PUBLISHED = {
+    "mnist": "mnist",
+    "stacked_mnist": "stacked_mnist",
+    "imagenet32": "imagenet_32",
+    "celebahq256": "celeba_256",
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -69,13 +71,11 @@ def test_a_preset_comes_back(name):
 
 
 def test_a_data_set_without_a_published_name_is_one_with_such_images():
-    for name, own, published in (
-        ("celeba64", "cats", "celeba_64"),
-        ("ffhq256", "lsun_bedroom256", "lsun_bedroom_256"),
-    ):
+    for name, own, published in (("celeba64", "cats", "celeba_64"), ("ffhq256", "lsun_bedroom256", "lsun_bedroom_256")):
         config = preset(name)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=own))
-        assert settings.published_settings(config)["dataset"] == published
+        args = settings.published_settings(config)
+        assert args["dataset"] == published and imported_settings(args, 1, 9).config.data.image_shape[0] in (64, 256)
 
 
 def test_what_the_published_form_can_not_say_is_named():
@@ -83,8 +83,6 @@ def test_what_the_published_form_can_not_say_is_named():
         (dict(exact_edges=True), r"the published form can't say model\.exact_edges = True$"),
         (dict(num_mixtures=1), r"can't say model\.likelihood = 'logistic_mixture'"),
         (dict(padded_height=40), r"32x32x3 images, 40x32 with their frame"),
-        (dict(image_height=16, image_width=16), r"knows no data set of 16x16x3 images"),
-        (dict(likelihood="bernoulli", num_bits=1), r"likelihood 'bernoulli'"),
     ):
         with pytest.raises(ValueError, match=message):
             settings.published_settings(ExperimentConfig(ModelConfig(**changes), ObjectiveConfig()))
@@ -103,7 +101,6 @@ def test_the_length_of_a_published_run():
         # The published runs: batch a GPU times GPUs, whole batches an epoch.
         ("cifar10", 400, 400 * 195, 400 * 195, 8 * 32),
         ("imagenet32", 45, 45 * 2224, 45 * 2224, 24 * 24),
-        ("celebahq256", 300, 300 * 281, 300 * 281, 24 * 4),
         # An epoch that is not counted yet.
         ("ffhq256", 99, 100 * 656, 200 * 656, 24 * 4),
         ("cifar10", 100, 100 * 195, 400 * 195, 8 * 32),
@@ -132,31 +129,11 @@ def test_a_length_that_does_not_follow_keeps_the_part_that_is_over():
         assert f"at step {reached:,} of train.steps = {total:,}" in run.assumed
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(None, None), (0, 0)])
-def test_a_run_that_has_not_begun_has_the_length_that_its_devices_give_it(epoch, step):
-    run = imported_settings(settings.published_settings(preset("cifar10")), epoch, step)
-    assert (run.step, run.images, run.config.train.steps) == (0, None, 0)
-    assert run.config.objective.total_steps == 400 * (50_000 // 32)
-    assert (run.assumed is not None) == (epoch is None)
-
-
-def test_the_images_of_a_data_set():
-    args = settings.published_settings(preset("celeba64")) | {"dataset": "lsun_bedroom_128", "num_x_bits": 5}
-    run = imported_settings(args, 45, 9000)
-    assert run.config.data.name == "lsun_bedroom128"
-    assert run.config.data.image_shape == (128, 128, 3) and run.config.data.num_bits == 5
-    # Where the number of images is not known the length is what the file says.
-    assert (run.step, run.config.train.steps, run.images) == (9000, 18_000, None)
-    check_model_fits(run.config.model, run.config.data)
-
-
 def test_an_impossible_setting_is_named():
     for changes, message in (
         (dict(epochs="many"), r"train\.epochs = 'many': must be of type int"),
         (dict(num_nf="2"), r"'args' has num_nf = '2', which must be of type int"),
-        (dict(num_latent_scales=-1e308), r"num_latent_scales = .*must be of type int"),
         (dict(dataset="faces"), "data set 'faces' is not one of celeba_256, "),
-        (dict(dataset=["cifar10"]), "dataset = .*must be of type str"),
         (dict(kl_const_coeff="x"), "kl_const_coeff = 'x', which must be of type float"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -48,11 +48,9 @@ def test_the_file_has_the_recorded_weights_and_settings(name, published):
         np.testing.assert_array_equal(read, value, err_msg=key)
 
 
-def test_a_missing_file_and_missing_torch(published, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no such file; give the path of a published checkpoint"):
-        read_torch_checkpoint(tmp_path)
+def test_missing_torch(published, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"need PyTorch: pip install \"nvae_tf\[torch\]\""):
+    with pytest.raises(ValueError, match=r"torch is not installed: pip install"):
         nvae_tf.from_torch_checkpoint(published.path(f"{NAME}.pt"))
 
 
@@ -77,7 +75,7 @@ def test_files_of_another_form(content, saved):
 
     assert "not an NVAE checkpoint" in refused(saved({"state_dict": {}}))
     state = {"a\nb": content["state_dict"]["stem.weight"]}
-    assert "'state_dict' holds an entry whose name" in refused(saved({**content, "state_dict": state}))
+    assert "'state_dict' does not hold values by names" in refused(saved({**content, "state_dict": state}))
     repeated = {"stem.weight": torch.zeros(1, 1).expand(10**9, 10**9)}
     assert "far larger than the file" in refused(saved({**content, "state_dict": repeated}))
     path = saved(content)
@@ -97,9 +95,7 @@ def test_other_forms_that_are_read(content, saved):
     state["weiß.重み"] = state["stem.weight"]
     checkpoint = read_torch_checkpoint(saved({**content, "args": vars(content["args"])}))
     assert dict(checkpoint.settings) == vars(content["args"]) and checkpoint.state.keys() == state.keys()
-    array = checkpoint.state["enc0.1.weight"]
-    np.testing.assert_array_equal(array.astype(np.float32), weight.float().numpy())
-    np.testing.assert_array_equal(checkpoint.state["weiß.重み"], checkpoint.state["stem.weight"])
+    np.testing.assert_array_equal(checkpoint.state["enc0.1.weight"].astype(np.float32), weight.float().numpy())
     old_form = read_torch_checkpoint(saved(content, _use_new_zipfile_serialization=False))
     assert_same(old_form.state, checkpoint.state)
 

@@ -61,7 +61,7 @@ def with_optimizer(made):
 def reader_of_published(base: pathlib.Path):
     import tensorflow as tf
 
-    from nvae_tf.published import import_run as importing
+    from nvae_tf.published import conversion as importing
 
     importing.model_for_training = once(importing.model_for_training, with_optimizer)
 

@@ -1,7 +1,6 @@
 """One small export and one server for all tests of this folder: writing and checking an export takes some seconds."""
 
 import dataclasses
-import importlib.util
 import pathlib
 
 import numpy as np
@@ -17,7 +16,6 @@ from tests.command_fixtures import made_once
 from tests.serving.model_servers import (
     PROTOCOLS,
     REAL_SERVER,
-    Rows,
     Texts,
     real_servers,
     save_module,
@@ -26,8 +24,6 @@ from tests.serving.model_servers import (
 )
 from tests.tiny_model import shaken
 
-# The Space is tested where somebody has installed Gradio, which wants an older Pillow than constraints.txt has.
-collect_ignore = [] if importlib.util.find_spec("gradio") else ["test_space.py"]
 SMALL = dict(num_groups_per_scale=1, num_channels_encoder=4, num_channels_decoder=4)
 SMALL |= dict(num_preprocess_cells=1, num_postprocess_cells=1)
 CELLS = dict(num_cells_per_group_encoder=1, num_cells_per_group_decoder=1, num_flows=1)
@@ -95,13 +91,6 @@ def vanilla_model():
 def texts_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts") / "1"
     save_module(folder, Texts(), "echo_png", "twice")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def rows_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "rows" / "1"
-    save_module(folder, Rows(), "compose", "sample")
     return folder
 
 

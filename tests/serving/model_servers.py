@@ -58,33 +58,6 @@ class Texts(tf.Module):
             return {"value": 2.0 * value}
 
 
-class Rows(tf.Module):
-    """A model of 2 groups of 2 values that gives each row its own verdict, as exports do; classes are 0 and 1."""
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, 4], tf.float32, "latent"),
-            tf.TensorSpec([None, 2], tf.int32, "keep"),
-            tf.TensorSpec([None], tf.int64, "seed"),
-            tf.TensorSpec([None, 2], tf.float32, "temperature"),
-            tf.TensorSpec([None], tf.int32, "label"),
-        ]
-    )
-    def compose(self, latent, keep, seed, temperature, label):
-        drawn = tf.repeat(temperature, 2, axis=1) * tf.cast(seed // 2**32, tf.float32)[:, tf.newaxis]
-        latent = tf.where(tf.repeat(keep, 2, axis=1) > 0, latent, drawn)
-        image = tf.reshape(latent, [-1, 2, 2, 1]) / 10.0 + tf.cast(label, tf.float32)[:, None, None, None] / 100.0
-        pixels = tf.cast(tf.round(255.0 * image), tf.uint8)
-        return {"image": image, "image_uint8": pixels, "latent": latent, "valid": label < 2}
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.int64, "seed"), tf.TensorSpec([None], tf.float32, "temperature")]
-    )
-    def sample(self, seed, temperature):
-        image = tf.fill([tf.shape(seed)[0], 2, 2, 1], 0.5) * temperature[:, None, None, None]
-        return {"image": image, "image_uint8": tf.cast(255.0 * image, tf.uint8), "valid": temperature > 0.0}
-
-
 def save_module(folder, module, *names):
     tf.saved_model.save(module, str(folder), {name: getattr(module, name) for name in names})
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from export.client import class_numbers
-from tests.serving.model_servers import PROTOCOLS, free_port
+from tests.serving.model_servers import PROTOCOLS
 
 
 @pytest.fixture
@@ -24,40 +24,26 @@ def ask(local, done):
 def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protocol):
     pictures, latents = tmp_path / "new" / "pictures", tmp_path / "other" / "latents.npz"
     ask("sample", f"--output={pictures}/", "--count=3", "--seed=4", "--batch_rows=2", protocol=protocol)
-    files = sorted(pictures.iterdir())
-    assert [file.name for file in files] == ["sample_00000.png", "sample_00001.png", "sample_00002.png"]
+    files = [pictures / f"sample_0000{number}.png" for number in range(3)]
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
-    seeds = 4 + np.arange(3) * 2**32
-    expected = run("sample", seed=seeds, temperature=np.ones(3, np.float32))["image"]
+    expected = run("sample", seed=4 + np.arange(3) * 2**32, temperature=np.ones(3, np.float32))["image"]
     assert np.abs(pixels - expected * 255).max() < 0.51
 
     ask("encode", f"--images={pictures.parent}", f"--output={latents}", protocol=protocol)
-    images = (pixels / 255).astype(np.float32)
-    ones = 1 + np.arange(3) * 2**32
+    given = {"image": (pixels / 255).astype(np.float32), "seed": 1 + np.arange(3) * 2**32}
     with np.load(latents) as written:
-        latent = written["latent"]
+        np.testing.assert_allclose(written["latent"], run("encode", **given)["latent"], atol=1e-4)
         assert written["names"].tolist() == [f"pictures/{file.name}" for file in files]
-    np.testing.assert_allclose(latent, run("encode", image=images, seed=ones)["latent"], atol=1e-4)
-
     ask("decode", f"--latents={latents}", f"--output={tmp_path / 'decoded.png'}", protocol=protocol)
     ask("reconstruct", f"--images={pictures}", f"--output={tmp_path / 'again.png'}", protocol=protocol)
     decoded, again = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("decoded.png", "again.png"))
     assert decoded.shape == again.shape and np.abs(decoded - again).max() <= 1
-    ask("decode", f"--latents={latents}", f"--output={tmp_path}/decoded/", protocol=protocol)
-    assert len(list((tmp_path / "decoded" / "pictures").iterdir())) == 3
-    # Latents of older files have an array for each group.
-    parts = np.split(latent[:2, :, None, None], [7], axis=1)
-    np.savez(tmp_path / "old.npz", **{f"group_{number:02d}": part for number, part in enumerate(parts)})
-    ask("decode", f"--latents={tmp_path / 'old.npz'}", f"--output={tmp_path}/old/", protocol=protocol)
-    pixels = np.stack([np.asarray(Image.open(tmp_path / "old" / f"decoded_{number:05d}.png")) for number in (0, 1)])
-    assert np.abs(pixels - run("decode", latent=latent[:2])["image"] * 255).max() < 0.6
 
     printed = ask("score", f"--images={pictures}", f"--output={tmp_path / 'scores.json'}", protocol=protocol)
+    nats = run("score", **given)["nats"]
     scores = json.loads((tmp_path / "scores.json").read_text())
-    nats = run("score", image=images, seed=ones)["nats"]
     np.testing.assert_allclose([row["nats"] for row in scores], nats, rtol=1e-5)
     assert printed.count("\n") == 5 and f"{nats.mean():.3f}" in printed.splitlines()[-1]
-
     printed = ask("status", protocol=protocol)
     assert printed.startswith("version 3: AVAILABLE\nsignatures of version 3:\n")
     assert re.search(r"  sample +seed int64\[\?\], temperature float32\[\?\] -> image float32\[\?, 8, 8, 3\]", printed)
@@ -76,11 +62,7 @@ def test_a_refused_job_writes_nothing(local, tmp_path, refused):
     Image.new("RGB", [9, 8]).save(tmp_path / "wide.png")
     (tmp_path / "text.png").write_text("no picture")
     encode = ["encode", f"--server={local.grpc}", f"--output={tmp_path / 'x.npz'}"]
-    for file, message in {
-        "wide.png": "wide.png is 8x9x3, the model takes 8x8x3 (height x width x channels); resize it",
-        "text.png": "text.png: not a picture",
-        "none": "no such file or folder of pictures",
-    }.items():
+    for file, message in (("wide.png", "wide.png is 8x9x3, the model takes 8x8x3"), ("text.png", "not a picture")):
         assert message in refused("export.client", *encode, "--model=tiny", f"--images={tmp_path / file}")
     assert "model 'digits'" in refused("export.client", *encode, "--model=digits", f"--images={tmp_path / 'wide.png'}")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["text.png", "wide.png"]
@@ -90,25 +72,13 @@ def test_a_refused_job_writes_nothing(local, tmp_path, refused):
     ("arguments", "message"),
     [
         ([], "the command of nvae-client = '': not one of the commands (sample, encode"),
-        (["smaple", "--model=x"], "not one of the commands (sample, encode, decode, reconstruct, score, status); did"),
         (["sample", "--model=x"], "--output is missing"),
         (["status", "--model=x", "--count=3"], "Unknown command line flag 'count'"),
-        (
-            ["sample", "--model=x", "--output=a.jpg"],
-            "--output=a.jpg: give the name of a file *.png or a folder",
-        ),
+        (["sample", "--model=x", "--output=a.jpg"], "--output=a.jpg: give the name of a file *.png or a folder"),
         (["sample", "--model=x", "--output={0}/"], "is there already; give another name, or --overwrite"),
-        (["decode", "--model=x", "--output=a.png", "--latents=none.npz"], "none.npz: no such file of latents"),
         (["decode", "--model=x", "--output=a.png", "--latents={0}/other.npz"], "or not a file of latents (it has w"),
-        (["status", "--model=x", "--timeout=0"], "timeout"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(refused, tmp_path, arguments, message):
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
     assert message in refused("export.client", *(argument.format(tmp_path) for argument in arguments))
-
-
-def test_a_dead_server_is_reported_in_one_line(refused):
-    server = f"127.0.0.1:{free_port()}"
-    message = refused("export.client", "status", "--model=x", f"--server={server}", "--timeout=0.3", "--rest")
-    assert message.startswith(f"error: http://{server}, model 'x', status: ")

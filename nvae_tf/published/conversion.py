@@ -1,7 +1,9 @@
-"""From a published file to a run folder."""
+"""From a published file to a run folder, and back."""
 
+import argparse
 import csv
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -10,32 +12,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import ExperimentConfig, config_from_dict, config_to_dict, resolve_lengths
+from nvae_tf.config import ExperimentConfig, config_from_dict, config_to_dict, config_to_json, resolve_lengths
 from nvae_tf.data_sets import DATA_SPECS
-from nvae_tf.errors import first_line
-from nvae_tf.files import atomic_file, atomic_write, file_sha256
+from nvae_tf.errors import first_line, require
+from nvae_tf.files import atomic_file, atomic_folder, atomic_write, check_new_folder, file_sha256
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import start_averages
 from nvae_tf.published import settings as published
 from nvae_tf.published import weights
-from nvae_tf.published.places import new_run_folder
-from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
-from nvae_tf.runs.checkpoints import TrainingState, named_weights
+from nvae_tf.published.torch_file import OWN_KEY, TorchCheckpoint, read_torch_checkpoint
+from nvae_tf.runs.checkpoint_files import step_of
+from nvae_tf.runs.checkpoints import TrainingState, named_weights, restore_weights
+from nvae_tf.runs.loading import find_run
 from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.origin import Origin, write_origin
-from nvae_tf.runs.run_folder import ImageCounts, RunFolder, write_run_config
+from nvae_tf.runs.origin import Origin, origin_of_run, write_origin
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_image_counts, write_run_config
 
-# For those who want to change settings; `--config` takes config.json too.
-_CONFIG_TEXT = '''"""The settings of this run, for nvae-train: those of config.json beside this file."""
-
-import pathlib
-
-from nvae_tf.presets import load_settings
-
-
-def get_config():
-    return load_settings(str(pathlib.Path(__file__).with_name("config.json")))
-'''
 # Of the report: a tensor in the file; the variable that it fills, and its index there; and why it was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
 
@@ -43,8 +35,7 @@ _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note
 class RunSettings(NamedTuple):
     """What is known of the run that a file becomes."""
 
-    # With the length as `train.steps` where the number of GPUs, which gives that of `train.epochs`, does not follow.
-    config: ExperimentConfig
+    config: ExperimentConfig  # with the length as `train.steps` where the number of GPUs does not follow
     step: int
     images: ImageCounts | None
     origin: Origin = Origin()
@@ -64,12 +55,9 @@ def import_run(
 ) -> RunSettings:
     """Makes a run folder of a published file; the folder is written atomically.
 
-    Weights and running statistics are taken over; the optimizer's moments start at zero, at the file's step.
     `data_path` and `data_source` replace the settings `data.path` and `data.source`, `license` that of the weights in
-    files that this project wrote. `report` gets a table of all tensors, CSV; also where they do not fit.
-
-    FileNotFoundError: there is no such file. OSError: the run folder can't be written. ValueError: the file is damaged
-    or does not fit its settings, a run folder can't be made at `output`, or torch is not installed.
+    files that this project wrote. `report` gets a table of all tensors, CSV; also where they do not fit. Raises OSError
+    where a file is missing or can't be written, ValueError for a damaged or unfit file, another place, and no torch.
     """
     checkpoint = read_torch_checkpoint(file)
     try:
@@ -77,37 +65,46 @@ def import_run(
             settings = _own_settings(checkpoint)
         else:
             settings = imported_settings(checkpoint.settings, checkpoint.epoch, checkpoint.global_step)
-        given = {"path": data_path, "source": data_source}
-        changes = {name: value for name, value in given.items() if value is not None}
-        config = dataclasses.replace(settings.config, data=dataclasses.replace(settings.config.data, **changes))
+        data = settings.config.data
+        data = dataclasses.replace(data, path=data_path or data.path, source=data_source or data.source)
+        config = dataclasses.replace(settings.config, data=data)
         weights.check_implied_size(config.model, checkpoint.state)
         # No step is taken, so the learning rates do not matter.
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
-        model = made.model
         if report is not None:
-            _write_report(report, model, checkpoint.state)
-        weights.load_published_weights(model, checkpoint.state)
+            _write_report(report, made.model, checkpoint.state)
+        weights.load_published_weights(made.model, checkpoint.state)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    del checkpoint  # frees the memory of the file's tensors before the optimizer's slots are made
-    model.optimizer.build(model.trainable_variables)
-    start_averages(model)
-    model.optimizer.iterations.assign(settings.step)
-    origin = settings.origin
-    if license is not None:
-        origin = dataclasses.replace(origin, license=license)
+    origin = dataclasses.replace(settings.origin, license=license or settings.origin.license)
     if origin.source_file is None:  # the file that the weights first came from
         origin = dataclasses.replace(origin, source_file=file.name, sha256=file_sha256(file), step=settings.step)
-    with new_run_folder(output) as place:
-        folder, keep = RunFolder(place), config.train.keep_checkpoints
-        TrainingState(folder.checkpoints, model, model.optimizer, keep, made.variables).save(settings.step)
-        atomic_write(folder.path / "config.py", _CONFIG_TEXT)
-        if settings.images:
-            atomic_write(folder.images_file, settings.images.text())
-        write_origin(folder, origin)
-        write_run_config(folder, config)
-    parameters = sum(math.prod(weight.shape) for weight in model.trainable_variables)
-    return settings._replace(config=config, parameters=parameters)
+    parameters = sum(math.prod(weight.shape) for weight in made.model.trainable_variables)
+    run = settings._replace(config=config, origin=origin, parameters=parameters)
+    del checkpoint  # frees the memory of the file's tensors before the optimizer's slots are made
+    _write_run(output, made.model, made.variables, run)
+    return run
+
+
+def _write_run(output: pathlib.Path, model: NVAE, others: Any, run: RunSettings) -> None:
+    """Writes the run folder of a model with its weights."""
+    model.optimizer.build(model.trainable_variables)
+    start_averages(model)
+    model.optimizer.iterations.assign(run.step)
+    check_is_free = functools.partial(check_new_folder, output, f"--output={output}")
+    try:
+        with atomic_folder(output.resolve(), check_is_free) as place:
+            place.mkdir()
+            folder, keep = RunFolder(place), run.config.train.keep_checkpoints
+            TrainingState(folder.checkpoints, model, model.optimizer, keep, others).save(run.step)
+            if run.images:
+                atomic_write(folder.images_file, run.images.text())
+            write_origin(folder, run.origin)
+            write_run_config(folder, run.config)
+    except OSError as error:
+        # Messages name the hidden folder in which the run is made.
+        reason = error.strerror or first_line(error).rpartition(f"/{output.resolve().name}/")[2]
+        raise OSError(f"--output={output}: could not be written ({reason}). Make room, or name another disk") from error
 
 
 def _own_settings(checkpoint: TorchCheckpoint) -> RunSettings:
@@ -115,19 +112,16 @@ def _own_settings(checkpoint: TorchCheckpoint) -> RunSettings:
     own = checkpoint.own
     try:
         config = config_from_dict(ExperimentConfig, json.loads(own["config"]))
-        images, origin = (
-            kind.parse(own[name]) if own.get(name) else None
-            for name, kind in (("images", ImageCounts), ("origin", Origin))
-        )
+        images = ImageCounts.parse(own["images"]) if own.get("images") else None
+        origin = Origin.parse(own["origin"]) if own.get("origin") else Origin()
     # The JSON may be damaged, of another form, or nested without end.
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         why = "the file is damaged, or of another version of this project"
         raise ValueError(f"its entry 'nvae_tf' can't be read ({first_line(error)}); {why}") from error
     in_args = published.model_config_from_published(checkpoint.settings)
     if unlike := published.differing_settings(config.model, in_args):
-        names = ", ".join(unlike)
-        raise ValueError(f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {names}")
-    return RunSettings(config, checkpoint.global_step or 0, images, origin or Origin())
+        raise ValueError(f"'args' and 'nvae_tf' contradict each other; 'nvae_tf' has {', '.join(unlike)}")
+    return RunSettings(config, checkpoint.global_step or 0, images, origin)
 
 
 def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> RunSettings:
@@ -179,15 +173,15 @@ def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: 
 def _write_report(path: pathlib.Path, model: NVAE, state: Mapping[str, np.ndarray]) -> None:
     """Writes a row for each tensor of the file, and for each weight that the file lacks."""
     names, matched = {id(weight): name for name, weight in named_weights(model).items()}, weights.match(model, state)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         for name, value in state.items():
             row = {"source": name, "shape": _text(value.shape), "dtype": str(value.dtype)}
-            if name in matched.fitting:
-                variable = matched.fitting[name].variable
-                row |= {"target": names[id(variable)], "target_shape": _text(tuple(variable.shape))}
-                row["index"] = matched.fitting[name].index
+            if tensor := matched.fitting.get(name):
+                target, shape = names[id(tensor.variable)], _text(tensor.variable.shape)
+                row |= {"target": target, "target_shape": shape, "index": tensor.index}
             elif name in matched.misshapen:
                 row["note"] = f"of another shape: this architecture needs {_text(matched.misshapen[name])}"
             else:
@@ -198,3 +192,43 @@ def _write_report(path: pathlib.Path, model: NVAE, state: Mapping[str, np.ndarra
 
 def _text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
+
+
+def export_file(
+    workdir: pathlib.Path, output: pathlib.Path, *, checkpoint: str = "latest", running_means: bool = False
+) -> str:
+    """Writes the weights of a run's checkpoint, "latest" or "best", as a file of the published form, atomically.
+
+    Returns a text about it. `running_means` writes the moving averages of the weights in place of the weights. Raises
+    OSError where the file can't be written, ValueError where the published form can't express the run's settings or
+    torch is missing, and what `load` raises.
+    """
+    torch, (config, prefix) = require("torch", "torch"), find_run(workdir, checkpoint)
+    try:
+        args = published.published_settings(config)
+    except ValueError as error:
+        raise ValueError(f"{workdir}: {error}") from error
+    folder, step = RunFolder(workdir), step_of(prefix)
+    images, origin = read_image_counts(folder.images_file), origin_of_run(folder, config.train.initialize_from)
+    model = NVAE(config.model, config.objective)
+    if running_means != restore_weights(model, prefix, averages=running_means):
+        raise ValueError(f"{prefix}: has no moving averages of the weights; leave --running_means out")
+    # An epoch may be no whole number of steps: where its length is not known, all epochs together have the run's.
+    epoch = step * config.train.epochs // config.objective.total_steps
+    if images is not None and images.a_step is not None:
+        epoch = step // max(images.train // images.a_step, 1)
+    content = {"epoch": epoch, "state_dict": weights.published_state(model, step), "optimizer": {}, "global_step": step}
+    content |= {"args": argparse.Namespace(**args), "arch_instance": published.cell_tables(config.model.cell_set)}
+    own = {"config": config_to_json(config), "images": images and images.text(), "origin": origin and origin.text()}
+    content |= {"scheduler": {}, "grad_scalar": {}, OWN_KEY: own}
+    try:
+        with atomic_file(output) as partial, partial.open("wb") as file:
+            torch.save(content, file)
+    # Torch reports a full disk by a RuntimeError, with a place in its own source.
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise OSError(f"{output}: could not be written ({reason}). Make room, or name another disk") from error
+    text = f"Exported step {step:,} to {output}, as a checkpoint of {args['dataset']}."
+    if config.optimizer.ema_momentum and not running_means:
+        text += "\nIts state_dict has the weights; the run's scores are those of the EMA: --running_means."
+    return text
