@@ -117,7 +117,7 @@ def features(images: str = DEBIAN) -> dict[str, Any]:
 
 
 class FashionFeatures:
-    """The extractor, see `nvae_tf.evaluation.inception.FeatureExtractor`."""
+    """The extractor, see docs/evaluation.md."""
 
     def __init__(self):
         import keras
@@ -147,7 +147,7 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
     from nvae_tf.data.sources import load_split
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
-    from nvae_tf.evaluation.fid import frechet_distance, image_statistics
+    from nvae_tf.evaluation.fid import frechet_distance, statistics_of
     from nvae_tf.generation.sampling import ImageGenerator, reconstruct_images
     from nvae_tf.runs.loading import load, load_run
     from nvae_tf.training.prior import learn_prior
@@ -155,7 +155,7 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     run, extractor, table = load_run(workdir), make_extractor(), []
     model, spec, stored = run.model, run.config.data, stored_spec(run.config.data)
     train, test = (load_split(stored, split) for split in COUNTS)
-    real = image_statistics((batch.numpy() for batch in evaluation_batches(train, stored, 256, 0)), extractor)
+    real = statistics_of(extractor.features(batch.numpy()) for batch in evaluation_batches(train, stored, 256, 0))
 
     def add(name: str, draw: Callable[[int], np.ndarray], seeds: int = 1, **more: Any) -> None:
         """A row with the distance of the images that `draw` makes of each seed from the training images."""
@@ -165,7 +165,7 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
             images = draw(seed)
             seconds.append(time.perf_counter() - start)
             rounded = np.rint(images * np.float32(255.0)) / np.float32(255.0)
-            distances.append(frechet_distance(real, image_statistics([rounded], extractor)))
+            distances.append(frechet_distance(real, statistics_of([extractor.features(rounded)])))
         numbers = {"distance": np.mean(distances), "smallest": min(distances), "largest": max(distances)}
         table.append({"images": name} | {key: float(value) for key, value in numbers.items()})
         table[-1] |= {"seconds": min(seconds)} | more

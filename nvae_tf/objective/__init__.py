@@ -2,7 +2,9 @@
 
 from nvae_tf.objective.elbo import (
     Elbo,
+    ImportanceWeighting,
     TrainingLoss,
+    add_samples,
     balancing_scales,
     bits_per_dimension,
     final_kl_weights,
@@ -14,5 +16,4 @@ from nvae_tf.objective.elbo import (
     regularization_weight,
     training_loss,
 )
-from nvae_tf.objective.importance_weighting import ImportanceWeighting, add_samples
 from nvae_tf.objective.regularization import SpectralRegularizer, batch_norm_loss, gradients_after_network

@@ -1,15 +1,13 @@
-"""The evidence lower bound, KL warm-up and balancing, and the training loss (Vahdat & Kautz 2020, section 3.2)."""
+"""The evidence lower bound, the training loss (Vahdat & Kautz 2020, section 3.2), and the importance-weighted bound."""
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from nvae_tf.config import ObjectiveConfig
-from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.replicas import replica_means
 
@@ -30,10 +28,8 @@ class Elbo(NamedTuple):
 
 
 def kl_per_element(latent: Latent) -> tf.Tensor:
-    """One group's KL in nats, an element for each of the latent's, `[batch, height, width, latent channels]`.
-
-    With flows, whose log-determinant is 0, a one-sample estimate, `log q(z before flows) - log p(z)`; else analytic.
-    """
+    """One group's KL in nats, an element for each of the latent's, `[batch, height, width, latent channels]`."""
+    # With flows, whose log-determinant is 0, a one-sample estimate; else analytic.
     if latent.has_flows:
         return latent.posterior.log_prob(latent.z_before_flows) - latent.prior.log_prob(latent.z)
     return tfp.distributions.kl_divergence(latent.posterior, latent.prior)
@@ -42,7 +38,7 @@ def kl_per_element(latent: Latent) -> tf.Tensor:
 def kl_per_channel(latents: Sequence[Latent]) -> tf.Tensor:
     """KL of every group, summed over height and width: `[batch, groups, latent channels]`, in nats."""
     kl = []
-    for latent in _joined(latents):
+    for latent in latents:
         kl_of_images = tf.reduce_sum(kl_per_element(latent), axis=(1, 2))
         kl += tf.unstack(tf.reshape(kl_of_images, (latent.groups, -1, kl_of_images.shape[1])))
     return tf.stack(kl, axis=1)
@@ -51,30 +47,6 @@ def kl_per_channel(latents: Sequence[Latent]) -> tf.Tensor:
 def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:
     """KL of every group, `[batch, groups]`, in nats."""
     return tf.reduce_sum(kl_per_channel(latents), axis=2)
-
-
-def _joined(latents: Sequence[Latent]) -> list[Latent]:
-    """The same with neighbors of one shape as one, a group's images after another's: fewer operations.
-
-    The joined ones lack z, which the analytic KL does not need; with flows nothing is joined.
-    """
-    joined_latents = []
-    for _, several in itertools.groupby(latents, lambda latent: (latent.z.shape[1:], latent.groups, latent.has_flows)):
-        first, *others = several = list(several)
-        if others and first.groups == 1 and not first.has_flows:
-            normals = {
-                each: _joined_normals([getattr(one, each) for one in several]) for each in ("posterior", "prior")
-            }
-            several = [first._replace(z=None, z_before_flows=None, groups=len(several), **normals)]
-        joined_latents += several
-    return joined_latents
-
-
-def _joined_normals(normals: Sequence[SoftClampedNormal]) -> SoftClampedNormal:
-    columns = zip(*((normal.loc, normal.scale) for normal in normals), strict=True)
-    # The gradient of a stack is one operation, that of a concatenation several a piece.
-    joined = [tf.reshape(tf.stack(tensors), (-1, *tensors[0].shape[1:])) for tensors in columns]
-    return SoftClampedNormal(*joined, validate_args=False)
 
 
 def log_posterior_and_prior(latents: Sequence[Latent]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -113,11 +85,9 @@ def balancing_scales(plan: LatentPlan) -> tuple[float, ...]:
 
 
 def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> tf.Tensor:
-    """The weight of each group's KL `[groups]`, without gradient.
-
-    While beta < 1 it is beta times a coefficient (mean 1) proportional to the mean KL (`[batch, groups]`) of all
-    replicas' images over alpha, so that no group is switched off early; at beta = 1 all are 1.
-    """
+    """The weight of each group's KL `[groups]`, without gradient; `kl` is `[batch, groups]`."""
+    # While beta < 1 it is beta times a coefficient (mean 1) proportional to the mean KL of all images over alpha,
+    # so that no group is switched off early; at beta = 1 all are 1.
     (sizes,) = replica_means([tf.reduce_mean(tf.abs(tf.stop_gradient(kl)), axis=0)])
     coefficients = (sizes + _SMALLEST_KL) / tf.constant(scales)
     balanced = beta * coefficients / tf.reduce_mean(coefficients)
@@ -144,15 +114,9 @@ class TrainingLoss(NamedTuple):
 
 
 def training_loss(
-    elbo: Elbo,
-    beta: tf.Tensor,
-    scales: tuple[float, ...],
-    regularizers: tf.Tensor,
-    weight: tf.Tensor,
-    final_weights: Sequence[float] = (),
-    free_nats: float = 0.0,
+    elbo: Elbo, beta: tf.Tensor, scales: tuple, regularizers: tf.Tensor, weight, final_weights=(), free_nats=0.0
 ) -> TrainingLoss:
-    """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`.
+    """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`, all scalars but for the `Elbo`.
 
     `w_g` are the `group_weights` of beta (`kl_weight`) and scales (`balancing_scales`) times the final weights
     (`final_kl_weights`; none: 1). A group whose mean KL is below `free_nats` counts as these, without gradient.
@@ -167,3 +131,62 @@ def training_loss(
     balanced_kl = tf.reduce_sum(weights * kl, axis=1)
     loss = tf.reduce_mean(elbo.reconstruction + balanced_kl) + weight * regularizers
     return TrainingLoss(loss, balanced_kl, weights)
+
+
+# Streaming over samples: memory does not grow with their number.
+class ImportanceWeighting(NamedTuple):
+    """The state after some samples with weights `w = p(x, z) / q(z | x)` (Burda et al. 2016): sums and bounds."""
+
+    largest: tf.Tensor  # `log w`, in nats; `[batch]`, as the next two
+    total: tf.Tensor  # sum of `w / largest w`
+    squares: tf.Tensor  # sum of `(w / largest w)^2`
+    bounds: tf.Tensor  # for the requested numbers of samples, `[batch, numbers]`, in nats; NaN for those not reached
+
+    @classmethod
+    def begun(cls, batch_size: int | tf.Tensor, num_numbers: int) -> "ImportanceWeighting":
+        """Before the first sample."""
+        bounds = tf.fill([batch_size, num_numbers], float("nan"))
+        return cls(tf.fill([batch_size], tf.float32.min), tf.zeros([batch_size]), tf.zeros([batch_size]), bounds)
+
+    def with_weights(self, log_weights: tf.Tensor) -> "ImportanceWeighting":
+        """With more samples `[batch, samples]`, in nats, in the sums; minus infinity counts as no sample."""
+        largest = tf.maximum(self.largest, tf.reduce_max(log_weights, axis=1))
+        before = tf.exp(self.largest - largest)
+        weights = tf.exp(log_weights - largest[:, tf.newaxis])
+        return self._replace(
+            largest=largest,
+            total=self.total * before + tf.reduce_sum(weights, axis=1),
+            squares=self.squares * tf.square(before) + tf.reduce_sum(tf.square(weights), axis=1),
+        )
+
+    def bound(self, num_samples: int) -> tf.Tensor:
+        """`-(logsumexp_k log w_k - log K)` `[batch]`, in nats, if the sums are of K samples."""
+        return -(self.largest + tf.math.log(self.total) - tf.math.log(tf.cast(num_samples, tf.float32)))
+
+    @property
+    def effective_samples(self) -> tf.Tensor:
+        """`(sum w)^2 / sum w^2`, `[batch]`: from 1, where one sample outweighs all others, to their number, or 0."""
+        return tf.math.divide_no_nan(tf.square(self.total), self.squares)
+
+
+def add_samples(
+    log_weights: Callable, before: ImportanceWeighting, numbers: Sequence[int], first, last, samples_at_once: int = 1
+) -> ImportanceWeighting:
+    """Adds the samples with indices `first ... last - 1` to the state `before`, that of the samples up to `first`.
+
+    `log_weights` takes int32 indices `[samples_at_once]` and gives `log p(x | z) + log p(z) - log q(z | x)` in nats,
+    `[batch, samples_at_once]`; those from `last` on do not count. `bounds` are for these `numbers` of samples.
+    """
+    at = tf.constant(list(numbers), tf.int32)
+
+    def add(index: tf.Tensor, before: ImportanceWeighting) -> tuple[tf.Tensor, ImportanceWeighting]:
+        indices = index + tf.range(samples_at_once)
+        weights = tf.where(indices < last, log_weights(indices), -float("inf"))
+        partial = [before.with_weights(tf.where(indices < number, weights, -float("inf"))) for number in tf.unstack(at)]
+        bounds = [sums.bound(number) for sums, number in zip(partial, numbers, strict=True)]
+        reached = (at > index) & (at <= tf.minimum(index + samples_at_once, last))
+        bounds = tf.where(reached, tf.stack(bounds, axis=1), before.bounds) if bounds else before.bounds
+        return index + samples_at_once, before.with_weights(weights)._replace(bounds=bounds)
+
+    start = tf.convert_to_tensor(first, tf.int32)
+    return tf.while_loop(lambda index, _: index < last, add, (start, before), parallel_iterations=1)[1]
