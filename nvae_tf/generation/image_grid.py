@@ -14,8 +14,7 @@ from nvae_tf.files import atomic_file
 # Files with a figure, see `nvae_tf.reports.figures`, and those with an animation.
 FIGURES = (".png", ".svg", ".pdf")
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
-# The shortest side, in pixels, at which a person sees what an image shows.
-_VISIBLE_SIDE = 64
+_VISIBLE_SIDE = 64  # the shortest side, in pixels, at which a person sees what an image shows
 _GAP = 6  # white pixels between images
 
 
@@ -49,10 +48,7 @@ def grid_of_rows(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
-    """The images `[count, height, width, channels]` that a PNG file shows: a figure, or a grid with `columns` columns.
-
-    `width` is the width of an image before it was enlarged.
-    """
+    """The images `[count, height, width, channels]` in a figure or grid, a PNG file; they were `width` wide before."""
     with Image.open(path) as picture:
         # A figure's file says how much the images are enlarged, their height, and their places.
         enlarged, height, *places = map(int, picture.info.get("images", "0 0").split())
@@ -95,10 +91,7 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
 
 
 def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str]) -> None:
-    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG file of its size.
-
-    For images `[count, variants, height, width, channels]`, the files' names end with the number of the variant.
-    """
+    """Writes images `[count, height, width, channels]`, or `[count, variants, ...]` with numbers, as PNG files."""
     for name, image in zip(picture_names(names), images, strict=True):
         for number, variant in enumerate(image if image.ndim == 4 else [image]):
             file = f"{name.removesuffix('.png')}_{number:03d}.png" if image.ndim == 4 else name
@@ -106,10 +99,7 @@ def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """Names of PNG files for images with these names, with sub-folders or without; ValueError for equal names.
-
-    `cat.jpg` becomes `cat.png`, or `cat.jpg.png` where there is a `cat.webp` too.
-    """
+    """Names of PNG files: `a.jpg` becomes `a.png`, or `a.jpg.png` beside an `a.webp`; ValueError for equal names."""
     for name in names:
         path = pathlib.PurePath(name)
         if path.is_absolute() or ".." in path.parts:
