@@ -7,11 +7,10 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from nvae_tf.config import ModelConfig, check, check_choice
 
-Value = TypeVar("Value")
 # What this process has been warned of.
 _WARNINGS_SHOWN: dict = {}
 
@@ -113,11 +112,9 @@ class LatentPlan:
         return tuple((s.height, s.width, self.num_latent_per_group) for s in self.scales for _ in s.groups)
 
 
-def values_of_groups(values: Sequence[Value], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Value]:
-    """One value for every group, top group first, from one for every scale (the smallest first) or for every group.
-
-    `shapes` are those of the groups' latents, `what` is the values' name in the plural, for the ValueError.
-    """
+def values_of_groups(values: Sequence[Any], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Any]:
+    """One value for every group, top group first, from one for every scale (the smallest first) or for every group."""
+    # `shapes` are those of the groups' latents, `what` is the values' name in the plural, for the ValueError.
     scales = list(dict.fromkeys(shape[:2] for shape in shapes))
     if len(values) == len(shapes):
         return list(values)

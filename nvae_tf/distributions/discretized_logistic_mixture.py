@@ -28,11 +28,8 @@ def num_mixture_parameters(channels: int, num_mixtures: int) -> int:
 
 
 def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures: int) -> tuple[tf.Tensor, ...]:
-    """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into parameters of `DiscretizedLogisticMixture`.
-
-    M logits come first, then channel after channel M means and M log-scales (raised to at least -7), and then all
-    coefficients (made so by tanh).
-    """
+    """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into parameters of `DiscretizedLogisticMixture`."""
+    # M logits come first, then channel after channel M means and M log-scales, and then all coefficients.
 
     def rows(flat: tf.Tensor, *shape: int) -> tf.Tensor:
         return tf.reshape(flat, tf.concat([tf.shape(flat)[:-1], [*shape, num_mixtures]], axis=0))
@@ -198,11 +195,9 @@ def _clamped_mean(mean: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
 
 
 def _clamped_moments(mean: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance of a logistic variable that is clamped to [-1, 1].
-
-    For d = x + 1 they follow from the integrals of 1 - F and 2d (1 - F) over [0, 2], by way of softplus and its
-    integral, the dilogarithm: nothing cancels where nearly all mass is below the lower edge.
-    """
+    """Mean and variance of a logistic variable that is clamped to [-1, 1]."""
+    # For d = x + 1 they follow from the integrals of 1 - F and 2d (1 - F) over [0, 2], by way of softplus and its
+    # integral, the dilogarithm: nothing cancels where nearly all mass is below the lower edge.
     above_lower, above_upper = (mean + 1.0) / scale, (mean - 1.0) / scale
     distance = scale * (tf.nn.softplus(above_lower) - tf.nn.softplus(above_upper))
     integrals = _softplus_integral(above_lower) - _softplus_integral(above_upper)

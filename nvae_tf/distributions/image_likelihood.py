@@ -37,10 +37,7 @@ class ImageLikelihood:
         return self.channels if self.name == "bernoulli" else 2 * self.channels
 
     def distribution(self, parameters: tf.Tensor) -> tfd.Distribution:
-        """The distribution with event shape `[H, W, C]` for parameters `[..., H, W, num_parameters]` of any type.
-
-        `log_prob(images)` is in nats an image, `mean()` and `sample(seed=...)` are images in [0, 1], all in float32.
-        """
+        """The distribution of float32 images `[H, W, C]` in [0, 1] for parameters `[..., H, W, num_parameters]`."""
         if self.name == "bernoulli":
             return tfd.Independent(tfd.Bernoulli(logits=tf.cast(parameters, tf.float32), dtype=tf.float32), 3)
         if self.name == "normal":

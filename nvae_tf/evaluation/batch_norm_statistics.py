@@ -1,7 +1,6 @@
 """Running batch-norm statistics for sampling at a temperature (Vahdat & Kautz 2020, section 4).
 
-With the statistics of training images, images at a low temperature come out wrong in color and contrast. So the
-generator is first run with batch statistics on latents of the prior at that temperature.
+Images at a low temperature come out wrong in color and contrast with the statistics of training images.
 """
 
 import functools
@@ -13,7 +12,7 @@ import tensorflow as tf
 from nvae_tf.layers import ForwardPass, StackedBatchNormalization
 from nvae_tf.layers.cpu_kernels import EPSILON
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import PriorSource, Temperature, batch_noise, temperatures_of_groups
+from nvae_tf.models.latents import PriorSource, batch_noise, temperatures_of_groups
 from nvae_tf.models.passes import top_down_pass
 from nvae_tf.models.reweighted_prior import check_prior, with_reweighted_prior
 
@@ -28,13 +27,11 @@ class ReadjustedModel(NamedTuple):
     text: str  # how far they moved
 
 
-def readjusted(
-    model: NVAE, temperature: Temperature, iterations: int = 500, batch_size: int = 16, seed: int = 0, prior="model"
-) -> ReadjustedModel:
+def readjusted(model: NVAE, temperature, iterations=500, batch_size=16, seed=0, prior="model") -> ReadjustedModel:
     """A copy of a model with the running batch-norm statistics of sampling at a temperature, from a prior.
 
-    The generator's statistics follow `iterations` batches of at least 2 images by the layers' own rule, `0.95 running +
-    0.05 batch`; all else stays as it is. ValueError where a statistic is not finite.
+    The generator's statistics follow `iterations` batches of at least 2 images by the layers' own rule; all else stays
+    as it is. ValueError where a statistic is not finite.
     """
     if iterations < 1 or batch_size < 2:
         raise ValueError(f"iterations = {iterations}, batch_size = {batch_size}: must be at least 1, and at least 2")

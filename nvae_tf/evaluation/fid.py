@@ -43,7 +43,6 @@ _HELP = f"download {URL} where there is a network, and name that file, or the {G
 _ARCHIVE_SIZE = 88_931_400
 # From listings of the archive, and from one public project; a file of another size or sum is accepted, with a note.
 _PUBLISHED = 95_673_916, "e6bb154e85f5d4331c22abcddb5dcf31"
-_FLOAT = tf.float32.as_datatype_enum
 _IMAGES_AT_ONCE = 32  # each takes some tens of megabytes
 _SAMPLES_AT_ONCE = 256  # a multiple of the generator's own batches
 
@@ -57,10 +56,7 @@ class FeatureStatistics(NamedTuple):
 
 
 def statistics_of(batches: Iterable[np.ndarray]) -> FeatureStatistics:
-    """The statistics of features in batches `[images, features]`, one of which at a time is in memory.
-
-    ValueError: features do not fit each other, are not finite, or are of fewer than 2 images.
-    """
+    """The statistics of features in batches `[images, features]`; ValueError for fewer than 2 images, or NaN."""
     # Batches are merged by the difference of their means (Chan, Golub & LeVeque 1983), not by sums of squares.
     total, mean, scatter = 0, 0.0, 0.0
     for batch in batches:
@@ -79,11 +75,9 @@ def statistics_of(batches: Iterable[np.ndarray]) -> FeatureStatistics:
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
-    """`|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))` (Heusel et al. 2017, eq. 6), in the square of the features' unit.
-
-    The trace of the root is the sum of the singular values of `C1^(1/2) C2^(1/2)`: the root of a nearly singular
-    `C1 C2` itself may be complex. ValueError for statistics of different extractors.
-    """
+    """`|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))` (Heusel et al. 2017, eq. 6), in the features' unit squared."""
+    # The trace of the root is the sum of the singular values of `C1^(1/2) C2^(1/2)`: the root of a nearly singular
+    # `C1 C2` itself may be complex.
     if len(one.mean) != len(other.mean):
         raise ValueError(f"the sets have {len(one.mean)} and {len(other.mean)} features, of different extractors")
     difference = one.mean - other.mean
@@ -208,10 +202,9 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
 
 
 class Inception:
-    """The extractor of published distances, from the graph's file or the archive that it is in, by default a download.
+    """The extractor of published distances, from the graph's file or the archive that it is in, or a download."""
 
-    Distances may not be comparable unless it `is_published`. Raises FileNotFoundError, ConnectionError, ValueError.
-    """
+    # Distances may not be comparable unless it `is_published`.
 
     def __init__(self, path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None):
         file = downloaded_inception(cache_folder()) if path is None else pathlib.Path(path).expanduser()
@@ -276,18 +269,16 @@ def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) 
     name, epsilon = node.name, node.attr["variance_epsilon"].f
     if not node.attr["scale_after_normalization"].b:  # its gamma is not used
         ones = graph.node.add(name=f"{name}/no_scale", op="OnesLike", input=[gamma])
-        ones.attr["T"].type = _FLOAT
+        ones.attr["T"].type = tf.float32.as_datatype_enum
         gamma = ones.name
     node.Clear()
     node.name, node.op = name, "FusedBatchNormV3"
     node.input.extend([inputs, gamma, beta, mean, variance, *others])
-    node.attr["T"].type = node.attr["U"].type = _FLOAT
+    node.attr["T"].type = node.attr["U"].type = tf.float32.as_datatype_enum
     node.attr["epsilon"].f, node.attr["is_training"].b = epsilon, False
 
 
-def downloaded_inception(
-    folder: pathlib.Path, url: str = URL, size: int = _ARCHIVE_SIZE, timeout_seconds: float = 8.0
-) -> pathlib.Path:
+def downloaded_inception(folder: pathlib.Path, url=URL, size=_ARCHIVE_SIZE, timeout_seconds=8.0) -> pathlib.Path:
     """The archive of `size` bytes in a folder, downloaded if it is not there; a ConnectionError says how to by hand."""
     file = folder / url.rpartition("/")[2]
     if file.exists() and file.stat().st_size == size:

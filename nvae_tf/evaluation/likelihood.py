@@ -80,10 +80,8 @@ class LikelihoodEvaluator:
         self._add_samples = self._on_replicas(functools.partial(add_importance_samples, model, **how))
 
     def evaluate(self, batches: Iterable[Batch], seed: int = 0, progress: Callable = lambda done: None) -> Likelihood:
-        """Goes once through batches `[up to batch_size, height, width, channels]` in [0, 1], or pairs with labels.
-
-        The draws of an image depend on the seed and its number alone. `progress` gets the number of images done.
-        """
+        """Goes once through batches of images in [0, 1], or pairs with labels; `progress` gets the number done."""
+        # The draws of an image depend on the seed and its number alone.
         parts, count = [], 0
         for batch in batches:
             parts.append(self.evaluate_batch(batch, seed, count, lambda done, before=count: progress(before + done)))

@@ -47,10 +47,7 @@ def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None 
 
 
 def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
-    """The calibration by the scores of training images and of held-out images, among which p-values are ranks.
-
-    ValueError for too few images, or scores that are not finite.
-    """
+    """The calibration by the scores of training and of held-out images; ValueError for too few, or NaN."""
     # Here, because importing scikit-learn takes a second that a model without calibration does not need.
     from sklearn.covariance import LedoitWolf
 
@@ -68,13 +65,8 @@ def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCal
     return OutlierCalibration(mean, covariance, np.sort(kl.numpy()), np.sort(mahalanobis.numpy()))
 
 
-def calibrate_run(
-    workdir: str | os.PathLike, checkpoint="latest", images: int = 10_000, batch_size=None, data_path=None
-) -> OutlierCalibration:
-    """Calibrates a checkpoint with up to `images` images of each part, and writes `outliers.npz` of the run.
-
-    Raises what `nvae_tf.load` and `load_split` raise.
-    """
+def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, data_path=None) -> OutlierCalibration:
+    """Calibrates a checkpoint with up to `images` images of each part, and writes `outliers.npz` of the run."""
     folder, status = RunFolder(pathlib.Path(workdir)), StatusLine()
     # A shared run, which `load_run` loads too, has no folder to write into.
     read_run_config(folder)

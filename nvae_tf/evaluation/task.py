@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -72,9 +71,7 @@ class EvaluationTask:
         if not all(np.isfinite(values).all() for values in scores):
             raise ValueError(f"{self.trained.checkpoint}: the model has diverged, its scores are not finite")
 
-    def shared_batches(
-        self, work: str, total: int, size: int, inputs: Callable[[list[int]], Iterable[Any]], compute: Callable
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def shared_batches(self, work: str, total: int, size: int, inputs: Callable, compute: Callable) -> Iterator[dict]:
         """Yields the arrays of every batch in order, on all workers, which compute the batches in turn.
 
         There are `total` images, `size` in a batch. `inputs` gives the inputs of batches by number, `compute` the

@@ -21,9 +21,8 @@ _GAP = 6  # white pixels between images
 def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1) -> np.ndarray:
     """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, white between images.
 
-    Images are float `[count, height, width, 1 to 4 channels]` in [0, 1]; values outside are clipped. There are
-    `columns` in a row (None: nearly a square), and each pixel is repeated `enlarge` times (None: until the shorter side
-    has 64 pixels). ValueError for another shape, no image, or NaN.
+    There are `columns` in a row (None: nearly a square), and each pixel is repeated `enlarge` times (None: until the
+    shorter side has 64 pixels). ValueError unless images are finite `[count, height, width, 1 to 4 channels]`.
     """
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or images.shape[3] not in (1, 2, 3, 4) or not images.size:
@@ -73,8 +72,7 @@ def write_png(path: pathlib.Path, array: np.ndarray) -> None:
 def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, loop: bool) -> None:
     """Writes a GIF (at most 256 colors a frame) or a lossless WebP file, as the name says, atomically.
 
-    Frames `[frames, height, width, 1 to 4 channels]` in [0, 1] are enlarged as by `image_grid`, and shown for
-    `milliseconds` each, from 20 (GIF counts in tens), once or in a loop. The folder is made where it is missing.
+    Frames `[frames, height, width, 1 to 4 channels]` are enlarged as by `image_grid`, shown once or in a loop.
     """
     ending = path.suffix.lower()
     pictures = [_picture(image_grid(frame[np.newaxis], enlarge=None)) for frame in frames]

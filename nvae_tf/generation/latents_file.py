@@ -31,10 +31,7 @@ class StoredLatents(NamedTuple):
 
 
 def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names=None, labels=None) -> None:
-    """Writes latents as `encode_images` gives them, names of the images, and the classes by which they were encoded.
-
-    The file is written atomically; its folder is made. ValueError for latents or names that do not fit each other.
-    """
+    """Writes latents, names of the images and their classes, atomically; ValueError if they do not fit each other."""
     latents = [np.asarray(latent, np.float32) for latent in latents]
     shapes = [latent.shape for latent in latents]
     counts = {len(part) for part in (*latents, *([] if names is None else [names]))}
@@ -44,9 +41,7 @@ def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names=N
     write_flat_latents(path, flat, [shape[1:] for shape in shapes], names, labels)
 
 
-def write_flat_latents(
-    path: str | os.PathLike, latent: np.ndarray, shapes: Sequence[tuple] | None = None, names=None, labels=None
-) -> None:
+def write_flat_latents(path: str | os.PathLike, latent: np.ndarray, shapes=None, names=None, labels=None) -> None:
     """Writes latents `[count, total]`, and what else is known of them, atomically; the folder is made."""
     about = json.dumps({"format": "nvae_tf latents", "latent_shapes": shapes}) if shapes else None
     texts = {"about": about, "names": names}

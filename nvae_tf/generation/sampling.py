@@ -117,9 +117,7 @@ def _shared_generator(model: NVAE) -> ImageGenerator:
     return _GENERATORS[model]
 
 
-def _in_batches(
-    compute: Callable[..., Sequence[tf.Tensor]], arrays: Arrays, progress: Progress = None, batches_at_once: int = 1
-) -> list[Array]:
+def _in_batches(compute: Callable, arrays: Arrays, progress: Progress = None, batches_at_once: int = 1) -> list[Array]:
     """Computes all rows of arrays `[count, ...]` in batches; the last batch is padded with its last row."""
     count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
     for first in range(0, count, size):
@@ -136,14 +134,9 @@ def generate_images(model: NVAE, *arguments, **options) -> Array:
     return _shared_generator(model).generate(*arguments, **options)
 
 
-def encode_images(
-    model: NVAE, images: Array, seed: int = 0, mean: bool = False, progress: Progress = None, labels: Labels = None
-) -> list[Array]:
-    """Draws from the posterior of images, or its means, after the flows.
-
-    The latents of image i depend on the image, the seed and i alone. `progress` is called after each batch with the
-    number of images done. ValueError where the images have another size, or are not all in [0, 1].
-    """
+def encode_images(model: NVAE, images: Array, seed=0, mean=False, progress=None, labels=None) -> list[Array]:
+    """Draws from the posterior of images, or its means, after the flows; a function of image, seed and number alone."""
+    # `progress` is called after each batch with the number of images done.
     images = check_images(images, model.config).numpy()
     # The scale is an argument, not a constant: means then come from the arithmetic of draws.
     noise_scale, generator = tf.constant(0.0 if mean else 1.0), _shared_generator(model)
@@ -153,17 +146,13 @@ def encode_images(
     return _in_batches(functools.partial(generator.encode_batch, noise_scale), rows, progress)
 
 
-def _encoded(
-    model: NVAE, images: Array, seed: int, mean: bool = False, progress: Progress = None, labels: Labels = None
-) -> tuple[list[Array], Array | None, Progress]:
+def _encoded(model: NVAE, images: Array, seed: int, mean=False, progress: Progress = None, labels=None) -> tuple:
     """The latents of images, their labels `[count]` if there are some, and `progress`."""
     latents = encode_images(model, images, seed, mean, labels=labels)
     return latents, None if labels is None else np.broadcast_to(labels, len(images)), progress
 
 
-def reconstruct_images(
-    model: NVAE, images: Array, kept_groups: int | None = None, temperature: Temperature = 1.0, seed: int = 0, **how
-) -> Array:
+def reconstruct_images(model: NVAE, images: Array, kept_groups=None, temperature=1.0, seed: int = 0, **how) -> Array:
     """Mean images of the images' latents in the top `kept_groups` groups (None: all), and of draws in the others."""
     # `how`: mean, progress and labels, as for `encode_images`; so in the functions below.
     kept_groups = checked_kept_groups(kept_groups, model.plan)
@@ -171,9 +160,7 @@ def reconstruct_images(
     return generate_images(model, len(images), temperature, seed, progress, latents[:kept_groups], labels)
 
 
-def vary_images(
-    model: NVAE, images: Array, kept_groups: int, count: int, temperature: Temperature = 1.0, seed: int = 0, **how
-) -> Array:
+def vary_images(model: NVAE, images: Array, kept_groups: int, count: int, temperature=1.0, seed=0, **how) -> Array:
     """Variants `[images, count, height, width, channels]` with the images' latents in the top `kept_groups` groups."""
     # Variant j of image i depends on the seed, i and j, not on `count`.
     kept_groups = checked_kept_groups(kept_groups, model.plan)
@@ -199,15 +186,11 @@ def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
     return kept_groups
 
 
-def interpolate_latents(
-    start: Arrays, end: Arrays, fractions: Sequence[float], how: str | Sequence[str] = "spherical"
-) -> list[Array]:
-    """Latents between one image's and another's; fraction 0 gives exactly `start`, 1 exactly `end`.
+def interpolate_latents(start: Arrays, end: Arrays, fractions: Sequence[float], how="spherical") -> list[Array]:
+    """Latents between one image's and another's, `[height, width, latent channels]` a group; 0 and 1 are exact.
 
-    `start` and `end` are of one image each, `[height, width, latent channels]` for each group; the fractions become the
-    first axis. `how`, for all groups or a list with one for each scale or group, is "linear", "keep" (stays at
-    `start`), or "spherical": along the arc, which keeps the length of a latent, as samples of a high-dimensional Normal
-    have it (Shoemake 1985; White 2016, "Sampling generative networks").
+    `how`, for all groups or a list with one for each scale or group, is "linear", "keep" (stays at `start`), or
+    "spherical": along the arc, which keeps the length of a latent (Shoemake 1985; White 2016).
     """
     fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
     ways = _ways_of_groups(how, list(map(np.shape, start)))
@@ -239,14 +222,11 @@ def _between(start: Array, end: Array, fractions: Array, way: str) -> Array:
     return weights[0] * start + weights[1] * end
 
 
-def interpolate_images(
-    model: NVAE, images: Array, steps: int, how: str | Sequence[str] = "spherical", seed: int = 0, **options
-) -> Array:
+def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", seed: int = 0, **options) -> Array:
     """Mean images on a path through two images or more in turn, `[(count - 1) * steps + 1, height, width, channels]`.
 
-    Where the path passes an image it is exactly its reconstruction. `how` as for `interpolate_latents`: groups with
-    "keep" stay at the first image's latents. An image on the way has the class of the nearer end. `options`: mean,
-    progress and labels, as for `encode_images`.
+    Where the path passes an image it is exactly its reconstruction. `how` as for `interpolate_latents`. An image on the
+    way has the class of the nearer end.
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} image: an interpolation needs at least two")
@@ -278,9 +258,7 @@ def latent_direction(model: NVAE, positive: Array, negative: Array) -> list[Arra
     return [(with_it - without).astype(np.float32) for with_it, without in zip(*means, strict=True)]
 
 
-def move_images(
-    model: NVAE, images: Array, direction: Arrays, strengths: Sequence[float], seed: int = 0, **how
-) -> Array:
+def move_images(model: NVAE, images: Array, direction: Arrays, strengths: Sequence[float], seed=0, **how) -> Array:
     """Mean images `[images, strengths, height, width, channels]` of `z + strength * direction` in each group."""
     # All groups are decoded as given: what follows from the groups above is in the `latent_direction`.
     latents, labels, progress = _encoded(model, images, seed, **how)
@@ -291,9 +269,7 @@ def move_images(
     return made.reshape(len(strengths), len(images), *made.shape[1:]).swapaxes(0, 1)
 
 
-def restore_images(
-    model: NVAE, measurement: Array, operator: Any, sigma: float, steps=40, starts=4, seed=0, labels: Labels = None
-) -> tuple[Array, Array | None]:
+def restore_images(model: NVAE, measurement, operator, sigma, steps=40, starts=4, seed=0, labels=None) -> tuple:
     """The images of `NVAE.restore`, and each pixel's deviation over restorations from `starts` draws (0: None)."""
     if starts == 1:
         raise ValueError("starts = 1: a deviation needs two or more; 0 leaves it out")
@@ -307,9 +283,7 @@ def restore_images(
     return images, np.reshape(others, (-1, starts, *images.shape[1:])).std(axis=1)
 
 
-def degradation(
-    config: ExperimentConfig, mask: str | None = None, scale: int = 1, blur: float = 0.0, resize: str | None = None
-) -> restoration.LinearOperator:
+def degradation(config: ExperimentConfig, mask=None, scale=1, blur=0.0, resize=None) -> restoration.LinearOperator:
     """The operator that degrades a run's images: a mask, a scale, a blur, or nothing."""
     # The mask is a picture file, white where pixels are missing, of the model's size unless `resize` brings it there.
     size = config.model.image_height, config.model.image_width
@@ -326,13 +300,10 @@ def degradation(
     return restoration.downsampling(size, scale) if scale > 1 else restoration.Mask()
 
 
-def nearest_images(
-    samples: Array, batches: Iterable[Array], count: int, progress: Progress = None
-) -> tuple[Array, Array, Array]:
-    """The `count` images most like each sample, the nearest first; of equals the earlier wins. Reads each batch once.
+def nearest_images(samples: Array, batches: Iterable[Array], count: int, progress: Progress = None) -> tuple:
+    """The `count` images most like each sample, the nearest first; of equals the earlier wins. Reads batches once.
 
-    Returns, each `[samples, count, ...]`, the places among all images, the mean squared differences of a pixel value,
-    and the images.
+    Returns, each `[samples, count, ...]`, the places among all images, the mean squared differences, and the images.
     """
     flat, seen = samples.reshape(len(samples), -1).astype(np.float64), 0
     none = np.empty((len(samples), 0))
@@ -355,11 +326,9 @@ def nearest_images(
 
 
 def rows_sharing_groups(model: NVAE, count: int, seed: int) -> tuple[list[int], Array]:
-    """Numbers of shared groups 0, 1, 2, 4 ... and all but the last, and for each of them a row of `count` mean images.
-
-    The first of a row is the first image of `model.generate`; the others have its latents in so many upper groups, and
-    their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
-    """
+    """Numbers of shared groups 0, 1, 2, 4 ... and all but the last, and for each of them a row of mean images."""
+    # The first of a row is the first image of `model.generate`; the others have its latents in that many upper groups,
+    # and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
     last, noise = model.plan.num_groups - 1, noise_per_image(model.plan.latent_shapes(), image_seeds(seed, count))
     numbers = sorted({0, last, *(2**power for power in range(last.bit_length()) if 2**power < last)})
     # A conditional model draws its first class.

@@ -75,9 +75,7 @@ class StackedConvolution(StackedLayer):
         kernels = tf.cast(self.kernels_of(forward), self.compute_dtype)
         return ConvolutionWeights(kernels, () if self.bias is None else (tf.cast(self.bias, self.compute_dtype),))
 
-    def apply_slice(
-        self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple[tf.Tensor, tf.Tensor], records: list
-    ) -> tf.Tensor:
+    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple, records: list) -> tf.Tensor:
         """Convolves `[batch, height, width, in]`; for a 1x1 kernel two tensors count as one, joined by channels."""
         kernel, bias = weights
         if isinstance(inputs, tuple):

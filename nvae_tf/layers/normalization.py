@@ -136,10 +136,9 @@ class BatchNormalizationWeights(NamedTuple):
 
 
 class StackedBatchNormalization(StackedLayer):
-    """`count` batch normalizations of `[batch, height, width, channels]` over all but channels, and over all replicas.
+    """`count` batch normalizations of `[batch, height, width, channels]` over all but channels, on all replicas."""
 
-    As in cuDNN and PyTorch the running variance follows the unbiased one: `running = 0.95 running + 0.05 batch`.
-    """
+    # As in cuDNN and PyTorch the running variance follows the unbiased one: `running = 0.95 running + 0.05 batch`.
 
     def __init__(self, count: int, channels: int, **kwargs):
         super().__init__(count, **kwargs)
@@ -185,11 +184,9 @@ def _normalized_by_batch(inputs, gamma, beta):
 
 @dataclasses.dataclass
 class FoldedPass(ForwardPass):
-    """An inference pass whose convolutions take over the factor and shift of the batch norm beside them.
+    """An inference pass whose convolutions take over the factor and shift of the batch norm beside them."""
 
-    They are computed for each stack when it is first used, unless `folded` has its weights (see `folded_weights`). In
-    half precision nothing is folded.
-    """
+    # They are computed for each stack when it is first used, unless `folded` has its weights; not in half precision.
 
     folded: FoldedWeights = dataclasses.field(default_factory=dict)
 
@@ -205,10 +202,7 @@ class FoldedPass(ForwardPass):
 
 
 def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32") -> FoldedWeights:
-    """The weights of all `stacks` for a `FoldedPass`, made ready once; kernels in `kernel_dtype`, vectors in float32.
-
-    ValueError for a model in half precision.
-    """
+    """The weights of all `stacks` for a `FoldedPass`, made once; kernels in `kernel_dtype`, vectors in float32."""
     stacks = list(stacks)
     if any(stack.compute_dtype != "float32" for stack in stacks):
         raise ValueError("weights of a model in half precision can't be folded: make it with dtype='float32'")

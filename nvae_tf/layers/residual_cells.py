@@ -1,8 +1,7 @@
 """Stacked residual cells: `skip(x) + 0.1 * gate * branch(x)` (Vahdat & Kautz 2020, figure 3 and appendix A).
 
 `change` is what a cell or a branch does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
-
-A new kind of branch is a class here, and a dataclass with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`.
+A new kind of branch is a class here, and a named tuple with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`.
 """
 
 import itertools
@@ -24,9 +23,7 @@ RESIDUAL_SCALE = 0.1
 class ResidualCells(StackedLayer):
     """`count` cells of one kind: *down* with twice the channels, *up* with half of them, normal with as many."""
 
-    def __init__(
-        self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite: bool, dtype=None
-    ):
+    def __init__(self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite, dtype=None):
         change = "none" if channels_in == channels_out else "down" if channels_out > channels_in else "up"
         kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
         skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
@@ -136,10 +133,9 @@ class EluConvolution(StackedLayer):
 
 
 class SwishConvolution(StackedLayer):
-    """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution.
+    """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution."""
 
-    In training nothing between these is kept: the backward pass normalizes and activates once more.
-    """
+    # In training nothing between these is kept: the backward pass normalizes and activates once more.
 
     def __init__(self, convolution: StackedConvolution, upsampling: bool = False, dtype=None):
         norm = StackedBatchNormalization(convolution.count, convolution.channels_in, dtype=dtype)

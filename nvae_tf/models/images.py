@@ -54,11 +54,8 @@ def check_images(images: Any, config: ModelConfig, scored: bool = False, nan_all
 
 
 def check_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allowed: bool) -> list[tf.Operation]:
-    """ValueError, see `check_values`, where float32 images are not in [0, 1]; but for rounding.
-
-    A model of 1 bit needs 0 and 1 in images that are `scored`, in training too. With `nan_allowed` a batch passes that
-    is not finite, whose step the step guard skips.
-    """
+    """ValueError, see `check_values`, where float32 images are not in [0, 1], or 0 and 1 if scored by a 1-bit model."""
+    # With `nan_allowed` a batch passes that is not finite, whose step the step guard skips.
     # NaN if a value is, and then a comparison fails.
     distance = tf.abs(images - 0.5)
     farthest, nearest = tf.reduce_max(distance), tf.reduce_min(distance)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import LARGEST_SEED, check, real_number, shown, whole_number
@@ -20,7 +19,6 @@ from nvae_tf.latent_plan import LatentPlan, values_of_groups
 from nvae_tf.layers.cpu_kernels import fan_out
 from nvae_tf.models.images import as_tensor, boolean_mask, check_classes, check_values
 
-Normal = tfp.distributions.Normal
 Shapes = Sequence[tuple[int, int, int]]
 Number = int | tf.Tensor
 Temperature = float | tf.Tensor | Sequence[float] | np.ndarray
@@ -31,8 +29,8 @@ class LatentSample(NamedTuple):
 
     z: tf.Tensor  # after the flows
     z_before_flows: tf.Tensor  # the posterior's own sample; the same as `z` without flows
-    prior: Normal | None  # given the groups above; None where a scanned pass does not keep it
-    posterior: Normal | None = None  # before the flows; None where z does not come from it
+    prior: SoftClampedNormal | None  # given the groups above; None where a scanned pass does not keep it
+    posterior: SoftClampedNormal | None = None  # before the flows; None where z does not come from it
     has_flows: bool = False  # between `z_before_flows` and `z`
     groups: int = 1  # the number of groups, one group's images after another's: more than one in a scanned pass
 
@@ -194,10 +192,7 @@ def with_kept_channels(sources: Sequence[PosteriorSource], kept_channels: Any, p
 
 
 def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Tensor | None:
-    """The class of each of `count` images, int32 `[count]`, from one number for all or one an image; None for none.
-
-    ValueError where the model has no classes, or labels are not one or `count` numbers as `check_classes` takes them.
-    """
+    """The class of each of `count` images, int32 `[count]`, from one or `count` numbers; ValueError for others."""
     if labels is None:
         return None
     check(num_classes > 0, "labels were given, but this model has no classes (model.num_classes = 0); leave them out")
@@ -226,10 +221,7 @@ def check_guidance(guidance: float, has_labels: bool, num_classes: int, label_dr
 
 
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:
-    """Latents from outside, a list `[batch, height, width, latent channels]` a group, top group first, as float32.
-
-    ValueError where they do not fit the plan, lack groups, are not of equally many images or (if eager) not finite.
-    """
+    """Latents from outside as float32, top group first; ValueError unless they fit the plan and are finite."""
     if isinstance(latents, str | bytes) or not isinstance(latents, Sequence):
         raise ValueError(f"latents are one {type(latents).__name__}; give a list, one array a group, as of `encode`")
     tensors, shapes = [as_tensor(latent, "latents") for latent in latents], list(plan.latent_shapes())
@@ -249,9 +241,8 @@ def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_group
 def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[float | tf.Tensor]:
     """The temperature of every group, top group first.
 
-    One number is for all groups; a list has one for every scale or group, see `values_of_groups`. A tensor of one axis
-    is such a list; any other tensor counts as one number (one for each image: `[batch, 1, 1, 1]`). ValueError for a
-    list of another length, or a number that is not greater than 0 and finite.
+    One number is for all groups; a list, or a tensor of one axis, has one for every scale or group. Any other tensor
+    counts as one number. ValueError for another length, or a number that is not greater than 0 and finite.
     """
     if isinstance(temperature, tf.Tensor) and temperature.shape.rank == 1:
         temperature = tf.unstack(temperature)

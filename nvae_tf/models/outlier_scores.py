@@ -32,10 +32,9 @@ class OutlierParts(NamedTuple):
 
 
 class OutlierScores(NamedTuple):
-    """Scores of images `[batch]`, higher for images that are less like the training images; None without calibration.
+    """Scores of images `[batch]`, higher for images that are less like the training images; None if not calibrated."""
 
-    A p-value is the share of held-out images whose score is at least as high, the image itself counted as one.
-    """
+    # A p-value is the share of held-out images whose score is at least as high, the image itself counted as one.
 
     kl: tf.Tensor  # the sum over the groups, in nats
     # KL and reconstruction at the posterior's means, in nats: it does not show outliers, and is no bound on -log p(x).

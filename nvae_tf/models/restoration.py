@@ -1,8 +1,7 @@
 """Restoration: images from noisy linear measurements of them, with the trained model as the prior.
 
-Inpainting, super-resolution, deblurring and denoising differ in the operator A of the measurement `A x + sigma * noise`
-alone. The result is the maximum a posteriori over whitened latents `e = (z - prior mean) / prior sigma`, in which every
-group's prior is a standard normal. With mean u and variance V of the likelihood given e, Adam lowers, in nats,
+The measurement is `A x + sigma * noise`. The result is the maximum a posteriori over whitened latents
+`e = (z - prior mean) / prior sigma`. With mean u and variance V of the likelihood given e, Adam lowers, in nats,
 `sum of r^2 / 2W + log W / 2, plus WEIGHT / 2 |e|^2;  r = y - A u,  W = (A * A) V + sigma^2`
 from the latents of a linear estimate. Before that, where there is little noise, the encoder's and the data's turns
 alternate (PnP-HVAE: Prost et al. 2023, arXiv 2303.11217). At the end comes the linear step
@@ -18,15 +17,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, check, real_number, whole_number
 from nvae_tf.models.images import as_tensor, boolean_mask
-from nvae_tf.models.latents import (
-    GroupLayers,
-    LatentSample,
-    PosteriorSource,
-    PriorSource,
-    batch_size_of,
-    image_seeds,
-    noise_per_image,
-)
+from nvae_tf.models.latents import PosteriorSource, PriorSource, batch_size_of, image_seeds, noise_per_image
 from nvae_tf.models.passes import image_features, inference_pass, pass_of_loop, top_down_pass
 
 # Chosen on gray Fashion-MNIST; docs/restoration.md has what they give.
@@ -117,9 +108,7 @@ def measured(operator: LinearOperator, images: np.ndarray, sigma: float, seed: i
     return np.asarray(tf.where(_seen(operator, images), exact + sigma * noise, 0.0))
 
 
-def checked_measurement(
-    measurement: Any, operator: LinearOperator, sigma: Any, config: ModelConfig
-) -> tuple[tf.Tensor, float | tf.Tensor]:
+def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, config: ModelConfig) -> tuple:
     """The measurement as float32, and sigma; ValueError where they do not fit operator and model."""
     # What says nothing of any pixel, as the pixels that a mask leaves out, becomes 0.
     if not tf.is_symbolic_tensor(sigma):
@@ -158,9 +147,7 @@ def _check_operator(operator: LinearOperator, images: tf.Tensor, measured: tf.Te
     check(np.allclose(*products, rtol=1e-3, atol=1e-3), "operator.adjoint is not the adjoint of apply")
 
 
-def restored(
-    model, measurement, seeds, labels, operator: LinearOperator, sigma, steps: int, pnp_steps: int, from_draws: bool
-) -> tf.Tensor:
+def restored(model, measurement, seeds, labels, operator, sigma, steps: int, pnp_steps: int, from_draws) -> tf.Tensor:
     """Images `[batch, height, width, channels]` of checked measurements; what a graph does of `NVAE.restore`."""
     forward = pass_of_loop(model, labels)
     count, shapes = batch_size_of(measurement), model.plan.latent_shapes()
@@ -194,7 +181,7 @@ class TemperedSource(NamedTuple):
     feature: tf.Tensor
     temperature: float = PNP_TEMPERATURE
 
-    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+    def draw(self, layers: Any, state: tf.Tensor) -> Any:
         latent = PosteriorSource(self.feature, 0.0).draw(layers, state)
         prior_weight = (self.temperature**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
         return latent._replace(z=(latent.z + prior_weight * latent.prior.loc) / (1.0 + prior_weight))

@@ -1,9 +1,8 @@
 """A reweighted prior: the top groups' priors times a learned ratio, sampled by resampling (Aneja et al. 2021).
 
-The prior p(z) of a VAE has holes where no image's posterior is. The noise-contrastive prior of arXiv 2010.02917 is
-`r(z) p(z) / Z`, with the ratio r of all images' posteriors to the prior; log r is the logit of a classifier. A sample
-is one of some proposals from the prior, chosen with probabilities proportional to r, group after group. A mixture of
-Gaussians can be drawn from by itself (Ghosh et al. 2020, arXiv 1903.12436). Training is in `nvae_tf.training.prior`.
+The noise-contrastive prior of arXiv 2010.02917 is `r(z) p(z) / Z`, with the ratio r of all images' posteriors to the
+prior; log r is the logit of a classifier. A sample is one of some proposals from the prior, chosen with probabilities
+proportional to r, group after group. A mixture of Gaussians can be drawn from by itself (Ghosh et al. 2020).
 """
 
 import dataclasses
@@ -17,15 +16,7 @@ import tensorflow as tf
 from nvae_tf.config import PRIOR_KINDS, PRIORS, check, check_choice, whole_number
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.models.latents import (
-    ComposedSource,
-    GroupLayers,
-    LatentSample,
-    LatentSource,
-    PriorSource,
-    groups_of_flat,
-    in_graph,
-)
+from nvae_tf.models.latents import ComposedSource, GroupLayers, LatentSample, PriorSource, groups_of_flat, in_graph
 
 NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one"
 CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing: of a pair of draws, in nats
@@ -132,9 +123,7 @@ class ReweightedPrior:
     num_classes: int = 0
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # how it was learned, see `training.prior`
 
-    def log_ratio(
-        self, group: int, whitened: tf.Tensor, prior: SoftClampedNormal, above: Sequence[tf.Tensor], labels=None
-    ) -> tf.Tensor:
+    def log_ratio(self, group: int, whitened, prior: SoftClampedNormal, above: Sequence, labels=None) -> tf.Tensor:
         """Log r in nats, `[batch, proposals]`, of proposals of a group, whitened by its `prior` at temperature 1."""
         context = [*above, prior.loc, tf.math.log(prior.scale)] if group else []
         if self.num_classes:
@@ -143,7 +132,7 @@ class ReweightedPrior:
             context.append(tf.one_hot(labels, self.num_classes)[:, tf.newaxis, tf.newaxis])
         return self.ratios[group](whitened, context)
 
-    def sources(self, seeds: tf.Tensor, temperatures: Sequence, plan: LatentPlan, labels=None) -> list[LatentSource]:
+    def sources(self, seeds: tf.Tensor, temperatures: Sequence, plan: LatentPlan, labels=None) -> list:
         """The sources of the top groups for one seed an image `[batch, 2]`, on which alone an image's draws depend."""
         shapes = plan.latent_shapes()[: len(self.ratios)]
         if isinstance(self.ratios[0], Mixture):
@@ -221,7 +210,7 @@ class PartlyReweightedSource(NamedTuple):
     """As `composed`; of the rows that are not kept, those that are reweighted come from a reweighted prior."""
 
     composed: ComposedSource
-    reweighted: Callable[[], Sequence[LatentSource]]  # makes the draws, and of them the sources of the top groups
+    reweighted: Callable[[], Sequence]  # makes the draws, and of them the sources of the top groups
     is_reweighted: tf.Tensor  # [batch]
     above: list[tuple]  # as `ResampledSource.drawn`: the sources of a pass draw in turn, once each
 
@@ -275,9 +264,7 @@ def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
     return model.reweighted_prior
 
 
-def with_reweighted_prior(
-    reweighted: ReweightedPrior, sources: Sequence[LatentSource], seeds: tf.Tensor, temperatures, plan, labels
-) -> list[LatentSource]:
+def with_reweighted_prior(reweighted: ReweightedPrior, sources, seeds, temperatures, plan, labels) -> list:
     """The sources of all groups, the top ones those of `reweighted`; ValueError where they are not priors."""
     is_plain = all(isinstance(source, PriorSource) for source in sources)
     check(is_plain, "the reweighted prior draws the top groups by itself: neither guidance nor latents go with it")

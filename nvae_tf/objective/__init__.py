@@ -3,7 +3,6 @@
 from nvae_tf.objective.elbo import (
     Elbo,
     ImportanceWeighting,
-    TrainingLoss,
     add_samples,
     balancing_scales,
     bits_per_dimension,

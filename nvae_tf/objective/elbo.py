@@ -118,8 +118,8 @@ def training_loss(
 ) -> TrainingLoss:
     """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`, all scalars but for the `Elbo`.
 
-    `w_g` are the `group_weights` of beta (`kl_weight`) and scales (`balancing_scales`) times the final weights
-    (`final_kl_weights`; none: 1). A group whose mean KL is below `free_nats` counts as these, without gradient.
+    `w_g` are the `group_weights` times the final weights (`final_kl_weights`; none: 1). A group whose mean KL is below
+    `free_nats` counts as these, without gradient.
     """
     weights, kl = group_weights(elbo.kl, beta, scales), elbo.kl
     # At their defaults they add no operation.

@@ -14,11 +14,9 @@ _SMALLEST_NORM = 1e-3
 
 
 class SpectralRegularizer(keras.layers.Layer):
-    """The sum of the largest singular values of all convolutions, by power iteration on persistent vectors.
+    """The sum of the largest singular values of all convolutions, by power iteration on persistent vectors."""
 
-    A convolution's effective kernel counts as the matrix `[in * height * width, out]`. The vectors u are part of the
-    model's state and saved with it; the first pass iterates ten times as long.
-    """
+    # A kernel counts as the matrix `[in * height * width, out]`. The first pass iterates ten times as long.
 
     ITERATIONS = 4
     FIRST_ITERATIONS = 40
