@@ -102,13 +102,11 @@ def heat(value):
 
 REFUSALS = [
     ("decode", zeros(3, 3), r"latents have shapes .* this model's are \[\(4, 4, 2\), \(8, 8, 2\)"),
-    ("decode", zeros(2, 3, 4), r"latents are of \[2, 3, 4\] images"),
     ("decode", zeros(3, 3, 3, bad=np.nan), "latents of group 0 are not all finite"),
     ("decode", {"latents": np.ones(3)}, "latents are one .*; give a list, one array a group"),
     *(("generate", heat(bad), "temperature = .*: must be greater than 0") for bad in (0.0, [0.5, -1], 1j)),
     ("generate", heat([0.7] * 4), "4 temperatures: .* the 2 scales .* the 3 groups"),
     ("generate", {"count": 0}, "count = .*: must be a whole number from 1 to 2147483647"),
-    ("generate", {"count": 2, "batch_size": "x"}, "batch_size = 'x': must be a whole number from 1"),
     *(("encode", {"seed": seed}, "seed = .*: must be a whole number") for seed in (2**32, tf.constant(1.5))),
     ("encode", {"active_only": np.ones(3, bool)}, r"a mask of channels has shape \[3\]: must be \[3, 2\]"),
     ("encode", {"active_only": np.full((3, 2), np.nan)}, "has values other than False and True"),

@@ -28,10 +28,8 @@ def test_other_images_are_refused():
         (GOOD[:0], "give at least one"),
         (np.zeros((2, 8, 8, 3)), r"shape \(2, 8, 8, 3\)"),  # the frame is the model's own affair
         (255.0 * GOOD, r"values from .* must be in \[0, 1\], without NaN: divide 8-bit values by 255"),
-        (GOOD - 0.5, "values from -"),
         (np.uint8(255 * GOOD), "of type uint8"),
         (np.where(GOOD > 0.9, np.nan, GOOD), "values from nan"),
-        (np.full((2, 6, 4, 3), np.inf), "values from inf"),
     ):
         with pytest.raises(ValueError, match=message):
             check_images(images, CONFIG)

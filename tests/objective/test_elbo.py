@@ -93,6 +93,7 @@ def test_the_training_loss_and_its_gradient(beta, final):
 def test_the_weights_after_the_warm_up():
     plan = latent_plan(ModelConfig(num_latent_scales=2, num_groups_per_scale=2))
     assert bound.final_kl_weights(ObjectiveConfig(), plan) == (1.0,) * 4
+    assert bound.balancing_scales(plan) == (1.0, 1.0, 4.0, 4.0)
     objective = ObjectiveConfig(kl_final_weight=0.5, kl_scale_weights=(2, 0.5))
     assert bound.final_kl_weights(objective, plan) == (1.0, 1.0, 0.25, 0.25)
 
