@@ -113,7 +113,7 @@ def features(images: str = DEBIAN) -> dict[str, Any]:
 
 
 def make_extractor() -> types.SimpleNamespace:
-    """The extractor, see `nvae_tf.evaluation.inception.FeatureExtractor`: float32 `[batch, 64]` of images in [0, 1].
+    """The extractor, see docs/evaluation.md: float32 `[batch, 64]` of images in [0, 1].
 
     Images `[batch, 28, 28, 1]` are binarized with a seed of their content.
     """
@@ -142,7 +142,7 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
     from nvae_tf.data.sources import load_split
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
-    from nvae_tf.evaluation.fid import frechet_distance, image_statistics
+    from nvae_tf.evaluation.fid import frechet_distance, statistics_of
     from nvae_tf.generation.sampling import ImageGenerator, reconstruct_images
     from nvae_tf.runs.loading import load, load_run
     from nvae_tf.training.prior import learn_prior
@@ -150,11 +150,11 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     run, extractor, table = load_run(workdir), make_extractor(), []
     model, spec, stored = run.model, run.config.data, stored_spec(run.config.data)
     train, test = (load_split(stored, split) for split in COUNTS)
-    real = image_statistics((batch.numpy() for batch in evaluation_batches(train, stored, 256, 0)), extractor)
+    real = statistics_of(extractor.features(batch.numpy()) for batch in evaluation_batches(train, stored, 256, 0))
 
     def distance(images: np.ndarray) -> float:
         rounded = np.rint(images * np.float32(255.0)) / np.float32(255.0)
-        return float(frechet_distance(real, image_statistics([rounded], extractor)))
+        return float(frechet_distance(real, statistics_of([extractor.features(rounded)])))
 
     def add_samples(name: str, model: Any, temperature: float = 1.0, prior: str = "model", **more: Any) -> None:
         generator, seconds, distances = ImageGenerator(model), [], []

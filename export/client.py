@@ -47,7 +47,7 @@ def main(command: str) -> None:
     files = find_pictures(FLAGS.images) if command in _TAKE_PICTURES else []
     names = [name for _, name in files]
     if command == "decode":
-        latents, _, names, labels = read_flat_latents(FLAGS.latents)
+        latents, names, labels, _ = read_flat_latents(FLAGS.latents)
         names = names or [f"decoded_{number:05d}" for number in range(len(latents))]
     elif command == "sample":
         names = [f"sample_{number:05d}" for number in range(FLAGS.count)]

@@ -188,3 +188,8 @@ def check_writable(folder: pathlib.Path, flag: str) -> None:
         raise ValueError(f"{flag}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"{flag}: nothing can be written in {existing}; make that folder writable, or give another")
+
+
+def cache_folder() -> pathlib.Path:
+    """The folder where this package keeps downloads and statistics for a user."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nvae_tf"

@@ -17,9 +17,8 @@ from nvae_tf.layers.stacked import StackedLayer
 def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mirrored: bool) -> np.ndarray:
     """Mask `[size, size, in, out]` of a convolution that looks only at what comes earlier in raster order.
 
-    Earlier are all rows above and the same row to the left. At the center, channels are in blocks (equal runs of the
-    wider side, one for each channel of the narrower): output block `i` sees input blocks `< i` where `strict`, else
-    `<= i`. `mirrored` flips height and width, not the channels.
+    At the center, channels are in blocks (equal runs of the wider side, one for each channel of the narrower): output
+    block `i` sees input blocks `< i` where `strict`, else `<= i`. `mirrored` flips height and width, not the channels.
     """
     center, narrower = size // 2, min(channels_in, channels_out)
     mask = np.zeros((size, size, channels_in, channels_out), np.float32)

@@ -4,13 +4,13 @@ The network is built by walking this plan, and the names of published files and 
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from nvae_tf.config import ModelConfig, check_choice
+from nvae_tf.config import ModelConfig, check, check_choice
 
-Value = TypeVar("Value")
 # What this process has been warned of.
 _WARNINGS_SHOWN: dict = {}
 
@@ -19,15 +19,13 @@ HIDDEN_MULTIPLE = 6  # hidden channels of a flow cell for each channel of the la
 MOST_LAYERS, MOST_WEIGHTS = 10_000, 2_000_000_000
 
 
-@dataclasses.dataclass(frozen=True)
-class ConvolutionBranch:
+class ConvolutionBranch(NamedTuple):
     """A residual branch of plain operations in a row: `bnswish`, `bnelu`, `elu` or the dilated `bnswish5`."""
 
     operations: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class InvertedBranch:
+class InvertedBranch(NamedTuple):
     """A residual branch that widens by `expansion`, convolves depthwise (or in `groups` groups), and narrows."""
 
     kernel_size: int
@@ -114,20 +112,16 @@ class LatentPlan:
         return tuple((s.height, s.width, self.num_latent_per_group) for s in self.scales for _ in s.groups)
 
 
-def values_of_groups(values: Sequence[Value], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Value]:
-    """One value for every group, top group first, from one for every scale (the smallest first) or for every group.
-
-    `shapes` are those of the groups' latents, `what` is the values' name in the plural, for the ValueError.
-    """
+def values_of_groups(values: Sequence[Any], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Any]:
+    """One value for every group, top group first, from one for every scale (the smallest first) or for every group."""
+    # `shapes` are those of the groups' latents, `what` is the values' name in the plural, for the ValueError.
     scales = list(dict.fromkeys(shape[:2] for shape in shapes))
     if len(values) == len(shapes):
         return list(values)
     if len(values) == len(scales):
         return [values[scales.index(shape[:2])] for shape in shapes]
-    raise ValueError(
-        f"{len(values)} {what}: give one for all, one for each of the {len(scales)} scales or one for each of the "
-        f"{len(shapes)} groups"
-    )
+    rule = f"one for each of the {len(scales)} scales or one for each of the {len(shapes)} groups"
+    raise ValueError(f"{len(values)} {what}: give one for all, {rule}")
 
 
 def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
@@ -138,19 +132,17 @@ def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
 
 
 def inference_bytes_per_image(config: ModelConfig) -> int:
-    """Estimates, on the safe side, the memory of a pass of inference for each image: that of four of its widest layers.
-
-    These are inside of the decoder's cells at the image's own resolution, with six times its channels, in float32.
-    """
+    """Estimates, on the safe side, the bytes of a pass of inference for each image: four layers of the widest cells."""
+    # Inside of the decoder's cells at the image's own resolution, with six times its channels, in float32.
     return 4 * 4 * config.network_height * config.network_width * 6 * config.num_channels_decoder
 
 
 def latent_plan(config: ModelConfig) -> LatentPlan:
     """Lays out the hierarchy that the settings ask for; ValueError where they do not fit, or make too large a model."""
     _check_size(fewest_weights(config), MOST_WEIGHTS, "weights")
-    sizes = config.image_height, config.image_width, config.network_height, config.network_width
-    if (times := sizes[2] * sizes[3] / (sizes[0] * sizes[1])) > 2:
-        text = "images of {} x {} are padded with zeros to {} x {} (height x width)".format(*sizes)
+    height, width, *frame = config.image_height, config.image_width, config.network_height, config.network_width
+    if (times := math.prod(frame) / (height * width)) > 2:
+        text = f"images of {height} x {width} are padded with zeros to {frame[0]} x {frame[1]} (height x width)"
         text += f", {times:.3g} times the work: lower model.num_latent_scales = {config.num_latent_scales}, or padded_*"
         # Without a line of source text: one line on a terminal.
         warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0, registry=_WARNINGS_SHOWN)
@@ -176,9 +168,8 @@ def _layout(config: ModelConfig) -> LatentPlan:
 
 
 def _check_size(asked: int, most: int, what: str) -> None:
-    if asked > most:
-        fix = "use fewer channels, latents, groups, cells, flows or classes, or smaller images"
-        raise ValueError(f"model.num_*: at least {asked:,} {what}, and a model may have {most:,}; {fix}")
+    fix = "use fewer channels, latents, groups, cells, flows or classes, or smaller images"
+    check(asked <= most, f"model.num_*: at least {asked:,} {what}, and a model may have {most:,}; {fix}")
 
 
 def fewest_layers(config: ModelConfig) -> int:
@@ -216,19 +207,14 @@ def fewest_weights(config: ModelConfig) -> int:
 
 def _check_architecture(config: ModelConfig) -> None:
     check_choice("model.cell_set", config.cell_set, CELL_SETS)
-    blocks, divisor = config.num_preprocess_blocks, config.size_divisor
-    if config.num_postprocess_blocks != blocks:
-        raise ValueError(
-            f"model.num_postprocess_blocks = {config.num_postprocess_blocks}: must equal num_preprocess_blocks = "
-            f"{blocks}, or the image that comes out has another size than the one that goes in"
-        )
+    blocks, others, divisor = config.num_preprocess_blocks, config.num_postprocess_blocks, config.size_divisor
+    fault = f"model.num_postprocess_blocks = {others}: must equal num_preprocess_blocks = {blocks}"
+    check(others == blocks, f"{fault}, or the image that comes out has another size than the one that goes in")
     for side in ("height", "width"):
         real, padded = getattr(config, f"image_{side}"), getattr(config, f"network_{side}")
-        if padded < real or padded % divisor:
-            raise ValueError(
-                f"model.padded_{side} = {padded}: not divisible by {divisor}, as blocks and scales need it, or smaller "
-                f"than the image's {side} of {real}; leave it out for the smallest that fits, or use fewer scales"
-            )
+        fault = f"not divisible by {divisor}, as blocks and scales need, or smaller than the image's {side} of {real}"
+        fix = "leave it out for the smallest that fits, or use fewer scales"
+        check(padded >= real and padded % divisor == 0, f"model.padded_{side} = {padded}: {fault}; {fix}")
     if config.likelihood == "logistic_mixture" and config.image_channels > 4:
         raise ValueError(f"model.image_channels = {config.image_channels}: the logistic mixture takes 1 to 4 channels")
     if config.likelihood == "bernoulli" and config.num_bits != 1:
@@ -237,7 +223,5 @@ def _check_architecture(config: ModelConfig) -> None:
     for part, channels in (("preprocess", config.num_channels_encoder), ("postprocess", config.num_channels_decoder)):
         branch = getattr(cells, part)
         if isinstance(branch, InvertedBranch) and branch.groups and channels * branch.expansion % branch.groups:
-            raise ValueError(
-                f"model.cell_set = {config.cell_set!r}: its {part} cells widen {channels} channels {branch.expansion} "
-                f"times and cut them into {branch.groups} groups; use multiples of 8"
-            )
+            form = f"widen {channels} channels {branch.expansion} times and cut them into {branch.groups} groups"
+            raise ValueError(f"model.cell_set = {config.cell_set!r}: its {part} cells {form}; use multiples of 8")

@@ -28,19 +28,14 @@ def num_mixture_parameters(channels: int, num_mixtures: int) -> int:
 
 
 def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures: int) -> tuple[tf.Tensor, ...]:
-    """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into parameters of `DiscretizedLogisticMixture`.
-
-    M logits come first. For RGB the rest is the published layout, channel after channel: M means, M log-scales (raised
-    to at least -7), M coefficients (made so by tanh): green from red, blue from red, blue from green. For 1, 2 and 4
-    channels, which the published model does not have: channel after channel M means, M log-scales; then all
-    coefficients.
-    """
+    """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into parameters of `DiscretizedLogisticMixture`."""
+    # M logits come first, then channel after channel M means and M log-scales, and then all coefficients.
 
     def rows(flat: tf.Tensor, *shape: int) -> tf.Tensor:
         return tf.reshape(flat, tf.concat([tf.shape(flat)[:-1], [*shape, num_mixtures]], axis=0))
 
     parameters = tf.cast(parameters, tf.float32)
-    if channels == 3:
+    if channels == 3:  # as published: after each channel's means and log-scales M of the coefficients
         logits, rest = tf.split(parameters, [num_mixtures, -1], axis=-1)
         means, log_scales, coefficients = tf.unstack(rows(rest, channels, 3), axis=-2)
     else:
@@ -53,43 +48,28 @@ def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures:
 class DiscretizedLogisticMixture(tfd.Distribution):
     """One pixel of C channels, each on the grid `k / (2^num_bits - 1)` in [0, 1].
 
-    On the [-1, 1] scale, with component m drawn from `softmax(mixture_logits / temperature)`, channel c is
+    On the [-1, 1] scale, with component m drawn from `softmax(mixture_logits)`, channel c is
 
-        x_c = round(mu_mc + sum_{j<c} coefficient_mcj x_j + temperature * exp(log_scale_mc) * logistic noise)
+        x_c = round(mu_mc + sum_{j<c} coefficient_mcj x_j + exp(log_scale_mc) * logistic noise)
 
-    so its mass is `sum_m pi_m prod_c [F(x_c + h) - F(x_c - h)]` with F the logistic cumulative distribution
-    and h = 1 / (2^num_bits - 1) half the width of a bin; the lowest and highest bin take F's whole tails.
-
-    The mass has the quirks of the published scores unless `exact_edges`: values above 0.99 (so at 8 bits level 254 too)
-    take the upper tail, and masses below 1e-5 become density at the bin's center times its width; it may sum to more
-    than 1. Samples are continuous in [0, 1]. `mean` for RGB is each channel in turn from softmax-weighted means and
-    coefficients, clamped to [-1, 1]; for 1, 2 and 4 channels that of the clamped noise, each channel given the means of
-    those before. `variance` is that of samples for one channel, and for several where no channel that others depend on
-    is clamped. All is in float32.
+    so its mass is `sum_m pi_m prod_c [F(x_c + h) - F(x_c - h)]` with F the logistic cumulative distribution and h half
+    the width of a bin; the lowest and highest bin take F's whole tails. Unless `exact_edges`, it has the quirks of the
+    published scores: values above 0.99 (at 8 bits level 254 too) take the upper tail, and masses below 1e-5 become
+    density at the bin's center times its width. Samples are continuous in [0, 1]. `mean` for RGB is each channel in
+    turn from softmax-weighted means and coefficients, clamped to [-1, 1]; for 1, 2 and 4 channels that of the clamped
+    noise. `variance` is that of samples where no channel that others depend on is clamped. All is in float32.
 
     Args:
       mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
-      means: `[..., C, M]`, on the [-1, 1] scale.
-      log_scales: `[..., C, M]`, of the logistics on the [-1, 1] scale. -7 and above is safe in float32.
+      means, log_scales: `[..., C, M]`, on the [-1, 1] scale; log-scales of -7 and above are safe in float32.
       coefficients: `[..., C(C-1)/2, M]`, row by row of the strict lower triangle.
-      temperature: divides the mixture logits and multiplies the scales; scalar or shaped as the batch.
       num_bits: bits a channel, 1 to 8.
-      exact_edges: whether the mass is the proper one.
     """
 
-    def __init__(
-        self,
-        mixture_logits: tf.Tensor,
-        means: tf.Tensor,
-        log_scales: tf.Tensor,
-        coefficients: tf.Tensor,
-        temperature: float | tf.Tensor = 1.0,
-        num_bits: int = 8,
-        exact_edges: bool = False,
-    ):
+    def __init__(self, mixture_logits, means, log_scales, coefficients, num_bits: int = 8, exact_edges: bool = False):
         parameters = dict(locals())
-        self._mixture_logits, self._means, self._log_scales, self._coefficients, self._temperature = (
-            tf.cast(value, tf.float32) for value in (mixture_logits, means, log_scales, coefficients, temperature)
+        self._mixture_logits, self._means, self._log_scales, self._coefficients = (
+            tf.cast(value, tf.float32) for value in (mixture_logits, means, log_scales, coefficients)
         )
         self._channels = self._means.shape[-2]
         self._half_width = 1.0 / (2**num_bits - 1)
@@ -98,25 +78,19 @@ class DiscretizedLogisticMixture(tfd.Distribution):
 
     @classmethod
     def _parameter_properties(cls, dtype, num_classes=None):
-        event_ndims = {"mixture_logits": 1, "means": 2, "log_scales": 2, "coefficients": 2, "temperature": 0}
+        event_ndims = {"mixture_logits": 1, "means": 2, "log_scales": 2, "coefficients": 2}
         return {name: tfp.util.ParameterProperties(event_ndims=ndims) for name, ndims in event_ndims.items()}
 
     def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape([self._channels])
 
-    def _tempered_logits(self) -> tf.Tensor:
-        return self._mixture_logits / self._temperature[..., tf.newaxis]
-
-    def _tempered_log_scales(self) -> tf.Tensor:
-        return self._log_scales + tf.math.log(self._temperature)[..., tf.newaxis, tf.newaxis]
-
     def _log_prob(self, value: tf.Tensor) -> tf.Tensor:
         observed = 2.0 * tf.cast(value, tf.float32)[..., tf.newaxis] - 1.0
         values = tf.unstack(observed, num=self._channels, axis=-2)
         means, coefficients, log_scales = (
-            tf.unstack(rows, axis=-2) for rows in (self._means, self._coefficients, self._tempered_log_scales())
+            tf.unstack(rows, axis=-2) for rows in (self._means, self._coefficients, self._log_scales)
         )
-        log_weighted = tf.math.log_softmax(self._tempered_logits(), axis=-1)
+        log_weighted = tf.math.log_softmax(self._mixture_logits, axis=-1)
         for channel, (channel_value, log_scale) in enumerate(zip(values, log_scales, strict=True)):
             mean = _autoregressive_mean(channel, means, coefficients, values)
             log_weighted += self._log_bin_mass(channel_value, mean, log_scale)
@@ -155,26 +129,26 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         num_mixtures = self._means.shape[-1]
         gumbel = -tf.math.log(-tf.math.log(uniform(num_mixtures, component_seed)))
         # One row of weights a pixel, so that the same contraction serves the sample and the mean.
-        weights = tf.one_hot(tf.argmax(self._tempered_logits() + gumbel, axis=-1), num_mixtures)
+        weights = tf.one_hot(tf.argmax(self._mixture_logits + gumbel, axis=-1), num_mixtures)
         quantile = uniform(self._channels, noise_seed)
         noise = tf.math.log(quantile) - tf.math.log1p(-quantile)
-        return self._chain(weights, noise * tf.math.exp(_select(self._tempered_log_scales(), weights)))
+        return self._chain(weights, noise * tf.math.exp(_select(self._log_scales, weights)))
 
     def _mean(self) -> tf.Tensor:
-        weights = tf.nn.softmax(self._tempered_logits())
+        weights = tf.nn.softmax(self._mixture_logits)
         if self._channels == 3:
             return self._chain(weights, tf.zeros(tf.concat([self.batch_shape_tensor(), [3]], axis=0)))
         # Where most values are black or white, as those of alpha, a component's mean may be far from what is drawn.
         means, coefficients, values = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2), []
-        for channel, scale in enumerate(tf.unstack(tf.math.exp(self._tempered_log_scales()), axis=-2)):
+        for channel, scale in enumerate(tf.unstack(tf.math.exp(self._log_scales), axis=-2)):
             mean = _autoregressive_mean(channel, means, coefficients, values)
             values.append(tf.reduce_sum(weights * _clamped_mean(mean, scale), axis=-1, keepdims=True))
         return (tf.concat(values, axis=-1) + 1.0) / 2.0
 
     def _variance(self) -> tf.Tensor:
-        weights = tf.nn.softmax(self._tempered_logits())
+        weights = tf.nn.softmax(self._mixture_logits)
         means, coefficients = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2)
-        scales = tf.math.exp(tf.minimum(self._tempered_log_scales(), _LARGEST_LOG_SCALE))
+        scales = tf.math.exp(tf.minimum(self._log_scales, _LARGEST_LOG_SCALE))
         scales = tf.unstack(scales, axis=-2)
         # Given the component a channel is linear in the logistic noise of its own and the lower channels. Their sum is
         # taken for one logistic with the same variance; `loads` has how much of each channel's noise is in a channel.
@@ -221,11 +195,9 @@ def _clamped_mean(mean: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
 
 
 def _clamped_moments(mean: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance of a logistic variable that is clamped to [-1, 1].
-
-    For the variable d = x + 1 in [0, 2] they follow from the integrals of 1 - F and 2d (1 - F), by way of softplus and
-    its integral, the dilogarithm: nothing cancels where nearly all mass is below the lower edge.
-    """
+    """Mean and variance of a logistic variable that is clamped to [-1, 1]."""
+    # For d = x + 1 they follow from the integrals of 1 - F and 2d (1 - F) over [0, 2], by way of softplus and its
+    # integral, the dilogarithm: nothing cancels where nearly all mass is below the lower edge.
     above_lower, above_upper = (mean + 1.0) / scale, (mean - 1.0) / scale
     distance = scale * (tf.nn.softplus(above_lower) - tf.nn.softplus(above_upper))
     integrals = _softplus_integral(above_lower) - _softplus_integral(above_upper)

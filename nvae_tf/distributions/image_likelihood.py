@@ -5,7 +5,6 @@ import dataclasses
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.config import LIKELIHOODS, check_choice
 from nvae_tf.distributions.discretized_logistic_mixture import (
     DiscretizedLogisticMixture,
     num_mixture_parameters,
@@ -20,9 +19,8 @@ tfd = tfp.distributions
 class ImageLikelihood:
     """Distributions of images with C channels in [0, 1], from a decoder's output.
 
-    `bernoulli` is a Bernoulli for each value, from logits, which the temperature divides; `logistic_mixture` a
-    `DiscretizedLogisticMixture` for each pixel, with the last three settings; `normal` a `PixelNormal` for each value,
-    from C means, then C log standard deviations.
+    `bernoulli` is a Bernoulli for each value, from logits; `logistic_mixture` a `DiscretizedLogisticMixture` for each
+    pixel, with the last three settings; `normal` a `PixelNormal` for each value, from C means, then C log-scales.
     """
 
     name: str
@@ -31,9 +29,6 @@ class ImageLikelihood:
     num_bits: int = 8
     exact_edges: bool = False
 
-    def __post_init__(self):
-        check_choice("likelihood", self.name, LIKELIHOODS)
-
     @property
     def num_parameters(self) -> int:
         """The count of numbers that the decoder must give for each pixel."""
@@ -41,21 +36,14 @@ class ImageLikelihood:
             return num_mixture_parameters(self.channels, self.num_mixtures)
         return self.channels if self.name == "bernoulli" else 2 * self.channels
 
-    def distribution(self, parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Distribution:
-        """The distribution with event shape `[H, W, C]` for parameters `[..., H, W, num_parameters]` of any type.
-
-        `log_prob(images)` is in nats an image, `mean()` and `sample(seed=...)` are images in [0, 1], all in float32. A
-        temperature below 1 narrows the distribution; ValueError for one that is not above 0.
-        """
-        if isinstance(temperature, (int, float)) and not temperature > 0:
-            raise ValueError(f"The temperature of an image likelihood must be above 0, got {temperature}.")
+    def distribution(self, parameters: tf.Tensor) -> tfd.Distribution:
+        """The distribution of float32 images `[H, W, C]` in [0, 1] for parameters `[..., H, W, num_parameters]`."""
         if self.name == "bernoulli":
-            logits = tf.cast(parameters, tf.float32) / tf.cast(temperature, tf.float32)
-            return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=tf.float32), 3)
+            return tfd.Independent(tfd.Bernoulli(logits=tf.cast(parameters, tf.float32), dtype=tf.float32), 3)
         if self.name == "normal":
-            return tfd.Independent(PixelNormal(*tf.split(parameters, 2, axis=-1), temperature), 3)
+            return tfd.Independent(PixelNormal(*tf.split(parameters, 2, axis=-1)), 3)
         split = split_mixture_parameters(parameters, self.channels, self.num_mixtures)
-        return tfd.Independent(DiscretizedLogisticMixture(*split, temperature, self.num_bits, self.exact_edges), 2)
+        return tfd.Independent(DiscretizedLogisticMixture(*split, self.num_bits, self.exact_edges), 2)
 
     def sample(self, parameters: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """Images `[batch, H, W, C]` drawn from p(x | z), on its levels, each by its own seed `[batch, 2]` alone."""
@@ -70,20 +58,18 @@ class ImageLikelihood:
 
 
 class PixelNormal(tfd.Distribution):
-    """Values x in [0, 1] with the density of a `soft_clamped_normal(loc, log_scale, temperature)` on `2x - 1`.
+    """Values x in [0, 1] with the density of a `soft_clamped_normal` on `2x - 1`: on the published scale."""
 
-    `log_prob` is the density *on the [-1, 1] scale*, as published. Samples and the mean are mapped to [0, 1] and
-    clipped; the variance is that before clipping.
-    """
+    # Samples and the mean are mapped to [0, 1] and clipped; the variance is that before clipping.
 
-    def __init__(self, loc: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0):
+    def __init__(self, loc: tf.Tensor, log_scale: tf.Tensor):
         parameters = dict(locals())
-        self._normal = soft_clamped_normal(loc, log_scale, temperature)
+        self._normal = soft_clamped_normal(tf.concat([loc, log_scale], axis=-1))
         super().__init__(tf.float32, tfd.NOT_REPARAMETERIZED, False, True, parameters=parameters, name="PixelNormal")
 
     @classmethod
     def _parameter_properties(cls, dtype, num_classes=None):
-        return {name: tfp.util.ParameterProperties() for name in ("loc", "log_scale", "temperature")}
+        return {name: tfp.util.ParameterProperties() for name in ("loc", "log_scale")}
 
     def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape([])

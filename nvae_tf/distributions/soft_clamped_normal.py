@@ -10,11 +10,6 @@ tfd = tfp.distributions
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
-def soft_clamp(value: tf.Tensor) -> tf.Tensor:
-    """Bounds `value` smoothly to (-5, 5), close to the identity near zero; in float32."""
-    return 5.0 * tf.math.tanh(tf.cast(value, tf.float32) / 5.0)
-
-
 class SoftClampedNormal(tfd.Normal):
     """TFP's Normal, but log-probability and KL use no parameter more than twice (why: see `fan_out`)."""
 
@@ -30,21 +25,15 @@ def _kl_divergence(a: SoftClampedNormal, b: SoftClampedNormal, name: str | None 
         return 0.5 * tf.square((a.loc - b.loc) / b.scale) + 0.5 * tf.math.expm1(2.0 * log_ratio) - log_ratio
 
 
-def soft_clamped_normal(mean, log_scale, temperature: float | tf.Tensor = 1.0) -> SoftClampedNormal:
+def soft_clamped_normal(parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> SoftClampedNormal:
     """The Normal with mean `clamp(mean)` and scale `(exp(clamp(log_scale)) + 0.01) * temperature`, in float32.
 
-    Bounding both keeps the KL of a deep hierarchy finite early in training (Vahdat & Kautz 2020, section 3). Where a
-    residual is added to a prior, add it before calling this. At temperature 0 samples are the mean.
+    `parameters` `[..., 2 * channels]` are means, then log-scales; `clamp(x)` is `5 tanh(x / 5)`. Bounding both keeps
+    the KL of a deep hierarchy finite early in training (Vahdat & Kautz 2020, section 3). Where a residual is added to a
+    prior, add it before calling this. At temperature 0 samples are the mean.
     """
-    return _normal(soft_clamp(mean), soft_clamp(log_scale), temperature)
-
-
-def soft_clamped_normal_from(parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> SoftClampedNormal:
-    """`soft_clamped_normal` of means and log-scales in one tensor `[..., 2 * channels]`, in half of the operations."""
-    return _normal(*tf.split(soft_clamp(parameters), 2, axis=-1), temperature)
-
-
-def _normal(location: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor) -> SoftClampedNormal:
+    clamped = 5.0 * tf.math.tanh(tf.cast(parameters, tf.float32) / 5.0)
+    location, log_scale = tf.split(clamped, 2, axis=-1)
     scale = tf.math.exp(log_scale) + 0.01
     # A training graph holds up to sixty of these: neither multiply by one nor ask TFP for assertions.
     if not (isinstance(temperature, (int, float)) and temperature == 1):

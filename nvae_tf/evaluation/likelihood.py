@@ -27,7 +27,7 @@ Batch = tf.Tensor | tuple[tf.Tensor, tf.Tensor]
 
 
 class Likelihood(NamedTuple):
-    """Bounds on the likelihood of images and their parts, image by image, in nats."""
+    """Bounds on the likelihood of images and their parts, image by image, in nats; properties are means over images."""
 
     reconstruction: np.ndarray  # -log p(x | z) of one sample from the posterior, `[images]`
     # The KL of posterior and prior, `[images, groups, latent channels]`, top group first; with flows of this sample.
@@ -37,9 +37,7 @@ class Likelihood(NamedTuple):
     effective_samples: np.ndarray  # of the largest K, `[images]`; zeros where there is none
 
     @classmethod
-    def joined(
-        cls, batches: Iterable[Mapping[str, np.ndarray]], numbers_of_samples: tuple[int, ...] = ()
-    ) -> "Likelihood":
+    def joined(cls, batches: Iterable[Mapping[str, np.ndarray]], numbers_of_samples: tuple = ()) -> "Likelihood":
         """Joins the arrays of batches of images, by name, in order; there is one batch at least."""
         batches = list(batches)
         columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -50,49 +48,23 @@ class Likelihood(NamedTuple):
         """The negative evidence lower bound of every image."""
         return self.reconstruction + self.kl.sum(axis=(1, 2))
 
-    @property
-    def reconstruction_nats(self) -> float:
-        """The mean reconstruction of an image."""
-        return float(self.reconstruction.mean(dtype=np.float64))
-
-    @property
-    def kl_per_channel_nats(self) -> np.ndarray:
-        """The mean KL of every channel, `[groups, latent channels]`."""
-        return self.kl.mean(axis=0, dtype=np.float64)
-
-    @property
-    def kl_per_group_nats(self) -> np.ndarray:
-        """The mean KL of every group, `[groups]`."""
-        return self.kl_per_channel_nats.sum(axis=1)
-
-    @property
-    def kl_nats(self) -> float:
-        """The mean over the images of the KL of all groups."""
-        return float(self.kl_per_channel_nats.sum())
-
-    @property
-    def nelbo_nats(self) -> float:
-        """The mean negative evidence lower bound."""
-        return self.reconstruction_nats + self.kl_nats
+    # Means over the images, in nats: single numbers, but the KL of each group `[groups]` and channel.
+    reconstruction_nats = property(lambda self: float(self.reconstruction.mean(dtype=np.float64)))
+    kl_per_channel_nats = property(lambda self: self.kl.mean(axis=0, dtype=np.float64))
+    kl_per_group_nats = property(lambda self: self.kl_per_channel_nats.sum(axis=1))
+    kl_nats = property(lambda self: float(self.kl_per_channel_nats.sum()))
+    nelbo_nats = property(lambda self: self.reconstruction_nats + self.kl_nats)
 
 
 class LikelihoodEvaluator:
-    """Evaluates a model, with running batch-norm statistics, on batches of one size; its graphs are traced once.
+    """Evaluates a model on batches of up to `batch_size` images, which are padded; its graphs are traced once.
 
-    `batch_size` is the size of the largest batch; smaller batches are padded. `importance_samples` is the K of the
-    importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are measured on the way. Each replica of
-    the strategy, all in this process, takes an equal part of every batch. With a mask `kept_channels` images are
-    reconstructed from these latent channels alone, see `passes.inference_pass`.
+    `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
+    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. With a
+    mask `kept_channels` images are reconstructed from these latent channels alone, see `passes.inference_pass`.
     """
 
-    def __init__(
-        self,
-        model: NVAE,
-        batch_size: int,
-        importance_samples: int = 0,
-        strategy: tf.distribute.Strategy | None = None,
-        kept_channels: tf.Tensor | None = None,
-    ):
+    def __init__(self, model: NVAE, batch_size: int, importance_samples: int = 0, strategy=None, kept_channels=None):
         self._strategy = strategy or tf.distribute.get_strategy()
         replicas = self._strategy.num_replicas_in_sync
         importance_samples = whole_number("importance_samples", importance_samples, 0, MOST_IMPORTANCE_SAMPLES)
@@ -107,22 +79,16 @@ class LikelihoodEvaluator:
         how = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
         self._add_samples = self._on_replicas(functools.partial(add_importance_samples, model, **how))
 
-    def evaluate(
-        self, batches: Iterable[Batch], seed: int = 0, progress: Callable[[int], None] = lambda done: None
-    ) -> Likelihood:
-        """Goes once through batches `[up to batch_size, height, width, channels]` in [0, 1], or pairs with labels.
-
-        The draws of an image depend on the seed and its number alone. `progress` gets the number of images done.
-        """
+    def evaluate(self, batches: Iterable[Batch], seed: int = 0, progress: Callable = lambda done: None) -> Likelihood:
+        """Goes once through batches of images in [0, 1], or pairs with labels; `progress` gets the number done."""
+        # The draws of an image depend on the seed and its number alone.
         parts, count = [], 0
         for batch in batches:
             parts.append(self.evaluate_batch(batch, seed, count, lambda done, before=count: progress(before + done)))
             count += len(parts[-1]["reconstruction"])
         return Likelihood.joined(parts, self.numbers_of_samples)
 
-    def evaluate_batch(
-        self, batch: Batch, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
-    ) -> dict[str, np.ndarray]:
+    def evaluate_batch(self, batch: Batch, seed: int, first: int, progress: Callable = lambda done: None) -> dict:
         """The arrays for `Likelihood.joined` of a batch, whose first image has the number `first`."""
         rows = [tf.convert_to_tensor(row) for row in (batch if isinstance(batch, tuple) else (batch,))]
         size = rows[0].shape[0]
@@ -133,20 +99,19 @@ class LikelihoodEvaluator:
         labels = labels[0] if labels and self._model.config.num_classes else None
         seeds = divided(self._strategy, image_seeds(seed, self._batch_size, first))
         reconstruction, kl = joined(self._strategy, self._elbo_parts(images, seeds, labels))
-        bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])
+        weighting = ImportanceWeighting.begun(self._batch_size, len(self.numbers_of_samples))
         if self.numbers_of_samples:
             features, count, step = self._features(images), self.numbers_of_samples[-1], _TURNS * self._at_once
-            begun = ImportanceWeighting.begun(self._batch_size, len(self.numbers_of_samples))
-            weighting = divided(self._strategy, begun)
+            weighting = divided(self._strategy, weighting)
             for start in range(0, count, step):
                 samples = tf.constant(start), tf.constant(min(start + step, count))
                 weighting = self._add_samples(weighting, images, features, seeds, labels, *samples)
                 progress(size * min(start + step, count) // count)
             weighting = joined(self._strategy, weighting)
-            bounds, effective = weighting.bounds, weighting.effective_samples
         else:
             progress(size)
-        measured = dict(reconstruction=reconstruction, kl=kl, importance_weighted=bounds, effective_samples=effective)
+        measured = {"reconstruction": reconstruction, "kl": kl, "importance_weighted": weighting.bounds}
+        measured["effective_samples"] = weighting.effective_samples
         return {name: value.numpy()[:size] for name, value in measured.items()}
 
     def _replica_elbo(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:

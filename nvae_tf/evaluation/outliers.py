@@ -17,6 +17,7 @@ from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.models import NVAE
+from nvae_tf.models.images import check_images
 from nvae_tf.models.outlier_scores import (
     OutlierCalibration,
     OutlierParts,
@@ -31,37 +32,26 @@ from nvae_tf.runs.loading import load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 FLAGGED_BELOW = 0.05  # images with a p-value up to this are flagged
-_FEWEST, _FEWEST_HELD_OUT = 50, 19
 # In nats, of each group and the reconstruction: a group that is not used hardly varies, and may a little elsewhere.
 _SMALLEST_DEVIATION = 0.01
-_SHOWN_OF_A_SET = 6
 Scores = Mapping[str, np.ndarray]
 
 
 def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None = None) -> OutlierCalibration:
-    """Calibrates `model.outlier_score` with training images and held-out images.
-
-    Both are `[batch, height, width, channels]` in [0, 1]. ValueError for fewer than 50 training, or 19 held-out images.
-    """
-    calibration, model.outlier_calibration = model.outlier_calibration, None
-    try:
-        parts = [model.outlier_score(images, batch_size=batch_size).parts for images in (training, held_out)]
-        calibration = calibration_of(*parts)
-        return calibration
-    finally:
-        model.outlier_calibration = calibration
+    """Calibrates `model.outlier_score` with `[batch, height, width, channels]`; ValueError for fewer than 50 and 19."""
+    both = [check_images(images, model.config, scored=True) for images in (training, held_out)]
+    model.outlier_calibration = calibration_of(
+        *(model._in_batches(outlier_parts, batch_size, images, None) for images in both)
+    )
+    return model.outlier_calibration
 
 
 def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
-    """The calibration by the scores of training images and of held-out images, among which p-values are ranks.
-
-    Ranks among the training images would be too small, because the model fits these better. ValueError for too few
-    images, or scores that are not finite.
-    """
+    """The calibration by the scores of training and of held-out images; ValueError for too few, or NaN."""
     # Here, because importing scikit-learn takes a second that a model without calibration does not need.
     from sklearn.covariance import LedoitWolf
 
-    for parts, fewest, name in ((training, _FEWEST, "training"), (held_out, _FEWEST_HELD_OUT, "held-out")):
+    for parts, fewest, name in ((training, 50, "training"), (held_out, 19, "held-out")):
         if len(parts.kl) < fewest:
             raise ValueError(f"{len(parts.kl)} {name} images are too few to calibrate; give {fewest} or more")
     values = np.concatenate([training.kl, np.expand_dims(training.reconstruction, 1)], axis=1).astype(np.float64)
@@ -75,29 +65,20 @@ def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCal
     return OutlierCalibration(mean, covariance, np.sort(kl.numpy()), np.sort(mahalanobis.numpy()))
 
 
-def calibrate_run(
-    workdir: str | os.PathLike,
-    checkpoint: str = "latest",
-    images: int = 10_000,
-    batch_size: int | None = None,
-    data_path: str | None = None,
-) -> OutlierCalibration:
-    """Calibrates a checkpoint with up to `images` images of the training part and of the test part, see `calibrate`.
-
-    Writes `outliers.npz` of the run, where `nvae_tf.load` reads it. Raises what `nvae_tf.load` and `load_split` raise.
-    """
+def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, data_path=None) -> OutlierCalibration:
+    """Calibrates a checkpoint with up to `images` images of each part, and writes `outliers.npz` of the run."""
     folder, status = RunFolder(pathlib.Path(workdir)), StatusLine()
     # A shared run, which `load_run` loads too, has no folder to write into.
     read_run_config(folder)
     trained = load_run(workdir, checkpoint)
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
-    spec = images_alone(spec)
+    spec, parts = images_alone(spec), []
     score = tf.function(functools.partial(outlier_parts, trained.model), autograph=False)
     score = score.get_concrete_function(tf.TensorSpec([None, *spec.image_shape]))
-    size, parts = batch_size or trained.config.train.batch_size, []
     for source in [load_split(spec, split, status.report()) for split in ("train", "test")]:
         # The last batch, which may be smaller, is used only where all images are.
+        size = batch_size or trained.config.train.batch_size
         batches = max(1, source.count // size) if images < source.count else -(-source.count // size)
         numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
         progress, scored = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
@@ -133,8 +114,8 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
     for path in paths:
         if not os.path.exists(path):
             raise FileNotFoundError(f"--outliers: {path}: no such file or folder")
-        spec = dataclasses.replace(images_alone(task.spec), source="folder", **form)
-        spec = dataclasses.replace(spec, name=os.path.basename(path), source=source_at(path), path=path)
+        place = {"name": os.path.basename(path), "source": source_at(path), "path": path}
+        spec = dataclasses.replace(images_alone(task.spec), **form, **place)
         if spec.source == "folder":
             source = picture_source(path, spec)[0]
         else:
@@ -156,11 +137,11 @@ class OutlierResult(NamedTuple):
 def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> OutlierResult:
     """Measures how well each score separates each set of outliers from the part's own images, on all workers."""
     sets = [ImageSet(f"{task.split} images", task.source, images_alone(task.spec)), *outliers]
-    strategy, calibration = task.strategy, task.trained.model.outlier_calibration
+    strategy, model = task.strategy, task.trained.model
 
     @functools.partial(tf.function, autograph=False)
     def score(images: tf.Tensor) -> list[tf.Tensor]:
-        return strategy.run(lambda part: outlier_parts(task.trained.model, part)[:2], [images])
+        return strategy.run(lambda part: outlier_parts(model, part)[:2], [images])
 
     def compute(images: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
         padded = tf.pad(images, [(0, task.batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
@@ -179,15 +160,13 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> Outl
         batches = [*task.shared_batches(work, images.source.count, task.batch_size, inputs, compute)]
         parts.append({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
     task.check_finite(values for part in parts for values in part.values())
+    calibration = model.outlier_calibration
     own, *others = scores = [scores_by_name(OutlierParts(**part, kl_map=None), calibration) for part in parts]
-    metrics = {
-        "calibrated": calibration is not None,
-        "flagged_below": FLAGGED_BELOW,
-        "sets": {
-            images.name: {"num_images": images.source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
-            for images, other in zip(outliers, others, strict=True)
-        },
+    results = {
+        images.name: {"num_images": images.source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
+        for images, other in zip(outliers, others, strict=True)
     }
+    metrics = {"calibrated": calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": results}
     return OutlierResult(metrics, sets, scores)
 
 
@@ -203,23 +182,21 @@ def aurocs(inside: Scores, outside: Scores) -> dict[str, float]:
     """The area under the ROC curve of each score: how often an outlier has a higher score than another image."""
     from sklearn.metrics import roc_auc_score
 
-    areas = {}
-    for name in (name for name in inside if not name.startswith("p_")):
+    def area(name: str) -> float:
         is_outlier = np.repeat([0, 1], [len(inside[name]), len(outside[name])])
-        areas[name] = float(roc_auc_score(is_outlier, np.concatenate([inside[name], outside[name]])))
-    return areas
+        return float(roc_auc_score(is_outlier, np.concatenate([inside[name], outside[name]])))
+
+    return {name: area(name) for name in inside if not name.startswith("p_")}
 
 
 def flagged(scores: Scores) -> dict[str, float]:
     """The share of images whose p-value is at most 0.05, by the score."""
-    names = [name for name in scores if name.startswith("p_")]
-    return {name.removeprefix("p_"): float((scores[name] <= FLAGGED_BELOW).mean()) for name in names}
+    p_values = {name.removeprefix("p_"): values for name, values in scores.items() if name.startswith("p_")}
+    return {name: float((values <= FLAGGED_BELOW).mean()) for name, values in p_values.items()}
 
 
-def most_outlying_images(
-    task: EvaluationTask, images: ImageSet, scores: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def most_outlying_images(task: EvaluationTask, images: ImageSet, scores: np.ndarray) -> tuple[np.ndarray, ...]:
     """The images of a set with the highest scores `[images]`: up to 6 of them, their KL maps and their scores."""
-    numbers = np.argsort(-scores, kind="stable")[:_SHOWN_OF_A_SET]
+    numbers = np.argsort(-scores, kind="stable")[:6]
     chosen, *_ = chosen_images(images.source, images.spec, task.split, numbers.tolist(), seed=task.seed)
     return chosen, outlier_parts(task.trained.model, tf.constant(chosen)).kl_map.numpy(), scores[numbers]

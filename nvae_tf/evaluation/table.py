@@ -2,15 +2,26 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from nvae_tf.progress import counted
 
+ACTIVE_FROM = 0.01  # nats per image and position
 # Distances of samples from the training images, in the features of Inception or of the user's own extractor.
 _DISTANCES = {"fid": "FID", "frechet": "Fréchet distance"}
+_OUTLIER_SCORES = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs", "nelbo_at_mean": "NELBO at the means"}
 _PROVENANCE = ("{num_images:,} ", "images of the {split} part of {dataset}", " ({data})", ", seed {seed}")
 _PROVENANCE += ("\n{checkpoint} checkpoint", ", step {step:,}", ", {weights}", ", SHA-256 {checkpoint_sha256:.16}...")
+
+
+def active_units(kl_per_channel_nats: np.ndarray, latent_shapes: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """The number of active units of every group, int `[groups]`, from the KL `[groups, latent channels]` of images."""
+    # Vahdat & Kautz (2020) count from 0.1 nats per image and position on.
+    positions = np.array([height * width for height, width, _ in latent_shapes])
+    return np.sum(kl_per_channel_nats / positions[:, np.newaxis] > ACTIVE_FROM, axis=1)
 
 
 def digits(value: float, count: int = 4) -> str:
@@ -28,12 +39,37 @@ def interval(value: float, half_width: float | None) -> str:
 
 def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yields the name, the value with its unit and 95% interval, and the origin of every metric."""
+    yield from _bounds(metrics)
+    if latents := metrics.get("latents"):
+        channels = latents["latent_channels"] * len(latents["active_units_per_group"])
+        how = f"latent channels whose KL is above {latents['active_from_nats']:g} nats per image and position"
+        yield "active units", f"{latents['active_units']:,} of {channels:,}", how
+        if kept := latents.get("active_only"):  # a file of an earlier version lacks it
+            how = f"the {kept['channels']} with the largest KL, the others at the prior's mean; all channels together "
+            how += f"{digits(kept['reconstruction_nats_of_all_channels'])} nats; mean of {kept['num_images']:,} images"
+            value = f"{digits(kept['reconstruction_nats'])} nats per image"
+            yield "reconstruction, a tenth of the channels", value, how
+    for key, name in _DISTANCES.items():
+        if fid := metrics.get(key):
+            how = f"{fid['samples']:,} samples at temperature {fid['temperature']}"
+            how += ", reweighted prior" if fid.get("prior") == "reweighted" else ""
+            how += f", {fid['real_images']:,} training images, features of {fid['extractor']}"
+            unknown = key == "fid" and not fid.get("extractor_is_published")
+            yield name, f"{fid['value']:.2f}", how + ", not known as the published Inception graph" * unknown
+    for name, measured in metrics.get("outliers", {"sets": {}})["sets"].items():
+        areas = [f"{area:.3f} {_OUTLIER_SCORES.get(key, key)}" for key, area in measured["auroc"].items()]
+        how = f"area under the ROC curve, {measured['num_images']:,} of these against the {metrics.get('split')} images"
+        yield f"AUROC, {name}", ", ".join(areas), how
+
+
+def _bounds(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yields the rows of the bounds on the likelihood and of their parts."""
     # A file of another version may lack some of the provenance.
     number = f"{metrics['num_images']:,} " if metrics.get("num_images") else ""
     halves, images = metrics.get("half_widths_95", {}), f"mean of {number}{metrics.get('split')} images"
-    count = metrics.get("importance_samples", 0)
+    samples = counted(metrics.get("importance_samples", 0), "sample")
     bounds = (
-        ("importance_weighted_nats", f"importance-weighted, {counted(count, 'sample')}", images),
+        ("importance_weighted_nats", f"importance-weighted, {samples}", images),
         ("nelbo_nats", "NELBO", f"reconstruction + KL, 1 sample per image; {images}"),
         ("reconstruction_nats", "reconstruction", "negative log-likelihood of an image given its latents"),
         ("kl_nats", "KL", "of posterior and prior, the sum over all groups"),
@@ -42,37 +78,10 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if key not in metrics:
             continue
         yield name, f"{interval(metrics[key], halves.get(key))} nats per image", how
-        in_bits = 1.0 / (metrics["num_values"] * math.log(2.0))
         if key in ("importance_weighted_nats", "nelbo_nats"):
+            in_bits = 1.0 / (metrics["num_values"] * math.log(2.0))
             bits = interval(metrics[key] * in_bits, halves.get(key, 0.0) * in_bits)
             yield f"{name}, in bits", f"{bits} bits/dim", f"nats / {metrics['num_values']:,} values / ln 2"
-    if latents := metrics.get("latents"):
-        channels = latents["latent_channels"] * len(latents["active_units_per_group"])
-        how = f"latent channels whose KL is above {latents['active_from_nats']:g} nats per image and position"
-        yield "active units", f"{latents['active_units']:,} of {channels:,}", how
-        # A file of an earlier version lacks it.
-        if kept := latents.get("active_only"):
-            how = f"the {kept['channels']} with the largest KL, the others at the prior's mean; all channels together "
-            tenth, all_nats = (digits(kept[f"reconstruction_nats{which}"]) for which in ("", "_of_all_channels"))
-            how += f"{all_nats} nats; mean of {kept['num_images']:,} images"
-            yield "reconstruction, a tenth of the channels", f"{tenth} nats per image", how
-    for key, name in _DISTANCES.items():
-        if fid := metrics.get(key):
-            how = f"{fid['samples']:,} samples at temperature {fid['temperature']}"
-            how += ", reweighted prior" if fid.get("prior") == "reweighted" else ""
-            how += f", {fid['real_images']:,} training images, features of {fid['extractor']}"
-            unknown = key == "fid" and not fid.get("extractor_is_published")
-            how += ", not known as the published Inception graph" if unknown else ""
-            yield name, f"{fid['value']:.2f}", how
-    if outliers := metrics.get("outliers"):
-        # Earlier files have the names "nelbo" and "llr", the likelihood ratio of Havtorn et al. (2021).
-        words = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
-        words |= dict.fromkeys(("nelbo_at_mean", "nelbo"), "NELBO at the means") | {"llr": "LLR"}
-        for name, measured in outliers["sets"].items():
-            value = ", ".join(f"{measured['auroc'][key]:.3f} {words[key]}" for key in words if key in measured["auroc"])
-            own = f"{metrics.get('split')} images"
-            how = f"area under the ROC curve, {measured['num_images']:,} of these against the {own}"
-            yield f"AUROC, {name}", value, how
 
 
 def table(metrics: Mapping[str, Any]) -> str:
@@ -97,22 +106,20 @@ def _details(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for group in scale["groups"]:
             yield f"KL of group {group} ({size})", f"{metrics['kl_per_group_nats'][group]:,.2f} nats per image"
     if effective := metrics.get("effective_samples"):
-        typical = f"{effective['mean']:.1f} in the mean, {effective['median']:.1f} in the median"
-        numbers = f"{typical}, at least {effective['smallest']:.1f}"
-        yield f"effective samples of {metrics['importance_samples']:,}", numbers
+        text = "{mean:.1f} in the mean, {median:.1f} in the median, at least {smallest:.1f}".format_map(effective)
+        yield f"effective samples of {metrics['importance_samples']:,}", text
     if latents := metrics.get("latents"):
         for group, count in enumerate(latents["active_units_per_group"]):
             yield f"active units of group {group}", f"{count} of {latents['latent_channels']}"
-    if outliers := metrics.get("outliers"):
-        for name, measured in outliers["sets"].items() if outliers["calibrated"] else ():
-            shares = measured["flagged"]["mahalanobis"], measured["flagged"]["kl"]
-            value = "{:.1%} Mahalanobis, {:.1%} sum of KLs".format(*shares)
+    if (outliers := metrics.get("outliers")) and not outliers["calibrated"]:
+        yield "no Mahalanobis distance, no p-values:", "nvae-calibrate has not been run for this checkpoint"
+    elif outliers:
+        for name, measured in outliers["sets"].items():
+            value = "{mahalanobis:.1%} Mahalanobis, {kl:.1%} sum of KLs".format_map(measured["flagged"])
             yield f"p-value at most {outliers['flagged_below']:g}, {name}", value
-        if not outliers["calibrated"]:
-            yield "no Mahalanobis distance, no p-values:", "nvae-calibrate has not been run for this checkpoint"
     for name, _, how in rows(metrics):
         if name in _DISTANCES.values():
             yield name, how
-    for key in _DISTANCES:
-        if metrics.get(key, {}).get("batch_norm_shift"):
-            yield f"batch norm of {_DISTANCES[key]}", metrics[key]["batch_norm_shift"]
+    for key, name in _DISTANCES.items():
+        if shift := metrics.get(key, {}).get("batch_norm_shift"):
+            yield f"batch norm of {name}", shift

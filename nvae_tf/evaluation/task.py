@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -72,26 +71,18 @@ class EvaluationTask:
         if not all(np.isfinite(values).all() for values in scores):
             raise ValueError(f"{self.trained.checkpoint}: the model has diverged, its scores are not finite")
 
-    def shared_batches(
-        self,
-        work: str,
-        total: int,
-        size: int,
-        inputs: Callable[[list[int]], Iterable[Any]],
-        compute: Callable[[Any, int, Callable[[int], None]], dict[str, np.ndarray]],
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def shared_batches(self, work: str, total: int, size: int, inputs: Callable, compute: Callable) -> Iterator[dict]:
         """Yields the arrays of every batch in order, on all workers, which compute the batches in turn.
 
         There are `total` images, `size` in a batch. `inputs` gives the inputs of batches by number, `compute` the
-        arrays of one by name, from its input, the number of its first image and a function that reports how many of its
+        arrays of one by name, from its input, the number of its first image and a function that takes how many of its
         images are done. ValueError: `work`, which says what is computed, is not the same on all workers.
         """
         work = f"{self.checkpoint_sha256} {self.seed} {work} {total} {size}"
         digest = np.frombuffer(hashlib.sha256(work.encode()).digest(), np.uint8).astype(np.float32)
         if (self.workers.gathered(digest) != digest).any():
-            raise ValueError(
-                "the workers do not evaluate the same: give all of them the same flags, --workdir, images and GPUs"
-            )
+            fix = "give all of them the same flags, --workdir, images and GPUs"
+            raise ValueError(f"the workers do not evaluate the same: {fix}")
         count, shard = math.ceil(total / size), self.workers.shard
         rounds = range(0, count, shard.count)
         # In the last round a worker without a batch of its own repeats the last one, which nobody uses.

@@ -14,17 +14,15 @@ from nvae_tf.files import atomic_file
 # Files with a figure, see `nvae_tf.reports.figures`, and those with an animation.
 FIGURES = (".png", ".svg", ".pdf")
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
-# The shortest side, in pixels, at which a person sees what an image shows.
-_VISIBLE_SIDE = 64
+_VISIBLE_SIDE = 64  # the shortest side, in pixels, at which a person sees what an image shows
 _GAP = 6  # white pixels between images
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1) -> np.ndarray:
     """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, white between images.
 
-    Images are float `[count, height, width, 1 to 4 channels]` in [0, 1]; values outside are clipped. There are
-    `columns` in a row (None: nearly a square), and each pixel is repeated `enlarge` times (None: until the shorter side
-    has 64 pixels). ValueError for another shape, no image, or NaN.
+    There are `columns` in a row (None: nearly a square), and each pixel is repeated `enlarge` times (None: until the
+    shorter side has 64 pixels). ValueError unless images are finite `[count, height, width, 1 to 4 channels]`.
     """
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or images.shape[3] not in (1, 2, 3, 4) or not images.size:
@@ -49,10 +47,7 @@ def grid_of_rows(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
-    """The images `[count, height, width, channels]` that a PNG file shows: a figure, or a grid with `columns` columns.
-
-    `width` is the width of an image before it was enlarged.
-    """
+    """The images `[count, height, width, channels]` in a figure or grid, a PNG file; they were `width` wide before."""
     with Image.open(path) as picture:
         # A figure's file says how much the images are enlarged, their height, and their places.
         enlarged, height, *places = map(int, picture.info.get("images", "0 0").split())
@@ -77,8 +72,7 @@ def write_png(path: pathlib.Path, array: np.ndarray) -> None:
 def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, loop: bool) -> None:
     """Writes a GIF (at most 256 colors a frame) or a lossless WebP file, as the name says, atomically.
 
-    Frames `[frames, height, width, 1 to 4 channels]` in [0, 1] are enlarged as by `image_grid`, and shown for
-    `milliseconds` each, from 20 (GIF counts in tens), once or in a loop. The folder is made where it is missing.
+    Frames `[frames, height, width, 1 to 4 channels]` are enlarged as by `image_grid`, shown once or in a loop.
     """
     ending = path.suffix.lower()
     pictures = [_picture(image_grid(frame[np.newaxis], enlarge=None)) for frame in frames]
@@ -95,10 +89,7 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
 
 
 def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str]) -> None:
-    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG file of its size.
-
-    For images `[count, variants, height, width, channels]`, the files' names end with the number of the variant.
-    """
+    """Writes images `[count, height, width, channels]`, or `[count, variants, ...]` with numbers, as PNG files."""
     for name, image in zip(picture_names(names), images, strict=True):
         for number, variant in enumerate(image if image.ndim == 4 else [image]):
             file = f"{name.removesuffix('.png')}_{number:03d}.png" if image.ndim == 4 else name
@@ -106,10 +97,7 @@ def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """Names of PNG files for images with these names, with sub-folders or without; ValueError for equal names.
-
-    `cat.jpg` becomes `cat.png`, or `cat.jpg.png` where there is a `cat.webp` too.
-    """
+    """Names of PNG files: `a.jpg` becomes `a.png`, or `a.jpg.png` beside an `a.webp`; ValueError for equal names."""
     for name in names:
         path = pathlib.PurePath(name)
         if path.is_absolute() or ".." in path.parts:

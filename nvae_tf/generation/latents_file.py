@@ -18,22 +18,20 @@ from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.schemas import LATENT_SHAPES, LATENTS, parsed
 
+_FIX = "`encode` of nvae-generate or nvae-client writes one"
+
 
 class StoredLatents(NamedTuple):
-    """Latents, see `save_latents`, and the images' names and classes `[count]`, None where the file has none."""
+    """Latents, a list of one array a group or flat `[count, total]`, and what else the file has, None for nothing."""
 
-    latents: list[np.ndarray]
-    names: list[str] | None
-    labels: np.ndarray | None = None
+    latents: list[np.ndarray] | np.ndarray
+    names: list[str] | None  # of the images
+    labels: np.ndarray | None  # the images' classes, `[count]`
+    shapes: list[tuple[int, ...]] | None  # of the groups' latents
 
 
-def save_latents(
-    path: str | os.PathLike, latents: Sequence[np.ndarray], names: Sequence[str] | None = None, labels=None
-) -> None:
-    """Writes latents as `encode_images` gives them, names of the images, and the classes by which they were encoded.
-
-    The file is written atomically; its folder is made. ValueError for latents or names that do not fit each other.
-    """
+def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names=None, labels=None) -> None:
+    """Writes latents, names of the images and their classes, atomically; ValueError if they do not fit each other."""
     latents = [np.asarray(latent, np.float32) for latent in latents]
     shapes = [latent.shape for latent in latents]
     counts = {len(part) for part in (*latents, *([] if names is None else [names]))}
@@ -43,33 +41,22 @@ def save_latents(
     write_flat_latents(path, flat, [shape[1:] for shape in shapes], names, labels)
 
 
-def write_flat_latents(
-    path: str | os.PathLike, latent: np.ndarray, shapes: Sequence[tuple] | None = None, names=None, labels=None
-) -> None:
-    """Writes the fields of `FlatLatents`, atomically; the folder is made."""
-    about = {"about": np.array(json.dumps({"format": "nvae_tf latents", "latent_shapes": shapes}))} if shapes else {}
-    kinds = {"names": (names, np.str_), "labels": (labels, np.int32)}
-    others = {name: np.array(value, kind) for name, (value, kind) in kinds.items() if value is not None}
+def write_flat_latents(path: str | os.PathLike, latent: np.ndarray, shapes=None, names=None, labels=None) -> None:
+    """Writes latents `[count, total]`, and what else is known of them, atomically; the folder is made."""
+    about = json.dumps({"format": "nvae_tf latents", "latent_shapes": shapes}) if shapes else None
+    texts = {"about": about, "names": names}
+    arrays = {name: np.array(value, np.str_) for name, value in texts.items() if value is not None}
+    arrays |= {"latent": latent} | ({} if labels is None else {"labels": np.array(labels, np.int32)})
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_arrays(path, about | {"latent": latent} | others)
+    write_arrays(path, arrays)
 
 
-class FlatLatents(NamedTuple):
-    """The content of a file: latents `[count, total]`; the groups' shapes, names and classes `[count]`, or None."""
-
-    latent: np.ndarray
-    shapes: list[tuple[int, ...]] | None
-    names: list[str] | None
-    labels: np.ndarray | None
-
-
-def read_flat_latents(path: str | os.PathLike) -> FlatLatents:
-    """Reads a file of latents of any model, without TensorFlow; ValueError where it is damaged or something else."""
+def read_flat_latents(path: str | os.PathLike) -> StoredLatents:
+    """Reads a file of flat latents of any model, without TensorFlow; ValueError where it is damaged or another file."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file of latents; `encode` of nvae-generate or nvae-client writes one")
-    fix = "; `encode` of nvae-generate or nvae-client writes one"
-    with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"){fix}"):
+        raise FileNotFoundError(f"{path}: no such file of latents; {_FIX}")
+    with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {_FIX}"):
         entries = read_arrays(pathlib.Path(path), LATENTS)
         groups = [entries[name] for name in sorted(entries) if name.startswith("group_")]
         groups = [entries["latent"]] if "latent" in entries else groups
@@ -77,19 +64,19 @@ def read_flat_latents(path: str | os.PathLike) -> FlatLatents:
         # A served model knows only the total, so the latents of one come without shapes.
         about = parsed(str(entries["about"]), LATENT_SHAPES) if "about" in entries else None
         names = [str(name) for name in entries["names"]] if "names" in entries else None
-    return FlatLatents(latent, about and list(map(tuple, about["latent_shapes"])), names, entries.get("labels"))
+    return StoredLatents(latent, names, entries.get("labels"), about and list(map(tuple, about["latent_shapes"])))
 
 
 def load_latents(path: str | os.PathLike, model: Any) -> StoredLatents:
     """Reads a file of `save_latents` for a model or its plan; ValueError where it is damaged or fits another model."""
     from nvae_tf.models.latents import check_latents
 
-    plan, flat = model if isinstance(model, LatentPlan) else model.plan, read_flat_latents(path)
-    shapes = list(plan.latent_shapes()) if flat.shapes is None else flat.shapes
+    plan, stored = model if isinstance(model, LatentPlan) else model.plan, read_flat_latents(path)
+    shapes = stored.shapes or list(plan.latent_shapes())
     sizes = [math.prod(shape) for shape in shapes]
-    if flat.latent.shape[1] != sum(sizes):
-        raise ValueError(f"{path}: `latent` is of shape {list(flat.latent.shape)}; it must be [count, {sum(sizes)}]")
-    parts = np.split(flat.latent, np.cumsum(sizes)[:-1], axis=1)
+    if stored.latents.shape[1] != sum(sizes):
+        raise ValueError(f"{path}: `latent` is of shape {list(stored.latents.shape)}; it must be [count, {sum(sizes)}]")
+    parts = np.split(stored.latents, np.cumsum(sizes)[:-1], axis=1)
     latents = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
     with wrap_read_errors(f"{path}: ", ""):
-        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], flat.names, flat.labels)
+        return stored._replace(latents=[latent.numpy() for latent in check_latents(latents, plan)], shapes=shapes)

@@ -36,7 +36,6 @@ from nvae_tf.replicas import divided, joined
 
 # Always the same, so that the last bit of image i does not depend on how many there are.
 BATCH_SIZE = 16
-WAYS = ("spherical", "linear", "keep")
 # In radians. Below it an arc and a straight line are the same in float32; and opposite latents have no arc.
 _SMALLEST_ANGLE = 1e-4
 Progress = Callable[[int], None] | None
@@ -45,10 +44,7 @@ Labels = int | Sequence[int] | np.ndarray | None
 
 
 class ImageGenerator:
-    """Generates and encodes images by graphs that are kept: one for every number of groups whose latents are given.
-
-    Each replica of the strategy, all in this process, takes batches of its own.
-    """
+    """Generates and encodes images by graphs that are kept; each replica of the strategy takes batches of its own."""
 
     def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
         self._model = model
@@ -74,30 +70,27 @@ class ImageGenerator:
         conditional model draws its classes in turn. `progress` is called after each batch with the number of images
         done. Other arguments and errors as those of `NVAE.generate`.
         """
+        model, num_classes = self._model, self._model.config.num_classes
         if count < 1:
             raise ValueError(f"count = {count}: must be at least 1")
-        config = self._model.config
-        seeds = seed if np.ndim(seed) else image_seeds(seed, count)
-        reweighted = check_prior(prior, self._model)
+        seeds = np.asarray(seed if np.ndim(seed) else image_seeds(seed, count))
         if len(latents):
-            latents = [z.numpy() for z in check_latents(latents, self._model.plan, may_lack_groups=True)]
+            latents = [z.numpy() for z in check_latents(latents, model.plan, may_lack_groups=True)]
             if len(latents[0]) != count:
                 raise ValueError(f"latents are of {len(latents[0])} images, but {count} are asked for")
-        temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
-        if labels is None and not len(latents) and config.num_classes:
+        elif labels is None and num_classes:
             # The classes follow the images' numbers, so that they do not depend on the batches.
-            labels = np.asarray(seeds)[:, 1] % config.num_classes
-        labels = _label_rows(labels, count, self._model)
-        check_guidance(guidance, bool(labels), config.num_classes, self._model.label_dropout)
+            labels = seeds[:, 1] % num_classes
+        labels = [] if labels is None else [check_labels(labels, count, num_classes).numpy()]
+        check_guidance(guidance, bool(labels), num_classes, model.label_dropout)
+        temperatures = tf.constant(temperatures_of_groups(temperature, model.plan), tf.float32)
+        settings = bool(labels), float(guidance), check_prior(prior, model), mean
 
         def batch_images(*rows: tf.Tensor) -> list[tf.Tensor]:
-            rows = divided(self._strategy, rows)
-            made = self._images(temperatures, rows, bool(labels), float(guidance), reweighted, mean)
-            return [joined(self._strategy, made)]
+            return [joined(self._strategy, self._images(temperatures, divided(self._strategy, rows), *settings))]
 
-        batches = self._strategy.num_replicas_in_sync
-        (images,) = _in_batches(batch_images, [np.asarray(seeds), *labels, *latents], progress, batches)
-        return images
+        batches_at_once = self._strategy.num_replicas_in_sync
+        return _in_batches(batch_images, [seeds, *labels, *latents], progress, batches_at_once)[0]
 
     def _replica_images(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, guidance, prior, mean) -> Any:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
@@ -110,9 +103,7 @@ class ImageGenerator:
 
         return self._strategy.run(images, rows)
 
-    def _encoded_batch(
-        self, noise_scale: tf.Tensor, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None = None
-    ) -> list[tf.Tensor]:
+    def _encoded_batch(self, noise_scale: tf.Tensor, images: tf.Tensor, seeds: tf.Tensor, labels=None) -> list:
         return [latent.z for latent in encoded_latents(self._model, images, seeds, labels, noise_scale)]
 
 
@@ -126,77 +117,52 @@ def _shared_generator(model: NVAE) -> ImageGenerator:
     return _GENERATORS[model]
 
 
-def _label_rows(labels: Labels, count: int, model: NVAE) -> list[Array]:
-    """The labels `[count]` as a list of one array, empty for none; raises what `check_labels` raises."""
-    checked = check_labels(labels, count, model.config.num_classes)
-    return [] if checked is None else [checked.numpy()]
-
-
-def _in_batches(
-    compute: Callable[..., Sequence[tf.Tensor]], arrays: Arrays, progress: Progress = None, batches_at_once: int = 1
-) -> list[Array]:
+def _in_batches(compute: Callable, arrays: Arrays, progress: Progress = None, batches_at_once: int = 1) -> list[Array]:
     """Computes all rows of arrays `[count, ...]` in batches; the last batch is padded with its last row."""
     count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
     for first in range(0, count, size):
-        rows = [array[first : first + size] for array in arrays]
-        missing = size - len(rows[0])
-        if missing:
-            rows = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for part in rows]
-        parts.append([np.asarray(tensor) for tensor in compute(*map(tf.convert_to_tensor, rows))])
+        # From the last row on all numbers are that of the last row.
+        numbers = np.minimum(np.arange(first, first + size), count - 1)
+        parts.append([np.asarray(tensor) for tensor in compute(*(tf.constant(array[numbers]) for array in arrays))])
         if progress:
             progress(min(first + size, count))
     return [np.concatenate(batches)[:count] for batches in zip(*parts, strict=True)]
 
 
-def generate_images(model: NVAE, count: int, temperature: Temperature = 1.0, seed: Any = 0, **how: Any) -> Array:
-    """Returns what `ImageGenerator.generate` returns, by graphs that are kept with the model."""
-    return _shared_generator(model).generate(count, temperature, seed, **how)
+def generate_images(model: NVAE, *arguments, **options) -> Array:
+    """`ImageGenerator.generate` on one device, by graphs that are kept for each model."""
+    return _shared_generator(model).generate(*arguments, **options)
 
 
-def encode_images(
-    model: NVAE, images: Array, seed: int = 0, mean: bool = False, progress: Progress = None, labels: Labels = None
-) -> list[Array]:
-    """Latents of images from the posterior, or with `mean` its means.
-
-    The latents of image i depend on the image, the seed and i alone. `progress` is called after each batch with the
-    number of images done. ValueError where the images have another size, or are not all in [0, 1].
-    """
+def encode_images(model: NVAE, images: Array, seed=0, mean=False, progress=None, labels=None) -> list[Array]:
+    """Draws from the posterior of images, or its means, after the flows; a function of image, seed and number alone."""
+    # `progress` is called after each batch with the number of images done.
     images = check_images(images, model.config).numpy()
     # The scale is an argument, not a constant: means then come from the arithmetic of draws.
     noise_scale, generator = tf.constant(0.0 if mean else 1.0), _shared_generator(model)
-    rows = [images, image_seeds(seed, len(images)).numpy(), *_label_rows(labels, len(images), model)]
-    return _in_batches(lambda *batch: generator.encode_batch(noise_scale, *batch), rows, progress)
+    rows = [images, image_seeds(seed, len(images)).numpy()]
+    if labels is not None:
+        rows.append(check_labels(labels, len(images), model.config.num_classes).numpy())
+    return _in_batches(functools.partial(generator.encode_batch, noise_scale), rows, progress)
 
 
-def _encoded(
-    model: NVAE, images: Array, seed: int, mean: bool = False, progress: Progress = None, labels: Labels = None
-) -> tuple[list[Array], Array | None, Progress]:
+def _encoded(model: NVAE, images: Array, seed: int, mean=False, progress: Progress = None, labels=None) -> tuple:
     """The latents of images, their labels `[count]` if there are some, and `progress`."""
     latents = encode_images(model, images, seed, mean, labels=labels)
     return latents, None if labels is None else np.broadcast_to(labels, len(images)), progress
 
 
-def reconstruct_images(
-    model: NVAE, images: Array, kept_groups: int | None = None, temperature: Temperature = 1.0, seed: int = 0, **how
-) -> Array:
-    """Mean images of the images' latents in the top `kept_groups` groups (None: all), and of draws in the others.
-
-    `temperature` multiplies the sigma of the other groups' priors. `how`: mean, progress and labels, as for
-    `encode_images`.
-    """
+def reconstruct_images(model: NVAE, images: Array, kept_groups=None, temperature=1.0, seed: int = 0, **how) -> Array:
+    """Mean images of the images' latents in the top `kept_groups` groups (None: all), and of draws in the others."""
+    # `how`: mean, progress and labels, as for `encode_images`; so in the functions below.
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     latents, labels, progress = _encoded(model, images, seed, **how)
-    given = {"latents": latents[:kept_groups], "labels": labels}
-    return generate_images(model, len(images), temperature, seed, progress=progress, **given)
+    return generate_images(model, len(images), temperature, seed, progress, latents[:kept_groups], labels)
 
 
-def vary_images(
-    model: NVAE, images: Array, kept_groups: int, count: int, temperature: Temperature = 1.0, seed: int = 0, **how
-) -> Array:
-    """Variants `[images, count, height, width, channels]` with the images' latents in the top `kept_groups` groups.
-
-    Variant j of image i depends on the seed, i and j, not on `count`. Arguments as for `reconstruct_images`.
-    """
+def vary_images(model: NVAE, images: Array, kept_groups: int, count: int, temperature=1.0, seed=0, **how) -> Array:
+    """Variants `[images, count, height, width, channels]` with the images' latents in the top `kept_groups` groups."""
+    # Variant j of image i depends on the seed, i and j, not on `count`.
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     latents, labels, progress = _encoded(model, images, seed, **how)
 
@@ -206,9 +172,9 @@ def vary_images(
 
     # The first variants of all images, then all second variants: more variants leave the earlier ones in their places.
     seeds = tf.concat([seeds_of_variant(number) for number in range(count)], axis=0)
-    given = {"latents": [np.tile(latent, (count, 1, 1, 1)) for latent in latents[:kept_groups]]}
-    given["labels"] = None if labels is None else np.tile(labels, count)
-    variants = generate_images(model, len(seeds), temperature, seeds, progress=progress, **given)
+    kept = [np.tile(latent, (count, 1, 1, 1)) for latent in latents[:kept_groups]]
+    labels = None if labels is None else np.tile(labels, count)
+    variants = generate_images(model, len(seeds), temperature, seeds, progress, kept, labels)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
 
 
@@ -220,29 +186,22 @@ def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
     return kept_groups
 
 
-def interpolate_latents(
-    start: Arrays, end: Arrays, fractions: Sequence[float], how: str | Sequence[str] = "spherical"
-) -> list[Array]:
-    """Latents between one image's and another's; fraction 0 gives exactly `start`, 1 exactly `end`.
+def interpolate_latents(start: Arrays, end: Arrays, fractions: Sequence[float], how="spherical") -> list[Array]:
+    """Latents between one image's and another's, `[height, width, latent channels]` a group; 0 and 1 are exact.
 
-    `start` and `end` are of one image each, `[height, width, latent channels]` for each group. `fractions` are places
-    on the path, the first axis of the latents that are returned. `how`, for all groups or a list with one for each
-    scale or group, is "linear", "keep" (stays at `start`), or "spherical": along the arc, which keeps the length of a
-    latent, as samples of a high-dimensional Normal have it (Shoemake 1985; White 2016, "Sampling generative networks").
+    `how`, for all groups or a list with one for each scale or group, is "linear", "keep" (stays at `start`), or
+    "spherical": along the arc, which keeps the length of a latent (Shoemake 1985; White 2016).
     """
-    shapes = [np.shape(latent) for latent in start]
-    if shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
-        raise ValueError(f"latents of shapes {shapes}: both must be of one image, [height, width, channels] each")
     fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
-    ways = ways_of_groups(how, shapes)
+    ways = _ways_of_groups(how, list(map(np.shape, start)))
     return [_between(*ends, fractions, way).astype(np.float32) for *ends, way in zip(start, end, ways, strict=True)]
 
 
-def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
+def _ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
     """`how` of every group, see `interpolate_latents`; ValueError where it is unknown or fits no scales and groups."""
     given = [how] * len(shapes) if isinstance(how, str) else list(how)
     for way in given:
-        check_choice("how", way, WAYS)
+        check_choice("how", way, ("spherical", "linear", "keep"))
     return values_of_groups(given, shapes, "ways to interpolate")
 
 
@@ -263,18 +222,15 @@ def _between(start: Array, end: Array, fractions: Array, way: str) -> Array:
     return weights[0] * start + weights[1] * end
 
 
-def interpolate_images(
-    model: NVAE, images: Array, steps: int, how: str | Sequence[str] = "spherical", seed: int = 0, **options
-) -> Array:
-    """Mean images on a path through images in turn; where it passes an image it is exactly its reconstruction.
+def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", seed: int = 0, **options) -> Array:
+    """Mean images on a path through two images or more in turn, `[(count - 1) * steps + 1, height, width, channels]`.
 
-    There are two images or more; the path is `[(count - 1) * steps + 1, height, width, channels]`. `how` as for
-    `interpolate_latents`: groups with "keep" stay at the first image's latents. An image on the way has the class of
-    the nearer end. `options`: mean, progress and labels, as for `encode_images`.
+    Where the path passes an image it is exactly its reconstruction. `how` as for `interpolate_latents`. An image on the
+    way has the class of the nearer end.
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} image: an interpolation needs at least two")
-    ways = ways_of_groups(how, model.plan.latent_shapes())
+    ways = _ways_of_groups(how, model.plan.latent_shapes())
     latents, labels, progress = _encoded(model, images, seed, **options)
     passed = [np.repeat(z[:1], len(z), axis=0) if way == "keep" else z for z, way in zip(latents, ways, strict=True)]
     # The ends are a call of their own, in the places that they have in `reconstruct_images`.
@@ -288,18 +244,13 @@ def interpolate_images(
     if labels is not None:
         labels = np.where(fractions < 0.5, labels[:-1, np.newaxis], labels[1:, np.newaxis]).ravel()
     between = generate_images(model, len(inner[0]), 1.0, seed, progress=progress, latents=inner, labels=labels)
-    frames = np.empty(((len(images) - 1) * steps + 1, *ends.shape[1:]), np.float32)
-    is_end = np.arange(len(frames)) % steps == 0
-    frames[is_end], frames[~is_end] = ends, between
-    return frames
+    between = between.reshape(len(pairs), steps - 1, *ends.shape[1:])
+    path = np.concatenate([ends[:-1, np.newaxis], between], axis=1)
+    return np.concatenate([path.reshape(-1, *ends.shape[1:]), ends[-1:]])
 
 
 def latent_direction(model: NVAE, positive: Array, negative: Array) -> list[Array]:
-    """The mean latents of the images `positive` minus the mean latents of the images `negative`.
-
-    The latents are the posterior's means (White 2016, "Sampling generative networks", section 3). Returns float32
-    `[height, width, latent channels]` for each group, top first.
-    """
+    """The mean latents of some images minus those of others (White 2016), `[height, width, latent channels]`."""
     if not len(positive) or not len(negative):
         raise ValueError("a direction needs at least one positive and one negative image")
     both = [encode_images(model, images, mean=True) for images in (positive, negative)]
@@ -307,14 +258,9 @@ def latent_direction(model: NVAE, positive: Array, negative: Array) -> list[Arra
     return [(with_it - without).astype(np.float32) for with_it, without in zip(*means, strict=True)]
 
 
-def move_images(
-    model: NVAE, images: Array, direction: Arrays, strengths: Sequence[float], seed: int = 0, **how
-) -> Array:
-    """Mean images of latents moved along a direction, see `latent_direction`: `z + strength * direction` in each group.
-
-    All groups are decoded as given: what follows from the groups above is in the direction. Strength 0 gives
-    reconstructions. `how` as for `reconstruct_images`; returns `[images, strengths, height, width, channels]`.
-    """
+def move_images(model: NVAE, images: Array, direction: Arrays, strengths: Sequence[float], seed=0, **how) -> Array:
+    """Mean images `[images, strengths, height, width, channels]` of `z + strength * direction` in each group."""
+    # All groups are decoded as given: what follows from the groups above is in the `latent_direction`.
     latents, labels, progress = _encoded(model, images, seed, **how)
     pairs = list(zip(latents, direction, strict=True))
     moved = [np.concatenate([z + np.float32(strength) * step for strength in strengths]) for z, step in pairs]
@@ -323,40 +269,23 @@ def move_images(
     return made.reshape(len(strengths), len(images), *made.shape[1:]).swapaxes(0, 1)
 
 
-def restore_images(
-    model: NVAE,
-    measurement: Array,
-    operator: restoration.LinearOperator,
-    sigma: float,
-    steps: int = 40,
-    starts: int = 4,
-    seed: int = 0,
-    labels: Labels = None,
-) -> tuple[Array, Array | None]:
-    """The images of `NVAE.restore`, and the standard deviation of every pixel over restorations from `starts` draws.
-
-    Both are `[batch, height, width, channels]`; the deviation is None where `starts` is 0.
-    """
+def restore_images(model: NVAE, measurement, operator, sigma, steps=40, starts=4, seed=0, labels=None) -> tuple:
+    """The images of `NVAE.restore`, and each pixel's deviation over restorations from `starts` draws (0: None)."""
     if starts == 1:
         raise ValueError("starts = 1: a deviation needs two or more; 0 leaves it out")
-    images = model.restore(measurement, operator, sigma, steps, labels=labels, batch_size=BATCH_SIZE).numpy()
+    restore = functools.partial(model.restore, operator=operator, sigma=sigma, steps=steps, batch_size=BATCH_SIZE)
+    images = restore(measurement, labels=labels).numpy()
     if not starts:
         return images, None
     labels = None if labels is None else np.repeat(np.broadcast_to(labels, len(measurement)), starts)
     # Side by side: the draws of an image do not depend on how many images there are.
-    several, how = np.repeat(measurement, starts, axis=0), {"labels": labels, "batch_size": BATCH_SIZE}
-    others = model.restore(several, operator, sigma, steps, seed=seed, **how)
+    others = restore(np.repeat(measurement, starts, axis=0), seed=seed, labels=labels)
     return images, np.reshape(others, (-1, starts, *images.shape[1:])).std(axis=1)
 
 
-def degradation(
-    config: ExperimentConfig, mask: str | None = None, scale: int = 1, blur: float = 0.0, resize: str | None = None
-) -> restoration.LinearOperator:
-    """The operator that degrades a run's images: a mask, a scale, a blur, or nothing.
-
-    The mask is a picture file, white where pixels are missing. It has the model's size, or `resize` brings it there.
-    ValueError where it does not, where it is several pictures, or the scale does not divide the images' size.
-    """
+def degradation(config: ExperimentConfig, mask=None, scale=1, blur=0.0, resize=None) -> restoration.LinearOperator:
+    """The operator that degrades a run's images: a mask, a scale, a blur, or nothing."""
+    # The mask is a picture file, white where pixels are missing, of the model's size unless `resize` brings it there.
     size = config.model.image_height, config.model.image_width
     if mask:
         spec = dataclasses.replace(stored_spec(config.data), channels=1)
@@ -371,18 +300,14 @@ def degradation(
     return restoration.downsampling(size, scale) if scale > 1 else restoration.Mask()
 
 
-def nearest_images(
-    samples: Array, batches: Iterable[Array], count: int, progress: Progress = None
-) -> tuple[Array, Array, Array]:
-    """The `count` images most like each sample, the nearest first; of equals the earlier wins. Reads each batch once.
+def nearest_images(samples: Array, batches: Iterable[Array], count: int, progress: Progress = None) -> tuple:
+    """The `count` images most like each sample, the nearest first; of equals the earlier wins. Reads batches once.
 
-    Returns, each `[samples, count, ...]`, the places among all images, the mean squared differences of a pixel value,
-    and the images.
+    Returns, each `[samples, count, ...]`, the places among all images, the mean squared differences, and the images.
     """
     flat, seen = samples.reshape(len(samples), -1).astype(np.float64), 0
-    best = [
-        np.empty((len(samples), 0, *shape), kind) for shape, kind in (((), int), ((), float), (samples.shape[1:], "f"))
-    ]
+    none = np.empty((len(samples), 0))
+    best = [none.astype(int), none, np.empty((len(samples), 0, *samples.shape[1:]), np.float32)]
     for batch in map(np.asarray, batches):
         rows = batch.reshape(len(batch), -1).astype(np.float64)
         # |a - b|^2 = |a|^2 - 2 ab + |b|^2, in float64 because it cancels.
@@ -400,21 +325,16 @@ def nearest_images(
     return tuple(best)
 
 
-def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: int = 0) -> Array:
-    """Mean images of samples with the same latents in the upper groups.
-
-    The first is the first image of `model.generate`; the others have its latents in the upper `shared_groups` groups, 0
-    to all, and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
-    """
-    noise = noise_per_image(model.plan.latent_shapes(), image_seeds(seed, count))
-    mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
+def rows_sharing_groups(model: NVAE, count: int, seed: int) -> tuple[list[int], Array]:
+    """Numbers of shared groups 0, 1, 2, 4 ... and all but the last, and for each of them a row of mean images."""
+    # The first of a row is the first image of `model.generate`; the others have its latents in that many upper groups,
+    # and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
+    last, noise = model.plan.num_groups - 1, noise_per_image(model.plan.latent_shapes(), image_seeds(seed, count))
+    numbers = sorted({0, last, *(2**power for power in range(last.bit_length()) if 2**power < last)})
     # A conditional model draws its first class.
     forward = FoldedPass(labels=tf.zeros([count], tf.int32) if model.config.num_classes else None)
-    return top_down_pass(model, list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
-
-
-def rows_sharing_groups(model: NVAE, count: int, seed: int) -> tuple[list[int], Array]:
-    """The numbers of shared groups 0, 1, 2, 4 ... and all but the last, and `count` samples for each of them."""
-    last = model.plan.num_groups - 1
-    numbers = sorted({0, last, *(2**power for power in range(last.bit_length()) if 2**power < last)})
-    return numbers, np.stack([samples_sharing_groups(model, number, count, seed=seed) for number in numbers])
+    rows = []
+    for shared in numbers:
+        mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared else eps for group, eps in enumerate(noise)]
+        rows.append(top_down_pass(model, list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy())
+    return numbers, np.stack(rows)

@@ -13,8 +13,7 @@ from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.normalization import moments, numbers_a_channel
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
-# The kernels of a stack with at most so many numbers may be joined with others.
-_SMALL_KERNEL = 2**16
+_SMALL_KERNEL = 2**16  # the kernels of a stack with at most so many numbers may be joined with others
 _FILTER_AXES = 1, 2, 3  # of kernels, all but the layer and the output channel
 
 
@@ -76,13 +75,8 @@ class StackedConvolution(StackedLayer):
         kernels = tf.cast(self.kernels_of(forward), self.compute_dtype)
         return ConvolutionWeights(kernels, () if self.bias is None else (tf.cast(self.bias, self.compute_dtype),))
 
-    def apply_slice(
-        self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple[tf.Tensor, tf.Tensor], records: list
-    ) -> tf.Tensor:
-        """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`.
-
-        For a 1x1 convolution two tensors count as one, the channels of the second after those of the first.
-        """
+    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple, records: list) -> tf.Tensor:
+        """Convolves `[batch, height, width, in]`; for a 1x1 kernel two tensors count as one, joined by channels."""
         kernel, bias = weights
         if isinstance(inputs, tuple):
             return cpu_kernels.convolution_of_two(*inputs, kernel, *bias)
@@ -102,8 +96,9 @@ class StackedConvolution(StackedLayer):
             if self.strides == 1:
                 return cpu_kernels.depthwise_convolution(inputs, kernel)
             return tf.nn.depthwise_conv2d(inputs, kernel, (1, self.strides, self.strides, 1), padding)
-        if self.dilation > 1:
-            kernel = cpu_kernels.dilated_kernel(kernel, self.dilation)
+        if self.dilation > 1:  # zeros between the taps, in place of `dilations`, whose gradients need a GPU
+            taps = np.eye((self.kernel_size - 1) * self.dilation + 1)[:, :: self.dilation]
+            kernel = tf.einsum("yh,xw,hwio->yxio", *[tf.constant(taps, kernel.dtype)] * 2, kernel)
         if self.groups == 1:
             return tf.nn.conv2d(inputs, kernel, self.strides, padding)
         # TensorFlow has no gradient for grouped convolutions on CPUs.
@@ -118,7 +113,7 @@ class StackedConvolution(StackedLayer):
 class DataDependentConvolution(StackedConvolution):
     """Weight-normalized convolutions whose scale and bias are set from the first training batch.
 
-    In an initializing pass, with `y` the convolution by `w / (||w|| + 1e-5)` and `d` five times the (unbiased) standard
+    In an initializing pass, with `y` the convolution by `w / (||w|| + 1e-5)` and `d` five times the (unbiased)
     deviation of `y` per channel, `s = -log(d + 1e-5)` and the bias is `-mean(y) / (d + 1e-5)`.
     """
 
@@ -162,10 +157,8 @@ def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -
 
 
 def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, training: bool) -> tf.Tensor:
-    """`exp(s) w / (||w|| + 1e-5)` of every output channel of `[count, height, width, in, out]`; `s` is `[count, out]`.
-
-    What TensorFlow derives as gradient has three more arrays of the kernels' size, and as many nodes again.
-    """
+    """`exp(s) w / (||w|| + 1e-5)` of each output channel of `[count, height, width, in, out]`; s is `[count, out]`."""
+    # What TensorFlow derives as gradient has three more arrays of the kernels' size, and as many nodes again.
     is_shared = training and not cpu_kernels.has_gpus()
     forward, backward = (_scaled_in_a_call, _gradients_in_a_call) if is_shared else (_scaled, _gradients)
 
@@ -175,10 +168,10 @@ def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, training: bool)
         scaled.set_shape(kernels.shape)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            kernel_gradients, log_norm_gradients = backward(upstream, kernels, *others)
-            kernel_gradients.set_shape(kernels.shape)
-            log_norm_gradients.set_shape(log_norms.shape)
-            return kernel_gradients, log_norm_gradients
+            gradients = backward(upstream, kernels, *others)
+            gradients[0].set_shape(kernels.shape)
+            gradients[1].set_shape(log_norms.shape)
+            return tuple(gradients)
 
         return scaled, gradient
 

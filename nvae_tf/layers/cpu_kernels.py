@@ -1,7 +1,4 @@
-"""Operations in forms that are faster on CPUs, need less memory, or add in a fixed order.
-
-Each names the plain TensorFlow expression that it equals. A form that is slower on GPUs is left out there.
-"""
+"""Operations in forms that are faster on CPUs (left out on GPUs if slower), need less memory, or add in an order."""
 
 import contextlib
 import contextvars
@@ -51,11 +48,8 @@ def has_cpu_forms() -> bool:
 
 
 def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
-    """`count` copies of a tensor, one for each of its uses; their gradients are added one after the other.
-
-    TensorFlow adds three gradients or more by one AddN, which begins with whichever buffer it can write to: the sum's
-    last bits then depend on the order in which the CPU's threads have run.
-    """
+    """`count` copies of a tensor, one for each of its uses; their gradients are added one after the other."""
+    # TensorFlow adds three or more by one AddN, whose last bits depend on the order in which threads have run.
 
     @tf.custom_gradient
     def copies(value: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
@@ -65,10 +59,8 @@ def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
 
 
 def gradients_of(function: Callable, arguments: Sequence[tf.Tensor], upstream: Any) -> list[tf.Tensor]:
-    """The gradients of a function's arguments, from those of its results: for use within a custom gradient.
-
-    There no tape records while forward mode differentiates it; eagerly all are zeros then, which TensorFlow ignores.
-    """
+    """The gradients of a function's arguments, from those of its results: for use within a custom gradient."""
+    # There no tape records while forward mode differentiates it; eagerly all are zeros then, which TensorFlow ignores.
     # Copies, because the arguments may be of another graph.
     arguments = [tf.identity(argument) for argument in arguments]
     if not tf.executing_eagerly():
@@ -81,10 +73,7 @@ def gradients_of(function: Callable, arguments: Sequence[tf.Tensor], upstream: A
 
 @tf.custom_gradient
 def swish(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """`tf.nn.silu(inputs)` in fewer passes over memory, by `SoftplusGrad(g, x) = g * sigmoid(x)`.
-
-    The value is `SoftplusGrad(x, x)`, the gradient `SoftplusGrad(g, x) * (1 + x - swish(x))`.
-    """
+    """`tf.nn.silu(inputs)` in fewer passes over memory, by `SoftplusGrad(g, x) = g * sigmoid(x)`."""
     plain = _PLAIN.get()
     outputs = inputs * tf.sigmoid(inputs) if plain else tf.raw_ops.SoftplusGrad(gradients=inputs, features=inputs)
     return outputs, lambda upstream: swish_gradient(upstream, inputs, outputs)
@@ -105,10 +94,8 @@ def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
 
 
 def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """`swish(normalize(inputs, ...))`, and a function that turns the gradient of swish's value into its argument's.
-
-    On one CPU both are compiled to a single pass over the memory, anew for every shape.
-    """
+    """`swish(normalize(inputs, ...))`, and a function from the gradient of its value to that of swish's argument."""
+    # On one CPU both are compiled to a single pass over the memory, anew for every shape.
     if on_one_cpu():
         arguments = inputs, gamma, beta, mean, variance
         return _swish_in_one_pass(*arguments), lambda upstream: _swish_gradient_in_one_pass(upstream, *arguments)
@@ -136,10 +123,8 @@ def _normalized(inputs, gamma, beta, mean, variance) -> tf.Tensor:
 
 @tf.custom_gradient
 def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Repeats every pixel of `[batch, height, width, channels]` twice in both directions: `tf.repeat` on axes 1 and 2.
-
-    The gradient sums over 2x2 pixels; TensorFlow's own, a sum over two axes, takes ten times as long on CPUs.
-    """
+    """Repeats every pixel of `[batch, height, width, channels]` twice in both directions, as two `tf.repeat`."""
+    # The gradient sums over 2x2 pixels; TensorFlow's own, a sum over two axes, takes ten times as long on CPUs.
     _, height, width, channels = inputs.shape
     if _PLAIN.get():
         outputs = tf.raw_ops.ResizeNearestNeighbor(images=inputs, size=[2 * height, 2 * width])
@@ -151,11 +136,8 @@ def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 
 def phase_kernels(kernel: tf.Tensor) -> list[tf.Tensor]:
-    """Kernels that convolve an image as `kernel` `[size, size, ...]` does the image doubled by `nearest_upsampling`.
-
-    One for each of the four pixels of a square of the outputs, see `interleaved` (a polyphase decomposition). They are
-    smaller, 3x3 in place of 5x5, because several taps of `kernel` see the same pixel; these are added.
-    """
+    """Kernels that convolve an image as `kernel` does the doubled image: one for each pixel of a square."""
+    # They are 3x3 in place of 5x5: taps of `kernel` that see the same pixel are added (a polyphase decomposition).
     size = kernel.shape[0]
     reach = (size // 2 + 1) // 2
     # Which tap of the small kernel, along one axis, has each tap of the kernel, for each of two pixels.
@@ -168,10 +150,7 @@ def phase_kernels(kernel: tf.Tensor) -> list[tf.Tensor]:
 
 
 def interleaved(phases: tf.Tensor) -> tf.Tensor:
-    """`[4, batch, height, width, channels]` -> `[batch, 2 * height, 2 * width, channels]`.
-
-    The phases are the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of all squares.
-    """
+    """The pixels (0, 0), (0, 1), (1, 0) and (1, 1) of all squares `[4, batch, height, width, channels]` as images."""
     *_, height, width, channels = phases.shape
     squares = tf.reshape(phases, (2, 2, -1, height, width, channels))
     return tf.reshape(tf.transpose(squares, (2, 3, 0, 4, 1, 5)), (-1, 2 * height, 2 * width, channels))
@@ -185,15 +164,12 @@ def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tens
         return tf.raw_ops.DepthwiseConv2dNative(input=inputs, filter=kernel, strides=_UNIT_STRIDES, padding="SAME")
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # The inputs' gradient is a convolution too, by the turned kernel. TensorFlow's operation for it takes 1.1 to 2
-        # times as long on CPUs.
+        # Also a convolution, by the turned kernel. TensorFlow's operation takes 1.1 to 2 times as long on CPUs.
         inputs_gradient = convolve(upstream, tf.reverse(kernel, (0, 1)))
-        if has_gpus():
-            shape = list(kernel.shape)
-            kernel_gradient = tf.nn.depthwise_conv2d_backprop_filter(inputs, shape, upstream, _UNIT_STRIDES, "SAME")
-        else:
-            kernel_gradient = _kernel_gradient(inputs, upstream, kernel.shape[0])
-        return inputs_gradient, kernel_gradient
+        if not has_gpus():
+            return inputs_gradient, _kernel_gradient(inputs, upstream, kernel.shape[0])
+        arguments = inputs, list(kernel.shape), upstream, _UNIT_STRIDES, "SAME"
+        return inputs_gradient, tf.nn.depthwise_conv2d_backprop_filter(*arguments)
 
     return convolve(inputs, kernel), gradient
 
@@ -234,12 +210,6 @@ def convolution_of_two(first: tf.Tensor, second: tf.Tensor, kernel: tf.Tensor, *
     """`pointwise_convolution(tf.concat([first, second], -1), kernel, *bias)`, as a sum: nothing is copied."""
     kernels = tf.split(kernel, [first.shape[-1], second.shape[-1]], axis=-2)
     return pointwise_convolution(first, kernels[0]) + pointwise_convolution(second, kernels[1], *bias)
-
-
-def dilated_kernel(kernel: tf.Tensor, dilation: int) -> tf.Tensor:
-    """The kernel with zeros between its taps, in place of `tf.nn.conv2d(..., dilations)`: its gradients need a GPU."""
-    spread = tf.constant(np.eye((kernel.shape[0] - 1) * dilation + 1)[:, ::dilation], kernel.dtype)
-    return tf.einsum("yh,xw,hwio->yxio", spread, spread, kernel)
 
 
 def concatenated(pieces: Sequence[tf.Tensor]) -> tf.Tensor:

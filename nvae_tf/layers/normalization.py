@@ -1,7 +1,6 @@
 """Batch normalization over all replicas: as an operation, as a stack of layers, and folded into convolutions."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -31,11 +30,9 @@ class NormalizedBatch(NamedTuple):
 
 
 def normalize_batch(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
-    """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own.
-
-    By TensorFlow's kernel, or written out for several replicas and, on a GPU, in half precision: XLA, which compiles
-    the step there, takes E[x^2] - E[x]^2 as the variance of that kernel.
-    """
+    """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own."""
+    # By TensorFlow's kernel, but not for several replicas, nor on a GPU in half precision: XLA, which compiles the step
+    # there, takes E[x^2] - E[x]^2 as its variance.
     is_fused = on_one_cpu() or (replica_count() == 1 and inputs.dtype == tf.float32)
     return (_fused if is_fused else _written_out)(inputs, gamma, beta)
 
@@ -145,11 +142,9 @@ class RunningStatisticsNorm(NamedTuple):
 
 
 class StackedBatchNormalization(StackedLayer):
-    """`count` batch normalizations of `[batch, height, width, channels]` over all but channels, and over all replicas.
+    """`count` batch normalizations of `[batch, height, width, channels]` over all but channels, on all replicas."""
 
-    Normalizes with the biased variance of the batch, while the running variance follows the unbiased one (as
-    cuDNN and PyTorch do; Keras' own layer follows the biased one): `running = 0.95 running + 0.05 batch`.
-    """
+    # As in cuDNN and PyTorch the running variance follows the unbiased one: `running = 0.95 running + 0.05 batch`.
 
     def __init__(self, count: int, channels: int, **kwargs):
         super().__init__(count, **kwargs)
@@ -170,7 +165,7 @@ class StackedBatchNormalization(StackedLayer):
         return [self]
 
     def next_statistic(self, current: keras.Variable, recorded: tf.Tensor) -> tf.Tensor:
-        return _shared_constant(MOMENTUM) * current + _shared_constant(1.0 - MOMENTUM) * recorded
+        return MOMENTUM * current + (1.0 - MOMENTUM) * recorded
 
     def weights_of(self, forward: ForwardPass) -> BatchStatisticsNorm | RunningStatisticsNorm:
         gamma, beta, mean, variance = (tf.cast(each, tf.float32) for each in (self.gamma, self.beta, *self.statistics))
@@ -190,13 +185,6 @@ class StackedBatchNormalization(StackedLayer):
         return normalized
 
 
-@functools.cache
-def _shared_constant(value: float) -> tf.Tensor:
-    """A scalar that a graph has once, however many layers use it."""
-    with tf.init_scope():
-        return tf.constant(value)
-
-
 @tf.custom_gradient
 def _normalized_by_batch(inputs, gamma, beta):
     batch = normalize_batch(inputs, gamma, beta)
@@ -205,12 +193,9 @@ def _normalized_by_batch(inputs, gamma, beta):
 
 @dataclasses.dataclass
 class FoldedPass(ForwardPass):
-    """An inference pass whose convolutions take over the batch norm beside them: fewer operations, the same images.
+    """An inference pass whose convolutions take over the factor and shift of the batch norm beside them."""
 
-    `exp(s) w / ||w||` is a kernel, and inference batch norm right beside a convolution is a factor and a shift. They
-    are computed for each stack when it is first used, unless `folded` has its weights (see `folded_weights`). In half
-    precision nothing is folded.
-    """
+    # They are computed for each stack when it is first used, unless `folded` has its weights; not in half precision.
 
     folded: FoldedWeights = dataclasses.field(default_factory=dict)
 
@@ -226,11 +211,7 @@ class FoldedPass(ForwardPass):
 
 
 def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32") -> FoldedWeights:
-    """The weights of all `stacks` of a model for a `FoldedPass`, made ready once.
-
-    Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32. ValueError for a model in half
-    precision.
-    """
+    """The weights of all `stacks` for a `FoldedPass`, made once; kernels in `kernel_dtype`, vectors in float32."""
     stacks = list(stacks)
     if any(stack.compute_dtype != "float32" for stack in stacks):
         raise ValueError("weights of a model in half precision can't be folded: make it with dtype='float32'")
@@ -251,18 +232,14 @@ def _with_folded(weights: FoldedWeights, foldings: Iterable[Folding]) -> FoldedW
     """The weights of stacks, arrays or tensors, after some foldings."""
     folded = dict(weights)
     for convolution, norm, on_outputs in foldings:
-        folded[convolution] = _folded(folded[convolution], folded[norm], on_outputs)
-        folded[norm] = ()
+        kernel, bias = folded[convolution]
+        (scale, shift), (bias,) = folded[norm], bias or (0.0,)
+        if on_outputs:
+            # `scale * convolution(x) + shift`; output channels are the kernel's last axis, of a depthwise one too.
+            kernel, bias = kernel * scale[:, None, None, None], bias * scale + shift
+        else:
+            # `convolution(scale * x + shift)` of a 1x1 kernel: a larger one would see its zero padding shifted too.
+            bias = bias + (shift[:, None] @ kernel[:, 0, 0])[:, 0]
+            kernel = kernel * scale[:, None, None, :, None]
+        folded[convolution], folded[norm] = folded[convolution]._replace(kernel=kernel, bias=(bias,)), ()
     return folded
-
-
-def _folded(weights: Weights, norm: RunningStatisticsNorm, on_outputs: bool) -> Weights:
-    kernel, bias = weights
-    scale, shift = norm
-    (bias,) = bias or (0.0,)
-    if on_outputs:
-        # `scale * convolution(x) + shift`; output channels are the kernel's last axis, of a depthwise one too.
-        return weights._replace(kernel=kernel * scale[:, None, None, None], bias=(bias * scale + shift,))
-    # `convolution(scale * x + shift)` of a 1x1 kernel: a larger one would see its zero padding shifted too.
-    shift_bias = (shift[:, None] @ kernel[:, 0, 0])[:, 0]
-    return weights._replace(kernel=kernel * scale[:, None, None, :, None], bias=(bias + shift_bias,))

@@ -1,8 +1,7 @@
 """Stacked residual cells: `skip(x) + 0.1 * gate * branch(x)` (Vahdat & Kautz 2020, figure 3 and appendix A).
 
 `change` is what a cell or a branch does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
-
-A new kind of branch is a class here, and a dataclass with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`.
+A new kind of branch is a class here, and a named tuple with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`.
 """
 
 import itertools
@@ -27,14 +26,9 @@ RESIDUAL_SCALE = 0.1
 
 
 class ResidualCells(StackedLayer):
-    """`count` cells of one kind on `[batch, height, width, channels_in]`.
+    """`count` cells of one kind: *down* with twice the channels, *up* with half of them, normal with as many."""
 
-    `channels_out` equal to `channels_in` makes normal cells, twice it *down* cells, half of it *up* cells.
-    """
-
-    def __init__(
-        self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite: bool, dtype=None
-    ):
+    def __init__(self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite, dtype=None):
         change = "none" if channels_in == channels_out else "down" if channels_out > channels_in else "up"
         kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
         skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
@@ -53,12 +47,10 @@ class ResidualCells(StackedLayer):
 
 
 class InvertedResidualBranch(StackedLayer):
-    """BN -> 1x1 to h -> BN -> swish -> (nearest doubling) -> depthwise or grouped -> BN -> swish -> 1x1 -> BN.
+    """BN -> 1x1 to h -> BN -> swish -> (nearest doubling) -> depthwise or grouped -> BN -> swish -> 1x1 -> BN."""
 
-    `h` is `expansion` times the branch's input channels; the convolutions are plain. The published network doubles
-    first, but all before the depthwise convolution acts on single pixels, so the numbers are the same at a quarter of
-    the cost. In inference CPUs don't double the image at all, see `phase_kernels`.
-    """
+    # `h` is `expansion` times the input channels. The published network doubles first, but all before the depthwise
+    # convolution acts on single pixels: the same numbers at a quarter of the cost.
 
     def __init__(self, count: int, branch: InvertedBranch, channels_in: int, channels_out: int, change: str, dtype):
         hidden = branch.expansion * channels_in
@@ -112,11 +104,11 @@ class OperationsBranch(StackedLayer):
 
     def __init__(self, count: int, branch: ConvolutionBranch, channels_in: int, channels_out: int, change: str, dtype):
         def stack(operation: str, channels_in: int, change: str) -> StackedLayer:
-            if operation in ("elu", "bnelu"):
-                return EluConvolution(count, operation == "bnelu", channels_in, channels_out, change, dtype=dtype)
             strides, dilation = 2 if change == "down" else 1, 2 if operation == "bnswish5" else 1
-            convolution = StackedConvolution(count, channels_in, channels_out, 3, strides, dilation, dtype=dtype)
-            return SwishConvolution(convolution, upsampling=change == "up", dtype=dtype)
+            kind = DataDependentConvolution if operation == "elu" else StackedConvolution
+            convolution = kind(count, channels_in, channels_out, 3, strides, dilation, dtype=dtype)
+            activated = EluConvolution if operation in ("elu", "bnelu") else SwishConvolution
+            return activated(convolution, upsampling=change == "up", dtype=dtype)
 
         first, *others = branch.operations
         parts = [stack(first, channels_in, change), *(stack(each, channels_out, "none") for each in others)]
@@ -128,14 +120,14 @@ class OperationsBranch(StackedLayer):
 
 
 class EluConvolution(StackedLayer):
-    """(Batch norm, in `bnelu`) -> ELU -> (nearest doubling) -> 3x3 convolution with bias."""
+    """(Batch norm, unless the convolution is data-dependent) -> ELU -> (nearest doubling) -> convolution."""
 
-    def __init__(self, count: int, normalized: bool, channels_in: int, channels_out: int, change: str, dtype=None):
-        kind = StackedConvolution if normalized else DataDependentConvolution
-        convolution = kind(count, channels_in, channels_out, 3, 2 if change == "down" else 1, dtype=dtype)
-        norm = StackedBatchNormalization(count, channels_in, dtype=dtype) if normalized else None
-        super().__init__(count, [norm, convolution] if normalized else [convolution], dtype=dtype)
-        self.norm, self.convolution, self.upsampling = norm, convolution, change == "up"
+    def __init__(self, convolution: StackedConvolution, upsampling: bool = False, dtype=None):
+        norm = None
+        if not isinstance(convolution, DataDependentConvolution):
+            norm = StackedBatchNormalization(convolution.count, convolution.channels_in, dtype=dtype)
+        super().__init__(convolution.count, [norm, convolution] if norm else [convolution], dtype=dtype)
+        self.norm, self.convolution, self.upsampling = norm, convolution, upsampling
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         if self.norm is not None:
@@ -146,11 +138,9 @@ class EluConvolution(StackedLayer):
 
 
 class SwishConvolution(StackedLayer):
-    """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution.
+    """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution."""
 
-    Most of a network's memory lies between these three. In training none of it is kept: the backward pass normalizes
-    and activates once more, two cheap passes over the input.
-    """
+    # In training nothing between these is kept: the backward pass normalizes and activates once more.
 
     def __init__(self, convolution: StackedConvolution, upsampling: bool = False, dtype=None):
         norm = StackedBatchNormalization(convolution.count, convolution.channels_in, dtype=dtype)
@@ -184,11 +174,8 @@ class SwishConvolution(StackedLayer):
 
 
 def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
-    """`convolve(swish(batch norm(x)), weights)` by an operation whose gradient computes its way there again.
-
-    The arguments are x, gamma, beta and the weights. Mean and variance are returned beside the outputs: as results of
-    the operation they would have gradients.
-    """
+    """`convolve(swish(batch norm(x)), weights)` and the statistics; its gradient computes its way there again."""
+    # As results of the operation the statistics would have gradients.
     statistics = []
 
     def convolve_by(active: tf.Tensor, kernel: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
@@ -205,7 +192,6 @@ def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tens
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
                 active, swish_gradient = cpu_kernels.normalized_swish(inputs, gamma, beta, *moments)
-
             active_gradient, *weight_gradients = cpu_kernels.gradients_of(convolve_by, (active, *weights), upstream)
             return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
 
@@ -215,10 +201,7 @@ def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tens
 
 
 class StackedSqueezeExcite(StackedLayer):
-    """`count` gates: channel mean -> dense to `max(channels // 16, 4)` -> ReLU -> dense -> sigmoid (Hu et al. 2018).
-
-    They map `[batch, height, width, channels]` to `[batch, 1, 1, channels]` in (0, 1).
-    """
+    """Gates `[batch, 1, 1, channels]`: channel mean -> dense -> ReLU -> dense -> sigmoid (Hu et al. 2018)."""
 
     def __init__(self, count: int, channels: int, dtype=None):
         super().__init__(count, dtype=dtype)
@@ -240,10 +223,7 @@ class StackedSqueezeExcite(StackedLayer):
 
 
 class FactorizedReduce(StackedLayer):
-    """The skip of down cells: swish, then four 1x1 convolutions at stride 2, each on its own shift of the image.
-
-    `[batch, height, width, in]` -> `[batch, height / 2, width / 2, out]`.
-    """
+    """The skip of down cells: swish, then four 1x1 convolutions at stride 2, each on its own shift of the image."""
 
     # Of the four pixels of a square, row by row, the one that each convolution sees: (0, 0), (1, 1), (0, 1), (1, 0).
     PIXELS = (0, 3, 1, 2)
@@ -265,11 +245,9 @@ class FactorizedReduce(StackedLayer):
 
 
 class BilinearExpand(StackedLayer):
-    """The skip of up cells: aligned bilinear doubling and a 1x1 convolution without bias.
+    """The skip of up cells: aligned bilinear doubling and a 1x1 convolution without bias."""
 
-    The convolution comes first: both are linear and act on different axes, so the numbers are the same at a quarter of
-    the cost. `[batch, height, width, in]` -> `[batch, 2 height, 2 width, out]`.
-    """
+    # The convolution comes first: both are linear and act on different axes, so it has a quarter of the work.
 
     def __init__(self, count: int, channels_in: int, channels_out: int, dtype=None):
         convolution = StackedConvolution(count, channels_in, channels_out, 1, use_bias=False, dtype=dtype)
@@ -280,10 +258,8 @@ class BilinearExpand(StackedLayer):
 
 
 def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:
-    """Doubles height and width bilinearly, in float32; corners keep their places (not so in Keras' UpSampling2D).
-
-    By two matrix products: TensorFlow's operation for it has no second derivative, and is silent about that.
-    """
+    """Doubles height and width bilinearly, in float32; corners keep their places (not so in Keras' UpSampling2D)."""
+    # By two matrix products: TensorFlow's operation for it has no second derivative, and is silent about that.
     _, height, width, channels = inputs.shape
     rows = tf.reshape(tf.cast(inputs, tf.float32), (-1, width, channels))
     wider = tf.reshape(tf.matmul(_doubling_matrix(width), rows), (-1, height, 2 * width * channels))

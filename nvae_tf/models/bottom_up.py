@@ -77,6 +77,5 @@ class BottomUp(keras.layers.Layer):
 
 
 def _encoded(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-    ((cell,),) = layers
-    state = cell(state)
+    state = layers[0][0](state)
     return state, state

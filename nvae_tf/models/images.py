@@ -11,15 +11,10 @@ import tensorflow as tf
 from nvae_tf.config import ModelConfig, check
 from nvae_tf.errors import wrap_read_errors
 
-# Half precision has 1 + 1/1024 next to 1; one of 256 levels is 1/255.
-_RANGE_TOLERANCE = 1e-3
-_WRONG_RANGE = "images have values from {} to {}; they must be in [0, 1]: divide 8-bit values by 255"
-_NAN = "images have values that are NaN (not a number); they must be in [0, 1]: look where they come from"
+_RANGE_TOLERANCE = 1e-3  # half precision has 1 + 1/1024 next to 1; one of 256 levels is 1/255
+_WRONG_RANGE = "images must be in [0, 1], without NaN: divide 8-bit values by 255"
 _NOT_BINARY = "images have values other than 0 and 1; this model scores images of 1 bit: use images >= 0.5 as floats"
-_WRONG_CLASSES = "labels go from {} to {}; the classes are 0 to {}, and -1 is none"
-_ASSERTED = re.compile(
-    r"assertion failed: \[(images have values .* (?:by 255|as floats|come from)|labels go from .* is none)\]"
-)
+_ASSERTED = re.compile(r"assertion failed: \[((?:images|labels) .*(?:by 255|as floats|is none))\]")
 
 
 def frame(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
@@ -38,35 +33,47 @@ def real_pixels(framed: tf.Tensor, height: int, width: int) -> tf.Tensor:
 def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
     """A batch of `fit`, `evaluate` or `predict` as float32; ValueError unless it is floats of the model's size."""
     if isinstance(images, Mapping):
-        raise ValueError(
-            f"a batch is a dictionary of {', '.join(map(str, images))}; this model takes the images alone: "
-            "map the dataset to them, such as dataset.map(lambda batch: batch['image'] / 255)"
-        )
+        names, fix = ", ".join(map(str, images)), "map the dataset to them, such as lambda batch: batch['image'] / 255"
+        raise ValueError(f"a batch is a dictionary of {names}; this model takes the images alone: {fix}")
     images, expected = as_tensor(images, "images"), (config.image_height, config.image_width, config.image_channels)
     if images.shape.rank != 4 or images.shape[1:] != expected:
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}; this model takes [batch, {', '.join(map(str, expected))}]: "
-            "resize them, or set model.image_height, image_width and image_channels to what they are"
-        )
+        fix = "resize them, or set model.image_height, image_width and image_channels to what they are"
+        form = f"[batch, {', '.join(map(str, expected))}]"
+        raise ValueError(f"images have shape {tuple(images.shape)}; this model takes {form}: {fix}")
     is_real = images.dtype.is_floating or images.dtype.is_bool
     check(is_real, f"images are of type {images.dtype.name}; they must be floats in [0, 1]: divide 8-bit values by 255")
     return tf.cast(images, tf.float32)
 
 
 def check_images(images: Any, config: ModelConfig, scored: bool = False, nan_allowed: bool = False) -> tf.Tensor:
-    """As `check_batch`; ValueError also where there are no images or a value that `pixel_checks` refuses.
-
-    In graphs the values are asserted; XLA leaves that out.
-    """
+    """As `check_batch`; ValueError also where there are no images or a value that `check_pixels` refuses."""
     images = check_batch(images, config)
     check(images.shape[0] != 0, "there are no images: give at least one")
-    if tf.executing_eagerly():
-        with_one_line_errors(assert_pixels)(images, config, scored, nan_allowed)
-    else:
-        texts = "images must be in [0, 1], without NaN: divide 8-bit values by 255", _NOT_BINARY
-        for passes, text in zip(pixel_checks(images, config, scored, nan_allowed), texts, strict=True):
-            check_values(passes, text)
+    check_pixels(images, config, scored, nan_allowed)
     return images
+
+
+def check_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allowed: bool) -> list[tf.Operation]:
+    """ValueError, see `check_values`, where float32 images are not in [0, 1], or 0 and 1 if scored by a 1-bit model."""
+    # With `nan_allowed` a batch passes that is not finite, whose step the step guard skips.
+    # NaN if a value is, and then a comparison fails.
+    distance = tf.abs(images - 0.5)
+    farthest, nearest = tf.reduce_max(distance), tf.reduce_min(distance)
+    passes, text = nan_allowed & ~tf.math.is_finite(farthest), _WRONG_RANGE
+    if tf.executing_eagerly():
+        text = f"images have values from {np.min(images):g} to {np.max(images):g}; they {text.removeprefix('images ')}"
+    checks = [check_values((farthest <= 0.5 + _RANGE_TOLERANCE) | passes, text)]
+    if scored and config.num_bits == 1:
+        checks.append(check_values((nearest >= 0.5 - _RANGE_TOLERANCE) | passes, _NOT_BINARY))
+    return checks
+
+
+def check_classes(labels: Any, num_classes: int) -> tf.Operation:
+    """ValueError, see `check_values`, where labels, whole numbers of any type, are not numbers of classes or -1."""
+    # As int32, larger numbers would become classes.
+    labels = tf.cast(labels, tf.float64)
+    text = f"labels must be numbers of classes, 0 to {num_classes - 1}, and -1 is none"
+    return check_values(tf.reduce_all((labels >= -1) & (labels < num_classes)), text)
 
 
 def as_tensor(values: Any, what: str) -> tf.Tensor:
@@ -82,69 +89,16 @@ def boolean_mask(mask: Any, what: str) -> np.ndarray | tf.Tensor:
     return tf.cast(mask, tf.bool) if tf.is_tensor(mask) else np.asarray(mask, bool)
 
 
-def check_values(passes: tf.Tensor, message: str) -> None:
-    """ValueError with the message unless the scalar `passes`; in graphs it is asserted, which XLA leaves out."""
+def check_values(passes: tf.Tensor, message: str) -> tf.Operation | None:
+    """ValueError with the message unless the scalar `passes`; in graphs it is asserted on the host, which XLA omits."""
     if tf.executing_eagerly():
-        check(bool(passes), message)
-    else:
-        # A constant text: XLA can't compile one that is made from values.
-        tf.raw_ops.Assert(condition=passes, data=[message])
-
-
-def pixel_checks(
-    images: tf.Tensor, config: ModelConfig, scored: bool, nan_allowed: bool
-) -> tuple[tf.Tensor, tf.Tensor | bool]:
-    """Whether float32 images `[batch, height, width, channels]` are in [0, 1], and whether they are 0 or 1 if need be.
-
-    Both but for rounding. A model of 1 bit needs 0 and 1 in images that are `scored`, in training too. With
-    `nan_allowed` a batch passes that is not finite, whose step the step guard skips.
-    """
-    # NaN if a value is, and then a comparison fails.
-    distance = tf.abs(images - 0.5)
-    farthest, nearest = tf.reduce_max(distance), tf.reduce_min(distance)
-    passes = nan_allowed & ~tf.math.is_finite(farthest)
-    is_binary = (nearest >= 0.5 - _RANGE_TOLERANCE) | passes if scored and config.num_bits == 1 else True
-    return (farthest <= 0.5 + _RANGE_TOLERANCE) | passes, is_binary
-
-
-def assert_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allowed: bool) -> tf.Operation | None:
-    """Asserts `pixel_checks` on the host, where batches come from, so that no accelerator waits for it.
-
-    XLA drops assertions: this one belongs outside of what is compiled, before it by `tf.control_dependencies`.
-    """
-    with tf.device("CPU:0"):
-        in_range, is_binary = pixel_checks(images, config, scored, nan_allowed)
-
-        def message() -> tf.Tensor:
-            wrong_range = tf.strings.format(_WRONG_RANGE, (tf.reduce_min(images), tf.reduce_max(images)))
-            out_of_range = tf.where(tf.reduce_any(tf.math.is_nan(images)), _NAN, wrong_range)
-            return tf.where(in_range, _NOT_BINARY, out_of_range)
-
-        return _assert(in_range & is_binary, message)
-
-
-def assert_classes(labels: Any, num_classes: int) -> tf.Operation | None:
-    """Asserts that labels are numbers of classes or -1; where and how as `assert_pixels`."""
-    with tf.device("CPU:0"):
-        labels = tf.convert_to_tensor(labels)
-        ends = tf.reduce_min(labels), tf.reduce_max(labels)
-        passes = are_classes(tf.stack(ends), num_classes)
-        return _assert(passes, lambda: tf.strings.format(_WRONG_CLASSES, (*ends, num_classes - 1)))
-
-
-def _assert(passes: tf.Tensor, message: Callable[[], tf.Tensor]) -> tf.Operation | None:
-    return tf.raw_ops.Assert(condition=passes, data=[tf.cond(passes, lambda: tf.constant(""), message)])
-
-
-def are_classes(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Whether all labels, whole numbers of any type, are numbers of classes or -1."""
-    # As int32, larger numbers would become classes.
-    labels = tf.cast(labels, tf.float64)
-    return tf.reduce_all((labels >= -1) & (labels < num_classes))
+        return check(bool(passes), message)
+    # A constant text: XLA can't compile one that is made from values.
+    return tf.raw_ops.Assert(condition=passes, data=[message])
 
 
 def with_one_line_errors(function: Callable) -> Callable:
-    """The function, raising a failed `assert_pixels` as a `ValueError` of one line."""
+    """The function, raising a failed check of images or labels as a `ValueError` of one line."""
 
     @functools.wraps(function)
     def run(*args, **kwargs):

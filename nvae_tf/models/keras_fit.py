@@ -10,7 +10,7 @@ import tensorflow as tf
 from nvae_tf.config import check
 from nvae_tf.layers import FoldedPass
 from nvae_tf.models import training_step
-from nvae_tf.models.images import assert_classes, assert_pixels, check_batch, check_images, with_one_line_errors
+from nvae_tf.models.images import check_batch, check_classes, check_images, check_pixels, with_one_line_errors
 from nvae_tf.models.latents import batch_size_of, check_labels
 from nvae_tf.models.metrics import metric_values
 from nvae_tf.models.passes import inference_pass
@@ -101,12 +101,13 @@ class FittedModel(keras.Model):
             if weights is not None:
                 warnings.warn("sample weights have no effect: the loss is the mean over all images", stacklevel=2)
             shards, num_classes = self.distribute_strategy.experimental_local_results, self.config.num_classes
-            checks = [assert_pixels(check_batch(shard, self.config), *how) for shard in shards(images)]
-            if num_classes and labels is not None:
-                checks += [assert_classes(shard, num_classes) for shard in shards(labels)]
+            with tf.device("CPU:0"):  # where batches come from, so that no accelerator waits for the checks
+                checks = [check_pixels(check_batch(shard, self.config), *how) for shard in shards(images)]
+                if num_classes and labels is not None:
+                    checks += [check_classes(shard, num_classes) for shard in shards(labels)]
             # The data itself waits for the checks: on several replicas a reduction that has begun when a check fails
             # is broken off, and with it every later one of the process.
-            with tf.control_dependencies(checks):
+            with tf.control_dependencies(tf.nest.flatten(checks)):
                 checked_data = tf.nest.map_structure(
                     lambda value: None if value is None else tf.identity(value), data, expand_composites=True
                 )

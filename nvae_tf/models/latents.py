@@ -11,20 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import LARGEST_SEED, check, real_number, shown, whole_number
-from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_from
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan, values_of_groups
 from nvae_tf.layers.cpu_kernels import fan_out
-from nvae_tf.models.images import are_classes, as_tensor, boolean_mask, check_values
+from nvae_tf.models.images import as_tensor, boolean_mask, check_classes, check_values
 
-Normal = tfp.distributions.Normal
 Shapes = Sequence[tuple[int, int, int]]
 Number = int | tf.Tensor
 Temperature = float | tf.Tensor | Sequence[float] | np.ndarray
-_NUMBERS_PER_COUNTER = 4
 
 
 class LatentSample(NamedTuple):
@@ -32,8 +29,8 @@ class LatentSample(NamedTuple):
 
     z: tf.Tensor  # after the flows
     z_before_flows: tf.Tensor  # the posterior's own sample; the same as `z` without flows
-    prior: Normal | None  # given the groups above; None where a scanned pass does not keep it
-    posterior: Normal | None = None  # before the flows; None where z does not come from it
+    prior: SoftClampedNormal | None  # given the groups above; None where a scanned pass does not keep it
+    posterior: SoftClampedNormal | None = None  # before the flows; None where z does not come from it
     has_flows: bool = False  # between `z_before_flows` and `z`
     groups: int = 1  # the number of groups, one group's images after another's: more than one in a scanned pass
 
@@ -67,18 +64,18 @@ class InferredGroup(NamedTuple):
     kl: tf.Tensor  # of posterior and prior, in nats: the sum over an image is the group's, see `objective.elbo`
 
 
+def inferred_group(latent: LatentSample) -> InferredGroup:
+    """The tensors of a latent that was drawn from the posterior."""
+    (q, p), kl = (latent.posterior, latent.prior), objectives.kl_per_element(latent)
+    return InferredGroup(latent.z, q.loc, q.scale, p.loc, p.scale, kl)
+
+
 @functools.cache
 def latents_type(num_groups: int) -> type[tuple]:
     """The named tuple of the groups' latents, whose `numpy()` gives arrays; `tf.data` makes one tensor of a list."""
     latents = collections.namedtuple("Latents", [f"group_{group:02d}" for group in range(num_groups)])
     latents.numpy = lambda self: tuple(map(np.asarray, self))
     return latents
-
-
-def inferred_group(latent: LatentSample) -> InferredGroup:
-    """The tensors of a latent that was drawn from the posterior."""
-    (q, p), kl = (latent.posterior, latent.prior), objectives.kl_per_element(latent)
-    return InferredGroup(latent.z, q.loc, q.scale, p.loc, p.scale, kl)
 
 
 class GroupLayers(NamedTuple):
@@ -100,7 +97,7 @@ class PosteriorSource(NamedTuple):
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""
         prior = layers.prior(state)
-        posterior = soft_clamped_normal_from(layers.posterior(state, self.feature, prior))
+        posterior = soft_clamped_normal(layers.posterior(state, self.feature, prior))
         scale = posterior.scale
         if layers.flows:
             # The density of what is drawn has two uses of its own.
@@ -109,7 +106,7 @@ class PosteriorSource(NamedTuple):
         z = z_before_flows = posterior.loc + scale * self.noise
         for flow in layers.flows:
             z = flow(z)
-        return LatentSample(z, z_before_flows, soft_clamped_normal_from(prior), posterior, bool(layers.flows))
+        return LatentSample(z, z_before_flows, soft_clamped_normal(prior), posterior, bool(layers.flows))
 
 
 class PriorSource(NamedTuple):
@@ -119,8 +116,7 @@ class PriorSource(NamedTuple):
     temperature: float | tf.Tensor = 1.0
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        """As `PosteriorSource.draw`."""
-        prior = soft_clamped_normal_from(layers.prior(state), self.temperature)
+        prior = soft_clamped_normal(layers.prior(state), self.temperature)
         z = prior.loc + prior.scale * self.noise
         return LatentSample(z, z, prior)
 
@@ -132,7 +128,7 @@ class GivenSource(NamedTuple):
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         z = tf.cast(self.latent, tf.float32)
-        return LatentSample(z, z, soft_clamped_normal_from(layers.prior(state)))
+        return LatentSample(z, z, soft_clamped_normal(layers.prior(state)))
 
 
 class ComposedSource(NamedTuple):
@@ -161,19 +157,16 @@ class KeptChannelsSource(NamedTuple):
 
 
 class GuidedSource(NamedTuple):
-    """Draws from the prior of a class, moved away from that of no class (classifier-free guidance, Ho & Salimans 2022).
+    """Draws from the prior of a class, moved away from that of no class (classifier-free guidance, Ho & Salimans)."""
 
-    The state has both, the rows with classes and then the same without, which take the same latents. Mean and log-scale
-    are `without + guidance * (with - without)`.
-    """
-
+    # The state has rows with classes and then the same without, which take the same latents.
     noise: tf.Tensor
     temperature: float | tf.Tensor
     guidance: float | tf.Tensor
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         with_class, without = tf.split(layers.prior(state), 2)
-        prior = soft_clamped_normal_from(without + self.guidance * (with_class - without), self.temperature)
+        prior = soft_clamped_normal(without + self.guidance * (with_class - without), self.temperature)
         z = tf.tile(prior.loc + prior.scale * self.noise, [2, 1, 1, 1])
         return LatentSample(z, z, prior)
 
@@ -183,21 +176,14 @@ LatentSource = PosteriorSource | PriorSource | GivenSource | ComposedSource | Ke
 
 
 def active_channels(kl_per_channel: tf.Tensor | np.ndarray, fraction: float = 0.1) -> tf.Tensor:
-    """Which latent channels `[groups, latent channels]` have the largest KL: a fraction of all groups' together.
-
-    At least one. `kl_per_channel` is the mean over images, `Likelihood.kl_per_channel_nats` of a whole data set.
-    """
-    if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"fraction = {fraction}: must be above 0 and at most 1")
+    """Which latent channels `[groups, channels]` have the largest mean KL: a fraction of all, at least one."""
     kl = tf.reshape(kl_per_channel, [-1])
     # Of equals the earlier is kept, so that there are as many as asked for.
     ranks = tf.argsort(tf.argsort(kl, direction="DESCENDING", stable=True))
     return tf.reshape(ranks < max(1, round(fraction * kl.shape[0])), kl_per_channel.shape)
 
 
-def with_kept_channels(
-    sources: Sequence[PosteriorSource], kept_channels: tf.Tensor | np.ndarray, plan: LatentPlan
-) -> list[LatentSource]:
+def with_kept_channels(sources: Sequence[PosteriorSource], kept_channels: Any, plan: LatentPlan) -> list[LatentSource]:
     """The sources of all groups, which keep those channels alone; ValueError where the mask does not fit the plan."""
     given, expected = list(np.shape(kept_channels)), [plan.num_groups, plan.num_latent_per_group]
     if given != expected:
@@ -206,11 +192,7 @@ def with_kept_channels(
 
 
 def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Tensor | None:
-    """The class of each of `count` images, int32 `[count]`, from one number for all or one an image; None for none.
-
-    ValueError where the model has no classes, there are more or fewer labels than images, or others than the classes'
-    numbers and -1, which means none. In graphs the numbers are asserted; XLA leaves that out.
-    """
+    """The class of each of `count` images, int32 `[count]`, from one or `count` numbers; ValueError for others."""
     if labels is None:
         return None
     check(num_classes > 0, "labels were given, but this model has no classes (model.num_classes = 0); leave them out")
@@ -222,55 +204,45 @@ def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Te
     if labels.shape.rank > 1 or not fits or not labels.dtype.is_integer:
         form = f"must be whole numbers, one or one for each of {count} images, not one-hot vectors"
         raise ValueError(f"labels are {labels.dtype.name} of shape {tuple(labels.shape)}; they {form}")
-    text = f"labels must be numbers of classes, 0 to {num_classes - 1}, and -1 is none"
-    check_values(are_classes(labels, num_classes), text)
+    check_classes(labels, num_classes)
     labels = tf.cast(labels, tf.int32)
     return labels if labels.shape.rank else tf.fill([count], labels)
 
 
 def check_guidance(guidance: float, has_labels: bool, num_classes: int, label_dropout: float) -> None:
     """ValueError where guidance is not finite, there is no class to guide toward, or no priors without a class."""
-    if real_number("guidance", guidance, "must be finite") == 1.0:
-        return
-    if not has_labels:
-        what = "give labels too" if num_classes else "this model has no classes (model.num_classes = 0)"
-        raise ValueError(f"guidance = {guidance}: it leads toward a class; {what}")
-    if not label_dropout:
-        what = "this model was trained without label_dropout, so it has no priors of no class"
-        raise ValueError(f"guidance = {guidance}: {what}; leave guidance out, or train with label_dropout=0.1")
+    if real_number("guidance", guidance, "must be finite") != 1.0 and not (has_labels and label_dropout):
+        fault = "it leads toward a class; give labels too"
+        if not num_classes:
+            fault = "this model has no classes (model.num_classes = 0)"
+        elif has_labels:
+            fault = "this model was trained without label_dropout, so it has no priors of no class; leave guidance out"
+        raise ValueError(f"guidance = {guidance}: {fault}")
 
 
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:
-    """Latents from outside, a list `[batch, height, width, latent channels]` a group, top group first, as float32.
-
-    ValueError where they do not fit the plan, lack groups, are not of equally many images or (if eager) not finite.
-    """
+    """Latents from outside as float32, top group first; ValueError unless they fit the plan and are finite."""
     if isinstance(latents, str | bytes) or not isinstance(latents, Sequence):
         raise ValueError(f"latents are one {type(latents).__name__}; give a list, one array a group, as of `encode`")
-    tensors = [as_tensor(latent, "latents") for latent in latents]
+    tensors, shapes = [as_tensor(latent, "latents") for latent in latents], list(plan.latent_shapes())
     for tensor in tensors:
         check(tensor.dtype.is_floating, f"latents are of type {tensor.dtype.name}; they must be floats")
-    tensors = [tf.cast(tensor, tf.float32) for tensor in tensors]
-    given, shapes = [tuple(tensor.shape[1:]) for tensor in tensors], plan.latent_shapes()
-    fits = bool(given) and given == list(shapes[: len(given)])
-    if not fits or (len(given) < len(shapes) and not may_lack_groups):
-        raise ValueError(
-            f"latents have shapes {given} without the batch; this model's are {list(shapes)}. They are of another "
-            "architecture, or groups are missing (decode takes the top groups alone if it is given a temperature)"
-        )
+    given = [tuple(tensor.shape[1:]) for tensor in tensors]
+    if not given or given != (shapes[: len(given)] if may_lack_groups else shapes):
+        fault = "they are of another architecture, or groups are missing (decode takes the top ones with a temperature)"
+        raise ValueError(f"latents have shapes {given} without the batch; this model's are {shapes}: {fault}")
     counts = [tensor.shape[0] for tensor in tensors]
     check(len(set(counts)) == 1, f"latents are of {counts} images; all must be of as many")
     for group, tensor in enumerate(tensors if tf.executing_eagerly() else ()):
         check(bool(tf.reduce_all(tf.math.is_finite(tensor))), f"latents of group {group} are not all finite")
-    return tensors
+    return [tf.cast(tensor, tf.float32) for tensor in tensors]
 
 
 def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[float | tf.Tensor]:
     """The temperature of every group, top group first.
 
-    One number is for all groups; a list has one for every scale or group, see `values_of_groups`. A tensor of one axis
-    is such a list; any other tensor counts as one number (one for each image: `[batch, 1, 1, 1]`). ValueError where
-    there are as many as neither scales nor groups, or a number that is not greater than 0 and finite.
+    One number is for all groups; a list, or a tensor of one axis, has one for every scale or group. Any other tensor
+    counts as one number. ValueError for another length, or a number that is not greater than 0 and finite.
     """
     if isinstance(temperature, tf.Tensor) and temperature.shape.rank == 1:
         temperature = tf.unstack(temperature)
@@ -281,11 +253,6 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
         for value in (temperature if several else [temperature])
     ]
     return values_of_groups(values, plan.latent_shapes(), "temperatures") if several else values * plan.num_groups
-
-
-def batch_noise(shapes: Shapes, batch_size: Number, seed: Sequence[Number], first: Number = 0) -> list[tf.Tensor]:
-    """Standard-normal draws `[batch, height, width, channels]` a group; image i's of one seed `[2]` and `first + i`."""
-    return groups_of_flat(_numbered_draws(sum(map(math.prod, shapes)), batch_size, seed, first), shapes)
 
 
 def in_graph(function: Callable) -> Callable:
@@ -300,16 +267,14 @@ def groups_of_flat(flat: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
     return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:
-    """As `batch_noise`, but each image's draws are a function of its own seed (`[batch, 2]`) alone."""
-    return noise_of_samples(shapes, seeds, 0, 1)
+def batch_noise(shapes: Shapes, batch_size: Number, seed: Sequence[Number], first: Number = 0) -> list[tf.Tensor]:
+    """Standard-normal draws `[batch, height, width, channels]` a group; image i's of one seed `[2]` and `first + i`."""
+    return groups_of_flat(_numbered_draws(sum(map(math.prod, shapes)), batch_size, seed, first), shapes)
 
 
-def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: Number, count: int) -> list[tf.Tensor]:
-    """The draws of samples `first ... first + count - 1` of every image, functions of its seed and the sample's number.
-
-    Seeds `[batch, 2]` -> `[batch * count, height, width, channels]` a group, an image's samples one after another.
-    """
+def noise_per_image(shapes: Shapes, seeds: tf.Tensor, first: Number = 0, count: int = 1) -> list[tf.Tensor]:
+    """As `batch_noise`, but samples `first ... first + count - 1` of each image by its own seed `[batch, 2]` alone."""
+    # An image's samples come one after another: `[batch * count, height, width, channels]` a group.
     size = sum(map(math.prod, shapes))
     noise = _noise_of_seeds(seeds, size, tf.convert_to_tensor(first), count)
     return groups_of_flat(tf.reshape(noise, [-1, size]), shapes)
@@ -327,10 +292,7 @@ def batch_size_of(tensor: tf.Tensor) -> Number:
 
 
 def image_seeds(seed: Number, count: Number, first: Number = 0) -> tf.Tensor:
-    """Seeds int32 `[count, 2]` of the images `first .. first + count - 1` of a stream.
-
-    In graphs the seed may be a tensor of any type of whole numbers; its range is asserted, which XLA leaves out.
-    """
+    """Seeds int32 `[count, 2]` of images `first .. first + count - 1`; in graphs the seed may be a tensor."""
     if tf.executing_eagerly() or not hasattr(seed, "dtype") or isinstance(seed, np.generic):
         seed = whole_number("seed", seed, -LARGEST_SEED)
     elif not tf.as_dtype(seed.dtype).is_integer or len(seed.shape):
@@ -344,10 +306,9 @@ def image_seeds(seed: Number, count: Number, first: Number = 0) -> tf.Tensor:
 
 def _numbered_draws(size: int, count: Number, seed: Sequence[Number], first: Number) -> tf.Tensor:
     # A Philox counter gives four numbers; every draw starts at a counter of its own.
-    counters = -(-size // _NUMBERS_PER_COUNTER)
+    counters = -(-size // 4)
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    start = tf.stack([tf.cast(first, tf.uint64) * counters, tf.constant(0, tf.uint64)])
+    counter += tf.stack([tf.cast(first, tf.uint64) * counters, tf.constant(0, tf.uint64)])
     # Philox gives the same numbers eagerly, in a graph and on every device; the default does not. XLA has its own.
-    philox, shape = tf.random.Algorithm.PHILOX.value, [count, counters * _NUMBERS_PER_COUNTER]
-    noise = tf.raw_ops.StatelessRandomNormalV2(shape=shape, key=key, counter=counter + start, alg=philox)
-    return noise[:, :size]
+    philox, shape = tf.random.Algorithm.PHILOX.value, [count, 4 * counters]
+    return tf.raw_ops.StatelessRandomNormalV2(shape=shape, key=key, counter=counter, alg=philox)[:, :size]

@@ -25,26 +25,22 @@ class _SharedVariables:
         return super().add_variable(shape, initializer, dtype, "only_first_replica", name)
 
 
-class SharedMean(_SharedVariables, keras.metrics.Mean):
-    """A running mean of what all replicas agree on; NaN before the first value."""
-
-    def result(self):
-        """The mean since the last reset."""
+class _Mean(_SharedVariables, keras.metrics.Mean):
+    def result(self):  # NaN before the first value
         return tf.where(self.count > 0.0, super().result(), float("nan"))
 
 
-class SharedSum(_SharedVariables, keras.metrics.Sum):
-    """A running sum of what all replicas agree on."""
+class _Sum(_SharedVariables, keras.metrics.Sum):
+    pass
 
 
 class RunningMetrics:
     """Means since the last reset: loss, reconstruction, KL (nats per image), norm of gradients; the skipped steps."""
 
     def __init__(self):
-        names = ("loss", "reconstruction", "kl", "gradient_norm")
-        self.loss, self.reconstruction, self.kl, self.gradient_norm = (SharedMean(name=name) for name in names)
-        self.skipped_steps = SharedSum(name="skipped_steps")
-        self.evaluation_metrics = [self.loss, self.reconstruction, self.kl]
+        self.evaluation_metrics = [_Mean(name=name) for name in ("loss", "reconstruction", "kl")]
+        self.loss, self.gradient_norm = self.evaluation_metrics[0], _Mean(name="gradient_norm")
+        self.skipped_steps = _Sum(name="skipped_steps")
         self.training_metrics = [*self.evaluation_metrics, self.gradient_norm, self.skipped_steps]
 
     def track_bound(self, loss: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor, batch_size) -> None:

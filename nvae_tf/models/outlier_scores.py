@@ -32,11 +32,9 @@ class OutlierParts(NamedTuple):
 
 
 class OutlierScores(NamedTuple):
-    """Scores of images `[batch]`, higher for images that are less like the training images, and what they are made of.
+    """Scores of images `[batch]`, higher for images that are less like the training images; None if not calibrated."""
 
-    A p-value is the share of held-out images whose score is at least as high, the image itself counted as one. The
-    Mahalanobis distance and both p-values are None for a model without calibration, see `OutlierCalibration`.
-    """
+    # A p-value is the share of held-out images whose score is at least as high, the image itself counted as one.
 
     kl: tf.Tensor  # the sum over the groups, in nats
     # KL and reconstruction at the posterior's means, in nats: it does not show outliers, and is no bound on -log p(x).
@@ -59,19 +57,20 @@ class OutlierCalibration:
 
 def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
     """The KLs and reconstructions of images `[batch, height, width, channels]`, by default of the likeliest class."""
-    labels = likeliest_class(model, images) if labels is None else labels
-    decoded = inference_pass(model, images, [0.0] * model.plan.num_groups, FoldedPass(labels=labels))
+    means = [0.0] * model.plan.num_groups
+    if labels is None and model.config.num_classes:
+        labels = tf.argmin(nelbo_of_classes(model, images, means), axis=0, output_type=tf.int32)
+    decoded = inference_pass(model, images, means, FoldedPass(labels=labels))
     return OutlierParts(*decoded.elbo(images), kl_map(model, decoded.latents))
 
 
 def kl_map(model: "NVAE", latents: Sequence[LatentSample]) -> tf.Tensor:
     """The KL of the groups of the largest scale, where in the image: nats per pixel `[batch, height, width]`."""
-    largest = model.plan.scales[-1].height
+    largest = [latent for latent in latents if latent.z.shape[1] == model.plan.scales[-1].height]
     maps = []
-    for latent in latents:
-        if latent.z.shape[1] == largest:
-            kl_of_groups = tf.reduce_sum(objectives.kl_per_element(latent), axis=3)
-            maps.append(tf.reduce_sum(tf.reshape(kl_of_groups, (latent.groups, -1, *kl_of_groups.shape[1:])), axis=0))
+    for latent in largest:
+        kl_of_groups = tf.reduce_sum(objectives.kl_per_element(latent), axis=3)
+        maps.append(tf.reduce_sum(tf.reshape(kl_of_groups, (latent.groups, -1, *kl_of_groups.shape[1:])), axis=0))
     nats, config = tf.add_n(maps), model.config
     # The pixels of a position share its nats evenly.
     height, width = config.network_height // nats.shape[1], config.network_width // nats.shape[2]
@@ -79,24 +78,17 @@ def kl_map(model: "NVAE", latents: Sequence[LatentSample]) -> tf.Tensor:
     return real_pixels(spread, config.image_height, config.image_width)
 
 
-def likeliest_class(model: "NVAE", images: tf.Tensor) -> tf.Tensor | None:
-    """The class of each image `[batch]` with the best bound at the posterior's means; None for a model without."""
-    if not model.config.num_classes:
-        return None
-    return tf.argmin(nelbo_of_classes(model, images, [0.0] * model.plan.num_groups), axis=0, output_type=tf.int32)
-
-
 def outlier_scores(parts: OutlierParts, calibration: OutlierCalibration | None) -> OutlierScores:
     """The scores of images; ValueError where the calibration is of a model with another number of groups."""
     kl = tf.reduce_sum(parts.kl, axis=1)
-    nelbo_at_mean = parts.reconstruction + kl
+    scores = OutlierScores(kl, parts.reconstruction + kl, None, None, None, parts)
     if calibration is None:
-        return OutlierScores(kl, nelbo_at_mean, None, None, None, parts)
+        return scores
     groups, own = len(calibration.mean) - 1, parts.kl.shape[1]
     check(groups == own, f"the calibration is of a model with {groups} latent groups, this one has {own}")
     distance = mahalanobis_distance(parts, calibration.mean, calibration.covariance)
     p_values = _p_values(kl, calibration.kl), _p_values(distance, calibration.mahalanobis)
-    return OutlierScores(kl, nelbo_at_mean, distance, *p_values, parts)
+    return scores._replace(mahalanobis=distance, kl_p_value=p_values[0], mahalanobis_p_value=p_values[1])
 
 
 def mahalanobis_distance(parts: OutlierParts, mean: np.ndarray, covariance: np.ndarray) -> tf.Tensor:

@@ -26,7 +26,6 @@ from nvae_tf.models.latents import (
     PriorSource,
     inferred_group,
     latents_type,
-    noise_of_samples,
     noise_per_image,
     with_kept_channels,
 )
@@ -194,7 +193,7 @@ def add_importance_samples(
     shapes, num_rows = model.plan.latent_shapes(), tf.shape(images)[0]
 
     def log_weights(indices: tf.Tensor) -> tf.Tensor:
-        noise = noise_of_samples(shapes, seeds, indices[0], samples_at_once)
+        noise = noise_per_image(shapes, seeds, indices[0], samples_at_once)
         decoded = top_down_pass(model, list(map(PosteriorSource, features, noise)), num_rows, forward)
         log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
         return tf.reshape(decoded.likelihood.log_prob(images) + log_p - log_q, [-1, samples_at_once])

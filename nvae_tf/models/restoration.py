@@ -1,8 +1,7 @@
 """Restoration: images from noisy linear measurements of them, with the trained model as the prior.
 
-Inpainting, super-resolution, deblurring and denoising differ in the operator A of the measurement `A x + sigma * noise`
-alone. The result is the maximum a posteriori over whitened latents `e = (z - prior mean) / prior sigma`, in which every
-group's prior is a standard normal. With mean u and variance V of the likelihood given e, Adam lowers, in nats,
+The measurement is `A x + sigma * noise`. The result is the maximum a posteriori over whitened latents
+`e = (z - prior mean) / prior sigma`. With mean u and variance V of the likelihood given e, Adam lowers, in nats,
 `sum of r^2 / 2W + log W / 2, plus WEIGHT / 2 |e|^2;  r = y - A u,  W = (A * A) V + sigma^2`
 from the latents of a linear estimate. Before that, where there is little noise, the encoder's and the data's turns
 alternate (PnP-HVAE: Prost et al. 2023, arXiv 2303.11217). At the end comes the linear step
@@ -18,15 +17,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, check, real_number, whole_number
 from nvae_tf.models.images import as_tensor, boolean_mask
-from nvae_tf.models.latents import (
-    GroupLayers,
-    LatentSample,
-    PosteriorSource,
-    PriorSource,
-    batch_size_of,
-    image_seeds,
-    noise_per_image,
-)
+from nvae_tf.models.latents import PosteriorSource, PriorSource, batch_size_of, image_seeds, noise_per_image
 from nvae_tf.models.passes import image_features, inference_pass, pass_of_loop, top_down_pass
 
 # Chosen on gray Fashion-MNIST; docs/restoration.md has what they give.
@@ -42,7 +33,7 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
 class LinearOperator(Protocol):
-    """What is measured of an image x: `A x`. Any object with these methods is one, and the checks compare the three."""
+    """What is measured of an image x: `A x`. Any object with these methods is one, and they are checked together."""
 
     def apply(self, images: tf.Tensor) -> tf.Tensor:
         """`A x`: images `[batch, height, width, channels]` -> measurements `[batch, ...]`."""
@@ -54,29 +45,22 @@ class LinearOperator(Protocol):
         """`(A * A) v`, with every weight squared: the measurements' variances where pixels have these."""
 
 
-def _fixed(values: Any) -> np.ndarray:
+def _fixed(values: Any) -> np.ndarray | tf.Tensor:
     # A copy that does not change: graphs of restorations with an operator are kept.
-    values = np.array(values)
-    values.flags.writeable = False
+    if not tf.is_tensor(values):
+        values = np.array(values)
+        values.flags.writeable = False
     return values
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Mask:
-    """Inpainting: every pixel is measured but those that are `missing`; without any it is denoising.
+    """Inpainting: all pixels are measured but `missing`, true in `[height, width]` or with channels."""
 
-    `missing` is true where a pixel is, `[height, width]` or `[height, width, channels]`; ValueError for other values.
-    """
-
-    missing: np.ndarray | bool = False
-
-    def __post_init__(self):
-        missing = boolean_mask(self.missing, "the mask of missing pixels")
-        missing = missing[..., np.newaxis] if missing.ndim == 2 else missing
-        object.__setattr__(self, "missing", missing if tf.is_tensor(missing) else _fixed(missing))
+    def __init__(self, missing: np.ndarray | bool = False):
+        missing = boolean_mask(missing, "the mask of missing pixels")
+        self.missing = _fixed(missing[..., np.newaxis] if missing.ndim == 2 else missing)
 
     def apply(self, images: tf.Tensor) -> tf.Tensor:
-        """The images, 0 where they are not measured."""
         given, expected = tuple(self.missing.shape), tuple(images.shape[1:])
         if given not in ((), expected, (*expected[:2], 1)):
             raise ValueError(f"the mask has shape {given}; it must be [height, width] of images {expected}")
@@ -85,27 +69,19 @@ class Mask:
     adjoint = squared = apply
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Separable:
     """`R X C'` of every channel X: `rows` R `[measured height, height]`, `columns` C `[measured width, width]`."""
 
-    rows: np.ndarray
-    columns: np.ndarray
-
-    def __post_init__(self):
-        for name in ("rows", "columns"):
-            object.__setattr__(self, name, _fixed(getattr(self, name)))
+    def __init__(self, rows: np.ndarray, columns: np.ndarray):
+        self.rows, self.columns = _fixed(rows), _fixed(columns)
 
     def apply(self, images: tf.Tensor) -> tf.Tensor:
-        """`[batch, height, width, channels]` -> `[batch, measured height, measured width, channels]`."""
         return _separable(self.rows, self.columns, images)
 
     def adjoint(self, measurements: tf.Tensor) -> tf.Tensor:
-        """`R' Y C`."""
         return _separable(self.rows.T, self.columns.T, measurements)
 
     def squared(self, variances: tf.Tensor) -> tf.Tensor:
-        """`apply` with both matrices' elements squared."""
         return _separable(self.rows**2, self.columns**2, variances)
 
 
@@ -132,19 +108,13 @@ def measured(operator: LinearOperator, images: np.ndarray, sigma: float, seed: i
     return np.asarray(tf.where(_seen(operator, images), exact + sigma * noise, 0.0))
 
 
-def checked_measurement(
-    measurement: Any, operator: LinearOperator, sigma: Any, config: ModelConfig
-) -> tuple[tf.Tensor, float | tf.Tensor]:
-    """Measurement (as float32) and sigma; ValueError where they do not fit operator and model, or the operator is none.
-
-    What says nothing of any pixel, as the pixels that a mask leaves out, becomes 0. If eager, the operator is compared
-    with its adjoint and its squares on random images.
-    """
+def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, config: ModelConfig) -> tuple:
+    """The measurement as float32, and sigma; ValueError where they do not fit operator and model."""
+    # What says nothing of any pixel, as the pixels that a mask leaves out, becomes 0.
     if not tf.is_symbolic_tensor(sigma):
         sigma = real_number("sigma", sigma, "must be the noise's standard deviation, from 0 to 1e6", 0.0, 1e6)
     lacking = [name for name in ("apply", "adjoint", "squared") if not callable(getattr(operator, name, None))]
-    kind = f"an operator of type {type(operator).__name__}"
-    check(not lacking, f"{kind} lacks {', '.join(lacking)}; see restoration.LinearOperator")
+    check(not lacking, f"an operator of type {type(operator).__name__} lacks {', '.join(lacking)}")
     measurement = as_tensor(measurement, "the measurement")
     is_floating = measurement.dtype.is_floating
     check(is_floating, f"the measurement is of type {measurement.dtype.name}: give floats; divide 8-bit values by 255")
@@ -152,37 +122,32 @@ def checked_measurement(
     shape = config.image_height, config.image_width, config.image_channels
     images = tf.random.stateless_uniform([2, *shape], seed=(0, 1))
     try:
-        expected = operator.apply(images).shape[1:]
+        expected = operator.apply(images)
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(f"the operator is for images of another size than the model's, {shape}") from error
     given = measurement.shape
-    if given.rank is None or given[1:] != expected or given[0] == 0:
-        form = f"makes [batch, {', '.join(map(str, expected))}] of the model's images {shape}"
+    if given.rank is None or given[1:] != expected.shape[1:] or given[0] == 0:
+        form = f"makes [batch, {', '.join(map(str, expected.shape[1:]))}] of the model's images {shape}"
         raise ValueError(f"the measurement has shape {tuple(given)}; this operator {form}")
     measurement = tf.where(_seen(operator, images), measurement, 0.0)
     if tf.executing_eagerly():
-        _check_operator(operator, images, expected)
         check(bool(tf.reduce_all(tf.math.is_finite(measurement))), "the measurement has values that are not finite")
+        _check_operator(operator, images, expected)
     return measurement, sigma
 
 
-def _check_operator(operator: LinearOperator, images: tf.Tensor, measured_shape: Sequence[int]) -> None:
-    measurements = tf.random.stateless_uniform([2, *measured_shape], seed=(2, 3))
-    back = operator.adjoint(measurements)
-    check(back.shape == images.shape, f"operator.adjoint makes {tuple(back.shape)} of measurements, not images")
-    one, other = _per_image(operator.apply(images) * measurements), _per_image(images * back)
-    text = f"operator.adjoint is not the adjoint of apply: <Ax, y> = {one[0]:.6g}, <x, A'y> = {other[0]:.6g}"
-    check(np.allclose(one, other, rtol=1e-3, atol=1e-3), text)
+def _check_operator(operator: LinearOperator, images: tf.Tensor, measured: tf.Tensor) -> None:
     # One pixel makes the only image whose squared measurement is `squared` of the squared image.
     pixel = np.zeros(images.shape, np.float32)
     pixel[:, images.shape[1] // 2, images.shape[2] // 2, 0] = 1.0
     same = np.allclose(tf.square(operator.apply(pixel)), operator.squared(tf.constant(pixel)), rtol=1e-3, atol=1e-5)
     check(same, "operator.squared is not `apply` with squared weights")
+    other = tf.random.stateless_uniform(measured.shape, seed=(2, 3))
+    products = _per_image(measured * other), _per_image(images * operator.adjoint(other))
+    check(np.allclose(*products, rtol=1e-3, atol=1e-3), "operator.adjoint is not the adjoint of apply")
 
 
-def restored(
-    model, measurement, seeds, labels, operator: LinearOperator, sigma, steps: int, pnp_steps: int, from_draws: bool
-) -> tf.Tensor:
+def restored(model, measurement, seeds, labels, operator, sigma, steps: int, pnp_steps: int, from_draws) -> tf.Tensor:
     """Images `[batch, height, width, channels]` of checked measurements; what a graph does of `NVAE.restore`."""
     forward = pass_of_loop(model, labels)
     count, shapes = batch_size_of(measurement), model.plan.latent_shapes()
@@ -211,15 +176,12 @@ def restored(
 
 
 class TemperedSource(NamedTuple):
-    """The mode of a posterior times its prior to the power of `1 / temperature^2 - 1` (Prost et al. 2023).
-
-    Below temperature 1 what is unlikely for the prior moves toward its mean.
-    """
+    """The mode of a posterior times its prior to the power of `1 / temperature^2 - 1` (Prost et al. 2023)."""
 
     feature: tf.Tensor
     temperature: float = PNP_TEMPERATURE
 
-    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+    def draw(self, layers: Any, state: tf.Tensor) -> Any:
         latent = PosteriorSource(self.feature, 0.0).draw(layers, state)
         prior_weight = (self.temperature**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
         return latent._replace(z=(latent.z + prior_weight * latent.prior.loc) / (1.0 + prior_weight))
@@ -267,10 +229,7 @@ class _Measured:
         return tf.clip_by_value(mean + covariance(self.operator.adjoint(weights)), 0.0, 1.0)
 
     def closer(self, first: tuple[tf.Tensor, ...], last: tuple[tf.Tensor, ...]) -> list[tf.Tensor]:
-        """The last mean and variance of each image, but the first where their mean is nearer to the measurement.
-
-        Not if both are as near as its noise is large.
-        """
+        """The last mean and variance of each image; the first if nearer to the measurement, beyond its noise."""
         first_distance, last_distance = (_per_image(tf.square(self.residual(mean))) for mean, _ in (first, last))
         seen = tf.reduce_sum(tf.cast(_seen(self.operator, first[0][:1]), tf.float32))
         is_last = last_distance <= tf.maximum(first_distance, seen * tf.square(self.sigma))
@@ -279,30 +238,27 @@ class _Measured:
 
 
 def _minimized(loss: Callable, variables: Sequence[tf.Tensor], steps: int) -> list[tf.Tensor]:
-    """Tensors after so many steps of Adam (Kingma & Ba 2015) on `loss(variables)`, with cosine decay of the rate.
+    """Tensors after so many steps of Adam (Kingma & Ba 2015) on `loss(variables)`, with cosine decay of the rate."""
+    # An optimizer of Keras needs variables, and a graph may be for any number of images.
 
-    An optimizer of Keras needs variables, and a graph may be for any number of images.
-    """
-    zeros = list(map(tf.zeros_like, variables))
-
-    def step(done: tf.Tensor, state: tuple) -> tuple:
-        values, means, squares = state
+    def step(done: tf.Tensor, state: list) -> list:
+        values = [value for value, _, _ in state]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            value = loss(values)
-        gradients = tape.gradient(value, values)
+            result = loss(values)
         done = tf.cast(done, tf.float32)
         rate = LEARNING_RATE * 0.5 * (1.0 + tf.cos(np.pi * done / steps))
-        means = [_BETAS[0] * old + (1.0 - _BETAS[0]) * new for old, new in zip(means, gradients, strict=True)]
-        squares = [_BETAS[1] * old + (1.0 - _BETAS[1]) * new**2 for old, new in zip(squares, gradients, strict=True)]
         mean_correction, square_correction = (1.0 - beta ** (done + 1.0) for beta in _BETAS)
-        moved = [
-            value - rate * (mean / mean_correction) / (tf.sqrt(square / square_correction) + _EPSILON)
-            for value, mean, square in zip(values, means, squares, strict=True)
-        ]
-        return moved, means, squares
+        new_state = []
+        for (value, mean, square), gradient in zip(state, tape.gradient(result, values), strict=True):
+            mean = _BETAS[0] * mean + (1.0 - _BETAS[0]) * gradient
+            square = _BETAS[1] * square + (1.0 - _BETAS[1]) * gradient**2
+            step_size = rate * (mean / mean_correction) / (tf.sqrt(square / square_correction) + _EPSILON)
+            new_state.append((value - step_size, mean, square))
+        return new_state
 
-    return _repeated(step, (list(variables), zeros, zeros), steps)[0]
+    start = [(value, tf.zeros_like(value), tf.zeros_like(value)) for value in variables]
+    return [value for value, _, _ in _repeated(step, start, steps)]
 
 
 def _conjugate_gradients(matrix: Callable, right: tf.Tensor, diagonal: tf.Tensor) -> tf.Tensor:
@@ -326,13 +282,8 @@ def _conjugate_gradients(matrix: Callable, right: tf.Tensor, diagonal: tf.Tensor
 
 def _repeated(step: Callable, state: Any, count: int) -> Any:
     """The state after so many times `state = step(number, state)`."""
-    if not count:
-        return state
-
-    def body(number: tf.Tensor, state: Any) -> tuple:
-        return number + 1, step(number, state)
-
-    return tf.while_loop(lambda number, _: number < count, body, (tf.constant(0), state), parallel_iterations=1)[1]
+    loop = (lambda number, _: number < count), (lambda number, state: (number + 1, step(number, state)))
+    return tf.while_loop(*loop, (tf.constant(0), state), parallel_iterations=1)[1] if count else state
 
 
 def _seen(operator: LinearOperator, images: tf.Tensor) -> tf.Tensor:

@@ -1,9 +1,8 @@
 """A reweighted prior: the top groups' priors times a learned ratio, sampled by resampling (Aneja et al. 2021).
 
-The prior p(z) of a VAE has holes where no image's posterior is. The noise-contrastive prior of arXiv 2010.02917 is
-`r(z) p(z) / Z`, with the ratio r of all images' posteriors to the prior; log r is the logit of a classifier. A sample
-is one of some proposals from the prior, chosen with probabilities proportional to r, group after group. A mixture of
-Gaussians can be drawn from by itself (Ghosh et al. 2020, arXiv 1903.12436). Training is in `nvae_tf.training.prior`.
+The noise-contrastive prior of arXiv 2010.02917 is `r(z) p(z) / Z`, with the ratio r of all images' posteriors to the
+prior; log r is the logit of a classifier. A sample is one of some proposals from the prior, chosen with probabilities
+proportional to r, group after group. A mixture of Gaussians can be drawn from by itself (Ghosh et al. 2020).
 """
 
 import dataclasses
@@ -14,17 +13,15 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from nvae_tf.config import PRIOR_KINDS, PRIORS, check, check_choice
-from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal_from
+from nvae_tf.config import PRIOR_KINDS, PRIORS, check, check_choice, whole_number
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.models.latents import ComposedSource, GroupLayers, LatentSample, LatentSource, PriorSource, in_graph
+from nvae_tf.models.latents import ComposedSource, GroupLayers, LatentSample, PriorSource, groups_of_flat, in_graph
 
-_MOST_PROPOSALS = 10_000
 NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one"
 CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing: of a pair of draws, in nats
 MOST_FOR_PERCEPTRON = 1000  # the size of a latent up to which a classifier has no convolutions
-_UNITS, _HIDDEN_LAYERS = 256, 3
-_CHANNELS, _BLOCKS, _SMALLEST_MAP = 64, 3, 4
+_UNITS, _CHANNELS = 256, 64
 _STREAM = 0x5072696F  # is folded into an image's seed, so that no other draws are those of proposals
 
 
@@ -33,7 +30,7 @@ class Perceptron(keras.layers.Layer):
 
     def __init__(self):
         super().__init__(dtype="float32")
-        self.latent_layer, *self.hidden = (keras.layers.Dense(_UNITS, dtype="float32") for _ in range(_HIDDEN_LAYERS))
+        self.latent_layer, *self.hidden = (keras.layers.Dense(_UNITS, dtype="float32") for _ in range(3))
         self.context_layer = keras.layers.Dense(_UNITS, use_bias=False, dtype="float32")
         self.logit = keras.layers.Dense(1, dtype="float32")
         self.built = True  # its layers are built at their first call
@@ -53,14 +50,14 @@ class Perceptron(keras.layers.Layer):
 
 
 class ResidualConvolutions(keras.layers.Layer):
-    """The log ratio of large latents: residual blocks of 3x3 convolutions, between which large maps are halved."""
+    """The log ratio of large latents: 3 residual blocks of 3x3 convolutions; between them maps above 4x4 are halved."""
 
     def __init__(self):
         super().__init__(dtype="float32")
         options = dict(padding="same", dtype="float32")
         self.latent_layer = keras.layers.Conv2D(_CHANNELS, 3, **options)
         self.context_layer = keras.layers.Conv2D(_CHANNELS, 3, use_bias=False, **options)
-        self.blocks = [keras.layers.Conv2D(_CHANNELS, 3, **options) for _ in range(2 * _BLOCKS)]
+        self.blocks = [keras.layers.Conv2D(_CHANNELS, 3, **options) for _ in range(2 * 3)]
         self.logit = keras.layers.Dense(1, dtype="float32")
         self.built = True
 
@@ -78,7 +75,7 @@ class ResidualConvolutions(keras.layers.Layer):
             state = tf.reshape(maps, [-1, *state.shape[1:]])
         for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
             state += second(tf.nn.silu(first(tf.nn.silu(state))))
-            if min(state.shape[1:3]) > _SMALLEST_MAP:
+            if min(state.shape[1:3]) > 4:
                 state = tf.nn.avg_pool2d(state, 2, 2, "SAME")
         return tf.reshape(self.logit(tf.reduce_mean(tf.nn.silu(state), axis=(1, 2))), [count, proposals])
 
@@ -112,21 +109,13 @@ class Mixture(keras.layers.Layer):
         return tf.reshape(tf.gather(self.means, chosen) + scaled, tf.shape(noise))
 
 
-class Resampled(NamedTuple):
-    """What a group's source has drawn: z `[batch, height, width, channels]`, and of how many proposals, in effect."""
-
-    z: tf.Tensor
-    effective_proposals: tf.Tensor  # `(sum r)^2 / sum r^2`, `[batch]`: from 1 to the number of proposals
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReweightedPrior:
     """The ratios of the top groups, top group first; no part of the model's weights.
 
     A ratio is a layer `(whitened, context) -> log r` in nats, `[batch, proposals]`. It sees proposals whitened by the
-    group's prior, `(z - mean) / sigma`, `[batch, proposals, height, width, channels]`, and as context what proposals of
-    an image have in common: the latents of the groups above and, below the top group, mean and log-sigma of the prior;
-    of a conditional model the class too.
+    group's prior, `[batch, proposals, height, width, channels]`, and as context the latents of the groups above, below
+    the top group mean and log-sigma of the prior, and the class of a conditional model.
     """
 
     ratios: tuple[keras.layers.Layer, ...]
@@ -134,9 +123,7 @@ class ReweightedPrior:
     num_classes: int = 0
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # how it was learned, see `training.prior`
 
-    def log_ratio(
-        self, group: int, whitened: tf.Tensor, prior: SoftClampedNormal, above: Sequence[tf.Tensor], labels=None
-    ) -> tf.Tensor:
+    def log_ratio(self, group: int, whitened, prior: SoftClampedNormal, above: Sequence, labels=None) -> tf.Tensor:
         """Log r in nats, `[batch, proposals]`, of proposals of a group, whitened by its `prior` at temperature 1."""
         context = [*above, prior.loc, tf.math.log(prior.scale)] if group else []
         if self.num_classes:
@@ -145,7 +132,7 @@ class ReweightedPrior:
             context.append(tf.one_hot(labels, self.num_classes)[:, tf.newaxis, tf.newaxis])
         return self.ratios[group](whitened, context)
 
-    def sources(self, seeds: tf.Tensor, temperatures: Sequence, plan: LatentPlan, labels=None) -> list[LatentSource]:
+    def sources(self, seeds: tf.Tensor, temperatures: Sequence, plan: LatentPlan, labels=None) -> list:
         """The sources of the top groups for one seed an image `[batch, 2]`, on which alone an image's draws depend."""
         shapes = plan.latent_shapes()[: len(self.ratios)]
         if isinstance(self.ratios[0], Mixture):
@@ -154,15 +141,11 @@ class ReweightedPrior:
         counts = proposals_of_groups(self.proposals, len(shapes))
         # Each draw has its mirror image beside it, which takes no random number: the prior is symmetric.
         halves = [(-(-count // 2), *shape) for count, shape in zip(counts, shapes, strict=True)]
-        sizes, drawn = list(map(math.prod, halves)), []
-        noise, gumbel = _draws(seeds, sum(sizes), sum(counts))
-        group_draws = zip(tf.split(noise, sizes, axis=1), halves, tf.split(gumbel, counts, axis=1), strict=True)
-        sources = []
-        for group, (noise, half, gumbel) in enumerate(group_draws):
-            noise = tf.reshape(noise, [-1, *half])
-            noise = tf.concat([noise, -noise], axis=1)[:, : counts[group]]
-            sources.append(ResampledSource(self, noise, gumbel, temperatures[group], drawn, labels))
-        return sources
+        noise, gumbel = _draws(seeds, sum(map(math.prod, halves)), sum(counts))
+        noises, gumbels = groups_of_flat(noise, halves), tf.split(gumbel, counts, axis=1)
+        mirrored = [tf.concat([half, -half], axis=1)[:, :count] for half, count in zip(noises, counts, strict=True)]
+        draws, drawn = zip(mirrored, gumbels, temperatures, strict=False), []
+        return [ResampledSource(self, *draw, drawn, labels) for draw in draws]
 
 
 def proposals_of_groups(proposals: int, groups: int) -> list[int]:
@@ -175,42 +158,37 @@ def _draws(seeds: tf.Tensor, normal: int, gumbel: int) -> tuple[tf.Tensor, tf.Te
     """Draws of the normal and of the Gumbel distribution for each image, functions of its seed `[batch, 2]`."""
 
     def draws_of_image(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        noise_seed, choice_seed = (
-            tf.random.experimental.stateless_fold_in(seed, _STREAM + number, alg="philox") for number in range(2)
-        )
+        fold_in = tf.random.experimental.stateless_fold_in
+        noise_seed, choice_seed = (fold_in(seed, _STREAM + number, alg="philox") for number in range(2))
         noise = tf.random.stateless_normal([normal], noise_seed, alg="philox")
         return noise, tf.random.stateless_uniform([gumbel], choice_seed, alg="philox")
 
-    noise, uniform = tf.map_fn(
-        draws_of_image, seeds, fn_output_signature=(tf.TensorSpec([normal]), tf.TensorSpec([gumbel]))
-    )
+    specs = tf.TensorSpec([normal]), tf.TensorSpec([gumbel])
+    noise, uniform = tf.map_fn(draws_of_image, seeds, fn_output_signature=specs)
     return noise, -tf.math.log(-tf.math.log(uniform))
 
 
 class ResampledSource(NamedTuple):
-    """Draws from `r(z) p(z | groups above) / Z`: of proposals from the prior one, chosen by the Gumbel-max trick.
-
-    The sources of a pass share the list `drawn`, to which each adds what it has drawn.
-    """
+    """Draws from `r(z) p(z | groups above) / Z`: of proposals from the prior one, chosen by the Gumbel-max trick."""
 
     reweighted: ReweightedPrior
     noise: tf.Tensor  # standard-normal, `[batch, proposals, height, width, channels]`
     gumbel: tf.Tensor  # draws of the Gumbel distribution, `[batch, proposals]`
     temperature: float | tf.Tensor  # multiplies the prior's sigma; the ratio is that at 1
-    drawn: list[Resampled]
+    # Shared by the sources of a pass, each of which adds its z and of how many proposals it is, in effect: `[batch]`,
+    # `(sum r)^2 / sum r^2`, from 1 to the number of proposals.
+    drawn: list[tuple[tf.Tensor, tf.Tensor | None]]
     labels: tf.Tensor | None = None
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        parameters, above = layers.prior(state), [drawn.z for drawn in self.drawn]
+        parameters, above = layers.prior(state), [z for z, _ in self.drawn]
         whitened = self.noise * tf.reshape(tf.cast(self.temperature, tf.float32), [-1, 1, 1, 1, 1])
-        log_ratio = self.reweighted.log_ratio(
-            len(above), whitened, soft_clamped_normal_from(parameters), above, self.labels
-        )
+        prior_at_1 = soft_clamped_normal(parameters)
+        log_ratio = self.reweighted.log_ratio(len(above), whitened, prior_at_1, above, self.labels)
         chosen = tf.argmax(log_ratio + self.gumbel, axis=1)
-        prior = soft_clamped_normal_from(parameters, self.temperature)
+        prior = soft_clamped_normal(parameters, self.temperature)
         z = prior.loc + prior.scale * tf.gather(self.noise, chosen, axis=1, batch_dims=1)
-        probabilities = tf.nn.softmax(log_ratio)
-        self.drawn.append(Resampled(z, 1.0 / tf.reduce_sum(probabilities**2, axis=1)))
+        self.drawn.append((z, 1.0 / tf.reduce_sum(tf.nn.softmax(log_ratio) ** 2, axis=1)))
         return LatentSample(z, z, prior)
 
 
@@ -223,7 +201,7 @@ class MixtureSource(NamedTuple):
     temperature: float | tf.Tensor  # multiplies the components' sigma
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        prior = soft_clamped_normal_from(layers.prior(state))
+        prior = soft_clamped_normal(layers.prior(state))
         z = prior.loc + prior.scale * self.mixture.drawn(self.temperature * self.noise, self.gumbel)
         return LatentSample(z, z, prior)
 
@@ -232,10 +210,9 @@ class PartlyReweightedSource(NamedTuple):
     """As `composed`; of the rows that are not kept, those that are reweighted come from a reweighted prior."""
 
     composed: ComposedSource
-    reweighted: Callable[[], Sequence[LatentSource]]  # makes the draws, and of them the sources of the top groups
+    reweighted: Callable[[], Sequence]  # makes the draws, and of them the sources of the top groups
     is_reweighted: tf.Tensor  # [batch]
-    # Shared by the sources of a pass, which draw in turn, once each: its length is the number of the group.
-    above: list[Resampled]
+    above: list[tuple]  # as `ResampledSource.drawn`: the sources of a pass draw in turn, once each
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         composed, is_drawn = self.composed.draw(layers, state), self.is_reweighted & ~self.composed.keep
@@ -248,7 +225,7 @@ class PartlyReweightedSource(NamedTuple):
 
         # Proposals take longer than all else of a small model.
         z = tf.cond(tf.reduce_any(is_drawn), reweighted, lambda: composed.z)
-        self.above.append(Resampled(z, tf.ones([])))
+        self.above.append((z, None))
         return composed._replace(z=z, z_before_flows=z)
 
 
@@ -268,10 +245,9 @@ def made_ratios(kind: str, groups: int, plan: LatentPlan, num_classes: int, comp
 def check_settings(model: Any, groups: int, kind: str, steps: int, proposals: int) -> None:
     """Raises ValueError for what a reweighted prior of a model can't be."""
     check_choice("kind", kind, PRIOR_KINDS)
-    num_groups = model.plan.num_groups
-    check(1 <= groups <= num_groups, f"groups = {groups}: this model has {num_groups} latent groups, give 1 to all")
-    check(steps >= 1, f"steps = {steps}: must be at least 1")
-    check(1 <= proposals <= _MOST_PROPOSALS, f"proposals = {proposals}: must be from 1 to {_MOST_PROPOSALS:,}")
+    limits = {"groups": (groups, model.plan.num_groups), "steps": (steps, 2**31 - 1), "proposals": (proposals, 10_000)}
+    for name, (value, most) in limits.items():
+        whole_number(name, value, 1, most)
     config, size = model.config, math.prod(model.plan.latent_shapes()[0])
     fits = groups == 1 and size <= MOST_FOR_PERCEPTRON and not config.num_classes and not config.num_flows
     if kind == "mixture" and not fits:
@@ -280,10 +256,7 @@ def check_settings(model: Any, groups: int, kind: str, steps: int, proposals: in
 
 
 def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
-    """The reweighted prior of a model where it is asked for, None where the model's own is.
-
-    ValueError for another word, or where the model has none that belongs to its weights.
-    """
+    """The reweighted prior of a model if `prior` asks for it, else None; ValueError if the model has none to use."""
     check_choice("prior", prior, PRIORS)
     if prior == "model":
         return None
@@ -291,9 +264,7 @@ def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
     return model.reweighted_prior
 
 
-def with_reweighted_prior(
-    reweighted: ReweightedPrior, sources: Sequence[LatentSource], seeds: tf.Tensor, temperatures, plan, labels
-) -> list[LatentSource]:
+def with_reweighted_prior(reweighted: ReweightedPrior, sources, seeds, temperatures, plan, labels) -> list:
     """The sources of all groups, the top ones those of `reweighted`; ValueError where they are not priors."""
     is_plain = all(isinstance(source, PriorSource) for source in sources)
     check(is_plain, "the reweighted prior draws the top groups by itself: neither guidance nor latents go with it")

@@ -2,7 +2,6 @@
 
 from nvae_tf.objective.elbo import (
     Elbo,
-    TrainingLoss,
     balancing_scales,
     bits_per_dimension,
     final_kl_weights,

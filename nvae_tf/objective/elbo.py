@@ -1,6 +1,5 @@
 """The evidence lower bound, KL warm-up and balancing, and the training loss (Vahdat & Kautz 2020, section 3.2)."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +8,6 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from nvae_tf.config import ObjectiveConfig
-from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.replicas import replica_means
 
@@ -30,10 +28,8 @@ class Elbo(NamedTuple):
 
 
 def kl_per_element(latent: Latent) -> tf.Tensor:
-    """One group's KL in nats, an element for each of the latent's, `[batch, height, width, latent channels]`.
-
-    With flows, whose log-determinant is 0, a one-sample estimate, `log q(z before flows) - log p(z)`; else analytic.
-    """
+    """One group's KL in nats, an element for each of the latent's, `[batch, height, width, latent channels]`."""
+    # With flows, whose log-determinant is 0, a one-sample estimate; else analytic.
     if latent.has_flows:
         return latent.posterior.log_prob(latent.z_before_flows) - latent.prior.log_prob(latent.z)
     return tfp.distributions.kl_divergence(latent.posterior, latent.prior)
@@ -42,7 +38,7 @@ def kl_per_element(latent: Latent) -> tf.Tensor:
 def kl_per_channel(latents: Sequence[Latent]) -> tf.Tensor:
     """KL of every group, summed over height and width: `[batch, groups, latent channels]`, in nats."""
     kl = []
-    for latent in _joined(latents):
+    for latent in latents:
         kl_of_images = tf.reduce_sum(kl_per_element(latent), axis=(1, 2))
         kl += tf.unstack(tf.reshape(kl_of_images, (latent.groups, -1, kl_of_images.shape[1])))
     return tf.stack(kl, axis=1)
@@ -51,30 +47,6 @@ def kl_per_channel(latents: Sequence[Latent]) -> tf.Tensor:
 def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:
     """KL of every group, `[batch, groups]`, in nats."""
     return tf.reduce_sum(kl_per_channel(latents), axis=2)
-
-
-def _joined(latents: Sequence[Latent]) -> list[Latent]:
-    """The same with neighbors of one shape as one, a group's images after another's: fewer operations.
-
-    The joined ones lack z, which the analytic KL does not need; with flows nothing is joined.
-    """
-    joined_latents = []
-    for _, several in itertools.groupby(latents, lambda latent: (latent.z.shape[1:], latent.groups, latent.has_flows)):
-        first, *others = several = list(several)
-        if others and first.groups == 1 and not first.has_flows:
-            normals = {
-                each: _joined_normals([getattr(one, each) for one in several]) for each in ("posterior", "prior")
-            }
-            several = [first._replace(z=None, z_before_flows=None, groups=len(several), **normals)]
-        joined_latents += several
-    return joined_latents
-
-
-def _joined_normals(normals: Sequence[SoftClampedNormal]) -> SoftClampedNormal:
-    columns = zip(*((normal.loc, normal.scale) for normal in normals), strict=True)
-    # The gradient of a stack is one operation, that of a concatenation several a piece.
-    joined = [tf.reshape(tf.stack(tensors), (-1, *tensors[0].shape[1:])) for tensors in columns]
-    return SoftClampedNormal(*joined, validate_args=False)
 
 
 def log_posterior_and_prior(latents: Sequence[Latent]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -113,11 +85,9 @@ def balancing_scales(plan: LatentPlan) -> tuple[float, ...]:
 
 
 def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> tf.Tensor:
-    """The weight of each group's KL `[groups]`, without gradient.
-
-    While beta < 1 it is beta times a coefficient (mean 1) proportional to the mean KL (`[batch, groups]`) of all
-    replicas' images over alpha, so that no group is switched off early; at beta = 1 all are 1.
-    """
+    """The weight of each group's KL `[groups]`, without gradient; `kl` is `[batch, groups]`."""
+    # While beta < 1 it is beta times a coefficient (mean 1) proportional to the mean KL of all images over alpha,
+    # so that no group is switched off early; at beta = 1 all are 1.
     (sizes,) = replica_means([tf.reduce_mean(tf.abs(tf.stop_gradient(kl)), axis=0)])
     coefficients = (sizes + _SMALLEST_KL) / tf.constant(scales)
     balanced = beta * coefficients / tf.reduce_mean(coefficients)
@@ -144,18 +114,12 @@ class TrainingLoss(NamedTuple):
 
 
 def training_loss(
-    elbo: Elbo,
-    beta: tf.Tensor,
-    scales: tuple[float, ...],
-    regularizers: tf.Tensor,
-    weight: tf.Tensor,
-    final_weights: Sequence[float] = (),
-    free_nats: float = 0.0,
+    elbo: Elbo, beta: tf.Tensor, scales: tuple, regularizers: tf.Tensor, weight, final_weights=(), free_nats=0.0
 ) -> TrainingLoss:
-    """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`.
+    """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`, all scalars but for the `Elbo`.
 
-    `w_g` are the `group_weights` of beta (`kl_weight`) and scales (`balancing_scales`) times the final weights
-    (`final_kl_weights`; none: 1). A group whose mean KL is below `free_nats` counts as these, without gradient.
+    `w_g` are the `group_weights` times the final weights (`final_kl_weights`; none: 1). A group whose mean KL is below
+    `free_nats` counts as these, without gradient.
     """
     weights, kl = group_weights(elbo.kl, beta, scales), elbo.kl
     # At their defaults they add no operation.

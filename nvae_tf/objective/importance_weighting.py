@@ -7,9 +7,9 @@ import tensorflow as tf
 
 
 class ImportanceWeighting(NamedTuple):
-    """The state after some samples with weights `w = p(x, z) / q(z | x)`: running sums, each `[batch]`, and bounds."""
+    """The state after some samples with weights `w = p(x, z) / q(z | x)` (Burda et al. 2016): sums and bounds."""
 
-    largest: tf.Tensor  # `log w`, in nats
+    largest: tf.Tensor  # `log w`, in nats; `[batch]`, as the next two
     total: tf.Tensor  # sum of `w / largest w`
     squares: tf.Tensor  # sum of `(w / largest w)^2`
     bounds: tf.Tensor  # for the requested numbers of samples, `[batch, numbers]`, in nats; NaN for those not reached
@@ -37,17 +37,12 @@ class ImportanceWeighting(NamedTuple):
 
     @property
     def effective_samples(self) -> tf.Tensor:
-        """`(sum w)^2 / sum w^2`, `[batch]`: from 1, where one sample outweighs all others, to their number."""
-        return tf.square(self.total) / self.squares
+        """`(sum w)^2 / sum w^2`, `[batch]`: from 1, where one sample outweighs all others, to their number, or 0."""
+        return tf.math.divide_no_nan(tf.square(self.total), self.squares)
 
 
 def add_samples(
-    log_weights: Callable[[tf.Tensor], tf.Tensor],
-    before: ImportanceWeighting,
-    numbers: Sequence[int],
-    first: int | tf.Tensor,
-    last: int | tf.Tensor,
-    samples_at_once: int = 1,
+    log_weights: Callable, before: ImportanceWeighting, numbers: Sequence[int], first, last, samples_at_once: int = 1
 ) -> ImportanceWeighting:
     """Adds the samples with indices `first ... last - 1` to the state `before`, that of the samples up to `first`.
 

@@ -14,11 +14,9 @@ _SMALLEST_NORM = 1e-3
 
 
 class SpectralRegularizer(keras.layers.Layer):
-    """The sum of the largest singular values of all convolutions, by power iteration on persistent vectors.
+    """The sum of the largest singular values of all convolutions, by power iteration on persistent vectors."""
 
-    A convolution's effective kernel counts as the matrix `[in * height * width, out]`. The vectors u are part of the
-    model's state and saved with it; the first pass iterates ten times as long.
-    """
+    # A kernel counts as the matrix `[in * height * width, out]`. The first pass iterates ten times as long.
 
     ITERATIONS = 4
     FIRST_ITERATIONS = 40
@@ -37,10 +35,8 @@ class SpectralRegularizer(keras.layers.Layer):
         self.built = True
 
     def norms(self, forward: layers.ForwardPass, iterations: int | None = None) -> list[tf.Tensor]:
-        """The largest singular values, `[count]` for every stack, of the pass's effective kernels.
-
-        The gradient goes through `u^T W v` only. The iterated vectors are left with the pass as an update.
-        """
+        """The largest singular values `[count]` of each stack's kernels; new vectors are left as an update."""
+        # The gradient goes through `u^T W v` only.
         kernels = self._kernels(forward)
         matrices = [tf.reshape(stack, (stack.shape[0], -1, stack.shape[-1])) for stack in kernels]
         if iterations is None:
@@ -149,10 +145,8 @@ def batch_norm_loss(norms: Sequence[layers.StackedBatchNormalization]) -> tf.Ten
 
 @tf.custom_gradient
 def gradients_after_network(images: tf.Tensor, regularizers: tf.Tensor) -> tuple[tuple, Callable]:
-    """Both unchanged, but the gradient of the regularizers waits for that of the images, the network's input.
-
-    By then the activations are freed. Otherwise gradients of the size of all weights would be kept beside them.
-    """
+    """Both unchanged, but the gradient of the regularizers waits for that of the images, the network's input."""
+    # By then the activations are freed; gradients of the size of all weights would be kept beside them.
 
     def gradient(images_gradient: tf.Tensor, regularizers_gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.control_dependencies([images_gradient]):

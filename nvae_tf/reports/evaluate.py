@@ -19,10 +19,9 @@ from nvae_tf.data.pipeline import content_digest, evaluation_batches, images_alo
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
-from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.outliers import ImageSet, load_outliers, measure_outliers, most_outlying_images
-from nvae_tf.evaluation.table import digits, table
+from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits, table
 from nvae_tf.evaluation.task import EvaluationTask, Workers
 from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups

@@ -22,8 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
-from nvae_tf.evaluation.table import digits
+from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits
 from nvae_tf.files import atomic_file
 from nvae_tf.generation.image_grid import grid_of_rows, write_png
 from nvae_tf.progress import counted

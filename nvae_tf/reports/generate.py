@@ -367,7 +367,7 @@ def decode(
     from nvae_tf.generation.latents_file import load_latents
     from nvae_tf.generation.sampling import checked_kept_groups, generate_images
 
-    latents, names, classes = load_latents(input, run.model)
+    latents, names, classes, _ = load_latents(input, run.model)
     latents, count = latents[: checked_kept_groups(kept_groups, run.model.plan)], len(latents[0])
     given = {"latents": latents, "labels": classes if labels is None else _classes(run, labels, count)}
     images = generate_images(run.model, count, temperature, seed, progress=_progress(count), **given)

@@ -86,7 +86,7 @@ def cached_export(place: str) -> pathlib.Path:
 
     `place` is what `nvae_tf.load` takes. The folder has the name of the model.
     """
-    from nvae_tf.evaluation.inception import cache_folder
+    from nvae_tf.files import cache_folder
     from nvae_tf.runs import loading
     from nvae_tf.runs.checkpoint_files import checkpoint_sha256
     from nvae_tf.serving import saved_model

@@ -17,8 +17,8 @@ import tensorflow as tf
 from nvae_tf.config import named_settings
 from nvae_tf.data.pipeline import chosen_images, evaluation_batches, iterate
 from nvae_tf.errors import first_line, require
-from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
+from nvae_tf.evaluation.table import active_units
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.generation.sampling import ImageGenerator

@@ -33,7 +33,7 @@ from nvae_tf.models.latents import (
     batch_noise,
     image_seeds,
     inferred_group,
-    noise_of_samples,
+    noise_per_image,
 )
 from nvae_tf.models.passes import image_features, top_down_pass
 from nvae_tf.models.reweighted_prior import ReweightedPrior, check_settings, made_ratios
@@ -277,7 +277,7 @@ def _effective_proposals(model: NVAE, reweighted: ReweightedPrior, seed: int) ->
         seeds = tf.stack([tf.fill([_IMAGES_AT_ONCE], seed), -1 - numbers], axis=1)
         sources = reweighted.sources(seeds, [1.0] * len(reweighted.ratios), model.plan, labels)
         _top_latents(model, sources, _IMAGES_AT_ONCE, labels)
-        return [tf.reduce_mean(drawn.effective_proposals) for drawn in sources[0].drawn]
+        return [tf.reduce_mean(effective) for _, effective in sources[0].drawn]
 
     return [float(mean) for mean in effective()]
 
@@ -312,7 +312,7 @@ def _bounds(
     @tf.function(autograph=False, reduce_retracing=True)
     def both(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tf.Tensor:
         seeds = image_seeds(seed, tf.shape(images)[0], tf.cast(first, tf.int32))
-        noise = noise_of_samples(model.plan.latent_shapes(), seeds, 0, samples)
+        noise = noise_per_image(model.plan.latent_shapes(), seeds, 0, samples)
         images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *image_features(model, images)))
         labels = None if labels is None else tf.repeat(labels, samples)
         sources = list(map(PosteriorSource, features, noise))

@@ -33,9 +33,8 @@ def test_the_layout_of_the_parameters(channels, mixtures, means, log_scales, coe
     np.testing.assert_allclose(np.arctanh(tanh) * 20, coefficients, rtol=1e-5)
 
 
-def mixture_of(parameters, channels, mixtures, *settings, **named):
-    split = split_mixture_parameters(parameters, channels, mixtures)
-    return DiscretizedLogisticMixture(*split, *settings, **named)
+def mixture_of(parameters, channels, mixtures, **settings):
+    return DiscretizedLogisticMixture(*split_mixture_parameters(parameters, channels, mixtures), **settings)
 
 
 def log_sigmoid(value):
@@ -98,22 +97,6 @@ def test_rgb_matches_the_formula_in_float64(num_bits, exact_edges):
     np.testing.assert_allclose(mixture.log_prob(images), expected, rtol=2e-5, atol=5e-4)
 
 
-def test_coefficients_of_four_channels_are_the_lower_triangle():
-    triangle = np.array([[0, 0, 0, 0], [0.9, 0, 0, 0], [-0.5, 0.4, 0, 0], [0.3, -0.8, 0.6, 0]])
-    rows = triangle[np.tril_indices(4, -1)][:, np.newaxis].astype(np.float32)
-    means, log_scales = np.array([0.1, -0.2, 0.3, -0.4]), np.array([-2.0, -1.5, -1.0, -0.5])
-    parameters = tf.zeros([1]), means[:, np.newaxis], log_scales[:, np.newaxis], rows
-    mixture = DiscretizedLogisticMixture(*parameters, num_bits=2, exact_edges=True)
-    pixels = all_pixels(4, 2)
-    signed = 2 * pixels.astype(np.float64) - 1
-    conditional_means = means + signed @ triangle.T
-    expected = [
-        sum(logistic_log_mass(*channel, 2, True) for channel in zip(value, mean, log_scales, strict=True))
-        for value, mean in zip(signed, conditional_means, strict=True)
-    ]
-    np.testing.assert_allclose(mixture.log_prob(pixels), expected, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (1, 8), (1, 5), (2, 5), (3, 5), (4, 3)])
 def test_exact_masses_sum_to_one(channels, num_bits):
     pixels = all_pixels(channels, num_bits)[:, np.newaxis]
@@ -125,8 +108,7 @@ def test_exact_masses_sum_to_one(channels, num_bits):
 
 
 @pytest.mark.parametrize("exact_edges", [False, True])
-@pytest.mark.parametrize("num_bits", [1, 5, 8])
-@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (2, 5), (3, 8)])
 def test_extreme_parameters_stay_finite(channels, num_bits, exact_edges):
     extremes = [[-100.0, 100.0], [-1e4, -1.0, 0.0, 0.99, 1e4], [-7.0, 0.0, 20.0, 200.0], [-1.0, 1.0]]
     logit, mean, log_scale, coefficient = np.array(list(itertools.product(*extremes)), np.float32).T[..., np.newaxis]
@@ -147,13 +129,10 @@ def test_extreme_parameters_stay_finite(channels, num_bits, exact_edges):
         assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_rounded_samples_have_the_frequencies_of_the_mass(temperature):
-    """The only test that ties `sample` to `log_prob` at any temperature: both must narrow alike."""
+def test_rounded_samples_have_the_frequencies_of_the_mass():
     # Two well separated logistics, one of them past the upper edge of the range.
     logits, means, log_scales = tf.constant([0.5, -0.3]), tf.constant([[-0.4, 1.1]]), tf.constant([[-1.5, -1.2]])
-    settings = dict(temperature=temperature, num_bits=3, exact_edges=True)
-    mixture = DiscretizedLogisticMixture(logits, means, log_scales, tf.zeros([0, 2]), **settings)
+    mixture = DiscretizedLogisticMixture(logits, means, log_scales, tf.zeros([0, 2]), num_bits=3, exact_edges=True)
     levels = np.rint(mixture.sample(NUM_SAMPLES, seed=(1, 2)).numpy()[:, 0] * 7).astype(int)
     frequencies = np.bincount(levels, minlength=8) / NUM_SAMPLES
     masses = mixture.prob(np.arange(8, dtype=np.float32)[:, np.newaxis] / 7).numpy()
@@ -161,43 +140,19 @@ def test_rounded_samples_have_the_frequencies_of_the_mass(temperature):
     assert np.all(np.abs(frequencies - masses) < 4.5 * deviations + 1e-5)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4])
-def test_the_mean_is_that_of_clamped_samples(channels):
-    # The last channel is mostly 0 or 1, as alpha is: by a wide component, or by two with means far beyond the edges.
-    for last_means, last_scale in (([-5.0, -4.0], 4.0), ([-50.0, 3.0], -7.0), ([0.2, 0.9], -2.0)):
-        means, log_scales = np.full([channels, 2], 0.3, np.float32), np.full([channels, 2], -7.0, np.float32)
-        means[-1], log_scales[-1] = last_means, last_scale
-        coefficients = tf.fill([channels * (channels - 1) // 2, 2], -0.3)
-        mixture = DiscretizedLogisticMixture(tf.constant([0.0, 0.4]), means, log_scales, coefficients)
-        samples = mixture.sample(20_000, seed=(1, 2)).numpy()
-        np.testing.assert_allclose(mixture.mean(), samples.mean(axis=0), atol=0.012)
-
-
-# Of the last channel the means and the log-scale of two components: wide, narrow, at an edge and beyond both.
-LAST = [([0.2, 0.9], -2.0), ([-1.0, 0.3], -3.0), ([-1.4, -1.1], -1.5), ([-5.0, 4.0], 1.5), ([1.3, -50.0], -7.0)]
+# Of the last channel the means and the log-scale of two components: wide (as alpha is), narrow, at an edge and beyond.
+LAST = [([0.2, 0.9], -2.0), ([-1.0, 0.3], -3.0), ([-5.0, -4.0], 4.0), ([-5.0, 4.0], 1.5), ([1.3, -50.0], -7.0)]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_the_variance_is_that_of_samples(channels):
+def test_mean_and_variance_are_those_of_samples(channels):
     generator = np.random.default_rng(0)
     coefficients = generator.uniform(-0.5, 0.5, [channels * (channels - 1) // 2, 2]).astype(np.float32)
     for last_means, last_scale in LAST:
         means, log_scales = np.tile(np.float32([0.3, -0.2]), (channels, 1)), np.full([channels, 2], -3.5, np.float32)
         means[-1], log_scales[-1] = last_means, last_scale
-        parameters = tf.constant([0.0, 0.4]), means, log_scales, coefficients
-        mixture = DiscretizedLogisticMixture(*parameters, temperature=0.9)
+        mixture = DiscretizedLogisticMixture(tf.constant([0.0, 0.4]), means, log_scales, coefficients)
         samples = mixture.sample(NUM_SAMPLES, seed=(1, 2)).numpy()
         np.testing.assert_allclose(mixture.variance(), samples.var(axis=0), rtol=0.03, atol=1e-6)
-
-
-@pytest.mark.parametrize("temperature", [1.0, tf.constant([0.5, 2.0])[:, tf.newaxis, tf.newaxis]])
-def test_seeds_reproduce_in_eager_mode_and_graphs(temperature):
-    parameters = tf.constant(np.random.default_rng(0).normal(size=[2, 4, 4, 20]), tf.float32)
-    mixture = mixture_of(parameters, 3, 2, temperature)
-    images = mixture.sample(3, seed=(1, 2))
-    assert images.shape == [3, 2, 4, 4, 3] and mixture[0].batch_shape == [4, 4]
-    np.testing.assert_array_equal(images, mixture.sample(3, seed=(1, 2)))
-    assert np.mean(images != mixture.sample(3, seed=(1, 3))) > 0.5
-    assert np.mean(images[0] != images[1]) > 0.5
-    traced = tf.function(lambda seed: mixture_of(parameters, 3, 2, temperature).sample(3, seed=seed))
-    np.testing.assert_allclose(images, traced(tf.constant([1, 2])), rtol=1e-4, atol=1e-5)
+        if channels == 1:  # of several, the mean is that given the means of the channels before
+            np.testing.assert_allclose(mixture.mean(), samples.mean(axis=0), atol=0.012)

@@ -37,10 +37,10 @@ def test_half_precision_is_computed_in_float32(named, dtype):
     np.testing.assert_array_equal(log_prob, likelihood.distribution(tf.cast(half, tf.float32)).log_prob(images))
 
 
-def test_bernoulli_mean_is_the_sigmoid_of_tempered_logits_and_normal_a_density_on_the_signed_scale():
+def test_bernoulli_mean_is_the_sigmoid_of_logits_and_normal_a_density_on_the_signed_scale():
     logits = np.array([-100.0, -1.0, 0.0, 2.0], np.float32).reshape(1, 2, 2, 1)
-    mean = ImageLikelihood("bernoulli", 1).distribution(logits, 0.5).mean()
-    np.testing.assert_allclose(mean, 1 / (1 + np.exp(-logits.astype(np.float64) / 0.5)), rtol=1e-6, atol=1e-30)
+    mean = ImageLikelihood("bernoulli", 1).distribution(logits).mean()
+    np.testing.assert_allclose(mean, 1 / (1 + np.exp(-logits.astype(np.float64))), rtol=1e-6, atol=1e-30)
     # One gray-alpha pixel: two means, then two log-sigmas; no factor for the change of scale.
     parameters = np.array([0.5, 7.0, -1.0, -2.0]).reshape(1, 1, 1, 4)
     images = np.array([0.6, 0.9]).reshape(1, 1, 1, 2)
@@ -51,11 +51,3 @@ def test_bernoulli_mean_is_the_sigmoid_of_tempered_logits_and_normal_a_density_o
     np.testing.assert_allclose(distribution.log_prob(tf.constant(images, tf.float32)), [expected], rtol=1e-5)
     np.testing.assert_allclose(np.ravel(distribution.mean()), [(1 + location[0, 0, 0, 0]) / 2, 1.0], rtol=1e-6)
     np.testing.assert_allclose(distribution.variance(), np.square(scale / 2), rtol=1e-5)
-
-
-def test_temperatures_that_are_not_above_0_and_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="likelihood = 'gaussian': not one of the choices"):
-        ImageLikelihood("gaussian", 3)
-    for temperature in (0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="temperature of an image likelihood must be above 0"):
-            ImageLikelihood("bernoulli", 3).distribution(tf.zeros([1, 2, 2, 3]), temperature)

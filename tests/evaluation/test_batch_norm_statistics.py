@@ -67,18 +67,6 @@ def test_statistics_are_the_moving_average_of_those_of_the_batches(model, result
     np.testing.assert_allclose(actual[1], variance, rtol=1e-4)
 
 
-def test_the_text_has_the_largest_shifts(model, result):
-    pairs = list(zip(generator_norms(model), generator_norms(result.model), strict=True))
-    before, after = (
-        [np.concatenate([np.ravel(pair[side].statistics[number]) for pair in pairs]) for number in (0, 1)]
-        for side in (0, 1)
-    )
-    shift, ratios = np.abs(after[0] - before[0]) / np.sqrt(before[1]), after[1] / before[1]
-    extreme = max(ratios, key=lambda ratio: abs(np.log(ratio)))
-    assert result.text.startswith(f"batch norm of {sum(norm.count for norm, _ in pairs)} layers: means moved by ")
-    assert f"at most {shift.max():.2g};" in result.text and result.text.endswith(f"{extreme:.2g} times at the extreme")
-
-
 @pytest.mark.slow
 def test_what_is_not_finite_stops_it():
     model = nvae_tf.NVAE(tiny_config(num_groups_per_scale=3, num_cells_per_group_decoder=2))
@@ -91,23 +79,9 @@ def test_what_is_not_finite_stops_it():
 
 
 @pytest.mark.slow
-def test_every_temperature_and_seed_has_its_own_statistics(model, result):
-    copies = [result.model]
-    for temperature, seed in (([0.7] * model.plan.num_groups, 3), (0.7, 4), (0.3, 3)):
-        copies.append(readjusted(model, temperature, ITERATIONS, BATCH_SIZE, seed=seed).model)
-        assert np.isfinite(copies[-1].generate(4, temperature=temperature, seed=1)).all()
-    first, second, *others = (
-        b"".join(value.numpy().tobytes() for norm in generator_norms(copy) for value in norm.statistics)
-        for copy in copies
-    )
-    assert first == second and len({first, *others}) == 3
-
-
-@pytest.mark.slow
 def test_what_can_not_be_readjusted(model):
     without = readjusted(nvae_tf.NVAE(tiny_config(cell_set="res_elu")), 0.7, iterations=1)
     assert "nothing to readjust" in without.text
-    for changes in ({"temperature": 0.0}, {"iterations": 0}, {"batch_size": 1}):
-        ((name, value),) = changes.items()
+    for name, value in {"temperature": 0.0, "iterations": 0, "batch_size": 1}.items():
         with pytest.raises(ValueError, match=f"{name} = {value:g}"):
-            readjusted(model, **{"temperature": 0.7} | changes)
+            readjusted(model, **{"temperature": 0.7} | {name: value})

@@ -58,12 +58,5 @@ def test_damaged_and_other_files(file, tmp_path):
             load_latents(file, PLAN)
     with pytest.raises(FileNotFoundError, match="no such file of latents"):
         load_latents(tmp_path / "nowhere.npz", PLAN)
-
-
-def test_what_can_not_be_saved(tmp_path, latents):
-    for wrong in ([], latents[:1] + [latents[1][:2]], [latent[0] for latent in latents]):
-        with pytest.raises(ValueError, match="latents of shapes"):
-            save_latents(tmp_path / "x.npz", wrong)
     with pytest.raises(ValueError, match="latents of shapes"):
-        save_latents(tmp_path / "x.npz", latents, ["a", "b"])
-    assert list(tmp_path.iterdir()) == []
+        save_latents(tmp_path / "x.npz", [np.zeros((2, 4, 4, 2)), np.zeros((3, 4, 4, 2))])

@@ -77,22 +77,12 @@ def test_decoding_latents_is_reconstructing(model, images, latents):
     near(reconstructions, model(images, seed=SEED), atol=1e-5)
 
 
-def test_a_reconstruction_by_the_top_groups_draws_the_rest(model, images, latents):
-    made = reconstruct_images(model, images[:5], 2, [0.5, 0.9], SEED)
-    near(made, model.decode([z[:5] for z in latents[:2]], [0.5, 0.9], SEED), atol=1e-5)
-    samples = generate_images(model, 21, [0.5, 0.9], SEED)
-    same(reconstruct_images(model, images, 0, [0.5, 0.9], SEED), samples)
-
-
 def test_variants_have_their_images_latents_and_draws_of_their_own(model, images):
     many = vary_images(model, images[:3], 2, 7, seed=SEED)
     same(many[:, :2], vary_images(model, images[:3], 2, 2, seed=SEED))
     assert many.shape == (3, 7, 4, 4, 1) and len(np.unique(many.reshape(21, -1), axis=0)) == 21
     all_kept = vary_images(model, images[:3], 4, 2, seed=SEED)
     same(all_kept, np.stack([reconstruct_images(model, images[:3], seed=SEED)] * 2, axis=1))
-    # Hardly any temperature leaves only what is kept.
-    cold = vary_images(model, images[:3], 2, 7, 1e-6, SEED)
-    assert cold.std(axis=1).max() < 1e-5 < 1e-3 < cold.std(axis=0).max()
 
 
 def on_the_way(start, end, fractions, how):
@@ -110,19 +100,9 @@ def test_a_quarter_of_a_circle():
     straight = on_the_way(start, end, [0.25], "linear")
     assert straight[0, 0, 0, 0] == 1.5 and straight[0, 1, 1, 2] == 0.5
 
-
-@pytest.mark.parametrize("factor", [0.0, 3.0, -1.0, 1.0 + 1e-6])
-def test_parallel_opposite_and_zero_vectors_go_straight(factor):
-    start = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    (between,) = on_the_way(start, factor * start, [0.25], "spherical")
-    near(between, (0.75 + 0.25 * factor) * start, rtol=1e-5)
-
-
-def test_ways_may_differ_by_scale_and_by_group():
-    start, end = ([np.full((side, side, 1), value) for side in (2, 2, 4)] for value in (0.0, 1.0))
-    for how in (["keep", "linear"], ["keep", "keep", "linear"]):
-        way = interpolate_latents(start, end, [0.5], how)
-        assert [latent.mean() for latent in way] == [0.0, 0.0, 0.5]
+    # Parallel, opposite and zero vectors go straight.
+    for factor in (0.0, 3.0, -1.0, 1.0 + 1e-6):
+        near(on_the_way(end, factor * end, [0.25], "spherical")[0], (0.75 + 0.25 * factor) * end, rtol=1e-5)
 
 
 def test_a_path_passes_the_reconstructions_of_its_pictures(model, images, latents):
@@ -132,9 +112,7 @@ def test_a_path_passes_the_reconstructions_of_its_pictures(model, images, latent
     between = interpolate_latents([z[1] for z in latents], [z[2] for z in latents], [0.25, 0.5, 0.75])
     near(path[5:8], model.decode(between), atol=1e-5)
     same(interpolate_images(model, images[:3], steps=1, seed=SEED), path[::4])
-
-
-def test_kept_scales_stay_those_of_the_first_picture(model, images, latents):
+    # Kept scales stay those of the first picture.
     path = interpolate_images(model, images[:3], 2, ["keep", "linear"], seed=SEED)
     mixed = [z[:1] for z in latents[:2]] + [z[2:3] for z in latents[2:]]
     near(path[-1:], model.decode(mixed), atol=1e-5)
@@ -155,16 +133,11 @@ def test_moving_along_the_difference_of_two_sets(model, images, latents):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda model, z, x: encode_images(model, x[:, :2]), r"shape \(21, 2, 4, 1\)"),
         (lambda model, z, x: generate_images(model, 3, latents=z), "of 21 images, but 3 are asked for"),
         (lambda model, z, x: generate_images(model, 0), "count = 0"),
-        (lambda model, z, x: generate_images(model, 1, [0.5, 0.6, 0.7]), "3 temperatures"),
-        (lambda model, z, x: reconstruct_images(model, x, -1), "kept_groups = -1: must be from 0 to 4"),
-        (lambda model, z, x: vary_images(model, x, 5, 1), "kept_groups = 5"),
+        (lambda model, z, x: vary_images(model, x, 5, 1), "kept_groups = 5: must be from 0 to 4"),
         (lambda model, z, x: interpolate_images(model, x[:1], 2), "at least two"),
         (lambda model, z, x: interpolate_images(model, x, 2, "sphericla"), "did you mean 'spherical'"),
-        (lambda model, z, x: interpolate_images(model, x, 2, ["linear"]), "1 ways to interpolate: .* 2 scales"),
-        (lambda model, z, x: interpolate_latents(z, z, [0.5]), "both must be of one image"),
         (lambda model, z, x: sampling.latent_direction(model, x, x[:0]), "at least one positive and one negative"),
     ],
 )
@@ -175,18 +148,17 @@ def test_what_does_not_fit(model, latents, images, ask, message):
 
 def test_samples_that_share_groups(model):
     plain = model.generate(5, seed=2).numpy()
-    near(sampling.samples_sharing_groups(model, 4, 5, seed=2), np.repeat(plain[:1], 5, axis=0), atol=1e-6)
     numbers, rows = sampling.rows_sharing_groups(model, 5, seed=2)
     assert numbers == [0, 1, 2, 3] and min(row.std(axis=0).mean() for row in rows) > 1e-6
     near(rows[0], plain, atol=1e-6)
     near(rows[:, 0], np.repeat(plain[:1], 4, axis=0), atol=1e-6)
 
 
-@pytest.mark.parametrize(("batch_size", "count"), [(1, 6), (4, 23)])
-def test_the_nearest_images_against_looking_at_every_pair(batch_size, count):
+@pytest.mark.parametrize("count", [6, 23])
+def test_the_nearest_images_against_looking_at_every_pair(count):
     images, samples = (np.random.default_rng(0).uniform(size=(n, 3, 5, 2)).astype(np.float32) for n in (23, 7))
     samples, seen = 1 - samples, []
-    batches = (images[first : first + batch_size] for first in range(0, 23, batch_size))
+    batches = (images[first : first + 4] for first in range(0, 23, 4))
     numbers, distances, nearest = sampling.nearest_images(samples, batches, count, seen.append)
     every_pair = ((samples[:, None].astype(float) - images) ** 2).mean(axis=(2, 3, 4))
     expected = np.argsort(every_pair, axis=1)[:, :count]

@@ -1,6 +1,5 @@
 """What holds of every stacked layer: the base class of their tests, which add the layer's `KINDS`."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -29,15 +28,6 @@ def results(stack, images, settings):
     return tf.stack(outputs), gradients, [value for _, value in forward.updates]
 
 
-class Holder(keras.Model):
-    """A model that is one layer."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-        self.built = True
-
-
 class LayerTests:
     """Initialization, all forms of a pass, half precision and saving."""
 
@@ -47,15 +37,6 @@ class LayerTests:
     @pytest.fixture
     def images(self, normal):
         return [tf.constant(normal(2, 4, 4, CHANNELS)) for _ in range(COUNT)]
-
-    def test_weights_begin_for_each_layer(self, make):
-        stack, single = make(COUNT), make(1)
-        assert stack.weights and [weight.name for weight in stack.weights] == [weight.name for weight in single.weights]
-        for weight, of_one in zip(stack.weights, single.weights, strict=True):
-            assert (weight.shape, weight.dtype) == ((COUNT, *of_one.shape[1:]), "float32")
-            first, second = weight.numpy()
-            # Kernels are random.
-            assert first.ndim < 2 or not np.array_equal(first, second)
 
     @pytest.mark.parametrize("kind_of_pass", PASSES)
     def test_a_stack_equals_separate_layers(self, make, kind_of_pass, images, shaken):
@@ -82,11 +63,3 @@ class LayerTests:
         found = results(half, [tf.cast(image, half.compute_dtype) for image in images], {})[0]
         assert found.dtype == half.compute_dtype
         np.testing.assert_allclose(found, expected, atol=HALF[policy] * np.max(np.abs(expected)), rtol=0)
-
-    def test_saving(self, make, images, shaken, tmp_path):
-        saved, loaded = shaken(make(COUNT)), make(COUNT)
-        Holder(saved).save_weights(tmp_path / "layer.weights.h5")
-        Holder(loaded).load_weights(tmp_path / "layer.weights.h5")
-        for mine, theirs in zip(loaded.weights, saved.weights, strict=True):
-            np.testing.assert_array_equal(mine, theirs)
-        np.testing.assert_array_equal(results(loaded, images, {})[0], results(saved, images, {})[0])

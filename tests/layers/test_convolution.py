@@ -11,12 +11,9 @@ KINDS = {
     "1x1": dict(kernel_size=1),
     "3x3 stride 2": dict(kernel_size=3, strides=2),
     "1x1 stride 2": dict(kernel_size=1, strides=2),
-    "5x5 stride 2": dict(kernel_size=5, strides=2),
     "dilated": dict(kernel_size=3, dilation=2),
-    "dilated stride 2": dict(kernel_size=3, dilation=2, strides=2),
     "depthwise": dict(kernel_size=5, channels_out=4, groups=4),
     "depthwise stride 2": dict(kernel_size=5, channels_out=4, groups=4, strides=2),
-    "depthwise 11x11": dict(kernel_size=11, channels_out=4, groups=4),
     "grouped": dict(kernel_size=3, groups=2),
     "grouped stride 2": dict(kernel_size=3, groups=2, strides=2),
 }

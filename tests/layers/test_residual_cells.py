@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf import layers
-from nvae_tf.latent_plan import CELL_SETS, ConvolutionBranch, InvertedBranch
-from nvae_tf.layers.residual_cells import aligned_bilinear_upsampling
+from nvae_tf.flows import FlowPairs
+from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
 from tests.layers import reference
 from tests.layers.layer_tests import CHANNELS, LayerTests
 
@@ -26,6 +26,7 @@ class TestPartsOfCells(LayerTests):
     KINDS = {
         "batch norm": lambda count, **dtype: layers.StackedBatchNormalization(count, CHANNELS, **dtype),
         "gate": lambda count, **dtype: layers.StackedSqueezeExcite(count, CHANNELS, **dtype),
+        "flows": lambda count, **dtype: FlowPairs(count, CHANNELS, **dtype),
     }
 
 
@@ -123,37 +124,3 @@ def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(b
     forward.commit()
     for running, old, new in zip(statistics, before, sum(written_out.statistics, ()), strict=True):
         np.testing.assert_allclose(running, 0.95 * old + 0.05 * new[None], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("squeeze_excite", [False, True], ids=["no gate", "gate"])
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_cell_is_skip_plus_a_tenth_of_the_gated_branch(change, squeeze_excite, normal, shaken):
-    channels_in, channels_out, factor = CHANGES[change]
-    branch = ConvolutionBranch(("bnswish", "bnswish"))
-    cell = shaken(layers.ResidualCells(1, branch, channels_in, channels_out, squeeze_excite))
-    images = normal(2, 4, 6, channels_in)
-    residual = cell.branch.single(images, layers.ForwardPass())
-    assert (cell.gate is not None) == squeeze_excite
-    if squeeze_excite:
-        residual = residual * cell.gate.single(residual, layers.ForwardPass())
-    skipped = images if change == "normal" else cell.skip.single(images, layers.ForwardPass())
-    outputs = cell.single(images, layers.ForwardPass())
-    assert tuple(outputs.shape) == (2, 4 * factor, 6 * factor, channels_out)
-    np.testing.assert_allclose(outputs, skipped + 0.1 * residual, rtol=1e-4, atol=1e-5)
-
-
-def interpolated(images):
-    """Doubles height and width linearly, one line after another; corner pixels keep their places."""
-    for axis in (1, 2):
-        size = images.shape[axis]
-        places = np.linspace(0.0, size - 1.0, 2 * size)
-        images = np.apply_along_axis(lambda line, p=places, s=size: np.interp(p, np.arange(s), line), axis, images)
-    return images
-
-
-@pytest.mark.parametrize(("height", "width"), [(3, 5), (4, 2), (1, 1), (8, 8)])
-def test_aligned_bilinear(height, width, normal):
-    images = normal(2, height, width, 3)
-    doubled = aligned_bilinear_upsampling(tf.constant(images)).numpy()
-    np.testing.assert_allclose(doubled, interpolated(images), rtol=1e-4, atol=1e-5)
-    assert aligned_bilinear_upsampling(tf.constant(images, tf.bfloat16)).dtype == tf.bfloat16

@@ -1,23 +1,18 @@
-import types
-
 import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig
 from nvae_tf.models.latents import (
     GivenSource,
     PriorSource,
     active_channels,
     image_seeds,
-    noise_of_samples,
     noise_per_image,
 )
 from nvae_tf.models.passes import inference_pass, top_down_pass
 from nvae_tf.objective import kl_per_channel
-from nvae_tf.reports import generate
-from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_model
+from tests.tiny_model import PADDED, images_of, shaken, tiny_model
 
 SHAPES = [(4, 4, 2), (8, 8, 2), (8, 8, 2)]
 
@@ -27,22 +22,11 @@ def near(value, expected, atol=1e-5):
 
 
 @pytest.mark.slow
-def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has_a_gradient(model, images):
+def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph(model, images):
     expected = inference_pass(model, images, noise_per_image(SHAPES, image_seeds(3, 4))).likelihood.mean()
-    assert tuple(expected.shape) == images.shape
-    near(model.decode(model.encode(images, seed=3)), expected)
     near(model(images, seed=3), expected)
-
-    @tf.function(autograph=False)
-    def reconstruct(images):
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            reconstructed = model.decode(model.encode(images, seed=3))
-        return reconstructed, tape.gradient(reconstructed, images)
-
-    reconstructed, gradient = reconstruct(tf.constant(images))
-    near(reconstructed, expected)
-    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0.0)
+    reconstruct = tf.function(lambda images: model.decode(model.encode(images, seed=3)), autograph=False)
+    near(reconstruct(tf.constant(images)), expected)
     with pytest.raises(tf.errors.InvalidArgumentError, match="images must be in .* divide 8-bit values by 255"):
         reconstruct(tf.constant(255.0 * images))
 
@@ -60,40 +44,17 @@ def test_every_latent_matters_and_only_below_it(model, images):
             assert (change > 1e-4) == (index > changed)
 
 
-def test_generating_is_decoding_draws_of_the_prior(model):
-    noise = noise_per_image(SHAPES, image_seeds(1, 2))
-    z = []
-    for eps in noise:
-        # The groups given so far fix the next prior; what stands for the others does not matter.
-        given = [GivenSource(latent) for latent in z + [tf.zeros_like(draw) for draw in noise[len(z) :]]]
-        prior = top_down_pass(model, given, 2).latents[len(z)].prior
-        z.append(prior.loc + 0.7 * prior.scale * eps)
-    generated = model.generate(2, temperature=0.7, seed=1)
-    assert np.min(generated) >= 0.0 and np.max(generated) <= 1.0
-    near(model.decode(z), generated)
-
-
 def test_missing_latents_are_drawn_from_the_prior(model, images):
     latents = model.encode(images, seed=3)
-    np.testing.assert_array_equal(model.decode(latents, 0.7), model.decode(latents))
     noise = noise_per_image(SHAPES, image_seeds(1, 4))
     sources = [GivenSource(latents[0])] + [PriorSource(eps, 0.7) for eps in noise[1:]]
     near(model.decode(latents[:1], 0.7, seed=1), top_down_pass(model, sources, 4).likelihood.mean())
 
 
-def test_the_mean_of_the_posterior(model, images):
-    silent = inference_pass(model, images, [tf.zeros((4, *shape)) for shape in SHAPES])
-    for mean, latent in zip(model.encode(images, mean=True), silent.latents, strict=True):
-        near(mean, latent.z)
-        near(latent.z_before_flows, latent.posterior.loc)
-
-
 def test_the_channels_of_the_largest_kl():
     kl = np.array([[0.3, 0.0, 5.0], [0.0, 2.0, 0.0]])
-    for fraction, places in ((0.1, [2]), (0.5, [0, 2, 4]), (0.7, [0, 1, 2, 4]), (1.0, range(6))):
-        assert np.flatnonzero(active_channels(kl, fraction)).tolist() == list(places)
-    with pytest.raises(ValueError, match="fraction = 0: must be above 0 and at most 1"):
-        active_channels(kl, 0)
+    for fraction, places in ((0.1, [2]), (0.5, [0, 2, 4]), (0.7, [0, 1, 2, 4])):
+        assert np.flatnonzero(active_channels(kl, fraction)).tolist() == places
 
 
 @pytest.mark.slow
@@ -111,16 +72,15 @@ def test_encoding_with_active_channels_only(model, images):
     # One of six channels is the tenth.
     expected = model.encode(images, seed=3, active_only=np.arange(6).reshape(3, 2) == np.argmax(kl))
     in_graph = tf.function(lambda images: model.encode(images, seed=3, active_only=True))
-    for found in (model.encode(images, seed=3, active_only=True), in_graph(images)):
-        for latent, other in zip(found, expected, strict=True):
-            near(latent, other)
+    for latent, other in zip(in_graph(images), expected, strict=True):
+        near(latent, other)
 
 
 def test_scores_are_log_weights_from_scipy(model, images):
     """log p(x | z) + log p(z) - log q(z | x) of each draw, put together by hand."""
     seeds, weights = image_seeds(5, 4), []
     for sample in range(3):
-        decoded = inference_pass(model, images, noise_of_samples(SHAPES, seeds, sample, 1))
+        decoded = inference_pass(model, images, noise_per_image(SHAPES, seeds, sample, 1))
         weight = np.float64(decoded.likelihood.log_prob(images))
         for latent in decoded.latents:
             log_q = scipy.stats.norm.logpdf(latent.z_before_flows, latent.posterior.loc, latent.posterior.scale)
@@ -132,9 +92,7 @@ def test_scores_are_log_weights_from_scipy(model, images):
 
 
 def zeros(*counts, bad=0.0):
-    latents = [np.zeros((count, *shape)) for count, shape in zip(counts, SHAPES, strict=False)]
-    for latent in latents[1:2]:
-        latent[0, 0, 0, 0] = bad
+    latents = [np.full((count, *shape), bad) for count, shape in zip(counts, SHAPES, strict=False)]
     return {"latents": latents}
 
 
@@ -144,22 +102,17 @@ def heat(value):
 
 REFUSALS = [
     ("decode", zeros(3, 3), r"latents have shapes .* this model's are \[\(4, 4, 2\), \(8, 8, 2\)"),
-    ("decode", zeros(2, 3, 4), r"latents are of \[2, 3, 4\] images"),
-    ("decode", zeros(3, 3, 3, bad=np.nan), "latents of group 1 are not all finite"),
+    ("decode", zeros(3, 3, 3, bad=np.nan), "latents of group 0 are not all finite"),
     ("decode", {"latents": np.ones(3)}, "latents are one .*; give a list, one array a group"),
-    ("decode", {"latents": ["x"] * 3}, "latents are of type .*; they must be floats"),
-    *(("generate", heat(bad), "temperature = .*: must be greater than 0") for bad in (0.0, [0.5, -1], [[1.0]], 1j)),
-    *(("generate", heat([0.7] * n), f"{n} temperatures: .* the 2 scales .* the 3 groups") for n in (0, 4)),
-    *(("generate", {"count": n}, "count = .*: must be a whole number from 1 to 2147483647") for n in (0, 2**31)),
-    ("generate", {"count": 2, "batch_size": "x"}, "batch_size = 'x': must be a whole number from 1"),
-    ("generate", {"count": 2, "guidance": {}}, r"guidance = \{\}: must be finite"),
-    *(("encode", {"seed": seed}, "seed = .*: must be a whole number") for seed in (np.nan, 2**32, tf.constant(1.5))),
+    *(("generate", heat(bad), "temperature = .*: must be greater than 0") for bad in (0.0, [0.5, -1], 1j)),
+    ("generate", heat([0.7] * 4), "4 temperatures: .* the 2 scales .* the 3 groups"),
+    ("generate", {"count": 0}, "count = .*: must be a whole number from 1 to 2147483647"),
+    *(("encode", {"seed": seed}, "seed = .*: must be a whole number") for seed in (2**32, tf.constant(1.5))),
     ("encode", {"active_only": np.ones(3, bool)}, r"a mask of channels has shape \[3\]: must be \[3, 2\]"),
     ("encode", {"active_only": np.full((3, 2), np.nan)}, "has values other than False and True"),
-    *(("score", {"importance_samples": n}, "importance_samples = .* 1 to 16777216") for n in (-1, 2**24 + 1, "x")),
+    ("score", {"importance_samples": 2**24 + 1}, "importance_samples = .* 1 to 16777216"),
     ("score", {"importance_samples": 2, "per_group": True}, "per_group with importance_samples = 2"),
     ("score", {"images": tf.sparse.from_dense(np.eye(3))}, "images must be numbers .*, not SparseTensor"),
-    ("infer", {"images": [[1.0], [2.0, 3.0]]}, "images must be numbers in an array or a tensor, not list"),
 ]
 
 
@@ -218,11 +171,8 @@ def test_graphs_of_batches_are_kept_and_follow_the_weights(monkeypatch):
         lambda **how: model.outlier_score(images, **how).nelbo_at_mean,
     )
     first = [call(batch_size=3) for call in calls]
-    for call, found in zip(calls, first, strict=True):
-        near(found, call(), atol=1e-3)
     traced.clear()
-    assert_same([call(batch_size=3) for call in calls], first)
-    # Masks of channels are no constants of a graph; and no more graphs are kept than are bounded.
+    # Masks of channels are no constants of a graph.
     model.encode(images[:2], labels=2, active_only=np.eye(2, dtype=bool), batch_size=1)
     model.encode(images[:2], labels=2, active_only=~np.eye(2, dtype=bool), batch_size=1)
     assert len(traced) == 1
@@ -232,9 +182,6 @@ def test_graphs_of_batches_are_kept_and_follow_the_weights(monkeypatch):
     for call, after, before in zip(calls, again, first, strict=True):
         near(after, call(), atol=1e-3)
         assert np.abs(after - before).max() > 1e-4
-    for number in range(20):
-        model.generate(1, 0.5 + 0.01 * number, batch_size=1)
-    assert model._cached_graph_of.cache_info().currsize == 16
 
 
 @pytest.mark.slow
@@ -247,12 +194,10 @@ def test_pixels_are_drawn_from_the_likelihood_by_the_seed_of_each_image(likeliho
         levels = drawn * (2**bits - 1)
         near(levels, np.round(levels), atol=1e-4)
     near(model.generate(5, seed=3, mean=False, batch_size=2), drawn)
-    run = types.SimpleNamespace(config=ExperimentConfig(model.config), model=model, class_names=None)
-    near(generate.sample(run, count=5, seed=3, pixels="sample").images, drawn)
     assert np.abs(model.generate(5, seed=4, mean=False) - drawn).max() > 0.1
     if likelihood == "bernoulli":  # others are clipped or rounded, and their mean is that of before
         parameters = tf.random.stateless_normal([1, 6, 6, 3], (1, 2))
-        many = model.likelihood.sample(tf.repeat(parameters, 2000, axis=0), image_seeds(0, 2000))
+        many = tf.function(model.likelihood.sample)(tf.repeat(parameters, 2000, axis=0), image_seeds(0, 2000))
         distribution = model.likelihood.distribution(parameters)
         errors = (np.mean(many, axis=0) - distribution.mean()[0]) / np.sqrt(distribution.variance()[0] / 2000)
         assert np.mean(errors**2) == pytest.approx(1.0, abs=0.6) and np.abs(errors).max() < 5.0
@@ -261,31 +206,12 @@ def test_pixels_are_drawn_from_the_likelihood_by_the_seed_of_each_image(likeliho
 def test_latents_go_through_tf_data_and_become_arrays(model, images):
     """A seed of 64 bits is none that wraps around."""
     batches = tf.data.Dataset.from_tensors(images).repeat(2).enumerate()
-    found = list(batches.map(lambda number, images: model.encode(images, seed=number)))
-    for number, latents in enumerate(found):
+    for number, latents in enumerate(batches.map(lambda number, images: model.encode(images, seed=number))):
         for array, expected in zip(latents.numpy(), model.encode(images, seed=number), strict=True):
             assert isinstance(array, np.ndarray)
             near(array, expected)
-    assert np.abs(found[0][0] - found[1][0]).max() > 0.1
-    draw = tf.function(lambda seed: image_seeds(seed, 2), autograph=False)
-    np.testing.assert_array_equal(draw(tf.constant(-5, tf.int64)), image_seeds(-5, 2))
-    for seed in (2**32 + 5, -(2**31)):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="seed must be a whole number from -2147483647"):
-            draw(tf.constant(seed, tf.int64))
-
-
-def test_scores_and_kls_have_gradients_of_images(model, images):
-    images = tf.constant(images)
-    for quantity in (
-        lambda: model.score(images, importance_samples=2),
-        lambda: model.score(images, per_group=True).kl,
-        lambda: model.infer(images, mean=True)[0].kl,
-    ):
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            value = quantity()
-        gradient = tape.gradient(value, images)
-        assert np.all(np.isfinite(gradient)) and np.any(gradient != 0.0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="seed must be a whole number from -2147483647"):
+        tf.function(lambda seed: image_seeds(seed, 2), autograph=False)(tf.constant(2**32 + 5, tf.int64))
 
 
 def test_the_summary_counts_every_weight_once(model):

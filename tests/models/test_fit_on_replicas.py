@@ -19,10 +19,23 @@ import tensorflow as tf
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-from tests.models.test_fit_on_replicas import fit
+from nvae_tf.layers.normalization import moments
+from nvae_tf.replicas import divided, joined
+from tests.models.test_fit_on_replicas import far_from_zero, fit
 
-print(json.dumps(fit(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), sys.argv[1])))
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+history = fit(strategy, sys.argv[1])
+images = divided(strategy, [tf.constant(far_from_zero())])
+statistics = joined(strategy, strategy.run(tf.function(moments, autograph=False), images))
+print(json.dumps([history, *(value.numpy().tolist() for value in statistics)]))
 """
+
+
+def far_from_zero():
+    """Images whose means are a thousand deviations, and not the same on both replicas."""
+    images = np.random.default_rng(5).normal(size=(16, 8, 8, 2)) + [1000.0, -1000.0]
+    images[:8] += 0.5
+    return np.float32(images)
 
 
 def fit(strategy, file):
@@ -47,7 +60,11 @@ def fit(strategy, file):
 @pytest.mark.slow
 def test_fit_on_two_replicas_is_fit_on_one_device(tmp_path):
     one_history = fit(tf.distribute.get_strategy(), tmp_path / "one.npz")
-    two_history = json.loads(output_of(["-c", ON_TWO_REPLICAS, tmp_path / "two.npz"]).splitlines()[-1])
+    output = output_of(["-c", ON_TWO_REPLICAS, tmp_path / "two.npz"]).splitlines()[-1]
+    two_history, mean, variance = json.loads(output)
+    exact = np.float64(far_from_zero())
+    np.testing.assert_allclose(np.reshape(mean, (2, -1)), [exact.mean((0, 1, 2))] * 2, rtol=2e-7)
+    np.testing.assert_allclose(np.reshape(variance, (2, -1)), [exact.var((0, 1, 2))] * 2, rtol=1e-4)
     one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
     assert set(one_history) == set(two_history) and "val_loss" in one_history
     for name in set(one_history) - {"gradient_norm"}:

@@ -8,7 +8,7 @@ from nvae_tf.layers import ForwardPass
 from nvae_tf.models.nvae import NVAE
 from nvae_tf.models.training_step import training_loss
 from nvae_tf.presets import experiment_config
-from tests.tiny_model import tiny_config, tiny_model
+from tests.tiny_model import tiny_model
 
 # Several settings that have nothing to do with each other in one model.
 _GROUPS = dict(num_flows=2, num_groups_per_scale=3, num_cells_per_group_encoder=2, num_cells_per_group_decoder=2)
@@ -75,16 +75,3 @@ def test_parameter_counts(name, count):
     with tf.Graph().as_default():
         weights = NVAE(experiment_config(presets.preset(name)).model).trainable_weights
     assert sum(math.prod(weight.shape) for weight in weights) == count
-
-
-@pytest.mark.slow
-def test_the_cells_that_are_recomputed():
-    cells = dict(num_groups_per_scale=3, num_latent_scales=1, num_cells_per_group_decoder=3)
-    blocks = dict(num_preprocess_blocks=1, num_preprocess_cells=3, num_postprocess_blocks=1, num_postprocess_cells=3)
-    config = tiny_config(image_height=8, image_width=8, **cells, **blocks)
-    counts = {}
-    for recompute in ("none", "groups", "all"):
-        layers = NVAE(config, recompute=recompute)._flatten_layers()
-        counts[recompute] = sum(layer.count for layer in layers if getattr(layer, "recomputed", False))
-    # Three groups of one cell in the encoder; two of three in the decoder, and none in its top group.
-    assert counts == {"none": 0, "groups": 3 + 6, "all": 3 + 6 + 3 + 3}

@@ -27,11 +27,9 @@ def test_other_images_are_refused():
         (GOOD[0], r"shape \(6, 4, 3\); this model takes \[batch, 6, 4, 3\]"),
         (GOOD[:0], "give at least one"),
         (np.zeros((2, 8, 8, 3)), r"shape \(2, 8, 8, 3\)"),  # the frame is the model's own affair
-        (255.0 * GOOD, r"values from .* must be in \[0, 1\]: divide 8-bit values by 255"),
-        (GOOD - 0.5, "values from -"),
+        (255.0 * GOOD, r"values from .* must be in \[0, 1\], without NaN: divide 8-bit values by 255"),
         (np.uint8(255 * GOOD), "of type uint8"),
-        (np.where(GOOD > 0.9, np.nan, GOOD), r"^images have values that are NaN .* look where they come from$"),
-        (np.full((2, 6, 4, 3), np.inf), "values from inf"),
+        (np.where(GOOD > 0.9, np.nan, GOOD), "values from nan"),
     ):
         with pytest.raises(ValueError, match=message):
             check_images(images, CONFIG)

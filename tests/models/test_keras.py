@@ -1,5 +1,4 @@
 import csv
-import pydoc
 import random
 
 import keras
@@ -14,7 +13,7 @@ from tests.tiny_model import assert_same, images_of, tiny_config, tiny_model, va
 SMALLEST = tiny_config(num_latent_scales=1, squeeze_excite=False)
 IMAGES = images_of(SMALLEST, 8)
 BRIGHT = 255.0 * IMAGES
-WRONG_RANGE = r"^images have values from 0 to 255; they must be in \[0, 1\]: divide 8-bit values by 255$"
+WRONG_RANGE = r"^images .*must be in \[0, 1\], without NaN: divide 8-bit values by 255$"
 METHODS = ["train_on_batch", "test_on_batch", "predict_on_batch", "fit", "evaluate", "predict"]
 
 
@@ -43,7 +42,7 @@ def test_a_refused_fit_leaves_no_trace_however_the_step_is_compiled(settings, tm
     for images, message in (
         (np.uint8(BRIGHT), "of type uint8"),
         (IMAGES[:, :3], r"shape \(4, 3, 4, 1\)"),
-        (one_pixel, "values from -0.1 to 1;"),
+        (one_pixel, "must be in"),
         (0.5 * IMAGES, "other than 0 and 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -64,31 +63,22 @@ def test_a_refused_fit_leaves_no_trace_however_the_step_is_compiled(settings, tm
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_refuses_another_range(eager, name):
     before = values(eager.weights)
-    with pytest.raises(ValueError, match=WRONG_RANGE):
-        getattr(eager, name)(BRIGHT)
-    with pytest.raises(ValueError, match="values from 0 to 255;"):
-        eager(BRIGHT)
+    for images in (BRIGHT, np.where(IMAGES > 0, np.nan, IMAGES)):
+        if not np.isnan(images).any() or name not in ("train_on_batch", "fit"):  # which skip such steps
+            with pytest.raises(ValueError, match=WRONG_RANGE):
+                getattr(eager, name)(images)
     assert_same(values(eager.weights), before)
 
 
-@pytest.mark.parametrize("name", ["train_step", "test_step", *METHODS[:2]])
+@pytest.mark.parametrize("name", ["train_step", "test_step"])
 def test_gray_pixels_are_refused_by_a_model_of_one_bit(eager, name):
     gray, before = IMAGES.copy(), values(eager.weights)
     gray[1, 2, 3] = 0.5
     with pytest.raises(ValueError, match="^images have values other than 0 and 1; this model scores images of 1 bit"):
         getattr(eager, name)(gray)
-    if name.endswith("step"):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="images have values other than 0 and 1"):
-            tf.function(getattr(eager, name))(tf.constant(gray))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="images have values other than 0 and 1"):
+        tf.function(getattr(eager, name))(tf.constant(gray))
     assert_same(values(eager.weights), before)
-
-
-def test_images_with_nan_are_not_scored(eager):
-    """`fit` skips their steps and counts them."""
-    images = IMAGES.copy()
-    images[1, 2, 3] = np.nan
-    with pytest.raises(ValueError, match="^images have values that are NaN .* look where they come from$"):
-        eager.evaluate(images, verbose=0)
 
 
 def test_what_has_no_effect_is_warned_of():
@@ -111,26 +101,12 @@ def test_a_dataset_of_dictionaries_and_a_model_without_an_optimizer_are_refused(
 
 
 def test_a_model_is_made_of_the_right_settings():
-    for settings, message in (
-        (dict(config={"image_height": 4}), "config is of type dict: must be a nvae_tf.ModelConfig"),
-        (dict(objective={"total_steps": 3}), "objective is of type dict: must be a nvae_tf.ObjectiveConfig"),
-        (dict(seed=2**31), "seed = 2147483648: must be a whole number from -2147483647 to 2147483647"),
-        (dict(recompute="group"), r"recompute = 'group': not one of the choices \(none, groups, all\)"),
-        (dict(dtype="float64"), "dtype = 'float64': not one of"),
-        (dict(accumulate_steps=0), "accumulate_steps = 0: must be"),
-        (dict(label_dropout=1.5), "label_dropout = 1.5: must be from 0 to 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            nvae_tf.NVAE(**dict(config=SMALLEST) | settings)
-
-
-def test_help_shows_what_a_user_calls():
-    added = {name for name in dir(nvae_tf.NVAE) if not name.startswith("_")} - {*dir(keras.Model)}
-    methods = {"classify", "decode", "encode", "generate", "infer", "outlier_score", "restore", "score"}
-    assert added == methods | {"batch_norms", "convolutions", "outlier_calibration", "reweighted_prior"}
-    assert all("Example: `" in getattr(nvae_tf.NVAE, name).__doc__ for name in methods)
-    text = pydoc.render_doc(nvae_tf, renderer=pydoc.plaintext)
-    assert len(text.splitlines()) < 80 and all(f"nvae_tf.{name}(" in text for name in ("NVAE", "load", "load_images"))
+    for name, value in dict(config={}, objective={}, seed=2**31, recompute="group", accumulate_steps=0).items():
+        with pytest.raises(ValueError, match=f"^{name} (is of type dict|= .*): "):
+            nvae_tf.NVAE(**dict(config=SMALLEST) | {name: value})
+    for settings in (dict(dtype="float64"), dict(label_dropout=1.5)):
+        with pytest.raises(ValueError, match="not one of|must be from 0 to 1"):
+            nvae_tf.NVAE(SMALLEST, **settings)
 
 
 def test_the_seed_decides_the_initial_weights():
@@ -138,11 +114,9 @@ def test_the_seed_decides_the_initial_weights():
     weights = [values(tiny_model(seed=seed, num_groups_per_scale=2).weights) for seed in (3, 3, 4)]
     assert random.getstate() == state
     assert_same(weights[0], weights[1])
-    pairs = [(one, other) for one, other in zip(weights[0], weights[2], strict=True) if np.unique(one).size > 1]
-    assert len(pairs) > 20 and all(np.any(one != other) for one, other in pairs)
-    # No two layers of one form have the same kernel, in a stack or in two of them.
-    kernels = [kernel for each in weights[0] if each.ndim == 5 for kernel in each]
-    assert len({(kernel.shape, kernel.tobytes()) for kernel in kernels}) == len(kernels) > 20
+    # No two layers of one form have the same kernel, in a stack, in two of them or with another seed.
+    kernels = [kernel for each in (*weights[0], *weights[2]) if each.ndim == 5 for kernel in each]
+    assert len({(kernel.shape, kernel.tobytes()) for kernel in kernels}) == len(kernels) > 40
 
 
 def test_callbacks_get_the_numbers(tmp_path):
@@ -163,27 +137,6 @@ def test_callbacks_get_the_numbers(tmp_path):
     assert len(list((tmp_path / "logs").rglob("events.*"))) == 2
 
 
-class Interruption(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.optimizer.iterations) == 5:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.slow
-def test_backup_and_restore_ends_with_the_same_weights(tmp_path):
-    whole, interrupted, restored = compiled(), compiled(), compiled()
-    fit(whole, IMAGES, epochs=4)
-
-    def backup():
-        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(interrupted, IMAGES, epochs=4, callbacks=[backup(), Interruption()])
-    fit(restored, IMAGES, epochs=4, callbacks=[backup()])
-    assert restored.history.epoch == [2, 3]
-    assert_same(restored.weights, whole.weights)
-
-
 def test_accumulated_gradients_of_the_optimizer_count_as_one_step():
     model = compiled(optimizer=NVAEAdamax(0.01, gradient_accumulation_steps=2), run_eagerly=True)
     changes, steps = [], []
@@ -198,8 +151,5 @@ def test_accumulated_gradients_of_the_optimizer_count_as_one_step():
 
 def test_predict_gives_mean_reconstructions(eager):
     predicted = eager.predict(np.concatenate([IMAGES, IMAGES]), batch_size=8, verbose=0)
-    assert predicted.shape == (16, *IMAGES.shape[1:])
-    assert predicted.min() >= 0.0 and predicted.max() <= 1.0
     # The draws depend on the place in a batch.
-    np.testing.assert_allclose(predicted[:8], predicted[8:], rtol=1e-5)
-    np.testing.assert_allclose(predicted[:8], eager(IMAGES), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(predicted, np.tile(eager(IMAGES), (2, 1, 1, 1)), rtol=1e-4, atol=1e-6)

@@ -50,21 +50,16 @@ def test_the_posterior_is_clamped_after_the_addition_and_drawn_from_before_the_f
     assert flowed.has_flows
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 1e-3, tf.constant(0.5)])
-def test_the_temperature_scales_the_prior_and_no_flow_acts(temperature, tensors):
-    state, _, noise = tensors
-    sample = latents.PriorSource(noise, temperature).draw(layers([lambda z: 100.0 * z]), state)
-    mean, scale = clamped(state, 0.5 * state)
-    near(sample.z, mean + float(temperature) * scale * noise)
-    assert sample.posterior is None and not sample.has_flows
-
-
 def test_given_latents_are_taken_as_they_are_and_the_prior_of_the_top_group_is_standard_with_scale_1_01(tensors):
-    state, latent, _ = tensors
+    state, latent, noise = tensors
     sample = latents.GivenSource(latent.astype(np.float64)).draw(layers([lambda z: 100.0 * z]), state)
     assert sample.z.dtype == tf.float32
     near(sample.z, latent)
-    near(sample.prior.loc, clamped(state, 0.5 * state)[0])
+    mean, scale = clamped(state, 0.5 * state)
+    near(sample.prior.loc, mean)
+    # No flow acts on draws of the prior either, whose scale the temperature multiplies.
+    sample = latents.PriorSource(noise, 0.5).draw(layers([lambda z: 100.0 * z]), state)
+    near(sample.z, mean + 0.5 * scale * noise)
     top = layers()._replace(prior=lambda state: standard_prior(state, 4))
     sample = latents.PriorSource(tf.ones((2, 3, 5, 4))).draw(top, tf.zeros((2, 3, 5, 8)))
     near(sample.prior.loc, np.zeros((2, 3, 5, 4)))
@@ -75,7 +70,7 @@ def test_given_latents_are_taken_as_they_are_and_the_prior_of_the_top_group_is_s
 DRAWS = {
     "batch": lambda count, seed=2, step=0: latents.batch_noise(SHAPES, count, (seed, step)),
     "per image": lambda count, seed=2, step=0: latents.noise_per_image(SHAPES, seeds(seed, count, first=step)),
-    "samples": lambda count, seed=2, step=0: latents.noise_of_samples(SHAPES, seeds(seed, 1), step, count),
+    "samples": lambda count, seed=2, step=0: latents.noise_per_image(SHAPES, seeds(seed, 1), step, count),
 }
 
 

@@ -12,7 +12,6 @@ from nvae_tf.optimization import NVAEAdamax
 from tests.tiny_model import images_of, state_of, tiny_model, values
 
 HALF = {"mixed_bfloat16": tf.bfloat16, "mixed_float16": tf.float16}
-POLICIES = ("float32", *HALF)
 SETTINGS = dict(num_latent_scales=1, num_groups_per_scale=2, num_flows=1, num_latent_per_group=4)
 
 
@@ -24,34 +23,8 @@ def model_of(policy, optimizer=None, objective=None, **changes):
     return tiny_model(optimizer or NVAEAdamax(0.01), objective, seed=0, dtype=policy, **SETTINGS | changes)
 
 
-def trained(model, images, steps=1):
-    """The report of the last of so many steps; in float16 some may be skipped before."""
-    for _ in range(30):
-        model.reset_metrics()
-        report = model.train_step(images)
-        if int(model.optimizer.iterations) >= steps:
-            break
-    assert int(model.optimizer.iterations) == steps
-    return report
-
-
 def changed(before, after):
     return {name for name, value in after.items() if not np.array_equal(value, before[name])}
-
-
-def scaling_of(model):
-    """The variables by which the loss is scaled; there are some in float16 alone."""
-    optimizer = model.optimizer
-    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    return {optimizer.dynamic_scale.path, optimizer.step_counter.path} if scales else set()
-
-
-@pytest.fixture(scope="module")
-def models():
-    made = {policy: model_of(policy) for policy in POLICIES}
-    for model in made.values():
-        trained(model, batch_of(model), 2)
-    return made
 
 
 def test_the_networks_of_a_step_compute_in_half_precision_and_their_statistics_in_float32():
@@ -79,10 +52,9 @@ def test_statistics_of_half_precision_images_are_as_good_as_those_of_float32(pol
         np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [(tf.bfloat16, 2**-7), (tf.float16, 2**-10)])
-def test_batch_norm_in_half_precision_is_the_same_by_the_kernel_and_written_out(dtype, rounding, monkeypatch):
+def test_batch_norm_in_half_precision_is_the_same_by_the_kernel_and_written_out(monkeypatch):
     """CPUs have the one, GPUs and several replicas the other."""
-    inputs, upstream = (tf.cast(tf.random.stateless_normal((8, 6, 6, 3), (0, seed)), dtype) for seed in (0, 1))
+    inputs, upstream = (tf.cast(tf.random.stateless_normal((8, 6, 6, 3), (0, seed)), tf.float16) for seed in (0, 1))
     gamma, beta = tf.constant([0.5, 1.0, 2.0]), tf.constant([0.0, -1.0, 1.0])
     found = []
     for on_one_cpu in (True, False):
@@ -91,29 +63,13 @@ def test_batch_norm_in_half_precision_is_the_same_by_the_kernel_and_written_out(
         found.append([batch.outputs, batch.mean, batch.variance, batch.divisors()[1], *batch.gradient(upstream)])
     for kernel, written_out in zip(*found, strict=True):
         assert kernel.dtype == written_out.dtype
-        np.testing.assert_allclose(np.float32(kernel), np.float32(written_out), rtol=rounding, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", HALF)
-def test_inference_in_half_precision_is_near_that_in_float32(models, policy):
-    exact, model = models["float32"], models[policy]
-    for mine, theirs in zip(model.weights, exact.weights, strict=True):
-        mine.assign(theirs)
-    images = batch_of(model, 4)
-    latents = exact.encode(images)
-    for mine, theirs in zip(model.encode(images), latents, strict=True):
-        assert mine.dtype == tf.float32
-        np.testing.assert_allclose(mine, theirs, atol=0.2)
-    np.testing.assert_allclose(model.decode(latents), exact.decode(latents), atol=0.02)
-    np.testing.assert_allclose(model.score(images, 2), exact.score(images, 2), rtol=0.02)
-    np.testing.assert_allclose(model.generate(3), exact.generate(3), atol=0.1)
+        np.testing.assert_allclose(np.float32(kernel), np.float32(written_out), rtol=2**-10, atol=1e-4)
 
 
 def gradients_of(model, images):
     """What a step with rate 1 takes from the weights, as one vector, and what the step reports."""
     before = values(model.trainable_weights)
-    report = trained(model, images)
+    report = model.train_step(images)
     taken = [old - new.numpy() for old, new in zip(before, model.trainable_weights, strict=True)]
     return np.concatenate([each.ravel() for each in taken]), {name: float(value) for name, value in report.items()}
 
@@ -142,7 +98,7 @@ def test_a_step_goes_the_way_of_one_in_float32(policy, cells):
         assert reported["gradient_norm"] == pytest.approx(np.linalg.norm(gradients), rel=1e-3)
 
 
-def test_a_step_that_overflows_changes_nothing_but_the_scale():
+def test_a_step_that_overflows_changes_nothing_but_the_scale_and_a_file_keeps_the_policy(tmp_path):
     model = model_of("mixed_float16")
     step, images, scale = model.train_step, batch_of(model), model.optimizer.dynamic_scale
     step(images)
@@ -153,7 +109,7 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale():
     report = step(images)
     assert np.isfinite(report["loss"]) and np.isfinite(report["gradient_norm"])
     assert float(report["skipped_steps"]) == 1.0
-    assert changed(before, state_of(model)) == scaling_of(model)
+    assert changed(before, state_of(model)) == {scale.path, model.optimizer.step_counter.path}
     assert float(scale) == 2.0**39
     assert int(model.optimizer.step_counter) == 0
     # A loss that is not finite has nothing to do with the scale, which after some of these would be 0.
@@ -164,16 +120,8 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale():
     step(images)
     assert int(model.optimizer.iterations) == 2
     assert float(scale) == 64.0
-    assert all(np.all(np.isfinite(value)) for value in state_of(model).values())
-
-
-def test_a_keras_file_keeps_the_policy_in_every_layer(models, tmp_path):
-    model = models["mixed_float16"]
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for mine, theirs in zip(*([*each._flatten_layers()] for each in (model, loaded)), strict=True):
         assert mine.dtype_policy.name == theirs.dtype_policy.name, mine.path
-    images = batch_of(model, 2)
-    np.testing.assert_array_equal(loaded.score(images), model.score(images))
-    assert len(scaling_of(loaded)) == len(scaling_of(model))
     assert float(loaded.train_step(batch_of(model))["skipped_steps"]) == 0.0

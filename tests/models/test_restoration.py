@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 
 from nvae_tf.generation.sampling import restore_images
@@ -29,18 +30,6 @@ def dense(operator, shape):
     return np.reshape(operator.apply(unit_images), [len(unit_images), -1]).T.astype(np.float64)
 
 
-@pytest.fixture(params=OPERATORS)
-def operator(request):
-    return OPERATORS[request.param]
-
-
-@pytest.fixture(scope="module")
-def some():
-    """Images, variances and seeds for two images of two channels."""
-    generator = np.random.default_rng(0)
-    return generator.uniform(size=(2, *SIZE, 2)).astype(np.float32), generator.uniform(0.01, 0.2, (2, *SIZE, 2))
-
-
 def test_what_the_operators_do():
     image = np.arange(36, dtype=np.float32).reshape(1, *SQUARE, 1)
     near(downsampling(SQUARE, 3).apply(image)[0, ..., 0], image.reshape(2, 3, 2, 3).mean(axis=(1, 3)))
@@ -48,18 +37,16 @@ def test_what_the_operators_do():
     spread = gaussian_blur((31, 31), 1.5).rows[15]
     assert np.sum(spread * np.square(np.arange(31) - 15)) == pytest.approx(1.5**2, rel=0.01)
     near(Mask(HOLE).apply(image)[0, ..., 0], np.where(HOLE, 0, image[0, ..., 0]))
+    images = np.tile(image, (300, 1, 1, 1))
+    many = measured(Mask(HOLE), images, 0.2, seed=1)
+    np.testing.assert_array_equal(many[:2], measured(Mask(HOLE), images[:2], 0.2, seed=1))
+    assert (many - images)[:, ~HOLE].std() == pytest.approx(0.2, rel=0.02) and not many[:, HOLE].any()
 
 
-def test_measurements_are_functions_of_seed_and_image(some):
-    images = np.tile(some[0][:1], (300, 1, 1, 1))
-    many, hole = measured(OPERATORS["hole"], images, 0.2, seed=1), HOLE[:, :4]
-    np.testing.assert_array_equal(many[:2], measured(OPERATORS["hole"], images[:2], 0.2, seed=1))
-    assert (many - images)[:, ~hole].std() == pytest.approx(0.2, rel=0.02) and not many[:, hole].any()
-
-
-@pytest.mark.parametrize("sigma", [0.02, 0.3])
-def test_the_linear_steps_are_those_of_gaussians(operator, some, sigma):
-    images, variances = some
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_the_linear_steps_are_those_of_gaussians(operator, sigma=0.1):
+    generator = np.random.default_rng(0)
+    images, variances = np.float32(generator.uniform(size=(2, *SIZE, 2))), generator.uniform(0.01, 0.2, (2, *SIZE, 2))
     matrix = dense(operator, images.shape[1:])
     values = measured(operator, images, sigma)
     problem = restoration._Measured(operator, values, tf.constant(sigma))
@@ -102,23 +89,6 @@ def test_latents_begin_at_the_posterior_and_are_whitened(model, images):
 
 
 @pytest.mark.slow
-def test_descent_makes_measurement_and_latents_more_likely(model, images, monkeypatch):
-    losses, minimized = [], restoration._minimized
-
-    def recorded(loss, variables, steps):
-        result = minimized(loss, variables, steps)
-        losses[:] = float(loss(variables)), float(loss(result))
-        return result
-
-    monkeypatch.setattr(restoration, "_minimized", recorded)
-    operator = downsampling(SQUARE, 2)
-    values = tf.constant(measured(operator, images, 0.05))
-    seeds = restoration.image_seeds(0, len(images))
-    restoration.restored(model, values, seeds, None, operator, 0.05, steps=30, pnp_steps=0, from_draws=False)
-    assert losses[1] < losses[0] - 1.0
-
-
-@pytest.mark.slow
 def test_what_is_measured_without_noise_is_exact(model, images):
     values = measured(Mask(HOLE), images, 0.0)
     # What is in the hole does not matter.
@@ -126,6 +96,13 @@ def test_what_is_measured_without_noise_is_exact(model, images):
     found = model.restore(given, Mask(HOLE), 0.0, steps=2, pnp_steps=2).numpy()
     np.testing.assert_allclose(found[:, ~HOLE], images[:, ~HOLE], atol=2e-3)
     assert np.min(found) >= 0.0 and np.max(found) <= 1.0
+
+
+def test_the_energy_is_that_of_a_gaussian():
+    mean, variance, values = np.random.default_rng(0).uniform(0.1, 1.0, (3, 2, 4, 4, 1)).astype(np.float32)
+    found = restoration._Measured(Mask(), tf.constant(values), tf.constant(0.3)).energy(mean, variance)
+    expected = -scipy.stats.norm.logpdf(values, mean, np.sqrt(variance + 0.09)).sum() - 16 * np.log(2 * np.pi)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 def test_where_nothing_is_measured_an_image_stays():
@@ -155,8 +132,6 @@ def test_an_image_depends_on_its_measurement_its_place_and_the_seed(model, image
     with monkeypatch.context() as patch:
         patch.setattr(model.top_down, "run", None)
         near(model.restore(values, operator, 0.1, batch_size=2, **how), whole, atol=1e-4)
-    one = tf.function(lambda values: model.restore(values, operator, 0.1, **how))(tf.constant(values[:1]))
-    near(one, whole[:1], atol=1e-4)
     found, deviation = restore_images(model, values[:1], operator, 0.1, steps=2, starts=2)
     near(found, model.restore(values[:1], operator, 0.1, steps=2), atol=1e-4)
     near(restore_images(model, values[:2], operator, 0.1, steps=2, starts=2)[1][:1], deviation, atol=1e-4)
@@ -167,11 +142,8 @@ def test_an_image_depends_on_its_measurement_its_place_and_the_seed(model, image
 def test_colors_and_classes():
     model = shaken(tiny_model(image_channels=3, num_bits=8, likelihood="logistic_mixture", num_classes=3))
     operator = gaussian_blur((4, 4), 1.0)
-    values = measured(operator, images_of(model.config), 0.02)
-    found, other = (
-        model.restore(values, operator, 0.02, steps=3, pnp_steps=2, labels=[0, label, 2, -1]) for label in (1, 2)
-    )
-    assert found.shape == (4, 4, 4, 3) and np.all(np.isfinite(found))
+    values, how = measured(operator, images_of(model.config), 0.02), dict(steps=3, pnp_steps=2)
+    found, other = (model.restore(values, operator, 0.02, **how, labels=[0, label, 2, -1]) for label in (1, 2))
     assert [bool(np.abs(one).max() > 1e-4) for one in (found - other).numpy()] == [False, True, False, False]
 
 
@@ -187,24 +159,17 @@ class WrongSquares(Separable):
 
 def test_mistakes_are_one_line(model, images):
     small = downsampling(SQUARE, 2)
-    values = measured(small, images, 0.0)
+    values, weights = measured(small, images, 0.0), (small.rows, small.columns)
     for arguments, message in (
         ((images, small, 0.1), r"has shape \(4, 6, 6, 1\); this operator makes \[batch, 3, 3, 1\] of the model's"),
         ((values, small, -0.1), "sigma = -0.1: must be the noise's"),
-        ((values, small, [1, 2]), "sigma = .*: must be the noise's"),
         ((values, small, 0.1, 1.5), "steps = 1.5: must be a whole number from 0"),
         ((values, small, 0.1, 1, -1), "pnp_steps = -1"),
-        ((values, small, 0.1, 1, 1, 1.5), "seed = 1.5: must be a whole number"),
-        ((values, small, 0.1, 1, 1, 1, 1), "this model has no classes"),
         ((values * np.nan, small, 0.1), "values that are not finite"),
         ((np.uint8(values), small, 0.1), "the measurement is of type uint8: give floats; divide"),
-        (([[1.0], [2.0, 3.0]], small, 0.1), "the measurement must be numbers in an array or a tensor, not list"),
         ((values, downsampling((8, 8), 2), 0.1), "is for images of another size than the model's"),
-        ((values, WrongAdjoint(small.rows, small.columns), 0.1), "not the adjoint of apply: <Ax, y> = "),
-        (
-            (values, WrongSquares(small.rows, small.columns), 0.1),
-            "operator.squared is not `apply` with squared weights",
-        ),
+        ((values, WrongAdjoint(*weights), 0.1), "not the adjoint of apply"),
+        ((values, WrongSquares(*weights), 0.1), "operator.squared is not `apply` with squared weights"),
         ((values, np.eye(3), 0.1), "lacks apply, adjoint, squared"),
         ((images, Mask(HOLE[:4]), 0.1), r"the mask has shape \(4, 6, 1\); it must be .* of images \(6, 6, 1\)"),
     ):

@@ -1,6 +1,5 @@
 """Draws from a reweighted prior, with ratios that are known."""
 
-import functools
 import math
 
 import numpy as np
@@ -58,7 +57,7 @@ def test_samples_have_the_distribution_that_the_ratio_asks_for(reweight):
     @tf.function(autograph=False)
     def drawn_and_effective():
         latents, sources = latents_of(tilted, 500)
-        return latents[0].z / latents[0].prior.scale, sources[0].drawn[0].effective_proposals
+        return latents[0].z / latents[0].prior.scale, sources[0].drawn[0][1]
 
     drawn, effective = drawn_and_effective()
     drawn = np.reshape(drawn, [500, -1])
@@ -71,7 +70,7 @@ def test_samples_have_the_distribution_that_the_ratio_asks_for(reweight):
 
 def test_a_ratio_of_one_leaves_the_prior_and_the_groups_below(reweight, model):
     _, sources = latents_of(reweight(lambda whitened, context: 0.0 * tilt(whitened, context)), 3)
-    near(sources[0].drawn[0].effective_proposals, [20.0] * 3)
+    near(sources[0].drawn[0][1], [20.0] * 3)
     # Below the top group the noise is that of the model's own samples: with the same z above, the same image.
     reweight(tilt)
     latents = latents_of(model, 4, seed=2)[0]
@@ -82,9 +81,7 @@ def test_a_ratio_of_one_leaves_the_prior_and_the_groups_below(reweight, model):
 def test_an_image_depends_on_its_seed_and_number_alone(reweight):
     model = reweight(tilt, tilt)
     many = model.generate(5, seed=3, prior="reweighted")
-    near(model.generate(2, seed=3, prior="reweighted"), many[:2])
-    near(generate_images(model, 5, seed=3, prior="reweighted"), many, atol=1e-5)
-    near(tf.function(lambda: model.generate(5, seed=3, prior="reweighted"))(), many, atol=1e-5)
+    near(generate_images(model, 2, seed=3, prior="reweighted"), many[:2], atol=1e-5)
     assert np.abs(model.generate(5, seed=4, prior="reweighted") - many).max() > 1e-3
     assert np.abs(model.generate(5, seed=3) - many).max() > 1e-3
 
@@ -109,14 +106,6 @@ def test_a_group_sees_whitened_proposals_and_what_is_above(reweight):
     assert seen[0][1] == []
 
 
-def test_a_prior_learned_anew_is_the_one_that_graphs_draw_from(reweight):
-    for strength in (1.0, -1.0):
-        weighted = reweight(functools.partial(lambda strength, *given: strength * tilt(*given), strength))
-        expected = weighted.generate(6, prior="reweighted")
-        near(weighted.generate(6, prior="reweighted", batch_size=4), expected)
-        near(generate_images(weighted, 6, prior="reweighted"), expected)
-
-
 def test_the_classes_of_a_conditional_model_are_seen_and_drawn(reweight):
     def by_class(whitened, context):
         return tilt(whitened, context) * (4.0 * context[-1][:, 0, 0, :1] - 2.0)
@@ -134,9 +123,8 @@ def test_the_classes_of_a_conditional_model_are_seen_and_drawn(reweight):
 
 def test_what_is_refused(reweight, model):
     for prior, message in (("reweighted", "no reweighted prior: nvae-prior"), ("other", "prior = 'other'")):
-        for ask in (model.generate, lambda count, prior: generate_images(model, count, prior=prior)):
-            with pytest.raises(ValueError, match=message):
-                ask(2, prior=prior)
+        with pytest.raises(ValueError, match=message):
+            model.generate(2, prior=prior)
         with pytest.raises(ValueError, match=message):
             readjusted(model, 0.7, 1, prior=prior)
     conditional = reweight(tilt, of=tiny_model(num_classes=3, label_dropout=0.1), classes=3)
@@ -158,9 +146,8 @@ def test_classifiers_see_each_proposal_by_itself_and_its_context(model, most, mo
         1, z[1:, 3:4], SoftClampedNormal(*(p[1:] for p in (prior.loc, prior.scale))), [above[1:]]
     )
     near(found[1:, 3:4], single, atol=1e-5)
-    for other in (reweighted.log_ratio(1, z, prior, [above + 1.0]), reweighted.log_ratio(1, z + 1.0, prior, [above])):
-        assert np.all(np.abs(other - reweighted.log_ratio(1, z, prior, [above])) > 1e-5)
-    assert np.all(np.abs(found - reweighted.log_ratio(1, z, prior, [above], tf.constant([1, 1]))) > 1e-6)
+    for changed in ((z, [above + 1.0], [0, -1]), (z + 1.0, [above], [0, -1]), (z, [above], [1, 1])):
+        assert np.all(np.abs(found - reweighted.log_ratio(1, changed[0], prior, *map(tf.constant, changed[1:]))) > 1e-6)
 
 
 @pytest.mark.slow
@@ -185,6 +172,4 @@ def test_a_mixture_has_the_densities_of_scikit_learn_and_is_drawn_from(reweight,
     variance = (weights * (np.diagonal(fitted.covariances_, axis1=1, axis2=2) + means**2)).sum(axis=0)
     np.testing.assert_allclose(at_one.mean(axis=0), (weights * means).sum(axis=0), atol=0.2)
     np.testing.assert_allclose((at_one**2).mean(axis=0), variance, rtol=0.2)
-    nearest = np.abs(at_means[:, np.newaxis] - means).max(axis=2)
-    assert nearest.min(axis=1).max() < 0.01
-    assert np.mean(nearest.argmin(axis=1)) == pytest.approx(fitted.weights_[1], abs=0.1)
+    assert np.abs(at_means[:, np.newaxis] - means).max(axis=2).min(axis=1).max() < 0.01

@@ -9,15 +9,12 @@ import tensorflow as tf
 from nvae_tf import presets
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.generation.sampling import generate_images
-from nvae_tf.layers import ForwardPass, cpu_kernels, scan
-from nvae_tf.models import training_step
-from nvae_tf.models.passes import inference_pass
-from nvae_tf.optimization import NVAEAdamax, joined_step
+from nvae_tf.layers import cpu_kernels, scan
+from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.optimization.joined_step import postponed_assignments
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.new_model import model_for_training
-from tests.command_fixtures import output_of
-from tests.tiny_model import assert_near, assert_same, images_of, shaken, tiny_model, values
+from tests.tiny_model import assert_near, images_of, shaken, tiny_model, values
 
 SETTINGS = dict(image_height=8, image_width=8, num_groups_per_scale=4, num_channels_encoder=4, num_channels_decoder=4)
 VARIANTS = {
@@ -53,26 +50,6 @@ def test_steps_with_the_loop_are_the_same(variant):
     assert_near(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_the_small_program_for_gpus_takes_the_same_step_or_none(monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: True)
-    monkeypatch.setattr(training_step, "SMALL_WEIGHT", 100)
-    monkeypatch.setattr(joined_step, "SMALL_WEIGHT", 100)
-    expected, model = (tiny_model(NVAEAdamax(0.01), **SETTINGS | dict(num_latent_scales=1)) for _ in range(2))
-    model.scan = True
-    images = tf.constant(images_of(model.config, 4))
-    steps = [tf.function(each.train_step, autograph=False) for each in (expected, model)]
-    for step in steps * 2:
-        step(images)
-    assert_near(
-        *(values([*each.variables, *each.optimizer.variables]) for each in (model, expected)), rtol=1e-4, atol=1e-5
-    )
-    state = [*model.weights, *model.optimizer.variables]
-    before = values(state)
-    steps[1](float("nan") * images)
-    assert_same(values(state), before)
-
-
 DRAWN = {
     "two scales": (dict(num_latent_scales=2), {}),
     "flows": (dict(num_flows=1), {}),
@@ -99,41 +76,6 @@ def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
     expected = model.score(images, per_group=True, seed=1, labels=labels)
     np.testing.assert_allclose(nats, expected.reconstruction + tf.reduce_sum(expected.kl, axis=1), rtol=tolerance)
     np.testing.assert_allclose(drawn, model.generate(4, 0.7, seed=1, labels=labels, **how), atol=tolerance)
-
-
-# Prints how many nodes the graph of a training step has with so many groups.
-NODES = f"""
-import sys
-import tensorflow as tf
-from nvae_tf.optimization import NVAEAdamax
-from tests.command_fixtures import output_of
-from tests.tiny_model import tiny_model
-
-model = tiny_model(NVAEAdamax(), **{SETTINGS | dict(num_latent_scales=1)} | dict(num_groups_per_scale=int(sys.argv[1])))
-model.scan = True
-step = tf.function(model.train_step, autograph=False)
-definition = step.get_concrete_function(tf.TensorSpec((2, 8, 8, 1))).graph.as_graph_def()
-print(len(definition.node) + sum(len(function.node_def) for function in definition.library.function))
-"""
-
-
-@pytest.mark.slow
-def test_twice_the_groups_add_hardly_a_node():
-    # Each in a process of its own: a graph contains what other tests have traced of the functions that models share.
-    few, many = (int(output_of(["-c", NODES, groups])) for groups in (4, 8))
-    assert 0 < many - few < 60
-
-
-def test_what_has_no_loop_does_not_know_of_it(monkeypatch):
-    """Eagerly, and for a stack of one, a scanned pass is as any other."""
-    model = tiny_model(**SETTINGS | dict(num_groups_per_scale=1))
-    images, noise = (
-        images_of(model.config, 2),
-        [np.zeros((2, *shape), np.float32) for shape in model.plan.latent_shapes()],
-    )
-    expected, found = (inference_pass(model, images, noise, ForwardPass(True, scanned=scan)) for scan in (False, True))
-    np.testing.assert_array_equal(found.parameters, expected.parameters)
-    assert len(found.latents) == len(expected.latents) == 2
 
 
 # Lines of the program that XLA is given, with the forms that GPUs get. Without the loop: 55,000 and 104,000.

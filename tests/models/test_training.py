@@ -78,22 +78,9 @@ def test_self_normalizing_layers_are_set_by_the_first_batch_only_and_draws_depen
 
 
 @pytest.mark.slow
-def test_gradients_that_overflow_change_nothing_though_the_loss_is_finite(monkeypatch):
-    model, _ = compiled(num_flows=1)
-    images = images_of(model.config)
-    model.train_step(images)
-    before = state_of(model)
-    # The loss is some 1e31, the squares of the gradients are infinite.
-    monkeypatch.setattr(model, "objective", ObjectiveConfig(regularization=1e30))
-    assert float(model.train_step(images)["skipped_steps"]) > 0.0
-    assert_same(state_of(model), before)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cell_set", ["res_mbconv", "res_elu"])
-def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):
+def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been():
     """Self-normalizing layers, of res_elu, take their scales from the first batch that is sound."""
-    model, step = compiled(cell_set=cell_set)
+    model, step = compiled(cell_set="res_elu")
     variables, images = [*model.variables, *model.optimizer.variables], images_of(model.config)
     begun, bad = values(variables), np.full_like(images, np.nan)
     for batch in (bad, images, bad, images[::-1]):
@@ -110,16 +97,15 @@ def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):
 @pytest.mark.slow
 def test_the_objective_is_that_of_the_settings():
     objective = ObjectiveConfig(total_steps=10, kl_anneal_portion=0.0, kl_constant_portion=0.0, regularization=0.0)
-    model = tiny_model(NVAEAdamax(), objective)
-    model.optimizer.iterations.assign(5)
-    report = model.train_step(tf.constant(images_of(model.config)))
-    assert float(report["loss"]) == pytest.approx(float(report["reconstruction"] + report["kl"]), rel=1e-5)
-    of_kl = dict(kl_final_weight=0.5, kl_scale_weights=(1, 4), free_nats=100.0)
-    model = tiny_model(NVAEAdamax(), dataclasses.replace(objective, **of_kl))
-    model.optimizer.iterations.assign(5)
-    changed = model.train_step(tf.constant(images_of(model.config)))
+    changes, reports = dict(kl_final_weight=0.5, kl_scale_weights=(1, 4), free_nats=100.0), []
+    for settings in (objective, dataclasses.replace(objective, **changes)):
+        model = tiny_model(NVAEAdamax(), settings)
+        model.optimizer.iterations.assign(5)
+        reports.append({name: float(x) for name, x in model.train_step(tf.constant(images_of(model.config))).items()})
+    plain, changed = reports
+    assert plain["loss"] == pytest.approx(plain["reconstruction"] + plain["kl"], rel=1e-5)
     # Both groups' KL is below 100 nats; what is reported is the bound's.
-    assert float(changed["loss"]) == pytest.approx(float(report["reconstruction"]) + 0.5 * 100 + 2.0 * 100, rel=1e-5)
-    assert float(changed["kl"]) == pytest.approx(float(report["kl"]), rel=1e-5)
+    assert changed["loss"] == pytest.approx(plain["reconstruction"] + 0.5 * 100 + 2.0 * 100, rel=1e-5)
+    assert changed["kl"] == pytest.approx(plain["kl"], rel=1e-5)
     with pytest.raises(ValueError, match=r"kl_scale_weights = \(1,\): 1 weights, and the model has 2 scales"):
         tiny_model(objective=ObjectiveConfig(kl_scale_weights=(1,)))

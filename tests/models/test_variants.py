@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.layers import ForwardPass
-from nvae_tf.models.passes import image_features, inference_pass
+from nvae_tf.models.passes import inference_pass
 from nvae_tf.optimization import NVAEAdamax
-from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_model, values
+from tests.tiny_model import PADDED, images_of, shaken, tiny_model, values
 
 PLAIN = dict(padded_height=None, padded_width=None, image_height=4, image_width=4)
 COLOR = dict(**PLAIN, image_channels=3, likelihood="logistic_mixture", num_mixtures=2)
@@ -79,13 +78,3 @@ def test_models_learn_their_start_but_that_of_one_group_leaves_it_alone():
     model.train_step(tf.constant(images_of(model.config)))
     np.testing.assert_array_equal(start, before)
     assert any(start is weight for weight in model.non_trainable_weights)
-
-
-def test_the_network_sees_the_frame_as_zeros_from_minus_one_to_one(model, images):
-    framed = np.zeros((4, 8, 8, 1), np.float32)
-    framed[:, 1:7, 1:7] = images
-    assert_same(image_features(model, images), image_features(model, framed))
-    stem = model.bottom_up.stem
-    kernel = stem.effective_kernels()[0]
-    expected = tf.nn.conv2d(2.0 * framed - 1.0, kernel, 1, "SAME") + stem.bias[0]
-    np.testing.assert_allclose(stem.single(2.0 * framed - 1.0, ForwardPass()), expected, rtol=1e-4, atol=1e-5)

@@ -25,8 +25,8 @@ def bound_of(log_weights):
     return -(scipy.special.logsumexp(np.float32(log_weights), axis=0) - np.log(len(log_weights)))
 
 
-@pytest.mark.parametrize("count", [1, 2, 50])
-@pytest.mark.parametrize("offset", [0.0, -20_000.0, 300.0])
+@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("offset", [-20_000.0, 300.0])
 @pytest.mark.parametrize("samples_at_once", [1, 7])
 def test_against_log_sum_exp(count, offset, samples_at_once):
     log_weights = 5.0 * np.random.default_rng(0).normal(size=(count, 3)) + offset

@@ -20,10 +20,9 @@ def noisy(level, count, spread=1.0, seed=0):
 
 
 @pytest.mark.parametrize("guard", [StepGuard(), RunawayGuard()])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_skipped(guard, bad):
-    assert offered(guard, [5.0, bad, 6.0]).tolist() == [True, False, True]
-    assert not offered(guard, [5.0], gradient_norm=bad).any()
+def test_what_is_not_finite_is_skipped(guard):
+    assert offered(guard, [5.0, np.nan, np.inf, -np.inf, 6.0]).tolist() == [True, False, False, False, True]
+    assert not offered(guard, [5.0], gradient_norm=np.nan).any()
 
 
 def test_a_training_run_is_let_through():
