@@ -71,7 +71,7 @@ class StackedConvolution(StackedLayer):
             forward.kernels[self] = self.effective_kernels(forward.training)
         return forward.kernels[self]
 
-    def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
+    def make_weights(self, forward: ForwardPass) -> ConvolutionWeights:
         kernels = tf.cast(self.kernels_of(forward), self.compute_dtype)
         return ConvolutionWeights(kernels, () if self.bias is None else (tf.cast(self.bias, self.compute_dtype),))
 
@@ -125,9 +125,9 @@ class DataDependentConvolution(StackedConvolution):
     def layers_with_statistics(self, initializing: bool = False) -> list[StackedLayer]:
         return [self] if initializing else []
 
-    def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
+    def make_weights(self, forward: ForwardPass) -> ConvolutionWeights:
         if not forward.initializing:
-            return super().weights_of(forward)
+            return super().make_weights(forward)
         kernel = self._masked_kernel()
         return ConvolutionWeights(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
 

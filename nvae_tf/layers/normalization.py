@@ -167,7 +167,7 @@ class StackedBatchNormalization(StackedLayer):
     def next_statistic(self, current: keras.Variable, recorded: tf.Tensor) -> tf.Tensor:
         return MOMENTUM * current + (1.0 - MOMENTUM) * recorded
 
-    def weights_of(self, forward: ForwardPass) -> BatchStatisticsNorm | RunningStatisticsNorm:
+    def make_weights(self, forward: ForwardPass) -> BatchStatisticsNorm | RunningStatisticsNorm:
         gamma, beta, mean, variance = (tf.cast(each, tf.float32) for each in (self.gamma, self.beta, *self.statistics))
         if forward.training:
             return BatchStatisticsNorm(gamma, beta)
@@ -206,7 +206,7 @@ class FoldedPass(ForwardPass):
         foldings = layer.foldings() if may_fold else []
         if foldings and foldings[0].norm not in self.folded:
             parts = {part for folding in foldings for part in (folding.convolution, folding.norm)}
-            self.folded = self.folded | _with_folded({part: part.weights_of(self) for part in parts}, foldings)
+            self.folded = self.folded | _with_folded({part: part.make_weights(self) for part in parts}, foldings)
         return super().weights_of(layer)
 
 
@@ -218,7 +218,7 @@ def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32"
     plain = ForwardPass()
 
     def exact(stack: StackedLayer) -> Weights:  # in double precision, so that each number is rounded once
-        return tf.nest.map_structure(lambda weight: np.asarray(weight, np.float64), stack.weights_of(plain))
+        return tf.nest.map_structure(lambda weight: np.asarray(weight, np.float64), stack.make_weights(plain))
 
     def variable(array: np.ndarray) -> tf.Variable:
         return tf.Variable(tf.cast(array, kernel_dtype if array.ndim > 2 else tf.float32), trainable=False)

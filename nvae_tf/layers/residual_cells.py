@@ -212,7 +212,7 @@ class StackedSqueezeExcite(StackedLayer):
                 weight = self.add_weight(name=f"{name}_{part}", shape=shape, initializer=uniform)
                 setattr(self, weight.name, weight)
 
-    def weights_of(self, forward: ForwardPass) -> tuple[tf.Tensor, ...]:
+    def make_weights(self, forward: ForwardPass) -> tuple[tf.Tensor, ...]:
         return tuple(tf.cast(variable, self.compute_dtype) for variable in self.weights)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:

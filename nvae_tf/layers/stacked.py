@@ -67,9 +67,9 @@ class ForwardPass:
             variable.assign(value)
 
     def weights_of(self, layer: keras.layers.Layer) -> Weights:
-        """The weights of a layer in this pass, see `StackedLayer.weights_of`; read from the variables once."""
+        """The weights of a layer in this pass, see `StackedLayer.make_weights`; read from the variables once."""
         if layer not in self.weights:
-            self.weights[layer] = layer.weights_of(self)
+            self.weights[layer] = layer.make_weights(self)
         return self.weights[layer]
 
 
@@ -84,7 +84,7 @@ class Folding(NamedTuple):
 class StackedLayer(keras.layers.Layer):
     """Base of all stacks: `count` identical layers, one variable a weight with a leading axis of `count`.
 
-    A subclass either owns variables (and overrides `weights_of` and `apply_slice`) or is made of `parts`, stacks of the
+    A subclass either owns variables (and overrides `make_weights` and `apply_slice`) or is made of `parts`, stacks of the
     same count, which act one after another unless it says otherwise. All weights are made at construction. With
     `recomputed` the backward pass computes each layer again, and the forward pass keeps only the layer's input.
 
@@ -114,7 +114,7 @@ class StackedLayer(keras.layers.Layer):
         # Keras casts the variables of an outermost layer even if that says `autocast=False`.
         return super().add_weight(**{"autocast": False} | keywords)
 
-    def weights_of(self, forward: ForwardPass) -> Weights:
+    def make_weights(self, forward: ForwardPass) -> Weights:
         """The ready-to-use weights of the whole stack: what `apply_slice` takes, with a leading axis of `count`."""
         return tuple(forward.weights_of(part) for part in self.parts)
 
@@ -197,7 +197,7 @@ class StackedLayer(keras.layers.Layer):
 
 
 def layers_of(weights: Weights, count: int) -> list[Weights]:
-    """The weights of each layer, from those of `StackedLayer.weights_of`."""
+    """The weights of each layer, from those that `StackedLayer.make_weights` returns."""
     columns = [tf.unstack(each, count) for each in tf.nest.flatten(weights)]
     return [tf.nest.pack_sequence_as(weights, row) for row in zip(*columns, strict=True)]
 

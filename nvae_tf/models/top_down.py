@@ -32,7 +32,7 @@ class ClassEmbedding(keras.layers.Layer):
         self.table = self.add_weight(name="table", shape=(num_classes, channels), initializer="zeros", autocast=False)
         self.built = True
 
-    def weights_of(self, forward: ForwardPass) -> tf.Tensor:
+    def make_weights(self, forward: ForwardPass) -> tf.Tensor:
         """The vectors of all classes."""
         return tf.convert_to_tensor(self.table)
 
@@ -194,7 +194,7 @@ class TopDown(keras.layers.Layer):
         self.image = StackedConvolution(1, config.num_channels_decoder, num_parameters, 3, dtype=dtype)
         self.built = True
 
-    def weights_of(self, forward: ForwardPass) -> tf.Tensor:
+    def make_weights(self, forward: ForwardPass) -> tf.Tensor:
         """The state that the network begins with."""
         return tf.cast(self.start, self.compute_dtype)
 

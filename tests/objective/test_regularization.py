@@ -29,7 +29,7 @@ def convolutions():
 def pass_of(stacks):
     forward = ForwardPass(training=True)
     for stack in stacks:
-        stack.weights_of(forward)
+        stack.make_weights(forward)
     return forward
 
 
