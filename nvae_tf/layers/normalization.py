@@ -217,7 +217,7 @@ def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32"
         raise ValueError("weights of a model in half precision can't be folded: make it with dtype='float32'")
     plain = ForwardPass()
 
-    def exact(stack: StackedLayer) -> Weights:  # in double precision, so that each number is rounded once
+    def exact(stack: StackedLayer) -> Weights:  # in double precision, so that products are rounded once
         return tf.nest.map_structure(lambda weight: np.asarray(weight, np.float64), stack.make_weights(plain))
 
     def variable(array: np.ndarray) -> tf.Variable:

@@ -84,8 +84,8 @@ class Folding(NamedTuple):
 class StackedLayer(keras.layers.Layer):
     """Base of all stacks: `count` identical layers, one variable a weight with a leading axis of `count`.
 
-    A subclass either owns variables (and overrides `make_weights` and `apply_slice`) or is made of `parts`, stacks of the
-    same count, which act one after another unless it says otherwise. All weights are made at construction. With
+    A subclass either owns variables (and overrides `make_weights` and `apply_slice`) or is made of `parts`, stacks of
+    the same count, which act one after another unless it says otherwise. All weights are made at construction. With
     `recomputed` the backward pass computes each layer again, and the forward pass keeps only the layer's input.
 
     A pass calls `single`, `layers` or `run_steps`; these make functions of the layers (`layer_functions`), each of
