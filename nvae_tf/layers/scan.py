@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from nvae_tf.layers.scan_loops import scan_for_inference, scan_with_gradient
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights, layers_of
+from nvae_tf.layers.stacked import ForwardPass, Recorded, StackedLayer, Weights, layers_of
 
 # A loop of fewer steps would take more of a program than the steps themselves.
 _FEWEST_STEPS = 3
 
 
-class Part(NamedTuple):
+class StackShare(NamedTuple):
     """The layers of a stack that each step uses; the first steps use none where the stack has too few layers for all.
 
     With `stack` None no step uses any.
@@ -29,17 +29,17 @@ class Part(NamedTuple):
     layers_per_step: int = 1
 
     def layers_of_step(self, layers: Sequence[Any], index: int) -> Sequence[Any]:
-        """The layers of one step; steps count from the end, -1 is the last. Empty where there are too few for it."""
+        """The layers of one step; steps count from the end (-1 is the last), because the first may have none."""
         first = len(layers) + index * self.layers_per_step
         return layers[first : first + self.layers_per_step] if first >= 0 else []
 
 
-# `(layers, state, input) -> (state, output)`; `layers` are functions of a tensor, a list of them for each part.
+# `(layers, state, input) -> (state, output)`; `layers` are functions of a tensor, a list of them for each share.
 Step = Callable[[list[list[Callable]], tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
 
 def run_steps(
-    parts: Sequence[Part],
+    shares: Sequence[StackShare],
     step: Step,
     state: tf.Tensor,
     inputs: Sequence[Any],
@@ -49,27 +49,27 @@ def run_steps(
     """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
 
     Where `forward.scanned`, the last steps become a loop if they are three or more: those that have layers of every
-    part, and inputs of tensors alone. The steps before them must not record.
+    stack, and inputs of tensors alone. The steps before must record nothing (the top group has no batch norm).
 
     Returns:
       The last state; the outputs of the steps outside of the loop; and, of the loop's steps, the `output_tensors` of an
       output, each with an axis for the steps in front (empty without a loop).
     """
-    stacks = [part for part in parts if part.stack is not None]
+    stacks = [share for share in shares if share.stack is not None]
     # The number of steps before the loop: those that lack layers of a stack (as the top group lacks a prior), and those
     # up to the last input that is not of tensors alone (a source of latents that holds another source's settings).
-    lacking = [len(inputs) - part.stack.count // part.layers_per_step for part in stacks]
+    lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in stacks]
     unstackable = [number for number, each in enumerate(inputs, 1) if not _has_only_tensors(each)]
     num_before = max([0, *lacking, *unstackable])
     if not _is_loop(forward, len(inputs) - num_before):
-        return (*_unrolled(parts, step, state, inputs, forward), [])
-    weights = [() if part.stack is None else forward.weights_of(part.stack) for part in parts]
+        return (*_unrolled(shares, step, state, inputs, forward), [])
+    weights = [() if share.stack is None else forward.weights_of(share.stack) for share in shares]
     outputs = []
     for index, step_input in enumerate(inputs[:num_before], -len(inputs)):
-        layers = [_layers_before_loop(*pair, index, forward) for pair in zip(parts, weights, strict=True)]
+        layers = [_layers_before_loop(*pair, index, forward) for pair in zip(shares, weights, strict=True)]
         state, output = step(layers, state, step_input)
         outputs.append(output)
-    state, stacked = _loop_of_steps(parts, weights, step, state, inputs[num_before:], forward, output_tensors)
+    state, stacked = _loop_of_steps(shares, weights, step, state, inputs[num_before:], forward, output_tensors)
     return state, outputs, stacked
 
 
@@ -86,7 +86,7 @@ def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass
         ((cell,),) = layers
         return cell(state), None
 
-    return run_steps([Part(cells)], step, state, [()] * cells.count, forward)[0]
+    return run_steps([StackShare(cells)], step, state, [()] * cells.count, forward)[0]
 
 
 def _is_loop(forward: ForwardPass, num_steps: int) -> bool:
@@ -97,61 +97,61 @@ def _has_only_tensors(step_input: Any) -> bool:
     return all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
 
 
-def _unrolled(parts, step, state, inputs, forward) -> tuple[tf.Tensor, list[Any]]:
+def _unrolled(shares, step, state, inputs, forward) -> tuple[tf.Tensor, list[Any]]:
     """The last state and all outputs, with every step in the graph by itself."""
     outputs = []
-    functions = [[] if part.stack is None else part.stack.layers(forward) for part in parts]
+    functions = [[] if share.stack is None else share.stack.layers(forward) for share in shares]
     for index, step_input in enumerate(inputs, -len(inputs)):
-        layers = [part.layers_of_step(each, index) for part, each in zip(parts, functions, strict=True)]
+        layers = [share.layers_of_step(each, index) for share, each in zip(shares, functions, strict=True)]
         state, output = step(layers, state, step_input)
         outputs.append(output)
     return state, outputs
 
 
-def _layers_before_loop(part: Part, weights: Weights, index: int, forward: ForwardPass) -> list[Callable]:
+def _layers_before_loop(share: StackShare, weights: Weights, index: int, forward: ForwardPass) -> list[Callable]:
     """The layers of a step that comes before the loop."""
-    if part.stack is None:
+    if share.stack is None:
         return []
-    numbers = part.layers_of_step(range(part.stack.count), index)
+    numbers = share.layers_of_step(range(share.stack.count), index)
     slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in numbers]
-    return part.stack.layer_functions(slices, forward, [[] for _ in numbers])
+    return share.stack.layer_functions(slices, forward, [[] for _ in numbers])
 
 
-def _loop_of_steps(parts, weights, step, state, inputs, forward, output_tensors) -> tuple[tf.Tensor, list[tf.Tensor]]:
+def _loop_of_steps(shares, weights, step, state, inputs, forward, output_tensors) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """The last state and the stacked output tensors."""
-    step_weights = [_weights_by_step(*pair, len(inputs)) for pair in zip(parts, weights, strict=True)]
+    step_weights = [_weights_by_step(*pair, len(inputs)) for pair in zip(shares, weights, strict=True)]
     # What all steps take, with an axis for the steps in front.
     stacked_inputs = step_weights, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
 
     def body(state: tf.Tensor, slices: tuple[list[Weights], Any]) -> tuple[tf.Tensor, list, list]:
         layers, recorded = [], []
-        for part, part_weights in zip(parts, slices[0], strict=True):
-            weights_of_layers = [part_weights]
-            if part.layers_per_step > 1:
-                weights_of_layers = layers_of(part_weights, part.layers_per_step)
-            vectors: list[list[tf.Tensor]] = [[] for _ in weights_of_layers]
+        weights_of_shares, step_input = slices
+        for share, share_weights in zip(shares, weights_of_shares, strict=True):
+            several = share.layers_per_step > 1
+            each_weights = layers_of(share_weights, share.layers_per_step) if several else [share_weights]
+            vectors: list[Recorded] = [[] for _ in each_weights]
             recorded.append(vectors)
-            layers.append([] if part.stack is None else part.stack.layer_functions(weights_of_layers, forward, vectors))
-        state, output = step(layers, state, slices[1])
+            layers.append([] if share.stack is None else share.stack.layer_functions(each_weights, forward, vectors))
+        state, output = step(layers, state, step_input)
         return state, output_tensors(output), recorded
 
     scan = scan_with_gradient if forward.training else scan_for_inference
     state, outputs, recorded = scan(body, state, stacked_inputs)
-    for part, part_recorded in zip(parts, recorded, strict=False):  # inference records nothing
-        if part_recorded and part_recorded[0]:
-            vectors = tf.stack([vector for (vector,) in part_recorded], axis=1)  # [steps, layers of a step, width]
-            by_layer = tf.reshape(vectors, (part.stack.count, -1))
-            forward.made_updates += part.stack.updates_from(by_layer, forward.initializing)
+    for share, share_recorded in zip(shares, recorded, strict=False):  # inference records nothing
+        if share_recorded and share_recorded[0]:
+            vectors = tf.stack([vector for (vector,) in share_recorded], axis=1)  # [steps, layers of a step, width]
+            by_layer = tf.reshape(vectors, (share.stack.count, -1))
+            forward.add_updates(share.stack.updates_from(by_layer, forward.initializing))
     return state, outputs
 
 
-def _weights_by_step(part: Part, weights: Weights, num_steps: int) -> Weights:
+def _weights_by_step(share: StackShare, weights: Weights, num_steps: int) -> Weights:
     """The weights of the last steps: `[steps, ...]`, or `[steps, layers, ...]` where a step has several layers."""
-    num_layers = num_steps * part.layers_per_step
+    num_layers = num_steps * share.layers_per_step
 
     def by_step(weight: tf.Tensor) -> tf.Tensor:
-        last = weight if part.stack.count == num_layers else weight[-num_layers:]
-        several = [num_steps, part.layers_per_step, *weight.shape[1:]]
-        return last if part.layers_per_step == 1 else tf.reshape(last, several)
+        last = weight if share.stack.count == num_layers else weight[-num_layers:]
+        several = [num_steps, share.layers_per_step, *weight.shape[1:]]
+        return last if share.layers_per_step == 1 else tf.reshape(last, several)
 
     return tf.nest.map_structure(by_step, weights)

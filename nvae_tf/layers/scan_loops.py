@@ -28,7 +28,7 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
     """
     leaves = tf.nest.flatten(inputs)
     packing = Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
-    # Packed outside of the operation, which has a gradient of zeros for each argument that needs none.
+    # Packed here and not in the operation: `tf.custom_gradient` makes zeros for each argument without a gradient.
     packed_inputs = packing.pack(leaves)
 
     def body_of_packed(state: tf.Tensor, slices: list[tf.Tensor]) -> tuple:
@@ -43,7 +43,7 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         def gradient(state_gradient: tf.Tensor, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
             return traced.backward_loop(tables, packed_inputs, state_gradient, output_gradients)
 
-        # What is recorded is not among the results of the operation, which would have gradients.
+        # By the list: as results of the operation the recorded tensors would be differentiated.
         outputs, recorded[:], _ = traced.unpack_results([table.stack() for table in tables])
         return [last_state, *outputs], gradient
 
@@ -112,8 +112,8 @@ class _TracedStep:
             upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (next_state, *outputs)]
             state_gradient, *slice_gradients = tf.gradients([next_state, *outputs], whole.inputs, upstream)
         self._has_gradient = [gradient is not None for gradient in slice_gradients]
-        self._slice_gradients = [gradient for gradient in slice_gradients if gradient is not None]
-        gradients = [state_gradient, *self._slice_gradients]
+        gradients = [state_gradient, *(gradient for gradient in slice_gradients if gradient is not None)]
+        self._gradient_specs = [tf.TensorSpec(gradient.shape, gradient.dtype) for gradient in gradients[1:]]
         kept = _kept_tensors(gradients, {each.name for each in (*slices, *upstream)}, forward_operations)
         self._results = outputs, recorded, kept
         self._packing, self._num_steps = Packing(tf.nest.flatten(self._results)), inputs[0].shape[0]
@@ -142,7 +142,7 @@ class _TracedStep:
             previous, *slice_gradients = self._backward(*kept, *slices, state_gradient, *upstream)
             return previous, slice_gradients
 
-        first_gradient, tables = _loop(body_at, state_gradient, self._slice_gradients, self._num_steps, backward=True)
+        first_gradient, tables = _loop(body_at, state_gradient, self._gradient_specs, self._num_steps, backward=True)
         stacked = iter([table.stack() for table in tables])
         return [first_gradient, *(next(stacked) if has_gradient else None for has_gradient in self._has_gradient)]
 
@@ -157,6 +157,7 @@ def _kept_tensors(gradients: Sequence[tf.Tensor], given: set[str], forward_opera
         tensor = pending.pop()
         if tensor.name not in seen:
             seen.add(tensor.name)
+            # A placeholder that is not given is the state before the step.
             if tensor.op.name in forward_operations and tensor.op.type in (*_KEPT, "Placeholder"):
                 kept.append(tensor)
             else:

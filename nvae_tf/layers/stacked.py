@@ -18,6 +18,9 @@ from nvae_tf.replicas import replica_count
 
 # Tensors in any structure of `tf.nest`; what a layer lacks is an empty tuple there, not None.
 Weights = Any
+Updates = list[tuple[keras.Variable, tf.Tensor]]  # variables and their new values
+# What one layer has recorded in a pass: `[]`, or one vector `[width]` in a list.
+Recorded = list[tf.Tensor]
 
 
 @contextlib.contextmanager
@@ -48,26 +51,29 @@ class ForwardPass:
     # Gathered: weights as layers use them, and the effective kernels in float32, which the spectral regularizer shares.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
-    # Stacks with a list for each of their layers, which holds the vector that the layer has recorded.
-    recordings: list[tuple["StackedLayer", list[list[tf.Tensor]]]] = dataclasses.field(default_factory=list)
-    made_updates: list[tuple[keras.Variable, tf.Tensor]] = dataclasses.field(default_factory=list)
+    # Gathered: what the layers of each stack have recorded, and variables with the new values that follow.
+    recorded: list[tuple["StackedLayer", list[Recorded]]] = dataclasses.field(default_factory=list)
+    _updates: Updates = dataclasses.field(default_factory=list)
 
-    @property
-    def updates(self) -> list[tuple[keras.Variable, tf.Tensor]]:
-        """Variables and their new values, not yet assigned, which follow from all that was recorded until now."""
-        for stack, recorded in self.recordings:
+    def add_updates(self, updates: Updates) -> None:
+        """Adds variables and their new values, which are assigned after the pass."""
+        self._updates += updates
+
+    def updates(self) -> Updates:
+        """All variables that the pass changes, and their new values: made here from what the layers have recorded."""
+        for stack, recorded in self.recorded:
             if recorded[0]:
-                self.made_updates += stack.updates_from(tf.stack([vector for (vector,) in recorded]), self.initializing)
-        self.recordings.clear()
-        return self.made_updates
+                self.add_updates(stack.updates_from(tf.stack([vector for (vector,) in recorded]), self.initializing))
+        self.recorded.clear()
+        return self._updates
 
     def commit(self) -> None:
         """Assigns the updates."""
-        for variable, value in self.updates:
+        for variable, value in self.updates():
             variable.assign(value)
 
     def weights_of(self, layer: keras.layers.Layer) -> Weights:
-        """The weights of a layer in this pass, see `StackedLayer.make_weights`; read from the variables once."""
+        """The weights of a layer that has `make_weights`, made once in this pass."""
         if layer not in self.weights:
             self.weights[layer] = layer.make_weights(self)
         return self.weights[layer]
@@ -102,7 +108,7 @@ class StackedLayer(keras.layers.Layer):
         self.count = count
         self.parts = list(parts)
         self.recomputed = False
-        # Not inlined, one layer is made ready to run and not each of its uses: the first step comes sooner.
+        # Not inlined: TensorFlow prepares the function once, not once for each layer: an earlier first step.
         attributes = {"_noinline": True}
         traced = tf.function(self._apply_in_a_call, autograph=False, experimental_attributes=attributes)
         # Behind a partial, so that exports do not take it for a function to be exported.
@@ -141,21 +147,21 @@ class StackedLayer(keras.layers.Layer):
 
     def layers(self, forward: ForwardPass) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """The stack's layers as functions of their input; in training each must be called once."""
-        # In a graph a composite layer is traced once for the whole stack. Not on several replicas: what they must agree
-        # on can't be requested from within a function.
-        inline = forward.traced_inline or tf.executing_eagerly() or not self.parts or replica_count() > 1
-        inline |= forward.scanned  # few are left then, and the shapes are constants for XLA
-        recorded: list[list[tf.Tensor]] = [[] for _ in range(self.count)]
+        # A composite layer is traced once and called for each layer of the stack. Not so on several replicas, which
+        # can't communicate from within a function, nor in a scanned pass: it has few layers outside of its loops.
+        inline = forward.traced_inline or forward.scanned or tf.executing_eagerly() or replica_count() > 1
+        recorded: list[Recorded] = [[] for _ in range(self.count)]
         if forward.training:
-            forward.recordings.append((self, recorded))
-        return self.layer_functions(layers_of(forward.weights_of(self), self.count), forward, recorded, inline)
+            forward.recorded.append((self, recorded))
+        weights = layers_of(forward.weights_of(self), self.count)
+        return self.layer_functions(weights, forward, recorded, inline or not self.parts)
 
     def layer_functions(
-        self, weights: Sequence[Weights], forward: ForwardPass, recorded: list[list[tf.Tensor]], inline: bool = True
+        self, weights: Sequence[Weights], forward: ForwardPass, recorded: list[Recorded], inline: bool = True
     ) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """Layers with these weights as functions of their input; calls in the graph unless `inline`.
 
-        Each puts a list of the vector that it records, or of none, in its place of `recorded`.
+        Each puts what it records in its place of `recorded`.
         """
         apply = self._apply if inline else self._traced
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
@@ -166,18 +172,18 @@ class StackedLayer(keras.layers.Layer):
 
         return [functools.partial(layer, index) for index in range(len(weights))]
 
-    def _apply(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def _apply(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, Recorded]:
         records: list[tuple[tf.Tensor, ...]] = []
         outputs = self.apply_slice(weights, inputs, records)
         return outputs, [tf.concat([tensor for record in records for tensor in record], 0)] if records else []
 
-    def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, Recorded]:
         # As integers, because TensorFlow makes a gradient of zeros for each float that a call returns; as unsigned
         # ones, because int32 is kept on the host.
         outputs, recorded = self._apply(weights, inputs)
         return outputs, [tf.bitcast(vector, tf.uint32) for vector in recorded]
 
-    def updates_from(self, recorded: tf.Tensor, initializing: bool) -> list[tuple[keras.Variable, tf.Tensor]]:
+    def updates_from(self, recorded: tf.Tensor, initializing: bool) -> Updates:
         """Variables and their new values, from the vectors `[count, width]` that the layers have recorded."""
         if recorded.dtype == tf.uint32:
             recorded = tf.bitcast(recorded, tf.float32)

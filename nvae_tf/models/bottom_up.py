@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, run_cells, run_steps, stack_of
+from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, StackShare, run_cells, run_steps, stack_of
 
 
 class PreprocessBlock(keras.layers.Layer):
@@ -65,7 +65,7 @@ class BottomUp(keras.layers.Layer):
         features = []
         for scale in self.scales:
             state, states, stacked = run_steps(
-                [Part(scale.cells)], _encoded, state, [()] * scale.cells.count, forward, lambda state: [state]
+                [StackShare(scale.cells)], _encoded, state, [()] * scale.cells.count, forward, lambda state: [state]
             )
             states += [each for step_states in stacked for each in tf.unstack(step_states)]
             features += states[scale.cells_per_group - 1 :: scale.cells_per_group]

@@ -147,8 +147,8 @@ class NVAE(FittedModel):
         """All layers of a class, or of one of several, however deep in the model."""
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
-    # Not set in the constructor: Keras would track these layers a second time. `.keras` files have their weights under
-    # these names.
+    # Cached, not set in the constructor: Keras would track these layers a second time. They keep their names: `.keras`
+    # files have a layer under the first attribute, by the alphabet, that leads to it, so many under these two.
 
     @functools.cached_property
     def batch_norms(self) -> list[StackedBatchNormalization]:
@@ -405,12 +405,15 @@ def _summary_lines(model: NVAE) -> list[str]:
     classes = f", {config.num_classes} classes" if config.num_classes else ""
     head = f"NVAE of images {size} of {config.num_bits} bits{classes}, likelihood {config.likelihood}"
     lines = [f"{head}: {plan.num_groups} latent groups, {_count(model)} weights (encoder / decoder):"]
-    below = [[scale] for scale in reversed(encoder.scales)] or [[]]
-    below[0].append(encoder.top)
-    for scale, encoders, above in zip(plan.scales, below, decoder.scales, strict=True):
+    # From the top, as the decoder's; a model of one group has no scales in the encoder.
+    encoders = [[scale] for scale in reversed(encoder.scales)] or [[]]
+    encoders[0].append(encoder.top)
+    for scale, own_encoder, own_decoder in zip(plan.scales, encoders, decoder.scales, strict=True):
         groups = f"scale {scale.height}x{scale.width}: groups {scale.groups[0]}-{scale.groups[-1]}"
         channels = f"{config.num_latent_per_group} latent channels, channels {scale.encoder_channels} / "
-        lines.append(f"{groups}, {channels}{scale.decoder_channels}, weights {_count(*encoders)} / {_count(above)}")
+        lines.append(
+            f"{groups}, {channels}{scale.decoder_channels}, weights {_count(*own_encoder)} / {_count(own_decoder)}"
+        )
     ends = _count(encoder.stem, *encoder.preprocess), _count(*decoder.postprocess, decoder.image)
     channels = f"channels {config.num_channels_encoder} / {config.num_channels_decoder}"
     return [*lines, f"image {size}: {channels}, weights {ends[0]} / {ends[1]}"]

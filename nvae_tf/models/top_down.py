@@ -9,7 +9,7 @@ import tensorflow as tf
 from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, run_cells, run_steps, stack_of
+from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, StackShare, run_cells, run_steps, stack_of
 from nvae_tf.layers.cpu_kernels import fan_out, has_cpu_forms
 from nvae_tf.models.latents import (
     GroupLayers,
@@ -48,10 +48,13 @@ class ClassEmbedding(keras.layers.Layer):
         return tensor + tf.cast(vectors, tensor.dtype)[:, tf.newaxis, tf.newaxis]
 
 
-class GroupParts(NamedTuple):
-    """Of each kind of layers that a group has: the `Part` of a scale, or the layers of one group (none: empty)."""
+class GroupStacks(NamedTuple):
+    """The stacks of a scale that make its groups: a `StackShare` each or, in a step, the list of a group's layers.
 
-    cells: Any  # residual cells on the state; none for the top group, as of the next two
+    The top group has no cells, priors or feature combiners: their lists are empty.
+    """
+
+    cells: Any  # residual cells on the state
     priors: Any  # state -> the prior's parameters
     feature_combiners: Any  # state -> what is added to the bottom-up feature
     posteriors: Any  # feature -> the posterior's parameters
@@ -96,19 +99,19 @@ class TopDownScale(keras.layers.Layer):
         self.built = True
 
     @property
-    def parts(self) -> GroupParts:
+    def stacks(self) -> GroupStacks:
         """The stacks of which each group has layers, see `run_steps`."""
-        return GroupParts(
-            cells=Part(self.cells, self.cells_per_group),
-            priors=Part(self.priors),
-            feature_combiners=Part(self.feature_combiners),
-            posteriors=Part(self.posteriors),
-            flows=Part(self.flows, self.num_flows),
-            combiners=Part(self.combiners),
+        return GroupStacks(
+            cells=StackShare(self.cells, self.cells_per_group),
+            priors=StackShare(self.priors),
+            feature_combiners=StackShare(self.feature_combiners),
+            posteriors=StackShare(self.posteriors),
+            flows=StackShare(self.flows, self.num_flows),
+            combiners=StackShare(self.combiners),
         )
 
-    def group_layers(self, forward: ForwardPass, layers: GroupParts) -> GroupLayers:
-        """What one group computes with its layers."""
+    def group_layers(self, forward: ForwardPass, layers: GroupStacks) -> GroupLayers:
+        """The prior, the posterior and the other functions of one group, from the lists of its layers."""
         (posterior_layer,), (combiner,) = layers.posteriors, layers.combiners
         is_top = not layers.priors
 
@@ -143,15 +146,16 @@ class TopDownScale(keras.layers.Layer):
         """The state `[batch, height, width, channels]` after all groups, and their latents."""
 
         def step(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
-            group = self.group_layers(forward, GroupParts(*layers))
+            group = self.group_layers(forward, GroupStacks(*layers))
             for cell in group.cells:
                 state = cell(state)
-            # Two copies, so that their gradients are added in a fixed order.
+            # The state has three uses, whose gradients TensorFlow would add in any order; one and two have a fixed one.
             state, seen_by_latent = fan_out(state, 2)
             latent = source.draw(group, seen_by_latent)
             return group.combine(state, latent.z), latent
 
-        state, latents, tensors_of_loop = run_steps(self.parts, step, state, sources, forward, tensors_of_latent)
+        state, latents, tensors_of_loop = run_steps(self.stacks, step, state, sources, forward, tensors_of_latent)
+        # All groups of the loop are one `LatentSample`, which counts them.
         if tensors_of_loop:
             latents.append(latents_of_groups(tensors_of_loop))
         return state, latents
@@ -195,7 +199,7 @@ class TopDown(keras.layers.Layer):
         self.built = True
 
     def make_weights(self, forward: ForwardPass) -> tf.Tensor:
-        """The state that the network begins with."""
+        """The state that the network begins with; made by the pass, so that a loop finds it made."""
         return tf.cast(self.start, self.compute_dtype)
 
     def run(

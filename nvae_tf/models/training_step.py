@@ -70,7 +70,8 @@ def loss_and_gradients(
 ) -> LossAndGradients:
     """The loss of images and its gradients, at draws that depend on the model's seed, the step and the shard.
 
-    Of one of several microbatches: the gradients of its part of the loss, without the regularizers of the weights.
+    With `microbatches` above 1 the images are one of that number of parts of a batch: the gradients are those of the
+    loss divided by the number, and the regularizers of the weights are left to `regularizers_and_gradients`.
     """
     noise = draws(model, images, step, shard)
     forward = _training_pass(model, kept_labels(model, labels, step, shard))
@@ -78,7 +79,7 @@ def loss_and_gradients(
         terms, spectral_norms = training_loss(model, images, noise, step, forward, regularize=microbatches == 1)
         scaled_loss = _scaled(model, terms.loss)
         scaled_loss = scaled_loss / microbatches if microbatches > 1 else scaled_loss
-    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates)
+    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
 
 
 def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
@@ -183,7 +184,7 @@ def regularizers_and_gradients(model: "NVAE", step: tf.Tensor) -> LossAndGradien
         loss = regularizers * objectives.regularization_weight(beta, model.objective)
         scaled_loss = _scaled(model, loss)
     terms = LossTerms(loss, tf.zeros([]), tf.zeros([model.plan.num_groups]))
-    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates)
+    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
 
 
 def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> list:
@@ -203,7 +204,11 @@ def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Seque
 
 
 def means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
-    """The metrics of a step: the means of the terms over all replicas' images, and the norm of the batch's gradient."""
+    """The metrics of a step: the means of the terms over all replicas' images, and the gradient norm.
+
+    On several replicas the latter is the root mean square of the norms of their own gradients.
+    """
+    # One reduction for all small gradients, not a kernel each.
     if _joins_small_weights(model):
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
@@ -216,8 +221,9 @@ def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics,
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
     optimizer, weights, calls_optimizer = model.optimizer, model.trainable_weights, accepted
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        # It lowers its scale when its own replica's gradients overflow; a NaN tells it of another replica's. A loss
-        # that is not finite has other reasons.
+        # Keras' LossScaleOptimizer is called for an overflow too: it lowers its scale then, and takes no step. Each
+        # replica looks at its own gradients alone, so all of them get a NaN. Where the loss itself is not finite, the
+        # scale is not at fault.
         overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
         calls_optimizer = accepted | overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
@@ -232,8 +238,8 @@ def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     forward = _training_pass(model, initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas.
-    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
-    for variable, value in forward.updates:
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates()])
+    for variable, value in forward.updates():
         variable.assign(tf.where(finite, value, variable))
     model.data_initialised.assign(tf.cast(finite, tf.float32))
 

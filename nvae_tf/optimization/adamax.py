@@ -66,8 +66,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
-        decay = self.epsilon * (1.0 - self.beta_2) / (self.beta_2 or 1.0)
-        values = self._settings() | {"decay": decay, "beta_1_power": self.beta_1_power()}
+        # With v = u - epsilon: v' = max(beta_2 v - epsilon (1 - beta_2), |g|) = max(beta_2 (v - lowering), |g|). With
+        # beta_2 = 0 the old v plays no part.
+        lowering = self.epsilon * (1.0 - self.beta_2) / (self.beta_2 or 1.0)
+        values = self._settings() | {"lowering": lowering, "beta_1_power": self.beta_1_power()}
         self._scalars = {name: tf.convert_to_tensor(value, tf.float32) for name, value in values.items()}
         self._latest_update = {}
         super().apply(grads, trainable_variables)
@@ -75,14 +77,15 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable, in place: new buffers would lie among the activations and fragment the memory.
 
-        TensorFlow's kernel has `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered first
-        because u decays, this is the rule of the class, in half of the passes over the memory of plain operations.
+        TensorFlow's kernel has `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered before,
+        this is the rule of the class, in half of the passes over the memory that plain operations take.
         """
         momentum, norm = (slot.value.handle for slot in self.slots_of(variable))
         scalars = self._scalars
         with tf.control_dependencies(self._latest_update.get(variable.device, [])):
-            decay = tf.fill(tf.shape(gradient), scalars["decay"])
-            lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=decay)
+            lowering = tf.fill(tf.shape(gradient), scalars["lowering"])
+            lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=lowering)
+            # The kernel takes this gradient, and so runs after the lowering.
             with tf.control_dependencies([lowered]):
                 gradient += scalars["l2"] * variable.value()
             done = tf.raw_ops.ResourceApplyAdaMax(

@@ -60,15 +60,16 @@ def apply_joined_if(
         for variable, value in zip(row[1:], values_after(*map(tf.convert_to_tensor, row)), strict=True):
             variable.assign(value)
 
-    # Of the small weights: gradients, weights, momentums, norms.
-    columns = list(zip(*small, strict=True))
-    packing = Packing(columns[1], SMALL_WEIGHT)
-    packed = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in columns]
-    joined = [values_after(*row) for row in zip(*packed, strict=True)]
+    # Lists of the small weights, of their momentums, and of their norms.
+    small_gradients, *kinds = zip(*small, strict=True)
+    packing = Packing(kinds[0], SMALL_WEIGHT)
+    packed = [packing.pack(list(map(tf.convert_to_tensor, kind))) for kind in (small_gradients, *kinds)]
+    # Of each joined tensor the new weights, momentums and norms.
+    joined = [values_after(*tensors) for tensors in zip(*packed, strict=True)]
 
     def assign(joined: list[list[tf.Tensor]]) -> None:
-        for column, values in zip(columns[1:], zip(*joined, strict=True), strict=True):
-            for variable, value in zip(column, packing.unpack(values), strict=True):
+        for kind, values in zip(kinds, zip(*joined, strict=True), strict=True):
+            for variable, value in zip(kind, packing.unpack(values), strict=True):
                 variable.assign(value)
 
     if (postponed := _POSTPONED.get()) is None:

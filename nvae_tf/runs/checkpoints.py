@@ -44,8 +44,8 @@ class TrainingState:
         # Double precision: a score must be equal to itself when it is read back.
         self._score = tf.Variable(float("inf"), dtype=tf.float64, trainable=False, name="best_score")
         start_averages(model)
-        weights, averages, inner = named_weights(model), average_of_weights(model), inner_optimizer(optimizer)
-        averages = {name: averages[id(weight)] for name, weight in weights.items() if id(weight) in averages}
+        weights, by_id, inner = named_weights(model), average_of_weights(model), inner_optimizer(optimizer)
+        averages = {name: by_id[id(weight)] for name, weight in weights.items() if id(weight) in by_id}
         parts = {
             "model": nested(weights),  # all weights and running statistics
             "averages": nested(averages),  # exponential moving averages (EMA) of the weights, if the run keeps them
@@ -83,12 +83,15 @@ class TrainingState:
         atomic_write(self.folder / "checkpoint", f'model_checkpoint_path: "step-{step}"\n{"".join(lines)}')
 
     def _own_steps(self, step: int) -> list[int]:
-        """The steps of this run's whole checkpoints, up to this step; not those that it must keep for good."""
+        """This run's whole checkpoints up to a step, of which the newest stay and the others are removed.
+
+        Not among them are step 0, damaged ones, and those that earlier versions took off TensorFlow's list to keep for
+        good. One that is newer than the list was written just before a process was killed.
+        """
         listed = files.read_list(self.folder)
         usable = [earlier for earlier in files.steps_of_files(self.folder) if 0 < earlier < step]
         usable = [earlier for earlier in usable if earlier not in self._unusable]
         if listed:
-            # Earlier versions took steps off the list to keep them; a killed process may not have listed its last one.
             usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
         return [*usable, step]
 
@@ -222,7 +225,7 @@ def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bo
     weights = {name: weight for name, weight in named_weights(model).items() if not name.startswith(_ONLY_TRAINING)}
     checkpoint = tf.train.Checkpoint(model=nested(weights), step=tf.Variable(step, dtype=tf.int64))
     if are_averages:
-        # The same variables once more; a file has a variable by the first of its names.
+        # For `restore_weights`, a mark: the same variables once more. TensorFlow stores each under its first name.
         checkpoint.averages = nested({name: weight for name, weight in weights.items() if weight.trainable})
     write_checkpoint(folder, step, checkpoint.write)
     return f"{folder}/step-{step}"

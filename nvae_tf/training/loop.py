@@ -61,7 +61,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
         step, started = state.restore(StatusLine().keep, tidies=replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
-            # Several processes stop together, after a step: a request that is not entered never comes.
+            # Several processes stop together, after a step: their outputs get a request that no signal reaches.
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
@@ -139,6 +139,7 @@ class TrainingLoop:
         position = run.images_a_step, settings.seed, start, run.replicas.shard
         batches = iterate(training_batches(images.train, images.spec, *position), images.train)
         try:
+            # `step` steps have been taken; the last turn writes the outputs alone.
             for step in range(start, run.length.total_steps + 1):
                 if run.replicas.is_chief and not self._write_due(step):  # a signal has broken off an evaluation
                     return self._interrupt(step, self.stop.signal_number)
@@ -197,7 +198,7 @@ class TrainingLoop:
         """The signal that all processes stop for at this step, because one of them has received it."""
         if self.run.replicas.shard.count > 1 and step % _AGREE_EVERY_STEPS:
             return None
-        # Not `self.stop.signal_number`: one that has come while the others were asked is for the next step.
+        # The answer of all, not this process's number read again: a signal that comes meanwhile is for the next step.
         return self.run.replicas.agreed_signal(self.stop.signal_number)
 
     def _is_checkpoint_due(self, step: int) -> bool:

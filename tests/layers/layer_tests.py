@@ -25,7 +25,7 @@ def results(stack, images, settings):
         outputs = [layer(image) for layer, image in zip(stack.layers(forward), images, strict=True)]
         total = tf.add_n([tf.reduce_sum(output**2) for output in outputs])
     gradients = [each for each in tape.gradient(total, stack.trainable_weights) if each is not None]
-    return tf.stack(outputs), gradients, [value for _, value in forward.updates]
+    return tf.stack(outputs), gradients, [value for _, value in forward.updates()]
 
 
 class LayerTests:

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.latent_plan import CELL_SETS
-from nvae_tf.layers import ForwardPass, Packing, Part, ResidualCells, StackedConvolution, run_steps
+from nvae_tf.layers import ForwardPass, Packing, ResidualCells, StackedConvolution, StackShare, run_steps
 from tests.tiny_model import assert_near
 
 BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in cells}, key=str)
@@ -25,13 +25,13 @@ def results(cells, mixers, images, inputs, scanned, training):
         forward = ForwardPass(training, scanned=scanned)
         with tf.GradientTape() as tape:
             tape.watch([images, inputs])
-            parts = [Part(cells, 2), Part(None, 0), Part(mixers)]
+            parts = [StackShare(cells, 2), StackShare(None, 0), StackShare(mixers)]
             state, outputs, stacked = run_steps(parts, step, images, tf.unstack(inputs), forward, lambda y: [y])
             outputs = [*outputs, *(output for each in stacked for output in tf.unstack(each))]
             total = tf.reduce_sum(state**2) + sum(index * tf.reduce_sum(each) for index, each in enumerate(outputs))
         weights = [*cells.trainable_weights, *mixers.trainable_weights]
         gradients = tape.gradient(total, [images, inputs, *weights])
-        return [state, *outputs], gradients, {variable.path: value for variable, value in forward.updates}
+        return [state, *outputs], gradients, {variable.path: value for variable, value in forward.updates()}
 
     concrete = traced.get_concrete_function(tf.TensorSpec((None, *images.shape[1:])))
     assert any(node.op in ("While", "StatelessWhile") for node in concrete.graph.as_graph_def().node) == scanned

@@ -26,7 +26,7 @@ def training_graph(model):
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:
             terms, _ = training_loss(model, images, noise, tf.constant(0), forward)
-        return tape.gradient(terms.loss, model.trainable_weights), [value for _, value in forward.updates]
+        return tape.gradient(terms.loss, model.trainable_weights), [value for _, value in forward.updates()]
 
     config = model.config
     images = tf.TensorSpec((2, config.image_height, config.image_width, config.image_channels))
