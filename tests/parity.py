@@ -162,17 +162,9 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
             spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])
             norm_loss = objective.batch_norm_loss(model.batch_norms) if model.batch_norms else tf.zeros([])
             loss = objective.training_loss(elbo, beta, scales, spectral + norm_loss, weight)
-        updated[:], values = zip(*forward.updates(), strict=True)
+        updated[:], new_values = zip(*forward.updates(), strict=True)
         gradients = tape.gradient(loss.loss, model.trainable_weights)
-        return (
-            decoded.parameters,
-            elbo,
-            spectral,
-            norm_loss,
-            loss,
-            gradients,
-            [value for _, value in forward.updates()],
-        )
+        return decoded.parameters, elbo, spectral, norm_loss, loss, gradients, list(new_values)
 
     parameters, elbo, spectral, norm_loss, loss, gradients, updates = training_pass()
     yield from recorded.compare("train/logits", channels_first(parameters), VALUE)

@@ -410,10 +410,9 @@ def _summary_lines(model: NVAE) -> list[str]:
     encoders[0].append(encoder.top)
     for scale, own_encoder, own_decoder in zip(plan.scales, encoders, decoder.scales, strict=True):
         groups = f"scale {scale.height}x{scale.width}: groups {scale.groups[0]}-{scale.groups[-1]}"
-        channels = f"{config.num_latent_per_group} latent channels, channels {scale.encoder_channels} / "
-        lines.append(
-            f"{groups}, {channels}{scale.decoder_channels}, weights {_count(*own_encoder)} / {_count(own_decoder)}"
-        )
+        channels = f"channels {scale.encoder_channels} / {scale.decoder_channels}"
+        weights = f"weights {_count(*own_encoder)} / {_count(own_decoder)}"
+        lines.append(f"{groups}, {config.num_latent_per_group} latent channels, {channels}, {weights}")
     ends = _count(encoder.stem, *encoder.preprocess), _count(*decoder.postprocess, decoder.image)
     channels = f"channels {config.num_channels_encoder} / {config.num_channels_decoder}"
     return [*lines, f"image {size}: {channels}, weights {ends[0]} / {ends[1]}"]
