@@ -12,7 +12,8 @@ from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
 from nvae_tf.models.latents import batch_noise, batch_size_of
 from nvae_tf.models.metrics import StepMetrics, metric_values
 from nvae_tf.models.passes import inference_pass
-from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if, can_join
+from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 if TYPE_CHECKING:
@@ -227,8 +228,12 @@ def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics,
         overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
         calls_optimizer = accepted | overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
-    if _joins_small_weights(model) and can_join(optimizer):
+    is_plain = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
+    is_graph_of_cpus = not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy())
+    if is_plain and _joins_small_weights(model):
         apply_joined_if(optimizer, accepted, gradients, weights)
+    elif is_plain and is_graph_of_cpus:
+        optimizer.apply_if(accepted, gradients, weights)
     else:
         _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
 

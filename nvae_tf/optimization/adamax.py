@@ -1,13 +1,15 @@
 """The Adamax of the published training runs."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from nvae_tf.config import real_number
-from nvae_tf.layers import variables_named_alike
+from nvae_tf.layers import cpu_kernels, variables_named_alike
 
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
@@ -43,8 +45,11 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        self._scalars: dict[str, tf.Tensor] = {}  # of one step, shared by all variables
-        self._latest_update: dict[str, tf.Operation] = {}  # of a large weight, for each device
+        # Of one call of `apply`, for Keras does not hand them on to `update_step`.
+        self._condition: tf.Tensor | None = None
+        self._beta_1_power: tf.Tensor | None = None
+        self._step: Callable[..., tf.Operation | None] | None = None
+        self._latest_update: dict[str, list] = {}  # of a large weight, for each device
 
     @variables_named_alike()
     def build(self, variables) -> None:
@@ -66,41 +71,77 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
-        # With v = u - epsilon: v' = max(beta_2 v - epsilon (1 - beta_2), |g|) = max(beta_2 (v - lowering), |g|). With
-        # beta_2 = 0 the old v plays no part.
-        lowering = self.epsilon * (1.0 - self.beta_2) / (self.beta_2 or 1.0)
-        values = self._settings() | {"lowering": lowering, "beta_1_power": self.beta_1_power()}
-        self._scalars = {name: tf.convert_to_tensor(value, tf.float32) for name, value in values.items()}
-        self._latest_update = {}
+        self._beta_1_power, self._latest_update = self.beta_1_power(), {}
+        if self._condition is None:
+            scalars = {name: tf.constant(value, tf.float32) for name, value in self._scalars().items()}
+            self._step = functools.partial(self._step_in_place, scalars)
+        else:
+            self._step = functools.partial(self._step_if(), self._condition)
         super().apply(grads, trainable_variables)
 
-    def update_step(self, gradient, variable, learning_rate) -> None:
-        """One step of one variable, in place: new buffers would lie among the activations and fragment the memory.
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step takes the gradients as they are, and changes weights, slots and the step count alone."""
+        others = "use_ema", "weight_decay", "gradient_accumulation_steps", "clipnorm", "clipvalue", "global_clipnorm"
+        return not any(getattr(self, name) for name in others)
 
-        TensorFlow's kernel has `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered before,
-        this is the rule of the class, in half of the passes over the memory that plain operations take.
+    def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
+        """`apply` if a condition holds, for one replica and where `is_plain`: the update of each weight asks for it.
+
+        A branch around all updates would keep all gradients until its end.
         """
-        momentum, norm = (slot.value.handle for slot in self.slots_of(variable))
-        scalars = self._scalars
+        self._condition = condition
+        try:
+            # Nothing may change, not even the step count, before the condition is known.
+            with tf.control_dependencies([condition]):
+                self.apply(grads, trainable_variables)
+        finally:
+            self._condition = None
+        self.iterations.assign_sub(tf.where(condition, 0, 1))
+
+    def update_step(self, gradient, variable, learning_rate) -> None:
+        """One step of one variable; large ones of a device wait for each other."""
+        handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
         with tf.control_dependencies(self._latest_update.get(variable.device, [])):
-            lowering = tf.fill(tf.shape(gradient), scalars["lowering"])
-            lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=lowering)
-            # The kernel takes this gradient, and so runs after the lowering.
-            with tf.control_dependencies([lowered]):
-                gradient += scalars["l2"] * variable.value()
-            done = tf.raw_ops.ResourceApplyAdaMax(
-                var=variable.handle,
-                m=momentum,
-                v=norm,
-                grad=gradient,
-                lr=tf.cast(learning_rate, tf.float32),
-                beta1_power=scalars["beta_1_power"],
-                beta1=scalars["beta_1"],
-                beta2=scalars["beta_2"],
-                epsilon=scalars["epsilon"],
-            )
+            done = self._step(*handles, gradient, tf.cast(learning_rate, tf.float32), self._beta_1_power)
         if variable.shape.num_elements() > _LARGE:
             self._latest_update[variable.device] = [done]
+
+    def _step_in_place(self, scalars, weight, momentum, norm, gradient, rate, power) -> tf.Operation | None:
+        """One step of the variables with these handles.
+
+        In place, because new buffers would lie among the activations and fragment the memory. TensorFlow's kernel has
+        `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered before, this is the rule of the
+        class, in half of the passes over the memory that plain operations take.
+        """
+        lowering = tf.fill(tf.shape(gradient), scalars["lowering"])
+        lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=lowering)
+        # The kernel takes this gradient, and so runs after the lowering.
+        with tf.control_dependencies([lowered]):
+            gradient += scalars["l2"] * tf.raw_ops.ReadVariableOp(resource=weight, dtype=tf.float32)
+        variables = {"var": weight, "m": momentum, "v": norm, "grad": gradient, "lr": rate, "beta1_power": power}
+        settings = {"beta1": scalars["beta_1"], "beta2": scalars["beta_2"], "epsilon": scalars["epsilon"]}
+        return tf.raw_ops.ResourceApplyAdaMax(**variables, **settings)
+
+    def _step_if(self) -> Callable[..., tf.Tensor]:
+        """`_step_in_place` behind a condition, as a function that the graph contains once for all weights."""
+        boolean, handle = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.resource)
+        gradient, scalar = tf.TensorSpec(None), tf.TensorSpec([])
+
+        @cpu_kernels.shared_function(boolean, handle, handle, handle, gradient, scalar, scalar)
+        def step_if(condition, *arguments) -> tf.Tensor:
+            def step() -> None:
+                self._step_in_place(self._scalars(), *arguments)
+
+            tf.cond(condition, step, lambda: None)
+            return tf.identity(condition)
+
+        return step_if
+
+    def _scalars(self) -> dict[str, float]:
+        # With v = u - epsilon: v' = max(beta_2 v - epsilon (1 - beta_2), |g|) = max(beta_2 (v - lowering), |g|). With
+        # beta_2 = 0 the old v plays no part.
+        return self._settings() | {"lowering": self.epsilon * (1.0 - self.beta_2) / (self.beta_2 or 1.0)}
 
     def get_config(self) -> dict:
         return super().get_config() | self._settings()

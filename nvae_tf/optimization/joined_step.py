@@ -32,16 +32,10 @@ def postponed_assignments() -> Iterator[list[tuple[Callable[[list], None], list]
         _POSTPONED.reset(token)
 
 
-def can_join(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether `apply_joined_if` does all that the optimizer was asked to do."""
-    others = "use_ema", "weight_decay", "gradient_accumulation_steps", "clipnorm", "clipvalue", "global_clipnorm"
-    return isinstance(optimizer, NVAEAdamax) and not any(getattr(optimizer, name) for name in others)
-
-
 def apply_joined_if(
     optimizer: NVAEAdamax, condition: tf.Tensor, gradients: Sequence[tf.Tensor], weights: Sequence[keras.Variable]
 ) -> None:
-    """`optimizer.apply(gradients, weights)` if a condition holds, where `can_join(optimizer)`.
+    """`optimizer.apply(gradients, weights)` if a condition holds, where `optimizer.is_plain`.
 
     By a choice between values: XLA's program of a branch would have each variable nine times.
     """

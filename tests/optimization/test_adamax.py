@@ -64,21 +64,26 @@ def test_several_steps(settings, monkeypatch):
     def joined(gradients):
         apply_joined_if(optimizer, tf.constant(True), gradients, variables)
 
-    forms = [eager, *map(tf.function, (eager, joined))]
+    def conditional(gradients):
+        optimizer.apply_if(tf.constant(True), gradients, variables)
+
+    forms = [eager, *map(tf.function, (eager, conditional, joined))]
     for gradients, apply in zip(steps, itertools.cycle(forms), strict=False):
         apply([tf.constant(gradient) for gradient in gradients])
     assert int(optimizer.iterations) == len(steps)
     assert_near(values(variables), expected_weights(steps, **settings))
 
 
-def test_a_joined_step_that_is_not_chosen_changes_nothing():
+@pytest.mark.parametrize("apply_if", [NVAEAdamax.apply_if, apply_joined_if])
+def test_a_step_that_is_not_chosen_changes_nothing(apply_if):
     variables = [keras.Variable(value) for value in start()]
     optimizer = NVAEAdamax(**OTHER_SETTINGS)
     optimizer.build(variables)
     first, second, *_ = gradients_of_steps()
     optimizer.apply(first, variables)
     before = values([*variables, *optimizer.variables])
-    apply_joined_if(optimizer, tf.constant(False), [gradient * float("nan") for gradient in second], variables)
+    nan = [tf.constant(gradient * float("nan")) for gradient in second]
+    tf.function(lambda: apply_if(optimizer, tf.constant(False), nan, variables))()
     assert_same(values([*variables, *optimizer.variables]), before)
 
 
