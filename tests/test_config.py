@@ -1,10 +1,17 @@
 import dataclasses
+import importlib
 import json
+import re
+import sys
+import warnings
 
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import digits
+from nvae_tf import latent_plan as plans
 from nvae_tf.config import (
     DataSpec,
     ExperimentConfig,
@@ -17,8 +24,13 @@ from nvae_tf.config import (
     read_config,
     resolve_lengths,
 )
+from nvae_tf.data import data_spec
+from nvae_tf.data.sources import SOURCES
 from nvae_tf.data.spec import complete_config
+from nvae_tf.data_sets import MODEL_SETTINGS, check_model_fits
+from nvae_tf.latent_plan import groups_per_scale, latent_plan
 from nvae_tf.presets import completed_config, experiment_config, load_settings, preset
+from tests import ROOT
 
 ANNEALED = {"anneal_regularization": True}
 DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
@@ -48,35 +60,18 @@ def test_numbers_as_flags_give_them_and_defaults_where_none_are_given():
 
 
 @pytest.mark.parametrize(
-    ("size", "blocks", "scales", "divisor", "network_size"),
-    [(28, 2, 2, 8, 32), (33, 1, 1, 2, 34), (17, 0, 1, 1, 17)],
-)
-def test_the_smallest_frame_that_can_be_halved(size, blocks, scales, divisor, network_size):
-    config = ModelConfig(image_height=size, image_width=64, num_preprocess_blocks=blocks, num_latent_scales=scales)
-    assert config.size_divisor == divisor
-    assert (config.network_height, config.network_width) == (network_size, 64)
-    # What is asked for is not changed, whether it fits or not.
-    assert dataclasses.replace(config, padded_height=size + 40).network_height == size + 40
-
-
-@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"modle": {}}, "setting modle .*no such setting.*did you mean 'model'"),
         ({"model": {"num_group_per_scale": 3}}, "setting model.num_group_per_scale .*mean 'num_groups_per_scale'"),
         (None, "an experiment is a group of settings .*not the single value None"),
-        ({"model": 3}, r"model is a group of settings \(.*num_flows.*\), not the single value 3"),
         *(({"model": {"num_flows": bad}}, "model.num_flows = .*: must be of type int") for bad in NO_INTEGERS),
         ({"model": {"padded_height": "a"}}, r"model\.padded_height = 'a': must be of type int or None"),
-        ({"model": {"squeeze_excite": 1}}, r"model\.squeeze_excite = 1: must be of type bool"),
-        ({"data": {"crop_box": "all"}}, r"data\.crop_box = 'all': must be of type tuple or None"),
         ({"data": {"binarise": True, "binarize": False, "num_bits": 1}}, "data.binarize and its old name differ"),
         # Limits, and the choices of a text.
         ({"model": {"padded_width": 0}}, "model.padded_width = 0: must be of type int or None, at least 1"),
-        ({"model": {"num_bits": 9}}, "model.num_bits = 9: must be of type int, from 1 to 8"),
         ({"model": {"likelihood": "bernouli"}}, "model.likelihood = .*did you mean 'bernoulli'"),
         ({"objective": {"kl_constant_portion": float("nan")}}, "must be of type float, from 0 to 1"),
-        ({"optimizer": {"learning_rate": np.float64(np.inf)}}, "at least 0 and finite"),
         ({"train": {"seed": 5_000_000_000}}, "train.seed = 5000000000: .* from 0 to 2147483647"),
         # What goes together.
         ({"model": {"num_classes": 1}}, "model.num_classes = 1: one class says nothing"),
@@ -89,7 +84,6 @@ def test_the_smallest_frame_that_can_be_halved(size, blocks, scales, divisor, ne
         ({"train": {"accumulate_steps": 5}}, "train.accumulate_steps = 5: must divide train.batch_size = 32"),
         ("digit", "preset = 'digit': no such preset .*did you mean 'digits'"),
         (("digits", {"steps": 1}), "override steps = 'steps': no group .*as train.steps"),
-        (("digits", {"train.steps": "x"}), "train.steps = 'x': must be of type int"),
         (("digits", 3), "overrides = 3: must be as {'train.steps': 100}"),
         (({}, {"train.steps": 1}), "beside a preset's name"),
     ],
@@ -187,3 +181,179 @@ def test_a_file_that_leaves_settings_out_has_the_defaults(tmp_path):
     config = complete_config(settings)
     assert (config.data.path, config.model.num_bits, config.model.num_flows) == ("somewhere", 5, 3)
     assert completed_config(settings) == settings
+
+
+def config(**settings):
+    return ModelConfig(**{"num_preprocess_blocks": 1, "num_postprocess_blocks": 1, **settings})
+
+
+def test_any_size_fits_with_the_smallest_frame_around_it_and_without_blocks_the_largest_scale_has_its_size():
+    plan = plans.latent_plan(config(image_height=28, image_width=33, num_latent_scales=3))
+    assert [(scale.height, scale.width) for scale in plan.scales] == [(4, 5), (8, 10), (16, 20)]
+    sizes = dict(image_height=28, image_width=28, padded_height=32, padded_width=32, num_channels_encoder=9)
+    plan = plans.latent_plan(config(num_preprocess_blocks=0, num_postprocess_blocks=0, **sizes))
+    assert (plan.preprocess, plan.postprocess) == ((), ())
+    assert plan.scales[0] == plans.Scale(32, 32, 9, 32, tuple(range(10)))
+
+
+def test_the_cell_sets():
+    for name, preprocess, encoder, decoder, postprocess in (
+        ("res_mbconv", "bnswish bnswish", "bnswish bnswish", (5, 6), (5, 3)),
+        ("mbconv_den", (5, 3, 8), (5, 6), (5, 6), (5, 3, 8)),
+        ("res53_mbconv", "bnswish5 bnswish", "bnswish5 bnswish", (5, 6), (5, 3)),
+        ("mbconv_res", (5, 3), (5, 6), "bnswish bnswish", "bnswish bnswish"),
+    ):
+        expected = [
+            plans.ConvolutionBranch(tuple(each.split())) if isinstance(each, str) else plans.InvertedBranch(*each)
+            for each in (preprocess, encoder, decoder, postprocess)
+        ]
+        assert plans.CELL_SETS[name] == tuple(expected)
+
+
+FAR_TOO_LARGE = r"model\.num_\*: at least [0-9,]{6,} (layers|weights), and a .*; use fewer"
+REFUSALS = [
+    *(({f"num_{name}": 10**6}, FAR_TOO_LARGE) for name in ("groups_per_scale", "cells_per_group_decoder")),
+    *(({name: 10**9}, FAR_TOO_LARGE) for name in ("num_channels_encoder", "num_mixtures", "image_height")),
+    ({"padded_width": 34}, "model.padded_width = 34: not divisible by 4"),
+    ({"padded_height": 24}, "model.padded_height = 24: .* or smaller than the image's height of 32"),
+    ({"num_preprocess_blocks": 2}, "num_postprocess_blocks = 1: must equal num_preprocess_blocks = 2"),
+    ({"cell_set": "res_mbcov"}, "model.cell_set = 'res_mbcov'.*did you mean 'res_mbconv'"),
+    ({"cell_set": "mbconv_den", "num_channels_decoder": 12}, "its postprocess cells widen 12 channels 3 times and cut"),
+    ({"likelihood": "bernoulli", "num_bits": 8}, "num_bits = 8: the Bernoulli likelihood is for 1-bit images"),
+    ({"image_channels": 5}, "model.image_channels = 5: the logistic mixture takes 1 to 4 channels"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSALS)
+def test_what_does_not_fit_or_is_far_too_large_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        plans.latent_plan(config(num_latent_scales=2, **settings))
+
+
+@pytest.mark.parametrize(("settings", "frame"), [({"padded_height": 48, "padded_width": 48}, "48 x 48"), ({}, None)])
+def test_a_frame_of_more_than_twice_the_pixels_is_warned_of_once(settings, frame):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            plans.latent_plan(config(image_height=32, image_width=32, **settings))
+    texts = [f"images of 32 x 32 are padded with zeros to {frame} (height x width), "] if frame else []
+    assert [str(warning.message)[: len(text)] for warning, text in zip(warned, texts, strict=True)] == texts
+
+
+# ml_collections reads the files of configs in an old way.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+PRESETS = sorted(file.stem for file in (ROOT / "configs").glob("*.py") if file.stem != "__init__")
+PUBLISHED = ("mnist", "cifar10", "celeba64", "imagenet32", "celebahq256", "ffhq256")
+# Presets that take the model and the training of another.
+LIKE = dict.fromkeys(("omniglot", "stacked_mnist", "fashion_mnist"), "mnist") | {"ffhq256": "celebahq256"}
+LIKE |= dict.fromkeys(("imagenet64", "lsun_bedroom64", "lsun_church64"), "celeba64")
+# All but those whose images must be looked at first.
+WHOLE = [name for name in PRESETS if name != "own_images"]
+
+
+@pytest.fixture
+def settings_from_flags(monkeypatch):
+    """The settings as a command gets them, from a preset and flags."""
+
+    def settings(name, *arguments):
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        # The flag looks there for what overrides the file.
+        monkeypatch.setattr(sys, "argv", ["command", f"--config={ROOT}/configs/{name}.py", *arguments])
+        values(sys.argv)
+        return values.config
+
+    return settings
+
+
+def test_all_presets_are_there_and_locked():
+    assert set(PRESETS) == {*PUBLISHED, *LIKE, "digits", "photos", "own_images"}
+    for name in PRESETS:
+        with pytest.raises(AttributeError):
+            preset(name).train.batch_sise = 3
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_preset_is_possible_and_has_all_of_its_data_set(name):
+    config = experiment_config(name)
+    latent_plan(config.model)
+    assert config.data == data_spec(name)
+    check_model_fits(config.model, config.data)
+    for setting, data_setting in MODEL_SETTINGS.items():
+        assert getattr(config.model, setting) == getattr(config.data, data_setting)
+    # Looking at the images changes nothing of what is known, and is not done.
+    assert complete_config(preset(name)) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_docstring_has_the_command_and_says_where_the_images_come_from(name):
+    text = " ".join(importlib.import_module(f"configs.{name}").__doc__.split())
+    assert re.search(rf"nvae-train --config={name}( --config\.data\.[a-z_]+=\S+)* --workdir=runs/\w+", text)
+    if name in WHOLE:
+        assert re.search(r"\b[Dd]ata(:| comes with) [^D]", text)
+        assert "--config.data.path" in text or not SOURCES[data_spec(name).source][1]
+
+
+def test_the_published_settings():
+    for name, groups, channels, flows, bits, blocks, regularization, batch_size, epochs, rate, warm in (
+        ("mnist", (10, 5), 32, 0, 1, (2, 3), (1e-2, False), 200, 400, 1e-2, 5),
+        ("cifar10", (30,), 128, 1, 8, (1, 2), (1e-2, False), 32, 400, 1e-2, 5),
+        ("celeba64", (20, 10, 5), 64, 1, 8, (1, 2), (1e-1, False), 16, 90, 1e-2, 5),
+        ("imagenet32", (28,), 192, 1, 8, (1, 2), (1e-2, True), 24, 45, 1e-2, 1),
+        ("celebahq256", (16, 8, 4, 4, 4), 30, 2, 5, (1, 2), (1e-2, True), 4, 300, 1e-2, 5),
+        ("ffhq256", (16, 8, 4, 4, 4), 30, 2, 5, (1, 2), (1e-1, True), 4, 200, 8e-3, 5),
+    ):
+        config = resolve_lengths(experiment_config(name), steps_per_epoch=1000, total_steps=100_000)
+        model, objective, optimizer, train = config.model, config.objective, config.optimizer, config.train
+        assert groups_per_scale(model) == groups
+        same = dict(num_latent_per_group=20, num_cells_per_group_encoder=2, num_cells_per_group_decoder=2)
+        same |= dict(squeeze_excite=True, residual_distributions=True, cell_set="res_mbconv")
+        same |= dict.fromkeys(("num_preprocess_blocks", "num_postprocess_blocks"), blocks[0])
+        same |= dict.fromkeys(("num_preprocess_cells", "num_postprocess_cells"), blocks[1])
+        same |= dict(num_channels_encoder=channels, num_channels_decoder=channels, num_flows=flows, num_bits=bits)
+        assert model == dataclasses.replace(model, **same)
+        assert (objective.regularization, objective.anneal_regularization) == regularization
+        assert objective.regularization_initial == 1.0 or not objective.anneal_regularization
+        assert (train.batch_size, train.epochs, train.steps) == (batch_size, epochs, 0)
+        assert (train.checkpoint_every_steps, train.evaluate_every_steps) == (1000, 1000)
+        assert (optimizer.learning_rate, optimizer.warmup_epochs) == (rate, warm)
+        assert (optimizer.learning_rate_min, optimizer.weight_decay) == (1e-4, 3e-4)
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_a_preset_like_another_differs_in_its_data(name):
+    config, other = experiment_config(name), experiment_config(LIKE[name])
+    from_data = {setting: getattr(config.model, setting) for setting in MODEL_SETTINGS}
+    assert config.model == dataclasses.replace(other.model, **from_data)
+    assert config.data.name == name != other.data.name
+    if name != "ffhq256":
+        assert config.objective == other.objective
+    assert config.train.batch_size == other.train.batch_size
+
+
+def test_flags_keep_model_and_data_together_and_reach_the_settings_that_are_none(settings_from_flags):
+    flags = [f"--config.model.{flag}" for flag in ("likelihood=normal", "num_bits=5", "image_height=64")]
+    config = experiment_config(settings_from_flags("cifar10", *flags))
+    assert (config.data.likelihood, config.data.num_bits, config.data.height) == ("normal", 5, 64)
+    check_model_fits(config.model, config.data)
+    assert settings_from_flags("mnist", "--config.data.binarise=False").data.binarize is False
+    arguments = ["path=/faces", "crop_box=(15, 40, 163, 188)", "padded_height=72"]
+    settings = settings_from_flags("celeba64", *[f"--config.data.{argument}" for argument in arguments])
+    spec = experiment_config(settings).data
+    assert (spec.path, spec.padded_height, spec.crop_box) == ("/faces", 72, (15, 40, 163, 188))
+    flags = [f"--config.objective.{flag}" for flag in ("kl_scale_weights=1,0.5,2", "kl_final_weight=0.7")]
+    objective = experiment_config(settings_from_flags("digits", *flags)).objective
+    assert (objective.kl_scale_weights, objective.kl_final_weight) == ((1, 0.5, 2), 0.7)
+
+
+def test_a_model_of_another_size_or_likelihood_is_refused():
+    with pytest.raises(ValueError, match="does not fit data set 'cifar10'.*Set them alike") as caught:
+        check_model_fits(experiment_config("mnist").model, data_spec("cifar10"))
+    assert "model.image_height is 28, the data have 32" in str(caught.value)
+    assert "model.likelihood is 'bernoulli', the data have 'logistic_mixture'" in str(caught.value)
+    # Padding and a continuous likelihood are free.
+    free = dataclasses.replace(
+        experiment_config("cifar10").model, likelihood="normal", padded_height=40, padded_width=48
+    )
+    check_model_fits(free, data_spec("cifar10"))

@@ -14,7 +14,7 @@ import tensorflow as tf
 from benchmarks import all as all_benchmarks
 from benchmarks import growth, operation_times, results, train_step
 from benchmarks.all import run_round, summarize
-from benchmarks.workloads import WORKLOADS, worker
+from benchmarks.workloads import worker
 
 
 def a_round(ours, **others):
@@ -117,13 +117,6 @@ def test_mistakes_are_reported_before_anything_starts(module, arguments, message
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module(f"benchmarks.{module}").main(arguments.split())
     assert message in capsys.readouterr().err
-
-
-def test_the_jobs_of_a_command_line():
-    jobs = all_benchmarks.parse_arguments(["--no-yardstick"]).jobs
-    assert [preset for name, preset in jobs if name == "training"] == ["mnist", "cifar10", "celeba64"]
-    jobs = all_benchmarks.parse_arguments(["--against=.", "--presets=digits"]).jobs
-    assert jobs == [(name, "digits") for name in WORKLOADS]
 
 
 def test_a_recipe_has_a_flag_for_each_parameter(tmp_path, monkeypatch, capsys):

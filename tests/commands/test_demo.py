@@ -4,6 +4,7 @@ import os
 import numpy as np
 import pytest
 
+from examples.digits import fitted_mixture
 from nvae_tf.generation.image_grid import image_grid, write_png
 from tests import ROOT
 from train import demo
@@ -66,3 +67,19 @@ def test_a_failing_step_ends_the_demo_with_its_code_and_a_script_can_not_import_
         demo._run([str(script), "--flag"])
     assert exit_.value.code == 2
     assert "the same command continues" in capsys.readouterr().err
+
+
+TRUE_MEANS = np.array([[0.9] * 6 + [0.1] * 6, [0.1] * 6 + [0.9] * 6])
+
+
+def drawn(count):
+    random = np.random.RandomState(0)
+    components = random.choice(2, count, p=[0.3, 0.7])
+    return (random.rand(count, 12) < TRUE_MEANS[components]).astype(np.float32)
+
+
+def test_em_finds_the_components():
+    images = drawn(4000)
+    likelihoods = np.prod(np.where(images[:, None] == 1.0, TRUE_MEANS, 1.0 - TRUE_MEANS), axis=2)
+    difference = fitted_mixture(images, 2)(images) + np.log(likelihoods @ [0.3, 0.7])
+    assert abs(difference.mean()) < 0.01 and np.abs(difference).max() < 0.5

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,14 +15,15 @@ from PIL import Image
 
 from nvae_tf.data.pipeline import shown_numbers
 from nvae_tf.data.sources import load_split
-from nvae_tf.errors import require
 from nvae_tf.evaluation.table import interval
 from nvae_tf.generation.sampling import reconstruct_images
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports import figures
 from nvae_tf.reports.evaluate import evaluate_run
-from nvae_tf.reports.page import TEMPERATURES, compare_runs, report_of_run
+from nvae_tf.reports.page import TEMPERATURES, compare_runs, read_curves, report_of_run
 from nvae_tf.runs.loading import load_run
+from nvae_tf.runs.run_folder import RunFolder
+from nvae_tf.training.outputs import TensorBoardLog
 
 # Settings are data; no one may write tags with them.
 COMMAND = "nvae-evaluate --workdir=run --importance_samples=5"
@@ -187,12 +187,6 @@ def test_runs_are_compared(done, refused, run, tmp_path):
     assert "--workdir is missing" in refused("train.report")
 
 
-def test_a_missing_extra_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r'^matplotlib is not installed: pip install "nvae_tf\[reports\]"$'):
-        require("matplotlib", "reports")
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it")
 def test_a_browser_shows_the_page_on_a_phone(text, tmp_path):
     copy, screenshot = tmp_path / "copy.html", tmp_path / "page.png"
@@ -206,3 +200,34 @@ def test_a_browser_shows_the_page_on_a_phone(text, tmp_path):
     # Paper, ink, and something on every part of the page.
     pixels = np.asarray(Image.open(screenshot).convert("L"))
     assert all(np.ptp(part) > 100 for part in np.array_split(pixels, 4))
+
+
+def test_one_line_of_metrics_and_a_half_written_one(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,test_nelbo_nats,train_nelbo_nats\n20,7.5,nan\n40,6.")
+    curves, seconds = read_curves(RunFolder(tmp_path))
+    assert curves["test_nelbo_nats"] == ([20], [7.5]) and np.isnan(curves["train_nelbo_nats"][1]).all()
+    assert seconds == 0.0
+
+
+def test_event_files_of_a_run_that_went_back_and_was_cut_off(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.tensorboard.mkdir()
+    for first, value in ((1, 1.0), (3, 2.0)):
+        writer = TensorBoardLog(tmp_path / str(first), {})
+        writer.image(first, "kl_per_group/picture", np.zeros([2, 2, 1], np.uint8))
+        for step in range(first, first + 3):
+            writer.scalars(step, {"kl_per_group/00": value, "train/reconstruction": 3.0, "train/kl": value})
+        writer._writer.close()
+        (file,) = (tmp_path / str(first)).glob("*tfevents*")
+        # In the order of their names, which begin with the second of their making.
+        file.rename(folder.tensorboard / f"{first}.tfevents")
+    file = folder.tensorboard / "3.tfevents"
+    file.write_bytes(file.read_bytes()[:-3])
+    # Fewer points than TensorBoard has.
+    folder.metrics_file.write_text("step,train_nelbo_nats,test_nelbo_nats\n5,9.0,8.0\n")
+    curves, seconds = read_curves(folder)
+    training_curves = {f"train_{part}_nats" for part in ("nelbo", "reconstruction", "kl")}
+    assert set(curves) == training_curves | {"test_nelbo_nats", "kl_per_group/00"}
+    assert curves["kl_per_group/00"] == ([1, 2, 3, 4, 5], [1.0, 1.0, 2.0, 2.0, 2.0]) and 0.0 < seconds < 60.0
+    assert curves["train_nelbo_nats"] == ([1, 2, 3, 4], [4.0, 4.0, 5.0, 5.0])
+    assert curves["test_nelbo_nats"] == ([5], [8.0])

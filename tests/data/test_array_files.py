@@ -37,11 +37,9 @@ def assert_refused(path, message, **settings):
     ("array", "form", "expected"),
     [
         (IMAGES, (5, 6, 3, 8), IMAGES),
-        (IMAGES[..., 0], (5, 6, 1, 8), IMAGES[..., :1]),
         (IMAGES[..., :2], (5, 6, 2, 8), IMAGES[..., :2]),
         (IMAGES[..., 1] > 99, (5, 6, 1, 8), (IMAGES[..., 1:2] > 99) * 255),
         (IMAGES.astype(np.uint16) * 256 + 255, (5, 6, 3, 16), IMAGES),
-        (np.asfortranarray(IMAGES), (5, 6, 3, 8), IMAGES),
         (IMAGES[::-1, ::-1], (5, 6, 3, 8), IMAGES[::-1, ::-1]),
     ],
 )
@@ -114,7 +112,6 @@ def test_wrong_arrays_are_refused(tmp_path):
         ({"images": np.array([{}, None], object)}, "it has object"),
         (IMAGES.transpose(0, 3, 1, 2), r"it has uint8 \[30, 3, 5, 6\]"),
         (IMAGES / 255, "it has float64"),
-        (random_pixels(0, 5, 6, 3), "it has"),
         (random_pixels(5, 6, 3), "it has"),
         (IMAGES.astype(np.uint16), "uint16 goes to 65535, but no value is above 255"),
     ):
@@ -221,13 +218,11 @@ BOMB = PACKED + gzip.compress(bytes(30_000_000)) * 10
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        *((NAME, idx(TRAIN)[:size]) for size in (0, 9, -1)),
+        (NAME, idx(TRAIN)[:-1]),
         (NAME, idx(TRAIN) + b"\0"),
-        (NAME, idx(TRAIN[:0])),
         (NAME, idx(TRAIN)[:4] + b"\xff" * 12 + bytes(99)),
         (NAME, b"\0\0\x0d" + idx(TRAIN)[3:]),
         (f"{NAME}.gz", PACKED[:-9]),
-        (f"{NAME}.gz", PACKED[:200] + b"\x55" + PACKED[201:]),
         (f"{NAME}.gz", BOMB),
     ],
 )

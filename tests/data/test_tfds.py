@@ -59,13 +59,6 @@ def own_set(tmp_path):
     return store
 
 
-@pytest.fixture
-def celeba64(tmp_path):
-    faces = random_pixels(10, 218, 178, 3)
-    store_known_set(tmp_path / "tfds", "celeb_a", train=faces, test=faces[:2])
-    return dataclasses.replace(data_spec("celeba64"), path=str(tmp_path / "tfds"))
-
-
 def load(spec, split, folder):
     return load_split(dataclasses.replace(spec, path=str(folder)), split)
 
@@ -153,11 +146,13 @@ def test_a_wrong_split_is_answered_with_those_that_there_are(tmp_path):
             load(dataclasses.replace(CIFAR10, train_split=split), "train", tmp_path)
 
 
-def test_celeba_is_cut_around_the_face_and_scaled(celeba64):
-    source = load_split(celeba64, "train")
+def test_celeba_is_cut_around_the_face_and_scaled(tmp_path):
+    faces = random_pixels(10, 218, 178, 3)
+    store_known_set(tmp_path, "celeb_a", train=faces, test=faces[:2])
+    source = load(data_spec("celeba64"), "train", tmp_path)
     assert source.images.shape == (10, 64, 64, 3)
     # They were stored as JPEG.
-    stored = tfds.builder("celeb_a", data_dir=celeba64.path).as_dataset("train", shuffle_files=False)
+    stored = tfds.builder("celeb_a", data_dir=tmp_path).as_dataset("train", shuffle_files=False)
     whole = np.stack([example["image"] for example in stored.as_numpy_iterator()])
     faces = tf.image.resize(whole[:, 40:188, 15:163], [64, 64], antialias=True).numpy()
     # Pillow rounds to whole numbers twice, once for each direction.

@@ -46,10 +46,9 @@ def test_the_copy_differs_in_the_statistics_of_its_generator_alone(model):
 
 
 def test_statistics_are_the_moving_average_of_those_of_the_batches(model, result):
-    norm = model.top_down.scales[0].cells.layers_with_statistics()[
-        0
-    ]  # sees the state below the top group, which has no batch norm
-    mean, variance = (value.numpy()[0].astype(np.float64) for value in norm.statistics)
+    # The first norm sees the state below the top group, which has no batch norm.
+    before, after = (each.top_down.scales[0].cells.layers_with_statistics()[0] for each in (model, result.model))
+    mean, variance = (value.numpy()[0].astype(np.float64) for value in before.statistics)
     scale = model.top_down.scales[0]
     start = tf.broadcast_to(model.top_down.start, (BATCH_SIZE, *model.top_down.start.shape))
     for number in range(ITERATIONS):
@@ -60,9 +59,7 @@ def test_statistics_are_the_moving_average_of_those_of_the_batches(model, result
         rows = state.reshape(-1, state.shape[-1])
         mean = 0.95 * mean + 0.05 * rows.mean(axis=0)
         variance = 0.95 * variance + 0.05 * rows.var(axis=0, ddof=1)
-    actual = [
-        value.numpy()[0] for value in result.model.top_down.scales[0].cells.layers_with_statistics()[0].statistics
-    ]
+    actual = [value.numpy()[0] for value in after.statistics]
     np.testing.assert_allclose(actual[0], mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(actual[1], variance, rtol=1e-4)
 

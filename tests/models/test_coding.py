@@ -3,13 +3,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from nvae_tf.models.latents import (
-    GivenSource,
-    PriorSource,
-    active_channels,
-    image_seeds,
-    noise_per_image,
-)
+from nvae_tf.models.latents import GivenSource, active_channels, batch_noise, image_seeds, noise_per_image
 from nvae_tf.models.passes import inference_pass, top_down_pass
 from nvae_tf.objective import kl_per_channel
 from tests.tiny_model import PADDED, images_of, shaken, tiny_model
@@ -19,36 +13,6 @@ SHAPES = [(4, 4, 2), (8, 8, 2), (8, 8, 2)]
 
 def near(value, expected, atol=1e-5):
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=atol)
-
-
-@pytest.mark.slow
-def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph(model, images):
-    expected = inference_pass(model, images, noise_per_image(SHAPES, image_seeds(3, 4))).likelihood.mean()
-    near(model(images, seed=3), expected)
-    reconstruct = tf.function(lambda images: model.decode(model.encode(images, seed=3)), autograph=False)
-    near(reconstruct(tf.constant(images)), expected)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="images must be in .* divide 8-bit values by 255"):
-        reconstruct(tf.constant(255.0 * images))
-
-
-def test_every_latent_matters_and_only_below_it(model, images):
-    noise = noise_per_image(SHAPES, image_seeds(3, 4))
-    latents = inference_pass(model, images, noise).latents
-    z = [latent.z for latent in latents]
-    for changed in range(3):
-        others = [value + 1.0 if index == changed else value for index, value in enumerate(z)]
-        assert np.max(np.abs(model.decode(others) - model.decode(z))) > 1e-4
-        moved = inference_pass(model, images, [eps + (index == changed) for index, eps in enumerate(noise)]).latents
-        for index, (mine, theirs) in enumerate(zip(moved, latents, strict=True)):
-            change = np.max(np.abs(mine.prior.loc - theirs.prior.loc))
-            assert (change > 1e-4) == (index > changed)
-
-
-def test_missing_latents_are_drawn_from_the_prior(model, images):
-    latents = model.encode(images, seed=3)
-    noise = noise_per_image(SHAPES, image_seeds(1, 4))
-    sources = [GivenSource(latents[0])] + [PriorSource(eps, 0.7) for eps in noise[1:]]
-    near(model.decode(latents[:1], 0.7, seed=1), top_down_pass(model, sources, 4).likelihood.mean())
 
 
 def test_the_channels_of_the_largest_kl():
@@ -74,21 +38,6 @@ def test_encoding_with_active_channels_only(model, images):
     in_graph = tf.function(lambda images: model.encode(images, seed=3, active_only=True))
     for latent, other in zip(in_graph(images), expected, strict=True):
         near(latent, other)
-
-
-def test_scores_are_log_weights_from_scipy(model, images):
-    """log p(x | z) + log p(z) - log q(z | x) of each draw, put together by hand."""
-    seeds, weights = image_seeds(5, 4), []
-    for sample in range(3):
-        decoded = inference_pass(model, images, noise_per_image(SHAPES, seeds, sample, 1))
-        weight = np.float64(decoded.likelihood.log_prob(images))
-        for latent in decoded.latents:
-            log_q = scipy.stats.norm.logpdf(latent.z_before_flows, latent.posterior.loc, latent.posterior.scale)
-            log_p = scipy.stats.norm.logpdf(latent.z, latent.prior.loc, latent.prior.scale)
-            weight += (log_p - log_q).sum(axis=(1, 2, 3))
-        weights.append(weight)
-    near(model.score(images, importance_samples=1, seed=5), -weights[0])
-    near(model.score(images, importance_samples=3, seed=5), -np.log(np.mean(np.exp(weights), axis=0)))
 
 
 def zeros(*counts, bad=0.0):
@@ -222,3 +171,48 @@ def test_the_summary_counts_every_weight_once(model):
     assert f": 3 latent groups, {total:,} weights" in lines[0]
     # The start of the decoder belongs to no scale.
     assert sum(counts) == total - int(np.prod(model.top_down.start.shape))
+
+
+NOISE_SHAPES = ((2, 3, 4), (4, 6, 4), (4, 6, 4))
+
+
+# The draws of a number of images, or samples, for a seed and a step.
+DRAWS = {
+    "batch": lambda count, seed=2, step=0: batch_noise(NOISE_SHAPES, count, (seed, step)),
+    "per image": lambda count, seed=2, step=0: noise_per_image(NOISE_SHAPES, image_seeds(seed, count, first=step)),
+    "samples": lambda count, seed=2, step=0: noise_per_image(NOISE_SHAPES, image_seeds(seed, 1), step, count),
+}
+
+
+def flat(noise):
+    return np.concatenate([np.reshape(draw, (len(draw), -1)) for draw in noise], axis=1)
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_draws_are_standard_normal_independent_and_a_function_of_seed_and_step(kind):
+    draw = DRAWS[kind]
+    noise = draw(300)
+    assert [tuple(each.shape) for each in noise] == [(300, *shape) for shape in NOISE_SHAPES]
+    drawn = flat(noise)
+    assert scipy.stats.kstest(drawn.ravel(), "norm").pvalue > 1e-3
+    for rows in (drawn.T, drawn):
+        assert np.max(np.abs(np.corrcoef(rows) - np.eye(len(rows)))) < 6.0 / np.sqrt(rows.shape[1])
+    drawn = flat(draw(4))
+    np.testing.assert_array_equal(flat(draw(4)), drawn)
+    np.testing.assert_array_equal(flat(tf.function(draw)(4)), drawn)
+    for settings in (dict(seed=0), dict(seed=-1), dict(seed=2**31 - 1), dict(step=7)):
+        assert np.all(np.any(flat(draw(4, **settings)) != drawn, axis=1))
+
+
+def test_the_draw_of_an_image_does_not_depend_on_its_batch():
+    np.testing.assert_array_equal(image_seeds(7, 2, first=4), [[7, 4], [7, 5]])
+    many, seeds = flat(noise_per_image(NOISE_SHAPES, image_seeds(3, 6))), image_seeds(3, 6)
+    np.testing.assert_array_equal(flat(noise_per_image(NOISE_SHAPES, image_seeds(3, 2, first=4))), many[4:])
+    np.testing.assert_array_equal(flat(noise_per_image(NOISE_SHAPES, seeds[::-1]))[::-1], many)
+    # The numbers that older exports and scores were made with.
+    seeds = [[3, 0], [-1, 5], [2**31 - 1, -7]]
+    plain = [tf.random.stateless_normal([many.shape[1]], seed, alg="philox") for seed in seeds]
+    np.testing.assert_array_equal(flat(noise_per_image(NOISE_SHAPES, tf.constant(seeds))), plain)
+    # Of a batch it depends on the place.
+    whole, last = flat(batch_noise(NOISE_SHAPES, 6, (3, 0))), flat(batch_noise(NOISE_SHAPES, 2, (3, 0), first=4))
+    np.testing.assert_array_equal(last, whole[4:])

@@ -1,11 +1,15 @@
-"""The scores of `NVAE.outlier_score`: what they are made of, and how they are compared with a calibration."""
+"""Outlier scores: what they are made of, calibrations and their files, areas under ROC curves."""
 
 import numpy as np
 import pytest
 import scipy.spatial.distance
 import tensorflow as tf
 
+from nvae_tf.evaluation.outliers import aurocs, calibrate, calibration_of, flagged, scores_by_name
+from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, outlier_scores
+from nvae_tf.runs.companions import read_calibration, write_calibration
+from nvae_tf.schemas import ANY
 from tests.models.test_coding import near
 from tests.tiny_model import PADDED, images_of, shaken, tiny_model, with_distinct_classes
 
@@ -82,3 +86,78 @@ def test_an_image_of_a_conditional_model_is_scored_with_its_label_or_the_likelie
     bounds = np.stack([model.outlier_score(images, labels=label).nelbo_at_mean for label in range(3)])
     assert np.ptp(bounds, axis=0).min() > 0.1 and len({*bounds.argmin(axis=0)}) > 1
     near(tf.function(model.outlier_score)(images).nelbo_at_mean, bounds.min(axis=0))
+
+
+def parts(count, shift=0.0):
+    """Of images whose numbers are normal; the first group says more where the reconstruction is better."""
+    random = np.random.default_rng(count)
+    kl = random.normal([20.0, 5.0, 0.0], [3.0, 0.1, 0.0], (count, 3))
+    reconstruction = 100.0 - 4.0 * kl[:, 0] + random.normal(shift, 1.0, count)
+    return OutlierParts(np.float32(reconstruction), np.float32(kl), None)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return shaken(tiny_model(num_groups_per_scale=2, seed=0), 0.5)
+
+
+@pytest.fixture(scope="module")
+def learned(model):
+    return calibrate(model, images_of(model.config, 60), images_of(model.config, 20), batch_size=20)
+
+
+def test_p_values_of_further_images_are_uniform_and_correlated_numbers_are_seen_together():
+    # Of the training images the model knows the reconstruction better.
+    learned = calibration_of(parts(4000, shift=-1.0), parts(1000))
+    assert len(learned.kl) == len(learned.mahalanobis) == 1000
+    assert all(np.all(np.diff(values) >= 0.0) for values in (learned.kl, learned.mahalanobis))
+    np.testing.assert_allclose(learned.mean, [20.0, 5.0, 0.0, 19.0], atol=0.6)
+    assert learned.covariance[0, 3] == pytest.approx(-36.0, rel=0.1)
+    # What a group that is not used may vary by.
+    assert np.sqrt(learned.covariance[2, 2]) == pytest.approx(0.01, rel=0.1)
+    own, shifted = scores_by_name(parts(3000), learned), scores_by_name(parts(3001, shift=8.0), learned)
+    assert aurocs(own, shifted)["mahalanobis"] > 0.95 > 0.6 > aurocs(own, shifted)["kl"]
+    for name, share in flagged(own).items():
+        assert share == pytest.approx(0.05, abs=0.015), name
+    # Eight nats are little against what the reconstruction varies by, and much given the first group's KL.
+    assert flagged(shifted)["mahalanobis"] > 0.99 > 0.1 > flagged(shifted)["kl"]
+
+
+def test_too_few_images_and_a_diverged_model_are_refused(model):
+    with pytest.raises(ValueError, match="4 training images are too few to calibrate; give 50 or more"):
+        calibrate(model, images_of(model.config), images_of(model.config))
+    with pytest.raises(ValueError, match="18 held-out images are too few to calibrate; give 19 or more"):
+        calibration_of(parts(50), parts(18))
+    broken = parts(60)
+    broken.kl[7, 1] = np.nan
+    for pair in ((broken, parts(60)), (parts(60), broken)):
+        with pytest.raises(ValueError, match="the model has diverged"):
+            calibration_of(*pair)
+
+
+def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model, learned):
+    file = tmp_path / "outliers.npz"
+    assert read_calibration(file, model, 1200) is None
+    assert model.outlier_calibration is learned
+    write_calibration(file, model, 1200, learned)
+    # A copy elsewhere, of the same weights at another step: what counts is the weights.
+    for name, value in vars(read_calibration(file, model, 3000)).items():
+        np.testing.assert_array_equal(value, getattr(learned, name))
+    other = tiny_model(num_groups_per_scale=2, seed=0)
+    expected = "outliers.npz: of other weights, those of step 1,200; the model is of step 3,000; make it anew by `nvae-"
+    assert expected in read_calibration(file, other, 3000)
+    file.write_bytes(file.read_bytes()[:-99])
+    assert "outliers.npz: damaged" in read_calibration(file, model, 1200)
+
+
+def test_a_calibration_that_can_not_be_is_refused_in_a_line(tmp_path, model, learned):
+    file = tmp_path / "outliers.npz"
+    write_calibration(file, model, 7, learned)
+    # Of other types than ours, as another program may write them.
+    write_arrays(file, read_arrays(file, ANY) | {"kl": learned.kl.astype(np.float64)})
+    model.outlier_calibration = read_calibration(file, model, 7)
+    assert model.outlier_score(images_of(model.config)).kl_p_value.shape == 4
+    arrays = read_arrays(file, ANY)
+    for name, change in {"mean": lambda a: a * np.nan, "covariance": np.triu, "kl": lambda a: a[::-1]}.items():
+        write_arrays(file, arrays | {name: change(arrays[name])})
+        assert "outliers.npz: damaged" in read_calibration(file, model, 7)

@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
-from nvae_tf.generation.sampling import generate_images
 from nvae_tf.models import reweighted_prior as module
 from nvae_tf.models.latents import image_seeds, temperatures_of_groups
 from nvae_tf.models.passes import top_down_pass
@@ -75,15 +74,6 @@ def test_a_ratio_of_one_leaves_the_prior_and_the_groups_below(reweight, model):
     reweight(tilt)
     latents = latents_of(model, 4, seed=2)[0]
     near(model.generate(4, seed=2, prior="reweighted"), model.decode([latents[0].z], temperature=1.0, seed=2))
-
-
-@pytest.mark.slow
-def test_an_image_depends_on_its_seed_and_number_alone(reweight):
-    model = reweight(tilt, tilt)
-    many = model.generate(5, seed=3, prior="reweighted")
-    near(generate_images(model, 2, seed=3, prior="reweighted"), many[:2], atol=1e-5)
-    assert np.abs(model.generate(5, seed=4, prior="reweighted") - many).max() > 1e-3
-    assert np.abs(model.generate(5, seed=3) - many).max() > 1e-3
 
 
 def test_a_group_sees_whitened_proposals_and_what_is_above(reweight):

@@ -1,7 +1,9 @@
 """Equal groups and cells as one loop of the training step (`train.scan`): the same numbers by a smaller program."""
 
 import dataclasses
+import os
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,11 +12,15 @@ from nvae_tf import presets
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.layers import cpu_kernels, scan
-from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.models import training_step
+from nvae_tf.models.latents import batch_noise
+from nvae_tf.optimization import NVAEAdamax, joined_step
 from nvae_tf.optimization.joined_step import postponed_assignments
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.new_model import model_for_training
-from tests.tiny_model import assert_near, images_of, shaken, tiny_model, values
+from nvae_tf.training.strategy import step_function
+from tests.command_fixtures import run
+from tests.tiny_model import assert_near, assert_same, images_of, shaken, tiny_model, values
 
 SETTINGS = dict(image_height=8, image_width=8, num_groups_per_scale=4, num_channels_encoder=4, num_channels_decoder=4)
 VARIANTS = {
@@ -100,3 +106,94 @@ def test_the_size_of_the_program_that_xla_compiles(preset, precision, most, monk
 
     program = step.experimental_get_compiler_ir(images)(stage="hlo")
     assert program.count("\n") < most
+
+
+# Every kind of cell, and with them every operation that joins, doubles or halves.
+COMPILED_STEPS = """
+import tensorflow as tf
+import nvae_tf
+from nvae_tf.training.strategy import step_function
+from tests.tiny_model import tiny_config
+
+channels = dict(num_channels_encoder=8, num_channels_decoder=8)
+blocks = dict(num_preprocess_blocks=1, num_preprocess_cells=2, num_postprocess_blocks=1, num_postprocess_cells=2)
+model = nvae_tf.NVAE(tiny_config(image_height=8, image_width=8, cell_set="mbconv_den", **channels, **blocks))
+optimizer = nvae_tf.NVAEAdamax()
+optimizer.build(model.trainable_variables)
+model.compile(optimizer=optimizer)
+step = step_function(tf.distribute.get_strategy(), model, compiled=True)
+images = tf.cast(tf.random.stateless_uniform((4, 8, 8, 1), (0, 0)) < 0.5, tf.float32)
+for _ in range(3):
+    print("loss", step(images)["loss"].numpy())
+"""
+
+
+@pytest.mark.slow
+def test_the_training_step_is_compiled_once():
+    said = {"TF_CPP_VMODULE": "device_compiler=2", "TF_CPP_MIN_LOG_LEVEL": "0"}
+    # How often a program is compiled does not depend on how well.
+    quickly = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    process = run(["-c", COMPILED_STEPS], env=os.environ | said | quickly)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("loss") == 3
+    compilations = [line for line in process.stderr.splitlines() if "Compilation of XLA executable time" in line]
+    assert len(compilations) == 1, compilations
+
+
+def model_of(groups=2, adamax=False, **settings):
+    # At rate 1 and with momentum, weights and slots show the gradients themselves.
+    optimizer = NVAEAdamax() if adamax else keras.optimizers.SGD(1.0, momentum=0.9)
+    return tiny_model(optimizer, num_latent_scales=1, num_groups_per_scale=groups, num_flows=1, **settings)
+
+
+def after(model, step):
+    """What a step changes, and its metrics."""
+    images = tf.constant(np.random.default_rng(0).integers(0, 2, (8, 4, 4, 1)), tf.float32)
+    assert step(images)["skipped_steps"] == 0.0
+    recent = model.recent.read()
+    return [*values([*model.variables, *model.optimizer.variables]), recent.kl_per_group, recent.spectral_norms]
+
+
+@pytest.fixture
+def given_draws(monkeypatch):
+    """Draws that are the same everywhere: XLA has Philox numbers of its own."""
+    shapes = model_of(groups=4).plan.latent_shapes()
+    draws = [draw.numpy() for draw in batch_noise(shapes, 8, (3, 0))]
+
+    def noise(model, images, step, part=0):
+        size = images.shape[0]
+        part = 0 if part is None else part
+        of_groups = draws[: model.plan.num_groups]
+        return [tf.gather(draw, part * size + tf.range(size)) for draw in of_groups]
+
+    monkeypatch.setattr(training_step, "draws", noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "scan"),
+    [
+        (dict(recompute="all", accumulate_steps=4), False),
+        (dict(groups=4), True),
+        (dict(adamax=True), False),
+        (dict(groups=4, adamax=True), True),
+    ],
+    ids=["recomputed in parts", "with a loop", "Adamax", "small weights joined, for GPUs"],
+)
+def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(settings, scan, given_draws, monkeypatch):
+    plain, model = model_of(**settings), model_of(**settings)
+    model.scan = scan
+    monkeypatch.setattr(joined_step, "SMALL_WEIGHT", 100)
+    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: scan and settings.get("adamax"))
+    compiled = step_function(tf.distribute.get_strategy(), model, compiled=True)
+    assert_near(after(model, compiled), after(plain, tf.function(plain.train_step, autograph=False)))
+    # What was joined is assigned outside of what XLA compiles.
+    outside = compiled.get_concrete_function(tf.TensorSpec((8, 4, 4, 1))).graph.get_operations()
+    assert ("AssignVariableOp" in {each.type for each in outside}) == bool(scan and settings.get("adamax"))
+    before = values([*model.weights, *model.optimizer.variables])
+    images = np.zeros((8, 4, 4, 1), np.float32)
+    images[3, 1, 2] = np.nan
+    assert float(compiled(images)["skipped_steps"]) == 1.0
+    assert_same([*model.weights, *model.optimizer.variables], before)
+    images[3, 1, 2] = 1.0
+    assert float(compiled(images)["skipped_steps"]) == 1.0 and int(model.optimizer.iterations) == 2

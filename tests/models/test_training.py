@@ -1,26 +1,18 @@
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from nvae_tf.config import ObjectiveConfig
+from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.convolution import DataDependentConvolution
+from nvae_tf.models.latents import batch_noise
+from nvae_tf.models.training_step import training_loss
 from nvae_tf.optimization import NVAEAdamax
-from tests.tiny_model import PADDED, assert_same, images_of, state_of, tiny_model, values
-
-STEPS = 40
-
-
-def stripes(count=32):
-    """Images of one bright row or column: something that can be learned in some steps."""
-    images = np.zeros((count, 6, 6, 1), np.float32)
-    generator = np.random.default_rng(0)
-    for image in images:
-        image[generator.integers(6)] = 1.0
-        if generator.uniform() < 0.5:
-            image[:] = image.transpose(1, 0, 2).copy()
-    return images
+from tests.command_fixtures import output_of
+from tests.tiny_model import PADDED, assert_near, assert_same, images_of, shaken, state_of, tiny_model, values
 
 
 def compiled(rate=0.01, **changes):
@@ -28,32 +20,10 @@ def compiled(rate=0.01, **changes):
     return model, tf.function(model.train_step, autograph=False)
 
 
-@pytest.fixture(scope="module")
-def trained():
-    objective = ObjectiveConfig(total_steps=STEPS)
-    model, _ = compiled(objective=objective, num_latent_scales=1, num_groups_per_scale=2)
-    dataset = tf.data.Dataset.from_tensor_slices((stripes(), np.arange(32))).batch(16, drop_remainder=True)
-    history = model.fit(dataset.repeat(2), epochs=STEPS // 4, shuffle=False, verbose=0).history
-    return model, history
-
-
-@pytest.mark.slow
-def test_the_bound_falls(trained):
-    model, history = trained
-    assert set(history) == {"loss", "reconstruction", "kl", "gradient_norm", "skipped_steps"}
-    assert all(np.all(np.isfinite(metric)) for metric in history.values())
-    bound = np.add(history["reconstruction"], history["kl"])
-    assert np.mean(bound[-3:]) < 0.8 * bound[0]
-    assert min(history["kl"]) > 0.0
-    assert int(model.optimizer.iterations) == STEPS
-    for norm in model.batch_norms:
-        assert np.any(norm.moving_mean.numpy()) and np.all(norm.moving_variance.numpy() > 0.0)
-
-
-def test_evaluation_gives_the_bound_and_changes_nothing(trained):
-    model, _ = trained
-    before, images = values(model.weights), stripes()
-    results = [model.evaluate(images, batch_size=16, verbose=0, return_dict=True) for _ in range(2)]
+def test_evaluation_gives_the_bound_and_changes_nothing():
+    model = shaken(compiled(num_latent_scales=1, num_groups_per_scale=2)[0])
+    before, images = values(model.weights), images_of(model.config, 8)
+    results = [model.evaluate(images, batch_size=4, verbose=0, return_dict=True) for _ in range(2)]
     assert results[0] == results[1]
     assert results[0]["loss"] == pytest.approx(results[0]["reconstruction"] + results[0]["kl"], rel=1e-5)
     assert_same(model.weights, before)
@@ -65,14 +35,15 @@ def test_self_normalizing_layers_are_set_by_the_first_batch_only_and_draws_depen
     layers = [layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution)]
     variables = [variable for layer in layers for variable in (layer.log_norm, layer.bias)]
     start = values(variables)
-    model.train_step(stripes(8))
+    images = images_of(model.config, 8)
+    model.train_step(images)
     first = values(variables)
     assert layers and float(model.data_initialised) == 1.0
     assert all(np.all(before != after) for before, after in zip(start, first, strict=True))
     losses = set()
     for _ in range(2):
         model.reset_metrics()
-        losses.add(float(model.train_step(1.0 - stripes(8))["reconstruction"]))
+        losses.add(float(model.train_step(1.0 - images)["reconstruction"]))
     assert_same(variables, first)
     assert len(losses) == 2
 
@@ -109,3 +80,157 @@ def test_the_objective_is_that_of_the_settings():
     assert changed["kl"] == pytest.approx(plain["kl"], rel=1e-5)
     with pytest.raises(ValueError, match=r"kl_scale_weights = \(1,\): 1 weights, and the model has 2 scales"):
         tiny_model(objective=ObjectiveConfig(kl_scale_weights=(1,)))
+
+
+# Beta is neither 0 nor 1, so that each microbatch balances the groups by itself.
+WARMING_UP = ObjectiveConfig(total_steps=10, kl_constant_weight=0.3)
+
+
+def model_of(count, **changes):
+    """A model of so many microbatches, whose steps are its gradients."""
+    changes = dict(num_latent_scales=1, num_groups_per_scale=2, num_flows=1) | changes
+    return tiny_model(keras.optimizers.SGD(1.0), WARMING_UP, accumulate_steps=count, **changes)
+
+
+def batch_of(model, count=8):
+    return tf.constant(images_of(model.config, count))
+
+
+def by_hand(model, images, count):
+    """Of equal parts of the batch, each by itself: the mean gradients, updates, losses, reconstructions and KL."""
+    size = len(images) // count
+    draws = batch_noise(model.plan.latent_shapes(), len(images), (model.seed, 0))
+    found = []
+    for part in range(count):
+        forward, rows = ForwardPass(training=True), slice(part * size, (part + 1) * size)
+        with tf.GradientTape() as tape:
+            terms, _ = training_loss(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
+        updates = {variable.path: value for variable, value in forward.updates()}
+        found.append((tape.gradient(terms.loss, model.trainable_weights), updates, terms))
+    return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)
+
+
+@pytest.fixture(scope="module")
+def step_of_four():
+    """A model, its first weights, what its step of four microbatches reports, and what it should."""
+    model = model_of(4)
+    expected = by_hand(model, batch_of(model), 4)
+    before = values(model.trainable_weights)
+    report = tf.function(model.train_step, autograph=False)(batch_of(model))
+    return model, before, report, expected
+
+
+@pytest.mark.slow
+def test_a_step_is_the_mean_of_those_of_the_microbatches(step_of_four):
+    model, before, report, (gradients, updates, (loss, reconstruction, kl)) = step_of_four
+    assert_near([old - new for old, new in zip(before, values(model.trainable_weights), strict=True)], gradients)
+    assert int(model.optimizer.iterations) == 1
+    norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in gradients))
+    expected = dict(loss=loss, reconstruction=reconstruction, kl=np.sum(kl), gradient_norm=norm, skipped_steps=0)
+    assert {name: float(value) for name, value in report.items()} == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(model.recent.read().kl_per_group[0], kl, rtol=1e-3, atol=1e-5)
+    # Statistics are the mean of theirs, and power vectors advance once.
+    variables = {variable.path: variable for variable in model.non_trainable_variables}
+    regularizer = model.spectral_regularizer
+    moved = [*regularizer.vectors, regularizer.warmed_up, *(v for norm in model.batch_norms for v in norm.statistics)]
+    assert updates.keys() == {variable.path for variable in moved}
+    for path, value in updates.items():
+        np.testing.assert_allclose(variables[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
+
+
+def test_a_batch_that_can_not_be_cut_evenly_is_refused():
+    model = model_of(4, num_flows=0)
+    with pytest.raises(ValueError, match="a batch of 6 can't be cut into accumulate_steps = 4 equal parts: give batch"):
+        model.train_step(batch_of(model, 6))
+    step = tf.function(model.train_step, autograph=False, input_signature=[tf.TensorSpec((None, 4, 4, 1))])
+    with pytest.raises(ValueError, match=r"a batch of unknown size can't be cut .*drop_remainder=True"):
+        step(batch_of(model))
+    assert int(model.optimizer.iterations) == 0
+
+
+# Recomputed cells; deep enough that what cells keep is most of it.
+DEEP = dict(num_groups_per_scale=3, num_cells_per_group_decoder=3, num_channels_encoder=4, num_channels_decoder=4)
+
+
+def changes_of_a_step(recompute):
+    """All that a step changes, and its metrics."""
+    # At rate 1 weights show the gradients themselves, and the slots the means that Adamax would follow.
+    settings = dict(image_height=8, image_width=8, num_latent_scales=1, num_flows=1)
+    model = tiny_model(keras.optimizers.SGD(1.0, momentum=0.9), recompute=recompute, **settings, **DEEP)
+    assert tf.function(model.train_step, autograph=False)(batch_of(model, 32))["skipped_steps"] == 0.0
+    recent = model.recent.read()
+    changed = values([*model.variables, *model.optimizer.variables])
+    return [*changed, recent.kl_per_group, recent.spectral_norms]
+
+
+@pytest.mark.slow
+def test_a_step_with_recomputed_cells_is_the_same():
+    assert_near(changes_of_a_step("all"), changes_of_a_step("none"), floor=1e-3)
+
+
+# The peak memory of a process in bytes. `ru_maxrss` would begin with the peak of the process that started this one.
+PEAK = """
+def peak():
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+"""
+# Prints the bytes by which one training step of many images raises the peak memory of its process.
+TRAINING_STEP = """
+import json, sys
+import keras, tensorflow as tf
+from nvae_tf.training.strategy import configure_runtime
+from tests.tiny_model import tiny_model
+
+configure_runtime()
+settings = dict(image_height=8, image_width=8, num_latent_scales=1, num_groups_per_scale=3)
+settings |= dict(num_cells_per_group_decoder=3, num_channels_encoder=4, num_channels_decoder=4)
+model = tiny_model(keras.optimizers.SGD(1.0), **settings, **json.loads(sys.argv[1]))
+step = tf.function(model.train_step, autograph=False)
+step(tf.zeros([8, 8, 8, 1]))
+before = peak()
+step(tf.zeros([8192, 8, 8, 1]))
+print(peak() - before)
+"""
+# The same of a forward and backward pass through stacked convolutions with batch norm and swish; an input has 32 MiB.
+SWISH_CONVOLUTIONS = """
+import sys
+import tensorflow as tf
+from nvae_tf import layers
+from nvae_tf.layers.residual_cells import SwishConvolution
+
+layers.cpu_kernels.on_one_cpu = lambda: sys.argv[1] == "one CPU"
+layer = SwishConvolution(layers.StackedConvolution(12, 8, 8, 1))
+
+@tf.function(autograph=False)
+def gradients(images):
+    forward = layers.ForwardPass(training=True, traced_inline=True)
+    with tf.GradientTape() as tape:
+        for call in layer.layers(forward):
+            images = call(images)
+    return tape.gradient(images, layer.trainable_weights)
+
+gradients(tf.zeros([1, 32, 32, 8]))
+images = tf.zeros([1024, 32, 32, 8])
+before = peak()
+gradients(images)
+print(peak() - before)
+"""
+
+
+def added_peak(program, argument):
+    return int(output_of(["-c", PEAK + program, argument]).split()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "largest_part"), [('{"accumulate_steps": 4}', 0.45), ('{"recompute": "all"}', 0.65)]
+)
+def test_microbatches_and_recomputed_cells_need_less_memory(settings, largest_part):
+    assert 0 < added_peak(TRAINING_STEP, settings) < largest_part * added_peak(TRAINING_STEP, "{}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["one CPU", "all else"])
+def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass(device):
+    # The inputs of all layers but the first, and what the backward pass of one layer needs. Where the machine is busy,
+    # gradients of weights wait for a thread and keep their inputs meanwhile: then it is measured again.
+    assert any(0 < added_peak(SWISH_CONVOLUTIONS, device) < (12 - 1 + 6.5) * 2**25 for _ in range(6))

@@ -2,9 +2,7 @@ import dataclasses
 
 import pytest
 
-from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
-from nvae_tf.latent_plan import CELL_SETS
 from nvae_tf.presets import experiment_config
 from nvae_tf.published import settings
 from nvae_tf.published.conversion import imported_settings
@@ -29,10 +27,6 @@ def without(*names, **changes):
     return {name: value for name, value in {**ARGS, **changes}.items() if name not in names}
 
 
-def preset(name):
-    return experiment_config(presets.preset(name))
-
-
 def test_every_setting_of_the_architecture_and_the_loss():
     assert settings.model_config_from_published(ARGS) == ModelConfig(**MODEL, residual_distributions=True)
     assert settings.objective_config_from_published(ARGS) == ObjectiveConfig(**OBJECTIVE)
@@ -50,17 +44,12 @@ def test_every_setting_of_the_architecture_and_the_loss():
         settings.objective_config_from_published(without("kl_const_coeff"))
 
 
-PUBLISHED = {
-    "mnist": "mnist",
-    "stacked_mnist": "stacked_mnist",
-    "imagenet32": "imagenet_32",
-    "celebahq256": "celeba_256",
-}
+PUBLISHED = dict(mnist="mnist", stacked_mnist="stacked_mnist", imagenet32="imagenet_32", celebahq256="celeba_256")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_comes_back(name):
-    config = preset(name)
+    config = experiment_config(name)
     args = settings.published_settings(config)
     assert args["dataset"] == PUBLISHED[name]
     assert settings.differing_settings(config.model, settings.model_config_from_published(args)) == []
@@ -72,7 +61,7 @@ def test_a_preset_comes_back(name):
 
 def test_a_data_set_without_a_published_name_is_one_with_such_images():
     for name, own, published in (("celeba64", "cats", "celeba_64"), ("ffhq256", "lsun_bedroom256", "lsun_bedroom_256")):
-        config = preset(name)
+        config = experiment_config(name)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=own))
         args = settings.published_settings(config)
         assert args["dataset"] == published and imported_settings(args, 1, 9).config.data.image_shape[0] in (64, 256)
@@ -88,14 +77,6 @@ def test_what_the_published_form_can_not_say_is_named():
             settings.published_settings(ExperimentConfig(ModelConfig(**changes), ObjectiveConfig()))
 
 
-def test_every_cell_set_has_tables():
-    """Those of recorded files are compared in `test_back_in_the_published_form`."""
-    tables = {name: settings.cell_tables(name) for name in CELL_SETS}
-    assert tables["mbconv_den"]["normal_pre"] == ["mconv_e3k5g8"] and tables["mbconv_den"]["up_dec"] == ["mconv_e6k5g0"]
-    assert tables["res53_mbconv"]["down_enc"] == ["res_bnswish5", "res_bnswish"]
-    assert len({str(table) for table in tables.values()}) == len(tables)
-
-
 def test_the_length_of_a_published_run():
     for name, epoch, step, total, a_step in (
         # The published runs: batch a GPU times GPUs, whole batches an epoch.
@@ -105,7 +86,7 @@ def test_the_length_of_a_published_run():
         ("ffhq256", 99, 100 * 656, 200 * 656, 24 * 4),
         ("cifar10", 100, 100 * 195, 400 * 195, 8 * 32),
     ):
-        config = preset(name)
+        config = experiment_config(name)
         run = imported_settings(settings.published_settings(config), epoch, step)
         assert run.config.objective.total_steps == total and run.step == step
         assert run.images.a_step == a_step and run.defaults == () and run.assumed is None
@@ -122,7 +103,7 @@ def test_a_length_that_does_not_follow_keeps_the_part_that_is_over():
         (None, 78_000, 78_000, 78_000),
         (400, None, 624_800, 624_800),
     ):
-        run = imported_settings(settings.published_settings(preset("cifar10")), epoch, step)
+        run = imported_settings(settings.published_settings(experiment_config("cifar10")), epoch, step)
         assert run.images is None and run.step == reached
         # The unit of nvae-train and of the schedules.
         assert run.config.train.steps == run.config.objective.total_steps == total
@@ -137,4 +118,4 @@ def test_an_impossible_setting_is_named():
         (dict(kl_const_coeff="x"), "kl_const_coeff = 'x', which must be of type float"),
     ):
         with pytest.raises(ValueError, match=message):
-            imported_settings(settings.published_settings(preset("cifar10")) | changes, 1, 195)
+            imported_settings(settings.published_settings(experiment_config("cifar10")) | changes, 1, 195)

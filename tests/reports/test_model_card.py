@@ -205,7 +205,6 @@ def test_a_card_that_is_not_ours_is_not_touched_but_the_origin_is_noted(tmp_path
     [
         ("MIT", {"license": "mit"}),
         ("NVIDIA Source Code License", {"license": "other", "license_name": "nvidia-source-code-license"}),
-        ("https://example.org/x", {"license": "other", "license_link": "https://example.org/x"}),
         (None, {}),
     ],
 )

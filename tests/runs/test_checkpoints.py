@@ -13,7 +13,7 @@ from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs import checkpoint_files, checkpoints
 from nvae_tf.runs.checkpoints import CheckpointNotWritten
 from nvae_tf.runs.run_folder import RunFolder, open_for_training
-from tests.tiny_model import assert_same, tiny_config, tiny_model, values
+from tests.tiny_model import tiny_config, tiny_model
 
 CONFIG = ExperimentConfig(model=tiny_config(num_latent_scales=1), train=TrainConfig(seed=3))
 
@@ -76,17 +76,6 @@ def saved_steps(place):
 
 def contents(*places):
     return {file: file.read_bytes() for place in places for file in place.iterdir() if file.is_file()}
-
-
-def test_restoring_brings_back_optimizer_step_and_metrics(folder, model):
-    model.running.loss.update_state(2.5)
-    state_of(folder, model).save(12)
-    model.running.loss.reset_state()
-    other = compiled_model()
-    assert restored(folder, other)[1:] == (12, [])
-    assert_same(values(other.optimizer.variables), values(model.optimizer.variables))
-    assert number_of(other) == number_of(model)
-    assert float(other.running.loss.result()) == 2.5
 
 
 def test_a_run_goes_on_in_another_precision(tmp_path):
@@ -267,22 +256,21 @@ def test_only_a_lower_score_is_kept(empty_run, model):
     assert number_of(nvae_tf.load(empty_run.path, "best")) == 2.0
 
 
-@pytest.mark.parametrize(("left", "new"), [((15, 2.0), (10, 1.0))])
-def test_a_process_killed_before_it_deleted_the_best_before(empty_run, model, tmp_path, left, new):
+def test_a_process_killed_before_it_deleted_the_best_before(empty_run, model, tmp_path):
     state, place = state_of(empty_run, model), empty_run.best_checkpoints
-    save_if_best(state, model, *left)
+    save_if_best(state, model, 15, 2.0)
     shutil.copytree(place, tmp_path / "left")
-    save_if_best(state, model, *new)
+    save_if_best(state, model, 10, 1.0)
     shutil.copytree(tmp_path / "left", place, dirs_exist_ok=True)
     assert saved_steps(place) == [10, 15]
     # And while it wrote another: the data are moved before the index.
     (place / ".step-17.partial" / "step-17_temp").mkdir(parents=True)
     shutil.copy(place / "step-10.data-00000-of-00001", place / "step-16.data-00000-of-00001")
-    assert number_of(nvae_tf.load(empty_run.path, "best")) == new[0]
+    assert number_of(nvae_tf.load(empty_run.path, "best")) == 10.0
     later, *_ = restored(empty_run, model)
     assert not list(place.glob(".*"))
     save_if_best(later, model, 20, 1.5)
-    assert number_of(nvae_tf.load(empty_run.path, "best")) == new[0]
+    assert number_of(nvae_tf.load(empty_run.path, "best")) == 10.0
     save_if_best(later, model, 21, 0.5)
     assert saved_steps(place) == [21]
 

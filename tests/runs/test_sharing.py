@@ -11,9 +11,11 @@ import tensorflow as tf
 from huggingface_hub import constants
 
 import nvae_tf
+from nvae_tf import command_line
 from nvae_tf.config import DataSpec, ExperimentConfig, OptimizerConfig, TrainConfig
 from nvae_tf.evaluation.outliers import calibration_of
 from nvae_tf.files import beside_package
+from nvae_tf.generation.image_grid import read_images
 from nvae_tf.models.outlier_scores import OutlierParts
 from nvae_tf.optimization import average_of_weights, start_averages
 from nvae_tf.reports import publishing
@@ -28,6 +30,7 @@ from nvae_tf.runs.origin import Origin, origin_of_run
 from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
 from nvae_tf.training.run import initialize
+from tests.command_fixtures import output_of, quiet
 from tests.hub_server import GATED, READER, TOKEN, HubServer, commit_id
 from tests.tiny_model import assert_same, tiny_config
 
@@ -225,6 +228,9 @@ def test_what_can_not_be_fetched_is_said_in_one_line(hub, monkeypatch):
     ):
         assert re.match(f"hf://{name}: .*{reason}", fault_of(nvae_tf.load, f"hf://{name}"))
     assert "no checkpoint in" in fault_of(nvae_tf.load, "hf://me/other")
+    hub.repos["me/page"] = [{"README.md": b"a model"}]
+    not_a_run = "--workdir=hf://me/page: not a run folder, it has no config.json"
+    assert not_a_run in fault_of(command_line.run_folder, "hf://me/page")
     hub.broken = True
     for endpoint, reason in ((hub.endpoint, "answers with an error"), ("http://127.0.0.1:9", "can't be reached")):
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
@@ -278,3 +284,27 @@ def test_the_bundled_model_is_as_good_as_its_scores_and_small(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     assert find_run_folder("digits") == pathlib.Path("digits")
+
+
+@pytest.mark.slow
+def test_a_run_goes_to_the_hub_and_back_and_the_token_is_in_no_file_or_output(finished_run, hub, done, tmp_path):
+    workdir, home = finished_run[0], tmp_path / "home"
+    of_hub = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    environment = {"env": quiet() | of_hub, "anew": True}
+    printed = output_of(["-m", "train.publish", f"--workdir={workdir}", "--repo=me/tiny"], **environment)
+    assert f"Published {workdir}, step 60: {hub.endpoint}/me/tiny (" in printed
+    assert 'without scores: nvae-evaluate has not measured this checkpoint). nvae_tf.load("hf://me/tiny")' in printed
+    names = set(hub.files("me/tiny"))
+    assert {"config.json", "README.md", "metrics.csv", "environment.json", "checkpoints/step-60.index"} <= names
+    assert [name for name in names if name.startswith("samples/")] == ["samples/step-00000060.png"]
+    drawing = ["--count=4", "--raw", "--seed=3"]
+    words = ["-m", "train.generate", "--workdir=hf://me/tiny", f"--output={tmp_path / 'hub.png'}", *drawing]
+    printed += output_of(words, **environment)
+    done("train.generate", f"--workdir={workdir}", f"--output={tmp_path / 'own.png'}", *drawing)
+    one, other = (read_images(tmp_path / f"{name}.png", 4, 2).astype(int) for name in ("hub", "own"))
+    # Another thread count of the other process may round another way.
+    assert one.shape == (4, 4, 4, 1) and np.abs(one - other).max() <= 1
+    files = [*home.rglob("*"), *tmp_path.glob("*.png"), *workdir.rglob("*")]
+    contents = [file.read_bytes() for file in files if file.is_file()] + list(hub.files("me/tiny").values())
+    assert len(contents) > 20 and not [content for content in contents if TOKEN.encode() in content]
+    assert TOKEN not in printed

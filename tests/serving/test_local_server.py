@@ -63,15 +63,12 @@ SAMPLE = {"signature_name": "sample"}
     ("path", "body", "code", "message"),
     [
         ("tiny:predict", b"[" * 100_000, 400, "the body is no JSON"),
-        ("tiny:predict", [1], 400, "must be an object"),
-        ("tiny:predict", SAMPLE | {"instances": []}, 400, "must be a list of rows"),
         ("tiny:predict", {"signature_name": "smaple", "inputs": {}}, 400, "no signature 'smaple'; the model has"),
         ("tiny:predict", SAMPLE | {"instances": [{"seed": 1}]}, 400, "each with seed, temperature"),
         ("tiny:predict", SAMPLE | {"inputs": {"seed": ["x"], "temperature": [1]}}, 400, "input 'seed': a str where"),
         ("tiny:classify", {}, 405, "Method Not Allowed"),
         ("digits:predict", {}, 404, "model digits, version None, label ''"),
         ("tiny/versions/9:predict", {}, 404, "version 9, label '': this server for trials has version 3 of tiny alone"),
-        ("tiny/labels/stable:predict", {}, 404, "label 'stable'"),
         ("..", None, 404, "Not Found"),
     ],
 )

@@ -217,10 +217,6 @@ def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused):
         assert not output.exists()
 
 
-def flip_bit(file):
-    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
-
-
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [

@@ -1,18 +1,25 @@
 import dataclasses
 import json
+import re
 import shutil
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, resolve_lengths
+from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
+from nvae_tf.optimization import RunawayGuard
 from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.runs.new_model import model_for_training
 from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
+from nvae_tf.training.loop import TrainingLoop, growth_clause, growth_in, layer_names, reason_of_skips
 from nvae_tf.training.run import run_of_folder
 from nvae_tf.training.strategy import Replicas
-from tests.command_fixtures import assert_same_tensors
-from tests.tiny_model import tiny_config
+from tests.command_fixtures import assert_same_tensors, metrics_rows, saved_steps, tensors
+from tests.tiny_model import assert_same, tiny_config, tiny_model
 
 
 def lengths(config):
@@ -78,3 +85,132 @@ def test_a_conditional_run_continued_is_the_same_run_and_other_classes_are_refus
         run_of_folder(read_run_config(folder), folder, Replicas())
     with pytest.raises(ValueError, match="class 9 was 'nine' and is now '9'"):
         evaluate_run(workdir, ["elbo"])
+
+
+# Puts something else in place of the loss where CONDITION holds; `count` is the number of the step that is tried.
+INJECTED = """
+import tensorflow as tf
+from nvae_tf.models import training_step
+
+original, tried = training_step.training_loss, tf.Variable(0, dtype=tf.int32)
+
+def poisoned(model, images, noise, step, forward):
+    count, factor = tried.assign_add(1), model.optimizer._learning_rate.factor
+    terms, spectral_norms = original(model, images, noise, step, forward)
+    return terms._replace(loss=tf.where({condition}, {value}, terms.loss)), spectral_norms
+
+training_step.training_loss = poisoned
+from nvae_tf.train.main import run
+run()
+"""
+
+
+@pytest.fixture
+def train(commands, tmp_path):
+    """`train(condition, value, **settings)` runs a tiny training with the fault; its process and folder."""
+
+    def start(condition, value, **settings):
+        script = tmp_path / "injected.py"
+        script.write_text(INJECTED.format(condition=condition, value=value))
+        settings = {"train__checkpoint_every_steps": 20, "train__refused_steps": 10} | settings
+        _, _, *flags = commands.tiny_training(tmp_path / "run", **settings)
+        return commands.run([script, *flags]), tmp_path / "run"
+
+    return start
+
+
+@pytest.mark.slow
+def test_divergence_that_nothing_cures(train):
+    done, folder = train("count > 30", "float('inf')", train__rollbacks=2)
+    assert done.returncode == 2
+    assert done.stdout.count("Back to step 20") == 2 and "with 0.25 of the learning rate" in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: 10 steps in a row were skipped") and "after 2 returns to a checkpoint" in line
+    assert "what grew first: " in line
+    assert {file.name.partition(".")[0] for file in (folder / "checkpoints").glob("step-*")} == {"step-20"}
+
+
+@pytest.mark.slow
+def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(train):
+    """The same numbers as of a run that has had half the learning rate from its first step on."""
+    runs = []
+    for condition, changes in (
+        ("(count > 5) & (factor > 0.9)", {}),
+        ("count < 0", {"optimizer__learning_rate": 1.5e-2, "optimizer__learning_rate_min": 5e-5}),
+    ):
+        changes |= {"train__checkpoint_every_steps": 1000, "train__steps": 30, "train__sample_every_steps": 30}
+        done, folder = train(condition, "float('nan')", **changes)
+        assert done.returncode == 0, done.stderr
+        assert ("Back to step 0, with 0.5 of the learning rate." in done.stdout) == ("factor" in condition)
+        assert saved_steps(folder / "checkpoints") == [30]
+        assert [row["step"] for row in metrics_rows(folder)] == [20, 30]
+        numbers = tensors(folder, 30).items()
+        runs.append({name: value for name, value in numbers if name.startswith(("model/", "optimizer/"))})
+        shutil.rmtree(folder)
+    assert len(runs[0]) > 50
+    assert_same(*runs)
+
+
+def test_the_reason_of_skipped_steps_and_the_names_of_layers():
+    model = tiny_model(num_latent_scales=1)
+    model.step_guard = RunawayGuard()
+    for variable, value in zip(model.step_guard.variables, (100.0, 0.0, 100, 10.0), strict=True):
+        variable.assign(value)
+    reason = reason_of_skips(model)
+    assert reason.startswith("10 steps in a row were skipped") and reason.endswith("limit of 110")
+    assert growth_in(model) == "what grew first: no KL or spectral norm of the latest steps"
+    names = layer_names(model)
+    assert len(names) == len(set(names)) == sum(stack.count for stack in model.convolutions)
+    assert "bottom_up/stem[0]" in names
+
+
+def test_the_first_that_triples_is_named_and_skipped_steps_do_not_say_what_is_usual():
+    noise = np.random.default_rng(3).uniform(1.0, 1.02, (20, 5))
+    recent = RecentSteps(np.full(20, True), 4.0 * noise[:, :2], 2.0 * noise[:, 2:])
+    names = ["group 0 (2x2)", "group 1 (4x4)"], ["stem[0]", "cells[0]", "cells[1]"]
+    recent.kl_per_group[15:, 1] = np.nan
+    recent.kl_per_group[17:, 0] = 1e6
+    recent.spectral_norms[12:, 2] = 7.0
+    recent.spectral_norms[14:, 0] = 1e4
+    clause = growth_clause(recent, *names)
+    assert re.search(r"the KL of group 1 \(4x4\) from 4\S* to nan, 4 steps before the last and", clause)
+    assert re.search(r"the spectral norm of cells\[1\] from 2\S* to 7, 7 steps before the last$", clause)
+    recent.accepted[4:] = False
+    recent.kl_per_group[4:, 1] = 50.0
+    assert "the KL of group 1 (4x4) from 4" in growth_clause(recent, *names)
+
+
+def test_the_model_remembers_its_last_steps_in_order():
+    recent = RecentMetrics(2, 1)
+    for step in range(recent.STEPS + 7):
+        value = tf.constant(float(step))
+        metrics = StepMetrics(value, value, tf.stack([value, -value]), tf.reshape(value, [1]), value)
+        recent.keep(metrics, tf.constant(step % 2 == 0))
+    read = recent.read()
+    expected = np.arange(7, recent.STEPS + 7)
+    np.testing.assert_array_equal(read.kl_per_group, np.stack([expected, -expected], axis=1))
+    np.testing.assert_array_equal(read.spectral_norms[:, 0], expected)
+    np.testing.assert_array_equal(read.accepted, expected % 2 == 0)
+    recent.forget()
+    assert len(recent.read().accepted) == 0
+
+
+def test_profile_steps_are_profiled_also_where_a_run_goes_back_and_not_where_it_begins_later(tmp_path):
+    config = ExperimentConfig(train=TrainConfig(profile_steps=(3, 5)))
+    run, folder = types.SimpleNamespace(config=config, replicas=Replicas()), RunFolder(tmp_path)
+    loop = TrainingLoop(folder, run, *[None] * 4)
+    for steps, profiled in (((4, 5, 6), []), ((1, 2, 3, 4, 3, 4, 5, 6), [3, 3, 4, 4, 5])):
+        for step in steps:
+            with loop.profiled(step):
+                tf.ones(4)
+        assert profiled_steps(folder.tensorboard) == profiled
+
+
+def profiled_steps(folder):
+    numbers = []
+    for file in folder.glob("plugins/profile/*/*.xplane.pb"):
+        for plane in xplane_pb2.XSpace.FromString(file.read_bytes()).planes:
+            stats = (stat for line in plane.lines for event in line.events for stat in event.stats)
+            named = ((plane.stat_metadata[stat.metadata_id].name, stat.int64_value) for stat in stats)
+            numbers += [value for name, value in named if name == "step_num"]
+    return sorted(numbers)

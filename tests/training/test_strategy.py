@@ -1,20 +1,25 @@
 import contextlib
+import json
+import random
 import shutil
 import signal
 import time
 import types
 
+import keras
 import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
 
+from nvae_tf import NVAE, NVAEAdamax
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.replicas import shard_from_environment
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.loop import TrainingLoop
 from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, scans_steps
-from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
+from tests.command_fixtures import assert_same_tensors, metrics_rows, output_of, saved_steps, started, tensors
+from tests.tiny_model import tiny_config, values
 
 SETTINGS = dict(train__steps=5, train__batch_size=16, train__log_every_steps=100, optimizer__warmup_epochs=2)
 SETTINGS |= dict(train__evaluate_every_steps=5, train__sample_every_steps=5, objective__kl_anneal_portion=0.9)
@@ -191,3 +196,131 @@ def test_sigterm_to_the_launcher_stops_both_with_one_checkpoint(commands, tmp_pa
     output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 143 and "by SIGTERM; checkpoint saved" in output, output
     assert list((tmp_path / "run" / "checkpoints").glob("step-*.index"))
+
+
+KILLED = dict(train__steps=40, train__batch_size=16, optimizer__ema_momentum=0.9, train__log_every_steps=6)
+KILLED |= dict(train__evaluate_every_steps=15, train__sample_every_steps=1000)
+# A network of two scales takes each of the processes twice the time.
+KILLED |= dict(model__num_latent_scales=1, model__num_groups_per_scale=2)
+
+
+def training(commands, workdir, **changes):
+    arguments = commands.tiny_training(workdir, **KILLED | changes)
+    return ["--config=photos" if name.startswith("--config=") else name for name in arguments]
+
+
+def half_written_steps(workdir):
+    """Steps whose checkpoints a process is writing, or was when it was killed."""
+    folders = (workdir / "checkpoints").glob(".step-*.partial")
+    return [int(entry.name.removeprefix(".step-").removesuffix(".partial")) for entry in folders]
+
+
+@pytest.mark.slow
+def test_killed_twice_is_the_same_run(commands, tmp_path):
+    whole, workdir = tmp_path / "whole", tmp_path / "killed"
+    commands.output_of(training(commands, whole))
+    command = training(commands, workdir, train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
+    draw, reached, half_written = random.Random("photos"), 0, []
+    for number, earliest in enumerate((1, 12)):
+        log = tmp_path / f"output-{number}"
+        with log.open("w") as stream:
+            started = commands.started(command, stdout=stream)
+        step = earliest + draw.randrange(8)
+        wait_until(started, log, lambda step=step: max(saved_steps(workdir / "checkpoints"), default=0) >= step)
+        time.sleep(draw.uniform(0.0, 0.05))
+        if number == 1:
+            # Within a save, whatever the machine's speed.
+            wait_until(started, log, lambda: half_written_steps(workdir))
+        started.kill()
+        assert started.wait() == -signal.SIGKILL, log.read_text()
+        if number:
+            assert_continued(log.read_text(), reached, half_written)
+        reached = max(saved_steps(workdir / "checkpoints"))
+        # What is left of one that is whole already is not passed over.
+        half_written = [step for step in half_written_steps(workdir) if step > reached]
+        assert earliest <= reached < 40
+    assert_continued(commands.output_of(command), reached, half_written)
+    (best,) = (whole / "checkpoints" / "best").glob("*.index")
+    for place in ("step-40", f"best/{best.stem}"):
+        assert_same_tensors(whole, workdir, place)
+    assert saved_steps(workdir / "checkpoints") == [39, 40]
+    assert not list((workdir / "checkpoints").glob(".*"))
+
+
+def assert_continued(printed, reached, half_written):
+    assert f", from step {reached} on" in printed
+    for step in half_written:
+        assert f"passed over step-{step} (half-written); step-{reached} is used" in printed
+
+
+def wait_until(process, log, happened):
+    """Looks as often as it can; a process that ends meanwhile is a failure."""
+    while not happened():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.0005)
+
+
+# A process has one set of devices.
+ON_TWO_REPLICAS = """
+import json
+import sys
+
+import tensorflow as tf
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+from nvae_tf.layers.normalization import moments
+from nvae_tf.replicas import divided, joined
+from tests.training.test_strategy import far_from_zero, fit
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+history = fit(strategy, sys.argv[1])
+images = divided(strategy, [tf.constant(far_from_zero())])
+statistics = joined(strategy, strategy.run(tf.function(moments, autograph=False), images))
+print(json.dumps([history, *(value.numpy().tolist() for value in statistics)]))
+"""
+
+
+def far_from_zero():
+    """Images whose means are a thousand deviations, and not the same on both replicas."""
+    images = np.random.default_rng(5).normal(size=(16, 8, 8, 2)) + [1000.0, -1000.0]
+    images[:8] += 0.5
+    return np.float32(images)
+
+
+def fit(strategy, file):
+    """The history of two epochs; the weights go into a file."""
+    with strategy.scope():
+        model = NVAE(tiny_config(num_latent_scales=1, squeeze_excite=False), seed=3)
+        model.compile(optimizer=NVAEAdamax(1e-2), jit_compile=False)
+    images = (np.random.default_rng(0).random((32, 4, 4, 1)) < 0.5).astype(np.float32)
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(8, drop_remainder=True)
+    # One pixel of the second replica's images.
+    too_bright = np.where(np.arange(32)[:, None, None, None] == 7, 255.0 * images, images)
+    for refused in (np.uint8(255.0 * images), too_bright):
+        with pytest.raises(ValueError, match="must be ") as error:
+            model.fit(tf.data.Dataset.from_tensor_slices(refused).batch(8), shuffle=False, verbose=0)
+        assert "\n" not in str(error.value)
+    settings = dict(epochs=2, shuffle=False, verbose=0, callbacks=[keras.callbacks.EarlyStopping(patience=5)])
+    history = model.fit(batches, validation_data=batches, **settings).history
+    np.savez(file, *values(model.trainable_weights))
+    return history
+
+
+@pytest.mark.slow
+def test_fit_on_two_replicas_is_fit_on_one_device(tmp_path):
+    one_history = fit(tf.distribute.get_strategy(), tmp_path / "one.npz")
+    output = output_of(["-c", ON_TWO_REPLICAS, tmp_path / "two.npz"]).splitlines()[-1]
+    two_history, mean, variance = json.loads(output)
+    exact = np.float64(far_from_zero())
+    np.testing.assert_allclose(np.reshape(mean, (2, -1)), [exact.mean((0, 1, 2))] * 2, rtol=2e-7)
+    np.testing.assert_allclose(np.reshape(variance, (2, -1)), [exact.var((0, 1, 2))] * 2, rtol=1e-4)
+    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    assert set(one_history) == set(two_history) and "val_loss" in one_history
+    for name in set(one_history) - {"gradient_norm"}:
+        np.testing.assert_allclose(two_history[name], one_history[name], rtol=1e-5, err_msg=name)
+    # Of several replicas it is the mean over theirs, which is larger than that of the mean.
+    assert np.all(np.array(two_history["gradient_norm"]) >= one_history["gradient_norm"])
+    for name in one.files:
+        np.testing.assert_allclose(two[name], one[name], atol=1e-5, err_msg=name)

@@ -1,17 +1,15 @@
+import json
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_tf.generation.image_grid import (
-    image_grid,
-    picture_names,
-    read_images,
-    write_animation,
-    write_pictures,
-    write_png,
-)
+from nvae_tf.generation.image_grid import image_grid, picture_names, write_animation, write_pictures, write_png
+from nvae_tf.generation.latents_file import load_latents, save_latents
+from nvae_tf.latent_plan import latent_plan
+from tests.data.picture_factory import damaged_in_the_middle
+from tests.tiny_model import assert_same, tiny_config
 
 same = np.testing.assert_array_equal
 
@@ -35,13 +33,6 @@ def test_images_lie_row_by_row_with_white_between():
     same(image_grid(image, enlarge=3)[..., 0], np.kron([[0, 255], [51, 102]], np.ones([3, 3])))
 
 
-def test_every_8_bit_value_comes_back_exactly_between_opaque_gaps():
-    values = np.arange(256, dtype=np.uint8)
-    images = np.float32([-0.5, *(values / np.float32(255)), 1.5]).reshape(258, 1, 1, 1)
-    same(image_grid(images, columns=258)[:, ::7].ravel(), [0, *values, 255])
-    same(image_grid(np.zeros([2, 3, 3, 4]))[:, 3], [[255] * 4] * 3)
-
-
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
 def test_png_and_webp_read_back_exactly(tmp_path, channels, mode):
     frames = np.random.default_rng(0).integers(1, 256, (4, 64, 65, channels)).astype(np.uint8)
@@ -54,13 +45,6 @@ def test_png_and_webp_read_back_exactly(tmp_path, channels, mode):
     assert sorted(os.listdir(tmp_path)) == ["samples", "x.webp"] and os.listdir(tmp_path / "samples") == ["grid.png"]
 
 
-@pytest.mark.parametrize("columns", [1, 3])
-def test_images_of_a_grid_are_read_back(tmp_path, columns):
-    images = np.random.default_rng(0).integers(0, 256, (columns**2, 5, 4, 3)).astype(np.uint8)
-    write_png(tmp_path / "grid.png", image_grid(images / 255, columns, enlarge=None))
-    same(read_images(tmp_path / "grid.png", 4, columns), images)
-
-
 def frames_of(path, mode):
     with Image.open(path) as picture:
         frames = []
@@ -68,15 +52,6 @@ def frames_of(path, mode):
             picture.seek(number)
             frames.append(np.asarray(picture.convert(mode)).reshape(picture.height, picture.width, -1))
         return np.stack(frames)
-
-
-def test_frames_of_a_gif(tmp_path):
-    frames = np.stack([np.full((4, 4, 1), value, np.float32) for value in (0.0, 0.6, 1.0)])
-    for loop, turns in ((True, 0), (False, None)):
-        write_animation(tmp_path / "x.gif", frames, 120, loop)
-        same(frames_of(tmp_path / "x.gif", "L"), (frames * 255).repeat(16, axis=1).repeat(16, axis=2))
-        with Image.open(tmp_path / "x.gif") as picture:
-            assert picture.info["duration"] == 120 and picture.info.get("loop") == turns
 
 
 def test_a_picture_each_in_its_own_size_and_none_replaces_another(tmp_path):
@@ -92,3 +67,57 @@ def test_a_picture_each_in_its_own_size_and_none_replaces_another(tmp_path):
         picture_names(["a.jpg", "a.webp", "a.jpg.png"])
     with pytest.raises(ValueError, match="leads out of the folder"):
         picture_names(["a.jpg", "a/../../b.png"])
+
+
+PLAN = latent_plan(tiny_config(num_groups_per_scale=2))
+
+
+@pytest.fixture
+def latents():
+    random = np.random.default_rng(0)
+    return [random.normal(size=(3, *shape)).astype(np.float32) for shape in PLAN.latent_shapes()]
+
+
+@pytest.fixture
+def file(tmp_path, latents):
+    path = tmp_path / "new folder" / "latents.npz"
+    save_latents(path, latents, ["a.png", "b/ü.png", "c.png"])
+    return path
+
+
+def test_there_and_back(file, latents, tmp_path):
+    stored = load_latents(file, PLAN)
+    assert stored.names == ["a.png", "b/ü.png", "c.png"] and stored.labels is None
+    assert_same(stored.latents, latents)
+    assert [entry.name for entry in file.parent.iterdir()] == ["latents.npz"]
+    with np.load(file, allow_pickle=False) as entries:
+        flat, shapes = entries["latent"], json.loads(str(entries["about"]))["latent_shapes"]
+    assert_same([flat], [np.concatenate([latent.reshape(3, -1) for latent in latents], axis=1)])
+    # Of a client, which does not know the shapes; and of the first versions.
+    np.savez(tmp_path / "flat.npz", latent=flat)
+    groups = {f"group_{index:02d}": latent for index, latent in enumerate(latents)}
+    about = json.dumps({"format": "nvae_tf latents", "latent_shapes": shapes})
+    np.savez(tmp_path / "old.npz", about=np.array(about), **groups)
+    for name in ("flat.npz", "old.npz"):
+        assert_same(load_latents(tmp_path / name, PLAN).latents, latents)
+
+
+def test_damaged_and_other_files(file, tmp_path):
+    with pytest.raises(ValueError, match="latents.npz: latents have .* this model's are .* another architecture"):
+        load_latents(file, latent_plan(tiny_config()))
+    content = file.read_bytes()
+    with np.load(file) as stored:
+        entries = dict(stored)
+    wrong = [{"images": np.zeros(3)}, {"about": np.array([{}], dtype=object)}, {"about": entries["about"]}]
+    wrong += [entries | {"names": np.array(["a"])}, entries | {"latent": entries["latent"][:, 1:]}]
+    for bad in (content[:-30], b"no archive", damaged_in_the_middle(content), *wrong):
+        if isinstance(bad, bytes):
+            file.write_bytes(bad)
+        else:
+            np.savez(file, **bad)
+        with pytest.raises(ValueError, match="^[^\n]*latents.npz: [^\n]+$"):
+            load_latents(file, PLAN)
+    with pytest.raises(FileNotFoundError, match="no such file of latents"):
+        load_latents(tmp_path / "nowhere.npz", PLAN)
+    with pytest.raises(ValueError, match="latents of shapes"):
+        save_latents(tmp_path / "x.npz", [np.zeros((2, 4, 4, 2)), np.zeros((3, 4, 4, 2))])

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import keras
 import numpy as np
@@ -7,7 +8,16 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.optimization import NVAEAdamax, WarmupCosine, average_of_weights, averaged_weights, joined_step
+from nvae_tf.optimization import (
+    LoweredRate,
+    NVAEAdamax,
+    RunawayGuard,
+    StepGuard,
+    WarmupCosine,
+    average_of_weights,
+    averaged_weights,
+    joined_step,
+)
 from nvae_tf.optimization.joined_step import apply_joined_if
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import open_for_training
@@ -159,3 +169,105 @@ def test_averages_of_weights_are_loaded_and_a_skipped_step_leaves_them(tmp_path)
     assert_same([*weights_of(other), *averages_of(other)], [*after[-1], *averages])
     skip_a_step()
     assert_same(averages_of(model), averages)
+
+
+def rates_by_loop(rate, minimum, warmup_epochs, epochs, steps_per_epoch):
+    """A run of whole epochs, as somebody training would set the rate."""
+    rates, current = [], rate
+    warmup_steps = warmup_epochs * steps_per_epoch
+    last_of_warmup = None
+    for epoch in range(epochs):
+        for _ in range(steps_per_epoch):
+            step = len(rates)
+            if step < warmup_steps:
+                current = last_of_warmup = rate * step / warmup_steps
+            elif last_of_warmup is None:
+                last_of_warmup = rate
+            rates.append(current)
+        after = epoch + 1 - warmup_epochs  # epochs of the cosine that the next one has behind it
+        if after >= 1:
+            part = after / (epochs - warmup_epochs - 1)
+            current = minimum + (last_of_warmup - minimum) * (1.0 + math.cos(math.pi * part)) / 2.0
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "epochs", "steps_per_epoch"), [(5, 20, 7), (1, 4, 3), (2, 12, 1), (3, 5, 10), (0, 3, 4)]
+)
+def test_every_step_of_a_run(warmup_epochs, epochs, steps_per_epoch):
+    schedule = WarmupCosine(1e-2, 1e-4, warmup_epochs * steps_per_epoch, steps_per_epoch, epochs * steps_per_epoch)
+    expected = rates_by_loop(1e-2, 1e-4, warmup_epochs, epochs, steps_per_epoch)
+    found = [float(schedule(step)) for step in range(epochs * steps_per_epoch)]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert float(schedule(epochs * steps_per_epoch + 1000)) == pytest.approx(1e-4)  # longer than planned
+
+
+@pytest.mark.parametrize("total_steps", [3, 10, 12, 14])
+def test_runs_too_short_for_the_cosine_stay_in_range(total_steps):
+    schedule = WarmupCosine(1e-2, 1e-4, warmup_steps=10, steps_per_epoch=2, total_steps=total_steps)
+    rates = [float(schedule(step)) for step in range(total_steps + 4)]
+    assert all(math.isfinite(rate) and 0.0 <= rate <= 1e-2 for rate in rates)
+
+
+def test_rebuilt_from_its_serialized_form():
+    schedule = WarmupCosine(1e-2, 1e-4, warmup_steps=5, steps_per_epoch=3, total_steps=40)
+    for factor in (1.0, 0.5):
+        lowered = LoweredRate(schedule, factor)
+        rebuilt = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(lowered))
+        expected = [factor * float(schedule(step)) for step in range(40)]
+        assert [float(rebuilt(step)) for step in range(40)] == expected
+
+
+def offered(guard, losses, gradient_norm=1.0):
+    def offer(loss):
+        accepted = guard.accepts(loss, tf.constant(gradient_norm))
+        guard.observe(loss, accepted)
+        return accepted
+
+    offer_all = tf.function(lambda all: tf.map_fn(offer, all, fn_output_signature=tf.bool, parallel_iterations=1))
+    return offer_all(tf.constant(losses, tf.float32)).numpy()
+
+
+def noisy(level, count, spread=1.0, seed=0):
+    return level + spread * np.random.default_rng(seed).standard_normal(count)
+
+
+@pytest.mark.parametrize("guard", [StepGuard(), RunawayGuard()])
+def test_what_is_not_finite_is_skipped(guard):
+    assert offered(guard, [5.0, np.nan, np.inf, -np.inf, 6.0]).tolist() == [True, False, False, False, True]
+    assert not offered(guard, [5.0], gradient_norm=np.nan).any()
+
+
+def test_a_training_run_is_let_through():
+    # A steep fall, a slow rise while the KL warms up, and a long slow fall.
+    falling = 5000 * np.exp(-np.arange(300) / 40) + 100
+    rising = np.linspace(100, 180, 1500)
+    level = np.concatenate([falling, rising, np.linspace(180, 150, 2000)])
+    assert offered(RunawayGuard(), level + noisy(0, len(level), 4.0)).all()
+
+
+def test_a_runaway_loss_is_skipped_and_moves_nothing():
+    guard = RunawayGuard()
+    assert offered(guard, noisy(100, 500)).all()
+    state = list(map(float, guard.variables[:3]))
+    assert not offered(guard, [150.0, 1e4, 1e30]).any()
+    assert list(map(float, guard.variables[:3])) == state
+    assert float(guard.skipped_in_a_row) == 3
+    assert offered(guard, [101.0]).all() and float(guard.skipped_in_a_row) == 0
+    # Accepted outliers, just below the limit, hardly raise it.
+    before, losses = float(guard.limit), noisy(100, 200, seed=1)
+    losses[::10] = before - 1.0
+    assert offered(guard, losses).all()
+    assert float(guard.limit) < before + 0.5 * (before - 100)
+
+
+def test_level_and_spread_are_those_of_the_losses_and_where_there_is_no_limit():
+    guard = RunawayGuard()
+    offered(guard, noisy(-30, 2000, 2.0))
+    assert float(guard.level) == pytest.approx(-30, abs=1.0)
+    # The mean distance from the mean of a Normal is 0.8 standard deviations.
+    assert float(guard.spread) == pytest.approx(1.6, rel=0.25)
+    # At first, at tolerance 0, and where losses are very even.
+    assert offered(RunawayGuard(settling_steps=50), [1.0] * 49 + [1e6]).all()
+    assert offered(RunawayGuard(tolerance=0.0), [1.0] * 300 + [1e6]).all()
+    assert offered(RunawayGuard(), [100.0] * 300 + [105.0]).all()
