@@ -39,7 +39,8 @@ def run(main: Callable[..., None], flags: ModuleType) -> None:
     error of the kinds that a user can cause, end the process with one line and exit code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
-    define_parameters(flags, parameters)
+    # An installed command calls from a script of its own, to which absl would count the flags.
+    define_parameters(flags, parameters, sys.argv[0] if module.__name__ == "__main__" else module.__name__)
     # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
 
@@ -66,7 +67,9 @@ def define_config(flags: ModuleType) -> Any:
     return holder
 
 
-def define_parameters(flags: ModuleType, parameters: Mapping[str, inspect.Parameter]) -> None:
+def define_parameters(
+    flags: ModuleType, parameters: Mapping[str, inspect.Parameter], module: str | None = None
+) -> None:
     """Defines a flag of the same name for each parameter of a function; `parameter_values` reads them.
 
     A parameter is annotated `Annotated[type, meaning, *limits]`: limits are the least and the largest number, or all
@@ -87,19 +90,19 @@ def define_parameters(flags: ModuleType, parameters: Mapping[str, inspect.Parame
         element_types = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is Sequence]
         element = element_types[0] if element_types else kinds[0]
         required = parameter.default is parameter.empty
-        default = None if required else parameter.default
+        default, about = None if required else parameter.default, {"required": required, "module_name": module}
         if os.PathLike in kinds:
-            flags.DEFINE_multi(WithCommas(_listed_paths), None, name, default, meaning, required=required)
+            flags.DEFINE_multi(WithCommas(_listed_paths), None, name, default, meaning, **about)
         elif element is bool:
-            flags.DEFINE_boolean(name, default, meaning, required=required)
+            flags.DEFINE_boolean(name, default, meaning, **about)
         elif element is str and limits:
-            flags.DEFINE_enum(name, default, limits, meaning, required=required)
+            flags.DEFINE_enum(name, default, limits, meaning, **about)
         else:
             parser = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[element](*limits)
             if element_types:
                 parser = WithCommas(functools.partial(_listed_values, parser.parse, element in kinds))
             # absl.logging has a flag --log_dir, for programs that let it write files.
-            flags.DEFINE(parser, name, default, meaning, required=required, allow_override=True)
+            flags.DEFINE(parser, name, default, meaning, allow_override=True, **about)
 
 
 def _listed_paths(text: str) -> list[str]:

@@ -108,6 +108,10 @@ def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow(commands, name, 
         assert "\n  --variants\n" in printed and "--steps" not in printed
 
 
+def test_an_installed_command_explains_its_flags(commands):
+    assert "\n  --proposals\n" in commands.output_of(["-c", "from train.prior import run; run()", "--help"])
+
+
 def test_a_users_mistake_is_one_line_and_the_traceback_is_there_for_those_who_ask_and_for_bugs(capsys, monkeypatch):
     monkeypatch.delenv("NVAE_TF_TRACEBACK", raising=False)
     for error in (ValueError, FileNotFoundError, ConnectionError, PermissionError):

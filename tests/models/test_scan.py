@@ -162,9 +162,8 @@ def given_draws(monkeypatch):
 
     def noise(model, images, step, part=0):
         size = images.shape[0]
-        part = 0 if part is None else part
-        of_groups = draws[: model.plan.num_groups]
-        return [tf.gather(draw, part * size + tf.range(size)) for draw in of_groups]
+        places = (0 if part is None else part) * size + tf.range(size)
+        return [tf.gather(draw, places) for draw in draws[: model.plan.num_groups]]
 
     monkeypatch.setattr(training_step, "draws", noise)
 

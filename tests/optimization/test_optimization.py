@@ -68,16 +68,11 @@ def test_several_steps(settings, monkeypatch):
     optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(NVAEAdamax(**settings)))
     optimizer.build(variables)
 
-    def eager(gradients):
-        optimizer.apply(gradients, variables)
-
-    def joined(gradients):
-        apply_joined_if(optimizer, tf.constant(True), gradients, variables)
-
-    def conditional(gradients):
-        optimizer.apply_if(tf.constant(True), gradients, variables)
-
-    forms = [eager, *map(tf.function, (eager, conditional, joined))]
+    true = tf.constant(True)
+    eager = lambda gradients: optimizer.apply(gradients, variables)  # noqa: E731
+    conditional = tf.function(lambda gradients: optimizer.apply_if(true, gradients, variables))
+    joined = tf.function(lambda gradients: apply_joined_if(optimizer, true, gradients, variables))
+    forms = [eager, tf.function(eager), conditional, joined]
     for gradients, apply in zip(steps, itertools.cycle(forms), strict=False):
         apply([tf.constant(gradient) for gradient in gradients])
     assert int(optimizer.iterations) == len(steps)

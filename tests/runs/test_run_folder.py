@@ -358,5 +358,5 @@ def test_a_published_file_is_taken_whole_where_torch_is(published, monkeypatch):
     assert report == f"Starts from {path}: all {len(taken)} weights taken."
     assert_same(published.state_of(model), published.state_of(source))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"train\.initialize_from: .*need PyTorch: pip install"):
+    with pytest.raises(ValueError, match=r"train\.initialize_from: .*torch is not installed: pip install"):
         initialize(model, path)

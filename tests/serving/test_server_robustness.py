@@ -35,22 +35,19 @@ MALFORMED = [
     (post(b"", "-5"), "400"),
     (post(b'{"inputs": ' + b"[" * 200_000), "400"),
     (post(b'{"signature_name": "twice", "inputs": [' + b"[]," * 50_000 + b"[]]}"), "400"),
-    (post(b'{"signature_name": "twice", "inputs": [[1000.0]]}'), "400"),
     (post(b"\xff\xfe{"), "400"),
     (post(VALID, path="/v1/models/%2e%2e%2f%00:predict"), "404"),
 ]
 
 
 def send(port, content, status):
-    """Sends a malformed request; checks its answer."""
     may_be_reset = contextlib.suppress(ConnectionError) if "reset" in status else contextlib.nullcontext()
     with may_be_reset, socket.create_connection(("127.0.0.1", port), timeout=30.0) as connection:
         connection.sendall(content)
         if status == "0":  # broken off, not ended
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         else:
-            received = b"".join(iter(lambda: connection.recv(2**16), b""))
-            assert re.match(rf"HTTP/1.1 ({status}) ".encode(), received), received
+            assert re.match(rf"HTTP/1.1 ({status}) ".encode(), connection.recv(2**16))
 
 
 @pytest.mark.slow
