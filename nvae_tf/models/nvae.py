@@ -115,9 +115,9 @@ class NVAE(FittedModel):
         finally:
             random.setstate(state)
         group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
-        for cells in self.layers_of_kind(ResidualCells):
+        for cells in self._layers_of_kind(ResidualCells):
             cells.recomputed = recompute == "all" or (recompute == "groups" and cells in group_cells)
-        self.is_data_dependent = bool(self.layers_of_kind(DataDependentConvolution))
+        self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
         )
@@ -143,7 +143,7 @@ class NVAE(FittedModel):
         """What nvae-calibrate has measured with these weights; a text says why it can't be used."""
         return self.read_calibration()
 
-    def layers_of_kind(self, kind: type | tuple[type, ...]) -> list:
+    def _layers_of_kind(self, kind: type | tuple[type, ...]) -> list:
         """All layers of a class, or of one of several, however deep in the model."""
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
@@ -153,16 +153,16 @@ class NVAE(FittedModel):
     @functools.cached_property
     def batch_norms(self) -> list[StackedBatchNormalization]:
         """All stacks of batch norms."""
-        return self.layers_of_kind(StackedBatchNormalization)
+        return self._layers_of_kind(StackedBatchNormalization)
 
     @functools.cached_property
     def convolutions(self) -> list[StackedConvolution]:
         """All stacks of convolutions."""
-        return self.layers_of_kind(StackedConvolution)
+        return self._layers_of_kind(StackedConvolution)
 
-    def stacks(self) -> list[StackedLayer]:
+    def _stacks(self) -> list[StackedLayer]:
         """All stacks of layers, those that are parts of others among them."""
-        return self.layers_of_kind(StackedLayer)
+        return self._layers_of_kind(StackedLayer)
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""

@@ -91,7 +91,7 @@ def top_down_pass(
 def pass_of_loop(model: "NVAE", labels: tf.Tensor | None = None) -> ForwardPass:
     """A pass of inference that has read all weights already, for what is called in every turn of a loop."""
     forward = FoldedPass(labels=labels)
-    for layer in model.layers_of_kind((StackedLayer, TopDown, ClassEmbedding)):
+    for layer in model._layers_of_kind((StackedLayer, TopDown, ClassEmbedding)):
         forward.weights_of(layer)
     return forward
 

@@ -67,7 +67,7 @@ def export_saved_model(
     output, row_bytes = pathlib.Path(output), inference_bytes_per_image(model.config)
     # The export is tried with `ROWS` rows.
     most_rows = max(most_rows or max(REQUEST_BYTES // row_bytes, outputs.BATCH_ROWS), ROWS)
-    folded = folded_weights(model.stacks(), weights)
+    folded = folded_weights(model._stacks(), weights)
     # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.
     signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
     with atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version)) as folder:
@@ -95,7 +95,7 @@ def _check_rounding(weights: str, differences: Mapping[str, float]) -> None:
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
     """Returns all weights that a pass with folded weights reads, in an order that the architecture alone decides."""
-    in_stacks = {id(weight) for stack in model.stacks() for weight in stack.weights}
+    in_stacks = {id(weight) for stack in model._stacks() for weight in stack.weights}
     others = [weight.value for weight in model.top_down.weights if id(weight) not in in_stacks]
     return [*(variable for slices in folded.values() for variable in tf.nest.flatten(slices)), *others]
 
@@ -112,7 +112,7 @@ def load_export(folder: str | os.PathLike) -> tuple[ExperimentConfig | None, NVA
     settings = folder / outputs.ASSETS / "config.json"
     config, is_from_run = read_config(settings), "data" in json.loads(settings.read_text())
     model = NVAE(config.model)
-    folded = folded_weights(model.stacks(), source["weights"])
+    folded = folded_weights(model._stacks(), source["weights"])
     checkpoint = tf.train.Checkpoint(folded=_folded_variables(model, folded))
     with wrap_read_errors(f"{folder}: its weights can't be read by place (", "); export the run again"):
         checkpoint.read(str(folder / "variables" / "variables")).assert_existing_objects_matched()

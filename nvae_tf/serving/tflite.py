@@ -102,7 +102,7 @@ class DeviceSignatures(FlatLatentModel):
 
 def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> DeviceSignatures:
     """Returns the signatures with folded weights, of an export or of the model, for conversion."""
-    folded = folded_weights(model.stacks()) if folded is None else folded
+    folded = folded_weights(model._stacks()) if folded is None else folded
     # Inline: the converter would give all layers that call one function the constant weights of one layer.
     return DeviceSignatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
 

@@ -127,13 +127,13 @@ def parameters(model, forward=None):
 @pytest.mark.parametrize("cell_set", ["res_mbconv", "res_bnswish", "res_bnelu", "res_elu", "mbconv_sep", "mbconv_res"])
 def test_the_same_numbers(cell_set):
     model = shaken_model(cell_set=cell_set, num_preprocess_blocks=1, num_postprocess_blocks=1, num_flows=1)
-    expected, found = parameters(model), parameters(model, FoldedPass(folded=folded_weights(model.stacks())))
+    expected, found = parameters(model), parameters(model, FoldedPass(folded=folded_weights(model._stacks())))
     np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
 
 
 def test_batch_norms_beside_a_convolution_are_gone_and_the_weights_are_copies():
     model = shaken_model()
-    folded = folded_weights(model.stacks())
+    folded = folded_weights(model._stacks())
     decoder, encoder = model.top_down.scales[1].cells.branch, model.bottom_up.scales[0].cells.branch
     # Of an inverted residual all four, of activated convolutions in a row all but the first, which follows a sum.
     of_decoder = [norm for norm in decoder._flatten_layers() if norm in model.batch_norms]
@@ -148,9 +148,9 @@ def test_batch_norms_beside_a_convolution_are_gone_and_the_weights_are_copies():
 
 
 def test_half_precision_keeps_kernels_alone_and_a_model_in_it_is_refused():
-    variables = tf.nest.flatten([*folded_weights(shaken_model().stacks(), "bfloat16").values()])
+    variables = tf.nest.flatten([*folded_weights(shaken_model()._stacks(), "bfloat16").values()])
     assert {variable.dtype for variable in variables if len(variable.shape) > 2} == {tf.bfloat16}
     assert {variable.dtype for variable in variables if len(variable.shape) == 2} == {tf.float32}
     model = NVAE(tiny_config(), dtype="mixed_bfloat16")
     with pytest.raises(ValueError, match="half precision can't be folded"):
-        folded_weights(model.stacks())
+        folded_weights(model._stacks())

@@ -241,7 +241,7 @@ def deep_signatures(groups):
     blocks = dict(num_preprocess_blocks=1, num_preprocess_cells=4, num_postprocess_blocks=1, num_postprocess_cells=4)
     model = model_of(dataclasses.replace(CONFIG, **blocks, num_groups_per_scale=groups, num_classes=3))
     model.reweighted_prior = ReweightedPrior(made_ratios("classifier", 1, model.plan, 3), 20, 3)
-    folded = folded_weights(model.stacks())
+    folded = folded_weights(model._stacks())
     return Signatures(model), Signatures(model, lambda: FoldedPass(scanned=True, folded=folded))
 
 

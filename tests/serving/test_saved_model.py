@@ -160,7 +160,7 @@ def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, m
             assert str(ROOT).encode() not in content and b".py" not in content, file
     variables = tf.train.list_variables(str(folder / "variables" / "variables"))
     stored = sum(int(np.prod(shape)) for name, shape in variables if "VARIABLE_VALUE" in name)
-    folded = [variable for slices in folded_weights(model.stacks()).values() for variable in tf.nest.flatten(slices)]
+    folded = [variable for slices in folded_weights(model._stacks()).values() for variable in tf.nest.flatten(slices)]
     values = sum(variable.shape.num_elements() for variable in folded if variable is not None)
     assert stored == values + int(np.prod(model.top_down.start.shape))
 
