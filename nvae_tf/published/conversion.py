@@ -81,7 +81,7 @@ def import_run(
         origin = dataclasses.replace(origin, source_file=file.name, sha256=file_sha256(file), step=settings.step)
     parameters = sum(math.prod(weight.shape) for weight in made.model.trainable_variables)
     run = settings._replace(config=config, origin=origin, parameters=parameters)
-    del checkpoint  # frees the memory of the file's tensors before the optimizer's slots are made
+    checkpoint.state.clear()  # frees the memory of the file's tensors before the optimizer's slots are made
     _write_run(output, made.model, made.variables, run)
     return run
 

@@ -58,7 +58,8 @@ def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None
             value[place] = tensor.from_published(state[name])
         if not np.isfinite(value[place]).all():
             raise ValueError(f"{name} holds NaN or infinity; take a file from before its training diverged")
-    for variable, value in values.values():
+    while values:  # each is freed once it is assigned
+        _, (variable, value) = values.popitem()
         variable.assign(value)
     model.data_initialised.assign(1.0)
 
