@@ -119,6 +119,11 @@ class _Settings:
     def __init_subclass__(cls, group: str = "", least: float = 0):
         cls.group, cls.least = group, least
 
+    def __new__(cls, *values: Any, **settings: Any):
+        for name in settings:
+            check_choice(f"setting {cls.group}{name}", name, typing.get_type_hints(cls), what="no such setting")
+        return super().__new__(cls)
+
     def __post_init__(self):
         for name, expected in typing.get_type_hints(type(self), include_extras=True).items():
             value = _converted(getattr(self, name), expected, f"{self.group}{name}", self.least)

@@ -48,6 +48,11 @@ class StatusLine:
         if self.is_due:
             self.show(text, fraction)
 
+    def announce(self, text: str) -> None:
+        """Shows on a terminal what begins now and may take long; in a log only if a line is due."""
+        if self._is_terminal or self.is_due:
+            self.show(text)
+
     def keep(self, text: str) -> None:
         """Writes a line that stays."""
         self._write(text, end="\n")

@@ -217,6 +217,7 @@ REFUSALS = [
     ({"padded_width": 34}, "model.padded_width = 34: not divisible by 4"),
     ({"padded_height": 24}, "model.padded_height = 24: .* or smaller than the image's height of 32"),
     ({"num_preprocess_blocks": 2}, "num_postprocess_blocks = 1: must equal num_preprocess_blocks = 2"),
+    ({"image_hight": 8}, "setting model.image_hight = .*no such setting.*did you mean 'image_height'"),
     ({"cell_set": "res_mbcov"}, "model.cell_set = 'res_mbcov'.*did you mean 'res_mbconv'"),
     ({"cell_set": "mbconv_den", "num_channels_decoder": 12}, "its postprocess cells widen 12 channels 3 times and cut"),
     ({"likelihood": "bernoulli", "num_bits": 8}, "num_bits = 8: the Bernoulli likelihood is for 1-bit images"),

@@ -151,10 +151,11 @@ def _pictures(root, folder):
 
 def _usable(spec: DataSpec, split: str, names: list[str], report: Report) -> list[str]:
     """The names of the pictures that can be used; "stop" raises at one that can't, "skip" decodes every picture."""
-    usable, problems = [], []
-    for number, (name, problem) in enumerate(_in_threads(functools.partial(_examined, spec), names), 1):
+    usable, problems, converted = [], [], 0
+    for number, (name, is_other, problem) in enumerate(_in_threads(functools.partial(_examined, spec), names), 1):
         if problem is None:
             usable.append(name)
+            converted += is_other
         elif spec.on_bad_file == "stop":
             raise pictures.BadPicture(f"{problem}. {_FIX}")
         else:
@@ -162,14 +163,17 @@ def _usable(spec: DataSpec, split: str, names: list[str], report: Report) -> lis
         report.progress(f"looking at the pictures in {spec.path}: {number:,} of {len(names):,}", number / len(names))
     if not usable:
         raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
+    if converted:
+        form = f"{spec.channels} channels, {spec.file_bits} bits"
+        report.keep(f"Converted {converted:,} of {len(usable):,} {split} pictures to {form}")
     if problems:
         skipped = f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}:"
         report.keep("\n    ".join([skipped, *problems[:5], *(["..."] if len(problems) > 5 else [])]))
     return usable
 
 
-def _examined(spec: DataSpec, name: str) -> tuple[str, str | None]:
-    """A picture's name, and why it can't be used: by its header; with "skip", its pixels."""
+def _examined(spec: DataSpec, name: str) -> tuple[str, bool, str | None]:
+    """A picture's name, whether it is converted, and why it can't be used: by its header; with "skip", its pixels."""
     path = pathlib.Path(spec.path, name)
     try:
         header = pictures.read_header(path, spec.max_pixels)
@@ -178,8 +182,8 @@ def _examined(spec: DataSpec, name: str) -> tuple[str, str | None]:
         if spec.on_bad_file == "skip":
             pictures.read_picture(path, spec.channels, spec.max_pixels)
     except pictures.BadPicture as error:
-        return name, str(error)
-    return name, None
+        return name, False, str(error)
+    return name, (spec.seen_channels(header.channels), header.bits) != (spec.channels, spec.file_bits), None
 
 
 def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:

@@ -62,6 +62,8 @@ def check_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allow
     passes, text = nan_allowed & ~tf.math.is_finite(farthest), _WRONG_RANGE
     if tf.executing_eagerly():
         text = f"images have values from {np.min(images):g} to {np.max(images):g}; they {text.removeprefix('images ')}"
+        if np.isnan(images).any():
+            text = "images have NaN (not a number) among their values: look for where it comes from"
     checks = [check_values((farthest <= 0.5 + _RANGE_TOLERANCE) | passes, text)]
     if scored and config.num_bits == 1:
         checks.append(check_values((nearest >= 0.5 - _RANGE_TOLERANCE) | passes, _NOT_BINARY))

@@ -117,9 +117,14 @@ def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespac
     named = [path for metric in ("latents", "outliers") for path in metrics.get(metric, {}).get("pictures", ())]
     # Paths in the run folder alone: a folder may come from others.
     inside = [path for path in named if not os.path.isabs(path) and ".." not in pathlib.PurePath(path).parts]
+    results = [*_results(metrics, dataset or _identifier(metrics["dataset"]))]
+    for name in [name for name, value in metrics.items() if isinstance(value, str)]:
+        # A name must not look like other lines of the table; commands have a line each.
+        kept = "\n" if name == "command" else ""
+        metrics[name] = "".join(letter if letter.isprintable() or letter in kept else " " for letter in metrics[name])
     return types.SimpleNamespace(
         metrics=metrics,
-        results=[*_results(metrics, dataset or _identifier(metrics["dataset"]))],
+        results=results,
         table=table(metrics),
         rows=[*rows(metrics)],
         pictures=[path for path in inside if (file.parent / path).is_file()],

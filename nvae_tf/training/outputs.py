@@ -157,7 +157,7 @@ class RunOutputs:
 
     def _write_evaluation(self, step: int) -> None:
         source, count = self._run.images.test, self._run.images.test.count
-        self.status.show_if_due(f"evaluating the {count:,} test images")
+        self.status.announce(f"evaluating the {count:,} test images")
         batches = evaluation_batches(source, self._run.images.spec, self._batch_size, _FIXED_SEED)
 
         def show(done: int) -> None:
@@ -190,7 +190,7 @@ class RunOutputs:
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Writes reconstructions and samples for TensorBoard, and last a file, which shows that all are there."""
         spec, test = self._run.images.spec, self._run.images.test
-        self.status.show_if_due("drawing reconstructions and samples")
+        self.status.announce("drawing reconstructions and samples")
         originals, labels, _ = chosen_images(test, spec, "test", at_most=8, seed=_FIXED_SEED)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
         reconstructions = self._run.model(originals, seed=_FIXED_SEED, labels=labels)

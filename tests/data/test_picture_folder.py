@@ -171,6 +171,13 @@ def test_alpha_is_dropped_or_laid_on_a_color(channels, alpha, background, tmp_pa
             np.testing.assert_array_equal(np.rint(loaded * 255), images[1])
 
 
+def test_what_is_converted_is_said_in_one_line(tmp_path):
+    others = {"gray": png(RGB[0][..., :1]), "x": png(random_pixels(HEIGHT, WIDTH, 3, dtype=np.uint16))}
+    spec, kept = own_images(train_and_test(tmp_path, **others)), []
+    assert load_split(spec, "train", Report(keep=kept.append)).count == 8 and spec.channels == 3
+    assert kept == ["Converted 2 of 8 train pictures to 3 channels, 8 bits"]
+
+
 def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
     write_files(tmp_path, {f"{number}.png": b"text" for number in range(4)})
     with pytest.raises(ValueError, match=f"{tmp_path}/.*: not a picture.*Fix or remove the file"):
