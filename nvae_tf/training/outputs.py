@@ -56,6 +56,7 @@ class RunOutputs:
         self._batch_size = min(self._settings.batch_size, run.images.test.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
         self._generator = ImageGenerator(run.model)
+        self._last_means: dict[str, float] = {}  # of the last whole period of `train.log_every_steps`
 
     def report_end(self, steps: int, seconds: float) -> None:
         """Says that the run has all its steps, of which this training has made `steps`, and its test score."""
@@ -74,22 +75,29 @@ class RunOutputs:
     def note_step(self, step: int) -> None:
         """Counts a training step, shows a line about it if enough time has passed, and writes the curves if due."""
         self._speed.count_step()
+        if self._is_due(step, self._settings.log_every_steps):
+            self._last_means = self._running_means()
         if self.status.is_due or step == self._total:
             self._show_progress(step)
         if self._run.replicas.is_chief and self._is_due(step, self._settings.log_every_steps):
             self._write_training_curves(step)
 
     def _show_progress(self, step: int) -> None:
-        means, schedules = self._running_means(), self._schedules()
+        means, schedules = self._moving_means(step), self._schedules()
+        # All in one unit, that of the literature.
+        unit, places, scale = "bits/dim", 4, self._bits_per_dimension(1.0)
+        if self._run.config.model.likelihood == "bernoulli":
+            unit, places, scale = "nats", 2, 1.0
+        nelbo, loss, kl = (f"{scale * means[name]:.{places}f}" for name in ("nelbo_nats", "loss", "kl"))
         # The important numbers come first: a narrow terminal cuts the end.
         line = f"step {step:,}/{self._total:,}"
         if steps_per_second := self._speed.steps_per_second:
             left = duration((self._total - step) / steps_per_second)
             line += f"  {left} left  {self._images_per_second():,.0f} images/s"
-        line += f"  NELBO {means['nelbo_nats']:.2f} nats, {means['bits_per_dim']:.4f} bits/dim"
+        line += f"  NELBO {nelbo} {unit}"
         if means["skipped_steps"]:
             line += f"  {means['skipped_steps']:.0f} steps skipped"
-        line += f"  loss {means['loss']:.2f}  KL {means['kl']:.2f}"
+        line += f"  loss {loss}  KL {kl}"
         line += f"  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
         self.status.show(line, step / self._total)
 
@@ -135,6 +143,14 @@ class RunOutputs:
         means = {metric.name: float(metric.result()) for metric in self._run.model.metrics}
         nelbo = means["reconstruction"] + means["kl"]
         return means | {"nelbo_nats": nelbo, "bits_per_dim": self._bits_per_dimension(nelbo)}
+
+    def _moving_means(self, step: int) -> dict[str, float]:
+        """Means over about `train.log_every_steps` steps: the last period stands in for the rest of the present one."""
+        means, period = self._running_means(), self._settings.log_every_steps
+        part = (step % period or period) / period
+        last = means | {name: value for name, value in self._last_means.items() if math.isfinite(value)}
+        moving = {name: part * value + (1.0 - part) * last[name] for name, value in means.items()}
+        return moving | {"skipped_steps": means["skipped_steps"]}
 
     def _schedules(self) -> dict[str, float]:
         """The scheduled values of the next step; skipped steps don't count."""

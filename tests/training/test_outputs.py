@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import io
+import re
 import signal
 import sys
 import types
@@ -16,6 +17,7 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
+from nvae_tf.progress import StatusLine
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, write_samples
@@ -108,6 +110,27 @@ class StopAfter(StopRequest):
         self._looks -= 1
         self.signal_number = signal.SIGTERM if self._looks < 0 else None
         super().check()
+
+
+@pytest.mark.parametrize(("likelihood", "scale", "unit"), [("bernoulli", 1.0, "nats"), ("normal", 0.0056, "bits/dim")])
+def test_the_line_has_one_unit_and_means_that_move_on(likelihood, scale, unit, finished_run, tmp_path, monkeypatch):
+    config = read_run_config(RunFolder(finished_run[0]))
+    run = new_run(config, RunLength(14, 60), images_of_run(config))
+    model = dataclasses.replace(config.model, likelihood=likelihood)
+    run = run._replace(config=dataclasses.replace(config, model=model))
+    outputs, lines = RunOutputs(RunFolder(tmp_path), run, StopRequest()), []
+    monkeypatch.setattr(StatusLine, "is_due", True)
+    monkeypatch.setattr(outputs, "_write_training_curves", lambda step: None)
+    monkeypatch.setattr(outputs.status, "show", lambda line, _: lines.append(line))
+    for step, nats in ((8, 40.0), (9, 20.0)):
+        for metric in run.model.metrics:
+            metric.reset_state()
+            metric.update_state(nats)
+        outputs.note_step(step)
+    for line, nats in zip(lines, (40.0, 37.5), strict=True):
+        nelbo, shown_unit, loss, kl = re.search(r"NELBO (\S+) (\S+) .* loss (\S+)  KL (\S+)", line).groups()
+        assert np.allclose(np.float64([nelbo, loss, kl]), np.multiply([2, 1, 1], nats * scale), rtol=0.02)
+        assert shown_unit == unit
 
 
 @pytest.mark.parametrize("within", ["evaluation", "sampling"])
