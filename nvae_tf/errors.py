@@ -35,7 +35,8 @@ def exit_on_user_error() -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """The first line of an exception's message; the name of its class where that is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Pillow's have parts of files as the `repr` of bytes: b'IDAT'.
+    return re.sub(r"\bb(?='[^']*')", "", (str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def reason_of_tensorflow(message: str) -> str:

@@ -171,6 +171,14 @@ def test_alpha_is_dropped_or_laid_on_a_color(channels, alpha, background, tmp_pa
             np.testing.assert_array_equal(np.rint(loaded * 255), images[1])
 
 
+def test_what_pillow_says_of_a_chunk_is_text(tmp_path):
+    content = png(random_pixels(40, 40, 3))
+    place = content.index(b"IDAT") + 300
+    write_files(tmp_path, {"a.png": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]})
+    with pytest.raises(ValueError, match=r"a damaged or cut-off PNG file \(.* 'IDAT'"):
+        nvae_tf.load_images(tmp_path, nvae_tf.ModelConfig())
+
+
 def test_what_is_converted_is_said_in_one_line(tmp_path):
     others = {"gray": png(RGB[0][..., :1]), "x": png(random_pixels(HEIGHT, WIDTH, 3, dtype=np.uint16))}
     spec, kept = own_images(train_and_test(tmp_path, **others)), []

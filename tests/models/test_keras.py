@@ -1,5 +1,6 @@
 import csv
 import json
+import pydoc
 import random
 import zipfile
 
@@ -224,3 +225,11 @@ def test_an_hdf5_file_lacks_the_optimizers_state_and_export_names_the_command(tm
     with pytest.raises(ValueError, match="nvae-export --workdir=RUN --output=DIR"):
         model.export(tmp_path / "exported")
     assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_what_a_user_calls():
+    methods = {"classify", "decode", "encode", "generate", "infer", "outlier_score", "restore", "score"}
+    added = {name for name in dir(nvae_tf.NVAE) if not name.startswith("_")} - {*dir(keras.Model)}
+    assert added == methods | {"batch_norms", "convolutions", "outlier_calibration", "reweighted_prior"}
+    assert all("Example: `" in getattr(nvae_tf.NVAE, name).__doc__ for name in methods)
+    assert len(pydoc.render_doc(nvae_tf).splitlines()) < 80

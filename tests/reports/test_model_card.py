@@ -253,3 +253,13 @@ def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypat
     keep_model_card(folder, MODEL, lines.append)
     assert lines == [f"the model card was not written: {folder.card_file}: can't be written (No space left on device)"]
     assert folder.card_file.read_bytes() == before and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["digits, seed 3\nNELBO       1.00 nats per image", "digits\r\u2028\u202e\x1b[2J"])
+def test_a_data_set_of_an_evaluation_file_looks_like_nothing_else(tmp_path, name):
+    folder = new_folder(tmp_path / "run")
+    metrics = evaluate(folder)
+    lines = card(folder).partition("\n---\n")[2].splitlines()
+    folder.evaluation_file().write_text(json.dumps(metrics | {"dataset": name}))
+    with_name = card(folder).partition("\n---\n")[2]
+    assert len(with_name.splitlines()) == len(lines) and with_name.replace("\n", "").isprintable()
