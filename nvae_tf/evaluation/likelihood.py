@@ -14,7 +14,7 @@ from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.cpu_kernels import has_gpus
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import image_seeds, noise_per_image
-from nvae_tf.models.passes import add_importance_samples, image_features, inference_pass
+from nvae_tf.models.passes import add_importance_samples, inference_pass
 from nvae_tf.objective import ImportanceWeighting, kl_per_channel
 from nvae_tf.replicas import divided, joined
 
@@ -75,7 +75,7 @@ class LikelihoodEvaluator:
         self.numbers_of_samples = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
         self._elbo_parts = self._on_replicas(self._replica_elbo)
-        self._features = self._on_replicas(functools.partial(image_features, model))
+        self._features = self._on_replicas(model.bottom_up.features)
         how = {"numbers": self.numbers_of_samples, "samples_at_once": self._at_once}
         self._add_samples = self._on_replicas(functools.partial(add_importance_samples, model, **how))
 

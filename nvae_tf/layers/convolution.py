@@ -82,28 +82,27 @@ class StackedConvolution(StackedLayer):
             return cpu_kernels.convolution_of_two(*inputs, kernel, *bias)
         if self.kernel_size == 1 and self.strides == 1 and self.groups == 1:
             return cpu_kernels.pointwise_convolution(inputs, kernel, *bias)
-        outputs = self._convolve(inputs, kernel)
-        return tf.nn.bias_add(outputs, *bias) if bias else outputs
-
-    def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         padding = "SAME"
         if self.strides > 1 and self.kernel_size > 1:  # where SAME is not symmetric
             margin = self.kernel_size // 2 * self.dilation
             inputs = tf.pad(inputs, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
             padding = "VALID"
-        if self.groups > 1 and self.groups == self.channels_in == self.channels_out:
-            kernel = tf.reshape(kernel, kernel.shape[:2] + (self.channels_in, 1))
-            if self.strides == 1:
-                return cpu_kernels.depthwise_convolution(inputs, kernel)
-            return tf.nn.depthwise_conv2d(inputs, kernel, (1, self.strides, self.strides, 1), padding)
         if self.dilation > 1:  # zeros between the taps, in place of `dilations`, whose gradients need a GPU
             taps = np.eye((self.kernel_size - 1) * self.dilation + 1)[:, :: self.dilation]
             kernel = tf.einsum("yh,xw,hwio->yxio", *[tf.constant(taps, kernel.dtype)] * 2, kernel)
         if self.groups == 1:
-            return tf.nn.conv2d(inputs, kernel, self.strides, padding)
-        # TensorFlow has no gradient for grouped convolutions on CPUs.
-        groups = zip(tf.split(inputs, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True)
-        return cpu_kernels.concatenated([tf.nn.conv2d(*group, self.strides, padding) for group in groups])
+            outputs = tf.nn.conv2d(inputs, kernel, self.strides, padding)
+        elif self.groups == self.channels_in == self.channels_out:
+            kernel = tf.reshape(kernel, kernel.shape[:2] + (self.channels_in, 1))
+            if self.strides == 1:
+                outputs = cpu_kernels.depthwise_convolution(inputs, kernel)
+            else:
+                outputs = tf.nn.depthwise_conv2d(inputs, kernel, (1, self.strides, self.strides, 1), padding)
+        else:
+            # TensorFlow has no gradient for grouped convolutions on CPUs.
+            groups = zip(tf.split(inputs, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True)
+            outputs = cpu_kernels.concatenated([tf.nn.conv2d(*group, self.strides, padding) for group in groups])
+        return tf.nn.bias_add(outputs, *bias) if bias else outputs
 
     def _masked_kernel(self) -> tf.Tensor:
         kernel = tf.convert_to_tensor(self.kernel)
@@ -122,7 +121,7 @@ class DataDependentConvolution(StackedConvolution):
         """The scales and the biases of all layers, each `[count, out]`."""
         return self.log_norm, self.bias
 
-    def layers_with_statistics(self, initializing: bool = False) -> list[StackedLayer]:
+    def recorders(self, initializing: bool = False) -> list[StackedLayer]:
         return [self] if initializing else []
 
     def make_weights(self, forward: ForwardPass) -> ConvolutionWeights:

@@ -161,7 +161,7 @@ class StackedBatchNormalization(StackedLayer):
         """The running mean and variance of all layers, each `[count, channels]`."""
         return self.moving_mean, self.moving_variance
 
-    def layers_with_statistics(self, initializing: bool = False) -> list[StackedLayer]:
+    def recorders(self, initializing: bool = False) -> list[StackedLayer]:
         return [self]
 
     def next_statistic(self, current: keras.Variable, recorded: tf.Tensor) -> tf.Tensor:

@@ -1,7 +1,8 @@
 """Stacked residual cells: `skip(x) + 0.1 * gate * branch(x)` (Vahdat & Kautz 2020, figure 3 and appendix A).
 
 `change` is what a cell or a branch does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
-A new kind of branch is a class here, and a named tuple with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`.
+A new kind of branch is a class here, which `ResidualCells` chooses, a named tuple with a line of `CELL_SETS` in
+`nvae_tf/latent_plan.py`, and its PyTorch names in `nvae_tf/published/names.py`.
 """
 
 import itertools

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from nvae_tf.layers.scan_loops import scan_for_inference, scan_with_gradient
-from nvae_tf.layers.stacked import ForwardPass, Recorded, StackedLayer, Weights, layers_of
+from nvae_tf.layers.stacked import ForwardPass, RecordVector, StackedLayer, Updates, Weights, layers_of
 
 # A loop of fewer steps would take more of a program than the steps themselves.
 _FEWEST_STEPS = 3
@@ -28,49 +28,17 @@ class StackShare(NamedTuple):
     stack: StackedLayer | None
     layers_per_step: int = 1
 
-    def layers_of_step(self, layers: Sequence[Any], index: int) -> Sequence[Any]:
-        """The layers of one step; steps count from the end (-1 is the last), because the first may have none."""
-        first = len(layers) + index * self.layers_per_step
-        return layers[first : first + self.layers_per_step] if first >= 0 else []
+    def layers_by_step(self, layers: Sequence[Any], num_steps: int) -> list[Sequence[Any]]:
+        """The layers of each step; the first steps have none where there are too few for all."""
+        if self.stack is None:
+            return [[]] * num_steps
+        size = self.layers_per_step
+        by_step = [layers[first : first + size] for first in range(0, len(layers), size)]
+        return [[]] * (num_steps - len(by_step)) + by_step
 
 
 # `(layers, state, input) -> (state, output)`; `layers` are functions of a tensor, a list of them for each share.
 Step = Callable[[list[list[Callable]], tf.Tensor, Any], tuple[tf.Tensor, Any]]
-
-
-def run_steps(
-    shares: Sequence[StackShare],
-    step: Step,
-    state: tf.Tensor,
-    inputs: Sequence[Any],
-    forward: ForwardPass,
-    output_tensors: Callable[[Any], list[tf.Tensor]] = lambda _: [],
-) -> tuple[tf.Tensor, list[Any], list[tf.Tensor]]:
-    """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
-
-    Where `forward.scanned`, the last steps become a loop if they are three or more: those that have layers of every
-    stack, and inputs of tensors alone. The steps before must record nothing (the top group has no batch norm).
-
-    Returns:
-      The last state; the outputs of the steps outside of the loop; and, of the loop's steps, the `output_tensors` of an
-      output, each with an axis for the steps in front (empty without a loop).
-    """
-    stacks = [share for share in shares if share.stack is not None]
-    # The number of steps before the loop: those that lack layers of a stack (as the top group lacks a prior), and those
-    # up to the last input that is not of tensors alone (a source of latents that holds another source's settings).
-    lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in stacks]
-    unstackable = [number for number, each in enumerate(inputs, 1) if not _has_only_tensors(each)]
-    num_before = max([0, *lacking, *unstackable])
-    if not _is_loop(forward, len(inputs) - num_before):
-        return (*_unrolled(shares, step, state, inputs, forward), [])
-    weights = [() if share.stack is None else forward.weights_of(share.stack) for share in shares]
-    outputs = []
-    for index, step_input in enumerate(inputs[:num_before], -len(inputs)):
-        layers = [_layers_before_loop(*pair, index, forward) for pair in zip(shares, weights, strict=True)]
-        state, output = step(layers, state, step_input)
-        outputs.append(output)
-    state, stacked = _loop_of_steps(shares, weights, step, state, inputs[num_before:], forward, output_tensors)
-    return state, outputs, stacked
 
 
 def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
@@ -89,6 +57,42 @@ def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass
     return run_steps([StackShare(cells)], step, state, [()] * cells.count, forward)[0]
 
 
+def run_steps(
+    shares: Sequence[StackShare],
+    step: Step,
+    state: tf.Tensor,
+    inputs: Sequence[Any],
+    forward: ForwardPass,
+    output_tensors: Callable[[Any], list[tf.Tensor]] = lambda _: [],
+) -> tuple[tf.Tensor, list[Any], list[tf.Tensor]]:
+    """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
+
+    Where `forward.scanned`, the last steps become a loop if they are three or more: those that have layers of every
+    stack, and inputs of tensors alone. The steps before must record nothing (the top group has no batch norm).
+
+    Returns:
+      The last state; the outputs of the steps outside of the loop; and, because a loop returns tensors alone, the
+      `output_tensors` of the outputs of its steps, each with an axis for the steps in front (empty without a loop).
+    """
+    stacks = [share for share in shares if share.stack is not None]
+    # Before the loop come the steps that lack layers of a stack, as the top group lacks a prior,
+    lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in stacks]
+    # and those up to the last input that is not of tensors alone, such as a source of latents that holds another.
+    unstackable = [number for number, each in enumerate(inputs, 1) if not _has_only_tensors(each)]
+    num_before = max([0, *lacking, *unstackable])
+    if not _is_loop(forward, len(inputs) - num_before):
+        return (*_unrolled(shares, step, state, inputs, forward), [])
+    weights = [() if share.stack is None else forward.weights_of(share.stack) for share in shares]
+    outputs = []
+    for index, step_input in enumerate(inputs[:num_before]):
+        pairs = zip(shares, weights, strict=True)
+        layers = [_layers_before_loop(*pair, index, len(inputs), forward) for pair in pairs]
+        state, output = step(layers, state, step_input)
+        outputs.append(output)
+    state, stacked = _loop_of_steps(shares, weights, step, state, inputs[num_before:], forward, output_tensors)
+    return state, outputs, stacked
+
+
 def _is_loop(forward: ForwardPass, num_steps: int) -> bool:
     return forward.scanned and not tf.executing_eagerly() and num_steps >= _FEWEST_STEPS
 
@@ -101,19 +105,20 @@ def _unrolled(shares, step, state, inputs, forward) -> tuple[tf.Tensor, list[Any
     """The last state and all outputs, with every step in the graph by itself."""
     outputs = []
     functions = [[] if share.stack is None else share.stack.layers(forward) for share in shares]
-    for index, step_input in enumerate(inputs, -len(inputs)):
-        layers = [share.layers_of_step(each, index) for share, each in zip(shares, functions, strict=True)]
+    by_step = [share.layers_by_step(each, len(inputs)) for share, each in zip(shares, functions, strict=True)]
+    for *layers, step_input in zip(*by_step, inputs, strict=True):
         state, output = step(layers, state, step_input)
         outputs.append(output)
     return state, outputs
 
 
-def _layers_before_loop(share: StackShare, weights: Weights, index: int, forward: ForwardPass) -> list[Callable]:
-    """The layers of a step that comes before the loop."""
+def _layers_before_loop(share: StackShare, weights: Weights, index: int, num_steps: int, forward) -> list[Callable]:
+    """The layers of step `index` of `num_steps`, which comes before the loop."""
     if share.stack is None:
         return []
-    numbers = share.layers_of_step(range(share.stack.count), index)
+    numbers = share.layers_by_step(range(share.stack.count), num_steps)[index]
     slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in numbers]
+    # The vectors are thrown away: these steps record nothing, see `run_steps`.
     return share.stack.layer_functions(slices, forward, [[] for _ in numbers])
 
 
@@ -124,25 +129,30 @@ def _loop_of_steps(shares, weights, step, state, inputs, forward, output_tensors
     stacked_inputs = step_weights, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
 
     def body(state: tf.Tensor, slices: tuple[list[Weights], Any]) -> tuple[tf.Tensor, list, list]:
-        layers, recorded = [], []
+        layers, vectors_of_shares = [], []
         weights_of_shares, step_input = slices
         for share, share_weights in zip(shares, weights_of_shares, strict=True):
-            several = share.layers_per_step > 1
-            each_weights = layers_of(share_weights, share.layers_per_step) if several else [share_weights]
-            vectors: list[Recorded] = [[] for _ in each_weights]
-            recorded.append(vectors)
-            layers.append([] if share.stack is None else share.stack.layer_functions(each_weights, forward, vectors))
+            is_one = share.layers_per_step <= 1
+            layer_weights = [share_weights] if is_one else layers_of(share_weights, share.layers_per_step)
+            vectors: list[RecordVector] = [[] for _ in layer_weights]
+            vectors_of_shares.append(vectors)
+            layers.append([] if share.stack is None else share.stack.layer_functions(layer_weights, forward, vectors))
         state, output = step(layers, state, step_input)
-        return state, output_tensors(output), recorded
+        return state, output_tensors(output), vectors_of_shares
 
     scan = scan_with_gradient if forward.training else scan_for_inference
-    state, outputs, recorded = scan(body, state, stacked_inputs)
-    for share, share_recorded in zip(shares, recorded, strict=False):  # inference records nothing
-        if share_recorded and share_recorded[0]:
-            vectors = tf.stack([vector for (vector,) in share_recorded], axis=1)  # [steps, layers of a step, width]
-            by_layer = tf.reshape(vectors, (share.stack.count, -1))
-            forward.add_updates(share.stack.updates_from(by_layer, forward.initializing))
+    state, outputs, vectors_of_shares = scan(body, state, stacked_inputs)
+    for share, vectors in zip(shares, vectors_of_shares, strict=False):  # `scan_for_inference` returns no vectors
+        forward.new_values += _updates_of_loop(share, vectors, forward)
     return state, outputs
+
+
+def _updates_of_loop(share: StackShare, vectors: list[RecordVector], forward: ForwardPass) -> Updates:
+    """The variables of a stack and their new values, from the vectors `[steps, width]` of each layer of a step."""
+    if not vectors or not vectors[0]:
+        return []
+    stacked = tf.stack([vector for (vector,) in vectors], axis=1)  # [steps, layers of a step, width]
+    return share.stack.updates_from(tf.reshape(stacked, (share.stack.count, -1)), forward.initializing)
 
 
 def _weights_by_step(share: StackShare, weights: Weights, num_steps: int) -> Weights:

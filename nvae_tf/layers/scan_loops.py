@@ -34,7 +34,9 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
     def body_of_packed(state: tf.Tensor, slices: list[tf.Tensor]) -> tuple:
         return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(slices)))
 
-    traced, recorded = _TracedStep(body_of_packed, state, packed_inputs), []
+    traced = _TracedStep(body_of_packed, state, packed_inputs)
+    # Filled by the operation: as its results the recorded tensors would be differentiated.
+    recorded: list = []
 
     @tf.custom_gradient
     def operation(state: tf.Tensor, *packed_inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
@@ -43,7 +45,6 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         def gradient(state_gradient: tf.Tensor, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
             return traced.backward_loop(tables, packed_inputs, state_gradient, output_gradients)
 
-        # By the list: as results of the operation the recorded tensors would be differentiated.
         outputs, recorded[:], _ = traced.unpack_results([table.stack() for table in tables])
         return [last_state, *outputs], gradient
 
@@ -96,17 +97,19 @@ class _TracedStep:
     """A step and its gradient, traced in one graph and cut in two at what the forward piece keeps for the backward one.
 
     `forward(state, *slices)` returns the next state and the flat `results`: outputs, what is recorded, what is kept.
-    `backward(*kept, *slices, *upstream)` returns the gradients of the state and of those slices that have one.
+    `backward(*kept, *slices, state_gradient, *output_gradients)` returns the gradients of the state and of those
+    slices that have one.
     """
 
     def __init__(self, body: Callable, state: tf.Tensor, inputs: Sequence[tf.Tensor]):
         slice_specs = [tf.TensorSpec(each.shape[1:], each.dtype) for each in inputs]
-        # Of TensorFlow 1, because this alone can be cut at chosen tensors (`prune`).
+        # 1. The step. By a function of TensorFlow 1, because this alone can be cut at chosen tensors (`prune`).
         whole = tf.compat.v1.wrap_function(body, [tf.TensorSpec(state.shape, state.dtype), slice_specs])
         if whole.graph.captures:
             raise ValueError(f"a step has no gradient for what it uses besides its arguments: {whole.graph.captures}")
         next_state, outputs, recorded = whole.structured_outputs
         _, *slices = whole.inputs
+        # 2. Its gradient, in the same graph.
         forward_operations = {operation.name for operation in whole.graph.get_operations()}
         with whole.graph.as_default():
             upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (next_state, *outputs)]
@@ -114,15 +117,17 @@ class _TracedStep:
         self._has_gradient = [gradient is not None for gradient in slice_gradients]
         gradients = [state_gradient, *(gradient for gradient in slice_gradients if gradient is not None)]
         self._gradient_specs = [tf.TensorSpec(gradient.shape, gradient.dtype) for gradient in gradients[1:]]
+        # 3. The cut.
         kept = _kept_tensors(gradients, {each.name for each in (*slices, *upstream)}, forward_operations)
-        self._results = outputs, recorded, kept
-        self._packing, self._num_steps = Packing(tf.nest.flatten(self._results)), inputs[0].shape[0]
-        self._forward = whole.prune(whole.inputs, [next_state, *tf.nest.flatten(self._results)])
+        self._results_structure = outputs, recorded, kept
+        results = tf.nest.flatten(self._results_structure)
+        self._packing, self._num_steps = Packing(results), inputs[0].shape[0]
+        self._forward = whole.prune(whole.inputs, [next_state, *results])
         self._backward = whole.prune([*kept, *slices, *upstream], gradients)
 
     def unpack_results(self, packed: list[tf.Tensor]) -> tuple[list[tf.Tensor], list, list[tf.Tensor]]:
         """Outputs, what is recorded, and what is kept, from what the tables hold."""
-        return tf.nest.pack_sequence_as(self._results, self._packing.unpack(packed))
+        return tf.nest.pack_sequence_as(self._results_structure, self._packing.unpack(packed))
 
     def forward_loop(self, state: tf.Tensor, inputs: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list[tf.TensorArray]]:
         """The last state, and tables of the results of all steps."""
@@ -148,7 +153,7 @@ class _TracedStep:
 
 
 def _kept_tensors(gradients: Sequence[tf.Tensor], given: set[str], forward_operations: set[str]) -> list[tf.Tensor]:
-    """The tensors of the forward pass at which the search for what the gradients need ends, see `_KEPT`.
+    """What the gradients need of the forward piece: the state before the step, and the results of `_KEPT` operations.
 
     `given` are names of tensors that the backward piece has anyway. What lies between is computed again.
     """
@@ -157,7 +162,7 @@ def _kept_tensors(gradients: Sequence[tf.Tensor], given: set[str], forward_opera
         tensor = pending.pop()
         if tensor.name not in seen:
             seen.add(tensor.name)
-            # A placeholder that is not given is the state before the step.
+            # The only placeholder that is not given is the state.
             if tensor.op.name in forward_operations and tensor.op.type in (*_KEPT, "Placeholder"):
                 kept.append(tensor)
             else:

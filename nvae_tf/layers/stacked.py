@@ -19,8 +19,9 @@ from nvae_tf.replicas import replica_count
 # Tensors in any structure of `tf.nest`; what a layer lacks is an empty tuple there, not None.
 Weights = Any
 Updates = list[tuple[keras.Variable, tf.Tensor]]  # variables and their new values
-# What one layer has recorded in a pass: `[]`, or one vector `[width]` in a list.
-Recorded = list[tf.Tensor]
+# All that one layer records in a pass: one vector `[width]` in a list, or `[]`. Not None, because it passes through
+# `tf.function` and `tf.recompute_grad`.
+RecordVector = list[tf.Tensor]
 
 
 @contextlib.contextmanager
@@ -51,21 +52,26 @@ class ForwardPass:
     # Gathered: weights as layers use them, and the effective kernels in float32, which the spectral regularizer shares.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
-    # Gathered: what the layers of each stack have recorded, and variables with the new values that follow.
-    recorded: list[tuple["StackedLayer", list[Recorded]]] = dataclasses.field(default_factory=list)
-    _updates: Updates = dataclasses.field(default_factory=list)
+    # Gathered: the vectors that the layers of each stack record; variables whose new values are known already.
+    vectors: list[tuple["StackedLayer", list[RecordVector]]] = dataclasses.field(default_factory=list)
+    new_values: Updates = dataclasses.field(default_factory=list)
 
-    def add_updates(self, updates: Updates) -> None:
-        """Adds variables and their new values, which are assigned after the pass."""
-        self._updates += updates
+    @property
+    def inlines_layers(self) -> bool:
+        """Whether a composite layer stands in the graph anew for each layer of its stack, not as calls of one function.
+
+        So on several replicas, which can't communicate from within a function, and in a scanned pass, which has few
+        layers outside of its loops.
+        """
+        return self.traced_inline or self.scanned or tf.executing_eagerly() or replica_count() > 1
 
     def updates(self) -> Updates:
-        """All variables that the pass changes, and their new values: made here from what the layers have recorded."""
-        for stack, recorded in self.recorded:
-            if recorded[0]:
-                self.add_updates(stack.updates_from(tf.stack([vector for (vector,) in recorded]), self.initializing))
-        self.recorded.clear()
-        return self._updates
+        """All variables that the pass changes, and their new values, which are assigned after the pass."""
+        for stack, vectors in self.vectors:
+            if vectors[0]:
+                self.new_values += stack.updates_from(tf.stack([vector for (vector,) in vectors]), self.initializing)
+        self.vectors.clear()
+        return self.new_values
 
     def commit(self) -> None:
         """Assigns the updates."""
@@ -94,10 +100,10 @@ class StackedLayer(keras.layers.Layer):
     the same count, which act one after another unless it says otherwise. All weights are made at construction. With
     `recomputed` the backward pass computes each layer again, and the forward pass keeps only the layer's input.
 
-    A pass calls `single`, `layers` or `run_steps`; these make functions of the layers (`layer_functions`), each of
-    which calls `apply_slice` with its slice of the weights. In training `apply_slice` appends to `records`, batch norm
-    for example its (mean, variance); `_apply` joins the records of a layer to one vector; from the vectors of all
-    layers `updates_from` makes the new values of the variables.
+        layers(forward)              functions of the input, one for each layer
+          _apply(weights, inputs)    -> the outputs, and all that the layer records as one vector
+            apply_slice(...)         what a subclass computes; in training it appends to `records`
+        updates_from(vectors)        after the pass: the variables and their new values
     """
 
     # The variables `[count, width]` whose next values follow from what the layer records in a training pass.
@@ -127,18 +133,19 @@ class StackedLayer(keras.layers.Layer):
     def apply_slice(self, weights: Weights, inputs: tf.Tensor, records: list) -> tf.Tensor:
         """One layer of the stack, a pure function of `[batch, height, width, channels]` and its weights (`layers_of`).
 
-        In training each of the `layers_with_statistics` in turn appends to `records` a tuple of statistics `[width]`.
+        In training each of the `recorders` in turn appends to `records` a tuple of vectors `[width]`: batch norm, for
+        example, its (mean, variance).
         """
         for part, part_weights in zip(self.parts, weights, strict=True):
             inputs = part.apply_slice(part_weights, inputs, records)
         return inputs
 
-    def layers_with_statistics(self, initializing: bool = False) -> list["StackedLayer"]:
-        """The layers, this one or parts of it, that record statistics in a training pass, in order."""
-        return [recorder for part in self.parts for recorder in part.layers_with_statistics(initializing)]
+    def recorders(self, initializing: bool = False) -> list["StackedLayer"]:
+        """The layers, this one or parts of it, that append to `records` in a training pass, in order."""
+        return [recorder for part in self.parts for recorder in part.recorders(initializing)]
 
     def next_statistic(self, current: keras.Variable, recorded: tf.Tensor) -> tf.Tensor:
-        """The value of one of the `statistics` after a pass that has recorded another."""
+        """The value of one of the `statistics` after a pass in which the layers have recorded `[count, width]`."""
         return recorded
 
     def foldings(self) -> list[Folding]:
@@ -147,50 +154,45 @@ class StackedLayer(keras.layers.Layer):
 
     def layers(self, forward: ForwardPass) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """The stack's layers as functions of their input; in training each must be called once."""
-        # A composite layer is traced once and called for each layer of the stack. Not so on several replicas, which
-        # can't communicate from within a function, nor in a scanned pass: it has few layers outside of its loops.
-        inline = forward.traced_inline or forward.scanned or tf.executing_eagerly() or replica_count() > 1
-        recorded: list[Recorded] = [[] for _ in range(self.count)]
+        vectors: list[RecordVector] = [[] for _ in range(self.count)]
         if forward.training:
-            forward.recorded.append((self, recorded))
+            forward.vectors.append((self, vectors))
         weights = layers_of(forward.weights_of(self), self.count)
-        return self.layer_functions(weights, forward, recorded, inline or not self.parts)
+        return self.layer_functions(weights, forward, vectors, forward.inlines_layers or not self.parts)
 
     def layer_functions(
-        self, weights: Sequence[Weights], forward: ForwardPass, recorded: list[Recorded], inline: bool = True
+        self, weights: Sequence[Weights], forward: ForwardPass, vectors: list[RecordVector], inline: bool = True
     ) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """Layers with these weights as functions of their input; calls in the graph unless `inline`.
 
-        Each puts what it records in its place of `recorded`.
+        Layer i puts all that it records into `vectors[i]`.
         """
         apply = self._apply if inline else self._traced
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
 
         def layer(index: int, inputs: tf.Tensor) -> tf.Tensor:
-            outputs, recorded[index] = apply(weights[index], inputs)
+            outputs, vectors[index] = apply(weights[index], inputs)
             return outputs
 
         return [functools.partial(layer, index) for index in range(len(weights))]
 
-    def _apply(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, Recorded]:
+    def _apply(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, RecordVector]:
         records: list[tuple[tf.Tensor, ...]] = []
         outputs = self.apply_slice(weights, inputs, records)
         return outputs, [tf.concat([tensor for record in records for tensor in record], 0)] if records else []
 
-    def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, Recorded]:
+    def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, RecordVector]:
         # As integers, because TensorFlow makes a gradient of zeros for each float that a call returns; as unsigned
         # ones, because int32 is kept on the host.
-        outputs, recorded = self._apply(weights, inputs)
-        return outputs, [tf.bitcast(vector, tf.uint32) for vector in recorded]
+        outputs, vector = self._apply(weights, inputs)
+        return outputs, [tf.bitcast(each, tf.uint32) for each in vector]
 
-    def updates_from(self, recorded: tf.Tensor, initializing: bool) -> Updates:
+    def updates_from(self, vectors: tf.Tensor, initializing: bool) -> Updates:
         """Variables and their new values, from the vectors `[count, width]` that the layers have recorded."""
-        if recorded.dtype == tf.uint32:
-            recorded = tf.bitcast(recorded, tf.float32)
-        pairs = [
-            (layer, variable) for layer in self.layers_with_statistics(initializing) for variable in layer.statistics
-        ]
-        pieces = tf.split(recorded, [variable.shape[1] for _, variable in pairs], axis=1)
+        if vectors.dtype == tf.uint32:
+            vectors = tf.bitcast(vectors, tf.float32)
+        pairs = [(layer, variable) for layer in self.recorders(initializing) for variable in layer.statistics]
+        pieces = tf.split(vectors, [variable.shape[1] for _, variable in pairs], axis=1)
         return [
             (variable, layer.next_statistic(variable, piece))
             for (layer, variable), piece in zip(pairs, pieces, strict=True)

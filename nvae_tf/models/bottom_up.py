@@ -7,7 +7,17 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, StackShare, run_cells, run_steps, stack_of
+from nvae_tf.layers import (
+    FoldedPass,
+    ForwardPass,
+    ResidualCells,
+    StackedConvolution,
+    StackShare,
+    run_cells,
+    run_steps,
+    stack_of,
+)
+from nvae_tf.models.images import frame
 
 
 class PreprocessBlock(keras.layers.Layer):
@@ -47,6 +57,7 @@ class BottomUp(keras.layers.Layer):
 
     def __init__(self, config: ModelConfig, plan: LatentPlan, name: str, dtype=None):
         super().__init__(name=name, dtype=dtype)
+        self.config = config
         self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, dtype=dtype)
         branch, excite = plan.cells.preprocess, config.squeeze_excite
         self.preprocess = [PreprocessBlock(block, branch, excite, dtype=dtype) for block in plan.preprocess]
@@ -57,9 +68,14 @@ class BottomUp(keras.layers.Layer):
         self.top = StackedConvolution(1, top_channels, top_channels, 1, dtype=dtype)
         self.built = True
 
-    def features(self, images: tf.Tensor, forward: ForwardPass) -> list[tf.Tensor]:
-        """Features of every group, top group first, from images `[batch, height, width, channels]` in [0, 1]."""
-        state = self.stem.single(tf.cast(2.0 * images - 1.0, self.compute_dtype), forward)
+    def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
+        """The feature of every group, top group first, from images `[batch, height, width, channels]` in [0, 1].
+
+        They do not depend on any random draw. Without `forward` the pass is one of inference.
+        """
+        forward = forward or FoldedPass()
+        framed = frame(images, self.config)
+        state = self.stem.single(tf.cast(2.0 * framed - 1.0, self.compute_dtype), forward)
         for block in self.preprocess:
             state = block.run(state, forward)
         features = []

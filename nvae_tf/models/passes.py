@@ -15,7 +15,7 @@ import tensorflow_probability as tfp
 from nvae_tf import objective as objectives
 from nvae_tf.config import MOST_IMPORTANCE_SAMPLES, check, whole_number
 from nvae_tf.layers import FoldedPass, ForwardPass, StackedLayer
-from nvae_tf.models.images import frame, real_pixels
+from nvae_tf.models.images import real_pixels
 from nvae_tf.models.latents import (
     GivenSource,
     GuidedSource,
@@ -67,15 +67,10 @@ def inference_pass(
     see `latents.active_channels`, are at the prior's mean.
     """
     forward = forward or FoldedPass()
-    sources = list(map(PosteriorSource, image_features(model, images, forward), noise))
+    sources = list(map(PosteriorSource, model.bottom_up.features(images, forward), noise))
     if kept_channels is not None:
         sources = with_kept_channels(sources, kept_channels, model.plan)
     return top_down_pass(model, sources, tf.shape(images)[0], forward)
-
-
-def image_features(model: "NVAE", images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
-    """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
-    return model.bottom_up.features(frame(images, model.config), forward or FoldedPass())
 
 
 def top_down_pass(
@@ -156,7 +151,7 @@ def nelbo_of_classes(model: "NVAE", images: tf.Tensor, noise: Sequence[tf.Tensor
     """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `inference_pass`."""
     # What does not depend on the class is computed once.
     forward, count = pass_of_loop(model), tf.shape(images)[0]
-    sources = list(map(PosteriorSource, image_features(model, images, forward), noise))
+    sources = list(map(PosteriorSource, model.bottom_up.features(images, forward), noise))
 
     def nelbo(number: tf.Tensor) -> tf.Tensor:
         class_pass = dataclasses.replace(forward, labels=tf.fill([count], number))
@@ -175,7 +170,7 @@ def importance_weighted(model: "NVAE", images, seeds, labels, importance_samples
     """The importance-weighted bound `[batch]` in nats; the bottom-up pass runs once."""
     importance_samples = whole_number("importance_samples", importance_samples, 1, MOST_IMPORTANCE_SAMPLES)
     begun = ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
-    features, whole = image_features(model, images), (0, importance_samples, (importance_samples,))
+    features, whole = model.bottom_up.features(images), (0, importance_samples, (importance_samples,))
     return add_importance_samples(model, begun, images, features, seeds, labels, *whole).bounds[:, 0]
 
 

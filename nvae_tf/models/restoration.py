@@ -18,7 +18,7 @@ import tensorflow as tf
 from nvae_tf.config import ModelConfig, check, real_number, whole_number
 from nvae_tf.models.images import as_tensor, boolean_mask
 from nvae_tf.models.latents import PosteriorSource, PriorSource, batch_size_of, image_seeds, noise_per_image
-from nvae_tf.models.passes import image_features, inference_pass, pass_of_loop, top_down_pass
+from nvae_tf.models.passes import inference_pass, pass_of_loop, top_down_pass
 
 # Chosen on gray Fashion-MNIST; docs/restoration.md has what they give.
 WEIGHT_OF_PRIOR, LEARNING_RATE = 2.0, 0.1
@@ -160,7 +160,7 @@ def restored(model, measurement, seeds, labels, operator, sigma, steps: int, pnp
         return likelihood.mean(), likelihood.variance()
 
     def plug_and_play(_: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        return measured.with_data(*moments([TemperedSource(it) for it in image_features(model, images, forward)]))
+        return measured.with_data(*moments([TemperedSource(it) for it in model.bottom_up.features(images, forward)]))
 
     start = _repeated(plug_and_play, start, pnp_steps)
     noise = noise_per_image(shapes, seeds) if from_draws else [0.0] * len(shapes)

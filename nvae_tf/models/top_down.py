@@ -1,7 +1,6 @@
 """The top-down (generative) network: from the top latent to the likelihood's parameters (figure 2 of the paper)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -48,20 +47,6 @@ class ClassEmbedding(keras.layers.Layer):
         return tensor + tf.cast(vectors, tensor.dtype)[:, tf.newaxis, tf.newaxis]
 
 
-class GroupStacks(NamedTuple):
-    """The stacks of a scale that make its groups: a `StackShare` each or, in a step, the list of a group's layers.
-
-    The top group has no cells, priors or feature combiners: their lists are empty.
-    """
-
-    cells: Any  # residual cells on the state
-    priors: Any  # state -> the prior's parameters
-    feature_combiners: Any  # state -> what is added to the bottom-up feature
-    posteriors: Any  # feature -> the posterior's parameters
-    flows: Any  # latent -> latent
-    combiners: Any  # state and latent -> the next state
-
-
 class TopDownScale(keras.layers.Layer):
     """All groups of one resolution, and the way up to the next."""
 
@@ -88,7 +73,7 @@ class TopDownScale(keras.layers.Layer):
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
             self.up = ResidualCells(1, branch, decoder, larger, excite, dtype=dtype)
-        self.classes = None
+        self.classes = None  # those of the state; the other two are in the top scale, which alone asks for them
         if config.num_classes:
             check(not plan.is_vanilla, f"model.num_classes = {config.num_classes}: needs more than one latent group")
             self.classes = ClassEmbedding(config.num_classes, decoder, dtype=dtype)
@@ -98,33 +83,27 @@ class TopDownScale(keras.layers.Layer):
             self.classes_of_posterior = ClassEmbedding(config.num_classes, encoder, dtype=dtype)
         self.built = True
 
-    @property
-    def stacks(self) -> GroupStacks:
-        """The stacks of which each group has layers, see `run_steps`."""
-        return GroupStacks(
-            cells=StackShare(self.cells, self.cells_per_group),
-            priors=StackShare(self.priors),
-            feature_combiners=StackShare(self.feature_combiners),
-            posteriors=StackShare(self.posteriors),
-            flows=StackShare(self.flows, self.num_flows),
-            combiners=StackShare(self.combiners),
-        )
+    def group_layers(
+        self, forward: ForwardPass, cells, priors, feature_combiners, posteriors, flows, combiners
+    ) -> GroupLayers:
+        """The prior, the posterior and the other functions of one group, from the lists of its layers.
 
-    def group_layers(self, forward: ForwardPass, layers: GroupStacks) -> GroupLayers:
-        """The prior, the posterior and the other functions of one group, from the lists of its layers."""
-        (posterior_layer,), (combiner,) = layers.posteriors, layers.combiners
-        is_top = not layers.priors
+        The top group has no cells, priors or feature combiners: their lists are empty.
+        """
+        (posterior_layer,), (combiner,) = posteriors, combiners
+        is_top = not priors
 
         def prior(state: tf.Tensor) -> tf.Tensor:
             if not is_top:
-                (prior_layer,) = layers.priors
+                (prior_layer,) = priors
                 return tf.cast(prior_layer(tf.nn.elu(state)), tf.float32)
-            parameters = standard_prior(state, self.num_latent)
+            # Sigma is then 1.01, see `soft_clamped_normal`.
+            parameters = tf.zeros((batch_size_of(state), *state.shape[1:3], 2 * self.num_latent))
             return self.classes_of_prior.added(parameters, forward) if self.classes else parameters
 
         def posterior(state: tf.Tensor, feature: tf.Tensor, prior_parameters: tf.Tensor) -> tf.Tensor:
             if not is_top:
-                (feature_combiner,) = layers.feature_combiners
+                (feature_combiner,) = feature_combiners
                 feature += feature_combiner(state)
             elif self.classes:
                 feature = self.classes_of_posterior.added(feature, forward)
@@ -138,23 +117,33 @@ class TopDownScale(keras.layers.Layer):
             as_two = has_cpu_forms() and not forward.training  # no copy of the state on CPUs
             return combiner((state, z) if as_two else tf.concat([state, z], -1))
 
-        return GroupLayers(layers.cells, prior, posterior, layers.flows, combine)
+        return GroupLayers(cells, prior, posterior, flows, combine)
 
     def run_groups(
         self, state: tf.Tensor, sources: Sequence[LatentSource], forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:
         """The state `[batch, height, width, channels]` after all groups, and their latents."""
+        # In the order of the arguments of `group_layers`.
+        shares = [
+            StackShare(self.cells, self.cells_per_group),
+            StackShare(self.priors),
+            StackShare(self.feature_combiners),
+            StackShare(self.posteriors),
+            StackShare(self.flows, self.num_flows),
+            StackShare(self.combiners),
+        ]
 
+        # `run_steps` calls this for each group; the source (models/latents.py) calls the group's prior and posterior.
         def step(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
-            group = self.group_layers(forward, GroupStacks(*layers))
+            group = self.group_layers(forward, *layers)
             for cell in group.cells:
                 state = cell(state)
-            # The state has three uses, whose gradients TensorFlow would add in any order; one and two have a fixed one.
+            # Prior, posterior and combiner use the state. TensorFlow adds two gradients in a fixed order, three in any.
             state, seen_by_latent = fan_out(state, 2)
             latent = source.draw(group, seen_by_latent)
             return group.combine(state, latent.z), latent
 
-        state, latents, tensors_of_loop = run_steps(self.stacks, step, state, sources, forward, tensors_of_latent)
+        state, latents, tensors_of_loop = run_steps(shares, step, state, sources, forward, tensors_of_latent)
         # All groups of the loop are one `LatentSample`, which counts them.
         if tensors_of_loop:
             latents.append(latents_of_groups(tensors_of_loop))
@@ -220,8 +209,3 @@ class TopDown(keras.layers.Layer):
         for block in self.postprocess:
             state = block.run(state, forward)
         return self.image.single(tf.nn.elu(state), forward), latents
-
-
-def standard_prior(state: tf.Tensor, channels: int) -> tf.Tensor:
-    """Means and log-scales of the top group's prior: zeros, so that sigma is 1.01 (see `soft_clamped_normal`)."""
-    return tf.zeros((batch_size_of(state), *state.shape[1:3], 2 * channels))

@@ -36,9 +36,7 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
     values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # the random draws depend on the model's seed and the step alone
-    if model.is_data_dependent:
-        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
-
+    initialize_scales_once(model, images)
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
     terms, spectral_norms, gradients, updates = compute(model, images, labels, step)
 
@@ -67,19 +65,21 @@ class LossAndGradients(NamedTuple):
 
 
 def loss_and_gradients(
-    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, shard=None, microbatches: int = 1
+    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, microbatch: tf.Tensor | None = None
 ) -> LossAndGradients:
-    """The loss of images and its gradients, at draws that depend on the model's seed, the step and the shard.
+    """The loss of images and its gradients, at draws that depend on the model's seed, the step and the images' place.
 
-    With `microbatches` above 1 the images are one of that number of parts of a batch: the gradients are those of the
-    loss divided by the number, and the regularizers of the weights are left to `regularizers_and_gradients`.
+    With `microbatch`, its number in the batch, the gradients are those of the loss divided by the number of
+    microbatches, and the regularizers of the weights are left to `regularizers_and_gradients`.
     """
+    count = 1 if microbatch is None else model.accumulate_steps
+    shard = None if microbatch is None else replica_index() * count + microbatch
     noise = draws(model, images, step, shard)
     forward = _training_pass(model, kept_labels(model, labels, step, shard))
     with tf.GradientTape() as tape:
-        terms, spectral_norms = training_loss(model, images, noise, step, forward, regularize=microbatches == 1)
+        terms, spectral_norms = loss_terms(model, images, noise, step, forward, regularize=microbatch is None)
         scaled_loss = _scaled(model, terms.loss)
-        scaled_loss = scaled_loss / microbatches if microbatches > 1 else scaled_loss
+        scaled_loss = scaled_loss if microbatch is None else scaled_loss / count
     return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
 
 
@@ -104,10 +104,10 @@ def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf
     return tf.where(noise[:, 0, 0, 0] < ndtri(model.label_dropout), -1, labels)
 
 
-def training_loss(
+def loss_terms(
     model: "NVAE", images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
 ) -> tuple[LossTerms, tf.Tensor | None]:
-    """The training objective (sections 3.2 and 4 of the paper), and the spectral norm of every convolution `[layers]`.
+    """The training loss (sections 3.2 and 4 of the paper) with its terms, and all spectral norms `[layers]`.
 
     `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
     batch statistics. Without regularizers of the weights there are no norms.
@@ -115,7 +115,8 @@ def training_loss(
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        # The same values; the gradients of the regularizers wait for the network's, which free its activations.
+        # Unchanged values; in the backward pass the regularizers' gradients come after the network's, when its
+        # activations are freed.
         network_images, regularizers = objectives.gradients_after_network(images, regularizers)
     elbo = inference_pass(model, network_images, noise, forward).elbo(images)
     settings, beta = model.objective, objectives.kl_weight(step, model.objective)
@@ -158,19 +159,16 @@ def mean_over_microbatches(
     def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
-        shard = replica_index() * count + index
-        part = loss_and_gradients(model, some_images, some_labels, step, shard, count)
+        part = loss_and_gradients(model, some_images, some_labels, step, index)
         new_values = {id(variable): value for variable, value in part.updates}
         # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
         new_statistics = [new_values[id(variable)] / count for variable in statistics]
         return [part.gradients, new_statistics, [term / count for term in part.terms]]
 
-    terms = LossTerms(tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups]))
-    like = [model.trainable_weights, statistics, list(terms)]
-    gradients, new_statistics, terms = sum_over_microbatches(microbatch, count, like)
+    shapes = [model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]]
+    gradients, new_statistics, (loss, *others) = sum_over_microbatches(microbatch, count, shapes)
     regularization = regularizers_and_gradients(model, step)
     gradients = [one + other for one, other in zip(regularization.gradients, gradients, strict=True)]
-    loss, *others = terms
     updates = regularization.updates + list(zip(statistics, new_statistics, strict=True))
     terms = LossTerms(loss + regularization.terms.loss, *others)
     return LossAndGradients(terms, regularization.spectral_norms, gradients, updates)
@@ -188,13 +186,13 @@ def regularizers_and_gradients(model: "NVAE", step: tf.Tensor) -> LossAndGradien
     return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> list:
-    """`sum_i microbatch(i)` for `i < count`, with the memory of one; `like` has the same lists of float32 tensors."""
+def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Sequence[tf.Tensor]]) -> list:
+    """`sum_i microbatch(i)` for `i < count`, lists of float32 tensors of the same `shapes`, with the memory of one."""
 
     def add_next(index: tf.Tensor, sums: list) -> tuple[tf.Tensor, list]:
         return index + 1, tf.nest.map_structure(tf.add, sums, microbatch(index))
 
-    sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), like)
+    sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), shapes)
     if replica_count() == 1:
         return tf.while_loop(lambda index, _: index < count, add_next, (tf.constant(0), sums), parallel_iterations=1)[1]
     # Replicas can't communicate from within a loop of the graph.
@@ -213,6 +211,7 @@ def means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tens
     if _joins_small_weights(model):
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
+    # The gradients are of the loss times the loss scale, over the number of replicas.
     squared_norm /= tf.square(_scaled(model, 1.0))
     *terms, squared_norm = replica_means([*terms, squared_norm])
     return StepMetrics(*terms, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
@@ -220,7 +219,8 @@ def means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tens
 
 def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
-    optimizer, weights, calls_optimizer = model.optimizer, model.trainable_weights, accepted
+    optimizer, weights = model.optimizer, model.trainable_weights
+    calls_optimizer = accepted
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # Keras' LossScaleOptimizer is called for an overflow too: it lowers its scale then, and takes no step. Each
         # replica looks at its own gradients alone, so all of them get a NaN. Where the loss itself is not finite, the
@@ -228,6 +228,7 @@ def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics,
         overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
         calls_optimizer = accepted | overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
+    # One result in three ways: joined for XLA on a GPU; a condition for each weight on one CPU; one branch around all.
     is_plain = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
     is_graph_of_cpus = not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy())
     if is_plain and _joins_small_weights(model):
@@ -238,8 +239,14 @@ def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics,
         _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
 
 
+def initialize_scales_once(model: "NVAE", images: tf.Tensor) -> None:
+    """Sets the scales of data-dependent layers, if the model has any and no batch has set them."""
+    if model.is_data_dependent:
+        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+
+
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
-    """Sets the scales of data-dependent layers from the first batch."""
+    """Sets the scales of data-dependent layers from this batch."""
     forward = _training_pass(model, initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas.

@@ -35,7 +35,7 @@ class SpectralRegularizer(keras.layers.Layer):
         self.built = True
 
     def norms(self, forward: layers.ForwardPass, iterations: int | None = None) -> list[tf.Tensor]:
-        """The largest singular values `[count]` of each stack's kernels; new vectors are left as an update."""
+        """The largest singular values `[count]` of each stack's kernels; the new vectors go to `forward`."""
         # The gradient goes through `u^T W v` only.
         kernels = self._kernels(forward)
         matrices = [tf.reshape(stack, (stack.shape[0], -1, stack.shape[-1])) for stack in kernels]
@@ -45,8 +45,8 @@ class SpectralRegularizer(keras.layers.Layer):
         starts = [tf.expand_dims(vector, axis) for vector in self.vectors]
         iterate = _power_iteration_of_all if cpu_kernels.has_gpus() else _power_iteration_of_each
         v, u, norms = iterate(matrices, starts, iterations)
-        forward.add_updates([(vector, tf.squeeze(new, 1)) for vector, new in zip(self.vectors, u, strict=True)])
-        forward.add_updates([(self.warmed_up, tf.ones([]))])
+        forward.new_values += [(vector, tf.squeeze(new, 1)) for vector, new in zip(self.vectors, u, strict=True)]
+        forward.new_values.append((self.warmed_up, tf.ones([])))
         return _norms(matrices, v, u, norms)
 
 

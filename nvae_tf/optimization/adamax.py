@@ -20,7 +20,7 @@ class Slots(NamedTuple):
     """What the optimizer keeps of a weight."""
 
     momentum: keras.Variable  # m
-    norm: keras.Variable  # u - epsilon, see `NVAEAdamax.update_step`
+    norm: keras.Variable  # v = u - epsilon
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -33,8 +33,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         u = max(beta_2 u, |g| + epsilon)
         p = p - learning_rate / (1 - beta_1^t) * m / u
 
-    Keras' own Adamax adds epsilon to u in the denominator and keeps the decay out of the moments. ValueError for a
-    learning rate that is not finite or below 0, and for betas outside of [0, 1).
+    Keras' own Adamax adds epsilon to u in the denominator and keeps the decay out of the moments. The slot `norm` holds
+    v = u - epsilon, for which TensorFlow's kernel has the rule `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`; v is
+    lowered before, so that both are the same. ValueError for a learning rate that is not finite or below 0, and for
+    betas outside of [0, 1).
     """
 
     def __init__(
@@ -48,7 +50,6 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
         # Of one call of `apply`, for Keras does not hand them on to `update_step`.
         self._condition: tf.Tensor | None = None
-        self._beta_1_power: tf.Tensor | None = None
         self._step: Callable[..., tf.Operation | None] | None = None
         self._latest_update: dict[str, list] = {}  # of a large weight, for each device
 
@@ -72,12 +73,13 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
-        self._beta_1_power, self._latest_update = self.beta_1_power(), {}
+        self._latest_update, power = {}, self.beta_1_power()
         if self._condition is None:
+            # Constants made once, not once for each weight.
             scalars = {name: tf.constant(value, tf.float32) for name, value in self._scalars().items()}
-            self._step = functools.partial(self._step_in_place, scalars)
+            self._step = functools.partial(self._step_in_place, scalars, power)
         else:
-            self._step = functools.partial(self._step_if(), self._condition)
+            self._step = functools.partial(self._conditional_step(), self._condition, power)
         super().apply(grads, trainable_variables)
 
     @property
@@ -98,22 +100,22 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                 self.apply(grads, trainable_variables)
         finally:
             self._condition = None
+        # `apply` has counted the step in any case.
         self.iterations.assign_sub(tf.where(condition, 0, 1))
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable; large ones of a device wait for each other."""
         handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
         with tf.control_dependencies(self._latest_update.get(variable.device, [])):
-            done = self._step(*handles, gradient, tf.cast(learning_rate, tf.float32), self._beta_1_power)
+            done = self._step(*handles, gradient, tf.cast(learning_rate, tf.float32))
         if variable.shape.num_elements() > _LARGE:
             self._latest_update[variable.device] = [done]
 
-    def _step_in_place(self, scalars, weight, momentum, norm, gradient, rate, power) -> tf.Operation | None:
-        """One step of the variables with these handles.
+    def _step_in_place(self, scalars, power, weight, momentum, norm, gradient, rate) -> tf.Operation | None:
+        """One step of the variables with these handles, by TensorFlow's kernel.
 
-        In place, because new buffers would lie among the activations and fragment the memory. TensorFlow's kernel has
-        `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered before, this is the rule of the
-        class, in half of the passes over the memory that plain operations take.
+        In place, because new buffers would lie among the activations and fragment the memory; in half of the passes
+        over the memory that plain operations take.
         """
         lowering = tf.fill(tf.shape(gradient), scalars["lowering"])
         lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=lowering)
@@ -124,24 +126,24 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         settings = {"beta1": scalars["beta_1"], "beta2": scalars["beta_2"], "epsilon": scalars["epsilon"]}
         return tf.raw_ops.ResourceApplyAdaMax(**variables, **settings)
 
-    def _step_if(self) -> Callable[..., tf.Tensor]:
+    def _conditional_step(self) -> Callable[..., tf.Tensor]:
         """`_step_in_place` behind a condition, as a function that the graph contains once for all weights."""
         boolean, handle = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.resource)
         gradient, scalar = tf.TensorSpec(None), tf.TensorSpec([])
 
-        @cpu_kernels.shared_function(boolean, handle, handle, handle, gradient, scalar, scalar)
+        @cpu_kernels.shared_function(boolean, scalar, handle, handle, handle, gradient, scalar)
         def step_if(condition, *arguments) -> tf.Tensor:
             def step() -> None:
                 self._step_in_place(self._scalars(), *arguments)
 
             tf.cond(condition, step, lambda: None)
-            return tf.identity(condition)
+            return tf.identity(condition)  # for `update_step`, which makes the next large weight wait for it
 
         return step_if
 
     def _scalars(self) -> dict[str, float]:
-        # With v = u - epsilon: v' = max(beta_2 v - epsilon (1 - beta_2), |g|) = max(beta_2 (v - lowering), |g|). With
-        # beta_2 = 0 the old v plays no part.
+        # v' = max(beta_2 v - epsilon (1 - beta_2), |g|) = max(beta_2 (v - lowering), |g|); with beta_2 = 0 the old v
+        # plays no part.
         return self._settings() | {"lowering": self.epsilon * (1.0 - self.beta_2) / (self.beta_2 or 1.0)}
 
     def get_config(self) -> dict:

@@ -16,6 +16,7 @@ from nvae_tf.optimization.adamax import NVAEAdamax
 
 # Weights of at most this number of values are joined.
 SMALL_WEIGHT = 2**19
+# Open while XLA compiles the step of `training/strategy.py`.
 _POSTPONED = contextvars.ContextVar("postponed", default=None)
 
 
@@ -37,7 +38,7 @@ def apply_joined_if(
 ) -> None:
     """`optimizer.apply(gradients, weights)` if a condition holds, where `optimizer.is_plain`.
 
-    By a choice between values: XLA's program of a branch would have each variable nine times.
+    By a choice between values: a branch would have XLA's program copy every variable several times.
     """
     rate = optimizer.learning_rate / (1.0 - optimizer.beta_1_power())
 
@@ -54,10 +55,10 @@ def apply_joined_if(
         for variable, value in zip(row[1:], values_after(*map(tf.convert_to_tensor, row)), strict=True):
             variable.assign(value)
 
-    # Lists of the small weights, of their momentums, and of their norms.
-    small_gradients, *kinds = zip(*small, strict=True)
+    # `kinds` are three lists: the small weights, their momentums, and their norms.
+    gradients_of_small, *kinds = zip(*small, strict=True)
     packing = Packing(kinds[0], SMALL_WEIGHT)
-    packed = [packing.pack(list(map(tf.convert_to_tensor, kind))) for kind in (small_gradients, *kinds)]
+    packed = [packing.pack(list(map(tf.convert_to_tensor, same))) for same in (gradients_of_small, *kinds)]
     # Of each joined tensor the new weights, momentums and norms.
     joined = [values_after(*tensors) for tensors in zip(*packed, strict=True)]
 

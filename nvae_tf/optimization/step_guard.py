@@ -1,6 +1,7 @@
 """Which training steps are taken: one that would carry NaN or a runaway loss into the weights is skipped.
 
-After `train.refused_steps` skipped steps in a row `training/loop.py` goes back to a checkpoint.
+`models/training_step.py` leaves such a step out; after `train.refused_steps` of them in a row `training/loop.py` goes
+back to a checkpoint.
 """
 
 import tensorflow as tf

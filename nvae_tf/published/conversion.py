@@ -96,7 +96,7 @@ def _write_run(output: pathlib.Path, model: NVAE, others: Any, run: RunSettings)
         with atomic_folder(output.resolve(), check_is_free) as place:
             place.mkdir()
             folder, keep = RunFolder(place), run.config.train.keep_checkpoints
-            TrainingState(folder.checkpoints, model, model.optimizer, keep, others).save(run.step)
+            TrainingState(folder.checkpoints, model, keep, others).save(run.step)
             if run.images:
                 atomic_write(folder.images_file, run.images.text())
             write_origin(folder, run.origin)

@@ -28,15 +28,15 @@ class CheckpointNotWritten(OSError):
 class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
-    The newest `keep` checkpoints of the folder stay, and the best one. The optimizer is built; `others` are variables
-    besides those of model and optimizer that decide how the run continues.
+    The newest `keep` checkpoints of the folder stay, and the best one. The model's optimizer is built; `others` are
+    variables besides those of model and optimizer that decide how the run continues (`ModelForTraining.variables`).
 
     Attributes:
       folder: the folder of the checkpoints.
       whole_step: the step of the newest whole checkpoint; None without one.
     """
 
-    def __init__(self, folder: pathlib.Path, model: NVAE, optimizer: keras.Optimizer, keep: int, others: Sequence = ()):
+    def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, others: Sequence = ()):
         self.folder, self.whole_step = folder, None
         self._model, self._best_folder, self._keep = model, folder / files.BEST, keep
         self._lowest_score, self._unusable = float("inf"), {}
@@ -44,26 +44,27 @@ class TrainingState:
         # Double precision: a score must be equal to itself when it is read back.
         self._score = tf.Variable(float("inf"), dtype=tf.float64, trainable=False, name="best_score")
         start_averages(model)
-        weights, by_id, inner = named_weights(model), average_of_weights(model), inner_optimizer(optimizer)
+        weights, by_id, inner = named_weights(model), average_of_weights(model), inner_optimizer(model.optimizer)
         averages = {name: by_id[id(weight)] for name, weight in weights.items() if id(weight) in by_id}
         parts = {
             "model": nested(weights),  # all weights and running statistics
             "averages": nested(averages),  # exponential moving averages (EMA) of the weights, if the run keeps them
             "optimizer": list(inner.variables),
             "metrics": {metric.name: list(metric.variables) for metric in model.metrics},
-            "others": list(others),
+            "others": list(others),  # of the step guard and of the lowered learning rate
             "step": self._step,
         }
+        inner_ids = {id(variable) for variable in inner.variables}
+        scale = [variable for variable in model.optimizer.variables if id(variable) not in inner_ids]
         # A run can continue in another precision, which may have no loss scale.
         self._without_scale = tf.train.Checkpoint(**parts)
-        inner_ids = {id(variable) for variable in inner.variables}
-        parts["loss_scale"] = [variable for variable in optimizer.variables if id(variable) not in inner_ids]
-        self._checkpoint = tf.train.Checkpoint(**parts)
-        self._best_checkpoint = tf.train.Checkpoint(**parts, best_score=self._score)
+        self._checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale)
+        self._best_checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale, best_score=self._score)
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
         with self._wrap_write_errors(self.folder, step):
+            self._step.assign(step)
             write_checkpoint(self.folder, step, self._checkpoint.write)
             self.whole_step = step
             self._unusable.pop(step, None)
@@ -89,8 +90,8 @@ class TrainingState:
         good. One that is newer than the list was written just before a process was killed.
         """
         listed = files.read_list(self.folder)
-        usable = [earlier for earlier in files.steps_of_files(self.folder) if 0 < earlier < step]
-        usable = [earlier for earlier in usable if earlier not in self._unusable]
+        steps = files.steps_of_files(self.folder)
+        usable = [earlier for earlier in steps if 0 < earlier < step and earlier not in self._unusable]
         if listed:
             usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
         return [*usable, step]
@@ -100,31 +101,33 @@ class TrainingState:
         if not score < self._lowest_score:
             return
         with self._wrap_write_errors(self._best_folder, step):
+            self._step.assign(step)
             self._score.assign(score)
             write_checkpoint(self._best_folder, step, self._best_checkpoint.write)
             self._lowest_score = score
             for other in files.steps_of_any_files(self._best_folder) - {step}:
                 files.remove_checkpoint(self._best_folder, other)
 
-    def restore(self, report: Callable[[str], object] = print, tidies: bool = True) -> int:
+    def restore(self, report: Callable[[str], object] = print, removes_leftovers: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `whole_step` None, where there is none.
 
-        Of several processes one `tidies`: it removes what killed ones have left, and `report` takes a line about
-        checkpoints that can't be used. ValueError: all are damaged, or the newest is of another architecture.
+        Of several processes one `removes_leftovers` of killed ones, and its `report` takes a line about checkpoints
+        that can't be used. ValueError: all are damaged, or the newest is of another architecture.
         """
         newest = files.newest_whole(self.folder)
         self.whole_step, self._unusable = None, newest.unusable
         if newest.prefix is not None:
             self.whole_step = newest.step
             self._read(newest.prefix)
-        if tidies:
-            self._tidy(newest, report)
+        if removes_leftovers:
+            self._remove_leftovers(newest, report)
         return newest.step
 
-    def _tidy(self, newest: files.ChosenCheckpoint, report: Callable[[str], object]) -> None:
+    def _remove_leftovers(self, newest: files.ChosenCheckpoint, report: Callable[[str], object]) -> None:
         """Removes what killed processes have left, and reports the checkpoints that can't be used."""
         half_written = {step: "half-written" for step in files.remove_partial(self.folder) if step > newest.step}
-        newest, best = newest._replace(unusable=half_written | newest.unusable), files.find_best(self._best_folder)
+        newest = newest._replace(unusable=half_written | newest.unusable)
+        best = files.find_best(self._best_folder)
         files.remove_partial(self._best_folder)
         self._lowest_score = best.score
         for place, chosen in ((self.folder, newest), (self._best_folder, best)):
@@ -143,7 +146,6 @@ class TrainingState:
 
     @contextlib.contextmanager
     def _wrap_write_errors(self, folder: pathlib.Path, step: int) -> Iterator[None]:
-        self._step.assign(step)
         try:
             yield
         except (OSError, tf.errors.OpError) as error:

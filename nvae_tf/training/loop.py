@@ -20,6 +20,7 @@ from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
+from nvae_tf.runs.new_model import ModelForTraining
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training import strategy
 from nvae_tf.training.launcher import StopRequest
@@ -54,18 +55,17 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     replicas, folder = strategy.chosen_replicas(config.train), RunFolder(workdir)
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
-        run, train_step = _open_run(config, folder, replicas)
-        other_variables = [*run.model.step_guard.variables, *run.schedule.variables]
-        keep = config.train.keep_checkpoints
-        state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, keep, other_variables)
-        step, started = state.restore(StatusLine().keep, tidies=replicas.is_chief), time.monotonic()
+        run, take_step = _open_run(config, folder, replicas)
+        others = ModelForTraining(run.model, run.schedule).variables
+        state = TrainingState(folder.checkpoints, run.model, config.train.keep_checkpoints, others)
+        step, started = state.restore(StatusLine().keep, replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
             # Several processes stop together, after a step: their outputs get a request that no signal reaches.
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
-                result = TrainingLoop(folder, run, train_step, state, outputs, stop).train(step)
+                result = TrainingLoop(folder, run, take_step, state, outputs, stop).train(step)
             finally:
                 if replicas.is_chief:
                     keep_model_card(folder, run.model, outputs.status.keep)
@@ -116,7 +116,7 @@ class TrainingLoop:
 
     folder: RunFolder
     run: Run
-    train_step: Callable[[Any], Any]  # takes the images of one step, see `strategy.step_function`
+    take_step: Callable[[Any], Any]  # takes the batch of one step, see `strategy.step_function`
     state: TrainingState
     outputs: RunOutputs
     stop: StopRequest
@@ -126,8 +126,7 @@ class TrainingLoop:
 
     def train(self, step: int) -> TrainingResult:
         """Trains from a step to the end, or until a signal interrupts it."""
-        if self.state.whole_step is None:
-            # The run is rolled back to this checkpoint if it diverges before the next.
+        if self.state.whole_step is None:  # a run that diverges before its first checkpoint goes back to this one
             self._save(step)
         while (result := self._train_from(step)) is None:
             step = self._roll_back()
@@ -136,12 +135,12 @@ class TrainingLoop:
     def _train_from(self, start: int) -> TrainingResult | None:
         """Trains from a step on; returns None if the run has diverged and must be rolled back."""
         run, settings, images = self.run, self._settings, self.run.images
-        position = run.images_a_step, settings.seed, start, run.replicas.shard
-        batches = iterate(training_batches(images.train, images.spec, *position), images.train)
+        order = images.train, images.spec, run.images_a_step, settings.seed, start, run.replicas.shard
+        batches = iterate(training_batches(*order), images.train)
         try:
             # `step` steps have been taken; the last turn writes the outputs alone.
             for step in range(start, run.length.total_steps + 1):
-                if run.replicas.is_chief and not self._write_due(step):  # a signal has broken off an evaluation
+                if run.replicas.is_chief and not self._finish_outputs(step):  # broken off by a signal
                     return self._interrupt(step, self.stop.signal_number)
                 if step == run.length.total_steps:
                     return TrainingResult(step)
@@ -152,14 +151,14 @@ class TrainingLoop:
                     run.model.reset_metrics()
                 with self.profiled(step + 1):
                     # Traced at the first call, one TensorFlow graph from then on.
-                    self.train_step(run.replicas.divided(next(batches)))
+                    self.take_step(run.replicas.divided(next(batches)))
                 if (step + 1) % _CHECK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
                 self.outputs.note_step(step + 1)
                 if self._is_checkpoint_due(step + 1):
                     self._save(step + 1)
         except BadPicture:
-            # The run can continue once the damaged file is fixed.
+            # A checkpoint, as for a signal: the run can continue once the damaged file is fixed.
             self._interrupt(step)
             raise
         finally:
@@ -187,7 +186,7 @@ class TrainingLoop:
         except Exception as error:
             StatusLine().keep(f"The profile of train.profile_steps fails: {first_line(error)}")
 
-    def _write_due(self, step: int) -> bool:
+    def _finish_outputs(self, step: int) -> bool:
         """Writes the outputs of a step that are due; returns False if a stop was requested meanwhile."""
         is_whole = self.outputs.write_due(step)
         if is_whole and self._settings.keep_best and self.outputs.is_evaluated(step):
@@ -230,7 +229,7 @@ class TrainingLoop:
                 "objective.regularization in a new run, or look for damaged images"
             )
         # This resets the numbers above.
-        step = self.state.restore(report, tidies=is_chief)
+        step = self.state.restore(report, is_chief)
         if self.state.whole_step is None:
             raise ValueError(f"{reason}, and the checkpoints in {self.state.folder} are gone")
         rate.rollbacks.assign(number)

@@ -35,7 +35,7 @@ from nvae_tf.models.latents import (
     inferred_group,
     noise_per_image,
 )
-from nvae_tf.models.passes import image_features, top_down_pass
+from nvae_tf.models.passes import top_down_pass
 from nvae_tf.models.reweighted_prior import ReweightedPrior, check_settings, made_ratios
 from nvae_tf.models.training_step import kept_labels
 from nvae_tf.progress import StatusLine
@@ -152,7 +152,7 @@ def _posteriors(model: NVAE, batches: Batches, groups: int, draws: int, seed: in
 
     @tf.function(autograph=False, reduce_retracing=True)
     def posterior_rows(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tuple:
-        features = [tf.repeat(feature, draws, axis=0) for feature in image_features(model, images)[:groups]]
+        features = [tf.repeat(feature, draws, axis=0) for feature in model.bottom_up.features(images)[:groups]]
         labels = None if labels is None else tf.repeat(kept_labels(model, labels, first), draws)
         noise = batch_noise(shapes, draws * tf.shape(images)[0], (seed, _INFERRING), draws * first)
         sources = list(map(PosteriorSource, features, noise))
@@ -313,7 +313,7 @@ def _bounds(
     def both(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tf.Tensor:
         seeds = image_seeds(seed, tf.shape(images)[0], tf.cast(first, tf.int32))
         noise = noise_per_image(model.plan.latent_shapes(), seeds, 0, samples)
-        images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *image_features(model, images)))
+        images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *model.bottom_up.features(images)))
         labels = None if labels is None else tf.repeat(labels, samples)
         sources = list(map(PosteriorSource, features, noise))
         decoded = top_down_pass(model, sources, tf.shape(images)[0], FoldedPass(labels=labels))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,6 @@ import tensorflow as tf
 
 from nvae_tf.config import TrainConfig
 from nvae_tf.evaluation.task import Workers
-from nvae_tf.models.keras_fit import images_and_labels
 from nvae_tf.models.training_step import train_step
 from nvae_tf.optimization.joined_step import postponed_assignments
 from nvae_tf.replicas import ALL, divided, gpus, select_devices, shard_from_environment
@@ -50,32 +50,35 @@ def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
 
 
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
-    """The training step on all replicas, as a function of their images (`Replicas.divided`).
+    """The training step on all replicas, as a function of a batch of the data pipeline (`Replicas.divided`).
 
     Weights that the optimizer has joined are assigned outside what XLA compiles, see `postponed_assignments`.
     """
 
-    def whole_step(images: Any) -> Any:
-        # Not `model.train_step`, which checks the values of pixels: a run's data pipeline gives right ones.
-        return strategy.run(lambda data: train_step(model, *images_and_labels(model, data)), (images,))
+    def whole_step(batch: Any) -> Any:
+        # Not `model.train_step`, which checks pixels and labels: a run's data pipeline gives right ones.
+        images, labels = batch if isinstance(batch, tuple) else (batch, None)
+        return strategy.run(functools.partial(train_step, model), (images, labels))
 
+    # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
+    if not compiled:
+        return tf.function(whole_step, autograph=False)
     assignments: list[Callable[[list], None]] = []
 
     @tf.function(autograph=False, jit_compile=True)
-    def compiled_part(images: Any) -> tuple[Any, list]:
+    def compiled_part(batch: Any) -> tuple[Any, list]:
         with postponed_assignments() as postponed:
-            metrics = whole_step(images)
+            metrics = whole_step(batch)
         assignments[:] = [assign for assign, _ in postponed]
         return metrics, [tensors for _, tensors in postponed]
 
-    def compiled_step(images: Any) -> Any:
-        metrics, joined = compiled_part(images)
+    def compiled_step(batch: Any) -> Any:
+        metrics, joined = compiled_part(batch)
         for assign, tensors in zip(assignments, joined, strict=True):
             assign(tensors)
         return metrics
 
-    # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
-    return tf.function(compiled_step if compiled else whole_step, autograph=False)
+    return tf.function(compiled_step, autograph=False)
 
 
 class WorkerLost(ConnectionError):

@@ -47,7 +47,7 @@ def test_the_copy_differs_in_the_statistics_of_its_generator_alone(model):
 
 def test_statistics_are_the_moving_average_of_those_of_the_batches(model, result):
     # The first norm sees the state below the top group, which has no batch norm.
-    before, after = (each.top_down.scales[0].cells.layers_with_statistics()[0] for each in (model, result.model))
+    before, after = (each.top_down.scales[0].cells.recorders()[0] for each in (model, result.model))
     mean, variance = (value.numpy()[0].astype(np.float64) for value in before.statistics)
     scale = model.top_down.scales[0]
     start = tf.broadcast_to(model.top_down.start, (BATCH_SIZE, *model.top_down.start.shape))

@@ -82,7 +82,7 @@ def gradients_of(model, images):
     ],
 )
 def test_a_step_goes_the_way_of_one_in_float32(policy, cells):
-    changes = dict(num_latent_scales=2, num_channels_encoder=8, num_channels_decoder=8, cell_set=cells)
+    changes = dict(num_channels_encoder=8, num_channels_decoder=8, cell_set=cells)
     objective = ObjectiveConfig(total_steps=10, kl_constant_weight=0.3)
     models = [model_of(each, keras.optimizers.SGD(1.0), objective, **changes) for each in ("float32", policy)]
     images = batch_of(models[0])

@@ -9,7 +9,7 @@ from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models.latents import batch_noise
-from nvae_tf.models.training_step import training_loss
+from nvae_tf.models.training_step import loss_terms
 from nvae_tf.optimization import NVAEAdamax
 from tests.command_fixtures import output_of
 from tests.tiny_model import PADDED, assert_near, assert_same, images_of, shaken, state_of, tiny_model, values
@@ -104,7 +104,7 @@ def by_hand(model, images, count):
     for part in range(count):
         forward, rows = ForwardPass(training=True), slice(part * size, (part + 1) * size)
         with tf.GradientTape() as tape:
-            terms, _ = training_loss(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
+            terms, _ = loss_terms(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
         updates = {variable.path: value for variable, value in forward.updates()}
         found.append((tape.gradient(terms.loss, model.trainable_weights), updates, terms))
     return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)

@@ -11,7 +11,7 @@ from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.layers import ForwardPass, cpu_kernels
 from nvae_tf.models.nvae import NVAE
 from nvae_tf.models.passes import inference_pass
-from nvae_tf.models.training_step import training_loss
+from nvae_tf.models.training_step import loss_terms
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.new_model import model_for_training
@@ -107,7 +107,7 @@ def training_graph(model):
         noise = [tf.zeros((2, *shape)) for shape in model.plan.latent_shapes()]
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:
-            terms, _ = training_loss(model, images, noise, tf.constant(0), forward)
+            terms, _ = loss_terms(model, images, noise, tf.constant(0), forward)
         return tape.gradient(terms.loss, model.trainable_weights), [value for _, value in forward.updates()]
 
     config = model.config

@@ -157,10 +157,10 @@ def test_averages_of_weights_are_loaded_and_a_skipped_step_leaves_them(tmp_path)
     after = train(model, 2)
     averages = averages_of(model)
     assert_near(averages, recursion(after), rtol=1e-5)
-    TrainingState(folder.checkpoints, model, model.optimizer, 2).save(3)
+    TrainingState(folder.checkpoints, model, 2).save(3)
     assert_same(weights_of(nvae_tf.load(folder.path)), averages)
     other = model_with(dtype="mixed_float16")
-    assert TrainingState(folder.checkpoints, other, other.optimizer, 2).restore() == 3
+    assert TrainingState(folder.checkpoints, other, 2).restore() == 3
     assert_same([*weights_of(other), *averages_of(other)], [*after[-1], *averages])
     skip_a_step()
     assert_same(averages_of(model), averages)

@@ -39,7 +39,7 @@ def folder(empty_run, model):
 
 
 def state_of(folder, model, keep=2):
-    return checkpoints.TrainingState(folder.checkpoints, model, model.optimizer, keep)
+    return checkpoints.TrainingState(folder.checkpoints, model, keep)
 
 
 def mark(model, number):

@@ -40,7 +40,7 @@ def saved_model():
 @pytest.fixture
 def folder(tmp_path, saved_model):
     opened = open_for_training(tmp_path / "runs" / "one", CONFIG)
-    TrainingState(opened.checkpoints, saved_model, saved_model.optimizer, 2).save(10)
+    TrainingState(opened.checkpoints, saved_model, 2).save(10)
     return opened
 
 
@@ -60,7 +60,7 @@ def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, ch
     message = r"step-10: a checkpoint of another architecture.*top_down/.*in the checkpoint"
     model = tiny_model(NVAEAdamax(), **{"num_flows": 1} | change)
     before = model.get_weights()
-    state = TrainingState(folder.checkpoints, model, model.optimizer, 2)
+    state = TrainingState(folder.checkpoints, model, 2)
     for use in (lambda: nvae_tf.load(folder.path), state.restore):
         with pytest.raises(ValueError, match=message):
             use()
@@ -258,7 +258,7 @@ def saved_run(path, config):
     for variable in [*model.weights, *model.optimizer.variables[1:]]:
         variable.assign(random.uniform(0.1, 1.0, variable.shape))
     folder = open_for_training(path, ExperimentConfig(model=config))
-    TrainingState(folder.checkpoints, model, model.optimizer, 1).save(1234)
+    TrainingState(folder.checkpoints, model, 1).save(1234)
     return str(folder.path), model
 
 

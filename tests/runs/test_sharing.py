@@ -52,7 +52,7 @@ def save(folder, config, step):
     random = np.random.RandomState(step)
     for variable in [*model.weights, *average_of_weights(model).values()]:
         variable.assign(random.uniform(0.1, 1.0, variable.shape))
-    TrainingState(folder.checkpoints, model, model.optimizer, 1).save(step)
+    TrainingState(folder.checkpoints, model, 1).save(step)
     return model
 
 
@@ -133,7 +133,7 @@ def test_there_and_back(run, hub, monkeypatch, tmp_path):
     made = model_for_training(read_run_config(run), steps_per_epoch=10, total_steps=100).model
     made.optimizer.build(made.trainable_variables)
     with pytest.raises(ValueError, match=f"can't continue from it; .*initialize_from={folder}"):
-        TrainingState(RunFolder(folder).checkpoints, made, made.optimizer, 1).restore()
+        TrainingState(RunFolder(folder).checkpoints, made, 1).restore()
     _, report = initialize(made, "hf://me/tiny")
     assert report.startswith("Starts from hf://me/tiny, step 7, moving averages (EMA) of the weights: all ")
     assert_same(network_of(made), network_of(nvae_tf.load(run.path)))

@@ -68,6 +68,7 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
             assert tensor.tensor_shape.dim[0].size == -1
 
 
+@pytest.mark.slow
 def test_the_documentation_of_a_signature_names_its_own_inputs_and_outputs(conditional_folder):
     described = json.loads((conditional_folder / "assets.extra" / "signatures.json").read_text())
     for name, signature in described.items():

@@ -92,14 +92,14 @@ INJECTED = """
 import tensorflow as tf
 from nvae_tf.models import training_step
 
-original, tried = training_step.training_loss, tf.Variable(0, dtype=tf.int32)
+original, tried = training_step.loss_terms, tf.Variable(0, dtype=tf.int32)
 
 def poisoned(model, images, noise, step, forward, **how):
     count, factor = tried.assign_add(1), model.optimizer._learning_rate.factor
     terms, spectral_norms = original(model, images, noise, step, forward, **how)
     return terms._replace(loss=tf.where({condition}, {value}, terms.loss)), spectral_norms
 
-training_step.training_loss = poisoned
+training_step.loss_terms = poisoned
 from nvae_tf.train.main import run
 run()
 """
