@@ -18,6 +18,7 @@ PASSES = {
     "training in a graph": (dict(training=True), True),
     "first batch in a graph": (dict(training=True, initializing=True), True),
 }
+SLOW_PASSES = "training", "first batch in a graph"
 # Largest difference from float32, of the largest number.
 HALF = {"mixed_float16": 1e-2, "mixed_bfloat16": 6e-2}
 
@@ -43,7 +44,7 @@ class LayerTests:
         return [tf.constant(normal(2, 4, 4, CHANNELS)) for _ in range(COUNT)]
 
     @pytest.mark.parametrize(
-        "kind_of_pass", [pytest.param(name, marks=[pytest.mark.slow] * (name == "training")) for name in PASSES]
+        "kind_of_pass", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_PASSES)) for name in PASSES]
     )
     def test_a_stack_equals_separate_layers(self, make, kind_of_pass, images, shaken):
         stack, (settings, in_graph) = shaken(make(COUNT)), PASSES[kind_of_pass]
