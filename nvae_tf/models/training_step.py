@@ -28,6 +28,15 @@ class LossTerms(NamedTuple):
     kl_per_group: tf.Tensor  # without weights, `[groups]`, top group first
 
 
+class LossAndGradients(NamedTuple):
+    """What the loss of a batch gives a training step."""
+
+    terms: LossTerms
+    spectral_norms: tf.Tensor | None  # of all convolutions `[layers]`; None for a microbatch
+    gradients: list[tf.Tensor]  # of the trainable weights; added up over all replicas they are those of the batch
+    updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
+
+
 def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
     """Takes one step of a compiled model on a batch, unless the step guard refuses it.
 
@@ -36,7 +45,9 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
     values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # the random draws depend on the model's seed and the step alone
-    initialize_scales_once(model, images)
+    if model.is_data_dependent:
+        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
     terms, spectral_norms, gradients, updates = compute(model, images, labels, step)
 
@@ -55,31 +66,21 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
     return metric_values(model.running.training_metrics)
 
 
-class LossAndGradients(NamedTuple):
-    """What the loss of a batch gives a training step."""
-
-    terms: LossTerms
-    spectral_norms: tf.Tensor | None  # of all convolutions `[layers]`; None without the regularizers of the weights
-    gradients: list[tf.Tensor]  # of the trainable weights; added up over all replicas they are those of the batch
-    updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
-
-
 def loss_and_gradients(
-    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, microbatch: tf.Tensor | None = None
+    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, shard: tf.Tensor | None = None
 ) -> LossAndGradients:
     """The loss of images and its gradients, at draws that depend on the model's seed, the step and the images' place.
 
-    With `microbatch`, its number in the batch, the gradients are those of the loss divided by the number of
-    microbatches, and the regularizers of the weights are left to `regularizers_and_gradients`.
+    For a microbatch, number `shard` among those of all replicas, the gradients are divided by `accumulate_steps`, and
+    the regularizers of the weights are left to `regularizers_and_gradients`.
     """
-    count = 1 if microbatch is None else model.accumulate_steps
-    shard = None if microbatch is None else replica_index() * count + microbatch
     noise = draws(model, images, step, shard)
     forward = _training_pass(model, kept_labels(model, labels, step, shard))
     with tf.GradientTape() as tape:
-        terms, spectral_norms = loss_terms(model, images, noise, step, forward, regularize=microbatch is None)
+        terms, spectral_norms = loss_terms(model, images, noise, step, forward, regularize=shard is None)
         scaled_loss = _scaled(model, terms.loss)
-        scaled_loss = scaled_loss if microbatch is None else scaled_loss / count
+        if shard is not None:
+            scaled_loss /= model.accumulate_steps
     return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
 
 
@@ -156,21 +157,22 @@ def mean_over_microbatches(
     size //= count
     statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
 
-    def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
+    def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], LossTerms]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
-        part = loss_and_gradients(model, some_images, some_labels, step, index)
+        part = loss_and_gradients(model, some_images, some_labels, step, replica_index() * count + index)
         new_values = {id(variable): value for variable, value in part.updates}
         # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
         new_statistics = [new_values[id(variable)] / count for variable in statistics]
-        return [part.gradients, new_statistics, [term / count for term in part.terms]]
+        return part.gradients, new_statistics, LossTerms(*(term / count for term in part.terms))
 
-    shapes = [model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]]
-    gradients, new_statistics, (loss, *others) = sum_over_microbatches(microbatch, count, shapes)
+    terms = LossTerms(tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups]))
+    shapes = model.trainable_weights, statistics, terms
+    gradients, new_statistics, terms = sum_over_microbatches(microbatch, count, shapes)
     regularization = regularizers_and_gradients(model, step)
     gradients = [one + other for one, other in zip(regularization.gradients, gradients, strict=True)]
     updates = regularization.updates + list(zip(statistics, new_statistics, strict=True))
-    terms = LossTerms(loss + regularization.terms.loss, *others)
+    terms = terms._replace(loss=terms.loss + regularization.terms.loss)
     return LossAndGradients(terms, regularization.spectral_norms, gradients, updates)
 
 
@@ -186,10 +188,10 @@ def regularizers_and_gradients(model: "NVAE", step: tf.Tensor) -> LossAndGradien
     return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Sequence[tf.Tensor]]) -> list:
+def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Sequence[tf.Tensor]]) -> Sequence:
     """`sum_i microbatch(i)` for `i < count`, lists of float32 tensors of the same `shapes`, with the memory of one."""
 
-    def add_next(index: tf.Tensor, sums: list) -> tuple[tf.Tensor, list]:
+    def add_next(index: tf.Tensor, sums: Sequence) -> tuple[tf.Tensor, Sequence]:
         return index + 1, tf.nest.map_structure(tf.add, sums, microbatch(index))
 
     sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), shapes)
@@ -213,13 +215,18 @@ def means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tens
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     # The gradients are of the loss times the loss scale, over the number of replicas.
     squared_norm /= tf.square(_scaled(model, 1.0))
-    *terms, squared_norm = replica_means([*terms, squared_norm])
-    return StepMetrics(*terms, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
+    loss, reconstruction, kl_per_group, squared_norm = replica_means([*terms, squared_norm])
+    return StepMetrics(loss, reconstruction, kl_per_group, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
 
 
 def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
     optimizer, weights = model.optimizer, model.trainable_weights
+    if isinstance(optimizer, NVAEAdamax) and optimizer.is_plain:
+        if _joins_small_weights(model):  # for XLA on a GPU
+            return apply_joined_if(optimizer, accepted, gradients, weights)
+        if not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy()):
+            return optimizer.apply_if(accepted, gradients, weights)  # with less memory on one CPU
     calls_optimizer = accepted
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # Keras' LossScaleOptimizer is called for an overflow too: it lowers its scale then, and takes no step. Each
@@ -228,21 +235,7 @@ def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics,
         overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
         calls_optimizer = accepted | overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
-    # One result in three ways: joined for XLA on a GPU; a condition for each weight on one CPU; one branch around all.
-    is_plain = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
-    is_graph_of_cpus = not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy())
-    if is_plain and _joins_small_weights(model):
-        apply_joined_if(optimizer, accepted, gradients, weights)
-    elif is_plain and is_graph_of_cpus:
-        optimizer.apply_if(accepted, gradients, weights)
-    else:
-        _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
-
-
-def initialize_scales_once(model: "NVAE", images: tf.Tensor) -> None:
-    """Sets the scales of data-dependent layers, if the model has any and no batch has set them."""
-    if model.is_data_dependent:
-        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+    _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
 
 
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
