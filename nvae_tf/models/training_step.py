@@ -1,7 +1,10 @@
-"""One step of training, which happens as a whole or not at all. `train_step` is the whole of it."""
+"""One step of training, which happens as a whole or not at all. `train_step` is the whole of it.
+
+`model` is the compiled `NVAE` (nvae.py) that is trained.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -15,9 +18,6 @@ from nvae_tf.models.passes import inference_pass
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
-
-if TYPE_CHECKING:
-    from nvae_tf.models.nvae import NVAE
 
 
 class LossTerms(NamedTuple):
@@ -37,7 +37,7 @@ class LossAndGradients(NamedTuple):
     updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
 
 
-def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
     """Takes one step of a compiled model on a batch, unless the step guard refuses it.
 
     Images are `[batch, height, width, channels]` in [0, 1]; labels are the classes of a conditional model, int32
@@ -67,7 +67,7 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
 
 
 def loss_and_gradients(
-    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, shard: tf.Tensor | None = None
+    model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, shard: tf.Tensor | None = None
 ) -> LossAndGradients:
     """The loss of images and its gradients, at draws that depend on the model's seed, the step and the images' place.
 
@@ -84,7 +84,7 @@ def loss_and_gradients(
     return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
+def draws(model, images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
     """Standard-normal draws for each latent group, a function of the model's seed, the step and the image's place.
 
     `images` are those of shard number `shard` among equal shards of all replicas' images; None: of this replica.
@@ -94,7 +94,7 @@ def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]
     return batch_noise(model.plan.latent_shapes(), batch_size, (model.seed, tf.cast(step, tf.int32)), first)
 
 
-def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf.Tensor | None:
+def kept_labels(model, labels: tf.Tensor | None, step, shard=None) -> tf.Tensor | None:
     """Labels with -1 in place of those that this step drops (`label_dropout`); each has a draw of its own."""
     if labels is None or not model.label_dropout:
         return labels
@@ -106,7 +106,7 @@ def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf
 
 
 def loss_terms(
-    model: "NVAE", images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
+    model, images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
 ) -> tuple[LossTerms, tf.Tensor | None]:
     """The training loss (sections 3.2 and 4 of the paper) with its terms, and all spectral norms `[layers]`.
 
@@ -134,16 +134,14 @@ def loss_terms(
     return terms, spectral_norms
 
 
-def weight_regularizers(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
+def weight_regularizers(model, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
     """The spectral norm of every convolution `[layers]`, and the sum of both regularizers (section 3.2)."""
     norms = tf.concat(model.spectral_regularizer.norms(forward), axis=0)
     batch_norm_loss = objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0
     return norms, tf.reduce_sum(norms) + batch_norm_loss
 
 
-def mean_over_microbatches(
-    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor
-) -> LossAndGradients:
+def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> LossAndGradients:
     """As `loss_and_gradients`, the mean over equal microbatches, which take less memory.
 
     Each microbatch has its own batch statistics, KL balancing and free nats; power vectors advance once.
@@ -176,7 +174,7 @@ def mean_over_microbatches(
     return LossAndGradients(terms, regularization.spectral_norms, gradients, updates)
 
 
-def regularizers_and_gradients(model: "NVAE", step: tf.Tensor) -> LossAndGradients:
+def regularizers_and_gradients(model, step: tf.Tensor) -> LossAndGradients:
     """The part of the training loss that depends on the weights alone, as the only one of its terms."""
     forward = ForwardPass(training=True)
     with tf.GradientTape() as tape:
@@ -204,7 +202,7 @@ def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Seq
     return sums
 
 
-def means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
+def means_over_replicas(model, terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
     """The metrics of a step: the means of the terms over all replicas' images, and the gradient norm.
 
     On several replicas the latter is the root mean square of the norms of their own gradients.
@@ -219,7 +217,7 @@ def means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tens
     return StepMetrics(loss, reconstruction, kl_per_group, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
 
 
-def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
+def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
     optimizer, weights = model.optimizer, model.trainable_weights
     if isinstance(optimizer, NVAEAdamax) and optimizer.is_plain:
@@ -238,7 +236,7 @@ def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics,
     _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
 
 
-def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
+def initialize_scales(model, images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from this batch."""
     forward = _training_pass(model, initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
@@ -249,26 +247,26 @@ def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     model.data_initialised.assign(tf.cast(finite, tf.float32))
 
 
-def _training_pass(model: "NVAE", labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
+def _training_pass(model, labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
     return ForwardPass(training=True, scanned=_has_loops(model), labels=labels, initializing=initializing)
 
 
-def _has_loops(model: "NVAE") -> bool:
+def _has_loops(model) -> bool:
     # Replicas can't communicate from within a loop of the graph.
     return model.scan and replica_count() == 1
 
 
-def _joins_small_weights(model: "NVAE") -> bool:
+def _joins_small_weights(model) -> bool:
     # For a small program; it takes longer on CPUs, which need not compile the program.
     return _has_loops(model) and cpu_kernels.has_gpus()
 
 
-def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
+def _scaled(model, loss: tf.Tensor | float) -> tf.Tensor:
     # The optimizer adds the gradients of all replicas, and undoes the loss scale.
     return model.optimizer.scale_loss(loss / replica_count())
 
 
-def _gradients(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+def _gradients(model, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
     # The regularizers do not depend on all weights.
     weights = [weight.value for weight in model.trainable_weights]
     return tape.gradient(loss, weights, unconnected_gradients="zero")
