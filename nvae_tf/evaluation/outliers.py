@@ -17,7 +17,6 @@ from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.models import NVAE
-from nvae_tf.models.images import check_images
 from nvae_tf.models.outlier_scores import (
     OutlierCalibration,
     OutlierParts,
@@ -39,10 +38,13 @@ Scores = Mapping[str, np.ndarray]
 
 def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None = None) -> OutlierCalibration:
     """Calibrates `model.outlier_score` with `[batch, height, width, channels]`; ValueError for fewer than 50 and 19."""
-    both = [check_images(images, model.config, scored=True) for images in (training, held_out)]
-    model.outlier_calibration = calibration_of(
-        *(model._in_batches(outlier_parts, batch_size, images, None) for images in both)
-    )
+    # A calibration of other weights would be refused.
+    before, model.outlier_calibration = model.outlier_calibration, None
+    try:
+        parts = [model.outlier_score(images, batch_size=batch_size).parts for images in (training, held_out)]
+    finally:
+        model.outlier_calibration = before
+    model.outlier_calibration = calibration_of(*parts)
     return model.outlier_calibration
 
 
@@ -126,16 +128,12 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
     return sets
 
 
-class OutlierResult(NamedTuple):
-    """The measurements of `measure_outliers`; the first set is that of the part's own images."""
+def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tuple[dict, list[ImageSet], list[Scores]]:
+    """Measures how well each score separates each set of outliers from the part's own images, on all workers.
 
-    metrics: dict[str, Any]  # the entry `outliers` of the evaluation file
-    sets: list[ImageSet]
-    scores: list[Scores]  # of each set, see `scores_by_name`
-
-
-def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> OutlierResult:
-    """Measures how well each score separates each set of outliers from the part's own images, on all workers."""
+    Returns the entry `outliers` of the evaluation file; the sets, the part's own images first; and for each of them the
+    scores, see `scores_by_name`.
+    """
     sets = [ImageSet(f"{task.split} images", task.source, images_alone(task.spec)), *outliers]
     strategy, model = task.strategy, task.trained.model
 
@@ -167,7 +165,7 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> Outl
         for images, other in zip(outliers, others, strict=True)
     }
     metrics = {"calibrated": calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": results}
-    return OutlierResult(metrics, sets, scores)
+    return metrics, sets, scores
 
 
 def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) -> dict[str, np.ndarray]:

@@ -190,10 +190,14 @@ def interpolate_latents(start: Arrays, end: Arrays, fractions: Sequence[float], 
     """Latents between one image's and another's, `[height, width, latent channels]` a group; 0 and 1 are exact.
 
     `how`, for all groups or a list with one for each scale or group, is "linear", "keep" (stays at `start`), or
-    "spherical": along the arc, which keeps the length of a latent (Shoemake 1985; White 2016).
+    "spherical": along the arc, which keeps the length of a latent (Shoemake 1985; White 2016). ValueError for a `how`
+    or latents that don't fit.
     """
+    shapes, others = list(map(np.shape, start)), list(map(np.shape, end))
+    if shapes != others or any(len(shape) != 3 for shape in shapes):
+        raise ValueError(f"latents of {shapes} and {others}: both must be of one image, of the same model")
     fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
-    ways = _ways_of_groups(how, list(map(np.shape, start)))
+    ways = _ways_of_groups(how, shapes)
     return [_between(*ends, fractions, way).astype(np.float32) for *ends, way in zip(start, end, ways, strict=True)]
 
 

@@ -77,6 +77,8 @@ def evaluate_run(
         parts.append(lambda: {distance: measure_fid(task, fid, extractor)})
     if "outliers" in metrics:
         parts.append(functools.partial(_measure_outliers, task, load_outliers(task, outliers)))
+    if {*metrics} & {"latents", "outliers"} and workers.is_chief and not _can_draw():
+        task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
     for measure in parts:
         measured = measure()
         if workers.is_chief:
@@ -127,7 +129,8 @@ def _measure_likelihood(
 def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dict[str, Any]:
     """How well the scores tell outliers; the chief also draws the scores, and the most outlying images."""
     metrics, sets, scores = measure_outliers(task, outliers)
-    if task.workers.is_chief:
+    metrics["pictures"] = []
+    if task.workers.is_chief and _can_draw():
         shown, by_set, score = {}, {}, next(iter(scores[0]))
         for images, scores_of_set in zip(sets, scores, strict=True):
             by_set[images.name] = scores_of_set
@@ -205,13 +208,15 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
     """
     model, per_channel, split = task.trained.model, likelihood.kl_per_channel_nats, task.split
     shapes, kept = model.plan.latent_shapes(), active_channels(per_channel)
-    active, (shared, samples) = active_units(per_channel, shapes), rows_sharing_groups(model, _COLUMNS, task.seed)
-    bars = {
-        f"kl_per_group-{split}.png": ("kl_per_group", likelihood.kl_per_group_nats, shapes),
-        f"kl_per_channel-{split}.png": ("kl_per_channel", per_channel, shapes),
-    }
-    rows = {"samples_with_shared_groups.png": ("group_decisions", samples, shared, model.plan.num_groups)}
-    pictures = _save_figures(task, bars, data=f"{split} images") + _save_figures(task, rows, temperature=1.0)
+    active, pictures = active_units(per_channel, shapes), []
+    if _can_draw():
+        bars = {
+            f"kl_per_group-{split}.png": ("kl_per_group", likelihood.kl_per_group_nats, shapes),
+            f"kl_per_channel-{split}.png": ("kl_per_channel", per_channel, shapes),
+        }
+        shared, samples = rows_sharing_groups(model, _COLUMNS, task.seed)
+        rows = {"samples_with_shared_groups.png": ("group_decisions", samples, shared, model.plan.num_groups)}
+        pictures = _save_figures(task, bars, data=f"{split} images") + _save_figures(task, rows, temperature=1.0)
     evaluator = LikelihoodEvaluator(model, task.batch_size, strategy=task.strategy, kept_channels=kept)
     count = math.ceil(min(task.source.count, _MOST_WITH_ACTIVE_ONLY) / task.batch_size)
     reconstruction = evaluator.evaluate(_batches(task, range(count)), task.seed).reconstruction
@@ -231,14 +236,16 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
     }
 
 
+def _can_draw() -> bool:
+    """Whether matplotlib, an extra, is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def _save_figures(task: EvaluationTask, drawn: Mapping[str, tuple[Any, ...]], **about: Any) -> list[str]:
-    """Writes figures into the run's `evaluation/`, if matplotlib is installed; returns the files' names in the run.
+    """Writes figures into the run's `evaluation/`; returns the files' names in the run.
 
     `drawn` has for every file a function of `figures` and its first arguments; `about` are fields of `Provenance`.
     """
-    if not importlib.util.find_spec("matplotlib"):
-        task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
-        return []
     from nvae_tf.reports import figures
 
     origin = {"step": task.trained.step, "seed": task.seed, "checkpoint_sha256": task.checkpoint_sha256} | about

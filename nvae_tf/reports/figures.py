@@ -379,18 +379,18 @@ def image_figure(
     for row, top in zip(rows, tops, strict=True):
         for note, left in zip(row.notes, lefts, strict=False):
             axes.text(left + cell / 2, top + height + 2, note, small)
-    _paint(figure, rows, lefts, tops, scale, shape)
+    _paint(figure, rows, lefts, tops, height, scale, shape)
     return figure
 
 
-def _paint(figure: Figure, rows: Sequence[Row], lefts: Array, tops: Array, scale: int, shape: tuple[int, int]) -> None:
-    """Paints images, each in a frame, on a canvas of this height and width in pixels, the size that the axes get."""
+def _paint(figure: Figure, rows: Sequence[Row], lefts, tops, height: int, scale: int, shape: tuple[int, int]) -> None:
+    """Paints images of a height, each in a frame, on a canvas of this shape in pixels, the size that the axes get."""
     # Transparent beside the images, so white on white and dark on dark.
     canvas, places = np.zeros([*shape, 4], np.uint8), []
     for row, top in zip(rows, tops, strict=True):
         for image, left in zip(row.images, lefts, strict=False):
             pixels = _opaque(np.asarray(image), scale)
-            bottom, right = top + pixels.shape[0], left + pixels.shape[1]
+            bottom, right = top + height, left + pixels.shape[1]
             canvas[top - 1 : bottom + 1, left - 1 : right + 1] = _FRAME
             canvas[top:bottom, left:right, :3] = pixels
             places.append((left, top))
@@ -407,8 +407,8 @@ def _paint(figure: Figure, rows: Sequence[Row], lefts: Array, tops: Array, scale
     axes.set_position(np.divide([*corner, *shape[::-1]], np.tile(figure.bbox.size, 2)))
     axes.imshow(canvas, interpolation="none", aspect="auto", extent=extent)
     # For programs that read the images of a PNG file.
-    places += np.array([corner[0], round(figure.bbox.height) - corner[1] - shape[0]])
-    figure.places = " ".join(map(str, [scale, len(pixels) // scale, *places.ravel()]))
+    places = np.array(places) + [corner[0], round(figure.bbox.height) - corner[1] - shape[0]]
+    figure.places = " ".join(map(str, [scale, height // scale, *places.ravel()]))
     figure.rows = [row.images for row in rows]
 
 

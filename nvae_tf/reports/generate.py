@@ -246,7 +246,7 @@ def vary(
     """
     from nvae_tf.generation.sampling import vary_images
 
-    images, labels, names, words = originals.load(run, seed, 8, used=("resize", "convert"))
+    images, labels, names, words = originals.load(run, seed, 8)
     how = {"mean": mean, "labels": labels, "progress": _progress(len(images) * variants)}
     made = vary_images(run.model, images, kept_groups, variants, temperature, seed, **how)
     groups = run.model.plan.num_groups
@@ -279,7 +279,7 @@ def direction(
 
     form = run.config.data, seed, originals.resize, originals.convert
     added, subtracted = (pictures_for_model(places, *form)[0] for places in (positive, negative))
-    images, labels, names, words = originals.load(run, seed, 8)
+    images, labels, names, words = originals.load(run, seed, 8, used=("resize", "convert"))
     step = latent_direction(run.model, added, subtracted)
     how = {"mean": mean, "labels": labels, "progress": _progress(len(images) * len(strengths))}
     made = move_images(run.model, images, step, strengths, seed, **how)

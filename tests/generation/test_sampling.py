@@ -136,6 +136,8 @@ def test_moving_along_the_difference_of_two_sets(model, images, latents):
         (lambda model, z, x: generate_images(model, 3, latents=z), "of 21 images, but 3 are asked for"),
         (lambda model, z, x: vary_images(model, x, 5, 1), "kept_groups = 5: must be from 0 to 4"),
         (lambda model, z, x: interpolate_images(model, x[:1], 2), "at least two"),
+        (lambda model, z, x: interpolate_latents(z, z, [0.5]), "both must be of one image"),
+        (lambda model, z, x: interpolate_latents([np.ones((1, 1, 4))], [np.ones((4, 4, 4))], [0.5]), "of one image"),
         (lambda model, z, x: interpolate_images(model, x, 2, "sphericla"), "did you mean 'spherical'"),
         (lambda model, z, x: sampling.latent_direction(model, x, x[:0]), "at least one positive and one negative"),
     ],

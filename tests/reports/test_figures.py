@@ -46,6 +46,18 @@ def with_maps(level, count=4):
 
 # Each figure, and texts that it must have.
 FIGURES = {
+    "nearest": (
+        lambda w: figures.nearest(images(2), images(2, 3), np.full([2, 3], 0.125), "training", ABOUT, w),
+        ["sample", "most similar training images, the nearest first", "0.125"],
+    ),
+    "restorations": (
+        lambda w: figures.restorations(images(2)[:, ::2, ::2], images(2), images(2), np.ones([2, 12, 10, 3]), ABOUT, w),
+        ["measured", "restored", "original", "deviation", "white is 0.5"],
+    ),
+    "roc_curves": (
+        lambda w: figures.roc_curves(scores("mahalanobis", "kl"), ABOUT, w),
+        ["Mahalanobis distance", "noise", "test images above the threshold", "outliers above it"],
+    ),
     "samples_of_classes": (
         lambda w: figures.samples(images(7), ABOUT, width=w, classes=["cats", "sea urchins", "owls"]),
         ["cats", "sea urchins", "owls"],
