@@ -51,9 +51,7 @@ its processes, without a GPU's. The yardstick is alike only to training on MNIST
 Job, Sides, Round = tuple[str, str], dict[str, Callable], dict[str, dict[str, Any]]
 
 
-def processes(
-    job: Job, folder: str, yardstick: str | None, against: pathlib.Path | None = None, settings: tuple[str, ...] = ()
-) -> Sides:
+def processes(job: Job, folder: str, yardstick: str | None, against: pathlib.Path | None = None, settings=()) -> Sides:
     """The processes of a round: `ours`, and `yardstick` or `against`; each has files of its own."""
     sides = {}
     for name, checkout in (("ours", results.ROOT), ("against", against)):

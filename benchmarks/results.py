@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
+from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import atomic_write, git_revision
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -71,7 +71,6 @@ def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, 
                 command.add_argument(flag, type=read, default=default, required=default is parameter.empty)
     options = vars(parser.parse_args())
     recipe, file = {each.__name__: each for each in recipes}[options.pop("recipe")], options.pop("json")
-    start_tensorflow_quietly()
     with exit_on_user_error():
         run(argparse.Namespace(json=file), lambda _: recipe(**options))
 

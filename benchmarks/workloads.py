@@ -173,7 +173,7 @@ def nelbo(preset: str, batch_size: int, folder: pathlib.Path, importance_samples
     model = NVAE(presets.experiment_config(preset).model)
     images = random_images(model.config, batch_size)
     evaluator = LikelihoodEvaluator(model, batch_size, importance_samples)
-    return lambda: evaluator.evaluate_batch(images, seed=0, first=0)
+    return lambda: evaluator.evaluate_batch(images, first=0)
 
 
 def prepare_export(preset: str, folder: pathlib.Path) -> None:

@@ -196,7 +196,6 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
     def features(images: tf.Tensor) -> np.ndarray:
         computed = extractor.features(images.numpy())
         progress.add(len(images))
-        progress.show(0)
         return computed
 
     statistics = statistics_of(map(features, batches))

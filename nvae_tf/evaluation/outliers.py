@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +88,6 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
             # Without the maps, which are as large as the images.
             scored.append(score(batch)[:2])
             progress.add(len(batch))
-            progress.show(0)
         parts.append(OutlierParts(*(np.concatenate(part)[:images] for part in zip(*scored, strict=True)), None))
     calibration = calibration_of(*parts)
     write_calibration(folder.outliers_file, trained.model, trained.step, calibration)
@@ -144,22 +143,18 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tupl
     def compute(images: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
         padded = tf.pad(images, [(0, task.batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
         reconstruction, kl = joined(strategy, score(divided(strategy, padded)))
-        return {"reconstruction": reconstruction.numpy()[: len(images)], "kl": kl.numpy()[: len(images)]}
+        return {"reconstruction": reconstruction.numpy(), "kl": kl.numpy()}
 
     parts = []
-    for images in sets:
-        task.status.keep(f"{images.name}: {images.source.count:,}")
-
-        def inputs(numbers: list[int], images: ImageSet = images) -> Iterator[tf.Tensor]:
-            batches = evaluation_batches(images.source, images.spec, task.batch_size, task.seed, numbers)
-            return iterate(batches, images.source)
-
-        work = f"outliers {content_digest(images.source, images.spec)}"
-        batches = [*task.shared_batches(work, images.source.count, task.batch_size, inputs, compute)]
-        parts.append({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
-    task.check_finite(values for part in parts for values in part.values())
+    for name, source, spec in sets:
+        task.status.keep(f"{name}: {source.count:,}")
+        work, inputs = f"outliers {content_digest(source, spec)}", functools.partial(task.batches, source, spec)
+        batches = [*task.shared_batches(work, source.count, task.batch_size, inputs, compute)]
+        columns = [np.concatenate([batch[part] for batch in batches]) for part in ("reconstruction", "kl")]
+        task.check_finite(columns)
+        parts.append(OutlierParts(*columns, kl_map=None))
     calibration = model.outlier_calibration
-    own, *others = scores = [scores_by_name(OutlierParts(**part, kl_map=None), calibration) for part in parts]
+    own, *others = scores = [scores_by_name(part, calibration) for part in parts]
     results = {
         images.name: {"num_images": images.source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
         for images, other in zip(outliers, others, strict=True)

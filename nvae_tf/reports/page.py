@@ -7,7 +7,6 @@ import functools
 import io
 import json
 import math
-import os
 import pathlib
 import re
 import shlex
@@ -59,9 +58,7 @@ _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), 
 _TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
 
 
-def report_of_run(
-    workdir: str | os.PathLike, checkpoint: str, seed: int, data_path: str | None, status: StatusLine
-) -> tuple[str, list[str]]:
+def report_of_run(workdir, checkpoint: str, seed: int, data_path, status: StatusLine) -> tuple[str, list[str]]:
     """Returns the page of a run, and a line for each part that it lacks.
 
     A sentence on the page stands in the place of what is missing or damaged. The checkpoint is "latest" or "best";
