@@ -142,8 +142,7 @@ class Training:
 
     def __call__(self) -> None:
         """Takes a step and waits for its end."""
-        metrics = self._step(self._replicas.divided(self._images))
-        for metric in metrics.values():
+        for metric in self._step(self._replicas.divided(self._images)).values():
             [part.numpy() for part in self._replicas.strategy.experimental_local_results(metric)]
 
     def summary(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import sys
 import tarfile
 import types
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -190,15 +190,14 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
         arrays = read_arrays(file, schema | {"count": Field("whole number", (), 2)})
         return FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
     task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
-    batches = iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source)
     progress = ImageProgress(task.status.show_if_due, source.count)
 
-    def features(images: tf.Tensor) -> np.ndarray:
-        computed = extractor.features(images.numpy())
-        progress.add(len(images))
-        return computed
+    def features() -> Iterator[np.ndarray]:
+        for images in iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source):
+            yield extractor.features(images.numpy())
+            progress.add(len(images))
 
-    statistics = statistics_of(map(features, batches))
+    statistics = statistics_of(features())
     file.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(file, statistics._asdict())
     return statistics

@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -34,6 +34,7 @@ FLAGGED_BELOW = 0.05  # images with a p-value up to this are flagged
 # In nats, of each group and the reconstruction: a group that is not used hardly varies, and may a little elsewhere.
 _SMALLEST_DEVIATION = 0.01
 Scores = Mapping[str, np.ndarray]
+ImageSet = tuple[ImageSource, DataSpec]  # images of one kind, as the model sees them; the spec has their name
 
 
 def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None = None) -> OutlierCalibration:
@@ -76,8 +77,8 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
     spec, parts = images_alone(spec), []
-    score = tf.function(functools.partial(outlier_parts, trained.model), autograph=False)
-    score = score.get_concrete_function(tf.TensorSpec([None, *spec.image_shape]))
+    signature = [tf.TensorSpec([None, *spec.image_shape])]
+    score = tf.function(functools.partial(outlier_parts, trained.model), input_signature=signature, autograph=False)
     for source in [load_split(spec, split, status.report()) for split in ("train", "test")]:
         # The last batch, which may be smaller, is used only where all images are.
         size = batch_size or trained.config.train.batch_size
@@ -92,14 +93,6 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     calibration = calibration_of(*parts)
     write_calibration(folder.outliers_file, trained.model, trained.step, calibration)
     return calibration
-
-
-class ImageSet(NamedTuple):
-    """Images of one kind, as the model sees them."""
-
-    name: str
-    source: ImageSource
-    spec: DataSpec
 
 
 def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
@@ -123,7 +116,7 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
             # All images of a file that has no test part of its own.
             parts = [load_split(spec, part) for part in (["train", "test"] if holds_out(spec) else ["test"])]
             source = ArraySource(np.concatenate([part.reader()(tf.range(part.count)).numpy() for part in parts]))
-        sets.append(ImageSet(spec.name, source, spec))
+        sets.append((source, spec))
     return sets
 
 
@@ -133,7 +126,8 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tupl
     Returns the entry `outliers` of the evaluation file; the sets, the part's own images first; and for each of them the
     scores, see `scores_by_name`.
     """
-    sets = [ImageSet(f"{task.split} images", task.source, images_alone(task.spec)), *outliers]
+    own_spec = dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")
+    sets = [(task.source, own_spec), *outliers]
     strategy, model = task.strategy, task.trained.model
 
     @functools.partial(tf.function, autograph=False)
@@ -146,8 +140,8 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tupl
         return {"reconstruction": reconstruction.numpy(), "kl": kl.numpy()}
 
     parts = []
-    for name, source, spec in sets:
-        task.status.keep(f"{name}: {source.count:,}")
+    for source, spec in sets:
+        task.status.keep(f"{spec.name}: {source.count:,}")
         work, inputs = f"outliers {content_digest(source, spec)}", functools.partial(task.batches, source, spec)
         batches = [*task.shared_batches(work, source.count, task.batch_size, inputs, compute)]
         columns = [np.concatenate([batch[part] for batch in batches]) for part in ("reconstruction", "kl")]
@@ -156,8 +150,8 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tupl
     calibration = model.outlier_calibration
     own, *others = scores = [scores_by_name(part, calibration) for part in parts]
     results = {
-        images.name: {"num_images": images.source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
-        for images, other in zip(outliers, others, strict=True)
+        spec.name: {"num_images": source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
+        for (source, spec), other in zip(outliers, others, strict=True)
     }
     metrics = {"calibrated": calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": results}
     return metrics, sets, scores
@@ -191,5 +185,5 @@ def flagged(scores: Scores) -> dict[str, float]:
 def most_outlying_images(task: EvaluationTask, images: ImageSet, scores: np.ndarray) -> tuple[np.ndarray, ...]:
     """The images of a set with the highest scores `[images]`: up to 6 of them, their KL maps and their scores."""
     numbers = np.argsort(-scores, kind="stable")[:6]
-    chosen, *_ = chosen_images(images.source, images.spec, task.split, numbers.tolist(), seed=task.seed)
+    chosen, *_ = chosen_images(*images, task.split, numbers.tolist(), seed=task.seed)
     return chosen, outlier_parts(task.trained.model, tf.constant(chosen)).kl_map.numpy(), scores[numbers]

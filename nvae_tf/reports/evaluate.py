@@ -127,11 +127,11 @@ def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dic
     metrics, sets, scores = measure_outliers(task, outliers)
     metrics["pictures"] = []
     if task.workers.is_chief and _can_draw():
-        shown, by_set, score = {}, {}, next(iter(scores[0]))
-        for images, scores_of_set in zip(sets, scores, strict=True):
-            by_set[images.name] = scores_of_set
+        shown, score = {}, next(iter(scores[0]))
+        by_set = {spec.name: scores_of_set for (_, spec), scores_of_set in zip(sets, scores, strict=True)}
+        for images, (name, scores_of_set) in zip(sets, by_set.items(), strict=True):
             chosen, maps, highest = most_outlying_images(task, images, scores_of_set[score])
-            shown[f"{images.name}, by {score}"] = chosen, maps, [digits(value, 3) for value in highest]
+            shown[f"{name}, by {score}"] = chosen, maps, [digits(value, 3) for value in highest]
         drawn = {"scores": ("histograms", by_set), "roc": ("roc_curves", by_set), "maps": ("maps", shown)}
         files = {f"outlier_{name}-{task.split}.png": figure for name, figure in drawn.items()}
         metrics["pictures"] = _save_figures(task, files)

@@ -74,10 +74,8 @@ def report_of_run(workdir, checkpoint: str, seed: int, data_path, status: Status
     facts = gather(folder, parameters)
     curves, seconds = read_curves(folder)
     drawn: dict[str, list[Markup]] = collections.defaultdict(list)
-    for section, what, make in (
-        *_charts(folder, curves, facts),
-        *(_images(trained, about, data_path) if trained else ()),
-    ):
+    images = _images(trained, about, data_path) if trained else ()
+    for section, what, make in (*_charts(folder, curves, facts), *images):
         status.show_if_due(f"drawing {what}")
         with _noted(missing, what):
             drawn[section].append(_svg(make()))
