@@ -159,10 +159,8 @@ def sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
     from nvae_tf.generation.sampling import ImageGenerator
     from nvae_tf.models import NVAE
 
-    model = NVAE(presets.experiment_config(preset).model)
-    generator = ImageGenerator(model)
-    # The generator does not keep the model alive.
-    return lambda model=model: generator.generate(batch_size)
+    generator = ImageGenerator(NVAE(presets.experiment_config(preset).model))
+    return functools.partial(generator.generate, batch_size)
 
 
 def nelbo(preset: str, batch_size: int, folder: pathlib.Path, importance_samples: int = 0) -> Callable:
@@ -324,12 +322,9 @@ def yardstick(preset: str) -> Callable[[], float]:
     return step
 
 
-def main(name: str, *arguments: str) -> None:
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
     if name == "yardstick":
         serve(yardstick(*arguments), summary=dict)
     else:
         serve_work(prepared(name, *arguments), WORKLOADS[name].is_command)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

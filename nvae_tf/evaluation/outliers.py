@@ -169,11 +169,9 @@ def aurocs(inside: Scores, outside: Scores) -> dict[str, float]:
     """The area under the ROC curve of each score: how often an outlier has a higher score than another image."""
     from sklearn.metrics import roc_auc_score
 
-    def area(name: str) -> float:
-        is_outlier = np.repeat([0, 1], [len(inside[name]), len(outside[name])])
-        return float(roc_auc_score(is_outlier, np.concatenate([inside[name], outside[name]])))
-
-    return {name: area(name) for name in inside if not name.startswith("p_")}
+    both = {name: (inside[name], outside[name]) for name in inside if not name.startswith("p_")}
+    truth = {name: np.repeat([0, 1], list(map(len, parts))) for name, parts in both.items()}
+    return {name: float(roc_auc_score(truth[name], np.concatenate(parts))) for name, parts in both.items()}
 
 
 def flagged(scores: Scores) -> dict[str, float]:

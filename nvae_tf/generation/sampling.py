@@ -292,9 +292,8 @@ def degradation(config: ExperimentConfig, mask=None, scale=1, blur=0.0, resize=N
     # The mask is a picture file, white where pixels are missing, of the model's size unless `resize` brings it there.
     size = config.model.image_height, config.model.image_width
     if mask:
-        spec = dataclasses.replace(stored_spec(config.data), channels=1)
-        if resize is None:
-            spec = dataclasses.replace(spec, resize="none", crop_box=None)
+        as_it_is = {"resize": "none", "crop_box": None} if resize is None else {}
+        spec = dataclasses.replace(stored_spec(config.data), channels=1, **as_it_is)
         pictures, _ = pictures_for_model([mask], spec, resize=resize, convert=True)
         if len(pictures) != 1:
             raise ValueError(f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")

@@ -150,10 +150,7 @@ def test_restored_images_stand_beside_their_measurements(made, finished_model, o
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            "restore --mask=large.png",
-            "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or ",
-        ),
+        ("restore --mask=large.png", "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or "),
         ("vary --resize=crop", "--resize is for pictures of --input; those of the data set come as trained"),
         ("encode --convert", "--convert is for pictures of --input"),
         ("reconstruct --input=large.png --data_path=elsewhere", "--input and --data_path: give one of them"),
