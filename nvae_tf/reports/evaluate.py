@@ -77,8 +77,6 @@ def evaluate_run(
         parts.append(lambda: {distance: measure_fid(task, fid, extractor)})
     if "outliers" in metrics:
         parts.append(functools.partial(_measure_outliers, task, load_outliers(task, outliers)))
-    if {*metrics} & {"latents", "outliers"} and workers.is_chief and not _can_draw():
-        task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
     for measure in parts:
         measured = measure()
         if workers.is_chief:
@@ -126,7 +124,7 @@ def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dic
     """How well the scores tell outliers; the chief also draws the scores, and the most outlying images."""
     metrics, sets, scores = measure_outliers(task, outliers)
     metrics["pictures"] = []
-    if task.workers.is_chief and _can_draw():
+    if task.workers.is_chief and _can_draw(task.status):
         shown, score = {}, next(iter(scores[0]))
         by_set = {spec.name: scores_of_set for (_, spec), scores_of_set in zip(sets, scores, strict=True)}
         for images, (name, scores_of_set) in zip(sets, by_set.items(), strict=True):
@@ -200,7 +198,7 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
     model, per_channel, split = task.trained.model, likelihood.kl_per_channel_nats, task.split
     shapes, kept = model.plan.latent_shapes(), active_channels(per_channel)
     active, pictures = active_units(per_channel, shapes), []
-    if _can_draw():
+    if _can_draw(task.status):
         bars = {
             f"kl_per_group-{split}.png": ("kl_per_group", likelihood.kl_per_group_nats, shapes),
             f"kl_per_channel-{split}.png": ("kl_per_channel", per_channel, shapes),
@@ -227,9 +225,13 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
     }
 
 
-def _can_draw() -> bool:
-    """Whether matplotlib, an extra, is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
+@functools.cache
+def _can_draw(status: StatusLine) -> bool:
+    """Whether matplotlib, an extra, is installed; where it is not, the line says so once."""
+    is_installed = importlib.util.find_spec("matplotlib") is not None
+    if not is_installed:
+        status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
+    return is_installed
 
 
 def _save_figures(task: EvaluationTask, drawn: Mapping[str, tuple[Any, ...]], **about: Any) -> list[str]:
