@@ -167,10 +167,6 @@ def test_pixels_are_those_of_8_bit_pictures():
             rgb_pixels(images)
 
 
-def test_the_archive_gives_the_same_graph(folder, extractor):
-    assert Inception(folder / "archive.tgz").name == extractor.name and not extractor.is_published
-
-
 def test_a_wrong_file(graph, tmp_path):
     wrong = tmp_path / "wrong.pb"
     with pytest.raises(FileNotFoundError, match="--inception=PATH"):
@@ -191,7 +187,8 @@ def test_a_wrong_file(graph, tmp_path):
             Inception(wrong)
 
 
-def test_a_wrong_archive(folder, tmp_path):
+def test_the_archive_gives_the_same_graph_and_a_wrong_one_is_named(folder, extractor, tmp_path):
+    assert Inception(folder / "archive.tgz").name == extractor.name and not extractor.is_published
     damaged = tmp_path / "damaged.tgz"
     damaged.write_bytes((folder / "archive.tgz").read_bytes()[:5000])
     with pytest.raises(ValueError, match="a damaged archive"):
