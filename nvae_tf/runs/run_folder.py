@@ -172,11 +172,20 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
 
     _check_place(folder)
     missing = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.lock_file.open("a+", errors="replace") as lock:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = folder.lock_file.open("a+", errors="replace")
+    except OSError as error:
+        fault = f"nothing can be written there ({error.strerror}); give another --workdir"
+        raise OSError(f"{folder.path}: {fault}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # the second of some network file systems
+            # Its holder may have removed the file after it was opened here.
+            if not os.path.samefile(folder.lock_file, lock.fileno()):
+                raise BlockingIOError
+        # Some network file systems say PermissionError.
+        except (BlockingIOError, PermissionError, FileNotFoundError):
             lock.seek(0)
             raise ValueError(
                 f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "
@@ -192,8 +201,8 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
         try:
             yield
         finally:
-            if not folder.config_file.exists():
-                with contextlib.suppress(OSError):
-                    folder.lock_file.unlink()
-                    for place in missing:
-                        place.rmdir()
+            # Another user, who continues the run, might not write into the file.
+            with contextlib.suppress(OSError):
+                folder.lock_file.unlink()
+                for place in missing:
+                    place.rmdir()

@@ -216,7 +216,17 @@ def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
     assert not list(tmp_path.iterdir())
     with locked(folder):
         folder.config_file.touch()
-    assert {file.name for file in folder.path.iterdir()} == {".lock", "config.json"}
+    # Without the lock's file, into which another user might not write.
+    assert [file.name for file in folder.path.iterdir()] == ["config.json"]
+
+
+def test_a_lock_whose_file_is_replaced_or_can_not_be_made_is_none(to_lock, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: to_lock.lock_file.unlink())
+    with pytest.raises(ValueError, match="run: another training writes into this folder"):
+        locked(to_lock).__enter__()
+    to_lock.lock_file.mkdir()
+    with pytest.raises(OSError, match=r"run: nothing can be written there \(Is a directory\); give another --workdir$"):
+        locked(to_lock).__enter__()
 
 
 def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
