@@ -117,13 +117,24 @@ def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(no_n
     assert sorted(image.tobytes() for image in prepared) == sorted(image.tobytes() for image in images)
 
 
-def test_without_network_the_error_has_the_cause_and_the_manual_way(no_network, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "host", "files"),
+    [
+        ("mnist", "storage.googleapis.com", ["train-images-idx3-ubyte.gz from https://storage.googleapis.com/"]),
+        ("celeba64", "drive.google.com", ["img_align_celeba.zip from https://drive.google.com/uc?export=download&id="]),
+        ("imagenet32", "image-net.org", [f"{part}_32x32.tar from http://" for part in ("train", "valid")]),
+    ],
+)
+def test_without_network_the_error_has_the_cause_and_the_manual_way(name, host, files, no_network, tmp_path):
+    manual = tmp_path / "downloads" / "manual"
+    # Of another set.
+    write_files(manual, {"cifar-10-binary.tar.gz": b""})
     with pytest.raises(ConnectionError) as caught:
-        load(MNIST, "train", tmp_path)
-    message = str(caught.value)
-    assert all(url in message for url in tfds.builder_cls("mnist").url_infos) and "googleapis.com: no route" in message
-    assert str(tmp_path / "downloads" / "manual") in message
-    assert "tfds build mnist --data_dir=tfds_data" in message and str(tmp_path / "mnist") in message
+        load(data_spec(name), "train", tmp_path)
+    message, set_name = str(caught.value), data_spec(name).source_name
+    assert f"{host}: no route" in message and f"\n    {manual}\n" in message and "64x64" not in message
+    assert all(f"\n    {file}" in message for file in files)
+    assert f"tfds build {set_name} --data_dir=tfds_data" in message and str(tmp_path / set_name) in message
 
 
 def test_an_unknown_set_is_answered_with_the_nearest(tmp_path):
