@@ -125,8 +125,7 @@ def parameter_values(flags: ModuleType, parameters: Mapping[str, inspect.Paramet
 
 def check_config_flags(arguments: Sequence[str]) -> None:
     """Checks `--config` and the names of all `--config.group.setting` flags before any of them is used."""
-    valid = [*named_settings(ExperimentConfig())]
-    valid.remove("objective.total_steps")  # follows from the length of the run
+    valid = _settings_with_flags()
     for argument in arguments:
         setting = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         group, _, name = setting[1].rpartition(".") if setting else ("", "", "")
@@ -135,6 +134,11 @@ def check_config_flags(arguments: Sequence[str]) -> None:
             raise ValueError(f"--config.{setting[1]}: no such setting; did you mean --config.{nearest}?")
     if config := flag_value(arguments, "config"):
         settings_file(config)
+
+
+def _settings_with_flags() -> list[str]:
+    """The names of all settings but `objective.total_steps`, which follows from the length of the run."""
+    return [name for name in named_settings(ExperimentConfig()) if name != "objective.total_steps"]
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:
@@ -201,7 +205,7 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
             name = getattr(error, "flagname", None)
-            settings = {setting.rpartition(".")[2]: setting for setting in named_settings(ExperimentConfig())}
+            settings = {setting.rpartition(".")[2]: setting for setting in _settings_with_flags()}
             nearest = difflib.get_close_matches(name or "", settings, n=1, cutoff=0.85)
             if hasattr(module, "CONFIG") and nearest:
                 raise ValueError(f"--{name}: no such flag; did you mean --config.{settings[nearest[0]]}?") from error
@@ -229,7 +233,11 @@ def _with_recorded_config(arguments: Sequence[str]) -> list[str]:
 
 def print_page(page: str) -> None:
     """Prints a page of `--help` and ends the process."""
-    print(page, flush=True)
+    try:
+        print(page, flush=True)
+    except BrokenPipeError:
+        # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
+        sys.stdout = None
     sys.exit(0)
 
 

@@ -148,7 +148,8 @@ def _converted(value: Any, annotated: Any, where: str, least: float) -> Any:
     rule = f"must be of type {expected.__name__}{' or None' if optional else ''}"
     if expected in (int, float):
         low, high = (*limits, math.inf)[:2] if limits else (least, math.inf)
-        rule += f", at least {low} and finite" if high == math.inf else f", from {low} to {high}"
+        finite = " and finite" if expected is float else ""
+        rule += f", at least {low}{finite}" if high == math.inf else f", from {low} to {high}"
         return expected(real_number(where, value, rule, low, high, whole=expected is int))
     if expected is tuple and (value is None or isinstance(value, list | tuple)):
         # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.

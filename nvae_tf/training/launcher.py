@@ -117,6 +117,8 @@ def run_workers(
         try:
             for log, tf_config, visible in zip(logs, tf_configs(len(gpus)), gpus, strict=True):
                 workers.append(_start(command, tf_config, visible, log))
+                for number in signals:  # those that came before
+                    _send(workers[-1:], number)
             while _running(workers) and not any(worker.poll() for worker in workers):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             failed = next((index for index, worker in enumerate(workers) if worker.returncode), 0)

@@ -236,12 +236,17 @@ def first_words(folder: RunFolder, run: Run, step: int) -> str:
         return f"{folder.path}: a finished run."
     on = f" on {count} replicas" if count > 1 else ""
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
+    model, warmup = run.config.model, round(run.config.optimizer.warmup_epochs * length.steps_per_epoch)
+    height, width = model.network_height, model.network_width
+    is_framed = (height, width) != (model.image_height, model.image_width)
+    framed = f", images in a frame of {height} x {width}" if is_framed else ""
+    warning = f"\nWarning: the warm-up of {warmup:,} steps (optimizer.warmup_epochs) is longer than the run."
     return (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
-        f"{run.model.plan.num_groups} latent groups, {weights:,} weights.\n"
+        f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
         f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
-        "The first step takes longer: TensorFlow builds its graph."
+        f"The first step takes longer: TensorFlow builds its graph.{warning if warmup > length.total_steps else ''}"
     )
 
 

@@ -71,7 +71,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(requests, "head", fail)
 
 
-def test_a_prepared_set_and_parts_of_its_splits_without_network(no_network, tmp_path):
+def test_a_prepared_set_and_parts_of_its_splits_without_network(no_network, free_memory, tmp_path):
     images = random_pixels(40, 32, 32, 3)
     store_known_set(tmp_path, "cifar10", train=images, test=images[:3])
     np.testing.assert_array_equal(load(CIFAR10, "train", tmp_path).images, images)
@@ -79,6 +79,9 @@ def test_a_prepared_set_and_parts_of_its_splits_without_network(no_network, tmp_
     spec = dataclasses.replace(CIFAR10, train_split="train[:80%]", test_split="train[80%:]")
     np.testing.assert_array_equal(load(spec, "train", tmp_path).images, images[:32])
     np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[32:])
+    free_memory(3 * images.size - 1)
+    with pytest.raises(ValueError, match="cifar10: 40 images of .* name a folder .*, --config.data.cache=FOL"):
+        load(CIFAR10, "train", tmp_path)
 
 
 def test_labels_go_with_their_images(no_network, tmp_path):
