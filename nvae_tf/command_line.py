@@ -4,7 +4,6 @@ The library defines no flags: a script hands over its module `absl.flags`.
 """
 
 import difflib
-import functools
 import inspect
 import itertools
 import os
@@ -77,11 +76,16 @@ def define_parameters(
     """
 
     class WithCommas(flags.ArgumentParser):
-        def __init__(self, read: Callable[[str], Any]):
-            self._read = read
+        def __init__(self, read: Callable[[str], Any], can_be_one: bool):
+            self._read, self._can_be_one = read, can_be_one
 
         def parse(self, value: Any) -> Any:
-            return self._read(value) if isinstance(value, str) else value
+            if not isinstance(value, str):
+                return value
+            # A file's name may have commas.
+            words = [value] if self._read is str and os.path.exists(value) else value.split(",")
+            values = [self._read(word.strip()) for word in words]
+            return values[0] if self._can_be_one and len(values) == 1 else values
 
     flags.disclaim_key_flags()
     for name, parameter in parameters.items():
@@ -92,7 +96,7 @@ def define_parameters(
         required = parameter.default is parameter.empty
         default, about = None if required else parameter.default, {"required": required, "module_name": module}
         if os.PathLike in kinds:
-            flags.DEFINE_multi(WithCommas(_listed_paths), None, name, default, meaning, **about)
+            flags.DEFINE_multi(WithCommas(str, can_be_one=False), None, name, default, meaning, **about)
         elif element is bool:
             flags.DEFINE_boolean(name, default, meaning, **about)
         elif element is str and limits:
@@ -100,19 +104,9 @@ def define_parameters(
         else:
             parser = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[element](*limits)
             if element_types:
-                parser = WithCommas(functools.partial(_listed_values, parser.parse, element in kinds))
+                parser = WithCommas(parser.parse, element in kinds)
             # absl.logging has a flag --log_dir, for programs that let it write files.
             flags.DEFINE(parser, name, default, meaning, allow_override=True, **about)
-
-
-def _listed_paths(text: str) -> list[str]:
-    # A file's name may have commas.
-    return [text] if os.path.exists(text) else text.split(",")
-
-
-def _listed_values(read: Callable[[str], Any], can_be_one: bool, text: str) -> Any:
-    values = [read(word.strip()) for word in text.split(",")]
-    return values[0] if can_be_one and len(values) == 1 else values
 
 
 def parameter_values(flags: ModuleType, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:

@@ -562,11 +562,9 @@ def config_to_json(config: ExperimentConfig) -> str:
 def read_config(path: str | pathlib.Path) -> ExperimentConfig:
     """Reads `config.json` of a run folder."""
     try:
-        settings = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return config_from_dict(ExperimentConfig, json.loads(pathlib.Path(path).read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
-    try:
-        return config_from_dict(ExperimentConfig, settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
