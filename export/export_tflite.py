@@ -24,8 +24,6 @@ import math
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
 from nvae_tf.errors import start_tensorflow_quietly
@@ -80,7 +78,7 @@ def main(
 
 def run() -> None:
     """The command `nvae-export-tflite`."""
-    command_line.run(main, flags)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

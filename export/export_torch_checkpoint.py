@@ -15,8 +15,6 @@ mistake in the command, a run that can't be exported or whose settings the publi
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
@@ -42,7 +40,7 @@ def main(
 
 def run() -> None:
     """The command `nvae-export-torch-checkpoint`."""
-    command_line.run(main, flags)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ import pathlib
 import shlex
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import check_choice
 from nvae_tf.data.sources import SOURCES
@@ -73,7 +71,7 @@ def main(
 
 def run() -> None:
     """The command `nvae-import-torch-checkpoint`."""
-    command_line.run(main, flags)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

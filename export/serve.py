@@ -26,7 +26,6 @@ import threading
 from typing import Annotated
 
 import numpy as np
-from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.errors import require, start_tensorflow_quietly
@@ -103,7 +102,7 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
 
 def run() -> None:
     """The command `nvae-serve`."""
-    command_line.run(main, flags)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ Exit code: 0 done, 2 a mistake in the command or a damaged export; then nothing 
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 
 
@@ -45,7 +43,7 @@ def main(
 
 def run() -> None:
     """The command `nvae-serving-files`."""
-    command_line.run(main, flags)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

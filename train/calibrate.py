@@ -12,8 +12,6 @@ Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 import functools
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
 from nvae_tf.errors import start_tensorflow_quietly
@@ -38,7 +36,7 @@ def main(
     StatusLine().keep(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
 
 
-run = functools.partial(command_line.run, main, flags)
+run = functools.partial(command_line.run, main)
 
 if __name__ == "__main__":
     run()

@@ -19,7 +19,6 @@ import time
 from typing import Annotated
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from nvae_tf import command_line
@@ -120,7 +119,7 @@ export:   {workdir / "saved_model" / "1"}
 explore:  .venv/bin/nvae-serve --path={workdir / "saved_model"} --explore"""
 
 
-run = functools.partial(command_line.run, main, flags)
+run = functools.partial(command_line.run, main)
 
 if __name__ == "__main__":
     run()

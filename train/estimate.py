@@ -22,15 +22,13 @@ from collections.abc import Mapping
 from json import dumps
 from typing import Annotated, Any
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 from nvae_tf.latent_plan import latent_plan
 
-CONFIG = command_line.define_config(flags)
+CONFIG = command_line.define_config()
 
 
 def main(
@@ -67,7 +65,7 @@ def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "data": data | ({"source": "folder"} if data.get("source") == "auto" else {})}
 
 
-run = functools.partial(command_line.run, main, flags)
+run = functools.partial(command_line.run, main)
 
 if __name__ == "__main__":
     run()

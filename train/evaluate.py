@@ -117,7 +117,7 @@ def _command_line() -> str:
     return shlex.join(["nvae-evaluate", *(re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:])])
 
 
-run = functools.partial(command_line.run, main, flags)
+run = functools.partial(command_line.run, main)
 
 if __name__ == "__main__":
     run()

@@ -23,7 +23,7 @@ from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import FIGURES
 from nvae_tf.latent_plan import latent_plan
 
-CONFIG = command_line.define_config(flags)
+CONFIG = command_line.define_config()
 _OUTPUT_HELP = "PNG, SVG or PDF file to write; one from this command is replaced, another only with --overwrite."
 
 
@@ -54,7 +54,7 @@ def main(
     status.keep(f"{train} training images above {test} test images in {file}")
 
 
-run = functools.partial(command_line.run, main, flags)
+run = functools.partial(command_line.run, main)
 
 if __name__ == "__main__":
     run()

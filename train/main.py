@@ -39,15 +39,13 @@ import signal
 import sys
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 
-CONFIG = command_line.define_config(flags)
+CONFIG = command_line.define_config()
 
 
 def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
@@ -71,7 +69,7 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
         sys.exit(128 + result.signal_number)
 
 
-run = functools.partial(command_line.run, main, flags)
+run = functools.partial(command_line.run, main)
 
 if __name__ == "__main__":
     run()

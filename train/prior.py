@@ -18,8 +18,6 @@ import functools
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED, PRIOR_KINDS
 from nvae_tf.errors import start_tensorflow_quietly
@@ -49,7 +47,7 @@ def main(
     StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
 
 
-run = functools.partial(command_line.run, main, flags)
+run = functools.partial(command_line.run, main)
 
 if __name__ == "__main__":
     run()

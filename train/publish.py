@@ -14,8 +14,6 @@ Exit code: 0 done, 2 a mistake in the command, or a Hub that does not take the r
 import functools
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
@@ -40,7 +38,7 @@ def main(
     )
 
 
-run = functools.partial(command_line.run, main, flags)
+run = functools.partial(command_line.run, main)
 
 if __name__ == "__main__":
     run()
