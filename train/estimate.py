@@ -26,7 +26,6 @@ from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import atomic_write
-from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config()
 
@@ -39,7 +38,6 @@ def main(
     if json:
         command_line.output_place(json, (".json",), overwrite=True, flag="json")
     config = complete_config(sized_settings(CONFIG.value))
-    latent_plan(config.model)
     start_tensorflow_quietly()
     from nvae_tf.training.memory import estimate_memory, memory_table
 

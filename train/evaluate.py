@@ -87,7 +87,10 @@ def main(
 
     chosen = chosen_replicas(config.TrainConfig(replicas=replicas))
     fid = FidSettings(fid_samples, temperature, inception, extractor, batch_norm_iterations, prior)
-    how = {"outliers": outliers or (), "scores": scores, "workers": chosen, "command": _command_line()}
+    how = {"outliers": outliers or (), "scores": scores, "workers": chosen}
+    # For others to read, as in a model card: folders without the path to them on this machine.
+    words = [re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:]]
+    how["command"] = shlex.join(["nvae-evaluate", *words])
     with chosen.raising_worker_lost():
         evaluate_run(workdir, metrics, importance_samples, fid, checkpoint, split, batch_size, seed, data_path, **how)
         chosen.leave()
@@ -110,11 +113,6 @@ def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str
         raise ValueError("the features are Inception's or those of --extractor; measure two by two commands")
     if "frechet" in metrics and not extractor:
         raise ValueError("--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features")
-
-
-def _command_line() -> str:
-    """The command line for others to read, as in a model card: folders without the path to them on this machine."""
-    return shlex.join(["nvae-evaluate", *(re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:])])
 
 
 run = functools.partial(command_line.run, main)

@@ -21,7 +21,6 @@ from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import FIGURES
-from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config()
 _OUTPUT_HELP = "PNG, SVG or PDF file to write; one from this command is replaced, another only with --overwrite."
@@ -39,7 +38,6 @@ def main(
     file = command_line.output_place(output, (".png",) if raw else FIGURES, may_replace).path
     require("matplotlib", "reports")
     config = complete_config(CONFIG.value)
-    latent_plan(config.model)
     start_tensorflow_quietly()
     from nvae_tf.data.inspection import inspect
     from nvae_tf.progress import StatusLine

@@ -43,7 +43,6 @@ from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
-from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config()
 
@@ -52,7 +51,6 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
     """Checks the settings, then trains."""
     check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     config = complete_config(CONFIG.value)
-    latent_plan(config.model)
     # Not before: a mistake is reported within a moment.
     start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
