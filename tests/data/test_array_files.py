@@ -188,15 +188,13 @@ def test_an_array_is_in_memory_once_and_a_wrong_header_does_not_make_it_larger(l
         file.writestr("images.npy", npy(np.zeros([4000, 50, 50, 1], np.uint8)))
         file.writestr("labels.npy", labels)
     tracemalloc.start()
-    try:
-        if message is None:
-            assert load_split(own_images(path, labels=True, test_fraction=0.5), "train").count == 2000
-        else:
-            with pytest.raises(ValueError, match=f"^{path}: labels.npy: not an array .*{message}"):
-                own_images(path, labels=True)
-        assert tracemalloc.get_traced_memory()[1] < 16e6
-    finally:
-        tracemalloc.stop()
+    if message is None:
+        assert load_split(own_images(path, labels=True, test_fraction=0.5), "train").count == 2000
+    else:
+        with pytest.raises(ValueError, match=f"^{path}: labels.npy: not an array .*{message}"):
+            own_images(path, labels=True)
+    assert tracemalloc.get_traced_memory()[1] < 16e6
+    tracemalloc.stop()
 
 
 TRAIN, TEST = random_pixels(9, 6, 8), random_pixels(4, 6, 8, seed=1)
