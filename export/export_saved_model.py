@@ -47,10 +47,7 @@ def main(
     print(f"Exported to {pathlib.Path(output, str(version))}; it gives {numbers} without this package.")
 
 
-def run() -> None:
-    """The command `nvae-export`."""
-    command_line.run(main)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

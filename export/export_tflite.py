@@ -76,10 +76,7 @@ def main(
     print(f"Exported to {output}; the measurements are in {outputs.report_file(place)}")
 
 
-def run() -> None:
-    """The command `nvae-export-tflite`."""
-    command_line.run(main)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -38,10 +38,7 @@ def main(
     print(export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means))
 
 
-def run() -> None:
-    """The command `nvae-export-torch-checkpoint`."""
-    command_line.run(main)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -69,10 +69,7 @@ def main(
     print(f"    nvae-train --config={place}/config.json --workdir={place}{data}")
 
 
-def run() -> None:
-    """The command `nvae-import-torch-checkpoint`."""
-    command_line.run(main)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -100,10 +100,7 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
         print(f"{len(images)} images in {file}", flush=True)
 
 
-def run() -> None:
-    """The command `nvae-serve`."""
-    command_line.run(main)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

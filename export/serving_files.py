@@ -41,10 +41,7 @@ def main(
     print(write_server_files(pathlib.Path(models), pathlib.Path(output), image or SERVING_IMAGE, labels))
 
 
-def run() -> None:
-    """The command `nvae-serving-files`."""
-    command_line.run(main)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

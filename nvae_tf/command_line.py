@@ -1,6 +1,7 @@
 """The common part of the scripts in `train` and `export`: flags and their checks, `--help`, errors of one line."""
 
 import difflib
+import functools
 import inspect
 import itertools
 import os
@@ -45,6 +46,11 @@ def run(main: Callable[..., None]) -> None:
             main(**parameter_values(parameters))
 
     app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module))
+
+
+def command(main: Callable[..., None]) -> Callable[[], None]:
+    """The function that an installed command calls: it runs a script's `main`, see `run`."""
+    return functools.partial(run, main)
 
 
 def define_config() -> Any:

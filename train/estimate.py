@@ -16,7 +16,6 @@ GPU.
 Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single image.
 """
 
-import functools
 import pathlib
 from collections.abc import Mapping
 from json import dumps
@@ -63,7 +62,7 @@ def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "data": data | ({"source": "folder"} if data.get("source") == "auto" else {})}
 
 
-run = functools.partial(command_line.run, main)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

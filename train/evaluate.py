@@ -24,7 +24,6 @@ for training. For a first look take --importance_samples=10. See docs/evaluation
 Exit code: 0 done, 2 a mistake in the command, 75 another worker has ended, 130 interrupted.
 """
 
-import functools
 import pathlib
 import re
 import shlex
@@ -115,7 +114,7 @@ def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str
         raise ValueError("--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features")
 
 
-run = functools.partial(command_line.run, main)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -10,7 +10,6 @@ below test images: drawn at random, with labels a row of each class.
 Exit code: 0 done, 2 a mistake in the command or in the data.
 """
 
-import functools
 import shlex
 import sys
 from typing import Annotated
@@ -52,7 +51,7 @@ def main(
     status.keep(f"{train} training images above {test} test images in {file}")
 
 
-run = functools.partial(command_line.run, main)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -31,7 +31,6 @@ Exit code: 0 done, 2 a mistake in the command, 75 another worker of the training
 terminal was closed, 130 by Ctrl-C, 143 by SIGTERM. NVAE_TF_TRACEBACK=1 in the environment adds a mistake's traceback.
 """
 
-import functools
 import os
 import pathlib
 import shlex
@@ -67,7 +66,7 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
         sys.exit(128 + result.signal_number)
 
 
-run = functools.partial(command_line.run, main)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -14,7 +14,6 @@ effective. See docs/prior.md.
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
-import functools
 import pathlib
 from typing import Annotated
 
@@ -47,7 +46,7 @@ def main(
     StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
 
 
-run = functools.partial(command_line.run, main)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

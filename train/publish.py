@@ -11,7 +11,6 @@ The token is that of `hf auth login`, or of the environment variable HF_TOKEN; H
 Exit code: 0 done, 2 a mistake in the command, or a Hub that does not take the run.
 """
 
-import functools
 from typing import Annotated
 
 from nvae_tf import command_line
@@ -38,7 +37,7 @@ def main(
     )
 
 
-run = functools.partial(command_line.run, main)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()
