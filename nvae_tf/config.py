@@ -20,7 +20,6 @@ __version__ = "0.2.0"
 
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-XLA_USES = ("auto", "off", "jit", "cluster")
 RECOMPUTATIONS = ("none", "groups", "all")
 LARGEST_SEED = 2**31 - 1
 # Float32 counts no further one by one, so that more samples would not change their sum.
@@ -465,7 +464,7 @@ class TrainConfig(_Settings, group="train.", least=1):
     strategy: Annotated[str, "auto", "one_device", "mirrored", "multi_worker"] = "auto"
     replicas: Annotated[int, 0] = 0
     precision: Annotated[str, *PRECISIONS] = "float32"
-    xla: Annotated[str, *XLA_USES] = "auto"
+    xla: Annotated[str, "auto", "off", "jit", "cluster"] = "auto"
     scan: Annotated[str, "auto", "on", "off"] = "auto"
     recompute: Annotated[str, *RECOMPUTATIONS] = "none"
     accumulate_steps: int = 1
