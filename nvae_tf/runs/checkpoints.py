@@ -73,16 +73,7 @@ class TrainingState:
                 self._keep_newest(step)
 
     def _keep_newest(self, step: int) -> None:
-        """Removes this run's whole checkpoints up to a step but for the newest, and writes TensorFlow's list.
-
-        Not among them are step 0, damaged ones, and those that earlier versions took off the list to keep for good. One
-        that is newer than the list was written just before a process was killed.
-        """
-        listed, present = files.read_list(self.folder), files.steps_of_files(self.folder)
-        steps = [other for other in present if 0 < other < step and other not in self._unusable]
-        if listed:
-            steps = [other for other in steps if other in listed or other > max(listed)]
-        steps.append(step)
+        steps, present = self._own_steps(step), files.steps_of_files(self.folder)
         # A killed process may have left data files without an index.
         cut_off = {other for other in files.steps_of_any_files(self.folder) - {*present} if other < step}
         # Before the list is written: a process that is killed in between would leave files that are not listed.
@@ -91,6 +82,19 @@ class TrainingState:
         # TensorFlow's list, for `tf.train.latest_checkpoint`.
         lines = [f'all_model_checkpoint_paths: "step-{number}"\n' for number in steps[-self._keep :]]
         atomic_write(self.folder / "checkpoint", f'model_checkpoint_path: "step-{step}"\n{"".join(lines)}')
+
+    def _own_steps(self, step: int) -> list[int]:
+        """This run's whole checkpoints up to a step, of which the newest stay and the others are removed.
+
+        Not among them are step 0, damaged ones, and those that earlier versions took off TensorFlow's list to keep for
+        good. One that is newer than the list was written just before a process was killed.
+        """
+        listed = files.read_list(self.folder)
+        steps = files.steps_of_files(self.folder)
+        usable = [earlier for earlier in steps if 0 < earlier < step and earlier not in self._unusable]
+        if listed:
+            usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
+        return [*usable, step]
 
     def save_if_best(self, step: int, score: float) -> None:
         """Writes the best checkpoint if no earlier score was as low; NaN never is."""
@@ -115,8 +119,12 @@ class TrainingState:
         if newest.prefix is not None:
             self.whole_step = newest.step
             self._read(newest.prefix)
-        if not removes_leftovers:
-            return newest.step
+        if removes_leftovers:
+            self._remove_leftovers(newest, report)
+        return newest.step
+
+    def _remove_leftovers(self, newest: files.ChosenCheckpoint, report: Callable[[str], object]) -> None:
+        """Removes what killed processes have left, and reports the checkpoints that can't be used."""
         half_written = {step: "half-written" for step in files.remove_partial(self.folder) if step > newest.step}
         newest = newest._replace(unusable=half_written | newest.unusable)
         best = files.find_best(self._best_folder)
@@ -125,7 +133,6 @@ class TrainingState:
         for place, chosen in ((self.folder, newest), (self._best_folder, best)):
             if chosen.unusable:
                 report(f"{place}: {chosen.passed_over_line()}.")
-        return newest.step
 
     def _read(self, prefix: str) -> None:
         check_architecture(self._model, prefix)
