@@ -19,8 +19,6 @@ import pathlib
 import shlex
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import check_choice
 from nvae_tf.data.sources import SOURCES
@@ -71,10 +69,7 @@ def main(
     print(f"    nvae-train --config={place}/config.json --workdir={place}{data}")
 
 
-def run() -> None:
-    """The command `nvae-import-torch-checkpoint`."""
-    command_line.run(main, flags)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()
