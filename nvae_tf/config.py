@@ -68,10 +68,12 @@ def check(valid: bool, message: str) -> None:
 
 
 def check_choice(where: str, name: str, names: Iterable[str], what: str = "not one of the choices") -> None:
-    """Raises ValueError unless `name` is one of `names`; the message lists them, and suggests the nearest."""
+    """Raises ValueError unless `name` is one of `names`; the message suggests the nearest, and lists them if few."""
     names = tuple(names)
     if name not in names:
-        raise ValueError(f"{where} = {shown(name)}: {what} ({', '.join(names)}){did_you_mean(str(name), names)}")
+        nearest = did_you_mean(str(name), names)
+        listed = "" if nearest and len(names) > 12 else f" ({', '.join(names)})"
+        raise ValueError(f"{where} = {shown(name)}: {what}{listed}{nearest}")
 
 
 def shown(value: Any) -> str:
