@@ -72,7 +72,7 @@ def check_choice(where: str, name: str, names: Iterable[str], what: str = "not o
     names = tuple(names)
     if name not in names:
         nearest = did_you_mean(str(name), names)
-        listed = "" if nearest and len(names) > 12 else f" ({', '.join(names)})"
+        listed = "" if nearest and len(names) > 20 else f" ({', '.join(names)})"
         raise ValueError(f"{where} = {shown(name)}: {what}{listed}{nearest}")
 
 
