@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from nvae_tf.config import check_choice
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write, check_writable
+from nvae_tf.schemas import Field, parsed
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
 from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, unchecked_reason
 
@@ -28,6 +30,7 @@ _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
 # The most rows of a request, and the bytes of a row, of an export whose `source.json` has none.
 _LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
+_SOURCE = dict.fromkeys(_LIMITS, Field("whole number", (), 1, 2**40, optional=True))
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
@@ -90,9 +93,9 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
 
 def _tag(image: str) -> str:
     """Returns the tag of an image, '' where it has only a digest; ValueError unless the image is one release."""
-    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
-    is_release = "@" in image or tag.split("-")[0] not in ("", "latest", "nightly")
-    if not is_release or not re.fullmatch(r"[\w./:-]+(@sha256:[0-9a-f]{64})?", image):
+    match = re.fullmatch(r"[\w./-]+(?::\d+/[\w./-]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?", image)
+    tag = match["tag"] or "" if match else ""
+    if not match or (not match["digest"] and tag.split("-")[0] in ("", "latest", "nightly")):
         raise ValueError(f"--image={image}: name one release by its tag or digest, as {SERVING_IMAGE}")
     return tag
 
@@ -103,9 +106,9 @@ def _limits(folders: Sequence[pathlib.Path]) -> dict[str, int]:
     batch_size, largest_row = BATCH_ROWS, 1
     for file in [folder / ASSETS / "source.json" for folder in folders]:
         with wrap_read_errors(f"{file}: damaged (", "); copy the export anew"):
-            limits = _LIMITS | (json.loads(file.read_text()) if file.is_file() else {})
-            batch_size = min(batch_size, max(int(limits["most_rows"]), 1))
-            largest_row = max(largest_row, int(limits["bytes_of_row"]))
+            limits = _LIMITS | (parsed(file.read_bytes(), _SOURCE) if file.is_file() else {})
+        batch_size = min(batch_size, limits["most_rows"])
+        largest_row = max(largest_row, limits["bytes_of_row"])
     row_bytes = cores * batch_size * largest_row
     file_bytes = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     memory_mib = 1024 + math.ceil((4 * file_bytes + row_bytes) / 2**20)
@@ -159,7 +162,9 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
     models = {model.name: model._replace(labels={}) for model in exports}
     for entry in filter(None, labels.split(",")):
         match = re.fullmatch(rf"([^:=]+):({_NAME})=([0-9]+)", entry)
-        model = models.get(match[1]) if match else None
+        if match:
+            check_choice(f"--labels={entry}: the model", match[1], models)
+        model = models[match[1]] if match else None
         if not model or int(match[3]) not in model.versions or match[2] in model.labels:
             there = "; ".join(f"{name} has {', '.join(map(str, each.versions))}" for name, each in models.items())
             raise ValueError(f"--labels: {entry!r} must be MODEL:LABEL=VERSION, a new label and a version ({there})")

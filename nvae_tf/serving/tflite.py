@@ -293,5 +293,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         if content[4:8] != _FILE_IDENTIFIER:
             raise ValueError("no such content")
         model = schema.ModelT.InitFromPackedBuf(content)
-        place = next(entry.buffer for entry in model.metadata if entry.name == METADATA_NAME.encode())
-        return json.loads(bytes(model.buffers[place].data))
+        places = [entry.buffer for entry in model.metadata or () if entry.name == METADATA_NAME.encode()]
+        if not places:
+            raise ValueError(f"no metadata called {METADATA_NAME!r}")
+        return json.loads(bytes(model.buffers[places[0]].data))
