@@ -40,6 +40,7 @@ def apply_joined_if(
 
     By a choice between values: a branch would have XLA's program copy every variable several times.
     """
+    optimizer.build(list(weights))  # unless it is built
     rate = optimizer.learning_rate / (1.0 - optimizer.beta_1_power())
 
     def values_after(gradient: tf.Tensor, *before: tf.Tensor) -> list[tf.Tensor]:
@@ -55,10 +56,17 @@ def apply_joined_if(
         for variable, value in zip(row[1:], values_after(*map(tf.convert_to_tensor, row)), strict=True):
             variable.assign(value)
 
+    if small:
+        _apply_to_small(values_after, small)
+    optimizer.iterations.assign_add(tf.where(condition, 1, 0))
+
+
+def _apply_to_small(values_after: Callable[..., list[tf.Tensor]], small: Sequence[tuple]) -> None:
+    """A step of the small weights: rows of gradient, weight, momentum and norm."""
     # `kinds` are three lists: the small weights, their momentums, and their norms.
-    gradients_of_small, *kinds = zip(*small, strict=True)
+    gradients, *kinds = zip(*small, strict=True)
     packing = Packing(kinds[0], SMALL_WEIGHT)
-    packed = [packing.pack(list(map(tf.convert_to_tensor, same))) for same in (gradients_of_small, *kinds)]
+    packed = [packing.pack(list(map(tf.convert_to_tensor, same))) for same in (gradients, *kinds)]
     # Of each joined tensor the new weights, momentums and norms.
     joined = [values_after(*tensors) for tensors in zip(*packed, strict=True)]
 
@@ -71,7 +79,6 @@ def apply_joined_if(
         assign(joined)
     else:
         postponed.append((assign, joined))
-    optimizer.iterations.assign_add(tf.where(condition, 1, 0))
 
 
 def adamax_step(

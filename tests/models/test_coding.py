@@ -19,6 +19,9 @@ def test_the_channels_of_the_largest_kl():
     kl = np.array([[0.3, 0.0, 5.0], [0.0, 2.0, 0.0]])
     for fraction, places in ((0.1, [2]), (0.5, [0, 2, 4]), (0.7, [0, 1, 2, 4])):
         assert np.flatnonzero(active_channels(kl, fraction)).tolist() == places
+    for fraction in (0.0, 2.0, np.nan):
+        with pytest.raises(ValueError, match=f"^fraction = {fraction}: must be above 0 and at most 1$"):
+            active_channels(kl, fraction)
 
 
 @pytest.mark.slow

@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ OPERATORS = {
     "denoising": Mask(),
     "downsampling": downsampling(SIZE, 2),
     "blur": gaussian_blur(SIZE, 0.8),
+    "tensors": Separable(tf.eye(6), tf.constant([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])),
 }
 
 
@@ -152,6 +155,11 @@ class WrongAdjoint(Separable):
         return 2.0 * super().adjoint(measurements)
 
 
+class WrongShape(Separable):
+    def adjoint(self, measurements):
+        return measurements
+
+
 class WrongSquares(Separable):
     def squared(self, variances):
         return self.apply(variances)
@@ -167,6 +175,7 @@ def test_mistakes_are_one_line(model, images):
         ((np.uint8(values), small, 0.1), "the measurement is of type uint8: give floats; divide"),
         ((values, downsampling((8, 8), 2), 0.1), "is for images of another size than the model's"),
         ((values, WrongAdjoint(*weights), 0.1), "not the adjoint of apply"),
+        ((values, WrongShape(*weights), 0.1), r"operator.adjoint makes \(2, 3, 3, 1\) of measurements, not images"),
         ((values, WrongSquares(*weights), 0.1), "operator.squared is not `apply` with squared weights"),
         ((values, np.eye(3), 0.1), "lacks apply, adjoint, squared"),
         ((images, Mask(HOLE[:4]), 0.1), r"the mask has shape \(4, 6, 1\); it must be .* of images \(6, 6, 1\)"),
@@ -174,6 +183,8 @@ def test_mistakes_are_one_line(model, images):
         with pytest.raises(ValueError, match=message) as raised:
             model.restore(*arguments)
         assert "\n" not in str(raised.value)
+    with pytest.raises(dataclasses.FrozenInstanceError):  # graphs are kept for operators
+        small.rows = small.columns
     for make, message in (
         (lambda: Mask(np.where(HOLE, np.nan, 0.0)), "the mask of missing pixels has values other than False and True"),
         (lambda: downsampling(SQUARE, 4), "scale 4: must divide"),

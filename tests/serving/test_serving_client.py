@@ -63,7 +63,7 @@ class Scripted:
     """
 
     def __init__(self, *errors, seconds=0.0):
-        self.errors, self.seconds, self.asked = list(errors), seconds, []
+        self.errors, self.seconds, self.asked, self.has_classes = list(errors), seconds, [], True
 
     def predict(self, signature, arrays, spec, seconds):
         self.asked.append(seconds)
@@ -76,7 +76,8 @@ class Scripted:
     def describe(self, what, seconds):
         tensor = {"dtype": "DT_FLOAT", "tensor_shape": {"dim": [{"size": "-1"}, {"size": "1"}]}}
         label = {"dtype": "DT_INT32", "tensor_shape": {"dim": [{"size": "-1"}]}}
-        definitions = {"decode": {"inputs": {"latent": tensor, "label": label}, "outputs": {"image": tensor}}}
+        inputs = {"latent": tensor} | ({"label": label} if self.has_classes else {})
+        definitions = {"decode": {"inputs": inputs, "outputs": {"image": tensor}}}
         return {"model_spec": {"version": "1"}, "metadata": {"signature_def": {"signature_def": definitions}}}
 
 
@@ -98,6 +99,31 @@ def test_rows_come_back_in_order_and_an_error_ends_a_call():
     assert len(transport.asked) < 100
     with pytest.raises(ValueError, match="no rows"):
         model.decode(rows[:0])
+
+
+def test_an_error_ends_a_call_while_an_earlier_request_waits_for_its_answer():
+    model, transport = scripted(batch_rows=1, in_flight=2, seconds=0.01)
+    predict = transport.predict
+
+    def first_is_slow_and_second_fails(signature, arrays, *rest):
+        time.sleep(0.5 if arrays["latent"][0, 0] == 0 else 0.0)
+        transport.errors = [ServingError("INTERNAL", "the second")] if arrays["latent"][0, 0] == 1 else []
+        return predict(signature, arrays, *rest)
+
+    transport.predict = first_is_slow_and_second_fails
+    with refused("INTERNAL", "the second"):
+        model.decode(np.arange(100, dtype=np.float32)[:, np.newaxis])
+    assert len(transport.asked) < 10
+
+
+def test_signatures_are_asked_for_again_after_an_error():
+    model, transport = scripted(None, ServingError("INVALID_ARGUMENT", "label is missing"))
+    transport.has_classes, row = False, np.zeros([1, 1], np.float32)
+    assert model.decode(row) == 1.0
+    transport.has_classes = True  # the server has loaded another version
+    with refused("INVALID_ARGUMENT", "label is missing"):
+        model.decode(row)
+    assert model.decode(row, labels=1) == 3.0
 
 
 def test_the_time_of_a_call_is_for_all_its_requests():
