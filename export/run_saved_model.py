@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -63,15 +64,19 @@ def replay(inputs: str, outputs: str, folder: str) -> None:
     with np.load(inputs) as file:  # written by the caller
         given = {name.partition("/")[::2]: file[name] for name in file}
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    stored, results = tf.saved_model.load(folder).signatures, {}
-    with session_of(folder) as run:
-        for signature in stored.keys() - {DEFAULT}:
-            arguments = {argument: array for (name, argument), array in given.items() if name == signature}
-            if signature in AS_SERVED:
-                made = run(signature, **arguments)
-            else:
-                made = stored[signature](**{name: tf.constant(array) for name, array in arguments.items()})
-            results |= {f"{signature}/{name}": np.array(value) for name, value in made.items()}
+    results = {}
+    # Either loader takes seconds, the most of them outside of Python.
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(tf.saved_model.load, folder)
+        with session_of(folder) as run:
+            stored = loading.result().signatures
+            for signature in stored.keys() - {DEFAULT}:
+                arguments = {argument: array for (name, argument), array in given.items() if name == signature}
+                if signature in AS_SERVED:
+                    made = run(signature, **arguments)
+                else:
+                    made = stored[signature](**{name: tf.constant(array) for name, array in arguments.items()})
+                results |= {f"{signature}/{name}": np.array(value) for name, value in made.items()}
     # PNG files as an array that needs no pickle to be stored.
     arrays = {name: array.astype("S") if array.dtype == object else array for name, array in results.items()}
     np.savez(outputs, **arrays)

@@ -19,7 +19,7 @@ from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.serving import saved_model, verification
 from nvae_tf.serving.explorer_files import cached_export, example_images
-from nvae_tf.serving.outputs import DIGESTS, check_version_is_free
+from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, write_digests
 from nvae_tf.serving.saved_model import export_saved_model, load_export
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from nvae_tf.serving.tflite import folded_signatures, run_images
@@ -218,6 +218,16 @@ def test_what_is_missing_or_no_number_is_never_equal(tmp_path):
     Record(record.inputs, record.outputs | {"score/nats": record.outputs["score/nats"] * np.nan}).write(export)
     with pytest.raises(ValueError, match="verification.npz: .*`outputs/score/nats` has numbers .* not all finite"):
         Record.read(export)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_kept", [lambda name: name != "score/nats", lambda name: name == "sample/image"])
+def test_a_record_that_lacks_outputs_proves_nothing(tmp_path, refused, is_kept):
+    export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
+    record = Record.read(export)
+    Record(record.inputs, {name: array for name, array in record.outputs.items() if is_kept(name)}).write(export)
+    write_digests(export)
+    assert re.search("does not give the model's numbers: .* is off by inf", refused("export.verify", str(export)))
 
 
 def test_what_is_no_export_is_refused(folder, refused):
