@@ -78,10 +78,7 @@ def main(
     print(f"Exported to {output}; the measurements are in {outputs.report_file(place)}")
 
 
-def run() -> None:
-    """The command `nvae-export-tflite`."""
-    command_line.run(main, flags)
-
+run = functools.partial(command_line.run, main, flags)
 
 if __name__ == "__main__":
     run()

@@ -18,6 +18,7 @@ Exit code: 0 ended on a signal, or samples are written; 2 a mistake in the comma
 """
 
 import contextlib
+import functools
 import pathlib
 import signal
 import sys
@@ -101,10 +102,7 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
         print(f"{len(images)} images in {file}", flush=True)
 
 
-def run() -> None:
-    """The command `nvae-serve`."""
-    command_line.run(main, flags)
-
+run = functools.partial(command_line.run, main, flags)
 
 if __name__ == "__main__":
     run()

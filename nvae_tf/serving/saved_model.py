@@ -1,7 +1,5 @@
 """Writes a model as one version of a SavedModel, and checks it before anyone can see it."""
 
-import contextlib
-import importlib.metadata
 import inspect
 import json
 import os
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, check_choice, config_to_dict, read_config
+from nvae_tf.config import ExperimentConfig, __version__, check_choice, config_to_dict, read_config
 from nvae_tf.errors import require, wrap_read_errors
 from nvae_tf.files import atomic_folder, atomic_write, git_revision, write_arrays
 from nvae_tf.latent_plan import inference_bytes_per_image
@@ -148,9 +146,7 @@ def _write_assets(
     folder = export / outputs.ASSETS
     folder.mkdir()
     checkout = pathlib.Path(__file__).resolve().parents[2]
-    versions = {"nvae_tf": None, "git_revision": git_revision(checkout), "tensorflow": tf.__version__}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        versions["nvae_tf"] = importlib.metadata.version("nvae_tf")
+    versions = {"nvae_tf": __version__, "git_revision": git_revision(checkout), "tensorflow": tf.__version__}
     contents = {
         "config": origin.settings or {"model": config_to_dict(signatures.model.config)},
         "latents": signatures.latent_layout(),
