@@ -87,9 +87,9 @@ class LoadedModel(prediction_service.PredictionServiceServicer, model_service.Mo
     def __init__(self, name: str, folder: pathlib.Path, warm_up: bool = False):
         self.name, self.number = name, int(folder.name)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
-        logger, level = tf.get_logger(), tf.get_logger().level
+        self.close = self._session.close
         # TensorFlow would warn that this loader, which TensorFlow Serving uses, is deprecated.
-        logger.setLevel("ERROR")
+        tf.get_logger().setLevel("ERROR")
         try:
             loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
             self.definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(loaded.signature_def))
@@ -102,12 +102,6 @@ class LoadedModel(prediction_service.PredictionServiceServicer, model_service.Mo
             self.close()
             reason = reason_of_tensorflow(str(getattr(error, "message", error))).splitlines()[0]
             raise ValueError(f"{folder}: can't be loaded ({reason}); is the export complete?") from error
-        finally:
-            logger.setLevel(level)
-
-    def close(self) -> None:
-        """Frees the memory."""
-        self._session.close()
 
     def run(self, signature: str, arrays: Arrays) -> Arrays:
         """Returns all outputs of a signature; ValueError where the inputs don't fit, OpError by the graph."""

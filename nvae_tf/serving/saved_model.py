@@ -23,7 +23,7 @@ from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import ROWS, Record, all_differences, recorded, verified
+from nvae_tf.serving.verification import RECORD, ROWS, Arrays, all_differences, recorded, side_of_record, verified
 
 # Half-precision weights that change an output by more of its largest value are not published.
 LARGEST_DIFFERENCE = 0.2
@@ -70,12 +70,12 @@ def export_saved_model(
     signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
     with atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version)) as folder:
         model_record = recorded(Signatures(model))
-        record = model_record if weights == "float32" else recorded(signatures, model_record.inputs)
+        record = model_record if weights == "float32" else recorded(signatures, side_of_record(model_record, "inputs"))
         signatures.write(folder, _folded_variables(model, folded))
         try:
             differences = verified(folder, record)
             if weights != "float32":
-                differences = all_differences(record.outputs, model_record.outputs)
+                differences = all_differences(*(side_of_record(each, "outputs") for each in (record, model_record)))
                 _check_rounding(weights, differences)
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
@@ -140,7 +140,7 @@ def source_of(run: TrainedRun) -> dict[str, Any]:
 
 
 def _write_assets(
-    export: pathlib.Path, model_name: str, signatures: Signatures, record: Record, origin: Origin, facts: dict[str, Any]
+    export: pathlib.Path, model_name: str, signatures: Signatures, record: Arrays, origin: Origin, facts: dict[str, Any]
 ) -> None:
     """Writes `assets.extra/` of an export; a server reads only the warm-up requests."""
     folder = export / outputs.ASSETS
@@ -160,11 +160,11 @@ def _write_assets(
     if origin.examples is not None:
         write_arrays(folder / EXAMPLES, origin.examples)
     _write_warm_up(folder / _WARM_UP, model_name, record)
-    record.write(export)
+    write_arrays(export / RECORD, record)
     outputs.write_digests(export)
 
 
-def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
+def _described(signatures: Signatures, record: Arrays) -> dict[str, Any]:
     """Returns the documentation, inputs and outputs of each signature, for JSON."""
     described = {}
     for name in signatures.names:
@@ -173,7 +173,7 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
         text = re.sub(r"\n +\*\*.*", "", inspect.getdoc(method))
         if as_files:
             text = text.replace("`image` `[batch, H, W, C]`", "`image_bytes` `[batch]`, PNG files")
-        made = {key.partition("/")[2]: array for key, array in record.outputs.items() if key.startswith(f"{name}/")}
+        made = side_of_record(record, f"outputs/{name}")
         described[name] = {
             "documentation": text,
             "pictures": "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]",
@@ -187,12 +187,12 @@ def _form(dtype: str, shape: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": ["batch", *shape[1:]]}
 
 
-def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
+def _write_warm_up(file: pathlib.Path, model_name: str, record: Arrays) -> None:
     """Writes a request for all outputs of every signature and the default, which a server runs before it serves."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     requests: dict[str, predict_pb2.PredictRequest] = {}
-    for key, array in record.inputs.items():
+    for key, array in side_of_record(record, "inputs").items():
         signature, _, argument = key.partition("/")
         request = requests.setdefault(signature, predict_pb2.PredictRequest())
         request.inputs[argument].CopyFrom(tf.make_tensor_proto(array))
