@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -159,7 +159,7 @@ def _write_assets(
         atomic_write(folder / f"{name}.json", json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
     if origin.examples is not None:
         write_arrays(folder / EXAMPLES, origin.examples)
-    _write_warm_up(folder / _WARM_UP, model_name, record)
+    _write_warm_up(folder / _WARM_UP, model_name, signatures.names, record)
     write_arrays(export / RECORD, record)
     outputs.write_digests(export)
 
@@ -173,32 +173,25 @@ def _described(signatures: Signatures, record: Arrays) -> dict[str, Any]:
         text = re.sub(r"\n +\*\*.*", "", inspect.getdoc(method))
         if as_files:
             text = text.replace("`image` `[batch, H, W, C]`", "`image_bytes` `[batch]`, PNG files")
-        made = side_of_record(record, f"outputs/{name}")
-        described[name] = {
-            "documentation": text,
-            "pictures": "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]",
-            "inputs": {spec.name: _form(spec.dtype.name, spec.shape) for spec in signatures.input_specs(name)},
-            "outputs": {key: _form(tf.as_dtype(array.dtype).name, array.shape) for key, array in made.items()},
-        }
+        pictures = "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]"
+        described[name] = {"documentation": text, "pictures": pictures}
+        for side in ("inputs", "outputs"):
+            described[name][side] = {
+                key: {"dtype": tf.as_dtype(array.dtype).name, "shape": ["batch", *array.shape[1:]]}
+                for key, array in side_of_record(record, f"{side}/{name}").items()
+            }
     return described
 
 
-def _form(dtype: str, shape: Any) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": ["batch", *shape[1:]]}
-
-
-def _write_warm_up(file: pathlib.Path, model_name: str, record: Arrays) -> None:
+def _write_warm_up(file: pathlib.Path, model_name: str, names: Sequence[str], record: Arrays) -> None:
     """Writes a request for all outputs of every signature and the default, which a server runs before it serves."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    requests: dict[str, predict_pb2.PredictRequest] = {}
-    for key, array in side_of_record(record, "inputs").items():
-        signature, _, argument = key.partition("/")
-        request = requests.setdefault(signature, predict_pb2.PredictRequest())
-        request.inputs[argument].CopyFrom(tf.make_tensor_proto(array))
-    requests[outputs.DEFAULT_SIGNATURE] = predict_pb2.PredictRequest(inputs=requests["sample"].inputs)
     with tf.io.TFRecordWriter(str(file)) as writer:
-        for name, request in requests.items():
+        for name in (*names, outputs.DEFAULT_SIGNATURE):
+            arrays = side_of_record(record, f"inputs/{'sample' if name == outputs.DEFAULT_SIGNATURE else name}")
+            tensors = {argument: tf.make_tensor_proto(array) for argument, array in arrays.items()}
+            request = predict_pb2.PredictRequest(inputs=tensors)
             request.model_spec.name, request.model_spec.signature_name = model_name, name
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())

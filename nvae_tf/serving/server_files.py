@@ -38,14 +38,9 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 class ServedExports(NamedTuple):
     """One model of the folder: its versions, oldest first, and the labels of some of them."""
 
-    folder: pathlib.Path
+    folder: pathlib.Path  # whose name is the model's for clients
     versions: tuple[int, ...]
     labels: dict[str, int]
-
-    @property
-    def name(self) -> str:
-        """The model's name for clients."""
-        return self.folder.name
 
     @property
     def served(self) -> list[int]:
@@ -72,7 +67,7 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
         lines.insert(0, f"Requests are not batched: {', '.join(older)}: {reason}.")
     # Relative, so that both folders can move. JSON's strings and lists are YAML's, and `$` would begin a variable.
     path = pathlib.PurePath(os.path.relpath(models.resolve(), output.resolve())).as_posix().replace("$", "$$")
-    names = [model.name for model in exports]
+    names = [model.folder.name for model in exports]
     values = _limits(served) | {"names": names, "exports": exports, "image": image, "batching": not older}
     values["models"] = json.dumps(path if path.startswith(".") else f"./{path}", ensure_ascii=False)
     values["health_check"] = ["bash", "/serving/health_check.sh", *names]
@@ -117,7 +112,7 @@ def _limits(folders: Sequence[pathlib.Path]) -> dict[str, int]:
 
 def _write_explorer(exports: Sequence[ServedExports], output: pathlib.Path) -> str:
     """Writes the explorer for the exports that are models of this project; returns a line about it, '' without any."""
-    newest = {model.name: model.folder / str(model.served[-1]) for model in exports}
+    newest = {model.folder.name: model.folder / str(model.served[-1]) for model in exports}
     explored = {name: folder for name, folder in newest.items() if (folder / ASSETS / "latents.json").is_file()}
     if not explored:
         return ""
@@ -159,7 +154,7 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
     if labels == "auto":
         pairs = [(model, model.versions[-2:]) for model in exports]
         return [model._replace(labels={"stable": newest[0], "canary": newest[-1]}) for model, newest in pairs]
-    models = {model.name: model._replace(labels={}) for model in exports}
+    models = {model.folder.name: model._replace(labels={}) for model in exports}
     for entry in filter(None, labels.split(",")):
         match = re.fullmatch(rf"([^:=]+):({_NAME})=([0-9]+)", entry)
         if match:

@@ -59,7 +59,8 @@ def test_metadata_status_and_what_is_not_served(client, servers, protocol):
 class Scripted:
     """In place of a connection: raises the given errors one after another, then answers with the rows plus 1.
 
-    With classes the rows plus 2 and the class, which must be 0 or 1.
+    In place of an error may stand None, or seconds after which it answers. With classes the rows plus 2 and the class,
+    which must be 0 or 1.
     """
 
     def __init__(self, *errors, seconds=0.0):
@@ -68,8 +69,10 @@ class Scripted:
     def predict(self, signature, arrays, spec, seconds):
         self.asked.append(seconds)
         time.sleep(self.seconds)
-        if self.errors and (error := self.errors.pop(0)):
-            raise error
+        event = self.errors.pop(0) if self.errors else None
+        if isinstance(event, Exception):
+            raise event
+        time.sleep(event or 0.0)
         label = arrays.get("label", np.full(len(arrays["latent"]), -1))
         return {"image": arrays["latent"] + 2 + label[:, np.newaxis], "valid": label < 2}
 
@@ -102,17 +105,10 @@ def test_rows_come_back_in_order_and_an_error_ends_a_call():
 
 
 def test_an_error_ends_a_call_while_an_earlier_request_waits_for_its_answer():
-    model, transport = scripted(batch_rows=1, in_flight=2, seconds=0.01)
-    predict = transport.predict
-
-    def first_is_slow_and_second_fails(signature, arrays, *rest):
-        time.sleep(0.5 if arrays["latent"][0, 0] == 0 else 0.0)
-        transport.errors = [ServingError("INTERNAL", "the second")] if arrays["latent"][0, 0] == 1 else []
-        return predict(signature, arrays, *rest)
-
-    transport.predict = first_is_slow_and_second_fails
+    events = 0.5, ServingError("INTERNAL", "the second")
+    model, transport = scripted(*events, batch_rows=1, in_flight=2, seconds=0.01)
     with refused("INTERNAL", "the second"):
-        model.decode(np.arange(100, dtype=np.float32)[:, np.newaxis])
+        model.decode(np.zeros([100, 1], np.float32))
     assert len(transport.asked) < 10
 
 
