@@ -1,5 +1,6 @@
 """Writes a model as one version of a SavedModel, and checks it before anyone can see it."""
 
+import hashlib
 import inspect
 import json
 import os
@@ -8,20 +9,24 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, __version__, check_choice, config_to_dict, read_config
+from nvae_tf.data.pipeline import chosen_images
+from nvae_tf.data.sources import load_split
 from nvae_tf.errors import require, wrap_read_errors
-from nvae_tf.files import atomic_folder, atomic_write, git_revision, write_arrays
+from nvae_tf.files import atomic_folder, atomic_write, cache_folder, git_revision, write_arrays
+from nvae_tf.generation.image_grid import pixels_of
 from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
+from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
-from nvae_tf.runs.loading import TrainedRun
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs
-from nvae_tf.serving.explorer_files import EXAMPLES, example_images
+from nvae_tf.serving.explorer_files import EXAMPLES
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import RECORD, ROWS, Arrays, all_differences, recorded, side_of_record, verified
 
@@ -122,14 +127,54 @@ def load_export(folder: str | os.PathLike) -> tuple[ExperimentConfig | None, NVA
     return config if is_from_run else None, model, in_float32, source
 
 
-def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:
+def origin_of(run: loading.TrainedRun, workdir: pathlib.Path) -> Origin:
     """Returns the origin of a run's model."""
     source = source_of(run)
     scores = RunFolder(workdir).scores(source["checkpoint_sha256"])
     return Origin(source, scores, config_to_dict(run.config.without_places()), example_images(run.config))
 
 
-def source_of(run: TrainedRun) -> dict[str, Any]:
+def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
+    """Returns 16 test images of a run (`chosen_images`): `images` uint8 `[count, H, W, C]`, as models see them.
+
+    With labels also `labels` `[count]`, and `classes`, the names. None where the images can't be read here.
+    """
+    try:
+        spec = loading.spec_to_read(config, None)
+        if spec.source == "tfds":
+            from nvae_tf.data.tfds import tfds_is_prepared
+
+            if not tfds_is_prepared(spec):
+                return None  # an export downloads nothing
+        source = load_split(spec, "test")
+        images, labels, _ = chosen_images(source, spec, "test", at_most=16)
+    except (OSError, ValueError):
+        return None
+    examples = {"images": pixels_of(images)}
+    return examples if labels is None else examples | {"labels": labels, "classes": np.array(source.class_names)}
+
+
+def cached_export(place: str) -> pathlib.Path:
+    """Returns the folder of versions of a run's export, which is made unless the cache has an export by this code.
+
+    `place` is what `nvae_tf.load` takes. The folder has the name of the model.
+    """
+    run_folder = loading.find_run_folder(place)
+    key = hashlib.sha256(checkpoint_sha256(loading.find_run(run_folder)[1]).encode())
+    run_files = [run_folder / name for name in ("config.json", "evaluation.json", "prior.npz", "outliers.npz")]
+    for file in (*sorted(pathlib.Path(__file__).parents[1].rglob("*.py")), *run_files):
+        if file.is_file():
+            key.update(file.read_bytes())
+    name = os.path.basename(place.partition("@")[0] if place.startswith("hf://") else os.path.abspath(place))
+    folder = cache_folder() / "exports" / key.hexdigest()[:16] / name
+    if not (folder / "1" / "saved_model.pb").is_file():
+        print(f"Exporting {place} to {folder}, once, half a minute or more ...", flush=True)
+        run = loading.load_run(run_folder)
+        export_saved_model(run.model, folder, origin=origin_of(run, run_folder))
+    return folder
+
+
+def source_of(run: loading.TrainedRun) -> dict[str, Any]:
     """Returns the checkpoint's step, its kind and the SHA-256 of its files, for JSON."""
     return {
         "checkpoint": "best" if pathlib.Path(run.checkpoint).parent.name == "best" else "latest",

@@ -19,9 +19,8 @@ from nvae_tf.models import NVAE
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.serving import saved_model, verification
-from nvae_tf.serving.explorer_files import cached_export, example_images
 from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, write_digests
-from nvae_tf.serving.saved_model import export_saved_model, load_export
+from nvae_tf.serving.saved_model import cached_export, example_images, export_saved_model, load_export
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from nvae_tf.serving.tflite import folded_signatures, run_images
 from nvae_tf.serving.verification import RECORD, read_record, verified
