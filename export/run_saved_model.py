@@ -87,12 +87,11 @@ def image_grid(images: np.ndarray) -> Image.Image:
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
     columns = math.ceil(math.sqrt(len(pixels)))
-    missing = -len(pixels) % columns
     cells = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     # White, and where there is a channel for it opaque.
-    cells = np.pad(cells, [(0, missing), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
-    cells = cells.reshape(-1, columns, *cells.shape[1:]).swapaxes(1, 2)
-    grid = cells.reshape(cells.shape[0] * cells.shape[1], -1, pixels.shape[-1])[:-GAP, :-GAP]
+    cells = np.pad(cells, [(0, -len(cells) % columns), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
+    rows = [np.hstack(cells[first : first + columns]) for first in range(0, len(cells), columns)]
+    grid = np.vstack(rows)[:-GAP, :-GAP]
     return Image.fromarray(grid[:, :, 0] if grid.shape[-1] == 1 else grid)
 
 
