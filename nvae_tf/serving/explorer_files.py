@@ -39,7 +39,9 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
     models = {name: explorer_facts(export) for name, export in exports.items()}
     # `<` as an escape of JSON: nothing in the file can be taken for HTML.
     text = json.dumps({"models": models}, separators=(",", ":")).replace("<", "\\u003c")
-    shutil.copytree(_FOLDER, folder, dirs_exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in _FOLDER.iterdir():  # without its mode: an installed package may be read-only
+        shutil.copyfile(file, folder / file.name)
     atomic_write(folder / FACTS, text + "\n")
 
 
