@@ -11,7 +11,6 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf import command_line
-from nvae_tf.models.images import check_images
 from nvae_tf.optimization import NVAEAdamax
 from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_config, tiny_model, values
 
@@ -74,25 +73,6 @@ def test_every_method_refuses_another_range(eager, name):
         with pytest.raises(ValueError, match="^images have NaN .* comes from$"):
             getattr(eager, name)(np.where(IMAGES > 0, np.nan, IMAGES))
     assert_same(values(eager.weights), before)
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (IMAGES[0], r"shape \(4, 4, 1\); this model takes \[batch, 4, 4, 1\]"),
-        (IMAGES[:0], "give at least one"),
-        (np.full_like(IMAGES, np.inf), r"values from inf to inf; they must be in \[0, 1\]"),
-        (IMAGES.astype(np.float16) * np.float16(1.002), "values from 0 to 1.00195; they must be in"),
-        (IMAGES.astype(np.float16) * np.float16(1.001), None),
-        (IMAGES > 0, None),
-    ],
-)
-def test_images_are_checked_up_to_rounding(images, message):
-    if message is None:
-        np.testing.assert_array_equal(check_images(images, SMALLEST), np.float32(images))
-    else:
-        with pytest.raises(ValueError, match=message):
-            check_images(images, SMALLEST)
 
 
 @pytest.mark.parametrize("name", ["train_step", "test_step"])
