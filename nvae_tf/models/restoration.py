@@ -186,14 +186,13 @@ def restored(model, measurement, seeds, labels, operator, sigma, steps: int, pnp
 
 
 class TemperedSource(NamedTuple):
-    """The mode of a posterior times its prior to the power of `1 / temperature^2 - 1` (Prost et al. 2023)."""
+    """The mode of a posterior times its prior to the power of `1 / PNP_TEMPERATURE^2 - 1` (Prost et al. 2023)."""
 
     feature: tf.Tensor
-    temperature: float = PNP_TEMPERATURE
 
     def draw(self, layers: Any, state: tf.Tensor) -> Any:
         latent = PosteriorSource(self.feature, 0.0).draw(layers, state)
-        prior_weight = (self.temperature**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
+        prior_weight = (PNP_TEMPERATURE**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
         return latent._replace(z=(latent.z + prior_weight * latent.prior.loc) / (1.0 + prior_weight))
 
 
