@@ -16,16 +16,15 @@ from nvae_tf import schemas
 from nvae_tf.config import MOST_CLASSES
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_write, read_arrays
-from nvae_tf.schemas import Field
 from nvae_tf.serving.outputs import ASSETS
 
 PAGE, FACTS = "explorer.html", "explorer.json"
 EXAMPLES = "examples.npz"
 # What the page needs of `config.json` and `latents.json`.
 _SIZES = ("image_height", "image_width", "image_channels")
-_MODEL = dict.fromkeys(_SIZES, Field("whole number", (), 1, 2**16)) | {
-    "num_bits": Field("whole number", (), 1, 8),
-    "num_classes": Field("whole number", (), 0, MOST_CLASSES, optional=True),
+_MODEL = dict.fromkeys(_SIZES, schemas.Field("whole number", (), 1, 2**16)) | {
+    "num_bits": schemas.Field("whole number", (), 1, 8),
+    "num_classes": schemas.Field("whole number", (), 0, MOST_CLASSES, optional=True),
 }
 _LAYOUT = {"shapes": schemas.LATENT_SHAPES["latent_shapes"]}
 _FOLDER = pathlib.Path(__file__).with_name("explorer")
@@ -50,7 +49,7 @@ def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
     assets = export / ASSETS
     with wrap_read_errors(f"{assets}: not written by nvae-export, or damaged (", "); copy the export anew"):
         settings = (assets / "config.json").read_bytes()
-        model = schemas.parsed(settings, {"model": Field(_MODEL)}, "config.json: ")["model"]
+        model = schemas.parsed(settings, {"model": schemas.Field(_MODEL)}, "config.json: ")["model"]
         layout = schemas.parsed((assets / "latents.json").read_bytes(), _LAYOUT, "latents.json: ")
         sizes, classes = [model[name] for name in _SIZES], list(map(str, range(model.get("num_classes", 0))))
         facts = {"image": sizes, "num_bits": model["num_bits"], "shapes": layout["shapes"], "classes": classes}

@@ -29,7 +29,7 @@ from nvae_tf.models.passes import Decoded, inference_pass
 from nvae_tf.runs.loading import spec_to_read
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
-from nvae_tf.serving.verification import diverged, run_alone
+from nvae_tf.serving.verification import Arrays, diverged, run_alone
 
 require("ai_edge_litert", "tflite")
 
@@ -48,7 +48,6 @@ _TAKE_IMAGES = ("encode", "reconstruct")
 # Equal images have no PSNR; rounding of float32 is some 140 dB down.
 _SMALLEST_SQUARE = 1e-15
 
-Arrays = dict[str, np.ndarray]
 # Gives at most `count` images `[count, H, W, C]` of "train" or "test", a part of the data.
 DataImages = Callable[[str, int], np.ndarray]
 
