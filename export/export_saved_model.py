@@ -12,7 +12,6 @@ for REST. assets.extra/ has the settings, signatures.json, the layout of latents
 Exit code: 0 done, 2 a mistake or an export that differs; nothing is written then.
 """
 
-import functools
 import pathlib
 from typing import Annotated
 
@@ -50,7 +49,10 @@ def main(
     print(f"Exported to {pathlib.Path(output, str(version))}; it gives {numbers} without this package.")
 
 
-run = functools.partial(command_line.run, main, flags)
+def run() -> None:
+    """The command `nvae-export`."""
+    command_line.run(main, flags)
+
 
 if __name__ == "__main__":
     run()

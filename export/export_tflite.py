@@ -78,7 +78,10 @@ def main(
     print(f"Exported to {output}; the measurements are in {outputs.report_file(place)}")
 
 
-run = functools.partial(command_line.run, main, flags)
+def run() -> None:
+    """The command `nvae-export-tflite`."""
+    command_line.run(main, flags)
+
 
 if __name__ == "__main__":
     run()

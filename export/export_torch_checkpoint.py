@@ -12,7 +12,6 @@ Needs PyTorch (`make torch`) and memory for the whole file; see docs/published_w
 mistake in the command, a run that can't be exported or whose settings the published form can't express, or no room.
 """
 
-import functools
 import pathlib
 from typing import Annotated
 
@@ -41,7 +40,10 @@ def main(
     print(export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means))
 
 
-run = functools.partial(command_line.run, main, flags)
+def run() -> None:
+    """The command `nvae-export-torch-checkpoint`."""
+    command_line.run(main, flags)
+
 
 if __name__ == "__main__":
     run()

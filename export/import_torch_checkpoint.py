@@ -15,7 +15,6 @@ Files are read with torch's safe reader, which builds no object of the file's ch
 docs/published_weights.md. Exit code: 0 done, 2 a mistake in the command or a file that does not fit.
 """
 
-import functools
 import os
 import pathlib
 import shlex
@@ -82,7 +81,10 @@ def main(
         print(f"note: there is nothing at --data_path={data_path} yet; the run will look for its images there")
 
 
-run = functools.partial(command_line.run, main, flags)
+def run() -> None:
+    """The command `nvae-import-torch-checkpoint`."""
+    command_line.run(main, flags)
+
 
 if __name__ == "__main__":
     run()

@@ -18,7 +18,6 @@ Exit code: 0 ended on a signal, or samples are written; 2 a mistake in the comma
 """
 
 import contextlib
-import functools
 import pathlib
 import signal
 import sys
@@ -107,7 +106,10 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
         print(f"{len(images)} images in {file}", flush=True)
 
 
-run = functools.partial(command_line.run, main, flags)
+def run() -> None:
+    """The command `nvae-serve`."""
+    command_line.run(main, flags)
+
 
 if __name__ == "__main__":
     run()

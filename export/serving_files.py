@@ -23,7 +23,6 @@ every model two: canary is the newest version, stable the newest but one.
 Exit code: 0 done, 2 a mistake in the command or a damaged export; then nothing is written.
 """
 
-import functools
 import pathlib
 from typing import Annotated
 
@@ -44,7 +43,10 @@ def main(
     print(write_server_files(pathlib.Path(models), pathlib.Path(output), image or SERVING_IMAGE, labels))
 
 
-run = functools.partial(command_line.run, main, flags)
+def run() -> None:
+    """The command `nvae-serving-files`."""
+    command_line.run(main, flags)
+
 
 if __name__ == "__main__":
     run()
