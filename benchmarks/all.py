@@ -22,6 +22,7 @@ import contextlib
 import functools
 import pathlib
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.results import say
 from benchmarks.workloads import PRESETS, WORKLOADS, python, worker
+from nvae_tf.errors import exit_on_user_error
 
 ROUNDS, TURNS = 5, 5
 # Steps before the timed ones, in which allocators and caches settle.
@@ -49,9 +51,7 @@ its processes, without a GPU's. The yardstick is alike only to training on MNIST
 Job, Sides, Round = tuple[str, str], dict[str, Callable], dict[str, dict[str, Any]]
 
 
-def processes(
-    job: Job, folder: str, yardstick: str | None, against: pathlib.Path | None = None, settings: tuple[str, ...] = ()
-) -> Sides:
+def processes(job: Job, folder: str, yardstick: str | None, against: pathlib.Path | None = None, settings=()) -> Sides:
     """The processes of a round: `ours`, and `yardstick` or `against`; each has files of its own."""
     sides = {}
     for name, checkout in (("ours", results.ROOT), ("against", against)):
@@ -148,14 +148,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    result = {**results.stamp(), "against": str(options.against or ""), "results": []}
-    try:
-        for number, job in enumerate(options.jobs, 1):
-            say(f"workload {number} of {len(options.jobs)}: {' '.join(job)}")
-            result["results"].append(measure(job, options))
-            results.write_json(result, options.json)
-    finally:
-        print(table(result))
+    result = {**results.stamp(), "against": str(options.against or ""), "complete": False, "results": []}
+    with exit_on_user_error():
+        try:
+            for number, job in enumerate(options.jobs, 1):
+                say(f"workload {number} of {len(options.jobs)}: {' '.join(job)}")
+                result["results"].append(measure(job, options))
+                result["complete"] = number == len(options.jobs)
+                results.write_json(result, options.json)
+        except ChildProcessError as error:
+            sys.exit(f"error: {error}")
+        finally:
+            print(table(result))
 
 
 if __name__ == "__main__":

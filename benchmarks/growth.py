@@ -4,20 +4,22 @@
 
 A model of one scale (32 channels, 10 groups, images of 32 x 32 pixels, batch 4), of which one size at a time grows, in
 a process of its own. Its steps take turns with those of the smallest model: the time is the median ratio of the two.
-The dotted line grows as the work does: what is above it is a defect. A quarter of an hour; let nothing else run.
+The dotted line grows as the work does: what is above it is a defect. Twenty minutes; let nothing else run.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import pathlib
 import statistics
 from typing import Any
 
 from benchmarks import results
+from benchmarks.all import run_round
 from benchmarks.workloads import python, worker
 
-STEPS = 4
+TURNS = 3
 SMALLEST = {"train.batch_size": 4, "model.num_groups_per_scale": 10, "data.height": 32}
 SIZES = {
     "train.batch_size": ("images of a batch", (4, 8, 16, 32, 64)),
@@ -37,19 +39,15 @@ def training(**changed: int) -> contextlib.AbstractContextManager:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
-    with training() as smallest:
-        smallest("ready")
-        for name, size in [(name, size) for name, (_, sizes) in SIZES.items() for size in sizes]:
-            with training(**{name: size}) as larger:
-                larger("ready")
-                turns = [(larger("step")["seconds"], smallest("step")["seconds"]) for _ in range(STEPS)][1:]
-                summary = larger("summary")
-            row = {"grows": name, "size": size, "work": (size / SMALLEST[name]) ** (2 if name == "data.height" else 1)}
-            row["step"] = statistics.median(one / other for one, other in turns)
-            row["step_seconds"] = statistics.median(one for one, _ in turns)
-            row |= {"memory": summary["peak_memory_bytes"] / 1e9, "first_step": summary["first_step_seconds"]}
-            rows.append(row | {"graph_nodes": summary["graph_nodes"]})
-            results.say(str(rows[-1]))
+    for name, size in [(name, size) for name, (_, sizes) in SIZES.items() for size in sizes]:
+        sides = {"larger": functools.partial(training, **{name: size}), "smallest": training}
+        larger, smallest = run_round(sides, TURNS, warm_up=1).values()
+        turns = zip(larger["every_second"], smallest["every_second"], strict=True)
+        row = {"grows": name, "size": size, "work": (size / SMALLEST[name]) ** (2 if name == "data.height" else 1)}
+        row |= {"step": statistics.median(one / other for one, other in turns), "step_seconds": larger["seconds"]}
+        row |= {"memory": larger["peak_memory_bytes"] / 1e9, "first_step": larger["first_step_seconds"]}
+        rows.append(row | {"graph_nodes": larger["graph_nodes"]})
+        results.say(str(rows[-1]))
     if options.figure:
         draw(rows, options.figure)
     return {"growth": rows}

@@ -1,6 +1,7 @@
 """What all benchmarks share around the measuring: options, the machine, tables, and the JSON file of results."""
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -18,11 +19,12 @@ from typing import Any
 
 import psutil
 
-from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
+from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import atomic_write, git_revision
 
 ROOT = pathlib.Path(__file__).parents[1]
 THREADS = 2  # of every workload
+_JSON_HELP = "write the results there as well"
 
 
 def say(line: str) -> None:
@@ -34,7 +36,7 @@ def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
     """A parser whose `--help` is the module's documentation, with the option `--json`."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=layout)
-    parser.add_argument("--json", type=json_file, metavar="FILE", help="write the results there as well")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help=_JSON_HELP)
     return parser
 
 
@@ -56,7 +58,8 @@ def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, 
     commands = parser.add_subparsers(metavar="RECIPE", dest="recipe", required=True)
     for recipe in recipes:
         command = commands.add_parser(recipe.__name__, description=recipe.__doc__)
-        command.add_argument("--json", type=json_file, metavar="FILE")
+        # Without a default, which would take the place of what stands before the recipe's name.
+        command.add_argument("--json", type=json_file, metavar="FILE", default=argparse.SUPPRESS, help=_JSON_HELP)
         for parameter in inspect.signature(recipe).parameters.values():
             flag, default, kind = f"--{parameter.name}", parameter.default, parameter.annotation
             if kind is bool:
@@ -68,7 +71,6 @@ def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, 
                 command.add_argument(flag, type=read, default=default, required=default is parameter.empty)
     options = vars(parser.parse_args())
     recipe, file = {each.__name__: each for each in recipes}[options.pop("recipe")], options.pop("json")
-    start_tensorflow_quietly()
     with exit_on_user_error():
         run(argparse.Namespace(json=file), lambda _: recipe(**options))
 
@@ -100,15 +102,20 @@ def names(known: Collection[str]) -> Callable[[str], list[str]]:
 
 def stamp() -> dict[str, Any]:
     """Where, when and with what results are taken."""
-    model = re.search("model name.*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    model, versions = None, [f"python {platform.python_version()}"]
+    # Only Linux has the file.
+    with contextlib.suppress(OSError):
+        model = re.search("model name.*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     size, load = psutil.virtual_memory().total / 1e9, os.getloadavg()[0]
-    machine = f"{model[1] if model else 'unknown processor'}, {os.cpu_count()} cores, {size:.0f} GB, "
-    packages = [name for name in ("tensorflow", "keras", "numpy", "torch") if importlib.util.find_spec(name)]
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    machine = f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores, {size:.0f} GB, "
+    for name in ("tensorflow", "keras", "numpy", "torch"):
+        # TensorFlow may be that of another package, such as tensorflow-cpu.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{machine}{platform.system()} {platform.machine()}, load {load:.1f}",
-        "versions": ", ".join([f"python {platform.python_version()}", *versions]),
+        "versions": ", ".join(versions),
         "revision": git_revision(ROOT),
     }
 

@@ -142,8 +142,7 @@ class Training:
 
     def __call__(self) -> None:
         """Takes a step and waits for its end."""
-        metrics = self._step(self._replicas.divided(self._images))
-        for metric in metrics.values():
+        for metric in self._step(self._replicas.divided(self._images)).values():
             [part.numpy() for part in self._replicas.strategy.experimental_local_results(metric)]
 
     def summary(self) -> dict[str, Any]:
@@ -160,10 +159,8 @@ def sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
     from nvae_tf.generation.sampling import ImageGenerator
     from nvae_tf.models import NVAE
 
-    model = NVAE(presets.experiment_config(preset).model)
-    generator = ImageGenerator(model)
-    # The generator does not keep the model alive.
-    return lambda model=model: generator.generate(batch_size)
+    generator = ImageGenerator(NVAE(presets.experiment_config(preset).model))
+    return functools.partial(generator.generate, batch_size)
 
 
 def nelbo(preset: str, batch_size: int, folder: pathlib.Path, importance_samples: int = 0) -> Callable:
@@ -173,7 +170,7 @@ def nelbo(preset: str, batch_size: int, folder: pathlib.Path, importance_samples
     model = NVAE(presets.experiment_config(preset).model)
     images = random_images(model.config, batch_size)
     evaluator = LikelihoodEvaluator(model, batch_size, importance_samples)
-    return lambda: evaluator.evaluate_batch(images, seed=0, first=0)
+    return lambda: evaluator.evaluate_batch(images, first=0)
 
 
 def prepare_export(preset: str, folder: pathlib.Path) -> None:
@@ -325,12 +322,9 @@ def yardstick(preset: str) -> Callable[[], float]:
     return step
 
 
-def main(name: str, *arguments: str) -> None:
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
     if name == "yardstick":
         serve(yardstick(*arguments), summary=dict)
     else:
         serve_work(prepared(name, *arguments), WORKLOADS[name].is_command)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -13,9 +13,16 @@ from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.svm import SVC
 
+import nvae_tf
 from benchmarks import results
 from benchmarks.workloads import run_python
+from nvae_tf.data import data_spec
+from nvae_tf.data.sources import load_split
+from nvae_tf.generation.sampling import generate_images, latent_direction, move_images
+from nvae_tf.reports.evaluate import evaluate_run
 
 SETTINGS = {"kl_final_weight": (0.25, 0.5, 1.0, 2.0, 4.0), "free_nats": (0.0, 4.0, 8.0, 16.0)}
 _DEFAULTS = {"kl_final_weight": 1.0, "free_nats": 0.0}
@@ -25,18 +32,12 @@ STRENGTHS = (0.0, 1.0, 1.5, 2.0)
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Bitmaps `[count, 16, 16, 1]` of 0.0 and 1.0, and labels, of a part of the digits."""
-    from nvae_tf.data import data_spec
-    from nvae_tf.data.sources import load_split
-
     source = load_split(data_spec("digits"), split)
     return (source.images // 255).astype(np.float32), source.labels
 
 
 def classifier() -> Any:
     """A support vector machine with calibrated probabilities, trained on the training digits."""
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.svm import SVC
-
     images, labels = digits("train")
     return CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5).fit(rows(images), labels)
 
@@ -47,8 +48,6 @@ def rows(images: np.ndarray) -> np.ndarray:
 
 def class_samples(model: Any, count: int, temperature: float, guidance: float, seed: int = 1) -> tuple[np.ndarray, Any]:
     """Samples of a model's classes in turn, and these classes; None where it has none."""
-    from nvae_tf.generation.sampling import generate_images
-
     labels = np.arange(count) % model.config.num_classes if model.config.num_classes else None
     return generate_images(model, count, temperature, seed, labels=labels, guidance=guidance), labels
 
@@ -67,8 +66,6 @@ def quality(
     asked for in turn: `agreement` is how often the classifier sees the one that was asked for, `accuracy_of_model` how
     often the model's own Bayes' rule knows a test digit.
     """
-    import nvae_tf
-
     model, machine, (images, truth) = nvae_tf.load(workdir), classifier(), digits("test")
     samples, labels = class_samples(model, count, temperature, guidance, seed)
     on_real, on_samples = machine.predict_proba(rows(images)), machine.predict_proba(rows(samples) > 0.5)
@@ -121,9 +118,6 @@ def kl_control(steps: int = 400, batch_size: int = 64, figure: str = "") -> dict
     The model of weight 1 and no free nats also moves test digits along the difference of two classes' mean latents;
     how often the classifier then sees the other class, at each strength.
     """
-    import nvae_tf
-    from nvae_tf.reports.evaluate import evaluate_run
-
     models, seen = [], {}
     objectives = [_DEFAULTS | {name: value} for name, values in SETTINGS.items() for value in values]
     objectives.remove(_DEFAULTS)  # which are in both
@@ -144,8 +138,6 @@ def kl_control(steps: int = 400, batch_size: int = 64, figure: str = "") -> dict
 
 def seen_after_moving(model: Any) -> dict[str, list[float]]:
     """For pairs of classes: which part of the first's test digits the machine sees as the second, at each strength."""
-    from nvae_tf.generation.sampling import latent_direction, move_images
-
     machine, (images, labels), (test_images, test_labels) = classifier(), digits("train"), digits("test")
     seen = {}
     for start, target in CLASSES:

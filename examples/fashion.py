@@ -19,12 +19,30 @@ import time
 import types
 from typing import Any, Literal
 
+import keras
 import numpy as np
+import tensorflow as tf
+from keras import layers
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
 
+import nvae_tf
 from benchmarks import results
 from examples.digits import accuracy, class_samples, rows, train
+from nvae_tf.data import data_spec
+from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
+from nvae_tf.data.sources import load_split
+from nvae_tf.evaluation.batch_norm_statistics import readjusted
+from nvae_tf.evaluation.fid import frechet_distance, statistics_of
 from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.generation.sampling import ImageGenerator, reconstruct_images
+from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur, measured
+from nvae_tf.reports.evaluate import evaluate_run
+from nvae_tf.runs.loading import load_run
+from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from nvae_tf.schemas import ANY
+from nvae_tf.training.prior import learn_prior
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
 COUNTS = {"train": 9600, "test": 2000}
@@ -45,9 +63,6 @@ FEATURES = pathlib.Path("runs/fashion_features.keras")
 
 def fashion(folder: str, split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The first images of a part, uint8 `[count, 28, 28, 1]`, and their labels."""
-    from nvae_tf.data import data_spec
-    from nvae_tf.data.sources import load_split
-
     source = load_split(dataclasses.replace(data_spec("fashion_mnist"), path=folder, labels=True), split)
     return source.images[:count], np.asarray(source.labels[:count])
 
@@ -69,10 +84,6 @@ def classes(workdir: str, temperature: float = 1.0, guidance: float = 1.0, image
 
     In how many test images it sees the true class, and in how many the model's own Bayes' rule does.
     """
-    from sklearn.svm import SVC
-
-    import nvae_tf
-
     (training, labels), (test, truth) = (fashion(images, split, count) for split, count in COUNTS.items())
     machine, model = SVC(C=10.0).fit(rows(training) / 255.0, labels), nvae_tf.load(workdir)
     samples, wanted = class_samples(model, 1000, temperature, guidance)
@@ -93,9 +104,6 @@ def features(images: str = DEBIAN) -> dict[str, Any]:
 
     Then: nvae-evaluate --metrics=frechet --extractor=examples.fashion:make_extractor.
     """
-    import keras
-    from keras import layers
-
     keras.utils.set_random_seed(0)
     convolutions = [(layers.Conv2D(count, 3, activation="relu"), layers.MaxPooling2D()) for count in (32, 64)]
     dense = layers.Flatten(), layers.Dropout(0.3), layers.Dense(64, activation="relu"), layers.Dense(10)
@@ -117,8 +125,6 @@ def make_extractor() -> types.SimpleNamespace:
 
     Images `[batch, 28, 28, 1]` are binarized with a seed of their content.
     """
-    import keras
-
     if not FEATURES.is_file():
         raise FileNotFoundError(f"{FEATURES}: no such file; `python -m examples.fashion features` writes it")
     classifier = keras.models.load_model(FEATURES)
@@ -139,14 +145,6 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     Mean and range over seeds, and the seconds of the fastest draw. Learns three reweighted priors in turn, of which the
     last stays in the run folder.
     """
-    from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
-    from nvae_tf.data.sources import load_split
-    from nvae_tf.evaluation.batch_norm_statistics import readjusted
-    from nvae_tf.evaluation.fid import frechet_distance, statistics_of
-    from nvae_tf.generation.sampling import ImageGenerator, reconstruct_images
-    from nvae_tf.runs.loading import load, load_run
-    from nvae_tf.training.prior import learn_prior
-
     run, extractor, table = load_run(workdir), make_extractor(), []
     model, spec, stored = run.model, run.config.data, stored_spec(run.config.data)
     train, test = (load_split(stored, split) for split in COUNTS)
@@ -182,7 +180,7 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
         about = learn_prior(workdir, **settings)
         learned = {"seconds_to_learn": time.perf_counter() - start}
         learned |= {key: about.get(key) for key in ("cross_entropy", "effective_proposals")}
-        add_samples(name, load(workdir), prior="reweighted", **learned)
+        add_samples(name, nvae_tf.load(workdir), prior="reweighted", **learned)
     return {"samples": count, "seeds": seeds, "rows": table}
 
 
@@ -191,12 +189,6 @@ def outliers(workdir: str, count: int = 2000) -> dict[str, Any]:
 
     With scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images.
     """
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    from nvae_tf.reports.evaluate import evaluate_run
-    from nvae_tf.runs.run_folder import RunFolder, read_run_config
-
     data = pathlib.Path(read_run_config(RunFolder(pathlib.Path(workdir))).data.path)
     parts = {name: array[:count] for name, array in read_arrays(data, ANY).items()}
     test, digits = parts["test"], [Image.fromarray(np.uint8(image * 255 / 16)) for image in load_digits().images]
@@ -214,9 +206,9 @@ def outliers(workdir: str, count: int = 2000) -> dict[str, Any]:
             np.save(place, images)
         metrics = evaluate_run(run, ["outliers"], batch_size=100, data_path=str(data), outliers=places)
     table = []
-    for name, measured in zip(sets, metrics["outliers"]["sets"].values(), strict=True):
-        flagged = {f"p at most 0.05, {score}": share for score, share in measured["flagged"].items()}
-        table.append({"outliers": name} | measured["auroc"] | flagged)
+    for name, scores in zip(sets, metrics["outliers"]["sets"].values(), strict=True):
+        flagged = {f"p at most 0.05, {score}": share for score, share in scores["flagged"].items()}
+        table.append({"outliers": name} | scores["auroc"] | flagged)
     return {"images_of_each_kind": len(test), "auroc": table}
 
 
@@ -227,11 +219,6 @@ def restoration(workdir: str, count: int = 100, variants: bool = False) -> dict[
     image, the tracing of the graph included. With --variants `pnp` has no steps of gradient descent, `map` 80 and none
     of PnP-HVAE. Needs scikit-image.
     """
-    from nvae_tf.data.pipeline import chosen_images
-    from nvae_tf.data.sources import load_split
-    from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur, measured
-    from nvae_tf.runs.loading import load_run
-
     run = load_run(workdir)
     spec = run.config.data
     images, *_ = chosen_images(load_split(spec, "test"), spec, "test", range(count))
@@ -280,7 +267,6 @@ def linear_mmse(operator: Any, values: np.ndarray, sigma: float, training: np.nd
 
 def classical_restorations(task: str, values: np.ndarray, images: np.ndarray, hole: np.ndarray) -> tuple[str, Any]:
     """A classical method and what it makes of measurements; its parameter is the best for these images."""
-    import tensorflow as tf
     from skimage import restoration as classical
 
     kernel = np.exp(-0.5 * np.square(np.arange(-6, 7) / 1.5))

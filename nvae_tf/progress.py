@@ -89,8 +89,9 @@ class ImageProgress:
         self._report(text, done / self._total)
 
     def add(self, images: int) -> None:
-        """Counts the images of a finished batch."""
+        """Counts the images of a finished batch, and reports them."""
         self._done += images
+        self.show(0)
 
 
 def image_bar(total: int) -> tqdm:

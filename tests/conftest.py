@@ -28,7 +28,9 @@ from tests import forked
 # Graphs are many objects that live long, through which Python would look again and again for what is unused.
 gc.set_threshold(200_000, 20, 1000)
 
-pytest_plugins = ("tests.command_fixtures", "tests.published_fixtures")
+# They import TensorFlow, which the process that hands the tests out to others (pytest-xdist) does not need.
+if "PYTEST_XDIST_WORKER" in os.environ or not any(word.startswith("--numprocesses") for word in sys.argv):
+    pytest_plugins = ("tests.command_fixtures", "tests.published_fixtures")
 
 
 def pytest_configure(config):

@@ -70,9 +70,8 @@ def test_progress_counts_batches_and_shows_what_is_left(clock):
     progress.show(0)
     clock.now += 2.0
     progress.show(10)
-    progress.add(40)
     clock.now += 6.0
-    progress.show(0)
+    progress.add(40)
     assert shown[0] == ("0 of 100 images", 0.0)
     assert shown[1] == ("10 of 100 images, 5 images/s, 18 s left", 0.1)
     assert shown[2] == ("40 of 100 images, 5 images/s, 12 s left", 0.4)

@@ -37,8 +37,7 @@ def readjusted(model: NVAE, temperature, iterations=500, batch_size=16, seed=0, 
         raise ValueError(f"iterations = {iterations}, batch_size = {batch_size}: must be at least 1, and at least 2")
     temperatures, reweighted = temperatures_of_groups(temperature, model.plan), check_prior(prior, model)
     copy = type(model).from_config(model.get_config())
-    for variable, value in zip(copy.weights, model.weights, strict=True):
-        variable.assign(value)
+    copy.set_weights(model.get_weights())
     copy.read_prior = lambda: model.reweighted_prior
     layers = copy.top_down._flatten_layers(include_self=False)
     norms = [layer for layer in layers if isinstance(layer, StackedBatchNormalization)]

@@ -15,7 +15,7 @@ import sys
 import tarfile
 import types
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,14 +102,17 @@ def named_extractor(name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-        make = getattr(module, function_name)
-    except (ModuleNotFoundError, ValueError, AttributeError) as error:
+    except (ModuleNotFoundError, ValueError) as error:
         raise ValueError(f"--extractor={name}: name it as MODULE:FUNCTION, as my_features:make ({error})") from None
+    make = getattr(module, function_name, None)
+    if not callable(make):
+        raise ValueError(f"--extractor={name}: {module_name} has no function {function_name!r}")
     extractor = make()
     if not (isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))):
         needed = "a string `name` and a method `features(images)`, see docs/evaluation.md"
         raise ValueError(f"--extractor={name} gives {type(extractor).__name__}; it must have {needed}")
-    digest = file_sha256(pathlib.Path(module.__file__))[:8]
+    file = getattr(module, "__file__", None)
+    digest = file_sha256(pathlib.Path(file))[:8] if file else "no file"
     return types.SimpleNamespace(name=f"{extractor.name} ({module_name}, {digest})", features=extractor.features)
 
 
@@ -187,15 +190,14 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
         arrays = read_arrays(file, schema | {"count": Field("whole number", (), 2)})
         return FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
     task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
-    batches = iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source)
     progress = ImageProgress(task.status.show_if_due, source.count)
 
-    def features(images: tf.Tensor) -> np.ndarray:
-        progress.add(len(images))
-        progress.show(0)
-        return extractor.features(images.numpy())
+    def features() -> Iterator[np.ndarray]:
+        for images in iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source):
+            yield extractor.features(images.numpy())
+            progress.add(len(images))
 
-    statistics = statistics_of(map(features, batches))
+    statistics = statistics_of(features())
     file.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(file, statistics._asdict())
     return statistics
@@ -305,7 +307,8 @@ def graph_content(file: pathlib.Path) -> bytes:
         return file.read_bytes()
     try:
         with tarfile.open(file) as archive:
-            (member,) = (each for each in archive if pathlib.PurePosixPath(each.name).name == GRAPH_NAME)
+            files = [member for member in archive if member.isfile()]
+            (member,) = (file for file in files if pathlib.PurePosixPath(file.name).name == GRAPH_NAME)
             return archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(f"{file}: a damaged archive, or without {GRAPH_NAME} ({error}); {_HELP}") from None

@@ -84,11 +84,11 @@ class LikelihoodEvaluator:
         # The draws of an image depend on the seed and its number alone.
         parts, count = [], 0
         for batch in batches:
-            parts.append(self.evaluate_batch(batch, seed, count, lambda done, before=count: progress(before + done)))
+            parts.append(self.evaluate_batch(batch, count, lambda done, before=count: progress(before + done), seed))
             count += len(parts[-1]["reconstruction"])
         return Likelihood.joined(parts, self.numbers_of_samples)
 
-    def evaluate_batch(self, batch: Batch, seed: int, first: int, progress: Callable = lambda done: None) -> dict:
+    def evaluate_batch(self, batch: Batch, first: int, progress: Callable = lambda done: None, seed: int = 0) -> dict:
         """The arrays for `Likelihood.joined` of a batch, whose first image has the number `first`."""
         rows = [tf.convert_to_tensor(row) for row in (batch if isinstance(batch, tuple) else (batch,))]
         size = rows[0].shape[0]

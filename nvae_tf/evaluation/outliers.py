@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +17,6 @@ from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.models import NVAE
-from nvae_tf.models.images import check_images
 from nvae_tf.models.outlier_scores import (
     OutlierCalibration,
     OutlierParts,
@@ -35,14 +34,18 @@ FLAGGED_BELOW = 0.05  # images with a p-value up to this are flagged
 # In nats, of each group and the reconstruction: a group that is not used hardly varies, and may a little elsewhere.
 _SMALLEST_DEVIATION = 0.01
 Scores = Mapping[str, np.ndarray]
+ImageSet = tuple[ImageSource, DataSpec]  # images of one kind, as the model sees them; the spec has their name
 
 
 def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None = None) -> OutlierCalibration:
     """Calibrates `model.outlier_score` with `[batch, height, width, channels]`; ValueError for fewer than 50 and 19."""
-    both = [check_images(images, model.config, scored=True) for images in (training, held_out)]
-    model.outlier_calibration = calibration_of(
-        *(model._in_batches(outlier_parts, batch_size, images, None) for images in both)
-    )
+    # A calibration of other weights would be refused.
+    before, model.outlier_calibration = model.outlier_calibration, None
+    try:
+        parts = [model.outlier_score(images, batch_size=batch_size).parts for images in (training, held_out)]
+    finally:
+        model.outlier_calibration = before
+    model.outlier_calibration = calibration_of(*parts)
     return model.outlier_calibration
 
 
@@ -74,8 +77,8 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
     spec, parts = images_alone(spec), []
-    score = tf.function(functools.partial(outlier_parts, trained.model), autograph=False)
-    score = score.get_concrete_function(tf.TensorSpec([None, *spec.image_shape]))
+    signature = [tf.TensorSpec([None, *spec.image_shape])]
+    score = tf.function(functools.partial(outlier_parts, trained.model), input_signature=signature, autograph=False)
     for source in [load_split(spec, split, status.report()) for split in ("train", "test")]:
         # The last batch, which may be smaller, is used only where all images are.
         size = batch_size or trained.config.train.batch_size
@@ -86,19 +89,10 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
             # Without the maps, which are as large as the images.
             scored.append(score(batch)[:2])
             progress.add(len(batch))
-            progress.show(0)
         parts.append(OutlierParts(*(np.concatenate(part)[:images] for part in zip(*scored, strict=True)), None))
     calibration = calibration_of(*parts)
     write_calibration(folder.outliers_file, trained.model, trained.step, calibration)
     return calibration
-
-
-class ImageSet(NamedTuple):
-    """Images of one kind, as the model sees them."""
-
-    name: str
-    source: ImageSource
-    spec: DataSpec
 
 
 def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
@@ -122,21 +116,18 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
             # All images of a file that has no test part of its own.
             parts = [load_split(spec, part) for part in (["train", "test"] if holds_out(spec) else ["test"])]
             source = ArraySource(np.concatenate([part.reader()(tf.range(part.count)).numpy() for part in parts]))
-        sets.append(ImageSet(spec.name, source, spec))
+        sets.append((source, spec))
     return sets
 
 
-class OutlierResult(NamedTuple):
-    """The measurements of `measure_outliers`; the first set is that of the part's own images."""
+def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tuple[dict, list[ImageSet], list[Scores]]:
+    """Measures how well each score separates each set of outliers from the part's own images, on all workers.
 
-    metrics: dict[str, Any]  # the entry `outliers` of the evaluation file
-    sets: list[ImageSet]
-    scores: list[Scores]  # of each set, see `scores_by_name`
-
-
-def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> OutlierResult:
-    """Measures how well each score separates each set of outliers from the part's own images, on all workers."""
-    sets = [ImageSet(f"{task.split} images", task.source, images_alone(task.spec)), *outliers]
+    Returns the entry `outliers` of the evaluation file; the sets, the part's own images first; and for each of them the
+    scores, see `scores_by_name`.
+    """
+    own_spec = dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")
+    sets = [(task.source, own_spec), *outliers]
     strategy, model = task.strategy, task.trained.model
 
     @functools.partial(tf.function, autograph=False)
@@ -146,28 +137,24 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> Outl
     def compute(images: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
         padded = tf.pad(images, [(0, task.batch_size - len(images)), (0, 0), (0, 0), (0, 0)])
         reconstruction, kl = joined(strategy, score(divided(strategy, padded)))
-        return {"reconstruction": reconstruction.numpy()[: len(images)], "kl": kl.numpy()[: len(images)]}
+        return {"reconstruction": reconstruction.numpy(), "kl": kl.numpy()}
 
     parts = []
-    for images in sets:
-        task.status.keep(f"{images.name}: {images.source.count:,}")
-
-        def inputs(numbers: list[int], images: ImageSet = images) -> Iterator[tf.Tensor]:
-            batches = evaluation_batches(images.source, images.spec, task.batch_size, task.seed, numbers)
-            return iterate(batches, images.source)
-
-        work = f"outliers {content_digest(images.source, images.spec)}"
-        batches = [*task.shared_batches(work, images.source.count, task.batch_size, inputs, compute)]
-        parts.append({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
-    task.check_finite(values for part in parts for values in part.values())
+    for source, spec in sets:
+        task.status.keep(f"{spec.name}: {source.count:,}")
+        work, inputs = f"outliers {content_digest(source, spec)}", functools.partial(task.batches, source, spec)
+        batches = [*task.shared_batches(work, source.count, task.batch_size, inputs, compute)]
+        columns = [np.concatenate([batch[part] for batch in batches]) for part in ("reconstruction", "kl")]
+        task.check_finite(columns)
+        parts.append(OutlierParts(*columns, kl_map=None))
     calibration = model.outlier_calibration
-    own, *others = scores = [scores_by_name(OutlierParts(**part, kl_map=None), calibration) for part in parts]
+    own, *others = scores = [scores_by_name(part, calibration) for part in parts]
     results = {
-        images.name: {"num_images": images.source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
-        for images, other in zip(outliers, others, strict=True)
+        spec.name: {"num_images": source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
+        for (source, spec), other in zip(outliers, others, strict=True)
     }
     metrics = {"calibrated": calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": results}
-    return OutlierResult(metrics, sets, scores)
+    return metrics, sets, scores
 
 
 def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) -> dict[str, np.ndarray]:
@@ -182,11 +169,9 @@ def aurocs(inside: Scores, outside: Scores) -> dict[str, float]:
     """The area under the ROC curve of each score: how often an outlier has a higher score than another image."""
     from sklearn.metrics import roc_auc_score
 
-    def area(name: str) -> float:
-        is_outlier = np.repeat([0, 1], [len(inside[name]), len(outside[name])])
-        return float(roc_auc_score(is_outlier, np.concatenate([inside[name], outside[name]])))
-
-    return {name: area(name) for name in inside if not name.startswith("p_")}
+    both = {name: (inside[name], outside[name]) for name in inside if not name.startswith("p_")}
+    truth = {name: np.repeat([0, 1], list(map(len, parts))) for name, parts in both.items()}
+    return {name: float(roc_auc_score(truth[name], np.concatenate(parts))) for name, parts in both.items()}
 
 
 def flagged(scores: Scores) -> dict[str, float]:
@@ -198,5 +183,5 @@ def flagged(scores: Scores) -> dict[str, float]:
 def most_outlying_images(task: EvaluationTask, images: ImageSet, scores: np.ndarray) -> tuple[np.ndarray, ...]:
     """The images of a set with the highest scores `[images]`: up to 6 of them, their KL maps and their scores."""
     numbers = np.argsort(-scores, kind="stable")[:6]
-    chosen, *_ = chosen_images(images.source, images.spec, task.split, numbers.tolist(), seed=task.seed)
+    chosen, *_ = chosen_images(*images, task.split, numbers.tolist(), seed=task.seed)
     return chosen, outlier_parts(task.trained.model, tf.constant(chosen)).kl_map.numpy(), scores[numbers]

@@ -13,6 +13,8 @@ ACTIVE_FROM = 0.01  # nats per image and position
 # Distances of samples from the training images, in the features of Inception or of the user's own extractor.
 _DISTANCES = {"fid": "FID", "frechet": "Fréchet distance"}
 _OUTLIER_SCORES = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs", "nelbo_at_mean": "NELBO at the means"}
+# Earlier files have the names "nelbo" and "llr", the likelihood ratio of Havtorn et al. (2021).
+_OUTLIER_SCORES |= {"nelbo": "NELBO at the means", "llr": "LLR"}
 _PROVENANCE = ("{num_images:,} ", "images of the {split} part of {dataset}", " ({data})", ", seed {seed}")
 _PROVENANCE += ("\n{checkpoint} checkpoint", ", step {step:,}", ", {weights}", ", SHA-256 {checkpoint_sha256:.16}...")
 

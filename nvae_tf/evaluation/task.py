@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataSpec
-from nvae_tf.data.pipeline import ALL, Shard
+from nvae_tf.data.pipeline import ALL, Shard, evaluation_batches, iterate
 from nvae_tf.data.sources import ImageSource
 from nvae_tf.progress import ImageProgress, StatusLine
 from nvae_tf.runs.loading import TrainedRun
@@ -66,6 +66,10 @@ class EvaluationTask:
     workers: Workers
     status: StatusLine
 
+    def batches(self, source: ImageSource, spec: DataSpec, numbers: Sequence[int] | None = None) -> Iterator[tf.Tensor]:
+        """Batches of images in order, all or those of these numbers, each with its labels where the spec has some."""
+        return iterate(evaluation_batches(source, spec, self.batch_size, self.seed, numbers), source)
+
     def check_finite(self, scores: Iterable[np.ndarray]) -> None:
         """ValueError where a score is not finite."""
         if not all(np.isfinite(values).all() for values in scores):
@@ -102,4 +106,3 @@ class EvaluationTask:
                 rows = min(size, images - index * size)
                 yield {name: batches[index, :rows] for name, batches in gathered.items()}
             progress.add(images)
-            progress.show(0)

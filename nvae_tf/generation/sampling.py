@@ -190,10 +190,14 @@ def interpolate_latents(start: Arrays, end: Arrays, fractions: Sequence[float], 
     """Latents between one image's and another's, `[height, width, latent channels]` a group; 0 and 1 are exact.
 
     `how`, for all groups or a list with one for each scale or group, is "linear", "keep" (stays at `start`), or
-    "spherical": along the arc, which keeps the length of a latent (Shoemake 1985; White 2016).
+    "spherical": along the arc, which keeps the length of a latent (Shoemake 1985; White 2016). ValueError for a `how`
+    or latents that don't fit.
     """
+    shapes, others = list(map(np.shape, start)), list(map(np.shape, end))
+    if shapes != others or any(len(shape) != 3 for shape in shapes):
+        raise ValueError(f"latents of {shapes} and {others}: both must be of one image, of the same model")
     fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
-    ways = _ways_of_groups(how, list(map(np.shape, start)))
+    ways = _ways_of_groups(how, shapes)
     return [_between(*ends, fractions, way).astype(np.float32) for *ends, way in zip(start, end, ways, strict=True)]
 
 
@@ -288,9 +292,8 @@ def degradation(config: ExperimentConfig, mask=None, scale=1, blur=0.0, resize=N
     # The mask is a picture file, white where pixels are missing, of the model's size unless `resize` brings it there.
     size = config.model.image_height, config.model.image_width
     if mask:
-        spec = dataclasses.replace(stored_spec(config.data), channels=1)
-        if resize is None:
-            spec = dataclasses.replace(spec, resize="none", crop_box=None)
+        as_it_is = {"resize": "none", "crop_box": None} if resize is None else {}
+        spec = dataclasses.replace(stored_spec(config.data), channels=1, **as_it_is)
         pictures, _ = pictures_for_model([mask], spec, resize=resize, convert=True)
         if len(pictures) != 1:
             raise ValueError(f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")

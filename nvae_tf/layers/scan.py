@@ -29,7 +29,7 @@ class StackShare(NamedTuple):
     layers_per_step: int = 1
 
     def layers_by_step(self, layers: Sequence[Any], num_steps: int) -> list[Sequence[Any]]:
-        """The layers of each step; the first steps have none where there are too few for all."""
+        """A list of layers for each step; all are empty without a stack."""
         if self.stack is None:
             return [[]] * num_steps
         size = self.layers_per_step
@@ -74,12 +74,7 @@ def run_steps(
       The last state; the outputs of the steps outside of the loop; and, because a loop returns tensors alone, the
       `output_tensors` of the outputs of its steps, each with an axis for the steps in front (empty without a loop).
     """
-    stacks = [share for share in shares if share.stack is not None]
-    # Before the loop come the steps that lack layers of a stack, as the top group lacks a prior,
-    lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in stacks]
-    # and those up to the last input that is not of tensors alone, such as a source of latents that holds another.
-    unstackable = [number for number, each in enumerate(inputs, 1) if not _has_only_tensors(each)]
-    num_before = max([0, *lacking, *unstackable])
+    num_before = _num_steps_before_loop(shares, inputs)
     if not _is_loop(forward, len(inputs) - num_before):
         return (*_unrolled(shares, step, state, inputs, forward), [])
     weights = [() if share.stack is None else forward.weights_of(share.stack) for share in shares]
@@ -95,6 +90,13 @@ def run_steps(
 
 def _is_loop(forward: ForwardPass, num_steps: int) -> bool:
     return forward.scanned and not tf.executing_eagerly() and num_steps >= _FEWEST_STEPS
+
+
+def _num_steps_before_loop(shares: Sequence[StackShare], inputs: Sequence[Any]) -> int:
+    """The first steps may lack layers of a stack (the top group has no prior), or have inputs that can't be stacked."""
+    lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in shares if share.stack is not None]
+    unstackable = [number for number, each in enumerate(inputs, 1) if not _has_only_tensors(each)]
+    return max([0, *lacking, *unstackable])
 
 
 def _has_only_tensors(step_input: Any) -> bool:
@@ -132,18 +134,22 @@ def _loop_of_steps(shares, weights, step, state, inputs, forward, output_tensors
         layers, vectors_of_shares = [], []
         weights_of_shares, step_input = slices
         for share, share_weights in zip(shares, weights_of_shares, strict=True):
-            is_one = share.layers_per_step <= 1
-            layer_weights = [share_weights] if is_one else layers_of(share_weights, share.layers_per_step)
-            vectors: list[RecordVector] = [[] for _ in layer_weights]
+            functions, vectors = [], []
+            if share.stack is not None:
+                several = share.layers_per_step > 1
+                layer_weights = layers_of(share_weights, share.layers_per_step) if several else [share_weights]
+                vectors = [[] for _ in layer_weights]  # filled when `step` calls the functions
+                functions = share.stack.layer_functions(layer_weights, forward, vectors)
+            layers.append(functions)
             vectors_of_shares.append(vectors)
-            layers.append([] if share.stack is None else share.stack.layer_functions(layer_weights, forward, vectors))
         state, output = step(layers, state, step_input)
         return state, output_tensors(output), vectors_of_shares
 
     scan = scan_with_gradient if forward.training else scan_for_inference
     state, outputs, vectors_of_shares = scan(body, state, stacked_inputs)
-    for share, vectors in zip(shares, vectors_of_shares, strict=False):  # `scan_for_inference` returns no vectors
-        forward.new_values += _updates_of_loop(share, vectors, forward)
+    if forward.training:  # inference records nothing
+        for share, vectors in zip(shares, vectors_of_shares, strict=True):
+            forward.known_updates += _updates_of_loop(share, vectors, forward)
     return state, outputs
 
 

@@ -35,7 +35,7 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(slices)))
 
     traced = _TracedStep(body_of_packed, state, packed_inputs)
-    # Filled by the operation: as its results the recorded tensors would be differentiated.
+    # Filled by the operation, not returned by it: what it returns would be differentiated.
     recorded: list = []
 
     @tf.custom_gradient
@@ -143,7 +143,8 @@ class _TracedStep:
 
         def body_at(number: tf.Tensor, state_gradient: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
             _, _, kept = self.unpack_results([table.read(number) for table in result_tables])
-            slices, upstream = ([tf.gather(each, number) for each in stacked] for stacked in (inputs, output_gradients))
+            slices = [tf.gather(each, number) for each in inputs]
+            upstream = [tf.gather(each, number) for each in output_gradients]
             previous, *slice_gradients = self._backward(*kept, *slices, state_gradient, *upstream)
             return previous, slice_gradients
 

@@ -24,21 +24,6 @@ Updates = list[tuple[keras.Variable, tf.Tensor]]  # variables and their new valu
 RecordVector = list[tf.Tensor]
 
 
-@contextlib.contextmanager
-def variables_named_alike() -> Iterator[None]:
-    """Variables that are made in this block have one name for TensorFlow; Keras' names and paths stay.
-
-    TensorFlow makes the operation of a variable ready to run anew for each name, which takes about a millisecond.
-    """
-
-    def make(next_creator: Callable, **settings: Any) -> tf.Variable:
-        with tf.name_scope(""):
-            return next_creator(**settings | {"name": "weight"})
-
-    with tf.variable_creator_scope(make):
-        yield
-
-
 @dataclasses.dataclass
 class ForwardPass:
     """What one pass through the network is given besides tensors, and what it gathers for later."""
@@ -52,26 +37,26 @@ class ForwardPass:
     # Gathered: weights as layers use them, and the effective kernels in float32, which the spectral regularizer shares.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
-    # Gathered: the vectors that the layers of each stack record; variables whose new values are known already.
-    vectors: list[tuple["StackedLayer", list[RecordVector]]] = dataclasses.field(default_factory=list)
-    new_values: Updates = dataclasses.field(default_factory=list)
+    # Gathered: all that the layers of each stack have recorded, and the updates of loops and of power iterations.
+    recorded: list[tuple["StackedLayer", list[RecordVector]]] = dataclasses.field(default_factory=list)
+    known_updates: Updates = dataclasses.field(default_factory=list)
 
     @property
-    def inlines_layers(self) -> bool:
-        """Whether a composite layer stands in the graph anew for each layer of its stack, not as calls of one function.
+    def calls_layers(self) -> bool:
+        """Whether the composite layers of a stack are calls of one function in the graph, instead of one copy each.
 
-        So on several replicas, which can't communicate from within a function, and in a scanned pass, which has few
+        Not so on several replicas, which can't communicate from within a function, and in a scanned pass, which has few
         layers outside of its loops.
         """
-        return self.traced_inline or self.scanned or tf.executing_eagerly() or replica_count() > 1
+        return not (self.traced_inline or self.scanned or tf.executing_eagerly() or replica_count() > 1)
 
     def updates(self) -> Updates:
-        """All variables that the pass changes, and their new values, which are assigned after the pass."""
-        for stack, vectors in self.vectors:
+        """All variables that the pass changes, and their new values, made at the first call."""
+        for stack, vectors in self.recorded:
             if vectors[0]:
-                self.new_values += stack.updates_from(tf.stack([vector for (vector,) in vectors]), self.initializing)
-        self.vectors.clear()
-        return self.new_values
+                self.known_updates += stack.updates_from(tf.stack([vector for (vector,) in vectors]), self.initializing)
+        self.recorded.clear()
+        return self.known_updates
 
     def commit(self) -> None:
         """Assigns the updates."""
@@ -86,7 +71,7 @@ class ForwardPass:
 
 
 class Folding(NamedTuple):
-    """A convolution, and the batch norm on its outputs, or on its inputs, with nothing between the two."""
+    """What a `FoldedPass` folds: a batch norm into the convolution right before it, or right after it."""
 
     convolution: "StackedLayer"
     norm: "StackedLayer"
@@ -118,7 +103,7 @@ class StackedLayer(keras.layers.Layer):
         attributes = {"_noinline": True}
         traced = tf.function(self._apply_in_a_call, autograph=False, experimental_attributes=attributes)
         # Behind a partial, so that exports do not take it for a function to be exported.
-        self._traced = functools.partial(traced)
+        self._call = functools.partial(traced)
         self.built = True
 
     def add_weight(self, **keywords) -> keras.Variable:
@@ -156,18 +141,18 @@ class StackedLayer(keras.layers.Layer):
         """The stack's layers as functions of their input; in training each must be called once."""
         vectors: list[RecordVector] = [[] for _ in range(self.count)]
         if forward.training:
-            forward.vectors.append((self, vectors))
+            forward.recorded.append((self, vectors))
         weights = layers_of(forward.weights_of(self), self.count)
-        return self.layer_functions(weights, forward, vectors, forward.inlines_layers or not self.parts)
+        return self.layer_functions(weights, forward, vectors, bool(self.parts) and forward.calls_layers)
 
     def layer_functions(
-        self, weights: Sequence[Weights], forward: ForwardPass, vectors: list[RecordVector], inline: bool = True
+        self, weights: Sequence[Weights], forward: ForwardPass, vectors: list[RecordVector], as_calls: bool = False
     ) -> list[Callable[[tf.Tensor], tf.Tensor]]:
-        """Layers with these weights as functions of their input; calls in the graph unless `inline`.
+        """Layers with these weights as functions of their input; with `as_calls` the graph has calls of one function.
 
-        Layer i puts all that it records into `vectors[i]`.
+        Layer i puts all that it records into `vectors[i]` when it is called.
         """
-        apply = self._apply if inline else self._traced
+        apply = self._call if as_calls else self._apply
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
 
         def layer(index: int, inputs: tf.Tensor) -> tf.Tensor:
@@ -189,7 +174,7 @@ class StackedLayer(keras.layers.Layer):
 
     def updates_from(self, vectors: tf.Tensor, initializing: bool) -> Updates:
         """Variables and their new values, from the vectors `[count, width]` that the layers have recorded."""
-        if vectors.dtype == tf.uint32:
+        if vectors.dtype == tf.uint32:  # made by `_apply_in_a_call`
             vectors = tf.bitcast(vectors, tf.float32)
         pairs = [(layer, variable) for layer in self.recorders(initializing) for variable in layer.statistics]
         pieces = tf.split(vectors, [variable.shape[1] for _, variable in pairs], axis=1)
@@ -198,10 +183,10 @@ class StackedLayer(keras.layers.Layer):
             for (layer, variable), piece in zip(pairs, pieces, strict=True)
         ]
 
-    def single(self, inputs: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
-        """The only layer of a stack of one."""
+    def single_layer(self, forward: ForwardPass) -> Callable[[tf.Tensor], tf.Tensor]:
+        """The only layer of a stack of one, as a function of its input."""
         (layer,) = self.layers(forward)
-        return layer(inputs)
+        return layer
 
 
 def layers_of(weights: Weights, count: int) -> list[Weights]:
@@ -213,3 +198,18 @@ def layers_of(weights: Weights, count: int) -> list[Weights]:
 def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> StackedLayer | None:
     """A stack of `count` layers, or None where the plan has none of them."""
     return kind(count, *arguments, **keywords) if count else None
+
+
+@contextlib.contextmanager
+def variables_named_alike() -> Iterator[None]:
+    """Variables that are made in this block have one name for TensorFlow; Keras' names and paths stay.
+
+    TensorFlow makes the operation of a variable ready to run anew for each name, which takes about a millisecond.
+    """
+
+    def make(next_creator: Callable, **settings: Any) -> tf.Variable:
+        with tf.name_scope(""):
+            return next_creator(**settings | {"name": "weight"})
+
+    with tf.variable_creator_scope(make):
+        yield

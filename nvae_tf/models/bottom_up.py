@@ -33,7 +33,7 @@ class PreprocessBlock(keras.layers.Layer):
 
     def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, 2 in]`."""
-        return self.down.single(run_cells(self.cells, state, forward), forward)
+        return self.down.single_layer(forward)(run_cells(self.cells, state, forward))
 
 
 class BottomUpScale(keras.layers.Layer):
@@ -75,7 +75,7 @@ class BottomUp(keras.layers.Layer):
         """
         forward = forward or FoldedPass()
         framed = frame(images, self.config)
-        state = self.stem.single(tf.cast(2.0 * framed - 1.0, self.compute_dtype), forward)
+        state = self.stem.single_layer(forward)(tf.cast(2.0 * framed - 1.0, self.compute_dtype))
         for block in self.preprocess:
             state = block.run(state, forward)
         features = []
@@ -86,9 +86,9 @@ class BottomUp(keras.layers.Layer):
             states += [each for step_states in stacked for each in tf.unstack(step_states)]
             features += states[scale.cells_per_group - 1 :: scale.cells_per_group]
             if scale.down is not None:
-                state = scale.down.single(state, forward)
+                state = scale.down.single_layer(forward)(state)
         # The top-most group takes the tower's end in place of its kept feature.
-        features[-1:] = [tf.nn.elu(self.top.single(tf.nn.elu(state), forward))]
+        features[-1:] = [tf.nn.elu(self.top.single_layer(forward)(tf.nn.elu(state)))]
         return features[::-1]
 
 

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
@@ -16,14 +15,11 @@ from nvae_tf.models.metrics import metric_values
 from nvae_tf.models.passes import inference_pass
 from nvae_tf.replicas import replica_count, replica_means
 
-if TYPE_CHECKING:
-    from nvae_tf.models.nvae import NVAE
-
 # These methods contain no tensor-dependent branches, and autograph would double the time of tracing.
 _WITHOUT_AUTOGRAPH = tf.autograph.experimental.do_not_convert
 
 
-def images_and_labels(model: "NVAE", data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
+def images_and_labels(model, data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Images and, for a conditional model, their labels; other models do not use labels."""
     images, labels, *_ = [*data, None] if isinstance(data, (tuple, list)) else (data, None)
     images = check_batch(images, model.config)

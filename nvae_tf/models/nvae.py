@@ -99,8 +99,9 @@ class NVAE(FittedModel):
         check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
         self.config, self.objective, self.plan = config, objective, latent_plan(config)
         objectives.final_kl_weights(objective, self.plan)  # ValueError if the two do not fit each other
-        self.seed, self.recompute = whole_number("seed", seed, -configuration.LARGEST_SEED), recompute
-        self.accumulate_steps, self.scan = whole_number("accumulate_steps", accumulate_steps, 1), bool(scan)
+        self.recompute, self.scan = recompute, bool(scan)
+        self.seed = whole_number("seed", seed, -configuration.LARGEST_SEED)
+        self.accumulate_steps = whole_number("accumulate_steps", accumulate_steps, 1)
         self.label_dropout = real_number("label_dropout", label_dropout, "must be from 0 to 1", 0.0, 1.0)
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
@@ -114,9 +115,9 @@ class NVAE(FittedModel):
             self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         finally:
             random.setstate(state)
-        group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
-        for cells in self._layers_of_kind(ResidualCells):
-            cells.recomputed = recompute == "all" or (recompute == "groups" and cells in group_cells)
+        group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales) if scale.cells]
+        for cells in {"none": [], "groups": group_cells, "all": self._layers_of_kind(ResidualCells)}[recompute]:
+            cells.recomputed = True
         self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
@@ -147,8 +148,8 @@ class NVAE(FittedModel):
         """All layers of a class, or of one of several, however deep in the model."""
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
-    # Cached, not set in the constructor: Keras would track these layers a second time. They keep their names: `.keras`
-    # files have a layer under the first attribute, by the alphabet, that leads to it, so many under these two.
+    # Cached, not set in the constructor: Keras would track these layers a second time. Do not rename them: a `.keras`
+    # file holds a layer under the alphabetically first attribute that leads to it, which often is one of these two.
 
     @functools.cached_property
     def batch_norms(self) -> list[StackedBatchNormalization]:
@@ -204,7 +205,7 @@ class NVAE(FittedModel):
             kl = [tf.reduce_sum(group.kl, axis=(1, 2)) for group in self.infer(images, seed, mean, labels, batch_size)]
             kept = active_channels(tf.reduce_mean(kl, axis=1))
         rows = self._rows(images, seed, labels)
-        if kept is not None:  # a row for each image, as what goes through in batches has
+        if kept is not None:  # as rows, because all that goes through in batches has a row for each image
             kept = tf.repeat(tf.convert_to_tensor(kept)[tf.newaxis], batch_size_of(rows[0]), axis=0)
         return self._in_batches(passes.encoded, batch_size, *rows, kept, noise_scale=0.0 if mean else 1.0)
 

@@ -1,13 +1,13 @@
 """The passes through a model's networks: images -> features -> latents -> the distribution of images.
 
-`model` is the `NVAE` whose networks compute. Images are `[batch, height, width, channels]` in [0, 1]. Without `forward`
-a pass is one of inference. Seeds are int32 `[batch, 2]`, see `latents.image_seeds`; labels int32 `[batch]`, or None.
+`model` is the `NVAE` (nvae.py) whose networks compute. Images are `[batch, height, width, channels]` in [0, 1]. Without
+`forward` a pass is one of inference. Seeds are int32 `[batch, 2]`, see `latents.image_seeds`; labels int32 `[batch]`.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -33,9 +33,6 @@ from nvae_tf.models.reweighted_prior import with_reweighted_prior
 from nvae_tf.models.top_down import ClassEmbedding, TopDown
 from nvae_tf.objective import ImportanceWeighting
 
-if TYPE_CHECKING:
-    from nvae_tf.models.nvae import NVAE
-
 
 class Decoded(NamedTuple):
     """The end of a top-down pass."""
@@ -59,7 +56,7 @@ class Decoded(NamedTuple):
 
 
 def inference_pass(
-    model: "NVAE", images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None, kept_channels=None
+    model, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None, kept_channels=None
 ) -> Decoded:
     """Both passes for images `[batch, height, width, channels]`, with every latent from the posterior.
 
@@ -74,7 +71,7 @@ def inference_pass(
 
 
 def top_down_pass(
-    model: "NVAE", sources: Sequence[LatentSource], batch_size, forward: ForwardPass | None = None, kept=None
+    model, sources: Sequence[LatentSource], batch_size, forward: ForwardPass | None = None, kept=None
 ) -> Decoded:
     """From one latent source for each group to the distribution of images, of the first `kept` alone if it is given."""
     parameters, latents = model.top_down.run(sources, batch_size, forward or FoldedPass())
@@ -83,7 +80,7 @@ def top_down_pass(
     return Decoded(parameters, model.likelihood.distribution(pixels), latents)
 
 
-def pass_of_loop(model: "NVAE", labels: tf.Tensor | None = None) -> ForwardPass:
+def pass_of_loop(model, labels: tf.Tensor | None = None) -> ForwardPass:
     """A pass of inference that has read all weights already, for what is called in every turn of a loop."""
     forward = FoldedPass(labels=labels)
     for layer in model._layers_of_kind((StackedLayer, TopDown, ClassEmbedding)):
@@ -94,18 +91,18 @@ def pass_of_loop(model: "NVAE", labels: tf.Tensor | None = None) -> ForwardPass:
 # What goes through the model in batches: tensors with a row for each image.
 
 
-def encoded_latents(model: "NVAE", images, seeds, labels, noise_scale=1.0, kept_channels=None) -> list[LatentSample]:
+def encoded_latents(model, images, seeds, labels, noise_scale=1.0, kept_channels=None) -> list[LatentSample]:
     """Latents from the posterior; `noise_scale` multiplies its sigma (0: the means)."""
     noise = [noise_scale * eps for eps in noise_per_image(model.plan.latent_shapes(), seeds)]
     return inference_pass(model, images, noise, FoldedPass(labels=labels), kept_channels).latents
 
 
-def inferred(model: "NVAE", images, seeds, labels, noise_scale: float) -> tuple[InferredGroup, ...]:
+def inferred(model, images, seeds, labels, noise_scale: float) -> tuple[InferredGroup, ...]:
     """What `NVAE.infer` returns."""
     return tuple(map(inferred_group, encoded_latents(model, images, seeds, labels, noise_scale)))
 
 
-def encoded(model: "NVAE", images, seeds, labels, kept_channels, noise_scale: float) -> tuple[tf.Tensor, ...]:
+def encoded(model, images, seeds, labels, kept_channels, noise_scale: float) -> tuple[tf.Tensor, ...]:
     """What `NVAE.encode` returns; every row has the same `kept_channels`."""
     kept_channels = None if kept_channels is None else kept_channels[0]
     latents = encoded_latents(model, images, seeds, labels, noise_scale, kept_channels)
@@ -113,7 +110,7 @@ def encoded(model: "NVAE", images, seeds, labels, kept_channels, noise_scale: fl
 
 
 def generated(
-    model: "NVAE", seeds, labels, *latents, temperatures, guidance=1.0, prior=None, mean=True, scanned=False
+    model, seeds, labels, *latents, temperatures, guidance=1.0, prior=None, mean=True, scanned=False
 ) -> tf.Tensor:
     """What `NVAE.generate` and `decode` return, for the temperature of each group.
 
@@ -141,13 +138,13 @@ def generated(
     return model.likelihood.sample(pixels, seeds)
 
 
-def elbo(model: "NVAE", images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> objectives.Elbo:
+def elbo(model, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> objectives.Elbo:
     """The bound's terms in nats, at one draw of the latents."""
     noise = noise_per_image(model.plan.latent_shapes(), seeds)
     return inference_pass(model, images, noise, FoldedPass(labels=labels)).elbo(images)
 
 
-def nelbo_of_classes(model: "NVAE", images: tf.Tensor, noise: Sequence[tf.Tensor | float]) -> tf.Tensor:
+def nelbo_of_classes(model, images: tf.Tensor, noise: Sequence[tf.Tensor | float]) -> tf.Tensor:
     """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `inference_pass`."""
     # What does not depend on the class is computed once.
     forward, count = pass_of_loop(model), tf.shape(images)[0]
@@ -160,13 +157,13 @@ def nelbo_of_classes(model: "NVAE", images: tf.Tensor, noise: Sequence[tf.Tensor
     return tf.map_fn(nelbo, tf.range(model.config.num_classes), fn_output_signature=tf.float32)
 
 
-def class_probabilities(model: "NVAE", images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+def class_probabilities(model, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
     """What `NVAE.classify` returns."""
     noise = noise_per_image(model.plan.latent_shapes(), seeds)
     return tf.nn.softmax(-tf.transpose(nelbo_of_classes(model, images, noise)))
 
 
-def importance_weighted(model: "NVAE", images, seeds, labels, importance_samples: int) -> tf.Tensor:
+def importance_weighted(model, images, seeds, labels, importance_samples: int) -> tf.Tensor:
     """The importance-weighted bound `[batch]` in nats; the bottom-up pass runs once."""
     importance_samples = whole_number("importance_samples", importance_samples, 1, MOST_IMPORTANCE_SAMPLES)
     begun = ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
@@ -175,7 +172,7 @@ def importance_weighted(model: "NVAE", images, seeds, labels, importance_samples
 
 
 def add_importance_samples(
-    model: "NVAE", before: ImportanceWeighting, images, features, seeds, labels, first, last, numbers, samples_at_once=1
+    model, before: ImportanceWeighting, images, features, seeds, labels, first, last, numbers, samples_at_once=1
 ) -> ImportanceWeighting:
     """Adds samples `first ... last - 1` of every image to those `before`, functions of seed and number.
 

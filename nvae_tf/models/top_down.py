@@ -73,7 +73,7 @@ class TopDownScale(keras.layers.Layer):
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
             self.up = ResidualCells(1, branch, decoder, larger, excite, dtype=dtype)
-        self.classes = None  # those of the state; the other two are in the top scale, which alone asks for them
+        self.classes = None  # added to the state; the top scale has two more, for prior and posterior
         if config.num_classes:
             check(not plan.is_vanilla, f"model.num_classes = {config.num_classes}: needs more than one latent group")
             self.classes = ClassEmbedding(config.num_classes, decoder, dtype=dtype)
@@ -83,28 +83,21 @@ class TopDownScale(keras.layers.Layer):
             self.classes_of_posterior = ClassEmbedding(config.num_classes, encoder, dtype=dtype)
         self.built = True
 
-    def group_layers(
-        self, forward: ForwardPass, cells, priors, feature_combiners, posteriors, flows, combiners
-    ) -> GroupLayers:
-        """The prior, the posterior and the other functions of one group, from the lists of its layers.
-
-        The top group has no cells, priors or feature combiners: their lists are empty.
-        """
-        (posterior_layer,), (combiner,) = posteriors, combiners
+    def group_layers(self, forward: ForwardPass, layers: list[list[Callable]]) -> GroupLayers:
+        """The functions of one group, from the lists of its layers; the top group has none of the first three kinds."""
+        cells, priors, feature_combiners, (posterior_layer,), flows, (combiner,) = layers
         is_top = not priors
 
         def prior(state: tf.Tensor) -> tf.Tensor:
             if not is_top:
-                (prior_layer,) = priors
-                return tf.cast(prior_layer(tf.nn.elu(state)), tf.float32)
+                return tf.cast(priors[0](tf.nn.elu(state)), tf.float32)
             # Sigma is then 1.01, see `soft_clamped_normal`.
             parameters = tf.zeros((batch_size_of(state), *state.shape[1:3], 2 * self.num_latent))
             return self.classes_of_prior.added(parameters, forward) if self.classes else parameters
 
         def posterior(state: tf.Tensor, feature: tf.Tensor, prior_parameters: tf.Tensor) -> tf.Tensor:
             if not is_top:
-                (feature_combiner,) = feature_combiners
-                feature += feature_combiner(state)
+                feature += feature_combiners[0](state)
             elif self.classes:
                 feature = self.classes_of_posterior.added(feature, forward)
             parameters = tf.cast(posterior_layer(feature), tf.float32)
@@ -114,8 +107,9 @@ class TopDownScale(keras.layers.Layer):
             z = tf.cast(z, self.compute_dtype)
             if self.is_vanilla:  # the only group of the model has no state
                 return combiner(z)
-            as_two = has_cpu_forms() and not forward.training  # no copy of the state on CPUs
-            return combiner((state, z) if as_two else tf.concat([state, z], -1))
+            if has_cpu_forms() and not forward.training:
+                return combiner((state, z))  # convolves both without joining them
+            return combiner(tf.concat([state, z], -1))
 
         return GroupLayers(cells, prior, posterior, flows, combine)
 
@@ -123,8 +117,7 @@ class TopDownScale(keras.layers.Layer):
         self, state: tf.Tensor, sources: Sequence[LatentSource], forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:
         """The state `[batch, height, width, channels]` after all groups, and their latents."""
-        # In the order of the arguments of `group_layers`.
-        shares = [
+        shares = [  # in the order in which `group_layers` takes their layers
             StackShare(self.cells, self.cells_per_group),
             StackShare(self.priors),
             StackShare(self.feature_combiners),
@@ -135,19 +128,18 @@ class TopDownScale(keras.layers.Layer):
 
         # `run_steps` calls this for each group; the source (models/latents.py) calls the group's prior and posterior.
         def step(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
-            group = self.group_layers(forward, *layers)
+            group = self.group_layers(forward, layers)
             for cell in group.cells:
                 state = cell(state)
-            # Prior, posterior and combiner use the state. TensorFlow adds two gradients in a fixed order, three in any.
+            # The state has three uses, whose gradients TensorFlow would add in any order: hence one copy for prior and
+            # posterior, and one for `combine`.
             state, seen_by_latent = fan_out(state, 2)
             latent = source.draw(group, seen_by_latent)
             return group.combine(state, latent.z), latent
 
-        state, latents, tensors_of_loop = run_steps(shares, step, state, sources, forward, tensors_of_latent)
-        # All groups of the loop are one `LatentSample`, which counts them.
-        if tensors_of_loop:
-            latents.append(latents_of_groups(tensors_of_loop))
-        return state, latents
+        state, latents, loop_tensors = run_steps(shares, step, state, sources, forward, tensors_of_latent)
+        # A loop returns tensors alone: all its groups are one `LatentSample`, which counts them.
+        return state, latents + ([latents_of_groups(loop_tensors)] if loop_tensors else [])
 
 
 class PostprocessBlock(keras.layers.Layer):
@@ -165,7 +157,7 @@ class PostprocessBlock(keras.layers.Layer):
 
     def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, 2 height, 2 width, in / 2]`."""
-        state = self.up.single(state, forward)
+        state = self.up.single_layer(forward)(state)
         return run_cells(self.cells, state, forward)
 
 
@@ -205,7 +197,7 @@ class TopDown(keras.layers.Layer):
             state, scale_latents = scale.run_groups(state, sources[first : first + scale.num_groups], forward)
             latents, first = latents + scale_latents, first + scale.num_groups
             if scale.up is not None:
-                state = scale.up.single(state, forward)
+                state = scale.up.single_layer(forward)(state)
         for block in self.postprocess:
             state = block.run(state, forward)
-        return self.image.single(tf.nn.elu(state), forward), latents
+        return self.image.single_layer(forward)(tf.nn.elu(state)), latents

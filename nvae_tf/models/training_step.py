@@ -1,7 +1,10 @@
-"""One step of training, which happens as a whole or not at all. `train_step` is the whole of it."""
+"""One step of training, which happens as a whole or not at all. `train_step` is the whole of it.
+
+`model` is the compiled `NVAE` (nvae.py) that is trained.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -16,9 +19,6 @@ from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
-if TYPE_CHECKING:
-    from nvae_tf.models.nvae import NVAE
-
 
 class LossTerms(NamedTuple):
     """The loss of one replica's images, and its terms: means over the images, in nats."""
@@ -28,7 +28,16 @@ class LossTerms(NamedTuple):
     kl_per_group: tf.Tensor  # without weights, `[groups]`, top group first
 
 
-def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+class LossAndGradients(NamedTuple):
+    """What the loss of a batch gives a training step."""
+
+    terms: LossTerms
+    spectral_norms: tf.Tensor | None  # of all convolutions `[layers]`; None for a microbatch
+    gradients: list[tf.Tensor]  # of the trainable weights; added up over all replicas they are those of the batch
+    updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
+
+
+def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
     """Takes one step of a compiled model on a batch, unless the step guard refuses it.
 
     Images are `[batch, height, width, channels]` in [0, 1]; labels are the classes of a conditional model, int32
@@ -36,7 +45,9 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
     values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # the random draws depend on the model's seed and the step alone
-    initialize_scales_once(model, images)
+    if model.is_data_dependent:
+        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
     terms, spectral_norms, gradients, updates = compute(model, images, labels, step)
 
@@ -55,35 +66,25 @@ def train_step(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None
     return metric_values(model.running.training_metrics)
 
 
-class LossAndGradients(NamedTuple):
-    """What the loss of a batch gives a training step."""
-
-    terms: LossTerms
-    spectral_norms: tf.Tensor | None  # of all convolutions `[layers]`; None without the regularizers of the weights
-    gradients: list[tf.Tensor]  # of the trainable weights; added up over all replicas they are those of the batch
-    updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
-
-
 def loss_and_gradients(
-    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, microbatch: tf.Tensor | None = None
+    model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, shard: tf.Tensor | None = None
 ) -> LossAndGradients:
     """The loss of images and its gradients, at draws that depend on the model's seed, the step and the images' place.
 
-    With `microbatch`, its number in the batch, the gradients are those of the loss divided by the number of
-    microbatches, and the regularizers of the weights are left to `regularizers_and_gradients`.
+    For a microbatch, number `shard` among those of all replicas, the gradients are divided by `accumulate_steps`, and
+    the regularizers of the weights are left to `regularizers_and_gradients`.
     """
-    count = 1 if microbatch is None else model.accumulate_steps
-    shard = None if microbatch is None else replica_index() * count + microbatch
     noise = draws(model, images, step, shard)
     forward = _training_pass(model, kept_labels(model, labels, step, shard))
     with tf.GradientTape() as tape:
-        terms, spectral_norms = loss_terms(model, images, noise, step, forward, regularize=microbatch is None)
+        terms, spectral_norms = loss_terms(model, images, noise, step, forward, regularize=shard is None)
         scaled_loss = _scaled(model, terms.loss)
-        scaled_loss = scaled_loss if microbatch is None else scaled_loss / count
+        if shard is not None:
+            scaled_loss /= model.accumulate_steps
     return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
+def draws(model, images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
     """Standard-normal draws for each latent group, a function of the model's seed, the step and the image's place.
 
     `images` are those of shard number `shard` among equal shards of all replicas' images; None: of this replica.
@@ -93,7 +94,7 @@ def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]
     return batch_noise(model.plan.latent_shapes(), batch_size, (model.seed, tf.cast(step, tf.int32)), first)
 
 
-def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf.Tensor | None:
+def kept_labels(model, labels: tf.Tensor | None, step, shard=None) -> tf.Tensor | None:
     """Labels with -1 in place of those that this step drops (`label_dropout`); each has a draw of its own."""
     if labels is None or not model.label_dropout:
         return labels
@@ -105,7 +106,7 @@ def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf
 
 
 def loss_terms(
-    model: "NVAE", images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
+    model, images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
 ) -> tuple[LossTerms, tf.Tensor | None]:
     """The training loss (sections 3.2 and 4 of the paper) with its terms, and all spectral norms `[layers]`.
 
@@ -133,16 +134,14 @@ def loss_terms(
     return terms, spectral_norms
 
 
-def weight_regularizers(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
+def weight_regularizers(model, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
     """The spectral norm of every convolution `[layers]`, and the sum of both regularizers (section 3.2)."""
     norms = tf.concat(model.spectral_regularizer.norms(forward), axis=0)
     batch_norm_loss = objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0
     return norms, tf.reduce_sum(norms) + batch_norm_loss
 
 
-def mean_over_microbatches(
-    model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor
-) -> LossAndGradients:
+def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> LossAndGradients:
     """As `loss_and_gradients`, the mean over equal microbatches, which take less memory.
 
     Each microbatch has its own batch statistics, KL balancing and free nats; power vectors advance once.
@@ -156,25 +155,26 @@ def mean_over_microbatches(
     size //= count
     statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
 
-    def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
+    def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], LossTerms]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
-        part = loss_and_gradients(model, some_images, some_labels, step, index)
+        part = loss_and_gradients(model, some_images, some_labels, step, replica_index() * count + index)
         new_values = {id(variable): value for variable, value in part.updates}
         # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
         new_statistics = [new_values[id(variable)] / count for variable in statistics]
-        return [part.gradients, new_statistics, [term / count for term in part.terms]]
+        return part.gradients, new_statistics, LossTerms(*(term / count for term in part.terms))
 
-    shapes = [model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]]
-    gradients, new_statistics, (loss, *others) = sum_over_microbatches(microbatch, count, shapes)
+    terms = LossTerms(tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups]))
+    shapes = model.trainable_weights, statistics, terms
+    gradients, new_statistics, terms = sum_over_microbatches(microbatch, count, shapes)
     regularization = regularizers_and_gradients(model, step)
     gradients = [one + other for one, other in zip(regularization.gradients, gradients, strict=True)]
     updates = regularization.updates + list(zip(statistics, new_statistics, strict=True))
-    terms = LossTerms(loss + regularization.terms.loss, *others)
+    terms = terms._replace(loss=terms.loss + regularization.terms.loss)
     return LossAndGradients(terms, regularization.spectral_norms, gradients, updates)
 
 
-def regularizers_and_gradients(model: "NVAE", step: tf.Tensor) -> LossAndGradients:
+def regularizers_and_gradients(model, step: tf.Tensor) -> LossAndGradients:
     """The part of the training loss that depends on the weights alone, as the only one of its terms."""
     forward = ForwardPass(training=True)
     with tf.GradientTape() as tape:
@@ -186,10 +186,10 @@ def regularizers_and_gradients(model: "NVAE", step: tf.Tensor) -> LossAndGradien
     return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Sequence[tf.Tensor]]) -> list:
+def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Sequence[tf.Tensor]]) -> Sequence:
     """`sum_i microbatch(i)` for `i < count`, lists of float32 tensors of the same `shapes`, with the memory of one."""
 
-    def add_next(index: tf.Tensor, sums: list) -> tuple[tf.Tensor, list]:
+    def add_next(index: tf.Tensor, sums: Sequence) -> tuple[tf.Tensor, Sequence]:
         return index + 1, tf.nest.map_structure(tf.add, sums, microbatch(index))
 
     sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), shapes)
@@ -202,7 +202,7 @@ def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Seq
     return sums
 
 
-def means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
+def means_over_replicas(model, terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
     """The metrics of a step: the means of the terms over all replicas' images, and the gradient norm.
 
     On several replicas the latter is the root mean square of the norms of their own gradients.
@@ -213,13 +213,18 @@ def means_over_replicas(model: "NVAE", terms: LossTerms, spectral_norms: tf.Tens
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     # The gradients are of the loss times the loss scale, over the number of replicas.
     squared_norm /= tf.square(_scaled(model, 1.0))
-    *terms, squared_norm = replica_means([*terms, squared_norm])
-    return StepMetrics(*terms, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
+    loss, reconstruction, kl_per_group, squared_norm = replica_means([*terms, squared_norm])
+    return StepMetrics(loss, reconstruction, kl_per_group, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
 
 
-def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
+def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
     optimizer, weights = model.optimizer, model.trainable_weights
+    if isinstance(optimizer, NVAEAdamax) and optimizer.is_plain:
+        if _joins_small_weights(model):  # for XLA on a GPU
+            return apply_joined_if(optimizer, accepted, gradients, weights)
+        if not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy()):
+            return optimizer.apply_if(accepted, gradients, weights)  # with less memory on one CPU
     calls_optimizer = accepted
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # Keras' LossScaleOptimizer is called for an overflow too: it lowers its scale then, and takes no step. Each
@@ -228,24 +233,10 @@ def apply_gradients_if(model: "NVAE", accepted: tf.Tensor, metrics: StepMetrics,
         overflows = tf.math.is_finite(metrics.loss) & ~tf.math.is_finite(metrics.gradient_norm)
         calls_optimizer = accepted | overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
-    # One result in three ways: joined for XLA on a GPU; a condition for each weight on one CPU; one branch around all.
-    is_plain = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
-    is_graph_of_cpus = not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy())
-    if is_plain and _joins_small_weights(model):
-        apply_joined_if(optimizer, accepted, gradients, weights)
-    elif is_plain and is_graph_of_cpus:
-        optimizer.apply_if(accepted, gradients, weights)
-    else:
-        _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
+    _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
 
 
-def initialize_scales_once(model: "NVAE", images: tf.Tensor) -> None:
-    """Sets the scales of data-dependent layers, if the model has any and no batch has set them."""
-    if model.is_data_dependent:
-        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
-
-
-def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
+def initialize_scales(model, images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from this batch."""
     forward = _training_pass(model, initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
@@ -256,26 +247,26 @@ def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     model.data_initialised.assign(tf.cast(finite, tf.float32))
 
 
-def _training_pass(model: "NVAE", labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
+def _training_pass(model, labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
     return ForwardPass(training=True, scanned=_has_loops(model), labels=labels, initializing=initializing)
 
 
-def _has_loops(model: "NVAE") -> bool:
+def _has_loops(model) -> bool:
     # Replicas can't communicate from within a loop of the graph.
     return model.scan and replica_count() == 1
 
 
-def _joins_small_weights(model: "NVAE") -> bool:
+def _joins_small_weights(model) -> bool:
     # For a small program; it takes longer on CPUs, which need not compile the program.
     return _has_loops(model) and cpu_kernels.has_gpus()
 
 
-def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
+def _scaled(model, loss: tf.Tensor | float) -> tf.Tensor:
     # The optimizer adds the gradients of all replicas, and undoes the loss scale.
     return model.optimizer.scale_loss(loss / replica_count())
 
 
-def _gradients(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+def _gradients(model, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
     # The regularizers do not depend on all weights.
     weights = [weight.value for weight in model.trainable_weights]
     return tape.gradient(loss, weights, unconnected_gradients="zero")

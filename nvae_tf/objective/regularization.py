@@ -45,8 +45,8 @@ class SpectralRegularizer(keras.layers.Layer):
         starts = [tf.expand_dims(vector, axis) for vector in self.vectors]
         iterate = _power_iteration_of_all if cpu_kernels.has_gpus() else _power_iteration_of_each
         v, u, norms = iterate(matrices, starts, iterations)
-        forward.new_values += [(vector, tf.squeeze(new, 1)) for vector, new in zip(self.vectors, u, strict=True)]
-        forward.new_values.append((self.warmed_up, tf.ones([])))
+        forward.known_updates += [(vector, tf.squeeze(new, 1)) for vector, new in zip(self.vectors, u, strict=True)]
+        forward.known_updates.append((self.warmed_up, tf.ones([])))
         return _norms(matrices, v, u, norms)
 
 

@@ -48,7 +48,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        # Of one call of `apply`, for Keras does not hand them on to `update_step`.
+        # Set by `apply` for `update_step`, which Keras calls with a gradient, a variable and the learning rate alone.
         self._condition: tf.Tensor | None = None
         self._step: Callable[..., tf.Operation | None] | None = None
         self._latest_update: dict[str, list] = {}  # of a large weight, for each device
@@ -79,7 +79,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             scalars = {name: tf.constant(value, tf.float32) for name, value in self._scalars().items()}
             self._step = functools.partial(self._step_in_place, scalars, power)
         else:
-            self._step = functools.partial(self._conditional_step(), self._condition, power)
+            self._step = functools.partial(self._make_conditional_step(), self._condition, power)
         super().apply(grads, trainable_variables)
 
     @property
@@ -126,11 +126,12 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         settings = {"beta1": scalars["beta_1"], "beta2": scalars["beta_2"], "epsilon": scalars["epsilon"]}
         return tf.raw_ops.ResourceApplyAdaMax(**variables, **settings)
 
-    def _conditional_step(self) -> Callable[..., tf.Tensor]:
+    def _make_conditional_step(self) -> Callable[..., tf.Tensor]:
         """`_step_in_place` behind a condition, as a function that the graph contains once for all weights."""
         boolean, handle = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.resource)
         gradient, scalar = tf.TensorSpec(None), tf.TensorSpec([])
 
+        # Condition and power, then what `update_step` gives: weight, momentum, norm, gradient, rate.
         @cpu_kernels.shared_function(boolean, scalar, handle, handle, handle, gradient, scalar)
         def step_if(condition, *arguments) -> tf.Tensor:
             def step() -> None:

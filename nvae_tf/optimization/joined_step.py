@@ -24,7 +24,8 @@ _POSTPONED = contextvars.ContextVar("postponed", default=None)
 def postponed_assignments() -> Iterator[list[tuple[Callable[[list], None], list]]]:
     """Gives a list; in the block `apply_joined_if` adds `(assign, tensors)` to it instead of assigning small weights.
 
-    The program that XLA compiles returns the tensors; inside, cutting them takes a kernel for each weight.
+    The program that XLA compiles returns the tensors, and `assign(tensors)` runs outside of it: inside, cutting them
+    takes a kernel for each weight.
     """
     token = _POSTPONED.set([])
     try:
@@ -41,19 +42,25 @@ def apply_joined_if(
     By a choice between values: a branch would have XLA's program copy every variable several times.
     """
     optimizer.build(list(weights))  # unless it is built
-    rate = optimizer.learning_rate / (1.0 - optimizer.beta_1_power())
+    corrected_rate = optimizer.learning_rate / (1.0 - optimizer.beta_1_power())
 
-    def values_after(gradient: tf.Tensor, *before: tf.Tensor) -> list[tf.Tensor]:
-        after = adamax_step(optimizer, gradient, *before, rate)
-        return [tf.where(condition, *pair) for pair in zip(after, before, strict=True)]
+    def values_after(gradient, weight, momentum, norm) -> list[tf.Tensor]:
+        """As `NVAEAdamax.update_step`, in operations that XLA makes one."""
+        gradient += optimizer.l2 * weight
+        new_momentum = momentum + (1.0 - optimizer.beta_1) * (gradient - momentum)
+        new_norm = tf.maximum(optimizer.beta_2 * norm - optimizer.epsilon * (1.0 - optimizer.beta_2), tf.abs(gradient))
+        new_weight = weight - corrected_rate * (new_momentum / (new_norm + optimizer.epsilon))
+        pairs = (new_weight, weight), (new_momentum, momentum), (new_norm, norm)
+        return [tf.where(condition, *pair) for pair in pairs]
 
-    small = []
+    small = []  # rows of a gradient, its weight, momentum and norm
     for gradient, weight in zip(gradients, weights, strict=True):
-        row = gradient, weight, *optimizer.slots_of(weight)
+        variables = weight, *optimizer.slots_of(weight)
         if weight.shape.num_elements() <= SMALL_WEIGHT:
-            small.append(row)
+            small.append((gradient, *variables))
             continue
-        for variable, value in zip(row[1:], values_after(*map(tf.convert_to_tensor, row)), strict=True):
+        values = values_after(gradient, *map(tf.convert_to_tensor, variables))
+        for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
     if small:
@@ -62,30 +69,19 @@ def apply_joined_if(
 
 
 def _apply_to_small(values_after: Callable[..., list[tf.Tensor]], small: Sequence[tuple]) -> None:
-    """A step of the small weights: rows of gradient, weight, momentum and norm."""
-    # `kinds` are three lists: the small weights, their momentums, and their norms.
-    gradients, *kinds = zip(*small, strict=True)
-    packing = Packing(kinds[0], SMALL_WEIGHT)
-    packed = [packing.pack(list(map(tf.convert_to_tensor, same))) for same in (gradients, *kinds)]
+    """Assigns the values after a step to small weights and their slots, from rows of `apply_joined_if`, or later."""
+    gradients, *columns = zip(*small, strict=True)  # columns of weights, momentums and norms
+    packing = Packing(columns[0], SMALL_WEIGHT)
+    packed = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in (gradients, *columns)]
     # Of each joined tensor the new weights, momentums and norms.
     joined = [values_after(*tensors) for tensors in zip(*packed, strict=True)]
 
     def assign(joined: list[list[tf.Tensor]]) -> None:
-        for kind, values in zip(kinds, zip(*joined, strict=True), strict=True):
-            for variable, value in zip(kind, packing.unpack(values), strict=True):
+        for column, values in zip(columns, zip(*joined, strict=True), strict=True):
+            for variable, value in zip(column, packing.unpack(values), strict=True):
                 variable.assign(value)
 
     if (postponed := _POSTPONED.get()) is None:
         assign(joined)
     else:
         postponed.append((assign, joined))
-
-
-def adamax_step(
-    optimizer: NVAEAdamax, gradient, weight, momentum, norm, rate
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Weight, m and u - epsilon after a step: what `NVAEAdamax.update_step` does, in operations that XLA makes one."""
-    gradient += optimizer.l2 * weight
-    momentum += (1.0 - optimizer.beta_1) * (gradient - momentum)
-    norm = tf.maximum(optimizer.beta_2 * norm - optimizer.epsilon * (1.0 - optimizer.beta_2), tf.abs(gradient))
-    return weight - rate * (momentum / (norm + optimizer.epsilon)), momentum, norm

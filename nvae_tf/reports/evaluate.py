@@ -9,17 +9,17 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.data.pipeline import content_digest, evaluation_batches, images_alone, iterate
+from nvae_tf.data.pipeline import content_digest, images_alone
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
-from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
+from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.outliers import ImageSet, load_outliers, measure_outliers, most_outlying_images
 from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits, table
 from nvae_tf.evaluation.task import EvaluationTask, Workers
@@ -102,17 +102,13 @@ def _load_task(folder: RunFolder, checkpoint, split, batch_size, seed, data_path
     return EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, workers, status)
 
 
-def _measure_likelihood(
-    task: EvaluationTask, metrics: Sequence[str], importance_samples: int, scores: str | None
-) -> dict[str, Any]:
+def _measure_likelihood(task: EvaluationTask, metrics: Sequence[str], importance_samples: int, scores) -> dict:
     """The bounds of all images, and the use of the latents, for which only the chief works on."""
     importance_samples = importance_samples if "iw" in metrics else 0
     evaluator = LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
-
-    def compute(batch: Batch, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        return evaluator.evaluate_batch(batch, task.seed, first, progress)
-
-    work, inputs = f"{task.data_sha256} {task.split} {importance_samples}", functools.partial(_batches, task)
+    compute = functools.partial(evaluator.evaluate_batch, seed=task.seed)
+    inputs = functools.partial(task.batches, task.source, task.spec)
+    work = f"{task.data_sha256} {task.split} {importance_samples}"
     batches = task.shared_batches(work, task.source.count, task.batch_size, inputs, compute)
     likelihood = Likelihood.joined(batches, evaluator.numbers_of_samples)
     task.check_finite(likelihood)
@@ -127,12 +123,13 @@ def _measure_likelihood(
 def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dict[str, Any]:
     """How well the scores tell outliers; the chief also draws the scores, and the most outlying images."""
     metrics, sets, scores = measure_outliers(task, outliers)
-    if task.workers.is_chief:
-        shown, by_set, score = {}, {}, next(iter(scores[0]))
-        for images, scores_of_set in zip(sets, scores, strict=True):
-            by_set[images.name] = scores_of_set
+    metrics["pictures"] = []
+    if task.workers.is_chief and _can_draw(task.status):
+        shown, score = {}, next(iter(scores[0]))
+        by_set = {spec.name: scores_of_set for (_, spec), scores_of_set in zip(sets, scores, strict=True)}
+        for images, (name, scores_of_set) in zip(sets, by_set.items(), strict=True):
             chosen, maps, highest = most_outlying_images(task, images, scores_of_set[score])
-            shown[f"{images.name}, by {score}"] = chosen, maps, [digits(value, 3) for value in highest]
+            shown[f"{name}, by {score}"] = chosen, maps, [digits(value, 3) for value in highest]
         drawn = {"scores": ("histograms", by_set), "roc": ("roc_curves", by_set), "maps": ("maps", shown)}
         files = {f"outlier_{name}-{task.split}.png": figure for name, figure in drawn.items()}
         metrics["pictures"] = _save_figures(task, files)
@@ -144,8 +141,7 @@ def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Pa
     bits = bits_per_dimension(likelihood.nelbo, math.prod(task.spec.image_shape))
     columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo, "bits_per_dim": bits}
     if task.trained.model.outlier_calibration is not None:
-        batches = evaluation_batches(task.source, images_alone(task.spec), task.batch_size, task.seed)
-        score, batches = task.trained.model.outlier_score, iterate(batches, task.source)
+        score, batches = task.trained.model.outlier_score, task.batches(task.source, images_alone(task.spec))
         scored = [score(batch)._replace(parts=None) for batch in batches]  # the parts are as large as the images
         columns |= {name: np.concatenate([getattr(part, name) for part in scored]) for name in _OUTLIER_SCORES}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -155,16 +151,13 @@ def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Pa
     task.status.keep(f"scores of every image: {file}")
 
 
-def _batches(task: EvaluationTask, numbers: Sequence[int]) -> Iterator[tf.Tensor]:
-    return iterate(evaluation_batches(task.source, task.spec, task.batch_size, task.seed, numbers), task.source)
-
-
 def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int) -> dict[str, Any]:
     """The bounds as the evaluation file has them: means over images, which have `num_values` numbers each."""
     per_group = likelihood.kl_per_group_nats
     per_image = {"nelbo_nats": likelihood.nelbo, "reconstruction_nats": likelihood.reconstruction}
     per_image["kl_nats"] = likelihood.kl.sum(axis=(1, 2))
-    half_widths = {name: half_width_95(values) for name, values in per_image.items()}
+    if likelihood.numbers_of_samples:
+        per_image["importance_weighted_nats"] = likelihood.importance_weighted[:, -1]
     metrics = {
         "nelbo_nats": likelihood.nelbo_nats,
         "bits_per_dim": bits_per_dimension(likelihood.nelbo_nats, num_values),
@@ -174,13 +167,12 @@ def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int
         "kl_per_scale_nats": [float(per_group[list(scale.groups)].sum()) for scale in plan.scales],
         "scales": [{"height": scale.height, "width": scale.width, "groups": [*scale.groups]} for scale in plan.scales],
         "num_values": num_values,
-        "half_widths_95": half_widths,
+        "half_widths_95": {name: half_width_95(values) for name, values in per_image.items()},
     }
     if not likelihood.numbers_of_samples:
         return metrics
     means = likelihood.importance_weighted.mean(axis=0, dtype=np.float64).tolist()
     effective = likelihood.effective_samples
-    half_widths["importance_weighted_nats"] = half_width_95(likelihood.importance_weighted[:, -1])
     statistics = {"mean": effective.mean(), "median": np.median(effective), "smallest": effective.min()}
     return metrics | {
         "importance_samples": likelihood.numbers_of_samples[-1],
@@ -205,16 +197,18 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
     """
     model, per_channel, split = task.trained.model, likelihood.kl_per_channel_nats, task.split
     shapes, kept = model.plan.latent_shapes(), active_channels(per_channel)
-    active, (shared, samples) = active_units(per_channel, shapes), rows_sharing_groups(model, _COLUMNS, task.seed)
-    bars = {
-        f"kl_per_group-{split}.png": ("kl_per_group", likelihood.kl_per_group_nats, shapes),
-        f"kl_per_channel-{split}.png": ("kl_per_channel", per_channel, shapes),
-    }
-    rows = {"samples_with_shared_groups.png": ("group_decisions", samples, shared, model.plan.num_groups)}
-    pictures = _save_figures(task, bars, data=f"{split} images") + _save_figures(task, rows, temperature=1.0)
+    active, pictures = active_units(per_channel, shapes), []
+    if _can_draw(task.status):
+        bars = {
+            f"kl_per_group-{split}.png": ("kl_per_group", likelihood.kl_per_group_nats, shapes),
+            f"kl_per_channel-{split}.png": ("kl_per_channel", per_channel, shapes),
+        }
+        shared, samples = rows_sharing_groups(model, _COLUMNS, task.seed)
+        rows = {"samples_with_shared_groups.png": ("group_decisions", samples, shared, model.plan.num_groups)}
+        pictures = _save_figures(task, bars, data=f"{split} images") + _save_figures(task, rows, temperature=1.0)
     evaluator = LikelihoodEvaluator(model, task.batch_size, strategy=task.strategy, kept_channels=kept)
     count = math.ceil(min(task.source.count, _MOST_WITH_ACTIVE_ONLY) / task.batch_size)
-    reconstruction = evaluator.evaluate(_batches(task, range(count)), task.seed).reconstruction
+    reconstruction = evaluator.evaluate(task.batches(task.source, task.spec, range(count)), task.seed).reconstruction
     return {
         "active_units_per_group": active.tolist(),
         "active_units": int(active.sum()),
@@ -231,14 +225,20 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
     }
 
 
+@functools.cache
+def _can_draw(status: StatusLine) -> bool:
+    """Whether matplotlib, an extra, is installed; where it is not, the line says so once."""
+    is_installed = importlib.util.find_spec("matplotlib") is not None
+    if not is_installed:
+        status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
+    return is_installed
+
+
 def _save_figures(task: EvaluationTask, drawn: Mapping[str, tuple[Any, ...]], **about: Any) -> list[str]:
-    """Writes figures into the run's `evaluation/`, if matplotlib is installed; returns the files' names in the run.
+    """Writes figures into the run's `evaluation/`; returns the files' names in the run.
 
     `drawn` has for every file a function of `figures` and its first arguments; `about` are fields of `Provenance`.
     """
-    if not importlib.util.find_spec("matplotlib"):
-        task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
-        return []
     from nvae_tf.reports import figures
 
     origin = {"step": task.trained.step, "seed": task.seed, "checkpoint_sha256": task.checkpoint_sha256} | about

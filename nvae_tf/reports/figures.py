@@ -38,7 +38,7 @@ _FRAME = (176, 180, 186, 255)
 _SCORES = {"mahalanobis": "Mahalanobis distance", "kl": "sum of the KLs, in nats"}
 # The standard deviation that is white; values in [0, 1] have no larger one.
 _LARGEST_DEVIATION = 0.5
-Array, Shapes = np.ndarray, Sequence[tuple[int, int, int]]
+Array, Shapes, Blocks = np.ndarray, Sequence[tuple[int, int, int]], Sequence[tuple[str, int]]
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 Scores = Mapping[str, Mapping[str, Array]]  # {set: {score: [images]}}; the first set is like the training images
 
@@ -77,9 +77,7 @@ class Row(NamedTuple):
     starts_part: bool = False
 
 
-def samples(
-    images: Array, about: Provenance, columns: int | None = None, width: int = 1000, title="", classes: Sequence = ()
-) -> Figure:
+def samples(images: Array, about: Provenance, columns=None, width=1000, title="", classes: Sequence = ()) -> Figure:
     """Images drawn by a model, `columns` in a row; None for a nearly square grid.
 
     `classes` are the names of the classes that the images take in turn: a caption over each column, if they fit a row.
@@ -91,16 +89,14 @@ def samples(
     return image_figure(title, "", _rows("", images, columns), about, width, captions)
 
 
-def data_images(parts: Mapping[str, Array], about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
+def data_images(parts: Mapping[str, Array], about: Provenance, columns=10, width=1000) -> Figure:
     """Images of a data set by what they are ("test images"), as the model sees them, at most `columns` in a row."""
     columns = min(columns, _most_columns(next(iter(parts.values())), width))
     rows = [row for label, images in parts.items() for row in _rows(label, images, columns)]
     return image_figure("Images as the model sees them", "", rows, about, width)
 
 
-def reconstructions(
-    originals: Array, made: Array, about: Provenance, kept: str = "", columns: int = 10, width: int = 1000
-) -> Figure:
+def reconstructions(originals: Array, made: Array, about: Provenance, kept="", columns=10, width=1000) -> Figure:
     """Originals, each above its reconstruction, at most `columns` in a row; `kept` says which latents, if not all."""
     columns = min(columns, _most_columns(originals, width))
     rows = []
@@ -111,9 +107,7 @@ def reconstructions(
     return image_figure("Originals and reconstructions", text, rows, about, width)
 
 
-def nearest(
-    drawn: Array, neighbors: Array, distances: Array, part: str, about: Provenance, width: int = 1000
-) -> Figure:
+def nearest(drawn: Array, neighbors: Array, distances: Array, part: str, about: Provenance, width=1000) -> Figure:
     """Each sample beside the images `[samples, neighbors, ...]` of a part ("training") that are most like it."""
     lines = zip(drawn, neighbors, distances, strict=True)
     rows = [Row("", [one, *images], ["", *map("{:.3f}".format, numbers)]) for one, images, numbers in lines]
@@ -122,7 +116,7 @@ def nearest(
     return image_figure(f"Samples and the {part} images most like them", text, rows, about, width, blocks)
 
 
-def interpolation(originals: Array, path: Array, steps: int, about: Provenance, width: int = 1000) -> Figure:
+def interpolation(originals: Array, path: Array, steps: int, about: Provenance, width=1000) -> Figure:
     """A path through originals in `steps` steps from one to the next, a row for each, between both originals."""
     notes = ["", *(f"{step / steps:.2f}".rstrip("0").rstrip(".") for step in range(steps + 1)), ""]
     pairs = zip(originals[:-1], originals[1:], range(0, len(path) - 1, steps), strict=True)
@@ -141,9 +135,7 @@ def variants(
     return image_figure(title, text, rows, about, width, blocks)
 
 
-def group_decisions(
-    images: Array, kept_groups: Sequence[int], num_groups: int, about: Provenance, width: int = 1000
-) -> Figure:
+def group_decisions(images: Array, kept_groups: Sequence, num_groups: int, about: Provenance, width=1000) -> Figure:
     """Samples `[rows, columns, ...]`; those of row i have the latents of its first in the upper `kept_groups[i]`."""
     rows = [Row(redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
     blocks = [("sample", 1), ("the sample with the groups at the left redrawn", images.shape[1] - 1)]
@@ -151,13 +143,13 @@ def group_decisions(
     return image_figure("What the latent groups decide", text, rows, about, width, blocks)
 
 
-def training_strip(images: Array, steps: Sequence[int], about: Provenance, width: int = 1000) -> Figure:
+def training_strip(images: Array, steps: Sequence[int], about: Provenance, width=1000) -> Figure:
     """Samples `[steps, columns, ...]` of the same noise after several steps of the training."""
     rows = [Row(f"step {step:,}", row) for step, row in zip(steps, images, strict=True)]
     return image_figure("Samples during training", "A column has the same noise at every step.", rows, about, width)
 
 
-def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width: int = 1000) -> Figure:
+def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width=1000) -> Figure:
     """Bars of the KL of each latent group, in nats per image, with a color for each scale."""
     title = "KL of each latent group: how much it says about an image"
     figure, axes, size = _chart(title, about, width, 9 + 1.5 * len(kl_nats))
@@ -172,7 +164,7 @@ def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width
     return figure
 
 
-def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width: int = 1000) -> Figure:
+def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width=1000) -> Figure:
     """Colors for the KL of each latent channel `[groups, channels]`, the largest of a group first.
 
     It is the mean over images and positions, so that groups of different sizes can be compared.
@@ -197,7 +189,7 @@ def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, wid
     return figure
 
 
-def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> Figure:
+def training_curves(title: str, unit: str, lines: Curves, width=1000) -> Figure:
     """Lines (steps, values) by their names, on the axes that show most; a value that is not finite is a gap.
 
     The names are those of runs where runs are compared. Axes are logarithmic where half of the points would lie along
@@ -224,7 +216,7 @@ def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> 
     return figure
 
 
-def histograms(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
+def histograms(scores: Scores, about: Provenance, width=1000) -> Figure:
     """A histogram of each outlier score, one line for each set; the histogram of the first set is filled."""
 
     def draw(axes: Axes, name: str, colors: Mapping[str, str]) -> None:
@@ -244,7 +236,7 @@ def histograms(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
     return _side_by_side("Outlier scores", scores, draw, about, width)
 
 
-def roc_curves(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
+def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
     """The share of detected outliers against the share of false alarms at every threshold, a line for each set."""
     from sklearn.metrics import roc_curve
 
@@ -263,7 +255,7 @@ def roc_curves(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
     return _side_by_side("How many outliers a score finds", scores, draw, about, width, own)
 
 
-def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width: int = 1000) -> Figure:
+def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width=1000) -> Figure:
     """Images and maps of outlier scores: by set, images `[count, ...]`, maps `[count, height, width]` in nats per
     pixel, and a note on each image.
     """
@@ -277,13 +269,11 @@ def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Proven
     return image_figure("Where outlier scores come from", text, rows, about, width)
 
 
-def restorations(
-    measured: Array, restored: Array, originals: Array | None, deviation: Array | None, about: Provenance, width=1000
-) -> Figure:
+def restorations(measured: Array, restored: Array, originals, deviation, about: Provenance, width=1000) -> Figure:
     """A row for each image: its measurement, what was restored, the original, and the deviation of every pixel.
 
     Measurements that are smaller by a whole factor are enlarged. Originals, and the standard deviation of the pixels
-    over several restorations, are left out where they are not known.
+    over several restorations, arrays too, are left out where they are None.
     """
     height, columns, channels = restored.shape[1:]
     measured = measured.repeat(height // measured.shape[1], axis=1).repeat(columns // measured.shape[2], axis=2)
@@ -301,24 +291,19 @@ def restorations(
     return image_figure("Restored images", text, rows, about, width, [(name, 1) for name in parts])
 
 
-def _side_by_side(
-    title: str, scores: Scores, draw: Callable[..., None], about: Provenance, width: int, unlisted: str = ""
-) -> Figure:
+def _side_by_side(title: str, scores: Scores, draw: Callable, about: Provenance, width: int, unlisted="") -> Figure:
     """Axes for each score, side by side (on a phone below each other), and a legend of all sets but `unlisted`."""
     colors = dict(zip(scores, [RULE, *LINES * len(scores)], strict=False))  # the first set is pale
     listed = [Patch(color=color, label=images) for images, color in colors.items() if images != unlisted]
     names = [name for name in _SCORES if name in next(iter(scores.values()))]
     columns = len(names) if width >= 700 else 1
-    heights = [20.0] * (len(names) // columns) + [1.5 * len(listed)]
-    figure, first, size = _chart(title, about, width, sum(heights) + 5, (len(heights), columns))
-    first.get_gridspec().set_height_ratios(heights)
-    for axes, name in zip(figure.axes, names, strict=False):
+    rows = len(names) // columns
+    figure, _, size = _chart(title, about, width, 20 * rows + 1.5 * len(listed) + 5, (rows, columns))
+    for axes, name in zip(figure.axes, names, strict=True):
         draw(axes, name, colors)
-    # The last row of axes is the place of the legend.
-    for axes in figure.axes[len(names) :]:
-        axes.set_axis_off()
-    style = dict(loc="upper left", frameon=False, borderpad=0.0, borderaxespad=0.0, fontsize=size, labelcolor=INK)
-    figure.axes[len(names)].legend(handles=listed, **style)
+    # Below the labels of the lower left axes.
+    style = dict(loc="upper left", bbox_to_anchor=(0.0, 0.0), borderaxespad=3.5, frameon=False)
+    figure.axes[-columns].legend(handles=listed, fontsize=size, labelcolor=INK, **style)
     return figure
 
 
@@ -345,7 +330,7 @@ def _group_names(latent_shapes: Shapes) -> list[str]:
 
 
 def image_figure(
-    title: str, text: str, rows: Sequence[Row], about: Provenance, width: int, blocks: Sequence[tuple[str, int]] = ()
+    title: str, text: str, rows: Sequence[Row], about: Provenance, width: int, blocks: Blocks = ()
 ) -> Figure:
     """Rows of images, with labels on the left, in blocks of columns, `(heading, columns)`, side by side."""
     blocks = blocks or [("", max(len(row.images) for row in rows))]
@@ -379,18 +364,18 @@ def image_figure(
     for row, top in zip(rows, tops, strict=True):
         for note, left in zip(row.notes, lefts, strict=False):
             axes.text(left + cell / 2, top + height + 2, note, small)
-    _paint(figure, rows, lefts, tops, scale, shape)
+    _paint(figure, rows, lefts, tops, height, scale, shape)
     return figure
 
 
-def _paint(figure: Figure, rows: Sequence[Row], lefts: Array, tops: Array, scale: int, shape: tuple[int, int]) -> None:
-    """Paints images, each in a frame, on a canvas of this height and width in pixels, the size that the axes get."""
+def _paint(figure: Figure, rows: Sequence[Row], lefts, tops, height: int, scale: int, shape: tuple[int, int]) -> None:
+    """Paints images of a height, each in a frame, on a canvas of this shape in pixels, the size that the axes get."""
     # Transparent beside the images, so white on white and dark on dark.
     canvas, places = np.zeros([*shape, 4], np.uint8), []
     for row, top in zip(rows, tops, strict=True):
         for image, left in zip(row.images, lefts, strict=False):
             pixels = _opaque(np.asarray(image), scale)
-            bottom, right = top + pixels.shape[0], left + pixels.shape[1]
+            bottom, right = top + height, left + pixels.shape[1]
             canvas[top - 1 : bottom + 1, left - 1 : right + 1] = _FRAME
             canvas[top:bottom, left:right, :3] = pixels
             places.append((left, top))
@@ -407,14 +392,12 @@ def _paint(figure: Figure, rows: Sequence[Row], lefts: Array, tops: Array, scale
     axes.set_position(np.divide([*corner, *shape[::-1]], np.tile(figure.bbox.size, 2)))
     axes.imshow(canvas, interpolation="none", aspect="auto", extent=extent)
     # For programs that read the images of a PNG file.
-    places += np.array([corner[0], round(figure.bbox.height) - corner[1] - shape[0]])
-    figure.places = " ".join(map(str, [scale, len(pixels) // scale, *places.ravel()]))
+    places = np.array(places) + [corner[0], round(figure.bbox.height) - corner[1] - shape[0]]
+    figure.places = " ".join(map(str, [scale, height // scale, *places.ravel()]))
     figure.rows = [row.images for row in rows]
 
 
-def _text_size_and_scale(
-    native: int, labels: Sequence[str], blocks: Sequence[tuple[str, int]], width: int
-) -> tuple[float, int]:
+def _text_size_and_scale(native: int, labels: Sequence[str], blocks: Blocks, width: int) -> tuple[float, int]:
     """The height of letters in pixels, and how often each pixel of images of this width is repeated."""
     size, columns = _text_size(width), sum(count for _, count in blocks)
     # Beside the images is room for labels, margins and gaps.
@@ -438,9 +421,7 @@ def _opaque(image: Array, scale: int) -> Array:
     return np.rint(np.broadcast_to(values, [*values.shape[:2], 3]) * 255.0).astype(np.uint8)
 
 
-def _chart(
-    title: str, about: Provenance | None, width: int, lines: float, grid: tuple[int, int] = (1, 1)
-) -> tuple[Figure, Axes, float]:
+def _chart(title: str, about: Provenance | None, width: int, lines: float, grid=(1, 1)) -> tuple[Figure, Axes, float]:
     """Returns a figure of this height in lines of text, the first of its axes, and the size of its text in points."""
     pixels = _text_size(width)
     figure = _figure(title, about, pixels, (width, round(lines * pixels)))

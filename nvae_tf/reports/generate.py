@@ -26,6 +26,7 @@ Run = Any
 _PICTURES = "Picture files: a file, a folder with all in it, or several with commas"
 _COUNT = "Number of images of the data set; if not given, 40 for reconstruct, all for encode, 8 where they are changed."
 _CLASSES = "Classes by number or name: 3, or 0,cat in turn; -1 is none. Images of the data set have theirs."
+_RESIZE = "How picture files get the model's size, if not as in training."
 _KEPT = "How many groups, from the top, keep their latents; the others are drawn, so 0 gives samples."
 _GUIDANCE = "Classifier-free guidance: 1 as trained, above 1 more typical of the class, 0 without the class."
 _STARTS = "Draws of the latents to begin at, for the deviation; 0 leaves it out."
@@ -77,9 +78,7 @@ class Originals:
     """
 
     input: Annotated[Places | None, f"{_PICTURES}; without it, images of the data set"] = None
-    resize: Annotated[
-        str | None, "How picture files get the model's size, if not as in training.", "crop", "stretch"
-    ] = None
+    resize: Annotated[str | None, _RESIZE, "crop", "stretch"] = None
     convert: Annotated[bool | None, "Convert picture files that have other channels, if not as in training."] = None
     indices: Annotated[Sequence[int] | None, "Numbers of images of the data set, counted from 0: 3,17.", 0] = None
     split: Split = "test"
@@ -93,13 +92,11 @@ class Originals:
         if self.input:
             find_pictures(self.input)
 
-    def load(
-        self, run: Run, seed: int, at_most: int | None = None, pictures: configuration.DataSpec | None = None, used=()
-    ) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
-        """The images as the model sees them, their labels, a name for each, and which they are, in words.
+    def load(self, run: Run, seed: int, at_most=None, pictures=None, used=()) -> tuple[np.ndarray, Any, list[str], str]:
+        """The images as the model sees them, their labels or None, a name for each, and which they are, in words.
 
-        Where nothing says how many, there are `at_most`, or all if there are fewer. `pictures` describes those of
-        `input` where they are not as in training; `used` names `resize` or `convert` if other pictures need them.
+        Where nothing says how many, there are `at_most`, or all if there are fewer. `pictures` is the `DataSpec` of
+        those of `input` if they are not as in training; `used` names `resize` or `convert` if other pictures need them.
         """
         labels = None
         for name in ("resize", "convert"):
@@ -246,7 +243,7 @@ def vary(
     """
     from nvae_tf.generation.sampling import vary_images
 
-    images, labels, names, words = originals.load(run, seed, 8, used=("resize", "convert"))
+    images, labels, names, words = originals.load(run, seed, 8)
     how = {"mean": mean, "labels": labels, "progress": _progress(len(images) * variants)}
     made = vary_images(run.model, images, kept_groups, variants, temperature, seed, **how)
     groups = run.model.plan.num_groups
@@ -279,7 +276,7 @@ def direction(
 
     form = run.config.data, seed, originals.resize, originals.convert
     added, subtracted = (pictures_for_model(places, *form)[0] for places in (positive, negative))
-    images, labels, names, words = originals.load(run, seed, 8)
+    images, labels, names, words = originals.load(run, seed, 8, used=("resize", "convert"))
     step = latent_direction(run.model, added, subtracted)
     how = {"mean": mean, "labels": labels, "progress": _progress(len(images) * len(strengths))}
     made = move_images(run.model, images, step, strengths, seed, **how)

@@ -34,8 +34,10 @@ _TASK = "unconditional-image-generation"
 # The entries of an evaluation file that the Hub gets.
 _BOUNDS = ("importance_weighted_nats", "importance_weighted_bits_per_dim", "nelbo_nats", "bits_per_dim")
 _SCORES = (*_BOUNDS, "reconstruction_nats", "kl_nats", "fid", "frechet")
-_MADE_WITH = ("num_images", "seed", "checkpoint", "step", "checkpoint_sha256")
-_DISTANCE_MADE_WITH = ("samples", "real_images", "batch_norm_iterations", "extractor", "extractor_is_published")
+# How scores were made, and what more is said of distances; another type makes the file unreadable.
+_MADE_WITH = dict(num_images=int, seed=int, checkpoint=str, step=int, checkpoint_sha256=str)
+_DISTANCE_MADE_WITH = dict.fromkeys(("samples", "real_images", "batch_norm_iterations"), int)
+_DISTANCE_MADE_WITH |= dict(extractor=str, extractor_is_published=bool, temperature=str)
 # Data sets of TensorFlow Datasets that the Hub has too.
 _HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 # The usual ones of https://huggingface.co/docs/hub/repositories-licenses; the Hub takes any other as `other`.
@@ -135,11 +137,12 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
     """Yields the scores of an evaluation file as the Hub has them; ValueError for a number that is not finite."""
     place = {"task_type": _TASK, "dataset_type": dataset, "dataset_name": str(metrics["dataset"])}
     for key in [key for key in _SCORES if key in metrics]:
-        value, how = metrics[key], {name: metrics[name] for name in _MADE_WITH if metrics.get(name) is not None}
+        value = metrics[key]
+        how = {name: kind(metrics[name]) for name, kind in _MADE_WITH.items() if metrics.get(name) is not None}
         if key.startswith("importance"):
-            how["importance_samples"] = metrics["importance_samples"]
+            how["importance_samples"] = int(metrics["importance_samples"])
         if isinstance(value, Mapping):
-            how |= {name: value[name] for name in _DISTANCE_MADE_WITH} | {"temperature": str(value["temperature"])}
+            how |= {name: kind(value[name]) for name, kind in _DISTANCE_MADE_WITH.items()}
             if value.get("prior") == "reweighted":
                 how["prior"] = "reweighted"
             # Samples are compared with training images, whatever the part that was evaluated.

@@ -7,7 +7,6 @@ import functools
 import io
 import json
 import math
-import os
 import pathlib
 import re
 import shlex
@@ -59,9 +58,7 @@ _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), 
 _TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
 
 
-def report_of_run(
-    workdir: str | os.PathLike, checkpoint: str, seed: int, data_path: str | None, status: StatusLine
-) -> tuple[str, list[str]]:
+def report_of_run(workdir, checkpoint: str, seed: int, data_path, status: StatusLine) -> tuple[str, list[str]]:
     """Returns the page of a run, and a line for each part that it lacks.
 
     A sentence on the page stands in the place of what is missing or damaged. The checkpoint is "latest" or "best";
@@ -77,10 +74,8 @@ def report_of_run(
     facts = gather(folder, parameters)
     curves, seconds = read_curves(folder)
     drawn: dict[str, list[Markup]] = collections.defaultdict(list)
-    for section, what, make in (
-        *_charts(folder, curves, facts),
-        *(_images(trained, about, data_path) if trained else ()),
-    ):
+    images = _images(trained, about, data_path) if trained else ()
+    for section, what, make in (*_charts(folder, curves, facts), *images):
         status.show_if_due(f"drawing {what}")
         with _noted(missing, what):
             drawn[section].append(_svg(make()))
@@ -170,9 +165,11 @@ def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamesp
 
 def _images(trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> Iterator[_Drawing]:
     """Yields what `_charts` does, for every figure that needs the model."""
-    model, seed, spec = trained.model, about.seed, spec_to_read(trained.config, data_path)
+    model, seed = trained.model, about.seed
     at_one, on_test = about._replace(temperature=1.0), about._replace(data="test images")
-    count = _FEW if min(spec.height, spec.width) >= _LARGE_FROM else _MANY
+    count = _FEW if min(model.config.image_height, model.config.image_width) >= _LARGE_FROM else _MANY
+    # Called by what draws: an error is then that of a figure.
+    spec = functools.cache(functools.partial(spec_to_read, trained.config, data_path))
 
     def samples(about: figures.Provenance, prior: str = "model") -> Figure:
         images = sampling.generate_images(model, count, about.temperature, seed, prior=prior)
@@ -180,7 +177,7 @@ def _images(trained: TrainedRun, about: figures.Provenance, data_path: str | Non
 
     @functools.cache
     def originals() -> tuple[np.ndarray, np.ndarray | None]:
-        return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[:2]
+        return chosen_images(load_split(spec(), "test"), spec(), "test", at_most=_COLUMNS, seed=seed)[:2]
 
     def reconstructions() -> Figure:
         images, labels = originals()
@@ -204,7 +201,7 @@ def _images(trained: TrainedRun, about: figures.Provenance, data_path: str | Non
         yield "samples", "samples of the reweighted prior", draw
     yield "test", "reconstructions of test images", reconstructions
     yield "test", "interpolation between test images", interpolation
-    yield "nearest", "the training images nearest to samples", lambda: _nearest(model, images_alone(spec), at_one)
+    yield "nearest", "the training images nearest to samples", lambda: _nearest(model, images_alone(spec()), at_one)
     yield "groups", "what the latent groups decide", decisions
 
 

@@ -56,7 +56,7 @@ def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest
 def write_shared_run(
     workdir: str | os.PathLike, output: pathlib.Path, place: str, checkpoint: str = "latest"
 ) -> tuple[int, bool]:
-    """Writes a copy of a run to share, the folder `output`; everything works with it except continuing the training.
+    """Writes a copy of a run to share, a new folder; everything works with it except continuing the training.
 
     The copy has the weights that `nvae_tf.load` gives, without the optimizer's state; the settings without places of
     this machine; the scores of this checkpoint, its reweighted prior, the curves, the newest samples, and a model card
@@ -83,10 +83,12 @@ def write_shared_run(
             (output / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.path / name, output / name)
     _share_origin(source, shared, run.config.train.initialize_from)
-    scored = {split: source.scores(checkpoint_sha256(run.checkpoint), split) for split in ("test", "train")}
+    # Once: they are gigabytes.
+    old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
+    scored = {split: source.scores(old, split) for split in ("test", "train")}
     for split, scores in scored.items():
         if scores is not None:
-            scores |= {"checkpoint": "latest", "checkpoint_sha256": checkpoint_sha256(prefix)}
+            scores |= {"checkpoint": "latest", "checkpoint_sha256": new}
             atomic_write(shared.evaluation_file(split), json.dumps(scores, indent=2) + "\n")
     write_model_card(shared, sum(math.prod(weight.shape) for weight in run.model.trainable_variables), place)
     return run.step, any(scored.values())

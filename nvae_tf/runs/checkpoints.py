@@ -33,11 +33,11 @@ class TrainingState:
 
     Attributes:
       folder: the folder of the checkpoints.
-      whole_step: the step of the newest whole checkpoint; None without one.
+      saved_step: the step of the newest whole checkpoint; None without one.
     """
 
     def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, others: Sequence = ()):
-        self.folder, self.whole_step = folder, None
+        self.folder, self.saved_step = folder, None
         self._model, self._best_folder, self._keep = model, folder / files.BEST, keep
         self._lowest_score, self._unusable = float("inf"), {}
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
@@ -55,8 +55,8 @@ class TrainingState:
             "step": self._step,
         }
         inner_ids = {id(variable) for variable in inner.variables}
+        # What a LossScaleOptimizer has besides the inner one. A run can continue in another precision, without it.
         scale = [variable for variable in model.optimizer.variables if id(variable) not in inner_ids]
-        # A run can continue in another precision, which may have no loss scale.
         self._without_scale = tf.train.Checkpoint(**parts)
         self._checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale)
         self._best_checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale, best_score=self._score)
@@ -66,28 +66,29 @@ class TrainingState:
         with self._wrap_write_errors(self.folder, step):
             self._step.assign(step)
             write_checkpoint(self.folder, step, self._checkpoint.write)
-            self.whole_step = step
+            self.saved_step = step
             self._unusable.pop(step, None)
             # The weights of step 0, which no step has trained, are not listed, and go when there are others.
             if step > 0:
                 self._keep_newest(step)
 
     def _keep_newest(self, step: int) -> None:
-        steps, present = self._own_steps(step), files.steps_of_files(self.folder)
+        own = self._own_steps(step)
+        kept, older = own[-self._keep :], own[: -self._keep]
         # A killed process may have left data files without an index.
-        cut_off = {other for other in files.steps_of_any_files(self.folder) - {*present} if other < step}
+        without_index = files.steps_of_any_files(self.folder) - {*files.steps_of_files(self.folder)}
         # Before the list is written: a process that is killed in between would leave files that are not listed.
-        for earlier in {0, *cut_off, *steps[: -self._keep]}:
+        for earlier in {0, *older, *(other for other in without_index if other < step)}:
             files.remove_checkpoint(self.folder, earlier)
         # TensorFlow's list, for `tf.train.latest_checkpoint`.
-        lines = [f'all_model_checkpoint_paths: "step-{number}"\n' for number in steps[-self._keep :]]
+        lines = [f'all_model_checkpoint_paths: "step-{number}"\n' for number in kept]
         atomic_write(self.folder / "checkpoint", f'model_checkpoint_path: "step-{step}"\n{"".join(lines)}')
 
     def _own_steps(self, step: int) -> list[int]:
-        """This run's whole checkpoints up to a step, of which the newest stay and the others are removed.
+        """This step, and the earlier whole checkpoints that this run may remove.
 
-        Not among them are step 0, damaged ones, and those that earlier versions took off TensorFlow's list to keep for
-        good. One that is newer than the list was written just before a process was killed.
+        Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list was
+        written just before a process was killed.
         """
         listed = files.read_list(self.folder)
         steps = files.steps_of_files(self.folder)
@@ -109,15 +110,15 @@ class TrainingState:
                 files.remove_checkpoint(self._best_folder, other)
 
     def restore(self, report: Callable[[str], object] = print, removes_leftovers: bool = True) -> int:
-        """Restores the newest whole checkpoint and returns its step; 0, and `whole_step` None, where there is none.
+        """Restores the newest whole checkpoint and returns its step; 0, and `saved_step` None, where there is none.
 
         Of several processes one `removes_leftovers` of killed ones, and its `report` takes a line about checkpoints
         that can't be used. ValueError: all are damaged, or the newest is of another architecture.
         """
         newest = files.newest_whole(self.folder)
-        self.whole_step, self._unusable = None, newest.unusable
+        self.saved_step, self._unusable = None, newest.unusable
         if newest.prefix is not None:
-            self.whole_step = newest.step
+            self.saved_step = newest.step
             self._read(newest.prefix)
         if removes_leftovers:
             self._remove_leftovers(newest, report)
@@ -153,7 +154,7 @@ class TrainingState:
                 files.remove_partial(folder)
             # TensorFlow's message is "OPERATION AND FILE; CAUSE [Op:NAME]".
             reason = getattr(error, "strerror", None) or re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
-            before = "anew" if self.whole_step is None else f"from step {self.whole_step}, whose checkpoint is whole"
+            before = "anew" if self.saved_step is None else f"from step {self.saved_step}, whose checkpoint is whole"
             raise CheckpointNotWritten(
                 f"{folder}: the checkpoint of step {step} or the list of all could not be written ({reason}). "
                 f"The same command starts {before}"
@@ -173,18 +174,6 @@ def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     return dict(names.values())
 
 
-def nested(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as a tree of dictionaries, cut at the slashes of their names."""
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *folders, last = name.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = value
-    return tree
-
-
 def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Variable]]:
     inside: Iterable[tuple[str, Any]] = ()
     if isinstance(holder, keras.Variable):
@@ -195,6 +184,18 @@ def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Varia
         inside = ((str(index), value) for index, value in enumerate(holder))
     for name, value in inside:
         yield from _walk(value, (*path, name))
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as a tree of dictionaries, cut at the slashes of their names."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *folders, last = name.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = value
+    return tree
 
 
 def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:

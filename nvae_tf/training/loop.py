@@ -36,7 +36,7 @@ _GROWN = 3.0
 
 
 class TrainingResult(NamedTuple):
-    """The last step of a training, and the signal that has interrupted it, if one has."""
+    """The step of a training's last checkpoint, and the signal that has interrupted it, if one has."""
 
     step: int
     signal_number: int | None = None
@@ -84,15 +84,14 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Re
         tf.config.experimental.enable_op_determinism()
     # Before anything is written: settings that make no model leave no folder behind.
     run = run_of_folder(config, folder, replicas)
-    run.model.scan = scan
-    # The chief first: the folder may have to be made.
     if not replicas.is_chief:
-        replicas.wait_for_all()
+        replicas.wait_for_all()  # until the chief has made the folder
     open_for_training(folder.path, run.config)
     if replicas.is_chief:
-        replicas.wait_for_all()
+        replicas.wait_for_all()  # the others may open it now
     if config.train.keep_checkpoint_every_hours:
         StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
+    run.model.scan = scan
     return run, strategy.step_function(replicas.strategy, run.model, compiled)
 
 
@@ -121,12 +120,11 @@ class TrainingLoop:
     outputs: RunOutputs
     stop: StopRequest
 
-    def __post_init__(self):
-        self._settings, self._saved_at = self.run.config.train, time.monotonic()
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
     def train(self, step: int) -> TrainingResult:
         """Trains from a step to the end, or until a signal interrupts it."""
-        if self.state.whole_step is None:  # a run that diverges before its first checkpoint goes back to this one
+        if self.state.saved_step is None:  # a run that diverges before its first checkpoint goes back to this one
             self._save(step)
         while (result := self._train_from(step)) is None:
             step = self._roll_back()
@@ -134,9 +132,11 @@ class TrainingLoop:
 
     def _train_from(self, start: int) -> TrainingResult | None:
         """Trains from a step on; returns None if the run has diverged and must be rolled back."""
-        run, settings, images = self.run, self._settings, self.run.images
-        order = images.train, images.spec, run.images_a_step, settings.seed, start, run.replicas.shard
-        batches = iterate(training_batches(*order), images.train)
+        run, settings, images = self.run, self.run.config.train, self.run.images
+        batches = training_batches(
+            images.train, images.spec, run.images_a_step, settings.seed, start_step=start, shard=run.replicas.shard
+        )
+        batches = iterate(batches, images.train)
         try:
             # `step` steps have been taken; the last turn writes the outputs alone.
             for step in range(start, run.length.total_steps + 1):
@@ -144,7 +144,7 @@ class TrainingLoop:
                     return self._interrupt(step, self.stop.signal_number)
                 if step == run.length.total_steps:
                     return TrainingResult(step)
-                if (signal_number := self.agreed_signal(step)) is not None:
+                if (signal_number := self.signal_at(step)) is not None:
                     return self._interrupt(step, signal_number)
                 if step % settings.log_every_steps == 0:
                     # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
@@ -167,7 +167,7 @@ class TrainingLoop:
     @contextlib.contextmanager
     def profiled(self, step: int) -> Iterator[None]:
         """A block in which a step is taken, in TensorBoard's profile if it is one of `train.profile_steps`."""
-        profile_steps = self._settings.profile_steps if self.run.replicas.is_chief else ()
+        profile_steps = self.run.config.train.profile_steps if self.run.replicas.is_chief else ()
         first, last = profile_steps or (None, None)
         if step == first:
             self._try_profiler(tf.profiler.experimental.start, str(self.folder.tensorboard))
@@ -189,11 +189,11 @@ class TrainingLoop:
     def _finish_outputs(self, step: int) -> bool:
         """Writes the outputs of a step that are due; returns False if a stop was requested meanwhile."""
         is_whole = self.outputs.write_due(step)
-        if is_whole and self._settings.keep_best and self.outputs.is_evaluated(step):
+        if is_whole and self.run.config.train.keep_best and self.outputs.is_evaluated(step):
             self.state.save_if_best(step, self.outputs.test_score(step))
         return is_whole
 
-    def agreed_signal(self, step: int) -> int | None:
+    def signal_at(self, step: int) -> int | None:
         """The signal that all processes stop for at this step, because one of them has received it."""
         if self.run.replicas.shard.count > 1 and step % _AGREE_EVERY_STEPS:
             return None
@@ -201,39 +201,40 @@ class TrainingLoop:
         return self.run.replicas.agreed_signal(self.stop.signal_number)
 
     def _is_checkpoint_due(self, step: int) -> bool:
-        minutes = (time.monotonic() - self._saved_at) / 60.0
-        is_due = step % self._settings.checkpoint_every_steps == 0
-        is_due |= 0.0 < self._settings.checkpoint_every_minutes <= minutes
+        minutes = (time.monotonic() - self.saved_at) / 60.0
+        is_due = step % self.run.config.train.checkpoint_every_steps == 0
+        is_due |= 0.0 < self.run.config.train.checkpoint_every_minutes <= minutes
         # Not among skipped steps: a rollback needs a sound state.
         return step == self.run.length.total_steps or (is_due and not skipped_in_a_row(self.run.model))
 
     def _save(self, step: int) -> None:
         if self.run.replicas.is_chief:
             self.state.save(step)
-        self._saved_at = time.monotonic()
+        self.state.saved_step, self.saved_at = step, time.monotonic()  # in the other processes too
 
     def _interrupt(self, step: int, signal_number: int | None = None) -> TrainingResult:
-        if self.state.whole_step != step:
+        # Not among skipped steps: a rollback after them must go to the checkpoint to which it would go anyway.
+        if self.state.saved_step != step and not skipped_in_a_row(self.run.model):
             self._save(step)
-        return TrainingResult(step, signal_number)
+        return TrainingResult(self.state.saved_step, signal_number)
 
     def _roll_back(self) -> int:
         """Goes back to the latest checkpoint, with half the learning rate; ValueError for once too often."""
         is_chief, report = self.run.replicas.is_chief, self.outputs.status.keep
-        model, rate = self.run.model, self.run.schedule
-        number, reason = int(rate.rollbacks.numpy()) + 1, reason_of_skips(model)
-        if number > self._settings.rollbacks:
+        model, schedule = self.run.model, self.run.schedule
+        number, reason = int(schedule.rollbacks.numpy()) + 1, reason_of_skips(model)
+        if number > self.run.config.train.rollbacks:
             raise ValueError(
                 f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time; "
                 f"{growth_in(model)}; try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher "
                 "objective.regularization in a new run, or look for damaged images"
             )
-        # This resets the numbers above.
+        # This restores the count of rollbacks and the guard's counters too; they are set again below.
         step = self.state.restore(report, is_chief)
-        if self.state.whole_step is None:
+        if self.state.saved_step is None:
             raise ValueError(f"{reason}, and the checkpoints in {self.state.folder} are gone")
-        rate.rollbacks.assign(number)
-        rate.factor.assign(0.5**number)
+        schedule.rollbacks.assign(number)
+        schedule.factor.assign(0.5**number)
         model.step_guard.skipped_in_a_row.assign(0.0)
         model.recent.forget()
         report(f"{reason}. Back to step {step:,}, with {0.5**number:g} of the learning rate.")

@@ -54,21 +54,21 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
 
     Weights that the optimizer has joined are assigned outside what XLA compiles, see `postponed_assignments`.
     """
+    # Not `model.train_step`, which checks pixels and labels: a run's data pipeline gives right ones.
+    step = functools.partial(train_step, model)
 
-    def whole_step(batch: Any) -> Any:
-        # Not `model.train_step`, which checks pixels and labels: a run's data pipeline gives right ones.
-        images, labels = batch if isinstance(batch, tuple) else (batch, None)
-        return strategy.run(functools.partial(train_step, model), (images, labels))
+    def step_on_replicas(batch: Any) -> Any:
+        return strategy.run(step, batch if isinstance(batch, tuple) else (batch,))
 
     # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
     if not compiled:
-        return tf.function(whole_step, autograph=False)
+        return tf.function(step_on_replicas, autograph=False)
     assignments: list[Callable[[list], None]] = []
 
     @tf.function(autograph=False, jit_compile=True)
     def compiled_part(batch: Any) -> tuple[Any, list]:
         with postponed_assignments() as postponed:
-            metrics = whole_step(batch)
+            metrics = strategy.run(step, batch if isinstance(batch, tuple) else (batch,))
         assignments[:] = [assign for assign, _ in postponed]
         return metrics, [tensors for _, tensors in postponed]
 

@@ -1,6 +1,6 @@
 import contextlib
 import functools
-import importlib
+import importlib.metadata
 import itertools
 import json
 import sys
@@ -59,18 +59,22 @@ def test_a_result_has_the_ratios_of_pairs():
     assert summarize([a_round(3.0)])["seconds_ratios"] == []
 
 
-def test_what_was_measured_before_a_failure_is_kept(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("failure", "code"), [(ChildProcessError("it was killed"), "error: it was killed"), (KeyboardInterrupt(), 130)]
+)
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, capsys, monkeypatch, failure, code):
     file = tmp_path / "now.json"
 
     def run_round(sides, *_):
         if sides["ours"].args[0].startswith("nelbo"):
-            raise ChildProcessError("it was killed")
+            raise failure
         return a_round(1.0, against=0.5)
 
     monkeypatch.setattr(all_benchmarks, "run_round", run_round)
-    with pytest.raises(ChildProcessError, match="it was killed"):
+    with pytest.raises(SystemExit) as ended:
         arguments = "--only=sampling,nelbo", "--presets=mnist", "--rounds=2", f"--json={file}", "--against=."
         all_benchmarks.main([*arguments])
+    assert ended.value.code == code and not json.loads(file.read_text())["complete"]
     ratios = "2.000 (2.000 to 2.000) | 9 s | 1.000 (1.000 to 1.000) | 3.21e+09 bytes | 1.000 (1.000 to 1.000)"
     assert f"| sampling, the model in Python | mnist | 16 | 1 s | {ratios} |" in capsys.readouterr().out
     assert [row["seconds"] for row in json.loads(file.read_text())["results"]] == [[1.0] * 2]
@@ -97,8 +101,8 @@ def test_another_checkout_is_run_in_turn_with_this(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(results, "ROOT", tmp_path / "ours")
     before, file = tmp_path / "before", tmp_path / "now.json"
     all_benchmarks.main(["--only=nelbo", "--presets=digits", f"--against={before}", f"--json={file}"])
-    (row,) = json.loads(file.read_text())["results"]
-    assert row["seconds_ratios"] == pytest.approx([1.2] * 5)
+    result = json.loads(file.read_text())
+    assert result["complete"] and result["results"][0]["seconds_ratios"] == pytest.approx([1.2] * 5)
     assert "against 0.05" in capsys.readouterr().err
 
 
@@ -127,12 +131,27 @@ def test_a_recipe_has_a_flag_for_each_parameter(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["toys", *arguments])
         results.run_recipe("toys", "Toys.", toy)
 
-    called("toy", "b", "--workdir=x", "--figure", f"--json={tmp_path / 'now.json'}")
-    result = json.loads((tmp_path / "now.json").read_text())
-    assert {"kind": "b", "workdir": "x", "count": 3, "figure": True}.items() <= result.items()
+    file, recipe = tmp_path / "now.json", ["toy", "b", "--workdir=x", "--figure"]
+    for arguments in ([*recipe, f"--json={file}"], [f"--json={file}", *recipe]):
+        called(*arguments)
+        result = json.loads(file.read_text())
+        assert {"kind": "b", "workdir": "x", "count": 3, "figure": True}.items() <= result.items()
+        file.unlink()
     with pytest.raises(SystemExit):
         called("toy", "b", "--workdir=x", "--count=0")
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_a_result_says_where_it_is_from_also_without_linux_or_with_another_tensorflow(monkeypatch):
+    def version(name):
+        if name == "tensorflow":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path: path.joinpath("missing").open())
+    stamp = results.stamp()
+    assert "keras 1.0, numpy 1.0" in stamp["versions"] and " cores, " in stamp["machine"]
 
 
 SERVE = "from benchmarks import workloads; workloads.serve(step, lambda: {'name': 'toy'})"
@@ -211,11 +230,12 @@ def test_operations_are_counted_a_turn_and_in_one_group_each(tmp_path):
 def test_a_real_run_of_all(tmp_path):
     # Without the yardstick, which takes minutes beside other processes.
     file = tmp_path / "now.json"
-    quick = ["--presets=digits", "--rounds=1", "--no-yardstick", "--only=saved_model_sampling"]
+    quick = ["--presets=digits", "--rounds=1", "--no-yardstick", "--only=saved_model_sampling,export"]
     all_benchmarks.main([*quick, f"--json={file}"])
-    (row,) = json.loads(file.read_text())["results"]
-    assert row["peak_memory_bytes"][0] > 3e8
-    assert 0.0 < row["seconds"][0] < row["first_step_seconds"][0]
+    sampling, export = json.loads(file.read_text())["results"]
+    assert sampling["peak_memory_bytes"][0] > 3e8 < export["peak_memory_bytes"][0]
+    assert 0.0 < sampling["seconds"][0] < sampling["first_step_seconds"][0]
+    assert export["first_step_seconds"] == [None] and export["seconds"][0] > 1.0
 
 
 def test_growth_is_measured_against_the_smallest_and_drawn(tmp_path, monkeypatch):

@@ -123,11 +123,11 @@ def test_metrics_of_the_same_checkpoint_are_kept_and_of_another_are_not(done, fi
 
 
 @pytest.mark.slow
-def test_fid_with_a_graph_of_the_same_form(commands, done, run, tmp_path, monkeypatch):
+def test_fid_with_a_graph_of_the_same_form_and_replicas(commands, done, run, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     graph = tmp_path / "classify_image_graph_def.pb"
     graph.write_bytes(stand_in().SerializeToString())
-    flags = ["--metrics=fid", f"--inception={graph}", "--fid_samples=40", "--temperature=0.8"]
+    flags = ["--metrics=fid", f"--inception={graph}", "--fid_samples=40", "--temperature=0.8", "--seed=3"]
     printed = done(*evaluation(run, *flags)[1:])
     assert "not the published Inception graph" in printed and "features of the 1,437" in printed
     first = metrics_of(run)["fid"]
@@ -138,8 +138,12 @@ def test_fid_with_a_graph_of_the_same_form(commands, done, run, tmp_path, monkey
     assert "features of the 1,437" not in printed and "batch norm of" in printed
     readjusted_value = metrics_of(run)["fid"]["value"]
     assert readjusted_value != first["value"]
-    commands.output_of(evaluation(run, *flags, "--replicas=2"))
-    assert metrics_of(run)["fid"]["value"] == pytest.approx(readjusted_value, rel=1e-3)
+    flags += ["--metrics=elbo,iw,fid", "--importance_samples=150", "--batch_size=60", "--replicas=2"]
+    commands.output_of(evaluation(run, *flags))
+    measured, expected = metrics_of(run), metrics_of(whole[0])
+    assert measured["fid"]["value"] == pytest.approx(readjusted_value, rel=1e-3) and measured["batch_size"] == 120
+    for name in ("nelbo_nats", "importance_weighted_nats", "reconstruction_nats", "kl_nats"):
+        assert measured[name] == pytest.approx(expected[name], rel=1e-5)
 
 
 def test_features_of_the_users_own_have_a_name_that_changes_with_their_module(tmp_path, monkeypatch):
@@ -157,7 +161,7 @@ def test_features_of_the_users_own_have_a_name_that_changes_with_their_module(tm
 
 
 @pytest.mark.slow
-def test_outliers_are_told_from_test_images(done, refused, run, tmp_path):
+def test_outliers_are_told_from_test_images(done, refused, run, tmp_path, monkeypatch):
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).integers(0, 256, (40, 16, 16)).astype(np.uint8))
     (tmp_path / "lines").mkdir()
     for number in range(5):
@@ -166,11 +170,18 @@ def test_outliers_are_told_from_test_images(done, refused, run, tmp_path):
         lines[:, 2 * number + 4] = 255
         Image.fromarray(lines).save(tmp_path / "lines" / f"{number}.png")
     flags = ["--metrics=outliers", f"--outliers={tmp_path / 'noise.npy'},{tmp_path / 'lines'}", "--batch_size=60"]
-    printed = done(*evaluation(run, *flags)[1:])
+    find_spec = importlib.util.find_spec
+    with monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name, *_: None if name == "matplotlib" else find_spec(name))
+        without.setattr("nvae_tf.reports.evaluate.most_outlying_images", None)
+        without.setattr("nvae_tf.reports.evaluate.rows_sharing_groups", None)
+        printed = done(*evaluation(run, *flags, "--metrics=latents,outliers")[1:])
     first = metrics_of(run)["outliers"]
+    assert printed.count("no figures, matplotlib is not installed") == 1 and first["pictures"] == []
     assert "nvae-calibrate has not been run" in printed and not first["calibrated"]
     assert list(first["sets"]["lines"]["auroc"]) == ["kl", "nelbo_at_mean"]
     done("train.calibrate", f"--workdir={run}", "--images=600")
+    (run / "evaluation.json").unlink()
     printed = done(*evaluation(run, *flags)[1:])
     second = metrics_of(run)["outliers"]
     assert {name: measured["num_images"] for name, measured in second["sets"].items()} == {"noise.npy": 40, "lines": 5}
@@ -186,5 +197,15 @@ def test_outliers_are_told_from_test_images(done, refused, run, tmp_path):
     assert np.all(model.outlier_score(np.ones((1, 16, 16, 1))).mahalanobis_p_value < 0.05)
     (run / "outliers.npz").write_bytes(before[:-50])
     assert "outliers.npz: damaged, or of another version" in refused(*evaluation(run, *flags)[1:])
-    (run / "outliers.npz").unlink()
-    assert "give folders of pictures of another kind" in refused(*evaluation(run, "--metrics=outliers")[1:])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("elbo --importance_samples=3", "--importance_samples belongs to metric iw, which --metrics lacks"),
+        ("outliers", "--outliers=: give folders of pictures of another kind, of different names"),
+        ("outliers --outliers=nowhere", "/nowhere: no such file or folder"),
+    ],
+)
+def test_flags_that_do_not_fit(refused, run, flags, message):
+    assert message in refused(*evaluation(run, *f"--metrics={flags}".split())[1:])

@@ -86,7 +86,9 @@ def test_what_the_modes_write(made, finished_model, outside, originals, tmp_path
     assert variants.shape == (2 * PITCH - 6, 4 * PITCH - 6) and "3 variants of each of 2 images" in printed
     assert_shown(variants[PITCH:, :SIDE], originals[:1], 1)
     sides = f"--positive={outside / 'digit 3.bmp'}", f"--negative={outside / 'digit 17.bmp'}", "--strengths=-1.5,0"
-    file, _ = made("direction.png", "direction", indices, *sides, "--mean", f"--each={tmp_path}/moved")
+    # The size is that of the pictures of both sides.
+    flags = [indices, *sides, "--resize=crop", "--mean", f"--each={tmp_path}/moved"]
+    file, _ = made("direction.png", "direction", *flags)
     step = latent_direction(finished_model, originals[1:], originals[:1])
     expected = move_images(finished_model, originals[::-1], step, [-1.5, 0.0], mean=True)
     assert np.abs(read_images(file, 16, 3)[1:3, ..., :1] - 255 * expected[0]).max() <= 1
@@ -145,11 +147,20 @@ def test_restored_images_stand_beside_their_measurements(made, finished_model, o
     assert np.abs(found[~known] - 255 * originals[0, ~known, 0]).max() > 1
 
 
-def test_a_mask_has_the_size_of_the_images(refused, tmp_path):
-    Image.new("L", (64, 64)).save(tmp_path / "large.png")
-    flags = ["restore", "--workdir=digits", f"--output={tmp_path}/x.png", f"--mask={tmp_path}/large.png"]
-    message = refused("train.generate", *flags)
-    assert "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or stretch" in message
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("restore --mask=large.png", "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or "),
+        ("vary --resize=crop", "--resize is for pictures of --input; those of the data set come as trained"),
+        ("encode --convert", "--convert is for pictures of --input"),
+        ("reconstruct --input=large.png --data_path=elsewhere", "--input and --data_path: give one of them"),
+    ],
+)
+def test_flags_that_do_not_fit(refused, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (64, 64)).save("large.png")
+    output = "x.npz" if flags.startswith("encode") else "x.png"
+    assert message in refused("train.generate", *flags.split(), "--workdir=digits", f"--output={output}")
 
 
 def test_every_mode_has_a_manual_page():

@@ -145,7 +145,7 @@ def test_a_sentence_replaces_what_is_missing(done, run, tmp_path, monkeypatch):
     def moved(*_, **__):
         raise FileNotFoundError("/old/<faces>: no such folder")
 
-    monkeypatch.setattr("nvae_tf.reports.page.load_split", moved)
+    monkeypatch.setattr("nvae_tf.reports.page.spec_to_read", moved)
     text, missing = report_of_run(run, "latest", 1, None, StatusLine())
     assert "reconstructions of test images: /old/&lt;faces&gt;: no such folder" in text and len(missing) == 3
     assert "36 samples, drawn by the model" in text

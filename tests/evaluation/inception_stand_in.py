@@ -4,7 +4,6 @@ import numpy as np
 import tensorflow as tf
 
 NUM_FEATURES = 2048
-_KERNEL, _STRIDE, _CHANNELS, _EPSILON = 40, 37, 4, 1e-3
 
 
 def features_of(graph, pixels):
@@ -16,47 +15,33 @@ def features_of(graph, pixels):
 
 def stand_in():
     random = np.random.RandomState(0)
-    shapes = {"kernel": (_KERNEL, _KERNEL, 3, _CHANNELS), "wide": (1, 1, _CHANNELS, NUM_FEATURES)}
-    weights = {name: random.normal(size=shape, scale=0.05) for name, shape in shapes.items()}
-    for ending, channels in (("", _CHANNELS), ("_2", NUM_FEATURES)):
-        weights |= {name + ending: random.normal(size=channels) for name in ("mean", "beta", "gamma")}
-        weights["variance" + ending] = random.uniform(0.5, 2.0, channels)
-    return _graph({name: value.astype(np.float32) for name, value in weights.items()})
-
-
-def _graph(weights):
     with tf.Graph().as_default() as graph:
         decoded = tf.raw_ops.DecodeJpeg(contents=tf.constant(b"", name="DecodeJpeg/contents"), name="DecodeJpeg")
         image = tf.raw_ops.ExpandDims(input=tf.cast(decoded, tf.float32), axis=0, name="ExpandDims")
         state = tf.raw_ops.ResizeBilinear(images=image, size=[299, 299], name="ResizeBilinear")
         state = tf.raw_ops.Mul(x=tf.raw_ops.Sub(x=state, y=128.0, name="Sub"), y=1.0 / 128.0, name="Mul")
-        for ending, name, stride in (("", "kernel", _STRIDE), ("_2", "wide", 1)):
-            strides = [1, stride, stride, 1]
-            state = tf.raw_ops.Conv2D(input=state, filter=weights[name], strides=strides, padding="VALID")
+        kernel = random.normal(size=(8, 8, 3, NUM_FEATURES), scale=0.05).astype(np.float32)
+        state = tf.raw_ops.Conv2D(input=state, filter=kernel, strides=[1, 37, 37, 1], padding="VALID")
+        # The second has a scale, the first has none.
+        for ending in ("", "_2"):
             for part in ("mean", "variance", "beta", "gamma"):
-                tf.constant(weights[part + ending], name=part + ending)
+                tf.constant(random.uniform(0.5, 2.0, NUM_FEATURES).astype(np.float32), name=part + ending)
             state = tf.identity(state, name=f"batchnorm{ending}")
-            if not ending:
-                with tf.control_dependencies([tf.debugging.check_numerics(state, "not finite")]):
-                    state = tf.nn.relu(tf.identity(state))
-        window = [1, 8, 8, 1]
-        pool = tf.raw_ops.AvgPool(value=state, ksize=window, strides=[1, 1, 1, 1], padding="VALID", name="pool_3")
+            with tf.control_dependencies([tf.debugging.check_numerics(state, "not finite")]):
+                state = tf.nn.relu(tf.identity(state)) if not ending else tf.identity(state)
+        pool = tf.raw_ops.AvgPool(value=state, ksize=[1, 8, 8, 1], strides=[1, 1, 1, 1], padding="VALID", name="pool_3")
         tf.raw_ops.Reshape(tensor=pool, shape=[1, NUM_FEATURES], name="pool_3/_reshape")
     definition = graph.as_graph_def(add_shapes=True)
     definition.versions.producer = 8
     for node in definition.node:
         if node.name.startswith("batchnorm"):
-            _make_old_batch_norm(node)
+            # TensorFlow no longer lets one be made, only be read.
+            ending = node.name.removeprefix("batchnorm")
+            node.op = "BatchNormWithGlobalNormalization"
+            node.input.extend(name + ending for name in ("mean", "variance", "beta", "gamma"))
+            node.attr["variance_epsilon"].f = 1e-3
+            node.attr["scale_after_normalization"].b = bool(ending)
         elif node.name == "Mul":
             # A graph says of what size its tensors are: of one image.
             node.attr["_output_shapes"].list.shape.add().CopyFrom(tf.TensorShape([1, 299, 299, 3]).as_proto())
     return definition
-
-
-def _make_old_batch_norm(node):
-    """TensorFlow no longer lets one be made, only be read."""
-    ending = node.name.removeprefix("batchnorm")
-    node.op = "BatchNormWithGlobalNormalization"
-    node.input.extend(name + ending for name in ("mean", "variance", "beta", "gamma"))
-    node.attr["variance_epsilon"].f = _EPSILON
-    node.attr["scale_after_normalization"].b = bool(ending)

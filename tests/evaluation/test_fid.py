@@ -2,6 +2,7 @@ import functools
 import http.server
 import io
 import socket
+import sys
 import tarfile
 import threading
 import types
@@ -70,15 +71,20 @@ def test_fewer_images_than_features():
 
 def test_statistics_of_training_images_are_kept_and_damaged_ones_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    seen, kept = [], []
-    extractor = types.SimpleNamespace(
-        name="mean", features=lambda images: seen.append(len(images)) or images[:, 2, 2:5, 0]
-    )
-    status = types.SimpleNamespace(keep=kept.append, show_if_due=print, report=Report)
+    seen, kept, shown = [], [], []
+
+    def features(images):
+        # Images that are reported as done have been computed.
+        assert len(shown) == len(seen)
+        seen.append(len(images))
+        return images[:, 2, 2:5, 0]
+
+    extractor = types.SimpleNamespace(name="mean", features=features)
+    status = types.SimpleNamespace(keep=kept.append, show_if_due=lambda *line: shown.append(line), report=Report)
     task = types.SimpleNamespace(spec=data_spec("digits"), status=status)
     images = load_split(task.spec, "train").images[:, 2, 2:5, 0] / 255
     for damage in (None, None, lambda content: content[:-99], lambda content: b""):
-        del seen[:]
+        del seen[:], shown[:]
         file = next(tmp_path.rglob("*.npz"), None)
         if damage:
             file.write_bytes(damage(file.read_bytes()))
@@ -88,20 +94,34 @@ def test_statistics_of_training_images_are_kept_and_damaged_ones_made_again(tmp_
     assert len(kept) == 3
 
 
-def test_what_is_wrong_is_named():
-    first = np.zeros((1, 3))
-    for features in ([], [np.zeros((1, 4))], [np.zeros(3)], [np.full((1, 3), np.nan)]):
-        with pytest.raises(ValueError, match=r"at least 2 images, there are 1|features \(.*\) are not .* all finite"):
+def test_what_is_wrong_is_named(tmp_path, monkeypatch):
+    first, not_fitting = np.zeros((1, 3)), r"features \({}\) are not \[images, features\] as those before, or not all"
+    for features, message in (
+        ([], "at least 2 images, there are 1"),
+        ([np.zeros((1, 4))], not_fitting.format("1, 4")),
+        ([np.zeros(3)], not_fitting.format("3,")),
+        ([np.full((1, 3), np.nan)], not_fitting.format("1, 3")),
+    ):
+        with pytest.raises(ValueError, match=message):
             fid.statistics_of([first, *features])
     with pytest.raises(ValueError, match="2 and 3 features"):
         fid.frechet_distance(gaussian(np.zeros(2), np.eye(2)), gaussian(np.zeros(3), np.eye(3)))
-    for name, message in (
-        ("no_such_module:make", "name it as MODULE:FUNCTION.*No module named 'no_such_module'"),
-        ("json:Circles", "no attribute 'Circles'"),
-        ("json:JSONDecoder", "gives JSONDecoder; it must have a string `name`"),
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_features.py").write_text("import json\njson.lods")
+    for name, kind, message in (
+        ("no_such_module:make", ValueError, "name it as MODULE:FUNCTION.*No module named 'no_such_module'"),
+        ("json:Circles", ValueError, "--extractor=json:Circles: json has no function 'Circles'"),
+        ("json:__name__", ValueError, "json has no function '__name__'"),
+        ("json:JSONDecoder", ValueError, "gives JSONDecoder; it must have a string `name`"),
+        # A fault of the user's module is shown with its place.
+        ("broken_features:make", AttributeError, "'lods'"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(kind, match=message):
             fid.named_extractor(name)
+    features = types.ModuleType("features_without_a_file")
+    features.make = lambda: types.SimpleNamespace(name="mean", features=np.mean)
+    monkeypatch.setitem(sys.modules, features.__name__, features)
+    assert fid.named_extractor("features_without_a_file:make").name == "mean (features_without_a_file, no file)"
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +167,6 @@ def test_pixels_are_those_of_8_bit_pictures():
             rgb_pixels(images)
 
 
-def test_the_archive_gives_the_same_graph(folder, extractor):
-    assert Inception(folder / "archive.tgz").name == extractor.name and not extractor.is_published
-
-
 def test_a_wrong_file(graph, tmp_path):
     wrong = tmp_path / "wrong.pb"
     with pytest.raises(FileNotFoundError, match="--inception=PATH"):
@@ -171,13 +187,15 @@ def test_a_wrong_file(graph, tmp_path):
             Inception(wrong)
 
 
-def test_a_wrong_archive(folder, tmp_path):
+def test_the_archive_gives_the_same_graph_and_a_wrong_one_is_named(folder, extractor, tmp_path):
+    assert Inception(folder / "archive.tgz").name == extractor.name and not extractor.is_published
     damaged = tmp_path / "damaged.tgz"
     damaged.write_bytes((folder / "archive.tgz").read_bytes()[:5000])
     with pytest.raises(ValueError, match="a damaged archive"):
         graph_content(damaged)
     with tarfile.open(damaged, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("other.pb"), io.BytesIO())
+        archive.add(tmp_path, arcname=GRAPH_NAME, recursive=False)
     with pytest.raises(ValueError, match=f"without {GRAPH_NAME}"):
         graph_content(damaged)
 

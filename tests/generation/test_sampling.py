@@ -8,14 +8,6 @@ import pytest
 
 import nvae_tf
 from nvae_tf.generation import sampling
-from nvae_tf.generation.sampling import (
-    encode_images,
-    generate_images,
-    interpolate_images,
-    interpolate_latents,
-    reconstruct_images,
-    vary_images,
-)
 from tests.tiny_model import assert_same, tiny_config
 
 SEED = 3
@@ -36,33 +28,36 @@ def images():
 
 @pytest.fixture(scope="module")
 def latents(model, images):
-    return encode_images(model, images, SEED)
+    return sampling.encode_images(model, images, SEED)
 
 
 def test_samples_are_those_of_the_model_however_many_there_are(model):
     seen = []
-    many = generate_images(model, 35, [0.5, 0.9], SEED, progress=seen.append)
+    many = sampling.generate_images(model, 35, [0.5, 0.9], SEED, progress=seen.append)
     assert seen == [16, 32, 35]
-    same(many[:5], generate_images(model, 5, [0.5, 0.9], SEED))
+    same(many[:5], sampling.generate_images(model, 5, [0.5, 0.9], SEED))
     near(many, model.generate(35, [0.5, 0.5, 0.9, 0.9], SEED), atol=1e-5)
-    for other in (generate_images(model, 5, [0.5, 0.9], 4), generate_images(model, 5, [0.1, 0.9], SEED)):
+    for other in (
+        sampling.generate_images(model, 5, [0.5, 0.9], 4),
+        sampling.generate_images(model, 5, [0.1, 0.9], SEED),
+    ):
         assert np.abs(many[:5] - other).max() > 1e-4
 
 
 def test_latents_are_those_of_the_model_however_many_there_are(model, images, latents):
     assert [z.shape for z in latents] == [(21, 2, 2, 2)] * 2 + [(21, 4, 4, 2)] * 2
-    means = encode_images(model, images, mean=True)
+    means = sampling.encode_images(model, images, mean=True)
     for made, expected in ((latents, model.encode(images, seed=SEED)), (means, model.encode(images, mean=True))):
         for z, other in zip(made, expected, strict=True):
             near(z, other, atol=1e-5)
-    assert_same(encode_images(model, images[:1], SEED), [z[:1] for z in latents])
+    assert_same(sampling.encode_images(model, images[:1], SEED), [z[:1] for z in latents])
 
 
 def test_kept_graphs_see_new_weights_and_do_not_keep_the_model():
     model = nvae_tf.NVAE(tiny_config())
-    before = generate_images(model, 2)
+    before = sampling.generate_images(model, 2)
     model.top_down.start.assign(model.top_down.start + 1.0)
-    after = generate_images(model, 2)
+    after = sampling.generate_images(model, 2)
     assert np.abs(after - before).max() > 1e-4
     near(after, model.generate(2), atol=1e-5)
     model = weakref.ref(model)
@@ -71,22 +66,22 @@ def test_kept_graphs_see_new_weights_and_do_not_keep_the_model():
 
 
 def test_decoding_latents_is_reconstructing(model, images, latents):
-    reconstructions = reconstruct_images(model, images, seed=SEED)
-    same(generate_images(model, 21, latents=latents), reconstructions)
-    same(generate_images(model, 2, latents=[z[:2] for z in latents]), reconstructions[:2])
+    reconstructions = sampling.reconstruct_images(model, images, seed=SEED)
+    same(sampling.generate_images(model, 21, latents=latents), reconstructions)
+    same(sampling.generate_images(model, 2, latents=[z[:2] for z in latents]), reconstructions[:2])
     near(reconstructions, model(images, seed=SEED), atol=1e-5)
 
 
 def test_variants_have_their_images_latents_and_draws_of_their_own(model, images):
-    many = vary_images(model, images[:3], 2, 7, seed=SEED)
-    same(many[:, :2], vary_images(model, images[:3], 2, 2, seed=SEED))
+    many = sampling.vary_images(model, images[:3], 2, 7, seed=SEED)
+    same(many[:, :2], sampling.vary_images(model, images[:3], 2, 2, seed=SEED))
     assert many.shape == (3, 7, 4, 4, 1) and len(np.unique(many.reshape(21, -1), axis=0)) == 21
-    all_kept = vary_images(model, images[:3], 4, 2, seed=SEED)
-    same(all_kept, np.stack([reconstruct_images(model, images[:3], seed=SEED)] * 2, axis=1))
+    all_kept = sampling.vary_images(model, images[:3], 4, 2, seed=SEED)
+    same(all_kept, np.stack([sampling.reconstruct_images(model, images[:3], seed=SEED)] * 2, axis=1))
 
 
 def on_the_way(start, end, fractions, how):
-    (way,) = interpolate_latents([start], [end], fractions, how)
+    (way,) = sampling.interpolate_latents([start], [end], fractions, how)
     return way
 
 
@@ -106,14 +101,14 @@ def test_a_quarter_of_a_circle():
 
 
 def test_a_path_passes_the_reconstructions_of_its_pictures(model, images, latents):
-    path = interpolate_images(model, images[:3], steps=4, seed=SEED)
+    path = sampling.interpolate_images(model, images[:3], steps=4, seed=SEED)
     assert path.shape == (9, 4, 4, 1)
-    same(path[::4], reconstruct_images(model, images[:3], seed=SEED))
-    between = interpolate_latents([z[1] for z in latents], [z[2] for z in latents], [0.25, 0.5, 0.75])
+    same(path[::4], sampling.reconstruct_images(model, images[:3], seed=SEED))
+    between = sampling.interpolate_latents([z[1] for z in latents], [z[2] for z in latents], [0.25, 0.5, 0.75])
     near(path[5:8], model.decode(between), atol=1e-5)
-    same(interpolate_images(model, images[:3], steps=1, seed=SEED), path[::4])
+    same(sampling.interpolate_images(model, images[:3], steps=1, seed=SEED), path[::4])
     # Kept scales stay those of the first picture.
-    path = interpolate_images(model, images[:3], 2, ["keep", "linear"], seed=SEED)
+    path = sampling.interpolate_images(model, images[:3], 2, ["keep", "linear"], seed=SEED)
     mixed = [z[:1] for z in latents[:2]] + [z[2:3] for z in latents[2:]]
     near(path[-1:], model.decode(mixed), atol=1e-5)
 
@@ -126,17 +121,22 @@ def test_moving_along_the_difference_of_two_sets(model, images, latents):
     seen = []
     moved = sampling.move_images(model, images[:3], direction, [-1.5, 0.0], seed=SEED, progress=seen.append)
     assert moved.shape == (3, 2, 4, 4, 1) and seen == [6]
-    near(moved[:, 1], reconstruct_images(model, images[:3], seed=SEED), atol=1e-6)
+    near(moved[:, 1], sampling.reconstruct_images(model, images[:3], seed=SEED), atol=1e-6)
     near(moved[:, 0], model.decode([z[:3] - 1.5 * step for z, step in zip(latents, direction, strict=True)]), atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda model, z, x: generate_images(model, 3, latents=z), "of 21 images, but 3 are asked for"),
-        (lambda model, z, x: vary_images(model, x, 5, 1), "kept_groups = 5: must be from 0 to 4"),
-        (lambda model, z, x: interpolate_images(model, x[:1], 2), "at least two"),
-        (lambda model, z, x: interpolate_images(model, x, 2, "sphericla"), "did you mean 'spherical'"),
+        (lambda model, z, x: sampling.generate_images(model, 3, latents=z), "of 21 images, but 3 are asked for"),
+        (lambda model, z, x: sampling.vary_images(model, x, 5, 1), "kept_groups = 5: must be from 0 to 4"),
+        (lambda model, z, x: sampling.interpolate_images(model, x[:1], 2), "at least two"),
+        (lambda model, z, x: sampling.interpolate_latents(z, z, [0.5]), "both must be of one image"),
+        (
+            lambda model, z, x: sampling.interpolate_latents([np.ones((1, 1, 4))], [np.ones((4, 4, 4))], [0.5]),
+            "of one image",
+        ),
+        (lambda model, z, x: sampling.interpolate_images(model, x, 2, "sphericla"), "did you mean 'spherical'"),
         (lambda model, z, x: sampling.latent_direction(model, x, x[:0]), "at least one positive and one negative"),
     ],
 )

@@ -70,36 +70,32 @@ def test_a_picture_each_in_its_own_size_and_none_replaces_another(tmp_path):
 
 
 PLAN = latent_plan(tiny_config(num_groups_per_scale=2))
+RANDOM = np.random.default_rng(0)
+LATENTS = [RANDOM.normal(size=(3, *shape)).astype(np.float32) for shape in PLAN.latent_shapes()]
+NAMES = ["a.png", "b/ü.png", "c.png"]
 
 
 @pytest.fixture
-def latents():
-    random = np.random.default_rng(0)
-    return [random.normal(size=(3, *shape)).astype(np.float32) for shape in PLAN.latent_shapes()]
+def file(tmp_path):
+    save_latents(tmp_path / "new folder" / "latents.npz", LATENTS, NAMES)
+    return tmp_path / "new folder" / "latents.npz"
 
 
-@pytest.fixture
-def file(tmp_path, latents):
-    path = tmp_path / "new folder" / "latents.npz"
-    save_latents(path, latents, ["a.png", "b/ü.png", "c.png"])
-    return path
-
-
-def test_there_and_back(file, latents, tmp_path):
+def test_there_and_back(file, tmp_path):
     stored = load_latents(file, PLAN)
-    assert stored.names == ["a.png", "b/ü.png", "c.png"] and stored.labels is None
-    assert_same(stored.latents, latents)
+    assert stored.names == NAMES and stored.labels is None
+    assert_same(stored.latents, LATENTS)
     assert [entry.name for entry in file.parent.iterdir()] == ["latents.npz"]
     with np.load(file, allow_pickle=False) as entries:
         flat, shapes = entries["latent"], json.loads(str(entries["about"]))["latent_shapes"]
-    assert_same([flat], [np.concatenate([latent.reshape(3, -1) for latent in latents], axis=1)])
+    assert_same([flat], [np.concatenate([latent.reshape(3, -1) for latent in LATENTS], axis=1)])
     # Of a client, which does not know the shapes; and of the first versions.
     np.savez(tmp_path / "flat.npz", latent=flat)
-    groups = {f"group_{index:02d}": latent for index, latent in enumerate(latents)}
+    groups = {f"group_{index:02d}": latent for index, latent in enumerate(LATENTS)}
     about = json.dumps({"format": "nvae_tf latents", "latent_shapes": shapes})
     np.savez(tmp_path / "old.npz", about=np.array(about), **groups)
     for name in ("flat.npz", "old.npz"):
-        assert_same(load_latents(tmp_path / name, PLAN).latents, latents)
+        assert_same(load_latents(tmp_path / name, PLAN).latents, LATENTS)
 
 
 def test_damaged_and_other_files(file, tmp_path):

@@ -18,6 +18,7 @@ PASSES = {
     "training in a graph": (dict(training=True), True),
     "first batch in a graph": (dict(training=True, initializing=True), True),
 }
+SLOW_PASSES = "training", "first batch in a graph"
 # Largest difference from float32, of the largest number.
 HALF = {"mixed_float16": 1e-2, "mixed_bfloat16": 6e-2}
 
@@ -43,7 +44,7 @@ class LayerTests:
         return [tf.constant(normal(2, 4, 4, CHANNELS)) for _ in range(COUNT)]
 
     @pytest.mark.parametrize(
-        "kind_of_pass", [pytest.param(name, marks=[pytest.mark.slow] * (name == "training")) for name in PASSES]
+        "kind_of_pass", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_PASSES)) for name in PASSES]
     )
     def test_a_stack_equals_separate_layers(self, make, kind_of_pass, images, shaken):
         stack, (settings, in_graph) = shaken(make(COUNT)), PASSES[kind_of_pass]
@@ -125,7 +126,7 @@ def test_a_filter_of_zeros_has_a_finite_gradient(normal):
     layer = convolution(kernel_size=3)
     layer.kernel.assign(tf.zeros_like(layer.kernel))
     with tf.GradientTape() as tape:
-        total = tf.reduce_sum(layer.single(normal(1, 4, 4, 4), ForwardPass()) ** 2)
+        total = tf.reduce_sum(layer.single_layer(ForwardPass())(normal(1, 4, 4, 4)) ** 2)
     gradients = tape.gradient(total, layer.trainable_weights)
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
@@ -136,7 +137,7 @@ def test_data_dependent_scale_and_bias(strides, normal):
     before = [weight.numpy() for weight in layer.weights]
     images = 2.0 * normal(3, 6, 6, 3) + 1.0
     forward = ForwardPass(training=True, initializing=True)
-    outputs = layer.single(images, forward)
+    outputs = layer.single_layer(forward)(images)
     for weight, value in zip(layer.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)  # nothing before the commit
     forward.commit()
@@ -147,7 +148,7 @@ def test_data_dependent_scale_and_bias(strides, normal):
     np.testing.assert_allclose(layer.log_norm.numpy()[0], -np.log(spread + 1e-5), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(layer.kernel, before[0])
     # The batch that set them comes out with mean 0 and spread 1/5, already in that pass.
-    again = layer.single(images, ForwardPass(training=True))
+    again = layer.single_layer(ForwardPass(training=True))(images)
     np.testing.assert_allclose(again, outputs, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(np.mean(again, axis=(0, 1, 2)), np.zeros(5), atol=1e-4)
     np.testing.assert_allclose(np.std(again, axis=(0, 1, 2), ddof=1), np.full(5, 0.2), rtol=1e-3)
@@ -249,7 +250,7 @@ def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(b
     images = tf.constant(normal(3, 4, 2, channels_in))
     expected = Expected(branch, change, layer, training=False)(images)
     upstream = tf.constant(normal(*expected.shape))
-    np.testing.assert_allclose(layer.single(images, layers.ForwardPass()), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(layer.single_layer(layers.ForwardPass())(images), expected, rtol=1e-3, atol=1e-3)
 
     def outputs_and_gradients(function):
         with tf.GradientTape() as tape:
@@ -260,7 +261,10 @@ def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(b
     statistics = [variable for norm in leaves(layer)[0] for variable in norm.statistics]
     before = [variable.numpy() for variable in statistics]
     forward, written_out = layers.ForwardPass(training=True), Expected(branch, change, layer, training=True)
-    found, expected = outputs_and_gradients(lambda x: layer.single(x, forward)), outputs_and_gradients(written_out)
+    found, expected = (
+        outputs_and_gradients(lambda x: layer.single_layer(forward)(x)),
+        outputs_and_gradients(written_out),
+    )
     for value, target in zip(found, expected, strict=True):
         # A bias right before a norm has a gradient of zero in theory: hence the small absolute tolerance.
         np.testing.assert_allclose(value, target, rtol=1e-3, atol=1e-3 * max(np.max(np.abs(target)), 1e-1))

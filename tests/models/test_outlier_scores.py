@@ -86,6 +86,11 @@ def test_an_image_of_a_conditional_model_is_scored_with_its_label_or_the_likelie
     bounds = np.stack([model.outlier_score(images, labels=label).nelbo_at_mean for label in range(3)])
     assert np.ptp(bounds, axis=0).min() > 0.1 and len({*bounds.argmin(axis=0)}) > 1
     near(tf.function(model.outlier_score)(images).nelbo_at_mean, bounds.min(axis=0))
+    images = images_of(model.config, 60)
+    learned = calibrate(model, images, images[:20], batch_size=20)
+    for label in (None, 0, 1, 2):
+        scores = np.sort(model.outlier_score(images[:20], labels=label).kl)
+        assert np.allclose(scores, learned.kl, rtol=1e-4) == (label is None)
 
 
 def parts(count, shift=0.0):

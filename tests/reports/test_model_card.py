@@ -103,12 +103,14 @@ def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_p
     for absent in ("parameters", "newest checkpoint", "![", "KL weights", "free nats", "classes |", "labels="):
         assert absent not in text
     assert "None" not in text.replace("None yet", "").replace("None has", "")
-    for content in (b"{", b"\xff", b'{"dataset": 1, "split": "test", "nelbo_nats": "low"}'):
-        folder.evaluation_file().write_bytes(content)
+    wrong = ('"nelbo_nats": "low"', '"nelbo_nats": 1, "num_values": 16, "seed": {"a": 1}')
+    for content in ("{", "\xff", *(f'{{"dataset": "d", "split": "test", {values}}}' for values in wrong)):
+        folder.evaluation_file().write_text(content, "latin1")
         assert "None yet: `nvae-evaluate` makes them." in card(folder)
-    outliers = '{"calibrated": false, "sets": {"noise": {"num_images": 3, "auroc": {"kl": 0.875}}}}'
+    outliers = '{"calibrated": false, "sets": {"noise": {"num_images": 3, "auroc": {"kl": 0.875, "llr": 0.5}}}}'
     folder.evaluation_file().write_text(f'{{"dataset": "d", "split": "test", "outliers": {outliers}}}')
-    assert "0.875 sum of KLs" in card(folder)
+    # A score that there was before.
+    assert "0.875 sum of KLs, 0.500 LLR" in card(folder)
     for content in ("{", '{"train": 9, "test": 3, "a_step": 0}'):
         folder.images_file.write_text(content)
         assert card(folder) and gather(folder).images is None

@@ -146,9 +146,17 @@ def test_there_and_back(run, hub, monkeypatch, tmp_path):
     assert find_run_folder("hf://me/tiny") == folder
 
 
-def test_what_is_shared(run, tmp_path):
-    shared = RunFolder(tmp_path / "tiny")
+def test_what_is_shared(run, tmp_path, monkeypatch):
+    shared, hashed = RunFolder(tmp_path / "tiny"), []
+
+    def noting(prefix):
+        hashed.append(prefix)
+        return checkpoint_sha256(prefix)
+
+    monkeypatch.setattr(publishing, "checkpoint_sha256", noting)
     write_shared_run(run.path, shared.path, "hf://me/tiny")
+    # Each once: they may be gigabytes.
+    assert len(hashed) == len({*hashed}) == 2
     names = "README.md checkpoints/config.json checkpoints/step-7.data-00000-of-00001 checkpoints/step-7.index"
     others = "config.json evaluation.json images.json metrics.csv origin.json outliers.npz samples/step-00000007.png"
     assert sorted(digests(shared.path)) == f"{names} {others}".split()

@@ -100,6 +100,9 @@ def poisoned(model, images, noise, step, forward, **how):
     return terms._replace(loss=tf.where({condition}, {value}, terms.loss)), spectral_norms
 
 training_step.loss_terms = poisoned
+from nvae_tf.training.loop import TrainingLoop
+signal_at = TrainingLoop.signal_at
+TrainingLoop.signal_at = lambda loop, step: 2 if step == {stop} else signal_at(loop, step)
 from nvae_tf.train.main import run
 run()
 """
@@ -109,9 +112,9 @@ run()
 def train(commands, tmp_path):
     """`train(condition, value, **settings)` runs a tiny training with the fault; its process and folder."""
 
-    def start(condition, value, **settings):
+    def start(condition, value, stop=-1, **settings):
         script = tmp_path / "injected.py"
-        script.write_text(INJECTED.format(condition=condition, value=value))
+        script.write_text(INJECTED.format(condition=condition, value=value, stop=stop))
         settings = {"train__checkpoint_every_steps": 20, "train__refused_steps": 10} | settings
         _, _, *flags = commands.tiny_training(tmp_path / "run", **settings)
         return commands.run([script, *flags]), tmp_path / "run"
@@ -149,6 +152,18 @@ def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(
         shutil.rmtree(folder)
     assert len(runs[0]) > 50
     assert_same(*runs)
+
+
+@pytest.mark.slow
+def test_an_interruption_among_skipped_steps_does_not_show(train, tmp_path):
+    fault = "(step >= 30) & (factor > 0.9)", "float('nan')"
+    done, folder = train(*fault)
+    assert done.returncode == 0 and "Back to step 20" in done.stdout
+    folder.rename(tmp_path / "whole")
+    done, folder = train(*fault, stop=35)
+    assert done.returncode == 130 and "interrupted at step 20 by SIGINT; checkpoint saved" in done.stdout
+    assert train(*fault)[0].returncode == 0
+    assert_same_tensors(tmp_path / "whole", folder, 60)
 
 
 def test_the_reason_of_skipped_steps_and_the_names_of_layers():

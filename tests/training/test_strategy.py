@@ -93,8 +93,8 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
 
     run = types.SimpleNamespace(replicas=Slow(), config=ExperimentConfig())
     loop = TrainingLoop(None, run, None, None, None, stop)
-    assert loop.agreed_signal(0) is None
-    assert loop.agreed_signal(10) == signal.SIGTERM
+    assert loop.signal_at(0) is None
+    assert loop.signal_at(10) == signal.SIGTERM
 
 
 @pytest.mark.slow
