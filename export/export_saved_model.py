@@ -15,8 +15,6 @@ Exit code: 0 done, 2 a mistake or an export that differs; nothing is written the
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
@@ -49,10 +47,7 @@ def main(
     print(f"Exported to {pathlib.Path(output, str(version))}; it gives {numbers} without this package.")
 
 
-def run() -> None:
-    """The command `nvae-export`."""
-    command_line.run(main, flags)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -24,8 +24,6 @@ import math
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
 from nvae_tf.errors import start_tensorflow_quietly
@@ -78,10 +76,7 @@ def main(
     print(f"Exported to {output}; the measurements are in {outputs.report_file(place)}")
 
 
-def run() -> None:
-    """The command `nvae-export-tflite`."""
-    command_line.run(main, flags)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

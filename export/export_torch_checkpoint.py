@@ -15,8 +15,6 @@ mistake in the command, a run that can't be exported or whose settings the publi
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import require, start_tensorflow_quietly
@@ -40,10 +38,7 @@ def main(
     print(export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means))
 
 
-def run() -> None:
-    """The command `nvae-export-torch-checkpoint`."""
-    command_line.run(main, flags)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

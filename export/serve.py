@@ -26,7 +26,6 @@ import threading
 from typing import Annotated
 
 import numpy as np
-from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.errors import require, start_tensorflow_quietly
@@ -106,10 +105,7 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
         print(f"{len(images)} images in {file}", flush=True)
 
 
-def run() -> None:
-    """The command `nvae-serve`."""
-    command_line.run(main, flags)
-
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -20,7 +20,6 @@ __version__ = "0.2.0"
 
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-XLA_USES = ("auto", "off", "jit", "cluster")
 RECOMPUTATIONS = ("none", "groups", "all")
 LARGEST_SEED = 2**31 - 1
 # Float32 counts no further one by one, so that more samples would not change their sum.
@@ -148,7 +147,8 @@ def _converted(value: Any, annotated: Any, where: str, least: float) -> Any:
     rule = f"must be of type {expected.__name__}{' or None' if optional else ''}"
     if expected in (int, float):
         low, high = (*limits, math.inf)[:2] if limits else (least, math.inf)
-        rule += f", at least {low} and finite" if high == math.inf else f", from {low} to {high}"
+        finite = " and finite" if expected is float else ""
+        rule += f", at least {low}{finite}" if high == math.inf else f", from {low} to {high}"
         return expected(real_number(where, value, rule, low, high, whole=expected is int))
     if expected is tuple and (value is None or isinstance(value, list | tuple)):
         # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
@@ -464,7 +464,7 @@ class TrainConfig(_Settings, group="train.", least=1):
     strategy: Annotated[str, "auto", "one_device", "mirrored", "multi_worker"] = "auto"
     replicas: Annotated[int, 0] = 0
     precision: Annotated[str, *PRECISIONS] = "float32"
-    xla: Annotated[str, *XLA_USES] = "auto"
+    xla: Annotated[str, "auto", "off", "jit", "cluster"] = "auto"
     scan: Annotated[str, "auto", "on", "off"] = "auto"
     recompute: Annotated[str, *RECOMPUTATIONS] = "none"
     accumulate_steps: int = 1
@@ -561,11 +561,9 @@ def config_to_json(config: ExperimentConfig) -> str:
 def read_config(path: str | pathlib.Path) -> ExperimentConfig:
     """Reads `config.json` of a run folder."""
     try:
-        settings = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return config_from_dict(ExperimentConfig, json.loads(pathlib.Path(path).read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
-    try:
-        return config_from_dict(ExperimentConfig, settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import io
+import math
 import os
 import pathlib
 import socket
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 # So many bytes a `.npz` file may have when unpacked, and four times its own: arrays of random numbers hardly shrink.
 _UNPACKED = 2**28
+_LONGEST_HEADER = 2**14  # bytes before the values of an array
 
 
 @contextlib.contextmanager
@@ -112,21 +115,32 @@ def read_arrays(
 def read_array(stream: BinaryIO, most: int) -> "np.ndarray":
     """The array in NumPy's format that a stream holds to its end, of this machine's byte order.
 
-    At most `most` bytes of values are read. ValueError for Python objects, and for more or fewer than the header says.
+    ValueError for more than `most` bytes of values by the header, for other bytes behind them, and for Python objects.
     """
     import numpy as np
 
-    shape, is_fortran, dtype = read_array_header(stream)
-    array = np.frombuffer(stream.read(most), dtype).reshape(shape, order="F" if is_fortran else "C")
+    shape, dtype = read_array_header(stream)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > most:
+        raise ValueError(f"its header says {dtype} {list(shape)}, and there are {most:,} bytes")
+    stream.seek(0)
+    # Into its place piece by piece: with the bytes beside the array it would take twice the memory.
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    # Reading to the end checks the CRC of an entry too.
+    if stream.read(1):
+        raise ValueError("other bytes follow its values")
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, "np.dtype"]:
-    """The shape of an array in NumPy's format, whether it is in Fortran's order, and its type."""
+def read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], "np.dtype"]:
+    """The shape and the type of an array in NumPy's format."""
     from numpy.lib import format as numpy_format
 
-    is_first = numpy_format.read_magic(stream) == (1, 0)
-    return (numpy_format.read_array_header_1_0 if is_first else numpy_format.read_array_header_2_0)(stream)
+    # The second version's header may say that it is gigabytes long.
+    start = io.BytesIO(stream.read(_LONGEST_HEADER))
+    is_first = numpy_format.read_magic(start) == (1, 0)
+    read = numpy_format.read_array_header_1_0 if is_first else numpy_format.read_array_header_2_0
+    shape, _, dtype = read(start)
+    return shape, dtype
 
 
 def file_sha256(path: pathlib.Path) -> str:

@@ -113,8 +113,10 @@ class LatentPlan:
 
 
 def values_of_groups(values: Sequence[Any], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Any]:
-    """One value for every group, top group first, from one for every scale (the smallest first) or for every group."""
-    # `shapes` are those of the groups' latents, `what` is the values' name in the plural, for the ValueError.
+    """One value for every group, top group first, from one for every scale (the smallest first) or for every group.
+
+    `shapes` are those of the groups' latents, `what` is the values' name in the plural, for the ValueError.
+    """
     scales = list(dict.fromkeys(shape[:2] for shape in shapes))
     if len(values) == len(shapes):
         return list(values)

@@ -112,7 +112,9 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     for group, defaults in groups.items():
         values = config[group] = config.get(group, ConfigDict())
         for old in OLD_NAMES.keys() & values.keys():
-            values[OLD_NAMES[old]] = values.get(OLD_NAMES[old], values[old])
+            if values.get(OLD_NAMES[old], values[old]) != values[old]:
+                raise ValueError(f"settings {group}.{OLD_NAMES[old]} and its old name differ; give one")
+            values[OLD_NAMES[old]] = values[old]
             del values[old]
         values.update({name: default for name, default in defaults.items() if name not in values})
     return _with_placeholders(config)

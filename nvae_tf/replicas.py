@@ -31,7 +31,10 @@ def shard_from_environment() -> Shard:
         cluster, task = setting["cluster"], setting["task"]
         # A chief, if there is one, stands before the workers.
         workers = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, ())))]
-        return Shard(workers.index((task["type"], int(task["index"]))), len(workers))
+        place = task["type"], int(task["index"])
+        if place not in workers:
+            raise ValueError(f"it has no task {place[0]} {place[1]}")
+        return Shard(workers.index(place), len(workers))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         example = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
         raise ValueError(f"TF_CONFIG = {text!r} can't be used ({error!r}); it must look like {example}") from error

@@ -69,7 +69,7 @@ def test_numbers_as_flags_give_them_and_defaults_where_none_are_given():
         ({"model": {"padded_height": "a"}}, r"model\.padded_height = 'a': must be of type int or None"),
         ({"data": {"binarise": True, "binarize": False, "num_bits": 1}}, "data.binarize and its old name differ"),
         # Limits, and the choices of a text.
-        ({"model": {"padded_width": 0}}, "model.padded_width = 0: must be of type int or None, at least 1"),
+        ({"model": {"padded_width": 0}}, "model.padded_width = 0: must be of type int or None, at least 1$"),
         ({"model": {"likelihood": "bernouli"}}, "model.likelihood = .*did you mean 'bernoulli'"),
         ({"objective": {"kl_constant_portion": float("nan")}}, "must be of type float, from 0 to 1"),
         ({"train": {"seed": 5_000_000_000}}, "train.seed = 5000000000: .* from 0 to 2147483647"),
@@ -134,6 +134,10 @@ def test_old_names_of_settings(tmp_path):
         ),
         ("\n\ndef get_config():\n    return 5\n", "get_config returns 5, not an ml_collections.ConfigDict"),
         ("def get_config():\n    return {'trian': {}}\n", "setting trian = 'trian': no such setting"),
+        (
+            "def get_config():\n    return {'data': {'binarise': True, 'binarize': False}}\n",
+            "settings data.binarize and its old name differ; give one",
+        ),
         ("config = {}\n", "has no function get_config"),
         ("\0", "null bytes"),
         (config_to_json(DIGITS)[:-40], "config.json is not valid JSON ("),

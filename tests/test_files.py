@@ -56,7 +56,7 @@ LONG = np.zeros([10**7, 3])
     [
         ({"extra": LONG}, zipfile.ZIP_DEFLATED, None, None),
         ({"a": LONG}, zipfile.ZIP_DEFLATED, None, "it would unpack to 240,000,128 bytes"),
-        ({"a": LONG}, zipfile.ZIP_DEFLATED, 100_128, "Bad CRC-32 for file 'a.npy'"),
+        ({"a": LONG}, zipfile.ZIP_DEFLATED, 100_128, r"its header says float64 \[10000000, 3\]"),
         ({"a": np.zeros([100, 2])}, zipfile.ZIP_STORED, None, r"`a` is of shape \[100, 2\] and type float64; it"),
     ],
 )

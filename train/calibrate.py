@@ -9,10 +9,7 @@ more training. One pass over --images images of each part. See docs/outliers.md.
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
-import functools
 from typing import Annotated
-
-from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
@@ -38,7 +35,7 @@ def main(
     StatusLine().keep(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
 
 
-run = functools.partial(command_line.run, main, flags)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

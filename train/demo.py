@@ -8,7 +8,6 @@ interrupted one continues. Images and numbers are in the run folder.
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted; otherwise that of the step that failed.
 """
 
-import functools
 import json
 import pathlib
 import shlex
@@ -19,7 +18,6 @@ import time
 from typing import Annotated
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from nvae_tf import command_line
@@ -120,7 +118,7 @@ export:   {workdir / "saved_model" / "1"}
 explore:  .venv/bin/nvae-serve --path={workdir / "saved_model"} --explore"""
 
 
-run = functools.partial(command_line.run, main, flags)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

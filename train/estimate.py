@@ -16,21 +16,17 @@ GPU.
 Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single image.
 """
 
-import functools
 import pathlib
 from collections.abc import Mapping
 from json import dumps
 from typing import Annotated, Any
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import atomic_write
-from nvae_tf.latent_plan import latent_plan
 
-CONFIG = command_line.define_config(flags)
+CONFIG = command_line.define_config()
 
 
 def main(
@@ -41,7 +37,6 @@ def main(
     if json:
         command_line.output_place(json, (".json",), overwrite=True, flag="json")
     config = complete_config(sized_settings(CONFIG.value))
-    latent_plan(config.model)
     start_tensorflow_quietly()
     from nvae_tf.training.memory import estimate_memory, memory_table
 
@@ -67,7 +62,7 @@ def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "data": data | ({"source": "folder"} if data.get("source") == "auto" else {})}
 
 
-run = functools.partial(command_line.run, main, flags)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

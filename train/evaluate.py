@@ -24,7 +24,6 @@ for training. For a first look take --importance_samples=10. See docs/evaluation
 Exit code: 0 done, 2 a mistake in the command, 75 another worker has ended, 130 interrupted.
 """
 
-import functools
 import pathlib
 import re
 import shlex
@@ -87,7 +86,10 @@ def main(
 
     chosen = chosen_replicas(config.TrainConfig(replicas=replicas))
     fid = FidSettings(fid_samples, temperature, inception, extractor, batch_norm_iterations, prior)
-    how = {"outliers": outliers or (), "scores": scores, "workers": chosen, "command": _command_line()}
+    how = {"outliers": outliers or (), "scores": scores, "workers": chosen}
+    # For others to read, as in a model card: folders without the path to them on this machine.
+    words = [re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:]]
+    how["command"] = shlex.join(["nvae-evaluate", *words])
     with chosen.raising_worker_lost():
         evaluate_run(workdir, metrics, importance_samples, fid, checkpoint, split, batch_size, seed, data_path, **how)
         chosen.leave()
@@ -112,12 +114,7 @@ def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str
         raise ValueError("--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features")
 
 
-def _command_line() -> str:
-    """The command line for others to read, as in a model card: folders without the path to them on this machine."""
-    return shlex.join(["nvae-evaluate", *(re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:])])
-
-
-run = functools.partial(command_line.run, main, flags)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -10,7 +10,6 @@ below test images: drawn at random, with labels a row of each class.
 Exit code: 0 done, 2 a mistake in the command or in the data.
 """
 
-import functools
 import shlex
 import sys
 from typing import Annotated
@@ -21,9 +20,8 @@ from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import FIGURES
-from nvae_tf.latent_plan import latent_plan
 
-CONFIG = command_line.define_config(flags)
+CONFIG = command_line.define_config()
 _OUTPUT_HELP = "PNG, SVG or PDF file to write; one from this command is replaced, another only with --overwrite."
 
 
@@ -39,7 +37,6 @@ def main(
     file = command_line.output_place(output, (".png",) if raw else FIGURES, may_replace).path
     require("matplotlib", "reports")
     config = complete_config(CONFIG.value)
-    latent_plan(config.model)
     start_tensorflow_quietly()
     from nvae_tf.data.inspection import inspect
     from nvae_tf.progress import StatusLine
@@ -54,7 +51,7 @@ def main(
     status.keep(f"{train} training images above {test} test images in {file}")
 
 
-run = functools.partial(command_line.run, main, flags)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -17,13 +17,13 @@ SIGTERM; after a crash that of the worker that crashed first, 128 and the signal
 
 import os
 import pathlib
+import re
 import shlex
 import sys
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
+from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 from nvae_tf.training import launcher
@@ -78,9 +78,13 @@ def main(
 def run() -> None:
     """The command `nvae-launch`."""
     place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    with exit_on_user_error():
+        for word in sys.argv[1:place]:
+            if re.match("--?(workdir|config)", word):
+                raise ValueError(f"{word}: flags of nvae-train stand after a --; for example `{_EXAMPLE}`")
     _WORKER_ARGUMENTS[:] = sys.argv[place + 1 :]
     del sys.argv[place:]
-    command_line.run(main, flags)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

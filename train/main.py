@@ -31,7 +31,6 @@ Exit code: 0 done, 2 a mistake in the command, 75 another worker of the training
 terminal was closed, 130 by Ctrl-C, 143 by SIGTERM. NVAE_TF_TRACEBACK=1 in the environment adds a mistake's traceback.
 """
 
-import functools
 import os
 import pathlib
 import shlex
@@ -39,22 +38,18 @@ import signal
 import sys
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
-from nvae_tf.latent_plan import latent_plan
 
-CONFIG = command_line.define_config(flags)
+CONFIG = command_line.define_config()
 
 
 def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
     """Checks the settings, then trains."""
     check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     config = complete_config(CONFIG.value)
-    latent_plan(config.model)
     # Not before: a mistake is reported within a moment.
     start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
@@ -71,7 +66,7 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
         sys.exit(128 + result.signal_number)
 
 
-run = functools.partial(command_line.run, main, flags)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

@@ -14,11 +14,8 @@ effective. See docs/prior.md.
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
-import functools
 import pathlib
 from typing import Annotated
-
-from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED, PRIOR_KINDS
@@ -49,7 +46,7 @@ def main(
     StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
 
 
-run = functools.partial(command_line.run, main, flags)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

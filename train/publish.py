@@ -11,10 +11,7 @@ The token is that of `hf auth login`, or of the environment variable HF_TOKEN; H
 Exit code: 0 done, 2 a mistake in the command, or a Hub that does not take the run.
 """
 
-import functools
 from typing import Annotated
-
-from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
@@ -40,7 +37,7 @@ def main(
     )
 
 
-run = functools.partial(command_line.run, main, flags)
+run = command_line.command(main)
 
 if __name__ == "__main__":
     run()

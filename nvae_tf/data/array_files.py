@@ -52,8 +52,7 @@ class _StoredArray(NamedTuple):
         """The array's shape and type."""
         with self.opened() as stream:
             if not self.file.name.removesuffix(".gz").endswith("ubyte"):
-                shape, _, dtype = read_array_header(stream)
-                return shape, dtype
+                return read_array_header(stream)
             # IDX: two zero bytes, the type (8 for bytes), the number of dimensions, their sizes, the values.
             *kind, dimensions = stream.read(4)
             check(kind == [0, 0, 8], "not an IDX file of bytes")
@@ -70,7 +69,7 @@ class _StoredArray(NamedTuple):
             count = math.prod(shape)
             check_memory(count * dtype.itemsize, "its values", "save them as a .npy file, which is read as needed")
             if self.entry:
-                return read_array(stream, count * dtype.itemsize + 1)
+                return read_array(stream, count * dtype.itemsize)
             stream.seek(4 + 4 * len(shape))
             # However much is packed behind them, no more than one value too many is unpacked.
             return np.frombuffer(stream.read(count + 1), np.uint8).reshape(shape)

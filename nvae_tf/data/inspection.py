@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ExperimentConfig
 from nvae_tf.data import pipeline
-from nvae_tf.data.sources import ImageSource, load_split, place_of
+from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.progress import StatusLine, counted
 
@@ -28,7 +28,14 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
     epoch = pipeline.steps_per_epoch(train.count, batch_size)
     status.keep(_form(spec, config))
     if spec.labels:
-        status.keep(_classes(train, test))
+        names = train.class_names
+        in_parts = (np.bincount(part.labels, minlength=len(names)) for part in (train, test))
+        each = [
+            f"{name} ({in_train:,} / {in_test:,})" for name, in_train, in_test in zip(names, *in_parts, strict=True)
+        ]
+        more = [f"and {len(each) - _CLASSES_SHOWN:,} more"] if len(each) > _CLASSES_SHOWN else []
+        shown = ", ".join(each[:_CLASSES_SHOWN] + more)
+        status.keep(f"classes      {len(each):,} (training / test images): {shown}")
     spec = pipeline.images_alone(spec)
     batches = {
         "train": (train, pipeline.training_batches(train, spec, batch_size, config.train.seed)),
@@ -72,15 +79,6 @@ def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, se
     for low, high, fraction in zip(edges, edges[1:], bars / bars.sum(), strict=False):
         lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {'#' * round(fraction * 40)}".rstrip())
     return "\n".join(lines)
-
-
-def _classes(train: ImageSource, test: ImageSource) -> str:
-    """How many classes there are, and how many images of each, in one line."""
-    names = train.class_names
-    counts = [np.bincount(part.labels, minlength=len(names)) for part in (train, test)]
-    each = [f"{name} ({in_train:,} / {in_test:,})" for name, in_train, in_test in zip(names, *counts, strict=True)]
-    more = [f"and {len(each) - _CLASSES_SHOWN:,} more"] if len(each) > _CLASSES_SHOWN else []
-    return f"classes      {len(each):,} (training / test images): {', '.join(each[:_CLASSES_SHOWN] + more)}"
 
 
 def _form(spec: DataSpec, config: ExperimentConfig) -> str:

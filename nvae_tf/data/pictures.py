@@ -23,9 +23,9 @@ _WHITE_IS_ZERO, _RGB, _MEANINGS = 0, 2, (0, 1, 2, 3, 5)
 _UNSIGNED, _CHANNEL_BY_CHANNEL = 1, 2
 # None, LZW, Deflate by its two numbers, and PackBits. Damaged JPEG data in a TIFF file may go unnoticed.
 _TIFF_COMPRESSIONS = (1, 5, 8, 32946, 32773)
-# Of more than so many pixels, pictures are decoded one at a time.
+# Of more than so many pixels, pictures are decoded two at a time.
 _LARGE = 16_000_000
-_ONE_LARGE_PICTURE = threading.Lock()
+_TWO_LARGE_PICTURES = threading.Semaphore(2)
 
 
 class BadPicture(ValueError):
@@ -138,8 +138,8 @@ def _read_opened(path, max_pixels, read):
             raise BadPicture(f"{path}: has several frames or pages; save those that you want as single files")
         if pixels <= _LARGE:
             return read(picture)
-        # One after another, since many would take all memory; in a thread that ends, as memory may be kept for it.
-        with _ONE_LARGE_PICTURE, ThreadPoolExecutor(1) as thread:
+        # Not all at once, since many would take all memory; in a thread that ends, as memory may be kept for it.
+        with _TWO_LARGE_PICTURES, ThreadPoolExecutor(1) as thread:
             return thread.submit(read, picture).result()
 
 

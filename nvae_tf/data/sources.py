@@ -7,7 +7,6 @@ they are needed, `KIND_holds_out` (it may have no test part) and `KIND_classes`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import importlib
 import os
@@ -87,21 +86,16 @@ class ArraySource(ImageSource):
             form = "a non-empty uint8 array [count, height, width, channels]"
             raise ValueError(f"Images must be {form}, not {images.dtype} {list(images.shape)}.")
         super().__init__(len(images), images.shape[1:], images.__getitem__)
-        self.images = images
-
-    @functools.cached_property
-    def _tensor(self):
-        import tensorflow as tf
-
-        # An eager tensor is captured by reference, an array would be copied into each graph. tf.data runs on the CPU.
-        with tf.device("/CPU:0"):
-            return tf.constant(self.images)
+        self.images, self._tensor = images, None
 
     def reader(self):
         import tensorflow as tf
 
-        images = self._tensor  # made here, not while a graph is traced
-        return lambda indices: tf.gather(images, indices)
+        if self._tensor is None:
+            # An eager tensor is captured by reference, an array would be copied into each graph. tf.data is on the CPU.
+            with tf.device("/CPU:0"):
+                self._tensor = tf.constant(self.images)
+        return lambda indices: tf.gather(self._tensor, indices)
 
 
 def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:

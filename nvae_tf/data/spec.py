@@ -6,10 +6,14 @@ from typing import Any
 
 from nvae_tf.config import DataSpec, ExperimentConfig, config_from_dict
 from nvae_tf.data_sets import MODEL_SETTINGS
+from nvae_tf.latent_plan import latent_plan
 
 
 def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
-    """The settings of a run from nested ones of a config file, completed by a look at the images."""
+    """The settings of a run from nested ones of a config file, completed by a look at the images.
+
+    ValueError: they are wrong, or make no model.
+    """
     groups = {group: dict(values.items()) for group, values in settings.items()}
     spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {})))
     model = groups.setdefault("model", {})
@@ -18,7 +22,9 @@ def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
             model[name] = getattr(spec, data_name)
     if spec.labels and not model.get("num_classes"):
         model["num_classes"] = spec.num_classes
-    return dataclasses.replace(config_from_dict(ExperimentConfig, groups), data=spec)
+    config = dataclasses.replace(config_from_dict(ExperimentConfig, groups), data=spec)
+    latent_plan(config.model)
+    return config
 
 
 def complete_spec(spec: DataSpec) -> DataSpec:

@@ -120,22 +120,30 @@ def _number_of_examples(builder, name, split):
 
 
 def _download_and_prepare(builder):
-    """Lets TFDS prepare the set, from files that lie there or if their hosts answer: TFDS would wait for minutes."""
-    # TFDS looks there for sets that are prepared already.
-    urls = list(builder.url_infos or ["https://storage.googleapis.com"])
+    """Lets TFDS prepare the set from files in `downloads/manual`, and from its hosts, which are asked before.
+
+    ConnectionError, which has the manual way, where a host does not answer: TFDS would wait for minutes.
+    """
+    files = {url: info.filename or url.rpartition("/")[2] for url, info in (builder.url_infos or {}).items()}
+    # A set with several configurations names the files of all; those of one mostly have its name.
+    config = builder.builder_config.name if builder.builder_config else ""
+    files = {url: name for url, name in files.items() if config in url} or files
     manual = pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
+    missing = {url: name for url, name in files.items() if not (manual / name).exists()}
+    # TFDS looks there for sets that are prepared already.
+    asked = missing if files else ["https://storage.googleapis.com"]
     try:
-        for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in urls}):
-            if scheme in ("http", "https") and not any(manual.glob("*")):
+        for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in asked}):
+            if scheme in ("http", "https"):
                 with wrap_read_errors(f"{host}: ", "", ConnectionError):
                     requests.head(f"{scheme}://{host}", timeout=4.0)
         builder.download_and_prepare()
     except Exception as error:
         raise ConnectionError(
             f"Data set '{builder.info.full_name}' is not prepared in {builder.data_path} and can't be downloaded "
-            f"({first_line(error)}).\nEither put its files into {manual}, under their own names:\n    "
-            + "\n    ".join(urls)
-            + f"\nor prepare the set on a machine with network, with the same version of TFDS ({tfds.__version__}):\n"
+            f"({first_line(error)}).\nEither put these files, under these names, into\n    {manual}\n"
+            + "".join(f"    {name} from {url}\n" for url, name in missing.items())
+            + f"or prepare the set on a machine with network, with the same version of TFDS ({tfds.__version__}):\n"
             f"    tfds build {builder.info.full_name.rpartition('/')[0]} --data_dir=tfds_data\n"
             "and copy all of tfds_data to any place, which --config.data.path names."
         ) from None

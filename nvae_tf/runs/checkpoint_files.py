@@ -167,24 +167,22 @@ def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
 
 
 def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[tuple[float, int, str]]:
-    """Yields score, step and prefix of whole checkpoints, the newest first; puts others' faults into `unusable`."""
+    """Yields score (infinity without one), step and prefix of whole checkpoints, the newest first.
+
+    Why others can't be used is put into `unusable`.
+    """
     for step in sorted(steps_of_any_files(folder), reverse=True):
         prefix = f"{folder}/step-{step}"
         try:
-            yield _checked_score(step, prefix), step, prefix
+            reader = tf.train.load_checkpoint(prefix)
+            if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
+                raise ValueError(f"its files hold the checkpoint of step {stored}")
+            for name in reader.get_variable_to_shape_map():
+                value = reader.get_tensor(name)
+                if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                    raise ValueError(f"{name.partition('/.ATTRIBUTES')[0]} is not finite")
+            yield float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf"), step, prefix
         except (MemoryError, tf.errors.ResourceExhaustedError):
             raise
         except Exception as error:
             unusable[step] = first_line(error)
-
-
-def _checked_score(step: int, prefix: str) -> float:
-    """The score of a checkpoint, infinity where it has none; an Exception says why the checkpoint can't be used."""
-    reader = tf.train.load_checkpoint(prefix)
-    if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
-        raise ValueError(f"its files hold the checkpoint of step {stored}")
-    for name in reader.get_variable_to_shape_map():
-        value = reader.get_tensor(name)
-        if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"{name.partition('/.ATTRIBUTES')[0]} is not finite")
-    return float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")

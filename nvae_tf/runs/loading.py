@@ -109,16 +109,8 @@ def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[Exper
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
     folder = RunFolder(find_run_folder(path))
     config = read_run_config(folder)
-    return config, _best(folder) if checkpoint == "best" else _newest(folder)
-
-
-def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
-    """The data spec of a finished run, whose images may lie at another path now, and whose cache may be gone."""
-    cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
-    return dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)
-
-
-def _newest(folder: RunFolder) -> str:
+    if checkpoint == "best":
+        return config, _best(folder)
     newest = newest_whole(folder.checkpoints)
     if newest.prefix is None:
         fix = f"nvae-train writes one every train.checkpoint_every_steps steps and at its end{BEST_INSTEAD}"
@@ -129,7 +121,13 @@ def _newest(folder: RunFolder) -> str:
     for line in warned:
         # Without a line of source text: one line on a terminal.
         warnings.warn_explicit(f"{folder.checkpoints}: {line}", UserWarning, filename="nvae_tf", lineno=0)
-    return newest.prefix
+    return config, newest.prefix
+
+
+def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
+    """The data spec of a finished run, whose images may lie at another path now, and whose cache may be gone."""
+    cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
+    return dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)
 
 
 def _best(folder: RunFolder) -> str:

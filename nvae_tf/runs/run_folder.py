@@ -9,7 +9,7 @@ import pathlib
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from nvae_tf.config import ExperimentConfig, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
@@ -167,24 +167,16 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
     A missing folder is made, and removed if no run begins. On a file system without locks there is only a warning.
     ValueError: another process holds the lock, or the folder holds something else. OSError: it can't be written to.
     """
-    # Not at the top: commands that only read run folders work on Windows too, which has no such module.
-    import fcntl
-
     _check_place(folder)
     missing = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.lock_file.open("a+", errors="replace") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # the second of some network file systems
-            lock.seek(0)
-            raise ValueError(
-                f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "
-                f"or give another --workdir; if its machine is gone, delete {folder.lock_file}"
-            ) from None
-        except OSError as error:
-            no_locks = f"{folder.path}: this file system has no locks ({error.strerror})"
-            warn(f"{no_locks}; make sure that no other training writes into this folder.")
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = folder.lock_file.open("a+", errors="replace")
+    except OSError as error:
+        fault = f"nothing can be written there ({error.strerror}); give another --workdir"
+        raise OSError(f"{folder.path}: {fault}") from error
+    with lock:
+        _take_lock(folder, lock, warn)
         lock.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
@@ -192,8 +184,29 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
         try:
             yield
         finally:
-            if not folder.config_file.exists():
-                with contextlib.suppress(OSError):
-                    folder.lock_file.unlink()
-                    for place in missing:
-                        place.rmdir()
+            # Another user, who continues the run, might not write into the file.
+            with contextlib.suppress(OSError):
+                folder.lock_file.unlink()
+                for place in missing:
+                    place.rmdir()
+
+
+def _take_lock(folder: RunFolder, lock: TextIO, warn: Callable[[str], None]) -> None:
+    # Not at the top: commands that only read run folders work on Windows too, which has no such module.
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its holder may have removed the file after it was opened here.
+        if not os.path.samefile(folder.lock_file, lock.fileno()):
+            raise BlockingIOError
+    # Some network file systems say PermissionError.
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        lock.seek(0)
+        raise ValueError(
+            f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "
+            f"or give another --workdir; if its machine is gone, delete {folder.lock_file}"
+        ) from None
+    except OSError as error:
+        no_locks = f"{folder.path}: this file system has no locks ({error.strerror})"
+        warn(f"{no_locks}; make sure that no other training writes into this folder.")

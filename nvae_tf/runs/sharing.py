@@ -4,10 +4,14 @@ import contextlib
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Iterator
 
 import huggingface_hub
 from huggingface_hub import constants, errors
+from huggingface_hub.utils import validate_repo_id
+
+from nvae_tf.errors import wrap_read_errors
 
 HUB = "hf://"
 # Run folders as nvae-publish makes them; their names can be given in place of folders.
@@ -46,16 +50,19 @@ def copy_command(place: str) -> str | None:
     """The command that copies a shared run into a folder of one's own; None where `place` is no shared run."""
     if place.startswith(HUB):
         name, _, revision = place.removeprefix(HUB).partition("@")
-        command = f"hf download {name} --local-dir=runs/{name.rpartition('/')[2]}"
-        return f"{command} --revision={revision}" if revision else command
+        options = [f"--local-dir=runs/{name.rpartition('/')[2]}", *([f"--revision={revision}"] if revision else [])]
+        return shlex.join(["hf", "download", name, *options])
     folder = find_run_folder(place) if place in os.listdir(_BUNDLED) else pathlib.Path(place)
-    return f"cp -r {folder} runs/{folder.name}" if folder.resolve().parent == _BUNDLED.resolve() else None
+    is_bundled = folder.resolve().parent == _BUNDLED.resolve()
+    return shlex.join(["cp", "-r", str(folder), f"runs/{folder.name}"]) if is_bundled else None
 
 
 def check_repo_name(repo: str, given: str) -> None:
     """ValueError, which begins with what was `given`, where a repository's name is not of the form user/name."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"{given}: {repo!r} is not the name of a repository; its form is user/name")
+    with wrap_read_errors(f"{given}: ", ""):
+        validate_repo_id(repo)
 
 
 @contextlib.contextmanager

@@ -117,32 +117,36 @@ def run_workers(
         try:
             for log, tf_config, visible in zip(logs, tf_configs(len(gpus)), gpus, strict=True):
                 workers.append(_start(command, tf_config, visible, log))
+                for number in signals:  # those that came before
+                    _send(workers[-1:], number)
             while _running(workers) and not any(worker.poll() for worker in workers):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             failed = next((index for index, worker in enumerate(workers) if worker.returncode), 0)
             if not signals:
                 _send(workers, signal.SIGTERM)
-            deadline = time.monotonic() + grace_seconds
-            while (late := _running(workers)) and time.monotonic() < deadline:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-            if late:
-                report(f"worker {', '.join(late)} did not end within {grace_seconds:g} s, and is killed")
+            _wait(workers, grace_seconds, report)
         finally:
             _send(workers, signal.SIGKILL)
             codes = [worker.wait() for worker in workers]
     code = codes[failed] if codes[failed] >= 0 else 128 - codes[failed]
     if code and not (signals and code in STOPPED_CODES):
-        _report_failure(failed, code, logs[failed], report)
+        end = logs[failed].read_text(errors="replace").splitlines()[-_LAST_LINES:] if failed else ()
+        ended = f"worker {failed} ended with exit code {code}"
+        report("\n    ".join([f"{ended}; its last lines:" if end else f"{ended}.", *end]))
     return code
+
+
+def _wait(workers: Sequence[subprocess.Popen], seconds: float, report: Callable[[str], None]) -> None:
+    """Returns when all workers have ended, or after so many seconds, with a report."""
+    deadline = time.monotonic() + seconds
+    while (late := _running(workers)) and time.monotonic() < deadline:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    if late:
+        report(f"worker {', '.join(late)} did not end within {seconds:g} s, and is killed")
 
 
 def _running(workers: Sequence[subprocess.Popen]) -> list[str]:
     return [str(index) for index, worker in enumerate(workers) if worker.poll() is None]
-
-
-def _report_failure(index: int, code: int, log: pathlib.Path | None, report: Callable[[str], None]) -> None:
-    end = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log else ()
-    report("\n    ".join([f"worker {index} ended with exit code {code}{'; its last lines:' if end else '.'}", *end]))
 
 
 def _start(command: Sequence[str], tf_config: str, gpus: str | None, log: pathlib.Path | None) -> subprocess.Popen:

@@ -83,12 +83,16 @@ class RunOutputs:
             self._write_training_curves(step)
 
     def _show_progress(self, step: int) -> None:
-        means, schedules = self._moving_means(step), self._schedules()
+        means, schedules, period = self._running_means(), self._schedules(), self._settings.log_every_steps
+        # Over about `train.log_every_steps` steps: the last period stands in for the rest of the present one.
+        part = (step % period or period) / period
+        last = {name: value for name, value in self._last_means.items() if math.isfinite(value)}
+        moving = {name: part * value + (1.0 - part) * last.get(name, value) for name, value in means.items()}
         # All in one unit, that of the literature.
         unit, places, scale = "bits/dim", 4, self._bits_per_dimension(1.0)
         if self._run.config.model.likelihood == "bernoulli":
             unit, places, scale = "nats", 2, 1.0
-        nelbo, loss, kl = (f"{scale * means[name]:.{places}f}" for name in ("nelbo_nats", "loss", "kl"))
+        nelbo, loss, kl = (f"{scale * moving[name]:.{places}f}" for name in ("nelbo_nats", "loss", "kl"))
         # The important numbers come first: a narrow terminal cuts the end.
         line = f"step {step:,}/{self._total:,}"
         if steps_per_second := self._speed.steps_per_second:
@@ -143,14 +147,6 @@ class RunOutputs:
         means = {metric.name: float(metric.result()) for metric in self._run.model.metrics}
         nelbo = means["reconstruction"] + means["kl"]
         return means | {"nelbo_nats": nelbo, "bits_per_dim": self._bits_per_dimension(nelbo)}
-
-    def _moving_means(self, step: int) -> dict[str, float]:
-        """Means over about `train.log_every_steps` steps: the last period stands in for the rest of the present one."""
-        means, period = self._running_means(), self._settings.log_every_steps
-        part = (step % period or period) / period
-        last = means | {name: value for name, value in self._last_means.items() if math.isfinite(value)}
-        moving = {name: part * value + (1.0 - part) * last[name] for name, value in means.items()}
-        return moving | {"skipped_steps": means["skipped_steps"]}
 
     def _schedules(self) -> dict[str, float]:
         """The scheduled values of the next step; skipped steps don't count."""
@@ -236,12 +232,17 @@ def first_words(folder: RunFolder, run: Run, step: int) -> str:
         return f"{folder.path}: a finished run."
     on = f" on {count} replicas" if count > 1 else ""
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
+    model, warmup = run.config.model, round(run.config.optimizer.warmup_epochs * length.steps_per_epoch)
+    height, width = model.network_height, model.network_width
+    is_framed = (height, width) != (model.image_height, model.image_width)
+    framed = f", images in a frame of {height} x {width}" if is_framed else ""
+    warning = f"\nWarning: the warm-up of {warmup:,} steps (optimizer.warmup_epochs) is longer than the run."
     return (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
-        f"{run.model.plan.num_groups} latent groups, {weights:,} weights.\n"
+        f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
         f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
-        "The first step takes longer: TensorFlow builds its graph."
+        f"The first step takes longer: TensorFlow builds its graph.{warning if warmup > length.total_steps else ''}"
     )
 
 

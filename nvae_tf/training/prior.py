@@ -98,10 +98,11 @@ def learn_prior(
     else:
         _train(reweighted, rows, steps, seed, status)
         about |= _measured(model, reweighted, _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed), seed)
+    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))  # bounds take long
     if importance_samples:
         batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
-    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
+        write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     keep_model_card(folder, model, status.keep)
     return about
 

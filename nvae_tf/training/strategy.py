@@ -153,7 +153,8 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
         several = "multi_worker is for several workers, which TF_CONFIG must name (docs/clusters.md)"
         raise ValueError(f"train.strategy = {kind!r}: {several}; it names {shard.count}")
     if count > 1 and (kind == "one_device" or (kind == "multi_worker" and not gpus())):
-        raise ValueError(f"train.replicas = {count}: strategy {kind} has one here; set train.strategy=mirrored or auto")
+        fix = "set train.replicas=1" + (" or train.strategy=mirrored" if kind == "one_device" else "")
+        raise ValueError(f"train.replicas = {count}: strategy {kind} has one here; {fix}")
     if kind == "multi_worker":
         local_count = len(select_devices(count)) if gpus() else 1
         print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)

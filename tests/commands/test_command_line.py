@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from nvae_tf.errors import exit_on_user_error
@@ -33,10 +35,12 @@ MISTAKES = [
     ("train.main --config=digits --workdir=x more", "'more': not a flag"),
     ("train.main --config=tests --workdir=x", "--config=tests: no such preset or file"),
     ("train.main --config={0}/mine.py --workdir=x", "mine.py: get_config returns 5"),
+    ("train.main --config=digits --workdir=x --total_steps=5", "Unknown command line flag 'total_steps'"),
     (NEW_RUN + "train.batch_sise=3", "did you mean --config.train.batch_size?"),
     (NEW_RUN + "train.batch_size=1438", "The batch size is 1438; of 1437 training images"),
     ("train.launch --processes=2 -- --config=digits", "--workdir is missing"),
     ("train.launch --processes=2 -- --config.train.batch_sise=2 --workdir=x", "--config.train.batch_size"),
+    ("train.launch --workdir=x", "--workdir=x: flags of nvae-train stand after a --; for example `nvae-launch --proc"),
     ("train.estimate --config=own_images", "data.path"),
     ("train.evaluate --workdir=nowhere", NO_RUN),
     ("train.evaluate --workdir={0} --metrics=elbo,wi", "--metrics = 'wi': not one of the choices (elbo, iw"),
@@ -57,6 +61,7 @@ MISTAKES = [
     ("train.generate restore --workdir=digits --output=x.png", "give --mask, --scale or --blur, or --noise alone"),
     ("train.generate decode --workdir=digits --output=x.png --input=no.npz", "no.npz: no such file of latents"),
     ("train.publish --workdir=digits --repo=tiny", "'tiny' is not the name of a repository"),
+    ("train.publish --workdir=digits --repo=me/a--b", "repo 'me/a--b': Cannot have -- or .. in repo_id"),
     ("train.publish --workdir=tests --repo=me/tiny", "tests: not a run folder"),
     # Commands that write into the run folder need one of the user's own.
     ("train.evaluate --workdir=hf://me/tiny@v2", "`hf download me/tiny --local-dir=runs/tiny --revision=v2`"),
@@ -106,6 +111,13 @@ def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow(commands, name, 
     if name == "train.generate vary":
         # The flags of this mode alone.
         assert "\n  --variants\n" in printed and "--steps" not in printed
+
+
+def test_a_page_whose_reader_has_gone_is_no_error(commands):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = commands.run(["-c", "from train.prior import run; run()", "--help"], stdout=writing, capture_output=False)
+    assert done.returncode == 0
 
 
 def test_an_installed_command_explains_its_flags(commands):

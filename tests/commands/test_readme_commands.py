@@ -130,5 +130,5 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_p
     printed = commands.output_of(["-m", *command("train.main", folder, **settings), f"--workdir={workdir}"])
     assert f"Skipped 1 of 32 pictures of the train part of {folder}:\n    {bad}: a damaged" in printed
     assert f", from step {met_at_step} on" in printed and "has all its 12 steps" in printed
-    assert " weights.\n" in printed
+    assert " weights, images in a frame of 6 x 8.\n" in printed
     assert (workdir / "checkpoints" / "step-12.index").is_file()

@@ -95,7 +95,7 @@ def test_wrong_labels_are_refused(tmp_path):
         (CLASSES[1:], r"'labels': has int64 \[39\] as labels; they must be 40 whole numbers from 0 to 99999 at most"),
         (CLASSES - 1, "must be 40 whole numbers from 0"),
         (CLASSES * 0, "has 1 classes; set --config.data.labels=False"),
-        (np.array([{}, None], object), "OBJECT array"),
+        (np.array([{}, None], object), "Object arrays"),
     ):
         np.savez(path, images=NUMBERED, **({} if labels is None else {"labels": labels}))
         with pytest.raises(ValueError, match=f"{path}.*{message}"):
@@ -168,6 +168,33 @@ def test_more_than_the_memory_is_not_unpacked(free_memory, tmp_path):
         load_split(spec, "train")
     free_memory(3 * IMAGES.size)
     assert load_split(spec, "train").count == 27
+
+
+MINUS_NINE = b"{'descr': '|i1', 'fortran_order': False, 'shape': (-9,), }"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (npy(np.arange(4000) % 2), None),
+        (b"\x93NUMPY\1\0" + bytes([len(MINUS_NINE), 0]) + MINUS_NINE + bytes(10**8), r"its header says int8 \[-9\]"),
+        (b"\x93NUMPY\2\0" + (10**8).to_bytes(4, "little") + bytes(10**8), ""),
+    ],
+    ids=["whole", "negative", "long"],
+)
+def test_an_array_is_in_memory_once_and_a_wrong_header_does_not_make_it_larger(labels, message, tmp_path):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("images.npy", npy(np.zeros([4000, 50, 50, 1], np.uint8)))
+        file.writestr("labels.npy", labels)
+    tracemalloc.start()
+    if message is None:
+        assert load_split(own_images(path, labels=True, test_fraction=0.5), "train").count == 2000
+    else:
+        with pytest.raises(ValueError, match=f"^{path}: labels.npy: not an array .*{message}"):
+            own_images(path, labels=True)
+    assert tracemalloc.get_traced_memory()[1] < 16e6
+    tracemalloc.stop()
 
 
 TRAIN, TEST = random_pixels(9, 6, 8), random_pixels(4, 6, 8, seed=1)

@@ -1,6 +1,8 @@
 import dataclasses
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -277,6 +279,24 @@ def test_cropping_and_scaling():
         expected_columns, expected_rows = centers(*columns, spec.width), centers(*rows, spec.height)
         assert np.abs(found[..., 0] - np.clip(expected_columns, 0, None)).max() <= tolerance
         assert np.abs(found[..., 1] - np.clip(expected_rows, 0, None)[:, np.newaxis]).max() <= tolerance
+    # Smaller pictures are averages: of black and white, gray.
+    board = Image.fromarray(np.uint8(255 * (np.indices([60, 40]).sum(axis=0) % 2)))
+    for resize in ("crop", "stretch"):
+        gray = np.asarray(pictures.fitted(board, sized(10, 10, None, resize))).astype(int)
+        assert np.abs(gray - 127).max() < 20
+
+
+def test_large_pictures_are_read_two_at_a_time(tmp_path):
+    place, together = written(tmp_path, encoded(Image.new("1", (5000, 4000)), "PNG")), threading.Barrier(2, timeout=9.0)
+    reading = []
+
+    def read(picture):
+        reading.append(picture)
+        together.wait()
+        assert reading.pop() and len(reading) < 2
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: pictures._read_opened(place, 10**8, read), range(4)))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -71,7 +71,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(requests, "head", fail)
 
 
-def test_a_prepared_set_and_parts_of_its_splits_without_network(no_network, tmp_path):
+def test_a_prepared_set_and_parts_of_its_splits_without_network(no_network, free_memory, tmp_path):
     images = random_pixels(40, 32, 32, 3)
     store_known_set(tmp_path, "cifar10", train=images, test=images[:3])
     np.testing.assert_array_equal(load(CIFAR10, "train", tmp_path).images, images)
@@ -79,6 +79,9 @@ def test_a_prepared_set_and_parts_of_its_splits_without_network(no_network, tmp_
     spec = dataclasses.replace(CIFAR10, train_split="train[:80%]", test_split="train[80%:]")
     np.testing.assert_array_equal(load(spec, "train", tmp_path).images, images[:32])
     np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[32:])
+    free_memory(3 * images.size - 1)
+    with pytest.raises(ValueError, match="cifar10: 40 images of .* name a folder .*, --config.data.cache=FOL"):
+        load(CIFAR10, "train", tmp_path)
 
 
 def test_labels_go_with_their_images(no_network, tmp_path):
@@ -117,13 +120,24 @@ def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(no_n
     assert sorted(image.tobytes() for image in prepared) == sorted(image.tobytes() for image in images)
 
 
-def test_without_network_the_error_has_the_cause_and_the_manual_way(no_network, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "host", "files"),
+    [
+        ("mnist", "storage.googleapis.com", ["train-images-idx3-ubyte.gz from https://storage.googleapis.com/"]),
+        ("celeba64", "drive.google.com", ["img_align_celeba.zip from https://drive.google.com/uc?export=download&id="]),
+        ("imagenet32", "image-net.org", [f"{part}_32x32.tar from http://" for part in ("train", "valid")]),
+    ],
+)
+def test_without_network_the_error_has_the_cause_and_the_manual_way(name, host, files, no_network, tmp_path):
+    manual = tmp_path / "downloads" / "manual"
+    # Of another set.
+    write_files(manual, {"cifar-10-binary.tar.gz": b""})
     with pytest.raises(ConnectionError) as caught:
-        load(MNIST, "train", tmp_path)
-    message = str(caught.value)
-    assert all(url in message for url in tfds.builder_cls("mnist").url_infos) and "googleapis.com: no route" in message
-    assert str(tmp_path / "downloads" / "manual") in message
-    assert "tfds build mnist --data_dir=tfds_data" in message and str(tmp_path / "mnist") in message
+        load(data_spec(name), "train", tmp_path)
+    message, set_name = str(caught.value), data_spec(name).source_name
+    assert f"{host}: no route" in message and f"\n    {manual}\n" in message and "64x64" not in message
+    assert all(f"\n    {file}" in message for file in files)
+    assert f"tfds build {set_name} --data_dir=tfds_data" in message and str(tmp_path / set_name) in message
 
 
 def test_an_unknown_set_is_answered_with_the_nearest(tmp_path):

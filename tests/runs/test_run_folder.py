@@ -24,7 +24,7 @@ from nvae_tf.runs.run_folder import (
     open_for_training,
     read_image_counts,
 )
-from nvae_tf.training.run import Images, Run, check_images_a_step, initialize, note_images
+from nvae_tf.training.run import Images, Run, RunLength, check_images_a_step, initialize, new_run, note_images
 from nvae_tf.training.strategy import Replicas
 from tests.tiny_model import assert_same, shaken, tiny_config, tiny_model
 
@@ -155,6 +155,9 @@ def test_another_number_of_images_a_step_is_refused_and_in_all_is_reported_once(
         note_images(file, run_with(*counts), reported.append)
     (line,) = reported
     assert "began with 54 training and 6 test images, and there are 49 and 5 now" in line
+    file.write_text("[1]")
+    with pytest.raises(ValueError, match=f"{file}: it is .*; it must be an object; fix or delete it$"):
+        check_images_a_step(file, run_with(54, 6))
 
 
 def test_other_names_of_classes_are_refused_and_what_an_older_version_did_not_note_is_added(tmp_path):
@@ -216,7 +219,17 @@ def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
     assert not list(tmp_path.iterdir())
     with locked(folder):
         folder.config_file.touch()
-    assert {file.name for file in folder.path.iterdir()} == {".lock", "config.json"}
+    # Without the lock's file, into which another user might not write.
+    assert [file.name for file in folder.path.iterdir()] == ["config.json"]
+
+
+def test_a_lock_whose_file_is_replaced_or_can_not_be_made_is_none(to_lock, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: to_lock.lock_file.unlink())
+    with pytest.raises(ValueError, match="run: another training writes into this folder"):
+        locked(to_lock).__enter__()
+    to_lock.lock_file.mkdir()
+    with pytest.raises(OSError, match=r"run: nothing can be written there \(Is a directory\); give another --workdir$"):
+        locked(to_lock).__enter__()
 
 
 def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
@@ -265,6 +278,18 @@ def saved_run(path, config):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return saved_run(tmp_path_factory.mktemp("runs") / "source", MODEL)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_weights_of_another_unless_it_is_continued(run, tmp_path):
+    path, source = run
+    config, kernel = with_train(initialize_from=path), "bottom_up/stem/kernel"
+    begun, continued = (
+        values(new_run(config, RunLength(10, 100), Images(config.data, None, None), place).model)
+        for place in (tmp_path, path)
+    )
+    np.testing.assert_array_equal(begun[kernel], values(source)[kernel])
+    assert np.any(continued[kernel] != begun[kernel])
 
 
 @pytest.mark.slow

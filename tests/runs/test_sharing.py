@@ -21,6 +21,7 @@ from nvae_tf.optimization import average_of_weights, start_averages
 from nvae_tf.reports import publishing
 from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.reports.publishing import publish_run, write_shared_run
+from nvae_tf.runs import sharing
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.companions import write_calibration
@@ -96,6 +97,13 @@ def hub(monkeypatch, tmp_path):
 def digests(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_command_that_copies_a_shared_run_can_be_typed(tmp_path, monkeypatch):
+    (tmp_path / "a b" / "digits").mkdir(parents=True)
+    monkeypatch.setattr(sharing, "_BUNDLED", tmp_path / "a b")
+    assert sharing.copy_command("digits") == f"cp -r '{tmp_path}/a b/digits' runs/digits"
+    assert sharing.copy_command("hf://me/x@v 2") == "hf download me/x --local-dir=runs/x '--revision=v 2'"
 
 
 @pytest.mark.slow

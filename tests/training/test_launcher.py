@@ -10,6 +10,7 @@ import time
 import pytest
 import yaml
 
+from nvae_tf.training import launcher as launcher_module
 from nvae_tf.training.launcher import StopRequest, StopRequested, gpus_of_processes, run_workers
 from tests import ROOT
 from tests.command_fixtures import until
@@ -136,6 +137,20 @@ def test_a_signal_to_the_whole_group_reaches_each_worker_once(tmp_path, numbers,
     assert output in ("", "nohup: ignoring input\n")
     for index in (0, 1):
         assert remembered(tmp_path, index)[1:] == [f"signal {signal.Signals[passed_on].value}"]
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_signal_that_comes_before_a_worker_is_started_reaches_it(before, tmp_path, monkeypatch):
+    start, started = launcher_module._start, []
+
+    def start_after_a_signal(*arguments):
+        if len(started) == before:
+            signal.raise_signal(signal.SIGINT)
+        started.append(start(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr(launcher_module, "_start", start_after_a_signal)
+    assert run(tmp_path, "time.sleep(9)", grace=3.0) == (130, []) and len(started) == 2
 
 
 def test_a_third_ctrl_c_kills(tmp_path):

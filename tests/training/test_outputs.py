@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from nvae_tf.config import ExperimentConfig, OptimizerConfig
 from nvae_tf.data.pipeline import shown_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
@@ -20,10 +21,11 @@ from nvae_tf.optimization import average_of_weights
 from nvae_tf.progress import StatusLine
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 from nvae_tf.training.launcher import StopRequest
-from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, write_samples
-from nvae_tf.training.run import RunLength, images_of_run, new_run
+from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, first_words, write_samples
+from nvae_tf.training.run import Images, Run, RunLength, images_of_run, new_run
+from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import assert_shown, metrics_rows
-from tests.tiny_model import assert_same, values
+from tests.tiny_model import assert_same, tiny_config, tiny_model, values
 
 
 def row(step):
@@ -131,6 +133,17 @@ def test_the_line_has_one_unit_and_means_that_move_on(likelihood, scale, unit, f
         nelbo, shown_unit, loss, kl = re.search(r"NELBO (\S+) (\S+) .* loss (\S+)  KL (\S+)", line).groups()
         assert np.allclose(np.float64([nelbo, loss, kl]), np.multiply([2, 1, 1], nats * scale), rtol=0.02)
         assert shown_unit == unit
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(6.0, "Warning: the warm-up of 84 steps"), (1.0, "")])
+def test_a_run_begins_with_what_it_is_and_a_warning_of_a_long_warm_up(epochs, warned, tmp_path):
+    config = ExperimentConfig(model=tiny_config(), optimizer=OptimizerConfig(warmup_epochs=epochs))
+    parts = [types.SimpleNamespace(count=count) for count in (448, 50)]
+    run = Run(config, RunLength(14, 60), Images(config.data, *parts), tiny_model(), None, Replicas())
+    first, _, *warning = first_words(RunFolder(tmp_path), run, 0).splitlines()
+    assert first.startswith("cifar10: 448 training and 50 test images; 2 latent groups, ")
+    assert first.endswith(" weights.")
+    assert warning == ([f"{warned} (optimizer.warmup_epochs) is longer than the run."] if warned else [])
 
 
 @pytest.mark.parametrize("within", ["evaluation", "sampling"])

@@ -1,6 +1,8 @@
 """Learning a reweighted prior: against a ratio that is known, and of a run folder."""
 
+import math
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -123,7 +125,9 @@ def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_f
     assert nvae_tf.load(folder).reweighted_prior.about == run[1]
 
 
-def test_a_mixture_and_settings_that_do_not_fit(run, tmp_path, monkeypatch):
+def test_a_mixture_of_as_many_images_as_fit_and_settings_that_do_not_fit(
+    run, tmp_path, monkeypatch, free_memory, capsys
+):
     monkeypatch.setattr(module, "_COMPONENTS", 2)
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
@@ -133,3 +137,12 @@ def test_a_mixture_and_settings_that_do_not_fit(run, tmp_path, monkeypatch):
     assert np.abs(model.generate(3, prior="reweighted") - model.generate(3)).max() > 1e-3
     with pytest.raises(ValueError, match="groups = 2: a mixture is of the top group alone"):
         learn_prior(folder, groups=2, kind="mixture")
+    # Bounds may take long: the prior stays where they are interrupted. Twice five numbers of four bytes for each value
+    # of the top group, of 100 images, are a quarter of the memory.
+    monkeypatch.setattr(module, "_bounds", lambda *_: signal.raise_signal(signal.SIGINT))
+    free_memory(4 * 2 * 5 * 4 * math.prod(model.plan.latent_shapes()[0]) * 100)
+    with pytest.raises(KeyboardInterrupt):
+        learn_prior(folder, kind="mixture", importance_samples=2)
+    about = read_about(folder / "prior.npz")[1]
+    assert (about["kind"], about["images"]) == ("mixture", 100) and "bounds" not in about
+    assert "learning from 100 of the 1,437 training images, which fit into the memory" in capsys.readouterr().out

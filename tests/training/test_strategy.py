@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from nvae_tf import NVAE, NVAEAdamax
 from nvae_tf.config import ExperimentConfig, TrainConfig
-from nvae_tf.replicas import shard_from_environment
+from nvae_tf.errors import exit_on_user_error
+from nvae_tf.replicas import Shard, shard_from_environment
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.loop import TrainingLoop
 from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, scans_steps
@@ -55,7 +56,7 @@ def test_what_xla_compiles_and_where_the_step_has_a_loop(clusters, monkeypatch):
 def test_devices_that_are_not_there_are_refused_and_replicas_are_not_compiled_as_a_whole():
     for settings, message in (
         ({"strategy": "mirrored"}, "there is one device; set train.strategy=auto"),
-        ({"strategy": "one_device", "replicas": 2}, "strategy one_device has one"),
+        ({"strategy": "one_device", "replicas": 2}, "one_device has one.* set train.replicas=1 or train.strategy=mirr"),
         ({"strategy": "multi_worker"}, "several workers, which TF_CONFIG must name"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -70,7 +71,7 @@ def test_the_place_in_a_cluster(monkeypatch):
     for cluster, task, expected in (
         ('{"chief": ["c:1"], "worker": ["a:1", "b:1"]}', '{"type": "worker", "index": 1}', (2, 3)),
         ('{"chief": ["c:1"], "worker": ["a:1", "b:1"]}', '{"type": "chief", "index": 0}', (0, 3)),
-        ('{"worker": ["a:1", "b:1"]}', '{"type": "worker", "index": 2}', "can't be used .*not in list"),
+        ('{"worker": ["a:1", "b:1"]}', '{"type": "worker", "index": 2}', "can't be used .*has no task worker 2"),
         ('{"worker": ["a:1", "b:1"]}', '{"index": 0}', "TF_CONFIG = .* can't be used .*must look like"),
     ):
         monkeypatch.setenv("TF_CONFIG", f'{{"cluster": {cluster}, "task": {task}}}')
@@ -80,6 +81,18 @@ def test_the_place_in_a_cluster(monkeypatch):
         else:
             shard = shard_from_environment()
             assert (shard.index, shard.count) == expected
+            # Before it waits for the other workers.
+            with pytest.raises(ValueError, match="strategy multi_worker has one here; set train.replicas=1$"):
+                chosen_replicas(TrainConfig(replicas=2))
+
+
+def test_a_lost_worker_has_an_exit_code_of_its_own_and_alone_the_error_stays():
+    gone = tf.errors.UnavailableError(None, None, "gone")
+    with pytest.raises(SystemExit) as end, exit_on_user_error(), Replicas(shard=Shard(1, 2)).raising_worker_lost():
+        raise gone
+    assert end.value.code == 75
+    with pytest.raises(tf.errors.UnavailableError), Replicas().raising_worker_lost():
+        raise gone
 
 
 def test_a_signal_that_comes_while_workers_agree_is_not_lost():
