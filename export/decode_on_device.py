@@ -9,8 +9,10 @@ whoever gives them. Images of models with classes are of the classes in the file
 """
 
 import argparse
+import os
 import pathlib
 import time
+import zipfile
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -27,6 +29,11 @@ def main(model: str, output: str, latents: str | None = None) -> None:
     run = interpreter.get_signature_runner(signature)
     names = run.get_input_details()
     if latents:
+        with zipfile.ZipFile(latents) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        # Random numbers hardly shrink.
+        if unpacked > 2**28 + 4 * os.path.getsize(latents):
+            raise ValueError(f"its arrays would take {unpacked:,} bytes")
         with np.load(latents, allow_pickle=False) as file:
             rows = {"latent": file["latent"]} | ({"label": file["labels"]} if "labels" in file else {})
     else:

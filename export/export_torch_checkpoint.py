@@ -17,7 +17,7 @@ from typing import Annotated
 
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import check_new_file
 
 
@@ -31,10 +31,10 @@ def main(
     """Exports the run and prints what was written."""
     check_new_file(pathlib.Path(output), f"--output={output}")
     folder = command_line.run_folder(workdir)
+    require("torch", "torch")
     start_tensorflow_quietly()
     from nvae_tf.published.conversion import export_file
 
-    pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
     print(export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means))
 
 

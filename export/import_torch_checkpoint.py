@@ -4,8 +4,8 @@
     nvae-import-torch-checkpoint --checkpoint=mnist.pt --output=runs/mnist --data_source=idx --data_path=idx
 
 Every other command accepts the run folder, nvae-train to continue the training; a new run starts from its weights with
-train.initialize_from. It is written atomically, with the settings (config.json), the
-checkpoint at the file's step, origin.json with the file's name, SHA-256 and license, and the model card.
+train.initialize_from. It is written atomically, with the settings (config.json), the checkpoint at the file's step,
+origin.json with the file's name, SHA-256 and license, and the model card.
 
 The optimizer's moments are not taken over: they start at zero, at the file's step. What had to be assumed about the
 length of the run is printed. --report=FILE gets a table of every tensor in the file and what it fills, or why it is
@@ -15,6 +15,7 @@ Files are read with torch's safe reader, which builds no object of the file's ch
 docs/published_weights.md. Exit code: 0 done, 2 a mistake in the command or a file that does not fit.
 """
 
+import os
 import pathlib
 import shlex
 from typing import Annotated
@@ -22,7 +23,7 @@ from typing import Annotated
 from nvae_tf import command_line
 from nvae_tf.config import check_choice
 from nvae_tf.data.sources import SOURCES
-from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import check_new_file, check_new_folder
 
 
@@ -44,8 +45,12 @@ def main(
     check_new_folder(folder, f"--output={output}")
     if table:
         check_new_file(table, f"--report={report}")
+        one, other = table.resolve(), folder.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise ValueError(f"--report={report}: in the way of --output={output}; name another file")
     if data_source is not None:
         check_choice("--data_source", data_source, SOURCES)
+    require("torch", "torch")
     start_tensorflow_quietly()
     from nvae_tf.published.conversion import import_run
     from nvae_tf.reports.model_card import write_model_card
@@ -64,9 +69,14 @@ def main(
     needed = SOURCES[config.data.source][1] if config.data.path is None else None
     if needed:
         print(f"Its images, {needed}, are needed to evaluate it or to train it on.")
+    batch, a_step = config.train.batch_size, imported.images and imported.images.a_step
+    if a_step is not None and a_step != batch:
+        print(f"It was trained with {a_step} images a step: {a_step // batch} GPUs with {batch} each.")
     print(f"    nvae-evaluate --workdir={place}{' --data_path=PATH' if needed else ''}")
     data = " --config.data.path=PATH" if needed else ""
     print(f"    nvae-train --config={place}/config.json --workdir={place}{data}")
+    if data_path is not None and not os.path.exists(os.path.expanduser(data_path)):
+        print(f"note: there is nothing at --data_path={data_path} yet; the run will look for its images there")
 
 
 run = command_line.command(main)

@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -63,15 +64,19 @@ def replay(inputs: str, outputs: str, folder: str) -> None:
     with np.load(inputs) as file:  # written by the caller
         given = {name.partition("/")[::2]: file[name] for name in file}
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    stored, results = tf.saved_model.load(folder).signatures, {}
-    with session_of(folder) as run:
-        for signature in stored.keys() - {DEFAULT}:
-            arguments = {argument: array for (name, argument), array in given.items() if name == signature}
-            if signature in AS_SERVED:
-                made = run(signature, **arguments)
-            else:
-                made = stored[signature](**{name: tf.constant(array) for name, array in arguments.items()})
-            results |= {f"{signature}/{name}": np.array(value) for name, value in made.items()}
+    results = {}
+    # Either loader takes seconds, the most of them outside of Python.
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(tf.saved_model.load, folder)
+        with session_of(folder) as run:
+            stored = loading.result().signatures
+            for signature in stored.keys() - {DEFAULT}:
+                arguments = {argument: array for (name, argument), array in given.items() if name == signature}
+                if signature in AS_SERVED:
+                    made = run(signature, **arguments)
+                else:
+                    made = stored[signature](**{name: tf.constant(array) for name, array in arguments.items()})
+                results |= {f"{signature}/{name}": np.array(value) for name, value in made.items()}
     # PNG files as an array that needs no pickle to be stored.
     arrays = {name: array.astype("S") if array.dtype == object else array for name, array in results.items()}
     np.savez(outputs, **arrays)
@@ -82,12 +87,11 @@ def image_grid(images: np.ndarray) -> Image.Image:
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
     columns = math.ceil(math.sqrt(len(pixels)))
-    missing = -len(pixels) % columns
     cells = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     # White, and where there is a channel for it opaque.
-    cells = np.pad(cells, [(0, missing), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
-    cells = cells.reshape(-1, columns, *cells.shape[1:]).swapaxes(1, 2)
-    grid = cells.reshape(cells.shape[0] * cells.shape[1], -1, pixels.shape[-1])[:-GAP, :-GAP]
+    cells = np.pad(cells, [(0, -len(cells) % columns), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
+    rows = [np.hstack(cells[first : first + columns]) for first in range(0, len(cells), columns)]
+    grid = np.vstack(rows)[:-GAP, :-GAP]
     return Image.fromarray(grid[:, :, 0] if grid.shape[-1] == 1 else grid)
 
 

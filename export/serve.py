@@ -30,7 +30,7 @@ import numpy as np
 from nvae_tf import command_line
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import check_writable
-from nvae_tf.serving.explorer_files import PAGE, cached_export, explorer_facts, write_explorer
+from nvae_tf.serving.explorer_files import PAGE, explorer_facts, write_explorer
 from nvae_tf.serving.outputs import newest_version, unchecked_reason
 
 
@@ -67,8 +67,13 @@ def main(
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     from nvae_tf.serving.local_server import local_server
 
-    ended, versions = threading.Event(), pathlib.Path(path) if path else cached_export(model)
-    name = model if model and path else versions.resolve().name
+    if path:
+        versions = pathlib.Path(path)
+    else:
+        from nvae_tf.serving.saved_model import cached_export
+
+        versions = cached_export(model)
+    ended, name = threading.Event(), model if model and path else versions.resolve().name
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with tempfile.TemporaryDirectory() as folder:

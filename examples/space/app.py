@@ -63,8 +63,8 @@ def main() -> None:
     name, server = os.environ.get("MODEL", "digits"), os.environ.get("SERVER")
     with contextlib.ExitStack() as stack:
         if server is None:
-            from nvae_tf.serving.explorer_files import cached_export
             from nvae_tf.serving.local_server import local_server
+            from nvae_tf.serving.saved_model import cached_export
 
             path = cached_export(name)
             name = path.name

@@ -12,9 +12,10 @@ from nvae_tf.config import ModelConfig, check
 from nvae_tf.errors import wrap_read_errors
 
 _RANGE_TOLERANCE = 1e-3  # half precision has 1 + 1/1024 next to 1; one of 256 levels is 1/255
-_WRONG_RANGE = "images must be in [0, 1], without NaN: divide 8-bit values by 255"
+_WRONG_RANGE = "images must be in [0, 1]: divide 8-bit values by 255"
+_NAN = "images have NaN (not a number) among their values: look for where it comes from"
 _NOT_BINARY = "images have values other than 0 and 1; this model scores images of 1 bit: use images >= 0.5 as floats"
-_ASSERTED = re.compile(r"assertion failed: \[((?:images|labels) .*(?:by 255|as floats|is none))\]")
+_ASSERTED = re.compile(r"assertion failed: \[((?:images|labels) .*(?:by 255|comes from|as floats|is none))\]")
 
 
 def frame(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
@@ -56,17 +57,16 @@ def check_images(images: Any, config: ModelConfig, scored: bool = False, nan_all
 def check_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allowed: bool) -> list[tf.Operation]:
     """ValueError, see `check_values`, where float32 images are not in [0, 1], or 0 and 1 if scored by a 1-bit model."""
     # With `nan_allowed` a batch passes that is not finite, whose step the step guard skips.
-    # NaN if a value is, and then a comparison fails.
     distance = tf.abs(images - 0.5)
+    # NaN if a value is, and then no comparison is true.
     farthest, nearest = tf.reduce_max(distance), tf.reduce_min(distance)
-    passes, text = nan_allowed & ~tf.math.is_finite(farthest), _WRONG_RANGE
-    if tf.executing_eagerly():
+    passes = nan_allowed & ~tf.math.is_finite(farthest)
+    in_range, text = ~(farthest > 0.5 + _RANGE_TOLERANCE) | passes, _WRONG_RANGE
+    if tf.executing_eagerly() and not in_range:
         text = f"images have values from {np.min(images):g} to {np.max(images):g}; they {text.removeprefix('images ')}"
-        if np.isnan(images).any():
-            text = "images have NaN (not a number) among their values: look for where it comes from"
-    checks = [check_values((farthest <= 0.5 + _RANGE_TOLERANCE) | passes, text)]
+    checks = [check_values(~tf.math.is_nan(farthest) | passes, _NAN), check_values(in_range, text)]
     if scored and config.num_bits == 1:
-        checks.append(check_values((nearest >= 0.5 - _RANGE_TOLERANCE) | passes, _NOT_BINARY))
+        checks.append(check_values(~(nearest < 0.5 - _RANGE_TOLERANCE) | passes, _NOT_BINARY))
     return checks
 
 

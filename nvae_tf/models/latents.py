@@ -177,6 +177,7 @@ LatentSource = PosteriorSource | PriorSource | GivenSource | ComposedSource | Ke
 
 def active_channels(kl_per_channel: tf.Tensor | np.ndarray, fraction: float = 0.1) -> tf.Tensor:
     """Which latent channels `[groups, channels]` have the largest mean KL: a fraction of all, at least one."""
+    check(0.0 < fraction <= 1.0, f"fraction = {fraction}: must be above 0 and at most 1")
     kl = tf.reshape(kl_per_channel, [-1])
     # Of equals the earlier is kept, so that there are as many as asked for.
     ranks = tf.argsort(tf.argsort(kl, direction="DESCENDING", stable=True))

@@ -45,20 +45,23 @@ class LinearOperator(Protocol):
         """`(A * A) v`, with every weight squared: the measurements' variances where pixels have these."""
 
 
-def _fixed(values: Any) -> np.ndarray | tf.Tensor:
+def _fixed(values: Any) -> np.ndarray:
     # A copy that does not change: graphs of restorations with an operator are kept.
-    if not tf.is_tensor(values):
-        values = np.array(values)
-        values.flags.writeable = False
+    values = np.array(values)
+    values.flags.writeable = False
     return values
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Mask:
     """Inpainting: all pixels are measured but `missing`, true in `[height, width]` or with channels."""
 
-    def __init__(self, missing: np.ndarray | bool = False):
-        missing = boolean_mask(missing, "the mask of missing pixels")
-        self.missing = _fixed(missing[..., np.newaxis] if missing.ndim == 2 else missing)
+    missing: np.ndarray | tf.Tensor | bool = False
+
+    def __post_init__(self):
+        missing = boolean_mask(self.missing, "the mask of missing pixels")
+        missing = missing[..., np.newaxis] if missing.ndim == 2 else missing
+        object.__setattr__(self, "missing", missing if tf.is_tensor(missing) else _fixed(missing))
 
     def apply(self, images: tf.Tensor) -> tf.Tensor:
         given, expected = tuple(self.missing.shape), tuple(images.shape[1:])
@@ -69,11 +72,16 @@ class Mask:
     adjoint = squared = apply
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Separable:
     """`R X C'` of every channel X: `rows` R `[measured height, height]`, `columns` C `[measured width, width]`."""
 
-    def __init__(self, rows: np.ndarray, columns: np.ndarray):
-        self.rows, self.columns = _fixed(rows), _fixed(columns)
+    rows: np.ndarray
+    columns: np.ndarray
+
+    def __post_init__(self):
+        for name in ("rows", "columns"):
+            object.__setattr__(self, name, _fixed(getattr(self, name)))
 
     def apply(self, images: tf.Tensor) -> tf.Tensor:
         return _separable(self.rows, self.columns, images)
@@ -143,7 +151,9 @@ def _check_operator(operator: LinearOperator, images: tf.Tensor, measured: tf.Te
     same = np.allclose(tf.square(operator.apply(pixel)), operator.squared(tf.constant(pixel)), rtol=1e-3, atol=1e-5)
     check(same, "operator.squared is not `apply` with squared weights")
     other = tf.random.stateless_uniform(measured.shape, seed=(2, 3))
-    products = _per_image(measured * other), _per_image(images * operator.adjoint(other))
+    back = operator.adjoint(other)
+    check(back.shape == images.shape, f"operator.adjoint makes {tuple(back.shape)} of measurements, not images")
+    products = _per_image(measured * other), _per_image(images * back)
     check(np.allclose(*products, rtol=1e-3, atol=1e-3), "operator.adjoint is not the adjoint of apply")
 
 
@@ -176,14 +186,13 @@ def restored(model, measurement, seeds, labels, operator, sigma, steps: int, pnp
 
 
 class TemperedSource(NamedTuple):
-    """The mode of a posterior times its prior to the power of `1 / temperature^2 - 1` (Prost et al. 2023)."""
+    """The mode of a posterior times its prior to the power of `1 / PNP_TEMPERATURE^2 - 1` (Prost et al. 2023)."""
 
     feature: tf.Tensor
-    temperature: float = PNP_TEMPERATURE
 
     def draw(self, layers: Any, state: tf.Tensor) -> Any:
         latent = PosteriorSource(self.feature, 0.0).draw(layers, state)
-        prior_weight = (self.temperature**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
+        prior_weight = (PNP_TEMPERATURE**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
         return latent._replace(z=(latent.z + prior_weight * latent.prior.loc) / (1.0 + prior_weight))
 
 

@@ -41,6 +41,7 @@ def apply_joined_if(
 
     By a choice between values: a branch would have XLA's program copy every variable several times.
     """
+    optimizer.build(list(weights))  # unless it is built
     corrected_rate = optimizer.learning_rate / (1.0 - optimizer.beta_1_power())
 
     def values_after(gradient, weight, momentum, norm) -> list[tf.Tensor]:
@@ -62,9 +63,16 @@ def apply_joined_if(
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
-    gradients_of_small, *columns = zip(*small, strict=True)  # columns of weights, momentums and norms
+    if small:
+        _apply_to_small(values_after, small)
+    optimizer.iterations.assign_add(tf.where(condition, 1, 0))
+
+
+def _apply_to_small(values_after: Callable[..., list[tf.Tensor]], small: Sequence[tuple]) -> None:
+    """Assigns the values after a step to small weights and their slots, from rows of `apply_joined_if`, or later."""
+    gradients, *columns = zip(*small, strict=True)  # columns of weights, momentums and norms
     packing = Packing(columns[0], SMALL_WEIGHT)
-    packed = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in (gradients_of_small, *columns)]
+    packed = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in (gradients, *columns)]
     # Of each joined tensor the new weights, momentums and norms.
     joined = [values_after(*tensors) for tensors in zip(*packed, strict=True)]
 
@@ -77,4 +85,3 @@ def apply_joined_if(
         assign(joined)
     else:
         postponed.append((assign, joined))
-    optimizer.iterations.assign_add(tf.where(condition, 1, 0))

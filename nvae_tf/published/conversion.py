@@ -222,6 +222,7 @@ def export_file(
     own = {"config": config_to_json(config), "images": images and images.text(), "origin": origin and origin.text()}
     content |= {"scheduler": {}, "grad_scalar": {}, OWN_KEY: own}
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(output) as partial, partial.open("wb") as file:
             torch.save(content, file)
     # Torch reports a full disk by a RuntimeError, with a place in its own source.

@@ -14,7 +14,7 @@ import random
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,13 +175,14 @@ class ServedModel(contextlib.AbstractContextManager):
 
     def signatures(self) -> dict[str, SignatureSpec]:
         """Returns the signatures by name, asked once; another version may have others, `metadata` asks again."""
-        return self.metadata()[1] if self._signatures is None else self._signatures
+        known = self._signatures  # another thread may forget them
+        return self.metadata()[1] if known is None else known
 
     def metadata(self) -> tuple[int, dict[str, SignatureSpec]]:
         """Returns the version that answers and its signatures by name, asked now."""
         answer = self._call("metadata", self.transport.describe, "metadata")
-        self._signatures = signature_specs(answer["metadata"][SIGNATURE_DEF][SIGNATURE_DEF])
-        return int(answer["model_spec"]["version"]), self._signatures
+        self._signatures = signatures = signature_specs(answer["metadata"][SIGNATURE_DEF][SIGNATURE_DEF])
+        return int(answer["model_spec"]["version"]), signatures
 
     def model_status(self) -> list[tuple[int, str, str]]:
         """Returns number, state and error (or '') of all versions that the server knows, newest first."""
@@ -230,6 +231,8 @@ class ServedModel(contextlib.AbstractContextManager):
                 raise ServingError("UNKNOWN", fault) from error
             except ServingError as error:
                 if error.code != "UNAVAILABLE" or attempt == ATTEMPTS or time.monotonic() + wait > end:
+                    # The server may have loaded a version with other signatures since it was asked.
+                    self._signatures = None
                     raise ServingError(error.code, f"{self._what}, {what}: {error.reason}", error.advice) from None
             time.sleep(wait)
 
@@ -245,7 +248,7 @@ class ServedModel(contextlib.AbstractContextManager):
         for name, value in optional.items():
             if value is not None or name in wanted:
                 inputs[name] = np.broadcast_to(_OPTIONAL[name] if value is None else value, [count])
-        end, results = time.monotonic() + self._total_seconds, []
+        end = time.monotonic() + self._total_seconds
 
         def ask(first: int) -> Arrays:
             batch = {name: array[first : first + self._batch_rows] for name, array in inputs.items()}
@@ -255,11 +258,15 @@ class ServedModel(contextlib.AbstractContextManager):
                 batch["image"] = batch["image"] / np.float32(255.0)
             return self._ask(signature, batch, end, first)
 
-        with ThreadPoolExecutor(self._in_flight) as pool:
-            # After an error no further request is sent: the iterator of `map` cancels what has not begun.
-            for result in pool.map(ask, range(0, count, self._batch_rows)):
-                results.append(result)
-                self._progress(min(len(results) * self._batch_rows, count))
+        pool = ThreadPoolExecutor(self._in_flight)
+        try:
+            asked = [pool.submit(ask, first) for first in range(0, count, self._batch_rows)]
+            for done, future in enumerate(as_completed(asked), 1):
+                future.result()
+                self._progress(min(done * self._batch_rows, count))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error no further request is sent
+        results = [future.result() for future in asked]
         outputs = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
         if "image_bytes" in outputs:
             outputs["image"] = pixels_of_files(outputs["image_bytes"])

@@ -80,34 +80,28 @@ def _answers(answer: Callable) -> Callable:
 class LoadedModel(prediction_service.PredictionServiceServicer, model_service.ModelServiceServicer):
     """One version of a model, which runs from many threads at once, each request alone; and gRPC's services for it.
 
-    With `warm_up` it first runs the export's own requests, as TensorFlow Serving does: the first run of a signature
-    optimizes its graph. Raises ValueError, with the cause, for a damaged or foreign folder.
+    It first runs the export's own requests, as TensorFlow Serving does: the first run of a signature optimizes its
+    graph. Raises ValueError, with the cause, for a damaged or foreign folder.
     """
 
-    def __init__(self, name: str, folder: pathlib.Path, warm_up: bool = False):
+    def __init__(self, name: str, folder: pathlib.Path):
         self.name, self.number = name, int(folder.name)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
-        logger, level = tf.get_logger(), tf.get_logger().level
+        self.close = self._session.close
         # TensorFlow would warn that this loader, which TensorFlow Serving uses, is deprecated.
-        logger.setLevel("ERROR")
+        tf.get_logger().setLevel("ERROR")
         try:
             loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
             self.definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(loaded.signature_def))
             self.specs = forms.signature_specs(message_as_json(self.definitions)[SIGNATURE_DEF])
             file = folder / "assets.extra" / "tf_serving_warmup_requests"
-            for record in tf.data.TFRecordDataset([str(file)] if warm_up and file.exists() else []).as_numpy_iterator():
+            for record in tf.data.TFRecordDataset([str(file)] if file.exists() else []).as_numpy_iterator():
                 request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
                 self.run(request.model_spec.signature_name, _input_arrays(request))
         except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
             self.close()
             reason = reason_of_tensorflow(str(getattr(error, "message", error))).splitlines()[0]
             raise ValueError(f"{folder}: can't be loaded ({reason}); is the export complete?") from error
-        finally:
-            logger.setLevel(level)
-
-    def close(self) -> None:
-        """Frees the memory."""
-        self._session.close()
 
     def run(self, signature: str, arrays: Arrays) -> Arrays:
         """Returns all outputs of a signature; ValueError where the inputs don't fit, OpError by the graph."""
@@ -194,7 +188,7 @@ def local_server(
             listening = stack.enter_context(socket.create_server((host, rest_port), family=family, backlog=1024))
         except (OSError, RuntimeError) as error:
             raise OSError(f"ports {port} and {rest_port} of {host} can't be had ({error}); is one taken?") from None
-        model = LoadedModel(name, newest_version(path), warm_up=True)
+        model = LoadedModel(name, newest_version(path))
         stack.callback(model.close)
         prediction_service.add_PredictionServiceServicer_to_server(model, calls)
         model_service.add_ModelServiceServicer_to_server(model, calls)

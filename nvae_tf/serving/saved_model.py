@@ -1,31 +1,34 @@
 """Writes a model as one version of a SavedModel, and checks it before anyone can see it."""
 
-import contextlib
-import importlib.metadata
+import hashlib
 import inspect
 import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, check_choice, config_to_dict, read_config
+from nvae_tf.config import ExperimentConfig, __version__, check_choice, config_to_dict, read_config
+from nvae_tf.data.pipeline import chosen_images
+from nvae_tf.data.sources import load_split
 from nvae_tf.errors import require, wrap_read_errors
-from nvae_tf.files import atomic_folder, atomic_write, git_revision, write_arrays
+from nvae_tf.files import atomic_folder, atomic_write, cache_folder, git_revision, write_arrays
+from nvae_tf.generation.image_grid import pixels_of
 from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
+from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
-from nvae_tf.runs.loading import TrainedRun
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs
-from nvae_tf.serving.explorer_files import EXAMPLES, example_images
+from nvae_tf.serving.explorer_files import EXAMPLES
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import ROWS, Record, all_differences, recorded, verified
+from nvae_tf.serving.verification import RECORD, ROWS, Arrays, all_differences, recorded, side_of_record, verified
 
 # Half-precision weights that change an output by more of its largest value are not published.
 LARGEST_DIFFERENCE = 0.2
@@ -72,12 +75,12 @@ def export_saved_model(
     signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
     with atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version)) as folder:
         model_record = recorded(Signatures(model))
-        record = model_record if weights == "float32" else recorded(signatures, model_record.inputs)
+        record = model_record if weights == "float32" else recorded(signatures, side_of_record(model_record, "inputs"))
         signatures.write(folder, _folded_variables(model, folded))
         try:
             differences = verified(folder, record)
             if weights != "float32":
-                differences = all_differences(record.outputs, model_record.outputs)
+                differences = all_differences(*(side_of_record(each, "outputs") for each in (record, model_record)))
                 _check_rounding(weights, differences)
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
@@ -124,14 +127,54 @@ def load_export(folder: str | os.PathLike) -> tuple[ExperimentConfig | None, NVA
     return config if is_from_run else None, model, in_float32, source
 
 
-def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:
+def origin_of(run: loading.TrainedRun, workdir: pathlib.Path) -> Origin:
     """Returns the origin of a run's model."""
     source = source_of(run)
     scores = RunFolder(workdir).scores(source["checkpoint_sha256"])
     return Origin(source, scores, config_to_dict(run.config.without_places()), example_images(run.config))
 
 
-def source_of(run: TrainedRun) -> dict[str, Any]:
+def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
+    """Returns 16 test images of a run (`chosen_images`): `images` uint8 `[count, H, W, C]`, as models see them.
+
+    With labels also `labels` `[count]`, and `classes`, the names. None where the images can't be read here.
+    """
+    try:
+        spec = loading.spec_to_read(config, None)
+        if spec.source == "tfds":
+            from nvae_tf.data.tfds import tfds_is_prepared
+
+            if not tfds_is_prepared(spec):
+                return None  # an export downloads nothing
+        source = load_split(spec, "test")
+        images, labels, _ = chosen_images(source, spec, "test", at_most=16)
+    except (OSError, ValueError):
+        return None
+    examples = {"images": pixels_of(images)}
+    return examples if labels is None else examples | {"labels": labels, "classes": np.array(source.class_names)}
+
+
+def cached_export(place: str) -> pathlib.Path:
+    """Returns the folder of versions of a run's export, which is made unless the cache has an export by this code.
+
+    `place` is what `nvae_tf.load` takes. The folder has the name of the model.
+    """
+    run_folder = loading.find_run_folder(place)
+    key = hashlib.sha256(checkpoint_sha256(loading.find_run(run_folder)[1]).encode())
+    run_files = [run_folder / name for name in ("config.json", "evaluation.json", "prior.npz", "outliers.npz")]
+    for file in (*sorted(pathlib.Path(__file__).parents[1].rglob("*.py")), *run_files):
+        if file.is_file():
+            key.update(file.read_bytes())
+    name = os.path.basename(place.partition("@")[0] if place.startswith("hf://") else os.path.abspath(place))
+    folder = cache_folder() / "exports" / key.hexdigest()[:16] / name
+    if not (folder / "1" / "saved_model.pb").is_file():
+        print(f"Exporting {place} to {folder}, once, half a minute or more ...", flush=True)
+        run = loading.load_run(run_folder)
+        export_saved_model(run.model, folder, origin=origin_of(run, run_folder))
+    return folder
+
+
+def source_of(run: loading.TrainedRun) -> dict[str, Any]:
     """Returns the checkpoint's step, its kind and the SHA-256 of its files, for JSON."""
     return {
         "checkpoint": "best" if pathlib.Path(run.checkpoint).parent.name == "best" else "latest",
@@ -142,15 +185,13 @@ def source_of(run: TrainedRun) -> dict[str, Any]:
 
 
 def _write_assets(
-    export: pathlib.Path, model_name: str, signatures: Signatures, record: Record, origin: Origin, facts: dict[str, Any]
+    export: pathlib.Path, model_name: str, signatures: Signatures, record: Arrays, origin: Origin, facts: dict[str, Any]
 ) -> None:
     """Writes `assets.extra/` of an export; a server reads only the warm-up requests."""
     folder = export / outputs.ASSETS
     folder.mkdir()
     checkout = pathlib.Path(__file__).resolve().parents[2]
-    versions = {"nvae_tf": None, "git_revision": git_revision(checkout), "tensorflow": tf.__version__}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        versions["nvae_tf"] = importlib.metadata.version("nvae_tf")
+    versions = {"nvae_tf": __version__, "git_revision": git_revision(checkout), "tensorflow": tf.__version__}
     contents = {
         "config": origin.settings or {"model": config_to_dict(signatures.model.config)},
         "latents": signatures.latent_layout(),
@@ -163,12 +204,12 @@ def _write_assets(
         atomic_write(folder / f"{name}.json", json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
     if origin.examples is not None:
         write_arrays(folder / EXAMPLES, origin.examples)
-    _write_warm_up(folder / _WARM_UP, model_name, record)
-    record.write(export)
+    _write_warm_up(folder / _WARM_UP, model_name, signatures.names, record)
+    write_arrays(export / RECORD, record)
     outputs.write_digests(export)
 
 
-def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
+def _described(signatures: Signatures, record: Arrays) -> dict[str, Any]:
     """Returns the documentation, inputs and outputs of each signature, for JSON."""
     described = {}
     for name in signatures.names:
@@ -177,32 +218,25 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
         text = re.sub(r"\n +\*\*.*", "", inspect.getdoc(method))
         if as_files:
             text = text.replace("`image` `[batch, H, W, C]`", "`image_bytes` `[batch]`, PNG files")
-        made = {key.partition("/")[2]: array for key, array in record.outputs.items() if key.startswith(f"{name}/")}
-        described[name] = {
-            "documentation": text,
-            "pictures": "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]",
-            "inputs": {spec.name: _form(spec.dtype.name, spec.shape) for spec in signatures.input_specs(name)},
-            "outputs": {key: _form(tf.as_dtype(array.dtype).name, array.shape) for key, array in made.items()},
-        }
+        pictures = "bytes of files (image_bytes)" if as_files else "float32 in [0, 1]"
+        described[name] = {"documentation": text, "pictures": pictures}
+        for side in ("inputs", "outputs"):
+            described[name][side] = {
+                key: {"dtype": tf.as_dtype(array.dtype).name, "shape": ["batch", *array.shape[1:]]}
+                for key, array in side_of_record(record, f"{side}/{name}").items()
+            }
     return described
 
 
-def _form(dtype: str, shape: Any) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": ["batch", *shape[1:]]}
-
-
-def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
+def _write_warm_up(file: pathlib.Path, model_name: str, names: Sequence[str], record: Arrays) -> None:
     """Writes a request for all outputs of every signature and the default, which a server runs before it serves."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    requests: dict[str, predict_pb2.PredictRequest] = {}
-    for key, array in record.inputs.items():
-        signature, _, argument = key.partition("/")
-        request = requests.setdefault(signature, predict_pb2.PredictRequest())
-        request.inputs[argument].CopyFrom(tf.make_tensor_proto(array))
-    requests[outputs.DEFAULT_SIGNATURE] = predict_pb2.PredictRequest(inputs=requests["sample"].inputs)
     with tf.io.TFRecordWriter(str(file)) as writer:
-        for name, request in requests.items():
+        for name in (*names, outputs.DEFAULT_SIGNATURE):
+            arrays = side_of_record(record, f"inputs/{'sample' if name == outputs.DEFAULT_SIGNATURE else name}")
+            tensors = {argument: tf.make_tensor_proto(array) for argument, array in arrays.items()}
+            request = predict_pb2.PredictRequest(inputs=tensors)
             request.model_spec.name, request.model_spec.signature_name = model_name, name
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())

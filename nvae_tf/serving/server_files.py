@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from nvae_tf.config import check_choice
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write, check_writable
+from nvae_tf.schemas import Field, parsed
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
 from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, unchecked_reason
 
@@ -28,6 +30,7 @@ _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
 # The most rows of a request, and the bytes of a row, of an export whose `source.json` has none.
 _LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
+_SOURCE = dict.fromkeys(_LIMITS, Field("whole number", (), 1, 2**40, optional=True))
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
@@ -35,14 +38,9 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 class ServedExports(NamedTuple):
     """One model of the folder: its versions, oldest first, and the labels of some of them."""
 
-    folder: pathlib.Path
+    folder: pathlib.Path  # whose name is the model's for clients
     versions: tuple[int, ...]
     labels: dict[str, int]
-
-    @property
-    def name(self) -> str:
-        """The model's name for clients."""
-        return self.folder.name
 
     @property
     def served(self) -> list[int]:
@@ -69,7 +67,7 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
         lines.insert(0, f"Requests are not batched: {', '.join(older)}: {reason}.")
     # Relative, so that both folders can move. JSON's strings and lists are YAML's, and `$` would begin a variable.
     path = pathlib.PurePath(os.path.relpath(models.resolve(), output.resolve())).as_posix().replace("$", "$$")
-    names = [model.name for model in exports]
+    names = [model.folder.name for model in exports]
     values = _limits(served) | {"names": names, "exports": exports, "image": image, "batching": not older}
     values["models"] = json.dumps(path if path.startswith(".") else f"./{path}", ensure_ascii=False)
     values["health_check"] = ["bash", "/serving/health_check.sh", *names]
@@ -90,9 +88,9 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
 
 def _tag(image: str) -> str:
     """Returns the tag of an image, '' where it has only a digest; ValueError unless the image is one release."""
-    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
-    is_release = "@" in image or tag.split("-")[0] not in ("", "latest", "nightly")
-    if not is_release or not re.fullmatch(r"[\w./:-]+(@sha256:[0-9a-f]{64})?", image):
+    match = re.fullmatch(r"[\w./-]+(?::\d+/[\w./-]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?", image)
+    tag = match["tag"] or "" if match else ""
+    if not match or (not match["digest"] and tag.split("-")[0] in ("", "latest", "nightly")):
         raise ValueError(f"--image={image}: name one release by its tag or digest, as {SERVING_IMAGE}")
     return tag
 
@@ -103,9 +101,9 @@ def _limits(folders: Sequence[pathlib.Path]) -> dict[str, int]:
     batch_size, largest_row = BATCH_ROWS, 1
     for file in [folder / ASSETS / "source.json" for folder in folders]:
         with wrap_read_errors(f"{file}: damaged (", "); copy the export anew"):
-            limits = _LIMITS | (json.loads(file.read_text()) if file.is_file() else {})
-            batch_size = min(batch_size, max(int(limits["most_rows"]), 1))
-            largest_row = max(largest_row, int(limits["bytes_of_row"]))
+            limits = _LIMITS | (parsed(file.read_bytes(), _SOURCE) if file.is_file() else {})
+        batch_size = min(batch_size, limits["most_rows"])
+        largest_row = max(largest_row, limits["bytes_of_row"])
     row_bytes = cores * batch_size * largest_row
     file_bytes = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     memory_mib = 1024 + math.ceil((4 * file_bytes + row_bytes) / 2**20)
@@ -114,7 +112,7 @@ def _limits(folders: Sequence[pathlib.Path]) -> dict[str, int]:
 
 def _write_explorer(exports: Sequence[ServedExports], output: pathlib.Path) -> str:
     """Writes the explorer for the exports that are models of this project; returns a line about it, '' without any."""
-    newest = {model.name: model.folder / str(model.served[-1]) for model in exports}
+    newest = {model.folder.name: model.folder / str(model.served[-1]) for model in exports}
     explored = {name: folder for name, folder in newest.items() if (folder / ASSETS / "latents.json").is_file()}
     if not explored:
         return ""
@@ -156,10 +154,12 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
     if labels == "auto":
         pairs = [(model, model.versions[-2:]) for model in exports]
         return [model._replace(labels={"stable": newest[0], "canary": newest[-1]}) for model, newest in pairs]
-    models = {model.name: model._replace(labels={}) for model in exports}
+    models = {model.folder.name: model._replace(labels={}) for model in exports}
     for entry in filter(None, labels.split(",")):
         match = re.fullmatch(rf"([^:=]+):({_NAME})=([0-9]+)", entry)
-        model = models.get(match[1]) if match else None
+        if match:
+            check_choice(f"--labels={entry}: the model", match[1], models)
+        model = models[match[1]] if match else None
         if not model or int(match[3]) not in model.versions or match[2] in model.labels:
             there = "; ".join(f"{name} has {', '.join(map(str, each.versions))}" for name, each in models.items())
             raise ValueError(f"--labels: {entry!r} must be MODEL:LABEL=VERSION, a new label and a version ({there})")

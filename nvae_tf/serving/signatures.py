@@ -23,14 +23,7 @@ from nvae_tf import objective
 from nvae_tf.data.pipeline import eight_bit_pixels, files_of_pixels, images_of_files
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import (
-    ComposedSource,
-    GuidedSource,
-    LatentSource,
-    PriorSource,
-    groups_of_flat,
-    noise_per_image,
-)
+from nvae_tf.models.latents import ComposedSource, GuidedSource, PriorSource, groups_of_flat, noise_per_image
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, kl_map, outlier_scores
 from nvae_tf.models.passes import Decoded, inference_pass, top_down_pass
 from nvae_tf.models.reweighted_prior import PartlyReweightedSource, ReweightedPrior
@@ -78,7 +71,7 @@ class FlatLatentModel:
     def _pass(self, label: tf.Tensor | None) -> ForwardPass:
         return dataclasses.replace(self._forward(), labels=label)
 
-    def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor, label: tf.Tensor | None) -> Decoded:
+    def _decoded(self, sources: Sequence[Any], flat: tf.Tensor, label: tf.Tensor | None) -> Decoded:
         # A number of rows that is known adds no operation to the graph.
         return top_down_pass(self.model, sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
 
@@ -256,9 +249,7 @@ class Signatures(FlatLatentModel):
         words = tf.bitcast(seed, tf.int32)  # a seed of the model: two words, the low one first
         noise, keeps = noise_per_image(self.latent_shapes, words), tf.unstack(keep > 0, axis=1)
         groups = list(zip(groups_of_flat(latent, self.latent_shapes), keeps, noise, temperatures, strict=True))
-        sources: list[LatentSource] = [
-            ComposedSource(group, keep, PriorSource(noise, temperature)) for group, keep, noise, temperature in groups
-        ]
+        sources = [ComposedSource(group, keep, PriorSource(*drawn)) for group, keep, *drawn in groups]
         if self._reweighted:
             draws = functools.partial(self._reweighted.sources, words, temperatures, self.model.plan, label)
             is_reweighted, above, count = given["proposals"] > 1, [], len(self._reweighted.ratios)

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.lite.python import schema_py_generated as schema
+from tensorflow.lite.tools import flatbuffer_utils
 
 from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.data.pipeline import chosen_images, spread_numbers
@@ -27,13 +29,11 @@ from nvae_tf.models.passes import Decoded, inference_pass
 from nvae_tf.runs.loading import spec_to_read
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
-from nvae_tf.serving.verification import diverged, run_alone
+from nvae_tf.serving.verification import Arrays, diverged, run_alone
 
-flatbuffers = require("flatbuffers", "tflite")
-schema = require("ai_edge_litert.schema_py_generated", "tflite")
+require("ai_edge_litert", "tflite")
 
 METADATA_NAME = "nvae_tf"
-_FILE_IDENTIFIER = b"TFL3"
 # A device computes one image at a time: an open batch takes 8 % longer, and some delegates require fixed shapes.
 DEVICE_BATCH = 1
 # The number of inputs for the ranges of int8: rare values among more inputs widen the ranges.
@@ -48,7 +48,6 @@ _TAKE_IMAGES = ("encode", "reconstruct")
 # Equal images have no PSNR; rounding of float32 is some 140 dB down.
 _SMALLEST_SQUARE = 1e-15
 
-Arrays = dict[str, np.ndarray]
 # Gives at most `count` images `[count, H, W, C]` of "train" or "test", a part of the data.
 DataImages = Callable[[str, int], np.ndarray]
 
@@ -275,14 +274,13 @@ def convert(folder: str, name: str, quantize: str, examples: Arrays) -> bytes:
 
 def with_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:
     """Returns a .tflite model with metadata, which JSON can hold."""
-    model, buffer, entry = schema.ModelT.InitFromPackedBuf(content), schema.BufferT(), schema.MetadataT()
+    model = flatbuffer_utils.convert_bytearray_to_object(content)
+    buffer, entry = schema.BufferT(), schema.MetadataT()
     buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
     entry.name, entry.buffer = METADATA_NAME, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), file_identifier=_FILE_IDENTIFIER)
-    return bytes(builder.Output())
+    return flatbuffer_utils.convert_object_to_bytearray(model)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
@@ -290,8 +288,10 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     content = pathlib.Path(path).read_bytes()
     # For a truncated file the flatbuffers package raises errors of many kinds.
     with wrap_read_errors(f"{path}: not a .tflite file of nvae-export-tflite, or damaged (", ")"):
-        if content[4:8] != _FILE_IDENTIFIER:
+        if not schema.Model.ModelBufferHasIdentifier(content, 0):
             raise ValueError("no such content")
-        model = schema.ModelT.InitFromPackedBuf(content)
-        place = next(entry.buffer for entry in model.metadata if entry.name == METADATA_NAME.encode())
-        return json.loads(bytes(model.buffers[place].data))
+        model = flatbuffer_utils.convert_bytearray_to_object(content)
+        places = [entry.buffer for entry in model.metadata or () if entry.name == METADATA_NAME.encode()]
+        if not places:
+            raise ValueError(f"no metadata called {METADATA_NAME!r}")
+        return json.loads(bytes(model.buffers[places[0]].data))

@@ -8,14 +8,14 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf import schemas
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import beside_package, read_arrays, write_arrays
+from nvae_tf.files import beside_package, read_arrays
 from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
 from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
@@ -35,35 +35,23 @@ runpy.run_path(sys.argv[1])["replay"](*sys.argv[2:])
 Arrays = dict[str, np.ndarray]
 
 
-class Record(NamedTuple):
-    """Inputs as `signature/input`, and the model's outputs for them as `signature/output`."""
-
-    inputs: Arrays
-    outputs: Arrays
-
-    def write(self, folder: pathlib.Path) -> None:
-        """Writes the record into an export."""
-        sides = self._asdict().items()
-        arrays = {f"{side}/{name}": array for side, arrays in sides for name, array in arrays.items()}
-        write_arrays(folder / RECORD, arrays)
-
-    @classmethod
-    def read(cls, folder: pathlib.Path) -> "Record":
-        """Returns the record of an export; ValueError if it is missing or damaged."""
-        check_is_export(folder)
-        with wrap_read_errors(f"{folder / RECORD}: missing or damaged (", "); copy the export anew"):
-            arrays = read_arrays(folder / RECORD, schemas.RECORD)
-        record = cls({}, {})
-        for key, array in arrays.items():
-            side, name = key.split("/", 1)
-            getattr(record, side)[name] = array
-        return record
+def read_record(folder: pathlib.Path) -> Arrays:
+    """Returns the record of an export, see `recorded`; ValueError if it is missing or damaged."""
+    check_is_export(folder)
+    with wrap_read_errors(f"{folder / RECORD}: missing or damaged (", "); copy the export anew"):
+        return read_arrays(folder / RECORD, schemas.RECORD)
 
 
-def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
-    """Returns the record of a model, which runs on the CPU; ValueError for an output that is not finite.
+def side_of_record(record: Arrays, side: str) -> Arrays:
+    """Returns the "inputs" of a record as `signature/input`, or the "outputs" as `signature/output`."""
+    return {key.removeprefix(f"{side}/"): array for key, array in record.items() if key.startswith(f"{side}/")}
 
-    Without the inputs of another record the images are the model's own samples.
+
+def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Arrays:
+    """Returns the record of a model, which runs on the CPU: `inputs/signature/input` and `outputs/signature/output`.
+
+    Without the inputs of another record the images are the model's own samples. ValueError for an output that is not
+    finite.
     """
     values, runs, levels = _first_inputs(signatures), {}, 2**signatures.model.config.num_bits - 1
     with tf.device("/CPU:0"), graphs_as_traced():
@@ -85,11 +73,11 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
                 results = results | {"image": image}
             # The first results stay: the samples and their latents are inputs of the other signatures.
             values = results | values
-    record = Record({}, {})
+    record = {}
     for signature in signatures.names:
-        for side, arrays in zip(record, runs[signature.removesuffix(PNG_SUFFIX)], strict=True):
+        for side, arrays in zip(("inputs", "outputs"), runs[signature.removesuffix(PNG_SUFFIX)], strict=True):
             arrays = _with_files(arrays) if signature.endswith(PNG_SUFFIX) else arrays
-            side.update({f"{signature}/{name}": array for name, array in arrays.items()})
+            record |= {f"{side}/{signature}/{name}": array for name, array in arrays.items()}
     return record
 
 
@@ -143,15 +131,15 @@ def run_alone(script: str, inputs: Arrays, *arguments: Any) -> Arrays:
             return dict(outputs)
 
 
-def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, float]:
+def verified(folder: pathlib.Path, record: Arrays | None = None) -> dict[str, float]:
     """Runs every signature of an export in a clean process; returns the `difference` of every output from a record.
 
     ValueError where one is more than `TOLERANCE`, or the export can't be run.
     """
-    record = record or Record.read(folder)
+    record = record or read_record(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        outputs = run_alone("run_saved_model.py", record.inputs, folder.resolve())
-    differences = all_differences(outputs, record.outputs)
+        outputs = run_alone("run_saved_model.py", side_of_record(record, "inputs"), folder.resolve())
+    differences = all_differences(outputs, side_of_record(record, "outputs"))
     worst = max(differences, key=differences.get)
     if not differences[worst] <= TOLERANCE:
         amount = f"{differences[worst]:.1e} of its largest value, {TOLERANCE:.0e} is allowed"

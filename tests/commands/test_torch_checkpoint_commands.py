@@ -1,8 +1,10 @@
 import json
 import signal
+import sys
 
 import pytest
 
+from nvae_tf import errors
 from nvae_tf.published.conversion import import_run
 from tests import FIXTURES
 
@@ -18,6 +20,7 @@ def test_there_and_back(done, published, tmp_path):
     printed = done(IMPORT, f"--checkpoint={FIXTURE}", f"--output={runs}", *given)
     assert "cifar10, step 7." in printed
     assert "at step 7 of train.steps = " in printed
+    assert "nothing at --data_path=no/images.npy yet" in printed
     assert f"nvae-evaluate --workdir='{runs}'\n" in printed and (tmp_path / "map.csv").is_file()
     data = json.loads((runs / "config.json").read_text())["data"]
     assert (data["name"], data["source"], data["path"]) == ("cifar10", "arrays", "no/images.npy")
@@ -25,9 +28,12 @@ def test_there_and_back(done, published, tmp_path):
     printed = done(EXPORT, f"--workdir={runs}", f"--output={back}")
     assert printed == f"Exported step 7 to {back}, as a checkpoint of cifar10.\n"
     content = published.read("mnist_tiny.pt")
-    content["args"].dataset = "omniglot"
+    # Steps of 2 GPUs with 4 images each: a pass over the 24,345 images of Omniglot has 3,043 of them.
+    content["args"].dataset, content["args"].batch_size = "omniglot", 4
+    content |= {"epoch": 1, "global_step": 3043}
     file = published.saved(content, tmp_path / "x.pt")
     printed = done(IMPORT, f"--checkpoint={file}", f"--output={tmp_path / 'run'}")
+    assert "It was trained with 8 images a step: 2 GPUs with 4 each." in printed
     assert "chardata.mat" in printed and "--data_path=PATH" in printed and "--config.data.path=PATH" in printed
 
 
@@ -44,6 +50,15 @@ def test_commands_that_are_refused(refused, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
 
 
+def test_missing_torch_is_reported_before_tensorflow_starts(refused, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(errors, "start_tensorflow_quietly", lambda: pytest.fail("TensorFlow starts"))
+    assert "torch is not installed" in refused(IMPORT, f"--checkpoint={FIXTURE}", f"--output={tmp_path / 'x' / 'new'}")
+    (tmp_path / "config.json").touch()
+    assert "torch is not installed" in refused(EXPORT, f"--workdir={tmp_path}", f"--output={tmp_path / 'x' / 'y.pt'}")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_places_of_an_import(refused, tmp_path):
     (tmp_path / "x.pt").touch()
     (tmp_path / "full").mkdir()
@@ -53,6 +68,8 @@ def test_places_of_an_import(refused, tmp_path):
         ("not an empty folder; name a new", "x.pt", "full"),
         ("is a file", "x.pt", "x.pt/below"),
         ("exists already", "x.pt", "new", f"--report={tmp_path / 'x.pt'}"),
+        ("in the way of", "x.pt", "new", f"--report={tmp_path / 'new' / 'map.csv'}"),
+        ("in the way of", "x.pt", "new/run", f"--report={tmp_path / 'new'}"),
     ):
         assert message in refused(IMPORT, f"--checkpoint={tmp_path / file}", f"--output={tmp_path / output}", *report)
     assert {entry.name for entry in tmp_path.iterdir()} == {"x.pt", "full"}

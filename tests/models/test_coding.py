@@ -19,6 +19,9 @@ def test_the_channels_of_the_largest_kl():
     kl = np.array([[0.3, 0.0, 5.0], [0.0, 2.0, 0.0]])
     for fraction, places in ((0.1, [2]), (0.5, [0, 2, 4]), (0.7, [0, 1, 2, 4])):
         assert np.flatnonzero(active_channels(kl, fraction)).tolist() == places
+    for fraction in (0.0, 2.0, np.nan):
+        with pytest.raises(ValueError, match=f"^fraction = {fraction}: must be above 0 and at most 1$"):
+            active_channels(kl, fraction)
 
 
 @pytest.mark.slow
@@ -61,6 +64,15 @@ REFUSALS = [
     ("encode", {"active_only": np.full((3, 2), np.nan)}, "has values other than False and True"),
     ("score", {"importance_samples": 2**24 + 1}, "importance_samples = .* 1 to 16777216"),
     ("score", {"importance_samples": 2, "per_group": True}, "per_group with importance_samples = 2"),
+    ("score", {"images": np.zeros([6, 6, 1])}, r"shape \(6, 6, 1\); this model takes \[batch, 6, 6, 1\]: resize them"),
+    ("score", {"images": np.zeros([0, 6, 6, 1])}, "there are no images: give at least one"),
+    (
+        "score",
+        {"images": np.full([1, 6, 6, 1], np.inf)},
+        r"images have values from inf to inf; they must be in \[0, 1\]:",
+    ),
+    ("score", {"images": np.full([1, 6, 6, 1], 1.002, np.float16)}, r"values from 1.00195 to 1.00195; .* in \[0, 1\]:"),
+    ("score", {"images": np.full([1, 6, 6, 1], np.nan)}, r"^images have NaN \(not a number\) among their values: look"),
     ("score", {"images": tf.sparse.from_dense(np.eye(3))}, "images must be numbers .*, not SparseTensor"),
 ]
 
@@ -75,6 +87,9 @@ def test_what_does_not_fit_is_refused_in_one_line(model, images, name, arguments
 
 def test_a_model_of_one_bit_scores_no_gray_image(model, images):
     near(model(0.5 * images), model.decode(model.encode(0.5 * images)))
+    # The next number to 1 of half precision is a rounded 1.
+    for rounded in (np.float16(images) * np.float16(1.001), images > 0):
+        near(model.score(rounded), model.score(images), atol=0.1)
     for refuse in (model.score, model.outlier_score):
         with pytest.raises(ValueError, match="^images have values other than 0 and 1; this model scores images of 1 b"):
             refuse(0.5 * images)

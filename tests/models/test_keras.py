@@ -17,7 +17,7 @@ from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_config
 SMALLEST = tiny_config(num_latent_scales=1, squeeze_excite=False)
 IMAGES = images_of(SMALLEST, 8)
 BRIGHT = 255.0 * IMAGES
-WRONG_RANGE = r"^images .*must be in \[0, 1\], without NaN: divide 8-bit values by 255$"
+WRONG_RANGE = r"^images .*must be in \[0, 1\]: divide 8-bit values by 255$"
 METHODS = ["train_on_batch", "test_on_batch", "predict_on_batch", "fit", "evaluate", "predict"]
 
 
@@ -70,7 +70,7 @@ def test_every_method_refuses_another_range(eager, name):
     with pytest.raises(ValueError, match=WRONG_RANGE):
         getattr(eager, name)(BRIGHT)
     if name not in ("train_on_batch", "fit"):  # which skip such steps
-        with pytest.raises(ValueError, match="^images (have NaN .* comes from|must be in .*, without NaN: .*)$"):
+        with pytest.raises(ValueError, match="^images have NaN .* comes from$"):
             getattr(eager, name)(np.where(IMAGES > 0, np.nan, IMAGES))
     assert_same(values(eager.weights), before)
 

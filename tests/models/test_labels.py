@@ -122,6 +122,21 @@ def test_fit_takes_pairs(images):
         model.fit(images, np.eye(4, 3, dtype="int32"), batch_size=4, verbose=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "label"), [("generate", 7), ("score", -9), ("encode", 3), ("train_step", 2**32 + 1)])
+def test_labels_are_asserted_in_graphs(images, name, label):
+    model = tiny_model(nvae_tf.NVAEAdamax(), **SETTINGS)
+
+    def call(labels):
+        if name == "train_step":
+            return model.train_step((tf.constant(images), labels))
+        return getattr(model, name)(4 if name == "generate" else images, labels=labels)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="labels must be numbers of classes, 0 to 2, and -1 is no"):
+        tf.function(call, autograph=False)(tf.constant([0, label, 1, 2], tf.int64))
+    assert int(model.optimizer.iterations) == 0
+
+
 REFUSALS = [
     *(({"labels": bad}, "labels must be numbers of classes, 0 to 2") for bad in (5, -9, np.uint64(2**64 - 1))),
     ({"labels": np.eye(3)}, "not one-hot vectors"),

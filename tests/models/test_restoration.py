@@ -1,3 +1,6 @@
+import dataclasses
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ OPERATORS = {
     "denoising": Mask(),
     "downsampling": downsampling(SIZE, 2),
     "blur": gaussian_blur(SIZE, 0.8),
+    "tensors": Separable(tf.eye(6), tf.constant([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])),
 }
 
 
@@ -147,33 +151,34 @@ def test_colors_and_classes():
     assert [bool(np.abs(one).max() > 1e-4) for one in (found - other).numpy()] == [False, True, False, False]
 
 
-class WrongAdjoint(Separable):
-    def adjoint(self, measurements):
-        return 2.0 * super().adjoint(measurements)
-
-
-class WrongSquares(Separable):
-    def squared(self, variances):
-        return self.apply(variances)
-
-
 def test_mistakes_are_one_line(model, images):
     small = downsampling(SQUARE, 2)
-    values, weights = measured(small, images, 0.0), (small.rows, small.columns)
+    values = measured(small, images, 0.0)
+
+    def operator(**other):
+        methods = {name: getattr(small, name) for name in ("apply", "adjoint", "squared")}
+        return types.SimpleNamespace(**methods | other)
+
     for arguments, message in (
         ((images, small, 0.1), r"has shape \(4, 6, 6, 1\); this operator makes \[batch, 3, 3, 1\] of the model's"),
         ((values, small, -0.1), "sigma = -0.1: must be the noise's"),
         ((values, small, 0.1, 1, -1), "pnp_steps = -1"),
         ((np.uint8(values), small, 0.1), "the measurement is of type uint8: give floats; divide"),
         ((values, downsampling((8, 8), 2), 0.1), "is for images of another size than the model's"),
-        ((values, WrongAdjoint(*weights), 0.1), "not the adjoint of apply"),
-        ((values, WrongSquares(*weights), 0.1), "operator.squared is not `apply` with squared weights"),
+        ((values, operator(adjoint=lambda y: 2.0 * small.adjoint(y)), 0.1), "not the adjoint of apply"),
+        (
+            (values, operator(adjoint=lambda y: y), 0.1),
+            r"operator.adjoint makes \(2, 3, 3, 1\) of measurements, not images",
+        ),
+        ((values, operator(squared=small.apply), 0.1), "operator.squared is not `apply` with squared weights"),
         ((values, np.eye(3), 0.1), "lacks apply, adjoint, squared"),
         ((images, Mask(HOLE[:4]), 0.1), r"the mask has shape \(4, 6, 1\); it must be .* of images \(6, 6, 1\)"),
     ):
         with pytest.raises(ValueError, match=message) as raised:
             model.restore(*arguments)
         assert "\n" not in str(raised.value)
+    with pytest.raises(dataclasses.FrozenInstanceError):  # graphs are kept for operators
+        small.rows = small.columns
     for make, message in (
         (lambda: Mask(np.where(HOLE, np.nan, 0.0)), "the mask of missing pixels has values other than False and True"),
         (lambda: downsampling(SQUARE, 4), "scale 4: must divide"),

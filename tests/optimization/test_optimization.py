@@ -34,7 +34,7 @@ IMAGES = images_of(tiny_config())
 def gradients_of_steps(count=6):
     generator = np.random.default_rng(3)
     steps = [[generator.normal(size=shape) for shape in SHAPES] for _ in range(count)]
-    steps[2] = [0.0 * gradient for gradient in steps[2]]  # nothing but decay
+    steps[2:3] = [[0.0 * gradient for gradient in step] for step in steps[2:3]]  # nothing but decay
     return [[np.float32(gradient) for gradient in step] for step in steps]
 
 
@@ -77,6 +77,14 @@ def test_several_steps(settings, monkeypatch):
         apply([tf.constant(gradient) for gradient in gradients])
     assert int(optimizer.iterations) == len(steps)
     assert_near(values(variables), expected_weights(steps, **settings))
+
+
+def test_a_joined_step_builds_the_optimizer_and_needs_no_small_weight(monkeypatch):
+    monkeypatch.setattr(joined_step, "SMALL_WEIGHT", 0)
+    variables = [keras.Variable(value) for value in start()]
+    (gradients,) = gradients_of_steps(1)
+    apply_joined_if(NVAEAdamax(), tf.constant(True), list(map(tf.constant, gradients)), variables)
+    assert_near(values(variables), expected_weights([gradients]))
 
 
 @pytest.mark.parametrize("apply_if", [NVAEAdamax.apply_if, apply_joined_if])

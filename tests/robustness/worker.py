@@ -120,14 +120,18 @@ def reader_of_shared(base: pathlib.Path):
 
 
 def reader_of_exports(base: pathlib.Path):
-    """What nvae-verify reads before it runs the export."""
+    """What nvae-verify reads before it runs the export, and nvae-serving-files."""
+    from nvae_tf.serving.explorer_files import explorer_facts
     from nvae_tf.serving.outputs import DIGESTS, check_digests, check_is_export
-    from nvae_tf.serving.verification import Record
+    from nvae_tf.serving.server_files import _limits
+    from nvae_tf.serving.verification import read_record
 
     def read(path):
         check_is_export(path)
         check_digests(path)
-        Record.read(path)
+        read_record(path)
+        explorer_facts(path)
+        _limits([path])
         files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / DIGESTS)
         return {"": hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()}
 

@@ -13,15 +13,7 @@ from nvae_tf.models import NVAE
 from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
 from nvae_tf.serving.saved_model import Origin, export_saved_model
 from tests.command_fixtures import made_once
-from tests.serving.model_servers import (
-    PROTOCOLS,
-    REAL_SERVER,
-    Texts,
-    real_servers,
-    save_module,
-    served,
-    with_few_warm_ups,
-)
+from tests.serving.model_servers import PROTOCOLS, REAL_SERVER, real_servers, save_texts, served, with_few_warm_ups
 from tests.tiny_model import shaken
 
 SMALL = dict(num_groups_per_scale=1, num_channels_encoder=4, num_channels_decoder=4)
@@ -90,7 +82,7 @@ def vanilla_model():
 @pytest.fixture(scope="session")
 def texts_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts") / "1"
-    save_module(folder, Texts(), "echo_png", "twice")
+    save_texts(folder)
     return folder
 
 

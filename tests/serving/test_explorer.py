@@ -1,9 +1,12 @@
 """The explorer in a browser, on the small export: what its canvases show is what the model gives, to one 8-bit step."""
 
+import functools
+import http.server
 import json
 import shlex
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -243,6 +246,27 @@ def test_classes_guidance_and_the_reweighted_prior(conditional_model, conditiona
         for text, value in (("sum of KLs", score.kl), ("Mahalanobis distance", score.mahalanobis)):
             assert f"{text} {value.numpy()[0]:.3g}"[:-1] in facts
         assert explorer.errors == []
+
+
+def test_a_page_of_another_address_asks_again_when_the_server_is_back(browser, folder, model, tmp_path):
+    export = with_few_warm_ups(folder, tmp_path, "sample")
+    write_explorer(tmp_path / "explorer", {"tiny": export})
+    pages = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "explorer")
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages) as web,
+        served("tiny", export.parent, enable_cors=True) as servers,
+    ):
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{web.server_address[1]}/{PAGE}?server={servers.url('rest')}"
+        explorer = Explorer(browser.new_page(), address)
+        explorer.settled()
+        explorer.tab.route("**/*:predict", lambda route: route.abort())
+        explorer.button("Next seed").click()
+        explorer.tab.get_by_role("alert").get_by_text("No answer from").wait_for()
+        explorer.tab.unroute("**/*:predict")
+        explorer.after(explorer.button("Try again").click)
+        assert_shows(explorer.pixels("samples"), model.generate(24, seed=2))
+        web.shutdown()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1600, "dark")])

@@ -59,24 +59,28 @@ def test_metadata_status_and_what_is_not_served(client, servers, protocol):
 class Scripted:
     """In place of a connection: raises the given errors one after another, then answers with the rows plus 1.
 
-    With classes the rows plus 2 and the class, which must be 0 or 1.
+    In place of an error may stand None, or seconds after which it answers. With classes the rows plus 2 and the class,
+    which must be 0 or 1.
     """
 
     def __init__(self, *errors, seconds=0.0):
-        self.errors, self.seconds, self.asked = list(errors), seconds, []
+        self.errors, self.seconds, self.asked, self.has_classes = list(errors), seconds, [], True
 
     def predict(self, signature, arrays, spec, seconds):
         self.asked.append(seconds)
         time.sleep(self.seconds)
-        if self.errors and (error := self.errors.pop(0)):
-            raise error
+        event = self.errors.pop(0) if self.errors else None
+        if isinstance(event, Exception):
+            raise event
+        time.sleep(event or 0.0)
         label = arrays.get("label", np.full(len(arrays["latent"]), -1))
         return {"image": arrays["latent"] + 2 + label[:, np.newaxis], "valid": label < 2}
 
     def describe(self, what, seconds):
         tensor = {"dtype": "DT_FLOAT", "tensor_shape": {"dim": [{"size": "-1"}, {"size": "1"}]}}
         label = {"dtype": "DT_INT32", "tensor_shape": {"dim": [{"size": "-1"}]}}
-        definitions = {"decode": {"inputs": {"latent": tensor, "label": label}, "outputs": {"image": tensor}}}
+        inputs = {"latent": tensor} | ({"label": label} if self.has_classes else {})
+        definitions = {"decode": {"inputs": inputs, "outputs": {"image": tensor}}}
         return {"model_spec": {"version": "1"}, "metadata": {"signature_def": {"signature_def": definitions}}}
 
 
@@ -98,6 +102,24 @@ def test_rows_come_back_in_order_and_an_error_ends_a_call():
     assert len(transport.asked) < 100
     with pytest.raises(ValueError, match="no rows"):
         model.decode(rows[:0])
+
+
+def test_an_error_ends_a_call_while_an_earlier_request_waits_for_its_answer():
+    events = 0.5, ServingError("INTERNAL", "the second")
+    model, transport = scripted(*events, batch_rows=1, in_flight=2, seconds=0.01)
+    with refused("INTERNAL", "the second"):
+        model.decode(np.zeros([100, 1], np.float32))
+    assert len(transport.asked) < 10
+
+
+def test_signatures_are_asked_for_again_after_an_error():
+    model, transport = scripted(None, ServingError("INVALID_ARGUMENT", "label is missing"))
+    transport.has_classes, row = False, np.zeros([1, 1], np.float32)
+    assert model.decode(row) == 1.0
+    transport.has_classes = True  # the server has loaded another version
+    with refused("INVALID_ARGUMENT", "label is missing"):
+        model.decode(row)
+    assert model.decode(row, labels=1) == 3.0
 
 
 def test_the_time_of_a_call_is_for_all_its_requests():

@@ -102,10 +102,14 @@ def test_the_explorer_is_written_for_models_of_this_project(models, write_files)
 def version_of_this_project(folder):
     """Makes a folder one whose facts the explorer can show; gives its assets."""
     (folder / "assets.extra").mkdir()
-    model = {"image_height": 4, "image_width": 2, "image_channels": 1, "num_bits": 1, "num_classes": 2}
-    (folder / "assets.extra" / "config.json").write_text(json.dumps({"model": model}))
+    (folder / "assets.extra" / "config.json").write_bytes(config())
     (folder / "assets.extra" / "latents.json").write_text(json.dumps({"shapes": [[1, 1, 3]]}))
     return folder / "assets.extra"
+
+
+def config(**settings):
+    model = {"image_height": 4, "image_width": 2, "image_channels": 1, "num_bits": 1, "num_classes": 2}
+    return json.dumps({"model": model | settings}).encode()
 
 
 def npz(**arrays):
@@ -116,9 +120,12 @@ def npz(**arrays):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("source.json", b'{"most_rows": "x"}', "source.json: damaged (invalid literal"),
-        ("config.json", b'{"model": {"image_height": 4}}', "damaged ('image_width')"),
-        ("latents.json", b'{"shapes": [[1, 1, "<script>"]]}', "damaged (invalid literal"),
+        ("source.json", b'{"most_rows": 0}', "source.json: damaged (`most_rows` has numbers that are not all from"),
+        ("source.json", b'{"bytes_of_row": 1e400}', "source.json: damaged (`bytes_of_row` is inf; it must be a whole"),
+        ("config.json", b'{"model": {"image_height": 4}}', "config.json: `model`: it has image_height, and no entry"),
+        ("config.json", config(num_classes=10**9), "`num_classes` has numbers that are not all from 0 to 100000"),
+        ("config.json", config(image_height=-4), "`image_height` has numbers that are not all from 1 to"),
+        ("latents.json", b'{"shapes": [[1, 1, "<script>"]]}', "(latents.json: `shapes` is [[1, 1, '<script>']]"),
         ("examples.npz", npz(images=np.zeros([2, 4, 4, 1], np.uint8)), "damaged (`images` is of shape"),
     ],
 )
@@ -205,8 +212,11 @@ def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused):
         (["--models={models}/notes"], "no export in it"),
         (["--models={models}/digits"], "give the folder above it"),
         (["--labels=digits:stable=7"], "'digits:stable=7' must be MODEL:LABEL=VERSION, a new label and a version"),
-        (["--labels=digts:stable=3"], "(digits has 2, 3, 10; faces has 1)"),
+        (["--labels=digits:stable=3,digits:stable=2"], "(digits has 2, 3, 10; faces has 1)"),
+        (["--labels=digts:stable=3"], "the model = 'digts': not one of the choices (digits, faces); did you mean 'dig"),
         (["--image=tensorflow/serving"], "name one release"),
+        (["--image=:2.20.0"], "name one release"),
+        (["--image=a:b:2.20"], "name one release"),
         ([], "models/faces/1: a damaged export ("),
     ):
         if not flags:

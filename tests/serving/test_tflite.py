@@ -15,15 +15,7 @@ from nvae_tf.generation.latents_file import save_latents
 from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.serving import tflite
 from nvae_tf.serving.outputs import MODES
-from nvae_tf.serving.tflite import (
-    DeviceSignatures,
-    compare,
-    convert,
-    device_inputs,
-    folded_signatures,
-    read_metadata,
-    with_metadata,
-)
+from nvae_tf.serving.tflite import DeviceSignatures, compare, convert, device_inputs, folded_signatures, read_metadata
 from tests import ROOT, tiny_model
 from tests.command_fixtures import output_of
 from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
@@ -221,11 +213,11 @@ def test_labels_choose_the_class_on_a_device():
 
 def test_metadata_are_read_of_exports_alone_and_leave_the_model_as_it_is(float32, tmp_path):
     content = float32("vanilla", "sample")
-    for damaged in (b"no flatbuffer at all", content[:200], content):
+    for damaged, reason in ((b"no flatbuffer at all", "no such"), (content[:200], ""), (content, "no metadata called")):
         (tmp_path / "other").write_bytes(damaged)
-        with pytest.raises(ValueError, match="other: not a .tflite file of nvae-export-tflite, or damaged"):
+        with pytest.raises(ValueError, match=rf"other: not a .tflite file of nvae-export-tflite, or damaged .{reason}"):
             read_metadata(tmp_path / "other")
-    (tmp_path / "whole").write_bytes(with_metadata(content, {"a": "ä"}))
+    (tmp_path / "whole").write_bytes(tflite.with_metadata(content, {"a": "ä"}))
     assert read_metadata(tmp_path / "whole") == {"a": "ä"}
     inputs = {"noise": np.ones([1, 32], np.float32), "temperature": np.ones(1, np.float32)}
     results = [runner_of(c, "sample")(**inputs)["image"] for c in (content, (tmp_path / "whole").read_bytes())]
@@ -250,9 +242,11 @@ def test_the_example_reports_mistakes_in_one_line(float32, tmp_path, monkeypatch
     for signature in ("decode", "sample"):
         (tmp_path / f"{signature}.tflite").write_bytes(float32("vanilla", signature))
     np.savez(tmp_path / "other.npz", images=np.ones(3))
+    np.savez_compressed(tmp_path / "bomb.npz", latent=np.zeros(2**25 + 2**20))
     for model, latents, message in (
         ("other.npz", [], "not a valid Flatbuffer"),
         ("decode.tflite", ["none.npz"], "none.npz: "),
+        ("decode.tflite", ["bomb.npz"], "bomb.npz: its arrays would take 276,824,"),
         ("decode.tflite", ["other.npz"], "other.npz: 'latent is not a file"),
         ("decode.tflite", [], "decode.tflite: no signature sample; decode takes a file of latents"),
     ):
