@@ -2,12 +2,12 @@
 
 The likelihood does not show it (Nalisnick et al. 2019, arXiv 1810.09136). The KL of a group is what the image says
 against the prior, given the groups above: each group checks what is usual at its resolution. A conditional model scores
-each image with the class that fits it best, unless labels are given.
+each image with the class that fits it best, unless labels are given. `model` is the `NVAE` (nvae.py).
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,9 +18,6 @@ from nvae_tf.layers import FoldedPass
 from nvae_tf.models.images import real_pixels
 from nvae_tf.models.latents import LatentSample
 from nvae_tf.models.passes import inference_pass, nelbo_of_classes
-
-if TYPE_CHECKING:
-    from nvae_tf.models.nvae import NVAE
 
 
 class OutlierParts(NamedTuple):
@@ -55,7 +52,7 @@ class OutlierCalibration:
     mahalanobis: np.ndarray
 
 
-def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
+def outlier_parts(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
     """The KLs and reconstructions of images `[batch, height, width, channels]`, by default of the likeliest class."""
     means = [0.0] * model.plan.num_groups
     if labels is None and model.config.num_classes:
@@ -64,7 +61,7 @@ def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = N
     return OutlierParts(*decoded.elbo(images), kl_map(model, decoded.latents))
 
 
-def kl_map(model: "NVAE", latents: Sequence[LatentSample]) -> tf.Tensor:
+def kl_map(model, latents: Sequence[LatentSample]) -> tf.Tensor:
     """The KL of the groups of the largest scale, where in the image: nats per pixel `[batch, height, width]`."""
     largest = [latent for latent in latents if latent.z.shape[1] == model.plan.scales[-1].height]
     maps = []
