@@ -9,7 +9,8 @@
 
 An --output in .png is one grid of all images; DIR/ is a folder with a PNG of each. Image i of --seed is
 the same in jobs of all sizes. A server that is not ready is asked again for some seconds. --labels has the classes of a
-model that has classes, in turn: numbers, or with --export=models/pets/1, a copy of the export, their names.
+model that has classes, in turn: numbers, or with --export=models/pets/1, a copy of the export, their names. Pictures
+with an alpha channel need --export too, for what the model was trained to see behind them (data.alpha).
 Exit code: 0 done, 2 a mistake in the command, or a server that does not answer or refuses; then no file is written.
 """
 
@@ -22,10 +23,11 @@ import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import LARGEST_SEED, check_choice
-from nvae_tf.data.pictures import read_picture
+from nvae_tf.config import LARGEST_SEED, check_choice, read_config
+from nvae_tf.data.pictures import read_header, read_picture
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import atomic_write
+from nvae_tf.serving.outputs import ASSETS
 
 FLAGS = flags.FLAGS
 COMMANDS = ("sample", "encode", "decode", "reconstruct", "score", "status")
@@ -89,9 +91,21 @@ def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int)
             if command == "decode":
                 return model.decode(latents, labels, as_pixels=True)
             channels = model.image_shape(command)[-1]
-            pictures = [read_picture(path, channels) for path in paths]
+            alpha = _alpha(paths, channels)
+            pictures = [read_picture(path, channels, alpha=alpha) for path in paths]
             options = {"as_pixels": True} if command == "reconstruct" else {}
             return getattr(model, command)(pictures, FLAGS.seed, labels, **options)
+
+
+def _alpha(paths: list[pathlib.Path], channels: int) -> str:
+    """Returns `data.alpha` of the export; ValueError for pictures with an alpha channel where no export is given."""
+    if FLAGS.export:
+        return read_config(pathlib.Path(FLAGS.export, ASSETS, "config.json")).data.alpha
+    for path in paths if channels in (1, 3) else ():
+        if read_header(path).channels in (2, 4):
+            fix = "give --export, a copy of the export, which says what lies behind it, or a picture without"
+            raise ValueError(f"{path}: has an alpha channel, which the model does not take: {fix}")
+    return "keep"
 
 
 def _status_text(versions: list[tuple[int, str, str]], version: int, signatures: dict[str, Any]) -> str:
@@ -155,7 +169,9 @@ def _define_flags(command: str) -> None:
         flags.DEFINE_integer("seed", 1, "Random seed of the draws.", lower_bound=0, upper_bound=LARGEST_SEED)
     if command != "status":
         flags.DEFINE_list("labels", None, "Classes, in turn; -1 for none.")
-        flags.DEFINE_string("export", None, "A copy of the export, models/pets/1: for names of classes in --labels.")
+        flags.DEFINE_string(
+            "export", None, "A copy of the export, models/pets/1: for names of classes, and for alpha channels."
+        )
         text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a folder, DIR/.")
         flags.DEFINE_string("output", None, text, required=command != "score")
         flags.DEFINE_boolean("overwrite", False, "Write into a folder that has files.")

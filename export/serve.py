@@ -14,7 +14,8 @@ which comes with the package), which is exported into the cache unless it is the
 With --explore the server also has a page that shows in a browser what the model has learned, and prints its address.
 With --samples it asks itself for samples by gRPC and by REST, writes served_grpc.png and served_rest.png, and ends.
 It prints `ready` with its ports once the model has answered its warm-up requests, and ends on Ctrl-C or SIGTERM.
-Exit code: 0 ended on a signal, or samples are written; 2 a mistake in the command, or a version that can't be loaded.
+Exit code: 0 ended on a signal, or samples are written; 130 Ctrl-C before it was ready; 2 a mistake in the command, or a
+version that can't be loaded.
 """
 
 import contextlib
@@ -74,13 +75,14 @@ def main(
 
         versions = cached_export(model)
     ended, name = threading.Event(), model if model and path else versions.resolve().name
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     with tempfile.TemporaryDirectory() as folder:
         pages = pathlib.Path(folder) if explore else None
         if explore:
             write_explorer(pages, {name: newest_version(versions)})
         with local_server(name, versions, port, rest_port, host, rest_api_enable_cors_support, pages) as ports:
+            # Not before: a signal during the start ends it at once.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: ended.set())
             print(f"ready: gRPC on {host}:{ports[0]}, REST on {host}:{ports[1]}", flush=True)
             host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
             if samples:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_dict
 from nvae_tf.config import (
     OLD_NAMES,
     ExperimentConfig,
+    check,
     check_choice,
     config_from_dict,
     config_to_dict,
@@ -30,12 +31,16 @@ from nvae_tf.files import beside_package
 def experiment_config(
     settings: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> ExperimentConfig:
-    """The settings of a preset by its name, or nested ones (a dictionary, an `ml_collections.ConfigDict`), checked.
+    """The settings of a preset by its name, of a run by its folder, or of a dictionary (`ConfigDict`), checked.
 
     Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`. ValueError: a wrong setting.
     """
     if overrides is not None and not (isinstance(settings, str) and isinstance(overrides, Mapping)):
         raise ValueError(f"overrides = {shown(overrides)}: must be as {{'train.steps': 100}}, beside a preset's name")
+    is_name = isinstance(settings, str) and settings not in preset_files()
+    if is_name and os.path.isfile(file := os.path.join(settings, "config.json")):
+        check(overrides is None, f"{settings}: the settings of a run can't be changed; leave the overrides out")
+        return read_config(file)
     if isinstance(settings, str):
         settings = preset(settings).unlock()
         for place, value in (overrides or {}).items():

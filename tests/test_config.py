@@ -166,7 +166,7 @@ def test_the_settings_of_another_run(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(config_to_json(DIGITS))
     settings = load_settings(str(file))
-    assert resolve_lengths(complete_config(settings), 11, 1000) == DIGITS
+    assert resolve_lengths(complete_config(settings), 11, 1000) == DIGITS == experiment_config(str(tmp_path))
     # As with a preset: the model follows the data, and what is None can be set.
     settings.lock()
     settings.data.num_bits, settings.data.height, settings.data.path = 5, 12, "somewhere"

@@ -237,10 +237,11 @@ def load_images(
 ) -> np.ndarray:
     """Pictures as a model sees them, float32 `[count, height, width, channels]` in [0, 1], in the order of their names.
 
-    `places` is a picture file, a folder, or several of them. With the settings of a run they are read as its training
-    data were; with those of a model they are cropped to its size and converted to its channels and bits. `resize`
-    ("crop" or "stretch") and `convert` replace that; `seed` is that of the binarization. FileNotFoundError for no
-    pictures, ValueError for unusable ones.
+    `places` is a picture file, a folder, or several of them. With `nvae_tf.experiment_config("runs/mine")` they are
+    read as the training data of that run were; with `model.config` they are cropped to its size and converted to its
+    channels and bits, without regard to the run's `data.alpha` and `data.crop_box`. `resize` ("crop" or "stretch") and
+    `convert` replace that; `seed` is that of the binarization. FileNotFoundError for no pictures, ValueError for
+    unusable ones.
     """
     if isinstance(config, ModelConfig):
         size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}
@@ -249,5 +250,7 @@ def load_images(
     elif isinstance(config, ExperimentConfig):
         spec = config.data
     else:
-        raise ValueError(f"config = {shown(config)}: give the settings of a run or a model, such as model.config")
+        raise ValueError(
+            f"config = {shown(config)}: give model.config, or of a run nvae_tf.experiment_config('runs/mine')"
+        )
     return pictures_for_model(places, spec, seed, resize, convert)[0]

@@ -236,7 +236,8 @@ def check_size(where: object, height: int, width: int, spec: DataSpec) -> None:
             raise BadPicture(f"{size}, too small for {box}: make the box smaller")
         height, width = bottom - top, right - left
     if spec.resize == "none" and (height, width) != (spec.height, spec.width):
-        fix = "--config.data.resize=crop or stretch (of nvae-generate --resize) brings all to one size"
+        fix = "--config.data.resize=crop or stretch, with --config.data.height=64, brings all to one size"
+        fix += " (nvae-generate: --resize=crop)"
         raise BadPicture(f"{size}, not {spec.height}x{spec.width}: {fix}")
 
 

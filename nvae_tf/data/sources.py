@@ -206,8 +206,9 @@ def _call(name, spec, *arguments):
 def _place(path, needs):
     if path and os.path.exists(os.path.expanduser(path)):
         return pathlib.Path(path).expanduser()
+    fault = f"data.path = {path}: no such file or folder" if path else "data.path is not set: give --config.data.path"
     fix = f"it names {needs} (after training, --data_path tells where the images are now)"
-    raise FileNotFoundError(f"data.path = {path}: no such file or folder; {fix}")
+    raise FileNotFoundError(f"{fault}; {fix}")
 
 
 def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]]:

@@ -166,7 +166,7 @@ def test_classes_without_labels_are_refused():
 
 def test_what_leads_to_no_images_is_reported():
     for settings, error, message in (
-        ({}, FileNotFoundError, "data.path = None: no such file or folder; it names a folder of pictures, a .npy"),
+        ({}, FileNotFoundError, "data.path is not set: give --config.data.path; it names a folder of pictures, a"),
         ({"path": "gone"}, FileNotFoundError, "data.path = gone: no such file or folder; it names a folder of pict"),
         ({"path": __file__}, ValueError, "data.path = .*: a file that is neither .npy nor .npz"),
         ({"source": "tfds"}, ValueError, "data.source_name is not set"),

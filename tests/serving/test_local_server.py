@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 
 import grpc
 import numpy as np
@@ -212,6 +213,14 @@ def test_the_command_serves_until_sigterm(texts_folder):
             process.kill()
     assert process.returncode == 0 and printed == "ended\n" and "Traceback" not in errors
     assert f"{texts_folder}: assets.extra is missing, so its files can't be checked" in errors
+
+
+@pytest.mark.slow
+def test_a_signal_during_the_start_of_the_command_ends_it_at_once(folder):
+    with started_anew(["-m", "export.serve", f"--path={folder.parent}", "--port=0", "--rest_port=0"]) as process:
+        time.sleep(3.0)  # TensorFlow is starting
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130 and process.stdout.read() == ""
 
 
 def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):

@@ -333,11 +333,24 @@ def test_labels_are_numbers_or_names_of_classes(conditional_folder):
 def test_a_refused_job_writes_nothing(local, tmp_path, refused):
     Image.new("RGB", [9, 8]).save(tmp_path / "wide.png")
     (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGBA", [8, 8]).save(tmp_path / "clear.png")
     encode = ["encode", f"--server={local.grpc}", f"--output={tmp_path / 'x.npz'}"]
-    for file, message in (("wide.png", "wide.png is 8x9x3, the model takes 8x8x3"), ("text.png", "not a picture")):
+    messages = {"wide.png": "wide.png is 8x9x3, the model takes 8x8x3", "text.png": "not a picture"}
+    messages["clear.png"] = "clear.png: has an alpha channel, which the model does not take: give --export"
+    for file, message in messages.items():
         assert message in refused("export.client", *encode, "--model=tiny", f"--images={tmp_path / file}")
     assert "model 'digits'" in refused("export.client", *encode, "--model=digits", f"--images={tmp_path / 'wide.png'}")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["text.png", "wide.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*sorted(messages)]
+
+
+def test_a_picture_with_an_alpha_channel_is_laid_on_what_the_export_says(ask, tmp_path):
+    Image.new("RGBA", [8, 8], "#ff000000").save(tmp_path / "clear.png")
+    Image.new("RGB", [8, 8], "white").save(tmp_path / "white.png")
+    (tmp_path / "assets.extra").mkdir()
+    (tmp_path / "assets.extra" / "config.json").write_text('{"data": {"alpha": "white"}}')
+    flags = f"--export={tmp_path}", "--seed=1"
+    clear, white = (ask("score", f"--images={tmp_path / name}.png", *flags) for name in ("clear", "white"))
+    assert clear.splitlines()[-1] == white.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
