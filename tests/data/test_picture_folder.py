@@ -218,7 +218,7 @@ def test_a_model_sees_of_a_folder_what_training_would(tmp_path, changes):
     [
         *((places, {}, "give a file or folder of pictures, or a list") for places in ([], 3)),
         *((places, {}, "'.*: no such file or folder of pictures$") for places in ("a" * 5000, "a\0b")),
-        (".", {"config": "x"}, "config = .*: give model.config, or the settings of"),
+        (".", {"config": "x"}, "config = .*: give model.config, or of a run"),
         *((None, {"seed": seed}, "seed of the data = .*: must be a whole number from 0") for seed in (1.5, "x", -1)),
         (None, {"resize": [1]}, r"data.resize = \[1\]: must be of type str"),
     ],
