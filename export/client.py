@@ -185,7 +185,7 @@ def run() -> None:
     with exit_on_user_error():
         check_choice("the command of nvae-client", first, COMMANDS, "not one of the commands")
     _define_flags(sys.argv.pop(1))
-    command_line.run(lambda: main(first))
+    command_line.run(lambda: main(first), flags)
 
 
 if __name__ == "__main__":

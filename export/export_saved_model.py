@@ -15,6 +15,8 @@ Exit code: 0 done, 2 a mistake or an export that differs; nothing is written the
 import pathlib
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
@@ -47,7 +49,7 @@ def main(
     print(f"Exported to {pathlib.Path(output, str(version))}; it gives {numbers} without this package.")
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

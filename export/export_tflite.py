@@ -24,6 +24,8 @@ import math
 import pathlib
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
 from nvae_tf.errors import start_tensorflow_quietly
@@ -76,7 +78,7 @@ def main(
     print(f"Exported to {output}; the measurements are in {outputs.report_file(place)}")
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

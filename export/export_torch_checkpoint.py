@@ -15,6 +15,8 @@ mistake in the command, a run that can't be exported or whose settings the publi
 import pathlib
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import require, start_tensorflow_quietly
@@ -38,7 +40,7 @@ def main(
     print(export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means))
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

@@ -27,6 +27,7 @@ import threading
 from typing import Annotated
 
 import numpy as np
+from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.errors import require, start_tensorflow_quietly
@@ -107,7 +108,7 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
         print(f"{len(images)} images in {file}", flush=True)
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

@@ -13,6 +13,8 @@ import pathlib
 import sys
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.serving.outputs import check_digests, check_is_export
@@ -36,7 +38,7 @@ def run() -> None:
     """The command `nvae-verify`."""
     if len(sys.argv) == 2 and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"--path={sys.argv[1]}"
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The common part of the scripts in `train` and `export`: flags and their checks, `--help`, errors of one line."""
+"""The common part of the scripts in `train` and `export`: flags and their checks, `--help`, errors of one line.
+
+The library defines no flags: a script hands over its module `absl.flags`.
+"""
 
 import difflib
 import functools
@@ -16,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+from absl import app, logging
 from ml_collections import ConfigDict, config_flags
 
 from nvae_tf.config import OLD_NAMES, ExperimentConfig, named_settings, setting_meanings
@@ -29,31 +32,31 @@ FOLDER = "folder"
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 
 
-def run(main: Callable[..., None]) -> None:
-    """Reads the flags of the script that `main` belongs to, and calls it.
+def run(main: Callable[..., None], flags: ModuleType) -> None:
+    """Reads the flags of the script that `main` belongs to, and calls it; `flags` is the module `absl.flags`.
 
     Annotated parameters of `main` become flags, see `define_parameters`, and get their values. A wrong flag, and an
     error of the kinds that a user can cause, end the process with one line and exit code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.
-    define_parameters(parameters, sys.argv[0] if module.__name__ == "__main__" else module.__name__)
+    define_parameters(flags, parameters, sys.argv[0] if module.__name__ == "__main__" else module.__name__)
     # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
 
     def guarded(_: Sequence[str]) -> None:
         with exit_on_user_error():
-            main(**parameter_values(parameters))
+            main(**parameter_values(flags, parameters))
 
-    app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module))
+    app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module, flags))
 
 
-def command(main: Callable[..., None]) -> Callable[[], None]:
+def command(main: Callable[..., None], flags: ModuleType) -> Callable[[], None]:
     """The function that an installed command calls: it runs a script's `main`, see `run`."""
-    return functools.partial(run, main)
+    return functools.partial(run, main, flags)
 
 
-def define_config() -> Any:
+def define_config(flags: ModuleType) -> Any:
     """Defines --config, and with it a flag --config.GROUP.NAME for each setting; returns its holder."""
 
     class SettingsParser(flags.ArgumentParser):
@@ -69,25 +72,27 @@ def define_config() -> Any:
     return holder
 
 
-class _WithCommas(flags.ArgumentParser):
-    def __init__(self, read: Callable[[str], Any], can_be_one: bool):
-        self._read, self._can_be_one = read, can_be_one
-
-    def parse(self, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        # A file's name may have commas.
-        words = [value] if self._read is str and os.path.exists(value) else value.split(",")
-        values = [self._read(word.strip()) for word in words]
-        return values[0] if self._can_be_one and len(values) == 1 else values
-
-
-def define_parameters(parameters: Mapping[str, inspect.Parameter], module: str | None = None) -> None:
+def define_parameters(
+    flags: ModuleType, parameters: Mapping[str, inspect.Parameter], module: str | None = None
+) -> None:
     """Defines a flag of the same name for each parameter of a function; `parameter_values` reads them.
 
     A parameter is annotated `Annotated[type, meaning, *limits]`: limits are the least and the largest number, or all
     texts that are allowed. A sequence is written with commas between its values; paths also as several flags.
     """
+
+    class WithCommas(flags.ArgumentParser):
+        def __init__(self, read: Callable[[str], Any], can_be_one: bool):
+            self._read, self._can_be_one = read, can_be_one
+
+        def parse(self, value: Any) -> Any:
+            if not isinstance(value, str):
+                return value
+            # A file's name may have commas.
+            words = [value] if self._read is str and os.path.exists(value) else value.split(",")
+            values = [self._read(word.strip()) for word in words]
+            return values[0] if self._can_be_one and len(values) == 1 else values
+
     flags.disclaim_key_flags()
     for name, parameter in parameters.items():
         annotated, meaning, *limits = typing.get_args(parameter.annotation)
@@ -97,7 +102,7 @@ def define_parameters(parameters: Mapping[str, inspect.Parameter], module: str |
         required = parameter.default is parameter.empty
         default, about = None if required else parameter.default, {"required": required, "module_name": module}
         if os.PathLike in kinds:
-            flags.DEFINE_multi(_WithCommas(str, can_be_one=False), None, name, default, meaning, **about)
+            flags.DEFINE_multi(WithCommas(str, can_be_one=False), None, name, default, meaning, **about)
         elif element is bool:
             flags.DEFINE_boolean(name, default, meaning, **about)
         elif element is str and limits:
@@ -105,12 +110,12 @@ def define_parameters(parameters: Mapping[str, inspect.Parameter], module: str |
         else:
             parser = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[element](*limits)
             if element_types:
-                parser = _WithCommas(parser.parse, element in kinds)
+                parser = WithCommas(parser.parse, element in kinds)
             # absl.logging has a flag --log_dir, for programs that let it write files.
             flags.DEFINE(parser, name, default, meaning, allow_override=True, **about)
 
 
-def parameter_values(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+def parameter_values(flags: ModuleType, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """The values of the flags of `define_parameters`, by name."""
     values = {name: flags.FLAGS[name].value for name in parameters}
     # A flag that was given several times has a list for each.
@@ -189,10 +194,10 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
     return OutputPlace(path, kind)
 
 
-def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:
+def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType) -> list[str]:
     with exit_on_user_error():
         if HELP & set(arguments[1:]):
-            print_page(manual_page(module, arguments[1:]))
+            print_page(manual_page(module, flags, arguments[1:]))
         try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
@@ -236,7 +241,7 @@ def print_page(page: str) -> None:
     sys.exit(0)
 
 
-def manual_page(module: ModuleType, arguments: Sequence[str] = ()) -> str:
+def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] = ()) -> str:
     """The docstring of a script, its flags with their meanings, and the settings that the arguments choose."""
     sections = [(module.__doc__ or "").strip(), "Flags:"]
     for flag in flags.FLAGS.get_flags_for_module(module):

@@ -11,6 +11,8 @@ Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
 from nvae_tf.errors import start_tensorflow_quietly
@@ -35,7 +37,7 @@ def main(
     StatusLine().keep(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

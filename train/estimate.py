@@ -21,12 +21,14 @@ from collections.abc import Mapping
 from json import dumps
 from typing import Annotated, Any
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 
-CONFIG = command_line.define_config()
+CONFIG = command_line.define_config(flags)
 
 
 def main(
@@ -62,7 +64,7 @@ def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "data": data | ({"source": "folder"} if data.get("source") == "auto" else {})}
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

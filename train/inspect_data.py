@@ -21,7 +21,7 @@ from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import FIGURES
 
-CONFIG = command_line.define_config()
+CONFIG = command_line.define_config(flags)
 _OUTPUT_HELP = "PNG, SVG or PDF file to write; one from this command is replaced, another only with --overwrite."
 
 
@@ -51,7 +51,7 @@ def main(
     status.keep(f"{train} training images above {test} test images in {file}")
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

@@ -22,6 +22,8 @@ import shlex
 import sys
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
@@ -84,7 +86,7 @@ def run() -> None:
                 raise ValueError(f"{word}: flags of nvae-train stand after a --; for example `{_EXAMPLE}`")
     _WORKER_ARGUMENTS[:] = sys.argv[place + 1 :]
     del sys.argv[place:]
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

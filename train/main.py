@@ -38,12 +38,14 @@ import signal
 import sys
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 
-CONFIG = command_line.define_config()
+CONFIG = command_line.define_config(flags)
 
 
 def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
@@ -66,7 +68,7 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
         sys.exit(128 + result.signal_number)
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

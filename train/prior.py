@@ -17,6 +17,8 @@ Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 import pathlib
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED, PRIOR_KINDS
 from nvae_tf.errors import start_tensorflow_quietly
@@ -46,7 +48,7 @@ def main(
     StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

@@ -13,6 +13,8 @@ Exit code: 0 done, 2 a mistake in the command, or a Hub that does not take the r
 
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
@@ -37,7 +39,7 @@ def main(
     )
 
 
-run = command_line.command(main)
+run = command_line.command(main, flags)
 
 if __name__ == "__main__":
     run()

@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
+from absl import flags
+
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED
 from nvae_tf.errors import require, start_tensorflow_quietly
@@ -61,7 +63,7 @@ def run() -> None:
     is_flag = [word.startswith("-") for word in sys.argv[1:]] + [True]
     place = 1 + is_flag.index(True)
     sys.argv[1:place] = [f"--workdir={folder}" for folder in sys.argv[1:place]]
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":
