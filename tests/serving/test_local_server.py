@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 
 import grpc
 import numpy as np
@@ -217,10 +216,13 @@ def test_the_command_serves_until_sigterm(texts_folder):
 
 @pytest.mark.slow
 def test_a_signal_during_the_start_of_the_command_ends_it_at_once(folder):
-    with started_anew(["-m", "export.serve", f"--path={folder.parent}", "--port=0", "--rest_port=0"]) as process:
-        time.sleep(3.0)  # TensorFlow is starting
+    flags = [f"--path={folder.parent}", "--port=0", "--rest_port=0"]
+    with started_anew(["-m", "export.serve", *flags], stderr=subprocess.PIPE) as process:
+        while "starting TensorFlow" not in process.stderr.readline():
+            pass
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 130 and process.stdout.read() == ""
+        printed, errors = process.communicate(timeout=15)
+    assert process.returncode == 130 and printed == "" and errors.endswith("interrupted\n")
 
 
 def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
