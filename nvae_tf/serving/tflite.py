@@ -12,8 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
 
 from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.data.pipeline import chosen_images, spread_numbers
@@ -31,7 +29,8 @@ from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, repo
 from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.verification import Arrays, diverged, run_alone
 
-require("ai_edge_litert", "tflite")
+schema = require("ai_edge_litert.schema_py_generated", "tflite")
+flatbuffer_utils = require("ai_edge_litert.tools.flatbuffer_utils", "tflite")
 
 METADATA_NAME = "nvae_tf"
 # A device computes one image at a time: an open batch takes 8 % longer, and some delegates require fixed shapes.
