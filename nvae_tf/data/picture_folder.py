@@ -250,7 +250,6 @@ def load_images(
     elif isinstance(config, ExperimentConfig):
         spec = config.data
     else:
-        raise ValueError(
-            f"config = {shown(config)}: give model.config, or of a run nvae_tf.experiment_config('runs/mine')"
-        )
+        fix = "give model.config, or of a run nvae_tf.experiment_config('runs/mine')"
+        raise ValueError(f"config = {shown(config)}: {fix}")
     return pictures_for_model(places, spec, seed, resize, convert)[0]
