@@ -51,7 +51,7 @@ CONFIG = command_line.define_config(flags)
 def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
     """Checks the settings, then trains."""
     check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
-    config = complete_config(CONFIG.value)
+    config = complete_config(CONFIG.value, flags.FLAGS["config"].override_values)
     # Not before: a mistake is reported within a moment.
     start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
