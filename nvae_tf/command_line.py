@@ -56,6 +56,15 @@ def command(main: Callable[..., None], flags: ModuleType) -> Callable[[], None]:
     return functools.partial(run, main, flags)
 
 
+def name_argument(flag: str) -> None:
+    """Lets the value of a flag stand without the flag on the command line, once."""
+    for place, (before, word) in enumerate(zip(sys.argv, sys.argv[1:], strict=False), 1):
+        takes_value = before.startswith("-") and "=" not in before and not before.startswith(("--no", "-no"))
+        if not word.startswith("-") and (place == 1 or not takes_value):
+            sys.argv[place] = f"--{flag}={word}"
+            return
+
+
 def define_config(flags: ModuleType) -> Any:
     """Defines --config, and with it a flag --config.GROUP.NAME for each setting; returns its holder."""
 
