@@ -25,9 +25,10 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
     check_is_export(pathlib.Path(path))
     check_digests(pathlib.Path(path))
     start_tensorflow_quietly()
-    from nvae_tf.serving.verification import TOLERANCE, verified
+    from nvae_tf.serving.verification import TOLERANCE, checking_process, verified
 
-    differences = verified(pathlib.Path(path))
+    with checking_process() as run:
+        differences = verified(pathlib.Path(path), run)
     width = max(map(len, differences))
     for name, difference in differences.items():
         print(f"{name:{width}}  {difference:.1e}")

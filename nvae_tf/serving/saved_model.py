@@ -25,10 +25,10 @@ from nvae_tf.models import NVAE
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.run_folder import RunFolder
-from nvae_tf.serving import outputs
+from nvae_tf.serving import outputs, verification
 from nvae_tf.serving.explorer_files import EXAMPLES
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import RECORD, ROWS, Arrays, all_differences, recorded, side_of_record, verified
+from nvae_tf.serving.verification import Arrays, all_differences, checking_process, recorded, side_of_record, verified
 
 # Half-precision weights that change an output by more of its largest value are not published.
 LARGEST_DIFFERENCE = 0.2
@@ -68,17 +68,18 @@ def export_saved_model(
     require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, outputs.WEIGHTS)
     output, row_bytes = pathlib.Path(output), inference_bytes_per_image(model.config)
-    # The export is tried with `ROWS` rows.
-    most_rows = max(most_rows or max(REQUEST_BYTES // row_bytes, outputs.BATCH_ROWS), ROWS)
+    # The export is tried with `verification.ROWS` rows.
+    most_rows = max(most_rows or max(REQUEST_BYTES // row_bytes, outputs.BATCH_ROWS), verification.ROWS)
     folded = folded_weights(model._stacks(), weights)
     # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.
     signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
-    with atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version)) as folder:
+    new_folder = atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version))
+    with new_folder as folder, checking_process() as run:
         model_record = recorded(Signatures(model))
         record = model_record if weights == "float32" else recorded(signatures, side_of_record(model_record, "inputs"))
         signatures.write(folder, _folded_variables(model, folded))
         try:
-            differences = verified(folder, record)
+            differences = verified(folder, run, record)
             if weights != "float32":
                 differences = all_differences(*(side_of_record(each, "outputs") for each in (record, model_record)))
                 _check_rounding(weights, differences)
@@ -205,7 +206,7 @@ def _write_assets(
     if origin.examples is not None:
         write_arrays(folder / EXAMPLES, origin.examples)
     _write_warm_up(folder / _WARM_UP, model_name, signatures.names, record)
-    write_arrays(export / RECORD, record)
+    write_arrays(export / verification.RECORD, record)
     outputs.write_digests(export)
 
 

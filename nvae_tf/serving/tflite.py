@@ -27,7 +27,7 @@ from nvae_tf.models.passes import Decoded, inference_pass
 from nvae_tf.runs.loading import spec_to_read
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
-from nvae_tf.serving.verification import Arrays, diverged, run_alone
+from nvae_tf.serving.verification import Arrays, diverged, process_alone
 
 schema = require("ai_edge_litert.schema_py_generated", "tflite")
 flatbuffer_utils = require("ai_edge_litert.tools.flatbuffer_utils", "tflite")
@@ -212,11 +212,11 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     output = "latent" if name == "encode" else "image"
     expected = _in_batches(getattr(signatures, name), inputs)
     advice = "). With --quantize=int8 an activation is 0 for all training images: take --quantize=dynamic"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, process_alone("decode_on_device.py") as run:
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
-            results = run_alone("decode_on_device.py", inputs, model, name, output, _THREADS)
+            results = run(inputs, model, name, output, _THREADS)
     actual = results["output"]
     if not np.isfinite(expected).all():
         raise ValueError(diverged(name))

@@ -3,11 +3,14 @@
 Inputs and outputs of the model are recorded when the export is made, so that it can be checked wherever it is copied.
 """
 
+import contextlib
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,12 +30,16 @@ RECORD = "assets.extra/verification.npz"
 ROWS = 3
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
-import runpy, sys
+import importlib, json, runpy, sys
 sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
-runpy.run_path(sys.argv[1])["replay"](*sys.argv[2:])
+script, *modules = sys.argv[1:]
+for module in modules:
+    importlib.import_module(module)
+runpy.run_path(script)["replay"](*json.loads(sys.stdin.read()))
 """
 
 Arrays = dict[str, np.ndarray]
+RunAlone = Callable[..., Arrays]  # see `process_alone`
 
 
 def read_record(folder: pathlib.Path) -> Arrays:
@@ -111,34 +118,50 @@ def diverged(signature: str) -> str:
     return f"the model's signature {signature} gives numbers that are not finite; export an earlier checkpoint"
 
 
-def run_alone(script: str, inputs: Arrays, *arguments: Any) -> Arrays:
-    """Returns what `replay(INPUTS.npz, OUTPUTS.npz, *arguments)` of a script in `export` writes.
+@contextlib.contextmanager
+def process_alone(script: str, *modules: str) -> Iterator[RunAlone]:
+    """Starts a process on the CPU that can't import this package, for a script in `export`; gives `run`.
 
-    It runs on the CPU in a process that can't import this package. ValueError with the last line of its errors.
+    `run(inputs, *arguments)`, called once, returns the arrays that the script's `replay(INPUTS.npz, OUTPUTS.npz,
+    *arguments)` writes; ValueError with the last line of its errors. Enter early: the process imports `modules` while
+    the caller works. It ends with the context.
     """
-    with tempfile.TemporaryDirectory() as place:
-        given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
-        np.savez(given, **inputs)
-        # -I: neither the working directory nor PYTHONPATH can bring the package in.
-        command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, given, made, *arguments]
-        options = {"cwd": place, "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}, "errors": "replace"}
-        process = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
-        if process.returncode:
-            # The last line of a traceback has the reason.
-            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"exit code {process.returncode}: {reason}")
-        with np.load(made) as outputs:
-            return dict(outputs)
+    # -I: neither the working directory nor PYTHONPATH can bring the package in.
+    command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, *modules]
+    options = {"text": True, "errors": "replace", "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}}
+    options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with tempfile.TemporaryDirectory() as place, subprocess.Popen(command, cwd=place, **options) as process:
+
+        def run(inputs: Arrays, *arguments: Any) -> Arrays:
+            given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
+            np.savez(given, **inputs)
+            _, errors = process.communicate(json.dumps([*map(str, (given, made, *arguments))]))
+            if process.returncode:
+                # The last line of a traceback has the reason.
+                reason = (errors.strip().splitlines() or ["no message"])[-1]
+                raise ValueError(f"exit code {process.returncode}: {reason}")
+            with np.load(made) as outputs:
+                return dict(outputs)
+
+        try:
+            yield run
+        finally:
+            process.kill()
 
 
-def verified(folder: pathlib.Path, record: Arrays | None = None) -> dict[str, float]:
-    """Runs every signature of an export in a clean process; returns the `difference` of every output from a record.
+def checking_process() -> contextlib.AbstractContextManager[RunAlone]:
+    """Starts the process for `verified`, and gives its `run`."""
+    return process_alone("run_saved_model.py", "tensorflow")
 
-    ValueError where one is more than `TOLERANCE`, or the export can't be run.
+
+def verified(folder: pathlib.Path, run: RunAlone, record: Arrays | None = None) -> dict[str, float]:
+    """Runs every signature of an export in a process; returns the `difference` of every output from a record.
+
+    `run` is that of a `checking_process`. ValueError where one is more than `TOLERANCE`, or the export can't be run.
     """
     record = record or read_record(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        outputs = run_alone("run_saved_model.py", side_of_record(record, "inputs"), folder.resolve())
+        outputs = run(side_of_record(record, "inputs"), folder.resolve())
     differences = all_differences(outputs, side_of_record(record, "outputs"))
     worst = max(differences, key=differences.get)
     if not differences[worst] <= TOLERANCE:

@@ -1,8 +1,11 @@
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
+import signal
 import stat
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +26,7 @@ from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, write_digest
 from nvae_tf.serving.saved_model import cached_export, example_images, export_saved_model, load_export
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from nvae_tf.serving.tflite import folded_signatures, run_images
-from nvae_tf.serving.verification import RECORD, read_record, verified
+from nvae_tf.serving.verification import RECORD, checking_process, read_record, verified
 from tests import FIXTURES, ROOT
 from tests.serving.conftest import VANILLA_CONFIG
 from tests.serving.model_servers import IMAGES
@@ -167,15 +170,31 @@ def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, m
 
 
 def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, monkeypatch, unwritten):
-    def off_by_little(script, inputs, folder):
+    def off_by_little(inputs, folder):
         outputs = verification.side_of_record(verification.recorded(Signatures(vanilla_model)), "outputs")
         outputs["score/kl_per_group"] *= np.float32(1 + 3e-5)
         return outputs
 
-    monkeypatch.setattr(verification, "run_alone", off_by_little)
+    monkeypatch.setattr(saved_model, "checking_process", lambda: contextlib.nullcontext(off_by_little))
     with pytest.raises(ValueError, match="score/kl_per_group is off by 3.*not published"):
         export_saved_model(vanilla_model, tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_process_that_checks_starts_while_the_model_is_recorded_and_ends_with_an_error(
+    vanilla_model, tmp_path, monkeypatch
+):
+    started, popen = [], subprocess.Popen
+
+    def fails(signatures):
+        assert started[0].poll() is None
+        raise ValueError("it has diverged")
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **how: started.append(popen(*given, **how)) or started[-1])
+    monkeypatch.setattr(saved_model, "recorded", fails)
+    with pytest.raises(ValueError, match="it has diverged"):
+        export_saved_model(vanilla_model, tmp_path / "a" / "b")
+    assert started[0].returncode == -signal.SIGKILL and not list(tmp_path.iterdir())
 
 
 def test_a_model_that_has_diverged_is_not_exported(vanilla_model):
@@ -237,11 +256,11 @@ def test_what_is_no_export_is_refused(folder, refused):
 @pytest.mark.slow
 def test_an_export_without_a_record_and_one_that_cannot_be_run(copied):
     (copied / "variables" / "variables.index").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"can't be run in a clean process \(.*\)$"):
-        verified(copied)
+    with checking_process() as run, pytest.raises(ValueError, match=r"can't be run in a clean process \(.*\)$"):
+        verified(copied, run)
     (copied / RECORD).unlink()
     with pytest.raises(ValueError, match="verification.npz: missing or damaged"):
-        verified(copied)
+        verified(copied, run)
 
 
 @pytest.mark.parametrize(
