@@ -29,9 +29,7 @@ from typing import Annotated
 import numpy as np
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.files import check_writable
+from nvae_tf import command_line, errors, files
 from nvae_tf.serving.explorer_files import PAGE, explorer_facts, write_explorer
 from nvae_tf.serving.outputs import newest_version, unchecked_reason
 
@@ -56,11 +54,11 @@ def main(
         if explore:
             explorer_facts(newest)
     if samples:
-        check_writable(pathlib.Path(samples), f"--samples={samples}")
+        files.check_writable(pathlib.Path(samples), f"--samples={samples}")
     for module in ("tensorflow_serving", "uvicorn"):
-        require(module, "serving")
+        errors.require(module, "serving")
     print(*filter(None, [remark]), "starting TensorFlow ...", sep="\n", file=sys.stderr, flush=True)
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -15,8 +15,7 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf import command_line, errors
 from nvae_tf.serving.outputs import check_digests, check_is_export
 
 
@@ -24,7 +23,7 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
     """Checks."""
     check_is_export(pathlib.Path(path))
     check_digests(pathlib.Path(path))
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.serving.verification import TOLERANCE, checking_process, verified
 
     with checking_process() as run:

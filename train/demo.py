@@ -21,9 +21,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from nvae_tf import command_line
+from nvae_tf import command_line, presets
 from nvae_tf.generation.image_grid import image_grid, read_images
-from nvae_tf.presets import preset
 from nvae_tf.progress import duration
 
 _TEMPERATURE = 1.0
@@ -57,7 +56,7 @@ _STEPS = (
 
 def steps(workdir: pathlib.Path) -> list[tuple[str, list[str], pathlib.Path]]:
     """The title, the arguments of `python`, and the last file that it writes, which shows that it is done, of all."""
-    plan, total = [], preset("digits").train.steps
+    plan, total = [], presets.preset("digits").train.steps
     for title, output, command in _STEPS:
         file = workdir / output.format(total=total)
         words = {"run": f"--workdir={workdir}", "output": f"--output={file}", "json": f"--json={file}"}

@@ -23,10 +23,8 @@ from typing import Annotated, Any
 
 from absl import flags
 
-from nvae_tf import command_line
+from nvae_tf import command_line, errors, files
 from nvae_tf.data.spec import complete_config
-from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.files import atomic_write
 
 CONFIG = command_line.define_config(flags)
 
@@ -39,14 +37,14 @@ def main(
     if json:
         command_line.output_place(json, (".json",), overwrite=True, flag="json")
     config = complete_config(sized_settings(CONFIG.value))
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.training.memory import estimate_memory, memory_table
 
     summary = estimate_memory(config, gpu_memory_gib)
     print(memory_table(summary, config), flush=True)
     if json:
         pathlib.Path(json).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(pathlib.Path(json), dumps(summary, indent=2) + "\n")
+        files.atomic_write(pathlib.Path(json), dumps(summary, indent=2) + "\n")
     if gpu_memory_gib is not None and not summary["largest_batch_sizes"][0]["batch_size"]:
         raise ValueError(
             f"--gpu_memory_gib={gpu_memory_gib:g}: not even a step of {config.train.accumulate_steps} images fits; "

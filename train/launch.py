@@ -24,10 +24,7 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.errors import exit_on_user_error
-from nvae_tf.files import check_writable
-from nvae_tf.progress import StatusLine
+from nvae_tf import command_line, errors, files, progress
 from nvae_tf.training import launcher
 from nvae_tf.training.launcher import STOPPED_CODES
 
@@ -64,10 +61,10 @@ def main(
     gpus = launcher.gpus_of_processes(processes, gpus_per_process)
 
     def report(text: str) -> None:
-        StatusLine(sys.stderr).keep(f"nvae-launch: {text}")
+        progress.StatusLine(sys.stderr).keep(f"nvae-launch: {text}")
 
     if processes > 1:
-        check_writable(folder, f"--log_dir={folder}")
+        files.check_writable(folder, f"--log_dir={folder}")
         report(f"{processes} worker processes; here is the output of worker 0, the others' is in {folder}.")
     command = [sys.executable, "-m", f"{__package__}.main", *_WORKER_ARGUMENTS]
     exit_code = launcher.run_workers(command, gpus, folder, grace_seconds, report)
@@ -80,7 +77,7 @@ def main(
 def run() -> None:
     """The command `nvae-launch`."""
     place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    with exit_on_user_error():
+    with errors.exit_on_user_error():
         for word in sys.argv[1:place]:
             if re.match("--?(workdir|config)", word):
                 raise ValueError(f"{word}: flags of nvae-train stand after a --; for example `{_EXAMPLE}`")

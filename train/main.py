@@ -40,20 +40,18 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
+from nvae_tf import command_line, errors, files
 from nvae_tf.data.spec import complete_config
-from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.files import check_writable
 
 CONFIG = command_line.define_config(flags)
 
 
 def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
     """Checks the settings, then trains."""
-    check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
+    files.check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     config = complete_config(CONFIG.value)
     # Not before: a mistake is reported within a moment.
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
     from nvae_tf.training.loop import train_and_evaluate
 
