@@ -127,7 +127,6 @@ def _written(command: str, place: Any, result: Any, names: list[str], labels: An
     if command == "score":
         rows = list(zip(map(str, paths), *(score.tolist() for score in result), strict=True))
         if place is not None:
-            place.path.parent.mkdir(parents=True, exist_ok=True)
             keys = ("file", *result._fields)
             atomic_write(place.path, json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2) + "\n")
         rows.append(("mean", result.nats.mean(), result.bits_per_dim.mean()))

@@ -30,8 +30,10 @@ _LONGEST_HEADER = 2**14  # bytes before the values of an array
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a file beside `path` to write; it is renamed to `path` when the block ends without an error.
 
-    Where it can't be written, the OSError's text names `path`, and its `strerror` is the reason alone.
+    Its folder is made where it is missing. Where the file can't be written, the OSError's text names `path`, and its
+    `strerror` is the reason alone.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of several machines may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:

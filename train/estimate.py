@@ -43,7 +43,6 @@ def main(
     summary = estimate_memory(config, gpu_memory_gib)
     print(memory_table(summary, config), flush=True)
     if json:
-        pathlib.Path(json).parent.mkdir(parents=True, exist_ok=True)
         files.atomic_write(pathlib.Path(json), dumps(summary, indent=2) + "\n")
     if gpu_memory_gib is not None and not summary["largest_batch_sizes"][0]["batch_size"]:
         raise ValueError(

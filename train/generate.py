@@ -96,7 +96,6 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, 
         about = Provenance(model, step=run.step, checkpoint_sha256=sha256, command=_COMMAND, **origin)
         save_figure(made.draw(about), place.path, FLAGS.raw)
     if made.metrics is not None and FLAGS.json:
-        pathlib.Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
         files.atomic_write(pathlib.Path(FLAGS.json), json.dumps(made.metrics, indent=2) + "\n")
 
 

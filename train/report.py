@@ -48,7 +48,6 @@ def main(
         page, missing = report_of_run(workdir[0], checkpoint, seed, data_path, status)
     else:
         page = compare_runs(workdir)
-    place.path.parent.mkdir(parents=True, exist_ok=True)
     files.atomic_write(place.path, page)
     for line in missing:
         status.keep(f"not on the page: {line}")

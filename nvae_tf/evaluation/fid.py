@@ -198,7 +198,6 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
             progress.add(len(images))
 
     statistics = statistics_of(features())
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(file, statistics._asdict())
     return statistics
 
@@ -285,7 +284,6 @@ def downloaded_inception(folder: pathlib.Path, url=URL, size=_ARCHIVE_SIZE, time
     file = folder / url.rpartition("/")[2]
     if file.exists() and file.stat().st_size == size:
         return file
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial:
         try:
             with requests.get(url, stream=True, timeout=timeout_seconds) as response, partial.open("wb") as target:

@@ -64,7 +64,6 @@ def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
 
 def write_png(path: pathlib.Path, array: np.ndarray) -> None:
     """Writes uint8 `[height, width, 1 to 4 channels]` atomically; the folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         _picture(array).save(partial, format="PNG")
 
@@ -83,7 +82,6 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
     if loop or ending == ".webp":
         options["loop"] = 0 if loop else 1
     options |= {"save_all": True, "append_images": pictures[1:], "duration": milliseconds}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         pictures[0].save(partial, format=ANIMATION_FORMATS[ending], **options)
 

@@ -47,9 +47,7 @@ def write_flat_latents(path: str | os.PathLike, latent: np.ndarray, shapes=None,
     texts = {"about": about, "names": names}
     arrays = {name: np.array(value, np.str_) for name, value in texts.items() if value is not None}
     arrays |= {"latent": latent} | ({} if labels is None else {"labels": np.array(labels, np.int32)})
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_arrays(path, arrays)
+    write_arrays(pathlib.Path(path), arrays)
 
 
 def read_flat_latents(path: str | os.PathLike) -> StoredLatents:

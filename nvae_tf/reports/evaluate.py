@@ -144,7 +144,6 @@ def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Pa
         score, batches = task.trained.model.outlier_score, task.batches(task.source, images_alone(task.spec))
         scored = [score(batch)._replace(parts=None) for batch in batches]  # the parts are as large as the images
         columns |= {name: np.concatenate([getattr(part, name) for part in scored]) for name in _OUTLIER_SCORES}
-    file.parent.mkdir(parents=True, exist_ok=True)
     # The name of a file need not be Unicode.
     with atomic_file(file) as partial, partial.open("w", newline="", errors="surrogateescape") as lines:
         csv.writer(lines).writerows([columns, *zip(*columns.values(), strict=True)])

@@ -488,7 +488,6 @@ def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> N
         return
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{path}: a figure is a .png, .svg or .pdf file")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_bytes(figure_bytes(figure, path.suffix.lower()[1:]))
 

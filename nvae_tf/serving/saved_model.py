@@ -190,7 +190,6 @@ def _write_assets(
 ) -> None:
     """Writes `assets.extra/` of an export; a server reads only the warm-up requests."""
     folder = export / outputs.ASSETS
-    folder.mkdir()
     checkout = pathlib.Path(__file__).resolve().parents[2]
     versions = {"nvae_tf": __version__, "git_revision": git_revision(checkout), "tensorflow": tf.__version__}
     contents = {

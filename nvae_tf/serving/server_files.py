@@ -79,7 +79,6 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
         del files["batching_parameters.txt"]
     # Before the other files: it reads what may be damaged.
     explorer = _write_explorer(exports, output / "explorer")
-    output.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         atomic_write(output / name, text)
     start = f"To start the server: cd {output} && docker compose up --detach --wait"

@@ -139,7 +139,6 @@ def export_tflite(
     measured = compare(content, exact, signature, test)
     _check(measured, signature, quantize, smallest_psnr)
     report = metadata | {"measured": measured, "smallest_psnr_db": smallest_psnr}
-    output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(report_file(output)) as report_partial, atomic_file(output) as partial:
         check_new_tflite(output, signature, quantize)  # another export may have been quicker
         report_partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
