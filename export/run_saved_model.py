@@ -17,8 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-# Images drawn at once, which bounds the memory.
-BATCH = 64
+BATCH = 64  # images drawn at once, which bounds the memory
 # The shortest side, in pixels, to which small images are enlarged; pixels between images.
 VISIBLE_SIDE, GAP = 64, 6
 LARGEST_SEED = 2**31 - 1
@@ -65,8 +64,7 @@ def replay(inputs: str, outputs: str, folder: str) -> None:
         given = {name.partition("/")[::2]: file[name] for name in file}
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     results = {}
-    # Either loader takes seconds, the most of them outside of Python.
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:  # either loader takes seconds, the most of them outside of Python
         loading = pool.submit(tf.saved_model.load, folder)
         with session_of(folder) as run:
             stored = loading.result().signatures

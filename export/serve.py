@@ -62,8 +62,7 @@ def main(
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        # Every connection is an open file.
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # every connection is an open file
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     from nvae_tf.serving.local_server import local_server
 
@@ -79,8 +78,7 @@ def main(
         if explore:
             write_explorer(pages, {name: newest_version(versions)})
         with local_server(name, versions, port, rest_port, host, rest_api_enable_cors_support, pages) as ports:
-            # Not before: a signal during the start ends it at once.
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT):  # not before: a signal during the start ends it at once
                 signal.signal(number, lambda *_: ended.set())
             print(f"ready: gRPC on {host}:{ports[0]}, REST on {host}:{ports[1]}", flush=True)
             host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host

@@ -74,8 +74,7 @@ def main(workdir: Annotated[str, "Run folder of the demo."] = "runs/demo") -> No
             print(f"{heading}: done before, {output}", flush=True)
             continue
         print(f"\n{heading}\n$ python {shlex.join(arguments)}", flush=True)
-        # The output may be of an earlier training; an export is its whole folder.
-        output.unlink(missing_ok=True)
+        output.unlink(missing_ok=True)  # the output may be of an earlier training; an export is its whole folder
         if output.name == "saved_model.pb":
             shutil.rmtree(output.parent, ignore_errors=True)
         _run(arguments)
@@ -88,8 +87,7 @@ def _run(arguments: list[str]) -> None:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # Ctrl-C has reached the step too, which saves what it has.
-        code = process.wait() or 130
+        code = process.wait() or 130  # Ctrl-C has reached the step too, which saves what it has
     if code:
         print(f"The step ended with exit code {code}; the same command continues from here.", file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)

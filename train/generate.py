@@ -132,8 +132,7 @@ def run() -> None:
             config.check_choice("the mode of nvae-generate", first, TASKS, "not one of the modes")
         mode = sys.argv.pop(1)
     _define_flags(mode)
-    # What `--help` prints.
-    __doc__ = f"{inspect.getdoc(TASKS[mode])}\n\n{_EXIT_CODES}"
+    __doc__ = f"{inspect.getdoc(TASKS[mode])}\n\n{_EXIT_CODES}"  # what `--help` prints
     command_line.run(lambda: _main(mode), flags)
 
 

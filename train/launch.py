@@ -32,8 +32,7 @@ _GPUS_HELP = "GPUs that each process gets for itself, of CUDA_VISIBLE_DEVICES or
 _GRACE_HELP = "When one worker has ended, seconds that the others may take to save and stop; then they are killed."
 _LOG_HELP = "Folder for the output of workers 1, 2 ... If not given, the run folder's name and -logs, beside it."
 _EXAMPLE = "nvae-launch --processes=2 -- --config=digits --workdir=runs/two"
-# The arguments after the --.
-_WORKER_ARGUMENTS: list[str] = []
+_WORKER_ARGUMENTS: list[str] = []  # the arguments after the --
 
 
 def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:

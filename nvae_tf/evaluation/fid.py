@@ -185,8 +185,7 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
     fingerprint = f"train, {content_digest(source, spec)}, {extractor.name}"
     file = cache_folder() / "feature_statistics" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.npz"
     schema = {"mean": Field("number", ("features",)), "covariance": Field("number", ("features", "features"))}
-    # Made again where the file is damaged.
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError):  # made again where the file is damaged
         arrays = read_arrays(file, schema | {"count": Field("whole number", (), 2)})
         return FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
     task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
@@ -300,8 +299,7 @@ def graph_content(file: pathlib.Path) -> bytes:
     """The graph's file as bytes, from itself or from the archive that it is in."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; {_HELP}")
-    # Any file of zeros is a tar archive, so its name decides.
-    if not file.name.endswith((".tgz", ".tar.gz", ".tar")):
+    if not file.name.endswith((".tgz", ".tar.gz", ".tar")):  # any file of zeros is a tar archive, so its name decides
         return file.read_bytes()
     try:
         with tarfile.open(file) as archive:

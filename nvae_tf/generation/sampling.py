@@ -34,8 +34,7 @@ from nvae_tf.models.passes import encoded_latents, generated, top_down_pass
 from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.replicas import divided, joined
 
-# Always the same, so that the last bit of image i does not depend on how many there are.
-BATCH_SIZE = 16
+BATCH_SIZE = 16  # always the same, so that the last bit of image i does not depend on how many there are
 # In radians. Below it an arc and a straight line are the same in float32; and opposite latents have no arc.
 _SMALLEST_ANGLE = 1e-4
 Progress = Callable[[int], None] | None

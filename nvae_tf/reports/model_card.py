@@ -114,8 +114,7 @@ def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespac
     """An evaluation file: its metrics, their table and rows, scores for the Hub, and pictures."""
     metrics = read_object(file, ANY_OBJECT)
     metrics["split"] = str(metrics["split"])
-    # A folder of this machine, which a public card does not name.
-    metrics.pop("data", None)
+    metrics.pop("data", None)  # a folder of this machine, which a public card does not name
     named = [path for metric in ("latents", "outliers") for path in metrics.get(metric, {}).get("pictures", ())]
     # Paths in the run folder alone: a folder may come from others.
     inside = [path for path in named if not os.path.isabs(path) and ".." not in pathlib.PurePath(path).parts]
@@ -185,8 +184,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
         template_path=str(_TEMPLATE),
         **{"facts": facts, "place": place, "hub_dataset": _hub_dataset(facts.config.data), "counted": counted},
         **{"plain": _plain, "code": _code, "quoted": ascii, "shell_word": shlex.quote},
-        # A text that can't end the block of code that it stands in.
-        in_block=lambda text: text.replace("```", "'''"),
+        in_block=lambda text: text.replace("```", "'''"),  # a text that can't end the block of code that it stands in
     )
     # A name may have the marker in it, and need not be Unicode.
     text = str(card).replace(MARKER, MARKER.replace("<!--", "<! --"))

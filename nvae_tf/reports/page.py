@@ -38,8 +38,7 @@ from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
-# CSS pixels. A phone shows a figure at about this width, so its text stays readable there.
-_WIDTH = 430
+_WIDTH = 430  # CSS pixels. A phone shows a figure at about this width, so its text stays readable there.
 # How many samples are shown of small images and of large ones; among how many images neighbors are looked for.
 _MANY, _FEW, _LARGE_FROM, _NEAREST_AMONG = 36, 16, 128, 10_000
 _COLUMNS, _STEPS = 8, 5
@@ -52,8 +51,7 @@ _CHARTS = (
     ("Weight of the KL in the loss", "factor", {"KL weight": "kl_weight"}),
     ("Speed of training", "images per second", {"speed": "images_per_second"}),
 )
-# Section, content and a function that draws it.
-_Drawing = tuple[str, str, Callable[[], Figure]]
+_Drawing = tuple[str, str, Callable[[], Figure]]  # section, content and a function that draws it
 _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), autoescape=True, trim_blocks=True)
 _TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
 
@@ -255,8 +253,7 @@ def _read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], flo
     """
     points: dict[str, dict[int, float]] = collections.defaultdict(dict)
     seconds = 0.0
-    # A file's name begins with the time of its making.
-    for file in sorted(folder.glob("*tfevents*")):
+    for file in sorted(folder.glob("*tfevents*")):  # a file's name begins with the time of its making
         times = []
         with contextlib.suppress(tf.errors.OpError, OSError):
             for event in EventFileLoader(str(file)).Load():

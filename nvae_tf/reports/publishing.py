@@ -83,8 +83,7 @@ def write_shared_run(
             (output / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.path / name, output / name)
     _share_origin(source, shared, run.config.train.initialize_from)
-    # Once: they are gigabytes.
-    old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
+    old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)  # once: they are gigabytes
     scored = {split: source.scores(old, split) for split in ("test", "train")}
     for split, scores in scored.items():
         if scores is not None:

@@ -10,10 +10,8 @@ from nvae_tf.schemas import Field, parsed
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
-# The signature that servers run for a request that names none.
-DEFAULT_SIGNATURE = "serving_default"
-# The ending of signatures whose images are the bytes of PNG files.
-PNG_SUFFIX = "_png"
+DEFAULT_SIGNATURE = "serving_default"  # the signature that servers run for a request that names none
+PNG_SUFFIX = "_png"  # the ending of signatures whose images are the bytes of PNG files
 # The most rows of a batch of TensorFlow Serving and of a request to the server for trials; an export may take fewer.
 BATCH_ROWS = 64
 # The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
@@ -29,8 +27,7 @@ MODES = {
 SMALLEST_PSNR = 30.0
 ASSETS = "assets.extra"
 DIGESTS = f"{ASSETS}/sha256.json"
-# The largest number of a version that TensorFlow Serving takes.
-LARGEST_VERSION = 2**63 - 1
+LARGEST_VERSION = 2**63 - 1  # the largest number of a version that TensorFlow Serving takes
 
 
 def check_version_is_free(output: pathlib.Path, version: int) -> None:

@@ -30,12 +30,9 @@ from nvae_tf.serving.explorer_files import EXAMPLES
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import Arrays, all_differences, checking_process, recorded, side_of_record, verified
 
-# Half-precision weights that change an output by more of its largest value are not published.
-LARGEST_DIFFERENCE = 0.2
-# The memory that the rows of one request may take unless the export says otherwise.
-REQUEST_BYTES = 2 * 2**30
-# The file that TensorFlow Serving looks for.
-_WARM_UP = "tf_serving_warmup_requests"
+LARGEST_DIFFERENCE = 0.2  # half-precision weights that change an output by more of its largest value are not published
+REQUEST_BYTES = 2 * 2**30  # the memory that the rows of one request may take unless the export says otherwise
+_WARM_UP = "tf_serving_warmup_requests"  # the file that TensorFlow Serving looks for
 
 
 class Origin(NamedTuple):

@@ -40,12 +40,9 @@ REPRESENTATIVE_INPUTS, TEST_INPUTS = 128, 64
 # The largest difference that rounding may cause in float32, relative to the largest number of the output.
 TOLERANCE = 1e-4
 _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
-# Images computed at once, which bounds the memory; the threads of the interpreter.
-_BATCH, _THREADS = 16, 1
-# The signatures that have images among their inputs.
-_TAKE_IMAGES = ("encode", "reconstruct")
-# Equal images have no PSNR; rounding of float32 is some 140 dB down.
-_SMALLEST_SQUARE = 1e-15
+_BATCH, _THREADS = 16, 1  # images computed at once, which bounds the memory; the threads of the interpreter
+_TAKE_IMAGES = ("encode", "reconstruct")  # the signatures that have images among their inputs
+_SMALLEST_SQUARE = 1e-15  # equal images have no PSNR; rounding of float32 is some 140 dB down
 
 # Gives at most `count` images `[count, H, W, C]` of "train" or "test", a part of the data.
 DataImages = Callable[[str, int], np.ndarray]
@@ -260,8 +257,7 @@ def convert(folder: str, name: str, quantize: str, examples: Arrays) -> bytes:
         rows = [{key: array[index : index + 1] for key, array in examples.items()} for index in range(count)]
         converter.representative_dataset = lambda: ((name, row) for row in rows)
     try:
-        # On a failure the converter writes the whole graph.
-        with standard_error_into([]), warnings.catch_warnings():
+        with standard_error_into([]), warnings.catch_warnings():  # on a failure the converter writes the whole graph
             # The converter itself takes the ranges of int8 with the old interpreter.
             warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
             return converter.convert()

@@ -23,11 +23,9 @@ from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
 from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
-# The largest difference that rounding may cause, relative to the largest number of the tensor.
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # the largest difference that rounding may cause, relative to the largest number of the tensor
 RECORD = "assets.extra/verification.npz"
-# The number of rows of the record's inputs.
-ROWS = 3
+ROWS = 3  # the number of rows of the record's inputs
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
 import importlib, json, runpy, sys
