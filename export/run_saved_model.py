@@ -52,8 +52,7 @@ def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
     seeds = np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
     temperatures = np.full(count, temperature, np.float32)
     parts = [slice(start, start + BATCH) for start in range(0, count, BATCH)]
-    images = [run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts]
-    return np.concatenate(images)
+    return np.concatenate([run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts])
 
 
 def replay(inputs: str, outputs: str, folder: str) -> None:

@@ -10,8 +10,7 @@ optimizer's slots, the peak for several batch sizes, and the largest batch size 
 GPUs of usual sizes. Batch sizes are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
 
 The peak on a CPU is that of the process; data, scoring and sampling come on top. The peak on a GPU has 1 GiB for CUDA
-and its libraries; without a GPU it takes the memory of an image from the CPU. Neither has been compared with a real
-GPU.
+and its libraries; without a GPU it takes the memory of an image from the CPU. Neither was compared with a real GPU.
 
 Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single image.
 """

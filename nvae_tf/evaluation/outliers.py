@@ -121,8 +121,7 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
 def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tuple[dict, list[ImageSet], list[Scores]]:
     """Measures how well each score separates each set of outliers from the part's own images, on all workers.
 
-    Returns the entry `outliers` of the evaluation file; the sets, the part's own images first; and for each of them the
-    scores, see `scores_by_name`.
+    Returns the entry `outliers` of the evaluation file; the sets, the part's own first; and `scores_by_name` of each.
     """
     own_spec = dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")
     sets = [(task.source, own_spec), *outliers]

@@ -115,8 +115,7 @@ def pixels_of(images: np.ndarray) -> np.ndarray:
 
 def pil_images(images: np.ndarray) -> list[Image.Image]:
     """The Pillow images of images `[count, height, width, 1 to 4]`, uint8 or float in [0, 1]."""
-    pixels = images if images.dtype == np.uint8 else pixels_of(images)
-    return list(map(_picture, pixels))
+    return list(map(_picture, images if images.dtype == np.uint8 else pixels_of(images)))
 
 
 def png_files(pixels: np.ndarray) -> np.ndarray:

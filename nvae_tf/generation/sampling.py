@@ -88,8 +88,7 @@ class ImageGenerator:
         def batch_images(*rows: tf.Tensor) -> list[tf.Tensor]:
             return [joined(self._strategy, self._images(temperatures, divided(self._strategy, rows), *settings))]
 
-        batches_at_once = self._strategy.num_replicas_in_sync
-        return _in_batches(batch_images, [seeds, *labels, *latents], progress, batches_at_once)[0]
+        return _in_batches(batch_images, [seeds, *labels, *latents], progress, self._strategy.num_replicas_in_sync)[0]
 
     def _replica_images(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, guidance, prior, mean) -> Any:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""

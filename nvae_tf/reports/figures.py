@@ -129,8 +129,7 @@ def variants(
 ) -> Figure:
     """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
     rows = [Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
-    blocks = [("original", 1), (heading, made.shape[1])]
-    return image_figure(title, text, rows, about, width, blocks)
+    return image_figure(title, text, rows, about, width, [("original", 1), (heading, made.shape[1])])
 
 
 def group_decisions(images: Array, kept_groups: Sequence, num_groups: int, about: Provenance, width=1000) -> Figure:
@@ -254,9 +253,7 @@ def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
 
 
 def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width=1000) -> Figure:
-    """Images and maps of outlier scores: by set, images `[count, ...]`, maps `[count, height, width]` in nats per
-    pixel, and a note on each image.
-    """
+    """By set: images `[count, ...]`, maps of their outlier scores `[count, height, width]` in nats per pixel, notes."""
     rows, colors = [], matplotlib.colormaps["magma"]
     for name, (originals, nats, notes) in images.items():
         limit = max(float(nats.max()), 1e-12)

@@ -68,8 +68,7 @@ def report_of_run(workdir, checkpoint: str, seed: int, data_path, status: Status
         trained = load_run(folder.path, checkpoint)
     sha256 = checkpoint_sha256(trained.checkpoint) if trained else None
     about = figures.Provenance(folder.path.absolute().name, trained and trained.step, None, seed, sha256)
-    parameters = trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables)
-    facts = gather(folder, parameters)
+    facts = gather(folder, trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables))
     curves, seconds = read_curves(folder)
     drawn: dict[str, list[Markup]] = collections.defaultdict(list)
     images = _images(trained, about, data_path) if trained else ()
@@ -248,8 +247,7 @@ def _read_metrics(file: pathlib.Path) -> dict[str, dict[int, float]]:
 def _read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], float]:
     """Reads TensorBoard's scalars by tag and step, the latest of a step, and the seconds that its files span.
 
-    The files are read one event at a time (TensorBoard's accumulator would keep all images in memory). Damaged files
-    are read up to the damage.
+    Files are read one event at a time (TensorBoard's accumulator keeps all images in memory), up to their damage.
     """
     points: dict[str, dict[int, float]] = collections.defaultdict(dict)
     seconds = 0.0

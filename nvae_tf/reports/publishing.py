@@ -27,8 +27,7 @@ def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest
 
     The files are those of `write_shared_run`. Files of an earlier shared run in the repository are replaced; others,
     such as a LICENSE, stay. Returns the `url`, the checkpoint's `step`, `num_files`, `num_bytes`, and `has_scores`,
-    whether nvae-evaluate had measured this very checkpoint. Raises what `nvae_tf.load` raises, and OSError where the
-    Hub does not take the run.
+    whether nvae-evaluate had measured this very checkpoint. Raises what `nvae_tf.load` raises, and OSError of the Hub.
     """
     check_repo_name(repo, f"repo {repo!r}")
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,8 +1,7 @@
 """The files that TensorFlow Serving needs to serve all exports of a folder, in Docker or on Kubernetes.
 
 `templates/` has these files but the explorer. A batch has one status: where the graph ends with an error for a row, all
-requests of the batch fail. So requests are batched only where every signature has an output `valid`, a verdict on each
-row.
+requests of the batch fail. So they are batched only where every signature has an output `valid`, a verdict on each row.
 """
 
 import json

@@ -55,8 +55,7 @@ def side_of_record(record: Arrays, side: str) -> Arrays:
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Arrays:
     """Returns the record of a model, which runs on the CPU: `inputs/signature/input` and `outputs/signature/output`.
 
-    Without the inputs of another record the images are the model's own samples. ValueError for an output that is not
-    finite.
+    Without the inputs of another record the images are the model's own samples. ValueError if an output is not finite.
     """
     values, runs, levels = _first_inputs(signatures), {}, 2**signatures.model.config.num_bits - 1
     with tf.device("/CPU:0"), graphs_as_traced():
