@@ -24,8 +24,7 @@ LARGEST_SEED = 2**31 - 1
 # Signatures that are checked as a server runs them: one of each network.
 AS_SERVED, DEFAULT = ("sample", "score"), "serving_default"
 
-# `run(signature, **inputs)`, from and to arrays whose first axis is the batch.
-Run = Callable[..., dict[str, np.ndarray]]
+Run = Callable[..., dict[str, np.ndarray]]  # `run(signature, **inputs)`: arrays whose first axis is the batch
 
 
 @contextlib.contextmanager

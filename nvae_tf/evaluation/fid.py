@@ -97,8 +97,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 def named_extractor(name: str) -> Any:
     """Makes the extractor of "module:function"; statistics are kept under its name, with a digest of the module."""
     module_name, _, function_name = name.partition(":")
-    # In an installed command the first entry is the command's own folder, not the working directory.
-    if os.getcwd() not in sys.path:
+    if os.getcwd() not in sys.path:  # in an installed command the first entry is the command's own folder
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)

@@ -35,8 +35,7 @@ from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.replicas import divided, joined
 
 BATCH_SIZE = 16  # always the same, so that the last bit of image i does not depend on how many there are
-# In radians. Below it an arc and a straight line are the same in float32; and opposite latents have no arc.
-_SMALLEST_ANGLE = 1e-4
+_SMALLEST_ANGLE = 1e-4  # radians; below it an arc and a line are the same in float32, and opposite latents have no arc
 Progress = Callable[[int], None] | None
 Array, Arrays = np.ndarray, Sequence[np.ndarray]
 Labels = int | Sequence[int] | np.ndarray | None
@@ -110,8 +109,7 @@ _GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDi
 
 def _shared_generator(model: NVAE) -> ImageGenerator:
     if model not in _GENERATORS:
-        # A proxy, so that the graphs do not keep the model alive.
-        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))
+        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))  # a proxy: the graphs must not keep the model alive
     return _GENERATORS[model]
 
 

@@ -120,8 +120,7 @@ def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespac
     inside = [path for path in named if not os.path.isabs(path) and ".." not in pathlib.PurePath(path).parts]
     results = [*_results(metrics, dataset or _identifier(metrics["dataset"]))]
     for name in [name for name, value in metrics.items() if isinstance(value, str)]:
-        # A name must not look like other lines of the table; commands have a line each.
-        kept = "\n" if name == "command" else ""
+        kept = "\n" if name == "command" else ""  # a name must not look like other lines; commands have a line each
         metrics[name] = "".join(letter if letter.isprintable() or letter in kept else " " for letter in metrics[name])
     return types.SimpleNamespace(
         metrics=metrics,
@@ -144,8 +143,7 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
             how |= {name: kind(value[name]) for name, kind in _DISTANCE_MADE_WITH.items()}
             if value.get("prior") == "reweighted":
                 how["prior"] = "reweighted"
-            # Samples are compared with training images, whatever the part that was evaluated.
-            how.pop("num_images", None)
+            how.pop("num_images", None)  # samples are compared with training images, whatever part was evaluated
             value = value["value"]
         names = {"metric_type": key.removesuffix("_nats"), "metric_name": key.replace("_", " ")}
         names |= {"dataset_split": metrics["split"], "metric_value": _finite(value), "metric_args": how}

@@ -219,8 +219,7 @@ def read_curves(folder: RunFolder) -> tuple[Curves, float]:
     points, (logged, seconds) = _read_metrics(folder.metrics_file), _read_events(folder.tensorboard)
     for tag, values in logged.items():
         name = re.sub("^(schedule|speed)/", "", re.sub("^(test|train)/", r"\1_", tag))
-        # Tags of training do not name the unit.
-        name = f"{name}_nats" if name in ("train_reconstruction", "train_kl") else name
+        name = f"{name}_nats" if name in ("train_reconstruction", "train_kl") else name  # these tags lack the unit
         points[name] = max(points[name], values, key=len)
     reconstruction, kl = points["train_reconstruction_nats"], points["train_kl_nats"]
     nelbo = {step: value + kl[step] for step, value in reconstruction.items() if step in kl}

@@ -12,8 +12,7 @@ from nvae_tf.schemas import Field, parsed
 WEIGHTS = ("float32", "bfloat16", "float16")
 DEFAULT_SIGNATURE = "serving_default"  # the signature that servers run for a request that names none
 PNG_SUFFIX = "_png"  # the ending of signatures whose images are the bytes of PNG files
-# The most rows of a batch of TensorFlow Serving and of a request to the server for trials; an export may take fewer.
-BATCH_ROWS = 64
+BATCH_ROWS = 64  # the most rows of a batch of TensorFlow Serving and of a request to nvae-serve; exports may take fewer
 # The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
 DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
 MODES = {

@@ -33,12 +33,10 @@ schema = require("ai_edge_litert.schema_py_generated", "tflite")
 flatbuffer_utils = require("ai_edge_litert.tools.flatbuffer_utils", "tflite")
 
 METADATA_NAME = "nvae_tf"
-# A device computes one image at a time: an open batch takes 8 % longer, and some delegates require fixed shapes.
-DEVICE_BATCH = 1
+DEVICE_BATCH = 1  # an open batch takes 8 % longer for one image, and some delegates require fixed shapes
 # The number of inputs for the ranges of int8: rare values among more inputs widen the ranges.
 REPRESENTATIVE_INPUTS, TEST_INPUTS = 128, 64
-# The largest difference that rounding may cause in float32, relative to the largest number of the output.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # the largest difference that rounding may cause in float32, relative to the largest number
 _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
 _BATCH, _THREADS = 16, 1  # images computed at once, which bounds the memory; the threads of the interpreter
 _TAKE_IMAGES = ("encode", "reconstruct")  # the signatures that have images among their inputs

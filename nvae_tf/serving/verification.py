@@ -65,8 +65,7 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Arrays:
             try:
                 tensors = signatures.function(signature)(*map(tf.constant, given.values()))
             except tf.errors.InvalidArgumentError as error:
-                # The inputs are right, so the model's output is refused.
-                raise ValueError(diverged(signature)) from error
+                raise ValueError(diverged(signature)) from error  # the inputs are right, so the output is refused
             results = {name: tensor.numpy() for name, tensor in tensors.items()}
             if not results["valid"].all():
                 raise ValueError(diverged(signature))
@@ -94,8 +93,7 @@ def _first_inputs(signatures: Signatures) -> Arrays:
         "num_groups": np.int32([1, 0, 1]),
         "keep": np.arange(ROWS * groups, dtype=np.int32).reshape(ROWS, groups) % 2,
         "label": np.arange(ROWS, dtype=np.int32) % (signatures.model.config.num_classes + 1) - 1,
-        # Only a row with a class, and without the reweighted prior, can be guided.
-        "guidance": np.float32([1.0, 1.5, 1.0]),
+        "guidance": np.float32([1.0, 1.5, 1.0]),  # only a row with a class, without the reweighted prior, can be guided
         "proposals": np.int32([1, 1, 2]),
         "compose/temperature": np.linspace(0.5, 1.0, ROWS * groups, dtype=np.float32).reshape(ROWS, groups),
     }
@@ -134,8 +132,7 @@ def process_alone(script: str, *modules: str) -> Iterator[RunAlone]:
             np.savez(given, **inputs)
             _, errors = process.communicate(json.dumps([*map(str, (given, made, *arguments))]))
             if process.returncode:
-                # The last line of a traceback has the reason.
-                reason = (errors.strip().splitlines() or ["no message"])[-1]
+                reason = (errors.strip().splitlines() or ["no message"])[-1]  # a traceback's last line is the reason
                 raise ValueError(f"exit code {process.returncode}: {reason}")
             with np.load(made) as outputs:
                 return dict(outputs)
