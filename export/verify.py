@@ -24,9 +24,9 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
     check_is_export(pathlib.Path(path))
     check_digests(pathlib.Path(path))
     errors.start_tensorflow_quietly()
-    from nvae_tf.serving.verification import TOLERANCE, checking_process, verified
+    from nvae_tf.serving.verification import CHECK, TOLERANCE, process_alone, verified
 
-    with checking_process() as run:
+    with process_alone(*CHECK) as run:
         differences = verified(pathlib.Path(path), run)
     width = max(map(len, differences))
     for name, difference in differences.items():

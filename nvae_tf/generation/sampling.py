@@ -38,7 +38,6 @@ BATCH_SIZE = 16  # always the same, so that the last bit of image i does not dep
 _SMALLEST_ANGLE = 1e-4  # radians; below it an arc and a line are the same in float32, and opposite latents have no arc
 Progress = Callable[[int], None] | None
 Array, Arrays = np.ndarray, Sequence[np.ndarray]
-Labels = int | Sequence[int] | np.ndarray | None
 
 
 class ImageGenerator:
@@ -57,7 +56,7 @@ class ImageGenerator:
         seed: int | tf.Tensor = 0,
         progress: Progress = None,
         latents: Arrays = (),
-        labels: Labels = None,
+        labels: int | Sequence[int] | np.ndarray | None = None,
         guidance: float = 1.0,
         prior: str = "model",
         mean: bool = True,

@@ -387,11 +387,10 @@ class GrpcTransport:
     def describe(self, what: str, seconds: float) -> dict[str, Any]:
         from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
-        call, request = self._models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest()
+        call, request = self._models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest(model_spec=self._model)
         if what == "metadata":
-            call, request = self._predictions.GetModelMetadata, get_model_metadata_pb2.GetModelMetadataRequest()
-            request.metadata_field.append(SIGNATURE_DEF)
-        request.model_spec.CopyFrom(self._model)
+            fields = {"model_spec": self._model, "metadata_field": [SIGNATURE_DEF]}
+            call, request = self._predictions.GetModelMetadata, get_model_metadata_pb2.GetModelMetadataRequest(**fields)
         return message_as_json(self._ask(call, request, seconds))
 
     def _ask(self, call: Callable[..., Any], request: Any, seconds: float) -> Any:

@@ -28,7 +28,7 @@ from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs, verification
 from nvae_tf.serving.explorer_files import EXAMPLES
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import Arrays, all_differences, checking_process, recorded, side_of_record, verified
+from nvae_tf.serving.verification import Arrays, all_differences, process_alone, recorded, side_of_record, verified
 
 LARGEST_DIFFERENCE = 0.2  # half-precision weights that change an output by more of its largest value are not published
 REQUEST_BYTES = 2 * 2**30  # the memory that the rows of one request may take unless the export says otherwise
@@ -71,7 +71,7 @@ def export_saved_model(
     # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.
     signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
     new_folder = atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version))
-    with new_folder as folder, checking_process() as run:
+    with new_folder as folder, process_alone(*verification.CHECK) as run:
         model_record = recorded(Signatures(model))
         record = model_record if weights == "float32" else recorded(signatures, side_of_record(model_record, "inputs"))
         signatures.write(folder, _folded_variables(model, folded))

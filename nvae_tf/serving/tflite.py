@@ -42,9 +42,6 @@ _BATCH, _THREADS = 16, 1  # images computed at once, which bounds the memory; th
 _TAKE_IMAGES = ("encode", "reconstruct")  # the signatures that have images among their inputs
 _SMALLEST_SQUARE = 1e-15  # equal images have no PSNR; rounding of float32 is some 140 dB down
 
-# Gives at most `count` images `[count, H, W, C]` of "train" or "test", a part of the data.
-DataImages = Callable[[str, int], np.ndarray]
-
 
 class DeviceSignatures(FlatLatentModel):
     """The signatures of one model for devices, a method for each of `DEVICE_SIGNATURES`.
@@ -105,17 +102,18 @@ def export_tflite(
     output: pathlib.Path,
     signature: str,
     quantize: str,
-    images: DataImages,
+    images: Callable[[str, int], np.ndarray],
     source: Mapping[str, Any] | None = None,
     smallest_psnr: float = SMALLEST_PSNR,
     folded: FoldedWeights | None = None,
 ) -> dict[str, Any]:
     """Writes `output`, a .tflite file of builtin operations, and beside it its measurements; returns them (`compare`).
 
-    Its metadata (`read_metadata`) have the settings, the latents' layout, the origin, and how it is stored. `images` is
-    asked for "train" for the ranges of int8, for "test" for the comparison. `smallest_psnr`, in decibels, is for every
-    image of a quantized model against the model's. `folded` are the weights of `load_export`. Raises ValueError, and
-    writes nothing, where a file exists, TFLite can't convert the model, or its numbers differ.
+    Its metadata (`read_metadata`) have the settings, the latents' layout, the origin, and how it is stored. `images`
+    gives at most so many `[count, H, W, C]` of "train", for the ranges of int8, or of "test", for the comparison.
+    `smallest_psnr`, in decibels, is for every image of a quantized model against the model's. `folded` are the weights
+    of `load_export`. Raises ValueError, and writes nothing, where a file exists, TFLite can't convert the model, or its
+    numbers differ.
     """
     check_new_tflite(output, signature, quantize)
     exact = DeviceSignatures(model) if folded is None else folded_signatures(model, folded)

@@ -26,6 +26,7 @@ from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 TOLERANCE = 1e-5  # the largest difference that rounding may cause, relative to the largest number of the tensor
 RECORD = "assets.extra/verification.npz"
 ROWS = 3  # the number of rows of the record's inputs
+CHECK = ("run_saved_model.py", "tensorflow")  # what `process_alone` takes to check an export
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
 import importlib, json, runpy, sys
@@ -37,7 +38,6 @@ runpy.run_path(script)["replay"](*json.loads(sys.stdin.read()))
 """
 
 Arrays = dict[str, np.ndarray]
-RunAlone = Callable[..., Arrays]  # see `process_alone`
 
 
 def read_record(folder: pathlib.Path) -> Arrays:
@@ -114,7 +114,7 @@ def diverged(signature: str) -> str:
 
 
 @contextlib.contextmanager
-def process_alone(script: str, *modules: str) -> Iterator[RunAlone]:
+def process_alone(script: str, *modules: str) -> Iterator[Callable[..., Arrays]]:
     """Starts a process on the CPU that can't import this package, for a script in `export`; gives `run`.
 
     `run(inputs, *arguments)`, called once, returns the arrays that the script's `replay(INPUTS.npz, OUTPUTS.npz,
@@ -143,15 +143,10 @@ def process_alone(script: str, *modules: str) -> Iterator[RunAlone]:
             process.kill()
 
 
-def checking_process() -> contextlib.AbstractContextManager[RunAlone]:
-    """Starts the process for `verified`, and gives its `run`."""
-    return process_alone("run_saved_model.py", "tensorflow")
-
-
-def verified(folder: pathlib.Path, run: RunAlone, record: Arrays | None = None) -> dict[str, float]:
+def verified(folder: pathlib.Path, run: Callable[..., Arrays], record: Arrays | None = None) -> dict[str, float]:
     """Runs every signature of an export in a process; returns the `difference` of every output from a record.
 
-    `run` is that of a `checking_process`. ValueError where one is more than `TOLERANCE`, or the export can't be run.
+    `run` is that of `process_alone(*CHECK)`. ValueError where one is more than `TOLERANCE`, or the export can't be run.
     """
     record = record or read_record(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):

@@ -26,7 +26,7 @@ from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, write_digest
 from nvae_tf.serving.saved_model import cached_export, example_images, export_saved_model, load_export
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from nvae_tf.serving.tflite import folded_signatures, run_images
-from nvae_tf.serving.verification import RECORD, checking_process, read_record, verified
+from nvae_tf.serving.verification import CHECK, RECORD, process_alone, read_record, verified
 from tests import FIXTURES, ROOT
 from tests.serving.conftest import VANILLA_CONFIG
 from tests.serving.model_servers import IMAGES
@@ -175,7 +175,7 @@ def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, 
         outputs["score/kl_per_group"] *= np.float32(1 + 3e-5)
         return outputs
 
-    monkeypatch.setattr(saved_model, "checking_process", lambda: contextlib.nullcontext(off_by_little))
+    monkeypatch.setattr(saved_model, "process_alone", lambda *script: contextlib.nullcontext(off_by_little))
     with pytest.raises(ValueError, match="score/kl_per_group is off by 3.*not published"):
         export_saved_model(vanilla_model, tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
@@ -256,7 +256,7 @@ def test_what_is_no_export_is_refused(folder, refused):
 @pytest.mark.slow
 def test_an_export_without_a_record_and_one_that_cannot_be_run(copied):
     (copied / "variables" / "variables.index").write_bytes(b"")
-    with checking_process() as run, pytest.raises(ValueError, match=r"can't be run in a clean process \(.*\)$"):
+    with process_alone(*CHECK) as run, pytest.raises(ValueError, match=r"can't be run in a clean process \(.*\)$"):
         verified(copied, run)
     (copied / RECORD).unlink()
     with pytest.raises(ValueError, match="verification.npz: missing or damaged"):
