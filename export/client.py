@@ -72,7 +72,6 @@ def class_numbers(labels: list[str], export: str | None) -> list[int]:
 
 
 def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int) -> Any:
-    """Returns what the server answers to a command."""
     from nvae_tf.progress import image_bar
     from nvae_tf.serving.client import ServedModel
 
@@ -117,7 +116,6 @@ def _status_text(versions: list[tuple[int, str, str]], version: int, signatures:
 
 
 def _written(command: str, place: Any, result: Any, names: list[str], labels: Any, paths: list[pathlib.Path]) -> str:
-    """Writes a result; returns a text about it."""
     from nvae_tf.generation.image_grid import image_grid, write_pictures, write_png
     from nvae_tf.generation.latents_file import write_flat_latents
 
@@ -142,7 +140,6 @@ def _written(command: str, place: Any, result: Any, names: list[str], labels: An
 
 
 def _define_flags(command: str) -> None:
-    """Defines the flags of one command alone."""
     flags.DEFINE_string("server", None, "HOST:PORT; localhost:8500 if not given, with --rest localhost:8501.")
     flags.DEFINE_boolean("rest", False, "HTTP and JSON instead of gRPC.")
     flags.DEFINE_string("model", None, "The model's name on the server.", required=True)

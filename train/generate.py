@@ -37,7 +37,6 @@ _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's
 
 
 def _define_flags(mode: str) -> None:
-    """Defines the flags of one mode; the flags of other modes stay unknown."""
     flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
     flags.DEFINE_enum("checkpoint", config.CHECKPOINTS[0], config.CHECKPOINTS, config.CHECKPOINT_HELP)
     kinds = " or ".join(_KINDS.get(mode, (*FIGURES, FOLDER)))
@@ -56,7 +55,6 @@ def _define_flags(mode: str) -> None:
 
 
 def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
-    """Checks what can be written; returns where to write."""
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
     if mode == "encode":
         return place

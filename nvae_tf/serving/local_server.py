@@ -135,7 +135,6 @@ class LoadedModel(prediction_service.PredictionServiceServicer, model_service.Mo
         return get_model_status_pb2.GetModelStatusResponse(model_version_status=[state])
 
     def _answer_spec(self, request) -> dict[str, Any]:
-        """Returns the `model_spec` of an answer."""
         asked = request.model_spec
         number = asked.version.value if asked.HasField("version") else None
         self.check_is_served(asked.name, number, asked.version_label)

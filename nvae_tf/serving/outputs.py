@@ -4,9 +4,8 @@ import json
 import pathlib
 import re
 
-from nvae_tf.errors import wrap_read_errors
+from nvae_tf import errors, schemas
 from nvae_tf.files import atomic_write, check_is_no_pattern, check_new_file, check_writable, file_sha256
-from nvae_tf.schemas import Field, parsed
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
@@ -68,8 +67,8 @@ def write_digests(folder: pathlib.Path) -> None:
 
 def check_digests(folder: pathlib.Path) -> None:
     """Raises ValueError if a file of an export is missing, or its SHA-256 is not the recorded one."""
-    with wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
-        recorded = parsed((folder / DIGESTS).read_text(), {"*": Field("text", optional=True)})
+    with errors.wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
+        recorded = schemas.parsed((folder / DIGESTS).read_text(), {"*": schemas.Field("text", optional=True)})
     if names := sorted({name for name, _ in recorded.items() ^ _digests(folder).items()}):
         reason = f"missing, changed, or not in {DIGESTS}; copy the export anew"
         raise ValueError(f"{folder}: {', '.join(names[:5])} {reason}")
