@@ -64,7 +64,6 @@ def export_saved_model(
     errors.require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, outputs.WEIGHTS)
     output, row_bytes = pathlib.Path(output), inference_bytes_per_image(model.config)
-    # The export is tried with `verification.ROWS` rows.
     most_rows = max(most_rows or max(REQUEST_BYTES // row_bytes, outputs.BATCH_ROWS), verification.ROWS)
     folded = folded_weights(model._stacks(), weights)
     # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.

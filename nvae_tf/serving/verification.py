@@ -25,7 +25,7 @@ from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
 TOLERANCE = 1e-5  # the largest difference that rounding may cause, relative to the largest number of the tensor
 RECORD = "assets.extra/verification.npz"
-ROWS = 3  # the number of rows of the record's inputs
+ROWS = 3  # the number of rows of the record's inputs, with which an export is tried
 CHECK = ("run_saved_model.py", "tensorflow")  # what `process_alone` takes to check an export
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
