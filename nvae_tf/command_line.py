@@ -20,12 +20,12 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from absl import app, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from nvae_tf.config import OLD_NAMES, ExperimentConfig, named_settings, setting_meanings
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_has_config, check_writable
-from nvae_tf.presets import load_settings, settings_file, unlocked_config
+from nvae_tf.presets import SIZE_MEANING, load_settings, settings_file, unlocked_config
 
 HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 FOLDER = "folder"
@@ -61,7 +61,9 @@ def define_config(flags: ModuleType) -> Any:
 
     class SettingsParser(flags.ArgumentParser):
         def parse(self, text: str) -> ConfigDict:
-            return load_settings(settings_file(text)).lock()
+            settings = load_settings(settings_file(text))
+            settings.size = config_dict.placeholder(str)
+            return settings.lock()
 
     # The flag belongs to the script that asks for it, and is on its page of --help.
     flags.disclaim_key_flags()
@@ -129,7 +131,7 @@ def check_config_flags(arguments: Sequence[str]) -> None:
     for argument in arguments:
         setting = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         group, _, name = setting[1].rpartition(".") if setting else ("", "", "")
-        if setting and f"{group}.{OLD_NAMES.get(name, name)}" not in valid:
+        if setting and f"{group}.{OLD_NAMES.get(name, name)}".removeprefix(".") not in valid:
             nearest = difflib.get_close_matches(setting[1], valid, n=1, cutoff=0.0)[0]
             raise ValueError(f"--config.{setting[1]}: no such setting; did you mean --config.{nearest}?")
     if config := flag_value(arguments, "config"):
@@ -138,7 +140,7 @@ def check_config_flags(arguments: Sequence[str]) -> None:
 
 def _settings_with_flags() -> list[str]:
     """The names of all settings but `objective.total_steps`, which follows from the length of the run."""
-    return [name for name in named_settings(ExperimentConfig()) if name != "objective.total_steps"]
+    return ["size", *(name for name in named_settings(ExperimentConfig()) if name != "objective.total_steps")]
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:
@@ -253,6 +255,7 @@ def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] 
         source = "the default settings" if chosen is None else f"--config={chosen}"
         config = unlocked_config(ExperimentConfig()) if chosen is None else load_settings(settings_file(chosen))
         sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE; the values are those of {source}:")
+        sections.append(_entry("size", SIZE_MEANING))
         for group, kind in typing.get_type_hints(ExperimentConfig).items():
             # Without `objective.total_steps`, which follows from the length of the run.
             values, meanings = config[group], setting_meanings(kind)

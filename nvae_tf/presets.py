@@ -3,6 +3,7 @@
 The presets are the files of the folder `configs`: one a data set, each with a function `get_config`.
 """
 
+import math
 import os
 import pathlib
 import runpy
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict, config_dict
 
 from nvae_tf.config import (
     OLD_NAMES,
+    DataSpec,
     ExperimentConfig,
     check,
     check_choice,
@@ -27,13 +29,25 @@ from nvae_tf.config import (
 from nvae_tf.data_sets import MODEL_SETTINGS, data_spec
 from nvae_tf.files import beside_package
 
+# Channels at the image's own resolution, latent groups of the largest scale, and residual cells of each part.
+_SIZES = {"tiny": (16, 2, 1), "small": (32, 4, 1), "medium": (32, 8, 2)}
+SIZES = (*_SIZES, "published")
+SIZE_MEANING = (
+    "Size of the model in place of the preset's: tiny, small (both for CPUs), medium, or published (the paper's for "
+    "images of this size); settings of the model that are given too stay as given."
+)
+# What differs between the published models.
+_PUBLISHED = "num_latent_scales num_groups_per_scale adaptive_groups min_groups_per_scale num_channels_encoder".split()
+_PUBLISHED += ["num_channels_decoder", "num_flows"]
+
 
 def experiment_config(
     settings: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> ExperimentConfig:
     """The settings of a preset by its name, of a run by its folder, or of a dictionary (`ConfigDict`), checked.
 
-    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`. ValueError: a wrong setting.
+    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`; with `"size": "tiny"` the
+    model has another size (`model_of_size`). ValueError: a wrong setting.
     """
     if overrides is not None and not (isinstance(settings, str) and isinstance(overrides, Mapping)):
         raise ValueError(f"overrides = {shown(overrides)}: must be as {{'train.steps': 100}}, beside a preset's name")
@@ -42,14 +56,41 @@ def experiment_config(
         check(overrides is None, f"{settings}: the settings of a run can't be changed; leave the overrides out")
         return read_config(file)
     if isinstance(settings, str):
-        settings = preset(settings).unlock()
-        for place, value in (overrides or {}).items():
+        settings, given = preset(settings).unlock(), dict(overrides or {})
+        size = given.pop("size", None)
+        for place, value in given.items():
             group, _, name = str(place).partition(".")
             check_choice(f"override {place}", group, settings, what="no group of settings; give names as train.steps")
             # The type is checked below.
             with settings.ignore_type():
                 settings[group][name] = value
+        if size is not None:
+            settings.model.update(model_of_size(size, config_from_dict(DataSpec, settings.data), given))
     return config_from_dict(ExperimentConfig, settings)
+
+
+def model_of_size(size: str, data: DataSpec, given: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings of the model that a size sets for images of known height and width, less those that are given."""
+    check_choice("setting size", size, SIZES)
+    check(None not in data.image_shape, f"setting size = {size!r}: give data.height, data.width and data.channels too")
+    side = min(data.height, data.width)
+    if size == "published":
+        # Presets of known data sets have the paper's own model.
+        name = "cifar10" if side <= 32 else "celeba64" if side <= 64 else "celebahq256"
+        settings = {key: preset(name).model[key] for key in _PUBLISHED} if data.name == "own_images" else {}
+    else:
+        channels, groups, cells = _SIZES[size]
+        settings = {"num_latent_scales": 3, "num_groups_per_scale": groups, "adaptive_groups": True, "num_flows": 0}
+        blocks = 1
+        if size != "medium":
+            # The latents of the largest scale have 16 pixels at most, those of the smallest 4.
+            blocks = max(1, math.ceil(math.log2(side / 16)))
+            settings["num_latent_scales"] = max(1, min(3, math.ceil(math.log2(side / 2**blocks)) - 1))
+        for part in ("pre", "post"):
+            settings |= {f"num_{part}process_blocks": blocks, f"num_{part}process_cells": cells}
+        for part in ("encoder", "decoder"):
+            settings |= {f"num_channels_{part}": channels, f"num_cells_per_group_{part}": cells}
+    return {name: value for name, value in settings.items() if f"model.{name}" not in given}
 
 
 def preset(name: str) -> ConfigDict:

@@ -326,6 +326,41 @@ def test_the_published_settings():
         assert (optimizer.learning_rate_min, optimizer.weight_decay) == (1e-4, 3e-4)
 
 
+def size_of_model(name, size, side, **given):
+    """Groups of each scale, halvings before them, and channels; `given` settings of the model too."""
+    places = {f"data.{side_name}": side for side_name in ("height", "width")} | {
+        "data.channels": 3,
+        "data.file_bits": 8,
+    }
+    places |= {f"data.padded_{side_name}": None for side_name in ("height", "width")} | {"data.likelihood": "normal"}
+    settings = {f"model.{key}": value for key, value in given.items()} | {"size": size}
+    model = experiment_config(name, places | settings).model
+    plan = latent_plan(model)
+    assert plan.latent_shapes()[-1][0] == -(-side // 2**model.num_preprocess_blocks)
+    return groups_per_scale(model), model.num_preprocess_blocks, model.num_channels_decoder
+
+
+def test_a_size_fits_the_images_and_leaves_what_is_given():
+    for side, size, expected in (
+        (16, "tiny", ((2, 1), 1, 16)),
+        (32, "tiny", ((2, 1, 1), 1, 16)),
+        (64, "small", ((4, 2, 1), 2, 32)),
+        (256, "tiny", ((2, 1, 1), 4, 16)),
+        (64, "medium", ((8, 4, 2), 1, 32)),
+        (32, "published", ((30,), 1, 128)),
+        (64, "published", ((20, 10, 5), 1, 64)),
+        (128, "published", ((16, 8, 4, 4, 4), 1, 30)),
+    ):
+        assert size_of_model("own_images", size, side) == expected
+    assert size_of_model("own_images", "tiny", 32, num_channels_decoder=24) == ((2, 1, 1), 1, 24)
+    # The preset's own model is the published one; another size is that of any other images of 32 pixels.
+    assert experiment_config("mnist", {"size": "published"}) == experiment_config("mnist")
+    assert experiment_config("celeba64", {"size": "tiny"}).model.num_flows == 0
+    for wrong, message in (("large", "not one of the choices"), ("tiny", "give data.height, data.width")):
+        with pytest.raises(ValueError, match=f"setting size = '{wrong}': {message}"):
+            experiment_config("own_images", {"size": wrong})
+
+
 @pytest.mark.parametrize("name", LIKE)
 def test_a_preset_like_another_differs_in_its_data(name):
     config, other = experiment_config(name), experiment_config(LIKE[name])

@@ -1,13 +1,14 @@
-"""Estimates the memory of a training step, before anything is trained.
+"""Estimates the memory of a training step, and the time of 10,000 images, before anything is trained.
 
     nvae-estimate --config=cifar10
     nvae-estimate --config=cifar10 --gpu_memory_gib=24 --config.train.recompute=groups
 
-Takes the same --config flags as nvae-train. Runs some training steps of images of zeros at two small batch sizes, each
-in a process of its own, on the device that would train: a GPU where there is one, else the CPU. No image is read, if
-the settings name their size (--config.data.height). Prints the number of parameters, the memory of weights and of the
-optimizer's slots, the peak for several batch sizes, and the largest batch size for a GPU with --gpu_memory_gib, or for
-GPUs of usual sizes. Batch sizes are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
+Takes the same --config flags as nvae-train (--config.size=tiny for a smaller model). Runs some training steps of images
+of zeros at two small batch sizes, each in a process of its own, on the device that would train: a GPU where there is
+one, else the CPU. No image is read, if the settings name their size (--config.data.height). Prints the number of
+parameters, the memory of weights and of the optimizer's slots, the time of training with 10,000 images, the peak for
+several batch sizes, and the largest batch size for a GPU with --gpu_memory_gib, or for GPUs of usual sizes. Batch sizes
+are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
 
 The peak on a CPU is that of the process; data, scoring and sampling come on top. The peak on a GPU has 1 GiB for CUDA
 and its libraries; without a GPU it takes the memory of an image from the CPU. Neither was compared with a real GPU.
@@ -35,7 +36,7 @@ def main(
     """Checks the settings, measures training steps and prints."""
     if json:
         command_line.output_place(json, (".json",), overwrite=True, flag="json")
-    config = complete_config(sized_settings(CONFIG.value))
+    config = complete_config(sized_settings(CONFIG.value), flags.FLAGS["config"].override_values)
     errors.start_tensorflow_quietly()
     from nvae_tf.training.memory import estimate_memory, memory_table
 

@@ -35,7 +35,7 @@ def main(
     may_replace = overwrite or flags.FLAGS["output"].using_default_value
     file = command_line.output_place(output, (".png",) if raw else FIGURES, may_replace).path
     errors.require("matplotlib", "reports")
-    config = complete_config(CONFIG.value)
+    config = complete_config(CONFIG.value, flags.FLAGS["config"].override_values)
     errors.start_tensorflow_quietly()
     from nvae_tf.data.inspection import inspect
     from nvae_tf.progress import StatusLine

@@ -49,7 +49,7 @@ CONFIG = command_line.define_config(flags)
 def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
     """Checks the settings, then trains."""
     files.check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
-    config = complete_config(CONFIG.value)
+    config = complete_config(CONFIG.value, flags.FLAGS["config"].override_values)
     errors.start_tensorflow_quietly()  # not before: a mistake is reported within a moment
     from nvae_tf.progress import StatusLine
     from nvae_tf.training.loop import train_and_evaluate

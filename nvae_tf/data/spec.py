@@ -1,25 +1,29 @@
 """What a look at the images decides: settings of the data that are left open, and those of the model that follow."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nvae_tf.config import DataSpec, ExperimentConfig, config_from_dict
 from nvae_tf.data_sets import MODEL_SETTINGS
 from nvae_tf.latent_plan import latent_plan
+from nvae_tf.presets import model_of_size
 
 
-def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
+def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> ExperimentConfig:
     """The settings of a run from nested ones of a config file, completed by a look at the images.
 
-    ValueError: they are wrong, or make no model.
+    A `size` sets those of the model that are not `given` (names as "model.num_flows"). ValueError: they are wrong, or
+    make no model.
     """
-    groups = {group: dict(values.items()) for group, values in settings.items()}
+    groups = {group: dict(values.items()) for group, values in settings.items() if group != "size"}
     spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {})))
     model = groups.setdefault("model", {})
     for name, data_name in MODEL_SETTINGS.items():
         if model.get(name) is None:
             model[name] = getattr(spec, data_name)
+    if size := settings.get("size"):
+        model |= model_of_size(size, spec, given)
     if spec.labels and not model.get("num_classes"):
         model["num_classes"] = spec.num_classes
     config = dataclasses.replace(config_from_dict(ExperimentConfig, groups), data=spec)

@@ -1,4 +1,4 @@
-"""The memory of a training step at any batch size: measured in child processes at two small ones, and extrapolated."""
+"""Memory and time of a training step at any batch size: measured in child processes at two small ones, extrapolated."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 import tensorflow as tf
@@ -24,7 +25,8 @@ GIB = 2**30
 CUDA_BYTES = GIB
 _PIXELS = 8 * 32 * 32  # pixels of the smaller batch; the larger one has four times as many images
 _USUAL_GPUS_GIB = (8, 12, 16, 24, 40, 48, 80)
-_STEPS = 3  # the first one allocates more than later ones free
+_STEPS = 4  # the first one allocates more than later ones free, and builds the graph
+_IMAGES = 10_000  # of the epoch whose time is told
 
 
 def estimate_memory(config: ExperimentConfig, gpu_memory_gib: float | None = None) -> dict[str, Any]:
@@ -35,6 +37,9 @@ def estimate_memory(config: ExperimentConfig, gpu_memory_gib: float | None = Non
     check_model_fits(config.model, config.data)
     small = max(1, _PIXELS // math.prod(config.data.image_shape[:2])) * config.train.accumulate_steps
     first, second = (_measured(config, batch_size) for batch_size in (small, 4 * small))
+    seconds = [each.pop("step_seconds") for each in (first, second)]
+    image_seconds, batch_size = max(seconds[1] - seconds[0], 0.0) / (3 * small), config.train.batch_size
+    first["step_seconds"] = max(seconds[0] + image_seconds * (batch_size - small), image_seconds * batch_size)
     image_bytes = max((second.pop("peak_bytes") - first["peak_bytes"]) / (3 * small), 1.0)
     fixed_bytes = first.pop("peak_bytes") - image_bytes * small + (CUDA_BYTES if first["device"] == "GPU" else 0)
     return memory_summary(first, fixed_bytes, image_bytes, config, gpu_memory_gib)
@@ -64,11 +69,16 @@ def main(file: str) -> None:
     model.scan = scans_steps(config.train.scan, compiled, 1)
     images = tf.zeros([config.train.batch_size, *config.data.image_shape])
     step = step_function(tf.distribute.get_strategy(), model, compiled)
+    seconds = []
     for _ in range(_STEPS):
-        step((images, tf.zeros(len(images), tf.int32)) if config.data.labels else images)
+        started = time.monotonic()
+        metrics = step((images, tf.zeros(len(images), tf.int32)) if config.data.labels else images)
+        tf.nest.map_structure(float, metrics)  # a GPU works on after the call
+        seconds.append(time.monotonic() - started)
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus() else peak_memory_bytes()
     parameters = sum(math.prod(weight.shape) for weight in model.trainable_variables)
     numbers = {"device": "GPU" if gpus() else "CPU", "peak_bytes": peak, "parameters": parameters}
+    numbers["step_seconds"] = min(seconds[1:])
     for name, held in (
         ("weights_bytes", model.trainable_variables),
         ("optimizer_slots_bytes", model.optimizer.variables),
@@ -124,6 +134,9 @@ def memory_table(summary: dict[str, Any], config: ExperimentConfig) -> str:
         ("everything else", "fixed_bytes", "weights and the rows above, the process and TensorFlow's graph"),
     ):
         lines.append(f"{name:20s}{_in_words(summary[key]):>10s}  {note}".rstrip())
+    minutes = _IMAGES / wanted * summary["step_seconds"] / 60.0
+    epoch = f"{minutes:.1f} minutes" if minutes < 90.0 else f"{minutes / 60.0:.1f} hours"
+    lines.append(f"{f'{_IMAGES:,} images':20s}{epoch:>14s}  in steps of {wanted} images on this {device}, steps alone")
     lines += ["", f"batch size             peak on this {device}   peak on a GPU"]
     for size, *peaks in map(dict.values, summary["batch_sizes"]):
         own = "  (train.batch_size)" if size == wanted else ""

@@ -98,7 +98,7 @@ def tiny_config(**training):
 def summary(config, gpu_gib=None, device="CPU"):
     """Of a model of 4 MB of weights that needs 1 GiB and 10 MB for each image."""
     measured = {"device": device, "parameters": 10**6, "weights_bytes": 4 * 10**6}
-    measured |= {"optimizer_slots_bytes": 8 * 10**6, "other_state_bytes": 10**5}
+    measured |= {"optimizer_slots_bytes": 8 * 10**6, "other_state_bytes": 10**5, "step_seconds": 3.0}
     return memory.memory_summary(measured, 2.0**30, 1e7, config, gpu_gib)
 
 
@@ -120,6 +120,7 @@ def test_the_table_has_the_own_batch_size_and_the_microbatches_that_fit():
     assert [row["batch_size"] for row in numbers["batch_sizes"]] == [1, 2, 4, 8, 16, 32, 64, 100]
     assert numbers["batch_sizes"][-1]["peak_bytes"] == 2**30 + 10**9
     printed = memory.memory_table(numbers, config)
+    assert "10,000 images          5.0 minutes  in steps of 100 images" in printed
     assert "1,000,000 parameters" in printed and printed.count("(train.batch_size)") == 1
     # 25 images are the largest equal microbatch of 100 that fits.
     assert "accumulate_steps=4" in printed
@@ -138,9 +139,12 @@ def test_images_need_not_be_there_where_their_size_is_set(commands):
     program = (
         "from configs import own_images; from nvae_tf.data.spec import complete_config\n"
         "from train.estimate import sized_settings; settings = own_images.get_config(); settings.data.height = 64\n"
-        "config = complete_config(sized_settings(settings)); print(config.data.image_shape, config.model.image_width)"
+        "config = complete_config(sized_settings(settings)); print(config.data.image_shape, config.model.image_width)\n"
+        "given = ['model.num_channels_decoder']; settings.unlock().size = 'tiny'\n"
+        "model = complete_config(sized_settings(settings), given).model\n"
+        "print(model.num_preprocess_blocks, model.num_channels_encoder, model.num_channels_decoder)"
     )
-    assert commands.output_of(["-c", program]) == "(64, 64, 3) 64\n"
+    assert commands.output_of(["-c", program]) == "(64, 64, 3) 64\n2 16 32\n"
 
 
 @pytest.mark.slow
