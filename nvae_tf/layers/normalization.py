@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.cpu_kernels import EPSILON, gradients_of, normalize, on_one_cpu
-from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer, Weights
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights
 from nvae_tf.replicas import replica_count, replica_means
 
 MOMENTUM = 0.95
@@ -189,6 +189,14 @@ class StackedBatchNormalization(StackedLayer):
 def _normalized_by_batch(inputs, gamma, beta):
     batch = normalize_batch(inputs, gamma, beta)
     return (batch.outputs, batch.mean, batch.variance), lambda upstream, *_: batch.gradient(upstream)
+
+
+class Folding(NamedTuple):
+    """What a `FoldedPass` folds: a batch norm into the convolution right before it, or right after it."""
+
+    convolution: StackedLayer
+    norm: StackedLayer
+    on_outputs: bool = True
 
 
 @dataclasses.dataclass

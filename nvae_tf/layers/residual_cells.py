@@ -17,11 +17,12 @@ from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.normalization import (
     BatchStatisticsNorm,
+    Folding,
     StackedBatchNormalization,
     normalize_batch,
     numbers_a_channel,
 )
-from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 RESIDUAL_SCALE = 0.1
 

@@ -1,7 +1,5 @@
 """The bottom-up (inference) network: one feature for every latent group (Vahdat & Kautz 2020, figure 2a)."""
 
-from collections.abc import Callable
-
 import keras
 import tensorflow as tf
 
@@ -13,6 +11,7 @@ from nvae_tf.layers import (
     ResidualCells,
     StackedConvolution,
     StackShare,
+    cell_step,
     run_cells,
     run_steps,
     stack_of,
@@ -81,7 +80,7 @@ class BottomUp(keras.layers.Layer):
         features = []
         for scale in self.scales:
             state, states, stacked = run_steps(
-                [StackShare(scale.cells)], _encoded, state, [()] * scale.cells.count, forward, lambda state: [state]
+                [StackShare(scale.cells)], cell_step, state, [()] * scale.cells.count, forward, lambda state: [state]
             )
             states += [each for step_states in stacked for each in tf.unstack(step_states)]
             features += states[scale.cells_per_group - 1 :: scale.cells_per_group]
@@ -90,8 +89,3 @@ class BottomUp(keras.layers.Layer):
         # The top-most group takes the tower's end in place of its kept feature.
         features[-1:] = [tf.nn.elu(self.top.single_layer(forward)(tf.nn.elu(state)))]
         return features[::-1]
-
-
-def _encoded(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-    state = layers[0][0](state)
-    return state, state
