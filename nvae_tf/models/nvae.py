@@ -10,19 +10,11 @@ import keras
 import tensorflow as tf
 
 from nvae_tf import config as configuration
+from nvae_tf import layers
 from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.layers import (
-    FoldedPass,
-    ForwardPass,
-    ResidualCells,
-    StackedBatchNormalization,
-    StackedConvolution,
-    StackedLayer,
-    variables_named_alike,
-)
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import passes, restoration
 from nvae_tf.models.bottom_up import BottomUp
@@ -77,7 +69,7 @@ class NVAE(FittedModel):
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
     """
 
-    @variables_named_alike()  # makes tracing quicker
+    @layers.variables_named_alike()  # makes tracing quicker
     def __init__(
         self,
         config: ModelConfig,
@@ -116,7 +108,7 @@ class NVAE(FittedModel):
         finally:
             random.setstate(state)
         group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales) if scale.cells]
-        for cells in {"none": [], "groups": group_cells, "all": self._layers_of_kind(ResidualCells)}[recompute]:
+        for cells in {"none": [], "groups": group_cells, "all": self._layers_of_kind(layers.ResidualCells)}[recompute]:
             cells.recomputed = True
         self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
         self.data_initialised = self.add_weight(
@@ -152,23 +144,23 @@ class NVAE(FittedModel):
     # file holds a layer under the alphabetically first attribute that leads to it, which often is one of these two.
 
     @functools.cached_property
-    def batch_norms(self) -> list[StackedBatchNormalization]:
+    def batch_norms(self) -> list[layers.StackedBatchNormalization]:
         """All stacks of batch norms."""
-        return self._layers_of_kind(StackedBatchNormalization)
+        return self._layers_of_kind(layers.StackedBatchNormalization)
 
     @functools.cached_property
-    def convolutions(self) -> list[StackedConvolution]:
+    def convolutions(self) -> list[layers.StackedConvolution]:
         """All stacks of convolutions."""
-        return self._layers_of_kind(StackedConvolution)
+        return self._layers_of_kind(layers.StackedConvolution)
 
-    def _stacks(self) -> list[StackedLayer]:
+    def _stacks(self) -> list[layers.StackedLayer]:
         """All stacks of layers, those that are parts of others among them."""
-        return self._layers_of_kind(StackedLayer)
+        return self._layers_of_kind(layers.StackedLayer)
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
         images, seeds, labels = self._rows(images, seed, labels)
-        forward = ForwardPass(training=True, labels=labels) if training else FoldedPass(labels=labels)
+        forward = layers.ForwardPass(training=True, labels=labels) if training else layers.FoldedPass(labels=labels)
         noise = noise_per_image(self.plan.latent_shapes(), seeds)
         decoded = passes.inference_pass(self, images, noise, forward)
         forward.commit()

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvae_tf.config import ExperimentConfig, config_from_dict, config_to_dict, config_to_json, resolve_lengths
-from nvae_tf.data_sets import DATA_SPECS
 from nvae_tf.errors import first_line, require
 from nvae_tf.files import atomic_file, atomic_folder, atomic_write, check_new_folder, file_sha256
 from nvae_tf.models import NVAE
@@ -128,19 +127,15 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
     """The run of a published file, from its `args` and its epoch and step, if it has them."""
     model, objective = published.model_config_from_published(args), published.objective_config_from_published(args)
     settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
-    images = published.PUBLISHED_IMAGES[args["dataset"]]
-    # Bedrooms and churches of other sizes are the same images.
-    known = "lsun_bedroom64" if "bedroom" in images.data_name else "lsun_church64"
-    data = dataclasses.asdict(DATA_SPECS.get(images.data_name, DATA_SPECS[known]))
-    data |= {"name": images.data_name, "height": images.size, "width": images.size}
-    settings["data"] = data | {"num_bits": model.num_bits, "likelihood": model.likelihood}
+    spec, counts = published.PUBLISHED_DATA[args["dataset"]]
+    settings["data"] = config_to_dict(spec) | {"num_bits": model.num_bits, "likelihood": model.likelihood}
     defaults = []
     for group, names in (("optimizer", published.OPTIMIZER_SETTINGS), ("train", published.TRAIN_SETTINGS)):
         settings[group] |= {name: args[name] for name in names if name in args}
         defaults += [f"{group}.{name}" for name in names if name not in args]
     # The types of all settings are checked before they are calculated with.
     config = config_from_dict(ExperimentConfig, settings)
-    train, counts, assumed = config.train, images.counts, None
+    train, assumed = config.train, None
     num_images = counts[0] if counts else 0
     replicas = _replicas(epoch, global_step, train.batch_size, num_images)
     epoch_steps = max(num_images // (train.batch_size * (replicas or 1)), 1)
