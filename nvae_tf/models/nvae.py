@@ -19,7 +19,7 @@ from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import passes, restoration
 from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import boolean_mask, check_images
-from nvae_tf.models.keras_fit import FittedModel
+from nvae_tf.models.keras_fit import WITHOUT_AUTOGRAPH, FittedModel
 from nvae_tf.models.latents import (
     InferredGroup,
     Temperature,
@@ -38,9 +38,6 @@ from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
-
-# These methods contain no tensor-dependent branches: in a caller's graph, autograph would double the time of tracing.
-_WITHOUT_AUTOGRAPH = tf.autograph.experimental.do_not_convert
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -170,7 +167,7 @@ class NVAE(FittedModel):
     # classes of a conditional model, one number for all images or one for each; without, and for -1, images have no
     # class. With a batch size the images go through the networks in batches, with a bar on a terminal.
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def infer(
         self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
     ) -> tuple[InferredGroup, ...]:
@@ -181,7 +178,7 @@ class NVAE(FittedModel):
         rows = self._rows(images, seed, labels)
         return self._in_batches(passes.inferred, batch_size, *rows, noise_scale=0.0 if mean else 1.0)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def encode(
         self, images, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None, active_only=False
     ) -> tuple[tf.Tensor, ...]:
@@ -201,7 +198,7 @@ class NVAE(FittedModel):
             kept = tf.repeat(tf.convert_to_tensor(kept)[tf.newaxis], batch_size_of(rows[0]), axis=0)
         return self._in_batches(passes.encoded, batch_size, *rows, kept, noise_scale=0.0 if mean else 1.0)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def decode(
         self, latents, temperature: Temperature | None = None, seed: int = 0, labels=None, batch_size: int | None = None
     ) -> tf.Tensor:
@@ -217,7 +214,7 @@ class NVAE(FittedModel):
         temperatures = tuple(temperatures_of_groups(temperature, self.plan))
         return self._in_batches(passes.generated, batch_size, *rows, temperatures=temperatures)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def generate(
         self,
         count: int,
@@ -246,7 +243,7 @@ class NVAE(FittedModel):
         how = dict(temperatures=temperatures, guidance=guidance, prior=check_prior(prior, self), mean=mean)
         return self._in_batches(passes.generated, batch_size, image_seeds(seed, count), labels, **how)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def score(
         self, images, importance_samples: int = 1, seed: int = 0, labels=None, per_group=False, batch_size=None
     ) -> tf.Tensor | objectives.Elbo:
@@ -261,7 +258,7 @@ class NVAE(FittedModel):
         check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is that of one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
         """How unlike the training images these are, by one pass at the posterior's means, without a random draw.
 
@@ -274,7 +271,7 @@ class NVAE(FittedModel):
         images, _, labels = self._rows(images, 0, labels, scored=True)
         return outlier_scores(self._in_batches(outlier_parts, batch_size, images, labels), calibration)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def classify(self, images: tf.Tensor, seed: int = 0, batch_size: int | None = None) -> tf.Tensor:
         """The probability of each class given an image, `[batch, classes]`: Bayes' rule over the bounds.
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,13 +14,6 @@ from nvae_tf.layers import cpu_kernels, variables_named_alike
 
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
-
-
-class Slots(NamedTuple):
-    """What the optimizer keeps of a weight."""
-
-    momentum: keras.Variable  # m
-    norm: keras.Variable  # v = u - epsilon
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -62,10 +55,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         initializers = ["zeros", keras.initializers.Constant(-self.epsilon)]
         self._momentums, self._norms = self.add_optimizer_variables(variables, ["momentum", "norm"], initializers)
 
-    def slots_of(self, variable: keras.Variable) -> Slots:
-        """The slots of a trained variable; `build` must have made them."""
+    def slots_of(self, variable: keras.Variable) -> tuple[keras.Variable, keras.Variable]:
+        """The slots `momentum` (m) and `norm` (v) of a trained variable; `build` must have made them."""
         index = self._get_variable_index(variable)
-        return Slots(self._momentums[index], self._norms[index])
+        return self._momentums[index], self._norms[index]
 
     def beta_1_power(self) -> tf.Tensor:
         """`beta_1^t` of the next step t."""

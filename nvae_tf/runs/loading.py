@@ -110,7 +110,14 @@ def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[Exper
     folder = RunFolder(find_run_folder(path))
     config = read_run_config(folder)
     if checkpoint == "best":
-        return config, _best(folder)
+        best, place = find_best(folder.best_checkpoints), folder.best_checkpoints
+        if best.unusable and best.prefix is None:
+            fault = f"the best checkpoint is damaged: {best.passed_over_line()}. Restore its files from a copy"
+            raise ValueError(f"{place}: {fault}, or take the latest: --checkpoint=latest")
+        if best.prefix is None:
+            fix = "nvae-train writes one with train.keep_best. Train on, or take the latest: --checkpoint=latest"
+            raise FileNotFoundError(f"{folder.path}: no best checkpoint in {place}; {fix}")
+        return config, best.prefix
     newest = newest_whole(folder.checkpoints)
     if newest.prefix is None:
         fix = f"nvae-train writes one every train.checkpoint_every_steps steps and at its end{BEST_INSTEAD}"
@@ -128,14 +135,3 @@ def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
     """The data spec of a finished run, whose images may lie at another path now, and whose cache may be gone."""
     cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
     return dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)
-
-
-def _best(folder: RunFolder) -> str:
-    best, place = find_best(folder.best_checkpoints), folder.best_checkpoints
-    if best.prefix is not None:
-        return best.prefix
-    if best.unusable:
-        fault = f"the best checkpoint is damaged: {best.passed_over_line()}. Restore its files from a copy"
-        raise ValueError(f"{place}: {fault}, or take the latest: --checkpoint=latest")
-    fix = "nvae-train writes one with train.keep_best. Train on, or take the latest: --checkpoint=latest"
-    raise FileNotFoundError(f"{folder.path}: no best checkpoint in {place}; {fix}")
