@@ -38,8 +38,7 @@ def __getattr__(name: str):
     if _PLACES[name] not in ("nvae_tf.config", "nvae_tf.presets"):
         if "tensorflow" not in sys.modules:
             importlib.import_module("nvae_tf.errors").start_tensorflow_quietly()
-        # Registers the model with Keras.
-        importlib.import_module("nvae_tf.models")
+        importlib.import_module("nvae_tf.models")  # registers the model with Keras
     return getattr(importlib.import_module(_PLACES[name]), name)
 
 
@@ -49,5 +48,4 @@ def __dir__() -> list[str]:
 
 
 if "keras" in sys.modules:
-    # So that `keras.models.load_model` knows the model.
-    importlib.import_module("nvae_tf.models")
+    importlib.import_module("nvae_tf.models")  # so that `keras.models.load_model` knows the model

@@ -46,8 +46,7 @@ def experiment_config(
         for place, value in (overrides or {}).items():
             group, _, name = str(place).partition(".")
             check_choice(f"override {place}", group, settings, what="no group of settings; give names as train.steps")
-            # The type is checked below.
-            with settings.ignore_type():
+            with settings.ignore_type():  # the type is checked below
                 settings[group][name] = value
     return config_from_dict(ExperimentConfig, settings)
 
@@ -140,8 +139,7 @@ def load_settings(path: str) -> ConfigDict:
                 config, [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
             )
             if config.model.num_classes == config.data.num_classes:
-                # Left open: `complete_config` takes it from the data again.
-                config.model.num_classes = 0
+                config.model.num_classes = 0  # left open: `complete_config` takes it from the data again
             return config
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
@@ -161,8 +159,7 @@ def _with_placeholders(settings: ConfigDict) -> ConfigDict:
             if name in settings[group] and settings[group].get_type(name) is type(None):
                 placeholder = config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
                 settings[group][name] = placeholder
-        # Set and read under the old name, too.
-        for old, name in OLD_NAMES.items():
+        for old, name in OLD_NAMES.items():  # set and read under the old name, too
             if name in settings[group] and old not in settings[group]:
                 settings[group][old] = settings[group].get_ref(name)
     return settings

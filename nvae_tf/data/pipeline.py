@@ -21,12 +21,10 @@ from nvae_tf.data.sources import ImageSource
 from nvae_tf.replicas import ALL, Shard
 
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
-# What random numbers are for.
-_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION = range(4)
+_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION = range(4)  # what random numbers are for
 # For the functions of datasets: converted by autograph, which they don't need, a first batch comes half a second later.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
-# How a PNG file begins, up to its width and height.
-_PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # how a PNG file begins, up to its width and height
 
 
 def stream_key(seed: int, stream: int) -> np.ndarray:

@@ -177,8 +177,7 @@ class SwishConvolution(StackedLayer):
 
 def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
     """`convolve(swish(batch norm(x)), weights)` and the statistics; its gradient computes its way there again."""
-    # As results of the operation the statistics would have gradients.
-    statistics = []
+    statistics = []  # as results of the operation the statistics would have gradients
 
     def convolve_by(active: tf.Tensor, kernel: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
         return convolve(active, ConvolutionWeights(kernel, bias))

@@ -95,8 +95,7 @@ class NVAE(FittedModel):
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
-        # The seeds of Keras' initializers come from Python's generator.
-        state = random.getstate()
+        state = random.getstate()  # the seeds of Keras' initializers come from Python's generator
         random.seed(self.seed)
         try:
             self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)

@@ -178,8 +178,7 @@ def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Seq
     sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), shapes)
     if replica_count() == 1:
         return tf.while_loop(lambda index, _: index < count, add_next, (tf.constant(0), sums), parallel_iterations=1)[1]
-    # Replicas can't communicate from within a loop of the graph.
-    for index in range(count):
+    for index in range(count):  # replicas can't communicate from within a loop of the graph
         with tf.control_dependencies(tf.nest.flatten(sums)):
             _, sums = add_next(tf.constant(index), sums)
     return sums
@@ -187,8 +186,7 @@ def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Seq
 
 def means_over_replicas(model, metrics: StepMetrics, gradients: list[tf.Tensor]) -> StepMetrics:
     """The metrics of all replicas' images, with the gradient norm."""
-    # One reduction for all small gradients, not a kernel each.
-    if _joins_small_weights(model):
+    if _joins_small_weights(model):  # one reduction for all small gradients, not a kernel each
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     # The gradients are of the loss times the loss scale, over the number of replicas.
@@ -232,8 +230,7 @@ def _training_pass(model, labels: tf.Tensor | None = None, initializing: bool = 
 
 
 def _has_loops(model) -> bool:
-    # Replicas can't communicate from within a loop of the graph.
-    return model.scan and replica_count() == 1
+    return model.scan and replica_count() == 1  # replicas can't communicate from within a loop of the graph
 
 
 def _joins_small_weights(model) -> bool:

@@ -51,8 +51,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        # u begins as 0.
-        initializers = ["zeros", keras.initializers.Constant(-self.epsilon)]
+        initializers = ["zeros", keras.initializers.Constant(-self.epsilon)]  # u begins as 0
         self._momentums, self._norms = self.add_optimizer_variables(variables, ["momentum", "norm"], initializers)
 
     def slots_of(self, variable: keras.Variable) -> tuple[keras.Variable, keras.Variable]:
@@ -93,8 +92,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                 self.apply(grads, trainable_variables)
         finally:
             self._condition = None
-        # `apply` has counted the step in any case.
-        self.iterations.assign_sub(tf.where(condition, 0, 1))
+        self.iterations.assign_sub(tf.where(condition, 0, 1))  # `apply` has counted the step in any case
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable; large ones of a device wait for each other."""
@@ -112,8 +110,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """
         lowering = tf.fill(tf.shape(gradient), scalars["lowering"])
         lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=lowering)
-        # The kernel takes this gradient, and so runs after the lowering.
-        with tf.control_dependencies([lowered]):
+        with tf.control_dependencies([lowered]):  # the kernel takes this gradient, and so runs after the lowering
             gradient += scalars["l2"] * tf.raw_ops.ReadVariableOp(resource=weight, dtype=tf.float32)
         variables = {"var": weight, "m": momentum, "v": norm, "grad": gradient, "lr": rate, "beta1_power": power}
         settings = {"beta1": scalars["beta_1"], "beta2": scalars["beta_2"], "epsilon": scalars["epsilon"]}

@@ -59,8 +59,7 @@ def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], obj
         write(f"{partial}/step-{step}")
         files = sorted(partial.iterdir(), key=lambda file: file.suffix == ".index")
         for file in files:
-            # Some file systems report a full disk only when a file is flushed.
-            with file.open("rb") as written:
+            with file.open("rb") as written:  # some file systems report a full disk only when a file is flushed
                 os.fsync(written.fileno())
         remove_checkpoint(folder, step)
         for file in files:

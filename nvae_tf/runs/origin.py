@@ -31,7 +31,6 @@ def origin_of_run(folder: RunFolder, initialize_from: str | None) -> Origin | No
     if origin is not None or not initialize_from:
         return origin
     source = None
-    # A shared run may not be there to fetch now.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a shared run may not be there to fetch now
         source = Origin.read(RunFolder(find_run_folder(initialize_from)).origin_file)
     return source and dataclasses.replace(source, source_file=source.source_file or initialize_from, step=None)

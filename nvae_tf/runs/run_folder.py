@@ -184,8 +184,7 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
         try:
             yield
         finally:
-            # Another user, who continues the run, might not write into the file.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # another user, who continues the run, might not write into the file
                 folder.lock_file.unlink()
                 for place in missing:
                     place.rmdir()

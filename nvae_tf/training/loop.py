@@ -280,8 +280,7 @@ def growth_clause(steps: RecentSteps, groups: Sequence[str], layers: Sequence[st
     clauses = []
     for what, values, names in measured if len(taken) else ():
         usual = np.median(np.abs(values[taken[: max(len(taken) // 2, 1)]]), axis=0)
-        # What is not finite has grown too.
-        grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, 1e-6))
+        grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, 1e-6))  # what is not finite has grown too
         if grown.any():
             step, place = np.argwhere(grown)[0]
             change = f"from {usual[place]:,.4g} to {values[step, place]:,.4g}"

@@ -106,8 +106,7 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
     recorded = read_run_config(folder) if folder.config_file.is_file() else None
     config = resolve_lengths(config, *length, recorded)
     if replicas.is_chief:
-        # Its message says more than that of the images per step.
-        check_continues(folder, config)
+        check_continues(folder, config)  # its message says more than that of the images per step
     if config.data.labels:
         check_class_names(folder.images_file, images.train.class_names, place_of(config.data))
     run = new_run(config, length, images, folder.path, replicas)
