@@ -157,8 +157,7 @@ def _with_placeholders(settings: ConfigDict) -> ConfigDict:
     for group, kind in typing.get_type_hints(ExperimentConfig).items():
         for name, expected in typing.get_type_hints(kind).items():
             if name in settings[group] and settings[group].get_type(name) is type(None):
-                placeholder = config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
-                settings[group][name] = placeholder
+                settings[group][name] = config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
         for old, name in OLD_NAMES.items():  # set and read under the old name, too
             if name in settings[group] and old not in settings[group]:
                 settings[group][old] = settings[group].get_ref(name)

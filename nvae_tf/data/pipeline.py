@@ -84,8 +84,7 @@ def training_batches(
         raise ValueError(f"A batch of {batch_size} can't be shared evenly by {shard.count} processes.")
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
     flip_key = stream_key(seed, _FLIP) if spec.horizontal_flip else None
-    binarize_key = stream_key(seed, _TRAINING_BINARIZATION)
-    return _image_batches(index_batches, source, spec, binarize_key, flip_key)
+    return _image_batches(index_batches, source, spec, stream_key(seed, _TRAINING_BINARIZATION), flip_key)
 
 
 def evaluation_batches(
@@ -101,8 +100,7 @@ def evaluation_batches(
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
     with_indices = _AS_WRITTEN(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))
-    key = stream_key(seed, _EVALUATION_BINARIZATION)
-    return _image_batches(starts.map(with_indices), source, spec, key)
+    return _image_batches(starts.map(with_indices), source, spec, stream_key(seed, _EVALUATION_BINARIZATION))
 
 
 def shuffled_index_batches(

@@ -93,8 +93,7 @@ class StackedLayer(keras.layers.Layer):
         self.parts = list(parts)
         self.recomputed = False
         # Not inlined: TensorFlow prepares the function once instead of once for each layer: an earlier first step.
-        attributes = {"_noinline": True}
-        traced = tf.function(self._apply_in_a_call, autograph=False, experimental_attributes=attributes)
+        traced = tf.function(self._apply_in_a_call, autograph=False, experimental_attributes={"_noinline": True})
         # Behind a partial, so that exports do not take it for a function to be exported.
         self._call = functools.partial(traced)
         self.built = True

@@ -157,8 +157,7 @@ class NVAE(FittedModel):
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
         images, seeds, labels = self._rows(images, seed, labels)
         forward = layers.ForwardPass(training=True, labels=labels) if training else layers.FoldedPass(labels=labels)
-        noise = noise_per_image(self.plan.latent_shapes(), seeds)
-        decoded = passes.inference_pass(self, images, noise, forward)
+        decoded = passes.inference_pass(self, images, noise_per_image(self.plan.latent_shapes(), seeds), forward)
         forward.commit()
         return decoded.likelihood.mean()
 
