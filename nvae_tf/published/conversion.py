@@ -22,10 +22,8 @@ from nvae_tf.published import weights
 from nvae_tf.published.torch_file import OWN_KEY, TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.runs.checkpoint_files import step_of
 from nvae_tf.runs.checkpoints import TrainingState, named_weights, restore_weights
-from nvae_tf.runs.loading import find_run
-from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.origin import Origin, origin_of_run, write_origin
-from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_image_counts, write_run_config
+from nvae_tf.runs.loading import find_run, model_for_training
+from nvae_tf.runs.run_folder import ImageCounts, Origin, RunFolder, origin_of_run, write_origin, write_run_config
 
 # Of the report: a tensor in the file; the variable that it fills, and its index there; and why it was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
@@ -204,7 +202,7 @@ def export_file(
     except ValueError as error:
         raise ValueError(f"{workdir}: {error}") from error
     folder, step = RunFolder(workdir), step_of(prefix)
-    images, origin = read_image_counts(folder.images_file), origin_of_run(folder, config.train.initialize_from)
+    images, origin = ImageCounts.read(folder.images_file), origin_of_run(folder, config.train.initialize_from)
     model = NVAE(config.model, config.objective)
     if running_means != restore_weights(model, prefix, averages=running_means):
         raise ValueError(f"{prefix}: has no moving averages of the weights; leave --running_means out")

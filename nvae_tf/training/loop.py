@@ -20,7 +20,7 @@ from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
-from nvae_tf.runs.new_model import ModelForTraining
+from nvae_tf.runs.loading import ModelForTraining
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training import strategy
 from nvae_tf.training.launcher import StopRequest

@@ -23,8 +23,7 @@ from nvae_tf.progress import StatusLine, counted
 from nvae_tf.published.torch_file import from_torch_checkpoint
 from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.checkpoints import named_weights
-from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.new_model import model_for_training
+from nvae_tf.runs.loading import load_run, model_for_training
 from nvae_tf.runs.run_folder import (
     ImageCounts,
     RunFolder,

@@ -20,10 +20,8 @@ from nvae_tf.published.conversion import export_file, import_run
 from nvae_tf.published.settings import model_config_from_published, objective_config_from_published
 from nvae_tf.published.torch_file import read_torch_checkpoint
 from nvae_tf.runs.checkpoints import TrainingState
-from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.origin import Origin
-from nvae_tf.runs.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.loading import load_run, model_for_training
+from nvae_tf.runs.run_folder import Origin, RunFolder, read_run_config
 from tests import FIXTURES
 from tests.tiny_model import assert_same
 

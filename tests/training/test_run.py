@@ -13,7 +13,7 @@ from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainCo
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import RunawayGuard
 from nvae_tf.reports.evaluate import evaluate_run
-from nvae_tf.runs.new_model import model_for_training
+from nvae_tf.runs.loading import model_for_training
 from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
 from nvae_tf.training.loop import TrainingLoop, growth_clause, growth_in, layer_names, reason_of_skips
 from nvae_tf.training.run import run_of_folder
