@@ -16,8 +16,7 @@ import sys
 
 from nvae_tf.config import __version__  # noqa: F401
 
-# Loaded when first used: settings and plans can be checked without waiting for TensorFlow.
-_PLACES = {
+_PLACES = {  # loaded when first used: settings and plans can be checked without waiting for TensorFlow
     "NVAE": "nvae_tf.models",
     "NVAEAdamax": "nvae_tf.optimization",
     "ExperimentConfig": "nvae_tf.config",
@@ -43,8 +42,7 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    # No `__all__`: with it `help(nvae_tf)` would print all of Keras' methods.
-    return [*sorted(_PLACES), "__version__"]
+    return [*sorted(_PLACES), "__version__"]  # no `__all__`: with it `help(nvae_tf)` would print all of Keras' methods
 
 
 if "keras" in sys.modules:

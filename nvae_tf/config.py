@@ -26,8 +26,7 @@ LARGEST_SEED = 2**31 - 1
 MOST_IMPORTANCE_SAMPLES = 2**24
 MAX_PIXELS = 64_000_000
 MOST_CLASSES = 100_000
-# Former names of settings, which files and flags may still give.
-OLD_NAMES = {
+OLD_NAMES = {  # former names of settings, which files and flags may still give
     "regularisation": "regularization",
     "anneal_regularisation": "anneal_regularization",
     "regularisation_initial": "regularization_initial",

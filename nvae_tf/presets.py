@@ -130,8 +130,7 @@ def load_settings(path: str) -> ConfigDict:
     The file is `config.json` of a run folder, or Python with a function `get_config`. Whatever is wrong with it is a
     ValueError of one line.
     """
-    # A user's file may raise anything.
-    try:
+    try:  # a user's file may raise anything
         if path.endswith(".json"):
             config = unlocked_config(read_config(path))
             # The model follows the data, as in a preset, in what is the same for both.

@@ -23,8 +23,7 @@ from nvae_tf.progress import Report
 _MAT_FILE, _MAT_SIZE = "chardata.mat", 28
 # To be raised whenever the code makes other pixels of the same pictures: all are then decoded again.
 _DECODED_FORM = 3
-# What decides about the pixels, besides the files.
-_PIXEL_SETTINGS = (
+_PIXEL_SETTINGS = (  # what decides about the pixels, besides the files
     *("source", "source_name", "train_split", "test_split", "test_fraction", "split_seed"),
     *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file", "max_pixels"),
 )
@@ -205,8 +204,7 @@ def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
     `path` is the file, or the folder where `chardata.mat` lies. It has an image a column, with intensities from 0 to 1;
     they are multiplied by 255 and cut to whole numbers, as in the published model.
     """
-    # Here, because no other source needs it.
-    import scipy.io
+    import scipy.io  # here, because no other source needs it
 
     path, variable = pathlib.Path(spec.path), {"train": "data", "test": "testdata"}[split]
     file = path / _MAT_FILE if path.is_dir() else path

@@ -15,8 +15,7 @@ import tensorflow as tf
 from nvae_tf.layers.scan_loops import scan_for_inference, scan_with_gradient
 from nvae_tf.layers.stacked import ForwardPass, Recorded, StackedLayer, Weights, layers_of
 
-# A loop of fewer steps would take more of a program than the steps themselves.
-_FEWEST_STEPS = 3
+_FEWEST_STEPS = 3  # a loop of fewer steps would take more of a program than the steps themselves
 
 
 class StackShare(NamedTuple):

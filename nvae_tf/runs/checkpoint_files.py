@@ -24,8 +24,7 @@ BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints
 # The end of messages about missing checkpoints.
 BEST_INSTEAD = '. --checkpoint=best, or checkpoint="best" in Python, takes the one with the best test score, if any'
 _STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
-# A checkpoint with NaN or infinity in one of these can't be continued.
-_FINITE = ("model/", "averages/", "optimizer/")
+_FINITE = ("model/", "averages/", "optimizer/")  # a checkpoint with NaN or infinity in one of these can't be continued
 _NONE = float("inf"), 0, None  # the score, step and prefix where there is no checkpoint
 
 

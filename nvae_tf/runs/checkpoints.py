@@ -212,8 +212,7 @@ def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
             return False
         learned = nested({name: weight for name, weight in weights.items() if weight.trainable})
         status = tf.train.Checkpoint(averages=learned).read(prefix).expect_partial()
-        # A file without averages lacks their names.
-        try:
+        try:  # a file without averages lacks their names
             status.assert_existing_objects_matched()
         except AssertionError:
             return False

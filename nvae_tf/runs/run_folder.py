@@ -228,8 +228,7 @@ def _take_lock(folder: RunFolder, lock: TextIO, warn: Callable[[str], None]) -> 
         # Its holder may have removed the file after it was opened here.
         if not os.path.samefile(folder.lock_file, lock.fileno()):
             raise BlockingIOError
-    # Some network file systems say PermissionError.
-    except (BlockingIOError, PermissionError, FileNotFoundError):
+    except (BlockingIOError, PermissionError, FileNotFoundError):  # some network file systems say PermissionError
         lock.seek(0)
         raise ValueError(
             f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "

@@ -158,8 +158,7 @@ class TrainingLoop:
                 if self._is_checkpoint_due(step + 1):
                     self._save(step + 1)
         except BadPicture:
-            # A checkpoint, as for a signal: the run can continue once the damaged file is fixed.
-            self._interrupt(step)
+            self._interrupt(step)  # a checkpoint, as for a signal: the run can continue once the damaged file is fixed
             raise
         finally:
             batches.close()
