@@ -161,10 +161,9 @@ def _idx_arrays(spec):
         # A name that no file has belongs to another kind of source.
         images = [name for name in images if name.startswith(spec.source_name or "")] or images
         if len(images) != 1:
-            rule = (
-                f"{words[0]}-images-idx3-ubyte or .gz; data.source_name is how the names of one of several sets begin"
-            )
-            raise ValueError(f"{folder}: one file must be the {part} images ({', '.join(images) or 'none'}): {rule}")
+            several = "data.source_name is how the names of one of several sets begin"
+            fault = f"one file must be the {part} images ({', '.join(images) or 'none'})"
+            raise ValueError(f"{folder}: {fault}: {words[0]}-images-idx3-ubyte or .gz; {several}")
         labels = images[0].replace("images", "labels").replace("idx3", "idx1")
         arrays |= {f"x_{part}": files[images[0]]} | ({f"y_{part}": files[labels]} if labels in files else {})
     return arrays

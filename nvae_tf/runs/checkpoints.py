@@ -73,29 +73,22 @@ class TrainingState:
                 self._keep_newest(step)
 
     def _keep_newest(self, step: int) -> None:
-        own = self._own_steps(step)
-        kept, older = own[-self._keep :], own[: -self._keep]
+        """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
+        whole, listed = files.steps_of_files(self.folder), files.read_list(self.folder)
+        own = [earlier for earlier in whole if 0 < earlier < step and earlier not in self._unusable]
+        if listed:
+            # Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list
+            # was written just before a process was killed.
+            own = [earlier for earlier in own if earlier in listed or earlier > max(listed)]
+        own.append(step)
         # A killed process may have left data files without an index.
-        without_index = files.steps_of_any_files(self.folder) - {*files.steps_of_files(self.folder)}
+        without_index = {other for other in files.steps_of_any_files(self.folder) - {*whole} if other < step}
         # Before the list is written: a process that is killed in between would leave files that are not listed.
-        for earlier in {0, *older, *(other for other in without_index if other < step)}:
+        for earlier in {0, *own[: -self._keep], *without_index}:
             files.remove_checkpoint(self.folder, earlier)
         # TensorFlow's list, for `tf.train.latest_checkpoint`.
-        lines = [f'all_model_checkpoint_paths: "step-{number}"\n' for number in kept]
+        lines = [f'all_model_checkpoint_paths: "step-{number}"\n' for number in own[-self._keep :]]
         atomic_write(self.folder / "checkpoint", f'model_checkpoint_path: "step-{step}"\n{"".join(lines)}')
-
-    def _own_steps(self, step: int) -> list[int]:
-        """This step, and the earlier whole checkpoints that this run may remove.
-
-        Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list was
-        written just before a process was killed.
-        """
-        listed = files.read_list(self.folder)
-        steps = files.steps_of_files(self.folder)
-        usable = [earlier for earlier in steps if 0 < earlier < step and earlier not in self._unusable]
-        if listed:
-            usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
-        return [*usable, step]
 
     def save_if_best(self, step: int, score: float) -> None:
         """Writes the best checkpoint if no earlier score was as low; NaN never is."""

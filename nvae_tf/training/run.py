@@ -188,11 +188,11 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
 
 
 def _report(source: str, weights: dict, source_weights: dict, taken: list[str]) -> str:
-    shapes = [{name: list(weight.shape) for name, weight in each.items()} for each in (source_weights, weights)]
     misshapen = weights.keys() & source_weights.keys() - {*taken}
     others = {
         "Not taken, because of another shape in the source": [
-            f"{name}: {shapes[0][name]} in the source, {shapes[1][name]} here" for name in misshapen
+            f"{name}: {list(source_weights[name].shape)} in the source, {list(weights[name].shape)} here"
+            for name in misshapen
         ],
         "Not taken, because they are not in the source": weights.keys() - source_weights.keys(),
         "Not used of the source, because this model has no such weights": source_weights.keys() - weights.keys(),
