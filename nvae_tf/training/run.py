@@ -24,14 +24,7 @@ from nvae_tf.published.torch_file import from_torch_checkpoint
 from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.checkpoints import named_weights
 from nvae_tf.runs.loading import load_run, model_for_training
-from nvae_tf.runs.run_folder import (
-    ImageCounts,
-    RunFolder,
-    check_class_names,
-    check_continues,
-    read_image_counts,
-    read_run_config,
-)
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, check_continues, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
 from nvae_tf.training.strategy import Replicas
 
@@ -115,7 +108,7 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
 
 def check_images_a_step(file: pathlib.Path, run: Run) -> None:
     """ValueError where a run would continue with another number of images per step than `images.json` has."""
-    noted, now, replicas = read_image_counts(file), run.images_a_step, run.replicas.count
+    noted, now, replicas = ImageCounts.read(file), run.images_a_step, run.replicas.count
     if noted and noted.a_step not in (None, now):
         raise ValueError(
             f"train.batch_size on {replicas} replicas makes {now} images a step; this run was begun with "
@@ -128,7 +121,7 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
     images = run.images
     names = images.train.class_names if run.config.data.labels else None
     now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out, names)
-    before = read_image_counts(file)
+    before = ImageCounts.read(file)
     if before and (before.train, before.test) != (now.train, now.test):
         report(
             f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "
