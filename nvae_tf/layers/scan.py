@@ -130,15 +130,21 @@ def _run_loop(shares, step, state, inputs, forward, output_tensors) -> tuple[tf.
     return state, outputs
 
 
-def cell_step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-    """The step of one layer of one stack; its output is the state after it."""
-    ((cell,),) = layers
-    state = cell(state)
-    return state, state
-
-
 def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
     """The state after all layers of a stack, one after the other; the state itself where there is no stack."""
     if cells is None:
         return state
-    return run_steps([StackShare(cells)], cell_step, state, [()] * cells.count, forward)[0]
+    return run_steps([StackShare(cells)], _cell_step, state, [()] * cells.count, forward)[0]
+
+
+def states_of_cells(cells: StackedLayer, state: tf.Tensor, forward: ForwardPass) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """The state after all layers of a stack, and a list of the states after each."""
+    shares, inputs = [StackShare(cells)], [()] * cells.count
+    state, states, stacked = run_steps(shares, _cell_step, state, inputs, forward, lambda state: [state])
+    return state, states + [each for states_of_loop in stacked for each in tf.unstack(states_of_loop)]
+
+
+def _cell_step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
+    ((cell,),) = layers
+    state = cell(state)
+    return state, state
