@@ -16,7 +16,7 @@ from nvae_tf.config import ExperimentConfig, config_from_dict, config_to_dict, c
 from nvae_tf.errors import first_line, require
 from nvae_tf.files import atomic_file, atomic_folder, atomic_write, check_new_folder, file_sha256
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import start_averages
+from nvae_tf.optimization import LoweredRate, start_averages
 from nvae_tf.published import settings as published
 from nvae_tf.published import weights
 from nvae_tf.published.torch_file import OWN_KEY, TorchCheckpoint, read_torch_checkpoint
@@ -79,12 +79,11 @@ def import_run(
     parameters = sum(math.prod(weight.shape) for weight in made.model.trainable_variables)
     run = settings._replace(config=config, origin=origin, parameters=parameters)
     checkpoint.state.clear()  # frees the memory of the file's tensors before the optimizer's slots are made
-    _write_run(output, made.model, made.variables, run)
+    _write_run(output, *made, run)
     return run
 
 
-def _write_run(output: pathlib.Path, model: NVAE, others: Any, run: RunSettings) -> None:
-    """Writes the run folder of a model with its weights."""
+def _write_run(output: pathlib.Path, model: NVAE, schedule: LoweredRate, run: RunSettings) -> None:
     model.optimizer.build(model.trainable_variables)
     start_averages(model)
     model.optimizer.iterations.assign(run.step)
@@ -93,7 +92,7 @@ def _write_run(output: pathlib.Path, model: NVAE, others: Any, run: RunSettings)
         with atomic_folder(output.resolve(), check_is_free) as place:
             place.mkdir()
             folder, keep = RunFolder(place), run.config.train.keep_checkpoints
-            TrainingState(folder.checkpoints, model, keep, others).save(run.step)
+            TrainingState(folder.checkpoints, model, keep, schedule).save(run.step)
             if run.images:
                 atomic_write(folder.images_file, run.images.text())
             write_origin(folder, run.origin)

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -12,7 +12,8 @@ import tensorflow as tf
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
-from nvae_tf.optimization.adamax import average_of_weights, inner_optimizer, start_averages
+from nvae_tf.optimization import LoweredRate, average_of_weights, start_averages
+from nvae_tf.optimization.adamax import inner_optimizer
 from nvae_tf.runs import checkpoint_files as files
 from nvae_tf.runs.checkpoint_files import VALUE, stored_shapes, wrap_checkpoint_errors, write_checkpoint
 
@@ -28,15 +29,15 @@ class CheckpointNotWritten(OSError):
 class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
-    The newest `keep` checkpoints of the folder stay, and the best one. The model's optimizer is built; `others` are
-    variables besides those of model and optimizer that decide how the run continues (`ModelForTraining.variables`).
+    The newest `keep` checkpoints of the folder stay, and the best one. The model, whose optimizer is built, and the
+    schedule are those of `model_for_training`; without a schedule its state and the step guard's are left out.
 
     Attributes:
       folder: the folder of the checkpoints.
       saved_step: the step of the newest whole checkpoint; None without one.
     """
 
-    def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, others: Sequence = ()):
+    def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, schedule: LoweredRate | None = None):
         self.folder, self.saved_step = folder, None
         self._model, self._best_folder, self._keep = model, folder / files.BEST, keep
         self._lowest_score, self._unusable = float("inf"), {}
@@ -51,7 +52,7 @@ class TrainingState:
             "averages": nested(averages),  # exponential moving averages (EMA) of the weights, if the run keeps them
             "optimizer": list(inner.variables),
             "metrics": {metric.name: list(metric.variables) for metric in model.metrics},
-            "others": list(others),  # of the step guard and of the lowered learning rate
+            "others": [*model.step_guard.variables, *schedule.variables] if schedule else [],
             "step": self._step,
         }
         inner_ids = {id(variable) for variable in inner.variables}

@@ -29,11 +29,6 @@ class ModelForTraining(NamedTuple):
     model: NVAE  # with a `RunawayGuard`
     schedule: LoweredRate  # step -> learning rate
 
-    @property
-    def variables(self) -> list:
-        """The variables that a checkpoint must hold besides those of model and optimizer."""
-        return [*self.model.step_guard.variables, *self.schedule.variables]
-
 
 def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_steps: int) -> ModelForTraining:
     """Makes the model of an experiment; the same settings, of a run of this length, give the same first weights."""

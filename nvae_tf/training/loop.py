@@ -20,7 +20,6 @@ from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
-from nvae_tf.runs.loading import ModelForTraining
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training import strategy
 from nvae_tf.training.launcher import StopRequest
@@ -56,8 +55,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
         run, take_step = _open_run(config, folder, replicas)
-        others = ModelForTraining(run.model, run.schedule).variables
-        state = TrainingState(folder.checkpoints, run.model, config.train.keep_checkpoints, others)
+        state = TrainingState(folder.checkpoints, run.model, config.train.keep_checkpoints, run.schedule)
         step, started = state.restore(StatusLine().keep, replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:

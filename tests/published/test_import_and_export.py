@@ -75,7 +75,7 @@ def state_of(folder, config):
     """Model and state as train.main has them before it goes on."""
     made = model_for_training(config, 10, config.objective.total_steps)
     made.model.optimizer.build(made.model.trainable_variables)
-    return made.model, TrainingState(folder.checkpoints, made.model, 2, others=made.variables)
+    return made.model, TrainingState(folder.checkpoints, made.model, 2, schedule=made.schedule)
 
 
 def numbers(workdir):

@@ -162,7 +162,7 @@ def reader_of_run_folder(base: pathlib.Path):
 
     def resumed(path):
         folder = open_for_training(path, config)
-        state = TrainingState(folder.checkpoints, made.model, 2, others=made.variables)
+        state = TrainingState(folder.checkpoints, made.model, 2, schedule=made.schedule)
         step = state.restore(warnings.warn)
         read_image_counts(folder.images_file)
         metrics = MetricsFile(folder.metrics_file)
