@@ -108,8 +108,7 @@ def define_parameters(
             flags.DEFINE_enum(name, default, limits, meaning, **about)
         else:
             parser = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[element](*limits)
-            if element_types:
-                parser = WithCommas(parser.parse, element in kinds)
+            parser = WithCommas(parser.parse, element in kinds) if element_types else parser
             # absl.logging has a flag --log_dir, for programs that let it write files.
             flags.DEFINE(parser, name, default, meaning, allow_override=True, **about)
 

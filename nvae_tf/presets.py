@@ -134,9 +134,8 @@ def load_settings(path: str) -> ConfigDict:
         if path.endswith(".json"):
             config = unlocked_config(read_config(path))
             # The model follows the data, as in a preset, in what is the same for both.
-            _follow_data(
-                config, [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
-            )
+            same = [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
+            _follow_data(config, same)
             if config.model.num_classes == config.data.num_classes:
                 config.model.num_classes = 0  # left open: `complete_config` takes it from the data again
             return config
