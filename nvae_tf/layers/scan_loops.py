@@ -35,8 +35,7 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(slices)))
 
     traced = _TracedStep(body_of_packed, state, packed_inputs)
-    # Filled by the operation, not returned by it: what it returns would be differentiated.
-    recorded: list = []
+    recorded: list = []  # filled by the operation, not returned by it: what it returns would be differentiated
 
     @tf.custom_gradient
     def operation(state: tf.Tensor, *packed_inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:

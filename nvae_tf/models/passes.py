@@ -123,8 +123,7 @@ def generated(
     if len(sources) < num_groups:
         noise = noise_per_image(model.plan.latent_shapes(), seeds)
         for eps, temperature in list(zip(noise, temperatures, strict=True))[len(sources) :]:
-            guided = GuidedSource(eps, temperature, guidance)
-            sources.append(guided if is_guided else PriorSource(eps, temperature))
+            sources.append(GuidedSource(eps, temperature, guidance) if is_guided else PriorSource(eps, temperature))
     if prior is not None:
         sources = with_reweighted_prior(prior, sources, seeds, temperatures, model.plan, labels)
     count = kept = tf.shape(seeds)[0]

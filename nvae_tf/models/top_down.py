@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import FlowPairs
-from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.latent_plan import Block, Branch, LatentPlan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, StackShare, run_cells, run_steps, stack_of
 from nvae_tf.layers.cpu_kernels import fan_out, has_cpu_forms
 from nvae_tf.models.latents import (
@@ -145,20 +145,16 @@ class TopDownScale(keras.layers.Layer):
 class PostprocessBlock(keras.layers.Layer):
     """A cell that doubles the resolution and halves the channels, then normal cells."""
 
-    def __init__(self, block, branch, squeeze_excite: bool, dtype=None):
+    def __init__(self, block: Block, branch: Branch, excite: bool, dtype=None):
         super().__init__(dtype=dtype)
-        channels_in, channels_out = block.channels_in, block.channels_out
-        self.up = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, dtype=dtype)
-        num_normal = block.num_cells - 1
-        self.cells = stack_of(
-            ResidualCells, num_normal, branch, channels_out, channels_out, squeeze_excite, dtype=dtype
-        )
+        channels_in, channels_out, num_cells = block
+        self.up = ResidualCells(1, branch, channels_in, channels_out, excite, dtype=dtype)
+        self.cells = stack_of(ResidualCells, num_cells - 1, branch, channels_out, channels_out, excite, dtype=dtype)
         self.built = True
 
     def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, 2 height, 2 width, in / 2]`."""
-        state = self.up.single_layer(forward)(state)
-        return run_cells(self.cells, state, forward)
+        return run_cells(self.cells, self.up.single_layer(forward)(state), forward)
 
 
 class TopDown(keras.layers.Layer):

@@ -20,19 +20,10 @@ from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
-class LossTerms(NamedTuple):
-    """The loss of one replica's images, and its terms: means over the images, in nats."""
-
-    loss: tf.Tensor  # what is differentiated, scalar
-    reconstruction: tf.Tensor  # -log p(x | z), scalar
-    kl_per_group: tf.Tensor  # without weights, `[groups]`, top group first
-
-
 class LossAndGradients(NamedTuple):
-    """What the loss of a batch gives a training step."""
+    """What a training step needs of the loss of a batch."""
 
-    terms: LossTerms
-    spectral_norms: tf.Tensor | None  # of all convolutions `[layers]`; None for a microbatch
+    metrics: StepMetrics  # of this replica's images; without spectral norms for a microbatch
     gradients: list[tf.Tensor]  # of the trainable weights; added up over all replicas they are those of the batch
     updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
 
@@ -49,9 +40,9 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
         _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
 
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
-    terms, spectral_norms, gradients, updates = compute(model, images, labels, step)
+    metrics, gradients, updates = compute(model, images, labels, step)
 
-    metrics = means_over_replicas(model, terms, spectral_norms, gradients)
+    metrics = means_over_replicas(model, metrics, gradients)
     accepted = model.step_guard.accepts(metrics.loss, metrics.gradient_norm)
     apply_gradients_if(model, accepted, metrics, gradients)
     for variable, value in updates:
@@ -72,16 +63,16 @@ def loss_and_gradients(
     """The loss of images and its gradients, at draws that depend on the model's seed, the step and the images' place.
 
     For a microbatch, number `shard` among those of all replicas, the gradients are divided by `accumulate_steps`, and
-    the regularizers of the weights are left to `regularizers_and_gradients`.
+    the loss has no regularizers of the weights.
     """
     noise = draws(model, images, step, shard)
     forward = _training_pass(model, kept_labels(model, labels, step, shard))
     with tf.GradientTape() as tape:
-        terms, spectral_norms = loss_terms(model, images, noise, step, forward, regularize=shard is None)
-        scaled_loss = _scaled(model, terms.loss)
+        metrics = loss_terms(model, images, noise, step, forward, regularize=shard is None)
+        scaled_loss = _scaled(model, metrics.loss)
         if shard is not None:
             scaled_loss /= model.accumulate_steps
-    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
+    return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
 
 
 def draws(model, images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
@@ -107,11 +98,11 @@ def kept_labels(model, labels: tf.Tensor | None, step, shard=None) -> tf.Tensor 
 
 def loss_terms(
     model, images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
-) -> tuple[LossTerms, tf.Tensor | None]:
-    """The training loss (sections 3.2 and 4 of the paper) with its terms, and all spectral norms `[layers]`.
+) -> StepMetrics:
+    """The training loss (sections 3.2 and 4 of the paper), its terms, and all spectral norms.
 
     `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
-    batch statistics. Without regularizers of the weights there are no norms.
+    batch statistics. With `regularize` False the loss has no regularizers of the weights, and there are no norms.
     """
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
@@ -130,8 +121,8 @@ def loss_terms(
         final_weights=objectives.final_kl_weights(settings, model.plan),
         free_nats=settings.free_nats,
     )
-    terms = LossTerms(loss.loss, tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0))
-    return terms, spectral_norms
+    reconstruction, kl_per_group = tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)
+    return StepMetrics(loss.loss, reconstruction, kl_per_group, spectral_norms)
 
 
 def weight_regularizers(model, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
@@ -155,35 +146,27 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
     size //= count
     statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
 
-    def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], LossTerms]:
+    def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
         part = loss_and_gradients(model, some_images, some_labels, step, replica_index() * count + index)
         new_values = {id(variable): value for variable, value in part.updates}
         # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
         new_statistics = [new_values[id(variable)] / count for variable in statistics]
-        return part.gradients, new_statistics, LossTerms(*(term / count for term in part.terms))
+        return part.gradients, new_statistics, [value / count for value in part.metrics[:3]]
 
-    terms = LossTerms(tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups]))
-    shapes = model.trainable_weights, statistics, terms
-    gradients, new_statistics, terms = sum_over_microbatches(microbatch, count, shapes)
-    regularization = regularizers_and_gradients(model, step)
-    gradients = [one + other for one, other in zip(regularization.gradients, gradients, strict=True)]
-    updates = regularization.updates + list(zip(statistics, new_statistics, strict=True))
-    terms = terms._replace(loss=terms.loss + regularization.terms.loss)
-    return LossAndGradients(terms, regularization.spectral_norms, gradients, updates)
-
-
-def regularizers_and_gradients(model, step: tf.Tensor) -> LossAndGradients:
-    """The part of the training loss that depends on the weights alone, as the only one of its terms."""
+    shapes = model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
+    gradients, new_statistics, (loss, *parts) = sum_over_microbatches(microbatch, count, shapes)
+    # Once for all microbatches: the part of the loss that depends on the weights alone.
     forward = ForwardPass(training=True)
     with tf.GradientTape() as tape:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        beta = objectives.kl_weight(step, model.objective)
-        loss = regularizers * objectives.regularization_weight(beta, model.objective)
-        scaled_loss = _scaled(model, loss)
-    terms = LossTerms(loss, tf.zeros([]), tf.zeros([model.plan.num_groups]))
-    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
+        weight = objectives.regularization_weight(objectives.kl_weight(step, model.objective), model.objective)
+        weighted_regularizers = regularizers * weight
+        scaled_loss = _scaled(model, weighted_regularizers)
+    gradients = list(map(tf.add, _gradients(model, tape, scaled_loss), gradients))
+    updates = forward.updates() + list(zip(statistics, new_statistics, strict=True))
+    return LossAndGradients(StepMetrics(loss + weighted_regularizers, *parts, spectral_norms), gradients, updates)
 
 
 def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Sequence[tf.Tensor]]) -> Sequence:
@@ -195,26 +178,21 @@ def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Seq
     sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), shapes)
     if replica_count() == 1:
         return tf.while_loop(lambda index, _: index < count, add_next, (tf.constant(0), sums), parallel_iterations=1)[1]
-    # Replicas can't communicate from within a loop of the graph.
-    for index in range(count):
+    for index in range(count):  # replicas can't communicate from within a loop of the graph
         with tf.control_dependencies(tf.nest.flatten(sums)):
             _, sums = add_next(tf.constant(index), sums)
     return sums
 
 
-def means_over_replicas(model, terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
-    """The metrics of a step: the means of the terms over all replicas' images, and the gradient norm.
-
-    On several replicas the latter is the root mean square of the norms of their own gradients.
-    """
-    # One reduction for all small gradients, not a kernel each.
-    if _joins_small_weights(model):
+def means_over_replicas(model, metrics: StepMetrics, gradients: list[tf.Tensor]) -> StepMetrics:
+    """The metrics of all replicas' images, with the gradient norm."""
+    if _joins_small_weights(model):  # one reduction for all small gradients, not a kernel each
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     # The gradients are of the loss times the loss scale, over the number of replicas.
     squared_norm /= tf.square(_scaled(model, 1.0))
-    loss, reconstruction, kl_per_group, squared_norm = replica_means([*terms, squared_norm])
-    return StepMetrics(loss, reconstruction, kl_per_group, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
+    *means, squared_norm = replica_means([*metrics[:3], squared_norm])
+    return StepMetrics(*means, tf.stop_gradient(metrics.spectral_norms), tf.sqrt(squared_norm))
 
 
 def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
@@ -252,8 +230,7 @@ def _training_pass(model, labels: tf.Tensor | None = None, initializing: bool = 
 
 
 def _has_loops(model) -> bool:
-    # Replicas can't communicate from within a loop of the graph.
-    return model.scan and replica_count() == 1
+    return model.scan and replica_count() == 1  # replicas can't communicate from within a loop of the graph
 
 
 def _joins_small_weights(model) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,13 +14,6 @@ from nvae_tf.layers import cpu_kernels, variables_named_alike
 
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
-
-
-class Slots(NamedTuple):
-    """What the optimizer keeps of a weight."""
-
-    momentum: keras.Variable  # m
-    norm: keras.Variable  # v = u - epsilon
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -58,14 +51,13 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        # u begins as 0.
-        initializers = ["zeros", keras.initializers.Constant(-self.epsilon)]
+        initializers = ["zeros", keras.initializers.Constant(-self.epsilon)]  # u begins as 0
         self._momentums, self._norms = self.add_optimizer_variables(variables, ["momentum", "norm"], initializers)
 
-    def slots_of(self, variable: keras.Variable) -> Slots:
-        """The slots of a trained variable; `build` must have made them."""
+    def slots_of(self, variable: keras.Variable) -> tuple[keras.Variable, keras.Variable]:
+        """The slots `momentum` (m) and `norm` (v) of a trained variable; `build` must have made them."""
         index = self._get_variable_index(variable)
-        return Slots(self._momentums[index], self._norms[index])
+        return self._momentums[index], self._norms[index]
 
     def beta_1_power(self) -> tf.Tensor:
         """`beta_1^t` of the next step t."""
@@ -100,8 +92,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                 self.apply(grads, trainable_variables)
         finally:
             self._condition = None
-        # `apply` has counted the step in any case.
-        self.iterations.assign_sub(tf.where(condition, 0, 1))
+        self.iterations.assign_sub(tf.where(condition, 0, 1))  # `apply` has counted the step in any case
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable; large ones of a device wait for each other."""
@@ -119,8 +110,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """
         lowering = tf.fill(tf.shape(gradient), scalars["lowering"])
         lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=lowering)
-        # The kernel takes this gradient, and so runs after the lowering.
-        with tf.control_dependencies([lowered]):
+        with tf.control_dependencies([lowered]):  # the kernel takes this gradient, and so runs after the lowering
             gradient += scalars["l2"] * tf.raw_ops.ReadVariableOp(resource=weight, dtype=tf.float32)
         variables = {"var": weight, "m": momentum, "v": norm, "grad": gradient, "lr": rate, "beta1_power": power}
         settings = {"beta1": scalars["beta_1"], "beta2": scalars["beta_2"], "epsilon": scalars["epsilon"]}

@@ -21,8 +21,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
-from nvae_tf.runs.origin import origin_of_run, write_origin
-from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
+from nvae_tf.runs.run_folder import RunFolder, origin_of_run, read_image_counts, read_run_config, write_origin
 
 # The errors that a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)

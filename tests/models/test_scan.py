@@ -17,7 +17,7 @@ from nvae_tf.models.latents import batch_noise
 from nvae_tf.optimization import NVAEAdamax, joined_step
 from nvae_tf.optimization.joined_step import postponed_assignments
 from nvae_tf.presets import experiment_config
-from nvae_tf.runs.new_model import model_for_training
+from nvae_tf.runs.loading import model_for_training
 from nvae_tf.training.strategy import step_function
 from tests.command_fixtures import run
 from tests.tiny_model import assert_near, assert_same, images_of, shaken, tiny_model, values
