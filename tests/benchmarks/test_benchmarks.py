@@ -4,6 +4,7 @@ import importlib.metadata
 import itertools
 import json
 import sys
+import tempfile
 import types
 from typing import Literal
 
@@ -227,9 +228,10 @@ def test_operations_are_counted_a_turn_and_in_one_group_each(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_run_of_all(tmp_path):
-    # Without the yardstick, which takes minutes beside other processes.
+def test_a_real_run_of_all(tmp_path, monkeypatch):
+    # Without the yardstick, which takes minutes beside other processes; both workloads have the same export.
     file = tmp_path / "now.json"
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: contextlib.nullcontext(tmp_path))
     quick = ["--presets=digits", "--rounds=1", "--no-yardstick", "--only=saved_model_sampling,export"]
     all_benchmarks.main([*quick, f"--json={file}"])
     sampling, export = json.loads(file.read_text())["results"]

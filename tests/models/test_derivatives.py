@@ -17,10 +17,8 @@ WITHOUT_GRADIENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def functions():
+def functions_of(model):
     """By name a function with one number as result, and the tensors or variables that it is differentiated by."""
-    model = shaken(tiny_model(likelihood="normal", num_bits=8, seed=0))
     # The gradient of a spectral norm is that of a function only where the power iteration has converged, which is quick
     # where the largest singular value of a kernel is twice the next one.
     for kernel in (weight for weight in model.trainable_weights if len(weight.shape) == 5):
@@ -48,6 +46,17 @@ def functions():
         "importance": (lambda images: tf.reduce_sum(model.score(images, seed=1, importance_samples=3)), [images]),
         "loss": (loss, [weight.value for weight in model.trainable_weights]),
     }
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """Of models with two groups: on two scales, and where all of a step is differentiated, which takes long, on one."""
+    settings = dict(likelihood="normal", num_bits=8, seed=0)
+    functions, steps = (
+        functions_of(shaken(tiny_model(num_latent_scales=scales, num_groups_per_scale=3 - scales, **settings)))
+        for scales in (2, 1)
+    )
+    return functions | {name: steps[name] for name in ("importance", "loss")}
 
 
 # Operations with gradients of ours, alone.

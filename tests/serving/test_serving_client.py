@@ -351,19 +351,3 @@ def test_a_picture_with_an_alpha_channel_is_laid_on_what_the_export_says(ask, tm
     flags = f"--export={tmp_path}", "--seed=1"
     clear, white = (ask("score", f"--images={tmp_path / name}.png", *flags) for name in ("clear", "white"))
     assert clear.splitlines()[-1] == white.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "the command of nvae-client = '': not one of the commands (sample, encode"),
-        (["sample", "--model=x"], "--output is missing"),
-        (["status", "--model=x", "--count=3"], "Unknown command line flag 'count'"),
-        (["sample", "--model=x", "--output=a.jpg"], "--output=a.jpg: give the name of a file *.png or a folder"),
-        (["sample", "--model=x", "--output={0}/"], "is there already; give another name, or --overwrite"),
-        (["decode", "--model=x", "--output=a.png", "--latents={0}/other.npz"], "or not a file of latents (it has w"),
-    ],
-)
-def test_mistakes_are_reported_in_one_line(refused, tmp_path, arguments, message):
-    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    assert message in refused("export.client", *(argument.format(tmp_path) for argument in arguments))
