@@ -41,13 +41,12 @@ def pytest_configure(config):
 
 
 # The files that take longest, so that no process is left alone with one at the end. The first two make what others wait
-# for, an export and a run.
-FIRST = (
-    "exported_numbers evaluate derivatives scan strategy mutations notebooks training readme_commands train variants"
-)
-FIRST += (
-    " wheel server_robustness saved_model parity benchmarks keras explorer tflite conditional import_and_export names"
-)
+# for: an export, and a run.
+FIRST = """
+exported_numbers evaluate derivatives scan strategy mutations notebooks training readme_commands train wheel variants
+saved_model parity benchmarks server_robustness keras layers report serving_client local_server explorer tflite
+conditional generate import_and_export sharing prior names run
+"""
 FIRST = [f"test_{name}" for name in FIRST.split()]
 
 
@@ -89,7 +88,7 @@ def rewriting(request):
         rewritten = "serving" in request.path.parts or request.path.name in ("test_keras.py", "test_evaluate.py")
         options = {"disable_meta_optimizer": not rewritten}
         sys.modules["tensorflow"].config.optimizer.set_experimental_options(options)
-        forked.without_stack_traces()
+        forked.build_graphs_quickly()
 
 
 @pytest.fixture(autouse=True, scope="module")
