@@ -29,6 +29,7 @@ def test_a_place_that_cannot_be_written_to_is_reported_at_once(commands, tmp_pat
 
 
 NEW_RUN = "train.main --config=digits --workdir={0}/new --config."
+DIGITS = " --workdir=digits --output=x.png"
 IMPORT, TFLITE = "export.import_torch_checkpoint --checkpoint={0}/", "export.export_tflite --signature="
 NO_RUN = "nowhere: no such folder; give the --workdir of a run of nvae-train"
 # Commands with the folder of the test at {0}, and part of the line that is printed.
@@ -59,27 +60,27 @@ MISTAKES = [
     ("train.generate vary --workdir={0} --output=x.png --variants=0", "--variants=0"),
     ("train.generate vary --workdir={0} --output={0}/mine.py/x.png", "mine.py is a file, not a folder"),
     ("train.generate vary --workdir={0} --output={0}/new/ --indices=3,3", "two pictures would be called 3.png"),
-    ("train.generate interpolate --workdir=digits --output=x.png", "between which images?"),
+    ("train.generate interpolate" + DIGITS, "between which images?"),
     ("train.generate restore --workdir=digits --output=x.png --scale=2 --blur=1", "--scale and --blur: give one"),
     ("train.generate restore --workdir=digits --output=x.png", "give --mask, --scale or --blur, or --noise alone"),
     ("train.generate decode --workdir=digits --output=x.png --input=no.npz", "no.npz: no such file of latents"),
     ("train.publish --workdir=digits --repo=tiny", "'tiny' is not the name of a repository"),
     ("train.publish --workdir=digits --repo=me/a--b", "repo 'me/a--b': Cannot have -- or .. in repo_id"),
     ("train.publish --workdir=tests --repo=me/tiny", "tests: not a run folder"),
-    ("train.evaluate --workdir={0} --metrics=elbo --importance_samples=3", "belongs to metric iw, which --metrics la"),
     (
-        "train.generate restore --workdir=digits --output=x.png --mask={0}/large.png",
+        "train.evaluate --workdir={0} --metrics=elbo --importance_samples=3",
+        "--importance_samples belongs to metric iw, which --metrics lacks",
+    ),
+    (
+        "train.generate restore --mask={0}/large.png" + DIGITS,
         "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or ",
     ),
     (
-        "train.generate vary --workdir=digits --output=x.png --resize=crop",
+        "train.generate vary --resize=crop" + DIGITS,
         "--resize is for pictures of --input; those of the data set come as trained",
     ),
     ("train.generate encode --workdir=digits --output=x.npz --convert", "--convert is for pictures of --input"),
-    (
-        "train.generate reconstruct --workdir=digits --output=x.png --input=large.png --data_path=elsewhere",
-        "--input and --data_path: give one of them",
-    ),
+    ("train.generate reconstruct --input=x --data_path=y" + DIGITS, "--input and --data_path: give one of them"),
     (IMPORT + "none.pt --output={0}/new", "none.pt: no such file"),
     (IMPORT + "x.pt --output={0}/full", "not an empty folder; name a new"),
     (IMPORT + "x.pt --output={0}/x.pt/below", "is a file"),
@@ -117,9 +118,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(commands, refused, comm
     before = sorted(tmp_path.rglob("*"))
     name, *flags = command.format(tmp_path).split()
     # A training chooses devices, which a process does once.
-    assert message in (
-        commands.refused_process(["-m", name, *flags]) if command.startswith(NEW_RUN) else refused(name, *flags)
-    )
+    is_training = command.startswith(NEW_RUN)
+    assert message in (commands.refused_process(["-m", name, *flags]) if is_training else refused(name, *flags))
     assert sorted(tmp_path.rglob("*")) == before
 
 
