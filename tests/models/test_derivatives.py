@@ -1,5 +1,7 @@
 """Forward mode and second derivatives of what users differentiate: the same numbers by every way, and none left out."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -91,8 +93,7 @@ def traced(function):
     ("inner", "outer"),
     [
         (None, None),
-        (traced, traced),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(traced, None), (None, traced)]),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(traced, traced), (traced, None), (None, traced)]),
     ],
     ids=["inline-eager", "called-graph", "called-eager", "inline-graph"],
 )
@@ -152,12 +153,9 @@ def product_by_differences(first_derivative, sources, direction, size):
     return [(45 * (a - b) - 9 * (c - d) + e - f) / (60 * size) for a, b, c, d, e, f in zip(*ends, strict=True)]
 
 
-# The slow ones take minutes to trace.
-CASES = [
-    *[(name, False) for name in ("encode", "decode", "infer", "score")],
-    *[pytest.param(name, True, marks=pytest.mark.slow) for name in ("encode", "decode", "infer", "score")],
-    *[pytest.param(name, graph, marks=pytest.mark.slow) for name in ("importance", "loss") for graph in (False, True)],
-]
+QUICK = ("decode", False), ("score", False)
+CASES = itertools.product(("encode", "decode", "infer", "score", "importance", "loss"), (False, True))
+CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CASES]
 
 
 @pytest.mark.parametrize(("name", "compiled"), CASES)
