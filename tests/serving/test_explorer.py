@@ -68,7 +68,8 @@ def assert_shows(pixels, images):
 @pytest.fixture(scope="module")
 def address(folder, tmp_path_factory):
     """The address that the command prints."""
-    export = with_few_warm_ups(folder, tmp_path_factory.mktemp("explored"), "sample")
+    names = "sample", "encode", "compose", "score", "outlier_score"
+    export = with_few_warm_ups(folder, tmp_path_factory.mktemp("explored"), *names)
     flags = ["--model=tiny", "--explore", "--port=0", "--rest_port=0"]
     process = started(["-m", "export.serve", f"--path={export.parent}", *flags])
     printed, start = [], "explorer: "
