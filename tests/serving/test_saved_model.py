@@ -239,12 +239,12 @@ def test_what_is_missing_or_no_number_is_never_equal(tmp_path):
         read_record(export)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lacking", ["outputs/score/nats", "outputs/s"])
-def test_a_record_that_lacks_outputs_proves_nothing(tmp_path, refused, lacking):
+def test_a_record_that_lacks_outputs_proves_nothing(tmp_path, refused, lacking, monkeypatch):
     export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
-    kept = {name: array for name, array in read_record(export).items() if not name.startswith(lacking)}
-    write_arrays(export / RECORD, kept)
+    record = read_record(export)
+    monkeypatch.setattr(verification, "run_alone", lambda *_: verification.side_of_record(record, "outputs"))
+    write_arrays(export / RECORD, {name: array for name, array in record.items() if not name.startswith(lacking)})
     write_digests(export)
     assert re.search("does not give the model's numbers: .* is off by inf", refused("export.verify", str(export)))
 
@@ -361,22 +361,3 @@ def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed
     assert report["quantization"]["mode"] == "int8" and report["signature"] == "reconstruct"
     assert report["measured"]["test_inputs"] == 64 and report["quantization"]["representative_inputs"] == 128
     assert output.stat().st_size == report["measured"]["size_bytes"]
-
-
-@pytest.mark.parametrize(
-    ("name", "flags", "message"),
-    [
-        ("export_saved_model", ["--workdir={0}/run", "--output={0}/new"], "--workdir={0}/run: no such folder"),
-        ("export_saved_model", ["--workdir=none", "--output={0}/models"], "has a version 1 already"),
-        ("export_tflite", ["--workdir=x", "--output=y", "--smallest_psnr=nan"], "--smallest_psnr=nan: must be"),
-        ("export_tflite", ["--output=y"], "give one of --workdir and --saved_model"),
-        ("export_tflite", ["--output=y", "--workdir=x", "--signature=sample", "--quantize=int8"], "would be clipped"),
-        ("export_tflite", ["--output=y", "--saved_model={0}/models/1"], "no saved_model.pb in it"),
-    ],
-)
-def test_errors_are_reported_before_any_work(tmp_path, refused, name, flags, message):
-    (tmp_path / "models" / "1").mkdir(parents=True)
-    (tmp_path / "a.tflite").write_text("old")
-    signature = ["--signature=decode"] if name == "export_tflite" else []
-    assert message.format(tmp_path) in refused(f"export.{name}", *signature, *(flag.format(tmp_path) for flag in flags))
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.tflite", "models"]
