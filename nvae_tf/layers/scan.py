@@ -27,15 +27,15 @@ class StackShare(NamedTuple):
     stack: StackedLayer | None
     layers_per_step: int = 1
 
-    def layers_of_first_steps(self, num_first: int, num_steps: int, forward: ForwardPass) -> list[list[Callable]]:
-        """The layers of each of the first steps: those before a loop, or all."""
+    def layers_of_first_steps(self, num_first: int, num_in_loop: int, forward: ForwardPass) -> list[list[Callable]]:
+        """The layers of each of the first steps: those before a loop, or all if there is none in the loop."""
         if self.stack is None:
             return [[]] * num_first
         size = self.layers_per_step
-        if num_first == num_steps:
+        if num_in_loop == 0:
             layers = self.stack.layers(forward)
         else:
-            weights, num_layers = forward.weights_of(self.stack), self.stack.count - (num_steps - num_first) * size
+            weights, num_layers = forward.weights_of(self.stack), self.stack.count - num_in_loop * size
             slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in range(num_layers)]
             layers, _ = self.stack.layer_functions(slices, forward)  # they record nothing, see `run_steps`
         by_step = [layers[first : first + size] for first in range(0, len(layers), size)]
@@ -73,28 +73,28 @@ def run_steps(
     inputs: Sequence[Any],
     forward: ForwardPass,
     output_tensors: Callable[[Any], list[tf.Tensor]] = lambda _: [],
-) -> tuple[tf.Tensor, list[Any], list[tf.Tensor]]:
+    outputs_of_loop: Callable[[list[tf.Tensor]], list[Any]] = lambda _: [],
+) -> tuple[tf.Tensor, list[Any]]:
     """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
 
     Where `forward.scanned`, the last steps become a loop if they are three or more: those that have layers of every
     stack, and inputs of tensors alone. The steps before must record nothing (the top group has no batch norm).
 
-    Returns:
-      The last state; the outputs of the steps outside of the loop; and, because a loop returns tensors alone, the
-      `output_tensors` of the outputs of its steps, each with an axis for the steps in front (empty without a loop).
+    A loop returns tensors alone: the `output_tensors` of each step's output, which come back with an axis for the steps
+    in front. `outputs_of_loop` makes outputs of them. Returns the last state and all outputs.
     """
-    num_steps, num_first = len(inputs), _num_steps_before_loop(shares, inputs)
-    has_loop = forward.scanned and not tf.executing_eagerly() and num_steps - num_first >= _FEWEST_STEPS
-    num_first = num_first if has_loop else num_steps
-    layers_of_shares = [share.layers_of_first_steps(num_first, num_steps, forward) for share in shares]
+    num_before_loop = _num_steps_before_loop(shares, inputs)
+    has_loop = forward.scanned and not tf.executing_eagerly() and len(inputs) - num_before_loop >= _FEWEST_STEPS
+    num_first = num_before_loop if has_loop else len(inputs)
+    layers_of_shares = [share.layers_of_first_steps(num_first, len(inputs) - num_first, forward) for share in shares]
     outputs = []
     for *layers, step_input in zip(*layers_of_shares, inputs[:num_first], strict=True):
         state, output = step(layers, state, step_input)
         outputs.append(output)
-    if not has_loop:
-        return state, outputs, []
-    state, stacked = _run_loop(shares, step, state, inputs[num_first:], forward, output_tensors)
-    return state, outputs, stacked
+    if has_loop:
+        state, tensors = _run_loop(shares, step, state, inputs[num_first:], forward, output_tensors)
+        outputs += outputs_of_loop(tensors)
+    return state, outputs
 
 
 def _num_steps_before_loop(shares: Sequence[StackShare], inputs: Sequence[Any]) -> int:
@@ -140,11 +140,11 @@ def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass
 def states_of_cells(cells: StackedLayer, state: tf.Tensor, forward: ForwardPass) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """The state after all layers of a stack, and a list of the states after each."""
     shares, inputs = [StackShare(cells)], [()] * cells.count
-    state, states, stacked = run_steps(shares, _cell_step, state, inputs, forward, lambda state: [state])
-    return state, states + [each for states_of_loop in stacked for each in tf.unstack(states_of_loop)]
+    in_and_out_of_loop = lambda state: [state], lambda tensors: tf.unstack(tensors[0])
+    return run_steps(shares, _cell_step, state, inputs, forward, *in_and_out_of_loop)
 
 
 def _cell_step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
     ((cell,),) = layers
     state = cell(state)
-    return state, state
+    return state, state  # as the output too, for `states_of_cells`

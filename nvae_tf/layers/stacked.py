@@ -45,6 +45,14 @@ class ForwardPass:
     recorded: list[tuple["StackedLayer", list[Recorded]]] = dataclasses.field(default_factory=list)
     known_updates: Updates = dataclasses.field(default_factory=list)
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether composite layers are calls of one function, which keeps the graph small."""
+        # Not on several replicas, which can't communicate from within a function, and not in a scanned pass, which has
+        # few layers outside of its loops.
+        inline = self.traced_inline or self.scanned or tf.executing_eagerly() or replica_count() > 1
+        return not inline
+
     def weights_of(self, layer: keras.layers.Layer) -> Weights:
         """What `layer.make_weights` returns; made once in this pass."""
         if layer not in self.weights:
@@ -52,7 +60,7 @@ class ForwardPass:
         return self.weights[layer]
 
     def updates(self) -> Updates:
-        """All variables that the pass changes, and their new values."""
+        """All variables that the pass changes, and their new values; what is `recorded` becomes `known_updates`."""
         for stack, recorded in self.recorded:
             if recorded[0]:
                 vectors = tf.stack([vector for (vector,) in recorded], axis=-2)
@@ -79,7 +87,7 @@ class StackedLayer(keras.layers.Layer):
         make_weights(forward)            the ready-to-use weights of all layers, `[count, ...]`
         layers(forward)[i](inputs)       layer i, which calls
             apply_slice(weights[i], inputs, records)     in training it appends its statistics to `records`
-        updates_from(vectors)            after the pass: statistics of all layers -> new values of variables
+        updates_from(vectors, initializing)   after the pass: new values of the statistics of all `recorders`
 
     With `recomputed` the backward pass computes each layer again, and only the layer's input is kept until then.
     """
@@ -119,11 +127,8 @@ class StackedLayer(keras.layers.Layer):
 
     def layers(self, forward: ForwardPass) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """The stack's layers as functions of their input; in training each must be called once."""
-        # Composite layers are calls of one function, which keeps the graph small. Not on several replicas, which can't
-        # communicate from within a function, and not in a scanned pass, which has few layers outside of its loops.
-        inline = forward.traced_inline or forward.scanned or tf.executing_eagerly() or replica_count() > 1
         weights = layers_of(forward.weights_of(self), self.count)
-        functions, recorded = self.layer_functions(weights, forward, as_calls=bool(self.parts) and not inline)
+        functions, recorded = self.layer_functions(weights, forward, as_calls=bool(self.parts) and forward.has_calls)
         if forward.training:
             forward.recorded.append((self, recorded))
         return functions

@@ -1,4 +1,7 @@
-"""The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
+"""The model: a `keras.Model` that trains, scores, encodes, decodes and generates.
+
+A step of `fit` is in keras_fit.py and training_step.py, what the methods compute in passes.py.
+"""
 
 import functools
 import math

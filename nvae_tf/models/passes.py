@@ -64,7 +64,8 @@ def inference_pass(
     see `latents.active_channels`, are at the prior's mean.
     """
     forward = forward or FoldedPass()
-    sources = list(map(PosteriorSource, model.bottom_up.features(images, forward), noise))
+    features = model.bottom_up.features(images, forward)
+    sources = list(map(PosteriorSource, features, noise))
     if kept_channels is not None:
         sources = with_kept_channels(sources, kept_channels, model.plan)
     return top_down_pass(model, sources, tf.shape(images)[0], forward)

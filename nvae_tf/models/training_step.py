@@ -36,19 +36,16 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
     values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # the random draws depend on the model's seed and the step alone
-    if model.is_data_dependent:
-        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
-
+    initialize_scales_once(model, images)
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
     metrics, gradients, updates = compute(model, images, labels, step)
 
-    metrics = means_over_replicas(model, metrics, gradients)
+    metrics = metrics_of_all_replicas(model, metrics, gradients)
     accepted = model.step_guard.accepts(metrics.loss, metrics.gradient_norm)
+    # A refused step changes no weight, no statistic, and no running mean, which can't skip a value.
     apply_gradients_if(model, accepted, metrics, gradients)
     for variable, value in updates:
         variable.assign(tf.where(accepted, value, variable))
-
-    # The means of Keras can't skip a value, so they are called for accepted steps alone.
     batch_size = batch_size_of(images) * replica_count()
     _on_all_replicas_if(accepted, lambda metrics: model.running.track(metrics, batch_size), metrics)
     model.recent.keep(metrics, accepted)
@@ -58,41 +55,44 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
 
 
 def loss_and_gradients(
-    model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, shard: tf.Tensor | None = None
+    model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, microbatch: tf.Tensor | None = None
 ) -> LossAndGradients:
     """The loss of images and its gradients, at draws that depend on the model's seed, the step and the images' place.
 
-    For a microbatch, number `shard` among those of all replicas, the gradients are divided by `accumulate_steps`, and
-    the loss has no regularizers of the weights.
+    For a microbatch, of which the number among those of all replicas is given, the gradients are divided by
+    `accumulate_steps`, and the loss has no regularizers of the weights.
     """
-    noise = draws(model, images, step, shard)
-    forward = _training_pass(model, kept_labels(model, labels, step, shard))
+    noise = draws(model, images, step, microbatch)
+    forward = _training_pass(model, labels, step, microbatch)
     with tf.GradientTape() as tape:
-        metrics = loss_terms(model, images, noise, step, forward, regularize=shard is None)
+        metrics = loss_terms(model, images, noise, step, forward, regularize=microbatch is None)
         scaled_loss = _scaled(model, metrics.loss)
-        if shard is not None:
+        if microbatch is not None:
             scaled_loss /= model.accumulate_steps
     return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def draws(model, images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
+def draws(model, images: tf.Tensor, step, microbatch=None) -> list[tf.Tensor]:
     """Standard-normal draws for each latent group, a function of the model's seed, the step and the image's place.
 
-    `images` are those of shard number `shard` among equal shards of all replicas' images; None: of this replica.
+    `images` are those of a microbatch, by its number among those of all replicas; None: all of this replica.
     """
-    batch_size = batch_size_of(images)
-    first = (replica_index() if shard is None else shard) * batch_size
-    return batch_noise(model.plan.latent_shapes(), batch_size, (model.seed, tf.cast(step, tf.int32)), first)
+    seed, first = (model.seed, tf.cast(step, tf.int32)), _number_of_first(images, microbatch)
+    return batch_noise(model.plan.latent_shapes(), batch_size_of(images), seed, first)
 
 
-def kept_labels(model, labels: tf.Tensor | None, step, shard=None) -> tf.Tensor | None:
+def _number_of_first(rows: tf.Tensor, microbatch) -> int | tf.Tensor:
+    """The number of the first of these images among those of all replicas."""
+    return (replica_index() if microbatch is None else microbatch) * batch_size_of(rows)
+
+
+def kept_labels(model, labels: tf.Tensor | None, step, microbatch=None) -> tf.Tensor | None:
     """Labels with -1 in place of those that this step drops (`label_dropout`); each has a draw of its own."""
     if labels is None or not model.label_dropout:
         return labels
-    first = (replica_index() if shard is None else shard) * batch_size_of(labels)
     # Not the draws of the latents.
     seed = tf.random.experimental.stateless_fold_in(tf.stack([model.seed, tf.cast(step, tf.int32)]), 1, alg="philox")
-    (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, first)
+    (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, _number_of_first(labels, microbatch))
     return tf.where(noise[:, 0, 0, 0] < ndtri(model.label_dropout), -1, labels)
 
 
@@ -184,7 +184,7 @@ def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Seq
     return sums
 
 
-def means_over_replicas(model, metrics: StepMetrics, gradients: list[tf.Tensor]) -> StepMetrics:
+def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tensor]) -> StepMetrics:
     """The metrics of all replicas' images, with the gradient norm."""
     if _joins_small_weights(model):  # one reduction for all small gradients, not a kernel each
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
@@ -214,9 +214,15 @@ def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradien
     _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
 
 
+def initialize_scales_once(model, images: tf.Tensor) -> None:
+    """Before the first step: sets the scales of data-dependent layers, which most models lack, from the first batch."""
+    if model.is_data_dependent:
+        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+
+
 def initialize_scales(model, images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from this batch."""
-    forward = _training_pass(model, initializing=True)
+    forward = ForwardPass(training=True, scanned=_has_loops(model), initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas.
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates()])
@@ -225,8 +231,9 @@ def initialize_scales(model, images: tf.Tensor) -> None:
     model.data_initialised.assign(tf.cast(finite, tf.float32))
 
 
-def _training_pass(model, labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
-    return ForwardPass(training=True, scanned=_has_loops(model), labels=labels, initializing=initializing)
+def _training_pass(model, labels: tf.Tensor | None, step, microbatch) -> ForwardPass:
+    labels = kept_labels(model, labels, step, microbatch)
+    return ForwardPass(training=True, scanned=_has_loops(model), labels=labels)
 
 
 def _has_loops(model) -> bool:

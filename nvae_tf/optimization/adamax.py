@@ -41,8 +41,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        # Set by `apply` for `update_step`, which Keras calls with a gradient, a variable and the learning rate alone.
-        self._condition: tf.Tensor | None = None
+        # For `update_step`, which Keras calls with a gradient, a variable and the learning rate alone.
         self._step: Callable[..., tf.Operation | None] | None = None
         self._latest_update: dict[str, list] = {}  # of a large weight, for each device
 
@@ -65,13 +64,13 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
-        self._latest_update, power = {}, self.beta_1_power()
-        if self._condition is None:
-            # Constants made once, not once for each weight.
-            scalars = {name: tf.constant(value, tf.float32) for name, value in self._scalars().items()}
-            self._step = functools.partial(self._step_in_place, scalars, power)
-        else:
-            self._step = functools.partial(self._make_conditional_step(), self._condition, power)
+        power = self.beta_1_power()
+        # Constants made once, not once for each weight.
+        scalars = {name: tf.constant(value, tf.float32) for name, value in self._scalars().items()}
+        self._apply_with(functools.partial(self._step_in_place, scalars, power), grads, trainable_variables)
+
+    def _apply_with(self, step: Callable[..., tf.Operation | None], grads, trainable_variables) -> None:
+        self._step, self._latest_update = step, {}
         super().apply(grads, trainable_variables)
 
     @property
@@ -85,13 +84,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
         A branch around all updates would keep all gradients until its end.
         """
-        self._condition = condition
-        try:
-            # Nothing may change, not even the step count, before the condition is known.
-            with tf.control_dependencies([condition]):
-                self.apply(grads, trainable_variables)
-        finally:
-            self._condition = None
+        # Nothing may change, not even the step count, before the condition is known.
+        with tf.control_dependencies([condition]):
+            step = functools.partial(self._make_conditional_step(), condition, self.beta_1_power())
+            self._apply_with(step, grads, trainable_variables)
         self.iterations.assign_sub(tf.where(condition, 0, 1))  # `apply` has counted the step in any case
 
     def update_step(self, gradient, variable, learning_rate) -> None:
