@@ -33,10 +33,8 @@ from benchmarks.workloads import PRESETS, WORKLOADS, python, worker
 from nvae_tf.errors import exit_on_user_error
 
 ROUNDS, TURNS = 5, 5
-# Steps before the timed ones, in which allocators and caches settle.
-WARM_UP_STEPS = 2
-# Steps of the yardstick beside a slow workload: one step would be a bad clock.
-CLOCK_STEPS_OF_SLOW = 3
+WARM_UP_STEPS = 2  # steps before the timed ones, in which allocators and caches settle
+CLOCK_STEPS_OF_SLOW = 3  # steps of the yardstick beside a slow workload: one step would be a bad clock
 # What is measured in every round: the heading of its column, and the unit.
 QUANTITIES = {
     "seconds": ("time", "s"),
@@ -73,8 +71,7 @@ def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, numb
         ask = {}
         for name in order:
             ask[name] = stack.enter_context(sides[name]())
-            # Nothing else runs until it has ended: the time to the first step is measured as well.
-            ask[name]("ready")
+            ask[name]("ready")  # nothing else runs until it has ended: the time to the first step is measured as well
         for turn in range(-warm_up, turns):
             for name in order if turn % 2 else order[::-1]:
                 steps = clock_steps if name == "yardstick" else 1

@@ -33,8 +33,7 @@ def training(**changed: int) -> contextlib.AbstractContextManager:
     """A process that takes the steps of the smallest model but for what is changed."""
     settings = SMALLEST | changed | {"model.num_channels_encoder": 32, "model.num_channels_decoder": 32}
     settings["data.width"] = settings["data.height"]
-    command = python("benchmarks.workloads", "training", "cifar10", "", json.dumps(settings))
-    return worker(f"growth, {changed}", command)
+    return worker(f"growth, {changed}", python("benchmarks.workloads", "training", "cifar10", "", json.dumps(settings)))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -103,8 +103,7 @@ def names(known: Collection[str]) -> Callable[[str], list[str]]:
 def stamp() -> dict[str, Any]:
     """Where, when and with what results are taken."""
     model, versions = None, [f"python {platform.python_version()}"]
-    # Only Linux has the file.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # only Linux has the file
         model = re.search("model name.*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     size, load = psutil.virtual_memory().total / 1e9, os.getloadavg()[0]
     machine = f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores, {size:.0f} GB, "

@@ -70,8 +70,7 @@ def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iter
         try:
             yield ask
         finally:
-            # With the processes that it has started, which are in its session.
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # with the processes that it has started, in its session
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

@@ -73,7 +73,6 @@ def models(kind: Literal["binary", "gray", "classes"], workdir: str, images: str
     if not file.exists():
         parts = {split: fashion(images, split, count) for split, count in COUNTS.items()}
         arrays = {split: pixels for split, (pixels, _) in parts.items()}
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(file, arrays | {f"{split}_labels": labels for split, (_, labels) in parts.items()})
     preset, settings = KINDS[kind]
     return {"peak_memory_bytes": train(preset, workdir, _RECIPE | settings | {"data.path": file})}

@@ -22,10 +22,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.config import LARGEST_SEED, check_choice, read_config
+from nvae_tf import command_line, config, errors
 from nvae_tf.data.pictures import read_header, read_picture
-from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import atomic_write
 from nvae_tf.serving.outputs import ASSETS
 
@@ -69,12 +67,11 @@ def class_numbers(labels: list[str], export: str | None) -> list[int]:
     names = explorer_facts(pathlib.Path(export))["classes"] if export else []
     for label in labels:
         if not label.removeprefix("-").isdecimal():
-            check_choice("--labels", label, names or ["numbers", "names of classes with --export=DIR"])
+            config.check_choice("--labels", label, names or ["numbers", "names of classes with --export=DIR"])
     return [int(label) if label.removeprefix("-").isdecimal() else names.index(label) for label in labels]
 
 
 def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int) -> Any:
-    """Returns what the server answers to a command."""
     from nvae_tf.progress import image_bar
     from nvae_tf.serving.client import ServedModel
 
@@ -100,7 +97,7 @@ def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int)
 def _alpha(paths: list[pathlib.Path], channels: int) -> str:
     """Returns `data.alpha` of the export; ValueError for pictures with an alpha channel where no export is given."""
     if FLAGS.export:
-        return read_config(pathlib.Path(FLAGS.export, ASSETS, "config.json")).data.alpha
+        return config.read_config(pathlib.Path(FLAGS.export, ASSETS, "config.json")).data.alpha
     for path in paths if channels in (1, 3) else ():
         if read_header(path).channels in (2, 4):
             fix = "give --export, a copy of the export, which says what lies behind it, or a picture without"
@@ -119,7 +116,6 @@ def _status_text(versions: list[tuple[int, str, str]], version: int, signatures:
 
 
 def _written(command: str, place: Any, result: Any, names: list[str], labels: Any, paths: list[pathlib.Path]) -> str:
-    """Writes a result; returns a text about it."""
     from nvae_tf.generation.image_grid import image_grid, write_pictures, write_png
     from nvae_tf.generation.latents_file import write_flat_latents
 
@@ -129,7 +125,6 @@ def _written(command: str, place: Any, result: Any, names: list[str], labels: An
     if command == "score":
         rows = list(zip(map(str, paths), *(score.tolist() for score in result), strict=True))
         if place is not None:
-            place.path.parent.mkdir(parents=True, exist_ok=True)
             keys = ("file", *result._fields)
             atomic_write(place.path, json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2) + "\n")
         rows.append(("mean", result.nats.mean(), result.bits_per_dim.mean()))
@@ -145,7 +140,6 @@ def _written(command: str, place: Any, result: Any, names: list[str], labels: An
 
 
 def _define_flags(command: str) -> None:
-    """Defines the flags of one command alone."""
     flags.DEFINE_string("server", None, "HOST:PORT; localhost:8500 if not given, with --rest localhost:8501.")
     flags.DEFINE_boolean("rest", False, "HTTP and JSON instead of gRPC.")
     flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
@@ -166,7 +160,7 @@ def _define_flags(command: str) -> None:
     if command == "decode":
         flags.DEFINE_string("latents", None, "Latents as `encode` writes them, .npz.", required=True)
     if command in ("sample", *_TAKE_PICTURES):
-        flags.DEFINE_integer("seed", 1, "Random seed of the draws.", lower_bound=0, upper_bound=LARGEST_SEED)
+        flags.DEFINE_integer("seed", 1, "Random seed of the draws.", lower_bound=0, upper_bound=config.LARGEST_SEED)
     if command != "status":
         flags.DEFINE_list("labels", None, "Classes, in turn; -1 for none.")
         flags.DEFINE_string(
@@ -182,8 +176,8 @@ def run() -> None:
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in command_line.HELP:
         command_line.print_page(f"{__doc__.strip()}\n\nThe flags of a command: nvae-client COMMAND --help")
-    with exit_on_user_error():
-        check_choice("the command of nvae-client", first, COMMANDS, "not one of the commands")
+    with errors.exit_on_user_error():
+        config.check_choice("the command of nvae-client", first, COMMANDS, "not one of the commands")
     _define_flags(sys.argv.pop(1))
     command_line.run(lambda: main(first), flags)
 

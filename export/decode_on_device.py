@@ -31,8 +31,7 @@ def main(model: str, output: str, latents: str | None = None) -> None:
     if latents:
         with zipfile.ZipFile(latents) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        # Random numbers hardly shrink.
-        if unpacked > 2**28 + 4 * os.path.getsize(latents):
+        if unpacked > 2**28 + 4 * os.path.getsize(latents):  # random numbers hardly shrink
             raise ValueError(f"its arrays would take {unpacked:,} bytes")
         with np.load(latents, allow_pickle=False) as file:
             rows = {"latent": file["latent"]} | ({"label": file["labels"]} if "labels" in file else {})
@@ -54,8 +53,7 @@ def replay(inputs: str, results: str, model: str, signature: str, output: str, t
         rows = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
     run = Interpreter(model_path=model, num_threads=int(threads)).get_signature_runner(signature)
     outputs, seconds = [], []
-    # Once more at first: memory is allotted then, and weights are packed.
-    for row in rows[:1] + rows:
+    for row in rows[:1] + rows:  # once more at first: memory is allotted then, and weights are packed
         begun = time.perf_counter()
         outputs.append(run(**{name: value[np.newaxis] for name, value in row.items()})[output])
         seconds.append(time.perf_counter() - begun)

@@ -17,9 +17,7 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf import command_line, config, errors
 from nvae_tf.serving.outputs import WEIGHTS, check_version_is_free
 
 _ROWS_HELP = "The most rows of a request; if not given, the number that takes 2 GiB, at least 64."
@@ -31,12 +29,12 @@ def main(
     version: Annotated[int, "Number of this version."] = 1,
     weights: Annotated[str, "How kernels are stored.", *WEIGHTS] = WEIGHTS[0],
     most_rows: Annotated[int | None, _ROWS_HELP, 3] = None,
-    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    checkpoint: Annotated[str, config.CHECKPOINT_HELP, *config.CHECKPOINTS] = config.CHECKPOINTS[0],
 ) -> None:
     """Exports."""
     check_version_is_free(pathlib.Path(output), version)
     folder = command_line.run_folder(workdir)
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.runs.loading import load_run
     from nvae_tf.serving.saved_model import export_saved_model, origin_of
 

@@ -26,9 +26,8 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
+from nvae_tf import command_line, errors
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
-from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.serving import outputs
 
 _MODES = "; ".join(f"{mode}: {numbers}" for mode, numbers in outputs.MODES.items())
@@ -56,7 +55,7 @@ def main(
         outputs.check_digests(pathlib.Path(saved_model))
     else:
         workdir = command_line.run_folder(workdir)
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.runs.loading import load_run
     from nvae_tf.serving.saved_model import load_export, source_of
     from nvae_tf.serving.tflite import export_tflite, run_images

@@ -17,24 +17,21 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.files import check_new_file
+from nvae_tf import command_line, config, errors, files
 
 
 def main(
     workdir: Annotated[str, command_line.RUN_HELP],
     output: Annotated[str, "The .pt file; must not exist yet."],
-    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    checkpoint: Annotated[str, config.CHECKPOINT_HELP, *config.CHECKPOINTS] = config.CHECKPOINTS[0],
     without_optimizer: Annotated[bool, "No effect: files hold no optimizer's state."] = False,
     running_means: Annotated[bool, "Write the EMA of the weights instead."] = False,
 ) -> None:
     """Exports the run and prints what was written."""
-    check_new_file(pathlib.Path(output), f"--output={output}")
+    files.check_new_file(pathlib.Path(output), f"--output={output}")
     folder = command_line.run_folder(workdir)
-    require("torch", "torch")
-    start_tensorflow_quietly()
+    errors.require("torch", "torch")
+    errors.start_tensorflow_quietly()
     from nvae_tf.published.conversion import export_file
 
     print(export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means))

@@ -22,11 +22,9 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
+from nvae_tf import command_line, errors, files
 from nvae_tf.config import check_choice
 from nvae_tf.data.sources import SOURCES
-from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.files import check_new_file, check_new_folder
 
 
 def main(
@@ -44,16 +42,16 @@ def main(
         raise ValueError(f"--license={license!r}: must be one line, such as cc-by-nc-sa-4.0, or be left out")
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; give the path of a published checkpoint (.pt)")
-    check_new_folder(folder, f"--output={output}")
+    files.check_new_folder(folder, f"--output={output}")
     if table:
-        check_new_file(table, f"--report={report}")
+        files.check_new_file(table, f"--report={report}")
         one, other = table.resolve(), folder.resolve()
         if one.is_relative_to(other) or other.is_relative_to(one):
             raise ValueError(f"--report={report}: in the way of --output={output}; name another file")
     if data_source is not None:
         check_choice("--data_source", data_source, SOURCES)
-    require("torch", "torch")
-    start_tensorflow_quietly()
+    errors.require("torch", "torch")
+    errors.start_tensorflow_quietly()
     from nvae_tf.published.conversion import import_run
     from nvae_tf.reports.model_card import write_model_card
     from nvae_tf.runs.run_folder import RunFolder

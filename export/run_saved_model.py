@@ -17,16 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-# Images drawn at once, which bounds the memory.
-BATCH = 64
+BATCH = 64  # images drawn at once, which bounds the memory
 # The shortest side, in pixels, to which small images are enlarged; pixels between images.
 VISIBLE_SIDE, GAP = 64, 6
 LARGEST_SEED = 2**31 - 1
 # Signatures that are checked as a server runs them: one of each network.
 AS_SERVED, DEFAULT = ("sample", "score"), "serving_default"
 
-# `run(signature, **inputs)`, from and to arrays whose first axis is the batch.
-Run = Callable[..., dict[str, np.ndarray]]
+Run = Callable[..., dict[str, np.ndarray]]  # `run(signature, **inputs)`: arrays whose first axis is the batch
 
 
 @contextlib.contextmanager
@@ -53,8 +51,7 @@ def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
     seeds = np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
     temperatures = np.full(count, temperature, np.float32)
     parts = [slice(start, start + BATCH) for start in range(0, count, BATCH)]
-    images = [run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts]
-    return np.concatenate(images)
+    return np.concatenate([run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts])
 
 
 def replay(inputs: str, outputs: str, folder: str) -> None:
@@ -65,8 +62,7 @@ def replay(inputs: str, outputs: str, folder: str) -> None:
         given = {name.partition("/")[::2]: file[name] for name in file}
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     results = {}
-    # Either loader takes seconds, the most of them outside of Python.
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:  # either loader takes seconds, the most of them outside of Python
         loading = pool.submit(tf.saved_model.load, folder)
         with session_of(folder) as run:
             stored = loading.result().signatures

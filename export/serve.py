@@ -29,9 +29,7 @@ from typing import Annotated
 import numpy as np
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.files import check_writable
+from nvae_tf import command_line, errors, files
 from nvae_tf.serving.explorer_files import PAGE, explorer_facts, write_explorer
 from nvae_tf.serving.outputs import newest_version, unchecked_reason
 
@@ -56,16 +54,15 @@ def main(
         if explore:
             explorer_facts(newest)
     if samples:
-        check_writable(pathlib.Path(samples), f"--samples={samples}")
+        files.check_writable(pathlib.Path(samples), f"--samples={samples}")
     for module in ("tensorflow_serving", "uvicorn"):
-        require(module, "serving")
+        errors.require(module, "serving")
     print(*filter(None, [remark]), "starting TensorFlow ...", sep="\n", file=sys.stderr, flush=True)
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        # Every connection is an open file.
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # every connection is an open file
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     from nvae_tf.serving.local_server import local_server
 
@@ -81,8 +78,7 @@ def main(
         if explore:
             write_explorer(pages, {name: newest_version(versions)})
         with local_server(name, versions, port, rest_port, host, rest_api_enable_cors_support, pages) as ports:
-            # Not before: a signal during the start ends it at once.
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT):  # not before: a signal during the start ends it at once
                 signal.signal(number, lambda *_: ended.set())
             print(f"ready: gRPC on {host}:{ports[0]}, REST on {host}:{ports[1]}", flush=True)
             host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host

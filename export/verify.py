@@ -15,8 +15,7 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf import command_line, errors
 from nvae_tf.serving.outputs import check_digests, check_is_export
 
 
@@ -24,10 +23,11 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
     """Checks."""
     check_is_export(pathlib.Path(path))
     check_digests(pathlib.Path(path))
-    start_tensorflow_quietly()
-    from nvae_tf.serving.verification import TOLERANCE, verified
+    errors.start_tensorflow_quietly()
+    from nvae_tf.serving.verification import CHECK, TOLERANCE, process_alone, verified
 
-    differences = verified(pathlib.Path(path))
+    with process_alone(*CHECK) as run:
+        differences = verified(pathlib.Path(path), run)
     width = max(map(len, differences))
     for name, difference in differences.items():
         print(f"{name:{width}}  {difference:.1e}")

@@ -16,8 +16,7 @@ import sys
 
 from nvae_tf.config import __version__  # noqa: F401
 
-# Loaded when first used: settings and plans can be checked without waiting for TensorFlow.
-_PLACES = {
+_PLACES = {  # loaded when first used: settings and plans can be checked without waiting for TensorFlow
     "NVAE": "nvae_tf.models",
     "NVAEAdamax": "nvae_tf.optimization",
     "ExperimentConfig": "nvae_tf.config",
@@ -38,16 +37,13 @@ def __getattr__(name: str):
     if _PLACES[name] not in ("nvae_tf.config", "nvae_tf.presets"):
         if "tensorflow" not in sys.modules:
             importlib.import_module("nvae_tf.errors").start_tensorflow_quietly()
-        # Registers the model with Keras.
-        importlib.import_module("nvae_tf.models")
+        importlib.import_module("nvae_tf.models")  # registers the model with Keras
     return getattr(importlib.import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:
-    # No `__all__`: with it `help(nvae_tf)` would print all of Keras' methods.
-    return [*sorted(_PLACES), "__version__"]
+    return [*sorted(_PLACES), "__version__"]  # no `__all__`: with it `help(nvae_tf)` would print all of Keras' methods
 
 
 if "keras" in sys.modules:
-    # So that `keras.models.load_model` knows the model.
-    importlib.import_module("nvae_tf.models")
+    importlib.import_module("nvae_tf.models")  # so that `keras.models.load_model` knows the model

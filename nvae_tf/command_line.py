@@ -41,8 +41,7 @@ def run(main: Callable[..., None], flags: ModuleType) -> None:
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.
     define_parameters(flags, parameters, sys.argv[0] if module.__name__ == "__main__" else module.__name__)
-    # Pillow warns of odd but harmless metadata, and of large pictures.
-    warnings.filterwarnings("ignore", module="PIL")
+    warnings.filterwarnings("ignore", module="PIL")  # Pillow warns of odd but harmless metadata, and of large pictures
 
     def guarded(_: Sequence[str]) -> None:
         with exit_on_user_error():
@@ -120,8 +119,7 @@ def define_parameters(
             flags.DEFINE_enum(name, default, limits, meaning, **about)
         else:
             parser = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[element](*limits)
-            if element_types:
-                parser = WithCommas(parser.parse, element in kinds)
+            parser = WithCommas(parser.parse, element in kinds) if element_types else parser
             # absl.logging has a flag --log_dir, for programs that let it write files.
             flags.DEFINE(parser, name, default, meaning, allow_override=True, **about)
 
@@ -247,8 +245,7 @@ def print_page(page: str) -> None:
     try:
         print(page, flush=True)
     except BrokenPipeError:
-        # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
-        sys.stdout = None
+        sys.stdout = None  # the reader, a pager, has closed the pipe; nothing is left to be flushed at the end
     sys.exit(0)
 
 

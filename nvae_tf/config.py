@@ -26,8 +26,7 @@ LARGEST_SEED = 2**31 - 1
 MOST_IMPORTANCE_SAMPLES = 2**24
 MAX_PIXELS = 64_000_000
 MOST_CLASSES = 100_000
-# Former names of settings, which files and flags may still give.
-OLD_NAMES = {
+OLD_NAMES = {  # former names of settings, which files and flags may still give
     "regularisation": "regularization",
     "anneal_regularisation": "anneal_regularization",
     "regularisation_initial": "regularization_initial",
@@ -37,8 +36,7 @@ OLD_NAMES = {
 # Settings of which None stands for a number that follows from the length of the run, see `resolve_lengths`.
 INTERVALS = ("checkpoint_every_steps", "evaluate_every_steps", "sample_every_steps")
 
-# A run's checkpoints by name, for `nvae_tf.load` and the commands.
-CHECKPOINTS = ("latest", "best")
+CHECKPOINTS = ("latest", "best")  # a run's checkpoints by name, for `nvae_tf.load` and the commands
 CHECKPOINT_HELP = "Which of the run's checkpoints: the latest, or the one with the best test score (train.keep_best)."
 # Where the latents of samples come from: the prior as it was trained, or that which nvae-prior has learned.
 PRIORS = ("model", "reweighted")
@@ -55,10 +53,8 @@ BATCH_NORM_HELP = (
     "paper takes 500), in a copy of the model; 0 for none."
 )
 
-# What is left of images of 65,536 pixels is then one.
-_MOST_HALVINGS = 16
-# Pillow opens no larger picture.
-_LARGEST_MAX_PIXELS = 178_956_970
+_MOST_HALVINGS = 16  # 16 halvings reduce a side of 65,536 pixels to one pixel
+_LARGEST_MAX_PIXELS = 178_956_970  # Pillow opens no larger picture
 
 
 def check(valid: bool, message: str) -> None:
@@ -273,8 +269,7 @@ class ObjectiveConfig(_Settings, group="objective."):
     kl_constant_weight: Annotated[float, 0, 1] = 0.0001
     regularization: float = 1e-2
     anneal_regularization: bool = False
-    # Without annealing it has no effect.
-    regularization_initial: Annotated[float, -math.inf] = 10.0
+    regularization_initial: Annotated[float, -math.inf] = 10.0  # without annealing it has no effect
     kl_final_weight: float = 1.0
     kl_scale_weights: tuple = ()
     free_nats: float = 0.0

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from nvae_tf.errors import first_line, wrap_read_errors
 
-# Not imported here: the launcher needs no arrays, and starts sooner without.
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not imported here: the launcher needs no arrays, and starts sooner without
     import numpy as np
 
     from nvae_tf import schemas
@@ -30,8 +29,10 @@ _LONGEST_HEADER = 2**14  # bytes before the values of an array
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a file beside `path` to write; it is renamed to `path` when the block ends without an error.
 
-    Where it can't be written, the OSError's text names `path`, and its `strerror` is the reason alone.
+    Its folder is made where it is missing. Where the file can't be written, the OSError's text names `path`, and its
+    `strerror` is the reason alone.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of several machines may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
@@ -125,8 +126,7 @@ def read_array(stream: BinaryIO, most: int) -> "np.ndarray":
     stream.seek(0)
     # Into its place piece by piece: with the bytes beside the array it would take twice the memory.
     array = np.lib.format.read_array(stream, allow_pickle=False)
-    # Reading to the end checks the CRC of an entry too.
-    if stream.read(1):
+    if stream.read(1):  # reading to the end checks the CRC of an entry too
         raise ValueError("other bytes follow its values")
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -135,8 +135,7 @@ def read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], "np.dtype"]:
     """The shape and the type of an array in NumPy's format."""
     from numpy.lib import format as numpy_format
 
-    # The second version's header may say that it is gigabytes long.
-    start = io.BytesIO(stream.read(_LONGEST_HEADER))
+    start = io.BytesIO(stream.read(_LONGEST_HEADER))  # the second version's header may say that it is gigabytes long
     is_first = numpy_format.read_magic(start) == (1, 0)
     read = numpy_format.read_array_header_1_0 if is_first else numpy_format.read_array_header_2_0
     shape, _, dtype = read(start)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from nvae_tf.config import ModelConfig, check, check_choice
 
-# What this process has been warned of.
-_WARNINGS_SHOWN: dict = {}
+_WARNINGS_SHOWN: dict = {}  # what this process has been warned of
 
 HIDDEN_MULTIPLE = 6  # hidden channels of a flow cell for each channel of the latent
 # More than one machine can train: such settings are a mistake, or those of a damaged or hostile file.

@@ -61,8 +61,7 @@ def experiment_config(
         for place, value in given.items():
             group, _, name = str(place).partition(".")
             check_choice(f"override {place}", group, settings, what="no group of settings; give names as train.steps")
-            # The type is checked below.
-            with settings.ignore_type():
+            with settings.ignore_type():  # the type is checked below
                 settings[group][name] = value
         if size is not None:
             settings.model.update(model_of_size(size, config_from_dict(DataSpec, settings.data), given))
@@ -172,17 +171,14 @@ def load_settings(path: str) -> ConfigDict:
     The file is `config.json` of a run folder, or Python with a function `get_config`. Whatever is wrong with it is a
     ValueError of one line.
     """
-    # A user's file may raise anything.
-    try:
+    try:  # a user's file may raise anything
         if path.endswith(".json"):
             config = unlocked_config(read_config(path))
             # The model follows the data, as in a preset, in what is the same for both.
-            _follow_data(
-                config, [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
-            )
+            same = [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
+            _follow_data(config, same)
             if config.model.num_classes == config.data.num_classes:
-                # Left open: `complete_config` takes it from the data again.
-                config.model.num_classes = 0
+                config.model.num_classes = 0  # left open: `complete_config` takes it from the data again
             return config
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
@@ -200,10 +196,8 @@ def _with_placeholders(settings: ConfigDict) -> ConfigDict:
     for group, kind in typing.get_type_hints(ExperimentConfig).items():
         for name, expected in typing.get_type_hints(kind).items():
             if name in settings[group] and settings[group].get_type(name) is type(None):
-                placeholder = config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
-                settings[group][name] = placeholder
-        # Set and read under the old name, too.
-        for old, name in OLD_NAMES.items():
+                settings[group][name] = config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
+        for old, name in OLD_NAMES.items():  # set and read under the old name, too
             if name in settings[group] and old not in settings[group]:
                 settings[group][old] = settings[group].get_ref(name)
     return settings

@@ -61,14 +61,12 @@ class StatusLine:
         # Names of files need not be text.
         encoding = self._stream.encoding or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
-        # A run continues when the terminal that it writes to is closed.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a run continues when the terminal that it writes to is closed
             print(f"{_CLEARED if self._is_terminal else ''}{text}", end=end, file=self._stream, flush=True)
 
     def report(self) -> Report:
         """This line as the place where the loading of data reports."""
-        # A moment's work need not be reported.
-        self._shown_at = time.monotonic()
+        self._shown_at = time.monotonic()  # a moment's work need not be reported
         return Report(self.show_if_due, self.keep)
 
 

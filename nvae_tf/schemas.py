@@ -63,8 +63,7 @@ CALIBRATION = OWNER | {
     "kl": Field("number", ("images",), ascending=True),
     "mahalanobis": Field("number", ("images",), 0.0, ascending=True),
 }
-# Files of latents; older ones have an array for each group.
-LATENTS = {
+LATENTS = {  # files of latents; older ones have an array for each group
     "latent": Field("number", ("count", "total"), optional="group_*"),
     "group_*": Field("number", ("count", None, None, None), optional=True),
     "about": Field("text", optional=True),

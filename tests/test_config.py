@@ -139,6 +139,7 @@ def test_old_names_of_settings(tmp_path):
             "settings data.binarize and its old name differ; give one",
         ),
         ("config = {}\n", "has no function get_config"),
+        ("import my_helper\n", "my_helper.py, line 2: SyntaxError: unmatched ')'"),
         ("\0", "null bytes"),
         (config_to_json(DIGITS)[:-40], "config.json is not valid JSON ("),
         ('{"trian": {}}', "did you mean 'train'"),
@@ -146,20 +147,14 @@ def test_old_names_of_settings(tmp_path):
     ],
     ids=lambda text: repr(text[:20]),
 )
-def test_what_is_wrong_with_a_file_is_one_line_with_its_number(tmp_path, text, message):
+def test_what_is_wrong_with_a_file_is_one_line_with_its_number(tmp_path, monkeypatch, text, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_helper.py").write_text("\n)\n")
     file = tmp_path / ("config.json" if text[:1] in ("{", "[") else "mine.py")
     file.write_text(text)
     with pytest.raises(ValueError) as caught:
         load_settings(str(file))
     assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_an_error_in_another_file_names_that_one(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_helper.py").write_text("\n)\n")
-    (tmp_path / "mine.py").write_text("import my_helper\n")
-    with pytest.raises(ValueError, match=r"my_helper\.py, line 2: SyntaxError: unmatched '\)'"):
-        load_settings(str(tmp_path / "mine.py"))
 
 
 def test_the_settings_of_another_run(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from tests import ROOT
 from tests.tiny_model import assert_same, values
 
+pytestmark = pytest.mark.slow
 METRICS = ("loss", "reconstruction", "kl")
 
 
@@ -28,7 +29,6 @@ def names_after(document):
     return names
 
 
-@pytest.mark.slow
 def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = names_after("keras.md")
@@ -57,7 +57,6 @@ def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
     assert int(names["trained"].optimizer.iterations) == steps and loss < 1.05 * history["loss"][-1]
 
 
-@pytest.mark.slow
 def test_the_page_of_the_model_in_python_keeps_its_promises():
     names = names_after("python.md")
     model, images, labels = (names[name] for name in ("model", "images", "labels"))
@@ -77,7 +76,6 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
     np.testing.assert_allclose(np.sum(names["probabilities"], axis=1), np.ones(10), rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_the_page_of_uses_keeps_its_promises(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = names_after("uses.md")

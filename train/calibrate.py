@@ -13,28 +13,25 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
-from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.progress import StatusLine
+from nvae_tf import command_line, config, errors, progress
 
 
 def main(
     workdir: Annotated[str, "Run folder of nvae-train."],
-    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    checkpoint: Annotated[str, config.CHECKPOINT_HELP, *config.CHECKPOINTS] = config.CHECKPOINTS[0],
     images: Annotated[int, "Images of each part at most, spread over the part; 50 or more.", 50] = 10_000,
     batch_size: Annotated[int | None, "Images at a time; that of the training if not given.", 1] = None,
-    data_path: Annotated[str | None, DATA_PATH_HELP] = None,
+    data_path: Annotated[str | None, config.DATA_PATH_HELP] = None,
 ) -> None:
     """Scores training images and writes the file."""
     command_line.check_run_folder(workdir)
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.evaluation.outliers import calibrate_run
     from nvae_tf.runs.run_folder import RunFolder
 
     made = calibrate_run(workdir, checkpoint, images, batch_size, data_path)
     ranked = f"p-values are ranks among {len(made.kl):,} test images, so at least {1 / (1 + len(made.kl)):.1g}"
-    StatusLine().keep(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
+    progress.StatusLine().keep(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
 
 
 run = command_line.command(main, flags)

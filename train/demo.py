@@ -21,9 +21,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from nvae_tf import command_line
+from nvae_tf import command_line, presets
 from nvae_tf.generation.image_grid import image_grid, read_images
-from nvae_tf.presets import preset
 from nvae_tf.progress import duration
 
 _TEMPERATURE = 1.0
@@ -57,7 +56,7 @@ _STEPS = (
 
 def steps(workdir: pathlib.Path) -> list[tuple[str, list[str], pathlib.Path]]:
     """The title, the arguments of `python`, and the last file that it writes, which shows that it is done, of all."""
-    plan, total = [], preset("digits").train.steps
+    plan, total = [], presets.preset("digits").train.steps
     for title, output, command in _STEPS:
         file = workdir / output.format(total=total)
         words = {"run": f"--workdir={workdir}", "output": f"--output={file}", "json": f"--json={file}"}
@@ -75,8 +74,7 @@ def main(workdir: Annotated[str, "Run folder of the demo."] = "runs/demo") -> No
             print(f"{heading}: done before, {output}", flush=True)
             continue
         print(f"\n{heading}\n$ python {shlex.join(arguments)}", flush=True)
-        # The output may be of an earlier training; an export is its whole folder.
-        output.unlink(missing_ok=True)
+        output.unlink(missing_ok=True)  # the output may be of an earlier training; an export is its whole folder
         if output.name == "saved_model.pb":
             shutil.rmtree(output.parent, ignore_errors=True)
         _run(arguments)
@@ -89,8 +87,7 @@ def _run(arguments: list[str]) -> None:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # Ctrl-C has reached the step too, which saves what it has.
-        code = process.wait() or 130
+        code = process.wait() or 130  # Ctrl-C has reached the step too, which saves what it has
     if code:
         print(f"The step ended with exit code {code}; the same command continues from here.", file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)

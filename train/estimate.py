@@ -11,8 +11,7 @@ several batch sizes, and the largest batch size for a GPU with --gpu_memory_gib,
 are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
 
 The peak on a CPU is that of the process; data, scoring and sampling come on top. The peak on a GPU has 1 GiB for CUDA
-and its libraries; without a GPU it takes the memory of an image from the CPU. Neither has been compared with a real
-GPU.
+and its libraries; without a GPU it takes the memory of an image from the CPU. Neither was compared with a real GPU.
 
 Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single image.
 """
@@ -24,10 +23,8 @@ from typing import Annotated, Any
 
 from absl import flags
 
-from nvae_tf import command_line
+from nvae_tf import command_line, errors, files
 from nvae_tf.data.spec import complete_config
-from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.files import atomic_write
 
 CONFIG = command_line.define_config(flags)
 
@@ -40,14 +37,13 @@ def main(
     if json:
         command_line.output_place(json, (".json",), overwrite=True, flag="json")
     config = complete_config(sized_settings(CONFIG.value), flags.FLAGS["config"].override_values)
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.training.memory import estimate_memory, memory_table
 
     summary = estimate_memory(config, gpu_memory_gib)
     print(memory_table(summary, config), flush=True)
     if json:
-        pathlib.Path(json).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(pathlib.Path(json), dumps(summary, indent=2) + "\n")
+        files.atomic_write(pathlib.Path(json), dumps(summary, indent=2) + "\n")
     if gpu_memory_gib is not None and not summary["largest_batch_sizes"][0]["batch_size"]:
         raise ValueError(
             f"--gpu_memory_gib={gpu_memory_gib:g}: not even a step of {config.train.accumulate_steps} images fits; "

@@ -33,9 +33,7 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line, config
-from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.progress import StatusLine
+from nvae_tf import command_line, config, errors, progress
 
 _METRICS = ("elbo", "iw", "fid", "frechet", "latents", "outliers")
 _SAMPLES_HELP = "Samples an image of the importance-weighted bound, metric iw."
@@ -78,7 +76,7 @@ def main(
     command_line.check_run_folder(workdir)
     if scores:
         command_line.output_place(scores, (".csv",), overwrite, "scores")
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.evaluation.fid import FidSettings
     from nvae_tf.reports.evaluate import evaluate_run
     from nvae_tf.runs.run_folder import RunFolder
@@ -94,10 +92,10 @@ def main(
         evaluate_run(workdir, metrics, importance_samples, fid, checkpoint, split, batch_size, seed, data_path, **how)
         chosen.leave()
     if not chosen.is_chief:
-        StatusLine().keep(f"worker {chosen.shard.index}: done; worker 0 writes the metrics")
+        progress.StatusLine().keep(f"worker {chosen.shard.index}: done; worker 0 writes the metrics")
         return
     file = RunFolder(pathlib.Path(workdir)).evaluation_file(split)
-    StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
+    progress.StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
 
 
 def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str | None) -> None:

@@ -19,16 +19,12 @@ from typing import Any
 
 from absl import flags
 
-from nvae_tf import command_line
+from nvae_tf import command_line, config, errors, files, progress
 from nvae_tf.command_line import FOLDER, OutputPlace, output_place
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, check_choice
 from nvae_tf.data.picture_folder import find_pictures
-from nvae_tf.errors import exit_on_user_error, require, start_tensorflow_quietly
-from nvae_tf.files import atomic_write
 from nvae_tf.generation import image_grid
 from nvae_tf.generation.image_grid import FIGURES
 from nvae_tf.generation.latents_file import read_flat_latents, save_latents
-from nvae_tf.progress import StatusLine
 from nvae_tf.reports import generate as tasks
 from nvae_tf.reports.generate import TASKS
 
@@ -41,9 +37,8 @@ _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's
 
 
 def _define_flags(mode: str) -> None:
-    """Defines the flags of one mode; the flags of other modes stay unknown."""
     flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
-    flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
+    flags.DEFINE_enum("checkpoint", config.CHECKPOINTS[0], config.CHECKPOINTS, config.CHECKPOINT_HELP)
     kinds = " or ".join(_KINDS.get(mode, (*FIGURES, FOLDER)))
     output = f"File to write, {kinds.replace(FOLDER, 'a folder (DIR/) for a PNG file of every image')}."
     flags.DEFINE_string("output", None, output, required=True)
@@ -60,7 +55,6 @@ def _define_flags(mode: str) -> None:
 
 
 def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
-    """Checks what can be written; returns where to write."""
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
     if mode == "encode":
         return place
@@ -69,7 +63,7 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
     if FLAGS.each:
         output_place(os.path.join(FLAGS.each, ""), (FOLDER,), FLAGS.overwrite, "each")
     if place.kind in FIGURES:
-        require("matplotlib", "reports")
+        errors.require("matplotlib", "reports")
     if mode == "nearest" and FLAGS.json:
         output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     # Files have the originals' names, but for a path's, and must not replace each other.
@@ -100,8 +94,7 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, 
         about = Provenance(model, step=run.step, checkpoint_sha256=sha256, command=_COMMAND, **origin)
         save_figure(made.draw(about), place.path, FLAGS.raw)
     if made.metrics is not None and FLAGS.json:
-        pathlib.Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(pathlib.Path(FLAGS.json), json.dumps(made.metrics, indent=2) + "\n")
+        files.atomic_write(pathlib.Path(FLAGS.json), json.dumps(made.metrics, indent=2) + "\n")
 
 
 def _main(mode: str) -> None:
@@ -110,13 +103,13 @@ def _main(mode: str) -> None:
     values = command_line.parameter_values(flags, tasks.task_parameters(task))
     arguments, place = tasks.task_arguments(task, values), _check_output(mode, values)
     workdir = command_line.run_folder(FLAGS.workdir)
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.runs.loading import TrainedRun
 
     run = TrainedRun(workdir, FLAGS.checkpoint)
     made = task(run, **arguments)
     _write(run, place, made, tasks.provenance(task, values))
-    StatusLine().keep(f"{made.text}, from step {run.step:,}, in {place.path}")
+    progress.StatusLine().keep(f"{made.text}, from step {run.step:,}, in {place.path}")
 
 
 def overview() -> str:
@@ -133,12 +126,11 @@ def run() -> None:
         command_line.print_page(overview())
     mode = "sample"
     if not first.startswith("-"):
-        with exit_on_user_error():
-            check_choice("the mode of nvae-generate", first, TASKS, "not one of the modes")
+        with errors.exit_on_user_error():
+            config.check_choice("the mode of nvae-generate", first, TASKS, "not one of the modes")
         mode = sys.argv.pop(1)
     _define_flags(mode)
-    # What `--help` prints.
-    __doc__ = f"{inspect.getdoc(TASKS[mode])}\n\n{_EXIT_CODES}"
+    __doc__ = f"{inspect.getdoc(TASKS[mode])}\n\n{_EXIT_CODES}"  # what `--help` prints
     command_line.run(lambda: _main(mode), flags)
 
 

@@ -16,9 +16,8 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
+from nvae_tf import command_line, errors
 from nvae_tf.data.spec import complete_config
-from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import FIGURES
 
 CONFIG = command_line.define_config(flags)
@@ -35,9 +34,9 @@ def main(
     """Looks at both splits, prints statistics and writes the PNG file."""
     may_replace = overwrite or flags.FLAGS["output"].using_default_value
     file = command_line.output_place(output, (".png",) if raw else FIGURES, may_replace).path
-    require("matplotlib", "reports")
+    errors.require("matplotlib", "reports")
     config = complete_config(CONFIG.value, flags.FLAGS["config"].override_values)
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.data.inspection import inspect
     from nvae_tf.progress import StatusLine
     from nvae_tf.reports import figures

@@ -24,10 +24,7 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.errors import exit_on_user_error
-from nvae_tf.files import check_writable
-from nvae_tf.progress import StatusLine
+from nvae_tf import command_line, errors, files, progress
 from nvae_tf.training import launcher
 from nvae_tf.training.launcher import STOPPED_CODES
 
@@ -35,8 +32,7 @@ _GPUS_HELP = "GPUs that each process gets for itself, of CUDA_VISIBLE_DEVICES or
 _GRACE_HELP = "When one worker has ended, seconds that the others may take to save and stop; then they are killed."
 _LOG_HELP = "Folder for the output of workers 1, 2 ... If not given, the run folder's name and -logs, beside it."
 _EXAMPLE = "nvae-launch --processes=2 -- --config=digits --workdir=runs/two"
-# The arguments after the --.
-_WORKER_ARGUMENTS: list[str] = []
+_WORKER_ARGUMENTS: list[str] = []  # the arguments after the --
 
 
 def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
@@ -64,10 +60,10 @@ def main(
     gpus = launcher.gpus_of_processes(processes, gpus_per_process)
 
     def report(text: str) -> None:
-        StatusLine(sys.stderr).keep(f"nvae-launch: {text}")
+        progress.StatusLine(sys.stderr).keep(f"nvae-launch: {text}")
 
     if processes > 1:
-        check_writable(folder, f"--log_dir={folder}")
+        files.check_writable(folder, f"--log_dir={folder}")
         report(f"{processes} worker processes; here is the output of worker 0, the others' is in {folder}.")
     command = [sys.executable, "-m", f"{__package__}.main", *_WORKER_ARGUMENTS]
     exit_code = launcher.run_workers(command, gpus, folder, grace_seconds, report)
@@ -80,7 +76,7 @@ def main(
 def run() -> None:
     """The command `nvae-launch`."""
     place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    with exit_on_user_error():
+    with errors.exit_on_user_error():
         for word in sys.argv[1:place]:
             if re.match("--?(workdir|config)", word):
                 raise ValueError(f"{word}: flags of nvae-train stand after a --; for example `{_EXAMPLE}`")

@@ -40,20 +40,17 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
+from nvae_tf import command_line, errors, files
 from nvae_tf.data.spec import complete_config
-from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.files import check_writable
 
 CONFIG = command_line.define_config(flags)
 
 
 def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
     """Checks the settings, then trains."""
-    check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
+    files.check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
     config = complete_config(CONFIG.value, flags.FLAGS["config"].override_values)
-    # Not before: a mistake is reported within a moment.
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()  # not before: a mistake is reported within a moment
     from nvae_tf.progress import StatusLine
     from nvae_tf.training.loop import train_and_evaluate
 
@@ -64,8 +61,7 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
         end = "." if "TF_CONFIG" in os.environ else f":\n    {command}"
         text = f"Run interrupted at step {result.step} by {by}; checkpoint saved. The same command continues from there"
         StatusLine().keep(text + end)
-        # The exit codes of shells: 130 for Ctrl-C, 143 for SIGTERM.
-        sys.exit(128 + result.signal_number)
+        sys.exit(128 + result.signal_number)  # the exit codes of shells: 130 for Ctrl-C, 143 for SIGTERM
 
 
 run = command_line.command(main, flags)

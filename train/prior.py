@@ -19,33 +19,31 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED, PRIOR_KINDS
-from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.progress import StatusLine
+from nvae_tf import command_line, config, errors, progress
 
+_KIND_HELP = "What gives the ratio; a mixture is of the top group alone."
 _BOUND_HELP = "Samples of the importance-weighted bounds, with and without this prior, of test images; 0 for none."
 
 
 def main(
     workdir: Annotated[str, "Run folder of nvae-train."],
-    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    checkpoint: Annotated[str, config.CHECKPOINT_HELP, *config.CHECKPOINTS] = config.CHECKPOINTS[0],
     groups: Annotated[int, "How many latent groups are reweighted, from the top.", 1] = 1,
-    kind: Annotated[str, "What gives the ratio; a mixture is of the top group alone.", *PRIOR_KINDS] = PRIOR_KINDS[0],
+    kind: Annotated[str, _KIND_HELP, *config.PRIOR_KINDS] = config.PRIOR_KINDS[0],
     steps: Annotated[int, "Steps of the classifiers' training.", 1] = 3000,
     proposals: Annotated[int, "Draws of the prior of which one is chosen; half as many below the top group.", 1] = 100,
     importance_samples: Annotated[int, _BOUND_HELP, 0] = 0,
-    seed: Annotated[int, "Of all draws.", 0, LARGEST_SEED] = 0,
-    data_path: Annotated[str | None, DATA_PATH_HELP] = None,
+    seed: Annotated[int, "Of all draws.", 0, config.LARGEST_SEED] = 0,
+    data_path: Annotated[str | None, config.DATA_PATH_HELP] = None,
 ) -> None:
     """Learns the prior, writes it and prints what was measured."""
     command_line.check_run_folder(workdir)
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.runs.companions import prior_text
     from nvae_tf.training.prior import learn_prior
 
     about = learn_prior(workdir, groups, kind, steps, proposals, importance_samples, checkpoint, seed, data_path)
-    StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
+    progress.StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
 
 
 run = command_line.command(main, flags)

@@ -15,25 +15,22 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.progress import StatusLine
+from nvae_tf import command_line, config, errors, progress
 from nvae_tf.runs.sharing import HUB
 
 
 def main(
     workdir: Annotated[str, command_line.RUN_HELP],
     repo: Annotated[str, "Name on the Hub, user/name."],
-    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    checkpoint: Annotated[str, config.CHECKPOINT_HELP, *config.CHECKPOINTS] = config.CHECKPOINTS[0],
 ) -> None:
     """Publishes the run and prints where it is."""
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from nvae_tf.reports.publishing import publish_run
 
     published = publish_run(workdir, repo, checkpoint)
     scores = "" if published.has_scores else ", without scores: nvae-evaluate has not measured this checkpoint"
-    StatusLine().keep(
+    progress.StatusLine().keep(
         f"Published {workdir}, step {published.step:,}: {published.url} ({published.num_files} files, "
         f'{published.num_bytes / 1e6:.1f} MB{scores}). nvae_tf.load("{HUB}{repo}") loads it.'
     )

@@ -20,10 +20,7 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, LARGEST_SEED
-from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.files import atomic_write
+from nvae_tf import command_line, config, errors, files
 
 _OUTPUT_HELP = "HTML file to write; report.html in the run folder, or comparison.html."
 
@@ -31,18 +28,18 @@ _OUTPUT_HELP = "HTML file to write; report.html in the run folder, or comparison
 def main(
     workdir: Annotated[os.PathLike | Sequence[str], "Run folders of nvae-train; they may stand without the flag."],
     output: Annotated[str | None, _OUTPUT_HELP] = None,
-    checkpoint: Annotated[str, CHECKPOINT_HELP, *CHECKPOINTS] = CHECKPOINTS[0],
+    checkpoint: Annotated[str, config.CHECKPOINT_HELP, *config.CHECKPOINTS] = config.CHECKPOINTS[0],
     overwrite: Annotated[bool, "Replace what is at --output already."] = False,
-    seed: Annotated[int, "Seed of the images and the binarization.", 0, LARGEST_SEED] = 1,
-    data_path: Annotated[str | None, DATA_PATH_HELP] = None,
+    seed: Annotated[int, "Seed of the images and the binarization.", 0, config.LARGEST_SEED] = 1,
+    data_path: Annotated[str | None, config.DATA_PATH_HELP] = None,
 ) -> None:
     """Writes the page."""
     report = os.path.join(workdir[0], "report.html") if len(workdir) == 1 else "comparison.html"
     place = command_line.output_place(output or report, (".html", ".htm"), overwrite)
     for folder in workdir:
         command_line.check_run_folder(folder, is_written=False)
-    require("matplotlib", "reports")
-    start_tensorflow_quietly()
+    errors.require("matplotlib", "reports")
+    errors.start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
     from nvae_tf.reports.page import compare_runs, report_of_run
 
@@ -51,8 +48,7 @@ def main(
         page, missing = report_of_run(workdir[0], checkpoint, seed, data_path, status)
     else:
         page = compare_runs(workdir)
-    place.path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(place.path, page)
+    files.atomic_write(place.path, page)
     for line in missing:
         status.keep(f"not on the page: {line}")
     status.keep(f"written to {place.path}")

@@ -70,7 +70,7 @@ class PixelCoder:
         """The log-odds of a bit, `[batch, height, width, channels]`, and how far they may be off elsewhere."""
         if self._is_mixture:
             form = self._likelihood.channels, self._likelihood.num_mixtures, self._likelihood.num_bits
-            odds = _mixture_odds(parameters, levels, low[..., 0], 2**bit, tolerance, channels.start, *form)
+            odds = _mixture_odds(parameters, levels, low[..., 0], tf.constant(2**bit), tolerance, channels.start, *form)
             odds, slack = (each.numpy()[..., np.newaxis] for each in odds)
         else:
             odds, slack = tf.cast(parameters, tf.float64).numpy(), 0.0
@@ -114,7 +114,8 @@ def _log_mass(mean, log_scale, first, last, num_bits: int):
 
     def edge(level):
         value = (2.0 * tf.cast(level, tf.float64) - 1.0) / highest - 1.0
-        value = tf.where(level <= 0, -np.inf, tf.where(level > highest, np.inf, value))
+        infinity = tf.constant(np.inf, tf.float64)
+        value = tf.where(level <= 0, -infinity, tf.where(level > highest, infinity, value))
         return (value[..., tf.newaxis] - mean) * tf.exp(-log_scale)
 
     low, high = edge(first), edge(last)

@@ -79,8 +79,9 @@ def categorical(frequencies: np.ndarray | None = None):
 
 
 def frequencies(log_masses: np.ndarray, scale: float) -> np.ndarray:
-    """Masses relative to the likeliest symbol's, from their logs, as whole numbers from 1, with sums that are exact.
+    """Masses relative to the likeliest symbol's, from their logs, as whole numbers, with sums that are exact.
 
+    The coder makes them probabilities of at least 2^-24: a larger least one would draw latents far from all posteriors.
     Libraries' exp differ in the last bit between processors; here only `+`, `*` and `/` of float64 are used.
     """
     small = np.maximum(log_masses, -45.0) / 1024.0
@@ -89,4 +90,4 @@ def frequencies(log_masses: np.ndarray, scale: float) -> np.ndarray:
         masses = 1.0 + masses * small / order
     for _ in range(10):
         masses = masses * masses
-    return np.rint(masses * scale) + 1.0
+    return np.rint(masses * scale)

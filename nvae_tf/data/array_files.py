@@ -23,8 +23,7 @@ from nvae_tf.progress import Report
 _MAT_FILE, _MAT_SIZE = "chardata.mat", 28
 # To be raised whenever the code makes other pixels of the same pictures: all are then decoded again.
 _DECODED_FORM = 3
-# What decides about the pixels, besides the files.
-_PIXEL_SETTINGS = (
+_PIXEL_SETTINGS = (  # what decides about the pixels, besides the files
     *("source", "source_name", "train_split", "test_split", "test_fraction", "split_seed"),
     *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file", "max_pixels"),
 )
@@ -163,8 +162,7 @@ def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
     with _StoredArray(path).opened() as stream, zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
         for name in names:
-            # Checks that the entry has the same name: a damaged one could hide an array.
-            archive.open(name).close()
+            archive.open(name).close()  # checks that the entry has the same name: a damaged one could hide an array
     # Other entries are not arrays: a text about them.
     return {name.removesuffix(".npy"): _StoredArray(path, name) for name in names if name.endswith(".npy")}
 
@@ -180,10 +178,9 @@ def _idx_arrays(spec):
         # A name that no file has belongs to another kind of source.
         images = [name for name in images if name.startswith(spec.source_name or "")] or images
         if len(images) != 1:
-            rule = (
-                f"{words[0]}-images-idx3-ubyte or .gz; data.source_name is how the names of one of several sets begin"
-            )
-            raise ValueError(f"{folder}: one file must be the {part} images ({', '.join(images) or 'none'}): {rule}")
+            several = "data.source_name is how the names of one of several sets begin"
+            fault = f"one file must be the {part} images ({', '.join(images) or 'none'})"
+            raise ValueError(f"{folder}: {fault}: {words[0]}-images-idx3-ubyte or .gz; {several}")
         labels = images[0].replace("images", "labels").replace("idx3", "idx1")
         arrays |= {f"x_{part}": files[images[0]]} | ({f"y_{part}": files[labels]} if labels in files else {})
     return arrays
@@ -223,8 +220,7 @@ def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
     `path` is the file, or the folder where `chardata.mat` lies. It has an image a column, with intensities from 0 to 1;
     they are multiplied by 255 and cut to whole numbers, as in the published model.
     """
-    # Here, because no other source needs it.
-    import scipy.io
+    import scipy.io  # here, because no other source needs it
 
     path, variable = pathlib.Path(spec.path), {"train": "data", "test": "testdata"}[split]
     file = path / _MAT_FILE if path.is_dir() else path
@@ -254,8 +250,7 @@ def decoded_once(
     Where the file of these settings and `contents` is missing, `decode` gives the number of images, and batches uint8
     `[batch, height, width, channels]`; `read_labels` their labels, which are in a second file.
     """
-    # Files of before there was `alpha` keep their names.
-    alpha = [] if spec.alpha == "keep" else [spec.alpha]
+    alpha = [] if spec.alpha == "keep" else [spec.alpha]  # files of before there was `alpha` keep their names
     settings = [*(getattr(spec, name) for name in _PIXEL_SETTINGS), *alpha]
     digest = hashlib.sha256(repr((_DECODED_FORM, settings)).encode())
     for content in contents:

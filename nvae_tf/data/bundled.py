@@ -10,8 +10,7 @@ from nvae_tf.progress import Report
 
 _DIGITS_SIZE, _DIGITS = 16, tuple("0123456789")
 _LARGEST_PATCH = 96
-# Columns of the 640 that a photograph has: training patches end where test patches begin.
-_TEST_COLUMNS_FROM = 512
+_TEST_COLUMNS_FROM = 512  # columns of the 640 that a photograph has: training patches end where test patches begin
 
 
 def first_bundled_image(spec: DataSpec) -> PictureHeader:

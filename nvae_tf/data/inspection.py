@@ -65,8 +65,7 @@ def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, se
         levels = np.union1d(levels, batch)
         bars += np.histogram(batch, _HISTOGRAM_BARS, (0.0, 1.0))[0]
         total, seen = total + batch.sum(dtype=np.float64), seen + len(batch)
-    # What was read ahead meanwhile does not count.
-    for _ in range(8):
+    for _ in range(8):  # what was read ahead meanwhile does not count
         next(batches)
     started, read = time.monotonic(), 0
     while (passed := time.monotonic() - started) < seconds:

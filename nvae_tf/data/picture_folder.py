@@ -29,8 +29,7 @@ def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
             header = pictures.read_header(pathlib.Path(spec.path, name), spec.max_pixels)
             headers.append(header._replace(channels=spec.seen_channels(header.channels)))
         except pictures.BadPicture as error:
-            # As text: the error would keep the decoder's memory.
-            problem = problem or str(error)
+            problem = problem or str(error)  # as text: the error would keep the decoder's memory
     if not headers:
         raise pictures.BadPicture(f"{problem}. {_FIX}")
     # Separately: where all sizes differ, the channels may still be the same.
@@ -195,8 +194,7 @@ def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
         raise ValueError(f"{shown(places)}: give a file or folder of pictures, or a list of several")
     for place in given:
         path = pathlib.Path(place).expanduser()
-        # For a name that is too long, too.
-        if not os.path.exists(path):
+        if not os.path.exists(path):  # for a name that is too long, too
             raise FileNotFoundError(f"{shown(str(place))}: no such file or folder of pictures")
         files += [(path / name, name) for name in _pictures(path, "")] if path.is_dir() else [(path, path.name)]
     return files
@@ -223,8 +221,7 @@ def picture_source(places: Places, spec: DataSpec) -> tuple[ArraySource, list[st
     for path, _ in files:
         header = pictures.read_header(path, spec.max_pixels)
         pictures.check_size(f"{path}:", header.height, header.width, spec)
-        # Other bits are converted in any case.
-        pictures.check_form(path, header.channels, spec.file_bits, spec)
+        pictures.check_form(path, header.channels, spec.file_bits, spec)  # other bits are converted in any case
     return ArraySource(np.stack([_pixels(path, spec) for path, _ in files])), [name for _, name in files]
 
 

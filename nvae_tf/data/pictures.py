@@ -13,8 +13,7 @@ from nvae_tf.config import MAX_PIXELS, DataSpec, check
 from nvae_tf.errors import wrap_read_errors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Pillow's modes of pictures with 1 to 4 channels.
-_CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes of pictures with 1 to 4 channels
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
 # How complete files end; a file with something behind its end is decoded to be sure.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
@@ -23,8 +22,7 @@ _WHITE_IS_ZERO, _RGB, _MEANINGS = 0, 2, (0, 1, 2, 3, 5)
 _UNSIGNED, _CHANNEL_BY_CHANNEL = 1, 2
 # None, LZW, Deflate by its two numbers, and PackBits. Damaged JPEG data in a TIFF file may go unnoticed.
 _TIFF_COMPRESSIONS = (1, 5, 8, 32946, 32773)
-# Of more than so many pixels, pictures are decoded two at a time.
-_LARGE = 16_000_000
+_LARGE = 16_000_000  # pixels of a picture above which pictures are decoded two at a time
 _TWO_LARGE_PICTURES = threading.Semaphore(2)
 
 
@@ -51,8 +49,7 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
-            # A link back into the tree.
-            folders.clear()
+            folders.clear()  # a link back into the tree
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]

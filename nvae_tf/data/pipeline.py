@@ -21,12 +21,10 @@ from nvae_tf.data.sources import ImageSource
 from nvae_tf.replicas import ALL, Shard
 
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
-# What random numbers are for.
-_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION = range(4)
+_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION = range(4)  # what random numbers are for
 # For the functions of datasets: converted by autograph, which they don't need, a first batch comes half a second later.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
-# How a PNG file begins, up to its width and height.
-_PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # how a PNG file begins, up to its width and height
 
 
 def stream_key(seed: int, stream: int) -> np.ndarray:
@@ -86,8 +84,7 @@ def training_batches(
         raise ValueError(f"A batch of {batch_size} can't be shared evenly by {shard.count} processes.")
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
     flip_key = stream_key(seed, _FLIP) if spec.horizontal_flip else None
-    binarize_key = stream_key(seed, _TRAINING_BINARIZATION)
-    return _image_batches(index_batches, source, spec, binarize_key, flip_key)
+    return _image_batches(index_batches, source, spec, stream_key(seed, _TRAINING_BINARIZATION), flip_key)
 
 
 def evaluation_batches(
@@ -103,8 +100,7 @@ def evaluation_batches(
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
     with_indices = _AS_WRITTEN(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))
-    key = stream_key(seed, _EVALUATION_BINARIZATION)
-    return _image_batches(starts.map(with_indices), source, spec, key)
+    return _image_batches(starts.map(with_indices), source, spec, stream_key(seed, _EVALUATION_BINARIZATION))
 
 
 def shuffled_index_batches(

@@ -228,6 +228,5 @@ def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]
 def check_memory(needed: int, what: str, fix: str) -> None:
     """Raises ValueError unless there is memory for `needed` bytes of images: "WHAT need 4.7 GB of memory, ...: FIX"."""
     free = psutil.virtual_memory().available
-    # The array, and its copy in TensorFlow; the model wants some too.
-    if needed > free / 3:
+    if needed > free / 3:  # the array, and its copy in TensorFlow; the model wants some too
         raise ValueError(f"{what} need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: {fix}")

@@ -5,11 +5,7 @@ import dataclasses
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.distributions.discretized_logistic_mixture import (
-    DiscretizedLogisticMixture,
-    num_mixture_parameters,
-    split_mixture_parameters,
-)
+from nvae_tf.distributions import discretized_logistic_mixture as mixture
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
 tfd = tfp.distributions
@@ -33,7 +29,7 @@ class ImageLikelihood:
     def num_parameters(self) -> int:
         """The count of numbers that the decoder must give for each pixel."""
         if self.name == "logistic_mixture":
-            return num_mixture_parameters(self.channels, self.num_mixtures)
+            return mixture.num_mixture_parameters(self.channels, self.num_mixtures)
         return self.channels if self.name == "bernoulli" else 2 * self.channels
 
     def distribution(self, parameters: tf.Tensor) -> tfd.Distribution:
@@ -42,8 +38,8 @@ class ImageLikelihood:
             return tfd.Independent(tfd.Bernoulli(logits=tf.cast(parameters, tf.float32), dtype=tf.float32), 3)
         if self.name == "normal":
             return tfd.Independent(PixelNormal(*tf.split(parameters, 2, axis=-1)), 3)
-        split = split_mixture_parameters(parameters, self.channels, self.num_mixtures)
-        return tfd.Independent(DiscretizedLogisticMixture(*split, self.num_bits, self.exact_edges), 2)
+        split = mixture.split_mixture_parameters(parameters, self.channels, self.num_mixtures)
+        return tfd.Independent(mixture.DiscretizedLogisticMixture(*split, self.num_bits, self.exact_edges), 2)
 
     def sample(self, parameters: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """Images `[batch, H, W, C]` drawn from p(x | z), on its levels, each by its own seed `[batch, 2]` alone."""

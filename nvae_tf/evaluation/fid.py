@@ -97,8 +97,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 def named_extractor(name: str) -> Any:
     """Makes the extractor of "module:function"; statistics are kept under its name, with a digest of the module."""
     module_name, _, function_name = name.partition(":")
-    # In an installed command the first entry is the command's own folder, not the working directory.
-    if os.getcwd() not in sys.path:
+    if os.getcwd() not in sys.path:  # in an installed command the first entry is the command's own folder
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
@@ -185,8 +184,7 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
     fingerprint = f"train, {content_digest(source, spec)}, {extractor.name}"
     file = cache_folder() / "feature_statistics" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.npz"
     schema = {"mean": Field("number", ("features",)), "covariance": Field("number", ("features", "features"))}
-    # Made again where the file is damaged.
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError):  # made again where the file is damaged
         arrays = read_arrays(file, schema | {"count": Field("whole number", (), 2)})
         return FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
     task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
@@ -198,7 +196,6 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
             progress.add(len(images))
 
     statistics = statistics_of(features())
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(file, statistics._asdict())
     return statistics
 
@@ -285,7 +282,6 @@ def downloaded_inception(folder: pathlib.Path, url=URL, size=_ARCHIVE_SIZE, time
     file = folder / url.rpartition("/")[2]
     if file.exists() and file.stat().st_size == size:
         return file
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial:
         try:
             with requests.get(url, stream=True, timeout=timeout_seconds) as response, partial.open("wb") as target:
@@ -302,8 +298,7 @@ def graph_content(file: pathlib.Path) -> bytes:
     """The graph's file as bytes, from itself or from the archive that it is in."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; {_HELP}")
-    # Any file of zeros is a tar archive, so its name decides.
-    if not file.name.endswith((".tgz", ".tar.gz", ".tar")):
+    if not file.name.endswith((".tgz", ".tar.gz", ".tar")):  # any file of zeros is a tar archive, so its name decides
         return file.read_bytes()
     try:
         with tarfile.open(file) as archive:

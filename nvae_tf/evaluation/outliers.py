@@ -71,8 +71,7 @@ def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCal
 def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, data_path=None) -> OutlierCalibration:
     """Calibrates a checkpoint with up to `images` images of each part, and writes `outliers.npz` of the run."""
     folder, status = RunFolder(pathlib.Path(workdir)), StatusLine()
-    # A shared run, which `load_run` loads too, has no folder to write into.
-    read_run_config(folder)
+    read_run_config(folder)  # a shared run, which `load_run` loads too, has no folder to write into
     trained = load_run(workdir, checkpoint)
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
@@ -86,8 +85,7 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
         numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
         progress, scored = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
         for batch in iterate(evaluation_batches(source, spec, size, 0, numbers), source):
-            # Without the maps, which are as large as the images.
-            scored.append(score(batch)[:2])
+            scored.append(score(batch)[:2])  # without the maps, which are as large as the images
             progress.add(len(batch))
         parts.append(OutlierParts(*(np.concatenate(part)[:images] for part in zip(*scored, strict=True)), None))
     calibration = calibration_of(*parts)
@@ -123,8 +121,7 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
 def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tuple[dict, list[ImageSet], list[Scores]]:
     """Measures how well each score separates each set of outliers from the part's own images, on all workers.
 
-    Returns the entry `outliers` of the evaluation file; the sets, the part's own images first; and for each of them the
-    scores, see `scores_by_name`.
+    Returns the entry `outliers` of the evaluation file; the sets, the part's own first; and `scores_by_name` of each.
     """
     own_spec = dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")
     sets = [(task.source, own_spec), *outliers]

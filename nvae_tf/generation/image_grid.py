@@ -64,7 +64,6 @@ def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
 
 def write_png(path: pathlib.Path, array: np.ndarray) -> None:
     """Writes uint8 `[height, width, 1 to 4 channels]` atomically; the folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         _picture(array).save(partial, format="PNG")
 
@@ -79,11 +78,9 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
     # Neither format has gray with alpha.
     pictures = [picture.convert("RGBA") if picture.mode == "LA" else picture for picture in pictures]
     options = {"lossless": True} if ending == ".webp" else {}
-    # Pillow's number of turns: 0 for no end; a GIF without the number is shown once.
-    if loop or ending == ".webp":
+    if loop or ending == ".webp":  # Pillow's number of turns: 0 for no end; a GIF without the number is shown once
         options["loop"] = 0 if loop else 1
     options |= {"save_all": True, "append_images": pictures[1:], "duration": milliseconds}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         pictures[0].save(partial, format=ANIMATION_FORMATS[ending], **options)
 
@@ -118,8 +115,7 @@ def pixels_of(images: np.ndarray) -> np.ndarray:
 
 def pil_images(images: np.ndarray) -> list[Image.Image]:
     """The Pillow images of images `[count, height, width, 1 to 4]`, uint8 or float in [0, 1]."""
-    pixels = images if images.dtype == np.uint8 else pixels_of(images)
-    return list(map(_picture, pixels))
+    return list(map(_picture, images if images.dtype == np.uint8 else pixels_of(images)))
 
 
 def png_files(pixels: np.ndarray) -> np.ndarray:

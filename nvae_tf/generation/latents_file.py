@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf import errors, files, schemas
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.schemas import LATENT_SHAPES, LATENTS, parsed
 
 _FIX = "`encode` of nvae-generate or nvae-client writes one"
 
@@ -47,22 +45,20 @@ def write_flat_latents(path: str | os.PathLike, latent: np.ndarray, shapes=None,
     texts = {"about": about, "names": names}
     arrays = {name: np.array(value, np.str_) for name, value in texts.items() if value is not None}
     arrays |= {"latent": latent} | ({} if labels is None else {"labels": np.array(labels, np.int32)})
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_arrays(path, arrays)
+    files.write_arrays(pathlib.Path(path), arrays)
 
 
 def read_flat_latents(path: str | os.PathLike) -> StoredLatents:
     """Reads a file of flat latents of any model, without TensorFlow; ValueError where it is damaged or another file."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file of latents; {_FIX}")
-    with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {_FIX}"):
-        entries = read_arrays(pathlib.Path(path), LATENTS)
+    with errors.wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {_FIX}"):
+        entries = files.read_arrays(pathlib.Path(path), schemas.LATENTS)
         groups = [entries[name] for name in sorted(entries) if name.startswith("group_")]
         groups = [entries["latent"]] if "latent" in entries else groups
         latent = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
         # A served model knows only the total, so the latents of one come without shapes.
-        about = parsed(str(entries["about"]), LATENT_SHAPES) if "about" in entries else None
+        about = schemas.parsed(str(entries["about"]), schemas.LATENT_SHAPES) if "about" in entries else None
         names = [str(name) for name in entries["names"]] if "names" in entries else None
     return StoredLatents(latent, names, entries.get("labels"), about and list(map(tuple, about["latent_shapes"])))
 
@@ -78,5 +74,5 @@ def load_latents(path: str | os.PathLike, model: Any) -> StoredLatents:
         raise ValueError(f"{path}: `latent` is of shape {list(stored.latents.shape)}; it must be [count, {sum(sizes)}]")
     parts = np.split(stored.latents, np.cumsum(sizes)[:-1], axis=1)
     latents = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
-    with wrap_read_errors(f"{path}: ", ""):
+    with errors.wrap_read_errors(f"{path}: ", ""):
         return stored._replace(latents=[latent.numpy() for latent in check_latents(latents, plan)], shapes=shapes)

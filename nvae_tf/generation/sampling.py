@@ -34,13 +34,10 @@ from nvae_tf.models.passes import encoded_latents, generated, top_down_pass
 from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.replicas import divided, joined
 
-# Always the same, so that the last bit of image i does not depend on how many there are.
-BATCH_SIZE = 16
-# In radians. Below it an arc and a straight line are the same in float32; and opposite latents have no arc.
-_SMALLEST_ANGLE = 1e-4
+BATCH_SIZE = 16  # always the same, so that the last bit of image i does not depend on how many there are
+_SMALLEST_ANGLE = 1e-4  # radians; below it an arc and a line are the same in float32, and opposite latents have no arc
 Progress = Callable[[int], None] | None
 Array, Arrays = np.ndarray, Sequence[np.ndarray]
-Labels = int | Sequence[int] | np.ndarray | None
 
 
 class ImageGenerator:
@@ -59,7 +56,7 @@ class ImageGenerator:
         seed: int | tf.Tensor = 0,
         progress: Progress = None,
         latents: Arrays = (),
-        labels: Labels = None,
+        labels: int | Sequence[int] | np.ndarray | None = None,
         guidance: float = 1.0,
         prior: str = "model",
         mean: bool = True,
@@ -89,8 +86,7 @@ class ImageGenerator:
         def batch_images(*rows: tf.Tensor) -> list[tf.Tensor]:
             return [joined(self._strategy, self._images(temperatures, divided(self._strategy, rows), *settings))]
 
-        batches_at_once = self._strategy.num_replicas_in_sync
-        return _in_batches(batch_images, [seeds, *labels, *latents], progress, batches_at_once)[0]
+        return _in_batches(batch_images, [seeds, *labels, *latents], progress, self._strategy.num_replicas_in_sync)[0]
 
     def _replica_images(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, guidance, prior, mean) -> Any:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
@@ -112,8 +108,7 @@ _GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDi
 
 def _shared_generator(model: NVAE) -> ImageGenerator:
     if model not in _GENERATORS:
-        # A proxy, so that the graphs do not keep the model alive.
-        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))
+        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))  # a proxy: the graphs must not keep the model alive
     return _GENERATORS[model]
 
 

@@ -95,8 +95,7 @@ def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
 
 def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """`swish(normalize(inputs, ...))`, and a function from the gradient of its value to that of swish's argument."""
-    # On one CPU both are compiled to a single pass over the memory, anew for every shape.
-    if on_one_cpu():
+    if on_one_cpu():  # on one CPU both are compiled to a single pass over the memory, anew for every shape
         arguments = inputs, gamma, beta, mean, variance
         return _swish_in_one_pass(*arguments), lambda upstream: _swish_gradient_in_one_pass(upstream, *arguments)
     normalized = normalize(inputs, gamma, beta, mean, variance)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.cpu_kernels import EPSILON, gradients_of, normalize, on_one_cpu
-from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer, Weights
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights
 from nvae_tf.replicas import replica_count, replica_means
 
 MOMENTUM = 0.95
@@ -171,8 +171,7 @@ class StackedBatchNormalization(StackedLayer):
         gamma, beta, mean, variance = (tf.cast(each, tf.float32) for each in (self.gamma, self.beta, *self.statistics))
         if forward.training:
             return BatchStatisticsNorm(gamma, beta)
-        # Once for all layers: a graph has two operations for each.
-        scale = gamma * tf.math.rsqrt(variance + EPSILON)
+        scale = gamma * tf.math.rsqrt(variance + EPSILON)  # once for all layers: a graph has two operations for each
         return RunningStatisticsNorm(scale, beta - mean * scale)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
@@ -189,6 +188,14 @@ class StackedBatchNormalization(StackedLayer):
 def _normalized_by_batch(inputs, gamma, beta):
     batch = normalize_batch(inputs, gamma, beta)
     return (batch.outputs, batch.mean, batch.variance), lambda upstream, *_: batch.gradient(upstream)
+
+
+class Folding(NamedTuple):
+    """What a `FoldedPass` folds: a batch norm into the convolution right before it, or right after it."""
+
+    convolution: StackedLayer
+    norm: StackedLayer
+    on_outputs: bool = True
 
 
 @dataclasses.dataclass

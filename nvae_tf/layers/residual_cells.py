@@ -17,11 +17,12 @@ from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.normalization import (
     BatchStatisticsNorm,
+    Folding,
     StackedBatchNormalization,
     normalize_batch,
     numbers_a_channel,
 )
-from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 RESIDUAL_SCALE = 0.1
 
@@ -176,8 +177,7 @@ class SwishConvolution(StackedLayer):
 
 def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
     """`convolve(swish(batch norm(x)), weights)` and the statistics; its gradient computes its way there again."""
-    # As results of the operation the statistics would have gradients.
-    statistics = []
+    statistics = []  # as results of the operation the statistics would have gradients
 
     def convolve_by(active: tf.Tensor, kernel: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
         return convolve(active, ConvolutionWeights(kernel, bias))

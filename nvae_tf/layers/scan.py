@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from nvae_tf.layers.scan_loops import scan_for_inference, scan_with_gradient
-from nvae_tf.layers.stacked import ForwardPass, RecordVector, StackedLayer, Updates, Weights, layers_of
+from nvae_tf.layers.stacked import ForwardPass, Recorded, StackedLayer, Weights, layers_of
 
-# A loop of fewer steps would take more of a program than the steps themselves.
-_FEWEST_STEPS = 3
+_FEWEST_STEPS = 3  # a loop of fewer steps would take more of a program than the steps themselves
 
 
 class StackShare(NamedTuple):
@@ -28,33 +27,43 @@ class StackShare(NamedTuple):
     stack: StackedLayer | None
     layers_per_step: int = 1
 
-    def layers_by_step(self, layers: Sequence[Any], num_steps: int) -> list[Sequence[Any]]:
-        """A list of layers for each step; all are empty without a stack."""
+    def layers_of_first_steps(self, num_first: int, num_in_loop: int, forward: ForwardPass) -> list[list[Callable]]:
+        """The layers of each of the first steps: those before a loop, or all if there is none in the loop."""
         if self.stack is None:
-            return [[]] * num_steps
+            return [[]] * num_first
         size = self.layers_per_step
+        if num_in_loop == 0:
+            layers = self.stack.layers(forward)
+        else:
+            weights, num_layers = forward.weights_of(self.stack), self.stack.count - num_in_loop * size
+            slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in range(num_layers)]
+            layers, _ = self.stack.layer_functions(slices, forward)  # they record nothing, see `run_steps`
         by_step = [layers[first : first + size] for first in range(0, len(layers), size)]
-        return [[]] * (num_steps - len(by_step)) + by_step
+        return [[]] * (num_first - len(by_step)) + by_step
+
+    def weights_of_last_steps(self, num_last: int, forward: ForwardPass) -> Weights:
+        """The weights of the last steps, `[steps, ...]`, or `[steps, layers, ...]` where a step has several layers."""
+        if self.stack is None:
+            return ()
+        num_layers = num_last * self.layers_per_step
+
+        def by_step(weight: tf.Tensor) -> tf.Tensor:
+            last = weight if self.stack.count == num_layers else weight[-num_layers:]
+            several = [num_last, self.layers_per_step, *weight.shape[1:]]
+            return last if self.layers_per_step == 1 else tf.reshape(last, several)
+
+        return tf.nest.map_structure(by_step, forward.weights_of(self.stack))
+
+    def layers_of_one_step(self, weights: Weights, forward: ForwardPass) -> tuple[list[Callable], list[Recorded]]:
+        """The layers of a step with these weights, and a list that gets what they record."""
+        if self.stack is None:
+            return [], []
+        layer_weights = layers_of(weights, self.layers_per_step) if self.layers_per_step > 1 else [weights]
+        return self.stack.layer_functions(layer_weights, forward)
 
 
 # `(layers, state, input) -> (state, output)`; `layers` are functions of a tensor, a list of them for each share.
 Step = Callable[[list[list[Callable]], tf.Tensor, Any], tuple[tf.Tensor, Any]]
-
-
-def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
-    """The state after all layers of a stack, one after the other; the state itself where there is no stack."""
-    if cells is None:
-        return state
-    if not _is_loop(forward, cells.count):
-        for cell in cells.layers(forward):
-            state = cell(state)
-        return state
-
-    def step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, None]:
-        ((cell,),) = layers
-        return cell(state), None
-
-    return run_steps([StackShare(cells)], step, state, [()] * cells.count, forward)[0]
 
 
 def run_steps(
@@ -64,110 +73,78 @@ def run_steps(
     inputs: Sequence[Any],
     forward: ForwardPass,
     output_tensors: Callable[[Any], list[tf.Tensor]] = lambda _: [],
-) -> tuple[tf.Tensor, list[Any], list[tf.Tensor]]:
+    outputs_of_loop: Callable[[list[tf.Tensor]], list[Any]] = lambda _: [],
+) -> tuple[tf.Tensor, list[Any]]:
     """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
 
     Where `forward.scanned`, the last steps become a loop if they are three or more: those that have layers of every
     stack, and inputs of tensors alone. The steps before must record nothing (the top group has no batch norm).
 
-    Returns:
-      The last state; the outputs of the steps outside of the loop; and, because a loop returns tensors alone, the
-      `output_tensors` of the outputs of its steps, each with an axis for the steps in front (empty without a loop).
+    A loop returns tensors alone: the `output_tensors` of each step's output, which come back with an axis for the steps
+    in front. `outputs_of_loop` makes outputs of them. Returns the last state and all outputs.
     """
-    num_before = _num_steps_before_loop(shares, inputs)
-    if not _is_loop(forward, len(inputs) - num_before):
-        return (*_unrolled(shares, step, state, inputs, forward), [])
-    weights = [() if share.stack is None else forward.weights_of(share.stack) for share in shares]
+    num_before_loop = _num_steps_before_loop(shares, inputs)
+    has_loop = forward.scanned and not tf.executing_eagerly() and len(inputs) - num_before_loop >= _FEWEST_STEPS
+    num_first = num_before_loop if has_loop else len(inputs)
+    layers_of_shares = [share.layers_of_first_steps(num_first, len(inputs) - num_first, forward) for share in shares]
     outputs = []
-    for index, step_input in enumerate(inputs[:num_before]):
-        pairs = zip(shares, weights, strict=True)
-        layers = [_layers_before_loop(*pair, index, len(inputs), forward) for pair in pairs]
+    for *layers, step_input in zip(*layers_of_shares, inputs[:num_first], strict=True):
         state, output = step(layers, state, step_input)
         outputs.append(output)
-    state, stacked = _loop_of_steps(shares, weights, step, state, inputs[num_before:], forward, output_tensors)
-    return state, outputs, stacked
-
-
-def _is_loop(forward: ForwardPass, num_steps: int) -> bool:
-    return forward.scanned and not tf.executing_eagerly() and num_steps >= _FEWEST_STEPS
+    if has_loop:
+        state, tensors = _run_loop(shares, step, state, inputs[num_first:], forward, output_tensors)
+        outputs += outputs_of_loop(tensors)
+    return state, outputs
 
 
 def _num_steps_before_loop(shares: Sequence[StackShare], inputs: Sequence[Any]) -> int:
     """The first steps may lack layers of a stack (the top group has no prior), or have inputs that can't be stacked."""
     lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in shares if share.stack is not None]
-    unstackable = [number for number, each in enumerate(inputs, 1) if not _has_only_tensors(each)]
+    unstackable = [
+        number
+        for number, step_input in enumerate(inputs, 1)
+        if not all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
+    ]
     return max([0, *lacking, *unstackable])
 
 
-def _has_only_tensors(step_input: Any) -> bool:
-    return all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
-
-
-def _unrolled(shares, step, state, inputs, forward) -> tuple[tf.Tensor, list[Any]]:
-    """The last state and all outputs, with every step in the graph by itself."""
-    outputs = []
-    functions = [[] if share.stack is None else share.stack.layers(forward) for share in shares]
-    by_step = [share.layers_by_step(each, len(inputs)) for share, each in zip(shares, functions, strict=True)]
-    for *layers, step_input in zip(*by_step, inputs, strict=True):
-        state, output = step(layers, state, step_input)
-        outputs.append(output)
-    return state, outputs
-
-
-def _layers_before_loop(share: StackShare, weights: Weights, index: int, num_steps: int, forward) -> list[Callable]:
-    """The layers of step `index` of `num_steps`, which comes before the loop."""
-    if share.stack is None:
-        return []
-    numbers = share.layers_by_step(range(share.stack.count), num_steps)[index]
-    slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in numbers]
-    # The vectors are thrown away: these steps record nothing, see `run_steps`.
-    return share.stack.layer_functions(slices, forward, [[] for _ in numbers])
-
-
-def _loop_of_steps(shares, weights, step, state, inputs, forward, output_tensors) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """The last state and the stacked output tensors."""
-    step_weights = [_weights_by_step(*pair, len(inputs)) for pair in zip(shares, weights, strict=True)]
+def _run_loop(shares, step, state, inputs, forward, output_tensors) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """The state after a step for each of the `inputs`, and the stacked output tensors."""
+    weights = [share.weights_of_last_steps(len(inputs), forward) for share in shares]
     # What all steps take, with an axis for the steps in front.
-    stacked_inputs = step_weights, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
+    stacked_inputs = weights, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
 
     def body(state: tf.Tensor, slices: tuple[list[Weights], Any]) -> tuple[tf.Tensor, list, list]:
-        layers, vectors_of_shares = [], []
-        weights_of_shares, step_input = slices
-        for share, share_weights in zip(shares, weights_of_shares, strict=True):
-            functions, vectors = [], []
-            if share.stack is not None:
-                several = share.layers_per_step > 1
-                layer_weights = layers_of(share_weights, share.layers_per_step) if several else [share_weights]
-                vectors = [[] for _ in layer_weights]  # filled when `step` calls the functions
-                functions = share.stack.layer_functions(layer_weights, forward, vectors)
-            layers.append(functions)
-            vectors_of_shares.append(vectors)
-        state, output = step(layers, state, step_input)
-        return state, output_tensors(output), vectors_of_shares
+        step_weights, step_input = slices
+        pairs = [
+            share.layers_of_one_step(its_weights, forward)
+            for share, its_weights in zip(shares, step_weights, strict=True)
+        ]
+        state, output = step([layers for layers, _ in pairs], state, step_input)
+        return state, output_tensors(output), [recorded for _, recorded in pairs]
 
     scan = scan_with_gradient if forward.training else scan_for_inference
-    state, outputs, vectors_of_shares = scan(body, state, stacked_inputs)
+    state, outputs, recorded = scan(body, state, stacked_inputs)
     if forward.training:  # inference records nothing
-        for share, vectors in zip(shares, vectors_of_shares, strict=True):
-            forward.known_updates += _updates_of_loop(share, vectors, forward)
+        forward.recorded += [(share.stack, each) for share, each in zip(shares, recorded, strict=True) if each]
     return state, outputs
 
 
-def _updates_of_loop(share: StackShare, vectors: list[RecordVector], forward: ForwardPass) -> Updates:
-    """The variables of a stack and their new values, from the vectors `[steps, width]` of each layer of a step."""
-    if not vectors or not vectors[0]:
-        return []
-    stacked = tf.stack([vector for (vector,) in vectors], axis=1)  # [steps, layers of a step, width]
-    return share.stack.updates_from(tf.reshape(stacked, (share.stack.count, -1)), forward.initializing)
+def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+    """The state after all layers of a stack, one after the other; the state itself where there is no stack."""
+    if cells is None:
+        return state
+    return run_steps([StackShare(cells)], _cell_step, state, [()] * cells.count, forward)[0]
 
 
-def _weights_by_step(share: StackShare, weights: Weights, num_steps: int) -> Weights:
-    """The weights of the last steps: `[steps, ...]`, or `[steps, layers, ...]` where a step has several layers."""
-    num_layers = num_steps * share.layers_per_step
+def states_of_cells(cells: StackedLayer, state: tf.Tensor, forward: ForwardPass) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """The state after all layers of a stack, and a list of the states after each."""
+    shares, inputs = [StackShare(cells)], [()] * cells.count
+    in_and_out_of_loop = lambda state: [state], lambda tensors: tf.unstack(tensors[0])
+    return run_steps(shares, _cell_step, state, inputs, forward, *in_and_out_of_loop)
 
-    def by_step(weight: tf.Tensor) -> tf.Tensor:
-        last = weight if share.stack.count == num_layers else weight[-num_layers:]
-        several = [num_steps, share.layers_per_step, *weight.shape[1:]]
-        return last if share.layers_per_step == 1 else tf.reshape(last, several)
 
-    return tf.nest.map_structure(by_step, weights)
+def _cell_step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
+    ((cell,),) = layers
+    state = cell(state)
+    return state, state  # as the output too, for `states_of_cells`

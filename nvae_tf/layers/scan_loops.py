@@ -6,6 +6,8 @@ axis for the steps in front; outputs and recorded statistics have it too. The st
 
     forward:   for i in 0 .. n-1:   state, table[i] = step.forward(state, inputs[i])
     backward:  for i in n-1 .. 0:   d_state, d_inputs[i] = step.backward(table[i], inputs[i], d_state, d_outputs[i])
+
+A table has, of each step, the packed results of its forward piece: outputs, recorded statistics, what is kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,15 +37,14 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(slices)))
 
     traced = _TracedStep(body_of_packed, state, packed_inputs)
-    # Filled by the operation, not returned by it: what it returns would be differentiated.
-    recorded: list = []
+    recorded: list = []  # filled by the operation, not returned by it: what it returns would be differentiated
 
     @tf.custom_gradient
-    def operation(state: tf.Tensor, *packed_inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        last_state, tables = traced.forward_loop(state, packed_inputs)
+    def operation(first_state: tf.Tensor, *packed: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        last_state, tables = traced.forward_loop(first_state, packed)
 
         def gradient(state_gradient: tf.Tensor, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
-            return traced.backward_loop(tables, packed_inputs, state_gradient, output_gradients)
+            return traced.backward_loop(tables, packed, state_gradient, output_gradients)
 
         outputs, recorded[:], _ = traced.unpack_results([table.stack() for table in tables])
         return [last_state, *outputs], gradient
@@ -118,7 +119,8 @@ class _TracedStep:
         gradients = [state_gradient, *(gradient for gradient in slice_gradients if gradient is not None)]
         self._gradient_specs = [tf.TensorSpec(gradient.shape, gradient.dtype) for gradient in gradients[1:]]
         # 3. The cut.
-        kept = _kept_tensors(gradients, {each.name for each in (*slices, *upstream)}, forward_operations)
+        given = {each.name for each in (*slices, *upstream)}
+        kept = _kept_tensors(gradients, whole.inputs[0].name, given, forward_operations)
         self._results_structure = outputs, recorded, kept
         results = tf.nest.flatten(self._results_structure)
         self._packing, self._num_steps = Packing(results), inputs[0].shape[0]
@@ -153,8 +155,10 @@ class _TracedStep:
         return [first_gradient, *(next(stacked) if has_gradient else None for has_gradient in self._has_gradient)]
 
 
-def _kept_tensors(gradients: Sequence[tf.Tensor], given: set[str], forward_operations: set[str]) -> list[tf.Tensor]:
-    """What the gradients need of the forward piece: the state before the step, and the results of `_KEPT` operations.
+def _kept_tensors(
+    gradients: Sequence[tf.Tensor], state: str, given: set[str], forward_operations: set[str]
+) -> list[tf.Tensor]:
+    """What the gradients need of the forward piece: the `state` before the step, and the results of `_KEPT` operations.
 
     `given` are names of tensors that the backward piece has anyway. What lies between is computed again.
     """
@@ -163,8 +167,7 @@ def _kept_tensors(gradients: Sequence[tf.Tensor], given: set[str], forward_opera
         tensor = pending.pop()
         if tensor.name not in seen:
             seen.add(tensor.name)
-            # The only placeholder that is not given is the state.
-            if tensor.op.name in forward_operations and tensor.op.type in (*_KEPT, "Placeholder"):
+            if tensor.name == state or (tensor.op.name in forward_operations and tensor.op.type in _KEPT):
                 kept.append(tensor)
             else:
                 pending += tensor.op.inputs

@@ -1,54 +1,41 @@
 """The bottom-up (inference) network: one feature for every latent group (Vahdat & Kautz 2020, figure 2a)."""
 
-from collections.abc import Callable
-
 import keras
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import (
-    FoldedPass,
-    ForwardPass,
-    ResidualCells,
-    StackedConvolution,
-    StackShare,
-    run_cells,
-    run_steps,
-    stack_of,
-)
+from nvae_tf.latent_plan import Block, Branch, LatentPlan
+from nvae_tf.layers import FoldedPass, ForwardPass, ResidualCells, StackedConvolution, scan, stack_of
 from nvae_tf.models.images import frame
 
 
 class PreprocessBlock(keras.layers.Layer):
     """Normal cells and, last, a cell that halves the resolution and doubles the channels."""
 
-    def __init__(self, block, branch, squeeze_excite: bool, dtype=None):
+    def __init__(self, block: Block, branch: Branch, excite: bool, dtype=None):
         super().__init__(dtype=dtype)
-        channels_in, channels_out = block.channels_in, block.channels_out
-        num_cells = block.num_cells - 1
-        self.cells = stack_of(ResidualCells, num_cells, branch, channels_in, channels_in, squeeze_excite, dtype=dtype)
-        self.down = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, dtype=dtype)
+        channels_in, channels_out, num_cells = block
+        self.cells = stack_of(ResidualCells, num_cells - 1, branch, channels_in, channels_in, excite, dtype=dtype)
+        self.down = ResidualCells(1, branch, channels_in, channels_out, excite, dtype=dtype)
         self.built = True
 
     def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, 2 in]`."""
-        return self.down.single_layer(forward)(run_cells(self.cells, state, forward))
+        return self.down.single_layer(forward)(scan.run_cells(self.cells, state, forward))
 
 
 class BottomUpScale(keras.layers.Layer):
     """The cells of one resolution, `cells_per_group` for each group, and the way down to the next resolution."""
 
-    def __init__(self, scale, smaller_scale, branch, cells_per_group: int, squeeze_excite: bool, dtype=None):
+    def __init__(self, config: ModelConfig, plan: LatentPlan, index: int, dtype=None):
         super().__init__(dtype=dtype)
-        self.num_groups = len(scale.groups)
-        self.cells_per_group = cells_per_group
-        channels = scale.encoder_channels
-        num_cells = self.num_groups * cells_per_group
-        self.cells = ResidualCells(num_cells, branch, channels, channels, squeeze_excite, dtype=dtype)
+        scale, branch, excite = plan.scales[index], plan.cells.encoder, config.squeeze_excite
+        self.num_groups, self.cells_per_group = len(scale.groups), config.num_cells_per_group_encoder
+        channels, num_cells = scale.encoder_channels, self.num_groups * self.cells_per_group
+        self.cells = ResidualCells(num_cells, branch, channels, channels, excite, dtype=dtype)
         self.down = None
-        if smaller_scale is not None:
-            self.down = ResidualCells(1, branch, channels, smaller_scale.encoder_channels, squeeze_excite, dtype=dtype)
+        if index > 0:
+            self.down = ResidualCells(1, branch, channels, plan.scales[index - 1].encoder_channels, excite, dtype=dtype)
         self.built = True
 
 
@@ -61,9 +48,8 @@ class BottomUp(keras.layers.Layer):
         self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, dtype=dtype)
         branch, excite = plan.cells.preprocess, config.squeeze_excite
         self.preprocess = [PreprocessBlock(block, branch, excite, dtype=dtype) for block in plan.preprocess]
-        cells = plan.cells.encoder, config.num_cells_per_group_encoder, excite
-        pairs = [] if plan.is_vanilla else zip(plan.scales[::-1], (*plan.scales[-2::-1], None), strict=True)
-        self.scales = [BottomUpScale(scale, smaller, *cells, dtype=dtype) for scale, smaller in pairs]
+        from_largest = [] if plan.is_vanilla else reversed(range(len(plan.scales)))
+        self.scales = [BottomUpScale(config, plan, index, dtype=dtype) for index in from_largest]
         top_channels = plan.scales[0].encoder_channels
         self.top = StackedConvolution(1, top_channels, top_channels, 1, dtype=dtype)
         self.built = True
@@ -80,18 +66,10 @@ class BottomUp(keras.layers.Layer):
             state = block.run(state, forward)
         features = []
         for scale in self.scales:
-            state, states, stacked = run_steps(
-                [StackShare(scale.cells)], _encoded, state, [()] * scale.cells.count, forward, lambda state: [state]
-            )
-            states += [each for step_states in stacked for each in tf.unstack(step_states)]
+            state, states = scan.states_of_cells(scale.cells, state, forward)
             features += states[scale.cells_per_group - 1 :: scale.cells_per_group]
             if scale.down is not None:
                 state = scale.down.single_layer(forward)(state)
         # The top-most group takes the tower's end in place of its kept feature.
         features[-1:] = [tf.nn.elu(self.top.single_layer(forward)(tf.nn.elu(state)))]
         return features[::-1]
-
-
-def _encoded(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-    state = layers[0][0](state)
-    return state, state

@@ -72,8 +72,7 @@ def check_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allow
 
 def check_classes(labels: Any, num_classes: int) -> tf.Operation:
     """ValueError, see `check_values`, where labels, whole numbers of any type, are not numbers of classes or -1."""
-    # As int32, larger numbers would become classes.
-    labels = tf.cast(labels, tf.float64)
+    labels = tf.cast(labels, tf.float64)  # as int32, larger numbers would become classes
     text = f"labels must be numbers of classes, 0 to {num_classes - 1}, and -1 is none"
     return check_values(tf.reduce_all((labels >= -1) & (labels < num_classes)), text)
 

@@ -15,8 +15,8 @@ from nvae_tf.models.metrics import metric_values
 from nvae_tf.models.passes import inference_pass
 from nvae_tf.replicas import replica_count, replica_means
 
-# These methods contain no tensor-dependent branches, and autograph would double the time of tracing.
-_WITHOUT_AUTOGRAPH = tf.autograph.experimental.do_not_convert
+# Of methods without tensor-dependent branches: in a caller's graph, autograph would double the time of tracing.
+WITHOUT_AUTOGRAPH = tf.autograph.experimental.do_not_convert
 
 
 def images_and_labels(model, data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -37,7 +37,7 @@ class FittedModel(keras.Model):
         """What `fit` reports, see `RunningMetrics`."""
         return self.running.training_metrics
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def train_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `fit` on a batch of images in [0, 1], or `(images, labels)`; refuses what `fit` refuses."""
         images, labels = images_and_labels(self, data)
@@ -49,7 +49,7 @@ class FittedModel(keras.Model):
         images, labels = images_and_labels(self, data, may_lack_labels=True)
         return self(images, labels=labels)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def test_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the negative bound in nats; every batch gets the same draws."""
         images, labels = images_and_labels(self, data)

@@ -199,8 +199,7 @@ def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Te
     check(num_classes > 0, "labels were given, but this model has no classes (model.num_classes = 0); leave them out")
     labels = as_tensor(labels, "labels")
     if labels.shape.rank is None or labels.shape[1:] == (1,):
-        # As Keras has them: a column, or for batches of several shapes.
-        labels = tf.reshape(labels, [-1])
+        labels = tf.reshape(labels, [-1])  # as Keras has them: a column, or for batches of several shapes
     fits = labels.shape.rank == 0 or isinstance(count, tf.Tensor) or labels.shape[0] in (None, count)
     if labels.shape.rank > 1 or not fits or not labels.dtype.is_integer:
         form = f"must be whole numbers, one or one for each of {count} images, not one-hot vectors"

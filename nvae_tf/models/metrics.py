@@ -9,14 +9,14 @@ import tensorflow as tf
 
 
 class StepMetrics(NamedTuple):
-    """Means over the images of all replicas, in nats per image."""
+    """What is measured at a step: of the images of one replica, then of all; the first three are means in nats."""
 
     loss: tf.Tensor  # what is differentiated, scalar
     reconstruction: tf.Tensor  # -log p(x | z), scalar
     kl_per_group: tf.Tensor  # unweighted, `[groups]`, top group first
-    spectral_norms: tf.Tensor  # largest singular value of every convolution `[layers]`, without unit
+    spectral_norms: tf.Tensor | None  # largest singular value of every convolution `[layers]`, without unit
     # The norm of all gradients as one vector; on several replicas the root of the mean of its square over the replicas.
-    gradient_norm: tf.Tensor
+    gradient_norm: tf.Tensor | None = None
 
 
 class _SharedVariables:

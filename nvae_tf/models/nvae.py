@@ -1,4 +1,7 @@
-"""The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
+"""The model: a `keras.Model` that trains, scores, encodes, decodes and generates.
+
+A step of `fit` is in keras_fit.py and training_step.py, what the methods compute in passes.py.
+"""
 
 import functools
 import importlib
@@ -12,24 +15,16 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import config as configuration
+from nvae_tf import layers
 from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.layers import (
-    FoldedPass,
-    ForwardPass,
-    ResidualCells,
-    StackedBatchNormalization,
-    StackedConvolution,
-    StackedLayer,
-    variables_named_alike,
-)
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import passes, restoration
 from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import boolean_mask, check_images
-from nvae_tf.models.keras_fit import FittedModel
+from nvae_tf.models.keras_fit import WITHOUT_AUTOGRAPH, FittedModel
 from nvae_tf.models.latents import (
     InferredGroup,
     Temperature,
@@ -48,9 +43,6 @@ from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
-
-# These methods contain no tensor-dependent branches: in a caller's graph, autograph would double the time of tracing.
-_WITHOUT_AUTOGRAPH = tf.autograph.experimental.do_not_convert
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -79,7 +71,7 @@ class NVAE(FittedModel):
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
     """
 
-    @variables_named_alike()  # makes tracing quicker
+    @layers.variables_named_alike()  # makes tracing quicker
     def __init__(
         self,
         config: ModelConfig,
@@ -108,8 +100,7 @@ class NVAE(FittedModel):
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
-        # The seeds of Keras' initializers come from Python's generator.
-        state = random.getstate()
+        state = random.getstate()  # the seeds of Keras' initializers come from Python's generator
         random.seed(self.seed)
         try:
             self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
@@ -118,7 +109,7 @@ class NVAE(FittedModel):
         finally:
             random.setstate(state)
         group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales) if scale.cells]
-        for cells in {"none": [], "groups": group_cells, "all": self._layers_of_kind(ResidualCells)}[recompute]:
+        for cells in {"none": [], "groups": group_cells, "all": self._layers_of_kind(layers.ResidualCells)}[recompute]:
             cells.recomputed = True
         self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
         self.data_initialised = self.add_weight(
@@ -154,25 +145,24 @@ class NVAE(FittedModel):
     # file holds a layer under the alphabetically first attribute that leads to it, which often is one of these two.
 
     @functools.cached_property
-    def batch_norms(self) -> list[StackedBatchNormalization]:
+    def batch_norms(self) -> list[layers.StackedBatchNormalization]:
         """All stacks of batch norms."""
-        return self._layers_of_kind(StackedBatchNormalization)
+        return self._layers_of_kind(layers.StackedBatchNormalization)
 
     @functools.cached_property
-    def convolutions(self) -> list[StackedConvolution]:
+    def convolutions(self) -> list[layers.StackedConvolution]:
         """All stacks of convolutions."""
-        return self._layers_of_kind(StackedConvolution)
+        return self._layers_of_kind(layers.StackedConvolution)
 
-    def _stacks(self) -> list[StackedLayer]:
+    def _stacks(self) -> list[layers.StackedLayer]:
         """All stacks of layers, those that are parts of others among them."""
-        return self._layers_of_kind(StackedLayer)
+        return self._layers_of_kind(layers.StackedLayer)
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
         images, seeds, labels = self._rows(images, seed, labels)
-        forward = ForwardPass(training=True, labels=labels) if training else FoldedPass(labels=labels)
-        noise = noise_per_image(self.plan.latent_shapes(), seeds)
-        decoded = passes.inference_pass(self, images, noise, forward)
+        forward = layers.ForwardPass(training=True, labels=labels) if training else layers.FoldedPass(labels=labels)
+        decoded = passes.inference_pass(self, images, noise_per_image(self.plan.latent_shapes(), seeds), forward)
         forward.commit()
         return decoded.likelihood.mean()
 
@@ -180,7 +170,7 @@ class NVAE(FittedModel):
     # classes of a conditional model, one number for all images or one for each; without, and for -1, images have no
     # class. With a batch size the images go through the networks in batches, with a bar on a terminal.
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def infer(
         self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
     ) -> tuple[InferredGroup, ...]:
@@ -191,7 +181,7 @@ class NVAE(FittedModel):
         rows = self._rows(images, seed, labels)
         return self._in_batches(passes.inferred, batch_size, *rows, noise_scale=0.0 if mean else 1.0)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def encode(
         self, images, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None, active_only=False
     ) -> tuple[tf.Tensor, ...]:
@@ -211,7 +201,7 @@ class NVAE(FittedModel):
             kept = tf.repeat(tf.convert_to_tensor(kept)[tf.newaxis], batch_size_of(rows[0]), axis=0)
         return self._in_batches(passes.encoded, batch_size, *rows, kept, noise_scale=0.0 if mean else 1.0)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def decode(
         self, latents, temperature: Temperature | None = None, seed: int = 0, labels=None, batch_size: int | None = None
     ) -> tf.Tensor:
@@ -227,7 +217,7 @@ class NVAE(FittedModel):
         temperatures = tuple(temperatures_of_groups(temperature, self.plan))
         return self._in_batches(passes.generated, batch_size, *rows, temperatures=temperatures)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def generate(
         self,
         count: int,
@@ -256,7 +246,7 @@ class NVAE(FittedModel):
         how = dict(temperatures=temperatures, guidance=guidance, prior=check_prior(prior, self), mean=mean)
         return self._in_batches(passes.generated, batch_size, image_seeds(seed, count), labels, **how)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def score(
         self, images, importance_samples: int = 1, seed: int = 0, labels=None, per_group=False, batch_size=None
     ) -> tf.Tensor | objectives.Elbo:
@@ -294,7 +284,7 @@ class NVAE(FittedModel):
         """
         return importlib.import_module("nvae_tf.compression.codec").decompress(self, data)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
         """How unlike the training images these are, by one pass at the posterior's means, without a random draw.
 
@@ -307,7 +297,7 @@ class NVAE(FittedModel):
         images, _, labels = self._rows(images, 0, labels, scored=True)
         return outlier_scores(self._in_batches(outlier_parts, batch_size, images, labels), calibration)
 
-    @_WITHOUT_AUTOGRAPH
+    @WITHOUT_AUTOGRAPH
     def classify(self, images: tf.Tensor, seed: int = 0, batch_size: int | None = None) -> tf.Tensor:
         """The probability of each class given an image, `[batch, classes]`: Bayes' rule over the bounds.
 

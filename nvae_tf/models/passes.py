@@ -64,7 +64,8 @@ def inference_pass(
     see `latents.active_channels`, are at the prior's mean.
     """
     forward = forward or FoldedPass()
-    sources = list(map(PosteriorSource, model.bottom_up.features(images, forward), noise))
+    features = model.bottom_up.features(images, forward)
+    sources = list(map(PosteriorSource, features, noise))
     if kept_channels is not None:
         sources = with_kept_channels(sources, kept_channels, model.plan)
     return top_down_pass(model, sources, tf.shape(images)[0], forward)
@@ -123,8 +124,7 @@ def generated(
     if len(sources) < num_groups:
         noise = noise_per_image(model.plan.latent_shapes(), seeds)
         for eps, temperature in list(zip(noise, temperatures, strict=True))[len(sources) :]:
-            guided = GuidedSource(eps, temperature, guidance)
-            sources.append(guided if is_guided else PriorSource(eps, temperature))
+            sources.append(GuidedSource(eps, temperature, guidance) if is_guided else PriorSource(eps, temperature))
     if prior is not None:
         sources = with_reweighted_prior(prior, sources, seeds, temperatures, model.plan, labels)
     count = kept = tf.shape(seeds)[0]

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import FlowPairs
-from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.latent_plan import Block, Branch, LatentPlan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, StackShare, run_cells, run_steps, stack_of
 from nvae_tf.layers.cpu_kernels import fan_out, has_cpu_forms
 from nvae_tf.models.latents import (
@@ -73,32 +73,33 @@ class TopDownScale(keras.layers.Layer):
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
             self.up = ResidualCells(1, branch, decoder, larger, excite, dtype=dtype)
-        self.classes = None  # added to the state; the top scale has two more, for prior and posterior
+        # Added to the state; and in the top group, where these do not follow from the state, to prior and posterior.
+        self.classes = self.classes_of_prior = self.classes_of_posterior = None
         if config.num_classes:
             check(not plan.is_vanilla, f"model.num_classes = {config.num_classes}: needs more than one latent group")
             self.classes = ClassEmbedding(config.num_classes, decoder, dtype=dtype)
         if config.num_classes and index == 0:
-            # The top group's prior and posterior do not follow from the state.
             self.classes_of_prior = ClassEmbedding(config.num_classes, 2 * latent)
             self.classes_of_posterior = ClassEmbedding(config.num_classes, encoder, dtype=dtype)
         self.built = True
 
-    def group_layers(self, forward: ForwardPass, layers: list[list[Callable]]) -> GroupLayers:
+    def group_layers(
+        self, forward: ForwardPass, cells, priors, feature_combiners, posteriors, flows, combiners
+    ) -> GroupLayers:
         """The functions of one group, from the lists of its layers; the top group has none of the first three kinds."""
-        cells, priors, feature_combiners, (posterior_layer,), flows, (combiner,) = layers
-        is_top = not priors
+        is_top, (posterior_layer,), (combiner,) = not priors, posteriors, combiners
 
         def prior(state: tf.Tensor) -> tf.Tensor:
             if not is_top:
                 return tf.cast(priors[0](tf.nn.elu(state)), tf.float32)
             # Sigma is then 1.01, see `soft_clamped_normal`.
             parameters = tf.zeros((batch_size_of(state), *state.shape[1:3], 2 * self.num_latent))
-            return self.classes_of_prior.added(parameters, forward) if self.classes else parameters
+            return self.classes_of_prior.added(parameters, forward) if self.classes_of_prior else parameters
 
         def posterior(state: tf.Tensor, feature: tf.Tensor, prior_parameters: tf.Tensor) -> tf.Tensor:
             if not is_top:
                 feature += feature_combiners[0](state)
-            elif self.classes:
+            elif self.classes_of_posterior:
                 feature = self.classes_of_posterior.added(feature, forward)
             parameters = tf.cast(posterior_layer(feature), tf.float32)
             return prior_parameters + parameters if self.is_residual else parameters
@@ -128,37 +129,33 @@ class TopDownScale(keras.layers.Layer):
 
         # `run_steps` calls this for each group; the source (models/latents.py) calls the group's prior and posterior.
         def step(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
-            group = self.group_layers(forward, layers)
+            group = self.group_layers(forward, *layers)
             for cell in group.cells:
                 state = cell(state)
-            # The state has three uses, whose gradients TensorFlow would add in any order: hence one copy for prior and
-            # posterior, and one for `combine`.
+            # One copy for `draw`, which has two uses, and one for `combine`: TensorFlow adds two gradients in one
+            # order, three in any.
             state, seen_by_latent = fan_out(state, 2)
             latent = source.draw(group, seen_by_latent)
             return group.combine(state, latent.z), latent
 
-        state, latents, loop_tensors = run_steps(shares, step, state, sources, forward, tensors_of_latent)
-        # A loop returns tensors alone: all its groups are one `LatentSample`, which counts them.
-        return state, latents + ([latents_of_groups(loop_tensors)] if loop_tensors else [])
+        # All groups of a loop are one `LatentSample`, which counts them.
+        in_and_out_of_loop = tensors_of_latent, lambda tensors: [latents_of_groups(tensors)]
+        return run_steps(shares, step, state, sources, forward, *in_and_out_of_loop)
 
 
 class PostprocessBlock(keras.layers.Layer):
     """A cell that doubles the resolution and halves the channels, then normal cells."""
 
-    def __init__(self, block, branch, squeeze_excite: bool, dtype=None):
+    def __init__(self, block: Block, branch: Branch, excite: bool, dtype=None):
         super().__init__(dtype=dtype)
-        channels_in, channels_out = block.channels_in, block.channels_out
-        self.up = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, dtype=dtype)
-        num_normal = block.num_cells - 1
-        self.cells = stack_of(
-            ResidualCells, num_normal, branch, channels_out, channels_out, squeeze_excite, dtype=dtype
-        )
+        channels_in, channels_out, num_cells = block
+        self.up = ResidualCells(1, branch, channels_in, channels_out, excite, dtype=dtype)
+        self.cells = stack_of(ResidualCells, num_cells - 1, branch, channels_out, channels_out, excite, dtype=dtype)
         self.built = True
 
     def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, 2 height, 2 width, in / 2]`."""
-        state = self.up.single_layer(forward)(state)
-        return run_cells(self.cells, state, forward)
+        return run_cells(self.cells, self.up.single_layer(forward)(state), forward)
 
 
 class TopDown(keras.layers.Layer):
@@ -180,7 +177,7 @@ class TopDown(keras.layers.Layer):
         self.built = True
 
     def make_weights(self, forward: ForwardPass) -> tf.Tensor:
-        """The state that the network begins with; made by the pass, so that a loop finds it made."""
+        """The state that the network begins with; read through the pass, see `passes.pass_of_loop`."""
         return tf.cast(self.start, self.compute_dtype)
 
     def run(

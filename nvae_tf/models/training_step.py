@@ -20,19 +20,10 @@ from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
-class LossTerms(NamedTuple):
-    """The loss of one replica's images, and its terms: means over the images, in nats."""
-
-    loss: tf.Tensor  # what is differentiated, scalar
-    reconstruction: tf.Tensor  # -log p(x | z), scalar
-    kl_per_group: tf.Tensor  # without weights, `[groups]`, top group first
-
-
 class LossAndGradients(NamedTuple):
-    """What the loss of a batch gives a training step."""
+    """What a training step needs of the loss of a batch."""
 
-    terms: LossTerms
-    spectral_norms: tf.Tensor | None  # of all convolutions `[layers]`; None for a microbatch
+    metrics: StepMetrics  # of this replica's images; without spectral norms for a microbatch
     gradients: list[tf.Tensor]  # of the trainable weights; added up over all replicas they are those of the batch
     updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
 
@@ -45,19 +36,16 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
     values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # the random draws depend on the model's seed and the step alone
-    if model.is_data_dependent:
-        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
-
+    initialize_scales_once(model, images)
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
-    terms, spectral_norms, gradients, updates = compute(model, images, labels, step)
+    metrics, gradients, updates = compute(model, images, labels, step)
 
-    metrics = means_over_replicas(model, terms, spectral_norms, gradients)
+    metrics = metrics_of_all_replicas(model, metrics, gradients)
     accepted = model.step_guard.accepts(metrics.loss, metrics.gradient_norm)
+    # A refused step changes no weight, no statistic, and no running mean, which can't skip a value.
     apply_gradients_if(model, accepted, metrics, gradients)
     for variable, value in updates:
         variable.assign(tf.where(accepted, value, variable))
-
-    # The means of Keras can't skip a value, so they are called for accepted steps alone.
     batch_size = batch_size_of(images) * replica_count()
     _on_all_replicas_if(accepted, lambda metrics: model.running.track(metrics, batch_size), metrics)
     model.recent.keep(metrics, accepted)
@@ -67,51 +55,54 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
 
 
 def loss_and_gradients(
-    model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, shard: tf.Tensor | None = None
+    model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, microbatch: tf.Tensor | None = None
 ) -> LossAndGradients:
     """The loss of images and its gradients, at draws that depend on the model's seed, the step and the images' place.
 
-    For a microbatch, number `shard` among those of all replicas, the gradients are divided by `accumulate_steps`, and
-    the regularizers of the weights are left to `regularizers_and_gradients`.
+    For a microbatch, of which the number among those of all replicas is given, the gradients are divided by
+    `accumulate_steps`, and the loss has no regularizers of the weights.
     """
-    noise = draws(model, images, step, shard)
-    forward = _training_pass(model, kept_labels(model, labels, step, shard))
+    noise = draws(model, images, step, microbatch)
+    forward = _training_pass(model, labels, step, microbatch)
     with tf.GradientTape() as tape:
-        terms, spectral_norms = loss_terms(model, images, noise, step, forward, regularize=shard is None)
-        scaled_loss = _scaled(model, terms.loss)
-        if shard is not None:
+        metrics = loss_terms(model, images, noise, step, forward, regularize=microbatch is None)
+        scaled_loss = _scaled(model, metrics.loss)
+        if microbatch is not None:
             scaled_loss /= model.accumulate_steps
-    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
+    return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def draws(model, images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
+def draws(model, images: tf.Tensor, step, microbatch=None) -> list[tf.Tensor]:
     """Standard-normal draws for each latent group, a function of the model's seed, the step and the image's place.
 
-    `images` are those of shard number `shard` among equal shards of all replicas' images; None: of this replica.
+    `images` are those of a microbatch, by its number among those of all replicas; None: all of this replica.
     """
-    batch_size = batch_size_of(images)
-    first = (replica_index() if shard is None else shard) * batch_size
-    return batch_noise(model.plan.latent_shapes(), batch_size, (model.seed, tf.cast(step, tf.int32)), first)
+    seed, first = (model.seed, tf.cast(step, tf.int32)), _number_of_first(images, microbatch)
+    return batch_noise(model.plan.latent_shapes(), batch_size_of(images), seed, first)
 
 
-def kept_labels(model, labels: tf.Tensor | None, step, shard=None) -> tf.Tensor | None:
+def _number_of_first(rows: tf.Tensor, microbatch) -> int | tf.Tensor:
+    """The number of the first of these images among those of all replicas."""
+    return (replica_index() if microbatch is None else microbatch) * batch_size_of(rows)
+
+
+def kept_labels(model, labels: tf.Tensor | None, step, microbatch=None) -> tf.Tensor | None:
     """Labels with -1 in place of those that this step drops (`label_dropout`); each has a draw of its own."""
     if labels is None or not model.label_dropout:
         return labels
-    first = (replica_index() if shard is None else shard) * batch_size_of(labels)
     # Not the draws of the latents.
     seed = tf.random.experimental.stateless_fold_in(tf.stack([model.seed, tf.cast(step, tf.int32)]), 1, alg="philox")
-    (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, first)
+    (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, _number_of_first(labels, microbatch))
     return tf.where(noise[:, 0, 0, 0] < ndtri(model.label_dropout), -1, labels)
 
 
 def loss_terms(
     model, images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
-) -> tuple[LossTerms, tf.Tensor | None]:
-    """The training loss (sections 3.2 and 4 of the paper) with its terms, and all spectral norms `[layers]`.
+) -> StepMetrics:
+    """The training loss (sections 3.2 and 4 of the paper), its terms, and all spectral norms.
 
     `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
-    batch statistics. Without regularizers of the weights there are no norms.
+    batch statistics. With `regularize` False the loss has no regularizers of the weights, and there are no norms.
     """
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
@@ -130,8 +121,8 @@ def loss_terms(
         final_weights=objectives.final_kl_weights(settings, model.plan),
         free_nats=settings.free_nats,
     )
-    terms = LossTerms(loss.loss, tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0))
-    return terms, spectral_norms
+    reconstruction, kl_per_group = tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)
+    return StepMetrics(loss.loss, reconstruction, kl_per_group, spectral_norms)
 
 
 def weight_regularizers(model, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
@@ -155,35 +146,27 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
     size //= count
     statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
 
-    def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], LossTerms]:
+    def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
         part = loss_and_gradients(model, some_images, some_labels, step, replica_index() * count + index)
         new_values = {id(variable): value for variable, value in part.updates}
         # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
         new_statistics = [new_values[id(variable)] / count for variable in statistics]
-        return part.gradients, new_statistics, LossTerms(*(term / count for term in part.terms))
+        return part.gradients, new_statistics, [value / count for value in part.metrics[:3]]
 
-    terms = LossTerms(tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups]))
-    shapes = model.trainable_weights, statistics, terms
-    gradients, new_statistics, terms = sum_over_microbatches(microbatch, count, shapes)
-    regularization = regularizers_and_gradients(model, step)
-    gradients = [one + other for one, other in zip(regularization.gradients, gradients, strict=True)]
-    updates = regularization.updates + list(zip(statistics, new_statistics, strict=True))
-    terms = terms._replace(loss=terms.loss + regularization.terms.loss)
-    return LossAndGradients(terms, regularization.spectral_norms, gradients, updates)
-
-
-def regularizers_and_gradients(model, step: tf.Tensor) -> LossAndGradients:
-    """The part of the training loss that depends on the weights alone, as the only one of its terms."""
+    shapes = model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
+    gradients, new_statistics, (loss, *parts) = sum_over_microbatches(microbatch, count, shapes)
+    # Once for all microbatches: the part of the loss that depends on the weights alone.
     forward = ForwardPass(training=True)
     with tf.GradientTape() as tape:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        beta = objectives.kl_weight(step, model.objective)
-        loss = regularizers * objectives.regularization_weight(beta, model.objective)
-        scaled_loss = _scaled(model, loss)
-    terms = LossTerms(loss, tf.zeros([]), tf.zeros([model.plan.num_groups]))
-    return LossAndGradients(terms, spectral_norms, _gradients(model, tape, scaled_loss), forward.updates())
+        weight = objectives.regularization_weight(objectives.kl_weight(step, model.objective), model.objective)
+        weighted_regularizers = regularizers * weight
+        scaled_loss = _scaled(model, weighted_regularizers)
+    gradients = list(map(tf.add, _gradients(model, tape, scaled_loss), gradients))
+    updates = forward.updates() + list(zip(statistics, new_statistics, strict=True))
+    return LossAndGradients(StepMetrics(loss + weighted_regularizers, *parts, spectral_norms), gradients, updates)
 
 
 def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Sequence[tf.Tensor]]) -> Sequence:
@@ -195,26 +178,21 @@ def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Seq
     sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), shapes)
     if replica_count() == 1:
         return tf.while_loop(lambda index, _: index < count, add_next, (tf.constant(0), sums), parallel_iterations=1)[1]
-    # Replicas can't communicate from within a loop of the graph.
-    for index in range(count):
+    for index in range(count):  # replicas can't communicate from within a loop of the graph
         with tf.control_dependencies(tf.nest.flatten(sums)):
             _, sums = add_next(tf.constant(index), sums)
     return sums
 
 
-def means_over_replicas(model, terms: LossTerms, spectral_norms: tf.Tensor, gradients: list) -> StepMetrics:
-    """The metrics of a step: the means of the terms over all replicas' images, and the gradient norm.
-
-    On several replicas the latter is the root mean square of the norms of their own gradients.
-    """
-    # One reduction for all small gradients, not a kernel each.
-    if _joins_small_weights(model):
+def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tensor]) -> StepMetrics:
+    """The metrics of all replicas' images, with the gradient norm."""
+    if _joins_small_weights(model):  # one reduction for all small gradients, not a kernel each
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     # The gradients are of the loss times the loss scale, over the number of replicas.
     squared_norm /= tf.square(_scaled(model, 1.0))
-    loss, reconstruction, kl_per_group, squared_norm = replica_means([*terms, squared_norm])
-    return StepMetrics(loss, reconstruction, kl_per_group, tf.stop_gradient(spectral_norms), tf.sqrt(squared_norm))
+    *means, squared_norm = replica_means([*metrics[:3], squared_norm])
+    return StepMetrics(*means, tf.stop_gradient(metrics.spectral_norms), tf.sqrt(squared_norm))
 
 
 def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
@@ -236,9 +214,15 @@ def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradien
     _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
 
 
+def initialize_scales_once(model, images: tf.Tensor) -> None:
+    """Before the first step: sets the scales of data-dependent layers, which most models lack, from the first batch."""
+    if model.is_data_dependent:
+        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+
+
 def initialize_scales(model, images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from this batch."""
-    forward = _training_pass(model, initializing=True)
+    forward = ForwardPass(training=True, scanned=_has_loops(model), initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas.
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates()])
@@ -247,13 +231,13 @@ def initialize_scales(model, images: tf.Tensor) -> None:
     model.data_initialised.assign(tf.cast(finite, tf.float32))
 
 
-def _training_pass(model, labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
-    return ForwardPass(training=True, scanned=_has_loops(model), labels=labels, initializing=initializing)
+def _training_pass(model, labels: tf.Tensor | None, step, microbatch) -> ForwardPass:
+    labels = kept_labels(model, labels, step, microbatch)
+    return ForwardPass(training=True, scanned=_has_loops(model), labels=labels)
 
 
 def _has_loops(model) -> bool:
-    # Replicas can't communicate from within a loop of the graph.
-    return model.scan and replica_count() == 1
+    return model.scan and replica_count() == 1  # replicas can't communicate from within a loop of the graph
 
 
 def _joins_small_weights(model) -> bool:

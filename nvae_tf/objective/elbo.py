@@ -148,8 +148,7 @@ def training_loss(
     `free_nats` counts as these, without gradient.
     """
     weights, kl = group_weights(elbo.kl, beta, scales), elbo.kl
-    # At their defaults they add no operation.
-    if any(final != 1.0 for final in final_weights):
+    if any(final != 1.0 for final in final_weights):  # at their defaults they add no operation
         weights *= tf.constant(final_weights, tf.float32)
     if free_nats > 0.0:  # the mean of a group's KL becomes `max(mean, free_nats)` (Kingma et al. 2016, appendix C.8)
         (means,) = replica_means([tf.reduce_mean(tf.stop_gradient(kl), axis=0)])

@@ -37,8 +37,7 @@ class SpectralRegularizer(keras.layers.Layer):
     def norms(self, forward: layers.ForwardPass, iterations: int | None = None) -> list[tf.Tensor]:
         """The largest singular values `[count]` of each stack's kernels; the new vectors go to `forward`."""
         # The gradient goes through `u^T W v` only.
-        kernels = self._kernels(forward)
-        matrices = [tf.reshape(stack, (stack.shape[0], -1, stack.shape[-1])) for stack in kernels]
+        matrices = [tf.reshape(stack, (stack.shape[0], -1, stack.shape[-1])) for stack in self._kernels(forward)]
         if iterations is None:
             iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         axis = tf.constant(1)

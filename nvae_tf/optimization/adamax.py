@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,13 +14,6 @@ from nvae_tf.layers import cpu_kernels, variables_named_alike
 
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
-
-
-class Slots(NamedTuple):
-    """What the optimizer keeps of a weight."""
-
-    momentum: keras.Variable  # m
-    norm: keras.Variable  # v = u - epsilon
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -48,8 +41,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        # Set by `apply` for `update_step`, which Keras calls with a gradient, a variable and the learning rate alone.
-        self._condition: tf.Tensor | None = None
+        # For `update_step`, which Keras calls with a gradient, a variable and the learning rate alone.
         self._step: Callable[..., tf.Operation | None] | None = None
         self._latest_update: dict[str, list] = {}  # of a large weight, for each device
 
@@ -58,14 +50,13 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        # u begins as 0.
-        initializers = ["zeros", keras.initializers.Constant(-self.epsilon)]
+        initializers = ["zeros", keras.initializers.Constant(-self.epsilon)]  # u begins as 0
         self._momentums, self._norms = self.add_optimizer_variables(variables, ["momentum", "norm"], initializers)
 
-    def slots_of(self, variable: keras.Variable) -> Slots:
-        """The slots of a trained variable; `build` must have made them."""
+    def slots_of(self, variable: keras.Variable) -> tuple[keras.Variable, keras.Variable]:
+        """The slots `momentum` (m) and `norm` (v) of a trained variable; `build` must have made them."""
         index = self._get_variable_index(variable)
-        return Slots(self._momentums[index], self._norms[index])
+        return self._momentums[index], self._norms[index]
 
     def beta_1_power(self) -> tf.Tensor:
         """`beta_1^t` of the next step t."""
@@ -73,13 +64,13 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
-        self._latest_update, power = {}, self.beta_1_power()
-        if self._condition is None:
-            # Constants made once, not once for each weight.
-            scalars = {name: tf.constant(value, tf.float32) for name, value in self._scalars().items()}
-            self._step = functools.partial(self._step_in_place, scalars, power)
-        else:
-            self._step = functools.partial(self._make_conditional_step(), self._condition, power)
+        power = self.beta_1_power()
+        # Constants made once, not once for each weight.
+        scalars = {name: tf.constant(value, tf.float32) for name, value in self._scalars().items()}
+        self._apply_with(functools.partial(self._step_in_place, scalars, power), grads, trainable_variables)
+
+    def _apply_with(self, step: Callable[..., tf.Operation | None], grads, trainable_variables) -> None:
+        self._step, self._latest_update = step, {}
         super().apply(grads, trainable_variables)
 
     @property
@@ -93,15 +84,11 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
         A branch around all updates would keep all gradients until its end.
         """
-        self._condition = condition
-        try:
-            # Nothing may change, not even the step count, before the condition is known.
-            with tf.control_dependencies([condition]):
-                self.apply(grads, trainable_variables)
-        finally:
-            self._condition = None
-        # `apply` has counted the step in any case.
-        self.iterations.assign_sub(tf.where(condition, 0, 1))
+        # Nothing may change, not even the step count, before the condition is known.
+        with tf.control_dependencies([condition]):
+            step = functools.partial(self._make_conditional_step(), condition, self.beta_1_power())
+            self._apply_with(step, grads, trainable_variables)
+        self.iterations.assign_sub(tf.where(condition, 0, 1))  # `apply` has counted the step in any case
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable; large ones of a device wait for each other."""
@@ -119,8 +106,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """
         lowering = tf.fill(tf.shape(gradient), scalars["lowering"])
         lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=lowering)
-        # The kernel takes this gradient, and so runs after the lowering.
-        with tf.control_dependencies([lowered]):
+        with tf.control_dependencies([lowered]):  # the kernel takes this gradient, and so runs after the lowering
             gradient += scalars["l2"] * tf.raw_ops.ReadVariableOp(resource=weight, dtype=tf.float32)
         variables = {"var": weight, "m": momentum, "v": norm, "grad": gradient, "lr": rate, "beta1_power": power}
         settings = {"beta1": scalars["beta_1"], "beta2": scalars["beta_2"], "epsilon": scalars["epsilon"]}

@@ -14,8 +14,7 @@ import tensorflow as tf
 from nvae_tf.layers import Packing
 from nvae_tf.optimization.adamax import NVAEAdamax
 
-# Weights of at most this number of values are joined.
-SMALL_WEIGHT = 2**19
+SMALL_WEIGHT = 2**19  # weights of at most this number of values are joined
 # Open while XLA compiles the step of `training/strategy.py`.
 _POSTPONED = contextvars.ContextVar("postponed", default=None)
 

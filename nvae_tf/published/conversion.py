@@ -13,20 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvae_tf.config import ExperimentConfig, config_from_dict, config_to_dict, config_to_json, resolve_lengths
-from nvae_tf.data_sets import DATA_SPECS
 from nvae_tf.errors import first_line, require
 from nvae_tf.files import atomic_file, atomic_folder, atomic_write, check_new_folder, file_sha256
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import start_averages
+from nvae_tf.optimization import LoweredRate, start_averages
 from nvae_tf.published import settings as published
 from nvae_tf.published import weights
 from nvae_tf.published.torch_file import OWN_KEY, TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.runs.checkpoint_files import step_of
 from nvae_tf.runs.checkpoints import TrainingState, named_weights, restore_weights
-from nvae_tf.runs.loading import find_run
-from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.origin import Origin, origin_of_run, write_origin
-from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_image_counts, write_run_config
+from nvae_tf.runs.loading import find_run, model_for_training
+from nvae_tf.runs.run_folder import ImageCounts, Origin, RunFolder, origin_of_run, write_origin, write_run_config
 
 # Of the report: a tensor in the file; the variable that it fills, and its index there; and why it was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
@@ -82,12 +79,11 @@ def import_run(
     parameters = sum(math.prod(weight.shape) for weight in made.model.trainable_variables)
     run = settings._replace(config=config, origin=origin, parameters=parameters)
     checkpoint.state.clear()  # frees the memory of the file's tensors before the optimizer's slots are made
-    _write_run(output, made.model, made.variables, run)
+    _write_run(output, *made, run)
     return run
 
 
-def _write_run(output: pathlib.Path, model: NVAE, others: Any, run: RunSettings) -> None:
-    """Writes the run folder of a model with its weights."""
+def _write_run(output: pathlib.Path, model: NVAE, schedule: LoweredRate, run: RunSettings) -> None:
     model.optimizer.build(model.trainable_variables)
     start_averages(model)
     model.optimizer.iterations.assign(run.step)
@@ -96,7 +92,7 @@ def _write_run(output: pathlib.Path, model: NVAE, others: Any, run: RunSettings)
         with atomic_folder(output.resolve(), check_is_free) as place:
             place.mkdir()
             folder, keep = RunFolder(place), run.config.train.keep_checkpoints
-            TrainingState(folder.checkpoints, model, keep, others).save(run.step)
+            TrainingState(folder.checkpoints, model, keep, schedule).save(run.step)
             if run.images:
                 atomic_write(folder.images_file, run.images.text())
             write_origin(folder, run.origin)
@@ -128,19 +124,15 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
     """The run of a published file, from its `args` and its epoch and step, if it has them."""
     model, objective = published.model_config_from_published(args), published.objective_config_from_published(args)
     settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
-    images = published.PUBLISHED_IMAGES[args["dataset"]]
-    # Bedrooms and churches of other sizes are the same images.
-    known = "lsun_bedroom64" if "bedroom" in images.data_name else "lsun_church64"
-    data = dataclasses.asdict(DATA_SPECS.get(images.data_name, DATA_SPECS[known]))
-    data |= {"name": images.data_name, "height": images.size, "width": images.size}
-    settings["data"] = data | {"num_bits": model.num_bits, "likelihood": model.likelihood}
+    spec, counts = published.PUBLISHED_DATA[args["dataset"]]
+    settings["data"] = config_to_dict(spec) | {"num_bits": model.num_bits, "likelihood": model.likelihood}
     defaults = []
     for group, names in (("optimizer", published.OPTIMIZER_SETTINGS), ("train", published.TRAIN_SETTINGS)):
         settings[group] |= {name: args[name] for name in names if name in args}
         defaults += [f"{group}.{name}" for name in names if name not in args]
     # The types of all settings are checked before they are calculated with.
     config = config_from_dict(ExperimentConfig, settings)
-    train, counts, assumed = config.train, images.counts, None
+    train, assumed = config.train, None
     num_images = counts[0] if counts else 0
     replicas = _replicas(epoch, global_step, train.batch_size, num_images)
     epoch_steps = max(num_images // (train.batch_size * (replicas or 1)), 1)
@@ -209,7 +201,7 @@ def export_file(
     except ValueError as error:
         raise ValueError(f"{workdir}: {error}") from error
     folder, step = RunFolder(workdir), step_of(prefix)
-    images, origin = read_image_counts(folder.images_file), origin_of_run(folder, config.train.initialize_from)
+    images, origin = ImageCounts.read(folder.images_file), origin_of_run(folder, config.train.initialize_from)
     model = NVAE(config.model, config.objective)
     if running_means != restore_weights(model, prefix, averages=running_means):
         raise ValueError(f"{prefix}: has no moving averages of the weights; leave --running_means out")

@@ -3,38 +3,34 @@
 import dataclasses
 import reprlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
+from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
+from nvae_tf.data_sets import DATA_SPECS
 from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
 
 
-class Images(NamedTuple):
-    """The images of a published data set."""
-
-    data_name: str  # this project's name of it
-    size: int  # of square images
-    channels: int
-    counts: tuple[int, int] | None = None  # training and test images, where these are known
-    padded_size: int | None = None
-    binary: bool = False
+def _lsun(what: str, size: int) -> DataSpec:
+    """Bedrooms or churches of another size, which are the same images."""
+    return dataclasses.replace(DATA_SPECS[f"lsun_{what}64"], name=f"lsun_{what}{size}", height=size, width=size)
 
 
-# The data sets that the published code knows, by its names for them.
-PUBLISHED_IMAGES = {
-    "mnist": Images("mnist", 28, 1, (60_000, 10_000), 32, binary=True),
-    "omniglot": Images("omniglot", 28, 1, (24_345, 8_070), 32, binary=True),
-    "stacked_mnist": Images("stacked_mnist", 28, 3, (60_000, 10_000), 32),
-    "cifar10": Images("cifar10", 32, 3, (50_000, 10_000)),
-    "celeba_64": Images("celeba64", 64, 3, (162_770, 19_962)),
-    "celeba_256": Images("celebahq256", 256, 3, (27_000, 3_000)),
-    "imagenet_32": Images("imagenet32", 32, 3, (1_281_149, 49_999)),
-    "imagenet_64": Images("imagenet64", 64, 3, (1_281_149, 49_999)),
-    "ffhq": Images("ffhq256", 256, 3, (63_000, 7_000)),
-    "lsun_bedroom_128": Images("lsun_bedroom128", 128, 3),
-    "lsun_bedroom_256": Images("lsun_bedroom256", 256, 3),
-    "lsun_church_64": Images("lsun_church64", 64, 3),
-    "lsun_church_128": Images("lsun_church128", 128, 3),
+# The data sets that the published code knows, by its names for them: this project's, and the numbers of training and
+# test images where these are known.
+PUBLISHED_DATA = {
+    "mnist": (DATA_SPECS["mnist"], (60_000, 10_000)),
+    "omniglot": (DATA_SPECS["omniglot"], (24_345, 8_070)),
+    "stacked_mnist": (DATA_SPECS["stacked_mnist"], (60_000, 10_000)),
+    "cifar10": (DATA_SPECS["cifar10"], (50_000, 10_000)),
+    "celeba_64": (DATA_SPECS["celeba64"], (162_770, 19_962)),
+    "celeba_256": (DATA_SPECS["celebahq256"], (27_000, 3_000)),
+    "imagenet_32": (DATA_SPECS["imagenet32"], (1_281_149, 49_999)),
+    "imagenet_64": (DATA_SPECS["imagenet64"], (1_281_149, 49_999)),
+    "ffhq": (DATA_SPECS["ffhq256"], (63_000, 7_000)),
+    "lsun_bedroom_128": (_lsun("bedroom", 128), None),
+    "lsun_bedroom_256": (_lsun("bedroom", 256), None),
+    "lsun_church_64": (DATA_SPECS["lsun_church64"], None),
+    "lsun_church_128": (_lsun("church", 128), None),
 }
 
 # This project's names of settings, by group, and the published ones.
@@ -78,21 +74,28 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a published checkpoint from its `args`; ValueError where a setting is missing or wrong."""
     settings = {**_DEFAULTS, **settings}
     dataset = _setting(settings, "dataset", str)
-    if dataset not in PUBLISHED_IMAGES:
-        known = ", ".join(sorted(PUBLISHED_IMAGES))
+    if dataset not in PUBLISHED_DATA:
+        known = ", ".join(sorted(PUBLISHED_DATA))
         raise ValueError(f"the checkpoint's data set {dataset!r} is not one of {known}")
-    images = PUBLISHED_IMAGES[dataset]
+    spec, _ = PUBLISHED_DATA[dataset]
+    is_binary = spec.likelihood == "bernoulli"
     values = {
         name: _setting(settings, published, str if name == "cell_set" else int)
         for name, published in MODEL_SETTINGS.items()
     }
     for name in ("squeeze_excite", "residual_distributions", "adaptive_groups"):
         values[name] = bool(values[name])
-    values["num_bits"] = 1 if images.binary else _setting(settings, "num_x_bits", int)
     several = "normal" if values["num_mixtures"] == 1 else "logistic_mixture"
-    values["likelihood"] = "bernoulli" if images.binary else several
-    values |= {f"image_{side}": images.size for side in ("height", "width")} | {"image_channels": images.channels}
-    return ModelConfig(**values, padded_height=images.padded_size, padded_width=images.padded_size)
+    return ModelConfig(
+        **values,
+        image_height=spec.height,
+        image_width=spec.width,
+        image_channels=spec.channels,
+        padded_height=spec.padded_height,
+        padded_width=spec.padded_width,
+        num_bits=1 if is_binary else _setting(settings, "num_x_bits", int),
+        likelihood="bernoulli" if is_binary else several,
+    )
 
 
 def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
@@ -153,18 +156,18 @@ def cell_tables(cell_set: str) -> dict[str, list[str]]:
 
 
 def _data_set(config: ExperimentConfig) -> str:
-    model, binary = config.model, config.model.likelihood == "bernoulli"
+    model = config.model
     shape = (model.image_height, model.image_width, model.image_channels, model.network_height, model.network_width)
-    sizes = {
-        name: (images.size, images.size, images.channels, *2 * (images.padded_size or images.size,))
-        for name, images in PUBLISHED_IMAGES.items()
-        if images.binary == binary
-    }
-    fitting = [name for name, size in sizes.items() if size == shape]
+    fitting = [
+        name
+        for name, (spec, _) in PUBLISHED_DATA.items()
+        if shape == (*spec.image_shape, spec.padded_height or spec.height, spec.padded_width or spec.width)
+        and (spec.likelihood == "bernoulli") == (model.likelihood == "bernoulli")
+    ]
     if not fitting:
         words = "{}x{}x{} images, {}x{} with their frame".format(*shape)
         raise ValueError(f"the published form knows no data set of {words} and likelihood {model.likelihood!r}")
-    return min(fitting, key=lambda name: PUBLISHED_IMAGES[name].data_name != config.data.name)
+    return min(fitting, key=lambda name: PUBLISHED_DATA[name][0].name != config.data.name)
 
 
 def _with_effect(model: ModelConfig) -> dict[str, Any]:

@@ -53,8 +53,7 @@ def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None
     for name, tensor in fitting.items():
         variable, place = tensor.variable, ... if tensor.index is None else tensor.index
         _, value = values.setdefault(id(variable), (variable, np.empty(variable.shape, np.float32)))
-        # A number that is too large for float32 becomes infinity.
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # a number that is too large for float32 becomes infinity
             value[place] = tensor.from_published(state[name])
         if not np.isfinite(value[place]).all():
             raise ValueError(f"{name} holds NaN or infinity; take a file from before its training diverged")

@@ -68,8 +68,7 @@ def evaluate_run(
     task = _load_task(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, workers)
     if scores and isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
-    # One pass over the images measures these three.
-    if {*metrics} & {"elbo", "iw", "latents"}:
+    if {*metrics} & {"elbo", "iw", "latents"}:  # one pass over the images measures these three
         parts.append(functools.partial(_measure_likelihood, task, metrics, importance_samples, scores))
     # Whatever may be missing is loaded before hours of work.
     if distance := next((name for name in ("fid", "frechet") if name in metrics), None):
@@ -86,8 +85,7 @@ def evaluate_run(
 
 def _load_task(folder: RunFolder, checkpoint, split, batch_size, seed, data_path, workers: Workers) -> EvaluationTask:
     """Loads the checkpoint and the images; `evaluate_run` describes the arguments."""
-    # A shared run, which `load_run` loads too, has no folder to write into.
-    read_run_config(folder)
+    read_run_config(folder)  # a shared run, which `load_run` loads too, has no folder to write into
     strategy, status = workers.local_strategy(), StatusLine()
     with strategy.scope():
         trained = load_run(folder.path, checkpoint)
@@ -144,7 +142,6 @@ def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Pa
         score, batches = task.trained.model.outlier_score, task.batches(task.source, images_alone(task.spec))
         scored = [score(batch)._replace(parts=None) for batch in batches]  # the parts are as large as the images
         columns |= {name: np.concatenate([getattr(part, name) for part in scored]) for name in _OUTLIER_SCORES}
-    file.parent.mkdir(parents=True, exist_ok=True)
     # The name of a file need not be Unicode.
     with atomic_file(file) as partial, partial.open("w", newline="", errors="surrogateescape") as lines:
         csv.writer(lines).writerows([columns, *zip(*columns.values(), strict=True)])

@@ -29,15 +29,13 @@ from nvae_tf.progress import counted
 
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
 LINES = ("#0a63c4", "#c2410c", "#15803d", "#7e22ce", "#0f766e", "#be185d", "#92600a", "#4b5563")
-# A power of two: sizes in pixels are exact as inches.
-_DPI = 128
+_DPI = 128  # a power of two: sizes in pixels are exact as inches
 _POINTS = 72 / _DPI
 _MOST_CLASSES = 10  # columns with captions
 _LETTERS_OF_LABELS = 16  # in a line
 _FRAME = (176, 180, 186, 255)
 _SCORES = {"mahalanobis": "Mahalanobis distance", "kl": "sum of the KLs, in nats"}
-# The standard deviation that is white; values in [0, 1] have no larger one.
-_LARGEST_DEVIATION = 0.5
+_LARGEST_DEVIATION = 0.5  # the standard deviation that is white; values in [0, 1] have no larger one
 Array, Shapes, Blocks = np.ndarray, Sequence[tuple[int, int, int]], Sequence[tuple[str, int]]
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 Scores = Mapping[str, Mapping[str, Array]]  # {set: {score: [images]}}; the first set is like the training images
@@ -131,8 +129,7 @@ def variants(
 ) -> Figure:
     """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
     rows = [Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
-    blocks = [("original", 1), (heading, made.shape[1])]
-    return image_figure(title, text, rows, about, width, blocks)
+    return image_figure(title, text, rows, about, width, [("original", 1), (heading, made.shape[1])])
 
 
 def group_decisions(images: Array, kept_groups: Sequence, num_groups: int, about: Provenance, width=1000) -> Figure:
@@ -256,9 +253,7 @@ def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
 
 
 def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width=1000) -> Figure:
-    """Images and maps of outlier scores: by set, images `[count, ...]`, maps `[count, height, width]` in nats per
-    pixel, and a note on each image.
-    """
+    """By set: images `[count, ...]`, maps of their outlier scores `[count, height, width]` in nats per pixel, notes."""
     rows, colors = [], matplotlib.colormaps["magma"]
     for name, (originals, nats, notes) in images.items():
         limit = max(float(nats.max()), 1e-12)
@@ -381,8 +376,7 @@ def _paint(figure: Figure, rows: Sequence[Row], lefts, tops, height: int, scale:
             places.append((left, top))
     (axes,) = figure.axes
     extent = axes.axis((0, shape[1], shape[0], 0))
-    # Lines of text are broken where the figure ends, so their height follows from its width.
-    for _ in range(2):
+    for _ in range(2):  # lines of text are broken where the figure ends, so their height follows from its width
         figure.draw_without_rendering()
         around = figure.bbox.size - axes.bbox.size
         figure.set_size_inches(np.ceil(shape[::-1] + around - 0.01) / _DPI)
@@ -488,7 +482,6 @@ def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> N
         return
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{path}: a figure is a .png, .svg or .pdf file")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_bytes(figure_bytes(figure, path.suffix.lower()[1:]))
 

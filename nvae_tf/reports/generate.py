@@ -21,8 +21,7 @@ from nvae_tf import config as configuration
 from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model
 from nvae_tf.progress import ImageProgress, StatusLine, counted
 
-# A `nvae_tf.runs.loading.TrainedRun`, whose import would start TensorFlow.
-Run = Any
+Run = Any  # a `nvae_tf.runs.loading.TrainedRun`, whose import would start TensorFlow
 _PICTURES = "Picture files: a file, a folder with all in it, or several with commas"
 _COUNT = "Number of images of the data set; if not given, 40 for reconstruct, all for encode, 8 where they are changed."
 _CLASSES = "Classes by number or name: 3, or 0,cat in turn; -1 is none. Images of the data set have theirs."
@@ -62,8 +61,7 @@ class Made(NamedTuple):
 
     def draw(self, about: Any, **options: Any) -> Any:
         """The figure of the images, a matplotlib `Figure`; `about` is a `nvae_tf.reports.figures.Provenance`."""
-        # Not at the top: matplotlib is an extra.
-        from nvae_tf.reports import figures
+        from nvae_tf.reports import figures  # not at the top: matplotlib is an extra
 
         name, *data = self.figure
         return getattr(figures, name)(*data, about=about, **self.options | options)

@@ -13,18 +13,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from nvae_tf import errors, progress, schemas
 from nvae_tf.config import DataSpec
-from nvae_tf.errors import first_line
 from nvae_tf.evaluation.table import rows, table
 from nvae_tf.files import atomic_file
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models import NVAE
-from nvae_tf.progress import counted
 from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
-from nvae_tf.runs.origin import origin_of_run, write_origin
-from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
-from nvae_tf.schemas import ANY_OBJECT, read_object
+from nvae_tf.runs.run_folder import RunFolder, origin_of_run, read_image_counts, read_run_config, write_origin
 
 # The errors that a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
@@ -70,7 +67,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
         origin=origin_of_run(folder, config.train.initialize_from),
         evaluations=[evaluation for evaluation in evaluations if evaluation],
         training_score=_read(_training_score, folder.metrics_file),
-        environment=_read(read_object, folder.environment_file, ANY_OBJECT),
+        environment=_read(schemas.read_object, folder.environment_file, schemas.ANY_OBJECT),
         samples=(f"samples/{samples[-1].name}", int(samples[-1].stem[5:])) if samples else None,
         prior=_read(_prior, folder.prior_file),
     )
@@ -112,17 +109,15 @@ def _identifier(text: str) -> str:
 
 def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespace:
     """An evaluation file: its metrics, their table and rows, scores for the Hub, and pictures."""
-    metrics = read_object(file, ANY_OBJECT)
+    metrics = schemas.read_object(file, schemas.ANY_OBJECT)
     metrics["split"] = str(metrics["split"])
-    # A folder of this machine, which a public card does not name.
-    metrics.pop("data", None)
+    metrics.pop("data", None)  # a folder of this machine, which a public card does not name
     named = [path for metric in ("latents", "outliers") for path in metrics.get(metric, {}).get("pictures", ())]
     # Paths in the run folder alone: a folder may come from others.
     inside = [path for path in named if not os.path.isabs(path) and ".." not in pathlib.PurePath(path).parts]
     results = [*_results(metrics, dataset or _identifier(metrics["dataset"]))]
     for name in [name for name, value in metrics.items() if isinstance(value, str)]:
-        # A name must not look like other lines of the table; commands have a line each.
-        kept = "\n" if name == "command" else ""
+        kept = "\n" if name == "command" else ""  # a name must not look like other lines; commands have a line each
         metrics[name] = "".join(letter if letter.isprintable() or letter in kept else " " for letter in metrics[name])
     return types.SimpleNamespace(
         metrics=metrics,
@@ -145,8 +140,7 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
             how |= {name: kind(value[name]) for name, kind in _DISTANCE_MADE_WITH.items()}
             if value.get("prior") == "reweighted":
                 how["prior"] = "reweighted"
-            # Samples are compared with training images, whatever the part that was evaluated.
-            how.pop("num_images", None)
+            how.pop("num_images", None)  # samples are compared with training images, whatever part was evaluated
             value = value["value"]
         names = {"metric_type": key.removesuffix("_nats"), "metric_name": key.replace("_", " ")}
         names |= {"dataset_split": metrics["split"], "metric_value": _finite(value), "metric_args": how}
@@ -183,10 +177,9 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     card = ModelCard.from_template(
         _metadata(facts),
         template_path=str(_TEMPLATE),
-        **{"facts": facts, "place": place, "hub_dataset": _hub_dataset(facts.config.data), "counted": counted},
+        **{"facts": facts, "place": place, "hub_dataset": _hub_dataset(facts.config.data), "counted": progress.counted},
         **{"plain": _plain, "code": _code, "quoted": ascii, "shell_word": shlex.quote},
-        # A text that can't end the block of code that it stands in.
-        in_block=lambda text: text.replace("```", "'''"),
+        in_block=lambda text: text.replace("```", "'''"),  # a text that can't end the block of code that it stands in
     )
     # A name may have the marker in it, and need not be Unicode.
     text = str(card).replace(MARKER, MARKER.replace("<!--", "<! --"))
@@ -202,7 +195,7 @@ def keep_model_card(folder: RunFolder, model: NVAE, report: Callable[[str], None
     try:
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
     except (OSError, ValueError) as error:
-        report(f"the model card was not written: {first_line(error)}")
+        report(f"the model card was not written: {errors.first_line(error)}")
 
 
 def _metadata(facts: types.SimpleNamespace) -> ModelCardData:

@@ -38,8 +38,7 @@ from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
-# CSS pixels. A phone shows a figure at about this width, so its text stays readable there.
-_WIDTH = 430
+_WIDTH = 430  # CSS pixels. A phone shows a figure at about this width, so its text stays readable there.
 # How many samples are shown of small images and of large ones; among how many images neighbors are looked for.
 _MANY, _FEW, _LARGE_FROM, _NEAREST_AMONG = 36, 16, 128, 10_000
 _COLUMNS, _STEPS = 8, 5
@@ -52,8 +51,7 @@ _CHARTS = (
     ("Weight of the KL in the loss", "factor", {"KL weight": "kl_weight"}),
     ("Speed of training", "images per second", {"speed": "images_per_second"}),
 )
-# Section, content and a function that draws it.
-_Drawing = tuple[str, str, Callable[[], Figure]]
+_Drawing = tuple[str, str, Callable[[], Figure]]  # section, content and a function that draws it
 _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), autoescape=True, trim_blocks=True)
 _TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
 
@@ -70,8 +68,7 @@ def report_of_run(workdir, checkpoint: str, seed: int, data_path, status: Status
         trained = load_run(folder.path, checkpoint)
     sha256 = checkpoint_sha256(trained.checkpoint) if trained else None
     about = figures.Provenance(folder.path.absolute().name, trained and trained.step, None, seed, sha256)
-    parameters = trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables)
-    facts = gather(folder, parameters)
+    facts = gather(folder, trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables))
     curves, seconds = read_curves(folder)
     drawn: dict[str, list[Markup]] = collections.defaultdict(list)
     images = _images(trained, about, data_path) if trained else ()
@@ -222,8 +219,7 @@ def read_curves(folder: RunFolder) -> tuple[Curves, float]:
     points, (logged, seconds) = _read_metrics(folder.metrics_file), _read_events(folder.tensorboard)
     for tag, values in logged.items():
         name = re.sub("^(schedule|speed)/", "", re.sub("^(test|train)/", r"\1_", tag))
-        # Tags of training do not name the unit.
-        name = f"{name}_nats" if name in ("train_reconstruction", "train_kl") else name
+        name = f"{name}_nats" if name in ("train_reconstruction", "train_kl") else name  # these tags lack the unit
         points[name] = max(points[name], values, key=len)
     reconstruction, kl = points["train_reconstruction_nats"], points["train_kl_nats"]
     nelbo = {step: value + kl[step] for step, value in reconstruction.items() if step in kl}
@@ -250,13 +246,11 @@ def _read_metrics(file: pathlib.Path) -> dict[str, dict[int, float]]:
 def _read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], float]:
     """Reads TensorBoard's scalars by tag and step, the latest of a step, and the seconds that its files span.
 
-    The files are read one event at a time (TensorBoard's accumulator would keep all images in memory). Damaged files
-    are read up to the damage.
+    Files are read one event at a time (TensorBoard's accumulator keeps all images in memory), up to their damage.
     """
     points: dict[str, dict[int, float]] = collections.defaultdict(dict)
     seconds = 0.0
-    # A file's name begins with the time of its making.
-    for file in sorted(folder.glob("*tfevents*")):
+    for file in sorted(folder.glob("*tfevents*")):  # a file's name begins with the time of its making
         times = []
         with contextlib.suppress(tf.errors.OpError, OSError):
             for event in EventFileLoader(str(file)).Load():

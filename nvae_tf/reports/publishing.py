@@ -17,8 +17,7 @@ from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.checkpoints import write_weights
 from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.origin import Origin, origin_of_run, write_origin
-from nvae_tf.runs.run_folder import RunFolder, write_run_config
+from nvae_tf.runs.run_folder import Origin, RunFolder, origin_of_run, write_origin, write_run_config
 from nvae_tf.runs.sharing import BEST_FILES, HUB, SHARED_FILES, check_repo_name, find_run_folder, hub_errors_in_one_line
 
 
@@ -27,8 +26,7 @@ def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest
 
     The files are those of `write_shared_run`. Files of an earlier shared run in the repository are replaced; others,
     such as a LICENSE, stay. Returns the `url`, the checkpoint's `step`, `num_files`, `num_bytes`, and `has_scores`,
-    whether nvae-evaluate had measured this very checkpoint. Raises what `nvae_tf.load` raises, and OSError where the
-    Hub does not take the run.
+    whether nvae-evaluate had measured this very checkpoint. Raises what `nvae_tf.load` raises, and OSError of the Hub.
     """
     check_repo_name(repo, f"repo {repo!r}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -41,8 +39,7 @@ def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest
             url = hub.create_repo(repo, exist_ok=True)
             # One commit, where `upload_folder` may make several: a reader would see a part of the run.
             operations = [huggingface_hub.CommitOperationAdd(name, path) for name, path in files.items()]
-            # The Hub refuses this commit where another one has changed the repository meanwhile.
-            parent = hub.model_info(repo).sha
+            parent = hub.model_info(repo).sha  # the Hub refuses the commit if the repository has changed meanwhile
             for name in hub.list_repo_files(repo, revision=parent):
                 # For `fnmatch` a slash is a letter like others.
                 patterns = [pattern for pattern in SHARED_FILES if pattern.count("/") == name.count("/")]
@@ -83,8 +80,7 @@ def write_shared_run(
             (output / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.path / name, output / name)
     _share_origin(source, shared, run.config.train.initialize_from)
-    # Once: they are gigabytes.
-    old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
+    old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)  # once: they are gigabytes
     scored = {split: source.scores(old, split) for split in ("test", "train")}
     for split, scores in scored.items():
         if scores is not None:

@@ -24,8 +24,7 @@ BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints
 # The end of messages about missing checkpoints.
 BEST_INSTEAD = '. --checkpoint=best, or checkpoint="best" in Python, takes the one with the best test score, if any'
 _STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
-# A checkpoint with NaN or infinity in one of these can't be continued.
-_FINITE = ("model/", "averages/", "optimizer/")
+_FINITE = ("model/", "averages/", "optimizer/")  # a checkpoint with NaN or infinity in one of these can't be continued
 _NONE = float("inf"), 0, None  # the score, step and prefix where there is no checkpoint
 
 
@@ -59,8 +58,7 @@ def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], obj
         write(f"{partial}/step-{step}")
         files = sorted(partial.iterdir(), key=lambda file: file.suffix == ".index")
         for file in files:
-            # Some file systems report a full disk only when a file is flushed.
-            with file.open("rb") as written:
+            with file.open("rb") as written:  # some file systems report a full disk only when a file is flushed
                 os.fsync(written.fileno())
         remove_checkpoint(folder, step)
         for file in files:

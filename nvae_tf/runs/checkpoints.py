@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -12,7 +12,8 @@ import tensorflow as tf
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import average_of_weights, inner_optimizer, start_averages
+from nvae_tf.optimization import LoweredRate, average_of_weights, start_averages
+from nvae_tf.optimization.adamax import inner_optimizer
 from nvae_tf.runs import checkpoint_files as files
 from nvae_tf.runs.checkpoint_files import VALUE, stored_shapes, wrap_checkpoint_errors, write_checkpoint
 
@@ -28,15 +29,15 @@ class CheckpointNotWritten(OSError):
 class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
-    The newest `keep` checkpoints of the folder stay, and the best one. The model's optimizer is built; `others` are
-    variables besides those of model and optimizer that decide how the run continues (`ModelForTraining.variables`).
+    The newest `keep` checkpoints of the folder stay, and the best one. The model, whose optimizer is built, and the
+    schedule are those of `model_for_training`; without a schedule its state and the step guard's are left out.
 
     Attributes:
       folder: the folder of the checkpoints.
       saved_step: the step of the newest whole checkpoint; None without one.
     """
 
-    def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, others: Sequence = ()):
+    def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, schedule: LoweredRate | None = None):
         self.folder, self.saved_step = folder, None
         self._model, self._best_folder, self._keep = model, folder / files.BEST, keep
         self._lowest_score, self._unusable = float("inf"), {}
@@ -51,7 +52,7 @@ class TrainingState:
             "averages": nested(averages),  # exponential moving averages (EMA) of the weights, if the run keeps them
             "optimizer": list(inner.variables),
             "metrics": {metric.name: list(metric.variables) for metric in model.metrics},
-            "others": list(others),  # of the step guard and of the lowered learning rate
+            "others": [*model.step_guard.variables, *schedule.variables] if schedule else [],
             "step": self._step,
         }
         inner_ids = {id(variable) for variable in inner.variables}
@@ -73,29 +74,22 @@ class TrainingState:
                 self._keep_newest(step)
 
     def _keep_newest(self, step: int) -> None:
-        own = self._own_steps(step)
-        kept, older = own[-self._keep :], own[: -self._keep]
+        """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
+        whole, listed = files.steps_of_files(self.folder), files.read_list(self.folder)
+        own = [earlier for earlier in whole if 0 < earlier < step and earlier not in self._unusable]
+        if listed:
+            # Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list
+            # was written just before a process was killed.
+            own = [earlier for earlier in own if earlier in listed or earlier > max(listed)]
+        own.append(step)
         # A killed process may have left data files without an index.
-        without_index = files.steps_of_any_files(self.folder) - {*files.steps_of_files(self.folder)}
+        without_index = {other for other in files.steps_of_any_files(self.folder) - {*whole} if other < step}
         # Before the list is written: a process that is killed in between would leave files that are not listed.
-        for earlier in {0, *older, *(other for other in without_index if other < step)}:
+        for earlier in {0, *own[: -self._keep], *without_index}:
             files.remove_checkpoint(self.folder, earlier)
         # TensorFlow's list, for `tf.train.latest_checkpoint`.
-        lines = [f'all_model_checkpoint_paths: "step-{number}"\n' for number in kept]
+        lines = [f'all_model_checkpoint_paths: "step-{number}"\n' for number in own[-self._keep :]]
         atomic_write(self.folder / "checkpoint", f'model_checkpoint_path: "step-{step}"\n{"".join(lines)}')
-
-    def _own_steps(self, step: int) -> list[int]:
-        """This step, and the earlier whole checkpoints that this run may remove.
-
-        Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list was
-        written just before a process was killed.
-        """
-        listed = files.read_list(self.folder)
-        steps = files.steps_of_files(self.folder)
-        usable = [earlier for earlier in steps if 0 < earlier < step and earlier not in self._unusable]
-        if listed:
-            usable = [earlier for earlier in usable if earlier in listed or earlier > max(listed)]
-        return [*usable, step]
 
     def save_if_best(self, step: int, score: float) -> None:
         """Writes the best checkpoint if no earlier score was as low; NaN never is."""
@@ -212,8 +206,7 @@ def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
             return False
         learned = nested({name: weight for name, weight in weights.items() if weight.trainable})
         status = tf.train.Checkpoint(averages=learned).read(prefix).expect_partial()
-        # A file without averages lacks their names.
-        try:
+        try:  # a file without averages lacks their names
             status.assert_existing_objects_matched()
         except AssertionError:
             return False

@@ -114,8 +114,7 @@ def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callab
     """The result of `make`, which reads a file; a text where the file is damaged or of other weights."""
     fix = f"make it anew by `{command} --workdir={file.parent}`, or delete it"
     try:
-        # The file may be read while a graph is traced.
-        with tf.init_scope():
+        with tf.init_scope():  # the file may be read while a graph is traced
             owner = read_arrays(file, schemas.OWNER)
             if str(owner["weights_sha256"]) == weights_sha256(model):
                 return make()

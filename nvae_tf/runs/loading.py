@@ -1,4 +1,4 @@
-"""The model of a run folder, with the weights of one of its checkpoints."""
+"""The model of a run: a new one, compiled for training, or with the weights of a checkpoint."""
 
 import dataclasses
 import functools
@@ -7,18 +7,50 @@ import os
 import pathlib
 import warnings
 import zipfile
+from typing import NamedTuple
 
 import keras
 
-from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice
+from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice, resolve_lengths
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.latent_plan import fewest_weights
 from nvae_tf.models import NVAE
+from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
 from nvae_tf.runs.checkpoint_files import BEST_INSTEAD, find_best, newest_whole, step_of, stored_shapes
 from nvae_tf.runs.checkpoints import restore_weights
 from nvae_tf.runs.companions import read_calibration, read_prior
 from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
+
+
+class ModelForTraining(NamedTuple):
+    """A model with its first weights, compiled; the optimizer's slots are not made yet."""
+
+    model: NVAE  # with a `RunawayGuard`
+    schedule: LoweredRate  # step -> learning rate
+
+
+def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_steps: int) -> ModelForTraining:
+    """Makes the model of an experiment; the same settings, of a run of this length, give the same first weights."""
+    settings, rates = config.train, resolve_lengths(config, steps_per_epoch, total_steps).optimizer
+    keras.utils.set_random_seed(settings.seed)
+    model = NVAE(
+        config.model,
+        config.objective,
+        seed=settings.seed,
+        dtype=settings.precision,
+        recompute=settings.recompute,
+        accumulate_steps=settings.accumulate_steps,
+        label_dropout=settings.label_dropout if config.model.num_classes else 0.0,
+    )
+    lengths = round(rates.warmup_epochs * steps_per_epoch), steps_per_epoch, total_steps
+    schedule = LoweredRate(WarmupCosine(rates.learning_rate, rates.learning_rate_min, *lengths))
+    model.step_guard = RunawayGuard(settings.loss_tolerance)
+    average = {"use_ema": True, "ema_momentum": rates.ema_momentum} if rates.ema_momentum else {}
+    optimizer = NVAEAdamax(learning_rate=schedule, l2=rates.weight_decay, **average)
+    # The step is compiled with all that is around it, see `nvae_tf.training.strategy`.
+    model.compile(optimizer=optimizer, jit_compile=False)
+    return ModelForTraining(model, schedule)
 
 
 class TrainedRun:
@@ -110,7 +142,14 @@ def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[Exper
     folder = RunFolder(find_run_folder(path))
     config = read_run_config(folder)
     if checkpoint == "best":
-        return config, _best(folder)
+        best, place = find_best(folder.best_checkpoints), folder.best_checkpoints
+        if best.unusable and best.prefix is None:
+            fault = f"the best checkpoint is damaged: {best.passed_over_line()}. Restore its files from a copy"
+            raise ValueError(f"{place}: {fault}, or take the latest: --checkpoint=latest")
+        if best.prefix is None:
+            fix = "nvae-train writes one with train.keep_best. Train on, or take the latest: --checkpoint=latest"
+            raise FileNotFoundError(f"{folder.path}: no best checkpoint in {place}; {fix}")
+        return config, best.prefix
     newest = newest_whole(folder.checkpoints)
     if newest.prefix is None:
         fix = f"nvae-train writes one every train.checkpoint_every_steps steps and at its end{BEST_INSTEAD}"
@@ -128,14 +167,3 @@ def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
     """The data spec of a finished run, whose images may lie at another path now, and whose cache may be gone."""
     cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
     return dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)
-
-
-def _best(folder: RunFolder) -> str:
-    best, place = find_best(folder.best_checkpoints), folder.best_checkpoints
-    if best.prefix is not None:
-        return best.prefix
-    if best.unusable:
-        fault = f"the best checkpoint is damaged: {best.passed_over_line()}. Restore its files from a copy"
-        raise ValueError(f"{place}: {fault}, or take the latest: --checkpoint=latest")
-    fix = "nvae-train writes one with train.keep_best. Train on, or take the latest: --checkpoint=latest"
-    raise FileNotFoundError(f"{folder.path}: no best checkpoint in {place}; {fix}")

@@ -1,4 +1,4 @@
-"""The folder of a training run: where its files are, who may write into it, its settings and its images."""
+"""The folder of a training run: where its files are, who may write into it, its settings, images and origin."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from nvae_tf.config import ExperimentConfig, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
 from nvae_tf.runs.checkpoint_files import BEST, latest_step
-from nvae_tf.schemas import IMAGE_COUNTS, Record
+from nvae_tf.schemas import IMAGE_COUNTS, ORIGIN, Record
 
 # The settings that may differ when a run is continued: its length, how often files are written, the devices, where the
 # images lie now and what happens to unreadable images and images of another form. No other setting, because the second
@@ -160,6 +160,35 @@ def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> N
             raise ValueError(f"{where}: not the classes that the run was begun with: {change}. Give the run's own data")
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin(Record):
+    """The file or the run that weights came from; a person may write `{"license": "mit"}` for weights trained here."""
+
+    schema = ORIGIN
+    source_file: str | None = None  # the name of the imported file, or of the run that a run started from
+    sha256: str | None = None  # the SHA-256 of that file, in hexadecimal digits
+    license: str | None = None  # an identifier of the Hugging Face Hub (`mit`), another name, or an address
+    step: int | None = None  # the step of the imported checkpoint; None where the run started from other weights
+
+
+def write_origin(folder: RunFolder, origin: Origin) -> None:
+    """Writes the file of a run folder; raises OSError where it can't."""
+    atomic_write(folder.origin_file, origin.text())
+
+
+def origin_of_run(folder: RunFolder, initialize_from: str | None) -> Origin | None:
+    """The origin of a run's weights: from its own file, or from the file of the run that it was fine-tuned from."""
+    origin = Origin.read(folder.origin_file)
+    if origin is not None or not initialize_from:
+        return origin
+    from nvae_tf.runs.sharing import find_run_folder  # not at the top: most commands need no Hub
+
+    source = None
+    with contextlib.suppress(OSError):  # a shared run may not be there to fetch now
+        source = Origin.read(RunFolder(find_run_folder(initialize_from)).origin_file)
+    return source and dataclasses.replace(source, source_file=source.source_file or initialize_from, step=None)
+
+
 @contextlib.contextmanager
 def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterator[None]:
     """Holds the lock of a run folder, which the operating system releases when this process ends or dies.
@@ -184,8 +213,7 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
         try:
             yield
         finally:
-            # Another user, who continues the run, might not write into the file.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # another user, who continues the run, might not write into the file
                 folder.lock_file.unlink()
                 for place in missing:
                     place.rmdir()
@@ -200,8 +228,7 @@ def _take_lock(folder: RunFolder, lock: TextIO, warn: Callable[[str], None]) -> 
         # Its holder may have removed the file after it was opened here.
         if not os.path.samefile(folder.lock_file, lock.fileno()):
             raise BlockingIOError
-    # Some network file systems say PermissionError.
-    except (BlockingIOError, PermissionError, FileNotFoundError):
+    except (BlockingIOError, PermissionError, FileNotFoundError):  # some network file systems say PermissionError
         lock.seek(0)
         raise ValueError(
             f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "

@@ -27,8 +27,7 @@ from nvae_tf.errors import first_line, require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
 from nvae_tf.serving.outputs import PNG_SUFFIX
 
-# A request that no server answers is sent again after a random part of 0.2 s, 0.4 s, and so on.
-ATTEMPTS, FIRST_WAIT = 5, 0.2
+ATTEMPTS, FIRST_WAIT = 5, 0.2  # a request without answer is sent again after a random part of 0.2 s, 0.4 s, and so on
 # No class, no guidance, the model's own prior: for models that have these inputs, and calls that name none.
 _OPTIONAL = {"label": -1, "guidance": 1.0, "proposals": 1}
 _ADVICE = {
@@ -44,8 +43,7 @@ HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 
 HTTP_STATUS |= {"UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504}
 _CODES = {status: code for code, status in HTTP_STATUS.items()} | {413: "RESOURCE_EXHAUSTED"}
 
-# uint8 in 0 to 255 or float in [0, 1], [count, height, width, channels], or Pillow's.
-Images = np.ndarray | Sequence[Image.Image]
+Images = np.ndarray | Sequence[Image.Image]  # uint8 or float in [0, 1], [count, height, width, channels], or Pillow's
 Arrays = dict[str, np.ndarray]
 
 
@@ -231,8 +229,7 @@ class ServedModel(contextlib.AbstractContextManager):
                 raise ServingError("UNKNOWN", fault) from error
             except ServingError as error:
                 if error.code != "UNAVAILABLE" or attempt == ATTEMPTS or time.monotonic() + wait > end:
-                    # The server may have loaded a version with other signatures since it was asked.
-                    self._signatures = None
+                    self._signatures = None  # the server may have loaded a version with other signatures since
                     raise ServingError(error.code, f"{self._what}, {what}: {error.reason}", error.advice) from None
             time.sleep(wait)
 
@@ -390,11 +387,10 @@ class GrpcTransport:
     def describe(self, what: str, seconds: float) -> dict[str, Any]:
         from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
-        call, request = self._models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest()
+        call, request = self._models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest(model_spec=self._model)
         if what == "metadata":
-            call, request = self._predictions.GetModelMetadata, get_model_metadata_pb2.GetModelMetadataRequest()
-            request.metadata_field.append(SIGNATURE_DEF)
-        request.model_spec.CopyFrom(self._model)
+            fields = {"model_spec": self._model, "metadata_field": [SIGNATURE_DEF]}
+            call, request = self._predictions.GetModelMetadata, get_model_metadata_pb2.GetModelMetadataRequest(**fields)
         return message_as_json(self._ask(call, request, seconds))
 
     def _ask(self, call: Callable[..., Any], request: Any, seconds: float) -> Any:

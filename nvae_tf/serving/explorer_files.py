@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf import schemas
+from nvae_tf import errors, files, schemas
 from nvae_tf.config import MOST_CLASSES
-from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import atomic_write, read_arrays
 from nvae_tf.serving.outputs import ASSETS
 
 PAGE, FACTS = "explorer.html", "explorer.json"
@@ -41,13 +39,13 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
     folder.mkdir(parents=True, exist_ok=True)
     for file in _FOLDER.iterdir():  # without its mode: an installed package may be read-only
         shutil.copyfile(file, folder / file.name)
-    atomic_write(folder / FACTS, text + "\n")
+    files.atomic_write(folder / FACTS, text + "\n")
 
 
 def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
     """Returns what the page must know of a version; ValueError where nvae-export has not made it, or it is damaged."""
     assets = export / ASSETS
-    with wrap_read_errors(f"{assets}: not written by nvae-export, or damaged (", "); copy the export anew"):
+    with errors.wrap_read_errors(f"{assets}: not written by nvae-export, or damaged (", "); copy the export anew"):
         settings = (assets / "config.json").read_bytes()
         model = schemas.parsed(settings, {"model": schemas.Field(_MODEL)}, "config.json: ")["model"]
         layout = schemas.parsed((assets / "latents.json").read_bytes(), _LAYOUT, "latents.json: ")
@@ -55,7 +53,7 @@ def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
         facts = {"image": sizes, "num_bits": model["num_bits"], "shapes": layout["shapes"], "classes": classes}
         if (assets / EXAMPLES).is_file():
             images = schemas.EXAMPLES["images"]._replace(shape=("count", *sizes))
-            examples = read_arrays(assets / EXAMPLES, schemas.EXAMPLES | {"images": images})
+            examples = files.read_arrays(assets / EXAMPLES, schemas.EXAMPLES | {"images": images})
             facts["examples"] = base64.b64encode(examples["images"].astype(np.uint8).tobytes()).decode()
             facts |= {name: examples[name].tolist() for name in ("labels", "classes") if name in examples}
     return facts

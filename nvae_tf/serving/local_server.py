@@ -88,8 +88,7 @@ class LoadedModel(prediction_service.PredictionServiceServicer, model_service.Mo
         self.name, self.number = name, int(folder.name)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         self.close = self._session.close
-        # TensorFlow would warn that this loader, which TensorFlow Serving uses, is deprecated.
-        tf.get_logger().setLevel("ERROR")
+        tf.get_logger().setLevel("ERROR")  # it would warn that this loader, TensorFlow Serving's, is deprecated
         try:
             loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
             self.definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(loaded.signature_def))
@@ -136,7 +135,6 @@ class LoadedModel(prediction_service.PredictionServiceServicer, model_service.Mo
         return get_model_status_pb2.GetModelStatusResponse(model_version_status=[state])
 
     def _answer_spec(self, request) -> dict[str, Any]:
-        """Returns the `model_spec` of an answer."""
         asked = request.model_spec
         number = asked.version.value if asked.HasField("version") else None
         self.check_is_served(asked.name, number, asked.version_label)
@@ -313,8 +311,7 @@ def json_request(body: bytes, model: LoadedModel) -> tuple[str, Arrays, bool]:
 
 def array_from_json(value: Any, dtype: str) -> np.ndarray:
     """Returns the array of nested lists of numbers, or of strings and `{"b64": ...}`; ValueError for anything else."""
-    # Objects: a string type of NumPy would take the size of the longest string for every item.
-    array = np.array(value, object)
+    array = np.array(value, object)  # a string type of NumPy would take the size of the longest for every item
     types = set(map(type, array.ravel())) if array.ndim <= _MOST_DIMENSIONS else {list}
     if list in types:
         raise ValueError("lists of different lengths, or nested too deep")

@@ -4,18 +4,14 @@ import json
 import pathlib
 import re
 
-from nvae_tf.errors import wrap_read_errors
+from nvae_tf import errors, schemas
 from nvae_tf.files import atomic_write, check_is_no_pattern, check_new_file, check_writable, file_sha256
-from nvae_tf.schemas import Field, parsed
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
-# The signature that servers run for a request that names none.
-DEFAULT_SIGNATURE = "serving_default"
-# The ending of signatures whose images are the bytes of PNG files.
-PNG_SUFFIX = "_png"
-# The most rows of a batch of TensorFlow Serving and of a request to the server for trials; an export may take fewer.
-BATCH_ROWS = 64
+DEFAULT_SIGNATURE = "serving_default"  # the signature that servers run for a request that names none
+PNG_SUFFIX = "_png"  # the ending of signatures whose images are the bytes of PNG files
+BATCH_ROWS = 64  # the most rows of a batch of TensorFlow Serving and of a request to nvae-serve; exports may take fewer
 # The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
 DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
 MODES = {
@@ -29,8 +25,7 @@ MODES = {
 SMALLEST_PSNR = 30.0
 ASSETS = "assets.extra"
 DIGESTS = f"{ASSETS}/sha256.json"
-# The largest number of a version that TensorFlow Serving takes.
-LARGEST_VERSION = 2**63 - 1
+LARGEST_VERSION = 2**63 - 1  # the largest number of a version that TensorFlow Serving takes
 
 
 def check_version_is_free(output: pathlib.Path, version: int) -> None:
@@ -72,8 +67,8 @@ def write_digests(folder: pathlib.Path) -> None:
 
 def check_digests(folder: pathlib.Path) -> None:
     """Raises ValueError if a file of an export is missing, or its SHA-256 is not the recorded one."""
-    with wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
-        recorded = parsed((folder / DIGESTS).read_text(), {"*": Field("text", optional=True)})
+    with errors.wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
+        recorded = schemas.parsed((folder / DIGESTS).read_text(), {"*": schemas.Field("text", optional=True)})
     if names := sorted({name for name, _ in recorded.items() ^ _digests(folder).items()}):
         reason = f"missing, changed, or not in {DIGESTS}; copy the export anew"
         raise ValueError(f"{folder}: {', '.join(names[:5])} {reason}")

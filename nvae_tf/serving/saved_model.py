@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf import errors, files
 from nvae_tf.config import ExperimentConfig, __version__, check_choice, config_to_dict, read_config
 from nvae_tf.data.pipeline import chosen_images
 from nvae_tf.data.sources import load_split
-from nvae_tf.errors import require, wrap_read_errors
-from nvae_tf.files import atomic_folder, atomic_write, cache_folder, git_revision, write_arrays
 from nvae_tf.generation.image_grid import pixels_of
 from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import FoldedPass, folded_weights
@@ -26,17 +25,14 @@ from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.companions import weights_sha256
 from nvae_tf.runs.run_folder import RunFolder
-from nvae_tf.serving import outputs
+from nvae_tf.serving import outputs, verification
 from nvae_tf.serving.explorer_files import EXAMPLES
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import RECORD, ROWS, Arrays, all_differences, recorded, side_of_record, verified
+from nvae_tf.serving.verification import Arrays, all_differences, process_alone, recorded, side_of_record, verified
 
-# Half-precision weights that change an output by more of its largest value are not published.
-LARGEST_DIFFERENCE = 0.2
-# The memory that the rows of one request may take unless the export says otherwise.
-REQUEST_BYTES = 2 * 2**30
-# The file that TensorFlow Serving looks for.
-_WARM_UP = "tf_serving_warmup_requests"
+LARGEST_DIFFERENCE = 0.2  # half-precision weights that change an output by more of its largest value are not published
+REQUEST_BYTES = 2 * 2**30  # the memory that the rows of one request may take unless the export says otherwise
+_WARM_UP = "tf_serving_warmup_requests"  # the file that TensorFlow Serving looks for
 
 
 class Origin(NamedTuple):
@@ -66,20 +62,20 @@ def export_saved_model(
     A request may have `most_rows` rows; if not given, the number that takes `REQUEST_BYTES`, at least `BATCH_ROWS`.
     Raises ValueError, and writes nothing, where the version can't be made or gives other numbers than the model.
     """
-    require("tensorflow_serving.apis", "serving")
+    errors.require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, outputs.WEIGHTS)
     output, row_bytes = pathlib.Path(output), inference_bytes_per_image(model.config)
-    # The export is tried with `ROWS` rows.
-    most_rows = max(most_rows or max(REQUEST_BYTES // row_bytes, outputs.BATCH_ROWS), ROWS)
+    most_rows = max(most_rows or max(REQUEST_BYTES // row_bytes, outputs.BATCH_ROWS), verification.ROWS)
     folded = folded_weights(model._stacks(), weights)
     # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.
     signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
-    with atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version)) as folder:
+    new_folder = files.atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version))
+    with new_folder as folder, process_alone(*verification.CHECK) as run:
         model_record = recorded(Signatures(model))
         record = model_record if weights == "float32" else recorded(signatures, side_of_record(model_record, "inputs"))
         signatures.write(folder, _folded_variables(model, folded))
         try:
-            differences = verified(folder, record)
+            differences = verified(folder, run, record)
             if weights != "float32":
                 differences = all_differences(*(side_of_record(each, "outputs") for each in (record, model_record)))
                 _check_rounding(weights, differences)
@@ -121,7 +117,7 @@ def load_export(folder: str | os.PathLike) -> tuple[ExperimentConfig | None, NVA
     model = NVAE(config.model)
     folded = folded_weights(model._stacks(), source["weights"])
     checkpoint = tf.train.Checkpoint(folded=_folded_variables(model, folded))
-    with wrap_read_errors(f"{folder}: its weights can't be read by place (", "); export the run again"):
+    with errors.wrap_read_errors(f"{folder}: its weights can't be read by place (", "); export the run again"):
         checkpoint.read(str(folder / "variables" / "variables")).assert_existing_objects_matched()
 
     def exact(weight: tf.Variable) -> tf.Variable:
@@ -170,7 +166,7 @@ def cached_export(place: str) -> pathlib.Path:
         if file.is_file():
             key.update(file.read_bytes())
     name = os.path.basename(place.partition("@")[0] if place.startswith("hf://") else os.path.abspath(place))
-    folder = cache_folder() / "exports" / key.hexdigest()[:16] / name
+    folder = files.cache_folder() / "exports" / key.hexdigest()[:16] / name
     if not (folder / "1" / "saved_model.pb").is_file():
         print(f"Exporting {place} to {folder}, once, half a minute or more ...", flush=True)
         run = loading.load_run(run_folder)
@@ -193,9 +189,8 @@ def _write_assets(
 ) -> None:
     """Writes `assets.extra/` of an export; a server reads only the warm-up requests."""
     folder = export / outputs.ASSETS
-    folder.mkdir()
     checkout = pathlib.Path(__file__).resolve().parents[2]
-    versions = {"nvae_tf": __version__, "git_revision": git_revision(checkout), "tensorflow": tf.__version__}
+    versions = {"nvae_tf": __version__, "git_revision": files.git_revision(checkout), "tensorflow": tf.__version__}
     contents = {
         "config": origin.settings or {"model": config_to_dict(signatures.model.config)},
         "latents": signatures.latent_layout(),
@@ -205,11 +200,11 @@ def _write_assets(
     if origin.scores is not None:
         contents["evaluation"] = origin.scores
     for name, content in contents.items():
-        atomic_write(folder / f"{name}.json", json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
+        files.atomic_write(folder / f"{name}.json", json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
     if origin.examples is not None:
-        write_arrays(folder / EXAMPLES, origin.examples)
+        files.write_arrays(folder / EXAMPLES, origin.examples)
     _write_warm_up(folder / _WARM_UP, model_name, signatures.names, record)
-    write_arrays(export / RECORD, record)
+    files.write_arrays(export / verification.RECORD, record)
     outputs.write_digests(export)
 
 

@@ -1,8 +1,7 @@
 """The files that TensorFlow Serving needs to serve all exports of a folder, in Docker or on Kubernetes.
 
 `templates/` has these files but the explorer. A batch has one status: where the graph ends with an error for a row, all
-requests of the batch fail. So requests are batched only where every signature has an output `valid`, a verdict on each
-row.
+requests of the batch fail. So they are batched only where every signature has an output `valid`, a verdict on each row.
 """
 
 import json
@@ -15,10 +14,9 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from nvae_tf import errors, schemas
 from nvae_tf.config import check_choice
-from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write, check_writable
-from nvae_tf.schemas import Field, parsed
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
 from nvae_tf.serving.outputs import ASSETS, BATCH_ROWS, LARGEST_VERSION, unchecked_reason
 
@@ -30,7 +28,7 @@ _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
 # The most rows of a request, and the bytes of a row, of an export whose `source.json` has none.
 _LIMITS = {"most_rows": BATCH_ROWS, "bytes_of_row": 2**20}
-_SOURCE = dict.fromkeys(_LIMITS, Field("whole number", (), 1, 2**40, optional=True))
+_SOURCE = dict.fromkeys(_LIMITS, schemas.Field("whole number", (), 1, 2**40, optional=True))
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
@@ -77,9 +75,7 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     files = {name: templates.get_template(name).render(values) for name in templates.list_templates()}
     if older:
         del files["batching_parameters.txt"]
-    # Before the other files: it reads what may be damaged.
-    explorer = _write_explorer(exports, output / "explorer")
-    output.mkdir(parents=True, exist_ok=True)
+    explorer = _write_explorer(exports, output / "explorer")  # before the other files: it reads what may be damaged
     for name, text in files.items():
         atomic_write(output / name, text)
     start = f"To start the server: cd {output} && docker compose up --detach --wait"
@@ -100,8 +96,8 @@ def _limits(folders: Sequence[pathlib.Path]) -> dict[str, int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batch_size, largest_row = BATCH_ROWS, 1
     for file in [folder / ASSETS / "source.json" for folder in folders]:
-        with wrap_read_errors(f"{file}: damaged (", "); copy the export anew"):
-            limits = _LIMITS | (parsed(file.read_bytes(), _SOURCE) if file.is_file() else {})
+        with errors.wrap_read_errors(f"{file}: damaged (", "); copy the export anew"):
+            limits = _LIMITS | (schemas.parsed(file.read_bytes(), _SOURCE) if file.is_file() else {})
         batch_size = min(batch_size, limits["most_rows"])
         largest_row = max(largest_row, limits["bytes_of_row"])
     row_bytes = cores * batch_size * largest_row
@@ -169,10 +165,10 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
 
 def _saved_model(folder: pathlib.Path) -> Any:
     """Returns the graph and the signatures of an export; ValueError for a damaged export."""
-    start_tensorflow_quietly()
+    errors.start_tensorflow_quietly()
     from tensorflow.core.protobuf import saved_model_pb2
 
-    with wrap_read_errors(f"{folder}: a damaged export (", "); copy it anew"):
+    with errors.wrap_read_errors(f"{folder}: a damaged export (", "); copy it anew"):
         return saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]
 
 

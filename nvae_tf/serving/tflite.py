@@ -27,28 +27,20 @@ from nvae_tf.models.passes import Decoded, inference_pass
 from nvae_tf.runs.loading import spec_to_read
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
-from nvae_tf.serving.verification import Arrays, diverged, run_alone
+from nvae_tf.serving.verification import Arrays, diverged, process_alone
 
 schema = require("ai_edge_litert.schema_py_generated", "tflite")
 flatbuffer_utils = require("ai_edge_litert.tools.flatbuffer_utils", "tflite")
 
 METADATA_NAME = "nvae_tf"
-# A device computes one image at a time: an open batch takes 8 % longer, and some delegates require fixed shapes.
-DEVICE_BATCH = 1
+DEVICE_BATCH = 1  # an open batch takes 8 % longer for one image, and some delegates require fixed shapes
 # The number of inputs for the ranges of int8: rare values among more inputs widen the ranges.
 REPRESENTATIVE_INPUTS, TEST_INPUTS = 128, 64
-# The largest difference that rounding may cause in float32, relative to the largest number of the output.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # the largest difference that rounding may cause in float32, relative to the largest number
 _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
-# Images computed at once, which bounds the memory; the threads of the interpreter.
-_BATCH, _THREADS = 16, 1
-# The signatures that have images among their inputs.
-_TAKE_IMAGES = ("encode", "reconstruct")
-# Equal images have no PSNR; rounding of float32 is some 140 dB down.
-_SMALLEST_SQUARE = 1e-15
-
-# Gives at most `count` images `[count, H, W, C]` of "train" or "test", a part of the data.
-DataImages = Callable[[str, int], np.ndarray]
+_BATCH, _THREADS = 16, 1  # images computed at once, which bounds the memory; the threads of the interpreter
+_TAKE_IMAGES = ("encode", "reconstruct")  # the signatures that have images among their inputs
+_SMALLEST_SQUARE = 1e-15  # equal images have no PSNR; rounding of float32 is some 140 dB down
 
 
 class DeviceSignatures(FlatLatentModel):
@@ -110,17 +102,18 @@ def export_tflite(
     output: pathlib.Path,
     signature: str,
     quantize: str,
-    images: DataImages,
+    images: Callable[[str, int], np.ndarray],
     source: Mapping[str, Any] | None = None,
     smallest_psnr: float = SMALLEST_PSNR,
     folded: FoldedWeights | None = None,
 ) -> dict[str, Any]:
     """Writes `output`, a .tflite file of builtin operations, and beside it its measurements; returns them (`compare`).
 
-    Its metadata (`read_metadata`) have the settings, the latents' layout, the origin, and how it is stored. `images` is
-    asked for "train" for the ranges of int8, for "test" for the comparison. `smallest_psnr`, in decibels, is for every
-    image of a quantized model against the model's. `folded` are the weights of `load_export`. Raises ValueError, and
-    writes nothing, where a file exists, TFLite can't convert the model, or its numbers differ.
+    Its metadata (`read_metadata`) have the settings, the latents' layout, the origin, and how it is stored. `images`
+    gives at most so many `[count, H, W, C]` of "train", for the ranges of int8, or of "test", for the comparison.
+    `smallest_psnr`, in decibels, is for every image of a quantized model against the model's. `folded` are the weights
+    of `load_export`. Raises ValueError, and writes nothing, where a file exists, TFLite can't convert the model, or its
+    numbers differ.
     """
     check_new_tflite(output, signature, quantize)
     exact = DeviceSignatures(model) if folded is None else folded_signatures(model, folded)
@@ -139,7 +132,6 @@ def export_tflite(
     measured = compare(content, exact, signature, test)
     _check(measured, signature, quantize, smallest_psnr)
     report = metadata | {"measured": measured, "smallest_psnr_db": smallest_psnr}
-    output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(report_file(output)) as report_partial, atomic_file(output) as partial:
         check_new_tflite(output, signature, quantize)  # another export may have been quicker
         report_partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -212,11 +204,11 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     output = "latent" if name == "encode" else "image"
     expected = _in_batches(getattr(signatures, name), inputs)
     advice = "). With --quantize=int8 an activation is 0 for all training images: take --quantize=dynamic"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, process_alone("decode_on_device.py") as run:
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
-            results = run_alone("decode_on_device.py", inputs, model, name, output, _THREADS)
+            results = run(inputs, model, name, output, _THREADS)
     actual = results["output"]
     if not np.isfinite(expected).all():
         raise ValueError(diverged(name))
@@ -261,8 +253,7 @@ def convert(folder: str, name: str, quantize: str, examples: Arrays) -> bytes:
         rows = [{key: array[index : index + 1] for key, array in examples.items()} for index in range(count)]
         converter.representative_dataset = lambda: ((name, row) for row in rows)
     try:
-        # On a failure the converter writes the whole graph.
-        with standard_error_into([]), warnings.catch_warnings():
+        with standard_error_into([]), warnings.catch_warnings():  # on a failure the converter writes the whole graph
             # The converter itself takes the ranges of int8 with the old interpreter.
             warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
             return converter.convert()

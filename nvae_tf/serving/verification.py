@@ -3,11 +3,14 @@
 Inputs and outputs of the model are recorded when the export is made, so that it can be checked wherever it is copied.
 """
 
+import contextlib
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,16 +23,18 @@ from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
 from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
-# The largest difference that rounding may cause, relative to the largest number of the tensor.
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # the largest difference that rounding may cause, relative to the largest number of the tensor
 RECORD = "assets.extra/verification.npz"
-# The number of rows of the record's inputs.
-ROWS = 3
+ROWS = 3  # the number of rows of the record's inputs, with which an export is tried
+CHECK = ("run_saved_model.py", "tensorflow")  # what `process_alone` takes to check an export
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
-import runpy, sys
+import importlib, json, runpy, sys
 sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
-runpy.run_path(sys.argv[1])["replay"](*sys.argv[2:])
+script, *modules = sys.argv[1:]
+for module in modules:
+    importlib.import_module(module)
+runpy.run_path(script)["replay"](*json.loads(sys.stdin.read()))
 """
 
 Arrays = dict[str, np.ndarray]
@@ -50,8 +55,7 @@ def side_of_record(record: Arrays, side: str) -> Arrays:
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Arrays:
     """Returns the record of a model, which runs on the CPU: `inputs/signature/input` and `outputs/signature/output`.
 
-    Without the inputs of another record the images are the model's own samples. ValueError for an output that is not
-    finite.
+    Without the inputs of another record the images are the model's own samples. ValueError if an output is not finite.
     """
     values, runs, levels = _first_inputs(signatures), {}, 2**signatures.model.config.num_bits - 1
     with tf.device("/CPU:0"), graphs_as_traced():
@@ -61,8 +65,7 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Arrays:
             try:
                 tensors = signatures.function(signature)(*map(tf.constant, given.values()))
             except tf.errors.InvalidArgumentError as error:
-                # The inputs are right, so the model's output is refused.
-                raise ValueError(diverged(signature)) from error
+                raise ValueError(diverged(signature)) from error  # the inputs are right, so the output is refused
             results = {name: tensor.numpy() for name, tensor in tensors.items()}
             if not results["valid"].all():
                 raise ValueError(diverged(signature))
@@ -90,8 +93,7 @@ def _first_inputs(signatures: Signatures) -> Arrays:
         "num_groups": np.int32([1, 0, 1]),
         "keep": np.arange(ROWS * groups, dtype=np.int32).reshape(ROWS, groups) % 2,
         "label": np.arange(ROWS, dtype=np.int32) % (signatures.model.config.num_classes + 1) - 1,
-        # Only a row with a class, and without the reweighted prior, can be guided.
-        "guidance": np.float32([1.0, 1.5, 1.0]),
+        "guidance": np.float32([1.0, 1.5, 1.0]),  # only a row with a class, without the reweighted prior, can be guided
         "proposals": np.int32([1, 1, 2]),
         "compose/temperature": np.linspace(0.5, 1.0, ROWS * groups, dtype=np.float32).reshape(ROWS, groups),
     }
@@ -111,34 +113,44 @@ def diverged(signature: str) -> str:
     return f"the model's signature {signature} gives numbers that are not finite; export an earlier checkpoint"
 
 
-def run_alone(script: str, inputs: Arrays, *arguments: Any) -> Arrays:
-    """Returns what `replay(INPUTS.npz, OUTPUTS.npz, *arguments)` of a script in `export` writes.
+@contextlib.contextmanager
+def process_alone(script: str, *modules: str) -> Iterator[Callable[..., Arrays]]:
+    """Starts a process on the CPU that can't import this package, for a script in `export`; gives `run`.
 
-    It runs on the CPU in a process that can't import this package. ValueError with the last line of its errors.
+    `run(inputs, *arguments)`, called once, returns the arrays that the script's `replay(INPUTS.npz, OUTPUTS.npz,
+    *arguments)` writes; ValueError with the last line of its errors. Enter early: the process imports `modules` while
+    the caller works. It ends with the context.
     """
-    with tempfile.TemporaryDirectory() as place:
-        given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
-        np.savez(given, **inputs)
-        # -I: neither the working directory nor PYTHONPATH can bring the package in.
-        command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, given, made, *arguments]
-        options = {"cwd": place, "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}, "errors": "replace"}
-        process = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
-        if process.returncode:
-            # The last line of a traceback has the reason.
-            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"exit code {process.returncode}: {reason}")
-        with np.load(made) as outputs:
-            return dict(outputs)
+    # -I: neither the working directory nor PYTHONPATH can bring the package in.
+    command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, *modules]
+    options = {"text": True, "errors": "replace", "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}}
+    options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with tempfile.TemporaryDirectory() as place, subprocess.Popen(command, cwd=place, **options) as process:
+
+        def run(inputs: Arrays, *arguments: Any) -> Arrays:
+            given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
+            np.savez(given, **inputs)
+            _, errors = process.communicate(json.dumps([*map(str, (given, made, *arguments))]))
+            if process.returncode:
+                reason = (errors.strip().splitlines() or ["no message"])[-1]  # a traceback's last line is the reason
+                raise ValueError(f"exit code {process.returncode}: {reason}")
+            with np.load(made) as outputs:
+                return dict(outputs)
+
+        try:
+            yield run
+        finally:
+            process.kill()
 
 
-def verified(folder: pathlib.Path, record: Arrays | None = None) -> dict[str, float]:
-    """Runs every signature of an export in a clean process; returns the `difference` of every output from a record.
+def verified(folder: pathlib.Path, run: Callable[..., Arrays], record: Arrays | None = None) -> dict[str, float]:
+    """Runs every signature of an export in a process; returns the `difference` of every output from a record.
 
-    ValueError where one is more than `TOLERANCE`, or the export can't be run.
+    `run` is that of `process_alone(*CHECK)`. ValueError where one is more than `TOLERANCE`, or the export can't be run.
     """
     record = record or read_record(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        outputs = run_alone("run_saved_model.py", side_of_record(record, "inputs"), folder.resolve())
+        outputs = run(side_of_record(record, "inputs"), folder.resolve())
     differences = all_differences(outputs, side_of_record(record, "outputs"))
     worst = max(differences, key=differences.get)
     if not differences[worst] <= TOLERANCE:

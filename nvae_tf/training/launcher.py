@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-# NVIDIA's driver keeps one entry per GPU here.
-GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
+GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")  # NVIDIA's driver keeps one entry per GPU here
 # Ctrl-C, the end that systems ask for, and a closed terminal.
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED_CODES = tuple(128 + number for number in STOPPING_SIGNALS)

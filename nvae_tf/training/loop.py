@@ -20,7 +20,6 @@ from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
-from nvae_tf.runs.new_model import ModelForTraining
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training import strategy
 from nvae_tf.training.launcher import StopRequest
@@ -56,8 +55,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
         run, take_step = _open_run(config, folder, replicas)
-        others = ModelForTraining(run.model, run.schedule).variables
-        state = TrainingState(folder.checkpoints, run.model, config.train.keep_checkpoints, others)
+        state = TrainingState(folder.checkpoints, run.model, config.train.keep_checkpoints, run.schedule)
         step, started = state.restore(StatusLine().keep, replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
@@ -158,8 +156,7 @@ class TrainingLoop:
                 if self._is_checkpoint_due(step + 1):
                     self._save(step + 1)
         except BadPicture:
-            # A checkpoint, as for a signal: the run can continue once the damaged file is fixed.
-            self._interrupt(step)
+            self._interrupt(step)  # a checkpoint, as for a signal: the run can continue once the damaged file is fixed
             raise
         finally:
             batches.close()
@@ -280,8 +277,7 @@ def growth_clause(steps: RecentSteps, groups: Sequence[str], layers: Sequence[st
     clauses = []
     for what, values, names in measured if len(taken) else ():
         usual = np.median(np.abs(values[taken[: max(len(taken) // 2, 1)]]), axis=0)
-        # What is not finite has grown too.
-        grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, 1e-6))
+        grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, 1e-6))  # what is not finite has grown too
         if grown.any():
             step, place = np.argwhere(grown)[0]
             change = f"from {usual[place]:,.4g} to {values[step, place]:,.4g}"

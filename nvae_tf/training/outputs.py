@@ -35,10 +35,8 @@ COLUMNS = (
     *("test_nelbo_nats", "test_reconstruction_nats", "test_kl_nats", "test_bits_per_dim"),
     *("images_per_second", "active_units"),
 )
-# The column that every line has, besides its step.
-_SCORE = "test_nelbo_nats"
-# Latents, images and binarization are the same every time.
-_FIXED_SEED = 0
+_SCORE = "test_nelbo_nats"  # the column that every line has, besides its step
+_FIXED_SEED = 0  # latents, images and binarization are the same every time
 # The number of samples at each temperature; those of the last are in `samples/`, too.
 _SAMPLES = {1.0: 16, 0.9: 16, 0.8: 16, 0.6: 16, 0.7: 64}
 

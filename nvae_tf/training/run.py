@@ -23,16 +23,8 @@ from nvae_tf.progress import StatusLine, counted
 from nvae_tf.published.torch_file import from_torch_checkpoint
 from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.checkpoints import named_weights
-from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.run_folder import (
-    ImageCounts,
-    RunFolder,
-    check_class_names,
-    check_continues,
-    read_image_counts,
-    read_run_config,
-)
+from nvae_tf.runs.loading import load_run, model_for_training
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, check_continues, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
 from nvae_tf.training.strategy import Replicas
 
@@ -106,8 +98,7 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
     recorded = read_run_config(folder) if folder.config_file.is_file() else None
     config = resolve_lengths(config, *length, recorded)
     if replicas.is_chief:
-        # Its message says more than that of the images per step.
-        check_continues(folder, config)
+        check_continues(folder, config)  # its message says more than that of the images per step
     if config.data.labels:
         check_class_names(folder.images_file, images.train.class_names, place_of(config.data))
     run = new_run(config, length, images, folder.path, replicas)
@@ -117,7 +108,7 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
 
 def check_images_a_step(file: pathlib.Path, run: Run) -> None:
     """ValueError where a run would continue with another number of images per step than `images.json` has."""
-    noted, now, replicas = read_image_counts(file), run.images_a_step, run.replicas.count
+    noted, now, replicas = ImageCounts.read(file), run.images_a_step, run.replicas.count
     if noted and noted.a_step not in (None, now):
         raise ValueError(
             f"train.batch_size on {replicas} replicas makes {now} images a step; this run was begun with "
@@ -130,7 +121,7 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
     images = run.images
     names = images.train.class_names if run.config.data.labels else None
     now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out, names)
-    before = read_image_counts(file)
+    before = ImageCounts.read(file)
     if before and (before.train, before.test) != (now.train, now.test):
         report(
             f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "
@@ -190,11 +181,11 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
 
 
 def _report(source: str, weights: dict, source_weights: dict, taken: list[str]) -> str:
-    shapes = [{name: list(weight.shape) for name, weight in each.items()} for each in (source_weights, weights)]
     misshapen = weights.keys() & source_weights.keys() - {*taken}
     others = {
         "Not taken, because of another shape in the source": [
-            f"{name}: {shapes[0][name]} in the source, {shapes[1][name]} here" for name in misshapen
+            f"{name}: {list(source_weights[name].shape)} in the source, {list(weights[name].shape)} here"
+            for name in misshapen
         ],
         "Not taken, because they are not in the source": weights.keys() - source_weights.keys(),
         "Not used of the source, because this model has no such weights": source_weights.keys() - weights.keys(),

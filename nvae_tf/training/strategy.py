@@ -111,9 +111,8 @@ class Replicas(Workers):
         """Waits until all processes have read their checkpoints; ValueError where these are of different steps."""
         steps = self.gathered(np.array(step)).tolist()
         if set(steps) != {step}:
-            raise ValueError(
-                f"{folder}: workers would go on from steps {steps}; put it on a file system that they share"
-            )
+            fix = "put it on a file system that they share"
+            raise ValueError(f"{folder}: workers would go on from steps {steps}; {fix}")
 
     @contextlib.contextmanager
     def raising_worker_lost(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nvae_tf.errors import exit_on_user_error
 from tests import ROOT
@@ -27,6 +29,8 @@ def test_a_place_that_cannot_be_written_to_is_reported_at_once(commands, tmp_pat
 
 
 NEW_RUN = "train.main --config=digits --workdir={0}/new --config."
+DIGITS = " --workdir=digits --output=x.png"
+IMPORT, TFLITE = "export.import_torch_checkpoint --checkpoint={0}/", "export.export_tflite --signature="
 NO_RUN = "nowhere: no such folder; give the --workdir of a run of nvae-train"
 # Commands with the folder of the test at {0}, and part of the line that is printed.
 MISTAKES = [
@@ -57,13 +61,45 @@ MISTAKES = [
     ("train.generate vary --workdir={0} --output=x.png --variants=0", "--variants=0"),
     ("train.generate vary --workdir={0} --output={0}/mine.py/x.png", "mine.py is a file, not a folder"),
     ("train.generate vary --workdir={0} --output={0}/new/ --indices=3,3", "two pictures would be called 3.png"),
-    ("train.generate interpolate --workdir=digits --output=x.png", "between which images?"),
+    ("train.generate interpolate" + DIGITS, "between which images?"),
     ("train.generate restore --workdir=digits --output=x.png --scale=2 --blur=1", "--scale and --blur: give one"),
     ("train.generate restore --workdir=digits --output=x.png", "give --mask, --scale or --blur, or --noise alone"),
     ("train.generate decode --workdir=digits --output=x.png --input=no.npz", "no.npz: no such file of latents"),
     ("train.publish --workdir=digits --repo=tiny", "'tiny' is not the name of a repository"),
     ("train.publish --workdir=digits --repo=me/a--b", "repo 'me/a--b': Cannot have -- or .. in repo_id"),
     ("train.publish --workdir=tests --repo=me/tiny", "tests: not a run folder"),
+    (
+        "train.evaluate --workdir={0} --metrics=elbo --importance_samples=3",
+        "--importance_samples belongs to metric iw, which --metrics lacks",
+    ),
+    (
+        "train.generate restore --mask={0}/large.png" + DIGITS,
+        "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or ",
+    ),
+    (
+        "train.generate vary --resize=crop" + DIGITS,
+        "--resize is for pictures of --input; those of the data set come as trained",
+    ),
+    ("train.generate encode --workdir=digits --output=x.npz --convert", "--convert is for pictures of --input"),
+    ("train.generate reconstruct --input=x --data_path=y" + DIGITS, "--input and --data_path: give one of them"),
+    (IMPORT + "none.pt --output={0}/new", "none.pt: no such file"),
+    (IMPORT + "x.pt --output={0}/full", "not an empty folder; name a new"),
+    (IMPORT + "x.pt --output={0}/x.pt/below", "is a file"),
+    (IMPORT + "x.pt --output={0}/new --report={0}/x.pt", "exists already"),
+    (IMPORT + "x.pt --output={0}/new --report={0}/new/map.csv", "in the way of"),
+    (IMPORT + "x.pt --output={0}/new/run --report={0}/new", "in the way of"),
+    ("export.export_saved_model --workdir={0}/run --output={0}/new", "/run: no such folder"),
+    ("export.export_saved_model --workdir=none --output={0}/models", "has a version 1 already"),
+    (TFLITE + "decode --workdir=x --output=y --smallest_psnr=nan", "--smallest_psnr=nan: must be"),
+    (TFLITE + "decode --output=y", "give one of --workdir and --saved_model"),
+    (TFLITE + "sample --output=y --workdir=x --quantize=int8", "would be clipped"),
+    (TFLITE + "decode --output=y --saved_model={0}/models/1", "no saved_model.pb in it"),
+    ("export.client", "the command of nvae-client = '': not one of the commands (sample, encode"),
+    ("export.client sample --model=x", "--output is missing"),
+    ("export.client status --model=x --count=3", "Unknown command line flag 'count'"),
+    ("export.client sample --model=x --output=a.jpg", "--output=a.jpg: give the name of a file *.png or a folder"),
+    ("export.client sample --model=x --output={0}/", "is there already; give another name, or --overwrite"),
+    ("export.client decode --model=x --output=a.png --latents={0}/other.npz", "or not a file of latents (it has w"),
     # Commands that write into the run folder need one of the user's own.
     ("train.evaluate --workdir=hf://me/tiny@v2", "`hf download me/tiny --local-dir=runs/tiny --revision=v2`"),
     ("train.evaluate --workdir=digits", "make one by `cp -r "),
@@ -73,13 +109,19 @@ MISTAKES = [
 @pytest.mark.parametrize(("command", "message"), MISTAKES, ids=[command for command, _ in MISTAKES])
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(commands, refused, command, message, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    (tmp_path / "config.json").touch()
-    (tmp_path / "there.html").touch()
+    for folder in ("full", "models/1"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("config.json", "there.html", "x.pt", "full/notes.txt"):
+        (tmp_path / file).touch()
     (tmp_path / "mine.py").write_text("def get_config():\n    return 5\n")
+    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
+    Image.new("L", (64, 64)).save(tmp_path / "large.png")
+    before = sorted(tmp_path.rglob("*"))
     name, *flags = command.format(tmp_path).split()
     # A training chooses devices, which a process does once.
-    assert message in (commands.refused_process(["-m", name, *flags]) if "/new" in command else refused(name, *flags))
-    assert {entry.name for entry in tmp_path.iterdir()} == {"config.json", "there.html", "mine.py"}
+    is_training = command.startswith(NEW_RUN)
+    assert message in (commands.refused_process(["-m", name, *flags]) if is_training else refused(name, *flags))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 HELP = """

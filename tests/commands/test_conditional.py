@@ -17,13 +17,14 @@ from nvae_tf.progress import StatusLine
 from nvae_tf.reports import generate as tasks
 from nvae_tf.runs.loading import TrainedRun
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", name="conditional_run")
 def copy_to_write_into(conditional_run, tmp_path_factory):
     return shutil.copytree(conditional_run, tmp_path_factory.mktemp("conditional") / "run")
 
 
-@pytest.mark.slow
 def test_a_run_with_labels_is_scored_and_drawn_from(conditional_run, done, tmp_path):
     config = json.loads((conditional_run / "config.json").read_text())
     assert config["model"]["num_classes"] == config["data"]["num_classes"] == 10
@@ -44,7 +45,6 @@ def test_a_run_with_labels_is_scored_and_drawn_from(conditional_run, done, tmp_p
         np.testing.assert_allclose(image, drawn[number, ..., 0], atol=0.003)
 
 
-@pytest.mark.slow
 def test_classes_have_names(conditional_run, done, refused, tmp_path):
     workdir, names = shutil.copytree(conditional_run, tmp_path / "named"), [f"digit {number}" for number in range(10)]
     counts = json.loads((workdir / "images.json").read_text())
@@ -65,7 +65,6 @@ def test_classes_have_names(conditional_run, done, refused, tmp_path):
     assert len(numbers) == 4
 
 
-@pytest.mark.slow
 def test_outliers_have_the_class_that_fits_best(conditional_run, done, refused, tmp_path):
     where, file = f"--workdir={conditional_run}", tmp_path / "new" / "scores.csv"
     done("train.calibrate", where, "--images=300")
@@ -92,7 +91,6 @@ class Means:
 """
 
 
-@pytest.mark.slow
 def test_a_prior_is_learned_drawn_from_measured_and_shown(done, finished_run, tmp_path, monkeypatch):
     folder, drawn = tmp_path / "mine", ("--count=3", f"--output={tmp_path / 'samples.png'}", "--overwrite")
     shutil.copytree(finished_run[0], folder)

@@ -147,22 +147,6 @@ def test_restored_images_stand_beside_their_measurements(made, finished_model, o
     assert np.abs(found[~known] - 255 * originals[0, ~known, 0]).max() > 1
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("restore --mask=large.png", "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or "),
-        ("vary --resize=crop", "--resize is for pictures of --input; those of the data set come as trained"),
-        ("encode --convert", "--convert is for pictures of --input"),
-        ("reconstruct --input=large.png --data_path=elsewhere", "--input and --data_path: give one of them"),
-    ],
-)
-def test_flags_that_do_not_fit(refused, tmp_path, monkeypatch, flags, message):
-    monkeypatch.chdir(tmp_path)
-    Image.new("L", (64, 64)).save("large.png")
-    output = "x.npz" if flags.startswith("encode") else "x.png"
-    assert message in refused("train.generate", *flags.split(), "--workdir=digits", f"--output={output}")
-
-
 def test_every_mode_has_a_manual_page():
     for mode, task in TASKS.items():
         assert f"nvae-generate {mode} --workdir=" in task.__doc__ and mode in generate.overview()

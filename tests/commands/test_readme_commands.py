@@ -16,10 +16,8 @@ from tests.tiny_model import ARCHITECTURE
 
 EVALUATION = ROOT / "docs" / "evaluation.md"
 # A hundred steps of the preset's model are minutes of nothing else.
-SMALL = "--config.train.steps=2 --config.train.batch_size=4 --config.model.num_groups_per_scale=1"
-SMALL += " --config.model.num_channels_encoder=4 --config.model.num_channels_decoder=4"
-SMALL += " --config.model.num_latent_scales=1 --config.model.num_cells_per_group_encoder=1"
-SMALL += " --config.model.num_cells_per_group_decoder=1"
+MODEL = {f"model.{name}": value for name, value in ARCHITECTURE.items()}
+SMALL = " ".join(config_flags(MODEL | {"model.num_latent_scales": 1, "train.steps": 2, "train.batch_size": 4}))
 
 
 def commands_of_readme():
@@ -80,7 +78,6 @@ def test_the_python_examples_run_at_once(page, tmp_path, monkeypatch):
 
 COUNT, HEIGHT, WIDTH = 10, 7, 10
 BATCH_SIZE = 4
-MODEL = {f"model.{name}": value for name, value in ARCHITECTURE.items()}
 
 
 def command(name, folder, **settings):

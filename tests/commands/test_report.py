@@ -25,6 +25,7 @@ from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.training.outputs import TensorBoardLog
 
+pytestmark = pytest.mark.slow
 # Settings are data; no one may write tags with them.
 COMMAND = "nvae-evaluate --workdir=run --importance_samples=5"
 NAME = "<b onload=\"x\">digits</b> & 'more'"
@@ -66,7 +67,6 @@ def words(text):
     return words_of(text)
 
 
-@pytest.mark.slow
 def test_the_page_needs_nothing_from_outside(text):
     assert "<script" not in text and 'onload="' not in text
     links = re.findall(r'\b(?:src|href)="([^"]*)"', text)

@@ -59,22 +59,6 @@ def test_missing_torch_is_reported_before_tensorflow_starts(refused, monkeypatch
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_places_of_an_import(refused, tmp_path):
-    (tmp_path / "x.pt").touch()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").touch()
-    for message, file, output, *report in (
-        ("no such file", "none.pt", "new"),
-        ("not an empty folder; name a new", "x.pt", "full"),
-        ("is a file", "x.pt", "x.pt/below"),
-        ("exists already", "x.pt", "new", f"--report={tmp_path / 'x.pt'}"),
-        ("in the way of", "x.pt", "new", f"--report={tmp_path / 'new' / 'map.csv'}"),
-        ("in the way of", "x.pt", "new/run", f"--report={tmp_path / 'new'}"),
-    ):
-        assert message in refused(IMPORT, f"--checkpoint={tmp_path / file}", f"--output={tmp_path / output}", *report)
-    assert {entry.name for entry in tmp_path.iterdir()} == {"x.pt", "full"}
-
-
 @pytest.mark.torch
 def test_a_full_disk_is_reported_by_the_name_that_was_given(small_files, tmp_path):
     (tmp_path / "disk").mkdir()

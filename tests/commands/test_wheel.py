@@ -65,13 +65,14 @@ def test_the_commands_work_in_a_folder_with_names_like_ours(bin_folder, tmp_path
     (tmp_path / "train.py").write_text("raise AssertionError('a file of the user was imported')\n")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "digits.py").write_text("raise AssertionError('a file of the user was imported')\n")
-    settings = config_flags(TINY | {"train.steps": 20, "model.num_latent_scales": 1})
+    never = {f"train.{name}_every_steps": 100 for name in ("evaluate", "sample")}
+    settings = config_flags(TINY | never | {"train.steps": 2, "model.num_groups_per_scale": 1})
 
     def nvae(command, *arguments):
         return run(bin_folder / f"nvae-{command}", *arguments, cwd=tmp_path)
 
     nvae("train", "--config=digits", "--workdir=runs/mine", *settings)
-    nvae("evaluate", "--workdir=runs/mine", "--importance_samples=2")
+    nvae("evaluate", "--workdir=runs/mine", "--metrics=elbo")
     nvae("export", "--workdir=runs/mine", "--output=models/mine")
     # The model that comes with the package.
     nvae("generate", "--workdir=digits", "--output=digits.png")

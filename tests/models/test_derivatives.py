@@ -1,5 +1,7 @@
 """Forward mode and second derivatives of what users differentiate: the same numbers by every way, and none left out."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,10 +19,8 @@ WITHOUT_GRADIENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def functions():
+def functions_of(model):
     """By name a function with one number as result, and the tensors or variables that it is differentiated by."""
-    model = shaken(tiny_model(likelihood="normal", num_bits=8, seed=0))
     # The gradient of a spectral norm is that of a function only where the power iteration has converged, which is quick
     # where the largest singular value of a kernel is twice the next one.
     for kernel in (weight for weight in model.trainable_weights if len(weight.shape) == 5):
@@ -38,7 +38,7 @@ def functions():
     def loss(*_):
         noise = training_step.draws(model, images, 3)
         # After the warm-up: before it, the groups have weights that are without gradient on purpose.
-        return training_step.loss_terms(model, images, noise, tf.constant(1e6), ForwardPass(training=True))[0].loss
+        return training_step.loss_terms(model, images, noise, tf.constant(1e6), ForwardPass(training=True)).loss
 
     return {
         "encode": (lambda images: number(model.encode(images, seed=1)), [images]),
@@ -48,6 +48,17 @@ def functions():
         "importance": (lambda images: tf.reduce_sum(model.score(images, seed=1, importance_samples=3)), [images]),
         "loss": (loss, [weight.value for weight in model.trainable_weights]),
     }
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """Of models with two groups: on two scales, and where all of a step is differentiated, which takes long, on one."""
+    settings = dict(likelihood="normal", num_bits=8, seed=0)
+    functions, steps = (
+        functions_of(shaken(tiny_model(num_latent_scales=scales, num_groups_per_scale=3 - scales, **settings)))
+        for scales in (2, 1)
+    )
+    return functions | {name: steps[name] for name in ("importance", "loss")}
 
 
 # Operations with gradients of ours, alone.
@@ -82,8 +93,7 @@ def traced(function):
     ("inner", "outer"),
     [
         (None, None),
-        (traced, traced),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(traced, None), (None, traced)]),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(traced, traced), (traced, None), (None, traced)]),
     ],
     ids=["inline-eager", "called-graph", "called-eager", "inline-graph"],
 )
@@ -143,12 +153,9 @@ def product_by_differences(first_derivative, sources, direction, size):
     return [(45 * (a - b) - 9 * (c - d) + e - f) / (60 * size) for a, b, c, d, e, f in zip(*ends, strict=True)]
 
 
-# The slow ones take minutes to trace.
-CASES = [
-    *[(name, False) for name in ("encode", "decode", "infer", "score")],
-    *[pytest.param(name, True, marks=pytest.mark.slow) for name in ("encode", "decode", "infer", "score")],
-    *[pytest.param(name, graph, marks=pytest.mark.slow) for name in ("importance", "loss") for graph in (False, True)],
-]
+QUICK = ("decode", False), ("score", False)
+CASES = itertools.product(("encode", "decode", "infer", "score", "importance", "loss"), (False, True))
+CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CASES]
 
 
 @pytest.mark.parametrize(("name", "compiled"), CASES)
@@ -184,7 +191,7 @@ def test_second_derivatives_through_recomputed_cells_or_the_loop_are_errors(reco
 
     def loss(*_):
         noise, forward = training_step.draws(model, images, 3), ForwardPass(training=True, scanned=scan)
-        return training_step.loss_terms(model, images, noise, tf.constant(1e6), forward)[0].loss
+        return training_step.loss_terms(model, images, noise, tf.constant(1e6), forward).loss
 
     sources = [weight.value for weight in model.trainable_weights]
     for method in (forward_mode, product_by_two_tapes, product_forward_over_reverse):

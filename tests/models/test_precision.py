@@ -99,6 +99,7 @@ def test_a_step_goes_the_way_of_one_in_float32(policy, cells, scales):
         assert reported["gradient_norm"] == pytest.approx(np.linalg.norm(gradients), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_changes_nothing_but_the_scale_and_a_file_keeps_the_policy(tmp_path):
     model = model_of("mixed_float16")
     step, images, scale = model.train_step, batch_of(model), model.optimizer.dynamic_scale

@@ -104,9 +104,9 @@ def by_hand(model, images, count):
     for part in range(count):
         forward, rows = ForwardPass(training=True), slice(part * size, (part + 1) * size)
         with tf.GradientTape() as tape:
-            terms, _ = loss_terms(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
+            terms = loss_terms(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
         updates = {variable.path: value for variable, value in forward.updates()}
-        found.append((tape.gradient(terms.loss, model.trainable_weights), updates, terms))
+        found.append((tape.gradient(terms.loss, model.trainable_weights), updates, terms[:3]))
     return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)
 
 
@@ -221,11 +221,10 @@ def added_peak(program, argument):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("settings", "largest_part"), [('{"accumulate_steps": 4}', 0.45), ('{"recompute": "all"}', 0.65)]
-)
-def test_microbatches_and_recomputed_cells_need_less_memory(settings, largest_part):
-    assert 0 < added_peak(TRAINING_STEP, settings) < largest_part * added_peak(TRAINING_STEP, "{}")
+def test_microbatches_and_recomputed_cells_need_less_memory():
+    most = added_peak(TRAINING_STEP, "{}")
+    for settings, largest_part in (('{"accumulate_steps": 4}', 0.45), ('{"recompute": "all"}', 0.65)):
+        assert 0 < added_peak(TRAINING_STEP, settings) < largest_part * most, settings
 
 
 @pytest.mark.slow

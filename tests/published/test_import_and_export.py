@@ -20,10 +20,8 @@ from nvae_tf.published.conversion import export_file, import_run
 from nvae_tf.published.settings import model_config_from_published, objective_config_from_published
 from nvae_tf.published.torch_file import read_torch_checkpoint
 from nvae_tf.runs.checkpoints import TrainingState
-from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.origin import Origin
-from nvae_tf.runs.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.loading import load_run, model_for_training
+from nvae_tf.runs.run_folder import Origin, RunFolder, read_run_config
 from tests import FIXTURES
 from tests.tiny_model import assert_same
 
@@ -77,7 +75,7 @@ def state_of(folder, config):
     """Model and state as train.main has them before it goes on."""
     made = model_for_training(config, 10, config.objective.total_steps)
     made.model.optimizer.build(made.model.trainable_variables)
-    return made.model, TrainingState(folder.checkpoints, made.model, 2, others=made.variables)
+    return made.model, TrainingState(folder.checkpoints, made.model, 2, schedule=made.schedule)
 
 
 def numbers(workdir):
@@ -131,7 +129,7 @@ def test_training_goes_on_at_the_files_step_with_moments_of_zero(trained_run):
     assert state.restore() == STEP
     assert int(model.optimizer.iterations.numpy()) == STEP
     slots = [model.optimizer.slots_of(variable) for variable in model.trainable_variables]
-    assert not any(np.any(slot.momentum.numpy()) for slot in slots)
+    assert not any(np.any(momentum.numpy()) for momentum, _ in slots)
 
 
 @pytest.mark.slow

@@ -16,8 +16,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.evaluate import likelihood_metrics, write_evaluation
 from nvae_tf.reports.model_card import MARKER, gather, keep_model_card, write_model_card
-from nvae_tf.runs.origin import Origin, write_origin
-from nvae_tf.runs.run_folder import open_for_training
+from nvae_tf.runs.run_folder import Origin, open_for_training, write_origin
 from tests.tiny_model import tiny_config
 
 SHA256 = "0123456789abcdef" * 4

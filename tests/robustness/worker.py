@@ -145,7 +145,7 @@ def reader_of_run_folder(base: pathlib.Path):
     from nvae_tf.reports.page import read_curves
     from nvae_tf.runs import loading
     from nvae_tf.runs.checkpoints import TrainingState
-    from nvae_tf.runs.new_model import model_for_training
+    from nvae_tf.runs.loading import model_for_training
     from nvae_tf.runs.run_folder import CHANGEABLE_SETTINGS, open_for_training, read_image_counts
     from nvae_tf.training.outputs import MetricsFile
 
@@ -162,7 +162,7 @@ def reader_of_run_folder(base: pathlib.Path):
 
     def resumed(path):
         folder = open_for_training(path, config)
-        state = TrainingState(folder.checkpoints, made.model, 2, others=made.variables)
+        state = TrainingState(folder.checkpoints, made.model, 2, schedule=made.schedule)
         step = state.restore(warnings.warn)
         read_image_counts(folder.images_file)
         metrics = MetricsFile(folder.metrics_file)

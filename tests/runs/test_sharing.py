@@ -25,10 +25,8 @@ from nvae_tf.runs import sharing
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.companions import write_calibration
-from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.new_model import model_for_training
-from nvae_tf.runs.origin import Origin, origin_of_run
-from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
+from nvae_tf.runs.loading import load_run, model_for_training
+from nvae_tf.runs.run_folder import Origin, RunFolder, open_for_training, origin_of_run, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
 from nvae_tf.training.run import initialize
 from tests.command_fixtures import output_of, quiet

@@ -5,11 +5,13 @@ both. The models are the export of conftest.py and a small one of strings, which
 """
 
 import contextlib
+import http.server
 import itertools
 import os
 import shutil
 import socket
 import subprocess
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +84,29 @@ def with_few_warm_ups(export, place, *names):
 def served(name, path, **arguments):
     with local_server(name, path, **arguments) as (port, rest_port):
         yield Servers(f"127.0.0.1:{port}", f"127.0.0.1:{rest_port}")
+
+
+@contextlib.contextmanager
+def web_server(answer):
+    """The port of a server that answers `answer(path)`: a status and a text; without a status the connection ends."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            status, text = answer(self.path)
+            self.close_connection = True
+            if status is not None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
 
 
 def free_port():

@@ -1,9 +1,7 @@
 import contextlib
 import json
 import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from nvae_tf.serving import client as clients
 from nvae_tf.serving.client import ServedModel, ServingError, TensorSpec, image_arrays
 from tests import ROOT
 from tests.command_fixtures import output_of
-from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, free_port
+from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, free_port, web_server
 
 
 @pytest.fixture
@@ -208,30 +206,6 @@ def test_rest_starts_without_tensorflow_and_quotes_names():
     assert output_of(["-c", program]) == "https://host/serving/v1/models/a%20b/labels/x%2Fy\n[]\n"
 
 
-@contextlib.contextmanager
-def web_server(code, text):
-    """Gives one answer forever; without a code the connection ends."""
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
-            asked.append(self.path)
-            self.close_connection = True
-            if code is not None:
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *arguments):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-        server.shutdown()
-
-
 STATUS = {"error_code": "UNKNOWN", "error_message": "damaged"}
 FAILED = json.dumps({"model_version_status": [{"version": "4", "state": "END", "status": STATUS}]})
 BROKEN = "HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{"
@@ -251,12 +225,14 @@ BROKEN = "HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{"
 def test_errors_of_rest_are_reported_and_only_what_is_unavailable_is_asked_again(
     quick_retries, status, text, code, message, calls
 ):
-    with web_server(status, text) as (server, asked), ServedModel(server, "digits") as model:
-        if code is None:
-            assert model.model_status() == [(4, "END", "damaged")]
-        else:
-            with refused(code, message):
-                model.model_status()
+    asked = []
+    with web_server(lambda path: asked.append(path) or (status, text)) as port:
+        with ServedModel(f"http://127.0.0.1:{port}", "digits") as model:
+            if code is None:
+                assert model.model_status() == [(4, "END", "damaged")]
+            else:
+                with refused(code, message):
+                    model.model_status()
     assert len(asked) == calls
 
 
@@ -351,19 +327,3 @@ def test_a_picture_with_an_alpha_channel_is_laid_on_what_the_export_says(ask, tm
     flags = f"--export={tmp_path}", "--seed=1"
     clear, white = (ask("score", f"--images={tmp_path / name}.png", *flags) for name in ("clear", "white"))
     assert clear.splitlines()[-1] == white.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "the command of nvae-client = '': not one of the commands (sample, encode"),
-        (["sample", "--model=x"], "--output is missing"),
-        (["status", "--model=x", "--count=3"], "Unknown command line flag 'count'"),
-        (["sample", "--model=x", "--output=a.jpg"], "--output=a.jpg: give the name of a file *.png or a folder"),
-        (["sample", "--model=x", "--output={0}/"], "is there already; give another name, or --overwrite"),
-        (["decode", "--model=x", "--output=a.png", "--latents={0}/other.npz"], "or not a file of latents (it has w"),
-    ],
-)
-def test_mistakes_are_reported_in_one_line(refused, tmp_path, arguments, message):
-    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    assert message in refused("export.client", *(argument.format(tmp_path) for argument in arguments))

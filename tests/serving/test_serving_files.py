@@ -1,12 +1,10 @@
 import base64
-import http.server
 import io
 import json
 import pathlib
 import re
 import shutil
 import subprocess
-import threading
 
 import kubernetes_validate
 import numpy as np
@@ -18,6 +16,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from nvae_tf.serving import server_files
 from nvae_tf.serving.outputs import write_digests
+from tests.serving.model_servers import web_server
 
 BATCHING = "batching_parameters.txt"
 FILES = {"models.config", "monitoring.config", "prometheus.yml", "health_check.sh", "docker-compose.yml"}
@@ -251,28 +250,21 @@ def test_a_version_that_is_not_whole_is_named_whether_it_is_served_or_not(
     assert not (models.parent / "other").exists()
 
 
-class States(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        state = {"digits": "AVAILABLE", "late": "LOADING"}.get(self.path.removeprefix("/v1/models/"))
-        self.send_response(200 if state else 404)
-        self.end_headers()
-        body = f'{{\n "model_version_status": [\n  {{\n   "version": "3",\n   "state": "{state}"\n  }}\n ]\n}}\n'
-        self.wfile.write(body.encode() if state else b'{ "error": "Could not find any versions, \\"AVAILABLE\\"" }')
-
-    def log_message(self, *_):
-        pass
+def state_of(path):
+    state = {"digits": "AVAILABLE", "late": "LOADING"}.get(path.removeprefix("/v1/models/"))
+    if state is None:
+        return 404, '{ "error": "Could not find any versions, \\"AVAILABLE\\"" }'
+    return 200, f'{{\n "model_version_status": [\n  {{\n   "version": "3",\n   "state": "{state}"\n  }}\n ]\n}}\n'
 
 
 def test_the_health_check_asks_every_model_with_bash_alone():
     def health(*names):
         # Nothing but bash's own commands can be found.
-        environment = {"PATH": "/nowhere", "SERVING_REST_PORT": str(server.server_address[1])}
+        environment = {"PATH": "/nowhere", "SERVING_REST_PORT": str(port)}
         command = ["/bin/bash", str(HEALTH_CHECK), *names]
         return subprocess.run(command, env=environment, capture_output=True, timeout=20).returncode
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), States) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with web_server(state_of) as port:
         assert health("digits") == health("digits", "digits") == 0
         assert health("late") == health("digits", "late") == health("missing") == 1
-        server.shutdown()
     assert health("digits") == 1

@@ -13,7 +13,7 @@ from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainCo
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import RunawayGuard
 from nvae_tf.reports.evaluate import evaluate_run
-from nvae_tf.runs.new_model import model_for_training
+from nvae_tf.runs.loading import model_for_training
 from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
 from nvae_tf.training.loop import TrainingLoop, growth_clause, growth_in, layer_names, reason_of_skips
 from nvae_tf.training.run import run_of_folder
@@ -96,8 +96,8 @@ original, tried = training_step.loss_terms, tf.Variable(0, dtype=tf.int32)
 
 def poisoned(model, images, noise, step, forward, **how):
     count, factor = tried.assign_add(1), model.optimizer._learning_rate.factor
-    terms, spectral_norms = original(model, images, noise, step, forward, **how)
-    return terms._replace(loss=tf.where({condition}, {value}, terms.loss)), spectral_norms
+    terms = original(model, images, noise, step, forward, **how)
+    return terms._replace(loss=tf.where({condition}, {value}, terms.loss))
 
 training_step.loss_terms = poisoned
 from nvae_tf.training.loop import TrainingLoop

@@ -26,7 +26,6 @@ SETTINGS = dict(train__steps=5, train__batch_size=16, train__log_every_steps=100
 SETTINGS |= dict(train__evaluate_every_steps=5, train__sample_every_steps=5, objective__kl_anneal_portion=0.9)
 # The scales of res_elu are set by the first batch.
 EVERYTHING = dict(model__cell_set="res_elu", model__num_flows=1, train__recompute="all", optimizer__ema_momentum=0.5)
-EVERYTHING |= dict(model__num_latent_scales=2, model__num_groups_per_scale=1)
 
 
 @pytest.fixture
@@ -213,8 +212,6 @@ def test_sigterm_to_the_launcher_stops_both_with_one_checkpoint(commands, tmp_pa
 
 KILLED = dict(train__steps=40, train__batch_size=16, optimizer__ema_momentum=0.9, train__log_every_steps=6)
 KILLED |= dict(train__evaluate_every_steps=15, train__sample_every_steps=1000)
-# A network of two scales takes each of the processes twice the time.
-KILLED |= dict(model__num_latent_scales=1, model__num_groups_per_scale=2)
 
 
 def training(commands, workdir, **changes):
