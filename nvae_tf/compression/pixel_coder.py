@@ -5,6 +5,7 @@ as it has bits, by the exact masses of both halves; the channels follow one afte
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +16,7 @@ from nvae_tf.distributions.image_likelihood import ImageLikelihood
 
 # The surer a decision is, the less a rounded log-odds costs.
 _LOG_ODDS = np.array([0, 0.5, 1, 1.5, 2, 2.5, 3, 3.6, 4.3, 5.2, 6.4, 8.4, 11, 15])
+_LEAST_MASS = 1e-30  # below all that can be told apart by log-odds up to 15
 
 
 class PixelCoder:
@@ -43,9 +45,9 @@ class PixelCoder:
         coded = []
         for channels, bit in self._steps:
             decided = levels[..., channels].astype(np.int32)
-            low = decided >> (bit + 1) << (bit + 1)
-            odds, slack = self._log_odds(parameters, levels, channels, low, bit, tolerance)
-            rows = rounder.rounded(first, *map(self._positions, (odds, odds - slack, odds + slack)))
+            odds, slack = self._log_odds(parameters, levels, channels, decided >> (bit + 1) << (bit + 1), bit)
+            ends = odds - tolerance * slack, odds + tolerance * slack
+            rows = rounder.rounded(first, *map(self._positions, (odds, *ends)))
             coded.append(((decided >> bit & 1).reshape(-1), self._table[rows.reshape(-1)]))
             first += rows.size
         for decisions, table in reversed(coded):
@@ -66,57 +68,89 @@ class PixelCoder:
         """Log-odds as rows of the table, with fractions."""
         return np.interp(odds, self._odds, np.arange(len(self._odds)))
 
-    def _log_odds(self, parameters, levels, channels: slice, low, bit: int, tolerance: float | None = None):
-        """The log-odds of a bit, `[batch, height, width, channels]`, and how far they may be off elsewhere."""
-        if self._is_mixture:
-            form = self._likelihood.channels, self._likelihood.num_mixtures, self._likelihood.num_bits
-            odds = _mixture_odds(parameters, levels, low[..., 0], tf.constant(2**bit), tolerance, channels.start, *form)
-            odds, slack = (each.numpy()[..., np.newaxis] for each in odds)
-        else:
-            odds, slack = tf.cast(parameters, tf.float64).numpy(), 0.0
-        return odds, slack + (tolerance or 0.0) * (1.0 + np.abs(odds))
+    def _log_odds(
+        self, parameters, levels, channels: slice, low: np.ndarray, bit: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The log-odds of a bit, float64 `[batch, height, width, channels]`, and what a tolerance of 1 would change."""
+        if not self._is_mixture:
+            odds = tf.cast(parameters, tf.float64).numpy()
+            return odds, 1.0 + np.abs(odds)
+        likelihood, channel = self._likelihood, channels.start
+        if bit == likelihood.num_bits - 1:
+            form = channel, likelihood.channels, likelihood.num_mixtures, likelihood.num_bits
+            self._mixture = _conditional_mixture(parameters, levels, *form)
+        odds = _log_odds(self._mixture, low[..., 0], tf.constant(2**bit), likelihood.num_bits)
+        return tuple(each.numpy()[..., np.newaxis] for each in odds)
+
+
+class _Mixture(NamedTuple):
+    """The logistics of one channel given those below, on the [-1, 1] scale, float64 `[batch, height, width, each]`."""
+
+    logits: tf.Tensor  # as the network gives them, without regard to the channels below
+    weights: tf.Tensor
+    means: tf.Tensor
+    log_scales: tf.Tensor
+
+    def edge(self, level: tf.Tensor, num_bits: int) -> "_Edge":
+        """The edge below a level `[batch, height, width]`; the lowest and the highest bin have the tails."""
+        value = (2.0 * tf.cast(level, tf.float64) - 1.0) / (2**num_bits - 1) - 1.0
+        farthest = tf.constant(1e9, tf.float64)
+        value = tf.where(level <= 0, -farthest, tf.where(level >= 2**num_bits, farthest, value))
+        scaled = (value[..., tf.newaxis] - self.means) * tf.exp(-self.log_scales)
+        return _Edge(scaled, tf.sigmoid(scaled), tf.sigmoid(-scaled))
+
+
+class _Edge(NamedTuple):
+    """An edge between two levels in units of each logistic's scale, and the masses below and above it."""
+
+    scaled: tf.Tensor
+    below: tf.Tensor
+    above: tf.Tensor
+
+
+def _mass(low: _Edge, high: _Edge) -> tf.Tensor:
+    """Each logistic's mass between two edges, as a difference of small numbers."""
+    return _LEAST_MASS + tf.where(low.scaled > 0, low.above - high.above, high.below - low.below)
 
 
 @functools.partial(tf.function, autograph=False, reduce_retracing=True)
-def _mixture_odds(parameters, levels, low, half, tolerance, channel: int, channels: int, mixtures: int, num_bits: int):
-    """The log-odds that `channel` is in the upper `half` of the levels `low ... low + 2 half - 1`, in float64, and how
-    much they change where the network's means and log-scales change by the tolerance; `levels` has the channels below.
-    """
+def _conditional_mixture(parameters, levels, channel: int, channels: int, mixtures: int, num_bits: int) -> _Mixture:
     split = split_mixture_parameters(parameters, channels, mixtures)
-    log_weights, means, log_scales, coefficients = (tf.cast(each, tf.float64) for each in split)
+    logits, means, log_scales, coefficients = (tf.cast(each, tf.float64) for each in split)
     values = 2.0 * tf.cast(levels, tf.float64)[..., tf.newaxis] / (2**num_bits - 1) - 1.0
-    log_weights = tf.math.log_softmax(log_weights)
+    weights = tf.nn.softmax(logits)
     for each in range(channel + 1):
         mean, first = means[..., each, :], each * (each - 1) // 2
         for lower in range(each):
             mean += coefficients[..., first + lower, :] * values[..., lower, :]
+        mixture = _Mixture(logits, weights, mean, log_scales[..., each, :])
         if each < channel:
             level = tf.cast(levels[..., each], tf.int32)
-            log_weights += _log_mass(mean, log_scales[..., each, :], level, level + 1, num_bits)
-
-    def odds(mean, log_scale):
-        upper = log_weights + _log_mass(mean, log_scale, low + half, low + 2 * half, num_bits)
-        lower = log_weights + _log_mass(mean, log_scale, low, low + half, num_bits)
-        return tf.reduce_logsumexp(upper, axis=-1) - tf.reduce_logsumexp(lower, axis=-1)
-
-    log_scale = log_scales[..., channel, :]
-    exact = odds(mean, log_scale)
-    if tolerance is None:
-        return exact, tf.zeros_like(exact)
-    moved = odds(mean + tolerance * (1.0 + tf.abs(mean)), log_scale)
-    wider = odds(mean, log_scale + tolerance * (1.0 + tf.abs(log_scale)))
-    return exact, tf.abs(moved - exact) + tf.abs(wider - exact)
+            weights *= _mass(mixture.edge(level, num_bits), mixture.edge(level + 1, num_bits))
+            weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)
+    return mixture
 
 
-def _log_mass(mean, log_scale, first, last, num_bits: int):
-    """The log of each logistic's mass of the levels `first ... last - 1`, whole numbers `[batch, height, width]`."""
-    highest = 2**num_bits - 1
-
-    def edge(level):
-        value = (2.0 * tf.cast(level, tf.float64) - 1.0) / highest - 1.0
-        infinity = tf.constant(np.inf, tf.float64)
-        value = tf.where(level <= 0, -infinity, tf.where(level > highest, infinity, value))
-        return (value[..., tf.newaxis] - mean) * tf.exp(-log_scale)
-
-    low, high = edge(first), edge(last)
-    return tf.math.log_sigmoid(high) + tf.math.log_sigmoid(-low) + tf.math.log(-tf.math.expm1(low - high))
+@functools.partial(tf.function, autograph=False, reduce_retracing=True)
+def _log_odds(mixture: _Mixture, low, half, num_bits: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The log-odds that a channel is in the upper `half` of the levels `low ... low + 2 half - 1`; and by how much they
+    change, relative to the tolerance, where the network's logits, means and log-scales change by it.
+    """
+    edges = [mixture.edge(low + number * half, num_bits) for number in range(3)]
+    # The derivatives of the log of a mass are those of its mean and log-scale, with opposite signs, over the mass.
+    density = [edge.below * edge.above for edge in edges]
+    by_mean = tf.exp(-mixture.log_scales) * (1.0 + tf.abs(mixture.means))
+    by_scale = 1.0 + tf.abs(mixture.log_scales)
+    logs, shares, means, scales = [], [], [], []
+    for number in range(2):
+        joint = mixture.weights * _mass(edges[number], edges[number + 1])
+        total = tf.reduce_sum(joint, axis=-1, keepdims=True)
+        logs.append(tf.math.log(total[..., 0]))
+        shares.append(joint / total)
+        slopes = density[number + 1] - density[number]
+        means.append(tf.reduce_sum(mixture.weights * by_mean * slopes / total, axis=-1))
+        slopes = edges[number + 1].scaled * density[number + 1] - edges[number].scaled * density[number]
+        scales.append(tf.reduce_sum(mixture.weights * by_scale * slopes / total, axis=-1))
+    moved = tf.reduce_sum(tf.abs(shares[1] - shares[0]) * (1.0 + tf.abs(mixture.logits)), axis=-1)
+    odds = logs[1] - logs[0]
+    return odds, 1.0 + tf.abs(odds) + moved + tf.abs(means[1] - means[0]) + tf.abs(scales[1] - scales[0])
