@@ -213,7 +213,8 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # another user, who continues the run, might not write into the file
+            # Another user, who continues the run, might not write into the file.
+            with contextlib.suppress(OSError):
                 folder.lock_file.unlink()
                 for place in missing:
                     place.rmdir()
@@ -228,7 +229,8 @@ def _take_lock(folder: RunFolder, lock: TextIO, warn: Callable[[str], None]) -> 
         # Its holder may have removed the file after it was opened here.
         if not os.path.samefile(folder.lock_file, lock.fileno()):
             raise BlockingIOError
-    except (BlockingIOError, PermissionError, FileNotFoundError):  # some network file systems say PermissionError
+    # Some network file systems say PermissionError.
+    except (BlockingIOError, PermissionError, FileNotFoundError):
         lock.seek(0)
         raise ValueError(
             f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "
