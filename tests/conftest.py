@@ -18,8 +18,6 @@ import types
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # With clients of other tests in the process, gRPC would write into the output of every process that a test starts.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# What XLA compiles in tests runs once or twice: LLVM's optimizations would take most of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import numpy as np
 import psutil
