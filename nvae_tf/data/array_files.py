@@ -266,7 +266,6 @@ def _cached_array(spec: DataSpec, name: str, write: Callable[[BinaryIO], None]) 
     """The array in a file of the cache, which `write` makes where it is missing."""
     file = pathlib.Path(spec.cache).expanduser() / f"{name}.npy"
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as unfinished, unfinished.open("wb") as stream:
             write(stream)
     return _StoredArray(file).read()

@@ -150,5 +150,4 @@ def states_of_cells(cells: StackedLayer, state: tf.Tensor, forward: ForwardPass)
         state = layers[0][0](state)
         return state, state
 
-    in_and_out_of_loop = lambda state: [state], lambda tensors: tf.unstack(tensors[0])
-    return run_steps(shares, step, state, inputs, forward, *in_and_out_of_loop)
+    return run_steps(shares, step, state, inputs, forward, lambda state: [state], lambda states: tf.unstack(states[0]))

@@ -21,7 +21,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
-from nvae_tf.runs.run_folder import RunFolder, origin_of_run, read_image_counts, read_run_config, write_origin
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, origin_of_run, read_run_config, write_origin
 
 # The errors that a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
@@ -63,7 +63,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
         parameters=parameters,
         step=steps[-1] if steps else None,
         best_step=best[-1] if best else None,
-        images=_read(read_image_counts, folder.images_file),
+        images=_read(ImageCounts.read, folder.images_file),
         origin=origin_of_run(folder, config.train.initialize_from),
         evaluations=[evaluation for evaluation in evaluations if evaluation],
         training_score=_read(_training_score, folder.metrics_file),

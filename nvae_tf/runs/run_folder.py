@@ -147,12 +147,9 @@ class ImageCounts(Record):
     class_names: tuple[str, ...] | None = None  # the names of the classes in their order, if images have labels
 
 
-read_image_counts = ImageCounts.read
-
-
 def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> None:
     """Raises a ValueError if the classes of a run's data, `where`, have other names now than its `images.json` has."""
-    noted = read_image_counts(file)
+    noted = ImageCounts.read(file)
     pairs = itertools.zip_longest(noted.class_names, names) if noted and noted.class_names else ()
     for index, (old, new) in enumerate(pairs):
         if old != new:
