@@ -71,7 +71,8 @@ def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, numb
         ask = {}
         for name in order:
             ask[name] = stack.enter_context(sides[name]())
-            ask[name]("ready")  # nothing else runs until it has ended: the time to the first step is measured as well
+            # Nothing else runs until it has ended: the time to the first step is measured as well.
+            ask[name]("ready")
         for turn in range(-warm_up, turns):
             for name in order if turn % 2 else order[::-1]:
                 steps = clock_steps if name == "yardstick" else 1

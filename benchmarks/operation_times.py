@@ -42,7 +42,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         work = prepared(options.workload, options.preset, folder)()
-        seconds = statistics.median(timeit.repeat(work, repeat=2 + TURNS, number=1)[2:])  # after two turns to warm up
+        # After two turns to warm up.
+        seconds = statistics.median(timeit.repeat(work, repeat=2 + TURNS, number=1)[2:])
         with tf.profiler.experimental.Profile(folder):
             timeit.timeit(work, number=TURNS)
         kinds = operation_times(pathlib.Path(folder), TURNS)

@@ -70,7 +70,8 @@ def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iter
         try:
             yield ask
         finally:
-            with contextlib.suppress(ProcessLookupError):  # with the processes that it has started, in its session
+            # With the processes that it has started, in its session.
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

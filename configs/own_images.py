@@ -2,6 +2,7 @@
 
     nvae-inspect-data --config=own_images --config.data.path=my_pictures
     nvae-train --config=own_images --config.data.path=my_pictures --workdir=runs/mine
+    nvae-train --config=own_images --config.data.path=my_pictures --config.size=tiny --workdir=runs/mine
 
 The path is a folder of pictures (PNG, JPEG, WebP, BMP, GIF, TIFF; any tree of sub-folders), a .npy or .npz file, or a
 folder of IDX files; with --config.data.source=tfds --config.data.source_name=NAME the images come from TensorFlow
@@ -14,9 +15,9 @@ A tenth of the images is held out for testing (data.test_fraction), unless there
 `nvae-train --config=own_images --help` lists data.*; docs/data.md says what each source takes.
 
 Hardware and time: one GPU for images of 64x64, hours to days; the score to see depends on the images. The model is
-a middling one: three scales of 8, 4 and 2 groups. The paper's were: up to 32x32, 1 scale of 30 groups and 128 channels
-(configs/cifar10.py); 64x64, 3 scales, 20 groups, 64 channels (configs/celeba64.py); 256x256, 5 scales, 16 groups, 30
-channels, 5 bits (configs/celebahq256.py).
+a middling one: three scales of 8, 4 and 2 groups. --config.size=tiny or small is for CPUs (docs/training.md has
+minutes); --config.size=published is the paper's model for images up to 32x32 (configs/cifar10.py), up to 64x64
+(configs/celeba64.py), or larger (configs/celebahq256.py, there with 5 bits).
 """
 
 from nvae_tf.presets import config_for_data

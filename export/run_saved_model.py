@@ -24,7 +24,8 @@ LARGEST_SEED = 2**31 - 1
 # Signatures that are checked as a server runs them: one of each network.
 AS_SERVED, DEFAULT = ("sample", "score"), "serving_default"
 
-Run = Callable[..., dict[str, np.ndarray]]  # `run(signature, **inputs)`: arrays whose first axis is the batch
+# `run(signature, **inputs)`: arrays whose first axis is the batch.
+Run = Callable[..., dict[str, np.ndarray]]
 
 
 @contextlib.contextmanager

@@ -42,7 +42,8 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return [*sorted(_PLACES), "__version__"]  # no `__all__`: with it `help(nvae_tf)` would print all of Keras' methods
+    # No `__all__`: with it `help(nvae_tf)` would print all of Keras' methods.
+    return [*sorted(_PLACES), "__version__"]
 
 
 if "keras" in sys.modules:

@@ -41,7 +41,8 @@ def run(main: Callable[..., None], flags: ModuleType) -> None:
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.
     define_parameters(flags, parameters, sys.argv[0] if module.__name__ == "__main__" else module.__name__)
-    warnings.filterwarnings("ignore", module="PIL")  # Pillow warns of odd but harmless metadata, and of large pictures
+    # Pillow warns of odd but harmless metadata, and of large pictures.
+    warnings.filterwarnings("ignore", module="PIL")
 
     def guarded(_: Sequence[str]) -> None:
         with exit_on_user_error():
@@ -245,7 +246,8 @@ def print_page(page: str) -> None:
     try:
         print(page, flush=True)
     except BrokenPipeError:
-        sys.stdout = None  # the reader, a pager, has closed the pipe; nothing is left to be flushed at the end
+        # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
+        sys.stdout = None
     sys.exit(0)
 
 
@@ -261,7 +263,7 @@ def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] 
         source = "the default settings" if chosen is None else f"--config={chosen}"
         config = unlocked_config(ExperimentConfig()) if chosen is None else load_settings(settings_file(chosen))
         sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE; the values are those of {source}:")
-        sections.append(_entry("size", SIZE_MEANING))
+        sections.append(_entry("--config.size=SIZE", SIZE_MEANING))
         for group, kind in typing.get_type_hints(ExperimentConfig).items():
             # Without `objective.total_steps`, which follows from the length of the run.
             values, meanings = config[group], setting_meanings(kind)

@@ -32,15 +32,16 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Its folder is made where it is missing. Where the file can't be written, the OSError's text names `path`, and its
     `strerror` is the reason alone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of several machines may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
     except OSError as error:
         # Pillow says neither which file nor why.
-        if error.filename not in (None, str(partial)) or (error.errno is None and type(error) is not OSError):
+        places = None, str(partial), str(path.parent)
+        if error.filename not in places or (error.errno is None and type(error) is not OSError):
             raise
         reason = error.strerror or first_line(error)
         named = type(error)(f"{path}: can't be written ({reason})")
@@ -135,7 +136,8 @@ def read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], "np.dtype"]:
     """The shape and the type of an array in NumPy's format."""
     from numpy.lib import format as numpy_format
 
-    start = io.BytesIO(stream.read(_LONGEST_HEADER))  # the second version's header may say that it is gigabytes long
+    # The second version's header may say that it is gigabytes long.
+    start = io.BytesIO(stream.read(_LONGEST_HEADER))
     is_first = numpy_format.read_magic(start) == (1, 0)
     read = numpy_format.read_array_header_1_0 if is_first else numpy_format.read_array_header_2_0
     shape, _, dtype = read(start)

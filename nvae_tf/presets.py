@@ -33,12 +33,11 @@ from nvae_tf.files import beside_package
 _SIZES = {"tiny": (16, 2, 1), "small": (32, 4, 1), "medium": (32, 8, 2)}
 SIZES = (*_SIZES, "published")
 SIZE_MEANING = (
-    "Size of the model in place of the preset's: tiny, small (both for CPUs), medium, or published (the paper's for "
-    "images of this size); settings of the model that are given too stay as given."
+    "Size of the model: tiny, small (both for CPUs), medium, or published (the paper's for this data set, or else for "
+    "images of this size). It replaces the settings of --config; settings of the model given as flags stay."
 )
-# What differs between the published models.
-_PUBLISHED = "num_latent_scales num_groups_per_scale adaptive_groups min_groups_per_scale num_channels_encoder".split()
-_PUBLISHED += ["num_channels_decoder", "num_flows"]
+# Presets whose models are not the paper's.
+_OWN_MODELS = ("own_images", "digits", "photos")
 
 
 def experiment_config(
@@ -70,26 +69,33 @@ def experiment_config(
 
 def model_of_size(size: str, data: DataSpec, given: Iterable[str] = ()) -> dict[str, Any]:
     """The settings of the model that a size sets for images of known height and width, less those that are given."""
-    check_choice("setting size", size, SIZES)
-    check(None not in data.image_shape, f"setting size = {size!r}: give data.height, data.width and data.channels too")
+    check_size(size)
+    if None in data.image_shape:
+        raise ValueError(f"setting size = {size!r}: give data.height, data.width and data.channels too")
     side = min(data.height, data.width)
+    channels, groups, cells = _SIZES.get(size, (0, 0, 0))
+    # Latents have 16 pixels at most in the small models, and half of the image's in the medium one; the fewest are 4.
+    blocks = 1 if size == "medium" else max(1, math.ceil(math.log2(side / 16)))
+    scales = 3 if size == "medium" else max(1, min(3, math.ceil(math.log2(side / 2**blocks)) - 1))
+    settings = {"num_latent_scales": scales, "num_groups_per_scale": groups, "min_groups_per_scale": 1}
+    settings |= {"adaptive_groups": True, "num_flows": 0}
+    for part in ("pre", "post"):
+        settings |= {f"num_{part}process_blocks": blocks, f"num_{part}process_cells": cells}
+    for part in ("encoder", "decoder"):
+        # Each block doubles the channels.
+        settings[f"num_channels_{part}"] = max(8, channels // 2 ** (blocks - 1))
+        settings[f"num_cells_per_group_{part}"] = cells
     if size == "published":
-        # Presets of known data sets have the paper's own model.
         name = "cifar10" if side <= 32 else "celeba64" if side <= 64 else "celebahq256"
-        settings = {key: preset(name).model[key] for key in _PUBLISHED} if data.name == "own_images" else {}
-    else:
-        channels, groups, cells = _SIZES[size]
-        settings = {"num_latent_scales": 3, "num_groups_per_scale": groups, "adaptive_groups": True, "num_flows": 0}
-        blocks = 1
-        if size != "medium":
-            # The latents of the largest scale have 16 pixels at most, those of the smallest 4.
-            blocks = max(1, math.ceil(math.log2(side / 16)))
-            settings["num_latent_scales"] = max(1, min(3, math.ceil(math.log2(side / 2**blocks)) - 1))
-        for part in ("pre", "post"):
-            settings |= {f"num_{part}process_blocks": blocks, f"num_{part}process_cells": cells}
-        for part in ("encoder", "decoder"):
-            settings |= {f"num_channels_{part}": channels, f"num_cells_per_group_{part}": cells}
-    return {name: value for name, value in settings.items() if f"model.{name}" not in given}
+        name = data.name if data.name in preset_files().keys() - _OWN_MODELS else name
+        settings = {setting: preset(name).model[setting] for setting in settings}
+    return {setting: value for setting, value in settings.items() if f"model.{setting}" not in given}
+
+
+def check_size(size: str | None) -> None:
+    """Raises ValueError unless a size is one of `SIZES`, or None."""
+    if size is not None:
+        check_choice("setting size", size, SIZES)
 
 
 def preset(name: str) -> ConfigDict:
@@ -150,6 +156,8 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     config, groups = ConfigDict(settings).unlock(), config_to_dict(ExperimentConfig())
     del groups["objective"]["total_steps"]
     groups["model"] |= dict.fromkeys(MODEL_SETTINGS)
+    if "size" in config:
+        raise ValueError("size is not for files of settings: give it as the flag --config.size")
     for group, values in config.items():
         check_choice(f"setting {group}", group, groups, what="no such setting")
         if not isinstance(values, ConfigDict):

@@ -18,8 +18,6 @@ import types
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # With clients of other tests in the process, gRPC would write into the output of every process that a test starts.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# What XLA compiles in tests runs once or twice: LLVM's optimizations would take most of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import numpy as np
 import psutil
@@ -40,21 +38,10 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "torch: needs PyTorch (the extra `torch`); skipped without it")
 
 
-# The files that take longest, so that no process is left alone with one at the end. The first two make what others wait
-# for: an export, and a run.
-FIRST = """
-exported_numbers evaluate derivatives scan strategy mutations notebooks training readme_commands train wheel variants
-saved_model parity benchmarks server_robustness keras layers report serving_client local_server explorer tflite
-conditional generate import_and_export sharing prior names run
-"""
-FIRST = [f"test_{name}" for name in FIRST.split()]
-
-
 def pytest_collection_modifyitems(items):
-    """Files that take longest come first, then others with slow tests."""
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    order = {name: place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: (order.get(item.path.stem, len(FIRST)), item.path not in slow))
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_runtest_setup(item):
@@ -88,7 +75,7 @@ def rewriting(request):
         rewritten = "serving" in request.path.parts or request.path.name in ("test_keras.py", "test_evaluate.py")
         options = {"disable_meta_optimizer": not rewritten}
         sys.modules["tensorflow"].config.optimizer.set_experimental_options(options)
-        forked.build_graphs_quickly()
+        forked.without_stack_traces()
 
 
 @pytest.fixture(autouse=True, scope="module")

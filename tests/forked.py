@@ -30,16 +30,14 @@ FORKS.set_forkserver_preload(
 atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])
 
 
-def build_graphs_quickly():
+def without_stack_traces():
     """Operations of graphs don't note each where it was made, which takes a tenth of the time of most tests.
 
-    All have the trace of the first: there must be one, XLA looks for the user's line in it. And Python 3.11 looks for
-    the attributes of a protocol anew whenever TensorFlow asks whether an argument has them: another twentieth.
+    All have the trace of the first: there must be one, XLA looks for the user's line in it.
     """
-    for module, name in (("tensorflow.python.util.tf_stack", "extract_stack"), ("typing", "_get_protocol_attrs")):
-        function = getattr(sys.modules[module], name)
-        if not hasattr(function, "cache_info"):
-            setattr(sys.modules[module], name, functools.cache(function))
+    module = sys.modules["tensorflow.python.util.tf_stack"]
+    if not hasattr(module.extract_stack, "cache_info"):
+        module.extract_stack = functools.cache(module.extract_stack)
 
 
 def _main(arguments, folder, environment, *streams):
@@ -65,7 +63,7 @@ def _main(arguments, folder, environment, *streams):
     sys.path.insert(0, folder)
     # What it writes when it looks for devices is hidden while it is imported, which has been.
     start_tensorflow_quietly()
-    build_graphs_quickly()
+    without_stack_traces()
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

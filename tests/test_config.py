@@ -29,7 +29,7 @@ from nvae_tf.data.sources import SOURCES
 from nvae_tf.data.spec import complete_config
 from nvae_tf.data_sets import MODEL_SETTINGS, check_model_fits
 from nvae_tf.latent_plan import groups_per_scale, latent_plan
-from nvae_tf.presets import completed_config, experiment_config, load_settings, preset
+from nvae_tf.presets import completed_config, experiment_config, load_settings, model_of_size, preset
 from tests import ROOT
 
 ANNEALED = {"anneal_regularization": True}
@@ -133,6 +133,7 @@ def test_old_names_of_settings(tmp_path):
             "line 5: TypeError: Could not override field 'batch_size'",
         ),
         ("\n\ndef get_config():\n    return 5\n", "get_config returns 5, not an ml_collections.ConfigDict"),
+        ("def get_config():\n    return {'size': 'tiny'}\n", "give it as the flag --config.size"),
         ("def get_config():\n    return {'trian': {}}\n", "setting trian = 'trian': no such setting"),
         (
             "def get_config():\n    return {'data': {'binarise': True, 'binarize': False}}\n",
@@ -339,8 +340,8 @@ def test_a_size_fits_the_images_and_leaves_what_is_given():
     for side, size, expected in (
         (16, "tiny", ((2, 1), 1, 16)),
         (32, "tiny", ((2, 1, 1), 1, 16)),
-        (64, "small", ((4, 2, 1), 2, 32)),
-        (256, "tiny", ((2, 1, 1), 4, 16)),
+        (64, "small", ((4, 2, 1), 2, 16)),
+        (256, "tiny", ((2, 1, 1), 4, 8)),
         (64, "medium", ((8, 4, 2), 1, 32)),
         (32, "published", ((30,), 1, 128)),
         (64, "published", ((20, 10, 5), 1, 64)),
@@ -350,8 +351,14 @@ def test_a_size_fits_the_images_and_leaves_what_is_given():
     assert size_of_model("own_images", "tiny", 32, num_channels_decoder=24) == ((2, 1, 1), 1, 24)
     # The preset's own model is the published one; another size is that of any other images of 32 pixels.
     assert experiment_config("mnist", {"size": "published"}) == experiment_config("mnist")
-    assert experiment_config("celeba64", {"size": "tiny"}).model.num_flows == 0
-    for wrong, message in (("large", "not one of the choices"), ("tiny", "give data.height, data.width")):
+    assert experiment_config("mnist", {"size": "published", "data.name": "faces"}).model.num_channels_decoder == 128
+    tiny = experiment_config("celebahq256", {"size": "tiny"}).model
+    assert groups_per_scale(tiny) == (2, 1, 1) and tiny.num_flows == 0
+    # Of a tiny model's settings nothing stays.
+    sizes = experiment_config("celeba64", {"size": "tiny"}), experiment_config("celeba64")
+    published = model_of_size("published", sizes[0].data)
+    assert dataclasses.replace(sizes[0].model, **published) == sizes[1].model
+    for wrong, message in (("large", "not one of"), ("", "not one of"), ("tiny", "give data.height, data.width")):
         with pytest.raises(ValueError, match=f"setting size = '{wrong}': {message}"):
             experiment_config("own_images", {"size": wrong})
 

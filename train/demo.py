@@ -74,7 +74,8 @@ def main(workdir: Annotated[str, "Run folder of the demo."] = "runs/demo") -> No
             print(f"{heading}: done before, {output}", flush=True)
             continue
         print(f"\n{heading}\n$ python {shlex.join(arguments)}", flush=True)
-        output.unlink(missing_ok=True)  # the output may be of an earlier training; an export is its whole folder
+        # The output may be of an earlier training; an export is its whole folder.
+        output.unlink(missing_ok=True)
         if output.name == "saved_model.pb":
             shutil.rmtree(output.parent, ignore_errors=True)
         _run(arguments)

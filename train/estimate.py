@@ -31,7 +31,7 @@ CONFIG = command_line.define_config(flags)
 
 def main(
     gpu_memory_gib: Annotated[float | None, "Memory of one GPU in GiB, for the largest batch size.", 0.1] = None,
-    json: Annotated[str | None, "File to write the numbers to as well, in bytes."] = None,
+    json: Annotated[str | None, "File to write the numbers to as well, in bytes and seconds."] = None,
 ) -> None:
     """Checks the settings, measures training steps and prints."""
     if json:

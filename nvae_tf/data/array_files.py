@@ -162,7 +162,8 @@ def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
     with _StoredArray(path).opened() as stream, zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
         for name in names:
-            archive.open(name).close()  # checks that the entry has the same name: a damaged one could hide an array
+            # Checks that the entry has the same name: a damaged one could hide an array.
+            archive.open(name).close()
     # Other entries are not arrays: a text about them.
     return {name.removesuffix(".npy"): _StoredArray(path, name) for name in names if name.endswith(".npy")}
 
@@ -250,7 +251,8 @@ def decoded_once(
     Where the file of these settings and `contents` is missing, `decode` gives the number of images, and batches uint8
     `[batch, height, width, channels]`; `read_labels` their labels, which are in a second file.
     """
-    alpha = [] if spec.alpha == "keep" else [spec.alpha]  # files of before there was `alpha` keep their names
+    # Files of before there was `alpha` keep their names.
+    alpha = [] if spec.alpha == "keep" else [spec.alpha]
     settings = [*(getattr(spec, name) for name in _PIXEL_SETTINGS), *alpha]
     digest = hashlib.sha256(repr((_DECODED_FORM, settings)).encode())
     for content in contents:
@@ -281,7 +283,6 @@ def _cached_array(spec: DataSpec, name: str, write: Callable[[BinaryIO], None]) 
     """The array in a file of the cache, which `write` makes where it is missing."""
     file = pathlib.Path(spec.cache).expanduser() / f"{name}.npy"
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as unfinished, unfinished.open("wb") as stream:
             write(stream)
     return _StoredArray(file).read()

@@ -10,7 +10,8 @@ from nvae_tf.progress import Report
 
 _DIGITS_SIZE, _DIGITS = 16, tuple("0123456789")
 _LARGEST_PATCH = 96
-_TEST_COLUMNS_FROM = 512  # columns of the 640 that a photograph has: training patches end where test patches begin
+# Columns of the 640 that a photograph has: training patches end where test patches begin.
+_TEST_COLUMNS_FROM = 512
 
 
 def first_bundled_image(spec: DataSpec) -> PictureHeader:

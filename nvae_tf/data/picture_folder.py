@@ -221,7 +221,8 @@ def picture_source(places: Places, spec: DataSpec) -> tuple[ArraySource, list[st
     for path, _ in files:
         header = pictures.read_header(path, spec.max_pixels)
         pictures.check_size(f"{path}:", header.height, header.width, spec)
-        pictures.check_form(path, header.channels, spec.file_bits, spec)  # other bits are converted in any case
+        # Other bits are converted in any case.
+        pictures.check_form(path, header.channels, spec.file_bits, spec)
     return ArraySource(np.stack([_pixels(path, spec) for path, _ in files])), [name for _, name in files]
 
 

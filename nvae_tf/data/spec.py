@@ -7,7 +7,7 @@ from typing import Any
 from nvae_tf.config import DataSpec, ExperimentConfig, config_from_dict
 from nvae_tf.data_sets import MODEL_SETTINGS
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.presets import model_of_size
+from nvae_tf.presets import check_size, model_of_size
 
 
 def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> ExperimentConfig:
@@ -16,13 +16,14 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
     A `size` sets those of the model that are not `given` (names as "model.num_flows"). ValueError: they are wrong, or
     make no model.
     """
+    check_size(size := settings.get("size"))
     groups = {group: dict(values.items()) for group, values in settings.items() if group != "size"}
     spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {})))
     model = groups.setdefault("model", {})
     for name, data_name in MODEL_SETTINGS.items():
         if model.get(name) is None:
             model[name] = getattr(spec, data_name)
-    if size := settings.get("size"):
+    if size is not None:
         model |= model_of_size(size, spec, given)
     if spec.labels and not model.get("num_classes"):
         model["num_classes"] = spec.num_classes

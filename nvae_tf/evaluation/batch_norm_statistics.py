@@ -16,7 +16,8 @@ from nvae_tf.models.latents import PriorSource, batch_noise, temperatures_of_gro
 from nvae_tf.models.passes import top_down_pass
 from nvae_tf.models.reweighted_prior import check_prior, with_reweighted_prior
 
-_STREAM = -1  # images are drawn from seeds (seed, number of the image), so no image has the latents of this stream
+# Images are drawn from seeds (seed, number of the image), so no image has the latents of this stream.
+_STREAM = -1
 
 
 class ReadjustedModel(NamedTuple):
@@ -65,7 +66,8 @@ def _draw_batch(model: NVAE, reweighted, temperatures, batch_size: int, seed: in
     noise = batch_noise(model.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
     sources = list(map(PriorSource, noise, temperatures))
     if reweighted is not None:
-        seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)  # numbers below 0, which no image has
+        # Numbers below 0, which no image has.
+        seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)
         sources = with_reweighted_prior(reweighted, sources, seeds, temperatures, model.plan, forward.labels)
     top_down_pass(model, sources, batch_size, forward)
     forward.commit()

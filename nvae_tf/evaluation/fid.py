@@ -298,7 +298,8 @@ def graph_content(file: pathlib.Path) -> bytes:
     """The graph's file as bytes, from itself or from the archive that it is in."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; {_HELP}")
-    if not file.name.endswith((".tgz", ".tar.gz", ".tar")):  # any file of zeros is a tar archive, so its name decides
+    # Any file of zeros is a tar archive, so its name decides.
+    if not file.name.endswith((".tgz", ".tar.gz", ".tar")):
         return file.read_bytes()
     try:
         with tarfile.open(file) as archive:

@@ -20,7 +20,8 @@ from nvae_tf.replicas import divided, joined
 
 _TURNS = 25  # of the samples' loop between two reports of progress
 _ROWS = 256  # more in one pass do not make a row cheaper
-_BYTES_ON_GPU = 2 * 2**30  # TensorFlow does not say how much is free; beside the weights this fits into 8 GiB
+# TensorFlow does not say how much memory is free; beside the weights this fits into 8 GiB.
+_BYTES_ON_GPU = 2 * 2**30
 
 Batch = tf.Tensor | tuple[tf.Tensor, tf.Tensor]
 

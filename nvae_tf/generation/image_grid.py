@@ -78,7 +78,8 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
     # Neither format has gray with alpha.
     pictures = [picture.convert("RGBA") if picture.mode == "LA" else picture for picture in pictures]
     options = {"lossless": True} if ending == ".webp" else {}
-    if loop or ending == ".webp":  # Pillow's number of turns: 0 for no end; a GIF without the number is shown once
+    # Pillow's number of turns: 0 for no end; a GIF without the number is shown once.
+    if loop or ending == ".webp":
         options["loop"] = 0 if loop else 1
     options |= {"save_all": True, "append_images": pictures[1:], "duration": milliseconds}
     with atomic_file(path) as partial:

@@ -35,7 +35,8 @@ from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.replicas import divided, joined
 
 BATCH_SIZE = 16  # always the same, so that the last bit of image i does not depend on how many there are
-_SMALLEST_ANGLE = 1e-4  # radians; below it an arc and a line are the same in float32, and opposite latents have no arc
+# Radians; below it an arc and a line are the same in float32, and opposite latents have no arc.
+_SMALLEST_ANGLE = 1e-4
 Progress = Callable[[int], None] | None
 Array, Arrays = np.ndarray, Sequence[np.ndarray]
 
@@ -108,7 +109,8 @@ _GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDi
 
 def _shared_generator(model: NVAE) -> ImageGenerator:
     if model not in _GENERATORS:
-        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))  # a proxy: the graphs must not keep the model alive
+        # A proxy: the graphs must not keep the model alive.
+        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))
     return _GENERATORS[model]
 
 

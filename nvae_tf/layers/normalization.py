@@ -171,7 +171,8 @@ class StackedBatchNormalization(StackedLayer):
         gamma, beta, mean, variance = (tf.cast(each, tf.float32) for each in (self.gamma, self.beta, *self.statistics))
         if forward.training:
             return BatchStatisticsNorm(gamma, beta)
-        scale = gamma * tf.math.rsqrt(variance + EPSILON)  # once for all layers: a graph has two operations for each
+        # Once for all layers: a graph has two operations for each.
+        scale = gamma * tf.math.rsqrt(variance + EPSILON)
         return RunningStatisticsNorm(scale, beta - mean * scale)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:

@@ -134,17 +134,20 @@ def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass
     """The state after all layers of a stack, one after the other; the state itself where there is no stack."""
     if cells is None:
         return state
-    return run_steps([StackShare(cells)], _cell_step, state, [()] * cells.count, forward)[0]
+    # Without outputs, so that eagerly each state is freed when the next is there.
+
+    def step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, None]:
+        return layers[0][0](state), None
+
+    return run_steps([StackShare(cells)], step, state, [()] * cells.count, forward)[0]
 
 
 def states_of_cells(cells: StackedLayer, state: tf.Tensor, forward: ForwardPass) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """The state after all layers of a stack, and a list of the states after each."""
     shares, inputs = [StackShare(cells)], [()] * cells.count
-    in_and_out_of_loop = lambda state: [state], lambda tensors: tf.unstack(tensors[0])
-    return run_steps(shares, _cell_step, state, inputs, forward, *in_and_out_of_loop)
 
+    def step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
+        state = layers[0][0](state)
+        return state, state
 
-def _cell_step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-    ((cell,),) = layers
-    state = cell(state)
-    return state, state  # as the output too, for `states_of_cells`
+    return run_steps(shares, step, state, inputs, forward, lambda state: [state], lambda states: tf.unstack(states[0]))

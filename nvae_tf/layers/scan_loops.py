@@ -37,7 +37,8 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(slices)))
 
     traced = _TracedStep(body_of_packed, state, packed_inputs)
-    recorded: list = []  # filled by the operation, not returned by it: what it returns would be differentiated
+    # Filled by the operation, not returned by it: what it returns would be differentiated.
+    recorded: list = []
 
     @tf.custom_gradient
     def operation(first_state: tf.Tensor, *packed: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:

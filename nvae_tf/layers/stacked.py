@@ -32,9 +32,11 @@ class ForwardPass:
     """How one pass through the network is computed, and what it gathers for later."""
 
     training: bool = False  # batch norm uses the statistics of the batch, and records them
-    initializing: bool = False  # a training pass in which data-dependent layers set their scales from the batch
+    # A training pass in which data-dependent layers set their scales from the batch.
+    initializing: bool = False
     labels: tf.Tensor | None = None  # the class of every image, int32 `[batch]`, -1 for none
-    traced_inline: bool = False  # composite layers stand in the graph themselves, not as calls of one function
+    # Composite layers stand in the graph themselves, not as calls of one function.
+    traced_inline: bool = False
     scanned: bool = False  # equal steps are one loop of the graph, see `run_steps`
 
     # Gathered: the weights of each layer as it uses them, and the effective kernels in float32, which the spectral

@@ -138,9 +138,10 @@ class TopDownScale(keras.layers.Layer):
             latent = source.draw(group, seen_by_latent)
             return group.combine(state, latent.z), latent
 
-        # All groups of a loop are one `LatentSample`, which counts them.
-        in_and_out_of_loop = tensors_of_latent, lambda tensors: [latents_of_groups(tensors)]
-        return run_steps(shares, step, state, sources, forward, *in_and_out_of_loop)
+        def latents_of_loop(tensors: list[tf.Tensor]) -> list[LatentSample]:
+            return [latents_of_groups(tensors)]  # all groups of a loop are one `LatentSample`, which counts them
+
+        return run_steps(shares, step, state, sources, forward, tensors_of_latent, latents_of_loop)
 
 
 class PostprocessBlock(keras.layers.Layer):

@@ -106,7 +106,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """
         lowering = tf.fill(tf.shape(gradient), scalars["lowering"])
         lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=lowering)
-        with tf.control_dependencies([lowered]):  # the kernel takes this gradient, and so runs after the lowering
+        # The kernel takes this gradient, and so runs after the lowering.
+        with tf.control_dependencies([lowered]):
             gradient += scalars["l2"] * tf.raw_ops.ReadVariableOp(resource=weight, dtype=tf.float32)
         variables = {"var": weight, "m": momentum, "v": norm, "grad": gradient, "lr": rate, "beta1_power": power}
         settings = {"beta1": scalars["beta_1"], "beta2": scalars["beta_2"], "epsilon": scalars["epsilon"]}

@@ -165,7 +165,6 @@ def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: 
 def _write_report(path: pathlib.Path, model: NVAE, state: Mapping[str, np.ndarray]) -> None:
     """Writes a row for each tensor of the file, and for each weight that the file lacks."""
     names, matched = {id(weight): name for name, weight in named_weights(model).items()}, weights.match(model, state)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -214,7 +213,6 @@ def export_file(
     own = {"config": config_to_json(config), "images": images and images.text(), "origin": origin and origin.text()}
     content |= {"scheduler": {}, "grad_scalar": {}, OWN_KEY: own}
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(output) as partial, partial.open("wb") as file:
             torch.save(content, file)
     # Torch reports a full disk by a RuntimeError, with a place in its own source.

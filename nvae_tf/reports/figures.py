@@ -376,7 +376,8 @@ def _paint(figure: Figure, rows: Sequence[Row], lefts, tops, height: int, scale:
             places.append((left, top))
     (axes,) = figure.axes
     extent = axes.axis((0, shape[1], shape[0], 0))
-    for _ in range(2):  # lines of text are broken where the figure ends, so their height follows from its width
+    # Lines of text are broken where the figure ends, so their height follows from its width.
+    for _ in range(2):
         figure.draw_without_rendering()
         around = figure.bbox.size - axes.bbox.size
         figure.set_size_inches(np.ceil(shape[::-1] + around - 0.01) / _DPI)

@@ -21,7 +21,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.runs.checkpoint_files import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
-from nvae_tf.runs.run_folder import RunFolder, origin_of_run, read_image_counts, read_run_config, write_origin
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, origin_of_run, read_run_config, write_origin
 
 # The errors that a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
@@ -63,7 +63,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
         parameters=parameters,
         step=steps[-1] if steps else None,
         best_step=best[-1] if best else None,
-        images=_read(read_image_counts, folder.images_file),
+        images=_read(ImageCounts.read, folder.images_file),
         origin=origin_of_run(folder, config.train.initialize_from),
         evaluations=[evaluation for evaluation in evaluations if evaluation],
         training_score=_read(_training_score, folder.metrics_file),
@@ -117,7 +117,8 @@ def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespac
     inside = [path for path in named if not os.path.isabs(path) and ".." not in pathlib.PurePath(path).parts]
     results = [*_results(metrics, dataset or _identifier(metrics["dataset"]))]
     for name in [name for name, value in metrics.items() if isinstance(value, str)]:
-        kept = "\n" if name == "command" else ""  # a name must not look like other lines; commands have a line each
+        # A name must not look like other lines; commands have a line each.
+        kept = "\n" if name == "command" else ""
         metrics[name] = "".join(letter if letter.isprintable() or letter in kept else " " for letter in metrics[name])
     return types.SimpleNamespace(
         metrics=metrics,
@@ -140,7 +141,8 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
             how |= {name: kind(value[name]) for name, kind in _DISTANCE_MADE_WITH.items()}
             if value.get("prior") == "reweighted":
                 how["prior"] = "reweighted"
-            how.pop("num_images", None)  # samples are compared with training images, whatever part was evaluated
+            # Samples are compared with training images, whatever part was evaluated.
+            how.pop("num_images", None)
             value = value["value"]
         names = {"metric_type": key.removesuffix("_nats"), "metric_name": key.replace("_", " ")}
         names |= {"dataset_split": metrics["split"], "metric_value": _finite(value), "metric_args": how}
@@ -179,7 +181,8 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
         template_path=str(_TEMPLATE),
         **{"facts": facts, "place": place, "hub_dataset": _hub_dataset(facts.config.data), "counted": progress.counted},
         **{"plain": _plain, "code": _code, "quoted": ascii, "shell_word": shlex.quote},
-        in_block=lambda text: text.replace("```", "'''"),  # a text that can't end the block of code that it stands in
+        # A text that can't end the block of code that it stands in.
+        in_block=lambda text: text.replace("```", "'''"),
     )
     # A name may have the marker in it, and need not be Unicode.
     text = str(card).replace(MARKER, MARKER.replace("<!--", "<! --"))

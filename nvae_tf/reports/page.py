@@ -38,7 +38,8 @@ from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
-_WIDTH = 430  # CSS pixels. A phone shows a figure at about this width, so its text stays readable there.
+# CSS pixels. A phone shows a figure at about this width, so its text stays readable there.
+_WIDTH = 430
 # How many samples are shown of small images and of large ones; among how many images neighbors are looked for.
 _MANY, _FEW, _LARGE_FROM, _NEAREST_AMONG = 36, 16, 128, 10_000
 _COLUMNS, _STEPS = 8, 5
@@ -219,7 +220,8 @@ def read_curves(folder: RunFolder) -> tuple[Curves, float]:
     points, (logged, seconds) = _read_metrics(folder.metrics_file), _read_events(folder.tensorboard)
     for tag, values in logged.items():
         name = re.sub("^(schedule|speed)/", "", re.sub("^(test|train)/", r"\1_", tag))
-        name = f"{name}_nats" if name in ("train_reconstruction", "train_kl") else name  # these tags lack the unit
+        # These tags lack the unit.
+        name = f"{name}_nats" if name in ("train_reconstruction", "train_kl") else name
         points[name] = max(points[name], values, key=len)
     reconstruction, kl = points["train_reconstruction_nats"], points["train_kl_nats"]
     nelbo = {step: value + kl[step] for step, value in reconstruction.items() if step in kl}

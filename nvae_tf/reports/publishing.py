@@ -39,7 +39,8 @@ def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest
             url = hub.create_repo(repo, exist_ok=True)
             # One commit, where `upload_folder` may make several: a reader would see a part of the run.
             operations = [huggingface_hub.CommitOperationAdd(name, path) for name, path in files.items()]
-            parent = hub.model_info(repo).sha  # the Hub refuses the commit if the repository has changed meanwhile
+            # The Hub refuses the commit if the repository has changed meanwhile.
+            parent = hub.model_info(repo).sha
             for name in hub.list_repo_files(repo, revision=parent):
                 # For `fnmatch` a slash is a letter like others.
                 patterns = [pattern for pattern in SHARED_FILES if pattern.count("/") == name.count("/")]

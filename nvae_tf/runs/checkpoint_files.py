@@ -24,7 +24,8 @@ BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints
 # The end of messages about missing checkpoints.
 BEST_INSTEAD = '. --checkpoint=best, or checkpoint="best" in Python, takes the one with the best test score, if any'
 _STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
-_FINITE = ("model/", "averages/", "optimizer/")  # a checkpoint with NaN or infinity in one of these can't be continued
+# A checkpoint with NaN or infinity in one of these can't be continued.
+_FINITE = ("model/", "averages/", "optimizer/")
 _NONE = float("inf"), 0, None  # the score, step and prefix where there is no checkpoint
 
 
@@ -58,7 +59,8 @@ def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], obj
         write(f"{partial}/step-{step}")
         files = sorted(partial.iterdir(), key=lambda file: file.suffix == ".index")
         for file in files:
-            with file.open("rb") as written:  # some file systems report a full disk only when a file is flushed
+            # Some file systems report a full disk only when a file is flushed.
+            with file.open("rb") as written:
                 os.fsync(written.fileno())
         remove_checkpoint(folder, step)
         for file in files:

@@ -19,7 +19,7 @@ from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCo
 from nvae_tf.runs.checkpoint_files import BEST_INSTEAD, find_best, newest_whole, step_of, stored_shapes
 from nvae_tf.runs.checkpoints import restore_weights
 from nvae_tf.runs.companions import read_calibration, read_prior
-from nvae_tf.runs.run_folder import RunFolder, read_image_counts, read_run_config
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
 
 
@@ -79,7 +79,7 @@ class TrainedRun:
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes of a conditional model, in their order; numbers where the run notes no names."""
-        counts = read_image_counts(self._folder.images_file)
+        counts = ImageCounts.read(self._folder.images_file)
         return (counts and counts.class_names) or tuple(map(str, range(self.config.model.num_classes)))
 
     @functools.cached_property

@@ -147,12 +147,9 @@ class ImageCounts(Record):
     class_names: tuple[str, ...] | None = None  # the names of the classes in their order, if images have labels
 
 
-read_image_counts = ImageCounts.read
-
-
 def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> None:
     """Raises a ValueError if the classes of a run's data, `where`, have other names now than its `images.json` has."""
-    noted = read_image_counts(file)
+    noted = ImageCounts.read(file)
     pairs = itertools.zip_longest(noted.class_names, names) if noted and noted.class_names else ()
     for index, (old, new) in enumerate(pairs):
         if old != new:
@@ -213,7 +210,8 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # another user, who continues the run, might not write into the file
+            # Another user, who continues the run, might not write into the file.
+            with contextlib.suppress(OSError):
                 folder.lock_file.unlink()
                 for place in missing:
                     place.rmdir()
@@ -228,7 +226,8 @@ def _take_lock(folder: RunFolder, lock: TextIO, warn: Callable[[str], None]) -> 
         # Its holder may have removed the file after it was opened here.
         if not os.path.samefile(folder.lock_file, lock.fileno()):
             raise BlockingIOError
-    except (BlockingIOError, PermissionError, FileNotFoundError):  # some network file systems say PermissionError
+    # Some network file systems say PermissionError.
+    except (BlockingIOError, PermissionError, FileNotFoundError):
         lock.seek(0)
         raise ValueError(
             f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "

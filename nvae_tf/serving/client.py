@@ -27,7 +27,8 @@ from nvae_tf.errors import first_line, require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
 from nvae_tf.serving.outputs import PNG_SUFFIX
 
-ATTEMPTS, FIRST_WAIT = 5, 0.2  # a request without answer is sent again after a random part of 0.2 s, 0.4 s, and so on
+# A request without answer is sent again after a random part of 0.2 s, 0.4 s, and so on.
+ATTEMPTS, FIRST_WAIT = 5, 0.2
 # No class, no guidance, the model's own prior: for models that have these inputs, and calls that name none.
 _OPTIONAL = {"label": -1, "guidance": 1.0, "proposals": 1}
 _ADVICE = {
@@ -43,7 +44,8 @@ HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 
 HTTP_STATUS |= {"UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504}
 _CODES = {status: code for code, status in HTTP_STATUS.items()} | {413: "RESOURCE_EXHAUSTED"}
 
-Images = np.ndarray | Sequence[Image.Image]  # uint8 or float in [0, 1], [count, height, width, channels], or Pillow's
+# Uint8 or float in [0, 1], [count, height, width, channels], or Pillow's.
+Images = np.ndarray | Sequence[Image.Image]
 Arrays = dict[str, np.ndarray]
 
 
@@ -229,7 +231,8 @@ class ServedModel(contextlib.AbstractContextManager):
                 raise ServingError("UNKNOWN", fault) from error
             except ServingError as error:
                 if error.code != "UNAVAILABLE" or attempt == ATTEMPTS or time.monotonic() + wait > end:
-                    self._signatures = None  # the server may have loaded a version with other signatures since
+                    # The server may have loaded a version with other signatures since.
+                    self._signatures = None
                     raise ServingError(error.code, f"{self._what}, {what}: {error.reason}", error.advice) from None
             time.sleep(wait)
 

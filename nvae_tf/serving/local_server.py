@@ -88,7 +88,8 @@ class LoadedModel(prediction_service.PredictionServiceServicer, model_service.Mo
         self.name, self.number = name, int(folder.name)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         self.close = self._session.close
-        tf.get_logger().setLevel("ERROR")  # it would warn that this loader, TensorFlow Serving's, is deprecated
+        # It would warn that this loader, TensorFlow Serving's, is deprecated.
+        tf.get_logger().setLevel("ERROR")
         try:
             loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
             self.definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(loaded.signature_def))
@@ -311,7 +312,8 @@ def json_request(body: bytes, model: LoadedModel) -> tuple[str, Arrays, bool]:
 
 def array_from_json(value: Any, dtype: str) -> np.ndarray:
     """Returns the array of nested lists of numbers, or of strings and `{"b64": ...}`; ValueError for anything else."""
-    array = np.array(value, object)  # a string type of NumPy would take the size of the longest for every item
+    # A string type of NumPy would take the size of the longest for every item.
+    array = np.array(value, object)
     types = set(map(type, array.ravel())) if array.ndim <= _MOST_DIMENSIONS else {list}
     if list in types:
         raise ValueError("lists of different lengths, or nested too deep")

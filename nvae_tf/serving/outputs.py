@@ -11,7 +11,8 @@ from nvae_tf.files import atomic_write, check_is_no_pattern, check_new_file, che
 WEIGHTS = ("float32", "bfloat16", "float16")
 DEFAULT_SIGNATURE = "serving_default"  # the signature that servers run for a request that names none
 PNG_SUFFIX = "_png"  # the ending of signatures whose images are the bytes of PNG files
-BATCH_ROWS = 64  # the most rows of a batch of TensorFlow Serving and of a request to nvae-serve; exports may take fewer
+# The most rows of a batch of TensorFlow Serving and of a request to nvae-serve; exports may take fewer.
+BATCH_ROWS = 64
 # The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
 DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
 MODES = {

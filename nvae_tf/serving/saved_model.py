@@ -30,8 +30,10 @@ from nvae_tf.serving.explorer_files import EXAMPLES
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import Arrays, all_differences, process_alone, recorded, side_of_record, verified
 
-LARGEST_DIFFERENCE = 0.2  # half-precision weights that change an output by more of its largest value are not published
-REQUEST_BYTES = 2 * 2**30  # the memory that the rows of one request may take unless the export says otherwise
+# Half-precision weights that change an output by more of its largest value are not published.
+LARGEST_DIFFERENCE = 0.2
+# The memory that the rows of one request may take unless the export says otherwise.
+REQUEST_BYTES = 2 * 2**30
 _WARM_UP = "tf_serving_warmup_requests"  # the file that TensorFlow Serving looks for
 
 

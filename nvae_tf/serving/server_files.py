@@ -75,7 +75,8 @@ def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = 
     files = {name: templates.get_template(name).render(values) for name in templates.list_templates()}
     if older:
         del files["batching_parameters.txt"]
-    explorer = _write_explorer(exports, output / "explorer")  # before the other files: it reads what may be damaged
+    # Before the other files: it reads what may be damaged.
+    explorer = _write_explorer(exports, output / "explorer")
     for name, text in files.items():
         atomic_write(output / name, text)
     start = f"To start the server: cd {output} && docker compose up --detach --wait"

@@ -36,7 +36,8 @@ METADATA_NAME = "nvae_tf"
 DEVICE_BATCH = 1  # an open batch takes 8 % longer for one image, and some delegates require fixed shapes
 # The number of inputs for the ranges of int8: rare values among more inputs widen the ranges.
 REPRESENTATIVE_INPUTS, TEST_INPUTS = 128, 64
-TOLERANCE = 1e-4  # the largest difference that rounding may cause in float32, relative to the largest number
+# The largest difference that rounding may cause in float32, relative to the largest number of the output.
+TOLERANCE = 1e-4
 _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
 _BATCH, _THREADS = 16, 1  # images computed at once, which bounds the memory; the threads of the interpreter
 _TAKE_IMAGES = ("encode", "reconstruct")  # the signatures that have images among their inputs
@@ -253,7 +254,8 @@ def convert(folder: str, name: str, quantize: str, examples: Arrays) -> bytes:
         rows = [{key: array[index : index + 1] for key, array in examples.items()} for index in range(count)]
         converter.representative_dataset = lambda: ((name, row) for row in rows)
     try:
-        with standard_error_into([]), warnings.catch_warnings():  # on a failure the converter writes the whole graph
+        # On a failure the converter writes the whole graph.
+        with standard_error_into([]), warnings.catch_warnings():
             # The converter itself takes the ranges of int8 with the old interpreter.
             warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
             return converter.convert()

@@ -23,7 +23,8 @@ from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
 from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
-TOLERANCE = 1e-5  # the largest difference that rounding may cause, relative to the largest number of the tensor
+# The largest difference that rounding may cause, relative to the largest number of the tensor.
+TOLERANCE = 1e-5
 RECORD = "assets.extra/verification.npz"
 ROWS = 3  # the number of rows of the record's inputs, with which an export is tried
 CHECK = ("run_saved_model.py", "tensorflow")  # what `process_alone` takes to check an export
@@ -65,7 +66,8 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Arrays:
             try:
                 tensors = signatures.function(signature)(*map(tf.constant, given.values()))
             except tf.errors.InvalidArgumentError as error:
-                raise ValueError(diverged(signature)) from error  # the inputs are right, so the output is refused
+                # The inputs are right, so the output is refused.
+                raise ValueError(diverged(signature)) from error
             results = {name: tensor.numpy() for name, tensor in tensors.items()}
             if not results["valid"].all():
                 raise ValueError(diverged(signature))
@@ -93,7 +95,8 @@ def _first_inputs(signatures: Signatures) -> Arrays:
         "num_groups": np.int32([1, 0, 1]),
         "keep": np.arange(ROWS * groups, dtype=np.int32).reshape(ROWS, groups) % 2,
         "label": np.arange(ROWS, dtype=np.int32) % (signatures.model.config.num_classes + 1) - 1,
-        "guidance": np.float32([1.0, 1.5, 1.0]),  # only a row with a class, without the reweighted prior, can be guided
+        # Only a row with a class, without the reweighted prior, can be guided.
+        "guidance": np.float32([1.0, 1.5, 1.0]),
         "proposals": np.int32([1, 1, 2]),
         "compose/temperature": np.linspace(0.5, 1.0, ROWS * groups, dtype=np.float32).reshape(ROWS, groups),
     }
@@ -132,7 +135,8 @@ def process_alone(script: str, *modules: str) -> Iterator[Callable[..., Arrays]]
             np.savez(given, **inputs)
             _, errors = process.communicate(json.dumps([*map(str, (given, made, *arguments))]))
             if process.returncode:
-                reason = (errors.strip().splitlines() or ["no message"])[-1]  # a traceback's last line is the reason
+                # A traceback's last line is the reason.
+                reason = (errors.strip().splitlines() or ["no message"])[-1]
                 raise ValueError(f"exit code {process.returncode}: {reason}")
             with np.load(made) as outputs:
                 return dict(outputs)

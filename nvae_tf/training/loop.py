@@ -156,7 +156,8 @@ class TrainingLoop:
                 if self._is_checkpoint_due(step + 1):
                     self._save(step + 1)
         except BadPicture:
-            self._interrupt(step)  # a checkpoint, as for a signal: the run can continue once the damaged file is fixed
+            # A checkpoint, as for a signal: the run can continue once the damaged file is fixed.
+            self._interrupt(step)
             raise
         finally:
             batches.close()

@@ -136,7 +136,8 @@ def _training_posteriors(
     draws = math.ceil(_DRAWS / source.count) if groups > 1 else 1
     values = sum(map(math.prod, model.plan.latent_shapes()[:groups]))
     image_bytes = draws * values * 4 * len(InferredGroup._fields[:5])
-    fitting = max(1, psutil.virtual_memory().available // (8 * image_bytes))  # twice: in batches, and joined
+    # Twice: in batches, and joined.
+    fitting = max(1, psutil.virtual_memory().available // (8 * image_bytes))
     if fitting < source.count:
         status.keep(f"learning from {fitting:,} of the {source.count:,} training images, which fit into the memory")
     size = min(_IMAGES_AT_ONCE, max(1, _ROWS_AT_ONCE // draws), source.count, fitting)

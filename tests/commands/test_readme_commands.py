@@ -15,7 +15,7 @@ from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels
 from tests.tiny_model import ARCHITECTURE
 
 EVALUATION = ROOT / "docs" / "evaluation.md"
-# A hundred steps of the preset's model are minutes of nothing else.
+# Twenty epochs are minutes of nothing else.
 MODEL = {f"model.{name}": value for name, value in ARCHITECTURE.items()}
 SMALL = " ".join(config_flags(MODEL | {"model.num_latent_scales": 1, "train.steps": 2, "train.batch_size": 4}))
 
@@ -46,10 +46,10 @@ def folder_of_a_newcomer(tmp_path):
 @pytest.mark.slow
 def test_three_commands_lead_from_a_folder_of_pictures_to_samples(folder_of_a_newcomer):
     assert len(commands_of_readme()) == 3
-    assert "--config.train.steps=100 " in commands_of_readme()[1]
+    assert "--config.train.epochs=20 " in commands_of_readme()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for command in commands_of_readme():
-        words = shlex.split(command.replace("--config.train.steps=100 ", f"{SMALL} "))
+        words = shlex.split(command.replace("--config.train.epochs=20 ", f"{SMALL} "))
         output_of(["-m", module_of(words[0]), *words[1:]], cwd=folder_of_a_newcomer, env=environment)
     inspected = read_images(folder_of_a_newcomer / "inspect_data.png", 32, 10)
     samples = read_images(folder_of_a_newcomer / "samples.png", 32, 8)

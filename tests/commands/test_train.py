@@ -144,7 +144,7 @@ def test_images_need_not_be_there_where_their_size_is_set(commands):
         "model = complete_config(sized_settings(settings), given).model\n"
         "print(model.num_preprocess_blocks, model.num_channels_encoder, model.num_channels_decoder)"
     )
-    assert commands.output_of(["-c", program]) == "(64, 64, 3) 64\n2 16 32\n"
+    assert commands.output_of(["-c", program]) == "(64, 64, 3) 64\n2 8 32\n"
 
 
 @pytest.mark.slow

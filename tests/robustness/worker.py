@@ -146,7 +146,7 @@ def reader_of_run_folder(base: pathlib.Path):
     from nvae_tf.runs import loading
     from nvae_tf.runs.checkpoints import TrainingState
     from nvae_tf.runs.loading import model_for_training
-    from nvae_tf.runs.run_folder import CHANGEABLE_SETTINGS, open_for_training, read_image_counts
+    from nvae_tf.runs.run_folder import CHANGEABLE_SETTINGS, ImageCounts, open_for_training
     from nvae_tf.training.outputs import MetricsFile
 
     loading.NVAE = once(loading.NVAE)
@@ -164,7 +164,7 @@ def reader_of_run_folder(base: pathlib.Path):
         folder = open_for_training(path, config)
         state = TrainingState(folder.checkpoints, made.model, 2, schedule=made.schedule)
         step = state.restore(warnings.warn)
-        read_image_counts(folder.images_file)
+        ImageCounts.read(folder.images_file)
         metrics = MetricsFile(folder.metrics_file)
         metrics.keep_until(step)
         if metrics.has(step):

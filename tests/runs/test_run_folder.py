@@ -22,7 +22,6 @@ from nvae_tf.runs.run_folder import (
     check_class_names,
     lock_for_training,
     open_for_training,
-    read_image_counts,
 )
 from nvae_tf.training.run import Images, Run, RunLength, check_images_a_step, initialize, new_run, note_images
 from nvae_tf.training.strategy import Replicas
@@ -167,7 +166,7 @@ def test_other_names_of_classes_are_refused_and_what_an_older_version_did_not_no
     check_class_names(file, names, "here")
     check_images_a_step(file, run_with(54, 6, batch_size=20))
     note_images(file, run_with(54, 6, held_out=True, class_names=names), pytest.fail)
-    assert read_image_counts(file) == ImageCounts(54, 6, 10, True, names)
+    assert ImageCounts.read(file) == ImageCounts(54, 6, 10, True, names)
     check_class_names(file, names, "here")
     was = "here: not the classes that the run was begun with: class 1 was 'dogs' and is now 'foxes'. Give the run"
     with pytest.raises(ValueError, match=was):

@@ -66,12 +66,10 @@ def assert_shows(pixels, images):
 
 
 @pytest.fixture(scope="module")
-def address(folder, tmp_path_factory):
-    """The address that the command prints."""
-    names = "sample", "encode", "compose", "score", "outlier_score"
-    export = with_few_warm_ups(folder, tmp_path_factory.mktemp("explored"), *names)
+def address(folder):
+    """The address that the command prints; it has run all warm-up requests of the export by then."""
     flags = ["--model=tiny", "--explore", "--port=0", "--rest_port=0"]
-    process = started(["-m", "export.serve", f"--path={export.parent}", *flags])
+    process = started(["-m", "export.serve", f"--path={folder.parent}", *flags])
     printed, start = [], "explorer: "
     for line in process.stdout:
         printed.append(line)

@@ -243,7 +243,8 @@ def test_what_is_missing_or_no_number_is_never_equal(tmp_path):
 def test_a_record_that_lacks_outputs_proves_nothing(tmp_path, refused, lacking, monkeypatch):
     export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
     record = read_record(export)
-    monkeypatch.setattr(verification, "run_alone", lambda *_: verification.side_of_record(record, "outputs"))
+    own_outputs = contextlib.nullcontext(lambda *_: verification.side_of_record(record, "outputs"))
+    monkeypatch.setattr(verification, "process_alone", lambda *_: own_outputs)
     write_arrays(export / RECORD, {name: array for name, array in record.items() if not name.startswith(lacking)})
     write_digests(export)
     assert re.search("does not give the model's numbers: .* is off by inf", refused("export.verify", str(export)))

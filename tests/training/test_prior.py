@@ -2,7 +2,7 @@
 
 import math
 import shutil
-import signal
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -139,7 +139,7 @@ def test_a_mixture_of_as_many_images_as_fit_and_settings_that_do_not_fit(
         learn_prior(folder, groups=2, kind="mixture")
     # Bounds may take long: the prior stays where they are interrupted. Twice five numbers of four bytes for each value
     # of the top group, of 100 images, are a quarter of the memory.
-    monkeypatch.setattr(module, "_bounds", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(module, "_bounds", mock.Mock(side_effect=KeyboardInterrupt))
     free_memory(4 * 2 * 5 * 4 * math.prod(model.plan.latent_shapes()[0]) * 100)
     with pytest.raises(KeyboardInterrupt):
         learn_prior(folder, kind="mixture", importance_samples=2)
