@@ -28,39 +28,34 @@ def main(
     """Decompresses."""
     from nvae_tf.compression import container
 
-    place, target = pathlib.Path(input), pathlib.Path(output)
     require("constriction", "compress")
-    with wrap_read_errors(f"{place}: ", ""), place.open("rb") as file:
-        archive = container.read(file)
+    with wrap_read_errors(f"{input}: ", ""):
+        data = pathlib.Path(input).read_bytes()
+        header, _ = container.unpacked(data)
     start_tensorflow_quietly()
-    from nvae_tf.compression.codec import check_fits, model_at, read_chunk
+    from nvae_tf.compression.codec import decompress, model_at
     from nvae_tf.compression.image_sets import check_output, write_set
     from nvae_tf.progress import ImageProgress, StatusLine, counted
 
-    check_output(target)
-    sha256, known = archive.header["sha256"], archive.header.get("model")
-    needed = f"{place}: needs the model with weights of SHA-256 {sha256[:16]}..."
-    if not (workdir or known):
+    check_output(pathlib.Path(output))
+    needed = f"{input}: needs the model with weights of SHA-256 {header['sha256']}..."
+    if not (workdir or header.get("model")):
         raise ValueError(f"{needed}; say where it is: --workdir=RUN")
     try:
-        codec, _ = model_at(workdir or known)
+        source = model_at(workdir or header["model"])
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{needed}, and {error}; say where it is: --workdir=RUN") from None
-    with wrap_read_errors(f"{place}: ", ""):
-        check_fits(archive, codec)
     status = StatusLine()
-    progress = ImageProgress(status.show_if_due, archive.header["images"])
+    progress = ImageProgress(status.show_if_due, header["images"])
 
     def chunks():
-        with place.open("rb") as file:
-            for number in range(len(archive.chunks)):
-                with wrap_read_errors(f"{place}: ", ""):
-                    levels = read_chunk(file, archive, codec, number)
+        with wrap_read_errors(f"{input}: ", ""):
+            for levels in decompress(source, data):
                 progress.add(len(levels))
                 yield levels
 
-    write_set(target, chunks(), codec.model.config.num_bits, archive.header, archive.index)
-    status.keep(f"{counted(archive.header['images'], 'image')} in {target}")
+    write_set(pathlib.Path(output), chunks(), source.model.config.num_bits, header)
+    status.keep(f"{counted(header['images'], 'image')} in {output}")
 
 
 def run() -> None:

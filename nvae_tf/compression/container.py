@@ -1,113 +1,72 @@
-"""The file: magic and version, a header, chunks that are decoded independently of each other, an index.
+"""The file: magic, version, checksum, a header, and chunks that are decoded independently of each other.
 
-    4 bytes    `nvc` and the version, 1
-    2 bytes    the length of the header; the header: JSON, packed by zlib with the dictionary `_WORDS`
-    chunks     one after another, each with its own checksum (codec.py)
-    index      packed alike: JSON with the lengths of the chunks, the names and the classes of the images
-    8 bytes    where the index begins, and the CRC-32 of all before but the chunks
-
-Numbers are little endian. Sections are unpacked to at most `_LARGEST` bytes, and no size in them is believed before it
-is checked.
+4 bytes    `nvc` and the version, 1
+4 bytes    the CRC-32 of all that follows, little endian
+10 bytes   the start of the SHA-256 of the model's weights
+header     JSON, packed by raw deflate with the dictionary `_WORDS`; `sizes` are the bytes of the chunks: the index
+chunks     one after another (codec.py)
 """
 
 import json
 import math
-import struct
 import zlib
-from collections.abc import Iterable
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.schemas import Field, checked, parsed
+from nvae_tf.schemas import Field, parsed
 
 MAGIC, VERSION = b"nvc", 1
-_LARGEST = 2**26
-LARGEST_CHUNK = 2**28  # values of all images of a chunk
-_COUNT = Field("whole number", (), 1, 2**40)
-HEADER = {
+_LONGEST_HEADER, LARGEST_CHUNK = 2**26, 2**28  # bytes; values of all images of a chunk
+_COUNT, _TEXT = Field("whole number", (), 1, 2**40), Field("text")
+_HEADER = {
     "images": _COUNT,
     "chunk": _COUNT._replace(most=2**16),
-    "batch": _COUNT._replace(most=2**10),
+    "shape": Field("whole number", (3,), 1, 2**16),
     "growth": _COUNT,
     "tolerance": Field("number", (), 0.0, 0.1),
-    "shape": Field("whole number", (3,), 1, 2**16),
     "bins": Field("text", (None,)),
-    **dict.fromkeys(("sha256", "coder"), Field("text")),
-    # The place of the model. Of files: pictures, uint8 or bool; the axes of an array; the value of the highest level.
-    **dict.fromkeys(("model", "form"), Field("text", optional=True)),
-    "axes": Field("whole number", (), 3, 4, optional=True),
-    "peak": Field("whole number", (), 1, 255, optional=True),
-}
-INDEX = {
-    "chunks": Field("whole number", (None,), 1, 2**40),
+    "sizes": Field("whole number", (None,), 1, 2**40),
+    "coder": _TEXT,
+    # Where the model was. Of arrays: the type, the number of axes, the value of the highest level.
+    **dict.fromkeys(("model", "dtype"), _TEXT._replace(optional=True)),
+    **dict.fromkeys(("axes", "peak"), _COUNT._replace(most=255, optional=True)),
     "labels": Field("whole number", ("images",), -1, 2**31 - 1, optional=True),
     "names": Field("text", ("images",), optional=True),
 }
 # What nearly every header has, so that packed ones are short.
 _WORDS = (
-    b'{"names":["labels":[{"chunks":[{"bins":["..2....0.","1.......",".........."],"coder":"constriction 0.5",'
-    b'"form":"pixels","shape":[64,64,3],"axes":4,"peak":255,"shape":[32,32,3],"shape":[28,28,1],"shape":[16,16,1],'
-    b'"images":1000,"chunk":500,"batch":64,"growth":2,"tolerance":1.52587890625e-05,"model":"digits","sha256":"'
+    b'"labels":["names":["dtype":"bool","dtype":"uint8","axes":4,"axes":3,"peak":1,"peak":255,"....................1...'
+    b'......","....................2................","],"model":"digits","sizes":[{"images":360,"chunk":500,'
+    b'"shape":[64,64,3],"shape":[32,32,3],"shape":[28,28,1],"shape":[16,16,1],"coder":"constriction 0.5","tolerance":'
+    b'7.62939453125e-06,"growth":4,"bins":["....'
 )
 
 
-class Archive(NamedTuple):
-    """What a file says of itself; `chunks` are where each begins and ends."""
-
-    header: dict[str, Any]
-    index: dict[str, Any]
-    chunks: list[tuple[int, int]]
-    size: int  # of the file, in bytes
-
-
-def write(file: BinaryIO, header: dict[str, Any], chunks: Iterable[bytes], about: dict[str, Any]) -> None:
-    """Writes a file; `about` are lists for the index."""
-    packed = _packed(header)
-    start = MAGIC + struct.pack("<BH", VERSION, len(packed)) + packed
-    file.write(start)
-    lengths = [file.write(chunk) for chunk in chunks]
-    index = _packed(about | {"chunks": lengths})
-    file.write(index + struct.pack("<II", len(start) + sum(lengths), zlib.crc32(start + index)))
-
-
-def read(file: BinaryIO) -> Archive:
-    """The parts of a file but its chunks; ValueError for other, damaged and newer files."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    start = file.read(4)
-    if start[:3] != MAGIC:
-        raise ValueError("not a file of nvae-compress")
-    if start[3:] != bytes([VERSION]):
-        raise ValueError(f"of version {start[3] if start[3:] else '(cut off)'}, and this package reads {VERSION}")
-    with wrap_read_errors("damaged or cut off (", ")"):
-        start += file.read(2)
-        start += file.read(int.from_bytes(start[4:], "little"))
-        file.seek(size - 8)
-        place, checksum = struct.unpack("<II", file.read(8))
-        file.seek(place)
-        index = file.read(min(max(0, size - 8 - place), _LARGEST))
-        if zlib.crc32(start + index) != checksum:
-            raise ValueError("its checksum does not match")
-        header = parsed(_unpacked(start[6:]), HEADER)
-        about = checked(json.loads(_unpacked(index)), INDEX, sizes={"images": header["images"]})
-        ends = [len(start), *(len(start) + np.cumsum(about["chunks"])).tolist()]
-        if ends[-1] != place or len(about["chunks"]) != -(-header["images"] // header["chunk"]):
-            raise ValueError("the lengths of its chunks do not match")
-        if min(header["images"], header["chunk"]) * math.prod(header["shape"]) > LARGEST_CHUNK:
-            raise ValueError("its chunks are too large")
-    return Archive(header, about, list(zip(ends, ends[1:], strict=False)), size)
-
-
-def _packed(content: dict[str, Any]) -> bytes:
+def packed(header: dict[str, Any], chunks: list[bytes]) -> bytes:
+    """The file of a header, with `sha256` in hexadecimal digits, and chunks."""
     packer = zlib.compressobj(9, wbits=-15, zdict=_WORDS)
-    return packer.compress(json.dumps(content, separators=(",", ":")).encode()) + packer.flush()
+    fields = {name: value for name, value in header.items() if name != "sha256"} | {"sizes": [*map(len, chunks)]}
+    text = packer.compress(json.dumps(fields, separators=(",", ":")).encode()) + packer.flush()
+    content = bytes.fromhex(header["sha256"]) + text + b"".join(chunks)
+    return MAGIC + bytes([VERSION]) + zlib.crc32(content).to_bytes(4, "little") + content
 
 
-def _unpacked(section: bytes) -> bytes:
-    unpacker = zlib.decompressobj(wbits=-15, zdict=_WORDS)
-    content = unpacker.decompress(section, _LARGEST)
-    if not unpacker.eof:
-        raise ValueError("a section is too long")
-    return content
+def unpacked(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """The header and the chunks of a file; ValueError for other, damaged and newer files."""
+    if data[:3] != MAGIC:
+        raise ValueError("not a file of nvae-compress")
+    if data[3:4] != bytes([VERSION]):
+        raise ValueError(f"of version {data[3] if data[3:] else '(cut off)'}, and this package reads {VERSION}")
+    with wrap_read_errors("damaged or cut off (", ")"):
+        if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "little"):
+            raise ValueError("its checksum does not match")
+        unpacker = zlib.decompressobj(wbits=-15, zdict=_WORDS)
+        header = parsed(unpacker.decompress(data[18:], _LONGEST_HEADER), _HEADER) | {"sha256": data[8:18].hex()}
+        images, chunk, ends = header["images"], header["chunk"], np.cumsum([0, *header["sizes"]]).tolist()
+        if len(header["sizes"]) != -(-images // chunk) or ends[-1] != len(unpacker.unused_data):
+            raise ValueError("the sizes of its chunks do not match")
+        if min(images, chunk) * math.prod(header["shape"]) > LARGEST_CHUNK:
+            raise ValueError("its chunks are too large")
+    return header, [unpacker.unused_data[start:end] for start, end in zip(ends, ends[1:], strict=False)]

@@ -4,36 +4,35 @@ A latent is `z = prior mean + prior sigma * k * bin`. So its prior is the same f
 only the posterior's mean and sigma, relative to the prior's, are outputs of the network that decide a code.
 """
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.compression.rounding import Rounder, categorical, frequencies
+from nvae_tf.compression.stack import Stack, models, rounded
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
-from nvae_tf.models.latents import GroupLayers, LatentSample
+from nvae_tf.models.latents import GroupLayers, LatentSample, Shapes
 
-NOT_CODED = "."  # a channel that stays at the prior's mean
-_FINEST = 9  # bins of 2^-9 sigma
-_MEANS_PER_BIN, _SIGMAS_PER_OCTAVE = 2, 4
-# A posterior's sigma, as log2 of bins in steps of a quarter, and the farthest that a latent is from its mean, in bins.
-_LEAST_SIGMA, _LARGEST_SIGMA, REACH = -8, 12, 48
-_FARTHEST_MEAN = 8  # in sigmas of the prior
+_NOT_CODED = "."  # a channel that stays at the prior's mean
+_FINEST, _LEAST_KL = 9, 0.1  # bins of 2^-9 sigma; nats of an image
+_PER_BIN, _PER_OCTAVE = 4, 4  # the grids of means and of sigmas
+# A posterior's sigma in bins; the farthest that a latent is from the posterior's center, in bins; the farthest mean, in
+# sigmas of the prior. The coder gives each symbol 2^-24 at least: a longer reach would draw latents that are far away.
+_LEAST_SIGMA, _LARGEST_SIGMA, _REACH, _FARTHEST_MEAN = 0.5, 8.0, 32, 8
+_MARKED = 16.0  # the fraction of marked numbers, in tolerances; a wrong one only costs bits
 
 
-class CodedSource(NamedTuple):
-    """The source of a group's latents that code on the host decides, while the pass waits for it.
+class WhitenedSource(NamedTuple):
+    """The source of a group's latents, which `choose` gives in sigmas of the prior, `[batch, height, width, coded]`.
 
-    `decide` gets the posterior's means and log2 of its sigmas, relative to the prior, `[batch, height, width, coded]`,
-    or nothing where there is no bottom-up `feature`. It returns the latents in sigmas of the prior.
+    It gets the posterior's means and log2 of its sigmas, both relative to the prior, if there is a bottom-up `feature`.
     """
 
-    decide: Callable[..., np.ndarray]
+    choose: Callable[..., tf.Tensor]
     channels: np.ndarray  # the coded ones
-    feature: tf.Tensor | None = None
+    feature: tf.Tensor | None
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""
@@ -44,128 +43,81 @@ class CodedSource(NamedTuple):
             ratio = tf.math.log(posterior.scale / prior.scale) / math.log(2.0)
             both = (posterior.loc - prior.loc) / prior.scale, ratio
             outputs = [tf.gather(each, self.channels, axis=-1) for each in both]
-        coded = tf.numpy_function(self.decide, outputs, tf.float32)
-        coded = tf.ensure_shape(coded, [*prior.loc.shape[:3], len(self.channels)])
-        # The other channels take the zeros behind the last.
-        places = np.full(prior.loc.shape[3], len(self.channels))
-        places[self.channels] = np.arange(len(self.channels))
-        z = prior.loc + prior.scale * tf.gather(tf.pad(coded, [(0, 0)] * 3 + [(0, 1)]), places, axis=-1)
+        to_all = np.eye(prior.loc.shape[3], dtype=np.float32)[self.channels]  # zeros for the other channels
+        z = prior.loc + prior.scale * tf.tensordot(self.choose(*outputs), to_all, 1)
         return LatentSample(z, z, prior)
 
 
-class Posterior(NamedTuple):
-    """The rounded posteriors of a group's latents, int32 `[batch, height, width, coded]`."""
+class LatentCoder:
+    """Codes the latents of all groups, whole numbers of bins: rows `[batch, values]`, group after group.
 
-    centers: np.ndarray  # the bin of the mean, or that below
-    rows: np.ndarray  # of the table of frequencies
-
-
-class GroupCoder:
-    """Codes the latents of one group `[height, width, channels]`, which are whole numbers of bins.
-
-    `bins` has a character for each channel: a digit, for bins of `2^-digit` of the prior's sigma, or `NOT_CODED`.
+    `bins` of a group has a character a channel: a digit, for bins of `2^-digit` of the prior's sigma, or a point for a
+    channel that is not coded. `shapes` are those of all channels.
     """
 
-    def __init__(self, bins: str, shape: tuple[int, int, int]):
-        self.channels = np.array([channel for channel, digit in enumerate(bins) if digit != NOT_CODED], np.int64)
-        self._exponents = np.array([int(bins[channel]) for channel in self.channels], np.int64)
-        self._bins_per_sigma = np.ldexp(1.0, self._exponents)
-        self.shape = (*shape[:2], len(self.channels))
-        self.count = math.prod(self.shape)
+    def __init__(self, bins: Sequence[str], shapes: Shapes, tolerance: float):
+        self.channels = [np.flatnonzero([digit != _NOT_CODED for digit in each]) for each in bins]
+        self.shapes = [(*shape[:2], len(each)) for shape, each in zip(shapes, self.channels, strict=True)]
+        coded = [each.replace(_NOT_CODED, "") for each in bins]
+        digits = [list(each) * math.prod(shape[:2]) for each, shape in zip(coded, shapes, strict=True)]
+        self.exponents = np.concatenate(digits).astype(np.int32)  # of all values
+        ends = np.cumsum([0, *map(len, digits)]).tolist()
+        self.groups = [slice(*each) for each in zip(ends, ends[1:], strict=False)]
+        self._tolerance, self.rate = tolerance, _MARKED * tolerance
+        self._offset = models().QuantizedGaussian(-_REACH, _REACH)
+        farthest = _FARTHEST_MEAN * 2**_FINEST + _REACH
+        self._prior = models().QuantizedGaussian(-farthest, farthest)
 
-    def posterior(self, rounder: Rounder, first: int, mean: np.ndarray, ratio: np.ndarray, tolerance: float):
-        """The `Posterior` of whitened means and log2 sigmas; the places of the values begin at `first`."""
-        steps = _MEANS_PER_BIN * self._bins_per_sigma
+    def posterior(self, outputs: np.ndarray, group: slice, marks=None) -> tuple[tuple, np.ndarray]:
+        """The posterior of a group's whitened means and log2 sigmas `[2, batch, values]`, rounded, and their marks.
 
-        def rounded(first, outputs, position):
-            outputs = outputs.astype(np.float64)
-            slack = tolerance * (1.0 + np.abs(outputs))
-            return rounder.rounded(first, *map(position, (outputs, outputs - slack, outputs + slack)))
+        It is the whole bin below the mean, the mean from there, and sigma, in bins, each `[batch, values]`.
+        """
+        exponents, octaves = self.exponents[group], np.log2([_LEAST_SIGMA, _LARGEST_SIGMA])
 
-        means = rounded(first, mean, lambda means: np.clip(means, -_FARTHEST_MEAN, _FARTHEST_MEAN) * steps)
-        sigmas = rounded(
-            first + mean.size,
-            ratio,
-            lambda ratios: np.clip(_SIGMAS_PER_OCTAVE * (ratios + self._exponents), _LEAST_SIGMA, _LARGEST_SIGMA),
-        )
-        rows = means % _MEANS_PER_BIN * (_LARGEST_SIGMA - _LEAST_SIGMA + 1) + sigmas - _LEAST_SIGMA
-        return Posterior(means // _MEANS_PER_BIN, rows)
+        def position(both: np.ndarray) -> np.ndarray:
+            means = np.clip(both[0], -_FARTHEST_MEAN, _FARTHEST_MEAN) * 2.0**exponents
+            return np.stack([means * _PER_BIN, np.clip(both[1] + exponents, *octaves) * _PER_OCTAVE])
 
-    def pop_posterior(self, stack, posterior: Posterior) -> np.ndarray:
-        """Latents drawn from the posterior, with bits of the stack."""
-        order = stack.decode(categorical(), _posterior_table()[posterior.rows.reshape(-1)])
-        return _offsets()[order].reshape(posterior.centers.shape) + posterior.centers
+        (means, sigmas), marks = rounded(outputs, self._tolerance * (1.0 + np.abs(outputs)), position, marks)
+        # Bins of width 1 add 1/12 to the variance.
+        sigmas = np.sqrt(4.0 ** (sigmas / _PER_OCTAVE) - 1.0 / 12.0)
+        return (means // _PER_BIN, means % _PER_BIN / _PER_BIN, sigmas), marks
 
-    def push_posterior(self, stack, latents: np.ndarray, posterior: Posterior) -> None:
-        """Gives the stack the bits of the draw back."""
-        offset = (latents - posterior.centers).reshape(-1)
-        if (np.abs(offset) > REACH).any():
-            raise ValueError("its bits give latents that no encoder draws")
-        order = np.where(offset > 0, 2 * offset - 1, -2 * offset).astype(np.int32)
-        stack.encode_reverse(order, categorical(), _posterior_table()[posterior.rows.reshape(-1)])
+    def draw(self, stack: Stack, posterior: tuple) -> np.ndarray:
+        """Latents drawn from the posterior of a group, with bits of the stack."""
+        center, *parameters = posterior
+        return center + stack.pop(center.shape, self._offset, *parameters)
 
-    def push_prior(self, stack, latents: np.ndarray) -> None:
+    def give_back(self, stack: Stack, latents: np.ndarray, posterior: tuple) -> None:
+        """Gives the stack the bits of the draws of all groups back."""
+        center, *parameters = posterior
+        offsets = np.clip(latents - center, -_REACH, _REACH)  # beyond are only latents of a damaged file
+        for group in reversed(self.groups):
+            stack.push(offsets[:, group], self._offset, *(each[:, group] for each in parameters))
+
+    def push(self, stack: Stack, latents: np.ndarray) -> None:
         """Encodes latents with the prior."""
-        for channel, exponent in reversed([*enumerate(self._exponents.tolist())]):
-            stack.encode_reverse(latents[..., channel].reshape(-1) + _farthest(exponent), _prior_model(exponent))
+        stack.push(latents, self._prior, np.zeros(latents.shape), np.broadcast_to(2.0**self.exponents, latents.shape))
 
-    def pop_prior(self, stack, batch: int) -> np.ndarray:
+    def pop(self, stack: Stack, batch: int) -> np.ndarray:
         """Decodes latents with the prior."""
-        latents = np.zeros((batch, *self.shape), np.int32)
-        for channel, exponent in enumerate(self._exponents.tolist()):
-            symbols = stack.decode(_prior_model(exponent), batch * math.prod(self.shape[:2]))
-            latents[..., channel] = symbols.reshape(latents.shape[:3]) - _farthest(exponent)
-        return latents
+        shape = batch, len(self.exponents)
+        return stack.pop(shape, self._prior, np.zeros(shape), np.broadcast_to(2.0**self.exponents, shape))
 
-    def whitened(self, latents: np.ndarray) -> np.ndarray:
-        """Latents in sigmas of the prior, float32."""
-        return (latents / self._bins_per_sigma).astype(np.float32)
-
-    def bits_of_draw(self, ratios: np.ndarray) -> float:
-        """The mean bits of an image's latents, for posteriors with these sigmas `[batch, height, width, channels]`."""
-        sigmas = ratios[..., self.channels] * self._bins_per_sigma
-        return float(np.sum(np.mean(np.log2(math.sqrt(2.0 * math.pi * math.e) * sigmas), axis=0)))
+    def whitened(self, latents: np.ndarray, group: slice = slice(None)) -> np.ndarray:
+        """Latents of a group, or of all, in sigmas of the prior, float32."""
+        return (latents / 2.0 ** self.exponents[group]).astype(np.float32)
 
 
-def bins_of_channels(kl: np.ndarray, ratios: np.ndarray, chunk: int) -> str:
-    """The `bins` of a group, from the mean KL of its channels in nats, and sigmas `[batch, height, width, channels]`.
+def bins_and_draws(kl: np.ndarray, ratios: np.ndarray) -> tuple[str, float]:
+    """The `bins` of a group, and the bits of the draws of an image, from KL in nats and sigmas relative to the prior's.
 
-    The first image of a chunk pays for its latents in full. A channel is coded where it saves more in a chunk than it
-    costs there. Its bins are half as wide as the sigmas of its narrow posteriors: wider ones cost bits on digits.
+    Both are `[batch, height, width, channels]`. A channel with hardly any KL says nothing, and the first image of a
+    chunk would pay for it in full. Bins are about as wide as the sigmas of a channel's narrow posteriors.
     """
-    saved, cost = chunk * kl / math.log(2.0), 2.4 * math.prod(ratios.shape[1:3])
-    exponents = np.ceil(1.0 - np.log2(np.quantile(ratios, 0.1, axis=(0, 1, 2)))).clip(0, _FINEST).astype(int)
-    return "".join(str(each) if gain > cost else NOT_CODED for each, gain in zip(exponents, saved, strict=True))
-
-
-def _farthest(exponent: int) -> int:
-    """The largest bin that a latent may have."""
-    return _FARTHEST_MEAN * 2**exponent + REACH
-
-
-@functools.cache
-def _prior_model(exponent: int):
-    """The model of latents in bins of `2^-exponent` sigma: N(0, 1) at the middles of the bins."""
-    sigmas = np.arange(-_farthest(exponent), _farthest(exponent) + 1) / 2.0**exponent
-    return categorical(frequencies(-sigmas * sigmas / 2.0, 2.0**24))
-
-
-@functools.cache
-def _offsets() -> np.ndarray:
-    """The symbols of posteriors as bins from the center: 0, 1, -1, 2, ...
-
-    An empty stack gives the first symbol, so that the first image of a chunk has the likeliest latents.
-    """
-    symbols = np.arange(2 * REACH + 1, dtype=np.int32)
-    return np.where(symbols % 2, symbols // 2 + 1, -symbols // 2).astype(np.int32)
-
-
-@functools.cache
-def _posterior_table() -> np.ndarray:
-    """The frequencies of the symbols, float32 `[rows, symbols]`; a row for each fraction of a mean and each sigma."""
-    quarters, root = np.arange(_LEAST_SIGMA, _LARGEST_SIGMA + 1), math.sqrt(2.0)
-    # Square roots alone, since a library's 2^x may differ between machines.
-    sigmas = np.ldexp(np.array([1.0, math.sqrt(root), root, root * math.sqrt(root)])[quarters % 4], quarters // 4)
-    fractions = np.arange(_MEANS_PER_BIN)[:, np.newaxis, np.newaxis] / _MEANS_PER_BIN
-    distances = (_offsets() - fractions) / sigmas[:, np.newaxis]
-    return frequencies(-distances * distances / 2.0, 2.0**16).reshape(-1, 2 * REACH + 1).astype(np.float32)
+    is_coded = kl.sum(axis=(1, 2)).mean(axis=0) > _LEAST_KL
+    exponents = np.rint(-np.log2(np.quantile(ratios, 0.1, axis=(0, 1, 2)))).clip(0, _FINEST).astype(int)
+    bits = np.log2(math.sqrt(2.0 * math.pi * math.e) * ratios * 2.0**exponents)[..., is_coded]
+    bins = [str(each) if coded else _NOT_CODED for each, coded in zip(exponents, is_coded, strict=True)]
+    return "".join(bins), float(bits.sum() / len(bits))

@@ -261,28 +261,27 @@ class NVAE(FittedModel):
         check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is that of one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
 
-    # The codec stands above the models and is imported by its name.
+    # The codec stands above the models, and is imported by its name.
 
     def compress(
-        self, images, labels=None, chunk: int = 500, tolerance: float = 2.0**-16, verify: bool = True
+        self, images, labels=None, chunk: int = 500, tolerance: float = 2.0**-17, verify: bool = True
     ) -> bytes:
         """Images `[count, height, width, channels]` in [0, 1], on the model's levels, as a file of nvae-compress.
 
-        A chunk of images is decoded by itself; larger ones are smaller in all. Another machine decodes them if its
-        outputs differ by no more than `tolerance (1 + size)`. Each chunk is decoded once to `verify` it. A conditional
-        model needs the `labels`. ValueError for values between the levels, and for models with flows or the likelihood
-        "normal".
+        `chunk` images are decoded together. Another machine decodes them if its outputs x differ by at most
+        `tolerance (1 + |x|)`. `verify` decodes each chunk. A conditional model needs the `labels`. ValueError for
+        values between the levels, and for models with flows or the likelihood "normal".
         Example: `images = model.decompress(model.compress(images))`
         """
         codec = importlib.import_module("nvae_tf.compression.codec")
-        return codec.compress(self, images, labels, chunk=chunk, tolerance=tolerance, verify=verify)
+        return codec.compress_images(self, images, labels, chunk=chunk, tolerance=tolerance, verify=verify)
 
-    def decompress(self, data: bytes) -> np.ndarray:
-        """The images of `compress`, exactly: float32 `[count, height, width, channels]` in [0, 1].
+    def decompress(self, data: bytes, chunk: int | None = None) -> np.ndarray:
+        """The images of `compress`, exactly, or those of one chunk: float32 `[count, height, width, channels]`.
 
         ValueError where the data are damaged or of other weights, or where this machine's numbers differ too much.
         """
-        return importlib.import_module("nvae_tf.compression.codec").decompress(self, data)
+        return importlib.import_module("nvae_tf.compression.codec").decompress_images(self, data, chunk)
 
     @WITHOUT_AUTOGRAPH
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
