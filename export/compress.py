@@ -21,10 +21,7 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
 
-_TOLERANCE_HELP = (
-    "How far another machine's numbers may be off, relative to 1 + their size; 1e-2 for GPUs with TF32. The file grows "
-    "with it."
-)
+_TOLERANCE_HELP = "How far another machine's numbers may be off, relative to 1 + their size; 1e-2 for GPUs with TF32."
 
 
 def main(

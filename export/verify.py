@@ -10,7 +10,6 @@ Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the c
 """
 
 import pathlib
-import sys
 from typing import Annotated
 
 from absl import flags
@@ -36,8 +35,7 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
 
 def run() -> None:
     """The command `nvae-verify`."""
-    if len(sys.argv) == 2 and not sys.argv[1].startswith("-"):
-        sys.argv[1] = f"--path={sys.argv[1]}"
+    command_line.name_argument("path")
     command_line.run(main, flags)
 
 

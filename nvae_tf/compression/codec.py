@@ -11,6 +11,7 @@ import math
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,25 +33,18 @@ from nvae_tf.runs.companions import weights_sha256
 from nvae_tf.runs.loading import load, load_run
 from nvae_tf.serving.saved_model import load_export
 
-CHUNK, TOLERANCE = 500, 2.0**-17
 _SAMPLED = 128  # images by which the bins of latents are chosen
 _MOST_BATCH, _MOST_NUMBERS = 128, 2**24  # of a batch: images, and outputs of the network
 _LEVEL_TOLERANCE = 1e-3
-_DIGITS = 20  # of the SHA-256
 
 
 class ModelWithWeights(NamedTuple):
     """A model for a codec."""
 
     model: NVAE
-    sha256: str  # of the weights
+    sha256: str  # how that of the weights begins
     class_names: tuple[str, ...] = ()
     folded: FoldedWeights | None = None  # where the weights are not in the model, see `load_export`
-
-    @classmethod
-    def of(cls, model: NVAE) -> "ModelWithWeights":
-        """Such a model."""
-        return cls(model, weights_sha256(model)[:_DIGITS])
 
 
 class Encoded(NamedTuple):
@@ -202,8 +196,8 @@ def compress(
     levels: np.ndarray,
     labels: np.ndarray | None = None,
     about: dict[str, Any] | None = None,
-    chunk: int = CHUNK,
-    tolerance: float = TOLERANCE,
+    chunk: int = 500,
+    tolerance: float = 2.0**-17,
     verify: bool = True,
     progress: Callable[[int, Encoded], object] = lambda count, encoded: None,
 ) -> bytes:
@@ -251,11 +245,15 @@ def decompress(
         codec = Codec(source, header["bins"], header["growth"], header["tolerance"])
         if header["shape"] != [*codec.shape]:
             raise ValueError("its images are not of the model's shape")
-    labels = np.array(header.get("labels", [0] * header["images"]), np.int32)
-    numbers = range(len(chunks)) if only is None else [whole_number("chunk", only, 0, len(chunks) - 1)]
-    for number in numbers:
+    labels = np.array(header["labels"], np.int32) if "labels" in header else np.zeros(header["images"], np.int32)
+
+    def decoded(number: int) -> np.ndarray:
         with wrap_read_errors(f"chunk {number}: ", ""):
-            yield codec.decode(chunks[number], labels[number * header["chunk"] :][: header["chunk"]], extra_rows)
+            return codec.decode(chunks[number], labels[number * header["chunk"] :][: header["chunk"]], extra_rows)
+
+    numbers = range(len(chunks)) if only is None else [whole_number("chunk", only, 0, len(chunks) - 1)]
+    with ThreadPoolExecutor(2) as threads:  # one codes while the networks of the other run
+        yield from threads.map(decoded, numbers)
 
 
 def _coder() -> str:
@@ -271,11 +269,16 @@ def model_at(place: str) -> ModelWithWeights:
         _, model, folded, about = load_export(place)
         if about["weights"] != "float32" or "weights_sha256" not in about:
             raise ValueError(f"{place}: only exports by this version with weights=float32 decode; export it again")
-        return ModelWithWeights(model, about["weights_sha256"][:_DIGITS], folded=folded)
+        return ModelWithWeights(model, about["weights_sha256"][:20], folded=folded)
     if place.endswith(".keras"):
-        return ModelWithWeights.of(load(place))
+        return with_weights(load(place))
     run = load_run(place)
-    return ModelWithWeights.of(run.model)._replace(class_names=run.class_names)
+    return with_weights(run.model, run.class_names)
+
+
+def with_weights(model: NVAE, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
+    """The model for a codec."""
+    return ModelWithWeights(model, weights_sha256(model)[:20], class_names)
 
 
 def compress_images(model: NVAE, images: Any, labels: Any, **settings: Any) -> bytes:
@@ -285,10 +288,10 @@ def compress_images(model: NVAE, images: Any, labels: Any, **settings: Any) -> b
     if (np.abs(scaled - levels) > _LEVEL_TOLERANCE * highest).any():
         raise ValueError(f"images have values between the {highest + 1} levels of the model: they would be lost")
     labels = check_labels(labels, len(levels), model.config.num_classes)
-    return compress(ModelWithWeights.of(model), levels, labels if labels is None else labels.numpy(), **settings)
+    return compress(with_weights(model), levels, labels if labels is None else labels.numpy(), **settings)
 
 
 def decompress_images(model: NVAE, data: bytes, chunk: int | None) -> np.ndarray:
     """What `NVAE.decompress` does."""
-    levels = np.concatenate(list(decompress(ModelWithWeights.of(model), data, chunk)))
+    levels = np.concatenate(list(decompress(with_weights(model), data, chunk)))
     return levels.astype(np.float32) / np.float32(_highest(model))

@@ -31,8 +31,10 @@ def read_set(
         picture_names(names)  # names that can't be written again are refused now
         levels = _levels(np.stack([_pixels(path / name, shape) for name in names]), config.num_bits, 255, path)
         folders = [name.partition("/")[0] for name in names]
-        labels = np.searchsorted(class_names, folders) if class_names and {*folders} <= {*class_names} else None
-        return levels, labels if labels is None else labels.astype(np.int32), {"names": names}
+        labels = None
+        if class_names and {*folders} <= {*class_names}:
+            labels = np.array([class_names.index(folder) for folder in folders], np.int32)
+        return levels, labels, {"names": names}
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file or folder of images")
     values, labels, axes = stored_images(path)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from nvae_tf.compression import codec as codecs
 from nvae_tf.compression import container
-from nvae_tf.compression.codec import Codec, ModelWithWeights, compress, decompress
+from nvae_tf.compression.codec import Codec, compress, decompress, with_weights
 from nvae_tf.compression.latent_coder import bins_and_draws
 from nvae_tf.compression.stack import Stack, models, rounded
 from tests import ROOT
@@ -54,7 +54,7 @@ def made(kind, count=30):
 def compressed(kind, count=12):
     """A file in three chunks, the levels in it, and the model."""
     model, images, levels, _ = made(kind, count)
-    return model.compress(images, chunk=5), levels, ModelWithWeights.of(model)
+    return model.compress(images, chunk=5), levels, with_weights(model)
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def test_images_come_back_exactly_whatever_the_model_and_the_bins(kind):
     model, _, levels, labels = made(kind)
     labels = np.zeros(len(levels), np.int32) if labels is None else labels
     for settings in (["3.", "20"], 4, 2.0**-16), (["..", ".."], 1, 1e-3):
-        codec = Codec(ModelWithWeights.of(model), *settings)
+        codec = Codec(with_weights(model), *settings)
         encoded = codec.encode(levels, labels)
         for extra_rows in (0, 5):
             assert np.array_equal(codec.decode(encoded.data, labels, extra_rows), levels)
