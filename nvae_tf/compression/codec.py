@@ -97,7 +97,7 @@ class Codec:
                 latents.append(coder.draw(stack, posterior))
                 return coder.whitened(latents[-1], group)
 
-            self._draw = draw
+            self._draw = draw  # the pass calls it for each group, from the top
             parameters = self._draw_parameters(labels[part], levels[part])
             stack.push_marks(np.concatenate(marks, axis=-1), coder.rate)
             self._pixels.push(stack, parameters, levels[part])
@@ -115,12 +115,11 @@ class Codec:
             return [np.pad(each, [(0, extra_rows), *[(0, 0)] * (each.ndim - 1)]) for each in rows]
 
         for part in reversed(self._batches(len(labels))):
-            batch = part.stop - part.start
-            latents = coder.pop(stack, batch)
+            latents = coder.pop(stack, part.stop - part.start)
             inputs = labels[part], coder.whitened(latents)
-            levels[part] = self._pixels.pop(stack, self._parameters(*padded(*inputs))[:batch])
+            levels[part] = self._pixels.pop(stack, self._parameters(*padded(*inputs))[: len(latents)])
             marks = stack.pop_marks((2, *latents.shape), coder.rate)
-            outputs = self._posteriors(*padded(*inputs, levels[part])).numpy()[:, :batch]
+            outputs = self._posteriors(*padded(*inputs, levels[part])).numpy()[:, : len(latents)]
             coder.give_back(stack, latents, coder.posterior(outputs, slice(None), marks)[0])
         if not stack.is_at_start(zlib.crc32(levels.tobytes())):
             raise ValueError("this machine's numbers differ from those of the encoder by more than the tolerance")
@@ -144,12 +143,12 @@ class Codec:
         """
         model, coder, posteriors, batch = self._model, self._latents, [], tf.shape(labels)[0]
         forward = FoldedPass(labels=labels if model.config.num_classes else None, folded=self._folded)
-        features = [None] * len(coder.groups)
+        features = given = [None] * len(coder.groups)
         if images is not None:
             features = model.bottom_up.features(tf.cast(images, tf.float32) / _highest(model), forward)
-        rows = iter(
-            [None] * len(features) if latents is None else tf.split(latents, [*map(math.prod, coder.shapes)], 1)
-        )
+        if latents is not None:
+            given = tf.split(latents, [*map(math.prod, coder.shapes)], axis=1)
+        rows = iter(given)
 
         def choose(shape: tuple[int, int, int], *outputs: tf.Tensor) -> tf.Tensor:
             row = next(rows)

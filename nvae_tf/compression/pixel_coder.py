@@ -18,9 +18,10 @@ from nvae_tf.distributions.image_likelihood import ImageLikelihood
 # The surer a decision is, the less a rounded log-odds costs.
 _LOG_ODDS = np.array([0, 0.6, 1.2, 1.8, 2.4, 3, 3.7, 4.6, 6, 9])
 _LOG_ODDS = np.concatenate([-_LOG_ODDS[:0:-1], _LOG_ODDS])
+_position = functools.partial(np.interp, xp=_LOG_ODDS, fp=np.arange(len(_LOG_ODDS)))
 _PROBABILITIES = 1.0 / (1.0 + np.exp(-_LOG_ODDS))
 # The fraction of marked decisions, in tolerances; a wrong one only costs bits.
-_MARKED = {"bernoulli": 6.0, "logistic_mixture": 50.0}
+_MARKED = {"bernoulli": 6.0, "logistic_mixture": 35.0}
 _LEAST_MASS = 1e-30
 
 
@@ -64,10 +65,6 @@ class PixelCoder:
                 half = tf.constant(2.0**bit, tf.float64)
                 both = _log_odds(mixture, levels[..., channel], half, self._likelihood.num_bits)
                 yield slice(channel, channel + 1), bit, *(each.numpy()[..., np.newaxis] for each in both)
-
-
-def _position(odds: np.ndarray) -> np.ndarray:
-    return np.interp(odds, _LOG_ODDS, np.arange(len(_LOG_ODDS)))
 
 
 class _Mixture(NamedTuple):
