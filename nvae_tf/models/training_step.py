@@ -225,8 +225,9 @@ def initialize_scales(model, images: tf.Tensor) -> None:
     forward = ForwardPass(training=True, scanned=_has_loops(model), initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas.
-    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates()])
-    for variable, value in forward.updates():
+    updates = forward.updates()
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in updates])
+    for variable, value in updates:
         variable.assign(tf.where(finite, value, variable))
     model.data_initialised.assign(tf.cast(finite, tf.float32))
 
