@@ -56,7 +56,7 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
 
 
 def loss_and_gradients(model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> LossAndGradients:
-    """The loss of a batch and its gradients, at draws that follow from the model's seed, the step and an image's place."""
+    """The loss of a batch and its gradients, with draws that depend on the seed, the step and the image's place."""
     noise, labels = draws(model, images, step), kept_labels(model, labels, step)
     forward = ForwardPass(training=True, scanned=_has_loops(model), labels=labels)
     with tf.GradientTape() as tape:
