@@ -5,7 +5,6 @@ import itertools
 import json
 import sys
 import tempfile
-import types
 from typing import Literal
 
 import psutil
@@ -13,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import all as all_benchmarks
-from benchmarks import growth, operation_times, results, train_step, workloads
+from benchmarks import operation_times, results, train_step, workloads
 from benchmarks.all import run_round, summarize
 from benchmarks.workloads import worker
 
@@ -239,15 +238,3 @@ def test_a_real_run_of_all(tmp_path, monkeypatch):
     # The other workload that starts from an export.
     images = workloads.saved_model_sampling("digits", 2, tmp_path / "ours")()
     assert images.shape == (2, 16, 16, 1) and images.std() > 0.0
-
-
-def test_growth_is_measured_against_the_smallest_and_drawn(tmp_path, monkeypatch):
-    @contextlib.contextmanager
-    def training(**changed):
-        seconds = changed.get("data.height", 32) / 32
-        yield lambda word: {"seconds": seconds, "peak_memory_bytes": 1e9, "first_step_seconds": 2, "graph_nodes": 3}
-
-    monkeypatch.setattr(growth, "training", training)
-    rows = growth.measure(types.SimpleNamespace(figure=tmp_path / "growth.png"))["growth"]
-    assert [(row["size"], row["work"], row["step"]) for row in rows[-2:]] == [(128, 16.0, 4.0), (256, 64.0, 8.0)]
-    assert (tmp_path / "growth.png").stat().st_size > 10_000
