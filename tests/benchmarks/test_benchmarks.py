@@ -9,10 +9,9 @@ from typing import Literal
 
 import psutil
 import pytest
-import tensorflow as tf
 
 from benchmarks import all as all_benchmarks
-from benchmarks import operation_times, results, train_step, workloads
+from benchmarks import results, train_step, workloads
 from benchmarks.all import run_round, summarize
 from benchmarks.workloads import worker
 
@@ -207,23 +206,6 @@ def test_a_training_step_with_another_setting(tmp_path, monkeypatch):
     assert result["batch_size"] == 4 and 0.0 < result["step_seconds"] < result["first_step_seconds"]
     assert result["ratio"] == result["step_seconds"] / result["yardstick_seconds"] == result["step_seconds"] / 2.0
     assert result["graph_nodes"] > 1000 and result["peak_memory_bytes"] > 3e8
-
-
-def test_operations_are_counted_a_turn_and_in_one_group_each(tmp_path):
-    matrix = tf.random.normal([300, 300])
-
-    @tf.function(autograph=False)
-    def turn():
-        return tf.raw_ops.SoftplusGrad(gradients=matrix, features=matrix @ (matrix @ matrix))
-
-    turn()
-    with tf.profiler.experimental.Profile(str(tmp_path)):
-        for _ in range(3):
-            turn()
-    rows = {row["operations"]: row for row in operation_times.operation_times(tmp_path, turns=3)}
-    assert rows["swish"]["count"] == 1 and rows["matrix products (1x1 convolutions, dense)"]["count"] == 2
-    assert 0 < rows["swish"]["seconds"] < 1 and sum(row["share"] for row in rows.values()) == pytest.approx(1.0)
-    assert rows["convolutions"]["count"] == 0 and rows["all others"]["count"] < 5
 
 
 @pytest.mark.slow
