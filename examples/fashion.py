@@ -29,7 +29,8 @@ from sklearn.svm import SVC
 
 import nvae_tf
 from benchmarks import results
-from examples.digits import accuracy, class_samples, rows, train
+from benchmarks.workloads import run_python
+from examples.digits import accuracy, class_samples, rows
 from nvae_tf.data import data_spec
 from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
 from nvae_tf.data.sources import load_split
@@ -75,7 +76,8 @@ def models(kind: Literal["binary", "gray", "classes"], workdir: str, images: str
         arrays = {split: pixels for split, (pixels, _) in parts.items()}
         write_arrays(file, arrays | {f"{split}_labels": labels for split, (_, labels) in parts.items()})
     preset, settings = KINDS[kind]
-    return {"peak_memory_bytes": train(preset, workdir, _RECIPE | settings | {"data.path": file})}
+    flags = [f"--config.{name}={value}" for name, value in (_RECIPE | settings | {"data.path": file}).items()]
+    return {"peak_memory_bytes": run_python("train.main", f"--config={preset}", f"--workdir={workdir}", *flags)}
 
 
 def classes(workdir: str, temperature: float = 1.0, guidance: float = 1.0, images: str = DEBIAN) -> dict[str, Any]:
