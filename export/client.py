@@ -179,7 +179,7 @@ def run() -> None:
     with errors.exit_on_user_error():
         config.check_choice("the command of nvae-client", first, COMMANDS, "not one of the commands")
     _define_flags(sys.argv.pop(1))
-    command_line.run(lambda: main(first), flags)
+    command_line.run(lambda: main(first))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ import pathlib
 import sys
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, errors
 from nvae_tf.serving.outputs import check_digests, check_is_export
 
@@ -38,7 +36,7 @@ def run() -> None:
     """The command `nvae-verify`."""
     if len(sys.argv) == 2 and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"--path={sys.argv[1]}"
-    command_line.run(main, flags)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

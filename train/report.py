@@ -18,8 +18,6 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, config, errors, files
 
 _OUTPUT_HELP = "HTML file to write; report.html in the run folder, or comparison.html."
@@ -59,7 +57,7 @@ def run() -> None:
     is_flag = [word.startswith("-") for word in sys.argv[1:]] + [True]
     place = 1 + is_flag.index(True)
     sys.argv[1:place] = [f"--workdir={folder}" for folder in sys.argv[1:place]]
-    command_line.run(main, flags)
+    command_line.run(main)
 
 
 if __name__ == "__main__":
