@@ -58,7 +58,7 @@ def processes(job: Job, folder: str, yardstick: str | None, against: pathlib.Pat
             command = python("benchmarks.workloads", *job, place, *settings)
             sides[name] = functools.partial(worker, f"{' '.join(job)} ({name})", command, checkout)
     if yardstick:
-        command = python("benchmarks.workloads", "yardstick", yardstick)
+        command = python("benchmarks.workloads", "yardstick", yardstick, folder)
         sides["yardstick"] = functools.partial(worker, "yardstick", command)
     return sides
 
@@ -88,8 +88,8 @@ def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """Runs the rounds and returns the result; ChildProcessError if a process fails."""
     (name, preset), workload, rounds = job, WORKLOADS[job[0]], []
     clock = "mnist" if preset == "mnist" and name.endswith("training") else "cifar10"
-    yardstick, is_slow = None if options.no_yardstick else clock, workload.is_slow or workload.is_command
-    turns, warm_up, clock_steps = (1, 0, CLOCK_STEPS_OF_SLOW) if is_slow else (TURNS, WARM_UP_STEPS, 1)
+    yardstick = None if options.no_yardstick else clock
+    turns, warm_up, clock_steps = (1, 0, CLOCK_STEPS_OF_SLOW) if workload.is_slow else (TURNS, WARM_UP_STEPS, 1)
     with tempfile.TemporaryDirectory() as folder:
         sides = processes(job, folder, yardstick, options.against)
         for number in range(1, options.rounds + 1):

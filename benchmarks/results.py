@@ -55,9 +55,10 @@ def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, 
     A parameter whose annotation is a `typing.Literal` is written without its name.
     """
     parser = benchmark_parser(name, documentation)
-    commands = parser.add_subparsers(metavar="RECIPE", dest="recipe", required=True)
+    commands = parser.add_subparsers(metavar="RECIPE", required=True)
     for recipe in recipes:
         command = commands.add_parser(recipe.__name__, description=recipe.__doc__)
+        command.set_defaults(recipe=recipe)
         # Without a default, which would take the place of what stands before the recipe's name.
         command.add_argument("--json", type=json_file, metavar="FILE", default=argparse.SUPPRESS, help=_JSON_HELP)
         for parameter in inspect.signature(recipe).parameters.values():
@@ -70,9 +71,9 @@ def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, 
                 read = at_least(0 if parameter.name == "seed" else 1) if kind is int else kind
                 command.add_argument(flag, type=read, default=default, required=default is parameter.empty)
     options = vars(parser.parse_args())
-    recipe, file = {each.__name__: each for each in recipes}[options.pop("recipe")], options.pop("json")
+    recipe, file = options.pop("recipe"), options.pop("json")
     with exit_on_user_error():
-        run(argparse.Namespace(json=file), lambda _: recipe(**options))
+        run(lambda: recipe(**options), file)
 
 
 def json_file(text: str) -> pathlib.Path:
@@ -119,11 +120,11 @@ def stamp() -> dict[str, Any]:
     }
 
 
-def run(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
+def run(measure: Callable[[], dict[str, Any]], file: pathlib.Path | None) -> None:
     """Measures, prints the results by their names, and writes them if `--json` names a file."""
-    result = stamp() | measure(options)
+    result = stamp() | measure()
     print(text(result))
-    write_json(result, options.json)
+    write_json(result, file)
 
 
 def text(measured: dict[str, Any]) -> str:

@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", choices=tuple(BATCH_SIZES), required=True, help="whose architecture")
     parser.add_argument("--steps", type=results.at_least(1), default=15, help="timed steps of each (default: 15)")
     parser.add_argument("settings", nargs="*", type=setting, metavar="GROUP.SETTING=VALUE", help="changed settings")
-    results.run(results.parse_with_yardstick(parser, arguments), measure)
+    options = results.parse_with_yardstick(parser, arguments)
+    results.run(lambda: measure(options), options.json)
 
 
 if __name__ == "__main__":

@@ -153,42 +153,46 @@ def test_a_result_says_where_it_is_from_also_without_linux_or_with_another_tenso
     assert "keras 1.0, numpy 1.0" in stamp["versions"] and " cores, " in stamp["machine"]
 
 
-SERVE = "from benchmarks import workloads; workloads.serve(step, lambda: {'name': 'toy'})"
+SERVE = """
+from benchmarks import workloads
+workloads._TURN_SECONDS = 0.05
+workloads.serve(lambda: work, has_first_step={})
+"""
 
 
-def program(text):
-    return worker("toy", [sys.executable, "-c", text])
+def program(text, has_first_step=False):
+    return worker("toy", [sys.executable, "-c", text + SERVE.format(has_first_step)])
 
 
 def test_answers_come_through_whatever_the_worker_prints_and_one_that_ends_is_named():
-    with program(f"def step():\n    print('noise')\n    return 0.25\n{SERVE}") as ask:
-        assert [ask("step") for _ in range(2)] == [{"seconds": 0.25}] * 2
+    noisy = "def work():\n    print('noise')\nwork.summary = lambda: {'name': 'toy'}"
+    with program(noisy) as ask:
+        assert [ask("step").keys() for _ in range(2)] == [{"seconds"}] * 2
         summary = ask("summary")
     assert summary["peak_memory_bytes"] > 1e6 and summary["name"] == "toy"
-    with program(f"import os\ndef step():\n    os.kill(os.getpid(), 9)\n{SERVE}") as ask:
+    with program("import os\ndef work():\n    os.kill(os.getpid(), 9)") as ask:
         with pytest.raises(ChildProcessError, match="`toy`: exit status -9"):
             ask("step")
 
 
 def test_leaving_the_block_ends_a_worker_and_its_processes():
-    start = "import subprocess\nchild = subprocess.Popen(['sleep', '60'])"
-    with program(f"{start}\ndef step():\n    return child.pid\n{SERVE}") as ask:
-        child = psutil.Process(ask("step")["seconds"])
+    start = "import subprocess\nchild = subprocess.Popen(['sleep', '60'])\ndef work():\n    pass\n"
+    with program(f"{start}work.summary = lambda: {{'child': child.pid}}") as ask:
+        child = psutil.Process(ask("summary")["child"])
         assert child.is_running()
     gone, alive = psutil.wait_procs([child], timeout=5)
     assert not alive or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_quick_work_is_timed_several_times_at_once_and_a_command_has_no_first_step_but_its_own_memory():
-    text = "import time\nfrom benchmarks import workloads\nworkloads._MODULES = ()\nworkloads._TURN_SECONDS = 0.05\n"
-    text += "class Work:\n    calls = 0\n    def __call__(self):\n        self.calls += 1\n        time.sleep(0.001)\n"
-    text += "    def summary(self):\n        return {'calls': self.calls, 'peak_memory_bytes': 1000}\n"
-    for is_command in (False, True):
-        with program(f"{text}workloads.serve_work(Work, {is_command})") as ask:
-            times = [ask("step")["seconds"] for _ in range(2)]
-            summary = ask("summary")
-        assert 2 < summary["calls"] <= 101 and min(times) >= 0.001 and summary["peak_memory_bytes"] == 1000
-        assert (summary["first_step_seconds"] is None) == is_command
+@pytest.mark.parametrize("has_first_step", [True, False])
+def test_quick_work_is_timed_several_times_at_once_and_a_command_has_no_first_step_but_its_own_memory(has_first_step):
+    text = "import time\ncalls = []\ndef work():\n    calls.append(time.sleep(0.001))\n"
+    text += "work.summary = lambda: {'calls': len(calls), 'peak_memory_bytes': 1000}"
+    with program(text, has_first_step) as ask:
+        times = [ask("step")["seconds"] for _ in range(2)]
+        summary = ask("summary")
+    assert 2 < summary["calls"] <= 101 and min(times) >= 0.001 and summary["peak_memory_bytes"] == 1000
+    assert (summary["first_step_seconds"] is not None) == has_first_step
 
 
 @pytest.mark.slow
