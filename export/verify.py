@@ -10,7 +10,6 @@ Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the c
 """
 
 import pathlib
-import sys
 from typing import Annotated
 
 from nvae_tf import command_line, errors
@@ -32,12 +31,7 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
     print(f"{path}: gives the model's numbers, to {TOLERANCE:.0e} of the largest of each.")
 
 
-def run() -> None:
-    """The command `nvae-verify`."""
-    if len(sys.argv) == 2 and not sys.argv[1].startswith("-"):
-        sys.argv[1] = f"--path={sys.argv[1]}"
-    command_line.run(main)
-
+run = command_line.command(main, words="path")
 
 if __name__ == "__main__":
     run()

@@ -35,15 +35,20 @@ FOLDER = "folder"
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 
 
-def run(main: Callable[..., None]) -> None:
+def run(main: Callable[..., None], words: str | None = None) -> None:
     """Reads the flags of the script that `main` belongs to, and calls it.
 
-    Annotated parameters of `main` become flags, see `define_parameters`, and get their values. A wrong flag, and an
-    error of the kinds that a user can cause, end the process with one line and exit code 2.
+    Annotated parameters of `main` become flags, see `define_parameters`, and get their values; those of the flag
+    `words` may also stand first, without its name. A wrong flag, and an error of the kinds that a user can cause, end
+    the process with one line and exit code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.
     define_parameters(parameters, sys.argv[0] if module.__name__ == "__main__" else module.__name__)
+    if words:
+        leading = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+        leading = leading if isinstance(flags.FLAGS[words], flags.MultiFlag) else leading[:1]
+        sys.argv[1 : 1 + len(leading)] = [f"--{words}={word}" for word in leading]
     # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
 
@@ -54,9 +59,9 @@ def run(main: Callable[..., None]) -> None:
     app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module))
 
 
-def command(main: Callable[..., None]) -> Callable[[], None]:
+def command(main: Callable[..., None], words: str | None = None) -> Callable[[], None]:
     """The function that an installed command calls: it runs a script's `main`, see `run`."""
-    return functools.partial(run, main)
+    return functools.partial(run, main, words)
 
 
 def define_config() -> Any:
