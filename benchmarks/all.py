@@ -35,15 +35,11 @@ from nvae_tf.errors import exit_on_user_error
 ROUNDS, TURNS = 5, 5
 WARM_UP_STEPS = 2  # steps before the timed ones, in which allocators and caches settle
 CLOCK_STEPS_OF_SLOW = 3  # steps of the yardstick beside a slow workload: one step would be a bad clock
-# What is measured in every round: the heading of its column, and the unit.
-QUANTITIES = {
-    "seconds": ("time", "s"),
-    "first_step_seconds": ("first step", "s"),
-    "peak_memory_bytes": ("peak memory", "bytes"),
-}
+QUANTITIES = ("seconds", "first_step_seconds", "peak_memory_bytes")  # what is measured in every round
 EXPLANATION = """
-Time: of a batch or a command. First step: after the imports. Peak memory: of the process, of a command the largest of
-its processes, without a GPU's. The yardstick is alike only to training on MNIST and CIFAR-10, for others a clock."""
+Medians of the rounds, with the lowest and the highest; ratios to the other side. Seconds: of a batch or a command.
+First step: after the imports. Peak memory: of the process, of a command the largest of its processes, without a GPU's.
+The yardstick is alike only to training on MNIST and CIFAR-10, for others a clock."""
 
 # A workload and a preset; the starters of a round's processes by name; what each process has measured.
 Job, Sides, Round = tuple[str, str], dict[str, Callable], dict[str, dict[str, Any]]
@@ -112,22 +108,6 @@ def summarize(rounds: Sequence[Round]) -> dict[str, list[float]]:
     return row
 
 
-def table(result: dict[str, Any]) -> str:
-    """The results, a row each, with the machine, the revision, and what the columns are."""
-    other = pathlib.Path(result["against"] or "yardstick").name
-    return results.text(result | {"results": [_cells(row, other) for row in result["results"]]}) + f"\n{EXPLANATION}"
-
-
-def _cells(row: dict[str, Any], other: str) -> dict[str, Any]:
-    cells = {"workload": WORKLOADS[row["workload"]].what, "preset": row["preset"], "batch": row["batch_size"]}
-    for name, (heading, unit) in QUANTITIES.items():
-        values, ratios = row[name], row[f"{name}_ratios"]
-        cells[heading] = None if None in values else f"{statistics.median(values):.3g} {unit}"
-        spread = ratios and f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        cells[f"{heading} / {other}"] = spread or None
-    return cells
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options, with `jobs`."""
     workloads = (f"    {name:<23} {work.what} ({', '.join(work.presets)})\n" for name, work in WORKLOADS.items())
@@ -157,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         except ChildProcessError as error:
             sys.exit(f"error: {error}")
         finally:
-            print(table(result))
+            print(results.text(result) + f"\n{EXPLANATION}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import re
+import statistics
 import sys
 import typing
 from collections.abc import Callable, Collection
@@ -136,10 +137,19 @@ def text(measured: dict[str, Any]) -> str:
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             columns = list(dict.fromkeys(itertools.chain(*value)))
             table = [columns, ["---"] * len(columns), *([row.get(key, "") for key in columns] for row in value)]
-            lines += [f"{name}:", *(f"| {' | '.join(map(_cell, row))} |" for row in table)]
+            lines += [f"{name}:", *(f"| {' | '.join(map(_table_cell, row))} |" for row in table)]
         else:
             lines.append(f"{name:<44}{_cell(value)}")
     return "\n".join(lines)
+
+
+def _table_cell(value: Any) -> str:
+    """A number or a text; of several numbers the median, with the lowest and the highest in brackets."""
+    if not isinstance(value, list):
+        return _cell(value)
+    if not value or None in value:
+        return "-"
+    return f"{statistics.median(value):.3g} ({min(value):.3g} to {max(value):.3g})"
 
 
 def _cell(value: Any) -> str:
