@@ -41,25 +41,11 @@ Medians of the rounds, with the lowest and the highest; ratios to the other side
 First step: after the imports. Peak memory: of the process, of a command the largest of its processes, without a GPU's.
 The yardstick is alike only to training on MNIST and CIFAR-10, for others a clock."""
 
-# A workload and a preset; the starters of a round's processes by name; what each process has measured.
-Job, Sides, Round = tuple[str, str], dict[str, Callable], dict[str, dict[str, Any]]
+# A workload and a preset; what each process of a round has measured, by its name.
+Job, Round = tuple[str, str], dict[str, dict[str, Any]]
 
 
-def processes(job: Job, folder: str, yardstick: str | None, against: pathlib.Path | None = None, settings=()) -> Sides:
-    """The processes of a round: `ours`, and `yardstick` or `against`; each has files of its own."""
-    sides = {}
-    for name, checkout in (("ours", results.ROOT), ("against", against)):
-        if checkout:
-            (place := pathlib.Path(folder, name)).mkdir()
-            command = python("benchmarks.workloads", *job, place, *settings)
-            sides[name] = functools.partial(worker, f"{' '.join(job)} ({name})", command, checkout)
-    if yardstick:
-        command = python("benchmarks.workloads", "yardstick", yardstick, folder)
-        sides["yardstick"] = functools.partial(worker, "yardstick", command)
-    return sides
-
-
-def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, number: int = 1) -> Round:
+def run_round(sides: dict[str, Callable], turns: int, warm_up: int, clock_steps: int = 1, number: int = 1) -> Round:
     """Runs each side in a new process, in turn; who is first changes. ChildProcessError if one fails."""
     order = list(sides)[:: 1 if number % 2 else -1]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -80,20 +66,31 @@ def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, numb
         }
 
 
-def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the rounds and returns the result; ChildProcessError if a process fails."""
-    (name, preset), workload, rounds = job, WORKLOADS[job[0]], []
-    clock = "mnist" if preset == "mnist" and name.endswith("training") else "cifar10"
-    yardstick = None if options.no_yardstick else clock
-    turns, warm_up, clock_steps = (1, 0, CLOCK_STEPS_OF_SLOW) if workload.is_slow else (TURNS, WARM_UP_STEPS, 1)
+def measure(job: Job, options: argparse.Namespace, turns: int = TURNS, settings: Sequence[str] = ()) -> list[Round]:
+    """Runs the rounds of a workload, of training with changed settings; ChildProcessError if a process fails."""
+    name, sides, rounds, warm_up, clock_steps = " ".join(job), {}, [], WARM_UP_STEPS, 1
+    if WORKLOADS[job[0]].is_slow:
+        turns, warm_up, clock_steps = 1, 0, CLOCK_STEPS_OF_SLOW
     with tempfile.TemporaryDirectory() as folder:
-        sides = processes(job, folder, yardstick, options.against)
+        for side, checkout in (("ours", results.ROOT), ("against", options.against)):
+            if checkout:
+                # Each has files of its own.
+                (place := pathlib.Path(folder, side)).mkdir()
+                command = python("benchmarks.workloads", *job, place, *settings)
+                sides[side] = functools.partial(worker, f"{name} ({side})", command, checkout)
+        if not options.no_yardstick:
+            command = python("benchmarks.workloads", "yardstick", yardstick_of(job), folder)
+            sides["yardstick"] = functools.partial(worker, "yardstick", command)
         for number in range(1, options.rounds + 1):
             rounds.append(run_round(sides, turns, warm_up, clock_steps, number))
             times = (f"{side} {measured['seconds']:.3f} s" for side, measured in rounds[-1].items())
-            say(f"{' '.join(job)}: round {number} of {options.rounds}: {', '.join(times)}")
-    row = {"workload": name, "preset": preset, "batch_size": workload.batch_sizes[preset], "yardstick": yardstick}
-    return row | summarize(rounds)
+            say(f"{name}: round {number} of {options.rounds}: {', '.join(times)}")
+    return rounds
+
+
+def yardstick_of(job: Job) -> str:
+    """The preset of the yardstick; it is alike only to training with these two, for others a clock, no more."""
+    return "mnist" if job[0].endswith("training") and job[1] == "mnist" else "cifar10"
 
 
 def summarize(rounds: Sequence[Round]) -> dict[str, list[float]]:
@@ -131,7 +128,9 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             for number, job in enumerate(options.jobs, 1):
                 say(f"workload {number} of {len(options.jobs)}: {' '.join(job)}")
-                result["results"].append(measure(job, options))
+                row = {"workload": job[0], "preset": job[1], "batch_size": WORKLOADS[job[0]].batch_sizes[job[1]]}
+                row["yardstick"] = None if options.no_yardstick else yardstick_of(job)
+                result["results"].append(row | summarize(measure(job, options)))
                 result["complete"] = number == len(options.jobs)
                 results.write_json(result, options.json)
         except ChildProcessError as error:

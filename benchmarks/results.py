@@ -44,7 +44,7 @@ def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
 def parse_with_yardstick(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-yardstick", action="store_true", help="our own times alone, without a ratio")
     options = parser.parse_args(arguments)
-    options.no_yardstick |= bool(getattr(options, "against", None))
+    options.no_yardstick |= bool(options.against)
     if not options.no_yardstick and importlib.util.find_spec("torch") is None:
         parser.error("the yardstick needs PyTorch, which is not installed: `make torch`, or give --no-yardstick")
     return options

@@ -12,11 +12,10 @@ train.replicas=2 train.strategy=mirrored. `benchmarks.all --only=training` says 
 import argparse
 import ast
 import json
-import tempfile
 from typing import Any
 
+from benchmarks import all as all_benchmarks
 from benchmarks import results
-from benchmarks.all import WARM_UP_STEPS, processes, run_round
 from benchmarks.workloads import BATCH_SIZES
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.presets import experiment_config
@@ -24,12 +23,9 @@ from nvae_tf.presets import experiment_config
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     preset, settings = options.preset, dict(options.settings)
-    with tempfile.TemporaryDirectory() as folder, exit_on_user_error():
+    with exit_on_user_error():
         config = experiment_config(preset, {"train.batch_size": BATCH_SIZES[preset]} | settings)
-        # For other presets than these two a clock, no more.
-        yardstick = None if options.no_yardstick else "mnist" if preset == "mnist" else "cifar10"
-        sides = processes(("training", preset), folder, yardstick, settings=(json.dumps(settings),))
-        measured = run_round(sides, options.steps, WARM_UP_STEPS)
+        (measured,) = all_benchmarks.measure(("training", preset), options, options.steps, [json.dumps(settings)])
     ours, clock = measured["ours"], measured.get("yardstick", {})
     result = {"preset": preset, "batch_size": config.train.batch_size, "settings": settings}
     result["ratio"] = ours["seconds"] / clock["seconds"] if clock else None
@@ -52,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", choices=tuple(BATCH_SIZES), required=True, help="whose architecture")
     parser.add_argument("--steps", type=results.at_least(1), default=15, help="timed steps of each (default: 15)")
     parser.add_argument("settings", nargs="*", type=setting, metavar="GROUP.SETTING=VALUE", help="changed settings")
+    parser.set_defaults(rounds=1, against=None)
     options = results.parse_with_yardstick(parser, arguments)
     results.run(lambda: measure(options), options.json)
 

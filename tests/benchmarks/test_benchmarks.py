@@ -198,13 +198,13 @@ def test_quick_work_is_timed_several_times_at_once_and_a_command_has_no_first_st
 
 @pytest.mark.slow
 def test_a_training_step_with_another_setting(tmp_path, monkeypatch):
-    run_round = train_step.run_round
+    run_round = all_benchmarks.run_round
 
     def with_a_clock(*arguments):
         clock = {"seconds": 2.0, "every_second": [4.0, 2.0], "peak_memory_bytes": 6}
         return run_round(*arguments) | {"yardstick": clock}
 
-    monkeypatch.setattr(train_step, "run_round", with_a_clock)
+    monkeypatch.setattr(all_benchmarks, "run_round", with_a_clock)
     file = tmp_path / "now.json"
     train_step.main(["--preset=digits", "--steps=1", "--no-yardstick", f"--json={file}", "train.batch_size=4"])
     result = json.loads(file.read_text())
