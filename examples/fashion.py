@@ -13,8 +13,6 @@
 import dataclasses
 import hashlib
 import pathlib
-import shutil
-import tempfile
 import time
 import types
 from typing import Any, Literal
@@ -36,13 +34,11 @@ from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.fid import frechet_distance, statistics_of
-from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.evaluation.outliers import aurocs, flagged, scores_by_name
+from nvae_tf.files import write_arrays
 from nvae_tf.generation.sampling import reconstruct_images
 from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur, measured
-from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.run_folder import RunFolder, read_run_config
-from nvae_tf.schemas import ANY
 from nvae_tf.training.prior import learn_prior
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
@@ -178,31 +174,30 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     return {"samples": count, "seeds": seeds, "rows": table}
 
 
-def outliers(workdir: str, count: int = 2000) -> dict[str, Any]:
-    """After nvae-calibrate, for a model of `models`: nvae-evaluate --metrics=outliers on a copy of the run.
+def outliers(workdir: str, count: int = 2000, images: str = DEBIAN) -> dict[str, Any]:
+    """After nvae-calibrate, for a model of `models`: how well outlier scores separate test images from others.
 
-    With scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images.
+    From scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images.
     """
-    data = pathlib.Path(read_run_config(RunFolder(pathlib.Path(workdir))).data.path)
-    parts = {name: array[:count] for name, array in read_arrays(data, ANY).items()}
-    test, digits = parts["test"], [Image.fromarray(np.uint8(image * 255 / 16)) for image in load_digits().images]
+    model = nvae_tf.load(workdir)
+    (training, _), (test, _) = (fashion(images, split, count) for split in COUNTS)
+    digits = [Image.fromarray(np.uint8(image * 255 / 16)) for image in load_digits().images[:count]]
     # As in MNIST, 20 of 28 pixels are used.
-    digits = [np.pad(digit.resize((20, 20), Image.Resampling.BICUBIC), 4) for digit in digits[: len(test)]]
+    digits = [np.pad(digit.resize((20, 20), Image.Resampling.BICUBIC), 4) for digit in digits]
     sets = {"digits": np.expand_dims(digits, -1), "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
-    sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": parts["train"]}
-    sets["noise"] = np.random.RandomState(0).randint(0, 256, test.shape).astype(np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        # The evaluation of a part of the images must not take the place of the run's own.
-        run = shutil.copytree(workdir, pathlib.Path(folder, "run"))
-        write_arrays(data := pathlib.Path(folder, "data.npz"), parts)
-        places = [str(pathlib.Path(folder, f"{name}.npy")) for name in sets]
-        for place, images in zip(places, sets.values(), strict=True):
-            np.save(place, images)
-        metrics = evaluate_run(run, ["outliers"], batch_size=100, data_path=str(data), outliers=places)
-    table = []
-    for name, scores in zip(sets, metrics["outliers"]["sets"].values(), strict=True):
-        flagged = {f"p at most 0.05, {score}": share for score, share in scores["flagged"].items()}
-        table.append({"outliers": name} | scores["auroc"] | flagged)
+    sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": training}
+    sets["noise"] = np.random.RandomState(0).randint(0, 256, test.shape)
+
+    def scores(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        inputs = pixels / np.float32(255.0)
+        inputs = binarized(inputs, 0) if model.config.likelihood == "bernoulli" else inputs
+        return scores_by_name(model.outlier_score(inputs, batch_size=100).parts, model.outlier_calibration)
+
+    own, table = scores(test), []
+    for name, pixels in sets.items():
+        other = scores(pixels)
+        shares = {f"p at most 0.05, {score}": share for score, share in flagged(other).items()}
+        table.append({"outliers": name} | aurocs(own, other) | shares)
     return {"images_of_each_kind": len(test), "auroc": table}
 
 
