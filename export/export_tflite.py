@@ -76,6 +76,3 @@ def main(
 
 
 run = command_line.command(main)
-
-if __name__ == "__main__":
-    run()

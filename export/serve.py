@@ -105,6 +105,3 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
 
 
 run = command_line.command(main)
-
-if __name__ == "__main__":
-    run()

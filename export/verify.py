@@ -32,6 +32,3 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
 
 
 run = command_line.command(main, words="path")
-
-if __name__ == "__main__":
-    run()

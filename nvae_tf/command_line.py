@@ -60,8 +60,14 @@ def run(main: Callable[..., None], words: str | None = None) -> None:
 
 
 def command(main: Callable[..., None], words: str | None = None) -> Callable[[], None]:
-    """The function that an installed command calls: it runs a script's `main`, see `run`."""
-    return functools.partial(run, main, words)
+    """The function that an installed command calls: it runs a script's `main`, see `run`.
+
+    Where Python was started with the script, `python -m train.main`, it is run at once: this call stands last.
+    """
+    script = functools.partial(run, main, words)
+    if main.__module__ == "__main__":
+        script()
+    return script
 
 
 def define_config() -> Any:

@@ -117,6 +117,3 @@ explore:  .venv/bin/nvae-serve --path={workdir / "saved_model"} --explore"""
 
 
 run = command_line.command(main)
-
-if __name__ == "__main__":
-    run()

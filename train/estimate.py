@@ -62,6 +62,3 @@ def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 run = command_line.command(main)
-
-if __name__ == "__main__":
-    run()

@@ -113,6 +113,3 @@ def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str
 
 
 run = command_line.command(main)
-
-if __name__ == "__main__":
-    run()

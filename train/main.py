@@ -65,6 +65,3 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
 
 
 run = command_line.command(main)
-
-if __name__ == "__main__":
-    run()

@@ -52,6 +52,3 @@ def main(
 
 
 run = command_line.command(main, words="workdir")
-
-if __name__ == "__main__":
-    run()
