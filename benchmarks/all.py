@@ -9,7 +9,7 @@ architecture of a preset, by default of those in brackets:
 
 WORKLOADS
 In each round a workload runs in a new process and takes turns with another: the yardstick, a small PyTorch workload
-(`make torch`; --no-yardstick does without), or with --against the same workload of that checkout. Both have two
+(`make torch`; --no_yardstick does without), or with --against the same workload of that checkout. Both have two
 threads. A round's time is the median of its turns; commands and the importance-weighted bound have one turn. A ratio
 is the median over the rounds, with the lowest and the highest in brackets. Let nothing else run meanwhile. Where a
 workload fails, or after Ctrl-C, the results are those before it.
@@ -17,7 +17,6 @@ workload fails, or after Ctrl-C, the results are those before it.
 Exit code: 0 done, 1 a workload failed, 2 a mistake in the command, 130 Ctrl-C.
 """
 
-import argparse
 import contextlib
 import functools
 import pathlib
@@ -25,14 +24,15 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from benchmarks import results
 from benchmarks.results import say
 from benchmarks.workloads import PRESETS, WORKLOADS, python, worker
-from nvae_tf.errors import exit_on_user_error
+from nvae_tf import command_line
+from nvae_tf.config import check_choice
 
-ROUNDS, TURNS = 5, 5
+TURNS = 5  # of each process in a round
 WARM_UP_STEPS = 2  # steps before the timed ones, in which allocators and caches settle
 CLOCK_STEPS_OF_SLOW = 3  # steps of the yardstick beside a slow workload: one step would be a bad clock
 QUANTITIES = ("seconds", "first_step_seconds", "peak_memory_bytes")  # what is measured in every round
@@ -66,26 +66,28 @@ def run_round(sides: dict[str, Callable], turns: int, warm_up: int, clock_steps:
         }
 
 
-def measure(job: Job, options: argparse.Namespace, turns: int = TURNS, settings: Sequence[str] = ()) -> list[Round]:
+def measure(
+    job: Job, rounds: int, yardstick: bool, against: str | None = None, turns: int = TURNS, settings: Sequence[str] = ()
+) -> list[Round]:
     """Runs the rounds of a workload, of training with changed settings; ChildProcessError if a process fails."""
-    name, sides, rounds, warm_up, clock_steps = " ".join(job), {}, [], WARM_UP_STEPS, 1
+    name, sides, measured, warm_up, clock_steps = " ".join(job), {}, [], WARM_UP_STEPS, 1
     if WORKLOADS[job[0]].is_slow:
         turns, warm_up, clock_steps = 1, 0, CLOCK_STEPS_OF_SLOW
     with tempfile.TemporaryDirectory() as folder:
-        for side, checkout in (("ours", results.ROOT), ("against", options.against)):
+        for side, checkout in (("ours", results.ROOT), ("against", against)):
             if checkout:
                 # Each has files of its own.
                 (place := pathlib.Path(folder, side)).mkdir()
                 command = python("benchmarks.workloads", *job, place, *settings)
                 sides[side] = functools.partial(worker, f"{name} ({side})", command, checkout)
-        if not options.no_yardstick:
+        if yardstick:
             command = python("benchmarks.workloads", "yardstick", yardstick_of(job), folder)
             sides["yardstick"] = functools.partial(worker, "yardstick", command)
-        for number in range(1, options.rounds + 1):
-            rounds.append(run_round(sides, turns, warm_up, clock_steps, number))
-            times = (f"{side} {measured['seconds']:.3f} s" for side, measured in rounds[-1].items())
-            say(f"{name}: round {number} of {options.rounds}: {', '.join(times)}")
-    return rounds
+        for number in range(1, rounds + 1):
+            measured.append(run_round(sides, turns, warm_up, clock_steps, number))
+            times = (f"{side} {numbers['seconds']:.3f} s" for side, numbers in measured[-1].items())
+            say(f"{name}: round {number} of {rounds}: {', '.join(times)}")
+    return measured
 
 
 def yardstick_of(job: Job) -> str:
@@ -105,39 +107,38 @@ def summarize(rounds: Sequence[Round]) -> dict[str, list[float]]:
     return row
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options, with `jobs`."""
-    workloads = (f"    {name:<23} {work.what} ({', '.join(work.presets)})\n" for name, work in WORKLOADS.items())
-    parser = results.benchmark_parser("benchmarks.all", __doc__.replace("WORKLOADS\n", "".join([*workloads, "\n"])))
-    add, names = parser.add_argument, results.names
-    add("--only", type=names(WORKLOADS), default=WORKLOADS, metavar="NAME,...", help="some of the workloads (all)")
-    add("--presets", type=names(PRESETS), metavar="NAME,...", help=f"of {', '.join(PRESETS)} (see above)")
-    add("--rounds", type=results.at_least(1), default=ROUNDS, metavar="N", help=f"pairs of processes ({ROUNDS})")
-    add("--against", type=pathlib.Path, metavar="CHECKOUT", help="another folder of this project to compare with")
-    options = results.parse_with_yardstick(parser, arguments)
-    if options.against and not (options.against / "benchmarks" / "workloads.py").is_file():
-        parser.error(f"--against={options.against}: no checkout of this project, it has no benchmarks/workloads.py")
-    options.jobs = [(name, each) for name in options.only for each in options.presets or WORKLOADS[name].presets]
-    return options
-
-
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    result = {**results.stamp(), "against": str(options.against or ""), "complete": False, "results": []}
-    with exit_on_user_error():
-        try:
-            for number, job in enumerate(options.jobs, 1):
-                say(f"workload {number} of {len(options.jobs)}: {' '.join(job)}")
-                row = {"workload": job[0], "preset": job[1], "batch_size": WORKLOADS[job[0]].batch_sizes[job[1]]}
-                row["yardstick"] = None if options.no_yardstick else yardstick_of(job)
-                result["results"].append(row | summarize(measure(job, options)))
-                result["complete"] = number == len(options.jobs)
-                results.write_json(result, options.json)
-        except ChildProcessError as error:
-            sys.exit(f"error: {error}")
-        finally:
-            print(results.text(result) + f"\n{EXPLANATION}")
+def main(
+    only: Annotated[Sequence[str], "Some of the workloads."] = tuple(WORKLOADS),
+    presets: Annotated[Sequence[str] | None, f"Some of {', '.join(PRESETS)}; see above."] = None,
+    rounds: Annotated[int, "Pairs of processes.", 1] = 5,
+    against: Annotated[str | None, "Another folder of this project to compare with."] = None,
+    no_yardstick: results.NoYardstick = False,
+    json: results.Json = None,
+) -> None:
+    """Runs the workloads in turn, and prints the results."""
+    for name, chosen, known in (("--only", only, WORKLOADS), ("--presets", presets or (), PRESETS)):
+        for each in chosen:
+            check_choice(name, each, known)
+    if against and not pathlib.Path(against, "benchmarks", "workloads.py").is_file():
+        raise ValueError(f"--against={against}: no checkout of this project, it has no benchmarks/workloads.py")
+    has_yardstick = not (no_yardstick or against)
+    results.check_options(json, has_yardstick)
+    jobs = [(name, preset) for name in only for preset in presets or WORKLOADS[name].presets]
+    result = {**results.stamp(), "against": against or "", "complete": False, "results": []}
+    try:
+        for number, job in enumerate(jobs, 1):
+            say(f"workload {number} of {len(jobs)}: {' '.join(job)}")
+            row = {"workload": job[0], "preset": job[1], "batch_size": WORKLOADS[job[0]].batch_sizes[job[1]]}
+            row["yardstick"] = yardstick_of(job) if has_yardstick else None
+            result["results"].append(row | summarize(measure(job, rounds, has_yardstick, against)))
+            result["complete"] = number == len(jobs)
+            results.write_json(result, json)
+    except ChildProcessError as error:
+        sys.exit(f"error: {error}")
+    finally:
+        print(results.text(result) + f"\n{EXPLANATION}")
 
 
 if __name__ == "__main__":
-    main()
+    workloads = (f"    {name:<23} {work.what} ({', '.join(work.presets)})\n" for name, work in WORKLOADS.items())
+    command_line.run(main, page=__doc__.replace("WORKLOADS\n", "".join([*workloads, "\n"])))

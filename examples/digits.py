@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy.special import logsumexp
@@ -19,6 +19,13 @@ from benchmarks import results
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.sampling import generate_images
+
+# The flags of recipes.
+Workdir = Annotated[str, "Run folder of nvae-train."]
+Temperature = Annotated[float, "What multiplies the priors' sigma."]
+Guidance = Annotated[float, "Classifier-free guidance of models with classes."]
+Count = Annotated[int, "Number of images.", 1]
+Seed = Annotated[int, "Of the samples.", 0]
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +56,7 @@ def accuracy(model: Any, images: np.ndarray, truth: np.ndarray) -> float:
 
 
 def quality(
-    workdir: str, temperature: float = 1.0, guidance: float = 1.0, count: int = 1000, seed: int = 1
+    workdir: Workdir, temperature: Temperature = 1.0, guidance: Guidance = 1.0, count: Count = 1000, seed: Seed = 1
 ) -> dict[str, Any]:
     """How sure a classifier of real digits is of samples (its mean largest class probability), and of test digits.
 
@@ -73,7 +80,7 @@ def quality(
     return measured
 
 
-def mixture_of_bernoullis(components: int = 120) -> dict[str, Any]:
+def mixture_of_bernoullis(components: Annotated[int, "Number of components.", 1] = 120) -> dict[str, Any]:
     """The baseline of the demo: exact negative log-likelihood of the test digits, in nats per image.
 
     Of 20 to 320 components a held-out fifth of the training part likes 120 best.

@@ -15,7 +15,7 @@ import hashlib
 import pathlib
 import time
 import types
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ from sklearn.svm import SVC
 import nvae_tf
 from benchmarks import results
 from benchmarks.workloads import run_python
-from examples.digits import accuracy, class_samples, rows
+from examples.digits import Count, Guidance, Temperature, Workdir, accuracy, class_samples, rows
 from nvae_tf.data import data_spec
 from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
 from nvae_tf.data.sources import load_split
@@ -56,6 +56,8 @@ KINDS = {
     "classes": ("fashion_mnist", {"train.epochs": 9, "data.labels": True, "train.label_dropout": 0.1}),
 }
 FEATURES = pathlib.Path("runs/fashion_features.keras")
+Images = Annotated[str, "Folder of Fashion-MNIST's four files."]
+Kind = Annotated[str, "Which model; may stand without --kind=.", *KINDS]
 
 
 def fashion(folder: str, split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +66,7 @@ def fashion(folder: str, split: str, count: int | None = None) -> tuple[np.ndarr
     return source.images[:count], np.asarray(source.labels[:count])
 
 
-def models(kind: Literal["binary", "gray", "classes"], workdir: str, images: str = DEBIAN) -> dict[str, Any]:
+def models(kind: Kind, workdir: Workdir, images: Images = DEBIAN) -> dict[str, Any]:
     """Trains a model on the first 9,600 training images (2,000 test images), which go into a file beside the run."""
     file = pathlib.Path(workdir).absolute().parent / "fashion_mnist_part.npz"
     if not file.exists():
@@ -76,7 +78,9 @@ def models(kind: Literal["binary", "gray", "classes"], workdir: str, images: str
     return {"peak_memory_bytes": run_python("train.main", f"--config={preset}", f"--workdir={workdir}", *flags)}
 
 
-def classes(workdir: str, temperature: float = 1.0, guidance: float = 1.0, images: str = DEBIAN) -> dict[str, Any]:
+def classes(
+    workdir: Workdir, temperature: Temperature = 1.0, guidance: Guidance = 1.0, images: Images = DEBIAN
+) -> dict[str, Any]:
     """In how many samples of a conditional model a classifier of the same images sees the class that was asked for.
 
     In how many test images it sees the true class, and in how many the model's own Bayes' rule does.
@@ -96,7 +100,7 @@ def binarized(images: np.ndarray, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).random(images.shape, np.float32) < images).astype(np.float32)
 
 
-def features(images: str = DEBIAN) -> dict[str, Any]:
+def features(images: Images = DEBIAN) -> dict[str, Any]:
     """Trains a classifier of binarized images, whose 64 last features stand in for Inception's.
 
     Then: nvae-evaluate --metrics=frechet --extractor=examples.fashion:make_extractor.
@@ -136,7 +140,7 @@ def make_extractor() -> types.SimpleNamespace:
     return types.SimpleNamespace(name=name, features=features)
 
 
-def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
+def prior(workdir: Workdir, count: Count = 2000, seeds: Annotated[int, "Number of seeds.", 1] = 3) -> dict[str, Any]:
     """The Fréchet distance, in the features of `features`, of real images, reconstructions and several ways to sample.
 
     Mean and range over seeds, also with batch norm readjusted. Learns three reweighted priors in turn, of which the
@@ -174,7 +178,7 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
     return {"samples": count, "seeds": seeds, "rows": table}
 
 
-def outliers(workdir: str, count: int = 2000, images: str = DEBIAN) -> dict[str, Any]:
+def outliers(workdir: Workdir, count: Count = 2000, images: Images = DEBIAN) -> dict[str, Any]:
     """After nvae-calibrate, for a model of `models`: how well outlier scores separate test images from others.
 
     From scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images.
@@ -201,7 +205,9 @@ def outliers(workdir: str, count: int = 2000, images: str = DEBIAN) -> dict[str,
     return {"images_of_each_kind": len(test), "auroc": table}
 
 
-def restoration(workdir: str, count: int = 100, variants: bool = False) -> dict[str, Any]:
+def restoration(
+    workdir: Workdir, count: Count = 100, variants: Annotated[bool, "Measure pnp and map too."] = False
+) -> dict[str, Any]:
     """The mean PSNR in dB of restorations by the model, a classical method, and the linear estimate (`linear`).
 
     Also how often the model beats the classical method, which has the best parameter for these images, and seconds an

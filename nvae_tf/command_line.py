@@ -15,14 +15,14 @@ import textwrap
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from nvae_tf.config import OLD_NAMES, ExperimentConfig, named_settings, setting_meanings
+from nvae_tf.config import OLD_NAMES, ExperimentConfig, check_choice, named_settings, setting_meanings
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_has_config, check_writable
 from nvae_tf.presets import SIZE_MEANING, load_settings, settings_file, unlocked_config
@@ -35,12 +35,13 @@ FOLDER = "folder"
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 
 
-def run(main: Callable[..., None], words: str | None = None) -> None:
+def run(main: Callable[..., None], words: str | None = None, page: str | None = None) -> None:
     """Reads the flags of the script that `main` belongs to, and calls it.
 
     Annotated parameters of `main` become flags, see `define_parameters`, and get their values; those of the flag
-    `words` may also stand first, without its name. A wrong flag, and an error of the kinds that a user can cause, end
-    the process with one line and exit code 2.
+    `words` may also stand first, without its name. `--help` prints the flags after the `page`, by default the script's
+    docstring. A wrong flag, and an error of the kinds that a user can cause, end the process with one line and exit
+    code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.
@@ -56,7 +57,8 @@ def run(main: Callable[..., None], words: str | None = None) -> None:
         with exit_on_user_error():
             main(**parameter_values(parameters))
 
-    app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module))
+    page = (page or module.__doc__ or "").strip()
+    app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module, page))
 
 
 def command(main: Callable[..., None], words: str | None = None) -> Callable[[], None]:
@@ -68,6 +70,18 @@ def command(main: Callable[..., None], words: str | None = None) -> Callable[[],
     if main.__module__ == "__main__":
         script()
     return script
+
+
+def take_mode(what: str, modes: Collection[str], page: str, default: str = "") -> str:
+    """Takes the mode that stands first out of the command line; prints the page of all modes for `--help`."""
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first in HELP:
+        print_page(page)
+    if default and (not first or first.startswith("-")):
+        return default
+    with exit_on_user_error():
+        check_choice(f"the {what}", first, modes, f"not one of the {what.split()[0]}s")
+    return sys.argv.pop(1)
 
 
 def define_config() -> Any:
@@ -204,10 +218,10 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
     return OutputPlace(path, kind)
 
 
-def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:
+def _read_flags(arguments: Sequence[str], module: ModuleType, page: str) -> list[str]:
     with exit_on_user_error():
         if HELP & set(arguments[1:]):
-            print_page(manual_page(module, arguments[1:]))
+            print_page(manual_page(module, page, arguments[1:]))
         try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
@@ -251,9 +265,9 @@ def print_page(page: str) -> None:
     sys.exit(0)
 
 
-def manual_page(module: ModuleType, arguments: Sequence[str] = ()) -> str:
-    """The docstring of a script, its flags with their meanings, and the settings that the arguments choose."""
-    sections = [(module.__doc__ or "").strip(), "Flags:"]
+def manual_page(module: ModuleType, page: str, arguments: Sequence[str] = ()) -> str:
+    """The page of a script, its flags with their meanings, and the settings that the arguments choose."""
+    sections = [page, "Flags:"]
     for flag in flags.FLAGS.get_flags_for_module(module):
         values = flag.default if isinstance(flag.default, list | tuple) else [flag.default]
         default = "" if values in ([None], []) else f" (default: {','.join(map(str, values))})"

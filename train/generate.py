@@ -120,18 +120,9 @@ def overview() -> str:
 
 def run() -> None:
     """The command `nvae-generate`: defines the flags of the mode that is named first, and runs it."""
-    global __doc__
-    first = sys.argv[1] if len(sys.argv) > 1 else "-"
-    if first in command_line.HELP:
-        command_line.print_page(overview())
-    mode = "sample"
-    if not first.startswith("-"):
-        with errors.exit_on_user_error():
-            config.check_choice("the mode of nvae-generate", first, TASKS, "not one of the modes")
-        mode = sys.argv.pop(1)
+    mode = command_line.take_mode("mode of nvae-generate", TASKS, overview(), default="sample")
     _define_flags(mode)
-    __doc__ = f"{inspect.getdoc(TASKS[mode])}\n\n{_EXIT_CODES}"  # what `--help` prints
-    command_line.run(lambda: _main(mode))
+    command_line.run(lambda: _main(mode), page=f"{inspect.getdoc(TASKS[mode])}\n\n{_EXIT_CODES}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 import contextlib
 import functools
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import sys
 import tempfile
-from typing import Literal
 
 import psutil
 import pytest
@@ -14,6 +14,7 @@ from benchmarks import all as all_benchmarks
 from benchmarks import results, train_step, workloads
 from benchmarks.all import run_round, summarize
 from benchmarks.workloads import worker
+from nvae_tf.errors import exit_on_user_error
 
 
 def a_round(ours, **others):
@@ -70,14 +71,26 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path, capsys, monkeypatc
         return a_round(1.0, against=0.5)
 
     monkeypatch.setattr(all_benchmarks, "run_round", run_round)
-    with pytest.raises(SystemExit) as ended:
-        arguments = "--only=sampling,nelbo", "--presets=mnist", "--rounds=2", f"--json={file}", "--against=."
-        all_benchmarks.main([*arguments])
+    with pytest.raises(SystemExit) as ended, exit_on_user_error():
+        all_benchmarks.main(["sampling", "nelbo"], ["mnist"], rounds=2, json=str(file), against=".")
     assert ended.value.code == code and not json.loads(file.read_text())["complete"]
     first, memory = "9 (9 to 9) | 1 (1 to 1)", "3.21e+09 (3.21e+09 to 3.21e+09) | 1 (1 to 1)"
     row = f"| sampling | mnist | 16 | - | 1 (1 to 1) | 2 (2 to 2) | {first} | {memory} |"
     assert row in capsys.readouterr().out
     assert [row["seconds"] for row in json.loads(file.read_text())["results"]] == [[1.0] * 2]
+
+
+RECIPES = """
+from typing import Annotated
+from benchmarks import results
+
+def toy(kind: Annotated[str, "Kind.", "a", "b"], workdir: Annotated[str, "Run."],
+        count: Annotated[int, "Number.", 1] = 3, figure: Annotated[bool, "Draw."] = False):
+    return dict(locals())
+
+if __name__ == "__main__":
+    results.run_recipe("recipes", "Toys.", toy)
+"""
 
 
 # The other side of `worker` and its command, as any checkout has them: what changes here breaks `--against`.
@@ -100,46 +113,39 @@ def test_another_checkout_is_run_in_turn_with_this(tmp_path, monkeypatch, capsys
         file.write_text(WORKER.format(seconds=seconds))
     monkeypatch.setattr(results, "ROOT", tmp_path / "ours")
     before, file = tmp_path / "before", tmp_path / "now.json"
-    all_benchmarks.main(["--only=nelbo", "--presets=digits", f"--against={before}", f"--json={file}"])
+    all_benchmarks.main(["nelbo"], ["digits"], against=str(before), json=str(file))
     result = json.loads(file.read_text())
     assert result["complete"] and result["results"][0]["seconds_ratios"] == pytest.approx([1.2] * 5)
     assert "against 0.05" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules")
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
         ("all", "", "the yardstick needs PyTorch"),
-        ("all", "--only=training,smapling", "'smapling': must be some of training, "),
-        ("all", "--rounds=0", "at least 1"),
+        ("all", "--only=training,smapling", "--only = 'smapling': not one of the choices (training, "),
+        ("all", "--presets=mnits", "--presets = 'mnits': not one of the choices (digits, "),
+        ("all", "--rounds=0", "--rounds=0: 0 is not a positive integer"),
+        ("all", "--json=/tmp", "--json=/tmp: a folder, not a file"),
         ("all", "--against=/tmp", "--against=/tmp: no checkout of this project"),
-        ("train_step", "--preset=mnist --no-yardstick train.recompute=some", "train.recompute = 'some': not one of"),
+        ("train_step", "--preset=mnist --no_yardstick train.recompute=some", "train.recompute = 'some': not one of"),
     ],
 )
-def test_mistakes_are_reported_before_anything_starts(module, arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="2"):
-        importlib.import_module(f"benchmarks.{module}").main(arguments.split())
-    assert message in capsys.readouterr().err
+def test_mistakes_are_reported_before_anything_starts(module, arguments, message, refused, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *on: None if name == "torch" else find_spec(name, *on))
+    assert message in refused(f"benchmarks.{module}", *arguments.split())
 
 
-def test_a_recipe_has_a_flag_for_each_parameter(tmp_path, monkeypatch, capsys):
-    def toy(kind: Literal["a", "b"], workdir: str, count: int = 3, figure: bool = False):
-        return dict(locals())
-
-    def called(*arguments):
-        monkeypatch.setattr(sys, "argv", ["toys", *arguments])
-        results.run_recipe("toys", "Toys.", toy)
-
-    file, recipe = tmp_path / "now.json", ["toy", "b", "--workdir=x", "--figure"]
-    for arguments in ([*recipe, f"--json={file}"], [f"--json={file}", *recipe]):
-        called(*arguments)
-        result = json.loads(file.read_text())
-        assert {"kind": "b", "workdir": "x", "count": 3, "figure": True}.items() <= result.items()
-        file.unlink()
-    with pytest.raises(SystemExit):
-        called("toy", "b", "--workdir=x", "--count=0")
-    assert "at least 1" in capsys.readouterr().err
+def test_a_recipe_has_a_flag_for_each_parameter(tmp_path, done, refused, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "recipes.py").write_text(RECIPES)
+    file, words = tmp_path / "now.json", ["recipes", "toy", "b", "--workdir=x", "--figure"]
+    assert "workdir  " in done(*words, f"--json={file}")
+    assert {"kind": "b", "workdir": "x", "count": 3, "figure": True}.items() <= json.loads(file.read_text()).items()
+    assert "--count=0: 0 is not a positive integer" in refused(*words, "--count=0")
+    assert "the recipe of recipes = 'tyo': not one of the recipes (toy)" in refused("recipes", "tyo")
 
 
 def test_a_result_says_where_it_is_from_also_without_linux_or_with_another_tensorflow(monkeypatch):
@@ -206,7 +212,7 @@ def test_a_training_step_with_another_setting(tmp_path, monkeypatch):
 
     monkeypatch.setattr(all_benchmarks, "run_round", with_a_clock)
     file = tmp_path / "now.json"
-    train_step.main(["--preset=digits", "--steps=1", "--no-yardstick", f"--json={file}", "train.batch_size=4"])
+    train_step.main("digits", 1, "train.batch_size=4", no_yardstick=True, json=str(file))
     result = json.loads(file.read_text())
     assert result["batch_size"] == 4 and 0.0 < result["step_seconds"] < result["first_step_seconds"]
     assert result["ratio"] == result["step_seconds"] / result["yardstick_seconds"] == result["step_seconds"] / 2.0
@@ -218,7 +224,7 @@ def test_a_real_run_of_all(tmp_path, monkeypatch):
     # Without the yardstick, which takes minutes beside other processes.
     file = tmp_path / "now.json"
     monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: contextlib.nullcontext(tmp_path))
-    all_benchmarks.main(["--presets=digits", "--rounds=1", "--no-yardstick", "--only=export", f"--json={file}"])
+    all_benchmarks.main(["export"], ["digits"], rounds=1, no_yardstick=True, json=str(file))
     (export,) = json.loads(file.read_text())["results"]
     assert export["peak_memory_bytes"][0] > 3e8
     assert export["first_step_seconds"] == [None] and export["seconds"][0] > 1.0
