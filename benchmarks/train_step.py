@@ -25,8 +25,7 @@ from nvae_tf.presets import experiment_config
 
 def measure(preset: str, steps: int, settings: dict[str, Any], yardstick: bool) -> dict[str, Any]:
     config = experiment_config(preset, {"train.batch_size": BATCH_SIZES[preset]} | settings)
-    job, how = ("training", preset), {"turns": steps, "settings": [dumps(settings)]}
-    (measured,) = all_benchmarks.measure(job, 1, yardstick, **how)
+    (measured,) = all_benchmarks.measure(("training", preset), 1, yardstick, turns=steps, settings=[dumps(settings)])
     ours, clock = measured["ours"], measured.get("yardstick", {})
     result = {"preset": preset, "batch_size": config.train.batch_size, "settings": settings}
     result["ratio"] = ours["seconds"] / clock["seconds"] if clock else None
