@@ -89,6 +89,7 @@ MISTAKES = [
     (IMPORT + "x.pt --output={0}/new --report={0}/x.pt", "exists already"),
     (IMPORT + "x.pt --output={0}/new --report={0}/new/map.csv", "in the way of"),
     (IMPORT + "x.pt --output={0}/new/run --report={0}/new", "in the way of"),
+    ("export.verify {0}/models/1 more", "'more': not a flag"),
     ("export.export_saved_model --workdir={0}/run --output={0}/new", "/run: no such folder"),
     ("export.export_saved_model --workdir=none --output={0}/models", "has a version 1 already"),
     (TFLITE + "decode --workdir=x --output=y --smallest_psnr=nan", "--smallest_psnr=nan: must be"),
