@@ -22,11 +22,7 @@ def test_a_full_disk_is_reported_with_the_name_of_the_file_itself(small_files, t
 
 
 def test_other_errors_of_the_block_stay_as_they_are(tmp_path):
-    for error in (
-        FileNotFoundError(2, "No such file", "elsewhere"),
-        ConnectionError("no network"),
-        ValueError("wrong"),
-    ):
+    for error in (FileNotFoundError(2, "No file", "elsewhere"), ConnectionError("no network"), ValueError("wrong")):
         with pytest.raises(type(error)) as raised, atomic_file(tmp_path / "a.txt"):
             raise error
         assert raised.value is error
@@ -122,11 +118,8 @@ def test_lists_are_as_arrays():
 def test_named_sizes_and_objects_in_objects():
     about = dict.fromkeys(("groups", "proposals", "steps", "seed", "images"), 2)
     about |= {"kind": "classifier", "log_normalizers": [], "log_normalizer_errors": [0]}
-    about |= {
-        "cross_entropy": [1, 2.5],
-        "effective_proposals": [1, 1],
-        "bounds": {"samples": 1, "images": 2, "model": 1.5, "reweighted": 3},
-    }
+    about |= {"cross_entropy": [1, 2.5], "effective_proposals": [1, 1]}
+    about["bounds"] = {"samples": 1, "images": 2, "model": 1.5, "reweighted": 3}
     assert parsed(json.dumps(about), ABOUT) == about
     message = error_of(json.dumps(about | {"groups": 3}), ABOUT)
     assert "`cross_entropy` is [1, 2.5]; it must be a number of shape [3]" in message

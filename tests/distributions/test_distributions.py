@@ -6,11 +6,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from nvae_tf.config import LIKELIHOODS
-from nvae_tf.distributions.discretized_logistic_mixture import (
-    DiscretizedLogisticMixture,
-    num_mixture_parameters,
-    split_mixture_parameters,
-)
+from nvae_tf.distributions import discretized_logistic_mixture as module
+from nvae_tf.distributions.discretized_logistic_mixture import DiscretizedLogisticMixture
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
@@ -26,16 +23,16 @@ NUM_SAMPLES = 100_000
 )
 def test_the_layout_of_the_parameters(channels, mixtures, means, log_scales, coefficients):
     width = mixtures * {1: 3, 2: 6, 3: 10, 4: 15}[channels]
-    assert num_mixture_parameters(channels, mixtures) == width
+    assert module.num_mixture_parameters(channels, mixtures) == width
     parameters = np.arange(width, dtype=np.float32) / 20
-    *split, tanh = split_mixture_parameters(parameters, channels, mixtures)
+    *split, tanh = module.split_mixture_parameters(parameters, channels, mixtures)
     for found, expected in zip(split, (np.arange(mixtures), means, log_scales), strict=True):
         np.testing.assert_allclose(found * 20, expected, rtol=1e-5)
     np.testing.assert_allclose(np.arctanh(tanh) * 20, coefficients, rtol=1e-5)
 
 
 def mixture_of(parameters, channels, mixtures, **settings):
-    return DiscretizedLogisticMixture(*split_mixture_parameters(parameters, channels, mixtures), **settings)
+    return DiscretizedLogisticMixture(*module.split_mixture_parameters(parameters, channels, mixtures), **settings)
 
 
 def log_sigmoid(value):
@@ -73,7 +70,7 @@ def rgb_log_prob(image, parameters, num_mixtures, num_bits, exact_edges):
 def random_parameters(shape, channels, num_mixtures, seed=0, log_scale_range=(-7.5, 4)):
     """Network outputs whose means leave [-1, 1] and whose log-scales fall below their floor now and then."""
     generator = np.random.default_rng(seed)
-    parameters = generator.normal(0, 1, [*shape, num_mixture_parameters(channels, num_mixtures)])
+    parameters = generator.normal(0, 1, [*shape, module.num_mixture_parameters(channels, num_mixtures)])
     blocks = parameters[..., num_mixtures:].reshape(*shape, -1, num_mixtures)
     rows = slice(1, None, 3) if channels == 3 else slice(1, 2 * channels, 2)
     blocks[..., rows, :] = generator.uniform(*log_scale_range, blocks[..., rows, :].shape)

@@ -84,9 +84,10 @@ def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
 
 
 # Lines of the program that XLA is given, with the forms that GPUs get. Without the loop: 55,000 and 104,000.
-@pytest.mark.parametrize(
-    ("preset", "precision", "most"), [("mnist", "float32", 23_000), ("cifar10", "mixed_bfloat16", 17_000)]
-)
+SIZES = [("mnist", "float32", 23_000), ("cifar10", "mixed_bfloat16", 17_000)]
+
+
+@pytest.mark.parametrize(("preset", "precision", "most"), SIZES)
 def test_the_size_of_the_program_that_xla_compiles(preset, precision, most, monkeypatch):
     monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: True)
     config = experiment_config(presets.preset(preset))

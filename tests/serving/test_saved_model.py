@@ -181,9 +181,7 @@ def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_process_that_checks_starts_while_the_model_is_recorded_and_ends_with_an_error(
-    vanilla_model, tmp_path, monkeypatch
-):
+def test_the_process_that_checks_starts_early_and_ends_with_an_error(vanilla_model, tmp_path, monkeypatch):
     started, popen = [], subprocess.Popen
 
     def fails(signatures):

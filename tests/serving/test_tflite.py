@@ -72,15 +72,11 @@ def test_a_device_computes_what_the_models_own_methods_give(request, float32, ki
     model = request.getfixturevalue({"flows": "model", "vanilla": "vanilla_model"}[kind])
     images, latents = images_of(model), model.encode(images_of(model), seed=SEED)
     noise = flat(noise_per_image(model.plan.latent_shapes(), image_seeds(SEED, COUNT)))
-    temperature = np.full(COUNT, 0.7, np.float32)
+    heat = np.full(COUNT, 0.7, np.float32)
     inputs, output, expected = {
         "decode": ({"latent": flat(latents)}, "image", lambda: model.decode(latents)),
         "encode": ({"image": images, "noise": noise}, "latent", lambda: flat(latents)),
-        "sample": (
-            {"noise": noise, "temperature": temperature},
-            "image",
-            lambda: model.generate(COUNT, 0.7, seed=SEED),
-        ),
+        "sample": ({"noise": noise, "temperature": heat}, "image", lambda: model.generate(COUNT, 0.7, seed=SEED)),
         "reconstruct": ({"image": images, "noise": noise}, "image", lambda: model.decode(latents)),
     }[name]
     run, expected = runner_of(float32(kind, name), name), np.asarray(expected())
