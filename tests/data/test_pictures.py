@@ -166,7 +166,8 @@ def test_a_png_file_may_say_behind_its_pixels_that_it_lies_on_its_side(tmp_path)
     deep = random_pixels(4, 7, 1, dtype=np.uint16)
     header = struct.pack(">IIBBBBB", 7, 4, 16, 0, 0, 0, 0)
     rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep))
-    content = png_of_chunks(header, rows, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    late = exif.tobytes().removeprefix(b"Exif\0\0")
+    content = png_of_chunks([(b"IHDR", header), (b"IDAT", rows), (b"eXIf", late), (b"IEND", b"")])
     path = write_files(tmp_path, {"late.png": content}) / "late.png"
     assert pictures.read_header(path) == pictures.PictureHeader(7, 4, 1, 16)
     np.testing.assert_array_equal(pictures.read_picture(path, 1), np.rot90(deep[..., 0] >> 8, -1))
@@ -175,7 +176,8 @@ def test_a_png_file_may_say_behind_its_pixels_that_it_lies_on_its_side(tmp_path)
 def test_the_checksums_of_a_png_file_are_checked(tmp_path):
     """Rows that are stored as they are can be decoded when damaged."""
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0)
-    damaged = bytearray(png_of_chunks(header, zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB), 0)))
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB), 0)
+    damaged = bytearray(png_of_chunks([(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]))
     damaged[damaged.index(RGB[-1].tobytes()) + 5] ^= 1
     with pytest.raises(pictures.BadPicture, match="a damaged or cut-off PNG file .*checksum"):
         pictures.read_picture(written(tmp_path, bytes(damaged)), 3)
@@ -201,7 +203,7 @@ def with_zeros_at_the_end(content, kept):
 
 def large_png(side):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return png_of_chunks(header, zlib.compress(bytes(1000)))
+    return png_of_chunks([(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")])
 
 
 ODD, NO_PICTURE = "a TIFF file of a form that is not read; save it", "not a picture that can be read"
