@@ -127,13 +127,6 @@ def test_the_table_has_the_own_batch_size_and_the_microbatches_that_fit():
     assert "none" in memory.memory_table(summary(config, 1.0), config)
 
 
-@pytest.mark.slow
-def test_a_large_parent_does_not_hide_the_peak_of_a_step(commands):
-    child = "from nvae_tf.training.memory import peak_memory_bytes; print(peak_memory_bytes())"
-    program = f"import numpy, subprocess, sys; numpy.ones(2 * 10**8); subprocess.run([sys.executable, '-c', '{child}'])"
-    assert 10**8 < int(commands.output_of(["-c", program])) < 15 * 10**8
-
-
 def test_images_need_not_be_there_where_their_size_is_set(commands):
     # In a process of its own: two scripts with a --config can't be imported in one.
     program = (
@@ -153,8 +146,10 @@ def test_the_estimate_is_what_training_takes(commands, tmp_path):
     flags = ["--config=digits", f"--json={file}", "--gpu_memory_gib=24", "--config.train.batch_size=1024"]
     # With one scale of the three a step is traced in half of the time.
     flags += ["--config.model.num_latent_scales=1"]
-    # A fork's memory is in part that of the process that it is a fork of.
-    assert commands.started_anew(["-m", "train.estimate", *flags]).wait(600) == 0
+    # A fork's memory is in part that of the process that it is a fork of. That the command's own process has been
+    # larger than the ones that take the steps hides nothing.
+    estimate = "import numpy, runpy; numpy.ones(3 * 10**8); runpy.run_module('train.estimate', run_name='__main__')"
+    commands.output_of(["-c", estimate, *flags])
     numbers = json.loads(file.read_text())
     (row,) = (row for row in numbers["batch_sizes"] if row["batch_size"] == 1024)
     measured = int(commands.output_of(["-c", TRAINING_STEPS, 1024]))

@@ -5,13 +5,13 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ArraySource, ImageSource, first_image, load_split, stacked
 from tests.command_fixtures import output_of
+from tests.data.picture_factory import encoded, write_files
 
 IMAGES = np.random.default_rng(0).integers(0, 256, [50, 4, 3, 1], dtype=np.uint8)
 SPEC = dataclasses.replace(data_spec("cifar10"), name="small", height=4, width=3, channels=1)
@@ -86,9 +86,8 @@ def test_every_image_is_once_in_each_channel():
 @pytest.mark.slow
 def test_a_process_ends_while_pictures_are_being_decoded(tmp_path):
     """Threads that wait for the interpreter's lock and an interpreter that waits for them would wait forever."""
-    noise = np.random.default_rng(0).integers(0, 256, [1400, 2000, 3], np.uint8)
-    for number in range(30):
-        Image.fromarray(noise).save(tmp_path / f"{number}.jpg")
+    noise = encoded(np.random.default_rng(0).integers(0, 256, [1400, 2000, 3], np.uint8), "JPEG")
+    write_files(tmp_path, {f"{number}.jpg": noise for number in range(30)})
     script = """
 import dataclasses, sys
 from nvae_tf.data.pipeline import iterate, training_batches

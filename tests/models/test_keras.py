@@ -125,7 +125,7 @@ def test_the_seed_decides_the_initial_weights():
 
 
 def test_callbacks_get_the_numbers(tmp_path):
-    model = compiled()
+    model = compiled(jit_compile=False)
     callbacks = [
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
         keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=1, min_delta=1e9),
