@@ -61,6 +61,11 @@ def with_distinct_classes(model):
     return model
 
 
+def flat(arrays):
+    """Arrays `[count, ...]` side by side, `[count, values]`."""
+    return np.concatenate([np.reshape(array, [len(array), -1]) for array in arrays], axis=1)
+
+
 def values(variables):
     return [variable.numpy() for variable in variables]
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from nvae_tf.models.latents import GivenSource, active_channels, batch_noise, image_seeds, noise_per_image
 from nvae_tf.models.passes import inference_pass, top_down_pass
 from nvae_tf.objective import kl_per_channel
-from tests.tiny_model import PADDED, images_of, shaken, tiny_model
+from tests.tiny_model import PADDED, flat, images_of, shaken, tiny_model
 
 SHAPES = [(4, 4, 2), (8, 8, 2), (8, 8, 2)]
 
@@ -195,10 +195,6 @@ DRAWS = {
     "per image": lambda count, seed=2, step=0: noise_per_image(NOISE_SHAPES, image_seeds(seed, count, first=step)),
     "samples": lambda count, seed=2, step=0: noise_per_image(NOISE_SHAPES, image_seeds(seed, 1), step, count),
 }
-
-
-def flat(noise):
-    return np.concatenate([np.reshape(draw, (len(draw), -1)) for draw in noise], axis=1)
 
 
 @pytest.mark.parametrize("kind", DRAWS)

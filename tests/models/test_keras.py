@@ -154,10 +154,6 @@ def test_accumulated_gradients_of_the_optimizer_count_as_one_step():
     assert (changes, steps) == ([False, True, False, True], [0, 1, 1, 2])
 
 
-def shaken_model():
-    return shaken(tiny_model(**PADDED, num_flows=1))
-
-
 def assert_same_model(first, second, images):
     assert type(second) is nvae_tf.NVAE and (second.config, second.seed) == (first.config, first.seed)
     assert_same(second.weights, first.weights)
@@ -179,7 +175,7 @@ def rewritten(path, change):
 
 @pytest.mark.slow
 def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
-    model, path = shaken_model(), tmp_path / "model.keras"
+    model, path = shaken(tiny_model(**PADDED, num_flows=1)), tmp_path / "model.keras"
     model.save(path)
     assert_same_model(model, keras.models.load_model(path), images)
 
@@ -205,7 +201,7 @@ def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
     ],
 )
 def test_a_keras_file_is_loaded_or_refused_in_one_line(tmp_path, damage, reason):
-    model, path = shaken_model(), tmp_path / "model.keras"
+    model, path = shaken(tiny_model(**PADDED, num_flows=1)), tmp_path / "model.keras"
     model.save(path)
     if damage is None:
         assert_same(nvae_tf.load(path).weights, model.weights)

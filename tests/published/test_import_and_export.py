@@ -4,7 +4,6 @@ import hashlib
 import json
 import pathlib
 import shutil
-import sys
 import zipfile
 
 import numpy as np
@@ -276,12 +275,6 @@ def test_the_file_has_the_recorded_weights_and_settings(name, published):
         longer = ".bn.".join(key.rsplit(".", 1))
         read = checkpoint.state[key if key in checkpoint.state else longer]
         np.testing.assert_array_equal(read, value, err_msg=key)
-
-
-def test_missing_torch(published, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"torch is not installed: pip install"):
-        nvae_tf.from_torch_checkpoint(published.path(f"{NAME}.pt"))
 
 
 def test_deflated_archives_and_archives_without_checksums_are_read(published, content, saved, tmp_path):

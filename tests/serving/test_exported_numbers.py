@@ -24,13 +24,12 @@ from tests import ROOT
 from tests.command_fixtures import assert_shown, output_of
 from tests.serving.conftest import CONFIG, model_of
 from tests.serving.model_servers import IMAGES, SEEDS
+from tests.tiny_model import assert_near
 
 
 def assert_same(found, expected, tolerance=1e-5):
-    expected = np.asarray(expected)
-    assert found.shape == expected.shape
-    found, expected = (array.astype(np.float64) for array in (found, expected))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    assert found.shape == np.shape(expected)
+    assert_near([np.float64(found)], [np.float64(expected)], rtol=0, atol=tolerance, floor=0.0)
 
 
 def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):

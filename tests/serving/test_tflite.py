@@ -19,6 +19,7 @@ from nvae_tf.serving.tflite import DeviceSignatures, compare, convert, device_in
 from tests import ROOT, tiny_model
 from tests.command_fixtures import output_of
 from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
+from tests.tiny_model import flat
 
 EXAMPLE = ROOT / "export" / "decode_on_device.py"
 COUNT, SEED = 2, 5
@@ -56,10 +57,6 @@ def runner_of(content, name):
     interpreter = Interpreter(model_content=content)
     assert list(interpreter.get_signature_list()) == [name]
     return interpreter.get_signature_runner(name)
-
-
-def flat(latents):
-    return np.concatenate([np.reshape(latent, [len(latent), -1]) for latent in latents], axis=1)
 
 
 NAMES = ("decode", "encode", "sample", "reconstruct")

@@ -243,9 +243,8 @@ def test_killed_twice_and_interrupted_is_the_same_run(commands, finished_run, tm
     # Here the only checkpoint is the one that the interruption leaves.
     code, output = commands.run_until_training(commands.tiny_training(workdir), signal.SIGINT)
     assert_continued(output, reached, half_written)
-    (step,) = re.findall(
-        r"interrupted at step (\d+) by SIGINT; checkpoint saved. The same command continues from", output
-    )
+    message = r"interrupted at step (\d+) by SIGINT; checkpoint saved. The same command continues from"
+    (step,) = re.findall(message, output)
     assert code == 130 and int(step) > reached and "nvae-train --config=configs/digits.py" in output
     assert f", from step {step} on" in commands.output_of(command)
     (best,) = (whole / "checkpoints" / "best").glob("*.index")
