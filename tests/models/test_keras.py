@@ -2,6 +2,7 @@ import csv
 import json
 import pydoc
 import random
+import shutil
 import zipfile
 
 import keras
@@ -173,10 +174,17 @@ def rewritten(path, change):
             archive.writestr(name, content)
 
 
-@pytest.mark.slow
-def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
-    model, path = shaken(tiny_model(**PADDED, num_flows=1)), tmp_path / "model.keras"
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model and its file."""
+    model, path = shaken(tiny_model(**PADDED, num_flows=1)), tmp_path_factory.mktemp("saved") / "model.keras"
     model.save(path)
+    return model, path
+
+
+@pytest.mark.slow
+def test_a_keras_file_also_one_from_before_a_setting_existed(images, saved, tmp_path):
+    model, path = saved[0], shutil.copy(saved[1], tmp_path / "model.keras")
     assert_same_model(model, keras.models.load_model(path), images)
 
     def older(config):
@@ -200,11 +208,10 @@ def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
         (lambda path: keras.Sequential([keras.Input((1,))]).save(path), "a Sequential, no NVAE"),
     ],
 )
-def test_a_keras_file_is_loaded_or_refused_in_one_line(tmp_path, damage, reason):
-    model, path = shaken(tiny_model(**PADDED, num_flows=1)), tmp_path / "model.keras"
-    model.save(path)
+def test_a_keras_file_is_loaded_or_refused_in_one_line(saved, tmp_path, damage, reason):
+    path = shutil.copy(saved[1], tmp_path / "model.keras")
     if damage is None:
-        assert_same(nvae_tf.load(path).weights, model.weights)
+        assert_same(nvae_tf.load(path).weights, saved[0].weights)
         return
     damage(path)
     with pytest.raises(ValueError, match=rf"model\.keras: not a model .* read \(.*({reason}).*\); restore") as error:

@@ -144,7 +144,7 @@ def test_sums_of_many_gradients_have_an_order(variant):
     ("name", "count"),
     [
         ("mnist", 33_363_134),
-        ("cifar10", 130_852_480),
+        pytest.param("cifar10", 130_852_480, marks=pytest.mark.slow),
         pytest.param("imagenet32", 268_509_444, marks=pytest.mark.slow),
         pytest.param("celeba64", 153_281_364, marks=pytest.mark.slow),
         pytest.param("celebahq256", 330_798_664, marks=pytest.mark.slow),

@@ -141,6 +141,7 @@ def wrong_rows():
     yield "compose_png", "keep", 2, r"keep: values must be 1 \(taken\) or 0 \(drawn\)"
 
 
+@pytest.mark.slow
 def test_a_wrong_row_is_marked_and_fails_no_other(run, model):
     given = {"seed": SEEDS[:2], "temperature": ONES, "image": IMAGES[:2], "num_groups": np.int32([1, 1])}
     given |= {"image_bytes": np.array([PICTURE, PICTURE], object), "keep": np.int32([[1, 0]] * 2)}
