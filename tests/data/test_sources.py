@@ -17,17 +17,6 @@ IMAGES = np.random.default_rng(0).integers(0, 256, [50, 4, 3, 1], dtype=np.uint8
 SPEC = dataclasses.replace(data_spec("cifar10"), name="small", height=4, width=3, channels=1)
 
 
-def source_with_a_gap(gap, error):
-    """Images that are read, of which one can't be."""
-
-    def read(numbers):
-        if gap in numbers:
-            raise error
-        return IMAGES[numbers]
-
-    return ImageSource(len(IMAGES), IMAGES.shape[1:], read)
-
-
 def test_reader_does_not_copy_the_images_into_the_graph():
     source = ArraySource(np.zeros([1000, 8, 8, 1], np.uint8))
     graph = tf.function(source.reader()).get_concrete_function(tf.TensorSpec([4], tf.int32)).graph
@@ -55,7 +44,12 @@ def test_read_images_make_the_same_batches_as_images_in_memory():
 
 @pytest.mark.parametrize("error", [ValueError("face.png: not a picture"), OSError(5)])
 def test_what_reading_raised_comes_out_of_the_pipeline(error):
-    source = source_with_a_gap(37, error)
+    def read(numbers):
+        if 37 in numbers:
+            raise error
+        return IMAGES[numbers]
+
+    source = ImageSource(len(IMAGES), IMAGES.shape[1:], read)
     batches = iterate(evaluation_batches(source, SPEC, batch_size=10, seed=0), source)
     for number in range(3):
         expected = IMAGES[10 * number : 10 * number + 10].astype(np.float32) / np.float32(255)
