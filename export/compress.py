@@ -16,8 +16,6 @@ import pathlib
 import time
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
 
@@ -85,11 +83,4 @@ def _description(path: pathlib.Path) -> str:
     return "\n  ".join([f"{path}: {path.stat().st_size:,} bytes", *lines])
 
 
-def run() -> None:
-    """The command `nvae-compress`."""
-    command_line.name_argument("input")
-    command_line.run(main, flags)
-
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main, words="input")

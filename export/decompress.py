@@ -14,8 +14,6 @@ from those of the one that made the file; nothing is written then.
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
 
@@ -58,11 +56,4 @@ def main(
     status.keep(f"{counted(header['images'], 'image')} in {output}")
 
 
-def run() -> None:
-    """The command `nvae-decompress`."""
-    command_line.name_argument("input")
-    command_line.run(main, flags)
-
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main, words="input")

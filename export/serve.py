@@ -27,7 +27,6 @@ import threading
 from typing import Annotated
 
 import numpy as np
-from absl import flags
 
 from nvae_tf import command_line, errors, files
 from nvae_tf.serving.explorer_files import PAGE, explorer_facts, write_explorer
@@ -78,8 +77,8 @@ def main(
         if explore:
             write_explorer(pages, {name: newest_version(versions)})
         with local_server(name, versions, port, rest_port, host, rest_api_enable_cors_support, pages) as ports:
-            # Not before: a signal during the start ends it at once.
-            for number in (signal.SIGTERM, signal.SIGINT):
+            # Not before: a signal during the start, or while samples are written, ends it at once.
+            for number in () if samples else (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: ended.set())
             print(f"ready: gRPC on {host}:{ports[0]}, REST on {host}:{ports[1]}", flush=True)
             host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
@@ -105,7 +104,4 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
         print(f"{len(images)} images in {file}", flush=True)
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

@@ -216,7 +216,7 @@ def _start_from_singular_vectors(model: NVAE) -> None:
     """Puts the power iterations where they would end: two nearly equal singular values take thousands of them."""
     regularizer = model.spectral_regularizer
     for stack, vectors in zip(model.convolutions, regularizer.vectors, strict=True):
-        kernels = stack.effective_kernels().numpy().astype(np.float64)
+        kernels = stack.effective_kernels(ForwardPass()).numpy().astype(np.float64)
         matrices = kernels.reshape(len(kernels), -1, kernels.shape[-1])
         vectors.assign(np.linalg.svd(matrices, full_matrices=False).Vh[:, 0])
 

@@ -70,5 +70,4 @@ def _draw_batch(model: NVAE, reweighted, temperatures, batch_size: int, seed: in
         seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)
         sources = with_reweighted_prior(reweighted, sources, seeds, temperatures, model.plan, forward.labels)
     top_down_pass(model, sources, batch_size, forward)
-    forward.commit()
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates()])
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.commit()])

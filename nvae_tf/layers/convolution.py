@@ -60,19 +60,17 @@ class StackedConvolution(StackedLayer):
         if weight_normalized:
             self.log_norm.assign(tf.math.log(_norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset)
 
-    def effective_kernels(self, training: bool = False) -> tf.Tensor:
-        """The masked and normalized kernels, float32 `[count, height, width, in / groups, out]`."""
-        kernel = self._masked_kernel()
-        return kernel if self.log_norm is None else _weight_normalized(kernel, self.log_norm, training)
-
-    def kernels_of(self, forward: ForwardPass) -> tf.Tensor:
-        """The effective kernels, computed once in a pass."""
+    def effective_kernels(self, forward: ForwardPass) -> tf.Tensor:
+        """The masked, normalized kernels, float32 `[count, height, width, in / groups, out]`, made once in a pass."""
         if self not in forward.kernels:
-            forward.kernels[self] = self.effective_kernels(forward.training)
+            kernel = self._masked_kernel()
+            if self.log_norm is not None:
+                kernel = _weight_normalized(kernel, self.log_norm, forward.training)
+            forward.kernels[self] = kernel
         return forward.kernels[self]
 
     def make_weights(self, forward: ForwardPass) -> ConvolutionWeights:
-        kernels = tf.cast(self.kernels_of(forward), self.compute_dtype)
+        kernels = tf.cast(self.effective_kernels(forward), self.compute_dtype)
         return ConvolutionWeights(kernels, () if self.bias is None else (tf.cast(self.bias, self.compute_dtype),))
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple, records: list) -> tf.Tensor:
@@ -90,7 +88,7 @@ class StackedConvolution(StackedLayer):
         if self.dilation > 1:  # zeros between the taps, in place of `dilations`, whose gradients need a GPU
             taps = np.eye((self.kernel_size - 1) * self.dilation + 1)[:, :: self.dilation]
             kernel = tf.einsum("yh,xw,hwio->yxio", *[tf.constant(taps, kernel.dtype)] * 2, kernel)
-        if self.groups == 1:
+        if self.groups == 1:  # the stem and most cells
             outputs = tf.nn.conv2d(inputs, kernel, self.strides, padding)
         elif self.groups == self.channels_in == self.channels_out:
             kernel = tf.reshape(kernel, kernel.shape[:2] + (self.channels_in, 1))
@@ -142,9 +140,16 @@ class DataDependentConvolution(StackedConvolution):
 
 
 def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -> list[tf.Tensor]:
-    """The effective kernels of every stack; in a scanned pass on GPUs small ones of one shape are computed as one."""
+    """The effective kernels of every stack."""
+    if forward.scanned and cpu_kernels.has_gpus():  # CPUs keep the order of their sums
+        _join_small_kernels(stacks, forward)
+    return [stack.effective_kernels(forward) for stack in stacks]
+
+
+def _join_small_kernels(stacks: Sequence[StackedConvolution], forward: ForwardPass) -> None:
+    """Computes the effective kernels of small stacks of one shape as one, for a program with fewer operations."""
     alike = collections.defaultdict(list)
-    for stack in stacks if forward.scanned and cpu_kernels.has_gpus() else ():  # CPUs keep the order of their sums
+    for stack in stacks:
         is_plain = stack.log_norm is None or stack.mask is not None or stack in forward.kernels
         if not is_plain and math.prod(stack.kernel.shape) <= _SMALL_KERNEL:
             alike[tuple(stack.kernel.shape[1:])].append(stack)
@@ -152,14 +157,14 @@ def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -
         kernels, log_norms = (tf.concat([getattr(one, name) for one in several], 0) for name in ("kernel", "log_norm"))
         pieces = tf.split(_weight_normalized(kernels, log_norms, forward.training), [one.count for one in several])
         forward.kernels |= zip(several, pieces, strict=True)
-    return [stack.kernels_of(forward) for stack in stacks]
 
 
 def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, training: bool) -> tf.Tensor:
     """`exp(s) w / (||w|| + 1e-5)` of each output channel of `[count, height, width, in, out]`; s is `[count, out]`."""
     # What TensorFlow derives as gradient has three more arrays of the kernels' size, and as many nodes again.
-    is_shared = training and not cpu_kernels.has_gpus()
-    forward, backward = (_scaled_in_a_call, _gradients_in_a_call) if is_shared else (_scaled, _gradients)
+    forward, backward = _scaled, _gradients
+    if not training or cpu_kernels.has_gpus():  # as operations of the graph itself
+        forward, backward = forward.python_function, backward.python_function
 
     @tf.custom_gradient
     def operation(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
@@ -177,20 +182,20 @@ def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, training: bool)
     return operation(kernels, tf.convert_to_tensor(log_norms))
 
 
+_ANY_KERNELS = tf.TensorSpec([None] * 5)
+
+
+@cpu_kernels.shared_function(_ANY_KERNELS, tf.TensorSpec([None, None]))
 def _scaled(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     norms = _norms(kernels)
     scales = tf.reshape(tf.exp(log_norms), tf.shape(norms)) / (norms + 1e-5)
     return kernels * scales, norms, scales
 
 
+@cpu_kernels.shared_function(*[_ANY_KERNELS] * 4)
 def _gradients(upstream, kernels, norms, scales) -> tuple[tf.Tensor, tf.Tensor]:
     along = scales * tf.reduce_sum(upstream * kernels, _FILTER_AXES, keepdims=True)
     return scales * upstream - along / (norms * (norms + 1e-5)) * kernels, tf.squeeze(along, _FILTER_AXES)
-
-
-_ANY_KERNELS = tf.TensorSpec([None] * 5)
-_scaled_in_a_call = cpu_kernels.shared_function(_ANY_KERNELS, tf.TensorSpec([None, None]))(_scaled)
-_gradients_in_a_call = cpu_kernels.shared_function(*[_ANY_KERNELS] * 4)(_gradients)
 
 
 def _norms(kernels: tf.Tensor) -> tf.Tensor:

@@ -32,12 +32,12 @@ class StackShare(NamedTuple):
         if self.stack is None:
             return [[]] * num_first
         size = self.layers_per_step
-        if num_in_loop == 0:
-            layers = self.stack.layers(forward)
-        else:
+        if num_in_loop:
             weights, num_layers = forward.weights_of(self.stack), self.stack.count - num_in_loop * size
             slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in range(num_layers)]
             layers, _ = self.stack.layer_functions(slices, forward)  # they record nothing, see `run_steps`
+        else:
+            layers = self.stack.layers(forward)  # all of the stack, and what they record
         by_step = [layers[first : first + size] for first in range(0, len(layers), size)]
         return [[]] * (num_first - len(by_step)) + by_step
 
@@ -72,16 +72,14 @@ def run_steps(
     state: tf.Tensor,
     inputs: Sequence[Any],
     forward: ForwardPass,
-    output_tensors: Callable[[Any], list[tf.Tensor]] = lambda _: [],
-    outputs_of_loop: Callable[[list[tf.Tensor]], list[Any]] = lambda _: [],
+    output_tensors: Callable[[Any], list[tf.Tensor]] = lambda _: [],  # in the loop: a step's output -> tensors
+    outputs_of_loop: Callable[[list[tf.Tensor]], list[Any]] = lambda _: [],  # after: `[steps, ...]` -> outputs
 ) -> tuple[tf.Tensor, list[Any]]:
     """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
 
     Where `forward.scanned`, the last steps become a loop if they are three or more: those that have layers of every
-    stack, and inputs of tensors alone. The steps before must record nothing (the top group has no batch norm).
-
-    A loop returns tensors alone: the `output_tensors` of each step's output, which come back with an axis for the steps
-    in front. `outputs_of_loop` makes outputs of them. Returns the last state and all outputs.
+    stack, and inputs of tensors alone. The steps before must record nothing (the top group has no batch norm). A loop
+    returns tensors alone, with an axis for the steps in front. Returns the last state and all outputs.
     """
     num_before_loop = _num_steps_before_loop(shares, inputs)
     has_loop = forward.scanned and not tf.executing_eagerly() and len(inputs) - num_before_loop >= _FEWEST_STEPS
@@ -98,11 +96,11 @@ def run_steps(
 
 
 def _num_steps_before_loop(shares: Sequence[StackShare], inputs: Sequence[Any]) -> int:
-    """The first steps may lack layers of a stack (the top group has no prior), or have inputs that can't be stacked."""
+    """The number of first steps that lack layers of a stack (the top group has no prior) or can't be stacked."""
     lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in shares if share.stack is not None]
     unstackable = [
-        number
-        for number, step_input in enumerate(inputs, 1)
+        num_until_here
+        for num_until_here, step_input in enumerate(inputs, 1)
         if not all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
     ]
     return max([0, *lacking, *unstackable])
@@ -134,10 +132,11 @@ def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass
     """The state after all layers of a stack, one after the other; the state itself where there is no stack."""
     if cells is None:
         return state
-    # Without outputs, so that eagerly each state is freed when the next is there.
 
+    # Without outputs, so that eagerly each state is freed when the next is there.
     def step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, None]:
-        return layers[0][0](state), None
+        [[cell]] = layers
+        return cell(state), None
 
     return run_steps([StackShare(cells)], step, state, [()] * cells.count, forward)[0]
 
@@ -147,7 +146,8 @@ def states_of_cells(cells: StackedLayer, state: tf.Tensor, forward: ForwardPass)
     shares, inputs = [StackShare(cells)], [()] * cells.count
 
     def step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-        state = layers[0][0](state)
+        [[cell]] = layers
+        state = cell(state)
         return state, state
 
     return run_steps(shares, step, state, inputs, forward, lambda state: [state], lambda states: tf.unstack(states[0]))

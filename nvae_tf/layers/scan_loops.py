@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from nvae_tf.layers.packing import Packing
 
-# Operations whose results the forward loop keeps for the backward loop.
+# Operations whose results the forward loop keeps for the backward loop; all else is cheap to compute again.
 _KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "StatefulPartitionedCall")
 
 
@@ -37,7 +37,7 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(slices)))
 
     traced = _TracedStep(body_of_packed, state, packed_inputs)
-    # Filled by the operation, not returned by it: what it returns would be differentiated.
+    # Filled when the operation is called below, not returned by it: what it returns would be differentiated.
     recorded: list = []
 
     @tf.custom_gradient
@@ -110,10 +110,11 @@ class _TracedStep:
         if whole.graph.captures:
             raise ValueError(f"a step has no gradient for what it uses besides its arguments: {whole.graph.captures}")
         next_state, outputs, recorded = whole.structured_outputs
-        _, *slices = whole.inputs
+        state_input, *slices = whole.inputs
         # 2. Its gradient, in the same graph.
         forward_operations = {operation.name for operation in whole.graph.get_operations()}
         with whole.graph.as_default():
+            # The gradients of what the step returns, which the backward loop gives.
             upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (next_state, *outputs)]
             state_gradient, *slice_gradients = tf.gradients([next_state, *outputs], whole.inputs, upstream)
         self._has_gradient = [gradient is not None for gradient in slice_gradients]
@@ -121,7 +122,7 @@ class _TracedStep:
         self._gradient_specs = [tf.TensorSpec(gradient.shape, gradient.dtype) for gradient in gradients[1:]]
         # 3. The cut.
         given = {each.name for each in (*slices, *upstream)}
-        kept = _kept_tensors(gradients, whole.inputs[0].name, given, forward_operations)
+        kept = _kept_tensors(gradients, state_input.name, given, forward_operations)
         self._results_structure = outputs, recorded, kept
         results = tf.nest.flatten(self._results_structure)
         self._packing, self._num_steps = Packing(results), inputs[0].shape[0]
@@ -152,8 +153,8 @@ class _TracedStep:
             return previous, slice_gradients
 
         first_gradient, tables = _loop(body_at, state_gradient, self._gradient_specs, self._num_steps, backward=True)
-        stacked = iter([table.stack() for table in tables])
-        return [first_gradient, *(next(stacked) if has_gradient else None for has_gradient in self._has_gradient)]
+        input_gradients = iter([table.stack() for table in tables])
+        return [first_gradient, *(next(input_gradients) if has else None for has in self._has_gradient)]
 
 
 def _kept_tensors(

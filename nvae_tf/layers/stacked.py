@@ -62,20 +62,22 @@ class ForwardPass:
         return self.weights[layer]
 
     def updates(self) -> Updates:
-        """All variables that the pass changes, and their new values; what is `recorded` becomes `known_updates`."""
+        """All variables that the pass changes, and their new values."""
+        updates = list(self.known_updates)
         for stack, recorded in self.recorded:
             if recorded[0]:
                 vectors = tf.stack([vector for (vector,) in recorded], axis=-2)
                 if vectors.shape.rank > 2:  # `[steps, layers of a step, width]` of a loop
                     vectors = tf.reshape(vectors, (stack.count, -1))
-                self.known_updates += stack.updates_from(vectors, self.initializing)
-        self.recorded.clear()
-        return self.known_updates
+                updates += stack.updates_from(vectors, self.initializing)
+        return updates
 
-    def commit(self) -> None:
-        """Assigns the updates."""
-        for variable, value in self.updates():
+    def commit(self) -> Updates:
+        """Assigns the updates, and returns them."""
+        updates = self.updates()
+        for variable, value in updates:
             variable.assign(value)
+        return updates
 
 
 class StackedLayer(keras.layers.Layer):
@@ -102,9 +104,9 @@ class StackedLayer(keras.layers.Layer):
         self.count = count
         self.parts = list(parts)
         self.recomputed = False
-        # Not inlined: TensorFlow prepares the function once instead of once for each layer: an earlier first step.
+        # One function of the graph for all layers, which TensorFlow prepares once: an earlier first step. Behind a
+        # partial, so that exports do not take it for a function to be exported.
         traced = tf.function(self._apply_in_a_call, autograph=False, experimental_attributes={"_noinline": True})
-        # Behind a partial, so that exports do not take it for a function to be exported.
         self._call = functools.partial(traced)
         self.built = True
 
@@ -130,7 +132,7 @@ class StackedLayer(keras.layers.Layer):
     def layers(self, forward: ForwardPass) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """The stack's layers as functions of their input; in training each must be called once."""
         weights = layers_of(forward.weights_of(self), self.count)
-        functions, recorded = self.layer_functions(weights, forward, as_calls=bool(self.parts) and forward.has_calls)
+        functions, recorded = self.layer_functions(weights, forward)
         if forward.training:
             forward.recorded.append((self, recorded))
         return functions
@@ -141,14 +143,14 @@ class StackedLayer(keras.layers.Layer):
         return layer
 
     def layer_functions(
-        self, weights: Sequence[Weights], forward: ForwardPass, as_calls: bool = False
+        self, weights: Sequence[Weights], forward: ForwardPass
     ) -> tuple[list[Callable[[tf.Tensor], tf.Tensor]], list[Recorded]]:
         """Layers with these weights as functions of their input, and a list in which each puts what it records.
 
-        Its place in the list is filled when the layer is called. With `as_calls` the graph has calls of one function.
+        Its place in the list is filled when the layer is called.
         """
         recorded: list[Recorded] = [[] for _ in weights]
-        apply = self._call if as_calls else self._apply
+        apply = self._call if self.parts and forward.has_calls else self._apply
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
 
         def layer(index: int, inputs: tf.Tensor) -> tf.Tensor:

@@ -43,14 +43,14 @@ def tensors_of_latent(latent: LatentSample) -> list[tf.Tensor]:
     return [tf.stack([*tensors, latent.z_before_flows] if latent.has_flows else tensors)]
 
 
-def latents_of_groups(tensors: Sequence[tf.Tensor]) -> LatentSample:
-    """The latents of some groups from those tensors, with an axis for the groups in front."""
+def latents_of_groups(tensors: Sequence[tf.Tensor]) -> list[LatentSample]:
+    """The latents of some groups, as one `LatentSample`, from those tensors with an axis for the groups in front."""
     (stacked,) = tensors
     z, *parameters = [tf.reshape(tensor, (-1, *tensor.shape[2:])) for tensor in tf.unstack(stacked, axis=1)]
     pairs = parameters[:2], parameters[2:4]
     prior, posterior = (SoftClampedNormal(*pair, validate_args=False) if pair else None for pair in pairs)
     before, groups = parameters[4:] or [z], stacked.shape[0]
-    return LatentSample(z, before[0], prior, posterior, has_flows=len(parameters) > 4, groups=groups)
+    return [LatentSample(z, before[0], prior, posterior, has_flows=len(parameters) > 4, groups=groups)]
 
 
 class InferredGroup(NamedTuple):

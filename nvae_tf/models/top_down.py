@@ -86,8 +86,9 @@ class TopDownScale(keras.layers.Layer):
     def group_layers(
         self, forward: ForwardPass, cells, priors, feature_combiners, posteriors, flows, combiners
     ) -> GroupLayers:
-        """The functions of one group, from the lists of its layers; the top group has none of the first three kinds."""
-        is_top, (posterior_layer,), (combiner,) = not priors, posteriors, combiners
+        """The functions of one group, from the lists of its layers."""
+        [posterior_layer], [combiner] = posteriors, combiners
+        is_top = not priors  # it has no cells, prior and feature combiner
 
         def prior(state: tf.Tensor) -> tf.Tensor:
             if not is_top:
@@ -138,10 +139,7 @@ class TopDownScale(keras.layers.Layer):
             latent = source.draw(group, seen_by_latent)
             return group.combine(state, latent.z), latent
 
-        def latents_of_loop(tensors: list[tf.Tensor]) -> list[LatentSample]:
-            return [latents_of_groups(tensors)]  # all groups of a loop are one `LatentSample`, which counts them
-
-        return run_steps(shares, step, state, sources, forward, tensors_of_latent, latents_of_loop)
+        return run_steps(shares, step, state, sources, forward, tensors_of_latent, latents_of_groups)
 
 
 class PostprocessBlock(keras.layers.Layer):
@@ -178,7 +176,7 @@ class TopDown(keras.layers.Layer):
         self.built = True
 
     def make_weights(self, forward: ForwardPass) -> tf.Tensor:
-        """The state that the network begins with; read through the pass, see `passes.pass_of_loop`."""
+        """The state that the network begins with, by `weights_of`, so that a loop reads it once (`pass_of_loop`)."""
         return tf.cast(self.start, self.compute_dtype)
 
     def run(

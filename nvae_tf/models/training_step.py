@@ -23,7 +23,7 @@ from nvae_tf.replicas import replica_count, replica_index, replica_means
 class LossAndGradients(NamedTuple):
     """What a training step needs of the loss of a batch."""
 
-    metrics: StepMetrics  # of this replica's images; without spectral norms for a microbatch
+    metrics: StepMetrics  # of this replica's images
     gradients: list[tf.Tensor]  # of the trainable weights; added up over all replicas they are those of the batch
     updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
 
@@ -35,8 +35,9 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
     `[batch]`. On several replicas each calls this with its own images, and all take one step together. Returns the
     values of `RunningMetrics.training_metrics` by name.
     """
-    step = model.optimizer.iterations  # the random draws depend on the model's seed and the step alone
-    initialize_scales_once(model, images)
+    step = model.optimizer.iterations  # accepted steps; the draws are a function of the model's seed and this number
+    if model.is_data_dependent:  # few models; before the first step
+        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
     metrics, gradients, updates = compute(model, images, labels, step)
 
@@ -54,45 +55,33 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
     return metric_values(model.running.training_metrics)
 
 
-def loss_and_gradients(
-    model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor, microbatch: tf.Tensor | None = None
-) -> LossAndGradients:
-    """The loss of images and its gradients, at draws that depend on the model's seed, the step and the images' place.
-
-    For a microbatch, of which the number among those of all replicas is given, the gradients are divided by
-    `accumulate_steps`, and the loss has no regularizers of the weights.
-    """
-    noise = draws(model, images, step, microbatch)
-    forward = _training_pass(model, labels, step, microbatch)
+def loss_and_gradients(model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> LossAndGradients:
+    """The loss of a batch and its gradients, with draws that depend on the seed, the step and the image's place."""
+    noise, labels = draws(model, images, step), kept_labels(model, labels, step)
+    forward = ForwardPass(training=True, scanned=_has_loops(model), labels=labels)
     with tf.GradientTape() as tape:
-        metrics = loss_terms(model, images, noise, step, forward, regularize=microbatch is None)
+        metrics = loss_terms(model, images, noise, step, forward)
         scaled_loss = _scaled(model, metrics.loss)
-        if microbatch is not None:
-            scaled_loss /= model.accumulate_steps
     return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def draws(model, images: tf.Tensor, step, microbatch=None) -> list[tf.Tensor]:
+def draws(model, images: tf.Tensor, step, first=None) -> list[tf.Tensor]:
     """Standard-normal draws for each latent group, a function of the model's seed, the step and the image's place.
 
-    `images` are those of a microbatch, by its number among those of all replicas; None: all of this replica.
+    `first` is the number of the first of these images among those of all replicas; None: they are this replica's batch.
     """
-    seed, first = (model.seed, tf.cast(step, tf.int32)), _number_of_first(images, microbatch)
-    return batch_noise(model.plan.latent_shapes(), batch_size_of(images), seed, first)
+    first = _first_of_replica(images) if first is None else first
+    return batch_noise(model.plan.latent_shapes(), batch_size_of(images), (model.seed, tf.cast(step, tf.int32)), first)
 
 
-def _number_of_first(rows: tf.Tensor, microbatch) -> int | tf.Tensor:
-    """The number of the first of these images among those of all replicas."""
-    return (replica_index() if microbatch is None else microbatch) * batch_size_of(rows)
-
-
-def kept_labels(model, labels: tf.Tensor | None, step, microbatch=None) -> tf.Tensor | None:
+def kept_labels(model, labels: tf.Tensor | None, step, first=None) -> tf.Tensor | None:
     """Labels with -1 in place of those that this step drops (`label_dropout`); each has a draw of its own."""
     if labels is None or not model.label_dropout:
         return labels
+    first = _first_of_replica(labels) if first is None else first
     # Not the draws of the latents.
     seed = tf.random.experimental.stateless_fold_in(tf.stack([model.seed, tf.cast(step, tf.int32)]), 1, alg="philox")
-    (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, _number_of_first(labels, microbatch))
+    (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, first)
     return tf.where(noise[:, 0, 0, 0] < ndtri(model.label_dropout), -1, labels)
 
 
@@ -107,8 +96,8 @@ def loss_terms(
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        # Unchanged values; in the backward pass the regularizers' gradients come after the network's, when its
-        # activations are freed.
+        # The same values; in the backward pass the regularizers' gradients wait for the network's, when its activations
+        # are freed.
         network_images, regularizers = objectives.gradients_after_network(images, regularizers)
     elbo = inference_pass(model, network_images, noise, forward).elbo(images)
     settings, beta = model.objective, objectives.kl_weight(step, model.objective)
@@ -149,11 +138,16 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
     def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
-        part = loss_and_gradients(model, some_images, some_labels, step, replica_index() * count + index)
-        new_values = {id(variable): value for variable, value in part.updates}
+        first = (replica_index() * count + index) * size
+        noise, some_labels = draws(model, some_images, step, first), kept_labels(model, some_labels, step, first)
+        forward = ForwardPass(training=True, scanned=_has_loops(model), labels=some_labels)
+        with tf.GradientTape() as tape:
+            metrics = loss_terms(model, some_images, noise, step, forward, regularize=False)
+            scaled_loss = _scaled(model, metrics.loss) / count
         # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
-        new_statistics = [new_values[id(variable)] / count for variable in statistics]
-        return part.gradients, new_statistics, [value / count for value in part.metrics[:3]]
+        new_values = {id(variable): value / count for variable, value in forward.updates()}
+        new_statistics = [new_values[id(variable)] for variable in statistics]
+        return _gradients(model, tape, scaled_loss), new_statistics, [value / count for value in metrics[:3]]
 
     shapes = model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
     gradients, new_statistics, (loss, *parts) = sum_over_microbatches(microbatch, count, shapes)
@@ -189,8 +183,7 @@ def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tens
     if _joins_small_weights(model):  # one reduction for all small gradients, not a kernel each
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
-    # The gradients are of the loss times the loss scale, over the number of replicas.
-    squared_norm /= tf.square(_scaled(model, 1.0))
+    squared_norm /= tf.square(_scaled(model, 1.0))  # what the loss was multiplied by: loss scale / replicas
     *means, squared_norm = replica_means([*metrics[:3], squared_norm])
     return StepMetrics(*means, tf.stop_gradient(metrics.spectral_norms), tf.sqrt(squared_norm))
 
@@ -198,11 +191,11 @@ def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tens
 def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
     """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
     optimizer, weights = model.optimizer, model.trainable_weights
-    if isinstance(optimizer, NVAEAdamax) and optimizer.is_plain:
-        if _joins_small_weights(model):  # for XLA on a GPU
-            return apply_joined_if(optimizer, accepted, gradients, weights)
-        if not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy()):
-            return optimizer.apply_if(accepted, gradients, weights)  # with less memory on one CPU
+    is_ours = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
+    if is_ours and _joins_small_weights(model):  # for XLA on a GPU
+        return apply_joined_if(optimizer, accepted, gradients, weights)
+    if is_ours and not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy()):
+        return optimizer.apply_if(accepted, gradients, weights)  # with less memory on one CPU
     calls_optimizer = accepted
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # Keras' LossScaleOptimizer is called for an overflow too: it lowers its scale then, and takes no step. Each
@@ -214,26 +207,21 @@ def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradien
     _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
 
 
-def initialize_scales_once(model, images: tf.Tensor) -> None:
-    """Before the first step: sets the scales of data-dependent layers, which most models lack, from the first batch."""
-    if model.is_data_dependent:
-        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
-
-
 def initialize_scales(model, images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from this batch."""
     forward = ForwardPass(training=True, scanned=_has_loops(model), initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas.
-    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates()])
-    for variable, value in forward.updates():
+    updates = forward.updates()
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in updates])
+    for variable, value in updates:
         variable.assign(tf.where(finite, value, variable))
     model.data_initialised.assign(tf.cast(finite, tf.float32))
 
 
-def _training_pass(model, labels: tf.Tensor | None, step, microbatch) -> ForwardPass:
-    labels = kept_labels(model, labels, step, microbatch)
-    return ForwardPass(training=True, scanned=_has_loops(model), labels=labels)
+def _first_of_replica(rows: tf.Tensor) -> int | tf.Tensor:
+    """The number of the first image of this replica's batch among those of all replicas."""
+    return replica_index() * batch_size_of(rows)
 
 
 def _has_loops(model) -> bool:

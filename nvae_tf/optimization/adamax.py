@@ -41,8 +41,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        # For `update_step`, which Keras calls with a gradient, a variable and the learning rate alone.
-        self._step: Callable[..., tf.Operation | None] | None = None
+        # `apply` and `apply_if` choose it for `update_step`, which Keras calls in between for each weight:
+        # f(weight, momentum, norm, gradient, rate).
+        self._update_of_weight: Callable[..., tf.Operation | None] | None = None
         self._latest_update: dict[str, list] = {}  # of a large weight, for each device
 
     @variables_named_alike()
@@ -69,15 +70,15 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         scalars = {name: tf.constant(value, tf.float32) for name, value in self._scalars().items()}
         self._apply_with(functools.partial(self._step_in_place, scalars, power), grads, trainable_variables)
 
-    def _apply_with(self, step: Callable[..., tf.Operation | None], grads, trainable_variables) -> None:
-        self._step, self._latest_update = step, {}
+    def _apply_with(self, update_of_weight: Callable, grads, trainable_variables) -> None:
+        self._update_of_weight, self._latest_update = update_of_weight, {}
         super().apply(grads, trainable_variables)
 
     @property
     def is_plain(self) -> bool:
         """Whether a step takes the gradients as they are, and changes weights, slots and the step count alone."""
-        others = "use_ema", "weight_decay", "gradient_accumulation_steps", "clipnorm", "clipvalue", "global_clipnorm"
-        return not any(getattr(self, name) for name in others)
+        others = "use_ema", "weight_decay", "gradient_accumulation_steps", "loss_scale_factor"
+        return not any(getattr(self, name) for name in (*others, "clipnorm", "clipvalue", "global_clipnorm"))
 
     def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
         """`apply` if a condition holds, for one replica and where `is_plain`: the update of each weight asks for it.
@@ -92,9 +93,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable; large ones of a device wait for each other."""
+        # Keras gives the variable of TensorFlow; the slots are Keras' variables around theirs.
         handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
         with tf.control_dependencies(self._latest_update.get(variable.device, [])):
-            done = self._step(*handles, gradient, tf.cast(learning_rate, tf.float32))
+            done = self._update_of_weight(*handles, gradient, tf.cast(learning_rate, tf.float32))
         if variable.shape.num_elements() > _LARGE:
             self._latest_update[variable.device] = [done]
 
@@ -104,6 +106,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         In place, because new buffers would lie among the activations and fragment the memory; in half of the passes
         over the memory that plain operations take.
         """
+        # v' = max(beta_2 v - epsilon (1 - beta_2), |g|) = max(beta_2 (v - lowering), |g|)
         lowering = tf.fill(tf.shape(gradient), scalars["lowering"])
         lowered = tf.raw_ops.AssignSubVariableOp(resource=norm, value=lowering)
         # The kernel takes this gradient, and so runs after the lowering.
@@ -118,11 +121,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         boolean, handle = tf.TensorSpec([], tf.bool), tf.TensorSpec([], tf.resource)
         gradient, scalar = tf.TensorSpec(None), tf.TensorSpec([])
 
-        # Condition and power, then what `update_step` gives: weight, momentum, norm, gradient, rate.
         @cpu_kernels.shared_function(boolean, scalar, handle, handle, handle, gradient, scalar)
-        def step_if(condition, *arguments) -> tf.Tensor:
+        def step_if(condition, power, weight, momentum, norm, gradient, rate) -> tf.Tensor:
             def step() -> None:
-                self._step_in_place(self._scalars(), *arguments)
+                self._step_in_place(self._scalars(), power, weight, momentum, norm, gradient, rate)
 
             tf.cond(condition, step, lambda: None)
             return tf.identity(condition)  # for `update_step`, which makes the next large weight wait for it
@@ -130,8 +132,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         return step_if
 
     def _scalars(self) -> dict[str, float]:
-        # v' = max(beta_2 v - epsilon (1 - beta_2), |g|) = max(beta_2 (v - lowering), |g|); with beta_2 = 0 the old v
-        # plays no part.
+        # With beta_2 = 0 the old v plays no part.
         return self._settings() | {"lowering": self.epsilon * (1.0 - self.beta_2) / (self.beta_2 or 1.0)}
 
     def get_config(self) -> dict:

@@ -21,7 +21,7 @@ _POSTPONED = contextvars.ContextVar("postponed", default=None)
 
 @contextlib.contextmanager
 def postponed_assignments() -> Iterator[list[tuple[Callable[[list], None], list]]]:
-    """Gives a list; in the block `apply_joined_if` adds `(assign, tensors)` to it instead of assigning small weights.
+    """Gives a list; a step in the block adds `(assign, tensors)` to it instead of assigning small weights.
 
     The program that XLA compiles returns the tensors, and `assign(tensors)` runs outside of it: inside, cutting them
     takes a kernel for each weight.
@@ -44,7 +44,7 @@ def apply_joined_if(
     corrected_rate = optimizer.learning_rate / (1.0 - optimizer.beta_1_power())
 
     def values_after(gradient, weight, momentum, norm) -> list[tf.Tensor]:
-        """As `NVAEAdamax.update_step`, in operations that XLA makes one."""
+        """The rule of `NVAEAdamax`, where the slot `norm` is u - epsilon, in operations that XLA makes one."""
         gradient += optimizer.l2 * weight
         new_momentum = momentum + (1.0 - optimizer.beta_1) * (gradient - momentum)
         new_norm = tf.maximum(optimizer.beta_2 * norm - optimizer.epsilon * (1.0 - optimizer.beta_2), tf.abs(gradient))
@@ -63,13 +63,13 @@ def apply_joined_if(
             variable.assign(value)
 
     if small:
-        _apply_to_small(values_after, small)
+        small_gradients, *columns = zip(*small, strict=True)  # columns of weights, momentums and norms
+        _apply_to_small(values_after, small_gradients, columns)
     optimizer.iterations.assign_add(tf.where(condition, 1, 0))
 
 
-def _apply_to_small(values_after: Callable[..., list[tf.Tensor]], small: Sequence[tuple]) -> None:
-    """Assigns the values after a step to small weights and their slots, from rows of `apply_joined_if`, or later."""
-    gradients, *columns = zip(*small, strict=True)  # columns of weights, momentums and norms
+def _apply_to_small(values_after: Callable[..., list[tf.Tensor]], gradients: Sequence, columns: list[tuple]) -> None:
+    """Assigns the values after a step to small weights and to their two slots, the `columns`; or postpones that."""
     packing = Packing(columns[0], SMALL_WEIGHT)
     packed = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in (gradients, *columns)]
     # Of each joined tensor the new weights, momentums and norms.

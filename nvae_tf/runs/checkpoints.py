@@ -40,7 +40,8 @@ class TrainingState:
     def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, schedule: LoweredRate | None = None):
         self.folder, self.saved_step = folder, None
         self._model, self._best_folder, self._keep = model, folder / files.BEST, keep
-        self._lowest_score, self._unusable = float("inf"), {}
+        self._lowest_score = float("inf")
+        self._unusable: dict[int, str] = {}  # steps whose files are damaged, and why
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         # Double precision: a score must be equal to itself when it is read back.
         self._score = tf.Variable(float("inf"), dtype=tf.float64, trainable=False, name="best_score")
@@ -56,8 +57,9 @@ class TrainingState:
             "step": self._step,
         }
         inner_ids = {id(variable) for variable in inner.variables}
-        # What a LossScaleOptimizer has besides the inner one. A run can continue in another precision, without it.
+        # What a LossScaleOptimizer has besides the inner one.
         scale = [variable for variable in model.optimizer.variables if id(variable) not in inner_ids]
+        # With and without the loss scale: a run can continue in another precision.
         self._without_scale = tf.train.Checkpoint(**parts)
         self._checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale)
         self._best_checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale, best_score=self._score)
@@ -76,12 +78,12 @@ class TrainingState:
     def _keep_newest(self, step: int) -> None:
         """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
         whole, listed = files.steps_of_files(self.folder), files.read_list(self.folder)
-        own = [earlier for earlier in whole if 0 < earlier < step and earlier not in self._unusable]
+        earlier_steps = [earlier for earlier in whole if 0 < earlier < step and earlier not in self._unusable]
         if listed:
             # Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list
             # was written just before a process was killed.
-            own = [earlier for earlier in own if earlier in listed or earlier > max(listed)]
-        own.append(step)
+            earlier_steps = [earlier for earlier in earlier_steps if earlier in listed or earlier > max(listed)]
+        own = [*earlier_steps, step]
         # A killed process may have left data files without an index.
         without_index = {other for other in files.steps_of_any_files(self.folder) - {*whole} if other < step}
         # Before the list is written: a process that is killed in between would leave files that are not listed.

@@ -54,7 +54,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     replicas, folder = strategy.chosen_replicas(config.train), RunFolder(workdir)
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
-        run, take_step = _open_run(config, folder, replicas)
+        run, train_step = _open_run(config, folder, replicas)
         state = TrainingState(folder.checkpoints, run.model, config.train.keep_checkpoints, run.schedule)
         step, started = state.restore(StatusLine().keep, replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
@@ -63,7 +63,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
-                result = TrainingLoop(folder, run, take_step, state, outputs, stop).train(step)
+                result = TrainingLoop(folder, run, train_step, state, outputs, stop).train(step)
             finally:
                 if replicas.is_chief:
                     keep_model_card(folder, run.model, outputs.status.keep)
@@ -82,15 +82,17 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Re
         tf.config.experimental.enable_op_determinism()
     # Before anything is written: settings that make no model leave no folder behind.
     run = run_of_folder(config, folder, replicas)
+    # The chief makes the folder, then the others open it.
     if not replicas.is_chief:
-        replicas.wait_for_all()  # until the chief has made the folder
+        replicas.wait_for_all()
     open_for_training(folder.path, run.config)
     if replicas.is_chief:
-        replicas.wait_for_all()  # the others may open it now
+        replicas.wait_for_all()
     if config.train.keep_checkpoint_every_hours:
         StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
     run.model.scan = scan
-    return run, strategy.step_function(replicas.strategy, run.model, compiled)
+    step = strategy.step_function(replicas.strategy, run.model, compiled)
+    return run, step if replicas.count == 1 else lambda batch: step(replicas.divided(batch))
 
 
 def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> None:
@@ -113,7 +115,7 @@ class TrainingLoop:
 
     folder: RunFolder
     run: Run
-    take_step: Callable[[Any], Any]  # takes the batch of one step, see `strategy.step_function`
+    train_step: Callable[[Any], Any]  # of models/training_step.py, compiled, as a function of the next batch
     state: TrainingState
     outputs: RunOutputs
     stop: StopRequest
@@ -136,20 +138,20 @@ class TrainingLoop:
         )
         batches = iterate(batches, images.train)
         try:
-            # `step` steps have been taken; the last turn writes the outputs alone.
+            # `step` batches are done, those of refused steps too; the last turn writes the outputs alone.
             for step in range(start, run.length.total_steps + 1):
                 if run.replicas.is_chief and not self._finish_outputs(step):  # broken off by a signal
                     return self._interrupt(step, self.stop.signal_number)
                 if step == run.length.total_steps:
                     return TrainingResult(step)
-                if (signal_number := self.signal_at(step)) is not None:
+                if (signal_number := self.signal_at(step)) is not None:  # that all processes stop for
                     return self._interrupt(step, signal_number)
                 if step % settings.log_every_steps == 0:
                     # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
                     run.model.reset_metrics()
                 with self.profiled(step + 1):
                     # Traced at the first call, one TensorFlow graph from then on.
-                    self.take_step(run.replicas.divided(next(batches)))
+                    self.train_step(next(batches))
                 if (step + 1) % _CHECK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
                 self.outputs.note_step(step + 1)
@@ -208,7 +210,7 @@ class TrainingLoop:
     def _save(self, step: int) -> None:
         if self.run.replicas.is_chief:
             self.state.save(step)
-        self.state.saved_step, self.saved_at = step, time.monotonic()  # in the other processes too
+        self.state.saved_step, self.saved_at = step, time.monotonic()  # the others count the chief's checkpoint too
 
     def _interrupt(self, step: int, signal_number: int | None = None) -> TrainingResult:
         # Not among skipped steps: a rollback after them must go to the checkpoint to which it would go anyway.

@@ -68,7 +68,7 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
     @tf.function(autograph=False, jit_compile=True)
     def compiled_part(batch: Any) -> tuple[Any, list]:
         with postponed_assignments() as postponed:
-            metrics = strategy.run(step, batch if isinstance(batch, tuple) else (batch,))
+            metrics = step_on_replicas(batch)
         assignments[:] = [assign for assign, _ in postponed]
         return metrics, [tensors for _, tensors in postponed]
 

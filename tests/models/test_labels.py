@@ -47,9 +47,8 @@ def test_a_new_model_does_not_depend_on_the_class_and_a_step_changes_that(images
 
 def test_the_class_matters_to_priors_posteriors_and_decoder(conditional, images):
     noise = noise_per_image(conditional.plan.latent_shapes(), image_seeds(1, 4))
-    one, other = (
-        inference_pass(conditional, images, noise, ForwardPass(labels=tf.fill([4], label))) for label in (0, 1)
-    )
+    passes = (ForwardPass(labels=tf.fill([4], label)) for label in (0, 1))
+    one, other = (inference_pass(conditional, images, noise, each) for each in passes)
     for a, b in zip(one.latents, other.latents, strict=True):
         assert np.abs(a.prior.loc - b.prior.loc).max() > 1e-3 and np.abs(a.posterior.loc - b.posterior.loc).max() > 1e-3
     z = conditional.encode(images, labels=0)
@@ -101,7 +100,7 @@ def test_labels_are_dropped_by_chance_the_same_for_an_image_whatever_the_batches
     labels = tf.range(2000) % 3
     kept = training_step.kept_labels(model, labels, 7).numpy()
     assert abs(np.mean(kept == -1) - 0.25) < 0.05 and np.all((kept == -1) | (kept == labels))
-    parts = [training_step.kept_labels(model, labels[i * 500 :][:500], 7, i) for i in range(4)]
+    parts = [training_step.kept_labels(model, labels[i * 500 :][:500], 7, i * 500) for i in range(4)]
     assert np.array_equal(np.concatenate(parts), kept)
     assert np.any(training_step.kept_labels(model, labels, 8) != kept)
 

@@ -162,7 +162,7 @@ def test_norms_against_singular_values():
     norms = tf.function(lambda: regularizer.norms(pass_of(stacks), iterations=1000))()
     for stack, found in zip(stacks, norms, strict=True):
         # The largest singular value of each kernel as a matrix [out, in * height * width].
-        kernels = stack.effective_kernels().numpy().astype(np.float64)
+        kernels = stack.effective_kernels(ForwardPass()).numpy().astype(np.float64)
         matrices = kernels.transpose(0, 4, 3, 1, 2).reshape(len(kernels), kernels.shape[-1], -1)
         np.testing.assert_allclose(found, np.linalg.svd(matrices, compute_uv=False)[:, 0], rtol=2e-3)
 
