@@ -192,8 +192,8 @@ def damaged(data, seed):
     [
         ("binary", 40),
         ("color", 20),
-        pytest.param("binary", 700, marks=pytest.mark.slow),
-        pytest.param("color", 300, marks=pytest.mark.slow),
+        pytest.param("binary", 200, marks=pytest.mark.slow),
+        pytest.param("color", 100, marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_file_is_refused_or_decoded_rightly(kind, seeds, monkeypatch):

@@ -159,10 +159,8 @@ def given_draws(monkeypatch):
     shapes = model_of(groups=4).plan.latent_shapes()
     draws = [draw.numpy() for draw in batch_noise(shapes, 8, (3, 0))]
 
-    def noise(model, images, step, part=0):
-        size = images.shape[0]
-        places = (0 if part is None else part) * size + tf.range(size)
-        return [tf.gather(draw, places) for draw in draws[: model.plan.num_groups]]
+    def noise(model, images, step, first=0):
+        return [tf.gather(draw, first + tf.range(images.shape[0])) for draw in draws[: model.plan.num_groups]]
 
     monkeypatch.setattr(training_step, "draws", noise)
 
