@@ -5,6 +5,7 @@ The library defines no flags: a script hands over its module `absl.flags`.
 
 import difflib
 import functools
+import importlib
 import inspect
 import itertools
 import os
@@ -23,12 +24,13 @@ from absl import app, logging
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from nvae_tf.config import OLD_NAMES, ExperimentConfig, named_settings, setting_meanings
-from nvae_tf.errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import check_has_config, check_writable
 from nvae_tf.presets import SIZE_MEANING, load_settings, settings_file, unlocked_config
 
 HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 FOLDER = "folder"
+IMPORT_HELP = "Python modules, also of the current folder, that register likelihoods and cells of your own."
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 
 
@@ -40,7 +42,9 @@ def run(main: Callable[..., None], flags: ModuleType) -> None:
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.
-    define_parameters(flags, parameters, sys.argv[0] if module.__name__ == "__main__" else module.__name__)
+    name = sys.argv[0] if module.__name__ == "__main__" else module.__name__
+    define_parameters(flags, parameters, name)
+    flags.DEFINE_list("import", [], IMPORT_HELP, module_name=name)
     # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
 
@@ -199,6 +203,7 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
     with exit_on_user_error():
         if HELP & set(arguments[1:]):
             print_page(manual_page(module, flags, arguments[1:]))
+        import_modules(flag_value(arguments[1:], "import") or "")
         try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
@@ -218,6 +223,16 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
         if rest[1:]:
             raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
     return rest
+
+
+def import_modules(names: str) -> None:
+    """Imports the modules of `--import=one,other`; ValueError where one is missing, or its own code fails."""
+    if names:
+        start_tensorflow_quietly()  # which they import
+        sys.path.append(os.getcwd())  # as `python -m` has it, an installed command does not
+    for name in filter(None, names.split(",")):
+        with wrap_read_errors(f"--import={name}: not imported (", "); give the module's name, without .py"):
+            importlib.import_module(name)
 
 
 def _with_recorded_config(arguments: Sequence[str]) -> list[str]:

@@ -6,10 +6,10 @@ The network is built by walking this plan, and the names of published files and 
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ModelConfig, check, check_choice
+from nvae_tf.config import ModelConfig, check, check_choice, register
 
 _WARNINGS_SHOWN: dict = {}  # what this process has been warned of
 
@@ -32,7 +32,13 @@ class InvertedBranch(NamedTuple):
     groups: int | None = None
 
 
-Branch = ConvolutionBranch | InvertedBranch
+class LayerBranch(NamedTuple):
+    """A residual branch of one's own: `layer(channels)` is a Keras layer of as many channels, see `register_cell`."""
+
+    layer: type
+
+
+Branch = ConvolutionBranch | InvertedBranch | LayerBranch
 
 
 class CellSet(NamedTuple):
@@ -66,6 +72,25 @@ CELL_SETS = {
     "res55_mbconv": _inverted_decoder("bnswish5", "bnswish5"),
     "mbconv_res": CellSet(_THREE_TIMES, _SIX_TIMES, _BNSWISH, _BNSWISH),
 }
+
+
+def register_cell(name: str, parts: Sequence[str] = CellSet._fields) -> Callable[[type], type]:
+    """Registers a Keras layer as the residual branch of `model.cell_set = name`, as a decorator of its class.
+
+    `layer(channels)` maps `[batch, height, width, channels]` to the same shape. It stands in these `parts` of the
+    network, and the branches of "res_mbconv" in the others. Cells that change the resolution do so before it. Its
+    state may be vectors (batch norm). ValueError: the name is taken.
+    """
+
+    def registered(layer: type) -> type:
+        for part in parts:
+            check_choice(f"cell {name!r}: part", part, CellSet._fields)
+        own = dict.fromkeys(parts, LayerBranch(layer))
+        full_name = register("cell_set", name, layer, CELL_SETS)
+        CELL_SETS[full_name] = CELL_SETS["res_mbconv"]._replace(**own)
+        return layer
+
+    return registered
 
 
 class Scale(NamedTuple):
@@ -201,8 +226,10 @@ def fewest_weights(config: ModelConfig) -> int:
             cells.append((groups * config.num_cells_per_group_encoder, plan.cells.encoder, encoder))
             cells.append(((groups - (scale is top)) * config.num_cells_per_group_decoder, plan.cells.decoder, decoder))
     for count, branch, channels in cells:
-        is_inverted = isinstance(branch, InvertedBranch)
-        weights += count * (2 * branch.expansion if is_inverted else 9 * len(branch.operations)) * channels**2
+        if isinstance(branch, InvertedBranch):
+            weights += count * 2 * branch.expansion * channels**2
+        elif isinstance(branch, ConvolutionBranch):  # what a layer of one's own has is not known
+            weights += count * 9 * len(branch.operations) * channels**2
     return weights
 
 

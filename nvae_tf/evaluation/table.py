@@ -80,7 +80,7 @@ def _bounds(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if key not in metrics:
             continue
         yield name, f"{interval(metrics[key], halves.get(key))} nats per image", how
-        if key in ("importance_weighted_nats", "nelbo_nats"):
+        if key in ("importance_weighted_nats", "nelbo_nats") and "num_values" in metrics:
             in_bits = 1.0 / (metrics["num_values"] * math.log(2.0))
             bits = interval(metrics[key] * in_bits, halves.get(key, 0.0) * in_bits)
             yield f"{name}, in bits", f"{bits} bits/dim", f"nats / {metrics['num_values']:,} values / ln 2"

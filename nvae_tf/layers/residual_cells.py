@@ -1,18 +1,21 @@
 """Stacked residual cells: `skip(x) + 0.1 * gate * branch(x)` (Vahdat & Kautz 2020, figure 3 and appendix A).
 
 `change` is what a cell or a branch does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
-A new kind of branch is a class here, which `ResidualCells` chooses, a named tuple with a line of `CELL_SETS` in
-`nvae_tf/latent_plan.py`, and its PyTorch names in `nvae_tf/published/names.py`.
+A new kind of branch is a Keras layer that `nvae_tf.register_cell` registers; or, with PyTorch names, a class here that
+`ResidualCells` chooses, a named tuple with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`, and its names in
+`nvae_tf/published/names.py`.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
+from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch, LayerBranch
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.normalization import (
@@ -32,20 +35,99 @@ class ResidualCells(StackedLayer):
 
     def __init__(self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite, dtype=None):
         change = "none" if channels_in == channels_out else "down" if channels_out > channels_in else "up"
-        kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
         skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
-        branch = kind(count, branch, channels_in, channels_out, change, dtype)
+        if isinstance(branch, LayerBranch):
+            branch = KerasLayers(count, branch.layer, channels_out, dtype)
+        else:
+            kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
+            branch = kind(count, branch, channels_in, channels_out, change, dtype)
         gate = StackedSqueezeExcite(count, channels_out, dtype=dtype) if squeeze_excite else None
         skip = skip and skip(count, channels_in, channels_out, dtype=dtype)
         super().__init__(count, [part for part in (branch, gate, skip) if part is not None], dtype=dtype)
         self.branch, self.gate, self.skip = branch, gate, skip
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+        skip = functools.partial(self.skip.apply_slice, weights[-1], records=records) if self.skip else None
+        if skip and isinstance(self.branch, KerasLayers):
+            inputs, skip = skip(inputs), None
         residual = self.branch.apply_slice(weights[0], inputs, records)
         gate = 1.0 if self.gate is None else self.gate.apply_slice(weights[1], residual, records)
         residual = residual * (RESIDUAL_SCALE * gate)
-        skipped = inputs if self.skip is None else self.skip.apply_slice(weights[-1], inputs, records)
-        return skipped + residual
+        return (skip(inputs) if skip else inputs) + residual
+
+
+class LayerWeights(NamedTuple):
+    """What one Keras layer computes with in inference."""
+
+    trained: tuple[tf.Tensor, ...]
+    state: tuple[tf.Tensor, ...]  # `[width]` each
+
+
+class TrainingWeights(LayerWeights):
+    """The same in training."""
+
+
+class KerasLayers(StackedLayer):
+    """`count` Keras layers `layer(channels)` of a registered class, which keep height, width and channels.
+
+    One of them computes, with the others' weights in place of its own.
+    """
+
+    def __init__(self, count: int, layer: type, channels: int, dtype=None):
+        super().__init__(count, dtype=dtype)
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(self.dtype_policy)
+        try:
+            layers = [_built(layer, channels) for _ in range(count)]
+        finally:
+            keras.config.set_dtype_policy(before)
+        # In a function: its variables are not this layer's.
+        self._variables = lambda: (layers[0].trainable_variables, layers[0].non_trainable_variables)
+        self._layer, state = lambda *inputs, **how: layers[0](*inputs, **how), {"trainable": False}
+        self.trained = [
+            self._stacked(f"trained_{number}", each)
+            for number, each in enumerate(zip(*(one.trainable_variables for one in layers), strict=True))
+        ]
+        self.statistics = [
+            self._stacked(f"state_{number}", each, aggregation="only_first_replica", **state)
+            for number, each in enumerate(zip(*(one.non_trainable_variables for one in layers), strict=True))
+        ]
+        del layers[1:]
+
+    def _stacked(self, name: str, variables: tuple, **settings) -> keras.Variable:
+        values = np.stack([keras.ops.convert_to_numpy(variable) for variable in variables])
+        return self.add_weight(name=name, shape=values.shape, initializer=lambda *_, **__: values, **settings)
+
+    def recorders(self, initializing: bool = False) -> list[StackedLayer]:
+        return [self] if self.statistics else []
+
+    def make_weights(self, forward: ForwardPass) -> LayerWeights:
+        kind = TrainingWeights if forward.training else LayerWeights
+        return kind(*(tuple(map(tf.convert_to_tensor, each)) for each in (self.trained, self.statistics)))
+
+    def apply_slice(self, weights: LayerWeights, inputs: tf.Tensor, records: list) -> tf.Tensor:
+        in_training, (trained, state) = isinstance(weights, TrainingWeights), self._variables()
+        mapping = [*zip(trained, weights.trained, strict=True), *zip(state, weights.state, strict=True)]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            outputs = self._layer(inputs, training=in_training)
+        if in_training and state:
+            records.append(tuple(tf.stop_gradient(scope.get_current_value(variable)) for variable in state))
+        return tf.cast(outputs, inputs.dtype)
+
+
+def _built(layer: type, channels: int) -> keras.layers.Layer:
+    """A layer with its variables; ValueError where it can't be the branch of a cell."""
+    one, images = layer(channels), keras.Input((16, 16, channels))
+    if not isinstance(one, keras.layers.Layer):
+        raise ValueError(f"registered cell {layer.__name__}: it must be a keras.layers.Layer")
+    if (shape := one(images).shape) != images.shape:
+        raise ValueError(f"registered cell {layer.__name__}: {images.shape} became {shape}; it must keep the shape")
+    if not one.trainable_variables or any(
+        len(each.shape) != 1 or "float" not in each.dtype for each in one.non_trainable_variables
+    ):
+        rule = "it must have weights, and vectors alone as state (batch norm; no dropout)"
+        raise ValueError(f"registered cell {layer.__name__}: {rule}")
+    return one
 
 
 class InvertedResidualBranch(StackedLayer):

@@ -95,8 +95,7 @@ class NVAE(FittedModel):
         self.seed = whole_number("seed", seed, -configuration.LARGEST_SEED)
         self.accumulate_steps = whole_number("accumulate_steps", accumulate_steps, 1)
         self.label_dropout = real_number("label_dropout", label_dropout, "must be from 0 to 1", 0.0, 1.0)
-        mixture = config.num_mixtures, config.num_bits, config.exact_edges
-        self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
+        self.likelihood = ImageLikelihood.for_model(config)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
         state = random.getstate()  # the seeds of Keras' initializers come from Python's generator
         random.seed(self.seed)
@@ -146,6 +145,12 @@ class NVAE(FittedModel):
     def batch_norms(self) -> list[layers.StackedBatchNormalization]:
         """All stacks of batch norms."""
         return self._layers_of_kind(layers.StackedBatchNormalization)
+
+    @functools.cached_property
+    def statistics(self) -> list[keras.Variable]:
+        """The running statistics of all batch norms, and the state of registered cells."""
+        stacks = self._layers_of_kind((layers.StackedBatchNormalization, layers.KerasLayers))
+        return [variable for stack in stacks for variable in stack.statistics]
 
     @functools.cached_property
     def convolutions(self) -> list[layers.StackedConvolution]:

@@ -133,7 +133,7 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
             "batches of a fixed size (drop_remainder=True) that it divides"
         )
     size //= count
-    statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
+    statistics = model.statistics
 
     def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])

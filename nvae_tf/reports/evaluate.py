@@ -115,6 +115,11 @@ def _measure_likelihood(task: EvaluationTask, metrics: Sequence[str], importance
     if scores:
         _write_scores(task, likelihood, pathlib.Path(scores))
     measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
+    if not task.trained.config.model.has_masses:
+        name = task.trained.config.model.likelihood
+        task.status.keep(f"no bits/dim: the likelihood {name} is a density, without `exact_masses = True`")
+        in_bits = "num_values", "bits_per_dim", "importance_weighted_bits_per_dim"
+        measured = {name: value for name, value in measured.items() if name not in in_bits}
     return measured | ({"latents": _latents_metrics(task, likelihood)} if "latents" in metrics else {})
 
 
@@ -136,8 +141,9 @@ def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dic
 
 def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Path) -> None:
     """Writes a CSV file with a line for each image."""
-    bits = bits_per_dimension(likelihood.nelbo, math.prod(task.spec.image_shape))
-    columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo, "bits_per_dim": bits}
+    columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo}
+    if task.trained.config.model.has_masses:
+        columns["bits_per_dim"] = bits_per_dimension(likelihood.nelbo, math.prod(task.spec.image_shape))
     if task.trained.model.outlier_calibration is not None:
         score, batches = task.trained.model.outlier_score, task.batches(task.source, images_alone(task.spec))
         scored = [score(batch)._replace(parts=None) for batch in batches]  # the parts are as large as the images

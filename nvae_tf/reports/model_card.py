@@ -85,10 +85,10 @@ def _read(reader: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _training_score(file: pathlib.Path) -> tuple[int, float, float]:
-    """The last step of `metrics.csv`, its test NELBO in nats and in bits."""
+    """The last step of `metrics.csv`, its test NELBO in nats and in bits, NaN for a density."""
     with file.open(encoding="utf-8", newline="") as lines:
         *_, last = csv.DictReader(lines)
-    return int(last["step"]), _finite(float(last["test_nelbo_nats"])), _finite(float(last["test_bits_per_dim"]))
+    return int(last["step"]), _finite(float(last["test_nelbo_nats"])), float(last["test_bits_per_dim"])
 
 
 def _prior(file: pathlib.Path) -> tuple[int, str]:

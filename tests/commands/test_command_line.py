@@ -48,6 +48,7 @@ MISTAKES = [
     ("train.launch --processes=2 -- --config.train.batch_sise=2 --workdir=x", "--config.train.batch_size"),
     ("train.launch --workdir=x", "--workdir=x: flags of nvae-train stand after a --; for example `nvae-launch --proc"),
     ("train.estimate --config=own_images", "data.path"),
+    ("train.evaluate --workdir={0} --import=no_such", "--import=no_such: not imported (No module named 'no_such')"),
     ("train.evaluate --workdir=nowhere", NO_RUN),
     ("train.evaluate --workdir={0} --metrics=elbo,wi", "--metrics = 'wi': not one of the choices (elbo, iw"),
     ("train.evaluate --workdir={0} --temperature=0.7", "--temperature belongs to metric fid or frechet"),
