@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import nvae_tf
 from tests import ROOT
 from tests.command_fixtures import config_flags, output_of, quiet, run
 from tests.tiny_model import assert_same, values
@@ -72,6 +73,14 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
     assert np.mean(names["nats"]) < np.mean(parts.nelbo)
     (batch,) = names["dataset"].take(1)
     np.testing.assert_allclose(batch[0], model.encode(images[:32])[0], atol=1e-4)
+    # The loop takes the steps of `fit`.
+    model = nvae_tf.NVAE(names["mine"].config, names["mine"].objective, seed=1)
+    model.compile(optimizer=nvae_tf.NVAEAdamax(0.01))
+    step = tf.function(model.train_step)
+    for first in range(0, 360, 18):
+        assert step(images[first : first + 18])["skipped_steps"] == 0.0
+    assert_same(values(names["mine"].weights), values(model.weights))
+    model = names["model"]
     # Gradient descent finds better latents than the encoder.
     by_encoder = model.decode([latent[:1] for latent in model.encode(images[:1], mean=True)])
     assert names["differences"][-1] < np.sum(np.square(by_encoder - images[:1])) < names["differences"][0]
