@@ -26,6 +26,7 @@ _PLACES = {  # loaded when first used: settings and plans can be checked without
     "from_torch_checkpoint": "nvae_tf.published.torch_file",
     "load": "nvae_tf.runs.loading",
     "load_images": "nvae_tf.data.picture_folder",
+    "save": "nvae_tf.runs.loading",
     "register_cell": "nvae_tf.latent_plan",
     "register_likelihood": "nvae_tf.distributions.image_likelihood",
 }

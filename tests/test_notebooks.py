@@ -64,7 +64,8 @@ def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
     assert int(names["trained"].optimizer.iterations) == steps and loss < 1.05 * history["loss"][-1]
 
 
-def test_the_page_of_the_model_in_python_keeps_its_promises():
+def test_the_page_of_the_model_in_python_keeps_its_promises(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = names_after("python.md")
     model, images, labels = (names[name] for name in ("model", "images", "labels"))
     parts = names["parts"]
@@ -80,6 +81,10 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
     for first in range(0, 360, 18):
         assert step(images[first : first + 18])["skipped_steps"] == 0.0
     assert_same(values(names["mine"].weights), values(model.weights))
+    assert_same(values(names["same"].weights), values(model.weights))
+    in_folder = {"cwd": tmp_path, "env": quiet() | {"PYTHONPATH": str(ROOT)}}
+    command = ["-m", "train.evaluate", "--workdir=runs/mine", "--metrics=elbo"]
+    assert "360 images of the test part of digits" in output_of(command, **in_folder)
     model = names["model"]
     # Gradient descent finds better latents than the encoder.
     by_encoder = model.decode([latent[:1] for latent in model.encode(images[:1], mean=True)])
@@ -97,6 +102,7 @@ def test_the_page_of_extensions_keeps_its_promises(tmp_path, monkeypatch):
     model, losses = names["model"], names["history"]["loss"]
     assert losses[-1] < losses[0] - 20.0 and model.config.likelihood == "notebook:laplace"
     assert_same_model(model, names["loaded"], names["images"][:4])
+    assert_same_model(model, nvae_tf.load("mine.keras"), names["images"][:4])
     assert_same(values(names["loaded"].weights), values(model.weights))
     served = tf.saved_model.load("exports/mine/1").signatures["score"]
     scores = served(image=tf.constant(names["images"][:4]), seed=tf.range(4, dtype=tf.int64) * 2**32 + 1)
@@ -106,6 +112,7 @@ def test_the_page_of_extensions_keeps_its_promises(tmp_path, monkeypatch):
     page = (ROOT / "docs/extending.md").read_text().replace("\\\n", "")
     blocks = re.findall("```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my_parts.py").write_text("\n".join(blocks[:2]))
+    (tmp_path / "runs/mine").rename(tmp_path / "runs/saved")
     train, evaluate = re.findall(r"^nvae-(?:train|evaluate) (.*)$", page, re.MULTILINE)
     train = shlex.split(train) + config_flags({"train.steps": 2, "train.evaluate_every_steps": 2, "size": "tiny"})
     environment = {"cwd": tmp_path, "env": quiet() | {"PYTHONPATH": str(ROOT)}}
