@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ModelConfig, check, check_choice, register
+from nvae_tf.config import ModelConfig, check, check_choice, register, whole_number
 
 _WARNINGS_SHOWN: dict = {}  # what this process has been warned of
 
@@ -148,6 +148,24 @@ def values_of_groups(values: Sequence[Any], shapes: Sequence[tuple[int, int, int
         return [values[scales.index(shape[:2])] for shape in shapes]
     rule = f"one for each of the {len(scales)} scales or one for each of the {len(shapes)} groups"
     raise ValueError(f"{len(values)} {what}: give one for all, {rule}")
+
+
+def feature_names(plan: LatentPlan, groups: str | Sequence[int] = "all", pool: str | None = None) -> list[str]:
+    """The names of the columns of `NVAE.features`, such as `group0_y1_x0_c3`, or `group0_c3` where they are pooled."""
+    names = []
+    for group in feature_groups(plan, groups):
+        height, width, channels = plan.latent_shapes()[group]
+        places = [f"_y{y}_x{x}" for y in range(height) for x in range(width)] if pool is None else [""]
+        names += [f"group{group}{place}_c{channel}" for place in places for channel in range(channels)]
+    return names
+
+
+def feature_groups(plan: LatentPlan, groups: str | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of latent groups; ValueError where there is no such group."""
+    if isinstance(groups, str):
+        check_choice("groups", groups, ("all",), 'not "all", nor a list of numbers')
+        groups = range(plan.num_groups)
+    return tuple(whole_number("groups", group, 0, plan.num_groups - 1) for group in groups)
 
 
 def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:

@@ -74,6 +74,7 @@ def test_the_page_of_the_model_in_python_keeps_its_promises(tmp_path, monkeypatc
     assert np.mean(names["nats"]) < np.mean(parts.nelbo)
     (batch,) = names["dataset"].take(1)
     np.testing.assert_allclose(batch[0], model.encode(images[:32])[0], atol=1e-4)
+    assert names["features"].shape == (50, 40) and names["accuracy"] > 0.8
     # The loop takes the steps of `fit`.
     model = nvae_tf.NVAE(names["mine"].config, names["mine"].objective, seed=1)
     model.compile(optimizer=nvae_tf.NVAEAdamax(0.01))

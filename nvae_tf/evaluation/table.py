@@ -58,6 +58,12 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             how += f", {fid['real_images']:,} training images, features of {fid['extractor']}"
             unknown = key == "fid" and not fid.get("extractor_is_published")
             yield name, f"{fid['value']:.2f}", how + ", not known as the published Inception graph" * unknown
+    probe = metrics.get("probe", {"labels": (), "accuracy": {}})
+    for number, count in enumerate(probe["labels"]):
+        for classifier, curves in probe["accuracy"].items():
+            values = ", ".join(f"{values[number]:.3f} {name}" for name, values in curves.items())
+            how = f"accuracy on {probe['test_images']:,} test images, mean of {probe['splits']} choices of the labels"
+            yield f"{classifier}, {count:,} labels", values, how
     for name, measured in metrics.get("outliers", {"sets": {}})["sets"].items():
         areas = [f"{area:.3f} {_OUTLIER_SCORES.get(key, key)}" for key, area in measured["auroc"].items()]
         how = f"area under the ROC curve, {measured['num_images']:,} of these against the {metrics.get('split')} images"

@@ -1,4 +1,4 @@
-"""Evaluates one checkpoint: `elbo`, `iw`, `latents`, `fid`, `frechet`, `outliers`, in the run's evaluation file."""
+"""Evaluates one checkpoint: what nvae-evaluate lists as metrics, in the run's evaluation file."""
 
 import contextlib
 import csv
@@ -16,11 +16,12 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.data.pipeline import content_digest, images_alone
-from nvae_tf.data.sources import load_split, place_of
+from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.outliers import ImageSet, load_outliers, measure_outliers, most_outlying_images
+from nvae_tf.evaluation.probe import load_probe, measure_probe
 from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits, table
 from nvae_tf.evaluation.task import EvaluationTask, Workers
 from nvae_tf.files import atomic_file, atomic_write
@@ -76,6 +77,8 @@ def evaluate_run(
         parts.append(lambda: {distance: measure_fid(task, fid, extractor)})
     if "outliers" in metrics:
         parts.append(functools.partial(_measure_outliers, task, load_outliers(task, outliers)))
+    if "probe" in metrics:
+        parts.append(functools.partial(_measure_probe, task, load_probe(task)))
     for measure in parts:
         measured = measure()
         if workers.is_chief:
@@ -137,6 +140,16 @@ def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dic
         files = {f"outlier_{name}-{task.split}.png": figure for name, figure in drawn.items()}
         metrics["pictures"] = _save_figures(task, files)
     return {"outliers": metrics}
+
+
+def _measure_probe(task: EvaluationTask, source: ImageSource) -> dict[str, Any]:
+    """How well features tell classes, for which only the chief works, and the figure of it."""
+    if not task.workers.is_chief:
+        return {}
+    measured = measure_probe(task, source)
+    drawn = {"probe.png": ("probe_curves", measured["labels"], measured["accuracy"])}
+    measured["pictures"] = _save_figures(task, drawn, data="test images") if _can_draw(task.status) else []
+    return {"probe": measured}
 
 
 def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Path) -> None:

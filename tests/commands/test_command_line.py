@@ -67,6 +67,7 @@ MISTAKES = [
     ("train.generate restore --workdir=digits --output=x.png --scale=2 --blur=1", "--scale and --blur: give one"),
     ("train.generate restore --workdir=digits --output=x.png", "give --mask, --scale or --blur, or --noise alone"),
     ("train.generate decode --workdir=digits --output=x.png --input=no.npz", "no.npz: no such file of latents"),
+    ("train.generate features --workdir=digits --output=x.npz --groups=3", "groups = 3: must be a whole number from 0"),
     ("train.publish --workdir=digits --repo=tiny", "'tiny' is not the name of a repository"),
     ("train.publish --workdir=digits --repo=me/a--b", "repo 'me/a--b': Cannot have -- or .. in repo_id"),
     ("train.publish --workdir=tests --repo=me/tiny", "tests: not a run folder"),

@@ -161,6 +161,21 @@ def test_features_of_the_users_own_have_a_name_that_changes_with_their_module(tm
 
 
 @pytest.mark.slow
+def test_probes_of_features_and_pixels(done, refused, run, monkeypatch):
+    monkeypatch.setattr("nvae_tf.evaluation.probe.SPLITS", 2)
+    printed = done(*evaluation(run, "--metrics=probe")[1:])
+    probe = metrics_of(run)["probe"]
+    assert probe["labels"] == [50, 200, 1437] and probe["test_images"] == 360
+    for probed, accuracy in probe["accuracy"].items():
+        assert accuracy.keys() == {"features", "pixels", "PCA of the pixels"}
+        assert all(0.1 < values[0] < values[1] < values[2] for values in accuracy.values()), probed
+    assert f"{probe['accuracy']['logistic regression']['pixels'][0]:.3f} pixels" in printed
+    assert Image.open(run / probe["pictures"][0]).info["data"] == "test images"
+    message = "--metrics=probe: it compares the training with the test part; give labeled data, and --split=test"
+    assert message in refused(*evaluation(run, "--metrics=probe", "--split=train")[1:])
+
+
+@pytest.mark.slow
 def test_outliers_are_told_from_test_images(done, refused, run, tmp_path, monkeypatch):
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).integers(0, 256, (40, 16, 16)).astype(np.uint8))
     (tmp_path / "lines").mkdir()
