@@ -65,7 +65,11 @@ class ImageLikelihood:
         """The distribution of float32 images `[H, W, C]` in [0, 1] for parameters `[..., H, W, num_parameters]`."""
         if self.own is not None:
             values = self.own.distribution(tf.cast(parameters, tf.float32))
-            return tfd.Independent(values, 3 - values.event_shape.rank)
+            images, expected = tfd.Independent(values, 3 - values.event_shape.rank), parameters.shape[-3:-1]
+            if images.event_shape != [*expected, self.channels]:
+                fault = f"distribution() is of images {images.event_shape}; they must be {[*expected, self.channels]}"
+                raise ValueError(f"likelihood {self.name}: {fault}")
+            return images
         if self.name == "bernoulli":
             return tfd.Independent(tfd.Bernoulli(logits=tf.cast(parameters, tf.float32), dtype=tf.float32), 3)
         if self.name == "normal":

@@ -37,17 +37,14 @@ def measure_probe(task: EvaluationTask, source: ImageSource) -> dict[str, Any]:
     kinds = _representations(task, source)
     count, tested = (len(part) for part in kinds["pixels"])
     labels, test_labels = source.labels[:count], task.source.labels[:tested]
-    probes = {"logistic regression": (LogisticRegression, {"max_iter": 1000})}
-    probes["nearest neighbors"] = KNeighborsClassifier, {"n_neighbors": 5}
+    probes = {"logistic regression": LogisticRegression(max_iter=1000), "nearest neighbors": KNeighborsClassifier()}
     counts = [*(number for number in LABELS if number < count), count]
     accuracy: dict[str, dict[str, list[float]]] = {probe: {name: [] for name in kinds} for probe in probes}
-    for number, (probe, (kind, settings)), (name, (train, test)) in itertools.product(
-        counts, probes.items(), kinds.items()
-    ):
+    for number, probe, (name, (train, test)) in itertools.product(counts, probes, kinds.items()):
         # With all labels the draws are the same.
-        draws = [np.random.default_rng(seed).permutation(count)[:number] for seed in range(SPLITS)]
-        draws = draws[:1] if number == count else draws
-        scores = [kind(**settings).fit(train[rows], labels[rows]).score(test, test_labels) for rows in draws]
+        seeds = range(1 if number == count else SPLITS)
+        draws = [np.random.default_rng(seed).permutation(count)[:number] for seed in seeds]
+        scores = [probes[probe].fit(train[rows], labels[rows]).score(test, test_labels) for rows in draws]
         accuracy[probe][name].append(float(np.mean(scores)))
     return {"labels": counts, "splits": SPLITS, "test_images": tested, "accuracy": accuracy}
 

@@ -51,18 +51,13 @@ def write_flat_latents(path: str | os.PathLike, latent: np.ndarray, shapes=None,
 def save_features(path: str | os.PathLike, features: np.ndarray, columns, names, labels=None) -> None:
     """Writes features `[count, features]`, the names of both, and classes: .npz, or .parquet with a column for each."""
     path = pathlib.Path(path)
-    if path.suffix.lower() == ".parquet":
-        pyarrow, about = (
-            errors.require("pyarrow", "parquet"),
-            {"name": names} | ({"label": labels} if labels is not None else {}),
-        )
-        with files.atomic_file(path) as partial:
-            errors.require("pyarrow.parquet", "parquet").write_table(
-                pyarrow.table(about | dict(zip(columns, features.T, strict=True))), partial
-            )
-        return
-    arrays = {"features": features, "columns": np.array(columns, np.str_), "names": np.array(names, np.str_)}
-    files.write_arrays(path, arrays | ({} if labels is None else {"labels": np.array(labels, np.int32)}))
+    if path.suffix.lower() != ".parquet":
+        arrays = {"features": features, "columns": np.array(columns, np.str_), "names": np.array(names, np.str_)}
+        return files.write_arrays(path, arrays | ({} if labels is None else {"labels": np.array(labels, np.int32)}))
+    pyarrow, parquet = (errors.require(module, "parquet") for module in ("pyarrow", "pyarrow.parquet"))
+    by_column = {"name": names} | ({} if labels is None else {"label": labels})
+    with files.atomic_file(path) as partial:
+        parquet.write_table(pyarrow.table(by_column | dict(zip(columns, features.T, strict=True))), partial)
 
 
 def read_flat_latents(path: str | os.PathLike) -> StoredLatents:

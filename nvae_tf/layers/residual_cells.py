@@ -81,22 +81,20 @@ class KerasLayers(StackedLayer):
             layers = [_built(layer, channels) for _ in range(count)]
         finally:
             keras.config.set_dtype_policy(before)
-        # In a function: its variables are not this layer's.
-        self._variables = lambda: (layers[0].trainable_variables, layers[0].non_trainable_variables)
-        self._layer, state = lambda *inputs, **how: layers[0](*inputs, **how), {"trainable": False}
-        self.trained = [
-            self._stacked(f"trained_{number}", each)
-            for number, each in enumerate(zip(*(one.trainable_variables for one in layers), strict=True))
-        ]
-        self.statistics = [
-            self._stacked(f"state_{number}", each, aggregation="only_first_replica", **state)
-            for number, each in enumerate(zip(*(one.non_trainable_variables for one in layers), strict=True))
-        ]
+        self._layer = lambda: layers[0]  # in a function: its variables are not this layer's
+        state = {"trainable": False, "aggregation": "only_first_replica"}
+        self.trained = self._stacked("trained", [one.trainable_variables for one in layers])
+        self.statistics = self._stacked("state", [one.non_trainable_variables for one in layers], **state)
         del layers[1:]
 
-    def _stacked(self, name: str, variables: tuple, **settings) -> keras.Variable:
-        values = np.stack([keras.ops.convert_to_numpy(variable) for variable in variables])
-        return self.add_weight(name=name, shape=values.shape, initializer=lambda *_, **__: values, **settings)
+    def _stacked(self, name: str, variables: list[list], **settings) -> list[keras.Variable]:
+        stacks = [np.stack(list(map(keras.ops.convert_to_numpy, each))) for each in zip(*variables, strict=True)]
+        return [
+            self.add_weight(
+                name=f"{name}_{number}", shape=each.shape, initializer=lambda *_, each=each, **__: each, **settings
+            )
+            for number, each in enumerate(stacks)
+        ]
 
     def recorders(self, initializing: bool = False) -> list[StackedLayer]:
         return [self] if self.statistics else []
@@ -106,10 +104,11 @@ class KerasLayers(StackedLayer):
         return kind(*(tuple(map(tf.convert_to_tensor, each)) for each in (self.trained, self.statistics)))
 
     def apply_slice(self, weights: LayerWeights, inputs: tf.Tensor, records: list) -> tf.Tensor:
-        in_training, (trained, state) = isinstance(weights, TrainingWeights), self._variables()
-        mapping = [*zip(trained, weights.trained, strict=True), *zip(state, weights.state, strict=True)]
-        with keras.StatelessScope(state_mapping=mapping) as scope:
-            outputs = self._layer(inputs, training=in_training)
+        in_training, layer = isinstance(weights, TrainingWeights), self._layer()
+        variables, state = [*layer.trainable_variables, *layer.non_trainable_variables], layer.non_trainable_variables
+        mapping = zip(variables, (*weights.trained, *weights.state), strict=True)
+        with keras.StatelessScope(state_mapping=list(mapping)) as scope:
+            outputs = layer(inputs, training=in_training)
         if in_training and state:
             records.append(tuple(tf.stop_gradient(scope.get_current_value(variable)) for variable in state))
         return tf.cast(outputs, inputs.dtype)
@@ -117,16 +116,14 @@ class KerasLayers(StackedLayer):
 
 def _built(layer: type, channels: int) -> keras.layers.Layer:
     """A layer with its variables; ValueError where it can't be the branch of a cell."""
-    one, images = layer(channels), keras.Input((16, 16, channels))
+    one, images, where = layer(channels), keras.Input((16, 16, channels)), f"registered cell {layer.__name__}"
     if not isinstance(one, keras.layers.Layer):
-        raise ValueError(f"registered cell {layer.__name__}: it must be a keras.layers.Layer")
+        raise ValueError(f"{where}: it must be a keras.layers.Layer")
     if (shape := one(images).shape) != images.shape:
-        raise ValueError(f"registered cell {layer.__name__}: {images.shape} became {shape}; it must keep the shape")
-    if not one.trainable_variables or any(
-        len(each.shape) != 1 or "float" not in each.dtype for each in one.non_trainable_variables
-    ):
-        rule = "it must have weights, and vectors alone as state (batch norm; no dropout)"
-        raise ValueError(f"registered cell {layer.__name__}: {rule}")
+        raise ValueError(f"{where}: {images.shape} became {shape}; it must keep the shape")
+    kinds = {(len(each.shape), "float" in each.dtype) for each in one.non_trainable_variables}
+    if not one.trainable_variables or not kinds <= {(1, True)}:
+        raise ValueError(f"{where}: it must have weights, and vectors alone as state (batch norm; no dropout)")
     return one
 
 
