@@ -9,7 +9,7 @@ architecture of a preset, by default of those in brackets:
 
 WORKLOADS
 In each round a workload runs in a new process and takes turns with another: the yardstick, a small PyTorch workload
-(`make torch`; --no-yardstick does without), or with --against the same workload of that checkout. Both have two
+(`make torch`; --no_yardstick does without), or with --against the same workload of that checkout. Both have two
 threads. A round's time is the median of its turns; commands and the importance-weighted bound have one turn. A ratio
 is the median over the rounds, with the lowest and the highest in brackets. Let nothing else run meanwhile. Where a
 workload fails, or after Ctrl-C, the results are those before it.
@@ -17,7 +17,6 @@ workload fails, or after Ctrl-C, the results are those before it.
 Exit code: 0 done, 1 a workload failed, 2 a mistake in the command, 130 Ctrl-C.
 """
 
-import argparse
 import contextlib
 import functools
 import pathlib
@@ -25,45 +24,28 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from benchmarks import results
 from benchmarks.results import say
 from benchmarks.workloads import PRESETS, WORKLOADS, python, worker
-from nvae_tf.errors import exit_on_user_error
+from nvae_tf import command_line
+from nvae_tf.config import check_choice
 
-ROUNDS, TURNS = 5, 5
+TURNS = 5  # of each process in a round
 WARM_UP_STEPS = 2  # steps before the timed ones, in which allocators and caches settle
 CLOCK_STEPS_OF_SLOW = 3  # steps of the yardstick beside a slow workload: one step would be a bad clock
-# What is measured in every round: the heading of its column, and the unit.
-QUANTITIES = {
-    "seconds": ("time", "s"),
-    "first_step_seconds": ("first step", "s"),
-    "peak_memory_bytes": ("peak memory", "bytes"),
-}
+QUANTITIES = ("seconds", "first_step_seconds", "peak_memory_bytes")  # what is measured in every round
 EXPLANATION = """
-Time: of a batch or a command. First step: after the imports. Peak memory: of the process, of a command the largest of
-its processes, without a GPU's. The yardstick is alike only to training on MNIST and CIFAR-10, for others a clock."""
+Medians of the rounds, with the lowest and the highest; ratios to the other side. Seconds: of a batch or a command.
+First step: after the imports. Peak memory: of the process, of a command the largest of its processes, without a GPU's.
+The yardstick is alike only to training on MNIST and CIFAR-10, for others a clock."""
 
-# A workload and a preset; the starters of a round's processes by name; what each process has measured.
-Job, Sides, Round = tuple[str, str], dict[str, Callable], dict[str, dict[str, Any]]
-
-
-def processes(job: Job, folder: str, yardstick: str | None, against: pathlib.Path | None = None, settings=()) -> Sides:
-    """The processes of a round: `ours`, and `yardstick` or `against`; each has files of its own."""
-    sides = {}
-    for name, checkout in (("ours", results.ROOT), ("against", against)):
-        if checkout:
-            (place := pathlib.Path(folder, name)).mkdir()
-            command = python("benchmarks.workloads", *job, place, *settings)
-            sides[name] = functools.partial(worker, f"{' '.join(job)} ({name})", command, checkout)
-    if yardstick:
-        command = python("benchmarks.workloads", "yardstick", yardstick)
-        sides["yardstick"] = functools.partial(worker, "yardstick", command)
-    return sides
+# A workload and a preset; what each process of a round has measured, by its name.
+Job, Round = tuple[str, str], dict[str, dict[str, Any]]
 
 
-def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, number: int = 1) -> Round:
+def run_round(sides: dict[str, Callable], turns: int, warm_up: int, clock_steps: int = 1, number: int = 1) -> Round:
     """Runs each side in a new process, in turn; who is first changes. ChildProcessError if one fails."""
     order = list(sides)[:: 1 if number % 2 else -1]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -84,20 +66,33 @@ def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, numb
         }
 
 
-def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the rounds and returns the result; ChildProcessError if a process fails."""
-    (name, preset), workload, rounds = job, WORKLOADS[job[0]], []
-    clock = "mnist" if preset == "mnist" and name.endswith("training") else "cifar10"
-    yardstick, is_slow = None if options.no_yardstick else clock, workload.is_slow or workload.is_command
-    turns, warm_up, clock_steps = (1, 0, CLOCK_STEPS_OF_SLOW) if is_slow else (TURNS, WARM_UP_STEPS, 1)
+def measure(
+    job: Job, rounds: int, yardstick: bool, against: str | None = None, turns: int = TURNS, settings: Sequence[str] = ()
+) -> list[Round]:
+    """Runs the rounds of a workload, of training with changed settings; ChildProcessError if a process fails."""
+    name, sides, measured, warm_up, clock_steps = " ".join(job), {}, [], WARM_UP_STEPS, 1
+    if WORKLOADS[job[0]].is_slow:
+        turns, warm_up, clock_steps = 1, 0, CLOCK_STEPS_OF_SLOW
     with tempfile.TemporaryDirectory() as folder:
-        sides = processes(job, folder, yardstick, options.against)
-        for number in range(1, options.rounds + 1):
-            rounds.append(run_round(sides, turns, warm_up, clock_steps, number))
-            times = (f"{side} {measured['seconds']:.3f} s" for side, measured in rounds[-1].items())
-            say(f"{' '.join(job)}: round {number} of {options.rounds}: {', '.join(times)}")
-    row = {"workload": name, "preset": preset, "batch_size": workload.batch_sizes[preset], "yardstick": yardstick}
-    return row | summarize(rounds)
+        for side, checkout in (("ours", results.ROOT), ("against", against)):
+            if checkout:
+                # Each has files of its own.
+                (place := pathlib.Path(folder, side)).mkdir()
+                command = python("benchmarks.workloads", *job, place, *settings)
+                sides[side] = functools.partial(worker, f"{name} ({side})", command, checkout)
+        if yardstick:
+            command = python("benchmarks.workloads", "yardstick", yardstick_of(job), folder)
+            sides["yardstick"] = functools.partial(worker, "yardstick", command)
+        for number in range(1, rounds + 1):
+            measured.append(run_round(sides, turns, warm_up, clock_steps, number))
+            times = (f"{side} {numbers['seconds']:.3f} s" for side, numbers in measured[-1].items())
+            say(f"{name}: round {number} of {rounds}: {', '.join(times)}")
+    return measured
+
+
+def yardstick_of(job: Job) -> str:
+    """The preset of the yardstick; it is alike only to training with these two, for others a clock, no more."""
+    return "mnist" if job[0].endswith("training") and job[1] == "mnist" else "cifar10"
 
 
 def summarize(rounds: Sequence[Round]) -> dict[str, list[float]]:
@@ -112,53 +107,38 @@ def summarize(rounds: Sequence[Round]) -> dict[str, list[float]]:
     return row
 
 
-def table(result: dict[str, Any]) -> str:
-    """The results, a row each, with the machine, the revision, and what the columns are."""
-    other = pathlib.Path(result["against"] or "yardstick").name
-    return results.text(result | {"results": [_cells(row, other) for row in result["results"]]}) + f"\n{EXPLANATION}"
-
-
-def _cells(row: dict[str, Any], other: str) -> dict[str, Any]:
-    cells = {"workload": WORKLOADS[row["workload"]].what, "preset": row["preset"], "batch": row["batch_size"]}
-    for name, (heading, unit) in QUANTITIES.items():
-        values, ratios = row[name], row[f"{name}_ratios"]
-        cells[heading] = None if None in values else f"{statistics.median(values):.3g} {unit}"
-        spread = ratios and f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        cells[f"{heading} / {other}"] = spread or None
-    return cells
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options, with `jobs`."""
-    workloads = (f"    {name:<23} {work.what} ({', '.join(work.presets)})\n" for name, work in WORKLOADS.items())
-    parser = results.benchmark_parser("benchmarks.all", __doc__.replace("WORKLOADS\n", "".join([*workloads, "\n"])))
-    add, names = parser.add_argument, results.names
-    add("--only", type=names(WORKLOADS), default=WORKLOADS, metavar="NAME,...", help="some of the workloads (all)")
-    add("--presets", type=names(PRESETS), metavar="NAME,...", help=f"of {', '.join(PRESETS)} (see above)")
-    add("--rounds", type=results.at_least(1), default=ROUNDS, metavar="N", help=f"pairs of processes ({ROUNDS})")
-    add("--against", type=pathlib.Path, metavar="CHECKOUT", help="another folder of this project to compare with")
-    options = results.parse_with_yardstick(parser, arguments)
-    if options.against and not (options.against / "benchmarks" / "workloads.py").is_file():
-        parser.error(f"--against={options.against}: no checkout of this project, it has no benchmarks/workloads.py")
-    options.jobs = [(name, each) for name in options.only for each in options.presets or WORKLOADS[name].presets]
-    return options
-
-
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    result = {**results.stamp(), "against": str(options.against or ""), "complete": False, "results": []}
-    with exit_on_user_error():
-        try:
-            for number, job in enumerate(options.jobs, 1):
-                say(f"workload {number} of {len(options.jobs)}: {' '.join(job)}")
-                result["results"].append(measure(job, options))
-                result["complete"] = number == len(options.jobs)
-                results.write_json(result, options.json)
-        except ChildProcessError as error:
-            sys.exit(f"error: {error}")
-        finally:
-            print(table(result))
+def main(
+    only: Annotated[Sequence[str], "Some of the workloads."] = tuple(WORKLOADS),
+    presets: Annotated[Sequence[str] | None, f"Some of {', '.join(PRESETS)}; see above."] = None,
+    rounds: Annotated[int, "Pairs of processes.", 1] = 5,
+    against: Annotated[str | None, "Another folder of this project to compare with."] = None,
+    no_yardstick: results.NoYardstick = False,
+    json: results.Json = None,
+) -> None:
+    """Runs the workloads in turn, and prints the results."""
+    for name, chosen, known in (("--only", only, WORKLOADS), ("--presets", presets or (), PRESETS)):
+        for each in chosen:
+            check_choice(name, each, known)
+    if against and not pathlib.Path(against, "benchmarks", "workloads.py").is_file():
+        raise ValueError(f"--against={against}: no checkout of this project, it has no benchmarks/workloads.py")
+    has_yardstick = not (no_yardstick or against)
+    results.check_options(json, has_yardstick)
+    jobs = [(name, preset) for name in only for preset in presets or WORKLOADS[name].presets]
+    result = {**results.stamp(), "against": against or "", "complete": False, "results": []}
+    try:
+        for number, job in enumerate(jobs, 1):
+            say(f"workload {number} of {len(jobs)}: {' '.join(job)}")
+            row = {"workload": job[0], "preset": job[1], "batch_size": WORKLOADS[job[0]].batch_sizes[job[1]]}
+            row["yardstick"] = yardstick_of(job) if has_yardstick else None
+            result["results"].append(row | summarize(measure(job, rounds, has_yardstick, against)))
+            result["complete"] = number == len(jobs)
+            results.write_json(result, json)
+    except ChildProcessError as error:
+        sys.exit(f"error: {error}")
+    finally:
+        print(results.text(result) + f"\n{EXPLANATION}")
 
 
 if __name__ == "__main__":
-    main()
+    workloads = (f"    {name:<23} {work.what} ({', '.join(work.presets)})\n" for name, work in WORKLOADS.items())
+    command_line.run(main, page=__doc__.replace("WORKLOADS\n", "".join([*workloads, "\n"])))

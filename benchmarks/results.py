@@ -1,30 +1,30 @@
 """What all benchmarks share around the measuring: options, the machine, tables, and the JSON file of results."""
 
-import argparse
 import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
 import inspect
 import itertools
-import json
 import os
 import pathlib
 import platform
 import re
+import statistics
 import sys
-import typing
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable
+from json import dumps
+from typing import Annotated, Any
 
 import psutil
 
-from nvae_tf.errors import exit_on_user_error
-from nvae_tf.files import atomic_write, git_revision
+from nvae_tf import command_line
+from nvae_tf.files import atomic_write, check_writable, git_revision
 
 ROOT = pathlib.Path(__file__).parents[1]
 THREADS = 2  # of every workload
-_JSON_HELP = "write the results there as well"
+Json = Annotated[str | None, "File to write the results to as well."]
+NoYardstick = Annotated[bool, "Our own numbers alone, without PyTorch's yardstick and a ratio."]
 
 
 def say(line: str) -> None:
@@ -32,72 +32,27 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
-    """A parser whose `--help` is the module's documentation, with the option `--json`."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(f"python -m {name}", None, documentation, formatter_class=layout)
-    parser.add_argument("--json", type=json_file, metavar="FILE", help=_JSON_HELP)
-    return parser
+def run_recipe(name: str, page: str, *recipes: Callable[..., dict[str, Any]]) -> None:
+    """Runs the recipe that the command line names first, with a flag for each of its parameters, and --json."""
+    by_name = {recipe.__name__: recipe for recipe in recipes}
+    recipe = by_name[command_line.take_mode(f"recipe of {name}", by_name, page.strip())]
+    parameters = inspect.signature(recipe).parameters
+
+    def main(json: str | None, **options: Any) -> None:
+        run(lambda: recipe(**options), json)
+
+    main.__signature__ = inspect.Signature([*parameters.values(), inspect.signature(run).parameters["json"]])
+    command_line.run(main, words="kind" if "kind" in parameters else None, page=inspect.getdoc(recipe))
 
 
-def parse_with_yardstick(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    parser.add_argument("--no-yardstick", action="store_true", help="our own times alone, without a ratio")
-    options = parser.parse_args(arguments)
-    options.no_yardstick |= bool(getattr(options, "against", None))
-    if not options.no_yardstick and importlib.util.find_spec("torch") is None:
-        parser.error("the yardstick needs PyTorch, which is not installed: `make torch`, or give --no-yardstick")
-    return options
-
-
-def run_recipe(name: str, documentation: str, *recipes: Callable[..., dict[str, Any]]) -> None:
-    """Runs the function that the command line names, with a flag for each of its parameters.
-
-    A parameter whose annotation is a `typing.Literal` is written without its name.
-    """
-    parser = benchmark_parser(name, documentation)
-    commands = parser.add_subparsers(metavar="RECIPE", dest="recipe", required=True)
-    for recipe in recipes:
-        command = commands.add_parser(recipe.__name__, description=recipe.__doc__)
-        # Without a default, which would take the place of what stands before the recipe's name.
-        command.add_argument("--json", type=json_file, metavar="FILE", default=argparse.SUPPRESS, help=_JSON_HELP)
-        for parameter in inspect.signature(recipe).parameters.values():
-            flag, default, kind = f"--{parameter.name}", parameter.default, parameter.annotation
-            if kind is bool:
-                command.add_argument(flag, action="store_true")
-            elif choices := typing.get_args(kind):
-                command.add_argument(parameter.name, choices=choices)
-            else:
-                read = at_least(0 if parameter.name == "seed" else 1) if kind is int else kind
-                command.add_argument(flag, type=read, default=default, required=default is parameter.empty)
-    options = vars(parser.parse_args())
-    recipe, file = {each.__name__: each for each in recipes}[options.pop("recipe")], options.pop("json")
-    with exit_on_user_error():
-        run(argparse.Namespace(json=file), lambda _: recipe(**options))
-
-
-def json_file(text: str) -> pathlib.Path:
-    path = pathlib.Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: not a file in an existing folder")
-    return path
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: must be a whole number and at least {least}")
-        return int(text)
-
-    return read
-
-
-def names(known: Collection[str]) -> Callable[[str], list[str]]:
-    def read(text: str) -> list[str]:
-        if unknown := set(text.split(",")) - set(known):
-            raise argparse.ArgumentTypeError(f"{min(unknown)!r}: must be some of {', '.join(known)}")
-        return list(dict.fromkeys(text.split(",")))
-
-    return read
+def check_options(json: str | None, yardstick: bool = False) -> None:
+    """ValueError where the results can't be written, or there is no PyTorch for the yardstick."""
+    if json:
+        check_writable(pathlib.Path(json).absolute().parent, f"--json={json}")
+        if pathlib.Path(json).is_dir():
+            raise ValueError(f"--json={json}: a folder, not a file")
+    if yardstick and importlib.util.find_spec("torch") is None:
+        raise ValueError("the yardstick needs PyTorch, which is not installed: `make torch`, or give --no_yardstick")
 
 
 def stamp() -> dict[str, Any]:
@@ -119,11 +74,12 @@ def stamp() -> dict[str, Any]:
     }
 
 
-def run(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
+def run(measure: Callable[[], dict[str, Any]], json: Json = None) -> None:
     """Measures, prints the results by their names, and writes them if `--json` names a file."""
-    result = stamp() | measure(options)
+    check_options(json)
+    result = stamp() | measure()
     print(text(result))
-    write_json(result, options.json)
+    write_json(result, json)
 
 
 def text(measured: dict[str, Any]) -> str:
@@ -135,10 +91,19 @@ def text(measured: dict[str, Any]) -> str:
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             columns = list(dict.fromkeys(itertools.chain(*value)))
             table = [columns, ["---"] * len(columns), *([row.get(key, "") for key in columns] for row in value)]
-            lines += [f"{name}:", *(f"| {' | '.join(map(_cell, row))} |" for row in table)]
+            lines += [f"{name}:", *(f"| {' | '.join(map(_table_cell, row))} |" for row in table)]
         else:
             lines.append(f"{name:<44}{_cell(value)}")
     return "\n".join(lines)
+
+
+def _table_cell(value: Any) -> str:
+    """A number or a text; of several numbers the median, with the lowest and the highest in brackets."""
+    if not isinstance(value, list):
+        return _cell(value)
+    if not value or None in value:
+        return "-"
+    return f"{statistics.median(value):.3g} ({min(value):.3g} to {max(value):.3g})"
 
 
 def _cell(value: Any) -> str:
@@ -149,6 +114,6 @@ def _cell(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def write_json(result: dict[str, Any], file: pathlib.Path | None) -> None:
+def write_json(result: dict[str, Any], file: str | None) -> None:
     if file:
-        atomic_write(file, json.dumps(result, indent=2) + "\n")
+        atomic_write(pathlib.Path(file), dumps(result, indent=2) + "\n")

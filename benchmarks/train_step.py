@@ -5,31 +5,27 @@
 Our step and the yardstick's alternate, each with two threads in a process of its own. Compare the ratio of their
 medians: the published PyTorch code, timed in the same way, takes 1.37 yardstick steps for `mnist` (batch 16, peak
 memory 2.78 GB) and 7.9 for `cifar10` (batch 4, 10.6 GB). Let nothing else run meanwhile. The yardstick alone needs
-PyTorch (`make torch`); --no-yardstick does without. Settings of the run may be changed, as train.recompute=all or
+PyTorch (`make torch`); --no_yardstick does without. Settings of the run may be changed, as train.recompute=all or
 train.replicas=2 train.strategy=mirrored. `benchmarks.all --only=training` says how sure a ratio is.
 """
 
-import argparse
 import ast
-import json
-import tempfile
-from typing import Any
+import re
+import shlex
+import sys
+from json import dumps
+from typing import Annotated, Any
 
+from benchmarks import all as all_benchmarks
 from benchmarks import results
-from benchmarks.all import WARM_UP_STEPS, processes, run_round
-from benchmarks.workloads import BATCH_SIZES
-from nvae_tf.errors import exit_on_user_error
+from benchmarks.workloads import BATCH_SIZES, PRESETS
+from nvae_tf import command_line
 from nvae_tf.presets import experiment_config
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    preset, settings = options.preset, dict(options.settings)
-    with tempfile.TemporaryDirectory() as folder, exit_on_user_error():
-        config = experiment_config(preset, {"train.batch_size": BATCH_SIZES[preset]} | settings)
-        # For other presets than these two a clock, no more.
-        yardstick = None if options.no_yardstick else "mnist" if preset == "mnist" else "cifar10"
-        sides = processes(("training", preset), folder, yardstick, settings=(json.dumps(settings),))
-        measured = run_round(sides, options.steps, WARM_UP_STEPS)
+def measure(preset: str, steps: int, settings: dict[str, Any], yardstick: bool) -> dict[str, Any]:
+    config = experiment_config(preset, {"train.batch_size": BATCH_SIZES[preset]} | settings)
+    (measured,) = all_benchmarks.measure(("training", preset), 1, yardstick, turns=steps, settings=[dumps(settings)])
     ours, clock = measured["ours"], measured.get("yardstick", {})
     result = {"preset": preset, "batch_size": config.train.batch_size, "settings": settings}
     result["ratio"] = ours["seconds"] / clock["seconds"] if clock else None
@@ -47,13 +43,21 @@ def setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = results.benchmark_parser("benchmarks.train_step", __doc__)
-    parser.add_argument("--preset", choices=tuple(BATCH_SIZES), required=True, help="whose architecture")
-    parser.add_argument("--steps", type=results.at_least(1), default=15, help="timed steps of each (default: 15)")
-    parser.add_argument("settings", nargs="*", type=setting, metavar="GROUP.SETTING=VALUE", help="changed settings")
-    results.run(results.parse_with_yardstick(parser, arguments), measure)
+def main(
+    preset: Annotated[str, "Whose architecture.", *PRESETS],
+    steps: Annotated[int, "Timed steps of each.", 1] = 15,
+    settings: Annotated[str, "Changed settings of the run; may stand without --settings=."] = "",
+    no_yardstick: results.NoYardstick = False,
+    json: results.Json = None,
+) -> None:
+    """Measures, and prints the results."""
+    results.check_options(json, not no_yardstick)
+    changed = dict(map(setting, shlex.split(settings)))
+    results.run(lambda: measure(preset, steps, changed, not no_yardstick), json)
 
 
 if __name__ == "__main__":
-    main()
+    changed = [word for word in sys.argv[1:] if re.match(r"\w+\.\w+=", word)]
+    if changed:
+        sys.argv = [*(word for word in sys.argv if word not in changed), f"--settings={shlex.join(changed)}"]
+    command_line.run(main)

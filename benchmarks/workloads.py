@@ -1,10 +1,9 @@
 """What the benchmarks measure, by name, and the process of a workload, seen from both sides.
 
     python -m benchmarks.workloads WORKLOAD PRESET FOLDER [S]  serves a workload; S: changed settings of training, JSON
-    python -m benchmarks.workloads yardstick PRESET            serves the yardstick, a small PyTorch workload
 
 The parent (`worker`) writes one word a line, `ready`, `step` or `summary`, and gets a line of JSON on a pipe made for
-that. `benchmarks.all --against` asks the processes of another checkout: keep commands and words as they are.
+that. `benchmarks.all --against` asks the processes of another checkout: keep command and words as they are.
 """
 
 import contextlib
@@ -27,7 +26,6 @@ import numpy as np
 from benchmarks.results import ROOT, THREADS
 from nvae_tf import presets
 
-# Their import is no part of the time to the first step.
 _MODULES = ("models", "optimization", "data.spec", "training.run", "generation.sampling", "evaluation.likelihood")
 # PyTorch's threads, and TensorFlow's; several processes may share a GPU.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(THREADS))
@@ -76,16 +74,33 @@ def worker(name: str, command: list[str], checkout: pathlib.Path = ROOT) -> Iter
             process.wait()
 
 
-def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> None:
-    """The other side of `worker`: `step` gives the seconds of one step, `summary` the other measurements."""
+def serve(make: Callable[[], Callable], has_first_step: bool = True) -> None:
+    """The other side of `worker`: makes the work, and does it as often as asked.
+
+    The first step is measured with the making of the work; without a first step, the work is done when asked alone.
+    """
+    start = time.perf_counter()
+    work, summary = make(), {"first_step_seconds": None}
+    if has_first_step:
+        work()
+        summary = {"first_step_seconds": time.perf_counter() - start}
     words = {
         "ready": dict,
-        "step": lambda: {"seconds": step()},
-        "summary": lambda: {"peak_memory_bytes": peak_memory_bytes()} | summary(),
+        "step": lambda: {"seconds": seconds_of(work)},
+        "summary": lambda: {"peak_memory_bytes": peak_memory_bytes()} | summary | getattr(work, "summary", dict)(),
     }
     with os.fdopen(int(os.environ[_ANSWERS]), "w") as answers:
         for line in sys.stdin:
             print(json.dumps(words[line.strip()]()), file=answers, flush=True)
+
+
+def seconds_of(work: Callable) -> float:
+    """How long some work takes; quick work is repeated until half a second is over."""
+    start, count, seconds = time.perf_counter(), 0, 0.0
+    while seconds < _TURN_SECONDS:
+        work()
+        count, seconds = count + 1, time.perf_counter() - start
+    return seconds / count
 
 
 def peak_memory_bytes() -> int:
@@ -185,16 +200,13 @@ def prepare_export(preset: str, folder: pathlib.Path) -> None:
         run_python("export.export_saved_model", f"--workdir={run}", f"--output={folder / 'output'}")
 
 
-class Export:
-    """The command `nvae-export`."""
+def export(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
+    def work() -> None:
+        shutil.rmtree(folder / "output")
+        peak = run_python("export.export_saved_model", f"--workdir={folder / 'run'}", f"--output={folder / 'output'}")
+        work.summary = lambda: {"peak_memory_bytes": peak}
 
-    def __init__(self, preset: str, batch_size: int | None, folder: pathlib.Path):
-        self._run, self._output = folder / "run", folder / "output"
-
-    def __call__(self) -> None:
-        shutil.rmtree(self._output)
-        peak = run_python("export.export_saved_model", f"--workdir={self._run}", f"--output={self._output}")
-        self.summary = lambda: {"peak_memory_bytes": peak}
+    return work
 
 
 def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
@@ -212,69 +224,8 @@ def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> 
     return lambda: session.run(image, feed)
 
 
-class Workload(NamedTuple):
-    """`made_by(preset, batch size, folder, **settings)`, which loads TensorFlow, gives a function that does it once."""
-
-    what: str  # what one turn does, for the table
-    made_by: Callable[..., Callable]
-    settings: dict[str, Any] = {}
-    batch_sizes: dict[str, int | None] = BATCH_SIZES  # images at a time for every preset; None where there is no batch
-    presets: tuple[str, ...] = ("mnist", "cifar10")  # if none are named
-    prepare: Callable[[str, pathlib.Path], None] | None = None  # writes into the folder what it starts from
-    is_slow: bool = False  # one turn a round, and none to warm up
-    is_command: bool = False  # each turn is a complete command in a new process, so that there is no first step
-
-
-_samples = dict.fromkeys(PRESETS, 16)
-WORKLOADS = {
-    "training": Workload("training step", Training, presets=PRESETS[1:]),
-    "recomputed_training": Workload("training step, train.recompute=all", Training, {"train.recompute": "all"}),
-    "bfloat16_training": Workload("training step, bfloat16", Training, {"train.precision": "mixed_bfloat16"}),
-    "sampling": Workload("sampling, the model in Python", sampling, batch_sizes=_samples),
-    "nelbo": Workload("NELBO of a batch", nelbo),
-    "importance_weighted_20": Workload(
-        "importance-weighted bound of a batch, K = 20", nelbo, {"importance_samples": 20}, is_slow=True
-    ),
-    "saved_model_sampling": Workload(
-        "sampling, the exported SavedModel", saved_model_sampling, batch_sizes=_samples, prepare=prepare_export
-    ),
-    "export": Workload(
-        "nvae-export, verified", Export, batch_sizes=dict.fromkeys(PRESETS), prepare=prepare_export, is_command=True
-    ),
-}
-
-
-def prepared(name: str, preset: str, folder: str, settings: str = "{}") -> Callable[[], Callable]:
-    """Writes what a workload starts from, and returns the function that makes it; `settings` of training are JSON."""
-    workload, place = WORKLOADS[name], pathlib.Path(folder)
-    if workload.prepare:
-        workload.prepare(preset, place)
-    how = workload.settings | json.loads(settings)
-    return functools.partial(workload.made_by, preset, workload.batch_sizes[preset], place, **how)
-
-
-def serve_work(make: Callable[[], Callable], is_command: bool = False) -> None:
-    """Serves a workload; a step repeats quick work until half a second is over."""
-    for module in () if is_command else _MODULES:
-        importlib.import_module(f"nvae_tf.{module}")
-    imported = time.perf_counter()
-    work, summary = make(), {"first_step_seconds": None}
-    if not is_command:
-        work()
-        summary = {"first_step_seconds": time.perf_counter() - imported}
-
-    def step() -> float:
-        start, count, seconds = time.perf_counter(), 0, 0.0
-        while seconds < _TURN_SECONDS:
-            work()
-            count, seconds = count + 1, time.perf_counter() - start
-        return seconds / count
-
-    serve(step, lambda: summary | getattr(work, "summary", dict)())
-
-
-def yardstick(preset: str) -> Callable[[], float]:
-    """A small PyTorch workload, no model; returns a function that runs one step and gives its seconds.
+def yardstick(preset: str, batch_size: int, folder: pathlib.Path) -> Callable[[], None]:
+    """A small PyTorch workload, no model; returns a function that runs one step.
 
     Its arithmetic resembles one training step of a deep hierarchical VAE (inverted-residual cells with depthwise 5x5,
     batch norm, swish and squeeze-excite; forward, backward, SGD), and it must stay as it is: ratios to it are compared
@@ -303,28 +254,67 @@ def yardstick(preset: str) -> Callable[[], float]:
 
         return forward
 
-    # The batch, then (channels, how many cells) of each stage; a stride-2 cell joins two. The input is 16 x 16.
-    batch, stages = {"mnist": (16, ((64, 18), (128, 24))), "cifar10": (4, ((256, 24),))}[preset]
+    # (Channels, how many cells) of each stage; a stride-2 cell joins two. The input is 16 x 16.
+    stages = {"mnist": ((64, 18), (128, 24)), "cifar10": ((256, 24),)}[preset]
     cells = []
     for index, (width, count) in enumerate(stages):
         cells += [cell(stages[index - 1][0], width, stride=2)] if index else []
         cells += [cell(width, width) for _ in range(count)]
     optimizer = torch.optim.SGD(parts.parameters(), lr=1e-4)
-    x = torch.randn(batch, stages[0][0], 16, 16)
+    x = torch.randn(batch_size, stages[0][0], 16, 16)
 
-    def step() -> float:
-        start = time.perf_counter()
+    def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         functools.reduce(lambda y, forward: forward(y), cells, x).square().mean().backward()
         optimizer.step()
-        return time.perf_counter() - start
 
     return step
 
 
+class Workload(NamedTuple):
+    """`make(preset, batch size, folder, **settings)`, which loads TensorFlow, returns a function that does it once."""
+
+    what: str  # what one turn does, for the table
+    make: Callable[..., Callable]
+    settings: dict[str, Any] = {}
+    batch_sizes: dict[str, int | None] = BATCH_SIZES  # images at a time for every preset; None where there is no batch
+    presets: tuple[str, ...] = ("mnist", "cifar10")  # if none are named
+    is_slow: bool = False  # one turn a round, and none to warm up
+    has_first_step: bool = True  # the yardstick has none, nor has a command, which each turn runs in a new process
+    starts_from_export: bool = False
+
+
+_samples, _none = dict.fromkeys(PRESETS, 16), dict.fromkeys(PRESETS)
+WORKLOADS = {
+    "training": Workload("training step", Training, presets=PRESETS[1:]),
+    "recomputed_training": Workload("training step, train.recompute=all", Training, {"train.recompute": "all"}),
+    "bfloat16_training": Workload("training step, bfloat16", Training, {"train.precision": "mixed_bfloat16"}),
+    "sampling": Workload("sampling, the model in Python", sampling, batch_sizes=_samples),
+    "nelbo": Workload("NELBO of a batch", nelbo),
+    "importance_weighted_20": Workload(
+        "importance-weighted bound of a batch, K = 20", nelbo, {"importance_samples": 20}, is_slow=True
+    ),
+    "saved_model_sampling": Workload(
+        "sampling, the exported SavedModel", saved_model_sampling, {}, _samples, starts_from_export=True
+    ),
+    "export": Workload(
+        "nvae-export, verified", export, {}, _none, is_slow=True, has_first_step=False, starts_from_export=True
+    ),
+}
+YARDSTICK = Workload("the yardstick", yardstick, has_first_step=False)
+
+
+def main(name: str, preset: str, folder: str, settings: str = "{}") -> None:
+    """Writes what a workload starts from, and serves it; `settings` of training are JSON."""
+    workload, place = WORKLOADS.get(name, YARDSTICK), pathlib.Path(folder)
+    if workload.starts_from_export:
+        prepare_export(preset, place)
+    # Their import is no part of the time to the first step.
+    for module in _MODULES if workload.has_first_step else ():
+        importlib.import_module(f"nvae_tf.{module}")
+    how = workload.settings | json.loads(settings)
+    serve(functools.partial(workload.make, preset, workload.batch_sizes[preset], place, **how), workload.has_first_step)
+
+
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:]
-    if name == "yardstick":
-        serve(yardstick(*arguments), summary=dict)
-    else:
-        serve_work(prepared(name, *arguments), WORKLOADS[name].is_command)
+    main(*sys.argv[1:])

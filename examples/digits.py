@@ -2,14 +2,12 @@
 
     python -m examples.digits quality --workdir=runs/demo [--temperature=T] [--guidance=W] [--count=1000]
     python -m examples.digits mixture_of_bernoullis [--components=120]
-    python -m examples.digits kl_control [--steps=400] [--batch_size=64] [--figure=FILE.png]
 
 `python -m examples.digits RECIPE --help` says what a recipe measures.
 """
 
-import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy.special import logsumexp
@@ -18,16 +16,16 @@ from sklearn.svm import SVC
 
 import nvae_tf
 from benchmarks import results
-from benchmarks.workloads import run_python
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
-from nvae_tf.generation.sampling import generate_images, latent_direction, move_images
-from nvae_tf.reports.evaluate import evaluate_run
+from nvae_tf.generation.sampling import generate_images
 
-SETTINGS = {"kl_final_weight": (0.25, 0.5, 1.0, 2.0, 4.0), "free_nats": (0.0, 4.0, 8.0, 16.0)}
-_DEFAULTS = {"kl_final_weight": 1.0, "free_nats": 0.0}
-CLASSES = ((3, 8), (1, 7), (4, 9), (0, 6))
-STRENGTHS = (0.0, 1.0, 1.5, 2.0)
+# The flags of recipes.
+Workdir = Annotated[str, "Run folder of nvae-train."]
+Temperature = Annotated[float, "What multiplies the priors' sigma."]
+Guidance = Annotated[float, "Classifier-free guidance of models with classes."]
+Count = Annotated[int, "Number of images.", 1]
+Seed = Annotated[int, "Of the samples.", 0]
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +56,7 @@ def accuracy(model: Any, images: np.ndarray, truth: np.ndarray) -> float:
 
 
 def quality(
-    workdir: str, temperature: float = 1.0, guidance: float = 1.0, count: int = 1000, seed: int = 1
+    workdir: Workdir, temperature: Temperature = 1.0, guidance: Guidance = 1.0, count: Count = 1000, seed: Seed = 1
 ) -> dict[str, Any]:
     """How sure a classifier of real digits is of samples (its mean largest class probability), and of test digits.
 
@@ -82,7 +80,7 @@ def quality(
     return measured
 
 
-def mixture_of_bernoullis(components: int = 120) -> dict[str, Any]:
+def mixture_of_bernoullis(components: Annotated[int, "Number of components.", 1] = 120) -> dict[str, Any]:
     """The baseline of the demo: exact negative log-likelihood of the test digits, in nats per image.
 
     Of 20 to 320 components a held-out fifth of the training part likes 120 best.
@@ -112,66 +110,5 @@ def fitted_mixture(images: np.ndarray, components: int, seed: int = 0) -> Callab
     return lambda images: -logsumexp(log_joint(images), axis=1)
 
 
-def kl_control(steps: int = 400, batch_size: int = 64, figure: str = "") -> dict[str, Any]:
-    """Bounds and active units of models that are trained with several objective.kl_final_weight and free_nats.
-
-    The model of weight 1 and no free nats also moves test digits along the difference of two classes' mean latents;
-    how often the classifier then sees the other class, at each strength.
-    """
-    models, seen = [], {}
-    objectives = [_DEFAULTS | {name: value} for name, values in SETTINGS.items() for value in values]
-    objectives.remove(_DEFAULTS)  # which are in both
-    for objective in objectives:
-        with tempfile.TemporaryDirectory() as folder:
-            settings = {"train.steps": steps, "train.batch_size": batch_size}
-            train("digits", folder, settings | {f"objective.{name}": value for name, value in objective.items()})
-            evaluation = evaluate_run(folder, ["elbo", "latents"])
-            seen = seen_after_moving(nvae_tf.load(folder)) if objective == _DEFAULTS else seen
-        row = objective | {name: evaluation[name] for name in ("kl_nats", "reconstruction_nats", "nelbo_nats")}
-        row["active_units"] = evaluation["latents"]["active_units"]
-        row["reconstruction_with_a_tenth_nats"] = evaluation["latents"]["active_only"]["reconstruction_nats"]
-        models.append(row)
-    if figure:
-        draw(models, figure)
-    return {"rows": models, "strengths": list(STRENGTHS), "seen_after_moving": seen}
-
-
-def seen_after_moving(model: Any) -> dict[str, list[float]]:
-    """For pairs of classes: which part of the first's test digits the machine sees as the second, at each strength."""
-    machine, (images, labels), (test_images, test_labels) = classifier(), digits("train"), digits("test")
-    seen = {}
-    for start, target in CLASSES:
-        direction = latent_direction(model, images[labels == target], images[labels == start])
-        moved = move_images(model, test_images[test_labels == start], direction, STRENGTHS, mean=True)
-        predicted = machine.predict(moved.reshape(-1, 256) > 0.5).reshape(moved.shape[:2])
-        seen[f"{start} to {target}"] = (predicted == target).mean(axis=0).tolist()
-    return seen
-
-
-def train(preset: str, workdir: str, settings: dict[str, Any]) -> int:
-    """Runs `nvae-train` with a preset and what else is set; gives its peak memory in bytes."""
-    flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    return run_python("train.main", f"--config={preset}", f"--workdir={workdir}", *flags)
-
-
-def draw(models: list[dict[str, float]], file: str) -> None:
-    """Draws KL, reconstruction and active units over each of the settings."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((8.0, 3.2), 100, layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, 2), SETTINGS.items(), strict=True):
-        wanted = [(_DEFAULTS | {name: value}).items() for value in values]
-        along = [next(row for row in models if settings <= row.items()) for settings in wanted]
-        for key, label, color in (("kl_nats", "KL", "#0a63c4"), ("reconstruction_nats", "reconstruction", "#c2410c")):
-            axes.plot([row[key] for row in along], "o-", color=color, label=label)
-        axes.set(xlabel=f"objective.{name}", ylabel="nats per image", ylim=(0.0, None))
-        axes.set_xticks(range(len(values)), map("{:g}".format, values))
-        units = axes.twinx()
-        units.plot([row["active_units"] for row in along], "s--", color="#4b5563", label="active units")
-        units.set(ylabel="active units", ylim=(0, 1.1 * max(row["active_units"] for row in models)))
-    figure.legend(handles=[*axes.lines, *units.lines], loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(file)
-
-
 if __name__ == "__main__":
-    results.run_recipe("examples.digits", __doc__, quality, mixture_of_bernoullis, kl_control)
+    results.run_recipe("examples.digits", __doc__, quality, mixture_of_bernoullis)

@@ -13,11 +13,9 @@
 import dataclasses
 import hashlib
 import pathlib
-import shutil
-import tempfile
 import time
 import types
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import keras
 import numpy as np
@@ -29,19 +27,18 @@ from sklearn.svm import SVC
 
 import nvae_tf
 from benchmarks import results
-from examples.digits import accuracy, class_samples, rows, train
+from benchmarks.workloads import run_python
+from examples.digits import Count, Guidance, Temperature, Workdir, accuracy, class_samples, rows
 from nvae_tf.data import data_spec
 from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.fid import frechet_distance, statistics_of
-from nvae_tf.files import read_arrays, write_arrays
-from nvae_tf.generation.sampling import ImageGenerator, reconstruct_images
+from nvae_tf.evaluation.outliers import aurocs, flagged, scores_by_name
+from nvae_tf.files import write_arrays
+from nvae_tf.generation.sampling import reconstruct_images
 from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur, measured
-from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.run_folder import RunFolder, read_run_config
-from nvae_tf.schemas import ANY
 from nvae_tf.training.prior import learn_prior
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
@@ -59,6 +56,8 @@ KINDS = {
     "classes": ("fashion_mnist", {"train.epochs": 9, "data.labels": True, "train.label_dropout": 0.1}),
 }
 FEATURES = pathlib.Path("runs/fashion_features.keras")
+Images = Annotated[str, "Folder of Fashion-MNIST's four files."]
+Kind = Annotated[str, "Which model; may stand without --kind=.", *KINDS]
 
 
 def fashion(folder: str, split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +66,7 @@ def fashion(folder: str, split: str, count: int | None = None) -> tuple[np.ndarr
     return source.images[:count], np.asarray(source.labels[:count])
 
 
-def models(kind: Literal["binary", "gray", "classes"], workdir: str, images: str = DEBIAN) -> dict[str, Any]:
+def models(kind: Kind, workdir: Workdir, images: Images = DEBIAN) -> dict[str, Any]:
     """Trains a model on the first 9,600 training images (2,000 test images), which go into a file beside the run."""
     file = pathlib.Path(workdir).absolute().parent / "fashion_mnist_part.npz"
     if not file.exists():
@@ -75,10 +74,13 @@ def models(kind: Literal["binary", "gray", "classes"], workdir: str, images: str
         arrays = {split: pixels for split, (pixels, _) in parts.items()}
         write_arrays(file, arrays | {f"{split}_labels": labels for split, (_, labels) in parts.items()})
     preset, settings = KINDS[kind]
-    return {"peak_memory_bytes": train(preset, workdir, _RECIPE | settings | {"data.path": file})}
+    flags = [f"--config.{name}={value}" for name, value in (_RECIPE | settings | {"data.path": file}).items()]
+    return {"peak_memory_bytes": run_python("train.main", f"--config={preset}", f"--workdir={workdir}", *flags)}
 
 
-def classes(workdir: str, temperature: float = 1.0, guidance: float = 1.0, images: str = DEBIAN) -> dict[str, Any]:
+def classes(
+    workdir: Workdir, temperature: Temperature = 1.0, guidance: Guidance = 1.0, images: Images = DEBIAN
+) -> dict[str, Any]:
     """In how many samples of a conditional model a classifier of the same images sees the class that was asked for.
 
     In how many test images it sees the true class, and in how many the model's own Bayes' rule does.
@@ -98,7 +100,7 @@ def binarized(images: np.ndarray, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).random(images.shape, np.float32) < images).astype(np.float32)
 
 
-def features(images: str = DEBIAN) -> dict[str, Any]:
+def features(images: Images = DEBIAN) -> dict[str, Any]:
     """Trains a classifier of binarized images, whose 64 last features stand in for Inception's.
 
     Then: nvae-evaluate --metrics=frechet --extractor=examples.fashion:make_extractor.
@@ -138,14 +140,14 @@ def make_extractor() -> types.SimpleNamespace:
     return types.SimpleNamespace(name=name, features=features)
 
 
-def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
-    """The Fréchet distance in the features of `features` of samples that are drawn in several ways.
+def prior(workdir: Workdir, count: Count = 2000, seeds: Annotated[int, "Number of seeds.", 1] = 3) -> dict[str, Any]:
+    """The Fréchet distance, in the features of `features`, of real images, reconstructions and several ways to sample.
 
-    Mean and range over seeds, and the seconds of the fastest draw. Learns three reweighted priors in turn, of which the
+    Mean and range over seeds, also with batch norm readjusted. Learns three reweighted priors in turn, of which the
     last stays in the run folder.
     """
-    run, extractor, table = load_run(workdir), make_extractor(), []
-    model, spec, stored = run.model, run.config.data, stored_spec(run.config.data)
+    run, extractor = load_run(workdir), make_extractor()
+    spec, stored = run.config.data, stored_spec(run.config.data)
     train, test = (load_split(stored, split) for split in COUNTS)
     real = statistics_of(extractor.features(batch.numpy()) for batch in evaluation_batches(train, stored, 256, 0))
 
@@ -153,66 +155,60 @@ def prior(workdir: str, count: int = 2000, seeds: int = 3) -> dict[str, Any]:
         rounded = np.rint(images * np.float32(255.0)) / np.float32(255.0)
         return float(frechet_distance(real, statistics_of([extractor.features(rounded)])))
 
-    def add_samples(name: str, model: Any, temperature: float = 1.0, prior: str = "model", **more: Any) -> None:
-        generator, seconds, distances = ImageGenerator(model), [], []
-        for seed in range(1, seeds + 1):
+    numbers = range(min(count, test.count))
+    unseen, seen = (chosen_images(test, each, "test", numbers)[0] for each in (stored, spec))
+    made = {"unseen real images": unseen, "their reconstructions": reconstruct_images(run.model, seen)}
+    made["the top group's latents from test images"] = reconstruct_images(run.model, seen, 1)
+    table = [{"images": name, "distance": distance(images)} for name, images in made.items()]
+    ways = [(1.0, {}), (0.9, {}), (1.0, {"kind": "mixture"}), (1.0, {"groups": 1}), (1.0, {"groups": 2})]
+    for temperature, settings in ways:
+        if settings:
+            learn_prior(workdir, **settings)
+        model, kind = nvae_tf.load(workdir), "reweighted" if settings else "model"
+        models = {"as trained": model, "readjusted": readjusted(model, temperature, prior=kind).model}
+        for batch_norm, model in models.items():
             start = time.perf_counter()
-            images = generator.generate(count, temperature, seed, prior=prior)
-            seconds.append(time.perf_counter() - start)
-            distances.append(distance(images))
-        numbers = {"distance": float(np.mean(distances)), "smallest": min(distances), "largest": max(distances)}
-        table.append({"images": name} | numbers | {"seconds": min(seconds)} | more)
-        results.say(str(table[-1]))
-        if temperature >= 0.7 and "readjusted" not in name:
-            adjusted = readjusted(model, temperature, prior=prior).model
-            add_samples(f"{name}, readjusted batch norm", adjusted, temperature, prior)
-
-    first = range(min(count, test.count))
-    unseen, seen = (chosen_images(test, each, "test", first)[0] for each in (stored, spec))
-    own = {"unseen real images": unseen, "their reconstructions": reconstruct_images(model, seen)}
-    own["the top group's latents from test images"] = reconstruct_images(model, seen, 1)
-    table += [{"images": name, "distance": distance(images)} for name, images in own.items()]
-    for temperature in (1.0, 0.9, 0.8, 0.7, 0.6):
-        add_samples(f"temperature {temperature:g}", model, temperature)
-    for settings in ({"kind": "mixture"}, {"groups": 1}, {"groups": 2}):
-        start, name = time.perf_counter(), " ".join(f"--{key}={value}" for key, value in settings.items())
-        about = learn_prior(workdir, **settings)
-        learned = {"seconds_to_learn": time.perf_counter() - start}
-        learned |= {key: about.get(key) for key in ("cross_entropy", "effective_proposals")}
-        add_samples(name, nvae_tf.load(workdir), prior="reweighted", **learned)
+            samples = [model.generate(count, temperature, seed, prior=kind) for seed in range(1, seeds + 1)]
+            row = {"images": f"samples, temperature {temperature:g}", "prior": settings or "the model's"}
+            row |= {"batch norm": batch_norm, "seconds": (time.perf_counter() - start) / seeds}
+            distances = list(map(distance, samples))
+            row |= {"distance": float(np.mean(distances)), "smallest": min(distances), "largest": max(distances)}
+            table.append(row)
+            results.say(str(row))
     return {"samples": count, "seeds": seeds, "rows": table}
 
 
-def outliers(workdir: str, count: int = 2000) -> dict[str, Any]:
-    """After nvae-calibrate, for a model of `models`: nvae-evaluate --metrics=outliers on a copy of the run.
+def outliers(workdir: Workdir, count: Count = 2000, images: Images = DEBIAN) -> dict[str, Any]:
+    """After nvae-calibrate, for a model of `models`: how well outlier scores separate test images from others.
 
-    With scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images.
+    From scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images.
     """
-    data = pathlib.Path(read_run_config(RunFolder(pathlib.Path(workdir))).data.path)
-    parts = {name: array[:count] for name, array in read_arrays(data, ANY).items()}
-    test, digits = parts["test"], [Image.fromarray(np.uint8(image * 255 / 16)) for image in load_digits().images]
+    model = nvae_tf.load(workdir)
+    (training, _), (test, _) = (fashion(images, split, count) for split in COUNTS)
+    digits = [Image.fromarray(np.uint8(image * 255 / 16)) for image in load_digits().images[:count]]
     # As in MNIST, 20 of 28 pixels are used.
-    digits = [np.pad(digit.resize((20, 20), Image.Resampling.BICUBIC), 4) for digit in digits[: len(test)]]
+    digits = [np.pad(digit.resize((20, 20), Image.Resampling.BICUBIC), 4) for digit in digits]
     sets = {"digits": np.expand_dims(digits, -1), "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
-    sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": parts["train"]}
-    sets["noise"] = np.random.RandomState(0).randint(0, 256, test.shape).astype(np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        # The evaluation of a part of the images must not take the place of the run's own.
-        run = shutil.copytree(workdir, pathlib.Path(folder, "run"))
-        write_arrays(data := pathlib.Path(folder, "data.npz"), parts)
-        places = [str(pathlib.Path(folder, f"{name}.npy")) for name in sets]
-        for place, images in zip(places, sets.values(), strict=True):
-            np.save(place, images)
-        metrics = evaluate_run(run, ["outliers"], batch_size=100, data_path=str(data), outliers=places)
-    table = []
-    for name, scores in zip(sets, metrics["outliers"]["sets"].values(), strict=True):
-        flagged = {f"p at most 0.05, {score}": share for score, share in scores["flagged"].items()}
-        table.append({"outliers": name} | scores["auroc"] | flagged)
+    sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": training}
+    sets["noise"] = np.random.RandomState(0).randint(0, 256, test.shape)
+
+    def scores(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        inputs = pixels / np.float32(255.0)
+        inputs = binarized(inputs, 0) if model.config.likelihood == "bernoulli" else inputs
+        return scores_by_name(model.outlier_score(inputs, batch_size=100).parts, model.outlier_calibration)
+
+    own, table = scores(test), []
+    for name, pixels in sets.items():
+        other = scores(pixels)
+        shares = {f"p at most 0.05, {score}": share for score, share in flagged(other).items()}
+        table.append({"outliers": name} | aurocs(own, other) | shares)
     return {"images_of_each_kind": len(test), "auroc": table}
 
 
-def restoration(workdir: str, count: int = 100, variants: bool = False) -> dict[str, Any]:
-    """The mean PSNR in dB of restorations by the model, a classical method, and the linear estimate (`mmse`).
+def restoration(
+    workdir: Workdir, count: Count = 100, variants: Annotated[bool, "Measure pnp and map too."] = False
+) -> dict[str, Any]:
+    """The mean PSNR in dB of restorations by the model, a classical method, and the linear estimate (`linear`).
 
     Also how often the model beats the classical method, which has the best parameter for these images, and seconds an
     image, the tracing of the graph included. With --variants `pnp` has no steps of gradient descent, `map` 80 and none
@@ -223,27 +219,29 @@ def restoration(workdir: str, count: int = 100, variants: bool = False) -> dict[
     images, *_ = chosen_images(load_split(spec, "test"), spec, "test", range(count))
     training, *_ = chosen_images(load_split(spec, "train"), spec, "train", range(COUNTS["train"]))
     methods = {"model": {}}
-    methods |= {"pnp": {"steps": 0}, "map": {"steps": 80, "pnp_steps": 0}} if variants else {}
-    height, width = images.shape[1:3]
-    hole = np.zeros([height, width], bool)
+    if variants:
+        methods |= {"pnp": {"steps": 0}, "map": {"steps": 80, "pnp_steps": 0}}
+    height, width = size = images.shape[1:3]
+    hole = np.zeros(size, bool)
     hole[height // 3 :, width // 3 :][: round(height / 2.8), : round(width / 2.8)] = True
-    tasks = {"x2": (downsampling(hole.shape, 2), 0.0), "hole": (Mask(hole), 0.0), "noise": (Mask(), 0.2)}
-    tasks["blur"] = gaussian_blur(hole.shape, 1.5), 0.02
+    tasks = {"x2": (downsampling(size, 2), 0.0), "hole": (Mask(hole), 0.0), "noise": (Mask(), 0.2)}
+    tasks["blur"] = gaussian_blur(size, 1.5), 0.02
     table = []
     for task, (operator, sigma) in tasks.items():
         values, seconds = measured(operator, images, sigma, seed=1), {}
-        name, classical = classical_restorations(task, values, images, hole)
-        made = {"classical": classical, "mmse": linear_mmse(operator, values, sigma, training)}
-        for method, settings in methods.items():
+        method, classical = classical_restorations(task, values, images, hole)
+        made = {"classical": classical, "linear": linear_estimate(operator, values, sigma, training)}
+        for name, settings in methods.items():
             start = time.perf_counter()
-            made[method] = run.model.restore(values, operator, sigma, batch_size=50, **settings).numpy()
-            seconds[f"{method}: s/image"] = (time.perf_counter() - start) / len(images)
-        decibels = {method: psnr(restored, images) for method, restored in made.items()}
-        row = {"task": task, "method": name} | {method: float(each.mean()) for method, each in decibels.items()}
-        row["better %"] = 100.0 * float(np.mean(decibels["model"] > decibels["classical"]))
-        in_hole = [float(psnr(each, images, hole).mean()) for each in made.values()] if task == "hole" else []
-        table.append(row | {f"in the hole: {', '.join(made)}": in_hole} | seconds)
-    return {"images": len(images), "rows": table}
+            made[name] = run.model.restore(values, operator, sigma, batch_size=50, **settings).numpy()
+            seconds[f"{name}, s/image"] = (time.perf_counter() - start) / count
+        regions = {task: slice(None)} | ({"inside the hole": hole} if task == "hole" else {})
+        for part, region in regions.items():
+            decibels = {name: psnr(restored, images, region) for name, restored in made.items()}
+            row = {"task": part, "method": method} | {name: float(each.mean()) for name, each in decibels.items()}
+            row["better, %"] = 100.0 * float(np.mean(decibels["model"] > decibels["classical"]))
+            table.append(row | seconds)
+    return {"images": count, "rows": table}
 
 
 def psnr(made: np.ndarray, images: np.ndarray, region: Any = slice(None)) -> np.ndarray:
@@ -252,7 +250,7 @@ def psnr(made: np.ndarray, images: np.ndarray, region: Any = slice(None)) -> np.
     return -10.0 * np.log10(np.maximum(squares.mean(axis=1), 1e-10))
 
 
-def linear_mmse(operator: Any, values: np.ndarray, sigma: float, training: np.ndarray) -> np.ndarray:
+def linear_estimate(operator: Any, values: np.ndarray, sigma: float, training: np.ndarray) -> np.ndarray:
     """The linear estimate of images with the mean and covariance of the training images, in [0, 1]."""
     shape, flat = training.shape[1:], rows(training).astype(np.float64)
     mean, covariance = flat.mean(axis=0), np.cov(flat, rowvar=False)
@@ -268,10 +266,10 @@ def classical_restorations(task: str, values: np.ndarray, images: np.ndarray, ho
     """A classical method and what it makes of measurements; its parameter is the best for these images."""
     from skimage import restoration as classical
 
-    kernel = np.exp(-0.5 * np.square(np.arange(-6, 7) / 1.5))
-    kernel = np.outer(kernel, kernel)[..., np.newaxis] / kernel.sum() ** 2
+    profile = gaussian_blur((13, 13), 1.5).rows[6]
+    kernel = np.outer(profile, profile)[..., np.newaxis]
     name, method, parameters = {
-        "x2": ("bicubic", lambda image, _: tf.image.resize(image, hole.shape, "bicubic").numpy(), [None]),
+        "x2": ("bicubic", lambda image, _: tf.image.resize(image, hole.shape, "bicubic"), [None]),
         "hole": ("biharmonic", lambda image, _: classical.inpaint_biharmonic(image, hole, channel_axis=-1), [None]),
         "noise": (
             "total variation",

@@ -16,13 +16,12 @@ Exit code: 0 done, 2 a mistake in the command, or a server that does not answer 
 
 import json
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from nvae_tf import command_line, config, errors
+from nvae_tf import command_line, config
 from nvae_tf.data.pictures import read_header, read_picture
 from nvae_tf.files import atomic_write
 from nvae_tf.serving.outputs import ASSETS
@@ -173,13 +172,10 @@ def _define_flags(command: str) -> None:
 
 def run() -> None:
     """The command `nvae-client`: defines the flags of the command that is named first, and runs it."""
-    first = sys.argv[1] if len(sys.argv) > 1 else ""
-    if first in command_line.HELP:
-        command_line.print_page(f"{__doc__.strip()}\n\nThe flags of a command: nvae-client COMMAND --help")
-    with errors.exit_on_user_error():
-        config.check_choice("the command of nvae-client", first, COMMANDS, "not one of the commands")
-    _define_flags(sys.argv.pop(1))
-    command_line.run(lambda: main(first), flags)
+    page = f"{__doc__.strip()}\n\nThe flags of a command: nvae-client COMMAND --help"
+    command = command_line.take_mode("command of nvae-client", COMMANDS, page)
+    _define_flags(command)
+    command_line.run(lambda: main(command))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ Exit code: 0 done, 2 a mistake or an export that differs; nothing is written the
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, config, errors
 from nvae_tf.serving.outputs import WEIGHTS, check_version_is_free
 
@@ -47,7 +45,4 @@ def main(
     print(f"Exported to {pathlib.Path(output, str(version))}; it gives {numbers} without this package.")
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

@@ -24,8 +24,6 @@ import math
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, errors
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
 from nvae_tf.serving import outputs
@@ -77,7 +75,4 @@ def main(
     print(f"Exported to {output}; the measurements are in {outputs.report_file(place)}")
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

@@ -15,8 +15,6 @@ mistake in the command, a run that can't be exported or whose settings the publi
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, config, errors, files
 
 
@@ -37,7 +35,4 @@ def main(
     print(export_file(folder, pathlib.Path(output), checkpoint=checkpoint, running_means=running_means))
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

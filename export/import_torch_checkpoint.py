@@ -20,8 +20,6 @@ import pathlib
 import shlex
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, errors, files
 from nvae_tf.config import check_choice
 from nvae_tf.data.sources import SOURCES
@@ -79,7 +77,4 @@ def main(
         print(f"note: there is nothing at --data_path={data_path} yet; the run will look for its images there")
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

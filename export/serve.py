@@ -27,7 +27,6 @@ import threading
 from typing import Annotated
 
 import numpy as np
-from absl import flags
 
 from nvae_tf import command_line, errors, files
 from nvae_tf.serving.explorer_files import PAGE, explorer_facts, write_explorer
@@ -105,7 +104,4 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
         print(f"{len(images)} images in {file}", flush=True)
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

@@ -26,8 +26,6 @@ Exit code: 0 done, 2 a mistake in the command or a damaged export; then nothing 
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line
 
 
@@ -43,7 +41,4 @@ def main(
     print(write_server_files(pathlib.Path(models), pathlib.Path(output), image or SERVING_IMAGE, labels))
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

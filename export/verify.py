@@ -10,10 +10,7 @@ Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the c
 """
 
 import pathlib
-import sys
 from typing import Annotated
-
-from absl import flags
 
 from nvae_tf import command_line, errors
 from nvae_tf.serving.outputs import check_digests, check_is_export
@@ -34,12 +31,4 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
     print(f"{path}: gives the model's numbers, to {TOLERANCE:.0e} of the largest of each.")
 
 
-def run() -> None:
-    """The command `nvae-verify`."""
-    if len(sys.argv) == 2 and not sys.argv[1].startswith("-"):
-        sys.argv[1] = f"--path={sys.argv[1]}"
-    command_line.run(main, flags)
-
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main, words="path")

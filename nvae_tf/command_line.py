@@ -1,6 +1,6 @@
 """The common part of the scripts in `train` and `export`: flags and their checks, `--help`, errors of one line.
 
-The library defines no flags: a script hands over its module `absl.flags`.
+No other file of the library knows flags.
 """
 
 import difflib
@@ -16,17 +16,20 @@ import textwrap
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from absl import app, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from nvae_tf.config import OLD_NAMES, ExperimentConfig, named_settings, setting_meanings
+from nvae_tf.config import OLD_NAMES, ExperimentConfig, check_choice, named_settings, setting_meanings
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import check_has_config, check_writable
 from nvae_tf.presets import SIZE_MEANING, load_settings, settings_file, unlocked_config
+
+# A flag that is defined here belongs to the script that asks for it, and is on its page of --help.
+flags.disclaim_key_flags()
 
 HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 FOLDER = "folder"
@@ -34,33 +37,58 @@ IMPORT_HELP = "Python modules, also of the current folder, that register likelih
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 
 
-def run(main: Callable[..., None], flags: ModuleType) -> None:
-    """Reads the flags of the script that `main` belongs to, and calls it; `flags` is the module `absl.flags`.
+def run(main: Callable[..., None], words: str | None = None, page: str | None = None) -> None:
+    """Reads the flags of the script that `main` belongs to, and calls it.
 
-    Annotated parameters of `main` become flags, see `define_parameters`, and get their values. A wrong flag, and an
-    error of the kinds that a user can cause, end the process with one line and exit code 2.
+    Annotated parameters of `main` become flags, see `define_parameters`, and get their values; those of the flag
+    `words` may also stand first, without its name. `--help` prints the flags after the `page`, by default the script's
+    docstring. A wrong flag, and an error of the kinds that a user can cause, end the process with one line and exit
+    code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.
     name = sys.argv[0] if module.__name__ == "__main__" else module.__name__
-    define_parameters(flags, parameters, name)
+    define_parameters(parameters, name)
     flags.DEFINE_list("import", [], IMPORT_HELP, module_name=name)
+    if words:
+        leading = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+        leading = leading if isinstance(flags.FLAGS[words], flags.MultiFlag) else leading[:1]
+        sys.argv[1 : 1 + len(leading)] = [f"--{words}={word}" for word in leading]
     # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
 
     def guarded(_: Sequence[str]) -> None:
         with exit_on_user_error():
-            main(**parameter_values(flags, parameters))
+            main(**parameter_values(parameters))
 
-    app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module, flags))
-
-
-def command(main: Callable[..., None], flags: ModuleType) -> Callable[[], None]:
-    """The function that an installed command calls: it runs a script's `main`, see `run`."""
-    return functools.partial(run, main, flags)
+    page = (page or module.__doc__ or "").strip()
+    app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module, page))
 
 
-def define_config(flags: ModuleType) -> Any:
+def command(main: Callable[..., None], words: str | None = None) -> Callable[[], None]:
+    """The function that an installed command calls: it runs a script's `main`, see `run`.
+
+    Where Python was started with the script, `python -m train.main`, it is run at once: this call stands last.
+    """
+    script = functools.partial(run, main, words)
+    if main.__module__ == "__main__":
+        script()
+    return script
+
+
+def take_mode(what: str, modes: Collection[str], page: str, default: str = "") -> str:
+    """Takes the mode that stands first out of the command line; prints the page of all modes for `--help`."""
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first in HELP:
+        print_page(page)
+    if default and (not first or first.startswith("-")):
+        return default
+    with exit_on_user_error():
+        check_choice(f"the {what}", first, modes, f"not one of the {what.split()[0]}s")
+    return sys.argv.pop(1)
+
+
+def define_config() -> Any:
     """Defines --config, and with it a flag --config.GROUP.NAME for each setting; returns its holder."""
 
     class SettingsParser(flags.ArgumentParser):
@@ -69,8 +97,6 @@ def define_config(flags: ModuleType) -> Any:
             settings.size = config_dict.placeholder(str)
             return settings.lock()
 
-    # The flag belongs to the script that asks for it, and is on its page of --help.
-    flags.disclaim_key_flags()
     text = "The settings of the run: the name of a preset (digits), a file of your own, or the config.json of a run."
     holder = config_flags.DEFINE_config_file("config", None, text)
     flags.FLAGS["config"].parser = SettingsParser()
@@ -78,9 +104,7 @@ def define_config(flags: ModuleType) -> Any:
     return holder
 
 
-def define_parameters(
-    flags: ModuleType, parameters: Mapping[str, inspect.Parameter], module: str | None = None
-) -> None:
+def define_parameters(parameters: Mapping[str, inspect.Parameter], module: str | None = None) -> None:
     """Defines a flag of the same name for each parameter of a function; `parameter_values` reads them.
 
     A parameter is annotated `Annotated[type, meaning, *limits]`: limits are the least and the largest number, or all
@@ -99,7 +123,6 @@ def define_parameters(
             values = [self._read(word.strip()) for word in words]
             return values[0] if self._can_be_one and len(values) == 1 else values
 
-    flags.disclaim_key_flags()
     for name, parameter in parameters.items():
         annotated, meaning, *limits = typing.get_args(parameter.annotation)
         kinds = typing.get_args(annotated) if isinstance(annotated, types.UnionType) else (annotated,)
@@ -120,7 +143,7 @@ def define_parameters(
             flags.DEFINE(parser, name, default, meaning, allow_override=True, **about)
 
 
-def parameter_values(flags: ModuleType, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+def parameter_values(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """The values of the flags of `define_parameters`, by name."""
     values = {name: flags.FLAGS[name].value for name in parameters}
     # A flag that was given several times has a list for each.
@@ -199,10 +222,10 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
     return OutputPlace(path, kind)
 
 
-def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType) -> list[str]:
+def _read_flags(arguments: Sequence[str], module: ModuleType, page: str) -> list[str]:
     with exit_on_user_error():
         if HELP & set(arguments[1:]):
-            print_page(manual_page(module, flags, arguments[1:]))
+            print_page(manual_page(module, page, arguments[1:]))
         import_modules(flag_value(arguments[1:], "import") or "")
         try:
             if hasattr(module, "CONFIG"):
@@ -257,9 +280,9 @@ def print_page(page: str) -> None:
     sys.exit(0)
 
 
-def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] = ()) -> str:
-    """The docstring of a script, its flags with their meanings, and the settings that the arguments choose."""
-    sections = [(module.__doc__ or "").strip(), "Flags:"]
+def manual_page(module: ModuleType, page: str, arguments: Sequence[str] = ()) -> str:
+    """The page of a script, its flags with their meanings, and the settings that the arguments choose."""
+    sections = [page, "Flags:"]
     for flag in flags.FLAGS.get_flags_for_module(module):
         values = flag.default if isinstance(flag.default, list | tuple) else [flag.default]
         default = "" if values in ([None], []) else f" (default: {','.join(map(str, values))})"

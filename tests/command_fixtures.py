@@ -23,6 +23,9 @@ from tests.tiny_model import ARCHITECTURE, assert_same
 
 app.define_help_flags()
 _FLAGS_OF_ABSL = set(flags.FLAGS)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOW_TO_INSTALL = "Chromium is not installed; scripts/install_chromium.sh does it"
+NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason=HOW_TO_INSTALL)
 # How the first plain line of progress begins; the process is then inside the training loop.
 TRAINING = "step "
 

@@ -44,12 +44,9 @@ def _main(arguments, folder, environment, *streams):
     # What is imported is there for good; graphs live long.
     gc.freeze()
     gc.set_threshold(200_000, 20, 1000)
-    for number, stream in enumerate(streams):
-        if stream:
-            os.dup2(stream.fileno(), number)
-            stream.close()
-    if streams[0] is not None:
-        sys.stdin = open(0, closefd=False)
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream.fileno(), number)
+        stream.close()
     faulthandler.enable(2)
     # As `python -u` does.
     unbuffered = (open(number, "wb", buffering=0, closefd=False) for number in (1, 2))
@@ -73,23 +70,18 @@ def _main(arguments, folder, environment, *streams):
 
 
 class Forked:
-    """Used as `subprocess.Popen` is; the input may be a pipe, and of the outputs the first alone."""
+    """Used as `subprocess.Popen` is; of the outputs the first may be a pipe."""
 
-    def __init__(self, arguments, cwd, env, stdin=None, stdout=subprocess.PIPE, stderr=subprocess.STDOUT):
-        ends = [None]
-        if stdin == subprocess.PIPE:
-            read, write = os.pipe()
-            self.stdin, ends = open(write, "w"), [read]
+    def __init__(self, arguments, cwd, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT):
         if stdout == subprocess.PIPE:
-            read, write = os.pipe()
-            self.stdout, ends = open(read), [*ends, write]
+            read, end = os.pipe()
+            self.stdout = open(read)
         else:
-            ends.append(os.open(os.devnull, os.O_WRONLY) if stdout == subprocess.DEVNULL else os.dup(stdout.fileno()))
-        ends.append(os.dup(ends[1] if stderr == subprocess.STDOUT else stderr.fileno()))
-        streams = [None if end is None else Connection(end) for end in ends]
+            end = os.dup(stdout.fileno())
+        streams = Connection(end), Connection(os.dup(end if stderr == subprocess.STDOUT else stderr.fileno()))
         self._process = FORKS.Process(target=_main, args=([*map(str, arguments)], str(cwd), dict(env), *streams))
         self._process.start()
-        for stream in filter(None, streams):
+        for stream in streams:
             stream.close()
         self.pid = self._process.pid
 
@@ -119,7 +111,7 @@ class Forked:
 def run(arguments, cwd, env):
     """The finished process, with all that it has printed; one that hangs is aborted, and prints where."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        process = Forked(arguments, cwd, env, None, stdout, stderr)
+        process = Forked(arguments, cwd, env, stdout, stderr)
         try:
             code = process.wait(600)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,7 @@
-"""A Hugging Face Hub on the loopback interface, with what is asked of it to publish and to fetch a model."""
+"""A Hugging Face Hub on the loopback interface, with what is asked of it to publish and to fetch a model.
+
+All files go within the request of the commit: how large ones are stored is huggingface_hub's own.
+"""
 
 import base64
 import hashlib
@@ -23,8 +26,8 @@ class HubServer:
     """The commits of each repository, newest last: `repos[name]` is a list of `{path: bytes}`; `broken` answers 500."""
 
     def __init__(self):
-        self.repos, self.uploads, self.requests, self.broken = {GATED: [{}]}, {}, [], False
-        application = Starlette(routes=[Route("/{path:path}", self._serve, methods=["GET", "POST", "PUT"])])
+        self.repos, self.requests, self.broken = {GATED: [{}]}, [], False
+        application = Starlette(routes=[Route("/{path:path}", self._serve, methods=["GET", "POST"])])
         self._server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="error"))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
@@ -47,7 +50,6 @@ class HubServer:
             "HUGGINGFACE_CO_URL_TEMPLATE": template,
             "HF_HUB_CACHE": str(home / "hub"),
             "HF_TOKEN_PATH": str(home / "token"),
-            "HF_HUB_DISABLE_XET": True,
         }.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -60,10 +62,6 @@ class HubServer:
             return _error("out of order", 500)
         if token not in ("", TOKEN, READER):
             return _error("Invalid credentials in Authorization header", 401)
-        if method == "PUT":
-            # As to a store of files: the address is the permission.
-            self.uploads[hashlib.sha256(body).hexdigest()] = body
-            return JSONResponse({})
         if method == "POST" and path != "/api/validate-yaml" and token != TOKEN:
             return _error(*(("you may not write here", 403) if token else ("Invalid username or password.", 401)))
         for pattern, handle in _ROUTES[method.replace("HEAD", "GET")].items():
@@ -96,21 +94,15 @@ class HubServer:
         if what == "revision":
             return JSONResponse({"id": repo, "sha": revision, "siblings": []})
         if what == "tree":
-            return JSONResponse([_entry(name, content) for name, content in commits[revision].items()])
+            sizes = {name: len(content) for name, content in commits[revision].items()}
+            entries = [{"type": "file", "path": name, "size": size, "oid": name} for name, size in sizes.items()]
+            return JSONResponse(entries)
         sha256 = hashlib.sha256(commits[revision][path]).hexdigest()
         return Response(commits[revision][path], headers={"ETag": f'"{sha256}"', "X-Repo-Commit": revision})
 
     def _preupload(self, body, repo):
         names = [file["path"] for file in json.loads(body)["files"]]
-        modes = {name: "lfs" if _is_large(name) else "regular" for name in names}
-        files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
-        return JSONResponse({"files": files})
-
-    def _lfs(self, body, repo):
-        objects = json.loads(body)["objects"]
-        for item in objects:
-            item["actions"] = {"upload": {"href": f"{self.endpoint}/store/{item['oid']}"}}
-        return JSONResponse({"transfer": "basic", "objects": objects})
+        return JSONResponse({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
 
     def _commit(self, body, repo):
         files, latest = dict(self.files(repo)), commit_id(repo, len(self.repos[repo]) - 1)
@@ -120,8 +112,6 @@ class HubServer:
                 return _error("A commit has happened since. Please refresh and try again.", 412)
             if key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-            elif key == "lfsFile":
-                files[value["path"]] = self.uploads[value["oid"]]
             elif key == "deletedFile":
                 del files[value["path"]]
         self.repos[repo].append(files)
@@ -132,18 +122,6 @@ class HubServer:
 def commit_id(repo, number):
     """The revision of a repository's commit of this number."""
     return hashlib.sha1(f"{repo} {number}".encode()).hexdigest()
-
-
-def _is_large(path):
-    """Whether a file goes by LFS, as those of checkpoints do on the Hub."""
-    return ".data-" in path or path.endswith((".index", ".png"))
-
-
-def _entry(path, content):
-    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-    entry = {"type": "file", "path": path, "size": len(content), "oid": blob}
-    return entry | ({"lfs": lfs} if _is_large(path) else {})
 
 
 def _error(message, status, code=None):
@@ -157,7 +135,6 @@ _ROUTES = {
         "/api/repos/create": HubServer._create,
         "/api/validate-yaml": HubServer._validate,
         f"/api/models/{_REPO}/preupload/[^/]+": HubServer._preupload,
-        f"/{_REPO}[.]git/info/lfs/objects/batch": HubServer._lfs,
         f"/api/models/{_REPO}/commit/[^/]+": HubServer._commit,
     },
     "GET": {

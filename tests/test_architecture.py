@@ -47,8 +47,8 @@ def test_each_part_of_the_library_imports_only_what_stands_before_it():
 
 def test_the_library_knows_neither_commands_nor_flags_and_commands_not_each_other():
     outside = [*COMMANDS, "tests", "benchmarks", "examples", "absl.flags", "absl.app"]
-    # command_line.py is what the scripts share: it runs them, and is given the flags.
-    assert forbidden(LIBRARY_FILES, outside) == ["nvae_tf/command_line.py: absl.app"]
+    # command_line.py is what the scripts share: it defines their flags and runs them.
+    assert set(forbidden(LIBRARY_FILES, outside)) == {f"nvae_tf/command_line.py: {name}" for name in outside[-2:]}
     assert not forbidden(LIBRARY_FILES + COMMAND_FILES, ["torch"], at_top_only=True)
     for here in COMMANDS:
         files = (ROOT / here).rglob("*.py")

@@ -324,13 +324,10 @@ def test_the_published_settings():
 
 def size_of_model(name, size, side, **given):
     """Groups of each scale, halvings before them, and channels; `given` settings of the model too."""
-    places = {f"data.{side_name}": side for side_name in ("height", "width")} | {
-        "data.channels": 3,
-        "data.file_bits": 8,
-    }
-    places |= {f"data.padded_{side_name}": None for side_name in ("height", "width")} | {"data.likelihood": "normal"}
-    settings = {f"model.{key}": value for key, value in given.items()} | {"size": size}
-    model = experiment_config(name, places | settings).model
+    settings = dict(height=side, width=side, channels=3, file_bits=8, likelihood="normal")
+    settings = {f"data.{key}": value for key, value in (settings | dict(padded_height=None, padded_width=None)).items()}
+    settings |= {f"model.{key}": value for key, value in given.items()} | {"size": size}
+    model = experiment_config(name, settings).model
     plan = latent_plan(model)
     assert plan.latent_shapes()[-1][0] == -(-side // 2**model.num_preprocess_blocks)
     return groups_per_scale(model), model.num_preprocess_blocks, model.num_channels_decoder
@@ -395,10 +392,8 @@ def test_a_model_of_another_size_or_likelihood_is_refused():
     assert "model.image_height is 28, the data have 32" in str(caught.value)
     assert "model.likelihood is 'bernoulli', the data have 'logistic_mixture'" in str(caught.value)
     # Padding and a continuous likelihood are free.
-    free = dataclasses.replace(
-        experiment_config("cifar10").model, likelihood="normal", padded_height=40, padded_width=48
-    )
-    check_model_fits(free, data_spec("cifar10"))
+    free = dict(likelihood="normal", padded_height=40, padded_width=48)
+    check_model_fits(dataclasses.replace(experiment_config("cifar10").model, **free), data_spec("cifar10"))
 
 
 OWN = {  # a setting with a class of one's own, and the message of what is wrong

@@ -25,7 +25,7 @@ def expected():
         return dict(file)
 
 
-@pytest.mark.parametrize("form", ["run folder", "keras file"])
+@pytest.mark.parametrize("form", ["run folder", pytest.param("keras file", marks=pytest.mark.slow)])
 def test_a_model_gives_the_same_numbers(form, expected):
     model = nvae_tf.load(FILES / "run") if form == "run folder" else keras.models.load_model(FILES / "model.keras")
     images = expected["images"]

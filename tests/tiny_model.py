@@ -24,21 +24,14 @@ def images_of(config, count=4):
     return np.float32(np.random.default_rng(0).integers(0, levels, shape) / (levels - 1))
 
 
-def tiny_model(
-    optimizer=None,
-    objective=None,
-    seed=3,
-    recompute="none",
-    accumulate_steps=1,
-    dtype=None,
-    label_dropout=0.0,
-    **changes,
-):
+def tiny_model(optimizer=None, objective=None, seed=3, **settings):
     """A model with its optimizer's slots where one is given; with the same settings all have the same weights."""
     # Not at the top: tests of settings need no TensorFlow.
     from nvae_tf.models.nvae import NVAE
 
-    model = NVAE(tiny_config(**changes), objective, seed, recompute, accumulate_steps, label_dropout, dtype=dtype)
+    names = settings.keys() & {"recompute", "accumulate_steps", "label_dropout", "dtype"}
+    how = {name: settings.pop(name) for name in names}
+    model = NVAE(tiny_config(**settings), objective, seed, **how)
     if optimizer is not None:
         model.compile(optimizer=optimizer)
         model.optimizer.build(model.trainable_variables)
@@ -66,6 +59,11 @@ def with_distinct_classes(model):
         if isinstance(layer, ClassEmbedding):
             layer.table.assign(0.3 * generator.normal(size=layer.table.shape))
     return model
+
+
+def flat(arrays):
+    """Arrays `[count, ...]` side by side, `[count, values]`."""
+    return np.concatenate([np.reshape(array, [len(array), -1]) for array in arrays], axis=1)
 
 
 def values(variables):

@@ -11,8 +11,6 @@ Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, config, errors, progress
 
 
@@ -34,7 +32,4 @@ def main(
     progress.StatusLine().keep(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

@@ -18,7 +18,6 @@ import time
 from typing import Annotated
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from nvae_tf import command_line, presets
@@ -117,7 +116,4 @@ export:   {workdir / "saved_model" / "1"}
 explore:  .venv/bin/nvae-serve --path={workdir / "saved_model"} --explore"""
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

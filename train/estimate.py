@@ -26,7 +26,7 @@ from absl import flags
 from nvae_tf import command_line, errors, files
 from nvae_tf.data.spec import complete_config
 
-CONFIG = command_line.define_config(flags)
+CONFIG = command_line.define_config()
 
 
 def main(
@@ -61,7 +61,4 @@ def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, "data": data | ({"source": "folder"} if data.get("source") == "auto" else {})}
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

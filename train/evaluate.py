@@ -114,7 +114,4 @@ def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str
         raise ValueError("--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features")
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

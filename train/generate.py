@@ -45,7 +45,7 @@ def _define_flags(mode: str) -> None:
     output = f"File to write, {kinds.replace(FOLDER, 'a folder (DIR/) for a PNG file of every image')}."
     flags.DEFINE_string("output", None, output, required=True)
     flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
-    command_line.define_parameters(flags, tasks.task_parameters(TASKS[mode]))
+    command_line.define_parameters(tasks.task_parameters(TASKS[mode]))
     if mode not in _WITHOUT_IMAGES:
         flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG alone.")
         flags.DEFINE_string("each", None, _EACH_HELP)
@@ -107,7 +107,7 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, 
 def _main(mode: str) -> None:
     """Checks where to write before TensorFlow is started, does what the mode does, writes and reports it in a line."""
     task = TASKS[mode]
-    values = command_line.parameter_values(flags, tasks.task_parameters(task))
+    values = command_line.parameter_values(tasks.task_parameters(task))
     arguments, place = tasks.task_arguments(task, values), _check_output(mode, values)
     workdir = command_line.run_folder(FLAGS.workdir)
     errors.start_tensorflow_quietly()
@@ -127,18 +127,9 @@ def overview() -> str:
 
 def run() -> None:
     """The command `nvae-generate`: defines the flags of the mode that is named first, and runs it."""
-    global __doc__
-    first = sys.argv[1] if len(sys.argv) > 1 else "-"
-    if first in command_line.HELP:
-        command_line.print_page(overview())
-    mode = "sample"
-    if not first.startswith("-"):
-        with errors.exit_on_user_error():
-            config.check_choice("the mode of nvae-generate", first, TASKS, "not one of the modes")
-        mode = sys.argv.pop(1)
+    mode = command_line.take_mode("mode of nvae-generate", TASKS, overview(), default="sample")
     _define_flags(mode)
-    __doc__ = f"{inspect.getdoc(TASKS[mode])}\n\n{_EXIT_CODES}"  # what `--help` prints
-    command_line.run(lambda: _main(mode), flags)
+    command_line.run(lambda: _main(mode), page=f"{inspect.getdoc(TASKS[mode])}\n\n{_EXIT_CODES}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from nvae_tf import command_line, errors
 from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import FIGURES
 
-CONFIG = command_line.define_config(flags)
+CONFIG = command_line.define_config()
 _OUTPUT_HELP = "PNG, SVG or PDF file to write; one from this command is replaced, another only with --overwrite."
 
 
@@ -50,7 +50,4 @@ def main(
     status.keep(f"{train} training images above {test} test images in {file}")
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

@@ -22,8 +22,6 @@ import shlex
 import sys
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, errors, files, progress
 from nvae_tf.training import launcher
 from nvae_tf.training.launcher import STOPPED_CODES
@@ -82,7 +80,7 @@ def run() -> None:
                 raise ValueError(f"{word}: flags of nvae-train stand after a --; for example `{_EXAMPLE}`")
     _WORKER_ARGUMENTS[:] = sys.argv[place + 1 :]
     del sys.argv[place:]
-    command_line.run(main, flags)
+    command_line.run(main)
 
 
 if __name__ == "__main__":

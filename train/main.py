@@ -43,7 +43,7 @@ from absl import flags
 from nvae_tf import command_line, errors, files
 from nvae_tf.data.spec import complete_config
 
-CONFIG = command_line.define_config(flags)
+CONFIG = command_line.define_config()
 
 
 def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
@@ -64,7 +64,4 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
         sys.exit(128 + result.signal_number)  # the exit codes of shells: 130 for Ctrl-C, 143 for SIGTERM
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

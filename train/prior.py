@@ -17,8 +17,6 @@ Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 import pathlib
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, config, errors, progress
 
 _KIND_HELP = "What gives the ratio; a mixture is of the top group alone."
@@ -46,7 +44,4 @@ def main(
     progress.StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

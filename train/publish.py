@@ -13,8 +13,6 @@ Exit code: 0 done, 2 a mistake in the command, or a Hub that does not take the r
 
 from typing import Annotated
 
-from absl import flags
-
 from nvae_tf import command_line, config, errors, progress
 from nvae_tf.runs.sharing import HUB
 
@@ -36,7 +34,4 @@ def main(
     )
 
 
-run = command_line.command(main, flags)
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main)

@@ -14,11 +14,8 @@ Exit code: 0 done, 2 a mistake in the command.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import Annotated
-
-from absl import flags
 
 from nvae_tf import command_line, config, errors, files
 
@@ -54,13 +51,4 @@ def main(
     status.keep(f"written to {place.path}")
 
 
-def run() -> None:
-    """The command `nvae-report`."""
-    is_flag = [word.startswith("-") for word in sys.argv[1:]] + [True]
-    place = 1 + is_flag.index(True)
-    sys.argv[1:place] = [f"--workdir={folder}" for folder in sys.argv[1:place]]
-    command_line.run(main, flags)
-
-
-if __name__ == "__main__":
-    run()
+run = command_line.command(main, words="workdir")

@@ -1,21 +1,20 @@
 import contextlib
 import functools
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import sys
 import tempfile
-import types
-from typing import Literal
 
 import psutil
 import pytest
-import tensorflow as tf
 
 from benchmarks import all as all_benchmarks
-from benchmarks import growth, operation_times, results, train_step, workloads
+from benchmarks import results, train_step, workloads
 from benchmarks.all import run_round, summarize
 from benchmarks.workloads import worker
+from nvae_tf.errors import exit_on_user_error
 
 
 def a_round(ours, **others):
@@ -72,13 +71,26 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path, capsys, monkeypatc
         return a_round(1.0, against=0.5)
 
     monkeypatch.setattr(all_benchmarks, "run_round", run_round)
-    with pytest.raises(SystemExit) as ended:
-        arguments = "--only=sampling,nelbo", "--presets=mnist", "--rounds=2", f"--json={file}", "--against=."
-        all_benchmarks.main([*arguments])
+    with pytest.raises(SystemExit) as ended, exit_on_user_error():
+        all_benchmarks.main(["sampling", "nelbo"], ["mnist"], rounds=2, json=str(file), against=".")
     assert ended.value.code == code and not json.loads(file.read_text())["complete"]
-    ratios = "2.000 (2.000 to 2.000) | 9 s | 1.000 (1.000 to 1.000) | 3.21e+09 bytes | 1.000 (1.000 to 1.000)"
-    assert f"| sampling, the model in Python | mnist | 16 | 1 s | {ratios} |" in capsys.readouterr().out
+    first, memory = "9 (9 to 9) | 1 (1 to 1)", "3.21e+09 (3.21e+09 to 3.21e+09) | 1 (1 to 1)"
+    row = f"| sampling | mnist | 16 | - | 1 (1 to 1) | 2 (2 to 2) | {first} | {memory} |"
+    assert row in capsys.readouterr().out
     assert [row["seconds"] for row in json.loads(file.read_text())["results"]] == [[1.0] * 2]
+
+
+RECIPES = """
+from typing import Annotated
+from benchmarks import results
+
+def toy(kind: Annotated[str, "Kind.", "a", "b"], workdir: Annotated[str, "Run."],
+        count: Annotated[int, "Number.", 1] = 3, figure: Annotated[bool, "Draw."] = False):
+    return dict(locals())
+
+if __name__ == "__main__":
+    results.run_recipe("recipes", "Toys.", toy)
+"""
 
 
 # The other side of `worker` and its command, as any checkout has them: what changes here breaks `--against`.
@@ -101,46 +113,39 @@ def test_another_checkout_is_run_in_turn_with_this(tmp_path, monkeypatch, capsys
         file.write_text(WORKER.format(seconds=seconds))
     monkeypatch.setattr(results, "ROOT", tmp_path / "ours")
     before, file = tmp_path / "before", tmp_path / "now.json"
-    all_benchmarks.main(["--only=nelbo", "--presets=digits", f"--against={before}", f"--json={file}"])
+    all_benchmarks.main(["nelbo"], ["digits"], against=str(before), json=str(file))
     result = json.loads(file.read_text())
     assert result["complete"] and result["results"][0]["seconds_ratios"] == pytest.approx([1.2] * 5)
     assert "against 0.05" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules")
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
         ("all", "", "the yardstick needs PyTorch"),
-        ("all", "--only=training,smapling", "'smapling': must be some of training, "),
-        ("all", "--rounds=0", "at least 1"),
+        ("all", "--only=training,smapling", "--only = 'smapling': not one of the choices (training, "),
+        ("all", "--presets=mnits", "--presets = 'mnits': not one of the choices (digits, "),
+        ("all", "--rounds=0", "--rounds=0: 0 is not a positive integer"),
+        ("all", "--json=/tmp", "--json=/tmp: a folder, not a file"),
         ("all", "--against=/tmp", "--against=/tmp: no checkout of this project"),
-        ("train_step", "--preset=mnist --no-yardstick train.recompute=some", "train.recompute = 'some': not one of"),
+        ("train_step", "--preset=mnist --no_yardstick train.recompute=some", "train.recompute = 'some': not one of"),
     ],
 )
-def test_mistakes_are_reported_before_anything_starts(module, arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="2"):
-        importlib.import_module(f"benchmarks.{module}").main(arguments.split())
-    assert message in capsys.readouterr().err
+def test_mistakes_are_reported_before_anything_starts(module, arguments, message, refused, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *on: None if name == "torch" else find_spec(name, *on))
+    assert message in refused(f"benchmarks.{module}", *arguments.split())
 
 
-def test_a_recipe_has_a_flag_for_each_parameter(tmp_path, monkeypatch, capsys):
-    def toy(kind: Literal["a", "b"], workdir: str, count: int = 3, figure: bool = False):
-        return dict(locals())
-
-    def called(*arguments):
-        monkeypatch.setattr(sys, "argv", ["toys", *arguments])
-        results.run_recipe("toys", "Toys.", toy)
-
-    file, recipe = tmp_path / "now.json", ["toy", "b", "--workdir=x", "--figure"]
-    for arguments in ([*recipe, f"--json={file}"], [f"--json={file}", *recipe]):
-        called(*arguments)
-        result = json.loads(file.read_text())
-        assert {"kind": "b", "workdir": "x", "count": 3, "figure": True}.items() <= result.items()
-        file.unlink()
-    with pytest.raises(SystemExit):
-        called("toy", "b", "--workdir=x", "--count=0")
-    assert "at least 1" in capsys.readouterr().err
+def test_a_recipe_has_a_flag_for_each_parameter(tmp_path, done, refused, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "recipes.py").write_text(RECIPES)
+    file, words = tmp_path / "now.json", ["recipes", "toy", "b", "--workdir=x", "--figure"]
+    assert "workdir  " in done(*words, f"--json={file}")
+    assert {"kind": "b", "workdir": "x", "count": 3, "figure": True}.items() <= json.loads(file.read_text()).items()
+    assert "--count=0: 0 is not a positive integer" in refused(*words, "--count=0")
+    assert "the recipe of recipes = 'tyo': not one of the recipes (toy)" in refused("recipes", "tyo")
 
 
 def test_a_result_says_where_it_is_from_also_without_linux_or_with_another_tensorflow(monkeypatch):
@@ -155,76 +160,63 @@ def test_a_result_says_where_it_is_from_also_without_linux_or_with_another_tenso
     assert "keras 1.0, numpy 1.0" in stamp["versions"] and " cores, " in stamp["machine"]
 
 
-SERVE = "from benchmarks import workloads; workloads.serve(step, lambda: {'name': 'toy'})"
+SERVE = """
+from benchmarks import workloads
+workloads._TURN_SECONDS = 0.05
+workloads.serve(lambda: work, has_first_step={})
+"""
 
 
-def program(text):
-    return worker("toy", [sys.executable, "-c", text])
+def program(text, has_first_step=False):
+    return worker("toy", [sys.executable, "-c", text + SERVE.format(has_first_step)])
 
 
 def test_answers_come_through_whatever_the_worker_prints_and_one_that_ends_is_named():
-    with program(f"def step():\n    print('noise')\n    return 0.25\n{SERVE}") as ask:
-        assert [ask("step") for _ in range(2)] == [{"seconds": 0.25}] * 2
+    noisy = "def work():\n    print('noise')\nwork.summary = lambda: {'name': 'toy'}"
+    with program(noisy) as ask:
+        assert [ask("step").keys() for _ in range(2)] == [{"seconds"}] * 2
         summary = ask("summary")
     assert summary["peak_memory_bytes"] > 1e6 and summary["name"] == "toy"
-    with program(f"import os\ndef step():\n    os.kill(os.getpid(), 9)\n{SERVE}") as ask:
+    with program("import os\ndef work():\n    os.kill(os.getpid(), 9)") as ask:
         with pytest.raises(ChildProcessError, match="`toy`: exit status -9"):
             ask("step")
 
 
 def test_leaving_the_block_ends_a_worker_and_its_processes():
-    start = "import subprocess\nchild = subprocess.Popen(['sleep', '60'])"
-    with program(f"{start}\ndef step():\n    return child.pid\n{SERVE}") as ask:
-        child = psutil.Process(ask("step")["seconds"])
+    start = "import subprocess\nchild = subprocess.Popen(['sleep', '60'])\ndef work():\n    pass\n"
+    with program(f"{start}work.summary = lambda: {{'child': child.pid}}") as ask:
+        child = psutil.Process(ask("summary")["child"])
         assert child.is_running()
     gone, alive = psutil.wait_procs([child], timeout=5)
     assert not alive or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_quick_work_is_timed_several_times_at_once_and_a_command_has_no_first_step_but_its_own_memory():
-    text = "import time\nfrom benchmarks import workloads\nworkloads._MODULES = ()\nworkloads._TURN_SECONDS = 0.05\n"
-    text += "class Work:\n    calls = 0\n    def __call__(self):\n        self.calls += 1\n        time.sleep(0.001)\n"
-    text += "    def summary(self):\n        return {'calls': self.calls, 'peak_memory_bytes': 1000}\n"
-    for is_command in (False, True):
-        with program(f"{text}workloads.serve_work(Work, {is_command})") as ask:
-            times = [ask("step")["seconds"] for _ in range(2)]
-            summary = ask("summary")
-        assert 2 < summary["calls"] <= 101 and min(times) >= 0.001 and summary["peak_memory_bytes"] == 1000
-        assert (summary["first_step_seconds"] is None) == is_command
+@pytest.mark.parametrize("has_first_step", [True, False])
+def test_quick_work_is_timed_several_times_at_once_and_a_command_has_no_first_step_but_its_own_memory(has_first_step):
+    text = "import time\ncalls = []\ndef work():\n    calls.append(time.sleep(0.001))\n"
+    text += "work.summary = lambda: {'calls': len(calls), 'peak_memory_bytes': 1000}"
+    with program(text, has_first_step) as ask:
+        times = [ask("step")["seconds"] for _ in range(2)]
+        summary = ask("summary")
+    assert 2 < summary["calls"] <= 101 and min(times) >= 0.001 and summary["peak_memory_bytes"] == 1000
+    assert (summary["first_step_seconds"] is not None) == has_first_step
 
 
 @pytest.mark.slow
 def test_a_training_step_with_another_setting(tmp_path, monkeypatch):
-    run_round = train_step.run_round
+    run_round = all_benchmarks.run_round
 
     def with_a_clock(*arguments):
         clock = {"seconds": 2.0, "every_second": [4.0, 2.0], "peak_memory_bytes": 6}
         return run_round(*arguments) | {"yardstick": clock}
 
-    monkeypatch.setattr(train_step, "run_round", with_a_clock)
+    monkeypatch.setattr(all_benchmarks, "run_round", with_a_clock)
     file = tmp_path / "now.json"
-    train_step.main(["--preset=digits", "--steps=1", "--no-yardstick", f"--json={file}", "train.batch_size=4"])
+    train_step.main("digits", 1, "train.batch_size=4", no_yardstick=True, json=str(file))
     result = json.loads(file.read_text())
     assert result["batch_size"] == 4 and 0.0 < result["step_seconds"] < result["first_step_seconds"]
     assert result["ratio"] == result["step_seconds"] / result["yardstick_seconds"] == result["step_seconds"] / 2.0
     assert result["graph_nodes"] > 1000 and result["peak_memory_bytes"] > 3e8
-
-
-def test_operations_are_counted_a_turn_and_in_one_group_each(tmp_path):
-    matrix = tf.random.normal([300, 300])
-
-    @tf.function(autograph=False)
-    def turn():
-        return tf.raw_ops.SoftplusGrad(gradients=matrix, features=matrix @ (matrix @ matrix))
-
-    turn()
-    with tf.profiler.experimental.Profile(str(tmp_path)):
-        for _ in range(3):
-            turn()
-    rows = {row["operations"]: row for row in operation_times.operation_times(tmp_path, turns=3)}
-    assert rows["swish"]["count"] == 1 and rows["matrix products (1x1 convolutions, dense)"]["count"] == 2
-    assert 0 < rows["swish"]["seconds"] < 1 and sum(row["share"] for row in rows.values()) == pytest.approx(1.0)
-    assert rows["convolutions"]["count"] == 0 and rows["all others"]["count"] < 5
 
 
 @pytest.mark.slow
@@ -232,22 +224,10 @@ def test_a_real_run_of_all(tmp_path, monkeypatch):
     # Without the yardstick, which takes minutes beside other processes.
     file = tmp_path / "now.json"
     monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: contextlib.nullcontext(tmp_path))
-    all_benchmarks.main(["--presets=digits", "--rounds=1", "--no-yardstick", "--only=export", f"--json={file}"])
+    all_benchmarks.main(["export"], ["digits"], rounds=1, no_yardstick=True, json=str(file))
     (export,) = json.loads(file.read_text())["results"]
     assert export["peak_memory_bytes"][0] > 3e8
     assert export["first_step_seconds"] == [None] and export["seconds"][0] > 1.0
     # The other workload that starts from an export.
     images = workloads.saved_model_sampling("digits", 2, tmp_path / "ours")()
     assert images.shape == (2, 16, 16, 1) and images.std() > 0.0
-
-
-def test_growth_is_measured_against_the_smallest_and_drawn(tmp_path, monkeypatch):
-    @contextlib.contextmanager
-    def training(**changed):
-        seconds = changed.get("data.height", 32) / 32
-        yield lambda word: {"seconds": seconds, "peak_memory_bytes": 1e9, "first_step_seconds": 2, "graph_nodes": 3}
-
-    monkeypatch.setattr(growth, "training", training)
-    rows = growth.measure(types.SimpleNamespace(figure=tmp_path / "growth.png"))["growth"]
-    assert [(row["size"], row["work"], row["step"]) for row in rows[-2:]] == [(128, 16.0, 4.0), (256, 64.0, 8.0)]
-    assert (tmp_path / "growth.png").stat().st_size > 10_000

@@ -29,7 +29,8 @@ def test_a_place_that_cannot_be_written_to_is_reported_at_once(commands, tmp_pat
 
 
 NEW_RUN = "train.main --config=digits --workdir={0}/new --config."
-DIGITS = " --workdir=digits --output=x.png"
+DIGITS, EVALUATE = " --workdir=digits --output=x.png", "train.evaluate --workdir={0} --metrics="
+RESTORE, VARY = f"train.generate restore{DIGITS} ", f"train.generate vary{DIGITS} "
 IMPORT, TFLITE = "export.import_torch_checkpoint --checkpoint={0}/", "export.export_tflite --signature="
 NO_RUN = "nowhere: no such folder; give the --workdir of a run of nvae-train"
 # Commands with the folder of the test at {0}, and part of the line that is printed.
@@ -50,10 +51,10 @@ MISTAKES = [
     ("train.estimate --config=own_images", "data.path"),
     ("train.evaluate --workdir={0} --import=no_such", "--import=no_such: not imported (No module named 'no_such')"),
     ("train.evaluate --workdir=nowhere", NO_RUN),
-    ("train.evaluate --workdir={0} --metrics=elbo,wi", "--metrics = 'wi': not one of the choices (elbo, iw"),
+    (EVALUATE + "elbo,wi", "--metrics = 'wi': not one of the choices (elbo, iw"),
     ("train.evaluate --workdir={0} --temperature=0.7", "--temperature belongs to metric fid or frechet"),
-    ("train.evaluate --workdir={0} --metrics=frechet", "--metrics=frechet: give --extractor=MODULE:FUNCTION"),
-    ("train.evaluate --workdir={0} --metrics=fid,frechet", "measure two by two commands"),
+    (EVALUATE + "frechet", "--metrics=frechet: give --extractor=MODULE:FUNCTION"),
+    (EVALUATE + "fid,frechet", "measure two by two commands"),
     ("train.report nowhere --output={0}/there.html", "there.html: is there already; give another name"),
     ("train.generate recnostruct --workdir={0}", "not one of the modes (sample, reconstruct"),
     ("train.generate sample --workdir={0} --raw --output=x.svg", "a bare grid is a .png file"),
@@ -64,25 +65,16 @@ MISTAKES = [
     ("train.generate vary --workdir={0} --output={0}/mine.py/x.png", "mine.py is a file, not a folder"),
     ("train.generate vary --workdir={0} --output={0}/new/ --indices=3,3", "two pictures would be called 3.png"),
     ("train.generate interpolate" + DIGITS, "between which images?"),
-    ("train.generate restore --workdir=digits --output=x.png --scale=2 --blur=1", "--scale and --blur: give one"),
-    ("train.generate restore --workdir=digits --output=x.png", "give --mask, --scale or --blur, or --noise alone"),
+    (RESTORE + "--scale=2 --blur=1", "--scale and --blur: give one"),
+    (RESTORE, "give --mask, --scale or --blur, or --noise alone"),
     ("train.generate decode --workdir=digits --output=x.png --input=no.npz", "no.npz: no such file of latents"),
     ("train.generate features --workdir=digits --output=x.npz --groups=3", "groups = 3: must be a whole number from 0"),
     ("train.publish --workdir=digits --repo=tiny", "'tiny' is not the name of a repository"),
     ("train.publish --workdir=digits --repo=me/a--b", "repo 'me/a--b': Cannot have -- or .. in repo_id"),
     ("train.publish --workdir=tests --repo=me/tiny", "tests: not a run folder"),
-    (
-        "train.evaluate --workdir={0} --metrics=elbo --importance_samples=3",
-        "--importance_samples belongs to metric iw, which --metrics lacks",
-    ),
-    (
-        "train.generate restore --mask={0}/large.png" + DIGITS,
-        "large.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or ",
-    ),
-    (
-        "train.generate vary --resize=crop" + DIGITS,
-        "--resize is for pictures of --input; those of the data set come as trained",
-    ),
+    (EVALUATE + "elbo --importance_samples=3", "--importance_samples belongs to metric iw, which --metrics lacks"),
+    (RESTORE + "--mask={0}/big.png", "big.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or "),
+    (VARY + "--resize=crop", "--resize is for pictures of --input; those of the data set come as trained"),
     ("train.generate encode --workdir=digits --output=x.npz --convert", "--convert is for pictures of --input"),
     ("train.generate reconstruct --input=x --data_path=y" + DIGITS, "--input and --data_path: give one of them"),
     (IMPORT + "none.pt --output={0}/new", "none.pt: no such file"),
@@ -91,6 +83,7 @@ MISTAKES = [
     (IMPORT + "x.pt --output={0}/new --report={0}/x.pt", "exists already"),
     (IMPORT + "x.pt --output={0}/new --report={0}/new/map.csv", "in the way of"),
     (IMPORT + "x.pt --output={0}/new/run --report={0}/new", "in the way of"),
+    ("export.verify {0}/models/1 more", "'more': not a flag"),
     ("export.export_saved_model --workdir={0}/run --output={0}/new", "/run: no such folder"),
     ("export.export_saved_model --workdir=none --output={0}/models", "has a version 1 already"),
     (TFLITE + "decode --workdir=x --output=y --smallest_psnr=nan", "--smallest_psnr=nan: must be"),
@@ -118,7 +111,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(commands, refused, comm
         (tmp_path / file).touch()
     (tmp_path / "mine.py").write_text("def get_config():\n    return 5\n")
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    Image.new("L", (64, 64)).save(tmp_path / "large.png")
+    Image.new("L", (64, 64)).save(tmp_path / "big.png")
     before = sorted(tmp_path.rglob("*"))
     name, *flags = command.format(tmp_path).split()
     # A training chooses devices, which a process does once.
@@ -159,15 +152,12 @@ def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow(commands, name, 
         assert "\n  --variants\n" in printed and "--steps" not in printed
 
 
-def test_a_page_whose_reader_has_gone_is_no_error(commands):
+def test_an_installed_command_explains_its_flags_also_to_a_reader_who_has_gone(commands):
+    command = ["-c", "from train.prior import run; run()", "--help"]
+    assert "\n  --proposals\n" in commands.output_of(command)
     reading, writing = os.pipe()
     os.close(reading)
-    done = commands.run(["-c", "from train.prior import run; run()", "--help"], stdout=writing, capture_output=False)
-    assert done.returncode == 0
-
-
-def test_an_installed_command_explains_its_flags(commands):
-    assert "\n  --proposals\n" in commands.output_of(["-c", "from train.prior import run; run()", "--help"])
+    assert commands.run(command, stdout=writing, capture_output=False).returncode == 0
 
 
 def test_a_users_mistake_is_one_line_and_the_traceback_is_there_for_those_who_ask_and_for_bugs(capsys, monkeypatch):

@@ -96,9 +96,8 @@ def test_a_prior_is_learned_drawn_from_measured_and_shown(done, finished_run, tm
     shutil.copytree(finished_run[0], folder)
     where = f"--workdir={folder}"
     printed = done("train.prior", where, "--groups=2", "--steps=30", "--proposals=10")
-    assert re.search(
-        r"classifier of the top 2 groups: .* of 10, 5 proposals .* effective\nwritten to .*prior.npz\n", printed
-    )
+    learned = r"classifier of the top 2 groups: .* of 10, 5 proposals .* effective\nwritten to .*prior.npz\n"
+    assert re.search(learned, printed)
     done("train.generate", where, "--prior=reweighted", "--seed=4", f"--each={tmp_path / 'each'}/", *drawn)
     assert "prior reweighted" in Image.open(tmp_path / "samples.png").info["data"]
     model = nvae_tf.load(folder)

@@ -24,12 +24,12 @@ from nvae_tf.reports.page import TEMPERATURES, compare_runs, read_curves, report
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.training.outputs import TensorBoardLog
+from tests.command_fixtures import CHROMIUM, NEEDS_CHROMIUM
 
 pytestmark = pytest.mark.slow
 # Settings are data; no one may write tags with them.
 COMMAND = "nvae-evaluate --workdir=run --importance_samples=5"
 NAME = "<b onload=\"x\">digits</b> & 'more'"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Writes how far the page is wider than the window where --dump-dom shows it.
 PROBE = """<script>addEventListener("load", () => {
   const root = document.documentElement;
@@ -187,7 +187,7 @@ def test_runs_are_compared(done, refused, run, tmp_path):
     assert "--workdir is missing" in refused("train.report")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it")
+@NEEDS_CHROMIUM
 def test_a_browser_shows_the_page_on_a_phone(text, tmp_path):
     copy, screenshot = tmp_path / "copy.html", tmp_path / "page.png"
     copy.write_text(text.replace("</head>", f"{PROBE}</head>"), encoding="utf-8")

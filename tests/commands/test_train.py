@@ -1,6 +1,4 @@
 import json
-import re
-import signal
 
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ from configs import digits
 from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.training import memory
-from tests.command_fixtures import assert_same_tensors, metrics_rows, saved_steps, score_of
+from tests.command_fixtures import metrics_rows, saved_steps, score_of
 from tests.tiny_model import ARCHITECTURE
 
 
@@ -35,22 +33,6 @@ def test_a_run_leaves_its_records(finished_run):
         f"Next: nvae-evaluate --workdir={workdir}",
         f"      nvae-generate --workdir={workdir} --output=samples.png",
     ]
-
-
-@pytest.mark.slow
-def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_path):
-    workdir = tmp_path / "interrupted"
-    command = commands.tiny_training(workdir, train__checkpoint_every_steps=7)
-    code, output = commands.run_until_training(command, signal.SIGINT)
-    assert code == 130
-    assert re.search(r"interrupted at step \d+ by SIGINT; checkpoint saved. The same command continues from", output)
-    assert "nvae-train --config=configs/digits.py" in output
-    assert ", from step " in commands.output_of(command)
-    assert_same_tensors(finished_run[0], workdir, 60)
-    expected, actual = metrics_rows(finished_run[0]), metrics_rows(workdir)
-    for row in (*expected, *actual):
-        del row["images_per_second"]
-    assert actual == expected
 
 
 def test_a_finished_run_is_not_done_again(commands, finished_run):
@@ -127,13 +109,6 @@ def test_the_table_has_the_own_batch_size_and_the_microbatches_that_fit():
     assert "none" in memory.memory_table(summary(config, 1.0), config)
 
 
-@pytest.mark.slow
-def test_a_large_parent_does_not_hide_the_peak_of_a_step(commands):
-    child = "from nvae_tf.training.memory import peak_memory_bytes; print(peak_memory_bytes())"
-    program = f"import numpy, subprocess, sys; numpy.ones(2 * 10**8); subprocess.run([sys.executable, '-c', '{child}'])"
-    assert 10**8 < int(commands.output_of(["-c", program])) < 15 * 10**8
-
-
 def test_images_need_not_be_there_where_their_size_is_set(commands):
     # In a process of its own: two scripts with a --config can't be imported in one.
     program = (
@@ -153,8 +128,10 @@ def test_the_estimate_is_what_training_takes(commands, tmp_path):
     flags = ["--config=digits", f"--json={file}", "--gpu_memory_gib=24", "--config.train.batch_size=1024"]
     # With one scale of the three a step is traced in half of the time.
     flags += ["--config.model.num_latent_scales=1"]
-    # A fork's memory is in part that of the process that it is a fork of.
-    assert commands.started_anew(["-m", "train.estimate", *flags]).wait(600) == 0
+    # A fork's memory is in part that of the process that it is a fork of. That the command's own process has been
+    # larger than the ones that take the steps hides nothing.
+    estimate = "import numpy, runpy; numpy.ones(3 * 10**8); runpy.run_module('train.estimate', run_name='__main__')"
+    commands.output_of(["-c", estimate, *flags])
     numbers = json.loads(file.read_text())
     (row,) = (row for row in numbers["batch_sizes"] if row["batch_size"] == 1024)
     measured = int(commands.output_of(["-c", TRAINING_STEPS, 1024]))

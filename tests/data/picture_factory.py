@@ -23,9 +23,8 @@ def png(pixels):
     return tf.io.encode_png(pixels).numpy()
 
 
-def png_of_chunks(header, packed_rows, *others):
-    """The bytes of a PNG file of its header, its packed rows and `(kind, content)` of chunks that follow them."""
-    chunks = ((b"IHDR", header), (b"IDAT", packed_rows), *others, (b"IEND", b""))
+def png_of_chunks(chunks):
+    """The bytes of a PNG file of its chunks, each `(kind, content)`."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks

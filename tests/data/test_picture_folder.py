@@ -104,15 +104,14 @@ def test_few_images_change_sides_when_some_are_added():
         held_out(["a.png"], spec)
 
 
-@pytest.mark.parametrize(
-    ("present", "missing", "setting"), [("val", "test", "test_split"), ("training", "train", "train_split")]
-)
-def test_a_part_under_another_name_is_not_guessed(present, missing, setting, tmp_path):
-    for folder in (present, "train" if missing == "test" else "test"):
+@pytest.mark.parametrize(("present", "missing", "other"), [("val", "test", "train"), ("training", "train", "test")])
+def test_a_part_under_another_name_is_not_guessed(present, missing, other, tmp_path):
+    for folder in (present, other):
         write_numbered(tmp_path / folder, 2)
-    with pytest.raises(ValueError, match=f"{tmp_path} has the sub-folders .*, but no '{missing}': .*data.{setting}"):
+    message = f"{tmp_path} has the sub-folders .*, but no '{missing}': .*data.{missing}_split"
+    with pytest.raises(ValueError, match=message):
         own_images(tmp_path)
-    assert parts(own_images(tmp_path, **{setting: present})) == ([0, 1], [0, 1])
+    assert parts(own_images(tmp_path, **{f"{missing}_split": present})) == ([0, 1], [0, 1])
 
 
 FORM = {"convert": False}
@@ -146,11 +145,13 @@ def test_a_picture_that_cannot_be_used_is_named_with_the_fix_or_skipped(kind, tm
     assert text.startswith(f"Skipped 1 of 7 pictures of the train part of {tmp_path}:\n    {path}: ")
 
 
+BACKGROUNDS = {"drop": None, "black": [0], "white": [255], "#0080ff": [0, 128, 255]}
+
+
 @pytest.mark.parametrize("channels", [4, 2])
-@pytest.mark.parametrize(
-    ("alpha", "background"), [("drop", None), ("black", [0]), ("white", [255]), ("#0080ff", [0, 128, 255])]
-)
-def test_alpha_is_dropped_or_laid_on_a_color(channels, alpha, background, tmp_path):
+@pytest.mark.parametrize("alpha", BACKGROUNDS)
+def test_alpha_is_dropped_or_laid_on_a_color(channels, alpha, tmp_path):
+    background = BACKGROUNDS[alpha]
     pixels = random_pixels(30, HEIGHT, WIDTH, channels)
     pixels[:10, ..., -1:] = np.array([0, 255])[np.arange(10) % 2][:, None, None, None]
     opacity = 1.0 if background is None else pixels[..., -1:] / 255

@@ -17,7 +17,7 @@ COLORS = np.array([[0, 0, 0], [250, 3, 9], [0, 200, 77], [31, 64, 128], [255, 25
 GRAYS = np.array([[0, 0, 0], [10, 10, 10], [77, 77, 77], [128, 128, 128], [255, 255, 255]])
 ALPHA = np.array([0, 255, 40, 255, 200])
 RGB, RGBA = random_pixels(HEIGHT, WIDTH, 3), random_pixels(HEIGHT, WIDTH, 4)
-GRAY = RGB[..., :1]
+GRAY, BITS = RGB[..., :1], RGB[..., 0] > 100
 # What is in the file, and the pixels that must come out.
 EXACT = {
     **{f"png-{channels}": (png(RGBA[..., :channels]), RGBA[..., :channels]) for channels in (1, 2, 3, 4)},
@@ -41,10 +41,7 @@ EXACT = {
     "tiff-by-channel": (tiff(RGB, PlanarConfiguration=2), RGB),
     "tiff-white-is-0": (tiff(GRAY, PhotometricInterpretation=0), 255 - GRAY),
     "tiff-palette": (encoded(with_palette(NUMBERS, COLORS), "TIFF"), COLORS[NUMBERS]),
-    **{
-        f"{kind}-1-bit": (encoded(Image.fromarray(GRAY[..., 0] > 100), kind), (GRAY > 100) * 255)
-        for kind in ("PNG", "TIFF")
-    },
+    **{f"{kind}-1-bit": (encoded(Image.fromarray(BITS), kind), BITS[..., None] * 255) for kind in ("PNG", "TIFF")},
 }
 # Smooth, as photographs are: JPEG and lossy WebP then keep it to within a few values.
 SMOOTH = np.add.outer(np.arange(HEIGHT) * 6, np.arange(WIDTH) * 7).astype(np.uint8)[..., np.newaxis]
@@ -130,11 +127,11 @@ def test_pictures_are_found_in_any_tree_in_order(tmp_path):
         pictures.list_pictures(tmp_path / "gone")
 
 
-@pytest.mark.parametrize(
-    ("form", "kept"),
-    [(form, kept) for form in CUT for kept in (0.05, 0.6, 1.0)]
-    + [(form, kept) for form in CUT_SHORT for kept in (0.05, 0.3)],
-)
+CUTS = [(form, kept) for form in CUT for kept in (0.05, 0.6, 1.0)]
+CUTS += [(form, kept) for form in CUT_SHORT for kept in (0.05, 0.3)]
+
+
+@pytest.mark.parametrize(("form", "kept"), CUTS)
 def test_a_cut_off_file_is_refused(form, kept, tmp_path):
     content, _ = (EXACT | LOSSY)[form]
     length = len(content) - (WITHOUT_PIXELS if form in CUT else 0)
@@ -169,7 +166,8 @@ def test_a_png_file_may_say_behind_its_pixels_that_it_lies_on_its_side(tmp_path)
     deep = random_pixels(4, 7, 1, dtype=np.uint16)
     header = struct.pack(">IIBBBBB", 7, 4, 16, 0, 0, 0, 0)
     rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep))
-    content = png_of_chunks(header, rows, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    late = exif.tobytes().removeprefix(b"Exif\0\0")
+    content = png_of_chunks([(b"IHDR", header), (b"IDAT", rows), (b"eXIf", late), (b"IEND", b"")])
     path = write_files(tmp_path, {"late.png": content}) / "late.png"
     assert pictures.read_header(path) == pictures.PictureHeader(7, 4, 1, 16)
     np.testing.assert_array_equal(pictures.read_picture(path, 1), np.rot90(deep[..., 0] >> 8, -1))
@@ -178,7 +176,8 @@ def test_a_png_file_may_say_behind_its_pixels_that_it_lies_on_its_side(tmp_path)
 def test_the_checksums_of_a_png_file_are_checked(tmp_path):
     """Rows that are stored as they are can be decoded when damaged."""
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0)
-    damaged = bytearray(png_of_chunks(header, zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB), 0)))
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB), 0)
+    damaged = bytearray(png_of_chunks([(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]))
     damaged[damaged.index(RGB[-1].tobytes()) + 5] ^= 1
     with pytest.raises(pictures.BadPicture, match="a damaged or cut-off PNG file .*checksum"):
         pictures.read_picture(written(tmp_path, bytes(damaged)), 3)
@@ -204,7 +203,7 @@ def with_zeros_at_the_end(content, kept):
 
 def large_png(side):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return png_of_chunks(header, zlib.compress(bytes(1000)))
+    return png_of_chunks([(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")])
 
 
 ODD, NO_PICTURE = "a TIFF file of a form that is not read; save it", "not a picture that can be read"

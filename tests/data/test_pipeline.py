@@ -137,7 +137,7 @@ def training(spec, shard, steps, start_step=0, source=SOURCE):
 
 
 @SPECS
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_shards_of_a_batch_are_the_batch_of_one_process(spec, processes):
     whole = training(spec, pipeline.ALL, steps=10)
     shards = [training(spec, pipeline.Shard(index, processes), steps=10) for index in range(processes)]

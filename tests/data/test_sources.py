@@ -5,27 +5,16 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ArraySource, ImageSource, first_image, load_split, stacked
 from tests.command_fixtures import output_of
+from tests.data.picture_factory import encoded, write_files
 
 IMAGES = np.random.default_rng(0).integers(0, 256, [50, 4, 3, 1], dtype=np.uint8)
 SPEC = dataclasses.replace(data_spec("cifar10"), name="small", height=4, width=3, channels=1)
-
-
-def source_with_a_gap(gap, error):
-    """Images that are read, of which one can't be."""
-
-    def read(numbers):
-        if gap in numbers:
-            raise error
-        return IMAGES[numbers]
-
-    return ImageSource(len(IMAGES), IMAGES.shape[1:], read)
 
 
 def test_reader_does_not_copy_the_images_into_the_graph():
@@ -55,7 +44,12 @@ def test_read_images_make_the_same_batches_as_images_in_memory():
 
 @pytest.mark.parametrize("error", [ValueError("face.png: not a picture"), OSError(5)])
 def test_what_reading_raised_comes_out_of_the_pipeline(error):
-    source = source_with_a_gap(37, error)
+    def read(numbers):
+        if 37 in numbers:
+            raise error
+        return IMAGES[numbers]
+
+    source = ImageSource(len(IMAGES), IMAGES.shape[1:], read)
     batches = iterate(evaluation_batches(source, SPEC, batch_size=10, seed=0), source)
     for number in range(3):
         expected = IMAGES[10 * number : 10 * number + 10].astype(np.float32) / np.float32(255)
@@ -86,9 +80,8 @@ def test_every_image_is_once_in_each_channel():
 @pytest.mark.slow
 def test_a_process_ends_while_pictures_are_being_decoded(tmp_path):
     """Threads that wait for the interpreter's lock and an interpreter that waits for them would wait forever."""
-    noise = np.random.default_rng(0).integers(0, 256, [1400, 2000, 3], np.uint8)
-    for number in range(30):
-        Image.fromarray(noise).save(tmp_path / f"{number}.jpg")
+    noise = encoded(np.random.default_rng(0).integers(0, 256, [1400, 2000, 3], np.uint8), "JPEG")
+    write_files(tmp_path, {f"{number}.jpg": noise for number in range(30)})
     script = """
 import dataclasses, sys
 from nvae_tf.data.pipeline import iterate, training_batches

@@ -5,10 +5,12 @@ import pytest
 
 
 def pytest_generate_tests(metafunc):
-    """Runs the tests of `LayerTests` for every kind of a layer."""
+    """Runs the tests of `LayerTests` for every kind of a layer; those of some kinds are quick."""
     if "make" in metafunc.fixturenames:
-        kinds = metafunc.cls.KINDS
-        metafunc.parametrize("make", kinds.values(), ids=kinds)
+        slow = metafunc.cls.KINDS.keys() - metafunc.cls.QUICK
+        kinds = metafunc.cls.KINDS.items()
+        kinds = [pytest.param(make, id=kind, marks=[pytest.mark.slow] * (kind in slow)) for kind, make in kinds]
+        metafunc.parametrize("make", kinds)
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ PASSES = {
     "training in a graph": (dict(training=True), True),
     "first batch in a graph": (dict(training=True, initializing=True), True),
 }
-SLOW_PASSES = "training", "first batch in a graph"
 # Largest difference from float32, of the largest number.
 HALF = {"mixed_float16": 1e-2, "mixed_bfloat16": 6e-2}
 
@@ -44,15 +43,13 @@ class LayerTests:
     """Initialization, all forms of a pass, half precision and saving."""
 
     # By a name, what makes a stack of so many layers with `CHANNELS` channels of input, in a dtype policy.
-    KINDS = {}
+    KINDS, QUICK = {}, {"plain", "batch norm", "twice the size"}
 
     @pytest.fixture
     def images(self, normal):
         return [tf.constant(normal(2, 4, 4, CHANNELS)) for _ in range(COUNT)]
 
-    @pytest.mark.parametrize(
-        "kind_of_pass", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_PASSES)) for name in PASSES]
-    )
+    @pytest.mark.parametrize("kind_of_pass", PASSES)
     def test_a_stack_equals_separate_layers(self, make, kind_of_pass, images, shaken):
         stack, (settings, in_graph) = shaken(make(COUNT)), PASSES[kind_of_pass]
         found = (tf.function(results, autograph=False) if in_graph else results)(stack, images, settings)
@@ -67,7 +64,7 @@ class LayerTests:
             tolerance = 1e-4 * max(np.max(np.abs(value)), 0.1)
             np.testing.assert_allclose(value, tf.concat(parts, axis=0), rtol=1e-3, atol=tolerance)
 
-    @pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("policy", HALF)
     def test_half_precision(self, make, policy, images, shaken):
         full, half = shaken(make(COUNT)), shaken(make(COUNT, dtype=policy))
         for mine, theirs in zip(half.weights, full.weights, strict=True):

@@ -7,7 +7,7 @@ from nvae_tf.latent_plan import feature_names
 from nvae_tf.models.latents import GivenSource, active_channels, batch_noise, image_seeds, noise_per_image
 from nvae_tf.models.passes import inference_pass, top_down_pass
 from nvae_tf.objective import kl_per_channel
-from tests.tiny_model import PADDED, images_of, shaken, tiny_model
+from tests.tiny_model import PADDED, flat, images_of, shaken, tiny_model
 
 SHAPES = [(4, 4, 2), (8, 8, 2), (8, 8, 2)]
 
@@ -70,6 +70,10 @@ def heat(value):
     return {"count": 1, "temperature": value}
 
 
+def gray(value, kind=np.float32):
+    return {"images": np.full([1, 6, 6, 1], value, kind)}
+
+
 REFUSALS = [
     ("decode", zeros(3, 3), r"latents have shapes .* this model's are \[\(4, 4, 2\), \(8, 8, 2\)"),
     ("decode", zeros(3, 3, 3, bad=np.nan), "latents of group 0 are not all finite"),
@@ -84,13 +88,9 @@ REFUSALS = [
     ("score", {"importance_samples": 2, "per_group": True}, "per_group with importance_samples = 2"),
     ("score", {"images": np.zeros([6, 6, 1])}, r"shape \(6, 6, 1\); this model takes \[batch, 6, 6, 1\]: resize them"),
     ("score", {"images": np.zeros([0, 6, 6, 1])}, "there are no images: give at least one"),
-    (
-        "score",
-        {"images": np.full([1, 6, 6, 1], np.inf)},
-        r"images have values from inf to inf; they must be in \[0, 1\]:",
-    ),
-    ("score", {"images": np.full([1, 6, 6, 1], 1.002, np.float16)}, r"values from 1.00195 to 1.00195; .* in \[0, 1\]:"),
-    ("score", {"images": np.full([1, 6, 6, 1], np.nan)}, r"^images have NaN \(not a number\) among their values: look"),
+    ("score", gray(np.inf), r"images have values from inf to inf; they must be in \[0, 1\]:"),
+    ("score", gray(1.002, np.float16), r"values from 1.00195 to 1.00195; .* in \[0, 1\]:"),
+    ("score", gray(np.nan), r"^images have NaN \(not a number\) among their values: look"),
     ("score", {"images": tf.sparse.from_dense(np.eye(3))}, "images must be numbers .*, not SparseTensor"),
 ]
 
@@ -124,10 +124,8 @@ def test_temperatures_may_differ_by_scale_and_by_group(model):
 
 
 def test_what_is_inferred_is_posterior_prior_and_kl(model, images):
-    groups, decoded = (
-        model.infer(images, seed=3),
-        inference_pass(model, images, noise_per_image(SHAPES, image_seeds(3, 4))),
-    )
+    groups = model.infer(images, seed=3)
+    decoded = inference_pass(model, images, noise_per_image(SHAPES, image_seeds(3, 4)))
     for group, (z, _, prior, posterior, *_) in zip(groups, decoded.latents, strict=True):
         for found, expected in zip(group, (z, posterior.loc, posterior.scale, prior.loc, prior.scale), strict=False):
             near(found, expected)
@@ -215,10 +213,6 @@ DRAWS = {
     "per image": lambda count, seed=2, step=0: noise_per_image(NOISE_SHAPES, image_seeds(seed, count, first=step)),
     "samples": lambda count, seed=2, step=0: noise_per_image(NOISE_SHAPES, image_seeds(seed, 1), step, count),
 }
-
-
-def flat(noise):
-    return np.concatenate([np.reshape(draw, (len(draw), -1)) for draw in noise], axis=1)
 
 
 @pytest.mark.parametrize("kind", DRAWS)

@@ -88,15 +88,12 @@ def traced(function):
     return tf.function(function, autograph=False)
 
 
+IN_GRAPHS = [(traced, traced), (traced, None), (None, traced)]
+WAYS = [(None, None), *(pytest.param(*way, marks=pytest.mark.slow) for way in IN_GRAPHS)]
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize(
-    ("inner", "outer"),
-    [
-        (None, None),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(traced, traced), (traced, None), (None, traced)]),
-    ],
-    ids=["inline-eager", "called-graph", "called-eager", "inline-graph"],
-)
+@pytest.mark.parametrize(("inner", "outer"), WAYS, ids="inline-eager called-graph called-eager inline-graph".split())
 def test_operations_with_gradients_of_ours(name, inner, outer):
     x, direction = (tf.constant(np.random.default_rng(i).normal(size=(2, 4, 4, 3)), tf.float32) for i in (1, 2))
     function = (inner or (lambda each: each))(lambda x: tf.reduce_sum(tf.sin(OPERATIONS[name](x))))
@@ -125,9 +122,8 @@ def forward_mode(function, sources, direction):
 
 def product_by_two_tapes(function, sources, direction):
     def along(*sources):
-        return tf.add_n(
-            [tf.reduce_sum(pair[0] * pair[1]) for pair in zip(gradient(function, sources), direction, strict=True)]
-        )
+        pairs = zip(gradient(function, sources), direction, strict=True)
+        return tf.add_n([tf.reduce_sum(one * other) for one, other in pairs])
 
     return gradient(along, sources)
 
@@ -153,9 +149,8 @@ def product_by_differences(first_derivative, sources, direction, size):
     return [(45 * (a - b) - 9 * (c - d) + e - f) / (60 * size) for a, b, c, d, e, f in zip(*ends, strict=True)]
 
 
-QUICK = ("decode", False), ("score", False)
 CASES = itertools.product(("encode", "decode", "infer", "score", "importance", "loss"), (False, True))
-CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CASES]
+CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case != ("score", False))) for case in CASES]
 
 
 @pytest.mark.parametrize(("name", "compiled"), CASES)

@@ -2,6 +2,7 @@ import csv
 import json
 import pydoc
 import random
+import shutil
 import zipfile
 
 import keras
@@ -125,7 +126,7 @@ def test_the_seed_decides_the_initial_weights():
 
 
 def test_callbacks_get_the_numbers(tmp_path):
-    model = compiled()
+    model = compiled(jit_compile=False)
     callbacks = [
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
         keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=1, min_delta=1e9),
@@ -154,10 +155,6 @@ def test_accumulated_gradients_of_the_optimizer_count_as_one_step():
     assert (changes, steps) == ([False, True, False, True], [0, 1, 1, 2])
 
 
-def shaken_model():
-    return shaken(tiny_model(**PADDED, num_flows=1))
-
-
 def assert_same_model(first, second, images):
     assert type(second) is nvae_tf.NVAE and (second.config, second.seed) == (first.config, first.seed)
     assert_same(second.weights, first.weights)
@@ -177,10 +174,17 @@ def rewritten(path, change):
             archive.writestr(name, content)
 
 
-@pytest.mark.slow
-def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
-    model, path = shaken_model(), tmp_path / "model.keras"
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model and its file."""
+    model, path = shaken(tiny_model(**PADDED, num_flows=1)), tmp_path_factory.mktemp("saved") / "model.keras"
     model.save(path)
+    return model, path
+
+
+@pytest.mark.slow
+def test_a_keras_file_also_one_from_before_a_setting_existed(images, saved, tmp_path):
+    model, path = saved[0], shutil.copy(saved[1], tmp_path / "model.keras")
     assert_same_model(model, keras.models.load_model(path), images)
 
     def older(config):
@@ -204,11 +208,10 @@ def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
         (lambda path: keras.Sequential([keras.Input((1,))]).save(path), "a Sequential, no NVAE"),
     ],
 )
-def test_a_keras_file_is_loaded_or_refused_in_one_line(tmp_path, damage, reason):
-    model, path = shaken_model(), tmp_path / "model.keras"
-    model.save(path)
+def test_a_keras_file_is_loaded_or_refused_in_one_line(saved, tmp_path, damage, reason):
+    path = shutil.copy(saved[1], tmp_path / "model.keras")
     if damage is None:
-        assert_same(nvae_tf.load(path).weights, model.weights)
+        assert_same(nvae_tf.load(path).weights, saved[0].weights)
         return
     damage(path)
     with pytest.raises(ValueError, match=rf"model\.keras: not a model .* read \(.*({reason}).*\); restore") as error:

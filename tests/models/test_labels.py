@@ -47,9 +47,8 @@ def test_a_new_model_does_not_depend_on_the_class_and_a_step_changes_that(images
 
 def test_the_class_matters_to_priors_posteriors_and_decoder(conditional, images):
     noise = noise_per_image(conditional.plan.latent_shapes(), image_seeds(1, 4))
-    one, other = (
-        inference_pass(conditional, images, noise, ForwardPass(labels=tf.fill([4], label))) for label in (0, 1)
-    )
+    passes = (ForwardPass(labels=tf.fill([4], label)) for label in (0, 1))
+    one, other = (inference_pass(conditional, images, noise, each) for each in passes)
     for a, b in zip(one.latents, other.latents, strict=True):
         assert np.abs(a.prior.loc - b.prior.loc).max() > 1e-3 and np.abs(a.posterior.loc - b.posterior.loc).max() > 1e-3
     z = conditional.encode(images, labels=0)

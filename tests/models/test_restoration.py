@@ -159,6 +159,7 @@ def test_mistakes_are_one_line(model, images):
         methods = {name: getattr(small, name) for name in ("apply", "adjoint", "squared")}
         return types.SimpleNamespace(**methods | other)
 
+    own = operator(adjoint=lambda y: y)
     for arguments, message in (
         ((images, small, 0.1), r"has shape \(4, 6, 6, 1\); this operator makes \[batch, 3, 3, 1\] of the model's"),
         ((values, small, -0.1), "sigma = -0.1: must be the noise's"),
@@ -166,10 +167,7 @@ def test_mistakes_are_one_line(model, images):
         ((np.uint8(values), small, 0.1), "the measurement is of type uint8: give floats; divide"),
         ((values, downsampling((8, 8), 2), 0.1), "is for images of another size than the model's"),
         ((values, operator(adjoint=lambda y: 2.0 * small.adjoint(y)), 0.1), "not the adjoint of apply"),
-        (
-            (values, operator(adjoint=lambda y: y), 0.1),
-            r"operator.adjoint makes \(2, 3, 3, 1\) of measurements, not images",
-        ),
+        ((values, own, 0.1), r"operator.adjoint makes \(2, 3, 3, 1\) of measurements, not images"),
         ((values, operator(squared=small.apply), 0.1), "operator.squared is not `apply` with squared weights"),
         ((values, np.eye(3), 0.1), "lacks apply, adjoint, squared"),
         ((images, Mask(HOLE[:4]), 0.1), r"the mask has shape \(4, 6, 1\); it must be .* of images \(6, 6, 1\)"),

@@ -43,9 +43,8 @@ def reweight(model):
 
 def latents_of(model, count, temperature=1.0, seed=0, labels=None):
     """The latents of generated images, and the sources that drew those of the top groups."""
-    sources = model.reweighted_prior.sources(
-        image_seeds(seed, count), temperatures_of_groups(temperature, model.plan), model.plan, labels
-    )
+    temperatures = temperatures_of_groups(temperature, model.plan)
+    sources = model.reweighted_prior.sources(image_seeds(seed, count), temperatures, model.plan, labels)
     zeros = [module.PriorSource(0.0)] * (model.plan.num_groups - len(sources))
     return top_down_pass(model, [*sources, *zeros], count).latents, sources
 
@@ -132,9 +131,8 @@ def test_classifiers_see_each_proposal_by_itself_and_its_context(model, most, mo
     z, above = (np.float32(random.normal(size=size)) for size in ([2, 5, 4, 4, 2], [2, 2, 2, 2]))
     prior = SoftClampedNormal(tf.fill([2, 4, 4, 2], 0.5), tf.fill([2, 4, 4, 2], 2.0))
     found = reweighted.log_ratio(1, z, prior, [above], tf.constant([0, -1]))
-    single = reweighted.log_ratio(
-        1, z[1:, 3:4], SoftClampedNormal(*(p[1:] for p in (prior.loc, prior.scale))), [above[1:]]
-    )
+    prior_of_second = SoftClampedNormal(prior.loc[1:], prior.scale[1:])
+    single = reweighted.log_ratio(1, z[1:, 3:4], prior_of_second, [above[1:]])
     near(found[1:, 3:4], single, atol=1e-5)
     for changed in ((z, [above + 1.0], [0, -1]), (z + 1.0, [above], [0, -1]), (z, [above], [1, 1])):
         assert np.all(np.abs(found - reweighted.log_ratio(1, changed[0], prior, *map(tf.constant, changed[1:]))) > 1e-6)

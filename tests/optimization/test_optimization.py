@@ -58,9 +58,7 @@ def expected_weights(steps, learning_rate=1e-2, beta_1=0.9, beta_2=0.999, epsilo
     return weights
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, OTHER_SETTINGS, dict(learning_rate=SCHEDULE, l2=0.0)], ids=["defaults", "others", "schedule"]
-)
+@pytest.mark.parametrize("settings", [{}, OTHER_SETTINGS, dict(learning_rate=SCHEDULE, l2=0.0)])
 def test_several_steps(settings, monkeypatch):
     """Eagerly, in a graph, and with small weights joined, in turn."""
     monkeypatch.setattr(joined_step, "SMALL_WEIGHT", 100)
@@ -194,15 +192,12 @@ def rates_by_loop(rate, minimum, warmup_epochs, epochs, steps_per_epoch):
     return rates
 
 
-@pytest.mark.parametrize(
-    ("warmup_epochs", "epochs", "steps_per_epoch"), [(5, 20, 7), (1, 4, 3), (2, 12, 1), (3, 5, 10), (0, 3, 4)]
-)
-def test_every_step_of_a_run(warmup_epochs, epochs, steps_per_epoch):
-    schedule = WarmupCosine(1e-2, 1e-4, warmup_epochs * steps_per_epoch, steps_per_epoch, epochs * steps_per_epoch)
-    expected = rates_by_loop(1e-2, 1e-4, warmup_epochs, epochs, steps_per_epoch)
-    found = [float(schedule(step)) for step in range(epochs * steps_per_epoch)]
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert float(schedule(epochs * steps_per_epoch + 1000)) == pytest.approx(1e-4)  # longer than planned
+@pytest.mark.parametrize(("warmup", "epochs", "steps"), [(5, 20, 7), (1, 4, 3), (2, 12, 1), (3, 5, 10), (0, 3, 4)])
+def test_every_step_of_a_run(warmup, epochs, steps):
+    schedule = WarmupCosine(1e-2, 1e-4, warmup * steps, steps, epochs * steps)
+    found = [float(schedule(step)) for step in range(epochs * steps)]
+    assert found == pytest.approx(rates_by_loop(1e-2, 1e-4, warmup, epochs, steps), rel=1e-4)
+    assert float(schedule(epochs * steps + 1000)) == pytest.approx(1e-4)  # longer than planned
 
 
 @pytest.mark.parametrize("total_steps", [3, 10, 12, 14])

@@ -1,10 +1,10 @@
+import argparse
 import csv
 import dataclasses
 import hashlib
 import json
 import pathlib
 import shutil
-import sys
 import zipfile
 
 import numpy as np
@@ -15,14 +15,17 @@ import nvae_tf
 import nvae_tf.published.torch_file as torch_files
 from nvae_tf.config import ExperimentConfig, ModelConfig, OptimizerConfig, config_to_json, resolve_lengths
 from nvae_tf.data.spec import complete_config
-from nvae_tf.presets import load_settings
+from nvae_tf.presets import experiment_config, load_settings, preset
+from nvae_tf.published import settings as forms
 from nvae_tf.published.conversion import export_file, import_run
-from nvae_tf.published.settings import model_config_from_published, objective_config_from_published
+from nvae_tf.published.names import published_tensors
 from nvae_tf.published.torch_file import read_torch_checkpoint
+from nvae_tf.published.weights import published_shape
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.loading import load_run, model_for_training
 from nvae_tf.runs.run_folder import Origin, RunFolder, read_run_config
 from tests import FIXTURES
+from tests.command_fixtures import output_of
 from tests.tiny_model import assert_same
 
 pytestmark = pytest.mark.torch
@@ -269,19 +272,13 @@ def test_the_file_has_the_recorded_weights_and_settings(name, published):
     """Those of which tests/test_parity.py replays the numbers; what is made of them is seen above."""
     checkpoint = read_torch_checkpoint(published.path(f"{name}.pt"))
     settings, state = published.recorded(name)
-    assert model_config_from_published(checkpoint.settings) == model_config_from_published(settings)
-    assert objective_config_from_published(checkpoint.settings).regularization == settings["weight_decay_norm"]
+    assert forms.model_config_from_published(checkpoint.settings) == forms.model_config_from_published(settings)
+    assert forms.objective_config_from_published(checkpoint.settings).regularization == settings["weight_decay_norm"]
     for key, value in state.items():
         # The recorded names of inner norms are the shorter ones.
         longer = ".bn.".join(key.rsplit(".", 1))
         read = checkpoint.state[key if key in checkpoint.state else longer]
         np.testing.assert_array_equal(read, value, err_msg=key)
-
-
-def test_missing_torch(published, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"torch is not installed: pip install"):
-        nvae_tf.from_torch_checkpoint(published.path(f"{NAME}.pt"))
 
 
 def test_deflated_archives_and_archives_without_checksums_are_read(published, content, saved, tmp_path):
@@ -338,3 +335,60 @@ def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content,
     monkeypatch.setattr(torch_files, "NVAE", lambda *_: pytest.fail("the model is made"))
     with pytest.raises(ValueError, match=r"saved\.pt: the published weights do not fit .* at least [0-9,]{7,}"):
         nvae_tf.from_torch_checkpoint(saved(content))
+
+
+# A file of a published architecture at full size, with random weights: it is imported, in little memory.
+PARAMETERS = 130_852_480
+MEGABYTE = 1 << 20
+# Imports, and prints the peak of the process's memory above that of one which has only started its libraries, in kB.
+PROGRAM = """
+import pathlib, sys
+from nvae_tf.errors import start_tensorflow_quietly
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+start_tensorflow_quietly()
+import torch
+before = peak()
+from nvae_tf.published.conversion import import_run
+import_run(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+print(peak() - before)
+"""
+
+
+def write_published_file(path, published):
+    """Writes a file of CIFAR-10's architecture, of numbers drawn once; returns its parameters and its last weight."""
+    import torch
+
+    config = experiment_config(preset("cifar10"))
+    drawn = 0.05 * torch.randn(30_000_000, generator=torch.Generator().manual_seed(0))
+    state, parameters = {}, 0
+    for number, tensor in enumerate(published_tensors(published.without_arrays(config.model))):
+        shape = published_shape(tensor)
+        size = int(np.prod(shape))
+        # A tensor of its own: a view would bring all that were drawn into the file.
+        value = drawn[7 * number : 7 * number + size].reshape(shape).clone()
+        state[tensor.names[0]] = value.abs() + 0.5 if tensor.names[0].endswith("running_var") else value
+        if tensor.companion is not None:
+            state[tensor.companion] = value if tensor.companion.endswith("weight_normalized") else torch.tensor(9)
+        parameters += size * tensor.variable.trainable
+    settings, tables = argparse.Namespace(**forms.published_settings(config)), forms.cell_tables(config.model.cell_set)
+    content = {"epoch": 400, "global_step": 78_000, "state_dict": state, "args": settings, "arch_instance": tables}
+    torch.save(content, path)
+    return parameters, state["image_conditional.1.weight"].numpy()
+
+
+@pytest.mark.slow
+def test_a_full_size_file_is_imported(published, tmp_path):
+    file, run = tmp_path / "published.pt", tmp_path / "run"
+    try:
+        parameters, last = write_published_file(file, published)
+        assert parameters == PARAMETERS
+        peak = 1024 * int(output_of(["-c", PROGRAM, file, run]).split()[-1])
+        # The model's: its weights and the optimizer's slots.
+        assert peak <= file.stat().st_size + 3 * 4 * parameters + 100 * MEGABYTE
+        reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(run / "checkpoints"))
+        kernel = reader.get_tensor("model/top_down/image/kernel/.ATTRIBUTES/VARIABLE_VALUE")
+        np.testing.assert_array_equal(kernel[0], last.transpose(2, 3, 1, 0))
+    finally:
+        # Gigabytes are not left for the next test.
+        shutil.rmtree(tmp_path)

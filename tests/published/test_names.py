@@ -14,12 +14,12 @@ PLAIN = dict(squeeze_excite=False, num_flows=0)
 ONE_SCALE = dict(num_latent_scales=1, **PLAIN)
 
 
+RECORDED = [pytest.param(name, marks=pytest.mark.slow) for name in ("mnist_tiny", "cifar10_tiny", "celeba64_tiny")]
+RECORDED += ["normal_decoder_tiny"]
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize(
-    "name",
-    ["cifar10_tiny", "normal_decoder_tiny"]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in ("mnist_tiny", "celeba64_tiny")],
-)
+@pytest.mark.parametrize("name", RECORDED)
 def test_the_order_of_the_recorded_files(name, published):
     """With all entries that carry nothing: optimizers count parameters by it."""
     settings, _ = published.recorded(name)

@@ -27,11 +27,6 @@ def kl():
     return np.random.default_rng(0).exponential(1.0, (len(SHAPES), 20)) ** 3
 
 
-def curves(low=30.0):
-    values = low + 150.0 * np.exp(-np.arange(100) / 10)
-    return {"training": (range(10, 1010, 10), values), "test": ([200, 400], [low + 9, low])}
-
-
 def scores(*names):
     """Scores of four sets of images; those of the last set have another order of magnitude."""
     random = np.random.default_rng(0)
@@ -46,6 +41,10 @@ def with_maps(level, count=4):
 
 MAPS = {"test images": with_maps(1.0), "black": with_maps(50.0, 3)}
 SCORES, TWO = scores("mahalanobis", "kl"), images(2)
+CURVES = {
+    "training": (range(10, 1010, 10), 30.0 + 150.0 * np.exp(-np.arange(100) / 10)),
+    "test": ([200, 400], [39, 30]),
+}
 # The first arguments of functions of `figures`, and further ones.
 FIGURES = {
     "samples": ([images(7)], {"classes": ["cats", "sea urchins", "owls"]}),
@@ -57,7 +56,7 @@ FIGURES = {
     "group_decisions": ([images(3, 4), [0, 1, 35], 36], {}),
     "kl_per_group": ([kl()[:, 0], SHAPES], {}),
     "kl_per_channel": ([kl(), SHAPES], {}),
-    "training_curves": (["NELBO", "nats per image", curves()], {}),
+    "training_curves": (["NELBO", "nats per image", CURVES], {}),
     "histograms": ([SCORES], {}),
     "roc_curves": ([SCORES], {}),
     "maps": ([MAPS], {}),
@@ -81,12 +80,6 @@ maps|test images|KL, 0 to 1 nats per pixel|KL, 0 to 50 nats per pixel|1.2e+03
 FIGURE_WORDS = [line.split("|") for line in WORDS.strip().splitlines()]
 
 
-def figure_of(name, width):
-    data, options = FIGURES[name]
-    about = {} if name == "training_curves" else {"about": ABOUT}
-    return getattr(figures, name)(*data, **about, **options, width=width)
-
-
 def pixels(figure):
     """The figure as a PNG file shows it, uint8 `[height, width, 3]`."""
     return np.asarray(Image.open(io.BytesIO(figures.figure_bytes(figure, "png"))).convert("RGB"))
@@ -95,7 +88,9 @@ def pixels(figure):
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("words", FIGURE_WORDS, ids=lambda words: words[0])
 def test_texts_are_there_and_do_not_overlap(words, width, monkeypatch):
-    figure = figure_of(words[0], width)
+    data, options = FIGURES[words[0]]
+    options = options | ({} if words[0] == "training_curves" else {"about": ABOUT})
+    figure = getattr(figures, words[0])(*data, **options, width=width)
     texts, draw = [], Text.draw
 
     def noting(text, renderer):

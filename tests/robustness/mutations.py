@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nvae_tf.serving.outputs import write_digests
+from tests.data.picture_factory import png_of_chunks
 
 # More than may be used in all, less than a field of four bytes can say.
 _BOMB_BYTES = 3900 << 20
@@ -46,17 +47,17 @@ def mutant(kind: str, base: pathlib.Path, place: pathlib.Path, seed: int, canary
     random = Random(f"{kind} {seed}")
     source = random.choice(sorted(base.iterdir())) if kind in ("published", "pictures") else base
     path = place / ("1" if kind == "exports" else source.name)
-    if source.is_dir():
-        shutil.copytree(source, path)
-    else:
-        shutil.copy(source, path)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, path)
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != ".lock"] or [path]
     # Each kind of file as often as the others, although there are more checkpoints.
     prefix = random.choice([*sorted({_prefix(path, file) for file in files}), *_FAVORED.get(kind, ())])
     file = random.choice([file for file in files if _prefix(path, file) == prefix])
     name = str(file.relative_to(path)) if source.is_dir() else file.name
     change = random.choice(_changes(kind, file))
-    _apply(change, file, random, canary)
+    if change in _OF_FILES:
+        change(file, random)
+    else:
+        file.write_bytes(change(file.read_bytes(), random, canary))
     if kind in ("run_folder", "shared"):
         (path / "config.py").write_text(f"open({str(canary)!r}, 'w').close()")
     is_exact = {
@@ -81,27 +82,19 @@ def _prefix(path, file):
 
 
 def _changes(kind, file):
-    anywhere = (_flip_bits, _flip_bits, _flip_bits, _cut, _change_block, _other_content, _become_pickle)
+    anywhere = [_flip_bits, _flip_bits, _flip_bits, _cut, _change_block, _other_content, _become_pickle]
+    if kind == "pictures":
+        special = {".png": _change_png, ".npz": _change_archive, ".npy": _change_npy, ".gz": _change_gzip}
+        return anywhere + [special.get(file.suffix, _claim_much)] * 5
     special = {".json": [_change_json] * 6, ".npz": [_change_array] * 12 + [_change_archive] * 5}
     special[".pt"] = [_change_archive, _change_archive, _change_contents, _change_contents, _replace_pickle]
     special |= dict.fromkeys((".csv", ".md", ""), [_change_lines] * 6)
-    if kind == "pictures":
-        special = {".png": [_change_png] * 5, ".npz": [_change_archive] * 5, ".npy": [_change_npy] * 5}
-        special[".gz"] = [_change_gzip] * 5
-        return [*anywhere, *special.get(file.suffix, [_claim_much] * 5)]
     whole = [] if kind == "published" else [_remove, _become_folder, _swap_files]
     if file.name == "sha256.json":
         whole += [_forget_file] * 20
     elif file.name.startswith("step-") and file.suffix != ".png":
         whole += [_copy_as_later, _change_tensor, _change_tensor]
-    return [*anywhere, *special.get(file.suffix, ()), *whole]
-
-
-def _apply(change, file, random, canary):
-    if change in (_remove, _become_folder, _swap_files, _copy_as_later, _change_tensor, _forget_file):
-        change(file, random)
-    else:
-        file.write_bytes(change(file.read_bytes(), random, canary))
+    return anywhere + special.get(file.suffix, []) + whole
 
 
 def _flip_bits(content, random, canary):
@@ -133,42 +126,36 @@ def _other_content(content, random, canary):
 
 
 class _Harm:
-    def __init__(self, called, *arguments):
-        self._call = called, arguments
+    """An object that makes the canary where it is unpickled."""
+
+    def __init__(self, random, canary):
+        name, code = str(canary), f"open({str(canary)!r}, 'w').close()"
+        calls = (os.system, f"touch {name}"), (exec, code), (eval, code), (open, name, "w"), (os.mkdir, name)
+        called, *arguments = random.choice(calls)
+        self._call = called, tuple(arguments)
 
     def __reduce__(self):
         return self._call
 
 
-def _harm(random, canary):
-    """An object that makes the canary where it is unpickled."""
-    name, code = str(canary), f"open({str(canary)!r}, 'w').close()"
-    calls = (os.system, f"touch {name}"), (exec, code), (eval, code), (open, name, "w"), (os.mkdir, name)
-    return _Harm(*random.choice(calls))
-
-
 def _become_pickle(content, random, canary):
-    return pickle.dumps(_harm(random, canary), protocol=random.choice((0, 2, 4)))
+    return pickle.dumps(_Harm(random, canary), protocol=random.choice((0, 2, 4)))
 
 
 def _odd_pickle(random):
     """Nested deeply, or claiming much: the settings of a published file, or all of it."""
-    name = struct.Struct("<cI").pack
     claims = b"\x8d" + struct.pack("<Q", 1 << 62), b"X" + struct.pack("<I", 1 << 31), b"\x8e" + b"\xff" * 8
     value = random.choice((b"]" * _DEEP + b"a" * (_DEEP - 1), b")" + b"\x85" * _DEEP, *claims))
-    whole = b"}(" + name(b"X", 4) + b"args" + value + name(b"X", 10) + b"state_dict}u"
+    whole = b"}(X\4\0\0\0args" + value + b"X\n\0\0\0state_dict}u"
     return b"\x80\x02" + random.choice((whole, value)) + b"."
 
 
 @functools.cache
 def _bomb():
     """Deflated zeros and their CRC: a few megabytes that become gigabytes."""
-    zeros, compressor = bytes(1 << 20), zlib.compressobj(9, zlib.DEFLATED, -15)
+    zeros, count, compressor = bytes(1 << 20), _BOMB_BYTES >> 20, zlib.compressobj(9, zlib.DEFLATED, -15)
     block = compressor.compress(zeros) + compressor.flush(zlib.Z_FULL_FLUSH)
-    checksum = 0
-    for _ in range(_BOMB_BYTES >> 20):
-        checksum = zlib.crc32(zeros, checksum)
-    return block * (_BOMB_BYTES >> 20) + b"\x03\0", checksum
+    return block * count + b"\x03\0", functools.reduce(lambda crc, _: zlib.crc32(zeros, crc), range(count), 0)
 
 
 def _entries(content):
@@ -176,27 +163,22 @@ def _entries(content):
         return [[info.filename, archive.read(info), info.compress_type] for info in archive.infolist()]
 
 
-def _zipped(entries):
+# Where a header of an archive says what of an entry, in the central directory; before the entry two bytes sooner.
+_FIELDS = {"flags": ("<H", 8), "method": ("<H", 10), "crc": ("<I", 16), "packed": ("<I", 20), "size": ("<I", 24)}
+
+
+def _zipped(entries, place=0, **claims):
+    """The archive of such entries; of one of them both headers say what is not so."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, data, method in entries:
             archive.writestr(zipfile.ZipInfo(name), data, method)
-    return file.getvalue()
-
-
-# In the central directory; in the header of an entry two bytes before.
-_FIELDS = {"flags": ("<H", 8), "method": ("<H", 10), "crc": ("<I", 16), "packed": ("<I", 20), "size": ("<I", 24)}
-
-
-def _patched(content, number, **values):
-    """Changes what both headers of an entry say of it."""
-    changed, place = bytearray(content), -1
-    for _ in range(number + 1):
-        place = content.index(b"PK\x01\x02", place + 1)
-    (local,) = struct.unpack_from("<I", content, place + 42)
-    for name, value in values.items():
-        form, offset = _FIELDS[name]
-        for header in (place + offset, local + offset - 2):
+        local, central = archive.infolist()[place].header_offset if entries else 0, archive.start_dir
+    changed = bytearray(file.getvalue())
+    for _ in range(place):
+        central = changed.index(b"PK\x01\x02", central + 1)
+    for (form, offset), value in ((_FIELDS[name], value) for name, value in claims.items()):
+        for header in (central + offset, local + offset - 2):
             struct.pack_into(form, changed, header, value & (0xFFFF if form == "<H" else 0xFFFFFFFF))
     return bytes(changed)
 
@@ -227,10 +209,10 @@ def _change_archive(content, random, canary):
         packed, checksum = _bomb()
         place = one if how == 8 else len(entries)
         entries[place : place + 1] = [[name if how == 8 else "more.npy", packed, zipfile.ZIP_STORED]]
-        return _patched(_zipped(entries), place, method=8, crc=checksum, size=_BOMB_BYTES)
+        return _zipped(entries, place, method=8, crc=checksum, size=_BOMB_BYTES)
     else:
         claim = random.choice((0, 1, len(data) * 2, 1 << 30, 2**32 - 2))
-        return _patched(_zipped(entries), one, **{random.choice(list(_FIELDS)): claim})
+        return _zipped(entries, one, **{random.choice(list(_FIELDS)): claim})
     return _zipped(entries)
 
 
@@ -271,17 +253,12 @@ def _change_array(content, random, canary):
         others += (np.flip(arrays[name]) - 1,) * 9
     elif name == "about":
         others += (np.array(json.dumps(_change_value(json.loads(str(arrays[name])), random))),) * 30
-    file = io.BytesIO()
-    np.savez(file, **arrays | {name: random.choice(others)})
+    np.savez(file := io.BytesIO(), **arrays | {name: random.choice(others)})
     return file.getvalue()
 
 
-def _shared(depth):
-    """A dictionary of a few bytes which has 2^depth leaves for one who goes through it."""
-    value = {}
-    for _ in range(depth):
-        value = {"a": value, "b": value}
-    return value
+# Of a few bytes, and 2^40 leaves for one who goes through it.
+_SHARED = functools.reduce(lambda value, _: {"a": value, "b": value}, range(40), {})
 
 
 def _other_tensor(tensor, random):
@@ -289,7 +266,7 @@ def _other_tensor(tensor, random):
 
     kinds = torch.float64, torch.int32, torch.int64, torch.bool, torch.complex64, torch.uint8
     others = tensor.reshape(-1)[:0], tensor.reshape(-1)[:-1], tensor.to_sparse(), torch.full(tensor.shape, math.nan)
-    others += torch.zeros(1).expand(10**6, 10**6), torch.empty(10**5, 10**5, device="meta"), _shared(40)
+    others += torch.zeros(1).expand(10**6, 10**6), torch.empty(10**5, 10**5, device="meta"), _SHARED
     return random.choice((*map(tensor.to, kinds), *others, tensor.tolist(), None, "x", 5, [tensor], {"a": tensor}))
 
 
@@ -309,12 +286,11 @@ def _change_contents(content, random, canary):
         state[name] = _other_tensor(state[name], random)
     elif how == 6:
         group = random.choice(("args", "state_dict", "optimizer", "epoch", "global_step", "nvae_tf", "unknown"))
-        held[group] = random.choice((*_WRONG, _shared(40), [state], state[name]))
+        held[group] = random.choice((*_WRONG, _SHARED, [state], state[name]))
     else:
         place = random.choice((held, args, state, held.setdefault("optimizer", {})))
-        place[random.choice(sorted(place) or ["state"])] = _harm(random, canary)
-    file = io.BytesIO()
-    torch.save(held, file, _use_new_zipfile_serialization=random.random() < 0.8)
+        place[random.choice(sorted(place) or ["state"])] = _Harm(random, canary)
+    torch.save(held, file := io.BytesIO(), _use_new_zipfile_serialization=random.random() < 0.8)
     return file.getvalue()
 
 
@@ -374,6 +350,10 @@ def _change_tensor(file, random):
     tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=whole, tensors=[*tensors.values()])
 
 
+# What changes files and not their contents alone.
+_OF_FILES = (_remove, _become_folder, _swap_files, _copy_as_later, _change_tensor, _forget_file)
+
+
 def _change_png(content, random, canary):
     """Other chunks, with the checksums right."""
     chunks, place = [], 8
@@ -395,9 +375,7 @@ def _change_png(content, random, canary):
         chunks[number][1] = _change_block(chunks[number][1] or b"x", random, canary)
     else:
         chunks.insert(1, [random.choice((b"eXIf", b"acTL", b"fcTL", b"tRNS", b"PLTE", b"IEND")), random.randbytes(30)])
-    return content[:8] + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
+    return png_of_chunks(chunks)
 
 
 def _claim_much(content, random, canary):

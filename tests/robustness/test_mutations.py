@@ -1,12 +1,10 @@
 """Mutants of published files, runs (also as shared), exports, pictures and arrays: right numbers, or one line."""
 
-import concurrent.futures
 import gzip
-import json
 import shutil
-import signal
-import subprocess
 import zipfile
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -20,18 +18,18 @@ from nvae_tf.runs.companions import write_calibration, write_prior
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.run_folder import RunFolder
 from tests import FIXTURES
-from tests.command_fixtures import TINY, config_flags, output_of, started
+from tests.command_fixtures import TINY, config_flags, output_of
 from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
-from tests.robustness import mutations
-from tests.robustness.worker import GIGABYTES, SECONDS
+from tests.forked import FORKS
+from tests.robustness import mutations, worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
 COUNTS = {"published": 300, "run_folder": 300, "pictures": 300, "shared": 220, "exports": 80}
 BY_COMMAND = 3
-WORKERS = 2
+READERS = 2
 # Of a mutant; the libraries take the half of the smaller numbers.
-LIMITS = dict.fromkeys(COUNTS, GIGABYTES) | {"shared": 2, "exports": 2}
+LIMITS = dict.fromkeys(COUNTS, worker.GIGABYTES) | {"shared": 2, "exports": 2}
 TRAINING = TINY | {f"train.{name}_every_steps": 2 for name in ("checkpoint", "evaluate", "log")}
 # Each variable is read thrice of each mutant: of the network there is as little as can be.
 TRAINING |= {"train.steps": 4, "train.keep_best": True, "model.num_groups_per_scale": 1, "model.squeeze_excite": False}
@@ -95,29 +93,26 @@ def data_sets(folder):
     np.save(folder / "npy" / "images.npy", images)
 
 
-class Worker:
-    def __init__(self, kind, base, log):
-        self._arguments, self._log, self._process = (kind, str(base)), log, None
+class Reader:
+    """A process that reads mutants; after one that it has died of, or that took much memory, another process."""
+
+    def __init__(self, *how):
+        self._how, self._process = how, None
 
     def read(self, path):
-        if self._process is None:
-            command = ["-m", "tests.robustness.worker", *self._arguments]
-            self._process = started(command, stdin=subprocess.PIPE, stderr=self._log)
-        self._process.stdin.write(f"{path}\n")
-        self._process.stdin.flush()
-        if line := self._process.stdout.readline():
-            answer = json.loads(line)
-            if answer["gigabytes"] > GIGABYTES:
-                self.close()
-            return answer
-        code = self.close()
-        return {"died": f"more than {SECONDS} s" if code == -signal.SIGALRM else f"exit code {code}"}
+        self._process = self._process or ProcessPoolExecutor(1, FORKS, worker.begin, self._how)
+        try:
+            answer = self._process.submit(worker.answer, path).result()
+        except BrokenProcessPool:
+            answer = {"died": f"its process has died: see {self._how[-1]}"}
+        if "died" in answer or answer["gigabytes"] > worker.GIGABYTES:
+            self.close()
+        return answer
 
     def close(self):
         process, self._process = self._process, None
         if process is not None:
-            process.stdin.close()
-            return process.wait()
+            process.shutdown()
 
 
 def faults(answer, mutant, canary, known, gigabytes):
@@ -140,16 +135,16 @@ def faults(answer, mutant, canary, known, gigabytes):
     return wrong + [f"more than a line: {line!r}" for line in lines if len(line.splitlines()) > 1]
 
 
-def known_results(base, place, worker):
+def known_results(base, place, reader):
     """What is read of what nobody has damaged, by the name of the base; of a run also without its latest checkpoint."""
     if base.name in ("published", "pictures"):
         files = {entry.name: next(entry.glob("*.npz"), entry) for entry in base.iterdir()}
-        return {name: [worker.read(file)["results"]] for name, file in files.items()}
+        return {name: [reader.read(file)["results"]] for name, file in files.items()}
     copies = [shutil.copytree(base, place / name) for name in ("whole", "earlier")]
     if base.name == "run_folder":
         for file in copies[1].glob("checkpoints/step-4.*"):
             file.unlink()
-    known = [worker.read(copy)["results"] for copy in copies]
+    known = [reader.read(copy)["results"] for copy in copies]
     assert not any(result.startswith("refused: ") for result in known[0].values()), known
     return {base.name: known}
 
@@ -163,35 +158,33 @@ COMMANDS = {
 }
 
 
-def try_all(kind, bases, folder, log):
+def try_all(kind, bases, folder):
     """What is wrong with mutants, in words, and the seeds of those of which nothing can be read."""
-    base, workers = bases / kind, [Worker(kind, bases / kind, log) for _ in range(WORKERS)]
-    known = known_results(base, folder, workers[0])
+    base, readers = bases / kind, [Reader(kind, bases / kind, folder / f"log-{number}") for number in range(READERS)]
+    known, wrong, unread = known_results(base, folder, readers[0]), [], []
 
     def try_some(number):
-        wrong, unread = [], []
-        for seed in range(number, COUNTS[kind], WORKERS):
+        for seed in range(number, COUNTS[kind], READERS):
             place, canary = folder / str(seed), folder / f"canary-{seed}"
             place.mkdir()
             mutant = mutations.mutant(kind, base, place, seed, canary)
-            answer = workers[number].read(mutant.path)
+            answer = readers[number].read(mutant.path)
             shutil.rmtree(place)
             faulty = faults(answer, mutant, canary, known[mutant.base], LIMITS[kind])
-            wrong += [f"seed {seed}: {mutant.base}, {mutant.how}: {fault}" for fault in faulty]
+            wrong.extend(f"seed {seed}: {mutant.base}, {mutant.how}: {fault}" for fault in faulty)
             if all(result.startswith("refused: ") for result in answer.get("results", {"": ""}).values()):
                 unread.append(seed)
-        workers[number].close()
-        return wrong, unread
 
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as threads:
-        wrong, unread = zip(*threads.map(try_some, range(WORKERS)), strict=True)
-    return sum(wrong, []), sorted(sum(unread, []))
+    with ThreadPoolExecutor(READERS) as threads:
+        list(threads.map(try_some, range(READERS)))
+    for reader in readers:
+        reader.close()
+    return wrong, sorted(unread)
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_right_numbers_or_one_line(bases, kind, refused, tmp_path):
-    with open(tmp_path / "log", "w") as log:
-        wrong, unread = try_all(kind, bases, tmp_path, log)
+    wrong, unread = try_all(kind, bases, tmp_path)
     assert not wrong, "\n".join(wrong)
     for seed in unread[:: len(unread) // BY_COMMAND][:BY_COMMAND]:
         place, canary = tmp_path / str(seed), tmp_path / f"canary-{seed}"

@@ -1,20 +1,22 @@
-"""Reads mutants one after another, as the commands do: `python -m tests.robustness.worker KIND BASE`.
+"""What a process of its own does, which reads mutants one after another as the commands do.
 
-Gets a path a line on standard input and answers a JSON object a line: what was read, as sums over the numbers, or the
-error of a kind that commands report in a line, or a traceback. A minute for one mutant ends the process.
+Its answer is what was read, as sums over the numbers, or the error of a kind that commands report in a line, or a
+traceback. A minute for one mutant ends the process, which then writes where it was.
 """
 
+import faulthandler
 import functools
+import gc
 import hashlib
-import json
 import os
 import pathlib
 import resource
 import shutil
-import signal
-import sys
 import traceback
 import warnings
+
+from nvae_tf.errors import start_tensorflow_quietly
+from tests.forked import without_stack_traces
 
 SECONDS, GIGABYTES = 60, 3
 
@@ -30,15 +32,17 @@ def numbered(step, variables) -> str:
     return f"{step} {digest((str(number), value.numpy()) for number, value in enumerate(variables))}"
 
 
-def once(build, model_of=lambda built: built):
+def once(build):
     """Builds models of the same settings once, which takes the most time of a mutant, and gives them as they were."""
 
     @functools.lru_cache(8)
     def built(*settings, **others):
         result = build(*settings, **others)
-        model = model_of(result)
-        optimizer = getattr(model, "optimizer", None)
-        variables = (*model.variables, *(optimizer.variables if optimizer else ()))
+        # A model, or what training makes.
+        model = getattr(result, "model", result)
+        if model is not result:
+            model.optimizer.build(model.trainable_variables)
+        variables = [*model.variables, *getattr(getattr(model, "optimizer", None), "variables", ())]
         return result, model, [(variable, variable.numpy()) for variable in variables]
 
     def as_new(*settings, **others):
@@ -53,17 +57,12 @@ def once(build, model_of=lambda built: built):
     return as_new
 
 
-def with_optimizer(made):
-    made.model.optimizer.build(made.model.trainable_variables)
-    return made.model
-
-
 def reader_of_published(base: pathlib.Path):
     import tensorflow as tf
 
     from nvae_tf.published import conversion as importing
 
-    importing.model_for_training = once(importing.model_for_training, with_optimizer)
+    importing.model_for_training = once(importing.model_for_training)
 
     def read(path):
         output = path.parent / "imported"
@@ -152,7 +151,7 @@ def reader_of_run_folder(base: pathlib.Path):
     loading.NVAE = once(loading.NVAE)
     config = loading.read_run_config(loading.RunFolder(base))
     made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
-    with_optimizer(made)
+    made.model.optimizer.build(made.model.trainable_variables)
 
     def loaded(path, checkpoint):
         trained = loading.load_run(path, checkpoint)
@@ -217,7 +216,21 @@ def result_of(read, *arguments):
         return f"refused: {error}"
 
 
-def answer(read, path: pathlib.Path) -> dict:
+def begin(kind: str, base: pathlib.Path, log: pathlib.Path) -> None:
+    """Makes a new process one that reads mutants of a kind; what it writes goes into a file."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.dup2(2, 1)
+    faulthandler.enable(2)
+    gc.set_threshold(200_000, 20, 1000)
+    start_tensorflow_quietly()
+    without_stack_traces()
+    global read
+    read = globals()[f"reader_of_{kind}"](base)
+
+
+def answer(path: pathlib.Path) -> dict:
+    """What reading a mutant led to."""
+    faulthandler.dump_traceback_later(SECONDS, exit=True, file=2)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", module="PIL")
@@ -226,29 +239,14 @@ def answer(read, path: pathlib.Path) -> dict:
             answered = {"results": result if isinstance(result, dict) else {"": result}}
         except BaseException:
             answered = {"traceback": traceback.format_exc()}
-    return answered | {"warnings": [str(warning.message) for warning in warned]}
+    faulthandler.cancel_dump_traceback_later()
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        # The first is sound and shows what the libraries reserve.
+        most = (kilobytes("VmSize") << 10) + (GIGABYTES << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    warned_of = [str(warning.message) for warning in warned]
+    return answered | {"warnings": warned_of, "gigabytes": kilobytes("VmHWM") / 2**20}
 
 
 def kilobytes(name: str) -> int:
     return int(pathlib.Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
-
-
-def main() -> None:
-    kind, base = sys.argv[1], pathlib.Path(sys.argv[2])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    read, limited = globals()[f"reader_of_{kind}"](base), False
-    for line in sys.stdin:
-        signal.alarm(SECONDS)
-        answered = answer(read, pathlib.Path(line.strip()))
-        signal.alarm(0)
-        if not limited:
-            # The first is sound and shows what the libraries reserve.
-            most = (kilobytes("VmSize") << 10) + (GIGABYTES << 30)
-            resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
-            limited = True
-        print(json.dumps(answered | {"gigabytes": kilobytes("VmHWM") / 2**20}), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -303,7 +303,7 @@ def test_the_bundled_model_is_as_good_as_its_scores_and_small(tmp_path, monkeypa
 @pytest.mark.slow
 def test_a_run_goes_to_the_hub_and_back_and_the_token_is_in_no_file_or_output(finished_run, hub, done, tmp_path):
     workdir, home = finished_run[0], tmp_path / "home"
-    of_hub = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    of_hub = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_TOKEN": TOKEN}
     environment = {"env": quiet() | of_hub, "anew": True}
     printed = output_of(["-m", "train.publish", f"--workdir={workdir}", "--repo=me/tiny"], **environment)
     assert f"Published {workdir}, step 60: {hub.endpoint}/me/tiny (" in printed

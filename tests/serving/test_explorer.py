@@ -4,7 +4,6 @@ import functools
 import http.server
 import json
 import shlex
-import shutil
 import signal
 import threading
 
@@ -16,15 +15,12 @@ from playwright.sync_api import sync_playwright
 from nvae_tf.generation import sampling
 from nvae_tf.generation.image_grid import pixels_of_files
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
-from tests.command_fixtures import started
+from tests.command_fixtures import CHROMIUM, NEEDS_CHROMIUM, started
 from tests.serving.conftest import EXAMPLES
 from tests.serving.model_servers import served, with_few_warm_ups
+from tests.tiny_model import flat
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it"),
-]
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 PIXELS = """part => [...document.querySelectorAll(`#${part} canvas, canvas#${part}`)].map(
   canvas => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data])"""
 MEASURES = "performance.getEntriesByType('measure').map(({ name, duration }) => [name, duration])"
@@ -147,8 +143,7 @@ def test_an_interpolation_in_chosen_groups(explorer, model):
         assert_shows(explorer.pixels("path"), model.decode(latents))
         explorer.button("Copy Interpolation as curl").click()
         request = json.loads(explorer.clipboard().splitlines()[1])
-        flat = np.concatenate([z.reshape(len(fractions), -1) for z in latents], axis=1)
-        assert np.allclose(request["inputs"]["latent"], flat, atol=1e-5)
+        assert np.allclose(request["inputs"]["latent"], flat(latents), atol=1e-5)
         explorer.after(explorer.tab.get_by_label("2: ").uncheck)
 
 
@@ -252,10 +247,8 @@ def test_a_page_of_another_address_asks_again_when_the_server_is_back(browser, f
     export = with_few_warm_ups(folder, tmp_path, "sample")
     write_explorer(tmp_path / "explorer", {"tiny": export})
     pages = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "explorer")
-    with (
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages) as web,
-        served("tiny", export.parent, enable_cors=True) as servers,
-    ):
+    local = served("tiny", export.parent, enable_cors=True)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages) as web, local as servers:
         threading.Thread(target=web.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{web.server_address[1]}/{PAGE}?server={servers.url('rest')}"
         explorer = Explorer(browser.new_page(), address)

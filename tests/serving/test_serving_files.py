@@ -141,9 +141,7 @@ def test_a_wrong_file_of_the_assets_is_named_in_one_line(models, refused, name, 
 
 def test_the_manifest_of_kubernetes_has_what_the_compose_file_has(models, write_files):
     output, _ = write_files(models, "--labels=digits:stable=3")
-    manifests = {
-        manifest["kind"]: manifest for manifest in yaml.safe_load_all((output / "kubernetes.yaml").read_text())
-    }
+    manifests = {part["kind"]: part for part in yaml.safe_load_all((output / "kubernetes.yaml").read_text())}
     for manifest in manifests.values():
         kubernetes_validate.validate(manifest, "1.31", strict=True)
     pod = manifests["Deployment"]["spec"]["template"]
@@ -234,9 +232,7 @@ def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused):
         ("faces/02", pathlib.Path.touch, "faces/02: TensorFlow Serving would take it for a version"),
     ],
 )
-def test_a_version_that_is_not_whole_is_named_whether_it_is_served_or_not(
-    models, refused, write_files, name, damage, message
-):
+def test_a_version_that_is_not_whole_is_named_served_or_not(models, refused, write_files, name, damage, message):
     for version in ("digits/3", "digits/10"):
         version_of_this_project(models / version)
         (models / version / "variables").write_bytes(b"weights")

@@ -19,6 +19,7 @@ from nvae_tf.serving.tflite import DeviceSignatures, compare, convert, device_in
 from tests import ROOT, tiny_model
 from tests.command_fixtures import output_of
 from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
+from tests.tiny_model import flat
 
 EXAMPLE = ROOT / "export" / "decode_on_device.py"
 COUNT, SEED = 2, 5
@@ -58,10 +59,6 @@ def runner_of(content, name):
     return interpreter.get_signature_runner(name)
 
 
-def flat(latents):
-    return np.concatenate([np.reshape(latent, [len(latent), -1]) for latent in latents], axis=1)
-
-
 NAMES = ("decode", "encode", "sample", "reconstruct")
 WITH_FLOWS = [pytest.param("flows", name, marks=pytest.mark.slow) for name in NAMES]
 
@@ -72,15 +69,11 @@ def test_a_device_computes_what_the_models_own_methods_give(request, float32, ki
     model = request.getfixturevalue({"flows": "model", "vanilla": "vanilla_model"}[kind])
     images, latents = images_of(model), model.encode(images_of(model), seed=SEED)
     noise = flat(noise_per_image(model.plan.latent_shapes(), image_seeds(SEED, COUNT)))
-    temperature = np.full(COUNT, 0.7, np.float32)
+    heat = np.full(COUNT, 0.7, np.float32)
     inputs, output, expected = {
         "decode": ({"latent": flat(latents)}, "image", lambda: model.decode(latents)),
         "encode": ({"image": images, "noise": noise}, "latent", lambda: flat(latents)),
-        "sample": (
-            {"noise": noise, "temperature": temperature},
-            "image",
-            lambda: model.generate(COUNT, 0.7, seed=SEED),
-        ),
+        "sample": ({"noise": noise, "temperature": heat}, "image", lambda: model.generate(COUNT, 0.7, seed=SEED)),
         "reconstruct": ({"image": images, "noise": noise}, "image", lambda: model.decode(latents)),
     }[name]
     run, expected = runner_of(float32(kind, name), name), np.asarray(expected())

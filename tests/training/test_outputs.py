@@ -147,9 +147,7 @@ def test_a_run_begins_with_what_it_is_and_a_warning_of_a_long_warm_up(epochs, wa
 
 
 @pytest.mark.parametrize("within", ["evaluation", "sampling"])
-def test_a_stop_within_evaluation_or_sampling_leaves_the_weights_and_the_metrics(
-    within, finished_run, tmp_path, capsys
-):
+def test_a_stop_within_either_leaves_weights_and_metrics(within, finished_run, tmp_path, capsys):
     config, folder = read_run_config(RunFolder(finished_run[0])), RunFolder(tmp_path)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema_momentum=0.9))
     run = new_run(config, RunLength(14, 60), images_of_run(config))
@@ -189,9 +187,7 @@ def pixels(events, tag, step):
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("L"))
 
 
-def test_samples_of_every_temperature_come_from_the_same_draws_and_those_in_the_folder_of_the_main_one(
-    events, finished_model, finished_run
-):
+def test_samples_of_every_temperature_come_from_the_same_draws(events, finished_model, finished_run):
     tag = "samples/temperature_0.6"
     assert steps_of(events, tag) == steps_of(events, "samples/temperature_0.7") == [40, 60]
     assert_shown(pixels(events, tag, 60), generate_images(finished_model, 16, 0.6, seed=0), None)

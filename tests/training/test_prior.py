@@ -125,9 +125,7 @@ def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_f
     assert nvae_tf.load(folder).reweighted_prior.about == run[1]
 
 
-def test_a_mixture_of_as_many_images_as_fit_and_settings_that_do_not_fit(
-    run, tmp_path, monkeypatch, free_memory, capsys
-):
+def test_a_mixture_of_as_many_images_as_fit(run, tmp_path, monkeypatch, free_memory, capsys):
     monkeypatch.setattr(module, "_COMPONENTS", 2)
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -22,10 +23,14 @@ from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_
 from tests.command_fixtures import assert_same_tensors, metrics_rows, output_of, saved_steps, started, tensors
 from tests.tiny_model import tiny_config, values
 
-SETTINGS = dict(train__steps=5, train__batch_size=16, train__log_every_steps=100, optimizer__warmup_epochs=2)
-SETTINGS |= dict(train__evaluate_every_steps=5, train__sample_every_steps=5, objective__kl_anneal_portion=0.9)
+SETTINGS = dict(train__steps=60, train__batch_size=16, train__log_every_steps=1000, optimizer__warmup_epochs=2)
+SETTINGS |= dict(train__checkpoint_every_steps=5, train__keep_checkpoints=30, train__deterministic=True)
+# Neither scores nor samples in the runs that are killed.
+SETTINGS |= dict(train__evaluate_every_steps=60, train__sample_every_steps=60, objective__kl_anneal_portion=0.9)
 # The scales of res_elu are set by the first batch.
-EVERYTHING = dict(model__cell_set="res_elu", model__num_flows=1, train__recompute="all", optimizer__ema_momentum=0.5)
+SETTINGS |= dict(model__cell_set="res_elu", model__num_flows=1, optimizer__ema_momentum=0.5)
+# A batch is half of it for each of two.
+OF_TWO = SETTINGS | dict(train__batch_size=8)
 
 
 @pytest.fixture
@@ -145,43 +150,49 @@ def launched(arguments):
 
 @pytest.fixture(scope="module")
 def on_one_device(commands, tmp_path_factory):
-    """A run of five steps, which has its checkpoint of the third, too."""
     workdir = tmp_path_factory.mktemp("replicas") / "one"
-    commands.train(workdir, **SETTINGS | EVERYTHING, train__strategy="one_device", train__checkpoint_every_steps=3)
+    commands.train(workdir, **SETTINGS, train__strategy="one_device")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def by_two_processes(commands, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("processes") / "whole"
+    launcher = launched(commands.tiny_training(workdir, **OF_TWO))
+    output, _ = launcher.communicate(timeout=600)
+    assert launcher.returncode == 0, output
     return workdir
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_device_does(commands, on_one_device, tmp_path):
-    workdir = tmp_path / "processes"
-    launcher = launched(commands.tiny_training(workdir, **SETTINGS | EVERYTHING | {"train__batch_size": 8}))
-    output, _ = launcher.communicate(timeout=600)
-    assert launcher.returncode == 0, output
-    assert_close_runs(on_one_device, workdir, 5)
-    assert "has all its 5 steps" in (tmp_path / "processes-logs" / "worker-1.log").read_text()
+def test_two_processes_do_what_one_device_does(on_one_device, by_two_processes):
+    assert_close_runs(on_one_device, by_two_processes, 5)
+    log = by_two_processes.with_name("whole-logs") / "worker-1.log"
+    assert "has all its 60 steps" in log.read_text()
 
 
 @pytest.mark.slow
 def test_two_replicas_go_on_as_one_device_would(commands, on_one_device, tmp_path):
     workdir = shutil.copytree(on_one_device, tmp_path / "run")
-    for file in (*workdir.glob("checkpoints/step-5.*"), workdir / "samples" / "step-00000005.png"):
+    for file in set(workdir.glob("checkpoints/step-*")) - set(workdir.glob("checkpoints/step-5.*")):
         file.unlink()
+    (workdir / "samples" / "step-00000060.png").unlink()
     # A process of its own: one that has used its devices can't have several.
-    settings = SETTINGS | EVERYTHING | {"train__replicas": 2, "train__batch_size": 8, "train__strategy": "mirrored"}
-    commands.train(workdir, **settings)
-    assert_close_runs(on_one_device, workdir, 5)
-    assert (workdir / "samples" / "step-00000005.png").exists()
+    output = commands.train(workdir, **OF_TWO, train__replicas=2, train__strategy="mirrored", train__recompute="all")
+    assert ", from step 5 on" in output
+    assert_close_runs(on_one_device, workdir, 10)
+    assert (workdir / "samples" / "step-00000060.png").exists()
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_as_if_nothing_had_happened(commands, tmp_path):
-    """SIGKILL at a random moment, to one of two, the chief or the other: bit for bit the run that was not touched."""
-    settings = SETTINGS | {"train__steps": 60, "train__batch_size": 8, "train__deterministic": True}
-    # Neither scores nor samples in the runs that are killed.
-    settings |= {"train__checkpoint_every_steps": 5, "train__evaluate_every_steps": 60, "train__sample_every_steps": 60}
-    whole = launched(commands.tiny_training(tmp_path / "whole", **settings))
-    command = commands.tiny_training(tmp_path / "killed", **settings)
-    assert whole.wait(600) == 0, whole.stdout.read()
+def test_a_killed_worker_and_a_stopped_launcher_are_as_if_nothing_had_happened(commands, by_two_processes, tmp_path):
+    """SIGKILL at a random moment to one of two, the chief or the other: bit for bit the run that was not touched."""
+    command = commands.tiny_training(tmp_path / "killed", **OF_TWO)
+    launcher = launched(command)
+    next(line for line in launcher.stdout if line.startswith("step "))
+    launcher.send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 143 and "by SIGTERM; checkpoint saved" in output, output
     chance = np.random.default_rng()
     victim, delay = chance.integers(2), chance.uniform(0.0, 0.5)
     launcher = launched(command)
@@ -196,27 +207,7 @@ def test_a_killed_worker_is_as_if_nothing_had_happened(commands, tmp_path):
     assert launcher.returncode in (0, 137), f"worker {victim} after {delay} s"
     launcher = launched(command)
     assert launcher.wait(600) == 0, launcher.stdout.read()
-    assert_same_tensors(tmp_path / "whole", tmp_path / "killed", 60)
-
-
-@pytest.mark.slow
-def test_sigterm_to_the_launcher_stops_both_with_one_checkpoint(commands, tmp_path):
-    endless = {"train__steps": 100_000, "train__evaluate_every_steps": 10_000, "train__sample_every_steps": 10_000}
-    launcher = launched(commands.tiny_training(tmp_path / "run", **SETTINGS | endless))
-    next(line for line in launcher.stdout if line.startswith("step "))
-    launcher.send_signal(signal.SIGTERM)
-    output, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode == 143 and "by SIGTERM; checkpoint saved" in output, output
-    assert list((tmp_path / "run" / "checkpoints").glob("step-*.index"))
-
-
-KILLED = dict(train__steps=40, train__batch_size=16, optimizer__ema_momentum=0.9, train__log_every_steps=6)
-KILLED |= dict(train__evaluate_every_steps=15, train__sample_every_steps=1000)
-
-
-def training(commands, workdir, **changes):
-    arguments = commands.tiny_training(workdir, **KILLED | changes)
-    return ["--config=photos" if name.startswith("--config=") else name for name in arguments]
+    assert_same_tensors(by_two_processes, tmp_path / "killed", 60)
 
 
 def half_written_steps(workdir):
@@ -226,11 +217,11 @@ def half_written_steps(workdir):
 
 
 @pytest.mark.slow
-def test_killed_twice_is_the_same_run(commands, tmp_path):
-    whole, workdir = tmp_path / "whole", tmp_path / "killed"
-    commands.output_of(training(commands, whole))
-    command = training(commands, workdir, train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
-    draw, reached, half_written = random.Random("photos"), 0, []
+def test_killed_twice_and_interrupted_is_the_same_run(commands, finished_run, tmp_path):
+    (whole, _), workdir = finished_run, tmp_path / "killed"
+    changes = dict(train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
+    command = commands.tiny_training(workdir, **changes)
+    draw, reached, half_written = random.Random("digits"), 0, []
     for number, earliest in enumerate((1, 12)):
         log = tmp_path / f"output-{number}"
         with log.open("w") as stream:
@@ -248,13 +239,23 @@ def test_killed_twice_is_the_same_run(commands, tmp_path):
         reached = max(saved_steps(workdir / "checkpoints"))
         # What is left of one that is whole already is not passed over.
         half_written = [step for step in half_written_steps(workdir) if step > reached]
-        assert earliest <= reached < 40
-    assert_continued(commands.output_of(command), reached, half_written)
+        assert earliest <= reached < 60
+    # Here the only checkpoint is the one that the interruption leaves.
+    code, output = commands.run_until_training(commands.tiny_training(workdir), signal.SIGINT)
+    assert_continued(output, reached, half_written)
+    message = r"interrupted at step (\d+) by SIGINT; checkpoint saved. The same command continues from"
+    (step,) = re.findall(message, output)
+    assert code == 130 and int(step) > reached and "nvae-train --config=configs/digits.py" in output
+    assert f", from step {step} on" in commands.output_of(command)
     (best,) = (whole / "checkpoints" / "best").glob("*.index")
-    for place in ("step-40", f"best/{best.stem}"):
+    for place in ("step-60", f"best/{best.stem}"):
         assert_same_tensors(whole, workdir, place)
-    assert saved_steps(workdir / "checkpoints") == [39, 40]
+    assert saved_steps(workdir / "checkpoints") == [59, 60]
     assert not list((workdir / "checkpoints").glob(".*"))
+    expected, actual = metrics_rows(whole), metrics_rows(workdir)
+    for row in (*expected, *actual):
+        del row["images_per_second"]
+    assert actual == expected
 
 
 def assert_continued(printed, reached, half_written):
