@@ -17,11 +17,10 @@ _MOST_IMAGES, _MOST_FEATURES, _COMPONENTS = 10_000, 8_192, 50
 def load_probe(task: EvaluationTask) -> ImageSource:
     """The training images; ValueError where images have no labels, or the test part is not what is evaluated."""
     source = load_split(task.spec, "train", task.status.report())
-    if task.split != "test" or source.labels is None or task.source.labels is None:
-        fault = (
-            "these images have no classes" if task.split == "test" else "it compares the training with the test part"
-        )
-        raise ValueError(f"--metrics=probe: {fault}; give labeled data, and --split=test")
+    if task.split != "test":
+        raise ValueError("--metrics=probe: it learns from the training part; leave --split=train out")
+    if source.labels is None or task.source.labels is None:
+        raise ValueError("--metrics=probe: these images have no classes; give labeled data by --data_path")
     return source
 
 

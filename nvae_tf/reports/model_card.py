@@ -112,9 +112,8 @@ def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespac
     metrics = schemas.read_object(file, schemas.ANY_OBJECT)
     metrics["split"] = str(metrics["split"])
     metrics.pop("data", None)  # a folder of this machine, which a public card does not name
-    named = [
-        path for metric in ("latents", "outliers", "probe") for path in metrics.get(metric, {}).get("pictures", ())
-    ]
+    drawn = [metrics.get(metric, {}) for metric in ("latents", "outliers", "probe")]
+    named = [path for metric in drawn for path in metric.get("pictures", ())]
     # Paths in the run folder alone: a folder may come from others.
     inside = [path for path in named if not os.path.isabs(path) and ".." not in pathlib.PurePath(path).parts]
     results = [*_results(metrics, dataset or _identifier(metrics["dataset"]))]

@@ -171,7 +171,7 @@ def test_probes_of_features_and_pixels(done, refused, run, monkeypatch):
         assert all(0.1 < values[0] < values[1] < values[2] for values in accuracy.values()), probed
     assert f"{probe['accuracy']['logistic regression']['pixels'][0]:.3f} pixels" in printed
     assert Image.open(run / probe["pictures"][0]).info["data"] == "test images"
-    message = "--metrics=probe: it compares the training with the test part; give labeled data, and --split=test"
+    message = "--metrics=probe: it learns from the training part; leave --split=train out"
     assert message in refused(*evaluation(run, "--metrics=probe", "--split=train")[1:])
 
 
