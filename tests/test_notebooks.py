@@ -105,7 +105,7 @@ def test_the_page_of_extensions_keeps_its_promises(tmp_path, monkeypatch):
     assert_same_model(model, names["loaded"], names["images"][:4])
     assert_same_model(model, nvae_tf.load("mine.keras"), names["images"][:4])
     assert_same(values(names["loaded"].weights), values(model.weights))
-    served = tf.saved_model.load("exports/mine/1").signatures["score"]
+    served = tf.saved_model.load("exports/saved/1").signatures["score"]
     scores = served(image=tf.constant(names["images"][:4]), seed=tf.range(4, dtype=tf.int64) * 2**32 + 1)
     np.testing.assert_allclose(scores["nats"], model.score(names["images"][:4], seed=1, per_group=True).nelbo, 1e-4)
     assert "bits_per_dim" not in scores
@@ -113,7 +113,6 @@ def test_the_page_of_extensions_keeps_its_promises(tmp_path, monkeypatch):
     page = (ROOT / "docs/extending.md").read_text().replace("\\\n", "")
     blocks = re.findall("```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my_parts.py").write_text("\n".join(blocks[:2]))
-    (tmp_path / "runs/mine").rename(tmp_path / "runs/saved")
     train, evaluate = re.findall(r"^nvae-(?:train|evaluate) (.*)$", page, re.MULTILINE)
     train = shlex.split(train) + config_flags({"train.steps": 2, "train.evaluate_every_steps": 2, "size": "tiny"})
     environment = {"cwd": tmp_path, "env": quiet() | {"PYTHONPATH": str(ROOT)}}
