@@ -102,6 +102,23 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     return source.labeled(_array_of_labels(spec, arrays, name, len(images))[numbers], arrays_classes(spec))
 
 
+def stored_images(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """All images of one file, .npy, .npz or IDX, `[count, height, width, channels]`, as they are; the classes, int32.
+
+    Classes are the array `labels` of a .npz file, or the IDX file of labels beside; None without. The third is the
+    number of axes that the array has, 3 or 4.
+    """
+    arrays = _arrays_at(path) if path.suffix in (".npy", ".npz") else {"images": _StoredArray(path)}
+    images = [name for name in arrays if len(arrays) == 1 or len(arrays[name].form()[0]) >= 3]
+    if len(images) != 1:
+        raise ValueError(f"{path}: has the arrays {', '.join(arrays) or '(none)'}; there must be one array of images")
+    stored = arrays[images[0]]
+    values, axes = stored.read().reshape(_image_form(stored)[0]), len(stored.form()[0])
+    beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    labels = arrays.get("labels") or (_StoredArray(beside) if beside != path and beside.is_file() else None)
+    return values, labels and class_numbers(labels.read(), len(values), f"{path}: labels"), axes
+
+
 def arrays_classes(spec: DataSpec) -> tuple[str, ...]:
     """The numbers of the classes, to the largest of the training labels, or further to `data.num_classes`."""
     arrays, name, _ = _part(spec, "train")

@@ -4,12 +4,14 @@ A step of `fit` is in keras_fit.py and training_step.py, what the methods comput
 """
 
 import functools
+import importlib
 import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf import config as configuration
@@ -278,6 +280,28 @@ class NVAE(FittedModel):
             return self._in_batches(passes.importance_weighted, batch_size, *rows, importance_samples=count)
         check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is that of one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
+
+    # The codec stands above the models, and is imported by its name.
+
+    def compress(
+        self, images, labels=None, chunk: int = 500, tolerance: float = 2.0**-17, verify: bool = True
+    ) -> bytes:
+        """Images `[count, height, width, channels]` in [0, 1], on the model's levels, as a file of nvae-compress.
+
+        `chunk` images are decoded together. Another machine decodes them if its outputs x differ by at most
+        `tolerance (1 + |x|)`. `verify` decodes each chunk. A conditional model needs the `labels`. ValueError for
+        values between the levels, and for models with flows or the likelihood "normal".
+        Example: `images = model.decompress(model.compress(images))`
+        """
+        codec = importlib.import_module("nvae_tf.compression.codec")
+        return codec.compress_images(self, images, labels, chunk=chunk, tolerance=tolerance, verify=verify)
+
+    def decompress(self, data: bytes, chunk: int | None = None) -> np.ndarray:
+        """The images of `compress`, exactly, or those of one chunk: float32 `[count, height, width, channels]`.
+
+        ValueError where the data are damaged or of other weights, or where this machine's numbers differ too much.
+        """
+        return importlib.import_module("nvae_tf.compression.codec").decompress_images(self, data, chunk)
 
     @WITHOUT_AUTOGRAPH
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:

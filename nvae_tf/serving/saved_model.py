@@ -23,6 +23,7 @@ from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+from nvae_tf.runs.companions import weights_sha256
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs, verification
 from nvae_tf.serving.explorer_files import EXAMPLES
@@ -83,6 +84,7 @@ def export_saved_model(
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = dict(weights=weights, difference_from_model=differences, most_rows=most_rows, bytes_of_row=row_bytes)
+        facts["weights_sha256"] = weights_sha256(model)  # before they are folded, as compressed files have it
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return max(differences.values())
 

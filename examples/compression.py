@@ -1,0 +1,106 @@
+"""Lossless sizes of test images by a model and by other formats: the table of docs/compression.md.
+
+    python -m examples.compression --workdir=digits
+    python -m examples.compression --workdir=runs/fashion --data_path=FOLDER --count=2000
+
+Where imagecodecs is installed, JPEG XL is measured too. All images are one stream. Prints Markdown.
+"""
+
+import argparse
+import bz2
+import importlib.util
+import io
+import lzma
+import math
+import os
+import platform
+import time
+
+import numpy as np
+from PIL import Image
+
+from nvae_tf.compression import container
+from nvae_tf.compression.codec import Codec, compress, model_at
+from nvae_tf.compression.image_sets import values_of_levels
+from nvae_tf.data.pipeline import intensity_table
+from nvae_tf.data.sources import load_split
+from nvae_tf.runs.loading import load_run, spec_to_read
+
+
+def others(images: np.ndarray, is_binary: bool) -> dict[str, int]:
+    """The bytes of uint8 images `[count, height, width, channels]` by each format; binary ones have bits packed."""
+
+    def in_all(format: str, **options) -> int:
+        total = 0
+        for image in images:
+            file = io.BytesIO()
+            picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+            (picture.convert("1") if is_binary and format != "WEBP" else picture).save(file, format, **options)
+            total += file.tell()
+        return total
+
+    data = np.packbits(images > 127).tobytes() if is_binary else images.tobytes()
+    sizes = {"PNG, optimized, a picture each": in_all("PNG", optimize=True)}
+    sizes["WebP lossless, a picture each"] = in_all("WEBP", lossless=True, quality=100, method=6)
+    if is_binary:
+        sizes["TIFF Group 4, a picture each"] = in_all("TIFF", compression="group4")
+    if importlib.util.find_spec("imagecodecs"):
+        import imagecodecs
+
+        coded = (imagecodecs.jpegxl_encode(image.squeeze(), lossless=True, effort=9) for image in images)
+        sizes["JPEG XL, effort 9, a picture each"] = sum(map(len, coded))
+    sizes["bzip2 of all"] = len(bz2.compress(data, 9))
+    return sizes | {"lzma of all": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))}
+
+
+def ours(levels: np.ndarray, workdir: str, chunk: int) -> tuple[int, str]:
+    """The bytes of the file by the model of a run, and a text about the bound, the parts of the file and the speed."""
+    source, encoded = model_at(workdir), []
+    images = levels.astype(np.float32) / np.float32(2**source.model.config.num_bits - 1)
+    scores = [source.model.score(images, per_group=True, seed=seed, batch_size=100).nelbo for seed in range(3)]
+    bits = len(levels) * float(np.mean(scores)) / math.log(2.0)
+    data = compress(source, levels, None, {"model": workdir}, chunk, progress=lambda _, part: encoded.append(part))
+    header, chunks = container.unpacked(data)
+    codec = Codec(source, header["bins"], header["growth"], header["tolerance"])
+    first, seconds = levels[:chunk], []
+    labels = np.zeros(len(first), np.int32)
+    for _ in range(2):  # the second time without building graphs
+        begun = time.perf_counter()
+        codec.encode(first, labels)
+        middle = time.perf_counter()
+        restored = codec.decode(chunks[0], labels)
+        seconds = [middle - begun, time.perf_counter() - middle]
+    if not np.array_equal(restored, first):
+        raise ValueError("other pixels came back")
+    return len(data), (
+        f"NELBO {bits / len(levels):.2f} bits an image; the file has {8 * len(data) / bits:.3f} of its bits, the "
+        f"stream {8 * sum(map(len, chunks)) / bits:.3f}; of the NELBO marks are "
+        f"{sum(part.marks for part in encoded) / bits:.2%}, start {sum(part.start for part in encoded) / bits:.2%}; "
+        f"{len(first) / seconds[0]:.0f} images/s to encode, {len(first) / seconds[1]:.0f} to decode"
+    )
+
+
+def main() -> None:
+    """Measures, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="digits")
+    parser.add_argument("--data_path")
+    parser.add_argument("--count", type=int, help="test images; all if not given")
+    parser.add_argument("--chunk", type=int, default=2**16)
+    flags = parser.parse_args()
+    config = load_run(flags.workdir).config
+    source = load_split(spec_to_read(config, flags.data_path), "test")
+    stored = source.read(np.arange(min(source.count, flags.count or source.count)))
+    levels = np.rint(intensity_table(config.model.num_bits)[stored] * (2**config.model.num_bits - 1)).astype(np.uint8)
+    size, text = ours(levels, flags.workdir, flags.chunk)
+    sizes = {"**this**": size} | others(
+        values_of_levels(config.model.num_bits, 255)[levels], config.model.num_bits == 1
+    )
+    print(f"{len(levels)} images {levels.shape[1:]}, {os.cpu_count()} cores, {platform.machine()}. {text}\n")
+    print("format | bits an image | bits/dim\n---|---|---")
+    for name, size in sizes.items():
+        print(f"{name} | {8 * size / len(levels):,.1f} | {8 * size / levels.size:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""A model as a lossless codec: bits-back coding of chunks of images (Townsend et al. 2019, arXiv 1901.04866).
+
+For each batch the encoder draws the latents of group after group from the posteriors, with bits that lie on a stack. It
+puts the pixels on the stack, and the latents with their priors, from the last group up. The decoder takes latents and
+pixels from the stack and gives the bits of the draws back: below lie the batches before.
+"""
+
+import functools
+import importlib.metadata
+import math
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.compression import container
+from nvae_tf.compression.latent_coder import LatentCoder, WhitenedSource, bins_and_draws
+from nvae_tf.compression.pixel_coder import PixelCoder
+from nvae_tf.compression.stack import Stack
+from nvae_tf.config import whole_number
+from nvae_tf.errors import wrap_read_errors
+from nvae_tf.layers import FoldedPass, folded_weights
+from nvae_tf.layers.normalization import FoldedWeights
+from nvae_tf.models import passes
+from nvae_tf.models.images import check_images
+from nvae_tf.models.latents import check_labels
+from nvae_tf.models.nvae import NVAE
+from nvae_tf.runs.companions import weights_sha256
+from nvae_tf.runs.loading import load, load_run
+from nvae_tf.serving.saved_model import load_export
+
+_SAMPLED = 128  # images by which the bins of latents are chosen
+_MOST_BATCH, _MOST_NUMBERS = 128, 2**24  # of a batch: images, and outputs of the network
+_LEVEL_TOLERANCE = 1e-3
+
+
+class ModelWithWeights(NamedTuple):
+    """A model for a codec."""
+
+    model: NVAE
+    sha256: str  # how that of the weights begins
+    class_names: tuple[str, ...] = ()
+    folded: FoldedWeights | None = None  # where the weights are not in the model, see `load_export`
+
+
+class Encoded(NamedTuple):
+    """A chunk of images, and parts of its size."""
+
+    data: bytes
+    start: int  # bits of the first images' draws, which nothing gives back
+    marks: float  # bits of the marks of values near a tie
+
+
+class Codec:
+    """Encodes and decodes chunks of images, uint8 levels `[count, height, width, channels]`, and classes `[count]`.
+
+    Args:
+      source: the model. One without classes disregards those given.
+      bins: those of each group, see `LatentCoder`.
+      growth: how many images are on the stack for each image of a batch: the first batches are small, since they draw
+        from bits that are there.
+      tolerance: how far another machine's outputs of the network may be off, relative to 1 + their size.
+    """
+
+    def __init__(self, source: ModelWithWeights, bins: list[str], growth: int, tolerance: float):
+        self._model, self._growth, config = source.model, growth, source.model.config
+        self._folded = source.folded or folded_weights(source.model._stacks())
+        self.shape = config.image_height, config.image_width, config.image_channels
+        self._latents = LatentCoder(bins, source.model.plan.latent_shapes(), tolerance)
+        self._pixels = PixelCoder(source.model.likelihood, tolerance)
+        numbers = math.prod(self.shape[:2]) * source.model.likelihood.num_parameters
+        self._most_batch = min(_MOST_BATCH, max(1, _MOST_NUMBERS // numbers))
+        labels, image = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, *self.shape], tf.uint8)
+        latents = tf.TensorSpec([None, len(self._latents.exponents)], tf.float32)
+
+        def graph(function: Callable, *inputs: tf.TensorSpec) -> Callable:
+            return tf.function(function, input_signature=[labels, *inputs], autograph=False)
+
+        self._draw_parameters = graph(lambda labels, images: self._pass(labels, None, images)[0], image)
+        self._parameters = graph(lambda labels, latents: self._pass(labels, latents)[0], latents)
+        self._posteriors = graph(lambda *inputs: self._pass(*inputs)[1], latents, image)
+
+    def encode(self, levels: np.ndarray, labels: np.ndarray) -> Encoded:
+        """A chunk of images."""
+        stack, coder = Stack(zlib.crc32(levels.tobytes())), self._latents
+        for part in self._batches(len(levels)):
+            groups, latents, marks = iter(coder.groups), [], []
+
+            def draw(outputs: np.ndarray, groups=groups, latents=latents, marks=marks) -> np.ndarray:
+                group = next(groups)
+                posterior, marks_of_group = coder.posterior(outputs, group)
+                marks.append(marks_of_group)
+                latents.append(coder.draw(stack, posterior))
+                return coder.whitened(latents[-1], group)
+
+            self._draw = draw  # the pass calls it for each group, from the top
+            parameters = self._draw_parameters(labels[part], levels[part])
+            stack.push_marks(np.concatenate(marks, axis=-1), coder.rate)
+            self._pixels.push(stack, parameters, levels[part])
+            coder.push(stack, np.concatenate(latents, axis=-1))
+        return Encoded(*stack.data(), stack.mark_bits)
+
+    def decode(self, data: bytes, labels: np.ndarray, extra_rows: int = 0) -> np.ndarray:
+        """The levels of a chunk of images of these classes; ValueError where this machine's numbers differ too much.
+
+        `extra_rows` go through the networks beside those of each batch, whose size need not be that of the encoder.
+        """
+        stack, coder, levels = Stack(data=data), self._latents, np.zeros((len(labels), *self.shape), np.uint8)
+
+        def padded(*rows: np.ndarray) -> list[np.ndarray]:
+            return [np.pad(each, [(0, extra_rows), *[(0, 0)] * (each.ndim - 1)]) for each in rows]
+
+        for part in reversed(self._batches(len(labels))):
+            latents = coder.pop(stack, part.stop - part.start)
+            inputs = labels[part], coder.whitened(latents)
+            levels[part] = self._pixels.pop(stack, self._parameters(*padded(*inputs))[: len(latents)])
+            marks = stack.pop_marks((2, *latents.shape), coder.rate)
+            outputs = self._posteriors(*padded(*inputs, levels[part])).numpy()[:, : len(latents)]
+            coder.give_back(stack, latents, coder.posterior(outputs, slice(None), marks)[0])
+        if not stack.is_at_start(zlib.crc32(levels.tobytes())):
+            raise ValueError("this machine's numbers differ from those of the encoder by more than the tolerance")
+        return levels
+
+    def _batches(self, count: int) -> list[slice]:
+        batches, done = [], 0
+        while done < count:
+            last = min(done + max(1, min(done // self._growth, self._most_batch)), count)
+            batches.append(slice(done, last))
+            done = last
+        return batches
+
+    def _pass(
+        self, labels: tf.Tensor, latents: tf.Tensor | None = None, images: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """The likelihood's parameters `[batch, height, width, parameters]`, and with `images` levels the posteriors.
+
+        These are whitened means and log2 sigmas `[2, batch, values]`. Without whitened latents `[batch, values]` the
+        pass waits for `self._draw` on the host, group after group.
+        """
+        model, coder, posteriors, batch = self._model, self._latents, [], tf.shape(labels)[0]
+        forward = FoldedPass(labels=labels if model.config.num_classes else None, folded=self._folded)
+        features = given = [None] * len(coder.groups)
+        if images is not None:
+            features = model.bottom_up.features(tf.cast(images, tf.float32) / _highest(model), forward)
+        if latents is not None:
+            given = tf.split(latents, [*map(math.prod, coder.shapes)], axis=1)
+        rows = iter(given)
+
+        def choose(shape: tuple[int, int, int], *outputs: tf.Tensor) -> tf.Tensor:
+            row = next(rows)
+            if outputs:
+                posteriors.append(tf.reshape(tf.stack(outputs), [2, batch, math.prod(shape)]))
+            if row is None:
+                row = tf.numpy_function(lambda outputs: self._draw(outputs), posteriors[-1:], tf.float32)
+            return tf.reshape(row, [batch, *shape])
+
+        sources = [
+            WhitenedSource(functools.partial(choose, shape), *each)
+            for shape, *each in zip(coder.shapes, coder.channels, features, strict=True)
+        ]
+        decoded = passes.top_down_pass(model, sources, batch, forward)
+        parameters = passes.real_pixels(decoded.parameters, *self.shape[:2])
+        return parameters, tf.concat(posteriors, axis=-1) if posteriors else None
+
+
+def _highest(model: NVAE) -> int:
+    return 2**model.config.num_bits - 1
+
+
+def _settings(model: NVAE, levels: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The bins and the growth for images like the first; ValueError where a model can't be a codec."""
+    if model.config.num_flows:
+        fault = "the density of a latent behind flows can't be coded on a grid; train with model.num_flows=0"
+        raise ValueError(f"model.num_flows = {model.config.num_flows}: {fault}")
+    if (name := model.config.likelihood) not in ("bernoulli", "logistic_mixture"):
+        raise ValueError(
+            f"model.likelihood = {name}: it has a density and no masses of pixel values, or masses of its own"
+        )
+    images = levels[:_SAMPLED].astype(np.float32) / _highest(model)
+    settings = {"labels": labels[:_SAMPLED] if model.config.num_classes else None, "batch_size": 32}
+    bits = float(np.mean(model.score(images, per_group=True, **settings).nelbo)) / math.log(2.0)
+    if not math.isfinite(bits):
+        raise ValueError("the model gives the first images no finite score: it has diverged in training")
+    bins, drawn = [], 0.0
+    for group in model.infer(images, **settings):
+        bins_of_group, draws = bins_and_draws(group.kl.numpy(), (group.scale / group.prior_scale).numpy())
+        bins, drawn = [*bins, bins_of_group], drawn + draws
+    return {"growth": max(1, math.ceil(drawn / bits)), "bins": bins}
+
+
+def compress(
+    source: ModelWithWeights,
+    levels: np.ndarray,
+    labels: np.ndarray | None = None,
+    about: dict[str, Any] | None = None,
+    chunk: int = 500,
+    tolerance: float = 2.0**-17,
+    verify: bool = True,
+    progress: Callable[[int, Encoded], object] = lambda count, encoded: None,
+) -> bytes:
+    """A file of images, uint8 levels `[count, height, width, channels]`, and their classes, int32 `[count]`.
+
+    `about` adds to the header (container.py). With `verify` each chunk is decoded. `progress` gets the number of images
+    of each chunk, and the chunk.
+    """
+    most = min(2**16, container.LARGEST_CHUNK // levels[0].size)
+    chunk = min(whole_number("chunk", chunk, 1, most), len(levels))
+    if not 0.0 < tolerance < 0.1:
+        raise ValueError(f"tolerance = {tolerance}: must be above 0 and below 0.1")
+    if source.folded is not None:
+        raise ValueError("an export decompresses alone: compress by the run that it was made of")
+    if source.model.config.num_classes and labels is None:
+        raise ValueError("the images have no classes, and this model codes images given their class: give labels")
+    classes, chunks = np.zeros(len(levels), np.int32) if labels is None else labels, []
+    settings = {"tolerance": tolerance} | _settings(source.model, levels, classes)
+    codec = Codec(source, **settings)
+    for first in range(0, len(levels), chunk):
+        rows = levels[first : first + chunk], classes[first : first + chunk]
+        encoded = codec.encode(*rows)
+        if verify:
+            with wrap_read_errors("a chunk can't be decoded (", "); nothing is written: give a larger tolerance"):
+                # Another size of batches has other last digits. The checksum compares the pixels.
+                codec.decode(encoded.data, rows[1], extra_rows=1)
+        chunks.append(encoded.data)
+        progress(len(rows[0]), encoded)
+    header = {"images": len(levels), "chunk": chunk, "shape": levels.shape[1:], "coder": _coder()} | settings
+    header |= {} if labels is None else {"labels": labels.tolist()}
+    return container.packed(header | (about or {}) | {"sha256": source.sha256}, chunks)
+
+
+def decompress(
+    source: ModelWithWeights, data: bytes, only: int | None = None, extra_rows: int = 0
+) -> Iterator[np.ndarray]:
+    """The levels of each chunk of a file in turn, or of one; ValueError for a damaged file, or another machine's."""
+    header, chunks = container.unpacked(data)
+    if header["sha256"] != source.sha256:
+        made = f"{header['sha256']}... ({header.get('model', 'no place is noted')})"
+        raise ValueError(f"made with the weights of SHA-256 {made}; those given are {source.sha256}...")
+    if header["coder"] != _coder():
+        raise ValueError(f"made with {header['coder']}, and {_coder()} is installed")
+    with wrap_read_errors("damaged (", ")"):
+        codec = Codec(source, header["bins"], header["growth"], header["tolerance"])
+        if header["shape"] != [*codec.shape]:
+            raise ValueError("its images are not of the model's shape")
+    labels = np.array(header["labels"], np.int32) if "labels" in header else np.zeros(header["images"], np.int32)
+
+    def decoded(number: int) -> np.ndarray:
+        with wrap_read_errors(f"chunk {number}: ", ""):
+            return codec.decode(chunks[number], labels[number * header["chunk"] :][: header["chunk"]], extra_rows)
+
+    numbers = range(len(chunks)) if only is None else [whole_number("chunk", only, 0, len(chunks) - 1)]
+    with ThreadPoolExecutor(2) as threads:  # one codes while the networks of the other run
+        yield from threads.map(decoded, numbers)
+
+
+def _coder() -> str:
+    return f"constriction {importlib.metadata.version('constriction').rpartition('.')[0]}"
+
+
+def model_at(place: str) -> ModelWithWeights:
+    """The model of a run folder, a bundled one, "hf://user/repo", a .keras file, or one version of a SavedModel.
+
+    Raises what `nvae_tf.load` raises; ValueError for a SavedModel that can't decode.
+    """
+    if (pathlib.Path(place) / "saved_model.pb").is_file():
+        _, model, folded, about = load_export(place)
+        if about["weights"] != "float32" or "weights_sha256" not in about:
+            raise ValueError(f"{place}: only exports by this version with weights=float32 decode; export it again")
+        return ModelWithWeights(model, about["weights_sha256"][:20], folded=folded)
+    if place.endswith(".keras"):
+        return with_weights(load(place))
+    run = load_run(place)
+    return with_weights(run.model, run.class_names)
+
+
+def with_weights(model: NVAE, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
+    """The model for a codec."""
+    return ModelWithWeights(model, weights_sha256(model)[:20], class_names)
+
+
+def compress_images(model: NVAE, images: Any, labels: Any, **settings: Any) -> bytes:
+    """What `NVAE.compress` does."""
+    scaled, highest = check_images(images, model.config, scored=True).numpy() * _highest(model), _highest(model)
+    levels = np.rint(scaled).astype(np.uint8)
+    if (np.abs(scaled - levels) > _LEVEL_TOLERANCE * highest).any():
+        raise ValueError(f"images have values between the {highest + 1} levels of the model: they would be lost")
+    labels = check_labels(labels, len(levels), model.config.num_classes)
+    return compress(with_weights(model), levels, labels if labels is None else labels.numpy(), **settings)
+
+
+def decompress_images(model: NVAE, data: bytes, chunk: int | None) -> np.ndarray:
+    """What `NVAE.decompress` does."""
+    levels = np.concatenate(list(decompress(with_weights(model), data, chunk)))
+    return levels.astype(np.float32) / np.float32(_highest(model))

@@ -1,0 +1,370 @@
+import functools
+import os
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvae_tf.compression import codec as codecs
+from nvae_tf.compression import container
+from nvae_tf.compression.codec import Codec, compress, decompress, with_weights
+from nvae_tf.compression.latent_coder import bins_and_draws
+from nvae_tf.compression.stack import Stack, models, rounded
+from tests import ROOT
+from tests.tiny_model import images_of, shaken, tiny_model
+
+KINDS = {
+    "binary": {"image_channels": 3},
+    "frame": {"image_height": 3, "image_width": 2, "padded_height": 4, "padded_width": 4},
+    "gray": {"num_bits": 8, "likelihood": "logistic_mixture", "num_mixtures": 3},
+    "color": {"num_bits": 5, "likelihood": "logistic_mixture", "num_mixtures": 2, "image_channels": 3},
+    "four channels": {"num_bits": 2, "likelihood": "logistic_mixture", "num_mixtures": 2, "image_channels": 4},
+    "classes": {"num_classes": 3},
+}
+# What decodes on another machine: instruction sets, kernels, threads.
+MACHINES = [
+    "ONEDNN_MAX_CPU_ISA=SSE41",
+    "ONEDNN_MAX_CPU_ISA=AVX2",
+    "TF_ENABLE_ONEDNN_OPTS=0",
+    "TF_NUM_INTRAOP_THREADS=1",
+]
+ELSEWHERE = """
+import pathlib, sys
+import numpy as np
+from nvae_tf.compression.codec import decompress, model_at
+source, data = model_at(sys.argv[1]), pathlib.Path(sys.argv[2]).read_bytes()
+for extra_rows in (0, 3):
+    assert np.array_equal(np.concatenate(list(decompress(source, data, extra_rows=extra_rows))), np.load(sys.argv[3]))
+"""
+
+
+@functools.cache
+def made(kind, count=30):
+    """A model, images of it, their levels, their labels or None; not to be changed."""
+    model = shaken(tiny_model(**KINDS[kind]))
+    images = images_of(model.config, count)
+    labels = np.arange(count, dtype=np.int32) % 3 if model.config.num_classes else None
+    return model, images, np.rint(images * (2**model.config.num_bits - 1)).astype(np.uint8), labels
+
+
+@functools.cache
+def compressed(kind, count=12):
+    """A file in three chunks, the levels in it, and the model."""
+    model, images, levels, _ = made(kind, count)
+    return model.compress(images, chunk=5), levels, with_weights(model)
+
+
+@functools.cache
+def digits_of_test():
+    """The levels of the bundled test images."""
+    from nvae_tf.data import data_spec
+    from nvae_tf.data.sources import load_split
+
+    return np.uint8(load_split(data_spec("digits"), "test").images > 127)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_come_back_exactly_whatever_the_model_and_the_bins(kind):
+    model, _, levels, labels = made(kind)
+    labels = np.zeros(len(levels), np.int32) if labels is None else labels
+    for settings in (["3.", "20"], 4, 2.0**-16), (["..", ".."], 1, 1e-3):
+        codec = Codec(with_weights(model), *settings)
+        encoded = codec.encode(levels, labels)
+        for extra_rows in (0, 5):
+            assert np.array_equal(codec.decode(encoded.data, labels, extra_rows), levels)
+
+
+@pytest.mark.parametrize("kind", ["gray", "classes"])
+def test_the_models_methods_bring_images_and_single_chunks_back(kind):
+    model, images, _, labels = made(kind)
+    data = model.compress(images, labels, chunk=20)
+    restored = model.decompress(data)
+    assert restored.dtype == np.float32 and np.array_equal(restored, images)
+    assert np.array_equal(model.decompress(data, chunk=1), images[20:])
+    with pytest.raises(ValueError, match="chunk = 2"):
+        model.decompress(data, chunk=2)
+
+
+def test_a_file_takes_the_bits_of_the_bound_and_little_more():
+    source, levels, chunks = codecs.model_at("digits"), digits_of_test(), []
+    scores = [source.model.score(np.float32(levels), per_group=True, seed=seed).nelbo for seed in range(3)]
+    data = compress(source, levels, None, {"model": "digits"}, progress=lambda _, chunk: chunks.append(chunk))
+    bits = 8 * len(data) / len(levels)
+    assert bits < 1.06 * np.mean(scores) / np.log(2.0) and chunks[0].start < 0.02 * 1000 * bits
+
+
+def test_a_stack_gives_draws_back_and_stores_no_more_than_was_drawn():
+    stack, gaussian = Stack(checksum=7), models().QuantizedGaussian(-9, 9)
+    parameters = np.zeros(100), np.full(100, 2.0)
+    draws = stack.pop((10, 10), gaussian, *parameters)
+    assert 1.0 < draws.std() < 3.0
+    data, start = stack.data()
+    assert 32 * 9 < start < 32 * 14 and len(data) <= 12
+    stack = Stack(data=data)
+    assert not stack.is_at_start(7)
+    stack.push(draws, gaussian, *parameters)
+    assert stack.is_at_start(7) and not stack.is_at_start(8)
+
+
+def test_channels_that_say_something_are_coded_in_bins_as_wide_as_their_posteriors():
+    ratios = np.full((5, 2, 2, 4), [0.2, 1.0, 0.9, 2.0])
+    bins, draws = bins_and_draws(np.broadcast_to([1.25, 0.0, 0.02, 0.05], ratios.shape), ratios)
+    assert bins == "2..0" and draws == pytest.approx(4 * np.log2(4.133**2 * 0.8 * 2.0), rel=1e-3)
+
+
+def test_values_near_a_tie_are_rounded_to_the_encoders_side():
+    random, slack = np.random.default_rng(0), 1e-3
+    values = random.uniform(-8, 8, 20_000)
+    numbers, marks = rounded(values, slack, np.square)
+    assert 100 < (marks > 0).sum() < 1000
+    for _ in range(3):
+        moved = values + random.uniform(-slack, slack, len(values))
+        assert not np.array_equal(np.rint(moved**2), numbers)
+        assert np.array_equal(rounded(moved, slack, np.square, marks)[0], numbers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "line"),
+    [
+        ({"num_flows": 1}, None, "model.num_flows = 1: the density of a latent behind flows can't be coded"),
+        ({"num_bits": 8, "likelihood": "normal"}, None, "model.likelihood = normal: it has a density and no masses"),
+        ({"num_classes": 3}, None, "the images have no classes, and this model codes images given their class"),
+        ({}, 2, "this model has no classes"),
+    ],
+)
+def test_what_a_model_cannot_code_is_refused(changes, labels, line):
+    model = tiny_model(**changes)
+    with pytest.raises(ValueError, match=line):
+        model.compress(images_of(model.config), labels)
+
+
+def test_values_between_the_levels_other_weights_and_wrong_settings_are_refused():
+    model, images, _, _ = made("gray")
+    with pytest.raises(ValueError, match="values between the 256 levels of the model: they would be lost"):
+        model.compress(images * np.float32(0.99))
+    for settings, line in ({"chunk": 0}, "chunk"), ({"tolerance": 0.5}, "tolerance = 0.5"):
+        with pytest.raises(ValueError, match=line):
+            model.compress(images, **settings)
+    data = model.compress(images)
+    with pytest.raises(ValueError, match=r"made with the weights of SHA-256 [0-9a-f]{20}\.\.\. \(no place is noted\)"):
+        shaken(tiny_model(**KINDS["gray"]), by=0.2).decompress(data)
+
+
+def test_a_machine_whose_numbers_differ_too_much_says_so_and_names_the_chunk(monkeypatch):
+    model, images, _, _ = made("gray")
+    data = model.compress(images, chunk=15)
+    run = Codec._pass
+
+    def differ(change):
+        changed = lambda *inputs: [each if each is None else change(each) for each in run(*inputs)]  # noqa: E731
+        monkeypatch.setattr(Codec, "_pass", changed)
+
+    differ(lambda outputs: 1.01 * outputs)
+    with pytest.raises(ValueError, match="chunk 0: this machine's numbers differ .* by more than the tolerance"):
+        model.decompress(data)
+    # The encoder decodes what it has encoded before it says that all is well.
+    differ(lambda outputs: outputs + np.random.default_rng().random())
+    with pytest.raises(ValueError, match="a chunk can't be decoded .*; nothing is written: give a larger tolerance"):
+        model.compress(images)
+
+
+def damaged(data, seed):
+    """A file with some bits changed, cut off, with other bytes behind it, or with a part of it twice or zero."""
+    random, data = np.random.default_rng(seed), bytearray(data)
+    kind, at, size = random.integers(6), int(random.integers(len(data))), int(random.integers(1, 40))
+    if kind < 3:
+        for place in random.integers(0, len(data), size=(1, 2, 8)[kind]):
+            data[place] ^= 1 << random.integers(8)
+    elif kind == 3:
+        del data[at:]
+    elif kind == 4:
+        data[at:at] = random.bytes(size)
+    else:
+        data[at : at + size] = bytes(size)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seeds"),
+    [
+        ("binary", 40),
+        ("color", 20),
+        pytest.param("binary", 700, marks=pytest.mark.slow),
+        pytest.param("color", 300, marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_file_is_refused_or_decoded_rightly(kind, seeds, monkeypatch):
+    (data, levels, source), refused = compressed(kind), 0
+    made_once = functools.cache(lambda bins, *settings: Codec(source, bins, *settings))
+    monkeypatch.setattr(codecs, "Codec", lambda _, bins, *settings: made_once(tuple(bins), *settings))
+    for seed in range(seeds):
+        file = damaged(data, seed)
+        if seed % 2:  # with a checksum of the file that is right
+            file = file[:4] + zlib.crc32(file[8:]).to_bytes(4, "little") + file[8:]
+        try:
+            assert np.array_equal(np.concatenate(list(decompress(source, file))), levels), seed
+        except ValueError as error:
+            assert "\n" not in str(error), seed
+            refused += 1
+    assert refused > 0.8 * seeds
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"images": 2**39}, "chunks do not match"),
+        ({"images": 2**39, "chunk": 2**40}, "from 1 to 65536"),
+        ({"images": 60_000, "chunk": 20_000, "shape": [4, 4, 1000]}, "its chunks are too large"),
+        ({"shape": [4, 4, 1e9]}, "`shape`"),
+        ({"shape": [4, 4, 9]}, "damaged"),
+        ({"growth": 0}, "`growth`"),
+        ({"bins": ["31"]}, "damaged"),
+        ({"bins": ["x3", "20"]}, "damaged"),
+        ({"sha256": "01" * 10}, "made with the weights"),
+        ({"coder": "constriction 9"}, "made with constriction 9, and constriction 0.5 is installed"),
+        ({"tolerance": float("nan")}, "`tolerance`"),
+        ({"model": "x" * (2**26 + 1)}, "damaged"),
+    ],
+)
+def test_no_size_of_a_header_is_believed(change, line):
+    data, _, source = compressed("binary")
+    header, chunks = container.unpacked(data)
+    chunks = (chunks * 9)[: min(9, -(-(header | change)["images"] // (header | change)["chunk"]))]
+    with pytest.raises(ValueError, match=line):
+        list(decompress(source, container.packed(header | change, chunks)))
+
+
+def test_other_files_and_newer_versions_are_refused():
+    for data, line in (b"", "not a file of nvae-compress"), (b"nvc", "cut off"), (b"nvc\2", "of version 2, and this"):
+        with pytest.raises(ValueError, match=line):
+            container.unpacked(data)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A folder with pictures of digits in sub-folders, and with arrays of them."""
+    folder = tmp_path_factory.mktemp("digits")
+    images = 255 * digits_of_test()[:24]
+    for number, image in enumerate(images):
+        place = folder / "pictures" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).convert("1" if number % 3 else "L").save(place / f"{number}.png")
+    np.save(folder / "levels.npy", images[..., 0] >> 7)
+    np.savez(folder / "set.npz", images=images > 127, labels=np.arange(24) % 10)
+    (folder / "some-images-idx3-ubyte").write_bytes(
+        bytes([0, 0, 8, 3]) + np.array(images.shape[:3], ">u4").tobytes() + images.tobytes()
+    )
+    (folder / "some-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 24, *range(24)]))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["pictures", "levels.npy", "set.npz", "some-images-idx3-ubyte"])
+def test_the_commands_bring_files_back_with_names_and_classes(digits, tmp_path, done, name):
+    printed = done("export.compress", "--workdir=digits", digits / name, f"--output={tmp_path}/set.nvc", "--chunk=16")
+    assert "24 images in " in printed and "values near a tie" in printed and "decoded again: the same pixels" in printed
+    described = done("export.compress", "--info", tmp_path / "set.nvc")
+    assert "images: 24" in described and "chunks: 2, " in described and "model: digits" in described
+    output = tmp_path / (name if name.endswith(("npy", "npz")) else "set.npz" if "idx" in name else "folder")
+    assert "24 images in " in done("export.decompress", tmp_path / "set.nvc", f"--output={output}")
+    if name == "pictures":
+        files = sorted((digits / name).rglob("*.png"))
+        assert len(files) == 24
+        for file in files:
+            written = Image.open(output / file.relative_to(digits / name))
+            assert np.array_equal(np.array(written), np.array(Image.open(file).convert("L")))
+        return
+    restored = np.load(output)
+    if name.endswith("npy"):
+        expected = np.load(digits / name)
+        assert restored.dtype == expected.dtype and np.array_equal(restored, expected)
+    else:
+        images = np.load(digits / "set.npz")["images"]
+        expected = images if name == "set.npz" else np.uint8(255) * images[..., 0]
+        assert restored["images"].dtype == expected.dtype and np.array_equal(restored["images"], expected)
+        assert restored["labels"].tolist() == list(range(24) if "idx" in name else np.arange(24) % 10)
+
+
+def test_a_set_decodes_from_a_saved_model_and_a_keras_file_too(digits, tmp_path, done, finished_run, finished_model):
+    from nvae_tf.serving.saved_model import export_saved_model
+
+    finished_model.save(tmp_path / "model.keras")
+    export_saved_model(finished_model, tmp_path / "export")
+    done("export.compress", f"--workdir={finished_run[0]}", digits / "levels.npy", f"--output={tmp_path}/set.nvc")
+    for number, place in enumerate(("model.keras", "export/1")):
+        output = tmp_path / f"{number}.npy"
+        done("export.decompress", tmp_path / "set.nvc", f"--output={output}", f"--workdir={tmp_path / place}")
+        assert np.array_equal(np.load(output), np.load(digits / "levels.npy"))
+
+
+# Commands in a folder with the files of `digits`, a wrong file and a set made by a model that is not there.
+MISTAKES = [
+    ("compress --workdir=digits pictures", "--output is missing"),
+    ("compress --workdir=digits nowhere --output=x.nvc", "nowhere: no such file or folder of images"),
+    ("compress --workdir=digits pictures --output=x.zip", "--output=x.zip: give the name of a file *.nvc"),
+    ("compress --workdir=nowhere pictures --output=x.nvc", "nowhere: no such folder"),
+    (
+        "compress --workdir=digits gray.npy --output=x.nvc",
+        "image 2 has the value 7, none of the model's 2 levels (0, 255",
+    ),
+    ("compress --workdir=digits wide.npy --output=x.nvc", "its images are 16x17x1, and the model takes 16x16x1"),
+    (
+        "compress --workdir=digits odd --output=x.nvc",
+        "a.png: is 5x4x3 of 8 bits, and the model takes 16x16x1 of 8 bits",
+    ),
+    ("compress --workdir=digits levels.npy --output=x.nvc --tolerance=2", "tolerance = 2.0: must be above 0"),
+    ("compress --info=gray.npy", "gray.npy: not a file of nvae-compress"),
+    ("decompress lost.nvc --output=x.npy", "lost.nvc: needs the model with weights of SHA-256 "),
+    ("decompress lost.nvc --output=x.npy --workdir=digits", "lost.nvc: made with the weights of SHA-256 "),
+    ("decompress damaged.nvc --output=x.npy", "damaged.nvc: damaged or cut off (its checksum does not match)"),
+    ("decompress elsewhere.nvc --output=x.npy", "elsewhere.nvc: chunk 1: this machine's numbers differ"),
+    ("decompress elsewhere.nvc --output=x", "elsewhere.nvc: chunk 1: this machine's numbers differ"),
+    ("decompress lost.nvc --output=gray.npy", "gray.npy exists already and is not overwritten"),
+]
+
+
+@pytest.fixture(scope="module")
+def mistaken(digits):
+    np.save(
+        digits / "gray.npy", np.where(np.arange(5)[:, None, None] == 2, np.uint8(7), np.zeros((5, 16, 16), np.uint8))
+    )
+    np.save(digits / "wide.npy", np.zeros((5, 16, 17), np.uint8))
+    (digits / "odd").mkdir()
+    Image.new("RGB", (4, 5)).save(digits / "odd" / "a.png")
+    source, levels = codecs.model_at("digits"), np.load(digits / "levels.npy")[..., np.newaxis]
+    data = compress(source, levels, None, {"model": "digits"}, 10, verify=False)
+    header, chunks = container.unpacked(data)
+    (digits / "damaged.nvc").write_bytes(data[:-9] + data[-8:])
+    (digits / "elsewhere.nvc").write_bytes(container.packed(header, [chunks[0], chunks[1][::-1], chunks[2]]))
+    (digits / "lost.nvc").write_bytes(container.packed(header | {"sha256": "0" * 20, "model": "runs/lost"}, chunks))
+    return digits
+
+
+@pytest.mark.parametrize(("command", "line"), MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_no_file(mistaken, refused, monkeypatch, command, line):
+    monkeypatch.chdir(mistaken)
+    before = sorted(mistaken.rglob("*"))
+    script, *arguments = command.split()
+    assert line in refused(f"export.{script}", *arguments)
+    assert sorted(mistaken.rglob("*")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", MACHINES)
+def test_another_machine_decodes_the_same_pixels(tmp_path, machine):
+    np.save(tmp_path / "levels.npy", digits_of_test())
+    data = compress(codecs.model_at("digits"), digits_of_test(), chunk=180, verify=False)
+    (tmp_path / "set.nvc").write_bytes(data)
+    color = shaken(tiny_model(**KINDS["color"]))
+    images = images_of(color.config, 200)
+    color.save(tmp_path / "color.keras")
+    (tmp_path / "color.nvc").write_bytes(color.compress(images, verify=False))
+    np.save(tmp_path / "color.npy", np.rint(images * 31).astype(np.uint8))
+    name, _, value = machine.partition("=")
+    settings = {"cwd": ROOT, "env": os.environ | {name: value}, "capture_output": True, "text": True}
+    for files in (("digits", "set.nvc", "levels.npy"), ("color.keras", "color.nvc", "color.npy")):
+        model, *others = (file if file == "digits" else str(tmp_path / file) for file in files)
+        process = subprocess.run([sys.executable, "-c", ELSEWHERE, model, *others], **settings)
+        assert process.returncode == 0, process.stderr
