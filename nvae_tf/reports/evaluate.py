@@ -142,11 +142,11 @@ def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dic
     return {"outliers": metrics}
 
 
-def _measure_probe(task: EvaluationTask, source: ImageSource) -> dict[str, Any]:
+def _measure_probe(task: EvaluationTask, sources: Sequence[ImageSource]) -> dict[str, Any]:
     """How well features tell classes, for which only the chief works, and the figure of it."""
     if not task.workers.is_chief:
         return {}
-    measured = measure_probe(task, source)
+    measured = measure_probe(task, sources)
     drawn = {"probe.png": ("probe_curves", measured["labels"], measured["accuracy"])}
     measured["pictures"] = _save_figures(task, drawn, data="test images") if _can_draw(task.status) else []
     return {"probe": measured}
