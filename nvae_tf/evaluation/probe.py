@@ -14,7 +14,7 @@ from nvae_tf.errors import wrap_read_errors
 from nvae_tf.evaluation.task import EvaluationTask
 
 LABELS, SPLITS = (50, 200), 5
-_MOST_IMAGES, _MOST_FEATURES, _COMPONENTS = 10_000, 8_192, 50
+_MOST_IMAGES, _MOST_FEATURES, _COMPONENTS = 10_000, 16_384, 50
 
 
 def load_probe(task: EvaluationTask) -> list[ImageSource]:
