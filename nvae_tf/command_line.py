@@ -5,6 +5,7 @@ No other file of the library knows flags.
 
 import difflib
 import functools
+import importlib
 import inspect
 import itertools
 import os
@@ -23,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from nvae_tf.config import OLD_NAMES, ExperimentConfig, check_choice, named_settings, setting_meanings
-from nvae_tf.errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import check_has_config, check_writable
 from nvae_tf.presets import SIZE_MEANING, load_settings, settings_file, unlocked_config
 
@@ -32,6 +33,7 @@ flags.disclaim_key_flags()
 
 HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 FOLDER = "folder"
+IMPORT_HELP = "Python modules, also of the current folder, that register likelihoods and cells of your own."
 RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 
 
@@ -45,7 +47,9 @@ def run(main: Callable[..., None], words: str | None = None, page: str | None = 
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.
-    define_parameters(parameters, sys.argv[0] if module.__name__ == "__main__" else module.__name__)
+    name = sys.argv[0] if module.__name__ == "__main__" else module.__name__
+    define_parameters(parameters, name)
+    flags.DEFINE_list("import", [], IMPORT_HELP, module_name=name)
     if words and not isinstance(flags.FLAGS[words], flags.MultiFlag):
         _name_word(words)
     elif words:
@@ -232,6 +236,7 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, page: str) -> list
     with exit_on_user_error():
         if HELP & set(arguments[1:]):
             print_page(manual_page(module, page, arguments[1:]))
+        import_modules(flag_value(arguments[1:], "import") or "")
         try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
@@ -251,6 +256,16 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, page: str) -> list
         if rest[1:]:
             raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
     return rest
+
+
+def import_modules(names: str) -> None:
+    """Imports the modules of `--import=one,other`; ValueError where one is missing, or its own code fails."""
+    if names:
+        start_tensorflow_quietly()  # which they import
+        sys.path.append(os.getcwd())  # as `python -m` has it, an installed command does not
+    for name in filter(None, names.split(",")):
+        with wrap_read_errors(f"--import={name}: not imported (", "); give the module's name, without .py"):
+            importlib.import_module(name)
 
 
 def _with_recorded_config(arguments: Sequence[str]) -> list[str]:

@@ -19,6 +19,8 @@ from typing import Annotated, Any
 __version__ = "0.2.0"
 
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
+# Classes of one's own, by the setting that names them: see `nvae_tf.register_likelihood` and `nvae_tf.register_cell`.
+REGISTERED: dict[str, dict[str, type]] = {"likelihood": {}, "cell_set": {}}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 RECOMPUTATIONS = ("none", "groups", "all")
 LARGEST_SEED = 2**31 - 1
@@ -69,7 +71,8 @@ def check_choice(where: str, name: str, names: Iterable[str], what: str = "not o
     if name not in names:
         nearest = did_you_mean(str(name), names)
         listed = "" if nearest and len(names) > 20 else f" ({', '.join(names)})"
-        raise ValueError(f"{where} = {shown(name)}: {what}{listed}{nearest}")
+        hint = "; a module registers others: --import=MODULE" if where.rpartition(".")[2] in REGISTERED else ""
+        raise ValueError(f"{where} = {shown(name)}: {what}{listed}{nearest}{hint}")
 
 
 def shown(value: Any) -> str:
@@ -98,6 +101,40 @@ def real_number(
     return number.real
 
 
+class NotRegistered(ValueError):
+    """A setting names a likelihood or a cell whose module this process has not imported."""
+
+
+def register(setting: str, name: str, kind: type, taken: Iterable[str]) -> str:
+    """Adds a class of one's own to `REGISTERED`, and returns its full name, `module:name`, which files have.
+
+    The same class again, as of a notebook's cell that is run anew, replaces the former. ValueError: a name that is no
+    word, or is another's.
+    """
+    if not (isinstance(name, str) and name.isidentifier()) or not isinstance(kind, type):
+        raise ValueError(f"{setting} {shown(name)} for {shown(kind)}: register a class, by a name of letters alone")
+    other = REGISTERED[setting].get(name, kind)
+    if name in taken or (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
+        owner = "nvae_tf" if name in taken else f"{other.__module__}.{other.__qualname__}"
+        raise ValueError(f"{setting} {name!r} is registered already, by {owner}; give another name")
+    REGISTERED[setting][name] = kind
+    return f"{kind.__module__}:{name}"
+
+
+def _full_name(setting: str, value: Any, where: str) -> str | None:
+    """The full name, `module:name`, of a registered class that a setting names, with a module or without."""
+    if setting not in REGISTERED or not isinstance(value, str):
+        return None
+    module, _, name = value.rpartition(":")
+    if name in REGISTERED[setting]:
+        return f"{REGISTERED[setting][name].__module__}:{name}"  # its module may have moved
+    if module:
+        fix = f"import {module} first (a command: --import={module})"
+        fix = "put the class into a module, and import that (--import=MODULE)" if module == "__main__" else fix
+        raise NotRegistered(f"{where} = {value!r}: not registered here; {fix}")
+    return None
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The valid name nearest to `name`, as the end of a message; empty where nothing is near."""
     # A part of a name means that name: "float16" is meant for "mixed_float16", not for "float32".
@@ -123,7 +160,8 @@ class _Settings:
 
     def __post_init__(self):
         for name, expected in typing.get_type_hints(type(self), include_extras=True).items():
-            value = _converted(getattr(self, name), expected, f"{self.group}{name}", self.least)
+            value, where = getattr(self, name), f"{self.group}{name}"
+            value = _full_name(name, value, where) or _converted(value, expected, where, self.least)
             object.__setattr__(self, name, value)
         for name, rule in self._faults():
             raise ValueError(f"{self.group}{name} = {shown(getattr(self, name))}: {rule}")
@@ -172,7 +210,7 @@ class ModelConfig(_Settings, group="model.", least=1):
       padded_height: height of the frame; None: the smallest that the hierarchy can halve, often the image's own.
       padded_width: width of the frame; None likewise.
       num_bits: bits per channel that the likelihood resolves, 1 to 8; follows `data.num_bits`.
-      likelihood: p(x | z): "bernoulli", "logistic_mixture" (discretized) or "normal".
+      likelihood: p(x | z): "bernoulli", "logistic_mixture" (discretized), "normal", or a registered one.
       num_mixtures: components of the mixture of logistics.
       exact_edges: whether the lowest and highest level of the mixture have their exact mass; False as published.
       num_latent_scales: scales of the latent hierarchy, each half as high and wide as the one below.
@@ -189,7 +227,7 @@ class ModelConfig(_Settings, group="model.", least=1):
       num_cells_per_group_encoder: residual cells of the encoder for each group.
       num_cells_per_group_decoder: residual cells of the decoder for each group.
       num_flows: pairs of autoregressive flow cells on each posterior; 0 for Normal posteriors.
-      cell_set: which residual cells: "res_mbconv" (the paper's) or another of `nvae_tf.latent_plan`.
+      cell_set: which residual cells: "res_mbconv" (the paper's) or another of `nvae_tf.latent_plan`, or registered.
       squeeze_excite: whether each cell ends with squeeze and excitation.
       residual_distributions: whether posteriors are relative to the priors (section 3.2).
       num_classes: classes that the model is conditional on, 0 for none; follows `data.num_classes`.
@@ -229,6 +267,12 @@ class ModelConfig(_Settings, group="model.", least=1):
         if self.num_preprocess_blocks + self.num_latent_scales > _MOST_HALVINGS:
             scales = f"num_latent_scales = {self.num_latent_scales}"
             yield "num_preprocess_blocks", f"with {scales} more than {_MOST_HALVINGS} halvings of the images; use fewer"
+
+    @property
+    def has_masses(self) -> bool:
+        """Whether scores in bits per value mean something: a registered likelihood says so by `exact_masses = True`."""
+        own = REGISTERED["likelihood"].get(self.likelihood.rpartition(":")[2])
+        return own is None or getattr(own, "exact_masses", False)
 
     @property
     def size_divisor(self) -> int:

@@ -10,6 +10,8 @@ import traceback
 import types
 from collections.abc import Iterator
 
+from nvae_tf.config import NotRegistered
+
 # What stands before the reason in TensorFlow's messages: a heading, where operations were defined, lines of Python.
 _HEADINGS = re.compile(r"Graph execution error|Detected at node|<stack traces unavailable>|Node: |File |\s")
 # Written at every start on a machine without a GPU, by code that does not know TF_CPP_MIN_LOG_LEVEL yet.
@@ -51,6 +53,8 @@ def wrap_read_errors(start: str, end: str, kind: type[Exception] = ValueError) -
     """Raises ValueError, or `kind`: `start`, reason and `end`, for the many errors that damaged files lead to."""
     try:
         yield
+    except NotRegistered:  # says all that is to be done
+        raise
     except Exception as error:
         raise kind(f"{start}{first_line(error)}{end}") from None
 

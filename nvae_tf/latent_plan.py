@@ -6,10 +6,10 @@ The network is built by walking this plan, and the names of published files and 
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ModelConfig, check, check_choice
+from nvae_tf.config import ModelConfig, check, check_choice, register, whole_number
 
 _WARNINGS_SHOWN: dict = {}  # what this process has been warned of
 
@@ -32,7 +32,13 @@ class InvertedBranch(NamedTuple):
     groups: int | None = None
 
 
-Branch = ConvolutionBranch | InvertedBranch
+class LayerBranch(NamedTuple):
+    """A residual branch of one's own: `layer(channels)` is a Keras layer of as many channels, see `register_cell`."""
+
+    layer: type
+
+
+Branch = ConvolutionBranch | InvertedBranch | LayerBranch
 
 
 class CellSet(NamedTuple):
@@ -66,6 +72,25 @@ CELL_SETS = {
     "res55_mbconv": _inverted_decoder("bnswish5", "bnswish5"),
     "mbconv_res": CellSet(_THREE_TIMES, _SIX_TIMES, _BNSWISH, _BNSWISH),
 }
+
+
+def register_cell(name: str, parts: Sequence[str] = CellSet._fields) -> Callable[[type], type]:
+    """Registers a Keras layer as the residual branch of `model.cell_set = name`, as a decorator of its class.
+
+    `layer(channels)` maps `[batch, height, width, channels]` to the same shape. It stands in these `parts` of the
+    network, and the branches of "res_mbconv" in the others. Cells that change the resolution do so before it. Its
+    state may be vectors (batch norm). ValueError: the name is taken.
+    """
+
+    def registered(layer: type) -> type:
+        for part in parts:
+            check_choice(f"cell {name!r}: part", part, CellSet._fields)
+        own = dict.fromkeys(parts, LayerBranch(layer))
+        full_name = register("cell_set", name, layer, CELL_SETS)
+        CELL_SETS[full_name] = CELL_SETS["res_mbconv"]._replace(**own)
+        return layer
+
+    return registered
 
 
 class Scale(NamedTuple):
@@ -123,6 +148,24 @@ def values_of_groups(values: Sequence[Any], shapes: Sequence[tuple[int, int, int
         return [values[scales.index(shape[:2])] for shape in shapes]
     rule = f"one for each of the {len(scales)} scales or one for each of the {len(shapes)} groups"
     raise ValueError(f"{len(values)} {what}: give one for all, {rule}")
+
+
+def feature_names(plan: LatentPlan, groups: str | Sequence[int] = "all", pool: str | None = None) -> list[str]:
+    """The names of the columns of `NVAE.features`, such as `group0_y1_x0_c3`, or `group0_c3` where they are pooled."""
+    names = []
+    for group in feature_groups(plan, groups):
+        height, width, channels = plan.latent_shapes()[group]
+        places = [f"_y{y}_x{x}" for y in range(height) for x in range(width)] if pool is None else [""]
+        names += [f"group{group}{place}_c{channel}" for place in places for channel in range(channels)]
+    return names
+
+
+def feature_groups(plan: LatentPlan, groups: str | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of latent groups; ValueError where there is no such group."""
+    if isinstance(groups, str):
+        check_choice("groups", groups, ("all",), 'not "all", nor a list of numbers')
+        groups = range(plan.num_groups)
+    return tuple(whole_number("groups", group, 0, plan.num_groups - 1) for group in groups)
 
 
 def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
@@ -201,8 +244,10 @@ def fewest_weights(config: ModelConfig) -> int:
             cells.append((groups * config.num_cells_per_group_encoder, plan.cells.encoder, encoder))
             cells.append(((groups - (scale is top)) * config.num_cells_per_group_decoder, plan.cells.decoder, decoder))
     for count, branch, channels in cells:
-        is_inverted = isinstance(branch, InvertedBranch)
-        weights += count * (2 * branch.expansion if is_inverted else 9 * len(branch.operations)) * channels**2
+        if isinstance(branch, InvertedBranch):
+            weights += count * 2 * branch.expansion * channels**2
+        elif isinstance(branch, ConvolutionBranch):  # what a layer of one's own has is not known
+            weights += count * 9 * len(branch.operations) * channels**2
     return weights
 
 

@@ -12,7 +12,7 @@ COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob
 ORDER = """
 config data_sets errors schemas files presets latent_plan progress replicas
 layers distributions flows objective optimization
-models data runs published generation evaluation reports training serving compression
+models data runs sklearn published generation evaluation reports training serving compression
 command_line
 """.split()
 # What Keras and TFP have documented already.

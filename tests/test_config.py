@@ -394,3 +394,33 @@ def test_a_model_of_another_size_or_likelihood_is_refused():
     # Padding and a continuous likelihood are free.
     free = dict(likelihood="normal", padded_height=40, padded_width=48)
     check_model_fits(dataclasses.replace(experiment_config("cifar10").model, **free), data_spec("cifar10"))
+
+
+OWN = {  # a setting with a class of one's own, and the message of what is wrong
+    "likelihood='no_module:laplace'": r"not registered here; import no_module first \(a command: --import=no_module\)",
+    "cell_set='__main__:mine'": r"not registered here; put the class into a module, and import that \(--import=MODULE",
+    "likelihood='laplace'": r"not one of the choices \(bernoulli.*; a module registers others: --import=MODULE",
+}
+
+
+@pytest.mark.parametrize("setting", OWN)
+def test_a_class_that_is_not_registered_is_named_with_its_module(setting):
+    with pytest.raises(ValueError, match=OWN[setting]):
+        eval(f"ModelConfig({setting})")
+
+
+def test_registered_names(monkeypatch):
+    """A name is for one class; the same class again, of a notebook's cell that is run anew, takes its place."""
+    monkeypatch.setattr("nvae_tf.config.REGISTERED", {"likelihood": {}, "cell_set": {}})
+    monkeypatch.setattr(plans, "CELL_SETS", dict(plans.CELL_SETS))
+    older, newer, other = (type(name, (), {}) for name in ("Mine", "Mine", "Other"))
+    assert plans.register_cell("mine", parts=["encoder"])(older) is older
+    assert plans.register_cell("mine")(newer) is newer
+    config = ModelConfig(cell_set="moved_since:mine", num_preprocess_blocks=0, num_postprocess_blocks=0)
+    assert config.cell_set == f"{__name__}:mine" and config.has_masses
+    assert set(plans.latent_plan(config).cells) == {plans.LayerBranch(newer)}
+    for name, kind in (("mine", other), ("res_elu", other), ("my cells", other), ("number", 5)):
+        with pytest.raises(ValueError, match=f"'{name}'.*(is registered already, by|register a class, by a name of)"):
+            plans.register_cell(name)(kind)
+    with pytest.raises(ValueError, match="cell 'more': part = 'middle': not one of the choices"):
+        plans.register_cell("more", parts=["middle"])(other)

@@ -1,12 +1,19 @@
 """The notebooks of docs/: their blocks run in order, and what the text promises holds."""
 
+import json
+import re
+import shlex
+
 import jupytext
 import keras
 import nbformat
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import nvae_tf
 from tests import ROOT
+from tests.command_fixtures import config_flags, output_of, quiet, run
 from tests.tiny_model import assert_same, values
 
 pytestmark = pytest.mark.slow
@@ -57,7 +64,8 @@ def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
     assert int(names["trained"].optimizer.iterations) == steps and loss < 1.05 * history["loss"][-1]
 
 
-def test_the_page_of_the_model_in_python_keeps_its_promises():
+def test_the_page_of_the_model_in_python_keeps_its_promises(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = names_after("python.md")
     model, images, labels = (names[name] for name in ("model", "images", "labels"))
     parts = names["parts"]
@@ -66,6 +74,19 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
     assert np.mean(names["nats"]) < np.mean(parts.nelbo)
     (batch,) = names["dataset"].take(1)
     np.testing.assert_allclose(batch[0], model.encode(images[:32])[0], atol=1e-4)
+    assert names["features"].shape == (50, 40) and names["accuracy"] > 0.8
+    # The loop takes the steps of `fit`.
+    model = nvae_tf.NVAE(names["mine"].config, names["mine"].objective, seed=1)
+    model.compile(optimizer=nvae_tf.NVAEAdamax(0.01))
+    step = tf.function(model.train_step)
+    for first in range(0, 360, 18):
+        assert step(images[first : first + 18])["skipped_steps"] == 0.0
+    assert_same(values(names["mine"].weights), values(model.weights))
+    assert_same(values(names["same"].weights), values(model.weights))
+    in_folder = {"cwd": tmp_path, "env": quiet() | {"PYTHONPATH": str(ROOT)}}
+    command = ["-m", "train.evaluate", "--workdir=runs/mine", "--metrics=elbo"]
+    assert "360 images of the test part of digits" in output_of(command, **in_folder)
+    model = names["model"]
     # Gradient descent finds better latents than the encoder.
     by_encoder = model.decode([latent[:1] for latent in model.encode(images[:1], mean=True)])
     assert names["differences"][-1] < np.sum(np.square(by_encoder - images[:1])) < names["differences"][0]
@@ -74,6 +95,35 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
     distances = [np.square(names["moved"][strength] - eight).sum() for strength in (0.0, 1.0)]
     assert distances[1] < distances[0]
     np.testing.assert_allclose(np.sum(names["probabilities"], axis=1), np.ones(10), rtol=1e-5)
+
+
+def test_the_page_of_extensions_keeps_its_promises(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = names_after("extending.md")
+    model, losses = names["model"], names["history"]["loss"]
+    assert losses[-1] < losses[0] - 20.0 and model.config.likelihood == "notebook:laplace"
+    assert_same_model(model, names["loaded"], names["images"][:4])
+    assert_same_model(model, nvae_tf.load("mine.keras"), names["images"][:4])
+    assert_same(values(names["loaded"].weights), values(model.weights))
+    served = tf.saved_model.load("exports/saved/1").signatures["score"]
+    scores = served(image=tf.constant(names["images"][:4]), seed=tf.range(4, dtype=tf.int64) * 2**32 + 1)
+    np.testing.assert_allclose(scores["nats"], model.score(names["images"][:4], seed=1, per_group=True).nelbo, 1e-4)
+    assert "bits_per_dim" not in scores
+    # The commands, with the page's classes in a module of the current folder.
+    page = (ROOT / "docs/extending.md").read_text().replace("\\\n", "")
+    blocks = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_parts.py").write_text("\n".join(blocks[:2]))
+    train, evaluate = re.findall(r"^nvae-(?:train|evaluate) (.*)$", page, re.MULTILINE)
+    train = shlex.split(train) + config_flags({"train.steps": 2, "train.evaluate_every_steps": 2, "size": "tiny"})
+    environment = {"cwd": tmp_path, "env": quiet() | {"PYTHONPATH": str(ROOT)}}
+    printed = output_of(["-m", "train.main", *train], **environment)
+    assert "nats per image (" in printed and "bits/dim" not in printed
+    printed = output_of(["-m", "train.evaluate", *shlex.split(evaluate), "--importance_samples=1"], **environment)
+    assert "no bits/dim: the likelihood my_parts:laplace is a density" in printed
+    assert not [name for name in json.loads((tmp_path / "runs/mine/evaluation.json").read_text()) if "bits" in name]
+    refused = run(["-m", "train.evaluate", "--workdir=runs/mine"], **environment)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "model.likelihood = 'my_parts:laplace': not registered here; import my_parts first" in refused.stderr
 
 
 def test_the_page_of_uses_keeps_its_promises(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@
     frechet   the same distance in the features of --extractor, beside fid in the file
     latents   active units of every group, the reconstruction with a tenth of the channels, and figures: the KL of
               groups and channels, and samples that share the latents of their upper groups; elbo is measured with it
+    probe     how well simple classifiers tell the classes by the model's features, beside pixels and their principal
+              components, with 50, 200 and all labels of training images, and a figure; the data need labels
     outliers  how well outlier scores separate the images of the folders --outliers from the data set's: the area
               under the ROC curve of each, and figures; run nvae-calibrate before. See docs/outliers.md
 
@@ -35,7 +37,7 @@ from absl import flags
 
 from nvae_tf import command_line, config, errors, progress
 
-_METRICS = ("elbo", "iw", "fid", "frechet", "latents", "outliers")
+_METRICS = ("elbo", "iw", "fid", "frechet", "latents", "probe", "outliers")
 _SAMPLES_HELP = "Samples an image of the importance-weighted bound, metric iw."
 _BATCH_SIZE_HELP = "Images at a time on each replica; that of the training if not given."
 _REPLICAS_HELP = "Number of GPUs, all for 0; without GPUs, of virtual CPU devices."

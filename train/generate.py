@@ -24,7 +24,7 @@ from nvae_tf.command_line import FOLDER, OutputPlace, output_place
 from nvae_tf.data.picture_folder import find_pictures
 from nvae_tf.generation import image_grid
 from nvae_tf.generation.image_grid import FIGURES
-from nvae_tf.generation.latents_file import read_flat_latents, save_latents
+from nvae_tf.generation.latents_file import read_flat_latents, save_features, save_latents
 from nvae_tf.reports import generate as tasks
 from nvae_tf.reports.generate import TASKS
 
@@ -33,6 +33,8 @@ _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
 _COMMAND = shlex.join(["nvae-generate", *sys.argv[1:]])
 # What --output can be, where it is not a figure or a folder.
 _KINDS = {"interpolate": (*FIGURES, ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": FIGURES}
+_KINDS["features"] = (".npz", ".parquet")
+_WITHOUT_IMAGES = "encode", "features"
 _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
 
 
@@ -44,7 +46,7 @@ def _define_flags(mode: str) -> None:
     flags.DEFINE_string("output", None, output, required=True)
     flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
     command_line.define_parameters(tasks.task_parameters(TASKS[mode]))
-    if mode != "encode":
+    if mode not in _WITHOUT_IMAGES:
         flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG alone.")
         flags.DEFINE_string("each", None, _EACH_HELP)
     if mode == "interpolate":
@@ -56,7 +58,9 @@ def _define_flags(mode: str) -> None:
 
 def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
-    if mode == "encode":
+    if place.kind == ".parquet":
+        errors.require("pyarrow", "parquet")
+    if mode in _WITHOUT_IMAGES:
         return place
     if FLAGS.raw and place.kind != ".png":
         raise ValueError(f"--raw --output={FLAGS.output}: a bare grid is a .png file")
@@ -79,6 +83,9 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
 
 def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, Any]) -> None:
     """Writes a PNG file for each of the images, an animation of them, the figure, or its bare grid; or the latents."""
+    if made.columns is not None:
+        save_features(place.path, made.latents, made.columns, made.names, made.labels)
+        return
     if made.latents is not None:
         save_latents(place.path, made.latents, made.names, made.labels)
         return

@@ -176,8 +176,10 @@ def _settings(model: NVAE, levels: np.ndarray, labels: np.ndarray) -> dict[str, 
     if model.config.num_flows:
         fault = "the density of a latent behind flows can't be coded on a grid; train with model.num_flows=0"
         raise ValueError(f"model.num_flows = {model.config.num_flows}: {fault}")
-    if model.config.likelihood == "normal":
-        raise ValueError("model.likelihood = normal: it has a density and no masses of pixel values")
+    if (name := model.config.likelihood) not in ("bernoulli", "logistic_mixture"):
+        raise ValueError(
+            f"model.likelihood = {name}: it has a density and no masses of pixel values, or masses of its own"
+        )
     images = levels[:_SAMPLED].astype(np.float32) / _highest(model)
     settings = {"labels": labels[:_SAMPLED] if model.config.num_classes else None, "batch_size": 32}
     bits = float(np.mean(model.score(images, per_group=True, **settings).nelbo)) / math.log(2.0)

@@ -1,14 +1,33 @@
 """The likelihood p(x | z) of whole images, by name."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from nvae_tf.config import LIKELIHOODS, REGISTERED, ModelConfig, register
 from nvae_tf.distributions import discretized_logistic_mixture as mixture
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
 tfd = tfp.distributions
+
+
+def register_likelihood(name: str) -> Callable[[type], type]:
+    """Registers a likelihood as `model.likelihood = name`, as a decorator of its class.
+
+    `kind(config)`, of a `ModelConfig`, has `num_parameters`, the count of numbers a pixel, and
+    `distribution(parameters)`: a TFP distribution of images in [0, 1] for float32 `[..., height, width,
+    num_parameters]`, whose event is a value, a pixel or an image. With `exact_masses = True` it gives masses of the
+    levels, so that scores in bits per value mean something. ValueError: the name is taken.
+    """
+
+    def registered(kind: type) -> type:
+        register("likelihood", name, kind, LIKELIHOODS)
+        return kind
+
+    return registered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +43,33 @@ class ImageLikelihood:
     num_mixtures: int = 10
     num_bits: int = 8
     exact_edges: bool = False
+    own: Any = None  # an object of a registered class, in place of all these
+
+    @classmethod
+    def for_model(cls, config: ModelConfig) -> "ImageLikelihood":
+        """The likelihood that the settings of a model name."""
+        kind = REGISTERED["likelihood"].get(config.likelihood.rpartition(":")[2])
+        mixture_settings = config.num_mixtures, config.num_bits, config.exact_edges
+        return cls(config.likelihood, config.image_channels, *mixture_settings, own=kind and kind(config))
 
     @property
     def num_parameters(self) -> int:
         """The count of numbers that the decoder must give for each pixel."""
+        if self.own is not None:
+            return self.own.num_parameters
         if self.name == "logistic_mixture":
             return mixture.num_mixture_parameters(self.channels, self.num_mixtures)
         return self.channels if self.name == "bernoulli" else 2 * self.channels
 
     def distribution(self, parameters: tf.Tensor) -> tfd.Distribution:
         """The distribution of float32 images `[H, W, C]` in [0, 1] for parameters `[..., H, W, num_parameters]`."""
+        if self.own is not None:
+            values = self.own.distribution(tf.cast(parameters, tf.float32))
+            images, expected = tfd.Independent(values, 3 - values.event_shape.rank), parameters.shape[-3:-1]
+            if images.event_shape != [*expected, self.channels]:
+                fault = f"distribution() is of images {images.event_shape}; they must be {[*expected, self.channels]}"
+                raise ValueError(f"likelihood {self.name}: {fault}")
+            return images
         if self.name == "bernoulli":
             return tfd.Independent(tfd.Bernoulli(logits=tf.cast(parameters, tf.float32), dtype=tf.float32), 3)
         if self.name == "normal":
@@ -50,6 +86,7 @@ class ImageLikelihood:
             return self.distribution(row[0]).sample(seed=seed)
 
         images, highest = tf.map_fn(draw, (parameters, seeds), fn_output_signature=tf.float32), 2**self.num_bits - 1
+        images = images if self.own is None else tf.clip_by_value(images, 0.0, 1.0)
         return tf.round(images * highest) / highest if self.name == "logistic_mixture" else images
 
 

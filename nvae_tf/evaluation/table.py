@@ -58,6 +58,12 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             how += f", {fid['real_images']:,} training images, features of {fid['extractor']}"
             unknown = key == "fid" and not fid.get("extractor_is_published")
             yield name, f"{fid['value']:.2f}", how + ", not known as the published Inception graph" * unknown
+    probe = metrics.get("probe", {"labels": (), "accuracy": {}})
+    for number, count in enumerate(probe["labels"]):
+        for classifier, curves in probe["accuracy"].items():
+            values = ", ".join(f"{values[number]:.3f} {name}" for name, values in curves.items())
+            how = f"accuracy on {probe['test_images']:,} test images, mean of {probe['splits']} choices of the labels"
+            yield f"{classifier}, {count:,} labels", values, how
     for name, measured in metrics.get("outliers", {"sets": {}})["sets"].items():
         areas = [f"{area:.3f} {_OUTLIER_SCORES.get(key, key)}" for key, area in measured["auroc"].items()]
         how = f"area under the ROC curve, {measured['num_images']:,} of these against the {metrics.get('split')} images"
@@ -80,7 +86,7 @@ def _bounds(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if key not in metrics:
             continue
         yield name, f"{interval(metrics[key], halves.get(key))} nats per image", how
-        if key in ("importance_weighted_nats", "nelbo_nats"):
+        if key in ("importance_weighted_nats", "nelbo_nats") and "num_values" in metrics:
             in_bits = 1.0 / (metrics["num_values"] * math.log(2.0))
             bits = interval(metrics[key] * in_bits, halves.get(key, 0.0) * in_bits)
             yield f"{name}, in bits", f"{bits} bits/dim", f"nats / {metrics['num_values']:,} values / ln 2"

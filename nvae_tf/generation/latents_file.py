@@ -48,6 +48,18 @@ def write_flat_latents(path: str | os.PathLike, latent: np.ndarray, shapes=None,
     files.write_arrays(pathlib.Path(path), arrays)
 
 
+def save_features(path: str | os.PathLike, features: np.ndarray, columns, names, labels=None) -> None:
+    """Writes features `[count, features]`, the names of both, and classes: .npz, or .parquet with a column for each."""
+    path = pathlib.Path(path)
+    if path.suffix.lower() != ".parquet":
+        arrays = {"features": features, "columns": np.array(columns, np.str_), "names": np.array(names, np.str_)}
+        return files.write_arrays(path, arrays | ({} if labels is None else {"labels": np.array(labels, np.int32)}))
+    pyarrow, parquet = (errors.require(module, "parquet") for module in ("pyarrow", "pyarrow.parquet"))
+    by_column = {"name": names} | ({} if labels is None else {"label": labels})
+    with files.atomic_file(path) as partial:
+        parquet.write_table(pyarrow.table(by_column | dict(zip(columns, features.T, strict=True))), partial)
+
+
 def read_flat_latents(path: str | os.PathLike) -> StoredLatents:
     """Reads a file of flat latents of any model, without TensorFlow; ValueError where it is damaged or another file."""
     if not os.path.isfile(path):

@@ -3,6 +3,6 @@
 from nvae_tf.layers.convolution import DataDependentConvolution, StackedConvolution, kernels_of_all
 from nvae_tf.layers.normalization import FoldedPass, StackedBatchNormalization, folded_weights
 from nvae_tf.layers.packing import FirstAxisPacking, Packing
-from nvae_tf.layers.residual_cells import ResidualCells, StackedSqueezeExcite
+from nvae_tf.layers.residual_cells import KerasLayers, ResidualCells, StackedSqueezeExcite
 from nvae_tf.layers.scan import StackShare, run_cells, run_steps
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer, stack_of, variables_named_alike

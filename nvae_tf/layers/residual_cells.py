@@ -1,18 +1,21 @@
 """Stacked residual cells: `skip(x) + 0.1 * gate * branch(x)` (Vahdat & Kautz 2020, figure 3 and appendix A).
 
 `change` is what a cell or a branch does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
-A new kind of branch is a class here, which `ResidualCells` chooses, a named tuple with a line of `CELL_SETS` in
-`nvae_tf/latent_plan.py`, and its PyTorch names in `nvae_tf/published/names.py`.
+A new kind of branch is a Keras layer that `nvae_tf.register_cell` registers; or, with PyTorch names, a class here that
+`ResidualCells` chooses, a named tuple with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`, and its names in
+`nvae_tf/published/names.py`.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
+from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch, LayerBranch
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.normalization import (
@@ -32,20 +35,96 @@ class ResidualCells(StackedLayer):
 
     def __init__(self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite, dtype=None):
         change = "none" if channels_in == channels_out else "down" if channels_out > channels_in else "up"
-        kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
         skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
-        branch = kind(count, branch, channels_in, channels_out, change, dtype)
+        if isinstance(branch, LayerBranch):
+            branch = KerasLayers(count, branch.layer, channels_out, dtype)
+        else:
+            kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
+            branch = kind(count, branch, channels_in, channels_out, change, dtype)
         gate = StackedSqueezeExcite(count, channels_out, dtype=dtype) if squeeze_excite else None
         skip = skip and skip(count, channels_in, channels_out, dtype=dtype)
         super().__init__(count, [part for part in (branch, gate, skip) if part is not None], dtype=dtype)
         self.branch, self.gate, self.skip = branch, gate, skip
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+        skip = functools.partial(self.skip.apply_slice, weights[-1], records=records) if self.skip else None
+        if skip and isinstance(self.branch, KerasLayers):
+            inputs, skip = skip(inputs), None
         residual = self.branch.apply_slice(weights[0], inputs, records)
         gate = 1.0 if self.gate is None else self.gate.apply_slice(weights[1], residual, records)
         residual = residual * (RESIDUAL_SCALE * gate)
-        skipped = inputs if self.skip is None else self.skip.apply_slice(weights[-1], inputs, records)
-        return skipped + residual
+        return (skip(inputs) if skip else inputs) + residual
+
+
+class LayerWeights(NamedTuple):
+    """What one Keras layer computes with in inference."""
+
+    trained: tuple[tf.Tensor, ...]
+    state: tuple[tf.Tensor, ...]  # `[width]` each
+
+
+class TrainingWeights(LayerWeights):
+    """The same in training."""
+
+
+class KerasLayers(StackedLayer):
+    """`count` Keras layers `layer(channels)` of a registered class, which keep height, width and channels.
+
+    One of them computes, with the others' weights in place of its own.
+    """
+
+    def __init__(self, count: int, layer: type, channels: int, dtype=None):
+        super().__init__(count, dtype=dtype)
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(self.dtype_policy)
+        try:
+            layers = [_built(layer, channels) for _ in range(count)]
+        finally:
+            keras.config.set_dtype_policy(before)
+        self._layer = lambda: layers[0]  # in a function: its variables are not this layer's
+        state = {"trainable": False, "aggregation": "only_first_replica"}
+        self.trained = self._stacked("trained", [one.trainable_variables for one in layers])
+        self.statistics = self._stacked("state", [one.non_trainable_variables for one in layers], **state)
+        del layers[1:]
+
+    def _stacked(self, name: str, variables: list[list], **settings) -> list[keras.Variable]:
+        stacks = [np.stack(list(map(keras.ops.convert_to_numpy, each))) for each in zip(*variables, strict=True)]
+        return [
+            self.add_weight(
+                name=f"{name}_{number}", shape=each.shape, initializer=lambda *_, each=each, **__: each, **settings
+            )
+            for number, each in enumerate(stacks)
+        ]
+
+    def recorders(self, initializing: bool = False) -> list[StackedLayer]:
+        return [self] if self.statistics else []
+
+    def make_weights(self, forward: ForwardPass) -> LayerWeights:
+        kind = TrainingWeights if forward.training else LayerWeights
+        return kind(*(tuple(map(tf.convert_to_tensor, each)) for each in (self.trained, self.statistics)))
+
+    def apply_slice(self, weights: LayerWeights, inputs: tf.Tensor, records: list) -> tf.Tensor:
+        in_training, layer = isinstance(weights, TrainingWeights), self._layer()
+        variables, state = [*layer.trainable_variables, *layer.non_trainable_variables], layer.non_trainable_variables
+        mapping = zip(variables, (*weights.trained, *weights.state), strict=True)
+        with keras.StatelessScope(state_mapping=list(mapping)) as scope:
+            outputs = layer(inputs, training=in_training)
+        if in_training and state:
+            records.append(tuple(tf.stop_gradient(scope.get_current_value(variable)) for variable in state))
+        return tf.cast(outputs, inputs.dtype)
+
+
+def _built(layer: type, channels: int) -> keras.layers.Layer:
+    """A layer with its variables; ValueError where it can't be the branch of a cell."""
+    one, images, where = layer(channels), keras.Input((16, 16, channels)), f"registered cell {layer.__name__}"
+    if not isinstance(one, keras.layers.Layer):
+        raise ValueError(f"{where}: it must be a keras.layers.Layer")
+    if (shape := one(images).shape) != images.shape:
+        raise ValueError(f"{where}: {images.shape} became {shape}; it must keep the shape")
+    kinds = {(len(each.shape), "float" in each.dtype) for each in one.non_trainable_variables}
+    if not one.trainable_variables or not kinds <= {(1, True)}:
+        raise ValueError(f"{where}: it must have weights, and vectors alone as state (batch norm; no dropout)")
+    return one
 
 
 class InvertedResidualBranch(StackedLayer):

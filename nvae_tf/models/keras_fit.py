@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from nvae_tf.config import check
+from nvae_tf.config import LARGEST_SEED, check, whole_number
 from nvae_tf.layers import FoldedPass
 from nvae_tf.models import training_step
 from nvae_tf.models.images import check_batch, check_classes, check_images, check_pixels, with_one_line_errors
@@ -43,6 +44,29 @@ class FittedModel(keras.Model):
         images, labels = images_and_labels(self, data)
         check_images(images, self.config, scored=True, nan_allowed=True)
         return training_step.train_step(self, images, labels)
+
+    @WITHOUT_AUTOGRAPH
+    def loss(self, images, labels=None, step=None, seed: int | None = None) -> training_step.Loss:
+        """The training loss of a batch, and its parts, for a training loop of one's own; differentiate `total`.
+
+        Images are `[batch, height, width, channels]` in [0, 1], labels `[batch]` for a model with classes. The KL's
+        weight depends on the number of steps taken, `step`, and all draws on it and the seed (None: the model's).
+        Without `step` it is that of the optimizer that the model is compiled with. Data-dependent layers set their
+        scales from the first batch; nothing else changes: assign the `updates`. ValueError as `fit` raises it.
+        Example: docs/python.md has the loop.
+        """
+        images, labels = images_and_labels(self, (images, labels))
+        check_images(images, self.config, scored=True, nan_allowed=True)
+        if step is None:
+            optimizer = getattr(self, "optimizer", None)
+            check(optimizer is not None, "loss: give step=, the number of steps taken, or compile the model before")
+            step = optimizer.iterations
+        seed = seed if seed is None or isinstance(seed, tf.Tensor) else whole_number("seed", seed, -LARGEST_SEED)
+        return training_step.loss_of_batch(self, images, labels, step, seed)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "loss":  # Keras sets it to what `compile(loss=)` is given, which has no effect
+            super().__setattr__(name, value)
 
     def predict_step(self, data) -> tf.Tensor:
         """One step of `predict`: the reconstructions' means, of `(images, labels)` with their classes."""

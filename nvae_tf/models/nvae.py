@@ -7,7 +7,7 @@ import functools
 import importlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from nvae_tf import layers
 from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
-from nvae_tf.latent_plan import latent_plan
+from nvae_tf.latent_plan import feature_groups, latent_plan
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import passes, restoration
 from nvae_tf.models.bottom_up import BottomUp
@@ -97,8 +97,7 @@ class NVAE(FittedModel):
         self.seed = whole_number("seed", seed, -configuration.LARGEST_SEED)
         self.accumulate_steps = whole_number("accumulate_steps", accumulate_steps, 1)
         self.label_dropout = real_number("label_dropout", label_dropout, "must be from 0 to 1", 0.0, 1.0)
-        mixture = config.num_mixtures, config.num_bits, config.exact_edges
-        self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
+        self.likelihood = ImageLikelihood.for_model(config)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
         state = random.getstate()  # the seeds of Keras' initializers come from Python's generator
         random.seed(self.seed)
@@ -148,6 +147,12 @@ class NVAE(FittedModel):
     def batch_norms(self) -> list[layers.StackedBatchNormalization]:
         """All stacks of batch norms."""
         return self._layers_of_kind(layers.StackedBatchNormalization)
+
+    @functools.cached_property
+    def statistics(self) -> list[keras.Variable]:
+        """The running statistics of all batch norms, and the state of registered cells."""
+        stacks = self._layers_of_kind((layers.StackedBatchNormalization, layers.KerasLayers))
+        return [variable for stack in stacks for variable in stack.statistics]
 
     @functools.cached_property
     def convolutions(self) -> list[layers.StackedConvolution]:
@@ -200,6 +205,21 @@ class NVAE(FittedModel):
         if kept is not None:  # as rows, because all that goes through in batches has a row for each image
             kept = tf.repeat(tf.convert_to_tensor(kept)[tf.newaxis], batch_size_of(rows[0]), axis=0)
         return self._in_batches(passes.encoded, batch_size, *rows, kept, noise_scale=0.0 if mean else 1.0)
+
+    @WITHOUT_AUTOGRAPH
+    def features(
+        self, images, groups: str | Sequence[int] = "all", pool: str | None = None, labels=None, batch_size=None
+    ) -> tf.Tensor:
+        """Features of images for other programs, a row for each image, `[batch, features]` (`feature_names`).
+
+        They are the posterior's means in units of the prior's sigma, before the flows, of all latent groups or those
+        of these numbers (0: the top one), without a random draw. With `pool="mean"` a channel has the mean of its
+        positions instead of each. ValueError where there is no such group.
+        Example: `rows = model.features(images, groups=[0, 1], batch_size=64)`
+        """
+        check(pool in (None, "mean"), f'pool = {configuration.shown(pool)}: must be None or "mean"')
+        how = {"groups": feature_groups(self.plan, groups), "pool": pool}
+        return self._in_batches(passes.features, batch_size, *self._rows(images, 0, labels), **how)
 
     @WITHOUT_AUTOGRAPH
     def decode(

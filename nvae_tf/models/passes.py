@@ -110,6 +110,16 @@ def encoded(model, images, seeds, labels, kept_channels, noise_scale: float) -> 
     return latents_type(len(latents))._make(latent.z for latent in latents)
 
 
+def features(model, images, seeds, labels, groups: Sequence[int], pool: str | None) -> tf.Tensor:
+    """What `NVAE.features` returns."""
+    latents, columns = encoded_latents(model, images, seeds, labels, noise_scale=0.0), []
+    for latent in (latents[group] for group in groups):
+        means = latent.posterior.loc / latent.prior.scale
+        means = means if pool is None else tf.reduce_mean(means, axis=(1, 2))
+        columns.append(tf.reshape(means, (-1, math.prod(means.shape[1:]))))
+    return tf.concat(columns, axis=1)
+
+
 def generated(
     model, seeds, labels, *latents, temperatures, guidance=1.0, prior=None, mean=True, scanned=False
 ) -> tf.Tensor:

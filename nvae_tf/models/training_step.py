@@ -20,6 +20,33 @@ from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
+class LossTerms(NamedTuple):
+    """The training loss of a batch (sections 3.2 and 4 of the paper), and what it is made of."""
+
+    loss: tf.Tensor  # what is differentiated, scalar
+    elbo: objectives.Elbo
+    regularizers: tf.Tensor | float
+    regularization_weight: tf.Tensor
+    spectral_norms: tf.Tensor | None
+
+    def metrics(self) -> StepMetrics:
+        """What a step keeps of them."""
+        reconstruction, kl = tf.reduce_mean(self.elbo.reconstruction), tf.reduce_mean(self.elbo.kl, axis=0)
+        return StepMetrics(self.loss, reconstruction, kl, self.spectral_norms)
+
+
+class Loss(NamedTuple):
+    """The training loss of a batch, as `NVAE.loss` gives it, in nats per image; KLs are without weights."""
+
+    total: tf.Tensor  # what is differentiated, scalar
+    reconstruction: tf.Tensor  # -log p(x | z), `[batch]`
+    kl: tf.Tensor  # `[batch]`
+    kl_per_group: tf.Tensor  # mean over the images, `[groups]`, top group first
+    kl_per_scale: tf.Tensor  # the same, `[scales]`, the smallest first
+    regularizers: tf.Tensor  # their part of `total`, scalar
+    updates: list[tuple[keras.Variable, tf.Tensor]]  # running statistics and vectors of power iterations: new values
+
+
 class LossAndGradients(NamedTuple):
     """What a training step needs of the loss of a batch."""
 
@@ -36,8 +63,7 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
     values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # accepted steps; the draws are a function of the model's seed and this number
-    if model.is_data_dependent:  # few models; before the first step
-        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+    initialize_scales_once(model, images)
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
     metrics, gradients, updates = compute(model, images, labels, step)
 
@@ -57,38 +83,54 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
 
 def loss_and_gradients(model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> LossAndGradients:
     """The loss of a batch and its gradients, with draws that depend on the seed, the step and the image's place."""
-    noise, labels = draws(model, images, step), kept_labels(model, labels, step)
-    forward = ForwardPass(training=True, scanned=_has_loops(model), labels=labels)
     with tf.GradientTape() as tape:
-        metrics = loss_terms(model, images, noise, step, forward)
-        scaled_loss = _scaled(model, metrics.loss)
+        terms, forward = _terms_of_batch(model, images, labels, step)
+        metrics, scaled_loss = terms.metrics(), _scaled(model, terms.loss)
     return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def draws(model, images: tf.Tensor, step, first=None) -> list[tf.Tensor]:
-    """Standard-normal draws for each latent group, a function of the model's seed, the step and the image's place.
+def loss_of_batch(model, images: tf.Tensor, labels: tf.Tensor | None, step, seed=None) -> Loss:
+    """What `NVAE.loss` returns."""
+    initialize_scales_once(model, images)
+    terms, forward = _terms_of_batch(model, images, labels, step, seed)
+    kl_per_group, kl = tf.reduce_mean(terms.elbo.kl, axis=0), tf.reduce_sum(terms.elbo.kl, axis=1)
+    kl_per_scale = tf.stack([tf.reduce_sum(tf.gather(kl_per_group, scale.groups)) for scale in model.plan.scales])
+    parts = terms.elbo.reconstruction, kl, kl_per_group, kl_per_scale
+    return Loss(terms.loss, *parts, terms.regularization_weight * terms.regularizers, forward.updates())
+
+
+def _terms_of_batch(model, images, labels, step, seed=None) -> tuple[LossTerms, ForwardPass]:
+    noise, labels = draws(model, images, step, seed=seed), kept_labels(model, labels, step, seed=seed)
+    forward = ForwardPass(training=True, scanned=_has_loops(model), labels=labels)
+    return loss_terms(model, images, noise, step, forward), forward
+
+
+def draws(model, images: tf.Tensor, step, first=None, seed=None) -> list[tf.Tensor]:
+    """Standard-normal draws for each latent group, a function of seed (None: the model's), step and image's place.
 
     `first` is the number of the first of these images among those of all replicas; None: they are this replica's batch.
     """
     first = _first_of_replica(images) if first is None else first
-    return batch_noise(model.plan.latent_shapes(), batch_size_of(images), (model.seed, tf.cast(step, tf.int32)), first)
+    seed = model.seed if seed is None else seed, tf.cast(step, tf.int32)
+    return batch_noise(model.plan.latent_shapes(), batch_size_of(images), seed, first)
 
 
-def kept_labels(model, labels: tf.Tensor | None, step, first=None) -> tf.Tensor | None:
+def kept_labels(model, labels: tf.Tensor | None, step, first=None, seed=None) -> tf.Tensor | None:
     """Labels with -1 in place of those that this step drops (`label_dropout`); each has a draw of its own."""
     if labels is None or not model.label_dropout:
         return labels
     first = _first_of_replica(labels) if first is None else first
     # Not the draws of the latents.
-    seed = tf.random.experimental.stateless_fold_in(tf.stack([model.seed, tf.cast(step, tf.int32)]), 1, alg="philox")
+    seed = tf.stack([model.seed if seed is None else seed, tf.cast(step, tf.int32)])
+    seed = tf.random.experimental.stateless_fold_in(seed, 1, alg="philox")
     (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, first)
     return tf.where(noise[:, 0, 0, 0] < ndtri(model.label_dropout), -1, labels)
 
 
 def loss_terms(
     model, images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
-) -> StepMetrics:
-    """The training loss (sections 3.2 and 4 of the paper), its terms, and all spectral norms.
+) -> LossTerms:
+    """The training loss and its terms.
 
     `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
     batch statistics. With `regularize` False the loss has no regularizers of the weights, and there are no norms.
@@ -101,17 +143,17 @@ def loss_terms(
         network_images, regularizers = objectives.gradients_after_network(images, regularizers)
     elbo = inference_pass(model, network_images, noise, forward).elbo(images)
     settings, beta = model.objective, objectives.kl_weight(step, model.objective)
+    weight = objectives.regularization_weight(beta, settings)
     loss = objectives.training_loss(
         elbo,
         beta=beta,
         scales=objectives.balancing_scales(model.plan),
         regularizers=regularizers,
-        weight=objectives.regularization_weight(beta, settings),
+        weight=weight,
         final_weights=objectives.final_kl_weights(settings, model.plan),
         free_nats=settings.free_nats,
     )
-    reconstruction, kl_per_group = tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)
-    return StepMetrics(loss.loss, reconstruction, kl_per_group, spectral_norms)
+    return LossTerms(loss.loss, elbo, regularizers, weight, spectral_norms)
 
 
 def weight_regularizers(model, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
@@ -133,7 +175,7 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
             "batches of a fixed size (drop_remainder=True) that it divides"
         )
     size //= count
-    statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
+    statistics = model.statistics
 
     def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
@@ -142,7 +184,7 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
         noise, some_labels = draws(model, some_images, step, first), kept_labels(model, some_labels, step, first)
         forward = ForwardPass(training=True, scanned=_has_loops(model), labels=some_labels)
         with tf.GradientTape() as tape:
-            metrics = loss_terms(model, some_images, noise, step, forward, regularize=False)
+            metrics = loss_terms(model, some_images, noise, step, forward, regularize=False).metrics()
             scaled_loss = _scaled(model, metrics.loss) / count
         # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
         new_values = {id(variable): value / count for variable, value in forward.updates()}
@@ -205,6 +247,12 @@ def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradien
         calls_optimizer = accepted | overflows
         gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
     _on_all_replicas_if(calls_optimizer, lambda gradients: optimizer.apply(gradients, weights), gradients)
+
+
+def initialize_scales_once(model, images: tf.Tensor) -> None:
+    """Before the first step: sets the scales of data-dependent layers, which few models have, from the first batch."""
+    if model.is_data_dependent:
+        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
 
 
 def initialize_scales(model, images: tf.Tensor) -> None:

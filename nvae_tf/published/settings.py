@@ -7,7 +7,7 @@ from typing import Any
 
 from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
 from nvae_tf.data_sets import DATA_SPECS
-from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
+from nvae_tf.latent_plan import CELL_SETS, InvertedBranch, LayerBranch
 
 
 def _lsun(what: str, size: int) -> DataSpec:
@@ -120,6 +120,8 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     The data set is the published one of the same name, or else with such images.
     """
     model, total_steps = config.model, config.objective.total_steps
+    if any(isinstance(branch, LayerBranch) for branch in CELL_SETS[model.cell_set]):
+        raise ValueError(f"the published form can't say model.cell_set = {model.cell_set!r}")
     # A warm-up that is not set is that of the run's length.
     config = resolve_lengths(config, max(total_steps // config.train.epochs, 1), total_steps)
     values = {published: getattr(model, name) for name, published in MODEL_SETTINGS.items()}

@@ -1,4 +1,4 @@
-"""Evaluates one checkpoint: `elbo`, `iw`, `latents`, `fid`, `frechet`, `outliers`, in the run's evaluation file."""
+"""Evaluates one checkpoint: what nvae-evaluate lists as metrics, in the run's evaluation file."""
 
 import contextlib
 import csv
@@ -16,11 +16,12 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.data.pipeline import content_digest, images_alone
-from nvae_tf.data.sources import load_split, place_of
+from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.outliers import ImageSet, load_outliers, measure_outliers, most_outlying_images
+from nvae_tf.evaluation.probe import load_probe, measure_probe
 from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits, table
 from nvae_tf.evaluation.task import EvaluationTask, Workers
 from nvae_tf.files import atomic_file, atomic_write
@@ -76,6 +77,8 @@ def evaluate_run(
         parts.append(lambda: {distance: measure_fid(task, fid, extractor)})
     if "outliers" in metrics:
         parts.append(functools.partial(_measure_outliers, task, load_outliers(task, outliers)))
+    if "probe" in metrics:
+        parts.append(functools.partial(_measure_probe, task, load_probe(task)))
     for measure in parts:
         measured = measure()
         if workers.is_chief:
@@ -115,6 +118,11 @@ def _measure_likelihood(task: EvaluationTask, metrics: Sequence[str], importance
     if scores:
         _write_scores(task, likelihood, pathlib.Path(scores))
     measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
+    if not task.trained.config.model.has_masses:
+        name = task.trained.config.model.likelihood
+        task.status.keep(f"no bits/dim: the likelihood {name} is a density, without `exact_masses = True`")
+        in_bits = "num_values", "bits_per_dim", "importance_weighted_bits_per_dim"
+        measured = {name: value for name, value in measured.items() if name not in in_bits}
     return measured | ({"latents": _latents_metrics(task, likelihood)} if "latents" in metrics else {})
 
 
@@ -134,10 +142,21 @@ def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dic
     return {"outliers": metrics}
 
 
+def _measure_probe(task: EvaluationTask, sources: Sequence[ImageSource]) -> dict[str, Any]:
+    """How well features tell classes, for which only the chief works, and the figure of it."""
+    if not task.workers.is_chief:
+        return {}
+    measured = measure_probe(task, sources)
+    drawn = {"probe.png": ("probe_curves", measured["labels"], measured["accuracy"])}
+    measured["pictures"] = _save_figures(task, drawn, data="test images") if _can_draw(task.status) else []
+    return {"probe": measured}
+
+
 def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Path) -> None:
     """Writes a CSV file with a line for each image."""
-    bits = bits_per_dimension(likelihood.nelbo, math.prod(task.spec.image_shape))
-    columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo, "bits_per_dim": bits}
+    columns = {"image": task.source.names(), "nelbo_nats": likelihood.nelbo}
+    if task.trained.config.model.has_masses:
+        columns["bits_per_dim"] = bits_per_dimension(likelihood.nelbo, math.prod(task.spec.image_shape))
     if task.trained.model.outlier_calibration is not None:
         score, batches = task.trained.model.outlier_score, task.batches(task.source, images_alone(task.spec))
         scored = [score(batch)._replace(parts=None) for batch in batches]  # the parts are as large as the images

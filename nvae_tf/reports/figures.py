@@ -252,6 +252,21 @@ def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
     return _side_by_side("How many outliers a score finds", scores, draw, about, width, own)
 
 
+def probe_curves(labels: Sequence[int], accuracy: Mapping, about: Provenance, width=1000) -> Figure:
+    """The accuracy of each probe `{probe: {features: [accuracies]}}` by the number of labels, side by side."""
+    grid = (1, len(accuracy)) if width >= 700 else (len(accuracy), 1)
+    figure, _, size = _chart("What frozen features tell of the classes", about, width, 22 * grid[0] + 5, grid)
+    for axes, (probe, curves) in zip(figure.axes, accuracy.items(), strict=True):
+        for (name, values), color in zip(curves.items(), LINES, strict=False):
+            axes.plot(labels, values, color=color, linewidth=1.5, marker="o", markersize=4, label=name)
+        axes.set(xlabel="labels", ylabel="accuracy on test images")
+        axes.set_title(probe, loc="left", fontsize=size, color=FAINT)
+        _make_logarithmic(axes, "x", labels)
+        axes.xaxis.set_major_formatter("{x:,g}")
+    figure.axes[-1].legend(loc="lower right", frameon=False, fontsize=size, labelcolor=INK)
+    return figure
+
+
 def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width=1000) -> Figure:
     """By set: images `[count, ...]`, maps of their outlier scores `[count, height, width]` in nats per pixel, notes."""
     rows, colors = [], matplotlib.colormaps["magma"]

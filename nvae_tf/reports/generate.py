@@ -57,6 +57,7 @@ class Made(NamedTuple):
     options: Mapping[str, Any] = {}  # of that function
     latents: Sequence[np.ndarray] | None = None
     labels: np.ndarray | None = None
+    columns: Sequence[str] | None = None  # the names of features, which are then the `latents`
     metrics: dict[str, Any] | None = None
 
     def draw(self, about: Any, **options: Any) -> Any:
@@ -341,6 +342,32 @@ def encode(run: Run, originals: Originals, *, seed: Seed = 1, mean: Mean = False
     return Made(f"latents of {words} in {len(latents)} groups", names=names, latents=latents, labels=labels)
 
 
+def features(
+    run: Run,
+    originals: Originals,
+    *,
+    seed: Seed = 1,
+    groups: Annotated[Sequence[int] | None, "Numbers of latent groups, 0 for the top one; all if not given.", 0] = None,
+    pool: Annotated[str | None, "Means over the positions, instead of all positions.", "mean"] = None,
+) -> Made:
+    """Turns images into features, the posterior's means in units of the prior's sigma, for classifiers and searches.
+
+        nvae-generate features --workdir=runs/digits --output=features.npz
+        nvae-generate features --workdir=runs/faces --input=my_pictures --pool=mean --output=features.parquet
+
+    The file has a row for each image: features float32 [count, features], and columns, their names, as
+    group0_y1_x0_c3; names are the images' names. Parquet, which needs pyarrow, has a column for each. In Python
+    model.features gives the same.
+    """
+    from nvae_tf.latent_plan import feature_names
+
+    images, labels, names, words = originals.load(run, seed)
+    groups, batch = "all" if groups is None else groups, min(len(images), run.config.train.batch_size)
+    rows = run.model.features(images, groups, pool, labels, batch_size=batch).numpy()
+    columns = feature_names(run.model.plan, groups, pool)
+    return Made(f"{len(columns):,} features of {words}", names=names, latents=rows, labels=labels, columns=columns)
+
+
 def decode(
     run: Run,
     *,
@@ -412,7 +439,7 @@ def nearest(
 
 TASKS = {
     task.__name__: task
-    for task in (sample, reconstruct, interpolate, vary, direction, restore, encode, decode, nearest)
+    for task in (sample, reconstruct, interpolate, vary, direction, restore, encode, features, decode, nearest)
 }
 
 

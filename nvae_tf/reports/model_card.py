@@ -85,10 +85,10 @@ def _read(reader: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _training_score(file: pathlib.Path) -> tuple[int, float, float]:
-    """The last step of `metrics.csv`, its test NELBO in nats and in bits."""
+    """The last step of `metrics.csv`, its test NELBO in nats and in bits, NaN for a density."""
     with file.open(encoding="utf-8", newline="") as lines:
         *_, last = csv.DictReader(lines)
-    return int(last["step"]), _finite(float(last["test_nelbo_nats"])), _finite(float(last["test_bits_per_dim"]))
+    return int(last["step"]), _finite(float(last["test_nelbo_nats"])), float(last["test_bits_per_dim"])
 
 
 def _prior(file: pathlib.Path) -> tuple[int, str]:
@@ -112,7 +112,8 @@ def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespac
     metrics = schemas.read_object(file, schemas.ANY_OBJECT)
     metrics["split"] = str(metrics["split"])
     metrics.pop("data", None)  # a folder of this machine, which a public card does not name
-    named = [path for metric in ("latents", "outliers") for path in metrics.get(metric, {}).get("pictures", ())]
+    drawn = [metrics.get(metric, {}) for metric in ("latents", "outliers", "probe")]
+    named = [path for metric in drawn for path in metric.get("pictures", ())]
     # Paths in the run folder alone: a folder may come from others.
     inside = [path for path in named if not os.path.isabs(path) and ".." not in pathlib.PurePath(path).parts]
     results = [*_results(metrics, dataset or _identifier(metrics["dataset"]))]

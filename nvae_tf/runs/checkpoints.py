@@ -215,12 +215,15 @@ def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
     return True
 
 
-def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bool) -> str:
-    """Writes a model's weights as the checkpoint of a step, without all that only training uses; returns its prefix.
+def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bool, all_weights: bool = False) -> str:
+    """Writes a model's weights as the checkpoint of a step, without the optimizer; returns its prefix.
 
-    `restore_weights` of this checkpoint then returns `are_averages`.
+    What only training uses is left out unless `all_weights`. `restore_weights` of this checkpoint then returns
+    `are_averages`.
     """
-    weights = {name: weight for name, weight in named_weights(model).items() if not name.startswith(_ONLY_TRAINING)}
+    weights = named_weights(model)
+    if not all_weights:
+        weights = {name: weight for name, weight in weights.items() if not name.startswith(_ONLY_TRAINING)}
     checkpoint = tf.train.Checkpoint(model=nested(weights), step=tf.Variable(step, dtype=tf.int64))
     if are_averages:
         # For `restore_weights`, a mark: the same variables once more. TensorFlow stores each under its first name.

@@ -1,4 +1,4 @@
-"""The model of a run: a new one, compiled for training, or with the weights of a checkpoint."""
+"""The model of a run: a new one, compiled for training, or with the weights of a checkpoint; and a run of a model."""
 
 import dataclasses
 import functools
@@ -12,14 +12,16 @@ from typing import NamedTuple
 import keras
 
 from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice, resolve_lengths
+from nvae_tf.data_sets import MODEL_SETTINGS, data_spec
 from nvae_tf.errors import wrap_read_errors
+from nvae_tf.files import atomic_folder, check_new_folder
 from nvae_tf.latent_plan import fewest_weights
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
 from nvae_tf.runs.checkpoint_files import BEST_INSTEAD, find_best, newest_whole, step_of, stored_shapes
-from nvae_tf.runs.checkpoints import restore_weights
+from nvae_tf.runs.checkpoints import restore_weights, write_weights
 from nvae_tf.runs.companions import read_calibration, read_prior
-from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_run_config
+from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_run_config, write_run_config
 from nvae_tf.runs.sharing import find_run_folder
 
 
@@ -127,6 +129,41 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
         if not isinstance(model, NVAE):
             raise ValueError(f"a {type(model).__name__}, no NVAE")
         return model
+
+
+def save(model: NVAE, path: str | os.PathLike, config: ExperimentConfig | None = None) -> None:
+    """Writes a model as a run folder, which `load` and all commands read, but for `nvae-train`: it has no optimizer.
+
+    Example:
+      >>> nvae_tf.save(model, "runs/mine", config)
+
+    The checkpoint's step is that of the optimizer that the model is compiled with, else `objective.total_steps`.
+
+    Args:
+      model: trained by `fit`, or by a loop of your own.
+      path: a new or empty folder.
+      config: the experiment whose `model` the model has, for the other settings, those of the data among them; None:
+        data of the model's form, whose place nvae-evaluate takes from --data_path.
+
+    ValueError: another model's settings, or a folder that holds something. OSError: it can't be written.
+    """
+    if config is not None and config.model != model.config:
+        raise ValueError("save: config.model is not what this model was made with; give the model's own, or none")
+    if config is None:
+        data = {name: getattr(model.config, setting) for setting, name in MODEL_SETTINGS.items()}
+        data |= {"labels": model.config.num_classes > 0, "num_classes": model.config.num_classes or None}
+        spec = dataclasses.replace(data_spec("own_images"), file_bits=8, **data)
+        config = ExperimentConfig(model=model.config, data=spec)
+    place, total_steps = pathlib.Path(path).resolve(), model.objective.total_steps
+    settings = {"seed": max(model.seed, 0), "label_dropout": model.label_dropout, "steps": total_steps}
+    train = dataclasses.replace(config.train, precision=model.dtype_policy.name, **settings)
+    config = resolve_lengths(dataclasses.replace(config, objective=model.objective, train=train), 1, total_steps)
+    optimizer = getattr(model, "optimizer", None)
+    step = total_steps if optimizer is None else int(optimizer.iterations)
+    with atomic_folder(place, functools.partial(check_new_folder, place, f"save: {path}")) as written:
+        folder = RunFolder(written)
+        write_weights(folder.checkpoints, step, model, are_averages=False, all_weights=True)
+        write_run_config(folder, config)
 
 
 def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:

@@ -80,7 +80,7 @@ class Scores(NamedTuple):
     """The negative evidence lower bound of each image, at one draw of its latents."""
 
     nats: np.ndarray  # [count]
-    bits_per_dim: np.ndarray  # [count]
+    bits_per_dim: np.ndarray  # [count]; NaN where the likelihood is a registered density
     kl_per_group: np.ndarray  # [count, groups], in nats, the top group first
 
 
@@ -164,6 +164,7 @@ class ServedModel(contextlib.AbstractContextManager):
     def score(self, images: Images, seed: int = 0, labels: Any = None) -> Scores:
         """Returns the negative evidence lower bound of images: `model.score(images, per_group=True)` in Python."""
         outputs = self._run("score", self._pictures("score", images, seed), label=labels)
+        outputs = {"bits_per_dim": np.full_like(outputs["nats"], np.nan)} | outputs
         return Scores(*(outputs[name] for name in Scores._fields))
 
     def predict(self, signature: str, /, **inputs: Any) -> Arrays:

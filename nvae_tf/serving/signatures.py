@@ -191,13 +191,16 @@ class Signatures(FlatLatentModel):
         Models of 1 bit take values 0 and 1 alone.
 
         Returns:
-          `nats` `[batch]`: the bound; `bits_per_dim` `[batch]`: the same in bits for each of the H * W * C
-          values; `kl_per_group` `[batch, groups]`: the KL's part of `nats`, top group first.
+          `nats` `[batch]`: the bound; `kl_per_group` `[batch, groups]`: the KL's part of it, top group first; and,
+          unless the likelihood is a registered density, `bits_per_dim` `[batch]`: `nats` in bits for each of the
+          H * W * C values.
         """
         inferred = self._infer_with(image, seed, **label)
         nats = objective.Elbo(inferred["reconstruction"], inferred["kl"]).nelbo
-        bits = objective.bits_per_dimension(nats, math.prod(image.shape[1:]))
-        return {"nats": nats, "bits_per_dim": bits, "kl_per_group": inferred["kl"]}
+        outputs = {"nats": nats, "kl_per_group": inferred["kl"]}
+        if self.model.config.has_masses:
+            outputs["bits_per_dim"] = objective.bits_per_dimension(nats, math.prod(image.shape[1:]))
+        return outputs
 
     def outlier_score(self, image: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """How unlike the training images an image looks, from one pass at the posterior's means.

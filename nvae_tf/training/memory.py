@@ -1,6 +1,7 @@
 """Memory and time of a training step at any batch size: measured in child processes at two small ones, extrapolated."""
 
 import dataclasses
+import importlib
 import json
 import math
 import pathlib
@@ -14,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, config_to_json, read_config
+from nvae_tf.config import REGISTERED, ExperimentConfig, config_to_json, read_config
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.replicas import gpus
 from nvae_tf.training.run import Images, RunLength, new_run
@@ -52,7 +53,9 @@ def _measured(config: ExperimentConfig, batch_size: int) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(config_to_json(dataclasses.replace(config, train=train)))
         file.flush()
-        child = subprocess.run([sys.executable, "-m", __name__, file.name], capture_output=True, text=True, check=False)
+        modules = {kind.__module__ for kinds in REGISTERED.values() for kind in kinds.values()}
+        command = [sys.executable, "-m", __name__, file.name, *modules]
+        child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode:
         lines = child.stderr.strip().splitlines() or ["no message: the system has ended the process, out of memory"]
         raise ValueError(f"a training step of {batch_size} images fails: {lines[-1][:300]}")
@@ -156,4 +159,6 @@ def _in_words(size: int) -> str:
 
 
 if __name__ == "__main__":
+    for module in sys.argv[2:]:  # what the settings name may be registered there
+        importlib.import_module(module)
     main(sys.argv[1])

@@ -63,7 +63,7 @@ class RunOutputs:
         if self._run.replicas.is_chief:
             nelbo, place = self.test_score(self._total), shlex.quote(str(self._folder.path))
             words += (
-                f"\nTest score: NELBO {nelbo:.2f} nats per image, {self._bits_per_dimension(nelbo):.4f} bits/dim "
+                f"\nTest score: {self._score_text(nelbo)} "
                 f"({self._run.images.test.count:,} images; an upper bound of the negative log-likelihood, lower is "
                 f"better).\nNext: nvae-evaluate --workdir={place}\n"
                 f"      nvae-generate --workdir={place} --output=samples.png"
@@ -88,7 +88,7 @@ class RunOutputs:
         moving = {name: part * value + (1.0 - part) * last.get(name, value) for name, value in means.items()}
         # All in one unit, that of the literature.
         unit, places, scale = "bits/dim", 4, self._bits_per_dimension(1.0)
-        if self._run.config.model.likelihood == "bernoulli":
+        if self._run.config.model.likelihood == "bernoulli" or not self._run.config.model.has_masses:
             unit, places, scale = "nats", 2, 1.0
         nelbo, loss, kl = (f"{scale * moving[name]:.{places}f}" for name in ("nelbo_nats", "loss", "kl"))
         # The important numbers come first: a narrow terminal cuts the end.
@@ -157,7 +157,12 @@ class RunOutputs:
         }
 
     def _bits_per_dimension(self, nats: float) -> float:
-        return bits_per_dimension(nats, math.prod(self._run.images.spec.image_shape))
+        has_masses = self._run.config.model.has_masses
+        return bits_per_dimension(nats, math.prod(self._run.images.spec.image_shape)) if has_masses else math.nan
+
+    def _score_text(self, nelbo: float) -> str:
+        bits = self._bits_per_dimension(nelbo)
+        return f"NELBO {nelbo:.2f} nats per image" + ("" if math.isnan(bits) else f", {bits:.4f} bits/dim")
 
     def _images_per_second(self) -> float:
         return (self._speed.steps_per_second or 0.0) * self._run.images_a_step
@@ -194,8 +199,7 @@ class RunOutputs:
             | {f"test_{name}": value for name, value in measured.items()}
             | {"images_per_second": self._images_per_second(), "active_units": int(active.sum())}
         )
-        score = f"NELBO {test.nelbo_nats:.2f} nats per image, {measured['bits_per_dim']:.4f} bits/dim"
-        self.status.keep(f"step {step:,}: test {score}")
+        self.status.keep(f"step {step:,}: test {self._score_text(test.nelbo_nats)}")
 
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Writes reconstructions and samples for TensorBoard, and last a file, which shows that all are there."""

@@ -2,14 +2,18 @@ import importlib
 import json
 import os
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import nvae_tf
+from nvae_tf.config import DataSpec
 from nvae_tf.evaluation.fid import named_extractor
+from nvae_tf.evaluation.probe import load_probe
 from nvae_tf.evaluation.table import interval
+from nvae_tf.progress import StatusLine
 from nvae_tf.training.launcher import tf_configs
 from tests.command_fixtures import score_of
 from tests.evaluation.inception_stand_in import stand_in
@@ -161,6 +165,21 @@ def test_features_of_the_users_own_have_a_name_that_changes_with_their_module(tm
 
 
 @pytest.mark.slow
+def test_probes_of_features_and_pixels(done, refused, run, monkeypatch):
+    monkeypatch.setattr("nvae_tf.evaluation.probe.SPLITS", 2)
+    printed = done(*evaluation(run, "--metrics=probe")[1:])
+    probe = metrics_of(run)["probe"]
+    assert probe["labels"] == [50, 200, 1437] and probe["test_images"] == 360
+    for probed, accuracy in probe["accuracy"].items():
+        assert accuracy.keys() == {"features", "pixels", "PCA of the pixels"}
+        assert all(0.1 < values[0] < values[1] < values[2] for values in accuracy.values()), probed
+    assert f"{probe['accuracy']['logistic regression']['pixels'][0]:.3f} pixels" in printed
+    assert Image.open(run / probe["pictures"][0]).info["data"] == "test images"
+    message = "--metrics=probe: it learns from the training part; leave --split=train out"
+    assert message in refused(*evaluation(run, "--metrics=probe", "--split=train")[1:])
+
+
+@pytest.mark.slow
 def test_outliers_are_told_from_test_images(done, refused, run, tmp_path, monkeypatch):
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).integers(0, 256, (40, 16, 16)).astype(np.uint8))
     (tmp_path / "lines").mkdir()
@@ -205,3 +224,14 @@ def test_outliers_that_are_missing_are_refused(refused, run):
         (["--outliers=nowhere"], "/nowhere: no such file or folder"),
     ):
         assert message in refused(*evaluation(run, "--metrics=outliers", *flags)[1:])
+
+
+def test_probes_read_labels_that_the_model_does_without(tmp_path):
+    file, parts = tmp_path / "images.npz", {part: np.zeros((4, 4, 4, 1), np.uint8) for part in ("train", "test")}
+    spec = DataSpec("mine", "arrays", None, str(file), height=4, width=4, channels=1)
+    task = types.SimpleNamespace(spec=spec, split="test", status=StatusLine())
+    np.savez(file, **parts)
+    with pytest.raises(ValueError, match="--metrics=probe: it needs images with classes"):
+        load_probe(task)
+    np.savez(file, **parts, **{f"{part}_labels": np.int32([0, 1, 1, 0]) for part in parts})
+    assert [source.labels.tolist() for source in load_probe(task)] == [[0, 1, 1, 0]] * 2

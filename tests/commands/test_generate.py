@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow.parquet import read_table
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
@@ -93,6 +94,19 @@ def test_what_the_modes_write(made, finished_model, outside, originals, tmp_path
     expected = move_images(finished_model, originals[::-1], step, [-1.5, 0.0], mean=True)
     assert np.abs(read_images(file, 16, 3)[1:3, ..., :1] - 255 * expected[0]).max() <= 1
     assert len(list((tmp_path / "moved").iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_features_as_arrays_and_as_parquet(made, finished_model, outside, originals):
+    expected, given = finished_model.features(originals, groups=[1], pool="mean"), [f"--input={outside}", "--groups=1"]
+    file, printed = made("features.npz", "features", *given, "--pool=mean")
+    assert "2 features of 2 pictures" in printed
+    with np.load(file) as arrays:
+        np.testing.assert_allclose(arrays["features"], expected, atol=1e-5)
+        assert arrays["columns"].tolist() == ["group1_c0", "group1_c1"]
+    table = read_table(made("features.parquet", "features", *given, "--pool=mean")[0]).to_pydict()
+    assert list(table) == ["name", "group1_c0", "group1_c1"] and table["name"] == ["digit 17.bmp", "digit 3.bmp"]
+    np.testing.assert_allclose(table["group1_c1"], expected[:, 1], atol=1e-5)
 
 
 @pytest.mark.slow

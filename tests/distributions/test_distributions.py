@@ -225,3 +225,22 @@ def test_extreme_parameters_have_finite_kl_and_gradients():
         divergence = tfp.distributions.kl_divergence(q, p)
     assert np.all(np.isfinite(divergence)) and np.all(divergence >= 0)
     assert np.all(np.isfinite(tape.gradient(divergence, extremes)))
+
+
+class OfPixels:
+    """A density of the pixels' own count of channels, or of one too many."""
+
+    def __init__(self, channels):
+        self.num_parameters = channels
+
+    def distribution(self, parameters):
+        return tfp.distributions.Independent(tfp.distributions.Laplace(parameters, 1.0), 1)
+
+
+def test_a_registered_likelihood_is_of_whole_images():
+    images = ImageLikelihood("mine", 2, own=OfPixels(2)).distribution(tf.zeros([3, 4, 5, 2]))
+    assert images.event_shape == [4, 5, 2] and images.log_prob(tf.ones([3, 4, 5, 2])).shape == [3]
+    drawn = ImageLikelihood("mine", 2, own=OfPixels(2)).sample(tf.zeros([3, 4, 5, 2]), tf.zeros([3, 2], tf.int32))
+    assert 0.0 == tf.reduce_min(drawn) < tf.reduce_max(drawn) == 1.0
+    with pytest.raises(ValueError, match=r"likelihood mine: distribution\(\) is of images \(4, 5, 3\); they must be"):
+        ImageLikelihood("mine", 2, own=OfPixels(3)).distribution(tf.zeros([3, 4, 5, 3]))

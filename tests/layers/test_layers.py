@@ -8,7 +8,14 @@ import tensorflow as tf
 from nvae_tf import layers
 from nvae_tf.flows import FlowCells, FlowPairs
 from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
-from nvae_tf.layers import DataDependentConvolution, ForwardPass, Packing, StackedConvolution, StackedSqueezeExcite
+from nvae_tf.layers import (
+    DataDependentConvolution,
+    ForwardPass,
+    KerasLayers,
+    Packing,
+    StackedConvolution,
+    StackedSqueezeExcite,
+)
 
 COUNT, CHANNELS = 2, 8
 # Settings of a pass, and whether it is that of a graph, which has one function for all layers made of parts.
@@ -307,3 +314,39 @@ def test_the_last_convolution_of_a_cell_starts_small():
     for part, factor in zip(FlowCells(2, 3, mirrored=False).parts, (1.0, 1.0, 0.1), strict=True):
         lengths = np.sqrt(np.sum((part.kernel.numpy() * part.mask) ** 2, axis=(1, 2, 3)))
         np.testing.assert_allclose(np.exp(part.log_norm), factor * (lengths + 1e-2), rtol=1e-4)
+
+
+class Branch(keras.layers.Layer):
+    def __init__(self, channels, part):
+        super().__init__()
+        self.part = part
+
+    def call(self, inputs):
+        return self.part(inputs)
+
+
+WRONG_BRANCHES = {
+    "it must be a keras.layers.Layer": lambda channels: channels,
+    "it must keep the shape": lambda channels: Branch(channels, keras.layers.Conv2D(channels + 1, 1)),
+    "it must have weights, and vectors alone": lambda channels: Branch(channels, keras.layers.Activation("relu")),
+    "alone as state .*no dropout": lambda channels: Branch(
+        channels, keras.Sequential([keras.layers.Dense(channels), keras.layers.Dropout(0.5)])
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_BRANCHES)
+def test_a_layer_that_can_be_no_branch_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        KerasLayers(1, WRONG_BRANCHES[message], 4)
+
+
+def test_layers_of_a_registered_class_have_the_weights_that_keras_would_give_them():
+    keras.utils.set_random_seed(1)
+    expected = [Branch(4, keras.layers.Dense(4)) for _ in range(3)]
+    images = tf.random.stateless_normal((2, 6, 6, 4), (0, 1))
+    results = [layer(images) for layer in expected]
+    keras.utils.set_random_seed(1)
+    stack = KerasLayers(3, lambda channels: Branch(channels, keras.layers.Dense(channels)), 4)
+    for layer, result in zip(stack.layers(ForwardPass()), results, strict=True):
+        np.testing.assert_allclose(layer(images), result, atol=1e-6)

@@ -3,6 +3,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+from nvae_tf.latent_plan import feature_names
 from nvae_tf.models.latents import GivenSource, active_channels, batch_noise, image_seeds, noise_per_image
 from nvae_tf.models.passes import inference_pass, top_down_pass
 from nvae_tf.objective import kl_per_channel
@@ -41,6 +42,23 @@ def test_encoding_with_active_channels_only(model, images):
     in_graph = tf.function(lambda images: model.encode(images, seed=3, active_only=True))
     for latent, other in zip(in_graph(images), expected, strict=True):
         near(latent, other)
+
+
+def test_features_are_the_posteriors_means_in_units_of_the_priors_sigma(model, images):
+    each = [(group.mean / group.prior_scale).numpy() for group in model.infer(images, mean=True)]
+    features, names = model.features(images), feature_names(model.plan)
+    near(features, np.concatenate([one.reshape(4, -1) for one in each], axis=1))
+    near(features[:, names.index("group1_y7_x2_c1")], each[1][:, 7, 2, 1])
+    pooled = model.features(images, groups=[2, 0], pool="mean", batch_size=3)
+    near(pooled, np.concatenate([each[group].mean(axis=(1, 2)) for group in (2, 0)], axis=1))
+    assert feature_names(model.plan, [2, 0], "mean") == ["group2_c0", "group2_c1", "group0_c0", "group0_c1"]
+    for wrong, message in (
+        (dict(groups=[0, 3]), "groups = 3: must be a whole number from 0 to 2"),
+        (dict(groups="top"), "groups = 'top': not \"all\", nor a list of numbers"),
+        (dict(pool="max"), "pool = 'max': must be None or"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.features(images, **wrong)
 
 
 def zeros(*counts, bad=0.0):

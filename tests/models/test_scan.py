@@ -19,6 +19,7 @@ from nvae_tf.optimization.joined_step import postponed_assignments
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.loading import model_for_training
 from nvae_tf.training.strategy import step_function
+from tests import own_parts  # noqa: F401, registers what variants name
 from tests.command_fixtures import run
 from tests.tiny_model import assert_near, assert_same, images_of, shaken, tiny_model, values
 
@@ -33,6 +34,10 @@ VARIANTS = {
     "flows, recomputed in parts": (
         dict(num_latent_scales=1, num_flows=1, num_cells_per_group_decoder=2, cell_set="res_elu"),
         dict(recompute="all", accumulate_steps=2),
+    ),
+    "registered likelihood and cells": (
+        dict(num_preprocess_blocks=1, num_postprocess_blocks=1, cell_set="normed", likelihood="fixed_laplace"),
+        dict(accumulate_steps=2),
     ),
 }
 
@@ -159,8 +164,10 @@ def given_draws(monkeypatch):
     shapes = model_of(groups=4).plan.latent_shapes()
     draws = [draw.numpy() for draw in batch_noise(shapes, 8, (3, 0))]
 
-    def noise(model, images, step, first=0):
-        return [tf.gather(draw, first + tf.range(images.shape[0])) for draw in draws[: model.plan.num_groups]]
+    def noise(model, images, step, first=None, seed=None):
+        size = images.shape[0]
+        places = (0 if first is None else first) + tf.range(size)
+        return [tf.gather(draw, places) for draw in draws[: model.plan.num_groups]]
 
     monkeypatch.setattr(training_step, "draws", noise)
 

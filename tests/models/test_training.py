@@ -86,6 +86,42 @@ def test_the_objective_is_that_of_the_settings():
 WARMING_UP = ObjectiveConfig(total_steps=10, kl_constant_weight=0.3)
 
 
+@pytest.mark.parametrize("settings", [dict(num_flows=1), dict(cell_set="res_elu", num_classes=3, label_dropout=0.5)])
+def test_the_public_loss_has_the_gradients_of_a_step_and_its_updates(settings):
+    model, other = (tiny_model(keras.optimizers.SGD(1.0), WARMING_UP, **settings) for _ in range(2))
+    images, labels = images_of(model.config), tf.constant([0, 1, 2, -1]) if model.config.num_classes else None
+
+    @tf.function(autograph=False)
+    def gradients(images, seed=None, step=None):
+        with tf.GradientTape() as tape:
+            loss = model.loss(images, labels, step, seed)
+        by_weight = tape.gradient(loss.total, model.trainable_weights, unconnected_gradients="zero")
+        return by_weight, [value for _, value in loss.updates], loss._replace(updates=None)
+
+    taken, updates, loss = gradients(images)
+    expected = [weight - gradient for weight, gradient in zip(model.trainable_weights, taken, strict=True)]
+    tf.function(other.train_step, autograph=False)(images if labels is None else (images, labels))
+    assert_same(values(other.trainable_weights), expected)
+    for (variable, _), value in zip(model.loss(images, labels).updates, updates, strict=True):
+        variable.assign(value)
+    assert_same(values(model.non_trainable_weights), values(other.non_trainable_weights))
+    assert float(loss.total) == pytest.approx(float(other.running.loss.result()), rel=1e-6)
+    assert_same(loss.kl_per_group[None], other.recent.read().kl_per_group)
+    # Draws by the seed, the KL's weight by the step.
+    for changed in (dict(seed=tf.constant(9)), dict(step=tf.constant(1))):
+        assert float(gradients(images, **changed)[2].total) != float(loss.total)
+
+
+def test_the_public_loss_needs_a_step_and_what_fit_needs():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="loss: give step=, the number of steps taken, or compile the model before"):
+        model.loss(images_of(model.config))
+    with pytest.raises(ValueError, match="images have values from 0 to 255; they must be"):
+        model.loss(255.0 * images_of(model.config), step=0)
+    model.compile(loss="mse")
+    assert model.loss(images_of(model.config), step=0).reconstruction.shape == [4]
+
+
 def model_of(count, **changes):
     """A model of so many microbatches, whose steps are its gradients."""
     changes = dict(num_latent_scales=1, num_groups_per_scale=2, num_flows=1) | changes
@@ -106,7 +142,7 @@ def by_hand(model, images, count):
         with tf.GradientTape() as tape:
             terms = loss_terms(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
         updates = {variable.path: value for variable, value in forward.updates()}
-        found.append((tape.gradient(terms.loss, model.trainable_weights), updates, terms[:3]))
+        found.append((tape.gradient(terms.loss, model.trainable_weights), updates, terms.metrics()[:3]))
     return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)
 
 

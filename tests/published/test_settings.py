@@ -6,6 +6,7 @@ from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, resol
 from nvae_tf.presets import experiment_config
 from nvae_tf.published import settings
 from nvae_tf.published.conversion import imported_settings
+from tests import own_parts
 
 # Each value is another, so that none can be taken for another's.
 ARGS = dict(dataset="cifar10", num_x_bits=8, use_se=True, res_dist=True, num_latent_scales=2, num_groups_per_scale=7)
@@ -119,3 +120,9 @@ def test_an_impossible_setting_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             imported_settings(settings.published_settings(experiment_config("cifar10")) | changes, 1, 195)
+
+
+def test_registered_cells_have_no_published_form():
+    config = ExperimentConfig(model=ModelConfig(cell_set="normed"))
+    with pytest.raises(ValueError, match=f"can't say model.cell_set = '{own_parts.__name__}:normed'"):
+        settings.published_settings(config)

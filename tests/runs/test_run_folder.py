@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nvae_tf
-from nvae_tf.config import DataSpec, ExperimentConfig, TrainConfig, config_to_json
+from nvae_tf.config import DataSpec, ExperimentConfig, ObjectiveConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
@@ -364,3 +364,24 @@ def test_a_published_file_is_taken_whole_where_torch_is(published, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"train\.initialize_from: .*torch is not installed: pip install"):
         initialize(model, path)
+
+
+def test_a_saved_model_is_a_run_folder_that_gives_it_back(tmp_path):
+    model = shaken(tiny_model(NVAEAdamax(), num_flows=1, seed=3, objective=ObjectiveConfig(total_steps=40)))
+    model.optimizer.iterations.assign(7)
+    nvae_tf.save(model, tmp_path / "mine")
+    run = loading.load_run(tmp_path / "mine")
+    assert_same(run.model.weights, model.weights)
+    assert (run.step, run.model.seed, run.model.objective.total_steps) == (7, 3, 40)
+    assert run.config.data.source == "auto" and run.config.data.image_shape == (4, 4, 1)
+    nvae_tf.save(tiny_model(num_flows=1), tmp_path / "other", CONFIG)
+    assert loading.find_run(tmp_path / "other")[1].endswith(f"step-{ObjectiveConfig().total_steps}")
+    assert loading.find_run(tmp_path / "other")[0].data == CONFIG.data
+    before = sorted(tmp_path.rglob("*"))
+    for where, config, message in (
+        ("mine", None, "save: .*mine: not an empty folder; name a new or empty one"),
+        ("new", ExperimentConfig(), "config.model is not what this model was made with"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nvae_tf.save(model, tmp_path / where, config)
+    assert sorted(tmp_path.rglob("*")) == before

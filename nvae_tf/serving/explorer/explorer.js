@@ -173,7 +173,8 @@ const showCurrent = () => act("current", async () => {
   pressAll();
   const outlierScore = model.has("outlier_score") && maker.outlierScore(seen, label);
   const [{ nats, bits, kl }, outlier] = await Promise.all([maker.score(seen, label), outlierScore]);
-  $("facts").textContent = `Negative evidence lower bound ${nats.toFixed(2)} nats, ${bits.toFixed(3)} bits/dim.`;
+  const inBits = bits === undefined ? "" : `, ${bits.toFixed(3)} bits/dim`;
+  $("facts").textContent = `Negative evidence lower bound ${nats.toFixed(2)} nats${inBits}.`;
   showGroups(kl);
   if (outlier) showOutlierScore(outlier);
   vary();

@@ -125,7 +125,7 @@ export class Maker {
   // The bound, and the KL of each group, of the bits of the model's data nearest to an image.
   async score(pixels, label) {
     const { outputs } = await this.model.predict("score", { ...this.image([pixels]), seed: [0], label: [label] });
-    return { nats: outputs.nats[0], bits: outputs.bits_per_dim[0], kl: outputs.kl_per_group[0] };
+    return { nats: outputs.nats[0], bits: outputs.bits_per_dim?.[0], kl: outputs.kl_per_group[0] };
   }
 
   async outlierScore(pixels, label) {
