@@ -300,6 +300,7 @@ class NVAE(FittedModel):
         """The images of `compress`, exactly, or those of one chunk: float32 `[count, height, width, channels]`.
 
         ValueError where the data are damaged or of other weights, or where this machine's numbers differ too much.
+        Example: `some = model.decompress(data, chunk=3)`
         """
         return importlib.import_module("nvae_tf.compression.codec").decompress_images(self, data, chunk)
 

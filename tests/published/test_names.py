@@ -30,7 +30,7 @@ def test_the_order_of_the_recorded_files(name, published):
 
 
 # One scale has every kind of cell that changes the names: normal, down and up.
-VARIANTS = [dict(cell_set=name, **ONE_SCALE) for name in CELL_SETS] + [
+VARIANTS = [dict(cell_set=name, **ONE_SCALE) for name in CELL_SETS if ":" not in name] + [  # none that tests register
     dict(num_latent_scales=1, num_groups_per_scale=1, num_flows=2),
     dict(num_latent_scales=3, num_groups_per_scale=4, adaptive_groups=True, num_cells_per_group_decoder=2, **PLAIN),
     dict(num_bits=8, likelihood="logistic_mixture", image_channels=3, num_mixtures=7, num_flows=3),
