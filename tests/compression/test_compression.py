@@ -351,20 +351,27 @@ def test_a_mistake_is_one_line_and_leaves_no_file(mistaken, refused, monkeypatch
     assert sorted(mistaken.rglob("*")) == before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("machine", MACHINES)
-def test_another_machine_decodes_the_same_pixels(tmp_path, machine):
-    np.save(tmp_path / "levels.npy", digits_of_test())
+@pytest.fixture(scope="module")
+def for_others(tmp_path_factory):
+    """A folder with files of digits and of a color model, and the pixels in them."""
+    folder = tmp_path_factory.mktemp("files")
+    np.save(folder / "levels.npy", digits_of_test())
     data = compress(codecs.model_at("digits"), digits_of_test(), chunk=180, verify=False)
-    (tmp_path / "set.nvc").write_bytes(data)
+    (folder / "set.nvc").write_bytes(data)
     color = shaken(tiny_model(**KINDS["color"]))
     images = images_of(color.config, 200)
-    color.save(tmp_path / "color.keras")
-    (tmp_path / "color.nvc").write_bytes(color.compress(images, verify=False))
-    np.save(tmp_path / "color.npy", np.rint(images * 31).astype(np.uint8))
+    color.save(folder / "color.keras")
+    (folder / "color.nvc").write_bytes(color.compress(images, verify=False))
+    np.save(folder / "color.npy", np.rint(images * 31).astype(np.uint8))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", MACHINES)
+def test_another_machine_decodes_the_same_pixels(for_others, machine):
     name, _, value = machine.partition("=")
     settings = {"cwd": ROOT, "env": os.environ | {name: value}, "capture_output": True, "text": True}
     for files in (("digits", "set.nvc", "levels.npy"), ("color.keras", "color.nvc", "color.npy")):
-        model, *others = (file if file == "digits" else str(tmp_path / file) for file in files)
+        model, *others = (file if file == "digits" else str(for_others / file) for file in files)
         process = subprocess.run([sys.executable, "-c", ELSEWHERE, model, *others], **settings)
         assert process.returncode == 0, process.stderr
