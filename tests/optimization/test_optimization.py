@@ -269,3 +269,12 @@ def test_level_and_spread_are_those_of_the_losses_and_where_there_is_no_limit():
     assert offered(RunawayGuard(settling_steps=50), [1.0] * 49 + [1e6]).all()
     assert offered(RunawayGuard(tolerance=0.0), [1.0] * 300 + [1e6]).all()
     assert offered(RunawayGuard(), [100.0] * 300 + [105.0]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("use_ema", True), ("weight_decay", 1e-3), ("gradient_accumulation_steps", 2), ("loss_scale_factor", 8.0)]
+    + [(name, 1.0) for name in ("clipnorm", "clipvalue", "global_clipnorm")],
+)
+def test_settings_of_keras_that_change_a_step_are_not_plain(name, value):
+    assert NVAEAdamax().is_plain and not NVAEAdamax(**{name: value}).is_plain
