@@ -6,7 +6,6 @@
 Where imagecodecs is installed, JPEG XL is measured too. All images are one stream. Prints Markdown.
 """
 
-import argparse
 import bz2
 import importlib.util
 import io
@@ -15,13 +14,16 @@ import math
 import os
 import platform
 import time
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
 
+from nvae_tf import command_line
 from nvae_tf.compression import container
 from nvae_tf.compression.codec import Codec, compress, model_at
 from nvae_tf.compression.image_sets import values_of_levels
+from nvae_tf.config import DATA_PATH_HELP
 from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.data.sources import load_split
 from nvae_tf.runs.loading import load_run, spec_to_read
@@ -80,19 +82,18 @@ def ours(levels: np.ndarray, workdir: str, chunk: int) -> tuple[int, str]:
     )
 
 
-def main() -> None:
+def main(
+    workdir: Annotated[str, command_line.RUN_HELP] = "digits",
+    data_path: Annotated[str | None, DATA_PATH_HELP] = None,
+    count: Annotated[int | None, "Test images; all if not given.", 1] = None,
+    chunk: Annotated[int, "Images of a chunk.", 1] = 2**16,
+) -> None:
     """Measures, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", default="digits")
-    parser.add_argument("--data_path")
-    parser.add_argument("--count", type=int, help="test images; all if not given")
-    parser.add_argument("--chunk", type=int, default=2**16)
-    flags = parser.parse_args()
-    config = load_run(flags.workdir).config
-    source = load_split(spec_to_read(config, flags.data_path), "test")
-    stored = source.read(np.arange(min(source.count, flags.count or source.count)))
+    config = load_run(workdir).config
+    source = load_split(spec_to_read(config, data_path), "test")
+    stored = source.read(np.arange(min(source.count, count or source.count)))
     levels = np.rint(intensity_table(config.model.num_bits)[stored] * (2**config.model.num_bits - 1)).astype(np.uint8)
-    size, text = ours(levels, flags.workdir, flags.chunk)
+    size, text = ours(levels, workdir, chunk)
     sizes = {"**this**": size} | others(
         values_of_levels(config.model.num_bits, 255)[levels], config.model.num_bits == 1
     )
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)
