@@ -62,7 +62,9 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for number, count in enumerate(probe["labels"]):
         for classifier, curves in probe["accuracy"].items():
             values = ", ".join(f"{values[number]:.3f} {name}" for name, values in curves.items())
-            how = f"accuracy on {probe['test_images']:,} test images, mean of {probe['splits']} choices of the labels"
+            how = f"accuracy on {probe['test_images']:,} test images"
+            if number + 1 < len(probe["labels"]):  # the last are all labels
+                how += f", mean of {probe['splits']} choices of the labels"
             yield f"{classifier}, {count:,} labels", values, how
     for name, measured in metrics.get("outliers", {"sets": {}})["sets"].items():
         areas = [f"{area:.3f} {_OUTLIER_SCORES.get(key, key)}" for key, area in measured["auroc"].items()]
