@@ -1,13 +1,14 @@
 """Loops over stacked inputs, as `jax.lax.scan`: `scan(body, state, inputs) -> (state, outputs, recorded)`.
 
-`body(state, slices of the inputs)` gives the three of one step: the next state, a list of output tensors, and the
-statistics that batch norm records, which have no gradient. The inputs are any structure of tensors (`tf.nest`) with an
-axis for the steps in front; outputs and recorded statistics have it too. The state is one tensor.
+    loop:      for i in 0 .. n-1:   state, outputs[i], recorded[i] = body(state, inputs[i])
 
-    forward:   for i in 0 .. n-1:   state, table[i] = step.forward(state, inputs[i])
-    backward:  for i in n-1 .. 0:   d_state, d_inputs[i] = step.backward(table[i], inputs[i], d_state, d_outputs[i])
+The state is one tensor; `inputs` are any structure of tensors `[n, ...]` (`tf.nest`), `outputs` a list of them, and
+`recorded` the statistics that batch norm records, without a gradient. In training `body` becomes two pieces:
 
-A table has, of each step, the packed results of its forward piece: outputs, recorded statistics, what is kept.
+    forward:   for i in 0 .. n-1:   state, results[i] = step.forward(state, inputs[i])
+    backward:  for i in n-1 .. 0:   d_state, d_inputs[i] = step.backward(results[i], inputs[i], d_state, d_outputs[i])
+
+The results of a step are its outputs, what it records, and what its backward piece needs and does not compute again.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ _KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "Statef
 
 
 def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
-    """A loop whose gradient is a second loop, which goes backward; what is recorded has no gradient.
+    """A loop whose gradient is a second loop, which goes backward.
 
     TensorFlow's gradient of a loop would keep every tensor that the backward pass reads, slices of the weights among
     them. This one keeps the results of convolutions and matrix products, and computes the rest of a step again, which
@@ -30,27 +31,27 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
     """
     leaves = tf.nest.flatten(inputs)
     packing = Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
-    # Packed here and not in the operation: `tf.custom_gradient` makes zeros for each argument without a gradient.
+    # Packed outside of `loop`: `tf.custom_gradient` makes zeros for each argument without a gradient.
     packed_inputs = packing.pack(leaves)
 
     def body_of_packed(state: tf.Tensor, slices: list[tf.Tensor]) -> tuple:
         return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(slices)))
 
-    traced = _TracedStep(body_of_packed, state, packed_inputs)
-    # Filled when the operation is called below, not returned by it: what it returns would be differentiated.
+    step = _TracedStep(body_of_packed, state, packed_inputs)
+    # Filled by `loop`, not returned by it: what it returns would be differentiated.
     recorded: list = []
 
     @tf.custom_gradient
-    def operation(first_state: tf.Tensor, *packed: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        last_state, tables = traced.forward_loop(first_state, packed)
+    def loop(first_state: tf.Tensor, *packed: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        last_state, tables = step.forward_loop(first_state, packed)
 
         def gradient(state_gradient: tf.Tensor, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
-            return traced.backward_loop(tables, packed, state_gradient, output_gradients)
+            return step.backward_loop(tables, packed, state_gradient, output_gradients)
 
-        outputs, recorded[:], _ = traced.unpack_results([table.stack() for table in tables])
+        outputs, recorded[:], _ = step.unpack_results([table.stack() for table in tables])
         return [last_state, *outputs], gradient
 
-    last_state, *outputs = operation(state, *packed_inputs)
+    last_state, *outputs = loop(state, *packed_inputs)
     return last_state, outputs, recorded
 
 
@@ -62,7 +63,7 @@ def scan_for_inference(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
     shape_probe = tf.function(lambda state, slices: body(state, slices)[1], autograph=False)
     specs = shape_probe.get_concrete_function(tf.TensorSpec(state.shape, state.dtype), slice_specs).structured_outputs
 
-    def body_at(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def step(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         # Unlike what `tf.gather` gives, these slices share the memory of the leaves where they are aligned.
         begin = tf.reshape(number, [1])
         place = {"begin": begin, "end": begin + 1, "strides": [1], "shrink_axis_mask": 1}
@@ -70,33 +71,12 @@ def scan_for_inference(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         return body(state, slices)[:2]
 
     # Up to four steps at once: the slices of the next ones are taken meanwhile.
-    last_state, tables = _loop(body_at, state, specs, num_steps, parallel_iterations=4)
+    last_state, tables = _loop(step, state, specs, num_steps, parallel_iterations=4)
     return last_state, [table.stack() for table in tables], []
 
 
-def _loop(body_at, state, specs, num_steps, backward=False, parallel_iterations=1) -> tuple[tf.Tensor, list]:
-    """`state, tensors = body_at(number, state)` for each step's number; the last state, and tables of the tensors."""
-    tables = [tf.TensorArray(spec.dtype, num_steps, element_shape=spec.shape, clear_after_read=False) for spec in specs]
-
-    def turn(count: tf.Tensor, state: tf.Tensor, tables: list[tf.TensorArray]) -> tuple:
-        number = num_steps - 1 - count if backward else count
-        next_state, tensors = body_at(number, state)
-        next_state.set_shape(state.shape)
-        written = [table.write(number, tensor) for table, tensor in zip(tables, tensors, strict=True)]
-        return count + 1, next_state, written
-
-    _, state, tables = tf.while_loop(
-        lambda count, *_: count < num_steps,
-        turn,
-        (tf.constant(0), state, tables),
-        maximum_iterations=num_steps,
-        parallel_iterations=parallel_iterations,
-    )
-    return state, tables
-
-
 class _TracedStep:
-    """A step and its gradient, traced in one graph and cut in two at what the forward piece keeps for the backward one.
+    """A step and its gradient, traced in one graph and cut in two: a forward and a backward piece.
 
     `forward(state, *slices)` returns the next state and the flat `results`: outputs, what is recorded, what is kept.
     `backward(*kept, *slices, state_gradient, *output_gradients)` returns the gradients of the state and of those
@@ -111,8 +91,8 @@ class _TracedStep:
             raise ValueError(f"a step has no gradient for what it uses besides its arguments: {whole.graph.captures}")
         next_state, outputs, recorded = whole.structured_outputs
         state_input, *slices = whole.inputs
+        costly = [operation for operation in whole.graph.get_operations() if operation.type in _KEPT]
         # 2. Its gradient, in the same graph.
-        forward_operations = {operation.name for operation in whole.graph.get_operations()}
         with whole.graph.as_default():
             # The gradients of what the step returns, which the backward loop gives.
             upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (next_state, *outputs)]
@@ -120,9 +100,9 @@ class _TracedStep:
         self._has_gradient = [gradient is not None for gradient in slice_gradients]
         gradients = [state_gradient, *(gradient for gradient in slice_gradients if gradient is not None)]
         self._gradient_specs = [tf.TensorSpec(gradient.shape, gradient.dtype) for gradient in gradients[1:]]
-        # 3. The cut.
-        given = {each.name for each in (*slices, *upstream)}
-        kept = _kept_tensors(gradients, state_input.name, given, forward_operations)
+        # 3. The cut: what the gradients need of the forward piece is the state before the step, and costly results.
+        may_be_kept = [state_input, *(result for operation in costly for result in operation.outputs)]
+        kept = _first_reached(gradients, may_be_kept, [*slices, *upstream])
         self._results_structure = outputs, recorded, kept
         results = tf.nest.flatten(self._results_structure)
         self._packing, self._num_steps = Packing(results), inputs[0].shape[0]
@@ -136,41 +116,57 @@ class _TracedStep:
     def forward_loop(self, state: tf.Tensor, inputs: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list[tf.TensorArray]]:
         """The last state, and tables of the results of all steps."""
 
-        def body_at(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        def step(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
             next_state, *results = self._forward(state, *(tf.gather(each, number) for each in inputs))
             return next_state, self._packing.pack(results)
 
-        return _loop(body_at, state, self._packing.specs, self._num_steps)
+        return _loop(step, state, self._packing.specs, self._num_steps)
 
     def backward_loop(self, result_tables, inputs, state_gradient, output_gradients) -> list[tf.Tensor | None]:
         """The gradients of the first state and of the inputs, None for an input without one."""
 
-        def body_at(number: tf.Tensor, state_gradient: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        def step(number: tf.Tensor, state_gradient: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
             _, _, kept = self.unpack_results([table.read(number) for table in result_tables])
             slices = [tf.gather(each, number) for each in inputs]
             upstream = [tf.gather(each, number) for each in output_gradients]
             previous, *slice_gradients = self._backward(*kept, *slices, state_gradient, *upstream)
             return previous, slice_gradients
 
-        first_gradient, tables = _loop(body_at, state_gradient, self._gradient_specs, self._num_steps, backward=True)
+        first_gradient, tables = _loop(step, state_gradient, self._gradient_specs, self._num_steps, backward=True)
         input_gradients = iter([table.stack() for table in tables])
         return [first_gradient, *(next(input_gradients) if has else None for has in self._has_gradient)]
 
 
-def _kept_tensors(
-    gradients: Sequence[tf.Tensor], state: str, given: set[str], forward_operations: set[str]
-) -> list[tf.Tensor]:
-    """What the gradients need of the forward piece: the `state` before the step, and the results of `_KEPT` operations.
-
-    `given` are names of tensors that the backward piece has anyway. What lies between is computed again.
-    """
-    pending, seen, kept = list(gradients), set(given), []
+def _first_reached(tensors: list[tf.Tensor], ends: list[tf.Tensor], known: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The `ends` that the ways back from `tensors` to their inputs meet first; ways end at what is `known` too."""
+    end_names, pending, seen, reached = {end.name for end in ends}, list(tensors), {each.name for each in known}, []
     while pending:
         tensor = pending.pop()
         if tensor.name not in seen:
             seen.add(tensor.name)
-            if tensor.name == state or (tensor.op.name in forward_operations and tensor.op.type in _KEPT):
-                kept.append(tensor)
+            if tensor.name in end_names:
+                reached.append(tensor)
             else:
                 pending += tensor.op.inputs
-    return kept
+    return reached
+
+
+def _loop(step, state, specs, num_steps, backward=False, parallel_iterations=1) -> tuple[tf.Tensor, list]:
+    """`state, tensors = step(number, state)` for each step's number; the last state, and tables of the tensors."""
+    tables = [tf.TensorArray(spec.dtype, num_steps, element_shape=spec.shape, clear_after_read=False) for spec in specs]
+
+    def turn(count: tf.Tensor, state: tf.Tensor, tables: list[tf.TensorArray]) -> tuple:
+        number = num_steps - 1 - count if backward else count
+        next_state, tensors = step(number, state)
+        next_state.set_shape(state.shape)
+        written = [table.write(number, tensor) for table, tensor in zip(tables, tensors, strict=True)]
+        return count + 1, next_state, written
+
+    _, state, tables = tf.while_loop(
+        lambda count, *_: count < num_steps,
+        turn,
+        (tf.constant(0), state, tables),
+        maximum_iterations=num_steps,
+        parallel_iterations=parallel_iterations,
+    )
+    return state, tables
