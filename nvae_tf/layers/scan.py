@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from nvae_tf.layers.scan_loops import scan_for_inference, scan_with_gradient
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights, layers_of
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights, unstacked
 
 _FEWEST_STEPS = 3  # a loop of fewer steps would take more of a program than the steps themselves
 
@@ -61,8 +61,8 @@ def run_steps(
     num_in_loop = len(inputs) - num_unrolled
     layers_of_shares = [_layers_of_unrolled_steps(share, num_unrolled, num_in_loop, forward) for share in shares]
     outputs = []
-    for *layers, step_input in zip(*layers_of_shares, inputs[:num_unrolled], strict=True):
-        state, output = step(layers, state, step_input)
+    for number in range(num_unrolled):
+        state, output = step([share[number] for share in layers_of_shares], state, inputs[number])
         outputs.append(output)
     if num_in_loop:
         state, tensors = _run_loop(shares, step, state, inputs[num_unrolled:], forward, output_to_tensors)
@@ -77,7 +77,7 @@ def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass
 
     # Without outputs, so that eagerly each state is freed when the next is there.
     def step(layers: list[list[Layer]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, None]:
-        [[cell]] = layers
+        [[cell]] = layers  # one share, one layer a step
         return cell(state), None
 
     return run_steps([StackShare(cells)], step, state, [()] * cells.count, forward)[0]
@@ -99,30 +99,30 @@ def _num_unrolled_steps(shares: Sequence[StackShare], inputs: Sequence[Any], for
     """The number of first steps that lack layers or have inputs that can't be stacked; all, if too few are left."""
     if not forward.scanned or tf.executing_eagerly():
         return len(inputs)
+
+    def is_of_tensors(step_input: Any) -> bool:
+        return all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
+
     lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in shares if share.stack is not None]
-    unstackable = [
-        num_until_here
-        for num_until_here, step_input in enumerate(inputs, 1)
-        if not all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
-    ]
-    number = max([0, *lacking, *unstackable])
-    return number if len(inputs) - number >= _FEWEST_STEPS else len(inputs)
+    unstackable = [number for number, step_input in enumerate(inputs, 1) if not is_of_tensors(step_input)]
+    num_unrolled = max([0, *lacking, *unstackable])
+    return num_unrolled if len(inputs) - num_unrolled >= _FEWEST_STEPS else len(inputs)
 
 
 def _layers_of_unrolled_steps(
     share: StackShare, num_unrolled: int, num_in_loop: int, forward: ForwardPass
 ) -> list[list[Layer]]:
     """The share's layers of each unrolled step."""
-    stack, size = share
+    stack, per_step = share
     if stack is None:
         return [[]] * num_unrolled
     if num_in_loop:
-        weights, num_layers = forward.weights_of(stack), stack.count - num_in_loop * size
+        weights, num_layers = forward.weights_of(stack), stack.count - num_in_loop * per_step
         slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in range(num_layers)]
         layers, _ = stack.layer_functions(slices, forward)  # they record nothing, see `run_steps`
     else:
         layers = stack.layers(forward)
-    by_step = [layers[first : first + size] for first in range(0, len(layers), size)]
+    by_step = [layers[first : first + per_step] for first in range(0, len(layers), per_step)]
     return [[]] * (num_unrolled - len(by_step)) + by_step
 
 
@@ -134,8 +134,8 @@ def _run_loop(shares, step, state, inputs, forward, output_to_tensors) -> tuple[
     def body(state: tf.Tensor, slices: tuple[list[Weights], Any]) -> tuple[tf.Tensor, list, list]:
         step_weights, step_input = slices
         layers, recorded = [], []  # a list for each share; calling the layers fills those of `recorded`
-        for (stack, size), weights in zip(shares, step_weights, strict=True):
-            layer_weights = [weights] if size == 1 else layers_of(weights, size)
+        for (stack, per_step), weights in zip(shares, step_weights, strict=True):
+            layer_weights = [weights] if per_step == 1 else unstacked(weights, per_step)
             functions, records = ([], []) if stack is None else stack.layer_functions(layer_weights, forward)
             layers.append(functions)
             recorded.append(records)
@@ -151,12 +151,12 @@ def _run_loop(shares, step, state, inputs, forward, output_to_tensors) -> tuple[
 
 def _weights_of_last_steps(share: StackShare, num_steps: int, forward: ForwardPass) -> Weights:
     """The share's weights of the last steps, `[steps, ...]`; `[steps, layers, ...]` where a step has several layers."""
-    stack, size = share
+    stack, per_step = share
     if stack is None:
         return ()
 
     def by_step(weight: tf.Tensor) -> tf.Tensor:
-        last = weight if stack.count == num_steps * size else weight[-num_steps * size :]
-        return last if size == 1 else tf.reshape(last, [num_steps, size, *weight.shape[1:]])
+        last = weight if stack.count == num_steps * per_step else weight[-num_steps * per_step :]
+        return last if per_step == 1 else tf.reshape(last, [num_steps, per_step, *weight.shape[1:]])
 
     return tf.nest.map_structure(by_step, forward.weights_of(stack))

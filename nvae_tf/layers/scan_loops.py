@@ -37,18 +37,18 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
     def body_of_packed(state: tf.Tensor, slices: list[tf.Tensor]) -> tuple:
         return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(slices)))
 
-    step = _TracedStep(body_of_packed, state, packed_inputs)
+    traced = _TracedStep(body_of_packed, state, packed_inputs)
     # Filled by `loop`, not returned by it: what it returns would be differentiated.
     recorded: list = []
 
     @tf.custom_gradient
     def loop(first_state: tf.Tensor, *packed: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        last_state, tables = step.forward_loop(first_state, packed)
+        last_state, tables = traced.forward_loop(first_state, packed)
+        outputs, recorded[:], _ = traced.unpack_results([table.stack() for table in tables])
 
         def gradient(state_gradient: tf.Tensor, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
-            return step.backward_loop(tables, packed, state_gradient, output_gradients)
+            return traced.backward_loop(tables, packed, state_gradient, output_gradients)
 
-        outputs, recorded[:], _ = step.unpack_results([table.stack() for table in tables])
         return [last_state, *outputs], gradient
 
     last_state, *outputs = loop(state, *packed_inputs)
@@ -59,11 +59,12 @@ def scan_for_inference(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
     """A loop whose gradient, if one is asked for, is TensorFlow's; nothing is recorded."""
     num_steps = tf.nest.flatten(inputs)[0].shape[0]
     slice_specs = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), inputs)
-    # Traced for the outputs' shapes alone: in a function that is called TensorFlow would fuse nothing.
+    # A first trace, for the outputs' shapes alone. The loop traces `body` itself: within a function that is called
+    # TensorFlow would fuse nothing.
     shape_probe = tf.function(lambda state, slices: body(state, slices)[1], autograph=False)
     specs = shape_probe.get_concrete_function(tf.TensorSpec(state.shape, state.dtype), slice_specs).structured_outputs
 
-    def step(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def turn(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         # Unlike what `tf.gather` gives, these slices share the memory of the leaves where they are aligned.
         begin = tf.reshape(number, [1])
         place = {"begin": begin, "end": begin + 1, "strides": [1], "shrink_axis_mask": 1}
@@ -71,7 +72,7 @@ def scan_for_inference(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         return body(state, slices)[:2]
 
     # Up to four steps at once: the slices of the next ones are taken meanwhile.
-    last_state, tables = _loop(step, state, specs, num_steps, parallel_iterations=4)
+    last_state, tables = _loop(turn, state, specs, num_steps, parallel_iterations=4)
     return last_state, [table.stack() for table in tables], []
 
 
@@ -98,11 +99,12 @@ class _TracedStep:
             upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (next_state, *outputs)]
             state_gradient, *slice_gradients = tf.gradients([next_state, *outputs], whole.inputs, upstream)
         self._has_gradient = [gradient is not None for gradient in slice_gradients]
-        gradients = [state_gradient, *(gradient for gradient in slice_gradients if gradient is not None)]
-        self._gradient_specs = [tf.TensorSpec(gradient.shape, gradient.dtype) for gradient in gradients[1:]]
+        existing = [gradient for gradient in slice_gradients if gradient is not None]
+        self._gradient_specs = [tf.TensorSpec(gradient.shape, gradient.dtype) for gradient in existing]
+        gradients = [state_gradient, *existing]
         # 3. The cut: what the gradients need of the forward piece is the state before the step, and costly results.
         may_be_kept = [state_input, *(result for operation in costly for result in operation.outputs)]
-        kept = _first_reached(gradients, may_be_kept, [*slices, *upstream])
+        kept = _needed_of(may_be_kept, gradients, [*slices, *upstream])
         self._results_structure = outputs, recorded, kept
         results = tf.nest.flatten(self._results_structure)
         self._packing, self._num_steps = Packing(results), inputs[0].shape[0]
@@ -116,55 +118,64 @@ class _TracedStep:
     def forward_loop(self, state: tf.Tensor, inputs: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list[tf.TensorArray]]:
         """The last state, and tables of the results of all steps."""
 
-        def step(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        def turn(number: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
             next_state, *results = self._forward(state, *(tf.gather(each, number) for each in inputs))
             return next_state, self._packing.pack(results)
 
-        return _loop(step, state, self._packing.specs, self._num_steps)
+        return _loop(turn, state, self._packing.specs, self._num_steps)
 
-    def backward_loop(self, result_tables, inputs, state_gradient, output_gradients) -> list[tf.Tensor | None]:
+    def backward_loop(
+        self,
+        result_tables: list[tf.TensorArray],
+        inputs: Sequence[tf.Tensor],
+        state_gradient: tf.Tensor,
+        output_gradients: Sequence[tf.Tensor],
+    ) -> list[tf.Tensor | None]:
         """The gradients of the first state and of the inputs, None for an input without one."""
 
-        def step(number: tf.Tensor, state_gradient: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        def turn(number: tf.Tensor, state_gradient: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
             _, _, kept = self.unpack_results([table.read(number) for table in result_tables])
             slices = [tf.gather(each, number) for each in inputs]
             upstream = [tf.gather(each, number) for each in output_gradients]
             previous, *slice_gradients = self._backward(*kept, *slices, state_gradient, *upstream)
             return previous, slice_gradients
 
-        first_gradient, tables = _loop(step, state_gradient, self._gradient_specs, self._num_steps, backward=True)
+        first_gradient, tables = _loop(turn, state_gradient, self._gradient_specs, self._num_steps, backward=True)
         input_gradients = iter([table.stack() for table in tables])
         return [first_gradient, *(next(input_gradients) if has else None for has in self._has_gradient)]
 
 
-def _first_reached(tensors: list[tf.Tensor], ends: list[tf.Tensor], known: list[tf.Tensor]) -> list[tf.Tensor]:
-    """The `ends` that the ways back from `tensors` to their inputs meet first; ways end at what is `known` too."""
-    end_names, pending, seen, reached = {end.name for end in ends}, list(tensors), {each.name for each in known}, []
+def _needed_of(may_be_kept: list[tf.Tensor], wanted: list[tf.Tensor], known: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Those of `may_be_kept` from which, with what is `known`, the `wanted` tensors can be computed.
+
+    They are the first ones on the ways back from the wanted tensors to their inputs.
+    """
+    names, pending, seen, needed = {each.name for each in may_be_kept}, list(wanted), {each.name for each in known}, []
     while pending:
         tensor = pending.pop()
         if tensor.name not in seen:
             seen.add(tensor.name)
-            if tensor.name in end_names:
-                reached.append(tensor)
+            if tensor.name in names:
+                needed.append(tensor)
             else:
                 pending += tensor.op.inputs
-    return reached
+    return needed
 
 
-def _loop(step, state, specs, num_steps, backward=False, parallel_iterations=1) -> tuple[tf.Tensor, list]:
-    """`state, tensors = step(number, state)` for each step's number; the last state, and tables of the tensors."""
+def _loop(turn, state, specs, num_steps, backward=False, parallel_iterations=1) -> tuple[tf.Tensor, list]:
+    """`state, tensors = turn(number, state)` for each step's number; the last state, and tables of the tensors."""
     tables = [tf.TensorArray(spec.dtype, num_steps, element_shape=spec.shape, clear_after_read=False) for spec in specs]
 
-    def turn(count: tf.Tensor, state: tf.Tensor, tables: list[tf.TensorArray]) -> tuple:
+    def counted_turn(count: tf.Tensor, state: tf.Tensor, tables: list[tf.TensorArray]) -> tuple:
         number = num_steps - 1 - count if backward else count
-        next_state, tensors = step(number, state)
+        next_state, tensors = turn(number, state)
         next_state.set_shape(state.shape)
         written = [table.write(number, tensor) for table, tensor in zip(tables, tensors, strict=True)]
         return count + 1, next_state, written
 
     _, state, tables = tf.while_loop(
         lambda count, *_: count < num_steps,
-        turn,
+        counted_turn,
         (tf.constant(0), state, tables),
         maximum_iterations=num_steps,
         parallel_iterations=parallel_iterations,

@@ -39,8 +39,8 @@ class ForwardPass:
     traced_inline: bool = False
     scanned: bool = False  # equal steps are one loop of the graph, see `run_steps`
 
-    # Gathered: the weights of each layer as it uses them, and the effective kernels in float32, which the spectral
-    # regularizer uses too.
+    # Made once in a pass: the weights of each layer as it uses them, and the effective kernels in float32, which the
+    # spectral regularizer uses too.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
     # Gathered: what the layers of each stack have recorded; and updates that are known already.
@@ -52,8 +52,7 @@ class ForwardPass:
         """Whether composite layers are calls of one function, which keeps the graph small."""
         # Not on several replicas, which can't communicate from within a function, and not in a scanned pass, which has
         # few layers outside of its loops.
-        inline = self.traced_inline or self.scanned or tf.executing_eagerly() or replica_count() > 1
-        return not inline
+        return not (self.traced_inline or self.scanned or tf.executing_eagerly() or replica_count() > 1)
 
     def weights_of(self, layer: keras.layers.Layer) -> Weights:
         """What `layer.make_weights` returns; made once in this pass."""
@@ -65,7 +64,7 @@ class ForwardPass:
         """All variables that the pass changes, and their new values."""
         updates = list(self.known_updates)
         for stack, recorded in self.recorded:
-            if recorded[0]:
+            if recorded[0]:  # all layers of a stack record something, or none does
                 vectors = tf.stack([vector for (vector,) in recorded], axis=-2)
                 if vectors.shape.rank > 2:  # `[steps, layers of a step, width]` of a loop
                     vectors = tf.reshape(vectors, (stack.count, -1))
@@ -131,7 +130,7 @@ class StackedLayer(keras.layers.Layer):
 
     def layers(self, forward: ForwardPass) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """The stack's layers as functions of their input; in training each must be called once."""
-        weights = layers_of(forward.weights_of(self), self.count)
+        weights = unstacked(forward.weights_of(self), self.count)
         functions, recorded = self.layer_functions(weights, forward)
         if forward.training:
             forward.recorded.append((self, recorded))
@@ -145,10 +144,7 @@ class StackedLayer(keras.layers.Layer):
     def layer_functions(
         self, weights: Sequence[Weights], forward: ForwardPass
     ) -> tuple[list[Callable[[tf.Tensor], tf.Tensor]], list[Recorded]]:
-        """Layers with these weights as functions of their input, and a list in which each puts what it records.
-
-        Its place in the list is filled when the layer is called.
-        """
+        """Layers with these weights as functions of their input, and a list with a place for what each call records."""
         recorded: list[Recorded] = [[] for _ in weights]
         apply = self._call if self.parts and forward.has_calls else self._apply
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
@@ -194,7 +190,7 @@ class StackedLayer(keras.layers.Layer):
         return []
 
 
-def layers_of(weights: Weights, count: int) -> list[Weights]:
+def unstacked(weights: Weights, count: int) -> list[Weights]:
     """The weights of each layer, from those that `StackedLayer.make_weights` returns."""
     columns = [tf.unstack(each, count) for each in tf.nest.flatten(weights)]
     return [tf.nest.pack_sequence_as(weights, row) for row in zip(*columns, strict=True)]

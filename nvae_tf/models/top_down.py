@@ -60,7 +60,7 @@ class TopDownScale(keras.layers.Layer):
         self.num_latent, self.num_flows = latent, config.num_flows
         self.cells_per_group = config.num_cells_per_group_decoder
         branch, excite = plan.cells.decoder, config.squeeze_excite
-        below_top = self.num_groups - self.num_top_groups
+        below_top = self.num_groups - self.num_top_groups  # the top group has no cells, prior and feature combiner
         num_cells = below_top * self.cells_per_group
         self.cells = stack_of(ResidualCells, num_cells, branch, decoder, decoder, excite, dtype=dtype)
         self.priors = stack_of(StackedConvolution, below_top, decoder, 2 * latent, 1, dtype=dtype)
@@ -83,12 +83,36 @@ class TopDownScale(keras.layers.Layer):
             self.classes_of_posterior = ClassEmbedding(config.num_classes, encoder, dtype=dtype)
         self.built = True
 
-    def group_layers(
-        self, forward: ForwardPass, cells, priors, feature_combiners, posteriors, flows, combiners
-    ) -> GroupLayers:
-        """The functions of one group, from the lists of its layers."""
-        [posterior_layer], [combiner] = posteriors, combiners
-        is_top = not priors  # it has no cells, prior and feature combiner
+    def run_groups(
+        self, state: tf.Tensor, sources: Sequence[LatentSource], forward: ForwardPass
+    ) -> tuple[tf.Tensor, list[LatentSample]]:
+        """The state `[batch, height, width, channels]` after all groups, and their latents."""
+        shares = [  # in the order in which `_group_layers` takes their layers
+            StackShare(self.cells, self.cells_per_group),
+            StackShare(self.priors),
+            StackShare(self.feature_combiners),
+            StackShare(self.posteriors),
+            StackShare(self.flows, self.num_flows),
+            StackShare(self.combiners),
+        ]
+
+        # `run_steps` calls this for each group; the source (models/latents.py) calls the group's prior and posterior.
+        def step(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
+            group = self._group_layers(forward, layers)
+            for cell in group.cells:
+                state = cell(state)
+            # The state has three uses: the prior and the posterior in `draw`, and `combine`. TensorFlow adds the
+            # gradients of two in one order, of three in any.
+            state, state_for_draw = fan_out(state, 2)
+            latent = source.draw(group, state_for_draw)
+            return group.combine(state, latent.z), latent
+
+        return run_steps(shares, step, state, sources, forward, tensors_of_latent, latents_of_groups)
+
+    def _group_layers(self, forward: ForwardPass, layers: list[list[Callable]]) -> GroupLayers:
+        """The functions of one group, from its layers in the order of the shares of `run_groups`."""
+        cells, priors, feature_combiners, [posterior_layer], flows, [combiner] = layers
+        is_top = not priors
 
         def prior(state: tf.Tensor) -> tf.Tensor:
             if not is_top:
@@ -114,32 +138,6 @@ class TopDownScale(keras.layers.Layer):
             return combiner(tf.concat([state, z], -1))
 
         return GroupLayers(cells, prior, posterior, flows, combine)
-
-    def run_groups(
-        self, state: tf.Tensor, sources: Sequence[LatentSource], forward: ForwardPass
-    ) -> tuple[tf.Tensor, list[LatentSample]]:
-        """The state `[batch, height, width, channels]` after all groups, and their latents."""
-        shares = [  # in the order in which `group_layers` takes their layers
-            StackShare(self.cells, self.cells_per_group),
-            StackShare(self.priors),
-            StackShare(self.feature_combiners),
-            StackShare(self.posteriors),
-            StackShare(self.flows, self.num_flows),
-            StackShare(self.combiners),
-        ]
-
-        # `run_steps` calls this for each group; the source (models/latents.py) calls the group's prior and posterior.
-        def step(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
-            group = self.group_layers(forward, *layers)
-            for cell in group.cells:
-                state = cell(state)
-            # One copy for `draw`, which has two uses, and one for `combine`: TensorFlow adds two gradients in one
-            # order, three in any.
-            state, seen_by_latent = fan_out(state, 2)
-            latent = source.draw(group, seen_by_latent)
-            return group.combine(state, latent.z), latent
-
-        return run_steps(shares, step, state, sources, forward, tensors_of_latent, latents_of_groups)
 
 
 class PostprocessBlock(keras.layers.Layer):
@@ -186,12 +184,13 @@ class TopDown(keras.layers.Layer):
         start = forward.weights_of(self)
         state = tf.broadcast_to(start, (batch_size, *start.shape))
         latents: list[LatentSample] = []
-        first = 0
+        remaining = list(sources)
         for scale in self.scales:
             if scale.classes:
                 state = scale.classes.added(state, forward)
-            state, scale_latents = scale.run_groups(state, sources[first : first + scale.num_groups], forward)
-            latents, first = latents + scale_latents, first + scale.num_groups
+            own, remaining = remaining[: scale.num_groups], remaining[scale.num_groups :]
+            state, scale_latents = scale.run_groups(state, own, forward)
+            latents += scale_latents
             if scale.up is not None:
                 state = scale.up.single_layer(forward)(state)
         for block in self.postprocess:

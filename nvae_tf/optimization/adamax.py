@@ -38,8 +38,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        # Set at the start of a step, for `update_step`: what updates a weight, and the latest update of a large weight
-        # on each device.
+        # Set by `apply` and `apply_if`, because Keras calls `update_step` without them: what updates a weight, and the
+        # latest update of a large weight on each device.
         self._update: Callable[..., tf.Operation | tf.Tensor] | None = None
         self._latest_update: dict[str, list] = {}
 
@@ -69,49 +69,13 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """`beta_1^t` of the next step t."""
         return self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
 
-    def apply(self, grads, trainable_variables=None) -> None:
-        """One step of all variables; see `keras.optimizers.Optimizer.apply`, which calls `update_step` for each."""
-        self._update, self._latest_update = self._make_update(self.beta_1_power()), {}
-        super().apply(grads, trainable_variables)
-
-    def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
-        """`apply` if a condition holds, for one replica and where `is_plain`: the update of each weight asks for it.
-
-        A branch around all updates would keep all gradients until its end.
-        """
-        handle, gradients, scalar = tf.TensorSpec([], tf.resource), tf.TensorSpec(None), tf.TensorSpec([])
-        # Nothing may change, not even the step count, before the condition is known.
-        with tf.control_dependencies([condition]):
-            power = self.beta_1_power()
-
-            @cpu_kernels.shared_function(handle, handle, handle, gradients, scalar)  # once in the graph for all weights
-            def update_if(weight, momentum, norm, gradient, rate) -> tf.Tensor:
-                def update() -> None:
-                    self._make_update(power)(weight, momentum, norm, gradient, rate)
-
-                tf.cond(condition, update, lambda: None)
-                return tf.identity(condition)  # for `update_step`, which makes the next large weight wait for it
-
-            self._update, self._latest_update = update_if, {}
-            super().apply(grads, trainable_variables)
-        self.iterations.assign_sub(tf.where(condition, 0, 1))  # Keras has counted the step in any case
-
-    def update_step(self, gradient, variable, learning_rate) -> None:
-        """One step of one variable; large ones of a device wait for each other."""
-        # Keras gives the variable of TensorFlow; the slots are Keras' variables around theirs.
-        handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
-        with tf.control_dependencies(self._latest_update.get(variable.device, [])):
-            update = self._update(*handles, gradient, tf.cast(learning_rate, tf.float32))
-        if variable.shape.num_elements() > _LARGE:
-            self._latest_update[variable.device] = [update]
-
     def _make_update(self, beta_1_power: tf.Tensor) -> Callable[..., tf.Operation | None]:
         """A function that updates one weight: `update(weight, momentum, norm, gradient, rate)`, three handles first.
 
         TensorFlow's kernel has the rule `v = max(beta_2 v, |g|)` and `m / (v + epsilon)` for the slot `norm`. With
         v = u - epsilon that is the rule of this class if v is lowered first:
 
-            max(beta_2 u, |g| + epsilon) - epsilon = max(beta_2 (v - lowering), |g|)
+            max(beta_2 u, |g| + epsilon) - epsilon = max(beta_2 (v - epsilon (1 - beta_2) / beta_2), |g|)
 
         The kernel works in place: new buffers would lie among the activations and fragment the memory, and plain
         operations take twice as many passes over it.
@@ -131,3 +95,39 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             return tf.raw_ops.ResourceApplyAdaMax(**variables, grad=gradient, **settings)
 
         return update
+
+    def update_step(self, gradient, variable, learning_rate) -> None:
+        """One step of one variable; large ones of a device wait for each other."""
+        # `variable` is TensorFlow's; the slots are Keras' variables around theirs.
+        handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
+        with tf.control_dependencies(self._latest_update.get(variable.device, [])):
+            update = self._update(*handles, gradient, tf.cast(learning_rate, tf.float32))
+        if variable.shape.num_elements() > _LARGE:
+            self._latest_update[variable.device] = [update]
+
+    def apply(self, grads, trainable_variables=None) -> None:
+        """One step of all variables; see `keras.optimizers.Optimizer.apply`, which calls `update_step` for each."""
+        self._update, self._latest_update = self._make_update(self.beta_1_power()), {}
+        super().apply(grads, trainable_variables)
+
+    def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
+        """`apply` if a condition holds, for one replica and where `is_plain`: the update of each weight asks for it.
+
+        A branch around all updates would keep all gradients until its end.
+        """
+        handle, any_shape, scalar = tf.TensorSpec([], tf.resource), tf.TensorSpec(None), tf.TensorSpec([])
+        # Nothing may change, not even the step count, before the condition is known.
+        with tf.control_dependencies([condition]):
+            power = self.beta_1_power()
+
+            @cpu_kernels.shared_function(handle, handle, handle, any_shape, scalar)  # once in the graph for all weights
+            def update_if(weight, momentum, norm, gradient, rate) -> tf.Tensor:
+                def update() -> None:
+                    self._make_update(power)(weight, momentum, norm, gradient, rate)
+
+                tf.cond(condition, update, lambda: None)
+                return tf.identity(condition)  # for `update_step`, which makes the next large weight wait for it
+
+            self._update, self._latest_update = update_if, {}
+            super().apply(grads, trainable_variables)
+        self.iterations.assign_sub(tf.where(condition, 0, 1))  # Keras has counted the step in any case
