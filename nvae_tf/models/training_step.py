@@ -20,21 +20,6 @@ from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
-class LossTerms(NamedTuple):
-    """The training loss of a batch (sections 3.2 and 4 of the paper), and what it is made of."""
-
-    loss: tf.Tensor  # what is differentiated, scalar
-    elbo: objectives.Elbo
-    regularizers: tf.Tensor | float
-    regularization_weight: tf.Tensor
-    spectral_norms: tf.Tensor | None
-
-    def metrics(self) -> StepMetrics:
-        """What a step keeps of them."""
-        reconstruction, kl = tf.reduce_mean(self.elbo.reconstruction), tf.reduce_mean(self.elbo.kl, axis=0)
-        return StepMetrics(self.loss, reconstruction, kl, self.spectral_norms)
-
-
 class Loss(NamedTuple):
     """The training loss of a batch, as `NVAE.loss` gives it, in nats per image; KLs are without weights."""
 
@@ -84,22 +69,21 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
 def loss_and_gradients(model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> LossAndGradients:
     """The loss of a batch and its gradients, with draws that depend on the seed, the step and the image's place."""
     with tf.GradientTape() as tape:
-        terms, forward = _terms_of_batch(model, images, labels, step)
-        metrics, scaled_loss = terms.metrics(), _scaled(model, terms.loss)
+        (metrics, *_), forward = _terms_of_batch(model, images, labels, step)
+        scaled_loss = _scaled(model, metrics.loss)
     return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
 
 
 def loss_of_batch(model, images: tf.Tensor, labels: tf.Tensor | None, step, seed=None) -> Loss:
     """What `NVAE.loss` returns."""
     initialize_scales_once(model, images)
-    terms, forward = _terms_of_batch(model, images, labels, step, seed)
-    kl_per_group, kl = tf.reduce_mean(terms.elbo.kl, axis=0), tf.reduce_sum(terms.elbo.kl, axis=1)
-    kl_per_scale = tf.stack([tf.reduce_sum(tf.gather(kl_per_group, scale.groups)) for scale in model.plan.scales])
-    parts = terms.elbo.reconstruction, kl, kl_per_group, kl_per_scale
-    return Loss(terms.loss, *parts, terms.regularization_weight * terms.regularizers, forward.updates())
+    (metrics, elbo, regularizers), forward = _terms_of_batch(model, images, labels, step, seed)
+    kl, per_group = tf.reduce_sum(elbo.kl, axis=1), metrics.kl_per_group
+    per_scale = tf.stack([tf.reduce_sum(tf.gather(per_group, scale.groups)) for scale in model.plan.scales])
+    return Loss(metrics.loss, elbo.reconstruction, kl, per_group, per_scale, regularizers, forward.updates())
 
 
-def _terms_of_batch(model, images, labels, step, seed=None) -> tuple[LossTerms, ForwardPass]:
+def _terms_of_batch(model, images, labels, step, seed=None) -> tuple[tuple, ForwardPass]:
     noise, labels = draws(model, images, step, seed=seed), kept_labels(model, labels, step, seed=seed)
     forward = ForwardPass(training=True, scanned=_has_loops(model), labels=labels)
     return loss_terms(model, images, noise, step, forward), forward
@@ -129,8 +113,8 @@ def kept_labels(model, labels: tf.Tensor | None, step, first=None, seed=None) ->
 
 def loss_terms(
     model, images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
-) -> LossTerms:
-    """The training loss and its terms.
+) -> tuple[StepMetrics, objectives.Elbo, tf.Tensor]:
+    """The training loss (sections 3.2 and 4 of the paper) among its metrics, the bound, and the regularizers' part.
 
     `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
     batch statistics. With `regularize` False the loss has no regularizers of the weights, and there are no norms.
@@ -153,7 +137,8 @@ def loss_terms(
         final_weights=objectives.final_kl_weights(settings, model.plan),
         free_nats=settings.free_nats,
     )
-    return LossTerms(loss.loss, elbo, regularizers, weight, spectral_norms)
+    reconstruction, kl = tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)
+    return StepMetrics(loss.loss, reconstruction, kl, spectral_norms), elbo, weight * regularizers
 
 
 def weight_regularizers(model, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
@@ -184,7 +169,7 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
         noise, some_labels = draws(model, some_images, step, first), kept_labels(model, some_labels, step, first)
         forward = ForwardPass(training=True, scanned=_has_loops(model), labels=some_labels)
         with tf.GradientTape() as tape:
-            metrics = loss_terms(model, some_images, noise, step, forward, regularize=False).metrics()
+            metrics, *_ = loss_terms(model, some_images, noise, step, forward, regularize=False)
             scaled_loss = _scaled(model, metrics.loss) / count
         # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
         new_values = {id(variable): value / count for variable, value in forward.updates()}

@@ -38,7 +38,7 @@ def functions_of(model):
     def loss(*_):
         noise = training_step.draws(model, images, 3)
         # After the warm-up: before it, the groups have weights that are without gradient on purpose.
-        return training_step.loss_terms(model, images, noise, tf.constant(1e6), ForwardPass(training=True)).loss
+        return training_step.loss_terms(model, images, noise, tf.constant(1e6), ForwardPass(training=True))[0].loss
 
     return {
         "encode": (lambda images: number(model.encode(images, seed=1)), [images]),
@@ -186,7 +186,7 @@ def test_second_derivatives_through_recomputed_cells_or_the_loop_are_errors(reco
 
     def loss(*_):
         noise, forward = training_step.draws(model, images, 3), ForwardPass(training=True, scanned=scan)
-        return training_step.loss_terms(model, images, noise, tf.constant(1e6), forward).loss
+        return training_step.loss_terms(model, images, noise, tf.constant(1e6), forward)[0].loss
 
     sources = [weight.value for weight in model.trainable_weights]
     for method in (forward_mode, product_by_two_tapes, product_forward_over_reverse):

@@ -140,9 +140,9 @@ def by_hand(model, images, count):
     for part in range(count):
         forward, rows = ForwardPass(training=True), slice(part * size, (part + 1) * size)
         with tf.GradientTape() as tape:
-            terms = loss_terms(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
+            metrics, *_ = loss_terms(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
         updates = {variable.path: value for variable, value in forward.updates()}
-        found.append((tape.gradient(terms.loss, model.trainable_weights), updates, terms.metrics()[:3]))
+        found.append((tape.gradient(metrics.loss, model.trainable_weights), updates, metrics[:3]))
     return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)
 
 

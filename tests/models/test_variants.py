@@ -105,8 +105,8 @@ def training_graph(model):
         noise = [tf.zeros((2, *shape)) for shape in model.plan.latent_shapes()]
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:
-            terms = loss_terms(model, images, noise, tf.constant(0), forward)
-        return tape.gradient(terms.loss, model.trainable_weights), [value for _, value in forward.updates()]
+            metrics, *_ = loss_terms(model, images, noise, tf.constant(0), forward)
+        return tape.gradient(metrics.loss, model.trainable_weights), [value for _, value in forward.updates()]
 
     config = model.config
     images = tf.TensorSpec((2, config.image_height, config.image_width, config.image_channels))

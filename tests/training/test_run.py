@@ -96,8 +96,8 @@ original, tried = training_step.loss_terms, tf.Variable(0, dtype=tf.int32)
 
 def poisoned(model, images, noise, step, forward, **how):
     count, factor = tried.assign_add(1), model.optimizer._learning_rate.factor
-    terms = original(model, images, noise, step, forward, **how)
-    return terms._replace(loss=tf.where({condition}, {value}, terms.loss))
+    metrics, *others = original(model, images, noise, step, forward, **how)
+    return metrics._replace(loss=tf.where({condition}, {value}, metrics.loss)), *others
 
 training_step.loss_terms = poisoned
 from nvae_tf.training.loop import TrainingLoop
