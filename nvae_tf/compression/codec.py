@@ -7,6 +7,7 @@ pixels from the stack and gives the bits of the draws back: below lie the batche
 
 import functools
 import importlib.metadata
+import itertools
 import math
 import pathlib
 import zlib
@@ -26,8 +27,6 @@ from nvae_tf.errors import wrap_read_errors
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import passes
-from nvae_tf.models.images import check_images
-from nvae_tf.models.latents import check_labels
 from nvae_tf.models.nvae import NVAE
 from nvae_tf.runs.companions import weights_sha256
 from nvae_tf.runs.loading import load, load_run
@@ -126,12 +125,10 @@ class Codec:
         return levels
 
     def _batches(self, count: int) -> list[slice]:
-        batches, done = [], 0
-        while done < count:
-            last = min(done + max(1, min(done // self._growth, self._most_batch)), count)
-            batches.append(slice(done, last))
-            done = last
-        return batches
+        ends = [0]
+        while (done := ends[-1]) < count:
+            ends.append(min(done + max(1, min(done // self._growth, self._most_batch)), count))
+        return [slice(*each) for each in itertools.pairwise(ends)]
 
     def _pass(
         self, labels: tf.Tensor, latents: tf.Tensor | None = None, images: tf.Tensor | None = None
@@ -177,9 +174,8 @@ def _settings(model: NVAE, levels: np.ndarray, labels: np.ndarray) -> dict[str, 
         fault = "the density of a latent behind flows can't be coded on a grid; train with model.num_flows=0"
         raise ValueError(f"model.num_flows = {model.config.num_flows}: {fault}")
     if (name := model.config.likelihood) not in ("bernoulli", "logistic_mixture"):
-        raise ValueError(
-            f"model.likelihood = {name}: it has a density and no masses of pixel values, or masses of its own"
-        )
+        fault = "it has a density and no masses of pixel values, or masses of its own"
+        raise ValueError(f"model.likelihood = {name}: {fault}")
     images = levels[:_SAMPLED].astype(np.float32) / _highest(model)
     settings = {"labels": labels[:_SAMPLED] if model.config.num_classes else None, "batch_size": 32}
     bits = float(np.mean(model.score(images, per_group=True, **settings).nelbo)) / math.log(2.0)
@@ -282,17 +278,10 @@ def with_weights(model: NVAE, class_names: tuple[str, ...] = ()) -> ModelWithWei
     return ModelWithWeights(model, weights_sha256(model)[:20], class_names)
 
 
-def compress_images(model: NVAE, images: Any, labels: Any, **settings: Any) -> bytes:
-    """What `NVAE.compress` does."""
-    scaled, highest = check_images(images, model.config, scored=True).numpy() * _highest(model), _highest(model)
-    levels = np.rint(scaled).astype(np.uint8)
-    if (np.abs(scaled - levels) > _LEVEL_TOLERANCE * highest).any():
+def levels_of(images: np.ndarray, num_bits: int) -> np.ndarray:
+    """The levels of images in [0, 1], uint8; ValueError for values between them."""
+    highest = 2**num_bits - 1
+    levels = np.rint(images * highest).astype(np.uint8)
+    if (np.abs(images * highest - levels) > _LEVEL_TOLERANCE * highest).any():
         raise ValueError(f"images have values between the {highest + 1} levels of the model: they would be lost")
-    labels = check_labels(labels, len(levels), model.config.num_classes)
-    return compress(with_weights(model), levels, labels if labels is None else labels.numpy(), **settings)
-
-
-def decompress_images(model: NVAE, data: bytes, chunk: int | None) -> np.ndarray:
-    """What `NVAE.decompress` does."""
-    levels = np.concatenate(list(decompress(with_weights(model), data, chunk)))
-    return levels.astype(np.float32) / np.float32(_highest(model))
+    return levels

@@ -7,6 +7,7 @@ header     JSON, packed by raw deflate with the dictionary `_WORDS`; `sizes` are
 chunks     one after another (codec.py)
 """
 
+import itertools
 import json
 import math
 import zlib
@@ -69,4 +70,4 @@ def unpacked(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
             raise ValueError("the sizes of its chunks do not match")
         if min(images, chunk) * math.prod(header["shape"]) > LARGEST_CHUNK:
             raise ValueError("its chunks are too large")
-    return header, [unpacker.unused_data[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return header, [unpacker.unused_data[start:end] for start, end in itertools.pairwise(ends)]

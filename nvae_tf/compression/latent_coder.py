@@ -4,6 +4,7 @@ A latent is `z = prior mean + prior sigma * k * bin`. So its prior is the same f
 only the posterior's mean and sigma, relative to the prior's, are outputs of the network that decide a code.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.compression.stack import Stack, models, rounded
+from nvae_tf.compression.stack import Stack, rounded, stream
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 from nvae_tf.models.latents import GroupLayers, LatentSample, Shapes
 
@@ -62,11 +63,11 @@ class LatentCoder:
         digits = [list(each) * math.prod(shape[:2]) for each, shape in zip(coded, shapes, strict=True)]
         self.exponents = np.concatenate(digits).astype(np.int32)  # of all values
         ends = np.cumsum([0, *map(len, digits)]).tolist()
-        self.groups = [slice(*each) for each in zip(ends, ends[1:], strict=False)]
+        self.groups = [slice(*each) for each in itertools.pairwise(ends)]
         self._tolerance, self.rate = tolerance, _MARKED * tolerance
-        self._offset = models().QuantizedGaussian(-_REACH, _REACH)
+        self._offset = stream.model.QuantizedGaussian(-_REACH, _REACH)
         farthest = _FARTHEST_MEAN * 2**_FINEST + _REACH
-        self._prior = models().QuantizedGaussian(-farthest, farthest)
+        self._prior = stream.model.QuantizedGaussian(-farthest, farthest)
 
     def posterior(self, outputs: np.ndarray, group: slice, marks=None) -> tuple[tuple, np.ndarray]:
         """The posterior of a group's whitened means and log2 sigmas `[2, batch, values]`, rounded, and their marks.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.compression.stack import Stack, models, rounded
+from nvae_tf.compression.stack import Stack, rounded, stream
 from nvae_tf.distributions.discretized_logistic_mixture import split_mixture_parameters
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 
@@ -30,7 +30,7 @@ class PixelCoder:
 
     def __init__(self, likelihood: ImageLikelihood, tolerance: float):
         self._likelihood, self._tolerance = likelihood, tolerance
-        self._rate, self._decision = _MARKED[likelihood.name] * tolerance, models().Bernoulli(perfect=False)
+        self._rate, self._decision = _MARKED[likelihood.name] * tolerance, stream.model.Bernoulli(perfect=False)
 
     def push(self, stack: Stack, parameters: tf.Tensor, levels: np.ndarray) -> None:
         """Encodes levels."""

@@ -9,13 +9,9 @@ import numpy as np
 
 from nvae_tf.errors import require
 
+stream = require("constriction", "compress").stream
 # The bits that the first images of a chunk draw their latents with. Both sides know them.
 _SUPPLY = np.frombuffer(hashlib.shake_256(b"nvae_tf").digest(4 * (2**16 - 1)), "<u4").astype(np.uint32)
-
-
-def models() -> Any:
-    """The module of constriction's probability models."""
-    return require("constriction", "compress").stream.model
 
 
 class Stack:
@@ -33,7 +29,7 @@ class Stack:
             stored = np.frombuffer(data[2:] + bytes(-len(data[2:]) % 4), "<u4")
             words = np.concatenate([_SUPPLY[: int.from_bytes(data[:2], "little")], stored.astype(np.uint32)])
         self.mark_bits = 0.0  # what all marks took
-        self._coder = require("constriction", "compress").stream.stack.AnsCoder(words)
+        self._coder = stream.stack.AnsCoder(words)
 
     def push(self, symbols: np.ndarray, model: Any, *parameters: np.ndarray) -> None:
         """Encodes whole numbers; parameters of the model have the same shape."""
@@ -48,11 +44,11 @@ class Stack:
         """Encodes marks, see `rounded`, of which about this fraction is not 0."""
         masses = _masses_of_marks(rate)
         self.mark_bits -= float(np.bincount(np.ravel(marks), minlength=3) @ np.log2(masses))
-        self.push(marks, models().Categorical(masses, perfect=False))
+        self.push(marks, stream.model.Categorical(masses, perfect=False))
 
     def pop_marks(self, shape: tuple[int, ...], rate: float) -> np.ndarray:
         """Decodes marks."""
-        return self.pop(shape, models().Categorical(_masses_of_marks(rate), perfect=False))
+        return self.pop(shape, stream.model.Categorical(_masses_of_marks(rate), perfect=False))
 
     def data(self) -> tuple[bytes, int]:
         """The stack for a file, and the number of bits that the first images' draws took of the supply."""

@@ -293,8 +293,10 @@ class NVAE(FittedModel):
         values between the levels, and for models with flows or the likelihood "normal".
         Example: `images = model.decompress(model.compress(images))`
         """
-        codec = importlib.import_module("nvae_tf.compression.codec")
-        return codec.compress_images(self, images, labels, chunk=chunk, tolerance=tolerance, verify=verify)
+        codec, images = importlib.import_module("nvae_tf.compression.codec"), check_images(images, self.config, True)
+        levels, labels = codec.levels_of(images.numpy(), self.config.num_bits), self._labels(labels, len(images))
+        how = dict(labels=labels if labels is None else labels.numpy(), chunk=chunk, tolerance=tolerance, verify=verify)
+        return codec.compress(codec.with_weights(self), levels, **how)
 
     def decompress(self, data: bytes, chunk: int | None = None) -> np.ndarray:
         """The images of `compress`, exactly, or those of one chunk: float32 `[count, height, width, channels]`.
@@ -302,7 +304,9 @@ class NVAE(FittedModel):
         ValueError where the data are damaged or of other weights, or where this machine's numbers differ too much.
         Example: `some = model.decompress(data, chunk=3)`
         """
-        return importlib.import_module("nvae_tf.compression.codec").decompress_images(self, data, chunk)
+        codec = importlib.import_module("nvae_tf.compression.codec")
+        levels = np.concatenate(list(codec.decompress(codec.with_weights(self), data, chunk)))
+        return levels.astype(np.float32) / np.float32(2**self.config.num_bits - 1)
 
     @WITHOUT_AUTOGRAPH
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:

@@ -12,7 +12,7 @@ from nvae_tf.compression import codec as codecs
 from nvae_tf.compression import container
 from nvae_tf.compression.codec import Codec, compress, decompress, with_weights
 from nvae_tf.compression.latent_coder import bins_and_draws
-from nvae_tf.compression.stack import Stack, models, rounded
+from nvae_tf.compression.stack import Stack, rounded, stream
 from tests import ROOT
 from tests.tiny_model import images_of, shaken, tiny_model
 
@@ -97,7 +97,7 @@ def test_a_file_takes_the_bits_of_the_bound_and_little_more():
 
 
 def test_a_stack_gives_draws_back_and_stores_no_more_than_was_drawn():
-    stack, gaussian = Stack(checksum=7), models().QuantizedGaussian(-9, 9)
+    stack, gaussian = Stack(checksum=7), stream.model.QuantizedGaussian(-9, 9)
     parameters = np.zeros(100), np.full(100, 2.0)
     draws = stack.pop((10, 10), gaussian, *parameters)
     assert 1.0 < draws.std() < 3.0
