@@ -14,18 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from nvae_tf.config import (
-    OLD_NAMES,
-    DataSpec,
-    ExperimentConfig,
-    check,
-    check_choice,
-    config_from_dict,
-    config_to_dict,
-    did_you_mean,
-    read_config,
-    shown,
-)
+from nvae_tf import config as configuration
+from nvae_tf.config import OLD_NAMES, DataSpec, ExperimentConfig, check_choice, config_from_dict, config_to_dict
 from nvae_tf.data_sets import MODEL_SETTINGS, data_spec
 from nvae_tf.files import beside_package
 
@@ -49,11 +39,13 @@ def experiment_config(
     model has another size (`model_of_size`). ValueError: a wrong setting.
     """
     if overrides is not None and not (isinstance(settings, str) and isinstance(overrides, Mapping)):
-        raise ValueError(f"overrides = {shown(overrides)}: must be as {{'train.steps': 100}}, beside a preset's name")
+        wrong = configuration.shown(overrides)
+        raise ValueError(f"overrides = {wrong}: must be as {{'train.steps': 100}}, beside a preset's name")
     is_name = isinstance(settings, str) and settings not in preset_files()
     if is_name and os.path.isfile(file := os.path.join(settings, "config.json")):
-        check(overrides is None, f"{settings}: the settings of a run can't be changed; leave the overrides out")
-        return read_config(file)
+        if overrides is not None:
+            raise ValueError(f"{settings}: the settings of a run can't be changed; leave the overrides out")
+        return configuration.read_config(file)
     if isinstance(settings, str):
         settings, given = preset(settings).unlock(), dict(overrides or {})
         size = given.pop("size", None)
@@ -116,7 +108,7 @@ def settings_file(text: str) -> str:
     if os.path.isfile(text):
         return text
     if text not in presets:
-        nearest = did_you_mean(pathlib.Path(text).stem, presets)
+        nearest = configuration.did_you_mean(pathlib.Path(text).stem, presets)
         raise ValueError(f"--config={text}: no such preset or file{nearest or '; presets: ' + ', '.join(presets)}")
     return str(presets[text])
 
@@ -181,7 +173,7 @@ def load_settings(path: str) -> ConfigDict:
     """
     try:  # a user's file may raise anything
         if path.endswith(".json"):
-            config = unlocked_config(read_config(path))
+            config = unlocked_config(configuration.read_config(path))
             # The model follows the data, as in a preset, in what is the same for both.
             same = [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
             _follow_data(config, same)

@@ -16,15 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch, LayerBranch
-from nvae_tf.layers import cpu_kernels
+from nvae_tf.layers import cpu_kernels, normalization
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
-from nvae_tf.layers.normalization import (
-    BatchStatisticsNorm,
-    Folding,
-    StackedBatchNormalization,
-    normalize_batch,
-    numbers_a_channel,
-)
+from nvae_tf.layers.normalization import BatchStatisticsNorm, Folding, StackedBatchNormalization
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 RESIDUAL_SCALE = 0.1
@@ -165,7 +159,7 @@ class InvertedResidualBranch(StackedLayer):
         outputs = super().apply_slice(weights, inputs, records)
         if self.upsampling and in_training:
             # The first two batch norms have seen every pixel once, those of the published network four times.
-            count = numbers_a_channel(inputs)
+            count = normalization.numbers_a_channel(inputs)
             repeated_variance = 4 * (count - 1.0) / (4 * count - 1.0)
             records[-4:-2] = [(mean, variance * repeated_variance) for mean, variance in records[-4:-2]]
         return outputs
@@ -263,7 +257,7 @@ def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tens
 
     @tf.custom_gradient
     def operation(inputs, gamma, beta, *weights):
-        batch = normalize_batch(inputs, gamma, beta)
+        batch = normalization.normalize_batch(inputs, gamma, beta)
         statistics[:] = tf.stop_gradient(batch.mean), tf.stop_gradient(batch.variance)
         outputs = convolve_by(cpu_kernels.swish(batch.outputs), *weights)
 

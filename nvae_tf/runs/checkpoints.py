@@ -116,12 +116,8 @@ class TrainingState:
         if newest.prefix is not None:
             self.saved_step = newest.step
             self._read(newest.prefix)
-        if removes_leftovers:
-            self._remove_leftovers(newest, report)
-        return newest.step
-
-    def _remove_leftovers(self, newest: files.ChosenCheckpoint, report: Callable[[str], object]) -> None:
-        """Removes what killed processes have left, and reports the checkpoints that can't be used."""
+        if not removes_leftovers:
+            return newest.step
         half_written = {step: "half-written" for step in files.remove_partial(self.folder) if step > newest.step}
         newest = newest._replace(unusable=half_written | newest.unusable)
         best = files.find_best(self._best_folder)
@@ -130,6 +126,7 @@ class TrainingState:
         for place, chosen in ((self.folder, newest), (self._best_folder, best)):
             if chosen.unusable:
                 report(f"{place}: {chosen.passed_over_line()}.")
+        return newest.step
 
     def _read(self, prefix: str) -> None:
         check_architecture(self._model, prefix)
