@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -30,6 +30,18 @@ def images_and_labels(model, data, may_lack_labels: bool = False) -> tuple[tf.Te
     return images, check_labels(labels, batch_size_of(images), model.config.num_classes)
 
 
+class Loss(NamedTuple):
+    """The training loss of a batch, as `NVAE.loss` gives it, in nats per image; KLs are without weights."""
+
+    total: tf.Tensor  # what is differentiated, scalar
+    reconstruction: tf.Tensor  # -log p(x | z), `[batch]`
+    kl: tf.Tensor  # `[batch]`
+    kl_per_group: tf.Tensor  # mean over the images, `[groups]`, top group first
+    kl_per_scale: tf.Tensor  # the same, `[scales]`, the smallest first
+    regularizers: tf.Tensor  # their part of `total`, scalar
+    updates: list[tuple[keras.Variable, tf.Tensor]]  # running statistics and vectors of power iterations: new values
+
+
 class FittedModel(keras.Model):
     """The base of `NVAE`: a `keras.Model` whose steps are the paper's, and which has its loss and its metrics."""
 
@@ -46,7 +58,7 @@ class FittedModel(keras.Model):
         return training_step.train_step(self, images, labels)
 
     @WITHOUT_AUTOGRAPH
-    def loss(self, images, labels=None, step=None, seed: int | None = None) -> training_step.Loss:
+    def loss(self, images, labels=None, step=None, seed: int | None = None) -> Loss:
         """The training loss of a batch, and its parts, for a training loop of one's own; differentiate `total`.
 
         Images are `[batch, height, width, channels]` in [0, 1], labels `[batch]` for a model with classes. The KL's
@@ -62,7 +74,14 @@ class FittedModel(keras.Model):
             check(optimizer is not None, "loss: give step=, the number of steps taken, or compile the model before")
             step = optimizer.iterations
         seed = seed if seed is None or isinstance(seed, tf.Tensor) else whole_number("seed", seed, -LARGEST_SEED)
-        return training_step.loss_of_batch(self, images, labels, step, seed)
+        if self.is_data_dependent:
+            training_step.initialize_scales_once(self, images)
+        noise = training_step.draws(self, images, step, seed=seed)
+        forward = training_step.training_pass(self, training_step.kept_labels(self, labels, step, seed=seed))
+        metrics, elbo, regularizers = training_step.loss_terms(self, images, noise, step, forward)
+        kl, per_group = tf.reduce_sum(elbo.kl, axis=1), metrics.kl_per_group
+        per_scale = tf.stack([tf.reduce_sum(tf.gather(per_group, scale.groups)) for scale in self.plan.scales])
+        return Loss(metrics.loss, elbo.reconstruction, kl, per_group, per_scale, regularizers, forward.updates())
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "loss":  # Keras sets it to what `compile(loss=)` is given, which has no effect

@@ -12,24 +12,12 @@ from scipy.special import ndtri
 
 from nvae_tf import objective as objectives
 from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
-from nvae_tf.models.latents import batch_noise, batch_size_of
+from nvae_tf.models.latents import PosteriorSource, batch_noise, batch_size_of
 from nvae_tf.models.metrics import StepMetrics, metric_values
-from nvae_tf.models.passes import inference_pass
+from nvae_tf.models.passes import inference_pass, top_down_pass
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
-
-
-class Loss(NamedTuple):
-    """The training loss of a batch, as `NVAE.loss` gives it, in nats per image; KLs are without weights."""
-
-    total: tf.Tensor  # what is differentiated, scalar
-    reconstruction: tf.Tensor  # -log p(x | z), `[batch]`
-    kl: tf.Tensor  # `[batch]`
-    kl_per_group: tf.Tensor  # mean over the images, `[groups]`, top group first
-    kl_per_scale: tf.Tensor  # the same, `[scales]`, the smallest first
-    regularizers: tf.Tensor  # their part of `total`, scalar
-    updates: list[tuple[keras.Variable, tf.Tensor]]  # running statistics and vectors of power iterations: new values
 
 
 class LossAndGradients(NamedTuple):
@@ -48,7 +36,8 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
     values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # accepted steps; the draws are a function of the model's seed and this number
-    initialize_scales_once(model, images)
+    if model.is_data_dependent:  # as few models are
+        initialize_scales_once(model, images)
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
     metrics, gradients, updates = compute(model, images, labels, step)
 
@@ -68,25 +57,17 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
 
 def loss_and_gradients(model, images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> LossAndGradients:
     """The loss of a batch and its gradients, with draws that depend on the seed, the step and the image's place."""
+    noise, labels = draws(model, images, step), kept_labels(model, labels, step)
+    forward = training_pass(model, labels)
     with tf.GradientTape() as tape:
-        (metrics, *_), forward = _terms_of_batch(model, images, labels, step)
-        scaled_loss = _scaled(model, metrics.loss)
+        metrics, *_ = loss_terms(model, images, noise, step, forward)
+        scaled_loss = _as_differentiated(model, metrics.loss)
     return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
 
 
-def loss_of_batch(model, images: tf.Tensor, labels: tf.Tensor | None, step, seed=None) -> Loss:
-    """What `NVAE.loss` returns."""
-    initialize_scales_once(model, images)
-    (metrics, elbo, regularizers), forward = _terms_of_batch(model, images, labels, step, seed)
-    kl, per_group = tf.reduce_sum(elbo.kl, axis=1), metrics.kl_per_group
-    per_scale = tf.stack([tf.reduce_sum(tf.gather(per_group, scale.groups)) for scale in model.plan.scales])
-    return Loss(metrics.loss, elbo.reconstruction, kl, per_group, per_scale, regularizers, forward.updates())
-
-
-def _terms_of_batch(model, images, labels, step, seed=None) -> tuple[tuple, ForwardPass]:
-    noise, labels = draws(model, images, step, seed=seed), kept_labels(model, labels, step, seed=seed)
-    forward = ForwardPass(training=True, scanned=_has_loops(model), labels=labels)
-    return loss_terms(model, images, noise, step, forward), forward
+def training_pass(model, labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
+    """A training pass for images of these classes; where XLA compiles the step, equal layers are loops of its graph."""
+    return ForwardPass(training=True, scanned=_has_loops(model), labels=labels, initializing=initializing)
 
 
 def draws(model, images: tf.Tensor, step, first=None, seed=None) -> list[tf.Tensor]:
@@ -125,7 +106,9 @@ def loss_terms(
         # The same values; in the backward pass the regularizers' gradients wait for the network's, when its activations
         # are freed.
         network_images, regularizers = objectives.gradients_after_network(images, regularizers)
-    elbo = inference_pass(model, network_images, noise, forward).elbo(images)
+    features = model.bottom_up.features(network_images, forward)
+    sources = list(map(PosteriorSource, features, noise))
+    elbo = top_down_pass(model, sources, batch_size_of(images), forward).elbo(images)
     settings, beta = model.objective, objectives.kl_weight(step, model.objective)
     weight = objectives.regularization_weight(beta, settings)
     loss = objectives.training_loss(
@@ -160,43 +143,43 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
             "batches of a fixed size (drop_remainder=True) that it divides"
         )
     size //= count
-    statistics = model.statistics
+    statistics = model.statistics  # sums are of lists: each variable has its place
 
     def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         some_labels = None if labels is None else tf.slice(labels, [index * size], [size])
         first = (replica_index() * count + index) * size
         noise, some_labels = draws(model, some_images, step, first), kept_labels(model, some_labels, step, first)
-        forward = ForwardPass(training=True, scanned=_has_loops(model), labels=some_labels)
+        forward = training_pass(model, some_labels)
         with tf.GradientTape() as tape:
             metrics, *_ = loss_terms(model, some_images, noise, step, forward, regularize=False)
-            scaled_loss = _scaled(model, metrics.loss) / count
+            scaled_loss = _as_differentiated(model, metrics.loss) / count
         # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
         new_values = {id(variable): value / count for variable, value in forward.updates()}
         new_statistics = [new_values[id(variable)] for variable in statistics]
         return _gradients(model, tape, scaled_loss), new_statistics, [value / count for value in metrics[:3]]
 
-    shapes = model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
-    gradients, new_statistics, (loss, *parts) = sum_over_microbatches(microbatch, count, shapes)
+    like = model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
+    gradients, new_statistics, (loss, *parts) = sum_over_microbatches(microbatch, count, like)
     # Once for all microbatches: the part of the loss that depends on the weights alone.
-    forward = ForwardPass(training=True)
+    forward = training_pass(model)
     with tf.GradientTape() as tape:
         spectral_norms, regularizers = weight_regularizers(model, forward)
         weight = objectives.regularization_weight(objectives.kl_weight(step, model.objective), model.objective)
         weighted_regularizers = regularizers * weight
-        scaled_loss = _scaled(model, weighted_regularizers)
+        scaled_loss = _as_differentiated(model, weighted_regularizers)
     gradients = list(map(tf.add, _gradients(model, tape, scaled_loss), gradients))
     updates = forward.updates() + list(zip(statistics, new_statistics, strict=True))
     return LossAndGradients(StepMetrics(loss + weighted_regularizers, *parts, spectral_norms), gradients, updates)
 
 
-def sum_over_microbatches(microbatch: Callable, count: int, shapes: Sequence[Sequence[tf.Tensor]]) -> Sequence:
-    """`sum_i microbatch(i)` for `i < count`, lists of float32 tensors of the same `shapes`, with the memory of one."""
+def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> Sequence:
+    """`sum_i microbatch(i)` for `i < count`, lists of float32 tensors of the shapes of `like`, in the memory of one."""
 
     def add_next(index: tf.Tensor, sums: Sequence) -> tuple[tf.Tensor, Sequence]:
         return index + 1, tf.nest.map_structure(tf.add, sums, microbatch(index))
 
-    sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), shapes)
+    sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), like)
     if replica_count() == 1:
         return tf.while_loop(lambda index, _: index < count, add_next, (tf.constant(0), sums), parallel_iterations=1)[1]
     for index in range(count):  # replicas can't communicate from within a loop of the graph
@@ -210,19 +193,23 @@ def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tens
     if _joins_small_weights(model):  # one reduction for all small gradients, not a kernel each
         gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
-    squared_norm /= tf.square(_scaled(model, 1.0))  # what the loss was multiplied by: loss scale / replicas
+    squared_norm /= tf.square(_as_differentiated(model, 1.0))
     *means, squared_norm = replica_means([*metrics[:3], squared_norm])
     return StepMetrics(*means, tf.stop_gradient(metrics.spectral_norms), tf.sqrt(squared_norm))
 
 
 def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
-    """Updates weights and the optimizer's slots with gradients, if the step is accepted."""
+    """Updates weights and the optimizer's slots with gradients, if the step is accepted.
+
+    In one of three ways: small weights joined (XLA on a GPU), a condition for each weight (one CPU, with less memory),
+    or one condition around all of them.
+    """
     optimizer, weights = model.optimizer, model.trainable_weights
     is_ours = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
-    if is_ours and _joins_small_weights(model):  # for XLA on a GPU
+    if is_ours and _joins_small_weights(model):
         return apply_joined_if(optimizer, accepted, gradients, weights)
     if is_ours and not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy()):
-        return optimizer.apply_if(accepted, gradients, weights)  # with less memory on one CPU
+        return optimizer.apply_if(accepted, gradients, weights)
     calls_optimizer = accepted
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # Keras' LossScaleOptimizer is called for an overflow too: it lowers its scale then, and takes no step. Each
@@ -235,14 +222,13 @@ def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradien
 
 
 def initialize_scales_once(model, images: tf.Tensor) -> None:
-    """Before the first step: sets the scales of data-dependent layers, which few models have, from the first batch."""
-    if model.is_data_dependent:
-        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+    """Before the first step: sets the scales of data-dependent layers from the first batch."""
+    _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
 
 
 def initialize_scales(model, images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from this batch."""
-    forward = ForwardPass(training=True, scanned=_has_loops(model), initializing=True)
+    forward = training_pass(model, initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas.
     updates = forward.updates()
@@ -266,8 +252,8 @@ def _joins_small_weights(model) -> bool:
     return _has_loops(model) and cpu_kernels.has_gpus()
 
 
-def _scaled(model, loss: tf.Tensor | float) -> tf.Tensor:
-    # The optimizer adds the gradients of all replicas, and undoes the loss scale.
+def _as_differentiated(model, loss: tf.Tensor | float) -> tf.Tensor:
+    # Times the loss scale over the replicas: the optimizer adds the gradients of all replicas, and undoes the scale.
     return model.optimizer.scale_loss(loss / replica_count())
 
 
