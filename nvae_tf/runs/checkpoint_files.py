@@ -40,11 +40,6 @@ def steps_of_any_files(folder: pathlib.Path) -> set[int]:
     return set(steps_of_files(folder, "index|data"))
 
 
-def latest_step(folder: pathlib.Path) -> int:
-    """The step of the latest checkpoint of a folder, damaged or not; 0 where there is none."""
-    return max(steps_of_files(folder), default=0)
-
-
 def step_of(prefix: str) -> int:
     """The step in the prefix of a checkpoint's files."""
     return int(prefix.rpartition("-")[2])
@@ -149,8 +144,8 @@ def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
     # What TensorFlow's list names and nobody has, of a folder that was copied in part.
     gone = {*read_list(folder)} - steps_of_any_files(folder)
     unusable |= {later: "its files are gone" for later in gone if prefix is None or later > step}
-    if prefix is None and steps_of_files(folder):
-        latest = latest_step(folder)
+    if prefix is None and (steps := steps_of_files(folder)):
+        latest = steps[-1]
         raise ValueError(
             f"{folder}/step-{latest}: the checkpoint is damaged ({unusable[latest]}), and there is no other that is "
             f"whole. Restore its files from a copy, or delete {folder} to start the run anew{BEST_INSTEAD}"

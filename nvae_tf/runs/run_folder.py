@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from nvae_tf.config import ExperimentConfig, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
-from nvae_tf.runs.checkpoint_files import BEST, latest_step
+from nvae_tf.runs.checkpoint_files import BEST, steps_of_files
 from nvae_tf.schemas import IMAGE_COUNTS, ORIGIN, Record
 
 # The settings that may differ when a run is continued: its length, how often files are written, the devices, where the
@@ -109,7 +109,8 @@ def check_continues(folder: RunFolder, config: ExperimentConfig) -> ExperimentCo
     if differences := _differences(before, config):
         fix = "Give the same settings to continue it, or another --workdir"
         raise ValueError(f"{folder.path}: holds a run with other settings: {differences}. {fix}")
-    step, total = latest_step(folder.checkpoints), config.objective.total_steps
+    # Damaged ones count, too.
+    step, total = max(steps_of_files(folder.checkpoints), default=0), config.objective.total_steps
     if step > total:
         fix = "Give more train.steps (or train.epochs), or another --workdir"
         raise ValueError(f"{folder.path}: has {step:,} steps already, more than the {total:,} asked for. {fix}")

@@ -118,7 +118,7 @@ class RunOutputs:
     def write_due(self, step: int) -> bool:
         """Writes the test metrics and samples of a step that are due; False where a stop was requested meanwhile."""
         grid = self._folder.samples / f"step-{step:08d}.png"
-        evaluates = self.is_evaluated(step) and not self.metrics.has(step)
+        evaluates = self.is_evaluated(step) and step not in self.metrics.rows
         draws = step > 0 and self._is_due(step, self._settings.sample_every_steps) and not grid.exists()
         if not evaluates and not draws:
             return True
@@ -139,7 +139,7 @@ class RunOutputs:
 
     def test_score(self, step: int) -> float:
         """The NELBO of the test images after a step at which they were scored, in nats per image."""
-        return self.metrics.value(step, _SCORE)
+        return float(self.metrics.rows[step][_SCORE])
 
     def _running_means(self) -> dict[str, float]:
         means = {metric.name: float(metric.result()) for metric in self._run.model.metrics}
@@ -251,12 +251,13 @@ def first_words(folder: RunFolder, run: Run, step: int) -> str:
 class MetricsFile:
     """`metrics.csv`: one line an evaluation, in the order of steps; new columns are added to an older version's file.
 
-    `train_*` are means over the steps since the last multiple of `train.log_every_steps`.
+    `train_*` are means over the steps since the last multiple of `train.log_every_steps`. `rows` are the lines by step,
+    each with the texts of its columns by name.
     """
 
     def __init__(self, path: pathlib.Path):
         """Reads the intact lines of the file, if it is there."""
-        self._path, self._columns, self._rows, self.damaged = path, [], {}, 0
+        self._path, self._columns, self.rows, self.damaged = path, [], {}, 0
         with contextlib.suppress(FileNotFoundError, csv.Error), path.open(errors="replace", newline="") as file:
             # Without quotes, so that a damaged line can't swallow those after it.
             lines = csv.DictReader(file, quoting=csv.QUOTE_NONE)
@@ -266,31 +267,23 @@ class MetricsFile:
                     # A line may be older than a column, and has no value there.
                     numbers = [float(row[name] or 0.0) for name in COLUMNS if name in row]
                     if numbers and row[_SCORE] and None not in (*row, *row.values()):
-                        self.damaged -= int(row["step"]) not in self._rows
-                        self._columns, self._rows[int(row["step"])] = [*lines.fieldnames], row
+                        self.damaged -= int(row["step"]) not in self.rows
+                        self._columns, self.rows[int(row["step"])] = [*lines.fieldnames], row
 
     def keep_until(self, step: int) -> None:
         """Drops the lines after a step, and damaged and repeated lines."""
-        self._rows = {number: row for number, row in sorted(self._rows.items()) if number <= step}
+        self.rows = {number: row for number, row in sorted(self.rows.items()) if number <= step}
         self._write()
-
-    def has(self, step: int) -> bool:
-        """Whether there is a line for a step."""
-        return step in self._rows
-
-    def value(self, step: int, column: str) -> float:
-        """A number of the line for a step, as it is written."""
-        return float(self._rows[step][column])
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds the line of a later step; numbers are written with six digits."""
         written = {name: str(value) if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
-        self._rows[row["step"]] = written
+        self.rows[row["step"]] = written
         self._columns += [name for name in COLUMNS if name not in self._columns]
         self._write()
 
     def _write(self) -> None:
-        lines = [self._columns, *([row.get(name, "") for name in self._columns] for row in self._rows.values())]
+        lines = [self._columns, *([row.get(name, "") for name in self._columns] for row in self.rows.values())]
         text = "".join(f"{','.join(line)}\n" for line in lines if line)
         if text != (self._path.read_text(errors="replace") if self._path.exists() else ""):
             atomic_write(self._path, text)

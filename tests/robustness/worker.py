@@ -166,8 +166,8 @@ def reader_of_run_folder(base: pathlib.Path):
         ImageCounts.read(folder.images_file)
         metrics = MetricsFile(folder.metrics_file)
         metrics.keep_until(step)
-        if metrics.has(step):
-            metrics.value(step, "test_nelbo_nats")
+        if step in metrics.rows:
+            float(metrics.rows[step]["test_nelbo_nats"])
         keep_model_card(folder, made.model, warnings.warn)
         return numbered(step, [*made.model.weights, *made.model.optimizer.variables])
 

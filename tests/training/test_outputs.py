@@ -56,7 +56,7 @@ def test_lines_are_added_below_one_header(metrics, tmp_path):
     lines = path.read_text().splitlines()
     assert lines[0] == ",".join(COLUMNS) and len(lines) == 4
     assert lines[1] == "10," + ",".join(["0.123457"] * (len(COLUMNS) - 1))
-    assert metrics.has(20) and not metrics.has(25) and metrics.value(20, "kl_weight") == 0.123457
+    assert 20 in metrics.rows and 25 not in metrics.rows and float(metrics.rows[20]["kl_weight"]) == 0.123457
     metrics.keep_until(25)
     assert steps(path) == [10, 20]
     metrics.append(row(30))
@@ -81,7 +81,7 @@ def test_damaged_and_doubled_lines_are_dropped(metrics, tmp_path, change, left):
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n", encoding="latin-1")
     metrics = MetricsFile(path)
     metrics.keep_until(30)
-    assert steps(path) == left and all(metrics.has(step) for step in left)
+    assert steps(path) == left and all(step in metrics.rows for step in left)
     metrics.append(row(40))
     assert steps(path) == [*left, 40] and path.read_text().startswith("step,epoch,")
 
