@@ -63,9 +63,9 @@ clean:  ## Remove .venv and caches; runs/ stays.
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt $(if $(HEALTHY),,not-healthy)
-	@bash scripts/set_up_environment.sh serving,tflite,reports,compress,test,docs
+	@bash scripts/set_up_environment.sh serving,tflite,onnx,reports,compress,test,docs
 
 .venv/.installed-torch: .venv/.installed
 	@echo "Adding PyTorch (from 200 MB for a CPU to 3 GB with CUDA, as the package index has it for this machine)."
-	@bash scripts/set_up_environment.sh serving,tflite,reports,compress,test,docs,torch
+	@bash scripts/set_up_environment.sh serving,tflite,onnx,reports,compress,test,docs,torch
 	@touch $@

@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.layers.cpu_kernels import fan_out
+from nvae_tf.layers.cpu_kernels import expm1, fan_out
 
 tfd = tfp.distributions
 
@@ -107,7 +107,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         log_lower_tail = tf.math.log_sigmoid(centered + half_width)
         log_upper_tail = tf.math.log_sigmoid(half_width - centered)
         relative_width = tf.maximum(2.0 * half_of_relative_width, _MINIMUM_RELATIVE_WIDTH)
-        log_inner = log_lower_tail + log_upper_tail + tf.math.log(-tf.math.expm1(-relative_width))
+        log_inner = log_lower_tail + log_upper_tail + tf.math.log(-expm1(-relative_width))
         if self._exact_edges:
             # Observed values lie on the grid up to rounding, so half a bin separates the edges safely.
             is_lowest, is_highest = value < self._half_width - 1.0, value > 1.0 - self._half_width
@@ -137,7 +137,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     def _mean(self) -> tf.Tensor:
         weights = tf.nn.softmax(self._mixture_logits)
         if self._channels == 3:
-            return self._chain(weights, tf.zeros(tf.concat([self.batch_shape_tensor(), [3]], axis=0)))
+            return self._chain(weights, tf.zeros_like(self._means[..., 0]))
         # Where most values are black or white, as those of alpha, a component's mean may be far from what is drawn.
         means, coefficients, values = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2), []
         for channel, scale in enumerate(tf.unstack(tf.math.exp(self._log_scales), axis=-2)):

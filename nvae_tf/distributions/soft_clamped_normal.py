@@ -5,6 +5,8 @@ import math
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from nvae_tf.layers.cpu_kernels import expm1
+
 tfd = tfp.distributions
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
@@ -22,7 +24,7 @@ def _kl_divergence(a: SoftClampedNormal, b: SoftClampedNormal, name: str | None 
     """KL(a || b) in nats, an element."""
     with tf.name_scope(name or "kl_divergence"):
         log_ratio = tf.math.log(a.scale) - tf.math.log(b.scale)
-        return 0.5 * tf.square((a.loc - b.loc) / b.scale) + 0.5 * tf.math.expm1(2.0 * log_ratio) - log_ratio
+        return 0.5 * tf.square((a.loc - b.loc) / b.scale) + 0.5 * expm1(2.0 * log_ratio) - log_ratio
 
 
 def soft_clamped_normal(parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> SoftClampedNormal:

@@ -34,7 +34,7 @@ def on_one_cpu() -> bool:
 
 @contextlib.contextmanager
 def plain_operations() -> Iterator[None]:
-    """Traces inference as operations that TFLite has: it knows no SoftplusGrad, and slices 5 axes at most."""
+    """Traces inference as operations that TFLite and ONNX have: no SoftplusGrad, no Expm1, slices of 5 axes at most."""
     token = _PLAIN.set(True)
     try:
         yield
@@ -118,6 +118,11 @@ def _swish_gradient_in_one_pass(upstream, inputs, gamma, beta, mean, variance) -
 
 def _normalized(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     return (tf.cast(inputs, tf.float32) - mean) * (gamma * tf.math.rsqrt(variance + EPSILON)) + beta
+
+
+def expm1(inputs: tf.Tensor) -> tf.Tensor:
+    """`tf.math.expm1(inputs)`, which TFLite and ONNX lack; their form loses no digits either."""
+    return tf.tanh(inputs / 2.0) * (tf.exp(inputs) + 1.0) if _PLAIN.get() else tf.math.expm1(inputs)
 
 
 @tf.custom_gradient

@@ -13,7 +13,7 @@ DEFAULT_SIGNATURE = "serving_default"  # the signature that servers run for a re
 PNG_SUFFIX = "_png"  # the ending of signatures whose images are the bytes of PNG files
 # The most rows of a batch of TensorFlow Serving and of a request to nvae-serve; exports may take fewer.
 BATCH_ROWS = 64
-# The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
+# The signatures of .tflite files; `nvae_tf.serving.device_signatures.DeviceSignatures` describes them.
 DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
 MODES = {
     "none": "float32 weights and arithmetic",

@@ -75,6 +75,12 @@ class FlatLatentModel:
         # A number of rows that is known adds no operation to the graph.
         return top_down_pass(self.model, sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
 
+    def _scores(self, image: tf.Tensor, elbo: objective.Elbo) -> Tensors:
+        outputs = {"nats": elbo.nelbo, "kl_per_group": elbo.kl}
+        if self.model.config.has_masses:
+            outputs["bits_per_dim"] = objective.bits_per_dimension(elbo.nelbo, math.prod(image.shape[1:]))
+        return outputs
+
 
 class Signatures(FlatLatentModel):
     """The signatures of one model: functions of named tensors, with the batch first.
@@ -196,11 +202,7 @@ class Signatures(FlatLatentModel):
           H * W * C values.
         """
         inferred = self._infer_with(image, seed, **label)
-        nats = objective.Elbo(inferred["reconstruction"], inferred["kl"]).nelbo
-        outputs = {"nats": nats, "kl_per_group": inferred["kl"]}
-        if self.model.config.has_masses:
-            outputs["bits_per_dim"] = objective.bits_per_dimension(nats, math.prod(image.shape[1:]))
-        return outputs
+        return self._scores(image, objective.Elbo(inferred["reconstruction"], inferred["kl"]))
 
     def outlier_score(self, image: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """How unlike the training images an image looks, from one pass at the posterior's means.

@@ -1,6 +1,5 @@
 """Writes one signature of a model as a .tflite file for devices, after the file has been run as a device runs it."""
 
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -9,93 +8,38 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, config_to_dict
+from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.pipeline import chosen_images, spread_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_errors
 from nvae_tf.files import atomic_file
-from nvae_tf.layers import FoldedPass, folded_weights
-from nvae_tf.layers.cpu_kernels import plain_operations
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GivenSource, PriorSource, groups_of_flat
-from nvae_tf.models.passes import Decoded, inference_pass
 from nvae_tf.runs.loading import spec_to_read
+from nvae_tf.serving.device_signatures import (
+    DeviceSignatures,
+    device_inputs,
+    file_facts,
+    folded_signatures,
+    in_batches,
+)
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
-from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.verification import Arrays, diverged, process_alone
 
 schema = require("ai_edge_litert.schema_py_generated", "tflite")
 flatbuffer_utils = require("ai_edge_litert.tools.flatbuffer_utils", "tflite")
 
 METADATA_NAME = "nvae_tf"
-DEVICE_BATCH = 1  # an open batch takes 8 % longer for one image, and some delegates require fixed shapes
 # The number of inputs for the ranges of int8: rare values among more inputs widen the ranges.
 REPRESENTATIVE_INPUTS, TEST_INPUTS = 128, 64
 # The largest difference that rounding may cause in float32, relative to the largest number of the output.
 TOLERANCE = 1e-4
 _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
-_BATCH, _THREADS = 16, 1  # images computed at once, which bounds the memory; the threads of the interpreter
-_TAKE_IMAGES = ("encode", "reconstruct")  # the signatures that have images among their inputs
+_THREADS = 1  # of the interpreter
 _SMALLEST_SQUARE = 1e-15  # equal images have no PSNR; rounding of float32 is some 140 dB down
-
-
-class DeviceSignatures(FlatLatentModel):
-    """The signatures of one model for devices, a method for each of `DEVICE_SIGNATURES`.
-
-    They take random draws as inputs, because TFLite has no builtin that draws random numbers from a seed, and don't
-    check inputs, because it has none that stops. Images are `[batch, H, W, C]` in [0, 1], latents and standard-normal
-    noise `[batch, total]`, all float32; models with classes take int32 `label` `[batch]` too, -1 for none.
-    """
-
-    def input_specs(self, name: str) -> list[tf.TensorSpec]:
-        """Returns the exported inputs of the signature called `name`, in the order of its arguments."""
-        names = {"decode": ["latent"], "sample": ["noise", "temperature"]}.get(name, ["image", "noise"])
-        return self._specs([*names, *(["label"] if self.model.config.num_classes else [])], DEVICE_BATCH)
-
-    def write(self, name: str, folder: str) -> None:
-        """Writes the signature called `name` as a new SavedModel that can be converted to builtin operations."""
-        archive = keras.export.ExportArchive()
-        with plain_operations():
-            archive.add_endpoint(name, getattr(self, name), self.input_specs(name))
-            archive.write_out(folder, verbose=False)
-
-    def decode(self, latent: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        """Decodes latents to `image`, the likelihood's mean."""
-        sources = list(map(GivenSource, groups_of_flat(latent, self.latent_shapes)))
-        return {"image": self._decoded(sources, latent, label).likelihood.mean()}
-
-    def encode(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        """Draws `latent` from the posterior of images; noise of zeros gives its means."""
-        return {"latent": self._inferred(image, noise, label).flat_latents()}
-
-    def sample(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        """Draws `image` from the prior; the temperature `[batch]`, above 0, multiplies every prior's sigma."""
-        return {"image": self.drawn(noise, temperature, label).likelihood.mean()}
-
-    def reconstruct(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        """Reconstructs `image`: `decode` of the latent that `encode` draws with the same inputs."""
-        return {"image": self._inferred(image, noise, label).likelihood.mean()}
-
-    def drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> Decoded:
-        """The result of the pass of `sample`."""
-        temperature = temperature[:, tf.newaxis, tf.newaxis, tf.newaxis]
-        sources = [PriorSource(eps, temperature) for eps in groups_of_flat(noise, self.latent_shapes)]
-        return self._decoded(sources, noise, label)
-
-    def _inferred(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None) -> Decoded:
-        return inference_pass(self.model, image, groups_of_flat(noise, self.latent_shapes), self._pass(label))
-
-
-def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> DeviceSignatures:
-    """Returns the signatures with folded weights, of an export or of the model, for conversion."""
-    folded = folded_weights(model._stacks()) if folded is None else folded
-    # Inline: the converter would give all layers that call one function the constant weights of one layer.
-    return DeviceSignatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
 
 
 def export_tflite(
@@ -119,14 +63,16 @@ def export_tflite(
     check_new_tflite(output, signature, quantize)
     exact = DeviceSignatures(model) if folded is None else folded_signatures(model, folded)
     # The ranges of int8 include the latents of real images; a decoder needs the data for nothing else.
-    with_images = signature in _TAKE_IMAGES or (signature == "decode" and quantize == "int8")
+    with_images = signature in exact.take_images or (signature == "decode" and quantize == "int8")
 
     def inputs(split: str, count: int, seed: int) -> Arrays:
         return device_inputs(exact, signature, count, images(split, count) if with_images else None, seed)
 
     test = inputs("test", TEST_INPUTS, _TEST_SEED)
     examples = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else {}
-    metadata = _metadata(exact, signature, quantize, examples, source)
+    metadata = file_facts(exact, signature, source, "ai-edge-litert")
+    count = len(next(iter(examples.values()))) if examples else 0
+    metadata["quantization"] = {"mode": quantize, "numbers": MODES[quantize], "representative_inputs": count}
     with tempfile.TemporaryDirectory() as folder:
         folded_signatures(model, folded).write(signature, folder)
         content = with_metadata(convert(folder, signature, quantize, examples), metadata)
@@ -140,21 +86,6 @@ def export_tflite(
     return measured
 
 
-def _metadata(
-    signatures: DeviceSignatures, name: str, quantize: str, examples: Arrays, source: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    count = len(next(iter(examples.values()))) if examples else 0
-    return {
-        "signature": name,
-        # The model's settings alone: the settings of a run may name a folder of this machine.
-        "config": {"model": config_to_dict(signatures.model.config)},
-        "latents": signatures.latent_layout(),
-        "quantization": {"mode": quantize, "numbers": MODES[quantize], "representative_inputs": count},
-        "source": dict(source or {}),
-        "versions": {"tensorflow": tf.__version__, "ai-edge-litert": importlib.metadata.version("ai-edge-litert")},
-    }
-
-
 def run_images(config: ExperimentConfig | None, data_path: str | None, split: str, count: int) -> np.ndarray:
     """Returns at most `count` images of a part of a run's data, spread evenly; `data_path` is their new place."""
     if config is None:
@@ -162,37 +93,6 @@ def run_images(config: ExperimentConfig | None, data_path: str | None, split: st
     spec = spec_to_read(config, data_path)
     source = load_split(spec, split)
     return chosen_images(source, spec, split, spread_numbers(source.count, count))[0]
-
-
-def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: np.ndarray | None, seed: int) -> Arrays:
-    """Returns random inputs of the signature called `name`, each `[count, ...]`, by name; as many as there are images.
-
-    Latents are drawn from the prior; with images `[count, H, W, C]`, every second row from an image's posterior.
-    """
-    generator, count = np.random.default_rng(seed), count if images is None else len(images)
-    noise = generator.standard_normal((count, signatures.total)).astype(np.float32)
-    temperature = generator.uniform(0.6, 1.0, count).astype(np.float32)
-    classes = signatures.model.config.num_classes
-    label = {"label": generator.integers(-1, classes, count).astype(np.int32)} if classes else {}
-    if name in _TAKE_IMAGES:
-        return {"image": images, "noise": noise} | label
-    drawn = {"noise": noise, "temperature": temperature} | label
-    if name == "sample":
-        return drawn
-    latent = _in_batches(lambda **given: signatures.drawn(**given).flat_latents(), drawn)
-    if images is not None:
-        latent[1::2] = _in_batches(signatures.encode, {"image": images, "noise": noise} | label)[1::2]
-    return {"latent": latent} | label
-
-
-def _in_batches(compute: Callable[..., Any], inputs: Arrays) -> np.ndarray:
-    """Returns the only result of `compute`, a function of named tensors, for all rows of the inputs, on the CPU."""
-    count, results = len(next(iter(inputs.values()))), []
-    with tf.device("/CPU:0"):
-        for first in range(0, count, _BATCH):
-            rows = {name: tf.constant(array[first : first + _BATCH]) for name, array in inputs.items()}
-            results.append(tf.nest.flatten(compute(**rows))[0].numpy())
-    return np.concatenate(results)
 
 
 def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arrays) -> dict[str, Any]:
@@ -203,7 +103,7 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     the images that the float32 model decodes from the latents.
     """
     output = "latent" if name == "encode" else "image"
-    expected = _in_batches(getattr(signatures, name), inputs)
+    expected = in_batches(getattr(signatures, name), inputs)
     advice = "). With --quantize=int8 an activation is 0 for all training images: take --quantize=dynamic"
     with tempfile.TemporaryDirectory() as folder, process_alone("decode_on_device.py") as run:
         model = pathlib.Path(folder, "model.tflite")
@@ -218,7 +118,7 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     largest, images = float(np.abs(actual - expected).max()), [actual, expected]
     if name == "encode":
         label = {key: array for key, array in inputs.items() if key == "label"}
-        images = [_in_batches(signatures.decode, {"latent": z} | label) for z in images]
+        images = [in_batches(signatures.decode, {"latent": z} | label) for z in images]
     squares = np.square(images[0] - images[1]).mean(axis=(1, 2, 3))
     psnr, worst = (-10.0 * np.log10(np.maximum([squares.mean(), squares.max()], _SMALLEST_SQUARE))).tolist()
     numbers = {"size_bytes": len(content), "latency_ms": 1e3 * float(np.median(results["seconds"]))}

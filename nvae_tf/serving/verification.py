@@ -31,8 +31,8 @@ CHECK = ("run_saved_model.py", "tensorflow")  # what `process_alone` takes to ch
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
 import importlib, json, runpy, sys
-sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
 script, *modules = sys.argv[1:]
+sys.modules.update(dict.fromkeys({"nvae_tf", "export", "train", "configs", "tensorflow"} - {*modules}))
 for module in modules:
     importlib.import_module(module)
 runpy.run_path(script)["replay"](*json.loads(sys.stdin.read()))
@@ -118,7 +118,9 @@ def diverged(signature: str) -> str:
 
 @contextlib.contextmanager
 def process_alone(script: str, *modules: str) -> Iterator[Callable[..., Arrays]]:
-    """Starts a process on the CPU that can't import this package, for a script in `export`; gives `run`.
+    """Starts a process on the CPU, for a script in `export`; gives `run`. It can't import this package.
+
+    Nor can it import TensorFlow, unless this is one of `modules`.
 
     `run(inputs, *arguments)`, called once, returns the arrays that the script's `replay(INPUTS.npz, OUTPUTS.npz,
     *arguments)` writes; ValueError with the last line of its errors. Enter early: the process imports `modules` while
