@@ -2,19 +2,25 @@
 
     nvae-export-tflite --workdir=runs/digits --output=decode.tflite --signature=decode --quantize=float16
     nvae-export-tflite --saved_model=models/digits/1 --output=decode.tflite --signature=decode
+    nvae-export-tflite --workdir=runs/digits --page=page
 
 Signatures, all of TFLite's builtin operations, float32, one image at a time (the batch of 1 is the first axis):
 
-    decode       latent             -> image
-    encode       image, noise       -> latent
-    sample       noise, temperature -> image
-    reconstruct  image, noise       -> image
+    decode       latent                           -> image
+    encode       image, noise                     -> latent
+    sample       noise, temperature               -> image
+    reconstruct  image, noise                     -> image
+    compose      latent, keep, noise, temperature -> image, latent
 
 Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's means.
 Models with classes take a label too, int32, -1 for none. The file's metadata (nvae_tf.serving.tflite.read_metadata)
-have the latents' layout. Before it appears the file is run with ai-edge-litert and compared with the model: OUTPUT.json
-has the measurements. A quantized model one of whose test images has less than --smallest_psnr against the model's is
-refused, and so is sample in int8. export/decode_on_device.py draws images with it.
+have the latents' layout. compose takes the groups with keep 1, int32, and draws the others, each at its temperature.
+Before it appears the file is run with ai-edge-litert and compared with the model: OUTPUT.json has the measurements. A
+quantized model one of whose test images has less than --smallest_psnr against the model's is refused, and so are sample
+and compose in int8. export/decode_on_device.py draws images with it.
+
+--page=FOLDER, in place of --output and --signature, writes the explorer for any static host: index.html, compose, and
+LiteRT.js, which runs it in the browser and which npm gets from its registry.
 
 Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written.
 """
@@ -24,7 +30,7 @@ import math
 import pathlib
 from typing import Annotated
 
-from nvae_tf import command_line, errors
+from nvae_tf import command_line, errors, files
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
 from nvae_tf.serving import outputs
 
@@ -32,8 +38,9 @@ _MODES = "; ".join(f"{mode}: {numbers}" for mode, numbers in outputs.MODES.items
 
 
 def main(
-    output: Annotated[str, "The .tflite file; must not exist yet."],
-    signature: Annotated[str, "What the device computes.", *outputs.DEVICE_SIGNATURES],
+    output: Annotated[str | None, "The .tflite file; must not exist yet."] = None,
+    signature: Annotated[str | None, "What the device computes.", *outputs.DEVICE_SIGNATURES] = None,
+    page: Annotated[str | None, "In place of both: folder of a page for a static host, new or empty."] = None,
     workdir: Annotated[str | None, command_line.RUN_HELP] = None,
     saved_model: Annotated[str | None, "In place of --workdir: one version, as models/digits/1."] = None,
     quantize: Annotated[str, f"How numbers are stored: {_MODES}.", *outputs.MODES] = "none",
@@ -42,10 +49,14 @@ def main(
     data_path: Annotated[str | None, DATA_PATH_HELP] = None,
 ) -> None:
     """Exports."""
-    place = pathlib.Path(output)
     if (workdir is None) == (saved_model is None):
         raise ValueError("give one of --workdir and --saved_model")
-    outputs.check_new_tflite(place, signature, quantize)
+    if (None in (output, signature)) if page is None else (output or signature or quantize != "none"):
+        raise ValueError("give --output and --signature, or --page alone")
+    if page:
+        files.check_new_folder(pathlib.Path(page), f"--page={page}")
+    else:
+        outputs.check_new_tflite(pathlib.Path(output), signature, quantize)
     if not smallest_psnr < math.inf:
         raise ValueError(f"--smallest_psnr={smallest_psnr}: must be a number of decibels from 0")
     if saved_model:
@@ -55,7 +66,7 @@ def main(
         workdir = command_line.run_folder(workdir)
     errors.start_tensorflow_quietly()
     from nvae_tf.runs.loading import load_run
-    from nvae_tf.serving.saved_model import load_export, source_of
+    from nvae_tf.serving.saved_model import example_images, load_export, source_of
     from nvae_tf.serving.tflite import export_tflite, run_images
 
     if saved_model:
@@ -63,16 +74,25 @@ def main(
     else:
         trained = load_run(workdir, checkpoint)
         config, model, folded, source = trained.config, trained.model, None, source_of(trained)
-    print(f"Exporting {signature} of {saved_model or workdir}, step {source.get('step', 0):,}, and comparing it ...")
+    what = "the page" if page else signature
+    print(f"Exporting {what} of {saved_model or workdir}, step {source.get('step', 0):,}, and comparing it ...")
+    if page:
+        from nvae_tf.serving.static_page import write_static_page
+
+        name = pathlib.Path(saved_model).resolve().parent.name if saved_model else pathlib.Path(workdir).resolve().name
+        classes = (example_images(config) or {}).get("classes") if config else None
+        write_static_page(model, pathlib.Path(page), name, source, folded, classes)
+        print(f"Wrote {page}; to look at it here: python -m http.server -d {page} 8000, http://localhost:8000")
+        return
     images = functools.partial(run_images, config, data_path)
-    measured = export_tflite(model, place, signature, quantize, images, source, smallest_psnr, folded)
+    measured = export_tflite(model, pathlib.Path(output), signature, quantize, images, source, smallest_psnr, folded)
     print(
         "  size      {size_bytes:,} bytes\n"
         "  latency   {latency_ms:.2f} ms an image (median of {test_inputs}, one thread)\n"
         "  error     largest {largest_error:.2g}, {relative_largest_error:.1g} of the largest value\n"
         "  images    PSNR {psnr_db:.1f} dB, that of the worst {worst_psnr_db:.1f} dB".format(**measured)
     )
-    print(f"Exported to {output}; the measurements are in {outputs.report_file(place)}")
+    print(f"Exported to {output}; the measurements are in {outputs.report_file(pathlib.Path(output))}")
 
 
 run = command_line.command(main)

@@ -13,7 +13,7 @@ from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.cpu_kernels import plain_operations
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GivenSource, PriorSource, groups_of_flat
+from nvae_tf.models.latents import ComposedSource, GivenSource, PriorSource, groups_of_flat
 from nvae_tf.models.passes import Decoded, inference_pass
 from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.verification import Arrays
@@ -36,7 +36,9 @@ class DeviceSignatures(FlatLatentModel):
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """Returns the exported inputs of the signature called `name`, in the order of its arguments."""
         names = {"decode": ["latent"], "sample": ["noise", "temperature"]}.get(name, ["image", "noise"])
-        return self._specs([*names, *(["label"] if self.model.config.num_classes else [])], self.rows)
+        names = ["latent", "keep", "noise", "temperature"] if name == "compose" else names
+        shapes = {"temperature": (self.num_groups,)} if name == "compose" else {}
+        return self._specs([*names, *(["label"] if self.model.config.num_classes else [])], self.rows, **shapes)
 
     def write(self, name: str, folder: str) -> None:
         """Writes the signature called `name` as a new SavedModel that can be converted to builtin operations."""
@@ -61,6 +63,27 @@ class DeviceSignatures(FlatLatentModel):
     def reconstruct(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Reconstructs `image`: `decode` of the latent that `encode` draws with the same inputs."""
         return {"image": self._inferred(image, noise, label).likelihood.mean()}
+
+    def compose(
+        self,
+        latent: tf.Tensor,
+        keep: tf.Tensor,
+        noise: tf.Tensor,
+        temperature: tf.Tensor,
+        label: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """Draws `image` and `latent`, of the groups whose int32 `keep` `[batch, groups]` is 0; takes the others.
+
+        The temperatures `[batch, groups]`, above 0, multiply the priors' sigmas.
+        """
+        columns = [
+            tf.unstack(given, axis=1) for given in (keep > 0, temperature[:, :, tf.newaxis, tf.newaxis, tf.newaxis])
+        ]
+        pairs = (groups_of_flat(flat, self.latent_shapes) for flat in (latent, noise))
+        groups = zip(*pairs, *columns, strict=True)
+        sources = [ComposedSource(given, kept, PriorSource(eps, heat)) for given, eps, kept, heat in groups]
+        decoded = self._decoded(sources, latent, label)
+        return {"image": decoded.likelihood.mean(), "latent": decoded.flat_latents()}
 
     def drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> Decoded:
         """The result of the pass of `sample`."""
@@ -109,6 +132,15 @@ def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: n
     latent = in_batches(lambda **given: signatures.drawn(**given).flat_latents(), drawn)
     if images is not None:
         latent[1::2] = in_batches(signatures.encode, {"image": images, "noise": noise} | label)[1::2]
+    if name == "compose":
+        shape = count, signatures.num_groups
+        heat = np.tile(temperature[:, np.newaxis], [1, shape[1]])
+        return {
+            "latent": latent,
+            "keep": generator.integers(0, 2, shape, np.int32),
+            "noise": noise[::-1],
+            "temperature": heat,
+        } | label
     return {"latent": latent} | label
 
 

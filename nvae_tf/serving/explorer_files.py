@@ -33,7 +33,14 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
 
     `exports` are the folders of one version each. ValueError for one that nvae-export has not made, or a damaged one.
     """
-    models = {name: explorer_facts(export) for name, export in exports.items()}
+    write_pages(folder, {name: explorer_facts(export) for name, export in exports.items()})
+
+
+def write_pages(folder: pathlib.Path, models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the page into a folder, made if missing, for models with these facts, see `explorer_facts`.
+
+    A model that runs in the browser also has its `file` and `step`.
+    """
     # `<` as an escape of JSON: nothing in the file can be taken for HTML.
     text = json.dumps({"models": models}, separators=(",", ":")).replace("<", "\\u003c")
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ PNG_SUFFIX = "_png"  # the ending of signatures whose images are the bytes of PN
 # The most rows of a batch of TensorFlow Serving and of a request to nvae-serve; exports may take fewer.
 BATCH_ROWS = 64
 # The signatures of .tflite files; `nvae_tf.serving.device_signatures.DeviceSignatures` describes them.
-DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
+DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct", "compose")
 MODES = {
     "none": "float32 weights and arithmetic",
     "float16": "float16 weights, float32 arithmetic",
@@ -97,8 +97,8 @@ def report_file(output: pathlib.Path) -> pathlib.Path:
 
 def check_new_tflite(output: pathlib.Path, signature: str, quantize: str) -> None:
     """Raises ValueError where a signature can't be quantized so, or its file or report can't be a new file."""
-    if (signature, quantize) == ("sample", "int8"):
+    if signature in ("sample", "compose") and quantize == "int8":
         reason = "temperatures above those of its ranges would be clipped without a word; take --quantize=dynamic"
-        raise ValueError(f"--signature=sample --quantize=int8: {reason}")
+        raise ValueError(f"--signature={signature} --quantize=int8: {reason}")
     for file in (output, report_file(output)):
         check_new_file(file, f"--output={output}")

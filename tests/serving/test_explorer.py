@@ -6,16 +6,21 @@ import json
 import shlex
 import signal
 import threading
+import urllib.parse
 
 import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+import nvae_tf
 from nvae_tf.generation import sampling
 from nvae_tf.generation.image_grid import pixels_of_files
+from nvae_tf.models.latents import image_seeds, noise_per_image
+from nvae_tf.serving import static_page
+from nvae_tf.serving.device_signatures import DeviceSignatures
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
-from tests.command_fixtures import CHROMIUM, NEEDS_CHROMIUM, started
+from tests.command_fixtures import CHROMIUM, NEEDS_CHROMIUM, output_of, started
 from tests.serving.conftest import EXAMPLES
 from tests.serving.model_servers import served, with_few_warm_ups
 from tests.tiny_model import flat
@@ -272,3 +277,54 @@ def test_nothing_is_wider_than_the_window_and_text_stands_out(address, browser, 
     colors = tab.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
     ink, paper = (sum(map(int, color[4:-1].split(", "))) for color in colors)
     assert (paper < ink) == (scheme == "dark") and abs(paper - ink) > 500
+
+
+@pytest.fixture(scope="module")
+def static(conditional_model, browser, tmp_path_factory):
+    """The page of a model with classes that needs no server but one of files, and the hosts that it has asked."""
+    place, hosts = tmp_path_factory.mktemp("static"), set()
+    nvae_tf.save(conditional_model, place / "pets")
+    output_of(["-m", "export.export_tflite", f"--workdir={place / 'pets'}", f"--page={place / 'page'}"])
+    pages = functools.partial(http.server.SimpleHTTPRequestHandler, directory=place / "page")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        tab = browser.new_page()
+        tab.on("request", lambda request: hosts.add(urllib.parse.urlsplit(request.url).port))
+        explorer = Explorer(tab, f"http://127.0.0.1:{web.server_port}/")
+        explorer.settled()
+        yield explorer
+        # What LiteRT.js notes on standard error is no error.
+        assert [text for text in explorer.errors if not text.startswith(("INFO: ", "WARNING: "))] == []
+        assert hosts <= {web.server_port, None}
+        web.shutdown()
+
+
+def test_a_static_page_draws_what_the_model_draws(static, conditional_model):
+    model, labels, heats = conditional_model, [0, 1, 2] * 8, [1.0, 0.5]
+    assert_shows(static.pixels("samples"), model.generate(24, seed=1, labels=labels))
+    static.after(static.tab.get_by_role("slider", name="4×4").fill, "0.5")
+    assert_shows(static.pixels("samples"), model.generate(24, temperature=heats, seed=1, labels=labels))
+    static.after(static.button("Redraw group 2 alone").click)
+    noise = flat(noise_per_image(model.plan.latent_shapes(), image_seeds(1, 2)))
+    drawn = DeviceSignatures(model).drawn(noise, np.ones(2, np.float32), np.int32([0, 1])).latents
+    top = [np.repeat(drawn[0].z[:1], 6, axis=0)]
+    assert_shows(static.pixels("variants"), model.decode(top, temperature=heats, seed=0, labels=0))
+    ends = [[latent.z.numpy()[number] for latent in drawn] for number in (0, 1)]
+    path = model.decode(sampling.interpolate_latents(*ends, np.arange(7) / 6), labels=[0, 0, 0, 1, 1, 1, 1])
+    assert_shows(static.pixels("path"), path)
+    static.after(static.tab.evaluate, "dispatchEvent(new HashChangeEvent('hashchange'))")
+    assert_shows(static.pixels("path"), path)
+    for name in ("Images", "Restoration", "Copy Samples as curl"):
+        assert not static.tab.get_by_text(name, exact=True).is_visible()
+
+
+@pytest.mark.parametrize("fault", ["is not installed", "can't get"])
+def test_a_static_page_without_npm_is_refused_in_one_line(conditional_model, tmp_path, monkeypatch, fault):
+    if fault == "is not installed":
+        monkeypatch.setattr(static_page.shutil, "which", lambda name: None)
+    monkeypatch.setattr(static_page, "LITERT", ("file:nowhere",))
+    with pytest.raises(ValueError, match=f"^npm {fault}"):
+        static_page.write_static_page(
+            conditional_model, tmp_path / "page", "pets", {}, classes=np.array(["cat", "dog"])
+        )
+    assert not list(tmp_path.iterdir())

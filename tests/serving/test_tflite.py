@@ -59,7 +59,7 @@ def runner_of(content, name):
     return interpreter.get_signature_runner(name)
 
 
-NAMES = ("decode", "encode", "sample", "reconstruct")
+NAMES = ("decode", "encode", "sample", "reconstruct", "compose")
 WITH_FLOWS = [pytest.param("flows", name, marks=pytest.mark.slow) for name in NAMES]
 
 
@@ -69,15 +69,19 @@ def test_a_device_computes_what_the_models_own_methods_give(request, float32, ki
     model = request.getfixturevalue({"flows": "model", "vanilla": "vanilla_model"}[kind])
     images, latents = images_of(model), model.encode(images_of(model), seed=SEED)
     noise = flat(noise_per_image(model.plan.latent_shapes(), image_seeds(SEED, COUNT)))
-    heat = np.full(COUNT, 0.7, np.float32)
+    heat, groups = np.full(COUNT, 0.7, np.float32), np.arange(len(latents))
+    composed = {"latent": flat(latents), "noise": noise, "keep": np.int32([groups < 1] * COUNT)}
+    composed["temperature"] = np.full([COUNT, len(groups)], 0.7, np.float32)
     inputs, output, expected = {
         "decode": ({"latent": flat(latents)}, "image", lambda: model.decode(latents)),
         "encode": ({"image": images, "noise": noise}, "latent", lambda: flat(latents)),
         "sample": ({"noise": noise, "temperature": heat}, "image", lambda: model.generate(COUNT, 0.7, seed=SEED)),
         "reconstruct": ({"image": images, "noise": noise}, "image", lambda: model.decode(latents)),
+        "compose": (composed, "image", lambda: model.decode(latents[:1], temperature=0.7, seed=SEED)),
     }[name]
     run, expected = runner_of(float32(kind, name), name), np.asarray(expected())
-    assert set(run.get_input_details()) == set(inputs) and list(run.get_output_details()) == [output]
+    assert set(run.get_input_details()) == set(inputs)
+    assert set(run.get_output_details()) == {output} | ({"latent"} if name == "compose" else set())
     for index, row in enumerate(expected):
         found = run(**{key: array[index : index + 1] for key, array in inputs.items()})[output]
         assert found.shape == (1, *row.shape) and found.dtype == np.float32

@@ -171,6 +171,11 @@ const showCurrent = () => act("current", async () => {
   shown.current = { pixels: made.original ? [seen, made.pixels] : [seen], request: made.request, made };
   clearMask();
   pressAll();
+  if (!model.has("score")) {
+    showGroups(maker.all(0));
+    vary();
+    return "Current image";
+  }
   const outlierScore = model.has("outlier_score") && maker.outlierScore(seen, label);
   const [{ nats, bits, kl }, outlier] = await Promise.all([maker.score(seen, label), outlierScore]);
   const inBits = bits === undefined ? "" : `, ${bits.toFixed(3)} bits/dim`;
@@ -207,7 +212,8 @@ function showGroups(kl) {
       redraw.onclick = () => { state.variants = { group: g }; vary(); };
       const bar = element("div", { className: "bar" }, element("span"), element("b"));
       const named = element("th", { scope: "row" }, groupName(g));
-      return element("tr", {}, element("td", {}, lock), named, ...[bar, redraw].map((cell) => element("td", {}, cell)));
+      const cells = [element("td", { hidden: !model.has("score") }, bar), element("td", {}, redraw)];
+      return element("tr", {}, element("td", {}, lock), named, ...cells);
     }));
   }
   kl.forEach((nats, g) => {
@@ -374,7 +380,7 @@ function showControls() {
   showSettings();
   $("each").checked = state.each;
   $("top").max = maker.groups;
-  $("of-restore").hidden = !model.has("reconstruct");
+  document.querySelectorAll("[data-needs]").forEach((part) => { part.hidden = !model.has(part.dataset.needs); });
   showTemperatures();
   showChosen();
   show("examples", maker.examples, (i) => `Test image ${i + 1}`, (i) => choose(exampleRecipe(i)));
@@ -415,6 +421,7 @@ function addTools(place) {
     const label = text === "PNG" ? `Download ${title} as PNG` : `Copy ${title} as ${text}`;
     const button = element("button", { type: "button", textContent: text, ariaLabel: label, title: label });
     button.onclick = () => shown[part] && action();
+    if (text !== "PNG") button.dataset.needs = "sample"; // of a server
     place.append(button);
   }
 }
@@ -451,7 +458,7 @@ function listen() {
       if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
       $("drop").classList.toggle("over", name === "dragover");
-      if (name === "drop" && facts) upload(event.dataTransfer.files[0]);
+      if (name === "drop" && model?.has("encode")) upload(event.dataTransfer.files[0]);
     });
   }
   on("paint", "pointerdown", paintWithPointer);
@@ -473,13 +480,14 @@ const start = () => act("start", async () => {
   $("model").replaceChildren(...names.map((text) => element("option", { textContent: text })));
   $("model").value = name;
   if (!models[name]) throw new Problem(`explorer.json has no model ${name}; it has ${names.join(", ")}.`);
-  model = await new Model(server.replace(/\/$/, ""), name).load();
   facts = models[name];
+  const kept = facts.file && await import("./device.js");
+  model = await (kept ? new kept.DeviceModel(name, facts) : new Model(server.replace(/\/$/, ""), name)).load();
   maker = new Maker(model, facts);
   state = restoredState();
   document.title = $("title").textContent = `Explorer: ${name}`;
   const [height, width, channels] = facts.image;
-  $("about").textContent = `${height}×${width}×${channels}, ${maker.groups} latent groups, version ${model.version}`;
+  $("about").textContent = `${height}×${width}×${channels}, ${maker.groups} latent groups, ${model.version}`;
   $("main").hidden = false;
   showControls();
   sample();

@@ -40,7 +40,7 @@ export class Maker {
   async sample(rows) {
     const can = (name) => this.model.takes("sample", name) || rows.every((row) => (row[name] ?? 1) === 1);
     const isOne = rows.every(({ temperature }) => new Set(temperature).size === 1);
-    if (!isOne || !can("guidance") || !can("proposals")) return this.compose(rows);
+    if (!this.model.has("sample") || !isOne || !can("guidance") || !can("proposals")) return this.compose(rows);
     return this.#images("sample", rows, { temperature: rows.map((row) => row.temperature[0]) });
   }
 

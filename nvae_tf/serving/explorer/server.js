@@ -19,7 +19,7 @@ export class Model {
     const metadata = await this.#ask("/metadata");
     const definitions = metadata.metadata?.signature_def?.signature_def;
     if (!definitions) throw new Problem(`${this.url}: no metadata of a model; is this a model server's REST address?`);
-    this.version = metadata.model_spec.version;
+    this.version = `version ${metadata.model_spec.version}`;
     this.inputs = Object.fromEntries(
       Object.entries(definitions).map(([name, { inputs = {} }]) => [name, Object.keys(inputs)]),
     );

@@ -1,0 +1,68 @@
+"""Writes the explorer as a folder for any static host: the model runs in the browser, by LiteRT.js."""
+
+import importlib.metadata
+import pathlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nvae_tf.files import atomic_folder, check_new_folder
+from nvae_tf.layers.normalization import FoldedWeights
+from nvae_tf.models import NVAE
+from nvae_tf.serving.explorer_files import PAGE, write_pages
+from nvae_tf.serving.tflite import export_tflite
+
+# Google's packages on the npm registry (Apache 2.0), of one version.
+LITERT = ("@litertjs/core@2.5.3", "@litertjs/wasm-utils@2.5.3")
+_MODEL = "compose.tflite"
+# For browsers with all of WebAssembly's vector operations, and for the others. LiteRT.js chooses.
+_RUNTIMES = ("litert_wasm_internal", "litert_wasm_compat_internal")
+
+
+def write_static_page(
+    model: NVAE,
+    output: pathlib.Path,
+    name: str,
+    source: Mapping[str, Any],
+    folded: FoldedWeights | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Writes `output`, a new folder with the explorer as `index.html`, a model, and LiteRT.js, which npm gets.
+
+    `name` is the model's on the page, `classes` are the names of its classes. Raises ValueError, and writes nothing,
+    where the folder is not new, npm can't get LiteRT.js, or `export_tflite` refuses the model.
+    """
+    config, shapes = model.config, model.plan.latent_shapes()
+    facts = {"image": [config.image_height, config.image_width, config.image_channels], "num_bits": config.num_bits}
+    facts |= {"shapes": shapes, "classes": list(map(str, range(config.num_classes) if classes is None else classes))}
+    facts |= {"file": _MODEL, "step": source.get("step", 0)}
+    with atomic_folder(output, lambda: check_new_folder(output, f"--page={output}")) as folder:
+        write_pages(folder, {name: facts})
+        (folder / PAGE).rename(folder / "index.html")
+        _write_litert(folder / "litert")
+        export_tflite(model, folder / _MODEL, "compose", "none", lambda *_: None, source, folded=folded)
+
+
+def _write_litert(folder: pathlib.Path) -> None:
+    """Writes LiteRT.js as files that a page can import, with its license, Apache 2.0, which is this package's too."""
+    if shutil.which("npm") is None:
+        raise ValueError("npm is not installed, which gets LiteRT.js for the page: install Node.js")
+    folder.mkdir()
+    with tempfile.TemporaryDirectory() as place:
+        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", f"--prefix={place}", *LITERT]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=place)
+        if process.returncode:
+            reason = (process.stderr.strip().splitlines() or ["no message"])[0]
+            raise ValueError(f"npm can't get {LITERT[0]} ({reason}); is the npm registry reachable?")
+        packages = pathlib.Path(place, "node_modules", "@litertjs")
+        for file in (f"{name}.{kind}" for name in _RUNTIMES for kind in ("js", "wasm")):
+            shutil.copyfile(packages / "core" / "wasm" / file, folder / file)
+        for package in ("core", "wasm-utils"):
+            text = (packages / package / "dist" / "index.js").read_text()
+            # A page knows no names of packages.
+            text = text.replace('from "@litertjs/wasm-utils"', 'from "./wasm-utils.js"')
+            (folder / f"{package}.js").write_text(text)
+        shutil.copyfile(packages / "core" / "package.json", folder / "package.json")
+    (folder / "LICENSE").write_text(importlib.metadata.distribution("nvae_tf").read_text("licenses/LICENSE"))
