@@ -86,10 +86,9 @@ def _record(signatures: OnnxSignatures) -> tuple[Arrays, Arrays]:
 def _converted(signatures: OnnxSignatures, name: str, source: Mapping[str, Any] | None) -> onnx.ModelProto:
     """Returns the ONNX model of a signature; ValueError where ONNX lacks one of its operations."""
     function, specs = tf.function(getattr(signatures, name), autograph=False), signatures.input_specs(name)
-    handlers = {"MulNoNan": (_as_product, [])}
     # tf2onnx writes a line for each operation that it does not know.
     with wrap_read_errors(f"{name}: tf2onnx can't convert it (", ")"), standard_error_into([]), plain_operations():
-        made, _ = tf2onnx.convert.from_function(function, specs, OPSET, custom_op_handlers=handlers)
+        made, _ = tf2onnx.convert.from_function(function, specs, OPSET, custom_op_handlers=_HANDLERS)
     nodes = made.graph.node
     if lacking := sorted({node.op_type for node in nodes if node.domain or not onnx.defs.has(node.op_type, OPSET, "")}):
         fix = "write the model by nvae-export, or its likelihood and cells with other operations"
@@ -103,6 +102,26 @@ def _converted(signatures: OnnxSignatures, name: str, source: Mapping[str, Any] 
     return model
 
 
-def _as_product(_: Any, node: Any, *__: Any) -> None:
-    """Makes a node of tf2onnx a product, which a `MulNoNan` of finite numbers is."""
-    node.type = "Mul"
+# What tf2onnx asks for operations that it does not know: each function changes a node of its graph.
+
+
+def _product(_: Any, node: Any, *__: Any) -> None:
+    node.type = "Mul"  # of finite numbers, as logits are, `MulNoNan` is the product
+
+
+def _one_less_erf(graph: Any, node: Any, name: str, _: Any) -> None:
+    one, erf = graph.make_const(f"{name}/one", np.float32(1.0)), graph.make_node("Erf", node.input)
+    node.type = "Sub"
+    graph.replace_inputs(node, [one.output[0], erf.output[0]])
+
+
+def _shape_of_both(graph: Any, node: Any, *_: Any) -> None:
+    first, second = (graph.make_node("Cast", [shape], {"to": onnx.TensorProto.INT64}).output[0] for shape in node.input)
+    zeros = graph.make_node("ConstantOfShape", [first]).output[0]
+    shape = graph.make_node("Shape", graph.make_node("Expand", [zeros, second]).output)
+    node.type = "Cast"
+    node.set_attr("to", onnx.TensorProto.INT32)
+    graph.replace_inputs(node, shape.output)
+
+
+_HANDLERS = {"MulNoNan": (_product, []), "Erfc": (_one_less_erf, []), "BroadcastArgs": (_shape_of_both, [])}

@@ -99,6 +99,19 @@ def test_other_numbers_or_operations_are_one_line_and_no_file(vanilla_model, tmp
     assert not list(tmp_path.iterdir()) and not capfd.readouterr().err
 
 
+def test_operations_of_own_parts_that_tf2onnx_does_not_know_become_others(vanilla_model, tmp_path, monkeypatch):
+    sample = onnx_files.OnnxSignatures.sample
+
+    def changed(*given, **named):
+        image = sample(*given, **named)["image"]
+        shape = tf.raw_ops.BroadcastArgs(s0=tf.shape(image)[1:], s1=tf.shape(image))
+        return {"image": tf.broadcast_to(tf.math.erfc(image), shape)}
+
+    monkeypatch.setattr(onnx_files, "ONNX_SIGNATURES", ("sample",))
+    monkeypatch.setattr(onnx_files.OnnxSignatures, "sample", changed)
+    onnx_files.export_onnx(vanilla_model, tmp_path / "onnx")
+
+
 @pytest.mark.parametrize("module", ["tensorflow", "nvae_tf"])
 def test_the_process_that_runs_the_files_can_import_neither(tmp_path, module):
     (tmp_path / "script.py").write_text(f"def replay(*_):\n    import {module}\n")
