@@ -13,11 +13,16 @@ import random
 import resource
 import signal
 import sys
+import tempfile
 import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # With clients of other tests in the process, gRPC would write into the output of every process that a test starts.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# What XLA has compiled in one process others need not compile: a kernel takes a sixth of a second, a step far more.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="nvae_tf_xla_", ignore_cleanup_errors=True)
+    os.environ.setdefault("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={COMPILED.name}")
 
 import numpy as np
 import psutil
@@ -38,10 +43,16 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "torch: needs PyTorch (the extra `torch`); skipped without it")
 
 
+# The longest with their slow tests, the longest first.
+LONG = """notebooks scan compression mutations explorer derivatives readme_commands strategy evaluate variants training
+exported_numbers parity import_and_export conditional saved_model train run tflite sharing wheel benchmarks""".split()
+
+
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    """Long files come first, then others with slow tests: no process is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: (places.get(item.path.stem, len(LONG)), item.path not in slow))
 
 
 def pytest_runtest_setup(item):

@@ -36,7 +36,7 @@ def forbidden(files, packages, at_top_only=False):
     return [f"{file}: {name}" for file, name in names if any(f"{name}.".startswith(f"{each}.") for each in packages)]
 
 
-def test_each_part_of_the_library_imports_only_what_stands_before_it():
+def test_each_part_of_the_library_imports_only_what_stands_before_it_and_settings_no_other_library():
     parts = {file.relative_to(ROOT / "nvae_tf").parts[0].removesuffix(".py") for file in LIBRARY_FILES}
     assert parts == {*ORDER, "__init__"}
     wrong = []
@@ -44,6 +44,8 @@ def test_each_part_of_the_library_imports_only_what_stands_before_it():
         files = [file for file in LIBRARY_FILES if file.relative_to(ROOT / "nvae_tf").parts[0] in (part, f"{part}.py")]
         wrong += forbidden(files, [f"nvae_tf.{later}" for later in ORDER[number + 1 :]])
     assert not wrong
+    names = {name for part in ("config", "data_sets", "latent_plan") for name in imports(ROOT / f"nvae_tf/{part}.py")}
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {"nvae_tf"}
 
 
 def test_the_library_knows_neither_commands_nor_flags_and_commands_not_each_other():
@@ -54,11 +56,6 @@ def test_the_library_knows_neither_commands_nor_flags_and_commands_not_each_othe
     for here in COMMANDS:
         files = (ROOT / here).rglob("*.py")
         assert not forbidden(files, {"train", "export", "tests", "benchmarks", "examples"} - {here})
-
-
-def test_settings_import_the_standard_library_alone():
-    names = {name for part in ("config", "data_sets", "latent_plan") for name in imports(ROOT / f"nvae_tf/{part}.py")}
-    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {"nvae_tf"}
 
 
 def test_every_public_method_of_the_library_has_a_docstring():

@@ -1,3 +1,4 @@
+import functools
 import json
 import re
 
@@ -13,10 +14,12 @@ from nvae_tf.generation.latents_file import load_latents
 from nvae_tf.generation.sampling import latent_direction, move_images, reconstruct_images, restore_images
 from nvae_tf.models.restoration import downsampling, measured
 from nvae_tf.reports.generate import TASKS
+from nvae_tf.runs import loading
 from tests.command_fixtures import assert_shown
 from train import generate
 
 PITCH, SIDE = 70, 64
+read_once = functools.cache(loading.TrainedRun)
 # The test part's numbers of the pictures that are given from outside.
 OUTSIDE = (3, 17)
 
@@ -44,8 +47,9 @@ def originals(outside):
 
 
 @pytest.fixture
-def made(done, finished_run, tmp_path):
+def made(done, finished_run, tmp_path, monkeypatch):
     """`made(NAME, *flags)` lets the command write a file of that name; gives its path and what was printed."""
+    monkeypatch.setattr(loading, "TrainedRun", read_once)
 
     def run(name, *flags):
         printed = done("train.generate", *flags, f"--workdir={finished_run[0]}", f"--output={tmp_path}/{name}")

@@ -1,3 +1,4 @@
+import functools
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ from sklearn.datasets import load_sample_images
 
 from nvae_tf.data.pipeline import shuffled_index_batches
 from nvae_tf.generation.image_grid import read_images
+from nvae_tf.runs import loading
 from tests import ROOT
 from tests.command_fixtures import CONSOLE_NAMES, config_flags, output_of
 from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels, write_files
@@ -60,6 +62,7 @@ def test_three_commands_lead_from_a_folder_of_pictures_to_samples(folder_of_a_ne
 @pytest.mark.slow
 def test_the_commands_with_the_model_that_comes_with_the_package_run_at_once(done, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "TrainedRun", functools.cache(loading.TrainedRun))
     lines = [line for line in EVALUATION.read_text().splitlines() if re.match("nvae-.*--workdir=digits ", line)]
     for line in lines:
         command, *words = shlex.split(line, comments=True)

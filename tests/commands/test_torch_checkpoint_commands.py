@@ -1,5 +1,4 @@
 import json
-import signal
 import sys
 
 import pytest
@@ -70,20 +69,3 @@ def test_a_full_disk_is_reported_by_the_name_that_was_given(small_files, tmp_pat
     small_files(None)
     import_run(FIXTURE, tmp_path / "run")
     assert (tmp_path / "run").is_symlink() and (tmp_path / "disk" / "config.json").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.torch
-def test_a_killed_import_leaves_no_run_folder(commands, done, tmp_path):
-    program = (
-        "import os, pathlib, signal, sys\n"
-        "from nvae_tf.published import conversion\n"
-        "conversion.write_origin = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "conversion.import_run(*map(pathlib.Path, sys.argv[1:]))\n"
-    )
-    assert commands.run(["-c", program, FIXTURE, tmp_path / "run"]).returncode == -signal.SIGKILL
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".run.partial-") and list(left.rglob("step-7.index"))
-    assert not list(left.rglob("config.json"))
-    done(IMPORT, f"--checkpoint={FIXTURE}", f"--output={tmp_path / 'run'}")
-    assert (tmp_path / "run" / "config.json").is_file()

@@ -7,6 +7,7 @@ from configs import digits
 from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.training import memory
+from tests import refuses
 from tests.command_fixtures import metrics_rows, saved_steps, score_of
 from tests.tiny_model import ARCHITECTURE
 
@@ -123,15 +124,14 @@ def test_images_need_not_be_there_where_their_size_is_set(commands):
 
 
 @pytest.mark.slow
-def test_the_estimate_is_what_training_takes(commands, tmp_path):
+def test_the_estimate_is_what_training_takes(commands, done, tmp_path):
     file = tmp_path / "numbers.json"
     flags = ["--config=digits", f"--json={file}", "--gpu_memory_gib=24", "--config.train.batch_size=1024"]
     # With one scale of the three a step is traced in half of the time.
     flags += ["--config.model.num_latent_scales=1"]
-    # A fork's memory is in part that of the process that it is a fork of. That the command's own process has been
-    # larger than the ones that take the steps hides nothing.
-    estimate = "import numpy, runpy; numpy.ones(3 * 10**8); runpy.run_module('train.estimate', run_name='__main__')"
-    commands.output_of(["-c", estimate, *flags])
+    # That the command's own process has been larger than the ones that take the steps hides nothing.
+    np.ones(3 * 10**8)
+    done("train.estimate", *flags)
     numbers = json.loads(file.read_text())
     (row,) = (row for row in numbers["batch_sizes"] if row["batch_size"] == 1024)
     measured = int(commands.output_of(["-c", TRAINING_STEPS, 1024]))
@@ -143,5 +143,4 @@ def test_the_estimate_is_what_training_takes(commands, tmp_path):
 
 def test_a_step_that_fails_is_named(monkeypatch):
     monkeypatch.setattr(memory, "__name__", "no.such.module")
-    with pytest.raises(ValueError, match="a training step of 32 images fails: .*no.such"):
-        memory.estimate_memory(tiny_config())
+    refuses("a training step of 32 images fails: .*no.such", memory.estimate_memory, tiny_config())

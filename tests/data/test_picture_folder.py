@@ -11,6 +11,7 @@ from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import held_out, holds_out, load_split
 from nvae_tf.progress import Report
+from tests import refuses
 from tests.data.picture_factory import (
     damaged_in_the_middle,
     encoded,
@@ -70,14 +71,11 @@ def test_folders_are_classes_where_a_part_is_held_out(folder, tmp_path):
 def test_pictures_without_a_class_are_refused(tmp_path):
     write_numbered(tmp_path / "train" / "cats", 2)
     write_numbered(tmp_path / "test" / "dogs", 2)
-    with pytest.raises(ValueError, match=f"data.labels = True: folder {tmp_path} has 1 classes; set"):
-        own_images(tmp_path, labels=True)
+    refuses(f"data.labels = True: folder {tmp_path} has 1 classes; set", own_images, tmp_path, labels=True)
     spec = own_images(write_numbered(tmp_path / "train" / "dog", 2).parents[1], labels=True)
-    with pytest.raises(ValueError, match=f"{tmp_path}: the training part lacks classes of the test part: dogs$"):
-        load_split(spec, "test")
+    refuses(f"{tmp_path}: the training part lacks classes of the test part: dogs$", load_split, spec, "test")
     write_numbered(tmp_path / "train", 1)
-    with pytest.raises(ValueError, match="train/000.png: .* is in no folder of a class"):
-        own_images(tmp_path, labels=True)
+    refuses("train/000.png: .* is in no folder of a class", own_images, tmp_path, labels=True)
 
 
 def test_a_part_is_held_out_where_there_are_no_such_folders(tmp_path):
@@ -100,8 +98,7 @@ def test_few_images_change_sides_when_some_are_added():
     for count, fraction, held in ((2, 0.1, 1), (3, 0.99, 2)):
         spec = dataclasses.replace(data_spec("own_images"), test_fraction=fraction)
         assert list(map(len, held_out(names[:count], spec))) == [count - held, held]
-    with pytest.raises(ValueError, match="one image can't be divided"):
-        held_out(["a.png"], spec)
+    refuses("one image can't be divided", held_out, ["a.png"], spec)
 
 
 @pytest.mark.parametrize(("present", "missing", "other"), [("val", "test", "train"), ("training", "train", "test")])
@@ -109,8 +106,7 @@ def test_a_part_under_another_name_is_not_guessed(present, missing, other, tmp_p
     for folder in (present, other):
         write_numbered(tmp_path / folder, 2)
     message = f"{tmp_path} has the sub-folders .*, but no '{missing}': .*data.{missing}_split"
-    with pytest.raises(ValueError, match=message):
-        own_images(tmp_path)
+    refuses(message, own_images, tmp_path)
     assert parts(own_images(tmp_path, **{f"{missing}_split": present})) == ([0, 1], [0, 1])
 
 
@@ -132,10 +128,9 @@ def test_a_picture_that_cannot_be_used_is_named_with_the_fix_or_skipped(kind, tm
     bad, settings, message = BAD_FILES[kind]
     spec = own_images(train_and_test(tmp_path, b=bad), **settings)
     path = tmp_path / "train" / "b.png"
-    with pytest.raises(ValueError, match=f"^{path}: {message}") as caught:
-        load_split(spec, "train")
-    assert "Fix or remove the file, or leave such files out with --config.data.on_bad_file=skip" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    said = refuses(f"^{path}: {message}", load_split, spec, "train")
+    assert "Fix or remove the file, or leave such files out with --config.data.on_bad_file=skip" in said
+    assert "\n" not in said
     assert load_split(spec, "test").count == 2
     kept = []
     source = load_split(dataclasses.replace(spec, on_bad_file="skip"), "train", Report(keep=kept.append))
@@ -176,8 +171,7 @@ def test_what_pillow_says_of_a_chunk_is_text(tmp_path):
     content = png(random_pixels(40, 40, 3))
     place = content.index(b"IDAT") + 300
     write_files(tmp_path, {"a.png": content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]})
-    with pytest.raises(ValueError, match=r"a damaged or cut-off PNG file \(.* 'IDAT'"):
-        nvae_tf.load_images(tmp_path, nvae_tf.ModelConfig())
+    refuses(r"a damaged or cut-off PNG file \(.* 'IDAT'", nvae_tf.load_images, tmp_path, nvae_tf.ModelConfig())
 
 
 def test_what_is_converted_is_said_in_one_line(tmp_path):
@@ -189,11 +183,9 @@ def test_what_is_converted_is_said_in_one_line(tmp_path):
 
 def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
     write_files(tmp_path, {f"{number}.png": b"text" for number in range(4)})
-    with pytest.raises(ValueError, match=f"{tmp_path}/.*: not a picture.*Fix or remove the file"):
-        own_images(tmp_path)
+    refuses(f"{tmp_path}/.*: not a picture.*Fix or remove the file", own_images, tmp_path)
     spec = own_images(tmp_path, on_bad_file="skip", height=6, width=9, channels=3, file_bits=8)
-    with pytest.raises(ValueError, match=f"{tmp_path}: none of 3 pictures .*; the first: {tmp_path}"):
-        load_split(spec, "train")
+    refuses(f"{tmp_path}: none of 3 pictures .*; the first: {tmp_path}", load_split, spec, "train")
 
 
 def gray(*size, seed=0):
@@ -278,8 +270,7 @@ def test_the_pictures_are_read_once(pictures, cache):
     (file,) = cache.iterdir()
     for damage in (lambda: file.write_bytes(file.read_bytes()[:-1]), lambda: np.save(file, IMAGES[:, :3])):
         damage()
-        with pytest.raises(ValueError, match=f"^{file}: "):
-            load_split(spec, "train")
+        refuses(f"^{file}: ", load_split, spec, "train")
 
 
 def test_a_changed_picture_is_seen(pictures, cache):
@@ -312,8 +303,7 @@ def test_nothing_unfinished_is_left_after_a_failure(pictures, cache):
     bad = pictures / "train" / "090.png"
     bad.write_bytes(damaged_in_the_middle(bad.read_bytes()))
     spec = own_images(pictures, cache=str(cache))
-    with pytest.raises(BadPicture, match=f"^{bad}: a damaged or cut-off PNG file"):
-        load_split(spec, "train")
+    refuses(f"^{bad}: a damaged or cut-off PNG file", load_split, spec, "train", error=BadPicture)
     assert not list(cache.iterdir())
     skipping = dataclasses.replace(spec, on_bad_file="skip")
     np.testing.assert_array_equal(stored_pixels(load_split(skipping, "train")), np.delete(IMAGES, 90, axis=0))

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from nvae_tf.data import data_spec, pipeline
 from nvae_tf.data.pipeline import chosen_images, shown_numbers
 from nvae_tf.data.sources import ArraySource, load_split
+from tests import refuses
 
 KEY = pipeline.stream_key(5, 2)
 
@@ -117,8 +118,7 @@ def test_impossible_requests_are_refused():
         (lambda s: train(s, DIGITS, 8, 0), r"\[8,8,8,1\] and \[8,4,2,1\]"),
         (lambda s: train(s, NUMBERED, 24, 7, shard=pipeline.Shard(0, 5)), "24 can't be shared evenly by 5 processes"),
     ):
-        with pytest.raises(ValueError, match=message):
-            request_(numbered_source(50))
+        refuses(message, request_, numbered_source(50))
 
 
 SOURCE = ArraySource(np.random.default_rng(0).integers(0, 256, [100, 5, 4, 3], dtype=np.uint8))
@@ -213,8 +213,7 @@ def test_images_of_the_data_set_are_chosen_by_number():
     assert_chosen(shown_numbers(source, 70), count=70, at_most=5)
     assert_chosen(shown_numbers(source, 360), at_most=500)
     for values, message in (({"indices": [0, 360]}, "has images 0 to 359"), ({"count": 361}, "has only 360 images")):
-        with pytest.raises(ValueError, match=f"the test part of digits {message}"):
-            chosen_images(source, spec, "test", **values)
+        refuses(f"the test part of digits {message}", chosen_images, source, spec, "test", **values)
 
 
 def test_shown_images_are_spread_over_the_set_and_its_classes():

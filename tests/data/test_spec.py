@@ -13,6 +13,7 @@ from nvae_tf.data.spec import complete_config, complete_spec
 from nvae_tf.data_sets import MODEL_SETTINGS, check_model_fits
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.presets import load_settings
+from tests import refuses
 from tests.data.picture_factory import png, random_pixels, write_files
 
 KNOWN = [spec for spec in DATA_SPECS.values() if spec.name != "own_images"]
@@ -59,8 +60,7 @@ def test_the_images_are_as_the_paper_has_them(spec):
 
 
 def test_unknown_names_and_impossible_specs_are_refused():
-    with pytest.raises(ValueError, match=r"'stacked-mnist': not one of .*\); did you mean 'stacked_mnist'"):
-        data_spec("stacked-mnist")
+    refuses(r"'stacked-mnist': not one of .*\); did you mean 'stacked_mnist'", data_spec, "stacked-mnist")
     for change, message in (
         ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarize\) have 1 bit; set it to 1"),
         ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),
@@ -71,8 +71,7 @@ def test_unknown_names_and_impossible_specs_are_refused():
         ({"test_split": "train"}, "data.test_split = 'train': must differ from data.train_split"),
         ({"crop_box": (15, 40, 163)}, r"data.crop_box = \(15, 40, 163\): must be \(left, top, right, bottom\)"),
     ):
-        with pytest.raises(ValueError, match=message):
-            dataclasses.replace(data_spec("mnist"), **change)
+        refuses(message, dataclasses.replace, data_spec("mnist"), **change)
 
 
 OWN = data_spec("own_images")
@@ -132,8 +131,7 @@ def test_most_pictures_decide_and_not_the_first(tmp_path):
     write_files(tmp_path, {"train/0.png": b"text", "train/00.png": png(alpha[:9]), "test/0.png": png(PIXELS[0])})
     spec = completed(tmp_path).data
     assert (spec.image_shape, spec.file_bits) == ((20, 14, 3), 8)
-    with pytest.raises(ValueError, match="0.png: not a picture"):
-        load_split(spec, "train")
+    refuses("0.png: not a picture", load_split, spec, "train")
 
 
 def test_the_model_is_conditional_on_the_classes_of_the_data(tmp_path):
@@ -149,19 +147,16 @@ def test_the_model_is_conditional_on_the_classes_of_the_data(tmp_path):
     recorded.data.num_classes = 12
     config = complete_config(recorded)
     assert config.model.num_classes == 12
-    with pytest.raises(ValueError, match="data.num_classes = 12: .* set --config.data.num_classes=10"):
-        load_split(config.data, "train")
+    refuses("data.num_classes = 12: .* set --config.data.num_classes=10", load_split, config.data, "train")
 
 
 def test_classes_without_labels_are_refused():
     settings = digits.get_config()
     settings.model.num_classes = 10
     config = complete_config(settings)
-    with pytest.raises(ValueError, match="does not fit .* model.num_classes is 10, the data have 0"):
-        check_model_fits(config.model, config.data)
+    refuses("does not fit .* model.num_classes is 10, the data have 0", check_model_fits, config.model, config.data)
     settings.data.num_classes = 10
-    with pytest.raises(ValueError, match="data.num_classes = 10: data.labels is False; set --config.data.labels"):
-        complete_config(settings)
+    refuses("data.num_classes = 10: data.labels is False; set --config.data.labels", complete_config, settings)
 
 
 def test_what_leads_to_no_images_is_reported():
@@ -176,6 +171,4 @@ def test_what_leads_to_no_images_is_reported():
         ),
         ({"source": "fodler"}, ValueError, "data.source = 'fodler': .*did you mean 'folder'"),
     ):
-        with pytest.raises(error, match=message) as caught:
-            complete_spec(dataclasses.replace(OWN, **settings))
-        assert "\n" not in str(caught.value)
+        refuses(message, complete_spec, dataclasses.replace(OWN, **settings), error=error)

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.data.spec import complete_spec
+from tests import refuses
 from tests.data.picture_factory import random_pixels, stored_pixels, write_files
 
 MNIST, CIFAR10 = data_spec("mnist"), data_spec("cifar10")
@@ -80,8 +81,7 @@ def test_a_prepared_set_and_parts_of_its_splits_without_network(no_network, free
     np.testing.assert_array_equal(load(spec, "train", tmp_path).images, images[:32])
     np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[32:])
     free_memory(3 * images.size - 1)
-    with pytest.raises(ValueError, match="cifar10: 40 images of .* name a folder .*, --config.data.cache=FOL"):
-        load(CIFAR10, "train", tmp_path)
+    refuses("cifar10: 40 images of .* name a folder .*, --config.data.cache=FOL", load, CIFAR10, "train", tmp_path)
 
 
 def test_labels_go_with_their_images(no_network, tmp_path):
@@ -132,9 +132,8 @@ def test_without_network_the_error_has_the_cause_and_the_manual_way(name, host, 
     manual = tmp_path / "downloads" / "manual"
     # Of another set.
     write_files(manual, {"cifar-10-binary.tar.gz": b""})
-    with pytest.raises(ConnectionError) as caught:
-        load(data_spec(name), "train", tmp_path)
-    message, set_name = str(caught.value), data_spec(name).source_name
+    text = refuses("", load, data_spec(name), "train", tmp_path, error=ConnectionError)
+    message, set_name = text, data_spec(name).source_name
     assert f"{host}: no route" in message and f"\n    {manual}\n" in message and "64x64" not in message
     assert all(f"\n    {file}" in message for file in files)
     assert f"tfds build {set_name} --data_dir=tfds_data" in message and str(tmp_path / set_name) in message
@@ -146,9 +145,8 @@ def test_an_unknown_set_is_answered_with_the_nearest(tmp_path):
         ("downsampled_imagenet/16x16", "BuilderConfig 16x16 not found"),
         ("iris", "'iris': it must have a feature 'image' of uint8 or uint16, and has features, label"),
     ):
-        with pytest.raises(ValueError, match=message) as caught:
-            load(dataclasses.replace(CIFAR10, source_name=name), "train", tmp_path)
-        assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+        text = refuses(message, load, dataclasses.replace(CIFAR10, source_name=name), "train", tmp_path)
+        assert len(text) < 400 and "\n" not in text
 
 
 def test_a_wrong_split_is_answered_with_those_that_there_are(tmp_path):
@@ -156,8 +154,7 @@ def test_a_wrong_split_is_answered_with_those_that_there_are(tmp_path):
     store_known_set(tmp_path, "cifar10", train=images, test=images[:4])
     for split in ("validation", "train[:", "train[20:10]"):
         message = r"data.train_split = .*: .*has the splits train \(10 images\), test \(4 images\)"
-        with pytest.raises(ValueError, match=message):
-            load(dataclasses.replace(CIFAR10, train_split=split), "train", tmp_path)
+        refuses(message, load, dataclasses.replace(CIFAR10, train_split=split), "train", tmp_path)
 
 
 def test_celeba_is_cut_around_the_face_and_scaled(tmp_path):
@@ -178,8 +175,7 @@ def test_images_of_different_sizes_need_a_rule(own_set):
     sizes = [(20, 30), (24, 18), (16, 16)]
     pictures = [np.full([*size, 3], color, np.uint8) for size, color in zip(sizes, colors, strict=True)]
     spec = dataclasses.replace(own_set(pictures), height=16)
-    with pytest.raises(ValueError, match="^own/1.0.0: an image is 2.* not 16x30: --config.data.resize=crop"):
-        load_split(spec, "train")
+    refuses("^own/1.0.0: an image is 2.* not 16x30: --config.data.resize=crop", load_split, spec, "train")
     source = load_split(dataclasses.replace(spec, width=12, resize="crop"), "train")
     np.testing.assert_array_equal(source.images, np.array(colors)[:, None, None, None] * np.ones([1, 16, 12, 3]))
     with pytest.raises(ValueError, match=r"an image is 20x30 .*too small for data.crop_box \(3, 2, 31, 20\)"):

@@ -20,8 +20,8 @@ def stand_in():
         image = tf.raw_ops.ExpandDims(input=tf.cast(decoded, tf.float32), axis=0, name="ExpandDims")
         state = tf.raw_ops.ResizeBilinear(images=image, size=[299, 299], name="ResizeBilinear")
         state = tf.raw_ops.Mul(x=tf.raw_ops.Sub(x=state, y=128.0, name="Sub"), y=1.0 / 128.0, name="Mul")
-        kernel = random.normal(size=(8, 8, 3, NUM_FEATURES), scale=0.05).astype(np.float32)
-        state = tf.raw_ops.Conv2D(input=state, filter=kernel, strides=[1, 37, 37, 1], padding="VALID")
+        kernel = random.normal(size=(1, 1, 3, NUM_FEATURES), scale=0.4).astype(np.float32)
+        state = tf.raw_ops.Conv2D(input=state, filter=kernel, strides=[1, 42, 42, 1], padding="VALID")
         # The second has a scale, the first has none.
         for ending in ("", "_2"):
             for part in ("mean", "variance", "beta", "gamma"):

@@ -6,6 +6,7 @@ import nvae_tf
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.latents import batch_noise
+from tests import refuses
 from tests.tiny_model import assert_same, tiny_config, values
 
 ITERATIONS, BATCH_SIZE = 4, 8
@@ -71,8 +72,7 @@ def test_what_is_not_finite_stops_it():
     poisoned = kernel.numpy()
     poisoned[2, 0, 0, 0, 0] = np.nan
     kernel.assign(poisoned)
-    with pytest.raises(ValueError, match="not finite in iteration 1 of 5"):
-        readjusted(model, 0.7, iterations=5, batch_size=4)
+    refuses("not finite in iteration 1 of 5", readjusted, model, 0.7, iterations=5, batch_size=4)
 
 
 @pytest.mark.slow
@@ -80,5 +80,4 @@ def test_what_can_not_be_readjusted(model):
     without = readjusted(nvae_tf.NVAE(tiny_config(cell_set="res_elu")), 0.7, iterations=1)
     assert "nothing to readjust" in without.text
     for name, value in {"temperature": 0.0, "iterations": 0, "batch_size": 1}.items():
-        with pytest.raises(ValueError, match=f"{name} = {value:g}"):
-            readjusted(model, **{"temperature": 0.7} | {name: value})
+        refuses(f"{name} = {value:g}", readjusted, model, **{"temperature": 0.7} | {name: value})

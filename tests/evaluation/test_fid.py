@@ -16,6 +16,7 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation import fid
 from nvae_tf.evaluation.fid import GRAPH_NAME, Inception, downloaded_inception, graph_content, rgb_pixels
 from nvae_tf.progress import Report
+from tests import refuses
 from tests.evaluation.inception_stand_in import NUM_FEATURES, features_of, stand_in
 
 
@@ -102,8 +103,7 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch):
         ([np.zeros(3)], not_fitting.format("3,")),
         ([np.full((1, 3), np.nan)], not_fitting.format("1, 3")),
     ):
-        with pytest.raises(ValueError, match=message):
-            fid.statistics_of([first, *features])
+        refuses(message, fid.statistics_of, [first, *features])
     with pytest.raises(ValueError, match="2 and 3 features"):
         fid.frechet_distance(gaussian(np.zeros(2), np.eye(2)), gaussian(np.zeros(3), np.eye(3)))
     monkeypatch.syspath_prepend(tmp_path)
@@ -116,8 +116,7 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch):
         # A fault of the user's module is shown with its place.
         ("broken_features:make", AttributeError, "'lods'"),
     ):
-        with pytest.raises(kind, match=message):
-            fid.named_extractor(name)
+        refuses(message, fid.named_extractor, name, error=kind)
     features = types.ModuleType("features_without_a_file")
     features.make = lambda: types.SimpleNamespace(name="mean", features=np.mean)
     monkeypatch.setitem(sys.modules, features.__name__, features)
@@ -163,14 +162,12 @@ def test_pixels_are_those_of_8_bit_pictures():
     np.testing.assert_array_equal(rgb_pixels(values)[0, :, 0], np.repeat([[0], [0], [1], [127], [255]], 3, axis=1))
     wrong = np.zeros([2, 4, 4, 3], np.float32)
     for images in (wrong[..., :2], wrong.astype(np.uint8), wrong - 0.1, wrong + np.nan):
-        with pytest.raises(ValueError, match="Inception takes gray or RGB images, floats in"):
-            rgb_pixels(images)
+        refuses("Inception takes gray or RGB images, floats in", rgb_pixels, images)
 
 
 def test_a_wrong_file(graph, tmp_path):
     wrong = tmp_path / "wrong.pb"
-    with pytest.raises(FileNotFoundError, match="--inception=PATH"):
-        Inception(wrong)
+    refuses("--inception=PATH", Inception, wrong, error=FileNotFoundError)
 
     def with_pool_of(source):
         other = graph.__class__.FromString(graph.SerializeToString())
@@ -183,21 +180,18 @@ def test_a_wrong_file(graph, tmp_path):
         (with_pool_of("missing"), "can't be computed from ExpandDims .*missing"),
     ):
         wrong.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
-            Inception(wrong)
+        refuses(message, Inception, wrong)
 
 
 def test_the_archive_gives_the_same_graph_and_a_wrong_one_is_named(folder, extractor, tmp_path):
     assert Inception(folder / "archive.tgz").name == extractor.name and not extractor.is_published
     damaged = tmp_path / "damaged.tgz"
     damaged.write_bytes((folder / "archive.tgz").read_bytes()[:5000])
-    with pytest.raises(ValueError, match="a damaged archive"):
-        graph_content(damaged)
+    refuses("a damaged archive", graph_content, damaged)
     with tarfile.open(damaged, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("other.pb"), io.BytesIO())
         archive.add(tmp_path, arcname=GRAPH_NAME, recursive=False)
-    with pytest.raises(ValueError, match=f"without {GRAPH_NAME}"):
-        graph_content(damaged)
+    refuses(f"without {GRAPH_NAME}", graph_content, damaged)
 
 
 def test_a_download_is_kept_whole_and_checked_and_a_silent_or_missing_host_given_up(folder, tmp_path, monkeypatch):
@@ -209,8 +203,7 @@ def test_a_download_is_kept_whole_and_checked_and_a_silent_or_missing_host_given
         url = f"http://127.0.0.1:{server.server_port}/archive.tgz"
         with pytest.raises(ConnectionError, match=f"gave {len(content):,} bytes, not {len(content) + 1:,}"):
             downloaded_inception(tmp_path, url, len(content) + 1)
-        with pytest.raises(ConnectionError, match="404 .*--inception=PATH"):
-            downloaded_inception(tmp_path, f"{url}.other", 1)
+        refuses("404 .*--inception=PATH", downloaded_inception, tmp_path, f"{url}.other", 1, error=ConnectionError)
         assert list(tmp_path.iterdir()) == []
         assert downloaded_inception(tmp_path, url, len(content)).read_bytes() == content
         server.shutdown()

@@ -93,15 +93,12 @@ def test_the_bound_is_the_likelihood_in_the_limit():
     assert actual.nelbo_nats > exact.mean() + 0.02
 
 
-def test_the_interval_holds_the_mean_in_95_of_100_cases():
+def test_the_interval_holds_the_mean_in_95_of_100_cases_and_its_text_has_two_digits():
     random = np.random.default_rng(0)
     samples = random.normal(3.0, 2.0, (2000, 100))
     hits = [abs(sample.mean() - 3.0) < half_width_95(sample) for sample in samples]
     assert np.mean(hits) == pytest.approx(0.945, abs=0.015)
     assert half_width_95(np.array([1.0])) is None
-
-
-def test_an_interval_has_two_digits_and_its_value_as_many_places():
     assert interval(32.9000903, 0.6931) == "32.90 ± 0.69" and interval(1234.56, 98.7) == "1,235 ± 99"
     assert interval(0.1854, 0.00390621) == "0.1854 ± 0.0039" and interval(5.25, 1.04) == "5.2 ± 1.0"
     assert interval(35.94871, None) == "35.95" and interval(10_400.4, None) == "10,400"

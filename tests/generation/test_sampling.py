@@ -122,9 +122,8 @@ def test_moving_along_the_difference_of_two_sets(model, images, latents):
     near(moved[:, 0], model.decode([z[:3] - 1.5 * step for z, step in zip(latents, direction, strict=True)]), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("ask", "message"),
-    [
+def test_what_does_not_fit(model, latents, images):
+    for ask, message in (
         (lambda model, z, x: sampling.generate_images(model, 3, latents=z), "of 21 images, but 3 are asked for"),
         (lambda model, z, x: sampling.vary_images(model, x, 5, 1), "kept_groups = 5: must be from 0 to 4"),
         (lambda model, z, x: sampling.interpolate_images(model, x[:1], 2), "at least two"),
@@ -132,11 +131,9 @@ def test_moving_along_the_difference_of_two_sets(model, images, latents):
         (lambda *_: sampling.interpolate_latents([np.ones((1, 1, 4))], [np.ones((4, 4, 4))], [0.5]), "of one image"),
         (lambda model, z, x: sampling.interpolate_images(model, x, 2, "sphericla"), "did you mean 'spherical'"),
         (lambda model, z, x: sampling.latent_direction(model, x, x[:0]), "at least one positive and one negative"),
-    ],
-)
-def test_what_does_not_fit(model, latents, images, ask, message):
-    with pytest.raises(ValueError, match=message):
-        ask(model, latents, images)
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(model, latents, images)
 
 
 def test_samples_that_share_groups(model):

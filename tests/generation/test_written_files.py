@@ -8,6 +8,7 @@ from PIL import Image
 from nvae_tf.generation.image_grid import image_grid, picture_names, write_animation, write_pictures, write_png
 from nvae_tf.generation.latents_file import load_latents, save_latents
 from nvae_tf.latent_plan import latent_plan
+from tests import refuses
 from tests.data.picture_factory import damaged_in_the_middle
 from tests.tiny_model import assert_same, tiny_config
 
@@ -63,10 +64,8 @@ def test_a_picture_each_in_its_own_size_and_none_replaces_another(tmp_path):
     write_pictures(tmp_path / "variants", np.stack([images[:2]] * 2), ["a.jpg", "a.webp"])
     written = [file.name for file in sorted((tmp_path / "variants").iterdir())]
     assert written == [f"a.{kind}_{number:03d}.png" for kind in ("jpg", "webp") for number in (0, 1)]
-    with pytest.raises(ValueError, match="two pictures would be called a.jpg.png"):
-        picture_names(["a.jpg", "a.webp", "a.jpg.png"])
-    with pytest.raises(ValueError, match="leads out of the folder"):
-        picture_names(["a.jpg", "a/../../b.png"])
+    refuses("two pictures would be called a.jpg.png", picture_names, ["a.jpg", "a.webp", "a.jpg.png"])
+    refuses("leads out of the folder", picture_names, ["a.jpg", "a/../../b.png"])
 
 
 PLAN = latent_plan(tiny_config(num_groups_per_scale=2))
@@ -111,9 +110,6 @@ def test_damaged_and_other_files(file, tmp_path):
             file.write_bytes(bad)
         else:
             np.savez(file, **bad)
-        with pytest.raises(ValueError, match="^[^\n]*latents.npz: [^\n]+$"):
-            load_latents(file, PLAN)
-    with pytest.raises(FileNotFoundError, match="no such file of latents"):
-        load_latents(tmp_path / "nowhere.npz", PLAN)
-    with pytest.raises(ValueError, match="latents of shapes"):
-        save_latents(tmp_path / "x.npz", [np.zeros((2, 4, 4, 2)), np.zeros((3, 4, 4, 2))])
+        refuses("^[^\n]*latents.npz: [^\n]+$", load_latents, file, PLAN)
+    refuses("no such file of latents", load_latents, tmp_path / "nowhere.npz", PLAN, error=FileNotFoundError)
+    refuses("latents of shapes", save_latents, tmp_path / "x.npz", [np.zeros((2, 4, 4, 2)), np.zeros((3, 4, 4, 2))])

@@ -16,6 +16,7 @@ from nvae_tf.layers import (
     StackedConvolution,
     StackedSqueezeExcite,
 )
+from tests import slow_but
 
 COUNT, CHANNELS = 2, 8
 # Settings of a pass, and whether it is that of a graph, which has one function for all layers made of parts.
@@ -111,19 +112,15 @@ def convolution(count=1, channels_in=4, channels_out=6, **settings):
     return StackedConvolution(count, channels_in, channels_out, **settings)
 
 
-@pytest.mark.parametrize(
-    ("layer", "fans_in"),
-    [
+def test_weights_start_uniformly_by_the_fan_in():
+    for layer, fans_in in (
         (lambda: convolution(count=200, channels_out=4, kernel_size=3), (36, 36)),
         (lambda: convolution(count=200, channels_out=4, kernel_size=3, groups=4), (9, 9)),
         (lambda: StackedSqueezeExcite(500, 64), (64, 64, 4, 4)),
-    ],
-    ids=["dense", "depthwise", "gate"],
-)
-def test_weights_start_uniformly_by_the_fan_in(layer, fans_in):
-    for weight, fan_in in zip(layer().weights, fans_in, strict=False):
-        assert np.max(np.abs(weight)) <= fan_in**-0.5
-        assert np.std(weight) == pytest.approx(fan_in**-0.5 / np.sqrt(3.0), rel=0.1)
+    ):
+        for weight, fan_in in zip(layer().weights, fans_in, strict=False):
+            assert np.max(np.abs(weight)) <= fan_in**-0.5
+            assert np.std(weight) == pytest.approx(fan_in**-0.5 / np.sqrt(3.0), rel=0.1)
 
 
 def test_a_filter_of_zeros_has_a_finite_gradient(normal):
@@ -246,7 +243,7 @@ def doubled(images):
     return tf.repeat(tf.repeat(images, 2, axis=1), 2, axis=2)
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", slow_but("down", of=CHANGES))
 @pytest.mark.parametrize("branch", BRANCHES, ids=str)
 def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(branch, change, normal, shaken):
     channels_in, channels_out, _ = CHANGES[change]

@@ -1,5 +1,6 @@
 """Forward mode and second derivatives of what users differentiate: the same numbers by every way, and none left out."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -149,30 +150,42 @@ def product_by_differences(first_derivative, sources, direction, size):
     return [(45 * (a - b) - 9 * (c - d) + e - f) / (60 * size) for a, b, c, d, e, f in zip(*ends, strict=True)]
 
 
-CASES = itertools.product(("encode", "decode", "infer", "score", "importance", "loss"), (False, True))
-CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case != ("score", False))) for case in CASES]
+@pytest.fixture(scope="module")
+def derivatives(functions):
+    """By name a function, its sources, a direction, and along it the slope and the change of the gradient."""
+
+    @functools.cache
+    def along_a_direction(name):
+        function, sources = functions[name]
+        normal = np.random.default_rng(0).normal
+        direction = [tf.constant(normal(size=source.shape), tf.float32) for source in sources]
+        length = tf.linalg.global_norm(direction)
+        direction = [part / length for part in direction]
+        given = [] if isinstance(sources[0], tf.Variable) else sources
+        first = traced(lambda *given: gradient(function, list(given) or sources))
+        slope = sum(np.sum(np.float64(part) * one) for part, one in zip(first(*given), direction, strict=True))
+        change = product_by_differences(first, sources, direction, 1e-2 if given else 3e-3)
+        return function, sources, direction, slope, change
+
+    return along_a_direction
 
 
-@pytest.mark.parametrize(("name", "compiled"), CASES)
-def test_forward_mode_and_second_derivatives(name, compiled, functions):
-    function, sources = functions[name]
-    normal = np.random.default_rng(0).normal
-    direction = [tf.constant(normal(size=source.shape), tf.float32) for source in sources]
-    length = tf.linalg.global_norm(direction)
-    direction = [part / length for part in direction]
+FUNCTIONS = ("encode", "decode", "infer", "score", "importance", "loss")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "compiled"), [*itertools.product(FUNCTIONS, (False, True))])
+def test_forward_mode_and_second_derivatives(name, compiled, derivatives):
+    function, sources, direction, slope, change = derivatives(name)
     given = [] if isinstance(sources[0], tf.Variable) else sources
-
-    def run(method, *others):
-        return lambda *given: method(function, list(given) or sources, *others)
-
     make = traced if compiled else (lambda method: method)
-    first = traced(run(gradient))
-    slope = sum(np.sum(np.float64(part) * one) for part, one in zip(first(*given), direction, strict=True))
-    assert float(make(run(forward_mode, direction))(*given)) == pytest.approx(slope, rel=1e-3)
-    products = make(run(product_by_two_tapes, direction))(*given)
+
+    def run(method):
+        return make(lambda *given: method(function, list(given) or sources, direction))(*given)
+
+    assert float(run(forward_mode)) == pytest.approx(slope, rel=1e-3)
     product, expected = (
-        np.concatenate([np.ravel(part) for part in parts])
-        for parts in (products, product_by_differences(first, sources, direction, 3e-3 if not given else 1e-2))
+        np.concatenate([np.ravel(part) for part in parts]) for parts in (run(product_by_two_tapes), change)
     )
     assert np.linalg.norm(product - expected) <= 1e-3 * np.linalg.norm(expected)
 
@@ -211,7 +224,7 @@ def is_differentiable(operation):
         return False
 
 
-@pytest.mark.parametrize("name", ["encode", "decode", "infer", "score", "importance", "loss"])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_operation_of_floats_has_a_gradient(name, functions):
     function, sources = functions[name]
     traced = tf.function(lambda: gradient(function, sources), autograph=False).get_concrete_function()

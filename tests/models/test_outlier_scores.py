@@ -10,6 +10,7 @@ from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, outlier_scores
 from nvae_tf.runs.companions import read_calibration, write_calibration
 from nvae_tf.schemas import ANY
+from tests import refuses
 from tests.models.test_coding import near
 from tests.tiny_model import PADDED, images_of, shaken, tiny_model, with_distinct_classes
 
@@ -73,8 +74,7 @@ def test_what_can_not_be_compared(plain, images, calibration, monkeypatch):
     with pytest.raises(ValueError, match="is of a model with 3 latent groups, this one has 2"):
         outlier_scores(OutlierParts(tf.zeros(1), tf.zeros([1, 2]), None), calibration)
     monkeypatch.setattr(plain, "outlier_calibration", "runs/x/outliers.npz: of other weights")
-    with pytest.raises(ValueError, match="^runs/x/outliers.npz: of other weights$"):
-        plain.outlier_score(images)
+    refuses("^runs/x/outliers.npz: of other weights$", plain.outlier_score, images)
 
 
 @pytest.mark.slow
@@ -131,13 +131,11 @@ def test_p_values_of_further_images_are_uniform_and_correlated_numbers_are_seen_
 def test_too_few_images_and_a_diverged_model_are_refused(model):
     with pytest.raises(ValueError, match="4 training images are too few to calibrate; give 50 or more"):
         calibrate(model, images_of(model.config), images_of(model.config))
-    with pytest.raises(ValueError, match="18 held-out images are too few to calibrate; give 19 or more"):
-        calibration_of(parts(50), parts(18))
+    refuses("18 held-out images are too few to calibrate; give 19 or more", calibration_of, parts(50), parts(18))
     broken = parts(60)
     broken.kl[7, 1] = np.nan
     for pair in ((broken, parts(60)), (parts(60), broken)):
-        with pytest.raises(ValueError, match="the model has diverged"):
-            calibration_of(*pair)
+        refuses("the model has diverged", calibration_of, *pair)
 
 
 def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model, learned):

@@ -12,6 +12,7 @@ from nvae_tf.models import reweighted_prior as module
 from nvae_tf.models.latents import image_seeds, temperatures_of_groups
 from nvae_tf.models.passes import top_down_pass
 from nvae_tf.models.reweighted_prior import Mixture, ResidualConvolutions, ReweightedPrior, made_ratios
+from tests import refuses
 from tests.models.test_coding import near
 from tests.tiny_model import shaken, tiny_model
 
@@ -112,10 +113,8 @@ def test_the_classes_of_a_conditional_model_are_seen_and_drawn(reweight):
 
 def test_what_is_refused(reweight, model):
     for prior, message in (("reweighted", "no reweighted prior: nvae-prior"), ("other", "prior = 'other'")):
-        with pytest.raises(ValueError, match=message):
-            model.generate(2, prior=prior)
-        with pytest.raises(ValueError, match=message):
-            readjusted(model, 0.7, 1, prior=prior)
+        refuses(message, model.generate, 2, prior=prior)
+        refuses(message, readjusted, model, 0.7, 1, prior=prior)
     conditional = reweight(tilt, of=tiny_model(num_classes=3, label_dropout=0.1), classes=3)
     with pytest.raises(ValueError, match="neither guidance nor latents go with it"):
         conditional.generate(2, labels=0, guidance=2.0, prior="reweighted")

@@ -16,6 +16,7 @@ from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.loading import model_for_training
 from nvae_tf.training.strategy import step_function
+from tests import slow_but
 from tests.tiny_model import PADDED, images_of, shaken, tiny_config, tiny_model, values
 
 PLAIN = dict(padded_height=None, padded_width=None, image_height=4, image_width=4)
@@ -46,7 +47,7 @@ VARIANTS = {
 QUICK = "oblong; dilated; single channels"
 
 
-@pytest.mark.parametrize("variant", [pytest.param(v, marks=[pytest.mark.slow] * (v != QUICK)) for v in VARIANTS])
+@pytest.mark.parametrize("variant", slow_but(QUICK, of=VARIANTS))
 def test_a_variant_trains_scores_and_generates(variant):
     model = tiny_model(NVAEAdamax(1e-3, l2=0.0), **PADDED | VARIANTS[variant])
     images = images_of(model.config, count=3)
@@ -140,21 +141,16 @@ def test_sums_of_many_gradients_have_an_order(variant):
     assert not unordered
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("mnist", 33_363_134),
-        pytest.param("cifar10", 130_852_480, marks=pytest.mark.slow),
-        pytest.param("imagenet32", 268_509_444, marks=pytest.mark.slow),
-        pytest.param("celeba64", 153_281_364, marks=pytest.mark.slow),
-        pytest.param("celebahq256", 330_798_664, marks=pytest.mark.slow),
-    ],
-)
-def test_parameter_counts(name, count):
+PARAMETERS = dict(mnist=33_363_134, cifar10=130_852_480, imagenet32=268_509_444)
+PARAMETERS |= dict(celeba64=153_281_364, celebahq256=330_798_664)
+
+
+@pytest.mark.parametrize("name", slow_but("mnist", of=PARAMETERS))
+def test_parameter_counts(name):
     # In a graph, which holds no arrays.
     with tf.Graph().as_default():
         weights = NVAE(experiment_config(presets.preset(name)).model).trainable_weights
-    assert sum(math.prod(weight.shape) for weight in weights) == count
+    assert sum(math.prod(weight.shape) for weight in weights) == PARAMETERS[name]
 
 
 # Settings of the model and of the training; together they have all kinds of cells, likelihoods and steps.

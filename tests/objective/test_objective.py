@@ -33,12 +33,18 @@ def test_the_analytic_kl():
         np.testing.assert_allclose(kl[:, 0], expected.sum(axis=(1, 2)), rtol=1e-4)
 
 
-def test_the_weight_of_the_kl():
+def test_the_weights_of_the_kl_in_the_warm_up_and_after_it():
     # (13 - 10) / 30000 is just the smallest weight
     for step, beta in {0: 1e-4, 13: 1e-4, 3_010: 0.1, 30_009: 29_999 / 30_000, 30_010: 1.0, 99_999: 1.0}.items():
         assert float(bound.kl_weight(tf.constant(np.int64(step)), SCHEDULE)) == pytest.approx(beta, rel=1e-4)
     at_once = dataclasses.replace(SCHEDULE, kl_anneal_portion=0.0, kl_constant_portion=0.0)
     assert float(bound.kl_weight(tf.constant(1), at_once)) == 1.0
+    # Those of the scales hold after the warm-up.
+    plan = latent_plan(ModelConfig(num_latent_scales=2, num_groups_per_scale=2))
+    assert bound.final_kl_weights(ObjectiveConfig(), plan) == (1.0,) * 4
+    assert bound.balancing_scales(plan) == (1.0, 1.0, 4.0, 4.0)
+    objective = ObjectiveConfig(kl_final_weight=0.5, kl_scale_weights=(2, 0.5))
+    assert bound.final_kl_weights(objective, plan) == (1.0, 1.0, 0.25, 0.25)
 
 
 def test_regularization_is_constant_or_annealed_on_a_log_scale():
@@ -67,14 +73,6 @@ def test_the_training_loss_and_its_gradient(beta, final):
     gradients = tape.gradient(found.loss, [reconstruction, kl])
     np.testing.assert_allclose(gradients[0], [0.5, 0.5])
     np.testing.assert_allclose(gradients[1], np.tile(weights / 2.0, (2, 1)), rtol=1e-6)
-
-
-def test_the_weights_after_the_warm_up():
-    plan = latent_plan(ModelConfig(num_latent_scales=2, num_groups_per_scale=2))
-    assert bound.final_kl_weights(ObjectiveConfig(), plan) == (1.0,) * 4
-    assert bound.balancing_scales(plan) == (1.0, 1.0, 4.0, 4.0)
-    objective = ObjectiveConfig(kl_final_weight=0.5, kl_scale_weights=(2, 0.5))
-    assert bound.final_kl_weights(objective, plan) == (1.0, 1.0, 0.25, 0.25)
 
 
 def test_free_nats_replace_what_is_below_and_its_gradient():

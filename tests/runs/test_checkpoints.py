@@ -13,6 +13,7 @@ from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs import checkpoint_files, checkpoints
 from nvae_tf.runs.checkpoints import CheckpointNotWritten
 from nvae_tf.runs.run_folder import RunFolder, open_for_training
+from tests import refuses
 from tests.tiny_model import tiny_config, tiny_model
 
 CONFIG = ExperimentConfig(model=tiny_config(num_latent_scales=1), train=TrainConfig(seed=3))
@@ -150,8 +151,7 @@ def test_without_a_whole_one_it_is_an_error_and_nothing_is_touched(folder, model
     before = contents(folder.checkpoints)
     mark(model, 99)
     for use in (lambda: nvae_tf.load(folder.path), state_of(folder, model).restore):
-        with pytest.raises(ValueError, match=r"step-10: the checkpoint is damaged \(.*no other that is whole.*delete "):
-            use()
+        refuses(r"step-10: the checkpoint is damaged \(.*no other that is whole.*delete ", use)
     assert number_of(model) == 99.0 and contents(folder.checkpoints) == before
 
 
@@ -188,8 +188,7 @@ def test_what_can_not_be_written_leaves_nothing_behind(folder, model, small_file
     places = folder.checkpoints, folder.best_checkpoints
     before = contents(*places)
     small_files(size)
-    with pytest.raises(CheckpointNotWritten, match="the checkpoint of step 12 .*File too large.* from step 10, "):
-        state.save(12)
+    refuses("the checkpoint of step 12 .*File too large.* from step 10, ", state.save, 12, error=CheckpointNotWritten)
     with pytest.raises(CheckpointNotWritten, match="best: .* of step 12 .*File too large.* from step 10, "):
         state.save_if_best(12, 1.0)
     with pytest.raises(CheckpointNotWritten, match="of step 1 .*File too large.* starts anew"):
@@ -208,8 +207,7 @@ def test_a_list_that_can_not_be_written_leaves_the_checkpoint(folder, model, mon
 
     state, *_ = restored(folder, model)
     monkeypatch.setattr(checkpoints, "atomic_write", full_disk)
-    with pytest.raises(CheckpointNotWritten, match="of step 12 .*No space left.* from step 12, whose"):
-        save(state, model, 12)
+    refuses("of step 12 .*No space left.* from step 12, whose", save, state, model, 12, error=CheckpointNotWritten)
     assert saved_steps(folder.checkpoints) == [10, 12]
 
 
@@ -294,8 +292,7 @@ def test_what_is_missing_is_named_with_what_to_do(empty_run, model):
         ("best", FileNotFoundError, "no best checkpoint in .*best; nvae-train .*Train on, or take"),
         ("bset", ValueError, r"checkpoint = 'bset': .*latest, best.*did you mean 'best'\?"),
     ):
-        with pytest.raises(error, match=message):
-            nvae_tf.load(empty_run.path, checkpoint=checkpoint)
+        refuses(message, nvae_tf.load, empty_run.path, checkpoint=checkpoint, error=error)
     # One that is replaced while it is loaded is not called damaged.
     with pytest.raises(ValueError, match="step-10: the checkpoint is gone.*Try again"):
         checkpoints.restore_weights(model, str(empty_run.checkpoints / "step-10"))

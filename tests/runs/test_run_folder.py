@@ -18,6 +18,7 @@ from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, lock_for_training, open_for_training
 from nvae_tf.training.run import Images, Run, RunLength, check_images_a_step, initialize, new_run, note_images
 from nvae_tf.training.strategy import Replicas
+from tests import refuses
 from tests.tiny_model import assert_same, shaken, tiny_config, tiny_model
 
 MODEL = tiny_config(num_flows=1)
@@ -54,8 +55,7 @@ def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, ch
     before = model.get_weights()
     state = TrainingState(folder.checkpoints, model, 2)
     for use in (lambda: nvae_tf.load(folder.path), state.restore):
-        with pytest.raises(ValueError, match=message):
-            use()
+        refuses(message, use)
     assert_same(model.get_weights(), before)
 
 
@@ -64,8 +64,7 @@ def test_settings_of_a_far_larger_model_are_refused_before_it_is_made(folder, mo
     folder.recorded_config_file.unlink()
     other = dataclasses.replace(MODEL, num_channels_encoder=4096)
     folder.config_file.write_text(config_to_json(dataclasses.replace(CONFIG, model=other)))
-    with pytest.raises(ValueError, match=r"step-10: a checkpoint of another arch.* at least [0-9,]{5,}$"):
-        nvae_tf.load(folder.path)
+    refuses(r"step-10: a checkpoint of another arch.* at least [0-9,]{5,}$", nvae_tf.load, folder.path)
 
 
 def test_settings_that_do_not_fit_the_weights_are_named_and_may_be_meant(folder):
@@ -74,8 +73,7 @@ def test_settings_that_do_not_fit_the_weights_are_named_and_may_be_meant(folder)
     folder.config_file.write_text(config_to_json(moved))
     fault = f"config.json: not the settings .* model.exact_edges was False and is now True.* delete {copy}$"
     for use in (nvae_tf.load, lambda path: open_for_training(path, CONFIG)):
-        with pytest.raises(ValueError, match=fault):
-            use(folder.path)
+        refuses(fault, use, folder.path)
     copy.unlink()
     loaded = nvae_tf.load(folder.path)
     assert loaded.config == model and loaded.seed == 3
@@ -87,25 +85,20 @@ def test_settings_that_do_not_fit_the_weights_are_named_and_may_be_meant(folder)
 def test_a_foreign_folder_is_refused_and_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for place, message in (("nowhere", "no such folder"), ("", "not a run folder, it has no config.json")):
-        with pytest.raises(FileNotFoundError, match=message):
-            nvae_tf.load(tmp_path / place)
+        refuses(message, nvae_tf.load, tmp_path / place, error=FileNotFoundError)
     for use in (lambda path: open_for_training(path, CONFIG), lambda path: locked(RunFolder(path)).__enter__()):
-        with pytest.raises(ValueError, match="not empty and not a run folder, it holds thesis.txt"):
-            use(tmp_path)
-        with pytest.raises(ValueError, match="thesis.txt: a file"):
-            use(tmp_path / "thesis.txt")
+        refuses("not empty and not a run folder, it holds thesis.txt", use, tmp_path)
+        refuses("thesis.txt: a file", use, tmp_path / "thesis.txt")
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_name_that_tensorflow_takes_for_a_pattern_is_refused(tmp_path):
     """In `run[12]` it would delete the checkpoints of `run1`."""
-    with pytest.raises(ValueError, match=r"takes \? \[ for a pattern; give"):
-        open_for_training(tmp_path / "run[12]?", CONFIG)
+    refuses(r"takes \? \[ for a pattern; give", open_for_training, tmp_path / "run[12]?", CONFIG)
     assert not list(tmp_path.iterdir())
     # Nor does TensorFlow find what is there.
     open_for_training(tmp_path / "run", CONFIG)
-    with pytest.raises(ValueError, match="for a pattern"):
-        nvae_tf.load((tmp_path / "run").rename(tmp_path / "run[1]"))
+    refuses("for a pattern", nvae_tf.load, (tmp_path / "run").rename(tmp_path / "run[1]"))
 
 
 def test_a_run_with_other_settings_or_fewer_steps_is_refused_and_not_touched(folder):
@@ -116,8 +109,7 @@ def test_a_run_with_other_settings_or_fewer_steps_is_refused_and_not_touched(fol
         (with_data(num_bits=5), f"data.num_bits was {CONFIG.data.num_bits!r} and is now 5"),
     ):
         before = folder.config_file.read_text()
-        with pytest.raises(ValueError, match=re.escape(message)):
-            open_for_training(folder.path, other)
+        refuses(re.escape(message), open_for_training, folder.path, other)
         assert folder.config_file.read_text() == before
 
 
@@ -146,8 +138,7 @@ def test_another_number_of_images_a_step_is_refused_and_in_all_is_reported_once(
     (line,) = reported
     assert "began with 54 training and 6 test images, and there are 49 and 5 now" in line
     file.write_text("[1]")
-    with pytest.raises(ValueError, match=f"{file}: it is .*; it must be an object; fix or delete it$"):
-        check_images_a_step(file, run_with(54, 6))
+    refuses(f"{file}: it is .*; it must be an object; fix or delete it$", check_images_a_step, file, run_with(54, 6))
 
 
 def test_other_names_of_classes_are_refused_and_what_an_older_version_did_not_note_is_added(tmp_path):
@@ -160,8 +151,7 @@ def test_other_names_of_classes_are_refused_and_what_an_older_version_did_not_no
     assert ImageCounts.read(file) == ImageCounts(54, 6, 10, True, names)
     check_class_names(file, names, "here")
     was = "here: not the classes that the run was begun with: class 1 was 'dogs' and is now 'foxes'. Give the run"
-    with pytest.raises(ValueError, match=was):
-        check_class_names(file, ("cats", "foxes", *names[2:]), "here")
+    refuses(was, check_class_names, file, ("cats", "foxes", *names[2:]), "here")
 
 
 @pytest.fixture
@@ -183,9 +173,7 @@ def test_a_second_training_is_refused_until_the_first_ends(to_lock):
     for _ in range(2):
         with locked(to_lock):
             before = {entry: entry.read_bytes() for entry in to_lock.path.iterdir()}
-            with pytest.raises(ValueError, match=message) as error:
-                locked(to_lock).__enter__()
-            assert "\n" not in str(error.value)
+            refuses(message, locked(to_lock).__enter__)
             assert {entry: entry.read_bytes() for entry in to_lock.path.iterdir()} == before
 
 
@@ -214,8 +202,7 @@ def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
 
 def test_a_lock_whose_file_is_replaced_or_can_not_be_made_is_none(to_lock, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lambda *_: to_lock.lock_file.unlink())
-    with pytest.raises(ValueError, match="run: another training writes into this folder"):
-        locked(to_lock).__enter__()
+    refuses("run: another training writes into this folder", locked(to_lock).__enter__)
     to_lock.lock_file.mkdir()
     with pytest.raises(OSError, match=r"run: nothing can be written there \(Is a directory\); give another --workdir$"):
         locked(to_lock).__enter__()
@@ -333,23 +320,18 @@ def test_a_source_of_which_nothing_fits_is_refused_and_nothing_assigned(tmp_path
     model = compiled(dataclasses.replace(MODEL, num_bits=8, likelihood="normal", num_groups_per_scale=2, **other))
     before = values(model)
     differing = "model.num_groups_per_scale is 1 there and 2 here"
-    with pytest.raises(ValueError, match=rf"{path}.*none of its \d+ weights fits one of the \d+ .* {differing}"):
-        initialize(model, path)
+    refuses(rf"{path}.*none of its \d+ weights fits one of the \d+ .* {differing}", initialize, model, path)
     assert_same(values(model), before)
 
 
-@pytest.mark.parametrize(
-    ("place", "kind", "message"),
-    [
+def test_a_wrong_source_is_named(run, tmp_path):
+    for place, kind, message in (
         ("notes.txt", FileNotFoundError, "notes.txt': no such folder or published file; give the --workdir"),
         ("new", ValueError, "train.initialize_from: .*new: no checkpoint"),
-    ],
-)
-def test_a_wrong_source_is_named(run, tmp_path, place, kind, message):
-    (tmp_path / "notes.txt").write_text("years of work")
-    open_for_training(tmp_path / "new", ExperimentConfig(model=MODEL))
-    with pytest.raises(kind, match=message):
-        initialize(run[1], str(tmp_path / place))
+    ):
+        (tmp_path / "notes.txt").write_text("years of work")
+        open_for_training(tmp_path / "new", ExperimentConfig(model=MODEL))
+        refuses(message, initialize, run[1], str(tmp_path / place), error=kind)
 
 
 @pytest.mark.slow
@@ -362,8 +344,7 @@ def test_a_published_file_is_taken_whole_where_torch_is(published, monkeypatch):
     assert report == f"Starts from {path}: all {len(taken)} weights taken."
     assert_same(published.state_of(model), published.state_of(source))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"train\.initialize_from: .*torch is not installed: pip install"):
-        initialize(model, path)
+    refuses(r"train\.initialize_from: .*torch is not installed: pip install", initialize, model, path)
 
 
 def test_a_saved_model_is_a_run_folder_that_gives_it_back(tmp_path):
@@ -382,6 +363,5 @@ def test_a_saved_model_is_a_run_folder_that_gives_it_back(tmp_path):
         ("mine", None, "save: .*mine: not an empty folder; name a new or empty one"),
         ("new", ExperimentConfig(), "config.model is not what this model was made with"),
     ):
-        with pytest.raises(ValueError, match=message):
-            nvae_tf.save(model, tmp_path / where, config)
+        refuses(message, nvae_tf.save, model, tmp_path / where, config)
     assert sorted(tmp_path.rglob("*")) == before

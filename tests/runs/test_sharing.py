@@ -29,6 +29,7 @@ from nvae_tf.runs.loading import load_run, model_for_training
 from nvae_tf.runs.run_folder import Origin, RunFolder, open_for_training, origin_of_run, read_run_config
 from nvae_tf.runs.sharing import find_run_folder
 from nvae_tf.training.run import initialize
+from tests import refuses
 from tests.command_fixtures import output_of, quiet
 from tests.hub_server import GATED, READER, TOKEN, HubServer, commit_id
 from tests.tiny_model import assert_same, tiny_config
@@ -225,10 +226,9 @@ def test_publishing_again_replaces_the_run_and_nothing_else(run, hub, tmp_path):
 
 def fault_of(function, *arguments):
     """The one line of an error."""
-    with pytest.raises((OSError, ValueError)) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value) and "hf_only" not in str(caught.value)
-    return str(caught.value)
+    text = refuses("", function, *arguments, error=(OSError, ValueError))
+    assert "\n" not in text and "hf_only" not in text
+    return text
 
 
 def test_what_can_not_be_fetched_is_said_in_one_line(hub, monkeypatch):

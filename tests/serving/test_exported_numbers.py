@@ -20,7 +20,7 @@ from nvae_tf.models.passes import inference_pass
 from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import TOLERANCE, all_differences, recorded, side_of_record
-from tests import ROOT
+from tests import ROOT, refuses
 from tests.command_fixtures import assert_shown, output_of
 from tests.serving.conftest import CONFIG, model_of
 from tests.serving.model_servers import IMAGES, SEEDS
@@ -112,8 +112,7 @@ def test_the_plain_script_reports_errors(tmp_path, capsys, monkeypatch):
         (tmp_path / "saved_model.pb").write_bytes(b"no protocol buffer")
         places = [f"--saved_model={tmp_path}", f"--output={tmp_path / 'x.png'}"]
         monkeypatch.setattr(sys, "argv", ["run_saved_model.py", *places, flag])
-        with pytest.raises(SystemExit, match="2"):
-            run_saved_model.main()
+        refuses("2", run_saved_model.main, error=SystemExit)
         assert message in capsys.readouterr().err
         assert [file.name for file in tmp_path.iterdir()] == ["saved_model.pb"]
 
@@ -176,8 +175,7 @@ def test_a_request_of_wrong_rows_altogether_is_refused(run, folder):
         ("reconstruct", {"image": IMAGES[:0], "seed": SEEDS[:0]}, "image: a request must have 1 to .* rows"),
         ("sample", many, f"seed: a request must have 1 to {most} rows"),
     ):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}"):
-            run(signature, **inputs)
+        refuses(f"(?s){message}", run, signature, **inputs, error=tf.errors.InvalidArgumentError)
 
 
 def test_groups_are_taken_and_drawn_as_asked_each_at_its_temperature(run, model):

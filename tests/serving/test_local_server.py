@@ -22,6 +22,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from nvae_tf.serving.client import ServedModel, ServingError
 from nvae_tf.serving.local_server import LoadedModel, array_from_json, local_server, message_from_array
 from nvae_tf.serving.outputs import write_digests
+from tests import refuses
 from tests.command_fixtures import started_anew
 from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, served, with_few_warm_ups
 
@@ -63,9 +64,8 @@ def test_malformed_requests_are_refused_and_the_server_goes_on(local):
 SAMPLE = {"signature_name": "sample"}
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "code", "message"),
-    [
+def test_wrong_rest_requests_get_their_status(local):
+    for path, body, code, message in (
         ("tiny:predict", b"[" * 100_000, 400, "the body is no JSON"),
         ("tiny:predict", {"signature_name": "smaple", "inputs": {}}, 400, "no signature 'smaple'; the model has"),
         ("tiny:predict", SAMPLE | {"instances": [{"seed": 1}]}, 400, "each with seed, temperature"),
@@ -74,11 +74,9 @@ SAMPLE = {"signature_name": "sample"}
         ("digits:predict", {}, 404, "model digits, version None, label ''"),
         ("tiny/versions/9:predict", {}, 404, "version 9, label '': this server for trials has version 3 of tiny alone"),
         ("..", None, 404, "Not Found"),
-    ],
-)
-def test_wrong_rest_requests_get_their_status(local, path, body, code, message):
-    status, answer = rest(local, path, body)
-    assert (status, list(answer)) == (code, ["error"]) and message in answer["error"], answer
+    ):
+        status, answer = rest(local, path, body)
+        assert (status, list(answer)) == (code, ["error"]) and message in answer["error"], answer
 
 
 def test_json_that_is_no_array_is_refused():
@@ -89,8 +87,7 @@ def test_json_that_is_no_array_is_refused():
         (["x" * 2**15] + [1] * 2**14, "float32", "a str where float32 is wanted"),
         (functools.reduce(lambda nested, _: [nested], range(40), "x"), "string", "nested too deep"),
     ):
-        with pytest.raises(ValueError, match=message):
-            array_from_json(value, dtype)
+        refuses(message, array_from_json, value, dtype)
 
 
 def test_rows_and_columns(local):
@@ -118,16 +115,6 @@ def test_bytes_are_base64_both_ways_and_a_single_input_needs_no_name(local):
     assert rest(local, "texts:predict", body) == (200, {"outputs": [[3.0, 4.0]]})
 
 
-def test_rest_status_and_metadata_are_servings(local):
-    status = {"version": "3", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
-    assert rest(local, "tiny") == rest(local, "tiny/versions/3") == (200, {"model_version_status": [status]})
-    code, metadata = rest(local, "tiny/metadata")
-    assert metadata["model_spec"] == {"name": "tiny", "signature_name": "", "version": "3"}
-    seed = metadata["metadata"]["signature_def"]["signature_def"]["sample"]["inputs"]["seed"]
-    assert seed["dtype"] == "DT_INT64"
-    assert seed["tensor_shape"] == {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
-
-
 def test_answers_have_the_fields_that_tensorflow_serving_fills():
     for array in (np.array([[b"", b"\0"]], object), *(np.array([[0, 1], [3, 200]], kind) for kind in "fdilB?")):
         message = message_from_array(array)
@@ -141,8 +128,7 @@ def test_messages_over_the_limit_are_refused(texts_folder, monkeypatch):
     with served("texts", texts_folder.parent) as servers:
         for protocol in PROTOCOLS:
             with servers.client(protocol, "texts") as client:
-                with pytest.raises(ServingError, match="RESOURCE_EXHAUSTED.*fewer rows"):
-                    client.predict("twice", value=large)
+                refuses("RESOURCE_EXHAUSTED.*fewer rows", client.predict, "twice", value=large, error=ServingError)
                 assert client.predict("twice", value=large[:, :2])["value"].tolist() == [[0.0, 0.0]]
 
 
@@ -154,18 +140,16 @@ def test_a_version_that_cannot_be_loaded_is_reported_with_its_cause(folder, tmp_
     ):
         shutil.copytree(folder, tmp_path / name)
         damage(tmp_path / name)
-        with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name}: can't be loaded (")) as raised:
-            LoadedModel("texts", tmp_path / name)
-        assert message in str(raised.value) and "Graph execution error" not in str(raised.value)
-        assert "\n" not in str(raised.value)
+        text = refuses(re.escape(f"{tmp_path / name}: can't be loaded ("), LoadedModel, "texts", tmp_path / name)
+        assert message in text and "Graph execution error" not in text
+        assert "\n" not in text
 
 
 def test_the_newest_version_is_served_and_no_other(texts_folder, tmp_path):
     for number in ("2", "10"):
         shutil.copytree(texts_folder, tmp_path / number)
     with served("texts", tmp_path) as servers, servers.client("grpc", "texts", label="stable") as client:
-        with pytest.raises(ServingError, match="version 10 of texts alone .NOT_FOUND"):
-            client.metadata()
+        refuses("version 10 of texts alone .NOT_FOUND", client.metadata, error=ServingError)
 
 
 def test_a_taken_port_is_refused(texts_folder, local):
@@ -200,22 +184,6 @@ def test_two_thousand_idle_connections_do_not_stop_a_request(local):
         assert answer == (200, {"outputs": [[4.0]]})
         with local.client("grpc", "texts") as client:
             assert client.predict("twice", value=[[2.0]])["value"] == [[4.0]]
-
-
-@pytest.mark.slow
-def test_the_command_serves_until_sigterm(texts_folder):
-    flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0"]
-    with started_anew(["-m", "export.serve", *flags], stderr=subprocess.PIPE) as process:
-        try:
-            ready = process.stdout.readline()
-            ports = re.fullmatch(r"ready: gRPC on 127.0.0.1:(\d+), REST on 127.0.0.1:(\d+)\n", ready).groups()
-            with socket.create_connection(("127.0.0.1", int(ports[1]))):  # a connection that waits stops no end
-                process.send_signal(signal.SIGTERM)
-                printed, errors = process.communicate(timeout=20)
-        finally:
-            process.kill()
-    assert process.returncode == 0 and printed == "ended\n" and "Traceback" not in errors
-    assert f"{texts_folder}: assets.extra is missing, so its files can't be checked" in errors
 
 
 @pytest.mark.slow
@@ -295,7 +263,7 @@ def send(port, content, status):
 
 
 @pytest.mark.slow
-def test_ten_thousand_mixed_requests_do_the_server_no_harm(texts_folder, tmp_path):
+def test_ten_thousand_mixed_requests_do_the_command_no_harm_and_it_serves_until_sigterm(texts_folder, tmp_path):
     flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0"]
     log, memory, wrong = tmp_path / "log", [], itertools.cycle(MALFORMED)
     with log.open("w") as errors, started_anew(["-m", "export.serve", *flags], stderr=errors) as process:
@@ -313,9 +281,11 @@ def test_ten_thousand_mixed_requests_do_the_server_no_harm(texts_folder, tmp_pat
                 for number, _ in enumerate(pool.map(ask, range(REQUESTS)), 1):
                     if number % (REQUESTS // 10) == 0:
                         memory.append(psutil.Process(process.pid).memory_info().rss)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=20) == 0
+            with socket.create_connection(("127.0.0.1", rest_port)):  # a connection that waits stops no end
+                process.send_signal(signal.SIGTERM)
+                assert process.communicate(timeout=20) == ("ended\n", None) and process.returncode == 0
         finally:
             process.kill()
     assert memory[-1] - memory[2] < 64 * 2**20, memory
-    assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
+    printed = log.read_text()
+    assert "Traceback" not in printed and f"{texts_folder}: assets.extra is missing, so its" in printed, printed[-3000:]

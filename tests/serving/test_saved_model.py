@@ -27,7 +27,7 @@ from nvae_tf.serving.saved_model import cached_export, example_images, export_sa
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from nvae_tf.serving.tflite import folded_signatures, run_images
 from nvae_tf.serving.verification import CHECK, RECORD, process_alone, read_record, verified
-from tests import FIXTURES, ROOT
+from tests import FIXTURES, ROOT, refuses
 from tests.serving.conftest import VANILLA_CONFIG
 from tests.serving.model_servers import IMAGES
 from tests.tiny_model import flat, tiny_config
@@ -141,13 +141,11 @@ def test_the_weights_of_an_export_are_read_without_the_run(folder, model, run):
     config, loaded, folded, source = load_export(folder)
     assert config is None and loaded.config == model.config
     assert source["step"] == 1200 and source["most_rows"] >= 64
-    with pytest.raises(ValueError, match="made of a model, not of a run, and names no images"):
-        run_images(config, None, "test", 4)
+    refuses("made of a model, not of a run, and names no images", run_images, config, None, "test", 4)
     latents = model.encode(IMAGES, seed=5)
     images = folded_signatures(loaded, folded).decode(tf.constant(flat(latents)))["image"]
     np.testing.assert_allclose(images, run("decode", latent=flat(latents))["image"], atol=1e-5)
-    with pytest.raises(ValueError, match="can't be read by place .*; export the run again"):
-        load_export(FIRST_EXPORT)
+    refuses("can't be read by place .*; export the run again", load_export, FIRST_EXPORT)
 
 
 def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, model):
@@ -175,8 +173,7 @@ def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, 
         return outputs
 
     monkeypatch.setattr(saved_model, "process_alone", lambda *script: contextlib.nullcontext(off_by_little))
-    with pytest.raises(ValueError, match="score/kl_per_group is off by 3.*not published"):
-        export_saved_model(vanilla_model, tmp_path / "a" / "b")
+    refuses("score/kl_per_group is off by 3.*not published", export_saved_model, vanilla_model, tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
 
 
@@ -189,16 +186,14 @@ def test_the_process_that_checks_starts_early_and_ends_with_an_error(vanilla_mod
 
     monkeypatch.setattr(subprocess, "Popen", lambda *given, **how: started.append(popen(*given, **how)) or started[-1])
     monkeypatch.setattr(saved_model, "recorded", fails)
-    with pytest.raises(ValueError, match="it has diverged"):
-        export_saved_model(vanilla_model, tmp_path / "a" / "b")
+    refuses("it has diverged", export_saved_model, vanilla_model, tmp_path / "a" / "b")
     assert started[0].returncode == -signal.SIGKILL and not list(tmp_path.iterdir())
 
 
 def test_a_model_that_has_diverged_is_not_exported(vanilla_model):
     model = NVAE(vanilla_model.config)
     model.top_down.image.kernel.assign(model.top_down.image.kernel * np.nan)
-    with pytest.raises(ValueError, match="signature sample gives numbers that are not finite"):
-        verification.recorded(Signatures(model))
+    refuses("signature sample gives numbers that are not finite", verification.recorded, Signatures(model))
 
 
 @pytest.fixture
@@ -215,6 +210,7 @@ def test_every_file_is_looked_at(copied, refused):
     assert message in refused("export.verify", str(copied))
     flags = f"--saved_model={copied}", f"--output={copied / 'x.tflite'}", "--signature=decode"
     assert message in refused("export.export_tflite", *flags)
+    assert f"name one version; there is {copied}" in refused("export.verify", str(copied.parent))
 
 
 def test_what_is_missing_or_no_number_is_never_equal(tmp_path):
@@ -225,8 +221,7 @@ def test_what_is_missing_or_no_number_is_never_equal(tmp_path):
     export = shutil.copytree(FIRST_EXPORT, tmp_path / "1")
     record = read_record(export)
     write_arrays(export / RECORD, record | {"outputs/score/nats": record["outputs/score/nats"] * np.nan})
-    with pytest.raises(ValueError, match="verification.npz: .*`outputs/score/nats` has numbers .* not all finite"):
-        read_record(export)
+    refuses("verification.npz: .*`outputs/score/nats` has numbers .* not all finite", read_record, export)
 
 
 @pytest.mark.parametrize("lacking", ["outputs/score/nats", "outputs/s"])
@@ -240,38 +235,29 @@ def test_a_record_that_lacks_outputs_proves_nothing(tmp_path, refused, lacking, 
     assert re.search("does not give the model's numbers: .* is off by inf", refused("export.verify", str(export)))
 
 
-def test_what_is_no_export_is_refused(folder, refused):
-    assert f"name one version; there is {folder}" in refused("export.verify", str(folder.parent))
-
-
 @pytest.mark.slow
 def test_an_export_without_a_record_and_one_that_cannot_be_run(copied):
     (copied / "variables" / "variables.index").write_bytes(b"")
     with process_alone(*CHECK) as run, pytest.raises(ValueError, match=r"can't be run in a clean process \(.*\)$"):
         verified(copied, run)
     (copied / RECORD).unlink()
-    with pytest.raises(ValueError, match="verification.npz: missing or damaged"):
-        verified(copied, run)
+    refuses("verification.npz: missing or damaged", verified, copied, run)
 
 
-@pytest.mark.parametrize(
-    ("place", "version", "message"),
-    [
-        ("models", 2, "has a version 2 already.*next free one is 13"),
-        ("folder", 1, "holds 'file', so it has no versions"),
-        ("new[1]", 1, r"new\[1\]: TensorFlow takes \[ for a pattern"),
-        ("folder/file", 1, "file is a file, not a folder"),
-        ("new", 0, "whole numbers from 1 to 9223372036854775807"),
-    ],
-)
-def test_places_and_numbers_that_cannot_be_are_refused_before_any_work(tmp_path, place, version, message):
+def test_places_and_numbers_that_cannot_be_are_refused_before_any_work(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()
     for name in ("02", "12", ".13.partial-abc"):  # the last is left by a killed export
         (tmp_path / "models" / name).mkdir(parents=True)
     check_version_is_free(tmp_path / "models", 13)
-    with pytest.raises(ValueError, match=message):
-        check_version_is_free(tmp_path / place, version)
+    for place, version, message in (
+        ("models", 2, "has a version 2 already.*next free one is 13"),
+        ("folder", 1, "holds 'file', so it has no versions"),
+        ("new[1]", 1, r"new\[1\]: TensorFlow takes \[ for a pattern"),
+        ("folder/file", 1, "file is a file, not a folder"),
+        ("new", 0, "whole numbers from 1 to 9223372036854775807"),
+    ):
+        refuses(message, check_version_is_free, tmp_path / place, version)
 
 
 @pytest.fixture

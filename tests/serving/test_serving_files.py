@@ -57,25 +57,22 @@ def flags_of(output):
     return dict(flag.removeprefix("--").split("=", 1) for flag in serving["command"])
 
 
-@pytest.mark.parametrize(
-    ("labels", "digits", "faces"),
-    [
+def test_versions_with_labels_are_served_and_no_others_or_the_newest(models, write_files):
+    for labels, digits, faces in (
         ("", {}, {}),
         ("digits:stable=2,digits:canary=10", {"stable": 2, "canary": 10}, {}),
         ("auto", {"stable": 3, "canary": 10}, {"stable": 1, "canary": 1}),
-    ],
-)
-def test_versions_with_labels_are_served_and_no_others_or_the_newest(models, write_files, labels, digits, faces):
-    output, _ = write_files(models, f"--labels={labels}")
-    served = served_models(output)
-    assert sorted(served) == ["digits", "faces"]
-    for name, versions in (("digits", digits), ("faces", faces)):
-        model, policy = served[name], served[name].model_version_policy
-        assert model.base_path == f"/models/{name}" and dict(model.version_labels) == versions
-        assert list(policy.specific.versions) == sorted(set(versions.values()))
-        assert versions or policy.latest.num_versions == 1
-    # Labels may come while the server runs.
-    assert flags_of(output)["allow_version_labels_for_unavailable_models"] == "true"
+    ):
+        output, _ = write_files(models, f"--labels={labels}")
+        served = served_models(output)
+        assert sorted(served) == ["digits", "faces"]
+        for name, versions in (("digits", digits), ("faces", faces)):
+            model, policy = served[name], served[name].model_version_policy
+            assert model.base_path == f"/models/{name}" and dict(model.version_labels) == versions
+            assert list(policy.specific.versions) == sorted(set(versions.values()))
+            assert versions or policy.latest.num_versions == 1
+        # Labels may come while the server runs.
+        assert flags_of(output)["allow_version_labels_for_unavailable_models"] == "true"
 
 
 def test_requests_are_not_batched_where_a_refused_row_would_fail_its_neighbors(texts_folder, tmp_path, write_files):

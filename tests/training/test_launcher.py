@@ -13,7 +13,7 @@ import yaml
 
 from nvae_tf.training import launcher as launcher_module
 from nvae_tf.training.launcher import StopRequest, StopRequested, gpus_of_processes, run_workers
-from tests import ROOT
+from tests import ROOT, refuses
 from tests.command_fixtures import until
 from train import launch
 
@@ -186,8 +186,7 @@ def test_gpus_are_assigned(tmp_path, monkeypatch, arguments, visible, num_known,
     for index in range(num_known or 0):
         (tmp_path / "driver" / f"0000:{index}:00.0").mkdir(parents=True)
     if isinstance(expected, str):
-        with pytest.raises(ValueError, match=expected):
-            gpus_of_processes(*arguments)
+        refuses(expected, gpus_of_processes, *arguments)
     else:
         assert gpus_of_processes(*arguments) == expected
 
@@ -199,8 +198,7 @@ def test_a_launcher_in_a_cluster_is_refused_and_logs_lie_beside_the_run_folder(r
     assert launch.log_folder(pathlib.Path("runs/two/"), None) == pathlib.Path("runs/two-logs")
     (tmp_path / "file").touch()
     for wrong in ("runs/two/logs", "file"):
-        with pytest.raises(ValueError, match=f"^--log_dir={wrong}"):
-            launch.log_folder(pathlib.Path("runs/two"), wrong)
+        refuses(f"^--log_dir={wrong}", launch.log_folder, pathlib.Path("runs/two"), wrong)
 
 
 def test_a_signal_is_remembered_until_the_run_looks_and_a_second_ctrl_c_ends_at_once():

@@ -187,7 +187,7 @@ def pixels(events, tag, step):
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("L"))
 
 
-def test_samples_of_every_temperature_come_from_the_same_draws(events, finished_model, finished_run):
+def test_samples_of_two_temperatures_and_reconstructions_below_their_images(events, finished_model, finished_run):
     tag = "samples/temperature_0.6"
     assert steps_of(events, tag) == steps_of(events, "samples/temperature_0.7") == [40, 60]
     assert_shown(pixels(events, tag, 60), generate_images(finished_model, 16, 0.6, seed=0), None)
@@ -196,6 +196,12 @@ def test_samples_of_every_temperature_come_from_the_same_draws(events, finished_
     with Image.open(file) as figure:
         expected = {"model": finished_run[0].name, "step": "60", "temperature": "0.7", "seed": "0"}
         assert expected.items() <= figure.info.items()
+    test = load_split(read_run_config(RunFolder(finished_run[0])).data, "test")
+    originals = test.images[shown_numbers(test, 8)] / np.float32(255)
+    assert steps_of(events, "reconstructions") == [40, 60]
+    rows, side, gap = pixels(events, "reconstructions", 60), 64, 6
+    assert_shown(rows[:side], originals, 8)
+    assert_shown(rows[side + gap :], finished_model(originals, seed=0).numpy(), 8)
 
 
 def test_without_matplotlib_samples_are_a_bare_grid(tmp_path, monkeypatch):
@@ -203,15 +209,6 @@ def test_without_matplotlib_samples_are_a_bare_grid(tmp_path, monkeypatch):
     images = np.random.default_rng(0).random([4, 16, 16, 1])
     write_samples(tmp_path / "step-1.png", images, "digits", 1, 0.7)
     assert_shown(np.asarray(Image.open(tmp_path / "step-1.png")), images, None)
-
-
-def test_test_images_stand_above_their_reconstructions(events, finished_model, finished_run):
-    test = load_split(read_run_config(RunFolder(finished_run[0])).data, "test")
-    originals = test.images[shown_numbers(test, 8)] / np.float32(255)
-    assert steps_of(events, "reconstructions") == [40, 60]
-    rows, side, gap = pixels(events, "reconstructions", 60), 64, 6
-    assert_shown(rows[:side], originals, 8)
-    assert_shown(rows[side + gap :], finished_model(originals, seed=0).numpy(), 8)
 
 
 def test_there_are_curves_of_training_test_and_every_group_whose_active_units_add_up(events, finished_run):
