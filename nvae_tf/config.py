@@ -27,6 +27,7 @@ LARGEST_SEED = 2**31 - 1
 # Float32 counts no further one by one, so that more samples would not change their sum.
 MOST_IMPORTANCE_SAMPLES = 2**24
 MAX_PIXELS = 64_000_000
+MOST_CHANNELS = 32
 MOST_CLASSES = 100_000
 OLD_NAMES = {  # former names of settings, which files and flags may still give
     "regularisation": "regularization",
@@ -206,7 +207,7 @@ class ModelConfig(_Settings, group="model.", least=1):
     Attributes:
       image_height: height of the images in pixels; follows `data.height`.
       image_width: width of the images in pixels; follows `data.width`.
-      image_channels: channels of the images, 1 to 4; follows `data.channels`.
+      image_channels: channels of the images, with the mixture 1 to 32; follows `data.channels`.
       padded_height: height of the frame; None: the smallest that the hierarchy can halve, often the image's own.
       padded_width: width of the frame; None likewise.
       num_bits: bits per channel that the likelihood resolves, 1 to 8; follows `data.num_bits`.
@@ -368,7 +369,7 @@ class DataSpec(_Settings, group="data.", least=1):
       split_seed: decides which images these are.
       height: height of the images that the model gets, in pixels.
       width: their width in pixels.
-      channels: their channels, 1 to 4.
+      channels: their channels, 1 to 32; of pictures up to 4.
       file_bits: bits per channel of the stored images, 8 or 16.
       convert: whether pictures that have other channels or bits than these are converted, rather than refused.
       crop_box: `(left, top, right, bottom)` in pixels, cut out of every image first; None cuts nothing.
@@ -388,6 +389,8 @@ class DataSpec(_Settings, group="data.", least=1):
       num_classes: how many classes there are; None: looked up. Only with `labels`.
       alpha: what becomes of an alpha channel: "keep" it, "drop" it, or lay the image on "white", "black" or a color
         "#rrggbb". Without it RGBA has 3 channels and gray with alpha has 1.
+      display_channels: one channel, shown as gray, or three, shown as RGB, that figures show, counted from 0; empty:
+        all up to 4, otherwise the first three.
     """
 
     name: str = "cifar10"
@@ -400,7 +403,7 @@ class DataSpec(_Settings, group="data.", least=1):
     split_seed: Annotated[int, 0, 2**32 - 1] = 0
     height: int | None = 32
     width: int | None = 32
-    channels: Annotated[int | None, 1, 4] = 3
+    channels: Annotated[int | None, 1, MOST_CHANNELS] = 3
     file_bits: int | None = 8
     convert: bool = False
     crop_box: tuple | None = None
@@ -418,6 +421,7 @@ class DataSpec(_Settings, group="data.", least=1):
     labels: bool = False
     num_classes: Annotated[int | None, 2, MOST_CLASSES] = None
     alpha: str = "keep"
+    display_channels: tuple = ()
 
     def _faults(self):
         if self.file_bits not in (None, 8, 16):
@@ -434,6 +438,9 @@ class DataSpec(_Settings, group="data.", least=1):
             yield "num_bits", "images that are binarized (data.binarize) have 1 bit; set it to 1"
         if self.stacked_images not in (1, self.channels):
             yield "stacked_images", f"must be 1 or data.channels = {self.channels}"
+        numbers, most = self.display_channels, (self.channels or MOST_CHANNELS) - 1
+        if len(numbers) not in (0, 1, 3) or not all(type(n) is int and 0 <= n <= most for n in numbers):
+            yield "display_channels", f"must be one number or three, from 0 to {most}, as 3,2,1"
         box = (0, 0, 1, 1) if self.crop_box is None else self.crop_box
         is_box = len(box) == 4 and all(isinstance(side, int) and side >= 0 for side in box)
         if not is_box or box[0] >= box[2] or box[1] >= box[3]:

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import DataSpec, check
+from nvae_tf.config import MOST_CHANNELS, DataSpec, check
 from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_images
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory, class_numbers, held_out
 from nvae_tf.errors import wrap_read_errors
@@ -193,9 +193,13 @@ def _image_form(stored: _StoredArray) -> tuple[tuple[int, ...], np.dtype]:
     shape = stored_shape if len(stored_shape) == 4 else (*stored_shape, 1)
     # [height, width, 3] is one picture rather than many that are 3 wide.
     is_one_picture = len(stored_shape) == 3 and stored_shape[-1] in (2, 3, 4)
-    is_set = len(shape) == 4 and shape[-1] in (1, 2, 3, 4) and min(shape) > 0 and not is_one_picture
+    is_set = len(shape) == 4 and 1 <= shape[-1] <= MOST_CHANNELS and min(shape) > 0 and not is_one_picture
+    if is_set and shape[3] > 4 and (shape[1] <= 4 or shape[1] < shape[2] == shape[3]):
+        fix = "channels come last: save np.moveaxis(images, 1, -1)"
+        raise ValueError(f"{stored.file}: it has {dtype} {list(stored_shape)}; {fix}")
     if not is_set or dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.bool_):
-        form = "uint8, uint16 or bool [count, height, width, channels], 1 to 4 channels, or [count, height, width]"
+        form = f"[count, height, width, channels], 1 to {MOST_CHANNELS} channels, or [count, height, width]"
+        form = f"uint8, uint16 or bool {form}"
         raise ValueError(f"{stored.file}: it has {dtype} {list(stored_shape)}; images are {form}")
     return shape, dtype
 

@@ -242,9 +242,18 @@ def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -
     """Raises BadPicture for images with other channels or bits than the spec's, unless they are converted."""
     for what, value, setting in (("channels", spec.seen_channels(channels), "channels"), ("bits", bits, "file_bits")):
         expected = getattr(spec, setting)
-        if not spec.convert and value not in (None, expected):
+        if value in (None, expected):
+            continue
+        if max(value, expected) > len(_CHANNEL_MODES) and what == "channels":
+            raise BadPicture(f"{where}: has {value} {what}, but data.{setting} is {expected}; set it to {value}")
+        if not spec.convert:
             fix = "--config.data.convert=True (of nvae-generate --convert) converts images as they are read"
             raise BadPicture(f"{where}: has {value} {what}, but data.{setting} is {expected}; {fix}")
+
+
+def stored_values(images: np.ndarray, spec: DataSpec) -> np.ndarray:
+    """Images in [0, 1] in the type and the range that files of the data set have, uint8."""
+    return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def fit_images(images: np.ndarray, spec: DataSpec) -> np.ndarray:

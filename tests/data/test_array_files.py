@@ -41,6 +41,7 @@ def assert_refused(path, message, **settings):
         (IMAGES[..., 1] > 99, (5, 6, 1, 8), (IMAGES[..., 1:2] > 99) * 255),
         (IMAGES.astype(np.uint16) * 256 + 255, (5, 6, 3, 16), IMAGES),
         (IMAGES[::-1, ::-1], (5, 6, 3, 8), IMAGES[::-1, ::-1]),
+        (np.tile(IMAGES, 10), (5, 6, 30, 8), np.tile(IMAGES, 10)),
     ],
 )
 @pytest.mark.parametrize("ending", ["npy", "npz"])
@@ -111,6 +112,8 @@ def test_wrong_arrays_are_refused(tmp_path):
         ({"labels": np.arange(3)}, r"it has int64 \[3\]; images are uint8, uint16 or bool \[count, height, width"),
         ({"images": np.array([{}, None], object)}, "it has object"),
         (IMAGES.transpose(0, 3, 1, 2), r"it has uint8 \[30, 3, 5, 6\]"),
+        (random_pixels(9, 8, 16, 16), r"it has uint8 \[9, 8, 16, 16\]; channels come last: save np.moveaxis"),
+        (random_pixels(9, 8, 16, 33), r"it has uint8 \[9, 8, 16, 33\]; .* 1 to 32 channels"),
         (IMAGES / 255, "it has float64"),
         (random_pixels(5, 6, 3), "it has"),
         (IMAGES.astype(np.uint16), "uint16 goes to 65535, but no value is above 255"),
@@ -118,6 +121,11 @@ def test_wrong_arrays_are_refused(tmp_path):
         path = tmp_path / ("set.npz" if isinstance(array, dict) else "images.npy")
         np.savez(path, **array) if isinstance(array, dict) else np.save(path, array)
         assert_refused(path, message)
+
+
+def test_other_channels_than_the_settings_are_refused(tmp_path):
+    path = saved(tmp_path / "images.npy", random_pixels(9, 8, 9, 8))
+    assert_refused(path, "has 8 channels, but data.channels is 3; set it to 8", channels=3)
 
 
 def test_damaged_files_are_refused(tmp_path):

@@ -66,6 +66,7 @@ def test_unknown_names_and_impossible_specs_are_refused():
         ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),
         ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or data.channels = 1"),
         ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
+        ({"display_channels": (0, 3, 1)}, r"data.display_channels = \(0, 3, 1\): must be one number or three, from 0"),
         ({"alpha": "#12345"}, "data.alpha = '#12345': must be keep, drop, white, black or a color"),
         ({"alpha": "white", "channels": 4}, "leaves no alpha channel: set --config.data.channels=3"),
         ({"test_split": "train"}, "data.test_split = 'train': must differ from data.train_split"),
