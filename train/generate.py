@@ -95,8 +95,10 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, 
         return
     channels = run.config.data.display_channels
     shown = image_grid.displayed(made.images, channels)
+    is_deep = run.config.data.dtype == "uint16" and shown.shape[-1] == 1
     for folder in filter(None, (FLAGS.each, place.path if place.kind == FOLDER else None)):
-        image_grid.write_pictures(pathlib.Path(folder), shown, made.names)
+        pixels = stored_values(shown, run.config.data) if is_deep else shown
+        image_grid.write_pictures(pathlib.Path(folder), pixels, made.names)
     if place.kind == ".npy":
         with files.atomic_file(place.path) as partial, partial.open("wb") as stream:
             np.save(stream, stored_values(made.images, run.config.data))

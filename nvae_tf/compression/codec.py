@@ -278,18 +278,21 @@ def model_at(place: str) -> ModelWithWeights:
 
 
 def with_weights(model: NVAE, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
-    """The model for a codec."""
+    """The model for a codec; ValueError for one of more than 8 bits."""
+    if model.config.num_bits > 8:
+        raise ValueError(f"model.num_bits = {model.config.num_bits}: lossless files are of up to 8 bits")
     return ModelWithWeights(model, weights_sha256(model)[:20], class_names)
 
 
 def compress_images(model: NVAE, images: Any, labels: Any, **settings: Any) -> bytes:
     """What `NVAE.compress` does."""
+    source = with_weights(model)
     scaled, highest = check_images(images, model.config, scored=True).numpy() * _highest(model), _highest(model)
     levels = np.rint(scaled).astype(np.uint8)
     if (np.abs(scaled - levels) > _LEVEL_TOLERANCE * highest).any():
         raise ValueError(f"images have values between the {highest + 1} levels of the model: they would be lost")
     labels = check_labels(labels, len(levels), model.config.num_classes)
-    return compress(with_weights(model), levels, labels if labels is None else labels.numpy(), **settings)
+    return compress(source, levels, labels if labels is None else labels.numpy(), **settings)
 
 
 def decompress_images(model: NVAE, data: bytes, chunk: int | None) -> np.ndarray:

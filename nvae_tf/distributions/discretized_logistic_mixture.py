@@ -43,8 +43,13 @@ def coupled_channels(channel: int) -> list[tuple[int, int]]:
     return [(each, first + row) for row, each in enumerate(lower)]
 
 
-def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures: int) -> tuple[tf.Tensor, ...]:
-    """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into parameters of `DiscretizedLogisticMixture`."""
+def split_mixture_parameters(
+    parameters: tf.Tensor, channels: int, num_mixtures: int, num_bits: int = 8
+) -> tuple[tf.Tensor, ...]:
+    """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into parameters of `DiscretizedLogisticMixture`.
+
+    Log-scales are at least -7, the published floor; beyond 8 bits it is lower by as much as bins are narrower.
+    """
     # M logits come first, then channel after channel M means and M log-scales, and then all coefficients.
 
     def rows(flat: tf.Tensor, *shape: int) -> tf.Tensor:
@@ -58,7 +63,8 @@ def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures:
         logits, rest, coefficients = tf.split(parameters, [num_mixtures, 2 * channels * num_mixtures, -1], axis=-1)
         means, log_scales = tf.unstack(rows(rest, channels, 2), axis=-2)
         coefficients = rows(coefficients, num_coefficients(channels))
-    return logits, means, tf.maximum(log_scales, _MINIMUM_LOG_SCALE), tf.math.tanh(coefficients)
+    floor = _MINIMUM_LOG_SCALE - math.log((2 ** max(8, num_bits) - 1) / 255)
+    return logits, means, tf.maximum(log_scales, floor), tf.math.tanh(coefficients)
 
 
 class DiscretizedLogisticMixture(tfd.Distribution):
@@ -74,13 +80,14 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     the upper tail, and masses below 1e-5 become density at the bin's center times its width. Samples are continuous in
     [0, 1]. `mean` for RGB is each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1]; for
     other channels that of the clamped noise. `variance` is that of samples where no channel that others depend on is
-    clamped. All is in float32.
+    clamped. All is in float32. Beyond 8 bits edges are always exact, and values count as the nearest level.
 
     Args:
       mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
-      means, log_scales: `[..., C, M]`, on the [-1, 1] scale; log-scales of -7 and above are safe in float32.
+      means, log_scales: `[..., C, M]`, on the [-1, 1] scale; log-scales down to `split_mixture_parameters`' floor
+        are safe in float32.
       coefficients: `[..., num_coefficients(C), M]`, row by row of the strict lower triangle, see `coupled_channels`.
-      num_bits: bits a channel, 1 to 8.
+      num_bits: bits a channel, 1 to 16.
     """
 
     def __init__(self, mixture_logits, means, log_scales, coefficients, num_bits: int = 8, exact_edges: bool = False):
@@ -90,7 +97,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         )
         self._channels = self._means.shape[-2]
         self._half_width = 1.0 / (2**num_bits - 1)
-        self._exact_edges = exact_edges
+        self._is_deep = num_bits > 8
+        self._exact_edges = exact_edges or self._is_deep
         super().__init__(tf.float32, tfd.NOT_REPARAMETERIZED, False, True, parameters=parameters, name=_NAME)
 
     @classmethod
@@ -119,7 +127,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         # `where`s has finite values and gradients, so none can poison the one chosen.
         inverse_scale = tf.math.exp(-log_scale)
         # In pairs: no tensor has more than two uses, see `fan_out`.
-        centered, centered_in_density = fan_out((value - mean) * inverse_scale, 2)
+        centered, centered_in_density = fan_out(self._less_mean(value, mean) * inverse_scale, 2)
         half_width, half_of_relative_width = fan_out(self._half_width * inverse_scale, 2)
         log_lower_tail = tf.math.log_sigmoid(centered + half_width)
         log_upper_tail = tf.math.log_sigmoid(half_width - centered)
@@ -134,6 +142,15 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             log_at_center = both_tails - log_scale + math.log(2.0 * self._half_width)
             log_inner = tf.where(log_inner < _LOG_SMALL_MASS, log_at_center, log_inner)
         return tf.where(is_lowest, log_lower_tail, tf.where(is_highest, log_upper_tail, log_inner))
+
+    def _less_mean(self, value: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+        if not self._is_deep:
+            return value - mean
+        # Near 1 float32 has too few digits for bins this narrow. Whole numbers of levels are exact, so that all bins
+        # share their edges and the masses sum to 1.
+        levels, mean_levels = ((x + 1.0) * (0.5 / self._half_width) for x in (value, mean))
+        levels += tf.stop_gradient(tf.round(levels) - levels)
+        return (levels - mean_levels) * (2.0 * self._half_width)
 
     def _sample_n(self, n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         # Not salted with self.name, which graphs make unique: one seed must draw the same there as eagerly.

@@ -70,7 +70,7 @@ def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
 
 
 def write_png(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes uint8 `[height, width, 1 to 4 channels]` atomically; the folder is made where it is missing."""
+    """Writes uint8 `[height, width, 1 to 4 channels]`, or uint16 of 1, atomically; the folder is made if missing."""
     with atomic_file(path) as partial:
         _picture(array).save(partial, format="PNG")
 
@@ -94,11 +94,14 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
 
 
 def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str]) -> None:
-    """Writes images `[count, height, width, channels]`, or `[count, variants, ...]` with numbers, as PNG files."""
+    """Writes images `[count, height, width, channels]`, or `[count, variants, ...]` with numbers, as PNG files.
+
+    They are in [0, 1], or of one channel and uint16: such files have 16 bits.
+    """
     for name, image in zip(picture_names(names), images, strict=True):
         for number, variant in enumerate(image if image.ndim == 4 else [image]):
             file = f"{name.removesuffix('.png')}_{number:03d}.png" if image.ndim == 4 else name
-            write_png(folder / file, image_grid(variant[np.newaxis]))
+            write_png(folder / file, variant if variant.dtype == np.uint16 else image_grid(variant[np.newaxis]))
 
 
 def picture_names(names: Sequence[str]) -> list[str]:

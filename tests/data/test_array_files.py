@@ -10,7 +10,9 @@ import scipy.io
 import scipy.sparse
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.sources import holds_out, load_split
+from nvae_tf.data.pictures import stored_values
+from nvae_tf.data.pipeline import evaluation_batches
+from nvae_tf.data.sources import held_out, holds_out, load_split
 from tests.data.picture_factory import idx, own_images, random_pixels, stored_pixels, values_and_labels, write_files
 from tests.tiny_model import assert_same
 
@@ -121,6 +123,43 @@ def test_wrong_arrays_are_refused(tmp_path):
         path = tmp_path / ("set.npz" if isinstance(array, dict) else "images.npy")
         np.savez(path, **array) if isinstance(array, dict) else np.save(path, array)
         assert_refused(path, message)
+
+
+DEEP = random_pixels(30, 5, 6, 9, dtype=np.uint16) >> 4
+FLOATS = np.random.default_rng(0).normal(size=(30, 5, 6, 1)) * 100
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+@pytest.mark.parametrize("array", [DEEP, DEEP.astype(">u2"), DEEP[..., 0] * 1.0 - 4e3, FLOATS.astype(np.int32), FLOATS])
+def test_deep_values_stay_as_they_are_up_to_the_graph(array, ending, tmp_path):
+    path = tmp_path / f"images.{ending}"
+    np.save(path, array) if ending == "npy" else np.savez_compressed(path, array)
+    low, high = (0, 4095) if array.dtype.kind == "u" else (-5000, 3000.5)
+    spec = own_images(
+        path, test_fraction=0.2, **{"num_bits": 12} if array.dtype.kind == "u" else {"range": (low, high)}
+    )
+    assert (spec.file_bits, spec.likelihood) == ((16, "logistic_mixture") if low == 0 else (32, "normal"))
+    source = load_split(spec, "train")
+    stored = stored_pixels(source)
+    assert stored.dtype == spec.dtype == ("uint16" if low == 0 else "float32")
+    (images,) = evaluation_batches(source, spec, 24, seed=0)
+    _, chosen = held_out(list(map(str, range(30))), spec)
+    rest = np.delete(array, chosen, axis=0).reshape(stored.shape)
+    np.testing.assert_array_equal(stored, rest.astype(stored.dtype))
+    np.testing.assert_allclose(images, (rest.astype(np.float64) - low) / (high - low), atol=2e-7)
+    np.testing.assert_array_equal(np.rint(stored_values(images.numpy(), spec)), np.rint(stored))
+
+
+@pytest.mark.parametrize(
+    ("array", "settings", "message"),
+    [
+        (DEEP, {"num_bits": 11}, "has values from .* to 40.*, and data.num_bits = 11 go to 2047; set it to 12"),
+        (FLOATS, {"range": (0, 500)}, "has values from -.*, and data.range is 0,500; set it to both, or clip"),
+        (np.where(FLOATS > 200, np.nan, FLOATS), {"range": (-900, 900)}, r"has NaN \(not a number\) among its values"),
+    ],
+)
+def test_values_beyond_the_settings_are_refused(array, settings, message, tmp_path):
+    assert_refused(saved(tmp_path / "images.npy", array), message, **settings)
 
 
 def test_other_channels_than_the_settings_are_refused(tmp_path):

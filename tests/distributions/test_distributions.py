@@ -106,6 +106,32 @@ def test_exact_masses_sum_to_one(channels, num_bits):
     np.testing.assert_allclose(masses.sum(axis=0), np.ones(count), atol=2e-5)
 
 
+@pytest.mark.parametrize("num_bits", [8, 10, 12, 16])
+def test_the_masses_of_all_levels_sum_to_one_where_scales_are_at_their_floor_too(num_bits):
+    generator, levels = np.random.default_rng(0), 2**num_bits
+    parameters = generator.uniform([-1, -1, -1.02, -1.02, -14, -14], [1, 1, 1.02, 1.02, 2, 2], [24, 1, 1, 6])
+    # On the edge between two levels, as narrow as can be.
+    parameters[:8, ..., 2:4] = (2 * generator.integers(0, levels - 1, [8, 1, 1, 2]) + 1) / (levels - 1) - 1
+    parameters[:8, ..., 4:] = -20
+    images = (np.arange(levels) / (levels - 1)).astype(np.float32)[:, None, None, None, None]
+    mixture = ImageLikelihood("logistic_mixture", 1, 2, num_bits, exact_edges=True)
+    log_masses = mixture.distribution(tf.constant(parameters, tf.float32)).log_prob(images).numpy()
+    np.testing.assert_allclose(np.exp(log_masses.astype(np.float64)).sum(axis=0), np.ones(24), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_bits", [10, 12, 16])
+def test_many_bits_match_the_formula_in_float64(num_bits):
+    highest, floor = 2**num_bits - 1, -7 - np.log((2**num_bits - 1) / 255)
+    levels = np.array([0, 1, 2, highest // 3, highest - 2, highest - 1, highest])
+    images = tf.constant(levels / highest, tf.float32, [7, 1, 1, 1])
+    for mean, scale in itertools.product(np.float32([-1.5, -1, -0.3, 0.9999, 1, 2]), np.float32([-20, -7, -5, 0, 6])):
+        parameters, narrow = tf.constant([0.0, mean, scale], tf.float32, [1, 1, 3]), max(scale, floor)
+        found = ImageLikelihood("logistic_mixture", 1, 1, num_bits).distribution(parameters).log_prob(images)
+        expected = [logistic_log_mass(2 * k / highest - 1, np.float64(mean), narrow, num_bits, True) for k in levels]
+        # The mean itself has no more digits.
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6 + 1.2e-7 * np.exp(-narrow))
+
+
 @pytest.mark.parametrize(("channels", "operations"), [(1, 113), (3, 220), (4, 290)])
 def test_the_graph_of_eight_bits_is_as_it_was(channels, operations):
     mixture = ImageLikelihood("logistic_mixture", channels, 3)
@@ -115,7 +141,7 @@ def test_the_graph_of_eight_bits_is_as_it_was(channels, operations):
 
 
 @pytest.mark.parametrize("exact_edges", [False, True])
-@pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (2, 5), (3, 8)])
+@pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (2, 5), (3, 8), (2, 12)])
 def test_extreme_parameters_stay_finite(channels, num_bits, exact_edges):
     extremes = [[-100.0, 100.0], [-1e4, -1.0, 0.0, 0.99, 1e4], [-7.0, 0.0, 20.0, 200.0], [-1.0, 1.0]]
     logit, mean, log_scale, coefficient = np.array(list(itertools.product(*extremes)), np.float32).T[..., np.newaxis]

@@ -192,6 +192,8 @@ def test_pictures_are_converted_to_the_models_channels_and_other_sizes_refused()
     ):
         with pytest.raises(ValueError, match=message):
             image_arrays([image], shape)
+    with pytest.raises(ValueError, match="images are uint16: divide by their largest level"):
+        image_arrays(np.ones([1, 8, 8, 1], np.uint16), (8, 8, 1))
 
 
 def test_rest_starts_without_tensorflow_and_quotes_names():
