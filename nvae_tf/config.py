@@ -395,6 +395,10 @@ class DataSpec(_Settings, group="data.", least=1):
         all up to 4, otherwise the first three.
       range: the stored numbers, of any type, that are 0 and 1 for the model, as 0,4095.5, for a likelihood with a
         density; empty: images are whole numbers of `num_bits`.
+      tiff_axes: what the pages of a TIFF file are: each an image ("pages"), all the channels of one image ("channels"),
+        or by the axes of OME and ImageJ, otherwise images ("auto").
+      crop: "random" cuts images out of the larger ones of TIFF files: for training at places that are drawn at every
+        access, for testing at those of a grid. "none" does not.
     """
 
     name: str = "cifar10"
@@ -427,6 +431,8 @@ class DataSpec(_Settings, group="data.", least=1):
     alpha: str = "keep"
     display_channels: tuple = ()
     range: tuple = ()
+    tiff_axes: Annotated[str, "auto", "pages", "channels"] = "auto"
+    crop: Annotated[str, "none", "random"] = "none"
 
     def _faults(self):
         if self.file_bits not in (None, 8, 16, *((32,) if self.range else ())):
@@ -450,6 +456,8 @@ class DataSpec(_Settings, group="data.", least=1):
             yield "num_bits", "images that are binarized (data.binarize) have 1 bit; set it to 1"
         if self.stacked_images not in (1, self.channels):
             yield "stacked_images", f"must be 1 or data.channels = {self.channels}"
+        if self.crop == "random" and (self.source not in ("auto", "tiff") or self.resize != "none" or self.crop_box):
+            yield "crop", "cuts images of data.source=tiff, without data.resize and data.crop_box"
         numbers, most = self.display_channels, (self.channels or MOST_CHANNELS) - 1
         if len(numbers) not in (0, 1, 3) or not all(type(n) is int and 0 <= n <= most for n in numbers):
             yield "display_channels", f"must be one number or three, from 0 to {most}, as 3,2,1"

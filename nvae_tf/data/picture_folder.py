@@ -15,6 +15,7 @@ from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, shown
 from nvae_tf.data import pictures
 from nvae_tf.data.array_files import decoded_once, fitted_images
 from nvae_tf.data.sources import ArraySource, ImageSource, held_out
+from nvae_tf.data.tiff_files import stack_images
 from nvae_tf.progress import Report
 
 _FIX = "Fix or remove the file, or leave such files out with --config.data.on_bad_file=skip"
@@ -212,12 +213,14 @@ def pictures_for_model(
 def picture_source(places: Places, spec: DataSpec) -> tuple[ArraySource, list[str]]:
     """Pictures, see `find_pictures`, as a source of a data set, and their names; ValueError for unusable files.
 
-    A file .npy or .npz stands for all its images, which are named by their numbers in it.
+    A file .npy or .npz, and where the data set is of TIFF files such a one, stands for all its images, which are named
+    by their numbers in it.
     """
     files, names, images = find_pictures(places), [], []
     for path, name in files:
-        if path.suffix in (".npy", ".npz"):
-            images.append(fitted_images(path, spec))
+        is_stack = spec.source == "tiff" and path.suffix.lower() in pictures.TIFF
+        if is_stack or path.suffix in (".npy", ".npz"):
+            images.append(stack_images(path, spec) if is_stack else fitted_images(path, spec))
             names += [f"{path.stem}_{number:05d}" for number in range(len(images[-1]))]
             continue
         header = pictures.read_header(path, spec.max_pixels)

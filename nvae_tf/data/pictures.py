@@ -13,6 +13,7 @@ from nvae_tf.config import MAX_PIXELS, DataSpec, check
 from nvae_tf.errors import wrap_read_errors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TIFF = (".tif", ".tiff")
 _CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes of pictures with 1 to 4 channels
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
 # How complete files end; a file with something behind its end is decoded to be sure.
@@ -139,9 +140,10 @@ def _read_opened(path, max_pixels, read):
             size = f"{picture.height}x{picture.width} (height x width), {pixels:,} pixels"
             raise BadPicture(f"{path}: is {size}, more than data.max_pixels = {max_pixels:,}; scale it down")
         if is_odd:
-            raise BadPicture(f"{path}: a TIFF file of a form that is not read; save it as a PNG file")
+            raise BadPicture(f"{path}: a TIFF file of a form that is not read; save it as PNG, or set data.source=tiff")
         if has_frames:
-            raise BadPicture(f"{path}: has several frames or pages; save those that you want as single files")
+            fix = "read them with --config.data.source=tiff" if picture.format == "TIFF" else "save those that you want"
+            raise BadPicture(f"{path}: has several frames or pages; {fix}")
         if pixels <= _LARGE:
             return read(picture)
         # Not all at once, since many would take all memory; in a thread that ends, as memory may be kept for it.

@@ -21,7 +21,7 @@ from nvae_tf.data.sources import ImageSource
 from nvae_tf.replicas import ALL, Shard
 
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
-_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION = range(4)  # what random numbers are for
+_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION, _CROP = range(5)  # what random numbers are for
 # For the functions of datasets: converted by autograph, which they don't need, a first batch comes half a second later.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # how a PNG file begins, up to its width and height
@@ -93,7 +93,8 @@ def training_batches(
         raise ValueError(f"A batch of {batch_size} can't be shared evenly by {shard.count} processes.")
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
     flip_key = stream_key(seed, _FLIP) if spec.horizontal_flip else None
-    return _image_batches(index_batches, source, spec, stream_key(seed, _TRAINING_BINARIZATION), flip_key)
+    crop_key = stream_key(seed, _CROP) if spec.crop == "random" else None
+    return _image_batches(index_batches, source, spec, stream_key(seed, _TRAINING_BINARIZATION), flip_key, crop_key)
 
 
 def evaluation_batches(
@@ -134,7 +135,7 @@ def shuffled_index_batches(
     return epochs.flat_map(batches_of_epoch).apply(endless)
 
 
-def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
+def _image_batches(index_batches, source, spec, binarize_key, flip_key=None, crop_key=None):
     read = source.reader()
     # What is to be binarized keeps its intensities until then.
     bits = 8 if spec.binarize else spec.num_bits
@@ -144,7 +145,8 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
 
     @_AS_WRITTEN
     def images_of(first_position, indices):
-        values = tf.ensure_shape(read(indices), [indices.shape[0], *spec.image_shape])
+        places = [] if crop_key is None else [uniform(crop_key, first_position, tf.size(indices), (2,))]
+        values = tf.ensure_shape(read(indices, *places), [indices.shape[0], *spec.image_shape])
         count = tf.shape(values)[0]
         if flip_key is not None:
             mirrored = uniform(flip_key, first_position, count, (1, 1, 1)) < 0.5

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from nvae_tf.config import MOST_CLASSES, DataSpec, check, check_choice
-from nvae_tf.data.pictures import PictureHeader, list_pictures
+from nvae_tf.data.pictures import TIFF, PictureHeader, list_pictures
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report
 
@@ -34,6 +34,7 @@ SOURCES = {
     "folder": ("picture_folder", "a folder of pictures"),
     "arrays": ("array_files", "a .npy or .npz file, or a folder with train.npy and test.npy"),
     "idx": ("array_files", "a folder of IDX files, *-ubyte or *-ubyte.gz"),
+    "tiff": ("tiff_files", "a TIFF file, or a folder of them"),
     "mat": ("array_files", "the file chardata.mat, or its folder"),
 }
 
@@ -55,18 +56,18 @@ class ImageSource:
         self.failures = []  # errors of reading images; TensorFlow passes on no more than their text
 
     def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """A function, to be traced, from indices `[batch]` to images `[batch, height, width, channels]`."""
+        """A function, to be traced, from indices `[batch]` (with `data.crop` and places `[batch, 2]`) to images."""
         import tensorflow as tf
 
-        def read_or_note(indices):
+        def read_or_note(*given):
             try:
-                return self.read(indices)
+                return self.read(*given)
             except Exception as error:
                 self.failures.append(error)
                 raise
 
-        def images_at(indices):
-            images = tf.numpy_function(read_or_note, [indices], self.dtype, stateful=False)
+        def images_at(indices, *places):
+            images = tf.numpy_function(read_or_note, [indices, *places], self.dtype, stateful=False)
             return tf.ensure_shape(images, [indices.shape[0], *self.image_shape])
 
         return images_at
@@ -171,10 +172,11 @@ def _check_classes(names: Sequence[str], spec: DataSpec) -> None:
 
 def source_at(path: str | None) -> str:
     """The kind of source at a path; ValueError where it is a file that no source reads."""
-    place = _place(path, "a folder of pictures, a .npy or .npz file, or a folder of IDX files")
+    place = _place(path, "a folder of pictures, a .npy, .npz or .tif file, or a folder of IDX files")
     if place.is_file():
-        check(place.suffix in (".npy", ".npz"), f"data.path = {path}: a file that is neither .npy nor .npz")
-        return "arrays"
+        is_tiff = place.suffix.lower() in TIFF
+        check(is_tiff or place.suffix in (".npy", ".npz"), f"data.path = {path}: a file that is neither .npy nor .npz")
+        return "tiff" if is_tiff else "arrays"
     if any(place.glob("*-ubyte")) or any(place.glob("*-ubyte.gz")):
         return "idx"
     return "arrays" if any(place.glob("*.npy")) and not list_pictures(place) else "folder"

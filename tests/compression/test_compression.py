@@ -131,11 +131,7 @@ def test_values_near_a_tie_are_rounded_to_the_encoders_side():
     [
         ({"num_flows": 1}, None, "model.num_flows = 1: the density of a latent behind flows can't be coded"),
         ({"num_bits": 8, "likelihood": "normal"}, None, "model.likelihood = normal: it has a density and no masses"),
-        (
-            {"num_bits": 12, "likelihood": "logistic_mixture"},
-            None,
-            "model.num_bits = 12: lossless files are of up to 8",
-        ),
+        ({"num_bits": 12, "likelihood": "logistic_mixture"}, None, "num_bits = 12: lossless files are of up to 8 bits"),
         ({"num_classes": 3}, None, "the images have no classes, and this model codes images given their class"),
         ({}, 2, "this model has no classes"),
     ],

@@ -190,31 +190,24 @@ def test_what_is_converted_is_said_in_one_line(tmp_path):
 @pytest.mark.parametrize("cache", [False, True])
 def test_gray_of_16_bits_keeps_them(cache, tmp_path):
     gray = random_pixels(8, HEIGHT, WIDTH, 1, dtype=np.uint16) >> 4
-    folder = write_files(tmp_path / "x", {f"{number}.png": png(image) for number, image in enumerate(gray)})
-    deep = {"num_bits": 12, "cache": str(tmp_path / "cache") if cache else None}
-    spec = own_images(folder, **deep)
-    names, (_, held) = [f"{number}.png" for number in range(8)], held_out([f"{n}.png" for n in range(8)], spec)
-    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), np.delete(gray, held, axis=0))
-    np.testing.assert_array_equal(pictures_for_model(folder, spec)[0] * 4095, gray)
+    files = {f"{number}.png": png(image) for number, image in enumerate(gray)}
+    spec = own_images(write_files(tmp_path / "x", files), num_bits=12, cache=str(tmp_path / "cache") if cache else None)
+    expected = np.delete(gray, held_out([*files], spec)[1], axis=0)
+    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), expected)
     np.save(tmp_path / "all.npy", gray[1:3])
-    images, of_arrays = pictures_for_model([folder / "0.png", tmp_path / "all.npy"], spec)
+    images, names = pictures_for_model([tmp_path / "x" / "0.png", tmp_path / "all.npy"], spec)
     np.testing.assert_array_equal(images * 4095, gray[:3])
-    assert of_arrays == ["0.png", "all_00000", "all_00001"]
+    assert names == ["0.png", "all_00000", "all_00001"]
     # The mean of equal pixels is theirs.
+    files = {name: png(np.full_like(gray[0], number + 1234)) for number, name in enumerate(files)}
     half = dataclasses.replace(spec, resize="stretch", height=3, width=3)
-    for number in range(8):
-        write_files(folder, {names[number]: png(gray[number, :1, :1].repeat(HEIGHT, 0).repeat(WIDTH, 1))})
-    np.testing.assert_array_equal(pictures_for_model(folder, half)[0] * 4095, gray[:, :1, :1] + np.zeros([1, 3, 3, 1]))
-    for image, message in (
-        (gray[0] << 4, "set it to 16"),
-        (RGB[0][..., :1], "has 8 bits"),
-        (gray[0].repeat(3, 2), "has 3"),
-    ):
-        write_files(folder, {"0.png": png(image)})
-        with pytest.raises(BadPicture, match=f"0.png: .*{message}"):
-            pictures_for_model(folder, spec)
-    with pytest.raises(BadPicture, match="0.png: of color pictures only 8 bits are read"):
-        pictures_for_model(folder / "0.png", dataclasses.replace(spec, channels=3))
+    means = pictures_for_model(write_files(tmp_path / "x", files), half)[0] * 4095
+    np.testing.assert_array_equal(means[:, 0, 0, 0], np.arange(8) + 1234)
+    others = (gray[0] << 4, "set it to 16"), (RGB[0][..., :1], "has 8 bits"), (gray[0].repeat(3, 2), "of color")
+    for image, message in others:
+        path = write_files(tmp_path, {"other.png": png(image)}) / "other.png"
+        with pytest.raises(BadPicture, match=f"other.png: .*{message}"):
+            pictures_for_model(path, dataclasses.replace(spec, channels=image.shape[2]))
 
 
 def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):

@@ -97,10 +97,10 @@ def test_the_explorer_is_written_for_models_of_this_project(models, write_files)
     assert facts == {"image": [4, 2, 1], "num_bits": 1, "shapes": [[1, 1, 3]], "classes": classes}
     assert (output / "explorer" / "explorer.html").is_file() and "explorer.html?server=http://localhost:8501" in printed
     assert flags_of(output)["rest_api_enable_cors_support"] == "${SERVING_CORS:-false}"
+    (assets / "examples.npz").unlink()
     for channels, chosen, shown in ((8, [], [0, 1, 2]), (8, [4, 0, 2], [4, 0, 2]), (3, [1], [1, 1, 1])):
         settings = json.loads(config(image_channels=channels, num_bits=12)) | {"data": {"display_channels": chosen}}
         (assets / "config.json").write_text(json.dumps(settings))
-        (assets / "examples.npz").unlink(missing_ok=True)
         facts = explorer_facts(assets.parent)
         assert (facts["image"], facts["num_bits"], facts["shown"]) == ([4, 2, channels], 8, shown)
 
