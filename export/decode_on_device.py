@@ -42,6 +42,7 @@ def main(model: str, output: str, latents: str | None = None) -> None:
     rows = {"label": np.full(count, NO_CLASS, np.int32)} | rows
     images = [run(**{name: rows[name][index : index + 1] for name in names})["image"][0] for index in range(count)]
     pixels = np.rint(255 * np.clip(np.concatenate(images, axis=1), 0, 1)).astype(np.uint8)
+    pixels = pixels[..., :3] if pixels.shape[-1] > 4 else pixels
     pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(output)
     print(f"{count} images in {output}")

@@ -80,7 +80,8 @@ def replay(inputs: str, outputs: str, folder: str) -> None:
 
 
 def image_grid(images: np.ndarray) -> Image.Image:
-    """A grid of images `[count, height, width, 1 to 4]` in [0, 1], small ones enlarged to be seen."""
+    """A grid of images `[count, height, width, channels]` in [0, 1], of more than 4 channels of the first 3."""
+    images = images[..., :3] if images.shape[-1] > 4 else images
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
     columns = math.ceil(math.sqrt(len(pixels)))

@@ -27,6 +27,7 @@ LARGEST_SEED = 2**31 - 1
 # Float32 counts no further one by one, so that more samples would not change their sum.
 MOST_IMPORTANCE_SAMPLES = 2**24
 MAX_PIXELS = 64_000_000
+MOST_CHANNELS = 32
 MOST_CLASSES = 100_000
 OLD_NAMES = {  # former names of settings, which files and flags may still give
     "regularisation": "regularization",
@@ -206,13 +207,14 @@ class ModelConfig(_Settings, group="model.", least=1):
     Attributes:
       image_height: height of the images in pixels; follows `data.height`.
       image_width: width of the images in pixels; follows `data.width`.
-      image_channels: channels of the images, 1 to 4; follows `data.channels`.
+      image_channels: channels of the images, with the mixture 1 to 32; follows `data.channels`.
       padded_height: height of the frame; None: the smallest that the hierarchy can halve, often the image's own.
       padded_width: width of the frame; None likewise.
-      num_bits: bits per channel that the likelihood resolves, 1 to 8; follows `data.num_bits`.
+      num_bits: bits per channel that the likelihood resolves, 1 to 16; follows `data.num_bits`.
       likelihood: p(x | z): "bernoulli", "logistic_mixture" (discretized), "normal", or a registered one.
       num_mixtures: components of the mixture of logistics.
-      exact_edges: whether the lowest and highest level of the mixture have their exact mass; False as published.
+      exact_edges: whether the lowest and highest level of the mixture have their exact mass; False as published,
+        but beyond 8 bits they always have it.
       num_latent_scales: scales of the latent hierarchy, each half as high and wide as the one below.
       num_groups_per_scale: latent groups of a scale, of the largest where `adaptive_groups` is set.
       adaptive_groups: whether each smaller scale has half as many groups.
@@ -238,7 +240,7 @@ class ModelConfig(_Settings, group="model.", least=1):
     image_channels: int = 3
     padded_height: int | None = None
     padded_width: int | None = None
-    num_bits: Annotated[int, 1, 8] = 8
+    num_bits: Annotated[int, 1, 16] = 8
     likelihood: Annotated[str, *LIKELIHOODS] = "logistic_mixture"
     num_mixtures: int = 10
     exact_edges: bool = False
@@ -368,14 +370,15 @@ class DataSpec(_Settings, group="data.", least=1):
       split_seed: decides which images these are.
       height: height of the images that the model gets, in pixels.
       width: their width in pixels.
-      channels: their channels, 1 to 4.
-      file_bits: bits per channel of the stored images, 8 or 16.
+      channels: their channels, 1 to 32; of pictures up to 4.
+      file_bits: bits per channel of the stored images, 8 or 16; 32 for other numbers, see `range`.
       convert: whether pictures that have other channels or bits than these are converted, rather than refused.
       crop_box: `(left, top, right, bottom)` in pixels, cut out of every image first; None cuts nothing.
       resize: how images come to `height` and `width`: "none" (they have this size), "crop" (the shorter side is
         scaled to fit and the longer one cut evenly at both ends), "stretch". Bilinear, antialiased.
       stacked_images: how many images of one channel, drawn at random, make one image, as its channels.
-      num_bits: bits per channel that the model sees and the likelihood resolves, 1 to 8.
+      num_bits: bits per channel that the model sees and the likelihood resolves. Up to 8 are the upper ones of what is
+        stored; with 9 to 16 the stored values are the levels, from 0 to 2^num_bits - 1.
       binarize: whether each pixel is drawn afresh from Bernoulli(intensity) at every access, to 1 bit.
       horizontal_flip: whether training images are mirrored at random.
       likelihood: "bernoulli", "logistic_mixture" or "normal"; None: the first for 1 bit, else the second.
@@ -388,6 +391,14 @@ class DataSpec(_Settings, group="data.", least=1):
       num_classes: how many classes there are; None: looked up. Only with `labels`.
       alpha: what becomes of an alpha channel: "keep" it, "drop" it, or lay the image on "white", "black" or a color
         "#rrggbb". Without it RGBA has 3 channels and gray with alpha has 1.
+      display_channels: one channel, shown as gray, or three, shown as RGB, that figures show, counted from 0; empty:
+        all up to 4, otherwise the first three.
+      range: the stored numbers, of any type, that are 0 and 1 for the model, as 0,4095.5, for a likelihood with a
+        density; empty: images are whole numbers of `num_bits`.
+      tiff_axes: what the pages of a TIFF file are: each an image ("pages"), all the channels of one image ("channels"),
+        or by the axes of OME and ImageJ, otherwise images ("auto").
+      crop: "random" cuts images out of the larger ones of TIFF files: for training at places that are drawn at every
+        access, for testing at those of a grid. "none" does not.
     """
 
     name: str = "cifar10"
@@ -400,13 +411,13 @@ class DataSpec(_Settings, group="data.", least=1):
     split_seed: Annotated[int, 0, 2**32 - 1] = 0
     height: int | None = 32
     width: int | None = 32
-    channels: Annotated[int | None, 1, 4] = 3
+    channels: Annotated[int | None, 1, MOST_CHANNELS] = 3
     file_bits: int | None = 8
     convert: bool = False
     crop_box: tuple | None = None
     resize: Annotated[str, "none", "crop", "stretch"] = "none"
     stacked_images: int = 1
-    num_bits: Annotated[int, 1, 8] = 8
+    num_bits: Annotated[int, 1, 16] = 8
     binarize: bool = False
     horizontal_flip: bool = True
     likelihood: Annotated[str | None, *LIKELIHOODS] = "logistic_mixture"
@@ -418,10 +429,21 @@ class DataSpec(_Settings, group="data.", least=1):
     labels: bool = False
     num_classes: Annotated[int | None, 2, MOST_CLASSES] = None
     alpha: str = "keep"
+    display_channels: tuple = ()
+    range: tuple = ()
+    tiff_axes: Annotated[str, "auto", "pages", "channels"] = "auto"
+    crop: Annotated[str, "none", "random"] = "none"
 
     def _faults(self):
-        if self.file_bits not in (None, 8, 16):
+        if self.file_bits not in (None, 8, 16, *((32,) if self.range else ())):
             yield "file_bits", "must be 8 or 16"
+        if self.num_bits > (self.file_bits or 16) and not self.range:
+            yield "num_bits", f"the images are stored with {self.file_bits} bits; set it to {self.file_bits} or fewer"
+        is_range = len(self.range) == 2 and all(type(n) in (int, float) and math.isfinite(n) for n in self.range)
+        if self.range and not (is_range and self.range[0] < self.range[1]):
+            yield "range", "must be two numbers, the lower one first, as 0,4095.5"
+        if self.range and self.likelihood in ("bernoulli", "logistic_mixture"):
+            yield "range", f"{self.likelihood} is of whole numbers; set --config.data.likelihood=normal"
         if self.test_fraction in (0.0, 1.0):
             yield "test_fraction", "must lie between 0 and 1"
         if self.train_split == self.test_split:
@@ -434,6 +456,11 @@ class DataSpec(_Settings, group="data.", least=1):
             yield "num_bits", "images that are binarized (data.binarize) have 1 bit; set it to 1"
         if self.stacked_images not in (1, self.channels):
             yield "stacked_images", f"must be 1 or data.channels = {self.channels}"
+        if self.crop == "random" and (self.source not in ("auto", "tiff") or self.resize != "none" or self.crop_box):
+            yield "crop", "cuts images of data.source=tiff, without data.resize and data.crop_box"
+        numbers, most = self.display_channels, (self.channels or MOST_CHANNELS) - 1
+        if len(numbers) not in (0, 1, 3) or not all(type(n) is int and 0 <= n <= most for n in numbers):
+            yield "display_channels", f"must be one number or three, from 0 to {most}, as 3,2,1"
         box = (0, 0, 1, 1) if self.crop_box is None else self.crop_box
         is_box = len(box) == 4 and all(isinstance(side, int) and side >= 0 for side in box)
         if not is_box or box[0] >= box[2] or box[1] >= box[3]:
@@ -443,6 +470,11 @@ class DataSpec(_Settings, group="data.", least=1):
     def image_shape(self) -> tuple[int, int, int]:
         """Size of one image, `(height, width, channels)`, once all three are known."""
         return (self.height, self.width, self.channels)
+
+    @property
+    def dtype(self) -> str:
+        """The type of the images up to the model's graph, which scales them to [0, 1]."""
+        return "float32" if self.range else "uint16" if self.num_bits > 8 else "uint8"
 
     def seen_channels(self, channels: int | None) -> int | None:
         """The channels, after `alpha`, of images that are stored with `channels`."""

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ModelConfig, check, check_choice, register, whole_number
+from nvae_tf.config import MOST_CHANNELS, ModelConfig, check, check_choice, register, whole_number
 
 _WARNINGS_SHOWN: dict = {}  # what this process has been warned of
 
@@ -261,8 +261,9 @@ def _check_architecture(config: ModelConfig) -> None:
         fault = f"not divisible by {divisor}, as blocks and scales need, or smaller than the image's {side} of {real}"
         fix = "leave it out for the smallest that fits, or use fewer scales"
         check(padded >= real and padded % divisor == 0, f"model.padded_{side} = {padded}: {fault}; {fix}")
-    if config.likelihood == "logistic_mixture" and config.image_channels > 4:
-        raise ValueError(f"model.image_channels = {config.image_channels}: the logistic mixture takes 1 to 4 channels")
+    if config.likelihood == "logistic_mixture" and config.image_channels > MOST_CHANNELS:
+        most = f"the logistic mixture takes 1 to {MOST_CHANNELS} channels"
+        raise ValueError(f"model.image_channels = {config.image_channels}: {most}")
     if config.likelihood == "bernoulli" and config.num_bits != 1:
         raise ValueError(f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images")
     cells = CELL_SETS[config.cell_set]

@@ -5,7 +5,8 @@
     nvae-generate --workdir=runs/digits --output=samples.png
 
 Without a mode it draws samples. A figure has labels and a last line that says how it was made, and is a PNG, SVG or PDF
-file. With --raw it is a bare grid of images; --each=FOLDER writes a PNG file of every image besides.
+file. With --raw it is a bare grid of images; --each=FOLDER writes a PNG file of every image besides. A .npy file has
+the images alone, with all channels, in the data's own type.
 """
 
 import inspect
@@ -17,11 +18,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from nvae_tf import command_line, config, errors, files, progress
 from nvae_tf.command_line import FOLDER, OutputPlace, output_place
 from nvae_tf.data.picture_folder import find_pictures
+from nvae_tf.data.pictures import stored_values
 from nvae_tf.generation import image_grid
 from nvae_tf.generation.image_grid import FIGURES
 from nvae_tf.generation.latents_file import read_flat_latents, save_features, save_latents
@@ -32,7 +35,8 @@ FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
 _COMMAND = shlex.join(["nvae-generate", *sys.argv[1:]])
 # What --output can be, where it is not a figure or a folder.
-_KINDS = {"interpolate": (*FIGURES, ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": FIGURES}
+_IMAGES = (*FIGURES, ".npy", FOLDER)
+_KINDS = {"interpolate": (*_IMAGES, ".gif", ".webp"), "encode": (".npz",), "nearest": FIGURES}
 _KINDS["features"] = (".npz", ".parquet")
 _WITHOUT_IMAGES = "encode", "features"
 _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
@@ -41,7 +45,7 @@ _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's
 def _define_flags(mode: str) -> None:
     flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
     flags.DEFINE_enum("checkpoint", config.CHECKPOINTS[0], config.CHECKPOINTS, config.CHECKPOINT_HELP)
-    kinds = " or ".join(_KINDS.get(mode, (*FIGURES, FOLDER)))
+    kinds = " or ".join(_KINDS.get(mode, _IMAGES))
     output = f"File to write, {kinds.replace(FOLDER, 'a folder (DIR/) for a PNG file of every image')}."
     flags.DEFINE_string("output", None, output, required=True)
     flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
@@ -57,7 +61,7 @@ def _define_flags(mode: str) -> None:
 
 
 def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
-    place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
+    place = output_place(FLAGS.output, _KINDS.get(mode, _IMAGES), FLAGS.overwrite)
     if place.kind == ".parquet":
         errors.require("pyarrow", "parquet")
     if mode in _WITHOUT_IMAGES:
@@ -89,16 +93,24 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, 
     if made.latents is not None:
         save_latents(place.path, made.latents, made.names, made.labels)
         return
+    channels = run.config.data.display_channels
+    shown = image_grid.displayed(made.images, channels)
+    is_deep = run.config.data.dtype == "uint16" and shown.shape[-1] == 1
     for folder in filter(None, (FLAGS.each, place.path if place.kind == FOLDER else None)):
-        image_grid.write_pictures(pathlib.Path(folder), made.images, made.names)
+        pixels = stored_values(shown, run.config.data) if is_deep else shown
+        image_grid.write_pictures(pathlib.Path(folder), pixels, made.names)
+    if place.kind == ".npy":
+        with files.atomic_file(place.path) as partial, partial.open("wb") as stream:
+            np.save(stream, stored_values(made.images, run.config.data))
     if place.kind in image_grid.ANIMATION_FORMATS:
-        image_grid.write_animation(place.path, made.images, FLAGS.milliseconds, FLAGS.loop)
+        image_grid.write_animation(place.path, shown, FLAGS.milliseconds, FLAGS.loop)
     if place.kind in FIGURES:
         from nvae_tf.reports.figures import Provenance, save_figure
         from nvae_tf.runs.checkpoint_files import checkpoint_sha256
 
         model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
-        about = Provenance(model, step=run.step, checkpoint_sha256=sha256, command=_COMMAND, **origin)
+        origin = {"checkpoint_sha256": sha256, "command": _COMMAND, "channels": channels, **origin}
+        about = Provenance(model, run.step, **origin)
         save_figure(made.draw(about), place.path, FLAGS.raw)
     if made.metrics is not None and FLAGS.json:
         files.atomic_write(pathlib.Path(FLAGS.json), json.dumps(made.metrics, indent=2) + "\n")

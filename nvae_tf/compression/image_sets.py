@@ -81,6 +81,8 @@ def check_output(output: pathlib.Path) -> None:
 def write_set(output: pathlib.Path, chunks: Iterable[np.ndarray], num_bits: int, header: dict[str, Any]) -> None:
     """Writes levels, chunk after chunk, to a folder of PNG files, or to a .npy or .npz file, whole or not at all."""
     if output.suffix not in (".npy", ".npz"):
+        if header["shape"][-1] > 4:
+            raise ValueError(f"{output}: pictures have up to 4 channels, and these have more; give a .npy file")
         table, count = values_of_levels(num_bits, 255), header["images"]
         names = iter(picture_names(header.get("names") or [f"image_{number:06d}" for number in range(count)]))
         with atomic_folder(output, lambda: check_output(output)) as folder:

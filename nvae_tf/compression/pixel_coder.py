@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.compression.stack import Stack, rounded, stream
-from nvae_tf.distributions.discretized_logistic_mixture import split_mixture_parameters
+from nvae_tf.distributions.discretized_logistic_mixture import coupled_channels, split_mixture_parameters
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 
 # The surer a decision is, the less a rounded log-odds costs.
@@ -98,9 +98,9 @@ def _conditional_mixture(parameters, levels, channel: int, likelihood: ImageLike
     levels = tf.cast(levels, tf.float64)
     values, weights = 2.0 * levels[..., tf.newaxis] / (2**likelihood.num_bits - 1) - 1.0, tf.nn.softmax(logits)
     for each in range(channel + 1):
-        mean, first = means[..., each, :], each * (each - 1) // 2
-        for lower in range(each):
-            mean += coefficients[..., first + lower, :] * values[..., lower, :]
+        mean = means[..., each, :]
+        for lower, row in coupled_channels(each):
+            mean += coefficients[..., row, :] * values[..., lower, :]
         mixture = _Mixture(weights, mean, tf.exp(-log_scales[..., each, :]))
         if each < channel:
             edges = (mixture.edge(levels[..., each] + step, likelihood.num_bits) for step in (0.0, 1.0))

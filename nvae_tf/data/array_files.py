@@ -1,6 +1,7 @@
 """Images in files of arrays: NumPy's `.npy` (read on demand) and `.npz`, MNIST's IDX files, OMNIGLOT's MATLAB file."""
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import math
@@ -13,8 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import DataSpec, check
-from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_images
+from nvae_tf.config import MOST_CHANNELS, DataSpec, check
+from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_images, in_type
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory, class_numbers, held_out
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_file, read_array, read_array_header
@@ -77,32 +78,45 @@ class _StoredArray(NamedTuple):
 def first_arrays_image(spec: DataSpec) -> PictureHeader:
     """What the images of the training part are like, by the header of their array."""
     arrays, name, _ = _part(spec, "train")
-    shape, dtype = _image_form(arrays[name])
-    return PictureHeader(*shape[1:], 8 * dtype.itemsize)
+    shape, dtype = _image_form(arrays[name], spec)
+    return PictureHeader(*shape[1:], 8 * dtype.itemsize if dtype.kind in "bu" else 32)
 
 
 def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """One part of the images at `path`: a `.npy` or `.npz` file, a folder of `.npy` files, or one of IDX files.
 
     It has one array of images, of which a fraction is held out for testing, or two that are called `train_split` and
-    `test_split`, or `x_train` and `x_test`; uint8, uint16 or bool, `[count, height, width, channels]` or without them.
+    `test_split`, or `x_train` and `x_test`; uint8, uint16, bool, or with `data.range` any numbers, `[count, height,
+    width, channels]` or without channels.
     """
     arrays, name, is_whole = _part(spec, split)
-    images = arrays[name].read().reshape(_image_form(arrays[name])[0])
+    images = arrays[name].read().reshape(_image_form(arrays[name], spec)[0])
     _check_images(images, spec, spec.path)
     numbers = np.arange(len(images))
     if not is_whole:
         numbers = np.array(held_out([str(number) for number in numbers], spec)[split == "test"])
     if isinstance(images, np.memmap):
-        source = ImageSource(len(numbers), spec.image_shape, lambda chosen: fit_images(images[numbers[chosen]], spec))
+        read = functools.partial(_images_at, images, numbers, spec)
+        source = ImageSource(len(numbers), spec.image_shape, read, spec.dtype)
     else:
-        source = ArraySource(fit_images(images[numbers], spec))
+        source = ArraySource(fit_images(images[numbers], spec, spec.path))
     if not spec.labels:
         return source
     return source.labeled(_array_of_labels(spec, arrays, name, len(images))[numbers], arrays_classes(spec))
 
 
-def stored_images(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None, int]:
+def _images_at(images, numbers, spec, chosen):
+    return fit_images(images[numbers[chosen]], spec, spec.path)
+
+
+def fitted_images(path: pathlib.Path, spec: DataSpec) -> np.ndarray:
+    """All images of one file, .npy or .npz, `[count, height, width, channels]` as the data set has them."""
+    images = stored_images(path, spec)[0]
+    _check_images(images, spec, path)
+    return fit_images(images, spec, path)
+
+
+def stored_images(path: pathlib.Path, spec: DataSpec | None = None) -> tuple[np.ndarray, np.ndarray | None, int]:
     """All images of one file, .npy, .npz or IDX, `[count, height, width, channels]`, as they are; the classes, int32.
 
     Classes are the array `labels` of a .npz file, or the IDX file of labels beside; None without. The third is the
@@ -113,7 +127,7 @@ def stored_images(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None, in
     if len(images) != 1:
         raise ValueError(f"{path}: has the arrays {', '.join(arrays) or '(none)'}; there must be one array of images")
     stored = arrays[images[0]]
-    values, axes = stored.read().reshape(_image_form(stored)[0]), len(stored.form()[0])
+    values, axes = stored.read().reshape(_image_form(stored, spec)[0]), len(stored.form()[0])
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     labels = arrays.get("labels") or (_StoredArray(beside) if beside != path and beside.is_file() else None)
     return values, labels and class_numbers(labels.read(), len(values), f"{path}: labels"), axes
@@ -122,7 +136,7 @@ def stored_images(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None, in
 def arrays_classes(spec: DataSpec) -> tuple[str, ...]:
     """The numbers of the classes, to the largest of the training labels, or further to `data.num_classes`."""
     arrays, name, _ = _part(spec, "train")
-    labels = _array_of_labels(spec, arrays, name, _image_form(arrays[name])[0][0])
+    labels = _array_of_labels(spec, arrays, name, _image_form(arrays[name], spec)[0][0])
     return tuple(map(str, range(max(int(labels.max()) + 1, spec.num_classes or 0))))
 
 
@@ -187,15 +201,20 @@ def _idx_arrays(spec):
     return arrays
 
 
-def _image_form(stored: _StoredArray) -> tuple[tuple[int, ...], np.dtype]:
+def _image_form(stored: _StoredArray, spec: DataSpec | None = None) -> tuple[tuple[int, ...], np.dtype]:
     """The shape of an array of images, as `[count, height, width, channels]`, and its type."""
     stored_shape, dtype = stored.form()
     shape = stored_shape if len(stored_shape) == 4 else (*stored_shape, 1)
     # [height, width, 3] is one picture rather than many that are 3 wide.
     is_one_picture = len(stored_shape) == 3 and stored_shape[-1] in (2, 3, 4)
-    is_set = len(shape) == 4 and shape[-1] in (1, 2, 3, 4) and min(shape) > 0 and not is_one_picture
-    if not is_set or dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.bool_):
-        form = "uint8, uint16 or bool [count, height, width, channels], 1 to 4 channels, or [count, height, width]"
+    is_set = len(shape) == 4 and 1 <= shape[-1] <= MOST_CHANNELS and min(shape) > 0 and not is_one_picture
+    if is_set and shape[3] > 4 and (shape[1] <= 4 or shape[1] < shape[2] == shape[3]):
+        fix = "channels come last: save np.moveaxis(images, 1, -1)"
+        raise ValueError(f"{stored.file}: it has {dtype} {list(stored_shape)}; {fix}")
+    kinds = "iufb" if spec and spec.range else ""
+    if not is_set or (dtype.kind not in kinds and dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.bool_)):
+        form = f"[count, height, width, channels], 1 to {MOST_CHANNELS} channels, or [count, height, width]"
+        form = f"uint8, uint16 or bool {form}; of other numbers give --config.data.range=LOW,HIGH"
         raise ValueError(f"{stored.file}: it has {dtype} {list(stored_shape)}; images are {form}")
     return shape, dtype
 
@@ -203,7 +222,10 @@ def _image_form(stored: _StoredArray) -> tuple[tuple[int, ...], np.dtype]:
 def _check_images(images: np.ndarray, spec: DataSpec, where: object) -> None:
     check_size(f"{where}: each image", *images.shape[1:3], spec)
     check_form(where, images.shape[3], 8 * images.dtype.itemsize, spec)
-    if images.dtype.itemsize == 2 and not any((image > 255).any() for image in images):
+    if spec.dtype != "uint8":
+        for image in images:
+            in_type(image, spec, where)
+    elif images.dtype.itemsize == 2 and not any((image > 255).any() for image in images):
         raise ValueError(f"{where}: uint16 goes to 65535, but no value is above 255: save images.astype('uint8')")
 
 
@@ -234,7 +256,7 @@ def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
         check(images.dtype.kind in "fiu" and 0.0 <= images.min() <= images.max() <= 1.0, "other values")
     images = (images * 255).astype(np.uint8)[..., np.newaxis]
     _check_images(images, spec, file)
-    return ArraySource(fit_images(images, spec))
+    return ArraySource(fit_images(images, spec, file))
 
 
 def decoded_once(
@@ -248,12 +270,13 @@ def decoded_once(
 ) -> ImageSource:
     """The decoded images of one part of a data set, mapped from an array file in the folder `spec.cache`.
 
-    Where the file of these settings and `contents` is missing, `decode` gives the number of images, and batches uint8
-    `[batch, height, width, channels]`; `read_labels` their labels, which are in a second file.
+    Where the file of these settings and `contents` is missing, `decode` gives the number of images, and batches
+    `[batch, height, width, channels]` of type `spec.dtype`; `read_labels` their labels, which are in a second file.
     """
-    # Files of before there was `alpha` keep their names.
-    alpha = [] if spec.alpha == "keep" else [spec.alpha]
-    settings = [*(getattr(spec, name) for name in _PIXEL_SETTINGS), *alpha]
+    # Files of before there were these settings keep their names.
+    others = [] if spec.alpha == "keep" else [spec.alpha]
+    others += [] if spec.dtype == "uint8" else [spec.num_bits, spec.range]
+    settings = [*(getattr(spec, name) for name in _PIXEL_SETTINGS), *others]
     digest = hashlib.sha256(repr((_DECODED_FORM, settings)).encode())
     for content in contents:
         digest.update(repr(content).encode(errors="surrogateescape"))
@@ -261,16 +284,16 @@ def decoded_once(
 
     def write(stream: BinaryIO) -> None:
         count, batches = decode()
-        form = {"descr": "|u1", "fortran_order": False, "shape": (count, *spec.image_shape)}
+        form = {"descr": np.dtype(spec.dtype).str, "fortran_order": False, "shape": (count, *spec.image_shape)}
         np.lib.format.write_array_header_1_0(stream, form)
         for batch in reported(batches, count, f"decoding into {spec.cache}", report):
             stream.write(np.ascontiguousarray(batch))
 
     images = _cached_array(spec, name, write)
-    if images.dtype != np.uint8 or images.shape[1:] != spec.image_shape:
+    if images.dtype != spec.dtype or images.shape[1:] != spec.image_shape:
         file = pathlib.Path(spec.cache, f"{name}.npy")
         raise ValueError(f"{file}: has {images.dtype} {list(images.shape)}; remove it, and it will be made again")
-    source = ImageSource(len(images), images.shape[1:], lambda numbers: images[numbers])
+    source = ImageSource(len(images), images.shape[1:], lambda numbers: images[numbers], spec.dtype)
     if not class_names:
         return source
     # The same pictures have other numbers where there are other classes.

@@ -70,9 +70,10 @@ def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, se
     started, read = time.monotonic(), 0
     while (passed := time.monotonic() - started) < seconds:
         read += len(next(batches))
+    possible = "" if spec.range else f" of {2**spec.num_bits}"
     lines = [
         f"in {min(seen, available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
-        f"mean {total / bars.sum():.3f}, {len(levels)} of {2**spec.num_bits} levels; {read / passed:,.0f} images/s"
+        f"mean {total / bars.sum():.3f}, {len(levels)}{possible} levels; {read / passed:,.0f} images/s"
     ]
     edges = np.linspace(0.0, 1.0, _HISTOGRAM_BARS + 1)
     for low, high, fraction in zip(edges, edges[1:], bars / bars.sum(), strict=False):
@@ -85,9 +86,10 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
     words = {
         f"{spec.height} x {spec.width} (height x width)": True,
         counted(spec.channels, "channel"): True,
-        counted(spec.num_bits, "bit"): True,
+        counted(spec.num_bits, "bit"): not spec.range,
+        "from {:g} to {:g}".format(*spec.range or (0, 1)): bool(spec.range),
         f"alpha: {spec.alpha}": spec.alpha != "keep",
-        "of 16-bit files the upper bits": spec.file_bits == 16,
+        "of 16-bit files the upper bits": spec.file_bits == 16 and spec.dtype == "uint8",
         "binarized at every access": spec.binarize,
         "mirrored at random in training": spec.horizontal_flip,
     }

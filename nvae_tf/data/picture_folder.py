@@ -13,8 +13,9 @@ import numpy as np
 
 from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, shown
 from nvae_tf.data import pictures
-from nvae_tf.data.array_files import decoded_once
+from nvae_tf.data.array_files import decoded_once, fitted_images
 from nvae_tf.data.sources import ArraySource, ImageSource, held_out
+from nvae_tf.data.tiff_files import stack_images
 from nvae_tf.progress import Report
 
 _FIX = "Fix or remove the file, or leave such files out with --config.data.on_bad_file=skip"
@@ -52,11 +53,12 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
         def read(numbers):
             try:
-                return np.stack([_pixels(pathlib.Path(spec.path, usable[number]), spec) for number in numbers])
+                paths = [pathlib.Path(spec.path, usable[number]) for number in numbers]
+                return np.stack([pictures.read_pixels(path, spec) for path in paths])
             except pictures.BadPicture as error:
                 raise pictures.BadPicture(f"{error}. {_FIX}") from None
 
-        source = ImageSource(len(usable), spec.image_shape, read)
+        source = ImageSource(len(usable), spec.image_shape, read, spec.dtype)
         source.names = lambda: [os.path.join(spec.path, name) for name in usable]
         return source.labeled(_labels(spec, usable, classes), classes) if classes else source
 
@@ -118,12 +120,6 @@ def _class_folders(spec, names):
         yield folders[0]
 
 
-def _pixels(path: pathlib.Path, spec: DataSpec) -> np.ndarray:
-    """A picture as the spec has it, uint8 `[height, width, channels]`; every error has its name."""
-    picture = pictures.read_picture(path, spec.channels, spec.max_pixels, spec.alpha)
-    return np.asarray(pictures.fitted(picture, spec)).reshape(spec.image_shape)
-
-
 def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
     """The pictures of the training and the test part, relative to the folder."""
     root = pathlib.Path(spec.path)
@@ -176,10 +172,9 @@ def _examined(spec: DataSpec, name: str) -> tuple[str, bool, str | None]:
     path = pathlib.Path(spec.path, name)
     try:
         header = pictures.read_header(path, spec.max_pixels)
-        pictures.check_size(f"{path}:", header.height, header.width, spec)
-        pictures.check_form(path, header.channels, header.bits, spec)
+        pictures.check_picture(path, header, spec)
         if spec.on_bad_file == "skip":
-            pictures.read_picture(path, spec.channels, spec.max_pixels)
+            pictures.read_pixels(path, spec)
     except pictures.BadPicture as error:
         return name, False, str(error)
     return name, (spec.seen_channels(header.channels), header.bits) != (spec.channels, spec.file_bits), None
@@ -216,14 +211,25 @@ def pictures_for_model(
 
 
 def picture_source(places: Places, spec: DataSpec) -> tuple[ArraySource, list[str]]:
-    """Pictures, see `find_pictures`, as a source of a data set, and their names; ValueError for unusable files."""
-    files = find_pictures(places)
-    for path, _ in files:
+    """Pictures, see `find_pictures`, as a source of a data set, and their names; ValueError for unusable files.
+
+    A file .npy or .npz, and where the data set is of TIFF files such a one, stands for all its images, which are named
+    by their numbers in it.
+    """
+    files, names, images = find_pictures(places), [], []
+    for path, name in files:
+        is_stack = spec.source == "tiff" and path.suffix.lower() in pictures.TIFF
+        if is_stack or path.suffix in (".npy", ".npz"):
+            images.append(stack_images(path, spec) if is_stack else fitted_images(path, spec))
+            names += [f"{path.stem}_{number:05d}" for number in range(len(images[-1]))]
+            continue
         header = pictures.read_header(path, spec.max_pixels)
-        pictures.check_size(f"{path}:", header.height, header.width, spec)
         # Other bits are converted in any case.
-        pictures.check_form(path, header.channels, spec.file_bits, spec)
-    return ArraySource(np.stack([_pixels(path, spec) for path, _ in files])), [name for _, name in files]
+        header = header if spec.dtype == "uint16" else header._replace(bits=spec.file_bits)
+        pictures.check_picture(path, header, spec)
+        images.append(pictures.read_pixels(path, spec)[np.newaxis])
+        names.append(name)
+    return ArraySource(np.concatenate(images)), names
 
 
 def load_images(

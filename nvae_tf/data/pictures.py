@@ -13,6 +13,7 @@ from nvae_tf.config import MAX_PIXELS, DataSpec, check
 from nvae_tf.errors import wrap_read_errors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TIFF = (".tif", ".tiff")
 _CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's modes of pictures with 1 to 4 channels
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
 # How complete files end; a file with something behind its end is decoded to be sure.
@@ -75,12 +76,21 @@ def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictur
     return _read_opened(path, max_pixels, header)
 
 
+def read_pixels(path: str | os.PathLike, spec: DataSpec) -> np.ndarray:
+    """A picture as the data set has it, `[height, width, channels]` of type `spec.dtype`; BadPicture as it is read."""
+    is_deep = spec.dtype != "uint8"
+    picture = read_picture(path, spec.channels, spec.max_pixels, spec.alpha, is_deep)
+    if is_deep:
+        return fit_images(np.asarray(picture).reshape(1, picture.height, picture.width, -1), spec, path)[0]
+    return np.asarray(fitted(picture, spec)).reshape(spec.image_shape)
+
+
 def read_picture(
-    path: str | os.PathLike, channels: int, max_pixels: int = MAX_PIXELS, alpha: str = "keep"
+    path: str | os.PathLike, channels: int, max_pixels: int = MAX_PIXELS, alpha: str = "keep", is_deep: bool = False
 ) -> Image.Image:
     """A picture of 8 bits (of 16 the upper) with 1 to 4 channels, upright; BadPicture for damaged ones too.
 
-    `alpha` is that of `DataSpec`.
+    `alpha` is that of `DataSpec`. With `is_deep` gray of 16 bits keeps them.
     """
 
     def upright(picture):
@@ -90,7 +100,7 @@ def read_picture(
             with contextlib.suppress(Exception):
                 ImageOps.exif_transpose(picture, in_place=True)
         with _naming_damage(picture, path):
-            return as_eight_bits(picture, channels, alpha)
+            return picture if is_deep and picture.mode.startswith("I;16") else as_eight_bits(picture, channels, alpha)
 
     result = _read_opened(path, max_pixels, upright)
     result.filename = os.fspath(path)  # converted copies have none; errors name the picture by it
@@ -130,9 +140,10 @@ def _read_opened(path, max_pixels, read):
             size = f"{picture.height}x{picture.width} (height x width), {pixels:,} pixels"
             raise BadPicture(f"{path}: is {size}, more than data.max_pixels = {max_pixels:,}; scale it down")
         if is_odd:
-            raise BadPicture(f"{path}: a TIFF file of a form that is not read; save it as a PNG file")
+            raise BadPicture(f"{path}: a TIFF file of a form that is not read; save it as PNG, or set data.source=tiff")
         if has_frames:
-            raise BadPicture(f"{path}: has several frames or pages; save those that you want as single files")
+            fix = "read them with --config.data.source=tiff" if picture.format == "TIFF" else "save those that you want"
+            raise BadPicture(f"{path}: has several frames or pages; {fix}")
         if pixels <= _LARGE:
             return read(picture)
         # Not all at once, since many would take all memory; in a thread that ends, as memory may be kept for it.
@@ -223,6 +234,14 @@ def fitted(picture: Image.Image, spec: DataSpec) -> Image.Image:
     return picture
 
 
+def check_picture(path: object, header: PictureHeader, spec: DataSpec) -> None:
+    """Raises BadPicture for a picture file that can't be used for the data set, by its header."""
+    check_size(f"{path}:", header.height, header.width, spec)
+    check_form(path, header.channels, header.bits, spec)
+    if spec.dtype != "uint8" and header.bits == 16 and header.channels > 1:
+        raise BadPicture(f"{path}: of color pictures only 8 bits are read; save a .npy array of all images")
+
+
 def check_size(where: object, height: int, width: int, spec: DataSpec) -> None:
     """Raises BadPicture for a picture that is smaller than the box, or of another size where nothing resizes it."""
     size = f"{where} is {height}x{width} (height x width)"
@@ -241,21 +260,50 @@ def check_size(where: object, height: int, width: int, spec: DataSpec) -> None:
 def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -> None:
     """Raises BadPicture for images with other channels or bits than the spec's, unless they are converted."""
     for what, value, setting in (("channels", spec.seen_channels(channels), "channels"), ("bits", bits, "file_bits")):
+        if spec.range and what == "bits":
+            continue
         expected = getattr(spec, setting)
-        if not spec.convert and value not in (None, expected):
+        if value in (None, expected):
+            continue
+        if spec.dtype != "uint8" or (what == "channels" and max(value, expected) > len(_CHANNEL_MODES)):
+            raise BadPicture(f"{where}: has {value} {what}, but data.{setting} is {expected}; set it to {value}")
+        if not spec.convert:
             fix = "--config.data.convert=True (of nvae-generate --convert) converts images as they are read"
             raise BadPicture(f"{where}: has {value} {what}, but data.{setting} is {expected}; {fix}")
 
 
-def fit_images(images: np.ndarray, spec: DataSpec) -> np.ndarray:
-    """Images `[count, height, width, 1 to 4]`, uint8, uint16 or bool, as uint8 of the spec's image shape."""
-    if images.dtype == np.bool_:
-        images = images * np.uint8(255)
-    elif images.dtype != np.uint8:
-        images = (images >> 8).astype(np.uint8)
+def stored_values(images: np.ndarray, spec: DataSpec) -> np.ndarray:
+    """Images in [0, 1] in the range of the data set's files, of type `spec.dtype`."""
+    if spec.range:
+        low, high = spec.range
+        return (low + images * (high - low)).astype(spec.dtype)
+    return np.rint(np.clip(images, 0.0, 1.0) * (2 ** max(8, spec.num_bits) - 1.0)).astype(spec.dtype)
+
+
+def fit_images(images: np.ndarray, spec: DataSpec, where: object = "images") -> np.ndarray:
+    """Images `[count, height, width, channels]` of the spec's image shape and type, see `in_type`."""
+    images = in_type(images, spec, where)
     if spec.crop_box is None and spec.resize == "none" and images.shape[1:] == spec.image_shape:
         return images
     return np.stack([_fit_pixels(image, spec) for image in images])
+
+
+def in_type(images: np.ndarray, spec: DataSpec, where: object) -> np.ndarray:
+    """Images as `spec.dtype`; uint16 keeps its upper 8 bits as uint8. BadPicture for values beyond the spec's."""
+    if spec.dtype == "uint8":
+        if images.dtype == np.bool_:
+            return images * np.uint8(255)
+        return images if images.dtype == np.uint8 else (images >> 8).astype(np.uint8)
+    low, high = spec.range or (0, 2**spec.num_bits - 1)
+    least, most = float(images.min()), float(images.max())
+    if np.isnan(least):
+        raise BadPicture(f"{where}: has NaN (not a number) among its values; replace them, as by numpy.nan_to_num")
+    if not low <= least <= most <= high:
+        limit, fix = f"data.num_bits = {spec.num_bits} go to {high}", f"set it to {int(most).bit_length()}"
+        if spec.range:
+            limit, fix = f"data.range is {low:g},{high:g}", "set it to both, or clip the values"
+        raise BadPicture(f"{where}: has values from {least:g} to {most:g}, and {limit}; {fix}")
+    return images.astype(spec.dtype, copy=False)
 
 
 def _fit_pixels(pixels, spec):
@@ -264,4 +312,7 @@ def _fit_pixels(pixels, spec):
         picture = as_eight_bits(picture, spec.channels, spec.alpha)
         pixels = np.asarray(picture).reshape(*pixels.shape[:2], spec.channels)
     # Each channel by itself: Pillow would take the last of 2 or 4 for an alpha channel and multiply the others by it.
-    return np.stack([fitted(Image.fromarray(channel), spec) for channel in np.moveaxis(pixels, -1, 0)], axis=-1)
+    # It scales no 16 bits but as float32.
+    planes = np.moveaxis(pixels if spec.dtype == "uint8" else pixels.astype(np.float32), -1, 0)
+    result = np.stack([fitted(Image.fromarray(plane), spec) for plane in planes], axis=-1)
+    return (np.rint(result) if spec.dtype == "uint16" else result).astype(spec.dtype)

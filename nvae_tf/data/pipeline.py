@@ -21,7 +21,7 @@ from nvae_tf.data.sources import ImageSource
 from nvae_tf.replicas import ALL, Shard
 
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
-_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION = range(4)  # what random numbers are for
+_ORDER, _FLIP, _TRAINING_BINARIZATION, _EVALUATION_BINARIZATION, _CROP = range(5)  # what random numbers are for
 # For the functions of datasets: converted by autograph, which they don't need, a first batch comes half a second later.
 _AS_WRITTEN = tf.autograph.experimental.do_not_convert
 _PNG_BEGINNING = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # how a PNG file begins, up to its width and height
@@ -61,6 +61,15 @@ def intensity_table(num_bits: int) -> np.ndarray:
     return levels.astype(np.float32) / np.float32(2**num_bits - 1)
 
 
+def intensities(values: tf.Tensor, num_bits: int, limits: tuple[float, ...] = ()) -> tf.Tensor:
+    """Stored values in [0, 1], float32: numbers between two limits, or whole ones of so many bits."""
+    if limits:
+        return (values - limits[0]) / (limits[1] - limits[0])
+    if num_bits > 8:
+        return tf.cast(values, tf.float32) / (2**num_bits - 1)
+    return tf.gather(intensity_table(num_bits), tf.cast(values, tf.int32))
+
+
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """The number of full batches in `count` images; ValueError where there is none."""
     if not 1 <= batch_size <= count:
@@ -84,7 +93,8 @@ def training_batches(
         raise ValueError(f"A batch of {batch_size} can't be shared evenly by {shard.count} processes.")
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
     flip_key = stream_key(seed, _FLIP) if spec.horizontal_flip else None
-    return _image_batches(index_batches, source, spec, stream_key(seed, _TRAINING_BINARIZATION), flip_key)
+    crop_key = stream_key(seed, _CROP) if spec.crop == "random" else None
+    return _image_batches(index_batches, source, spec, stream_key(seed, _TRAINING_BINARIZATION), flip_key, crop_key)
 
 
 def evaluation_batches(
@@ -125,22 +135,23 @@ def shuffled_index_batches(
     return epochs.flat_map(batches_of_epoch).apply(endless)
 
 
-def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
+def _image_batches(index_batches, source, spec, binarize_key, flip_key=None, crop_key=None):
     read = source.reader()
     # What is to be binarized keeps its intensities until then.
-    table = intensity_table(8 if spec.binarize else spec.num_bits)
+    bits = 8 if spec.binarize else spec.num_bits
     check(not spec.labels or source.labels is not None, f"data.labels = True, but {spec.name} came without labels.")
     with tf.device("/CPU:0"):
         labels = tf.constant(source.labels) if spec.labels else None
 
     @_AS_WRITTEN
     def images_of(first_position, indices):
-        values = tf.ensure_shape(read(indices), [indices.shape[0], *spec.image_shape])
+        places = [] if crop_key is None else [uniform(crop_key, first_position, tf.size(indices), (2,))]
+        values = tf.ensure_shape(read(indices, *places), [indices.shape[0], *spec.image_shape])
         count = tf.shape(values)[0]
         if flip_key is not None:
             mirrored = uniform(flip_key, first_position, count, (1, 1, 1)) < 0.5
             values = tf.where(mirrored, tf.reverse(values, axis=[2]), values)
-        images = tf.gather(table, tf.cast(values, tf.int32))
+        images = intensities(values, bits, spec.range)
         if spec.binarize:
             images = tf.cast(uniform(binarize_key, first_position, count, spec.image_shape) < images, tf.float32)
         return images if labels is None else (images, tf.gather(labels, indices))
@@ -176,8 +187,10 @@ def images_alone(spec: DataSpec) -> DataSpec:
 
 
 def stored_spec(spec: DataSpec) -> DataSpec:
-    """The data set with its images alone, as they are stored: 8 bits, neither binarized nor mirrored."""
-    return dataclasses.replace(images_alone(spec), num_bits=8, binarize=False, horizontal_flip=False)
+    """The data set with its images alone, as they are stored: 8 bits at least, neither binarized nor mirrored."""
+    return dataclasses.replace(
+        images_alone(spec), num_bits=max(8, spec.num_bits), binarize=False, horizontal_flip=False
+    )
 
 
 def content_digest(source: ImageSource, spec: DataSpec) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from nvae_tf.config import MOST_CLASSES, DataSpec, check, check_choice
-from nvae_tf.data.pictures import PictureHeader, list_pictures
+from nvae_tf.data.pictures import TIFF, PictureHeader, list_pictures
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report
 
@@ -34,6 +34,7 @@ SOURCES = {
     "folder": ("picture_folder", "a folder of pictures"),
     "arrays": ("array_files", "a .npy or .npz file, or a folder with train.npy and test.npy"),
     "idx": ("array_files", "a folder of IDX files, *-ubyte or *-ubyte.gz"),
+    "tiff": ("tiff_files", "a TIFF file, or a folder of them"),
     "mat": ("array_files", "the file chardata.mat, or its folder"),
 }
 
@@ -41,29 +42,32 @@ SOURCES = {
 class ImageSource:
     """One part of a data set: `count` numbered images of `image_shape`, which are read on demand.
 
-    `read` takes numbers `[batch]` and returns uint8 `[batch, height, width, channels]`; several threads call it.
+    `read` takes numbers `[batch]` and returns `[batch, height, width, channels]` of type `dtype`, the spec's; several
+    threads call it.
     """
 
     labels: np.ndarray | None = None  # the number of each image's class, int32 `[count]`
     class_names: tuple[str, ...] = ()
 
-    def __init__(self, count: int, image_shape: tuple[int, int, int], read: Callable[[np.ndarray], np.ndarray]):
-        self.count, self.image_shape, self.read = count, image_shape, read
+    def __init__(
+        self, count: int, image_shape: tuple[int, int, int], read: Callable[[np.ndarray], np.ndarray], dtype="uint8"
+    ):
+        self.count, self.image_shape, self.read, self.dtype = count, image_shape, read, dtype
         self.failures = []  # errors of reading images; TensorFlow passes on no more than their text
 
     def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """A function, to be traced, from indices `[batch]` to uint8 images `[batch, height, width, channels]`."""
+        """A function, to be traced, from indices `[batch]` (with `data.crop` and places `[batch, 2]`) to images."""
         import tensorflow as tf
 
-        def read_or_note(indices):
+        def read_or_note(*given):
             try:
-                return self.read(indices)
+                return self.read(*given)
             except Exception as error:
                 self.failures.append(error)
                 raise
 
-        def images_at(indices):
-            images = tf.numpy_function(read_or_note, [indices], tf.uint8, stateful=False)
+        def images_at(indices, *places):
+            images = tf.numpy_function(read_or_note, [indices, *places], self.dtype, stateful=False)
             return tf.ensure_shape(images, [indices.shape[0], *self.image_shape])
 
         return images_at
@@ -79,13 +83,13 @@ class ImageSource:
 
 
 class ArraySource(ImageSource):
-    """Images in memory, uint8 `[count, height, width, channels]`."""
+    """Images in memory, uint8, uint16 or float32 `[count, height, width, channels]`."""
 
     def __init__(self, images: np.ndarray):
-        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-            form = "a non-empty uint8 array [count, height, width, channels]"
+        if images.dtype not in (np.uint8, np.uint16, np.float32) or images.ndim != 4 or not images.size:
+            form = "a non-empty uint8, uint16 or float32 array [count, height, width, channels]"
             raise ValueError(f"Images must be {form}, not {images.dtype} {list(images.shape)}.")
-        super().__init__(len(images), images.shape[1:], images.__getitem__)
+        super().__init__(len(images), images.shape[1:], images.__getitem__, images.dtype.name)
         self.images, self._tensor = images, None
 
     def reader(self):
@@ -107,7 +111,7 @@ def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:
     def read(numbers):
         return np.concatenate([base.read(order[numbers]) for order in orders], axis=-1)
 
-    return ImageSource(base.count, (*base.image_shape[:2], channels), read)
+    return ImageSource(base.count, (*base.image_shape[:2], channels), read, base.dtype)
 
 
 def load_split(spec: DataSpec, split: str, report: Report | None = None) -> ImageSource:
@@ -116,7 +120,8 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
     ValueError for unusable images, FileNotFoundError for none, ConnectionError where they can't be downloaded.
     """
     check(split in ("train", "test"), f"There is no split '{split}'. Valid: train, test.")
-    single = dataclasses.replace(spec, channels=1, stacked_images=1) if spec.stacked_images > 1 else spec
+    alone = {"channels": 1, "stacked_images": 1, "display_channels": ()}
+    single = dataclasses.replace(spec, **alone) if spec.stacked_images > 1 else spec
     source = _call("load_{}", single, split, report or Report())
     if spec.stacked_images > 1:
         source = stacked(source, spec.stacked_images, spec.split_seed)
@@ -167,10 +172,11 @@ def _check_classes(names: Sequence[str], spec: DataSpec) -> None:
 
 def source_at(path: str | None) -> str:
     """The kind of source at a path; ValueError where it is a file that no source reads."""
-    place = _place(path, "a folder of pictures, a .npy or .npz file, or a folder of IDX files")
+    place = _place(path, "a folder of pictures, a .npy, .npz or .tif file, or a folder of IDX files")
     if place.is_file():
-        check(place.suffix in (".npy", ".npz"), f"data.path = {path}: a file that is neither .npy nor .npz")
-        return "arrays"
+        is_tiff = place.suffix.lower() in TIFF
+        check(is_tiff or place.suffix in (".npy", ".npz"), f"data.path = {path}: a file that is neither .npy nor .npz")
+        return "tiff" if is_tiff else "arrays"
     if any(place.glob("*-ubyte")) or any(place.glob("*-ubyte.gz")):
         return "idx"
     return "arrays" if any(place.glob("*.npy")) and not list_pictures(place) else "folder"

@@ -40,7 +40,8 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     if spec.source == "auto":
         spec = dataclasses.replace(spec, source=source_at(spec.path))
     if spec.likelihood is None:
-        spec = dataclasses.replace(spec, likelihood="bernoulli" if spec.num_bits == 1 else "logistic_mixture")
+        likelihood = "normal" if spec.range else "bernoulli" if spec.num_bits == 1 else "logistic_mixture"
+        spec = dataclasses.replace(spec, likelihood=likelihood)
     if None in (*spec.image_shape, spec.file_bits):
         first = first_image(spec)
         height, width = _size(spec, first)

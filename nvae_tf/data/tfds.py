@@ -55,7 +55,7 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
         return decoded_once(spec, split, contents, lambda: (count, batches()), report, classes, read_labels)
     fix = "name a folder for the decoded images, --config.data.cache=FOLDER"
     what = f"{spec.source_name}: {count:,} images of {spec.image_shape}"
-    check_memory(count * int(np.prod(spec.image_shape)), what, fix)
+    check_memory(count * int(np.prod(spec.image_shape)) * np.dtype(spec.dtype).itemsize, what, fix)
     batches = reported(_batches(builder, name, spec), count, f"reading {full_name}", report)
     source = ArraySource(np.concatenate([*batches]))
     return source.labeled(read_labels(), classes) if classes else source
@@ -75,12 +75,12 @@ def tfds_classes(spec: DataSpec) -> tuple[str, ...]:
 
 
 def _batches(builder, name, spec) -> Iterator[np.ndarray]:
-    """Batches of one image, uint8 of the spec's size, in the order of the files: an example keeps its number."""
+    """Batches of one image of the spec's size and type, in the order of the files: an example keeps its number."""
     examples = builder.as_dataset(split=name, shuffle_files=False).map(lambda example: example["image"])
     try:
         for image in examples.as_numpy_iterator():
             check_size(f"{builder.info.full_name}: an image", *image.shape[:2], spec)
-            yield fit_images(image[np.newaxis], spec)
+            yield fit_images(image[np.newaxis], spec, builder.info.full_name)
     except tf.errors.OpError as error:
         raise ValueError(f"{builder.info.full_name}: {first_line(error)}") from None
 

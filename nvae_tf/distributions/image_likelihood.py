@@ -74,7 +74,7 @@ class ImageLikelihood:
             return tfd.Independent(tfd.Bernoulli(logits=tf.cast(parameters, tf.float32), dtype=tf.float32), 3)
         if self.name == "normal":
             return tfd.Independent(PixelNormal(*tf.split(parameters, 2, axis=-1)), 3)
-        split = mixture.split_mixture_parameters(parameters, self.channels, self.num_mixtures)
+        split = mixture.split_mixture_parameters(parameters, self.channels, self.num_mixtures, self.num_bits)
         return tfd.Independent(mixture.DiscretizedLogisticMixture(*split, self.num_bits, self.exact_edges), 2)
 
     def sample(self, parameters: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:

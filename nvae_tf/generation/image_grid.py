@@ -22,11 +22,13 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, white between images.
 
     There are `columns` in a row (None: nearly a square), and each pixel is repeated `enlarge` times (None: until the
-    shorter side has 64 pixels). ValueError unless images are finite `[count, height, width, 1 to 4 channels]`.
+    shorter side has 64 pixels). ValueError unless images are finite `[count, height, width, channels]`; those that are
+    `displayed` are laid out.
     """
     images = np.asarray(images, dtype=np.float32)
-    if images.ndim != 4 or images.shape[3] not in (1, 2, 3, 4) or not images.size:
-        raise ValueError(f"An image grid is made of [count, height, width, 1 to 4], not of {[*images.shape]}.")
+    if images.ndim != 4 or not images.size:
+        raise ValueError(f"An image grid is made of [count, height, width, channels], not of {[*images.shape]}.")
+    images = displayed(images)
     if not np.isfinite(images).all():
         raise ValueError("images hold values that are not finite: the model that made them has diverged.")
     count, height, width, channels = images.shape
@@ -37,6 +39,11 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     cells = np.pad(pixels, [(0, rows * columns - count), (0, _GAP), (0, _GAP), (0, 0)], constant_values=255)
     cells = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
     return cells.reshape(rows * cells.shape[1], -1, channels)[:-_GAP, :-_GAP]
+
+
+def displayed(images: np.ndarray, channels: Sequence[int] = ()) -> np.ndarray:
+    """The channels of images `[..., channels]` that are shown: those numbered, all of up to 4, or else the first 3."""
+    return images[..., list(channels)] if channels else images[..., :3] if images.shape[-1] > 4 else images
 
 
 def grid_of_rows(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
@@ -63,7 +70,7 @@ def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
 
 
 def write_png(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes uint8 `[height, width, 1 to 4 channels]` atomically; the folder is made where it is missing."""
+    """Writes uint8 `[height, width, 1 to 4 channels]`, or uint16 of 1, atomically; the folder is made if missing."""
     with atomic_file(path) as partial:
         _picture(array).save(partial, format="PNG")
 
@@ -87,11 +94,14 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
 
 
 def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str]) -> None:
-    """Writes images `[count, height, width, channels]`, or `[count, variants, ...]` with numbers, as PNG files."""
+    """Writes images `[count, height, width, channels]`, or `[count, variants, ...]` with numbers, as PNG files.
+
+    They are in [0, 1], or of one channel and uint16: such files have 16 bits.
+    """
     for name, image in zip(picture_names(names), images, strict=True):
         for number, variant in enumerate(image if image.ndim == 4 else [image]):
             file = f"{name.removesuffix('.png')}_{number:03d}.png" if image.ndim == 4 else name
-            write_png(folder / file, image_grid(variant[np.newaxis]))
+            write_png(folder / file, variant if variant.dtype == np.uint16 else image_grid(variant[np.newaxis]))
 
 
 def picture_names(names: Sequence[str]) -> list[str]:

@@ -290,7 +290,8 @@ def degradation(config: ExperimentConfig, mask=None, scale=1, blur=0.0, resize=N
     size = config.model.image_height, config.model.image_width
     if mask:
         as_it_is = {"resize": "none", "crop_box": None} if resize is None else {}
-        spec = dataclasses.replace(stored_spec(config.data), channels=1, **as_it_is)
+        as_it_is |= {"channels": 1, "num_bits": 8, "file_bits": 8, "range": (), "display_channels": (), "crop": "none"}
+        spec = dataclasses.replace(stored_spec(config.data), **as_it_is)
         pictures, _ = pictures_for_model([mask], spec, resize=resize, convert=True)
         if len(pictures) != 1:
             raise ValueError(f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")

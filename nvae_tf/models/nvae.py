@@ -294,9 +294,10 @@ class NVAE(FittedModel):
         Example: `images = model.decompress(model.compress(images))`
         """
         codec, images = importlib.import_module("nvae_tf.compression.codec"), check_images(images, self.config, True)
+        source = codec.with_weights(self)
         levels, labels = codec.levels_of(images.numpy(), self.config.num_bits), self._labels(labels, len(images))
         how = dict(labels=labels if labels is None else labels.numpy(), chunk=chunk, tolerance=tolerance, verify=verify)
-        return codec.compress(codec.with_weights(self), levels, **how)
+        return codec.compress(source, levels, **how)
 
     def decompress(self, data: bytes, chunk: int | None = None) -> np.ndarray:
         """The images of `compress`, exactly, or those of one chunk: float32 `[count, height, width, channels]`.

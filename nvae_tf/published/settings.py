@@ -122,6 +122,8 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     model, total_steps = config.model, config.objective.total_steps
     if any(isinstance(branch, LayerBranch) for branch in CELL_SETS[model.cell_set]):
         raise ValueError(f"the published form can't say model.cell_set = {model.cell_set!r}")
+    if model.num_bits > 8:
+        raise ValueError(f"the published form can't say model.num_bits = {model.num_bits}")
     # A warm-up that is not set is that of the run's length.
     config = resolve_lengths(config, max(total_steps // config.train.epochs, 1), total_steps)
     values = {published: getattr(model, name) for name, published in MODEL_SETTINGS.items()}

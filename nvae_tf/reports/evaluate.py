@@ -258,6 +258,7 @@ def _save_figures(task: EvaluationTask, drawn: Mapping[str, tuple[Any, ...]], **
     from nvae_tf.reports import figures
 
     origin = {"step": task.trained.step, "seed": task.seed, "checkpoint_sha256": task.checkpoint_sha256} | about
+    origin["channels"] = task.trained.config.data.display_channels
     provenance = figures.Provenance(task.folder.path.absolute().name, **origin)
     for name, (function, *data) in drawn.items():
         figures.save_figure(getattr(figures, function)(*data, about=provenance), task.folder.evaluation / name)

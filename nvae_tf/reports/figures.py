@@ -1,8 +1,9 @@
 """Figures for people: arrays in, a matplotlib `Figure` out, for every command, page and notebook.
 
-Images are `[height, width, 1 to 4 channels]` in [0, 1], or of unsigned integers; each of their pixels becomes a square
-of whole pixels, and alpha is shown over a checkerboard. `width` is the width in pixels at which a figure will be looked
-at: 400 on a phone, 1,000 in a text. It sets the size of the text. A figure with large images is wider.
+Images are `[height, width, channels]` in [0, 1], or of unsigned integers; each of their pixels becomes a square of
+whole pixels. Two channels are gray with alpha and four RGBA, shown over a checkerboard; of more channels the first
+three are shown as RGB, or those that `Provenance` names. `width` is the width in pixels at which a figure will be
+looked at: 400 on a phone, 1,000 in a text. It sets the size of the text. A figure with large images is wider.
 """
 
 import io
@@ -24,7 +25,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits
 from nvae_tf.files import atomic_file
-from nvae_tf.generation.image_grid import grid_of_rows, write_png
+from nvae_tf.generation.image_grid import displayed, grid_of_rows, write_png
 from nvae_tf.progress import counted
 
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
@@ -51,12 +52,14 @@ class Provenance(NamedTuple):
     checkpoint_sha256: str | None = None
     command: str | None = None
     data: str | None = None  # where the originals, or what was measured, come from: "test images"
+    channels: Sequence[int] | None = None  # those that are shown, if not by default: `data.display_channels`
 
     def metadata(self) -> dict[str, str]:
         """The entries of a PNG file's metadata."""
         values = self._asdict()
-        if self.temperature is not None:
-            values["temperature"] = ", ".join(map("{:g}".format, np.atleast_1d(self.temperature)))
+        for name in ("temperature", "channels"):
+            if values[name] is not None:
+                values[name] = ", ".join(map("{:g}".format, np.atleast_1d(values[name]))) or None
         return {name: str(value) for name, value in values.items() if value is not None}
 
     def caption(self) -> str:
@@ -273,10 +276,11 @@ def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Proven
     for name, (originals, nats, notes) in images.items():
         limit = max(float(nats.max()), 1e-12)
         in_colors = colors(np.clip(nats / limit, 0.0, 1.0))[..., :3]
+        originals = displayed(originals, about.channels or ())
         rows += [Row(name, originals, notes, starts_part=True), Row(f"KL, 0 to {limit:.2g} nats per pixel", in_colors)]
     text = "The images of each set with the highest score, which stands below them. "
     text += "The map: the KL of the groups of the largest scale, dark for none."
-    return image_figure("Where outlier scores come from", text, rows, about, width)
+    return image_figure("Where outlier scores come from", text, rows, about._replace(channels=None), width)
 
 
 def restorations(measured: Array, restored: Array, originals, deviation, about: Provenance, width=1000) -> Figure:
@@ -291,9 +295,10 @@ def restorations(measured: Array, restored: Array, originals, deviation, about: 
     if originals is not None:
         parts["original"] = originals
     if deviation is not None:
-        colors = deviation[..., : channels - 1 + channels % 2].mean(axis=-1, keepdims=True) / _LARGEST_DEVIATION
+        has_alpha = channels in (2, 4) and not (about and about.channels)
+        colors = deviation[..., : channels - has_alpha].mean(axis=-1, keepdims=True) / _LARGEST_DEVIATION
         parts["deviation"] = np.repeat(colors, channels, axis=-1)
-        if channels in (2, 4):
+        if has_alpha:
             parts["deviation"][..., -1] = 1.0
         text = "The deviation of a pixel is its standard deviation over restorations that began elsewhere; "
         text += f"white is {_LARGEST_DEVIATION}."
@@ -343,6 +348,8 @@ def image_figure(
     title: str, text: str, rows: Sequence[Row], about: Provenance, width: int, blocks: Blocks = ()
 ) -> Figure:
     """Rows of images, with labels on the left, in blocks of columns, `(heading, columns)`, side by side."""
+    shown = (about and about.channels) or ()
+    rows = [row._replace(images=[displayed(np.asarray(image), shown) for image in row.images]) for row in rows]
     blocks = blocks or [("", max(len(row.images) for row in rows))]
     labels = [textwrap.fill(row.label, _LETTERS_OF_LABELS) for row in rows]
     height, native = np.shape(rows[0].images[0])[:2]

@@ -22,7 +22,7 @@ from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_mode
 from nvae_tf.progress import ImageProgress, StatusLine, counted
 
 Run = Any  # a `nvae_tf.runs.loading.TrainedRun`, whose import would start TensorFlow
-_PICTURES = "Picture files: a file, a folder with all in it, or several with commas"
+_PICTURES = "Picture files: a file, a folder with all in it, or several with commas; .npy and .npz files of images"
 _COUNT = "Number of images of the data set; if not given, 40 for reconstruct, all for encode, 8 where they are changed."
 _CLASSES = "Classes by number or name: 3, or 0,cat in turn; -1 is none. Images of the data set have theirs."
 _RESIZE = "How picture files get the model's size, if not as in training."

@@ -69,6 +69,7 @@ def report_of_run(workdir, checkpoint: str, seed: int, data_path, status: Status
         trained = load_run(folder.path, checkpoint)
     sha256 = checkpoint_sha256(trained.checkpoint) if trained else None
     about = figures.Provenance(folder.path.absolute().name, trained and trained.step, None, seed, sha256)
+    about = about._replace(channels=config.data.display_channels)
     facts = gather(folder, trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables))
     curves, seconds = read_curves(folder)
     drawn: dict[str, list[Markup]] = collections.defaultdict(list)

@@ -296,6 +296,8 @@ def row_seeds(seed: int, count: int) -> np.ndarray:
 def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
     """Returns images `[count, *shape]`, uint8 or float32 in [0, 1]; Pillow's are converted to the model's channels."""
     if isinstance(images, np.ndarray):
+        if images.dtype.kind not in "fb" and images.dtype != np.uint8:
+            raise ValueError(f"images are {images.dtype}: divide by their largest level, as images / 4095 of 12 bits")
         return images if images.dtype == np.uint8 else images.astype(np.float32)
     pixels = []
     for number, image in enumerate(images):

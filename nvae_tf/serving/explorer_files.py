@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nvae_tf import errors, files, schemas
-from nvae_tf.config import MOST_CLASSES
+from nvae_tf.config import MOST_CHANNELS, MOST_CLASSES
 from nvae_tf.serving.outputs import ASSETS
 
 PAGE, FACTS = "explorer.html", "explorer.json"
@@ -21,9 +21,11 @@ EXAMPLES = "examples.npz"
 # What the page needs of `config.json` and `latents.json`.
 _SIZES = ("image_height", "image_width", "image_channels")
 _MODEL = dict.fromkeys(_SIZES, schemas.Field("whole number", (), 1, 2**16)) | {
-    "num_bits": schemas.Field("whole number", (), 1, 8),
+    "num_bits": schemas.Field("whole number", (), 1, 16),
     "num_classes": schemas.Field("whole number", (), 0, MOST_CLASSES, optional=True),
 }
+_DATA = {"display_channels": schemas.Field("whole number", (None,), 0, MOST_CHANNELS - 1, optional=True)}
+_CONFIG = {"model": schemas.Field(_MODEL), "data": schemas.Field(_DATA, optional=True)}
 _LAYOUT = {"shapes": schemas.LATENT_SHAPES["latent_shapes"]}
 _FOLDER = pathlib.Path(__file__).with_name("explorer")
 
@@ -54,10 +56,14 @@ def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
     assets = export / ASSETS
     with errors.wrap_read_errors(f"{assets}: not written by nvae-export, or damaged (", "); copy the export anew"):
         settings = (assets / "config.json").read_bytes()
-        model = schemas.parsed(settings, {"model": schemas.Field(_MODEL)}, "config.json: ")["model"]
+        config = schemas.parsed(settings, _CONFIG, "config.json: ")
+        model, shown = config["model"], config.get("data", {}).get("display_channels", [])
         layout = schemas.parsed((assets / "latents.json").read_bytes(), _LAYOUT, "latents.json: ")
         sizes, classes = [model[name] for name in _SIZES], list(map(str, range(model.get("num_classes", 0))))
-        facts = {"image": sizes, "num_bits": model["num_bits"], "shapes": layout["shapes"], "classes": classes}
+        # The page's images have 8 bits at most.
+        facts = {"image": sizes, "num_bits": min(8, model["num_bits"]), "shapes": layout["shapes"], "classes": classes}
+        if shown or sizes[2] > 4:
+            facts["shown"] = shown * 3 if len(shown) == 1 else shown or [0, 1, 2]
         if (assets / EXAMPLES).is_file():
             images = schemas.EXAMPLES["images"]._replace(shape=("count", *sizes))
             examples = files.read_arrays(assets / EXAMPLES, schemas.EXAMPLES | {"images": images})

@@ -92,7 +92,7 @@ class Signatures(FlatLatentModel):
     `[batch]`: 1 for the model's own prior, more for the reweighted one, whose number of proposals is fixed.
 
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`: for REST, which
-    sends bytes as base64. Models of more than 4 channels lack these signatures. `most_rows`: of a request.
+    sends bytes as base64. Models of more than 4 channels, or 8 bits, lack these signatures. `most_rows`: of a request.
     """
 
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass, most_rows: int = 2**31 - 1):
@@ -109,7 +109,8 @@ class Signatures(FlatLatentModel):
     @property
     def names(self) -> tuple[str, ...]:
         """Returns the names of this model's signatures."""
-        return SIGNATURES if self.model.config.image_channels <= 4 else tuple(_INPUTS)
+        config = self.model.config
+        return SIGNATURES if config.image_channels <= 4 and config.num_bits <= 8 else tuple(_INPUTS)
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """Returns the inputs of the signature called `name`, in the order of its arguments."""

@@ -20,7 +20,7 @@ from nvae_tf.errors import first_line, require
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.evaluation.table import active_units
 from nvae_tf.files import atomic_write
-from nvae_tf.generation.image_grid import image_grid, write_png
+from nvae_tf.generation.image_grid import displayed, image_grid, write_png
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights
@@ -208,11 +208,12 @@ class RunOutputs:
         originals, labels, _ = chosen_images(test, spec, "test", at_most=8, seed=_FIXED_SEED)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
         reconstructions = self._run.model(originals, seed=_FIXED_SEED, labels=labels)
-        rows = tf.concat([originals, reconstructions], axis=0)
+        rows = displayed(np.concatenate([originals, reconstructions]), spec.display_channels)
         self._stop.check()
         self._log.image(step, "reconstructions", image_grid(rows, columns=len(originals), enlarge=None))
         for temperature, count in _SAMPLES.items():
             images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
+            images = displayed(images, spec.display_channels)
             self._log.image(step, f"samples/temperature_{temperature}", image_grid(images, enlarge=None))
         write_samples(file, images, self._folder.path.absolute().name, step, temperature)
 

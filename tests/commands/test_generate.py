@@ -117,6 +117,8 @@ def test_features_as_arrays_and_as_parquet(made, finished_model, outside, origin
 def test_pictures_from_outside_give_files_of_the_same_names(made, finished_model, outside, originals):
     names, expected = ["digit 17.png", "digit 3.png"], reconstruct_images(finished_model, originals, seed=1)
     latents, _ = made("latents.npz", "encode", f"--input={outside}")
+    array = np.load(made("again.npy", "reconstruct", f"--input={outside}")[0])
+    assert array.dtype == np.uint8 and np.abs(array - 255 * expected).max() <= 1
     for mode, given in (("reconstruct", outside), ("decode", latents)):
         folder, _ = made(f"{mode}/", mode, f"--input={given}")
         assert sorted(path.name for path in folder.iterdir()) == names

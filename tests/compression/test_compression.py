@@ -130,6 +130,7 @@ def test_what_a_model_cannot_code_is_refused():
     for changes, labels, line in (
         ({"num_flows": 1}, None, "model.num_flows = 1: the density of a latent behind flows can't be coded"),
         ({"num_bits": 8, "likelihood": "normal"}, None, "model.likelihood = normal: it has a density and no masses"),
+        ({"num_bits": 12, "likelihood": "logistic_mixture"}, None, "num_bits = 12: lossless files are of up to 8 bits"),
         ({"num_classes": 3}, None, "the images have no classes, and this model codes images given their class"),
         ({}, 2, "this model has no classes"),
     ):

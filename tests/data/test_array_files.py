@@ -10,7 +10,9 @@ import scipy.io
 import scipy.sparse
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.sources import holds_out, load_split
+from nvae_tf.data.pictures import stored_values
+from nvae_tf.data.pipeline import evaluation_batches
+from nvae_tf.data.sources import held_out, holds_out, load_split
 from tests import refuses
 from tests.data.picture_factory import idx, own_images, random_pixels, stored_pixels, values_and_labels, write_files
 from tests.tiny_model import assert_same
@@ -40,6 +42,7 @@ def assert_refused(path, message, **settings):
         (IMAGES[..., 1] > 99, (5, 6, 1, 8), (IMAGES[..., 1:2] > 99) * 255),
         (IMAGES.astype(np.uint16) * 256 + 255, (5, 6, 3, 16), IMAGES),
         (IMAGES[::-1, ::-1], (5, 6, 3, 8), IMAGES[::-1, ::-1]),
+        (np.tile(IMAGES, 10), (5, 6, 30, 8), np.tile(IMAGES, 10)),
     ],
 )
 @pytest.mark.parametrize("ending", ["npy", "npz"])
@@ -109,6 +112,8 @@ def test_wrong_arrays_are_refused(tmp_path):
         ({"labels": np.arange(3)}, r"it has int64 \[3\]; images are uint8, uint16 or bool \[count, height, width"),
         ({"images": np.array([{}, None], object)}, "it has object"),
         (IMAGES.transpose(0, 3, 1, 2), r"it has uint8 \[30, 3, 5, 6\]"),
+        (random_pixels(9, 8, 16, 16), r"it has uint8 \[9, 8, 16, 16\]; channels come last: save np.moveaxis"),
+        (random_pixels(9, 8, 16, 33), r"it has uint8 \[9, 8, 16, 33\]; .* 1 to 32 channels"),
         (IMAGES / 255, "it has float64"),
         (random_pixels(5, 6, 3), "it has"),
         (IMAGES.astype(np.uint16), "uint16 goes to 65535, but no value is above 255"),
@@ -116,6 +121,42 @@ def test_wrong_arrays_are_refused(tmp_path):
         path = tmp_path / ("set.npz" if isinstance(array, dict) else "images.npy")
         np.savez(path, **array) if isinstance(array, dict) else np.save(path, array)
         assert_refused(path, message)
+
+
+DEEP = random_pixels(30, 5, 6, 9, dtype=np.uint16) >> 4
+FLOATS = np.random.default_rng(0).normal(size=(30, 5, 6, 1)) * 100
+WHOLE, RANGE = {"num_bits": 12}, {"range": (-5000, 3000.5)}
+
+
+@pytest.mark.parametrize("save", [np.save, np.savez_compressed])
+@pytest.mark.parametrize(
+    ("array", "settings"),
+    [(DEEP, WHOLE), (DEEP.astype(">u2"), WHOLE), (FLOATS.astype(np.int32), RANGE), (FLOATS[..., 0], RANGE)],
+)
+def test_deep_values_stay_as_they_are_up_to_the_graph(array, settings, save, tmp_path):
+    save(path := tmp_path / ("images.npy" if save is np.save else "images.npz"), array)
+    spec = own_images(path, test_fraction=0.2, **settings)
+    form = ("uint16", 16, "logistic_mixture") if settings is WHOLE else ("float32", 32, "normal")
+    assert (spec.dtype, spec.file_bits, spec.likelihood) == form
+    stored, (low, high) = stored_pixels(source := load_split(spec, "train")), spec.range or (0, 4095)
+    expected = np.delete(array, held_out(list(map(str, range(30))), spec)[1], axis=0).reshape(stored.shape)
+    assert_same([stored], [expected.astype(form[0])])
+    (images,) = evaluation_batches(source, spec, 24, seed=0)
+    np.testing.assert_allclose(images, (expected.astype(np.float64) - low) / (high - low), atol=2e-7)
+    assert_same([np.rint(stored_values(images.numpy(), spec))], [np.rint(stored)])
+
+
+@pytest.mark.parametrize(
+    ("array", "settings", "message"),
+    [
+        (DEEP, {"num_bits": 11}, "has values from .* to 40.*, and data.num_bits = 11 go to 2047; set it to 12"),
+        (FLOATS, {"range": (0, 500)}, "has values from -.*, and data.range is 0,500; set it to both, or clip"),
+        (np.where(FLOATS > 200, np.nan, FLOATS), {"range": (-900, 900)}, r"has NaN \(not a number\) among its values"),
+        (DEEP, {"channels": 3}, "has 9 channels, but data.channels is 3; set it to 9"),
+    ],
+)
+def test_what_the_settings_do_not_fit_is_refused(array, settings, message, tmp_path):
+    assert_refused(saved(tmp_path / "images.npy", array), message, **settings)
 
 
 def test_damaged_files_are_refused(tmp_path):

@@ -181,6 +181,29 @@ def test_what_is_converted_is_said_in_one_line(tmp_path):
     assert kept == ["Converted 2 of 8 train pictures to 3 channels, 8 bits"]
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_gray_of_16_bits_keeps_them(cache, tmp_path):
+    gray = random_pixels(8, HEIGHT, WIDTH, 1, dtype=np.uint16) >> 4
+    files = {f"{number}.png": png(image) for number, image in enumerate(gray)}
+    spec = own_images(write_files(tmp_path / "x", files), num_bits=12, cache=str(tmp_path / "cache") if cache else None)
+    expected = np.delete(gray, held_out([*files], spec)[1], axis=0)
+    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), expected)
+    np.save(tmp_path / "all.npy", gray[1:3])
+    images, names = pictures_for_model([tmp_path / "x" / "0.png", tmp_path / "all.npy"], spec)
+    np.testing.assert_array_equal(images * 4095, gray[:3])
+    assert names == ["0.png", "all_00000", "all_00001"]
+    # The mean of equal pixels is theirs.
+    files = {name: png(np.full_like(gray[0], number + 1234)) for number, name in enumerate(files)}
+    half = dataclasses.replace(spec, resize="stretch", height=3, width=3)
+    means = pictures_for_model(write_files(tmp_path / "x", files), half)[0] * 4095
+    np.testing.assert_array_equal(means[:, 0, 0, 0], np.arange(8) + 1234)
+    others = (gray[0] << 4, "set it to 16"), (RGB[0][..., :1], "has 8 bits"), (gray[0].repeat(3, 2), "of color")
+    for image, message in others:
+        path = write_files(tmp_path, {"other.png": png(image)}) / "other.png"
+        with pytest.raises(BadPicture, match=f"other.png: .*{message}"):
+            pictures_for_model(path, dataclasses.replace(spec, channels=image.shape[2]))
+
+
 def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
     write_files(tmp_path, {f"{number}.png": b"text" for number in range(4)})
     refuses(f"{tmp_path}/.*: not a picture.*Fix or remove the file", own_images, tmp_path)

@@ -19,10 +19,11 @@ NUM_SAMPLES = 100_000
     [
         (1, 1, [[1]], [[2]], np.zeros([0, 1])),
         (4, 1, [[1], [3], [5], [7]], [[2], [4], [6], [8]], [[9], [10], [11], [12], [13], [14]]),
+        (5, 1, [[1], [3], [5], [7], [9]], [[2], [4], [6], [8], [10]], np.arange(11, 21)[:, np.newaxis]),
     ],
 )
 def test_the_layout_of_the_parameters(channels, mixtures, means, log_scales, coefficients):
-    width = mixtures * {1: 3, 2: 6, 3: 10, 4: 15}[channels]
+    width = mixtures * {1: 3, 2: 6, 3: 10, 4: 15, 5: 21}[channels]
     assert module.num_mixture_parameters(channels, mixtures) == width
     parameters = np.arange(width, dtype=np.float32) / 20
     *split, tanh = module.split_mixture_parameters(parameters, channels, mixtures)
@@ -95,7 +96,7 @@ def test_rgb_matches_the_formula_in_float64(num_bits, exact_edges):
     np.testing.assert_allclose(mixture.log_prob(images), expected, rtol=2e-5, atol=5e-4)
 
 
-@pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (1, 8), (1, 5), (2, 5), (3, 5), (4, 3)])
+@pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (1, 8), (1, 5), (2, 5), (3, 5), (4, 3), (9, 1)])
 def test_exact_masses_sum_to_one(channels, num_bits):
     pixels = all_pixels(channels, num_bits)[:, np.newaxis]
     count = min(60, max(2, 2**19 // len(pixels)))
@@ -105,8 +106,42 @@ def test_exact_masses_sum_to_one(channels, num_bits):
     np.testing.assert_allclose(masses.sum(axis=0), np.ones(count), atol=2e-5)
 
 
+@pytest.mark.parametrize("num_bits", [8, 10, 12, 16])
+def test_the_masses_of_all_levels_sum_to_one_where_scales_are_at_their_floor_too(num_bits):
+    generator, levels = np.random.default_rng(0), 2**num_bits
+    parameters = generator.uniform([-1, -1, -1.02, -1.02, -14, -14], [1, 1, 1.02, 1.02, 2, 2], [24, 1, 1, 6])
+    # On the edge between two levels, as narrow as can be.
+    parameters[:8, ..., 2:4] = (2 * generator.integers(0, levels - 1, [8, 1, 1, 2]) + 1) / (levels - 1) - 1
+    parameters[:8, ..., 4:] = -20
+    images = (np.arange(levels) / (levels - 1)).astype(np.float32)[:, None, None, None, None]
+    mixture = ImageLikelihood("logistic_mixture", 1, 2, num_bits, exact_edges=True)
+    log_masses = mixture.distribution(tf.constant(parameters, tf.float32)).log_prob(images).numpy()
+    np.testing.assert_allclose(np.exp(log_masses.astype(np.float64)).sum(axis=0), np.ones(24), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_bits", [10, 12, 16])
+def test_many_bits_match_the_formula_in_float64(num_bits):
+    highest, floor = 2**num_bits - 1, -7 - np.log((2**num_bits - 1) / 255)
+    levels = np.array([0, 1, 2, highest // 3, highest - 2, highest - 1, highest])
+    images = tf.constant(levels / highest, tf.float32, [7, 1, 1, 1])
+    for mean, scale in itertools.product(np.float32([-1.5, -1, -0.3, 0.9999, 1, 2]), np.float32([-20, -7, -5, 0, 6])):
+        parameters, narrow = tf.constant([0.0, mean, scale], tf.float32, [1, 1, 3]), max(scale, floor)
+        found = ImageLikelihood("logistic_mixture", 1, 1, num_bits).distribution(parameters).log_prob(images)
+        expected = [logistic_log_mass(2 * k / highest - 1, np.float64(mean), narrow, num_bits, True) for k in levels]
+        # The mean itself has no more digits.
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6 + 1.2e-7 * np.exp(-narrow))
+
+
+@pytest.mark.parametrize(("channels", "operations"), [(1, 113), (3, 220), (4, 290)])
+def test_the_graph_of_eight_bits_is_as_it_was(channels, operations):
+    mixture = ImageLikelihood("logistic_mixture", channels, 3)
+    parameters, images = tf.TensorSpec([2, 4, 6, mixture.num_parameters]), tf.TensorSpec([2, 4, 6, channels])
+    log_prob = tf.function(lambda *given: mixture.distribution(given[0]).log_prob(given[1]), autograph=False)
+    assert len(log_prob.get_concrete_function(parameters, images).graph.get_operations()) == operations
+
+
 @pytest.mark.parametrize("exact_edges", [False, True])
-@pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (2, 5), (3, 8)])
+@pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (2, 5), (3, 8), (2, 12)])
 def test_extreme_parameters_stay_finite(channels, num_bits, exact_edges):
     extremes = [[-100.0, 100.0], [-1e4, -1.0, 0.0, 0.99, 1e4], [-7.0, 0.0, 20.0, 200.0], [-1.0, 1.0]]
     logit, mean, log_scale, coefficient = np.array(list(itertools.product(*extremes)), np.float32).T[..., np.newaxis]
@@ -142,10 +177,10 @@ def test_rounded_samples_have_the_frequencies_of_the_mass():
 LAST = [([0.2, 0.9], -2.0), ([-1.0, 0.3], -3.0), ([-5.0, -4.0], 4.0), ([-5.0, 4.0], 1.5), ([1.3, -50.0], -7.0)]
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 9])
 def test_mean_and_variance_are_those_of_samples(channels):
     generator = np.random.default_rng(0)
-    coefficients = generator.uniform(-0.5, 0.5, [channels * (channels - 1) // 2, 2]).astype(np.float32)
+    coefficients = generator.uniform(-0.5, 0.5, [module.num_coefficients(channels), 2]).astype(np.float32)
     for last_means, last_scale in LAST:
         means, log_scales = np.tile(np.float32([0.3, -0.2]), (channels, 1)), np.full([channels, 2], -3.5, np.float32)
         means[-1], log_scales[-1] = last_means, last_scale
@@ -156,7 +191,7 @@ def test_mean_and_variance_are_those_of_samples(channels):
             np.testing.assert_allclose(mixture.mean(), samples.mean(axis=0), atol=0.012)
 
 
-@pytest.fixture(params=[(name, channels) for name in LIKELIHOODS for channels in (1, 2, 3, 4)])
+@pytest.fixture(params=[(name, channels) for name in LIKELIHOODS for channels in (1, 2, 3, 4, 6)])
 def named(request):
     likelihood = ImageLikelihood(*request.param, num_mixtures=3, num_bits=5)
     shape = [2, 4, 6, likelihood.num_parameters]

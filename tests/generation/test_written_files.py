@@ -64,6 +64,9 @@ def test_a_picture_each_in_its_own_size_and_none_replaces_another(tmp_path):
     write_pictures(tmp_path / "variants", np.stack([images[:2]] * 2), ["a.jpg", "a.webp"])
     written = [file.name for file in sorted((tmp_path / "variants").iterdir())]
     assert written == [f"a.{kind}_{number:03d}.png" for kind in ("jpg", "webp") for number in (0, 1)]
+    deep = np.random.default_rng(0).integers(0, 4096, [2, 5, 4, 1]).astype(np.uint16)
+    write_pictures(tmp_path / "deep", deep, ["a", "b"])
+    same(np.asarray(Image.open(tmp_path / "deep" / "b.png")), deep[1, ..., 0])
     refuses("two pictures would be called a.jpg.png", picture_names, ["a.jpg", "a.webp", "a.jpg.png"])
     refuses("leads out of the folder", picture_names, ["a.jpg", "a/../../b.png"])
 

@@ -154,6 +154,16 @@ def test_alpha_stands_over_a_checkerboard_and_integers_are_fractions():
         figures.samples(np.full([1, 8, 8, 1], np.nan), ABOUT)
 
 
+@pytest.mark.parametrize(("given", "channels"), [(8, ()), (8, (5, 0, 7)), (8, (6,)), (3, (1,))])
+def test_of_many_channels_those_chosen_are_shown(given, channels, tmp_path):
+    many = np.random.default_rng(0).integers(0, 256, [2, 9, 8, given]).astype(np.uint8)
+    figures.save_figure(figures.samples(many, ABOUT._replace(channels=channels)), tmp_path / "samples.png")
+    shown = many[..., list(channels * (3 // len(channels)) if channels else range(3))]
+    np.testing.assert_array_equal(read_images(tmp_path / "samples.png", 8, 2), shown)
+    assert Image.open(tmp_path / "samples.png").info.get("channels", "") == ", ".join(map(str, channels))
+    figures.save_figure(figures.restorations(many, many, None, many / 510.0, ABOUT), tmp_path / "bare.png", raw=True)
+
+
 def test_a_file_says_how_it_was_made(tmp_path):
     figure = figures.samples(images(2), ABOUT)
     for name in ("a.png", "new/a.svg", "a.pdf", "b.PNG"):

@@ -134,6 +134,8 @@ def test_a_model_of_many_channels_has_no_signatures_for_files():
     signatures = Signatures(NVAE(config))
     assert "sample" in signatures.names and not any(name.endswith("_png") for name in signatures.names)
     assert set(verification.recorded(signatures)) >= {"outputs/score/nats", "outputs/sample/image_uint8"}
+    deep = Signatures(NVAE(dataclasses.replace(VANILLA_CONFIG, num_bits=12, likelihood="logistic_mixture")))
+    assert deep.names == signatures.names
 
 
 @pytest.mark.slow

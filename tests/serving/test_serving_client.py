@@ -185,6 +185,8 @@ def test_pictures_are_converted_to_the_models_channels_and_other_sizes_refused()
         (Image.fromarray(np.ones([8, 8], np.float32)), (8, 8, 1), "mode 'F'"),
     ):
         refuses(message, image_arrays, [image], shape)
+    deep = np.ones([1, 8, 8, 1], np.uint16)
+    refuses("images are uint16: divide by their largest level", image_arrays, deep, (8, 8, 1))
 
 
 def test_rest_starts_without_tensorflow_and_quotes_names():

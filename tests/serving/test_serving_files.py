@@ -15,6 +15,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from nvae_tf.serving import server_files
+from nvae_tf.serving.explorer_files import explorer_facts
 from nvae_tf.serving.outputs import write_digests
 from tests.serving.model_servers import web_server
 
@@ -93,6 +94,12 @@ def test_the_explorer_is_written_for_models_of_this_project(models, write_files)
     assert facts == {"image": [4, 2, 1], "num_bits": 1, "shapes": [[1, 1, 3]], "classes": classes}
     assert (output / "explorer" / "explorer.html").is_file() and "explorer.html?server=http://localhost:8501" in printed
     assert flags_of(output)["rest_api_enable_cors_support"] == "${SERVING_CORS:-false}"
+    (assets / "examples.npz").unlink()
+    for channels, chosen, shown in ((8, [], [0, 1, 2]), (8, [4, 0, 2], [4, 0, 2]), (3, [1], [1, 1, 1])):
+        settings = json.loads(config(image_channels=channels, num_bits=12)) | {"data": {"display_channels": chosen}}
+        (assets / "config.json").write_text(json.dumps(settings))
+        facts = explorer_facts(assets.parent)
+        assert (facts["image"], facts["num_bits"], facts["shown"]) == ([4, 2, channels], 8, shown)
 
 
 def version_of_this_project(folder):

@@ -392,6 +392,7 @@ const exampleRecipe = (i) => ({ example: i, label: facts.labels?.[i] ?? ownLabel
 const ownLabel = () => (state.label === IN_TURN ? -1 : state.label);
 
 const upload = (file) => file && act("upload", async () => {
+  if (facts.image[2] > 4) throw new Problem("A picture has up to 4 channels; this model takes arrays alone.");
   try {
     choose({ pixels: images.base64(await images.fromFile(file, facts.image)), label: ownLabel() });
   } catch {
@@ -484,6 +485,7 @@ const start = () => act("start", async () => {
   const kept = facts.file && await import("./device.js");
   model = await (kept ? new kept.DeviceModel(name, facts) : new Model(server.replace(/\/$/, ""), name)).load();
   maker = new Maker(model, facts);
+  images.show(facts.shown ?? []);
   state = restoredState();
   document.title = $("title").textContent = `Explorer: ${name}`;
   const [height, width, channels] = facts.image;

@@ -1,10 +1,13 @@
-// Images are uint8 arrays, row by row, of a shape [height, width, channels]: gray, gray and alpha, RGB or RGBA.
+// Images are uint8 arrays, row by row, of a shape [height, width, channels]: gray, gray and alpha, RGB, RGBA, or any.
+
+let shown = []; // the numbers of the channels that are red, green and blue; none for the usual four
+export const show = (channels) => { shown = channels; };
 
 function rgba(pixels, channels) {
-  const colors = channels < 3 ? 1 : 3, result = new Uint8ClampedArray(4 * pixels.length / channels);
-  for (let i = 0; i < result.length / 4; i += 1) {
-    for (let c = 0; c < 3; c += 1) result[4 * i + c] = pixels[channels * i + (colors === 3 ? c : 0)];
-    result[4 * i + 3] = channels > colors ? pixels[channels * i + colors] : 255;
+  const numbers = channels > 1 && shown.length ? shown : channels < 3 ? [0, 0, 0, 1] : [0, 1, 2, 3];
+  const result = new Uint8ClampedArray(4 * pixels.length / channels).fill(255);
+  for (let i = 0, k = 0; k < result.length; i += channels, k += 4) {
+    for (let c = 0; c < 4; c += 1) if (numbers[c] < channels) result[k + c] = pixels[i + numbers[c]];
   }
   return result;
 }
