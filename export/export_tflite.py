@@ -51,7 +51,7 @@ def main(
     """Exports."""
     if (workdir is None) == (saved_model is None):
         raise ValueError("give one of --workdir and --saved_model")
-    if (None in (output, signature)) if page is None else (output or signature or quantize != "none"):
+    if not (output and signature) if not page else output or signature or quantize != "none":
         raise ValueError("give --output and --signature, or --page alone")
     if page:
         files.check_new_folder(pathlib.Path(page), f"--page={page}")

@@ -47,11 +47,14 @@ def write_static_page(
 
 def _write_litert(folder: pathlib.Path) -> None:
     """Writes LiteRT.js as files that a page can import, with its license, Apache 2.0, which is this package's too."""
-    if shutil.which("npm") is None:
+    npm = shutil.which("npm")  # the whole path, as Windows must have it
+    if npm is None:
         raise ValueError("npm is not installed, which gets LiteRT.js for the page: install Node.js")
     folder.mkdir()
     with tempfile.TemporaryDirectory() as place:
-        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", f"--prefix={place}", *LITERT]
+        # Without a network npm would retry for more than a minute.
+        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=0"]
+        command = [npm, "install", *options, f"--prefix={place}", *LITERT]
         process = subprocess.run(command, capture_output=True, text=True, cwd=place)
         if process.returncode:
             reason = (process.stderr.strip().splitlines() or ["no message"])[0]

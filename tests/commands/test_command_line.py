@@ -90,7 +90,7 @@ MISTAKES = [
     (TFLITE + "decode --workdir=x --output=y --smallest_psnr=nan", "--smallest_psnr=nan: must be"),
     (TFLITE + "decode --output=y", "give one of --workdir and --saved_model"),
     (TFLITE + "sample --output=y --workdir=x --quantize=int8", "would be clipped"),
-    (TFLITE + "decode --workdir=x", "give --output and --signature, or --page alone"),
+    (TFLITE + "decode --workdir=x --page=", "give --output and --signature, or --page alone"),
     (TFLITE + "decode --workdir=x --page=y", "give --output and --signature, or --page alone"),
     ("export.export_tflite --workdir=digits --page={0}/full", "full: not an empty folder; name a new or empty one"),
     (TFLITE + "decode --output=y --saved_model={0}/models/1", "no saved_model.pb in it"),
