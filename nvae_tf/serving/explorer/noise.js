@@ -1,20 +1,16 @@
 // The draws of TensorFlow's stateless normal numbers by Philox (Salmon et al. 2011), as the library draws an image's.
 
 const SCRAMBLING = [0x3ec8f720, 0x02461e29]; // TensorFlow's key for seeds
+const ONE = 0xd2511f53, OTHER = 0xcd9e8d57; // Philox's factors
 const SMALLEST = 1e-7; // of the uniform numbers under a logarithm
 
-// The upper 32 bits of a product of two words, of 16 bits at a time: doubles have no more than 53.
-function upper(a, b) {
-  const ah = a >>> 16, al = a & 0xffff, bh = b >>> 16, bl = b & 0xffff;
-  const middle = ah * bl + Math.floor(al * bl / 0x10000);
-  return ah * bh + Math.floor(middle / 0x10000) + Math.floor((al * bh + middle % 0x10000) / 0x10000);
-}
+// The lower and the upper 32 bits of a product of two words. A double holds it to 2 ** 10: rounding is exact.
+const lower = (a, b) => Math.imul(a, b) >>> 0;
+const upper = (a, b) => Math.round((a * b - lower(a, b)) / 2 ** 32);
 
 function philox(a, b, c, d, k, l) {
   for (let round = 0; round < 10; round += 1) {
-    const first = upper(0xd2511f53, a), second = upper(0xcd9e8d57, c);
-    const lower = Math.imul(0xd2511f53, a) >>> 0;
-    [a, b, c, d] = [(second ^ b ^ k) >>> 0, Math.imul(0xcd9e8d57, c) >>> 0, (first ^ d ^ l) >>> 0, lower];
+    [a, b, c, d] = [(upper(OTHER, c) ^ b ^ k) >>> 0, lower(OTHER, c), (upper(ONE, a) ^ d ^ l) >>> 0, lower(ONE, a)];
     k = (k + 0x9e3779b9) >>> 0;
     l = (l + 0xbb67ae85) >>> 0;
   }
