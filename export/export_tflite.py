@@ -63,7 +63,7 @@ def main(
         outputs.check_is_export(pathlib.Path(saved_model))
         outputs.check_digests(pathlib.Path(saved_model))
     else:
-        workdir = command_line.run_folder(workdir)
+        folder = command_line.run_folder(workdir)
     errors.start_tensorflow_quietly()
     from nvae_tf.runs.loading import load_run
     from nvae_tf.serving.saved_model import example_images, load_export, source_of
@@ -72,16 +72,16 @@ def main(
     if saved_model:
         config, model, folded, source = load_export(saved_model)
     else:
-        trained = load_run(workdir, checkpoint)
+        trained = load_run(folder, checkpoint)
         config, model, folded, source = trained.config, trained.model, None, source_of(trained)
     what = "the page" if page else signature
     print(f"Exporting {what} of {saved_model or workdir}, step {source.get('step', 0):,}, and comparing it ...")
     if page:
         from nvae_tf.serving.static_page import write_static_page
 
-        name = pathlib.Path(saved_model).resolve().parent.name if saved_model else pathlib.Path(workdir).resolve().name
+        place = pathlib.Path(saved_model, "..") if saved_model else pathlib.Path(workdir)
         classes = (example_images(config) or {}).get("classes") if config else None
-        write_static_page(model, pathlib.Path(page), name, source, folded, classes)
+        write_static_page(model, pathlib.Path(page), place.resolve().name, source, folded, classes)
         print(f"Wrote {page}; to look at it here: python -m http.server -d {page} 8000, http://localhost:8000")
         return
     images = functools.partial(run_images, config, data_path)

@@ -17,8 +17,6 @@ from nvae_tf.serving.tflite import export_tflite
 # Google's packages on the npm registry (Apache 2.0), of one version.
 LITERT = ("@litertjs/core@2.5.3", "@litertjs/wasm-utils@2.5.3")
 _MODEL = "compose.tflite"
-# For browsers with all of WebAssembly's vector operations, and for the others. LiteRT.js chooses.
-_RUNTIMES = ("litert_wasm_internal", "litert_wasm_compat_internal")
 
 
 def write_static_page(
@@ -50,7 +48,6 @@ def _write_litert(folder: pathlib.Path) -> None:
     npm = shutil.which("npm")  # the whole path, as Windows must have it
     if npm is None:
         raise ValueError("npm is not installed, which gets LiteRT.js for the page: install Node.js")
-    folder.mkdir()
     with tempfile.TemporaryDirectory() as place:
         # Without a network npm would retry for more than a minute.
         options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=0"]
@@ -60,12 +57,11 @@ def _write_litert(folder: pathlib.Path) -> None:
             reason = (process.stderr.strip().splitlines() or ["no message"])[0]
             raise ValueError(f"npm can't get {LITERT[0]} ({reason}); is the npm registry reachable?")
         packages = pathlib.Path(place, "node_modules", "@litertjs")
-        for file in (f"{name}.{kind}" for name in _RUNTIMES for kind in ("js", "wasm")):
-            shutil.copyfile(packages / "core" / "wasm" / file, folder / file)
-        for package in ("core", "wasm-utils"):
-            text = (packages / package / "dist" / "index.js").read_text()
-            # A page knows no names of packages.
-            text = text.replace('from "@litertjs/wasm-utils"', 'from "./wasm-utils.js"')
-            (folder / f"{package}.js").write_text(text)
+        unused = shutil.ignore_patterns("*_threaded_*", "*_jspi_*", "*.ts", "*.map", "*metafile*")
+        for part in ("core/dist", "core/wasm", "wasm-utils/dist"):  # without a folder `dist`, which Git may ignore
+            shutil.copytree(packages / part, folder / part.removesuffix("/dist"), ignore=unused)
         shutil.copyfile(packages / "core" / "package.json", folder / "package.json")
+    script = folder / "core" / "index.js"
+    # A page knows no names of packages.
+    script.write_text(script.read_text().replace('"@litertjs/wasm-utils"', '"../wasm-utils/index.js"'))
     (folder / "LICENSE").write_text(importlib.metadata.distribution("nvae_tf").read_text("licenses/LICENSE"))

@@ -1,10 +1,10 @@
 // A model that runs in the browser, in place of a server: a .tflite file of the signature compose, by LiteRT.js.
 
 import { Model, Problem } from "./server.js";
-import { Tensor, loadAndCompile, loadLiteRt } from "./litert/core.js";
+import { Tensor, loadAndCompile, loadLiteRt } from "./litert/core/index.js";
 import { noise } from "./noise.js";
 
-const runtime = loadLiteRt(new URL("litert/", location.href).pathname);
+const runtime = loadLiteRt(new URL("litert/core/wasm/", location.href).pathname);
 const KEPT = 100; // the noise of so many seeds: a slider asks for the same again
 const TYPES = { int32: Int32Array, float32: Float32Array };
 
