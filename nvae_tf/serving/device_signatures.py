@@ -76,12 +76,11 @@ class DeviceSignatures(FlatLatentModel):
 
         The temperatures `[batch, groups]`, above 0, multiply the priors' sigmas.
         """
-        columns = [
-            tf.unstack(given, axis=1) for given in (keep > 0, temperature[:, :, tf.newaxis, tf.newaxis, tf.newaxis])
-        ]
-        pairs = (groups_of_flat(flat, self.latent_shapes) for flat in (latent, noise))
-        groups = zip(*pairs, *columns, strict=True)
-        sources = [ComposedSource(given, kept, PriorSource(eps, heat)) for given, eps, kept, heat in groups]
+        keeps = tf.unstack(keep > 0, axis=1)
+        temperatures = tf.unstack(temperature[:, :, tf.newaxis, tf.newaxis, tf.newaxis], axis=1)
+        given, noise = (groups_of_flat(flat, self.latent_shapes) for flat in (latent, noise))
+        drawn = map(PriorSource, noise, temperatures)
+        sources = list(map(ComposedSource, given, keeps, drawn))
         decoded = self._decoded(sources, latent, label)
         return {"image": decoded.likelihood.mean(), "latent": decoded.flat_latents()}
 
@@ -115,7 +114,7 @@ def file_facts(signatures: DeviceSignatures, name: str, source: Mapping | None, 
 
 
 def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: np.ndarray | None, seed: int) -> Arrays:
-    """Returns random inputs of the signature called `name`, each `[count, ...]`, by name; as many as there are images.
+    """Returns random inputs `[count, ...]` by name of a signature, `[len(images), ...]` where there are images.
 
     Latents are drawn from the prior; with images `[count, H, W, C]`, every second row from an image's posterior.
     """
@@ -133,14 +132,9 @@ def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: n
     if images is not None:
         latent[1::2] = in_batches(signatures.encode, {"image": images, "noise": noise} | label)[1::2]
     if name == "compose":
-        shape = count, signatures.num_groups
-        heat = np.tile(temperature[:, np.newaxis], [1, shape[1]])
-        return {
-            "latent": latent,
-            "keep": generator.integers(0, 2, shape, np.int32),
-            "noise": noise[::-1],
-            "temperature": heat,
-        } | label
+        keep = generator.integers(0, 2, [count, signatures.num_groups], np.int32)
+        temperature = np.tile(temperature[:, np.newaxis], [1, signatures.num_groups])
+        return {"latent": latent, "keep": keep, "noise": noise[::-1], "temperature": temperature} | label
     return {"latent": latent} | label
 
 

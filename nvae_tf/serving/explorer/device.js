@@ -40,7 +40,7 @@ export class DeviceModel extends Model {
       outputs.image_uint8.push(Array.from(image, (v) => Math.round(255 * Math.min(1, Math.max(0, v)))));
       outputs.latent.push([...latent]);
     }
-    return { outputs, request: { signature_name: signature, inputs: given } };
+    return { outputs };
   }
 
   async #run(valueOf) {
