@@ -66,7 +66,7 @@ def main(
         folder = command_line.run_folder(workdir)
     errors.start_tensorflow_quietly()
     from nvae_tf.runs.loading import load_run
-    from nvae_tf.serving.saved_model import example_images, load_export, source_of
+    from nvae_tf.serving.saved_model import load_export, source_of
     from nvae_tf.serving.tflite import export_tflite, run_images
 
     if saved_model:
@@ -80,8 +80,7 @@ def main(
         from nvae_tf.serving.static_page import write_static_page
 
         place = pathlib.Path(saved_model, "..") if saved_model else pathlib.Path(workdir)
-        classes = (example_images(config) or {}).get("classes") if config else None
-        write_static_page(model, pathlib.Path(page), place.resolve().name, source, folded, classes)
+        write_static_page(model, pathlib.Path(page), place.resolve().name, source, config, folded)
         print(f"Wrote {page}; to look at it here: python -m http.server -d {page} 8000, http://localhost:8000")
         return
     images = functools.partial(run_images, config, data_path)

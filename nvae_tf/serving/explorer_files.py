@@ -7,7 +7,7 @@ import base64
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
 
 
 def write_pages(folder: pathlib.Path, models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the page into a folder, made if missing, for models with these facts, see `explorer_facts`.
+    """Writes the page into a folder, made if missing, for models with these facts, see `model_facts`.
 
     A model that runs in the browser also has its `file` and `step`.
     """
@@ -51,6 +51,16 @@ def write_pages(folder: pathlib.Path, models: Mapping[str, Mapping[str, Any]]) -
     files.atomic_write(folder / FACTS, text + "\n")
 
 
+def model_facts(model: Mapping[str, Any], shapes: Sequence, shown: Sequence[int]) -> dict[str, Any]:
+    """Returns what the page must know of a model with these settings; `shown` are its data's `display_channels`."""
+    sizes, classes = [model[name] for name in _SIZES], list(map(str, range(model.get("num_classes", 0))))
+    # The page's images have 8 bits at most.
+    facts = {"image": sizes, "num_bits": min(8, model["num_bits"]), "shapes": shapes, "classes": classes}
+    if shown or sizes[2] > 4:
+        facts["shown"] = shown * 3 if len(shown) == 1 else shown or [0, 1, 2]
+    return facts
+
+
 def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
     """Returns what the page must know of a version; ValueError where nvae-export has not made it, or it is damaged."""
     assets = export / ASSETS
@@ -59,13 +69,9 @@ def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
         config = schemas.parsed(settings, _CONFIG, "config.json: ")
         model, shown = config["model"], config.get("data", {}).get("display_channels", [])
         layout = schemas.parsed((assets / "latents.json").read_bytes(), _LAYOUT, "latents.json: ")
-        sizes, classes = [model[name] for name in _SIZES], list(map(str, range(model.get("num_classes", 0))))
-        # The page's images have 8 bits at most.
-        facts = {"image": sizes, "num_bits": min(8, model["num_bits"]), "shapes": layout["shapes"], "classes": classes}
-        if shown or sizes[2] > 4:
-            facts["shown"] = shown * 3 if len(shown) == 1 else shown or [0, 1, 2]
+        facts = model_facts(model, layout["shapes"], shown)
         if (assets / EXAMPLES).is_file():
-            images = schemas.EXAMPLES["images"]._replace(shape=("count", *sizes))
+            images = schemas.EXAMPLES["images"]._replace(shape=("count", *facts["image"]))
             examples = files.read_arrays(assets / EXAMPLES, schemas.EXAMPLES | {"images": images})
             facts["examples"] = base64.b64encode(examples["images"].astype(np.uint8).tobytes()).decode()
             facts |= {name: examples[name].tolist() for name in ("labels", "classes") if name in examples}

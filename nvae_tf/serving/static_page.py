@@ -5,13 +5,15 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.files import atomic_folder, check_new_folder
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
-from nvae_tf.serving.explorer_files import PAGE, write_pages
+from nvae_tf.serving.explorer_files import PAGE, model_facts, write_pages
+from nvae_tf.serving.saved_model import example_images
 from nvae_tf.serving.tflite import export_tflite
 
 # Google's packages on the npm registry (Apache 2.0), of one version.
@@ -24,17 +26,18 @@ def write_static_page(
     output: pathlib.Path,
     name: str,
     source: Mapping[str, Any],
+    config: ExperimentConfig | None = None,
     folded: FoldedWeights | None = None,
-    classes: Sequence[str] | None = None,
 ) -> None:
     """Writes `output`, a new folder with the explorer as `index.html`, a model, and LiteRT.js, which npm gets.
 
-    `name` is the model's on the page, `classes` are the names of its classes. Raises ValueError, and writes nothing,
-    where the folder is not new, npm can't get LiteRT.js, or `export_tflite` refuses the model.
+    `name` is the model's on the page, `config` has its data, for the names of classes and the channels that are shown.
+    Raises ValueError, and writes nothing, where the folder is not new, npm can't get LiteRT.js, or `export_tflite`
+    refuses the model.
     """
-    config, shapes = model.config, model.plan.latent_shapes()
-    facts = {"image": [config.image_height, config.image_width, config.image_channels], "num_bits": config.num_bits}
-    facts |= {"shapes": shapes, "classes": list(map(str, range(config.num_classes) if classes is None else classes))}
+    examples, shown = (example_images(config) or {}, config.data.display_channels) if config else ({}, ())
+    facts = model_facts(config_to_dict(model.config), model.plan.latent_shapes(), shown)
+    facts |= {"classes": list(map(str, examples.get("classes", facts["classes"])))}
     facts |= {"file": _MODEL, "step": source.get("step", 0)}
     with atomic_folder(output, lambda: check_new_folder(output, f"--page={output}")) as folder:
         write_pages(folder, {name: facts})

@@ -324,7 +324,5 @@ def test_a_static_page_without_npm_is_refused_in_one_line(conditional_model, tmp
         monkeypatch.setattr(static_page.shutil, "which", lambda name: None)
     monkeypatch.setattr(static_page, "LITERT", ("file:nowhere",))
     with pytest.raises(ValueError, match=f"^npm {fault}"):
-        static_page.write_static_page(
-            conditional_model, tmp_path / "page", "pets", {}, classes=np.array(["cat", "dog"])
-        )
+        static_page.write_static_page(conditional_model, tmp_path / "page", "pets", {})
     assert not list(tmp_path.iterdir())
