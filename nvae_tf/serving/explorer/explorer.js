@@ -48,7 +48,7 @@ async function act(name, action) {
     if (!(error instanceof Problem)) console.error(error);
     $("reason").textContent = error instanceof Problem ? error.message
       : `The page has an error: ${error.message}. If the model was exported by another version of nvae_tf, `
-        + "write the folder of this page anew: nvae-serving-files.";
+        + "write the folder of this page anew: nvae-serving-files, nvae-export-tflite --page.";
     $("problem").hidden = false;
   } finally {
     running[name] = false;
