@@ -54,6 +54,7 @@ def _write_litert(folder: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         # Without a network npm would retry for more than a minute.
         options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=0"]
+        options.append("--prefer-offline")  # what npm has got once it need not get again
         command = [npm, "install", *options, f"--prefix={place}", *LITERT]
         process = subprocess.run(command, capture_output=True, text=True, cwd=place)
         if process.returncode:

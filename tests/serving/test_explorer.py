@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import shlex
+import shutil
 import signal
 import threading
 import urllib.parse
@@ -282,6 +283,8 @@ def test_nothing_is_wider_than_the_window_and_text_stands_out(address, browser, 
 @pytest.fixture(scope="module")
 def static(conditional_model, browser, tmp_path_factory):
     """The page of a model with classes that needs no server but one of files, and the hosts that it has asked."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
     place, hosts = tmp_path_factory.mktemp("static"), set()
     nvae_tf.save(conditional_model, place / "pets")
     output_of(["-m", "export.export_tflite", f"--workdir={place / 'pets'}", f"--page={place / 'page'}"])
