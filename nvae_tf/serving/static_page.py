@@ -68,4 +68,6 @@ def _write_litert(folder: pathlib.Path) -> None:
     script = folder / "core" / "index.js"
     # A page knows no names of packages.
     script.write_text(script.read_text().replace('"@litertjs/wasm-utils"', '"../wasm-utils/index.js"'))
-    (folder / "LICENSE").write_text(importlib.metadata.distribution("nvae_tf").read_text("licenses/LICENSE"))
+    # A folder nvae_tf.egg-info, which old builds leave behind, has no license.
+    installed = importlib.metadata.distributions(name="nvae_tf")
+    (folder / "LICENSE").write_text(next(filter(None, (each.read_text("licenses/LICENSE") for each in installed))))
