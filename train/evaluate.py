@@ -17,6 +17,7 @@
               components, with 50, 200 and all labels of training images, and a figure; the data need labels
     outliers  how well outlier scores separate the images of the folders --outliers from the data set's: the area
               under the ROC curve of each, and figures; run nvae-calibrate before. See docs/outliers.md
+    noise     of a model of noisy images (data.noise), how much of the noise is left in the signal
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
 evaluation.txt. What is there already of the same checkpoint, images and seed is kept. --scores=FILE.csv has the scores
@@ -37,7 +38,7 @@ from absl import flags
 
 from nvae_tf import command_line, config, errors, progress
 
-_METRICS = ("elbo", "iw", "fid", "frechet", "latents", "probe", "outliers")
+_METRICS = ("elbo", "iw", "fid", "frechet", "latents", "probe", "outliers", "noise")
 _SAMPLES_HELP = "Samples an image of the importance-weighted bound, metric iw."
 _BATCH_SIZE_HELP = "Images at a time on each replica; that of the training if not given."
 _REPLICAS_HELP = "Number of GPUs, all for 0; without GPUs, of virtual CPU devices."

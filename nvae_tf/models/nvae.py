@@ -164,7 +164,10 @@ class NVAE(FittedModel):
         return self._layers_of_kind(layers.StackedLayer)
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
-        """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
+        """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1].
+
+        Of noisy images, which may have any values, it is the signal.
+        """
         images, seeds, labels = self._rows(images, seed, labels)
         forward = layers.ForwardPass(training=True, labels=labels) if training else layers.FoldedPass(labels=labels)
         decoded = passes.inference_pass(self, images, noise_per_image(self.plan.latent_shapes(), seeds), forward)
@@ -290,7 +293,7 @@ class NVAE(FittedModel):
 
         `chunk` images are decoded together. Another machine decodes them if its outputs x differ by at most
         `tolerance (1 + |x|)`. `verify` decodes each chunk. A conditional model needs the `labels`. ValueError for
-        values between the levels, and for models with flows or the likelihood "normal".
+        values between the levels, and for models with flows, or whose likelihood is a density.
         Example: `images = model.decompress(model.compress(images))`
         """
         codec, images = importlib.import_module("nvae_tf.compression.codec"), check_images(images, self.config, True)
@@ -351,9 +354,10 @@ class NVAE(FittedModel):
         operators are in `nvae_tf.models.restoration`, which has the method. After `pnp_steps` (None: 20, but none where
         sigma is at least 0.1, or a tensor of a graph) come `steps` of gradient descent; with 0 of these it is quick and
         less exact. It begins at the posterior's means, or with a seed at draws, which differ where the measurement
-        leaves much open.
+        leaves much open. ValueError for models of noisy images, whose `variance` is not that of the signal.
         Example: `images = model.restore(damaged, restoration.Mask(missing), sigma=0.0)`
         """
+        check(not self.config.is_denoising, "restore: this model, of data.noise, is not for other damage; use denoise")
         measurement, sigma = restoration.checked_measurement(measurement, operator, sigma, self.config)
         if pnp_steps is None:
             is_noisy = isinstance(sigma, tf.Tensor) or sigma >= restoration.PNP_MOST_NOISE

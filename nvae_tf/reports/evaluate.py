@@ -18,6 +18,7 @@ import tensorflow as tf
 from nvae_tf.data.pipeline import content_digest, images_alone
 from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
+from nvae_tf.evaluation.denoising import measure_noise
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.outliers import ImageSet, load_outliers, measure_outliers, most_outlying_images
@@ -27,6 +28,7 @@ from nvae_tf.evaluation.task import EvaluationTask, Workers
 from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.models.denoising import check_is_denoising
 from nvae_tf.models.latents import active_channels
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
@@ -79,6 +81,9 @@ def evaluate_run(
         parts.append(functools.partial(_measure_outliers, task, load_outliers(task, outliers)))
     if "probe" in metrics:
         parts.append(functools.partial(_measure_probe, task, load_probe(task)))
+    if "noise" in metrics:
+        check_is_denoising(task.trained.config.model, "--metrics=noise")
+        parts.append(lambda: {"noise": measure_noise(task)} if workers.is_chief else {})
     for measure in parts:
         measured = measure()
         if workers.is_chief:
