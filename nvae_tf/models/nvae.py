@@ -6,6 +6,7 @@ A step of `fit` is in keras_fit.py and training_step.py, what the methods comput
 import functools
 import importlib
 import math
+import operator
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +22,9 @@ from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, re
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import feature_groups, latent_plan
 from nvae_tf.layers.convolution import DataDependentConvolution
-from nvae_tf.models import passes, restoration
+from nvae_tf.models import denoising, passes, restoration
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import boolean_mask, check_images
+from nvae_tf.models.images import as_tensor, boolean_mask, check_images
 from nvae_tf.models.keras_fit import WITHOUT_AUTOGRAPH, FittedModel
 from nvae_tf.models.latents import (
     InferredGroup,
@@ -336,6 +337,33 @@ class NVAE(FittedModel):
         check(self.config.num_classes > 0, "this model has no classes (model.num_classes = 0)")
         images, seeds, _ = self._rows(images, seed, None, scored=True)
         return self._in_batches(passes.class_probabilities, batch_size, images, seeds)
+
+    @WITHOUT_AUTOGRAPH
+    def denoise(self, images, samples: int = 0, seed: int = 0, labels=None, batch_size=None) -> denoising.Denoised:
+        """The signal of noisy images `[batch, height, width, channels]` by a model that was trained with `data.noise`.
+
+        It is that at the posterior's means, in one pass; with `samples` the mean of so many draws, and their standard
+        deviation; `samples=1` is a single draw. Images may be larger than the model's, except in graphs: tiles that
+        overlap are denoised, 64 at a time unless there is a `batch_size`.
+        ValueError for other models.
+        Example: `signal, deviation = model.denoise(noisy, samples=64)`
+        """
+        denoising.check_is_denoising(self.config, "denoise")
+        samples, images = whole_number("samples", samples), as_tensor(images, "images")
+
+        def parts(images: Any, labels: Any) -> list[tf.Tensor]:
+            rows = self._rows(images, seed, labels)
+            # Never eagerly: its loop is fast in a graph alone.
+            at_once = min(rows[0].shape[0], 64) if batch_size is None and tf.executing_eagerly() else batch_size
+            return self._in_batches(denoising.denoised, at_once, *rows, samples=samples)
+
+        def parts_of_tiles(tiles: np.ndarray) -> list[tf.Tensor]:
+            return parts(tiles, np.repeat(labels, len(tiles) // len(images)) if np.ndim(labels) else labels)
+
+        own, size = (self.config.image_height, self.config.image_width), tuple(images.shape[1:3])
+        if tf.executing_eagerly() and images.shape.rank == 4 and size != own and all(map(operator.ge, size, own)):
+            return denoising.Denoised(*map(tf.constant, denoising.in_tiles(parts_of_tiles, images.numpy(), own)))
+        return denoising.Denoised(*parts(images, labels))
 
     def restore(
         self,

@@ -18,7 +18,7 @@ import tensorflow as tf
 from nvae_tf.data.pipeline import content_digest, images_alone
 from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
-from nvae_tf.evaluation.denoising import measure_noise
+from nvae_tf.evaluation.denoising import load_references, measure_noise
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.outliers import ImageSet, load_outliers, measure_outliers, most_outlying_images
@@ -28,7 +28,6 @@ from nvae_tf.evaluation.task import EvaluationTask, Workers
 from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.models.denoising import check_is_denoising
 from nvae_tf.models.latents import active_channels
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
@@ -59,6 +58,7 @@ def evaluate_run(
     scores: str | None = None,
     workers: Workers | None = None,
     command: str | None = None,
+    references: str | None = None,
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
@@ -82,8 +82,8 @@ def evaluate_run(
     if "probe" in metrics:
         parts.append(functools.partial(_measure_probe, task, load_probe(task)))
     if "noise" in metrics:
-        check_is_denoising(task.trained.config.model, "--metrics=noise")
-        parts.append(lambda: {"noise": measure_noise(task)} if workers.is_chief else {})
+        clean = load_references(task, references)
+        parts.append(lambda: {"noise": measure_noise(task, clean)} if workers.is_chief else {})
     for measure in parts:
         measured = measure()
         if workers.is_chief:

@@ -11,11 +11,12 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.models import denoising
 from nvae_tf.models.latents import image_seeds
+from nvae_tf.models.passes import inference_pass
 from nvae_tf.models.restoration import Mask
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.serving.signatures import Signatures
 from tests import refuses
-from tests.tiny_model import tiny_model
+from tests.tiny_model import shaken, tiny_model
 
 BLOCKS = dict(num_preprocess_blocks=1, num_postprocess_blocks=1, image_height=8, image_width=8, num_bits=8)
 NOISY = BLOCKS | dict(likelihood="noisy_signal", noise_variance=(0.05, 0.01))
@@ -75,3 +76,44 @@ def test_the_part_of_the_noise_that_passes_is_the_trace_of_the_derivative(noise,
     signal, part = denoising.passing_noise(model, images, image_seeds(0, 400))
     np.testing.assert_allclose(signal[:4], weights * IMAGES + 0.3 * IMAGES[:, ::-1], rtol=1e-5)
     assert np.mean(part) == pytest.approx(weights.mean(), abs=0.01)
+
+
+def test_one_pass_one_draw_and_the_mean_of_draws():
+    model = shaken(tiny_model(**NOISY, num_classes=2))
+    labels = [0, 1, 1, 0]
+    encoded = model.encode(IMAGES, mean=True, labels=labels)
+    one_pass, nothing = model.denoise(IMAGES, labels=labels)
+    np.testing.assert_allclose(one_pass, model.decode(encoded, labels=labels), atol=1e-5)
+    assert nothing is None
+    draw = model.denoise(IMAGES, samples=1, seed=3, labels=labels).images
+    np.testing.assert_allclose(draw, model(IMAGES, seed=3, labels=labels), atol=1e-5)
+    mean, deviation = model.denoise(IMAGES, samples=3, seed=3, labels=labels)
+    alone = model.denoise(IMAGES[:1], samples=3, seed=3, labels=0, batch_size=1)
+    np.testing.assert_allclose(alone.images, mean[:1], atol=1e-5)
+    noise = [denoising.noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4), number) for number in range(3)]
+    forward = denoising.pass_of_loop(model, tf.constant(labels))
+    draws = [inference_pass(model, tf.constant(IMAGES), each, forward).likelihood.mean() for each in noise]
+    np.testing.assert_allclose(mean, np.mean(draws, axis=0), atol=1e-5)
+    np.testing.assert_allclose(deviation, np.std(draws, axis=0, ddof=1), atol=1e-5)
+    refuses(r"shape \(4, 7, 9, 1\); this model takes \[batch, 8, 8, 1\]", model.denoise, np.zeros([4, 7, 9, 1], "f"))
+    refuses("denoise: this model was not trained with data.noise", tiny_model().denoise, IMAGES)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (8, 30), (29, 23)])
+def test_tiles_have_no_seams(size):
+    images = np.random.default_rng(0).random([2, *size, 3], np.float32)
+    same, constant = denoising.in_tiles(lambda tiles: [tiles, np.full_like(tiles, 0.3)], images, (8, 8))
+    np.testing.assert_allclose(same, images, atol=1e-6)
+    np.testing.assert_allclose(constant, 0.3, atol=1e-6)
+    # Where tiles contradict each other, the image goes from one to the next in steps.
+    parity = lambda tiles: [tiles * 0 + np.arange(len(tiles)).reshape(-1, 1, 1, 1) % 2]  # noqa: E731
+    (mixed,) = denoising.in_tiles(parity, images, (8, 8))
+    assert max(np.abs(np.diff(mixed, axis=axis)).max(initial=0.0) for axis in (1, 2)) < 0.45
+
+
+def test_images_larger_than_the_models_are_denoised_in_tiles():
+    model = shaken(tiny_model(**NOISY))
+    wide = np.random.default_rng(0).normal(0.5, 1.0, [2, 8, 14, 1]).astype(np.float32)
+    made, tiles = model.denoise(wide, samples=2), model.denoise(wide[:, :, :8]).images
+    assert made.images.shape == made.deviation.shape == wide.shape
+    np.testing.assert_allclose(model.denoise(wide).images[:, :, :6], tiles[:, :, :6], atol=1e-5)
