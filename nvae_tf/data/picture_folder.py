@@ -262,13 +262,13 @@ def load_images(
     `convert` replace that; `seed` is that of the binarization. FileNotFoundError for no pictures, ValueError for
     unusable ones.
     """
-    if isinstance(config, ModelConfig):
+    if isinstance(config, ModelConfig) and not config.is_denoising:
         size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}
         reading = {"source": "folder", "source_name": None, "resize": "crop", "convert": True}
         spec = DataSpec("pictures", **size, **reading, num_bits=config.num_bits, likelihood=config.likelihood)
     elif isinstance(config, ExperimentConfig):
         spec = config.data
     else:
-        fix = "give model.config, or of a run nvae_tf.experiment_config('runs/mine')"
+        fix = "give model.config, or of a run (always of noisy images) nvae_tf.experiment_config('runs/mine')"
         raise ValueError(f"config = {shown(config)}: {fix}")
     return pictures_for_model(places, spec, seed, resize, convert)[0]

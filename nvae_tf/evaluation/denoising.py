@@ -64,8 +64,8 @@ def measure_noise(task: EvaluationTask, references: np.ndarray | None) -> dict[s
 
 def psnr(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """The peak signal-to-noise ratio of each image in dB, of the peak 1; of equal images 100 dB."""
-    squares = np.square(np.asarray(images, np.float64) - references).mean(axis=(1, 2, 3))
-    return -10.0 * np.log10(np.maximum(squares, 1e-10))
+    squares = np.square(np.asarray(images, np.float64) - references).reshape(len(references), -1)
+    return -10.0 * np.log10(np.maximum(squares.mean(axis=1), 1e-10))
 
 
 def ssim(images: np.ndarray, references: np.ndarray) -> np.ndarray:
