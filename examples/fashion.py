@@ -33,6 +33,7 @@ from nvae_tf.data import data_spec
 from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
+from nvae_tf.evaluation.denoising import psnr
 from nvae_tf.evaluation.fid import frechet_distance, statistics_of
 from nvae_tf.evaluation.outliers import aurocs, flagged, scores_by_name
 from nvae_tf.files import write_arrays
@@ -237,17 +238,11 @@ def restoration(
             seconds[f"{name}, s/image"] = (time.perf_counter() - start) / count
         regions = {task: slice(None)} | ({"inside the hole": hole} if task == "hole" else {})
         for part, region in regions.items():
-            decibels = {name: psnr(restored, images, region) for name, restored in made.items()}
+            decibels = {name: psnr(restored[:, region], images[:, region]) for name, restored in made.items()}
             row = {"task": part, "method": method} | {name: float(each.mean()) for name, each in decibels.items()}
             row["better, %"] = 100.0 * float(np.mean(decibels["model"] > decibels["classical"]))
             table.append(row | seconds)
     return {"images": count, "rows": table}
-
-
-def psnr(made: np.ndarray, images: np.ndarray, region: Any = slice(None)) -> np.ndarray:
-    """The peak signal-to-noise ratio of every image in dB, over all pixels or those of a region."""
-    squares = rows(np.square(made.astype(np.float64) - images)[:, region])
-    return -10.0 * np.log10(np.maximum(squares.mean(axis=1), 1e-10))
 
 
 def linear_estimate(operator: Any, values: np.ndarray, sigma: float, training: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 __version__ = "0.2.0"
 
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
+NOISY_SIGNAL = "noisy_signal"  # the likelihood that follows from `data.noise`
 # Classes of one's own, by the setting that names them: see `nvae_tf.register_likelihood` and `nvae_tf.register_cell`.
 REGISTERED: dict[str, dict[str, type]] = {"likelihood": {}, "cell_set": {}}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -197,6 +198,12 @@ def _converted(value: Any, annotated: Any, where: str, least: float) -> Any:
     return value
 
 
+def _is_variance(numbers: tuple, lowest: float) -> bool:
+    """Whether `a s + b` is a variance of noise for all signals s from the lowest on, and for larger ones no smaller."""
+    are_numbers = len(numbers) == 2 and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
+    return are_numbers and numbers[0] >= 0 and numbers[0] * lowest + numbers[1] > 0
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Settings, group="model.", least=1):
     """The architecture and the likelihood (Vahdat & Kautz 2020, section 3 and table 6).
@@ -211,7 +218,9 @@ class ModelConfig(_Settings, group="model.", least=1):
       padded_height: height of the frame; None: the smallest that the hierarchy can halve, often the image's own.
       padded_width: width of the frame; None likewise.
       num_bits: bits per channel that the likelihood resolves, 1 to 16; follows `data.num_bits`.
-      likelihood: p(x | z): "bernoulli", "logistic_mixture" (discretized), "normal", or a registered one.
+      likelihood: p(x | z): "bernoulli", "logistic_mixture" (discretized), "normal", or a registered one; with
+        `data.noise` "noisy_signal", where the network gives the signal s, and x is s with noise.
+      noise_variance: (a, b) of that noise, whose variance is `a s + b`, for images in [0, 1]; follows `data.noise`.
       num_mixtures: components of the mixture of logistics.
       exact_edges: whether the lowest and highest level of the mixture have their exact mass; False as published,
         but beyond 8 bits they always have it.
@@ -241,7 +250,8 @@ class ModelConfig(_Settings, group="model.", least=1):
     padded_height: int | None = None
     padded_width: int | None = None
     num_bits: Annotated[int, 1, 16] = 8
-    likelihood: Annotated[str, *LIKELIHOODS] = "logistic_mixture"
+    likelihood: Annotated[str, *LIKELIHOODS, NOISY_SIGNAL] = "logistic_mixture"
+    noise_variance: tuple = ()
     num_mixtures: int = 10
     exact_edges: bool = False
     num_latent_scales: int = 1
@@ -269,12 +279,21 @@ class ModelConfig(_Settings, group="model.", least=1):
         if self.num_preprocess_blocks + self.num_latent_scales > _MOST_HALVINGS:
             scales = f"num_latent_scales = {self.num_latent_scales}"
             yield "num_preprocess_blocks", f"with {scales} more than {_MOST_HALVINGS} halvings of the images; use fewer"
+        if self.is_denoising and not _is_variance(self.noise_variance, 0.0):
+            yield "noise_variance", "must be a, b of the variance a s + b, a at least 0 and b above; data.noise sets it"
+        if self.noise_variance and not self.is_denoising:
+            yield "noise_variance", f"is for the likelihood {NOISY_SIGNAL}; data.noise sets both"
+
+    @property
+    def is_denoising(self) -> bool:
+        """Whether the network gives a signal, of which the images are noisy measurements, see `data.noise`."""
+        return self.likelihood == NOISY_SIGNAL
 
     @property
     def has_masses(self) -> bool:
         """Whether scores in bits per value mean something: a registered likelihood says so by `exact_masses = True`."""
         own = REGISTERED["likelihood"].get(self.likelihood.rpartition(":")[2])
-        return own is None or getattr(own, "exact_masses", False)
+        return not self.is_denoising and (own is None or getattr(own, "exact_masses", False))
 
     @property
     def size_divisor(self) -> int:
@@ -399,6 +418,10 @@ class DataSpec(_Settings, group="data.", least=1):
         or by the axes of OME and ImageJ, otherwise images ("auto").
       crop: "random" cuts images out of the larger ones of TIFF files: for training at places that are drawn at every
         access, for testing at those of a grid. "none" does not.
+      noise: the noise of the images, each drawn with it once, for a model that learns the signal from them alone:
+        "gaussian", or "poisson_gaussian", whose variance rises with the signal. It decides the likelihood.
+      noise_sigma: standard deviation of Gaussian noise, in the stored numbers' units, or "estimate": from the images.
+      noise_variance: a and b of the variance `a s + b` of Poisson-Gaussian noise, s being a stored number, as 2.1,40.
     """
 
     name: str = "cifar10"
@@ -420,7 +443,7 @@ class DataSpec(_Settings, group="data.", least=1):
     num_bits: Annotated[int, 1, 16] = 8
     binarize: bool = False
     horizontal_flip: bool = True
-    likelihood: Annotated[str | None, *LIKELIHOODS] = "logistic_mixture"
+    likelihood: Annotated[str | None, *LIKELIHOODS, NOISY_SIGNAL] = "logistic_mixture"
     padded_height: int | None = None
     padded_width: int | None = None
     on_bad_file: Annotated[str, "stop", "skip"] = "stop"
@@ -433,6 +456,14 @@ class DataSpec(_Settings, group="data.", least=1):
     range: tuple = ()
     tiff_axes: Annotated[str, "auto", "pages", "channels"] = "auto"
     crop: Annotated[str, "none", "random"] = "none"
+    noise: Annotated[str, "none", "gaussian", "poisson_gaussian"] = "none"
+    noise_sigma: str = "estimate"
+    noise_variance: tuple = ()
+
+    def __post_init__(self):
+        if type(self.noise_sigma) in (int, float):
+            object.__setattr__(self, "noise_sigma", f"{self.noise_sigma:g}")
+        super().__post_init__()
 
     def _faults(self):
         if self.file_bits not in (None, 8, 16, *((32,) if self.range else ())):
@@ -442,7 +473,11 @@ class DataSpec(_Settings, group="data.", least=1):
         is_range = len(self.range) == 2 and all(type(n) in (int, float) and math.isfinite(n) for n in self.range)
         if self.range and not (is_range and self.range[0] < self.range[1]):
             yield "range", "must be two numbers, the lower one first, as 0,4095.5"
-        if self.range and self.likelihood in ("bernoulli", "logistic_mixture"):
+        if self.noise != "none":
+            yield from self._noise_faults(self.range[0] if is_range else None)
+        elif self.likelihood == NOISY_SIGNAL:
+            yield "likelihood", "follows from --config.data.noise, which is none"
+        elif self.range and self.likelihood in ("bernoulli", "logistic_mixture"):
             yield "range", f"{self.likelihood} is of whole numbers; set --config.data.likelihood=normal"
         if self.test_fraction in (0.0, 1.0):
             yield "test_fraction", "must lie between 0 and 1"
@@ -465,6 +500,24 @@ class DataSpec(_Settings, group="data.", least=1):
         is_box = len(box) == 4 and all(isinstance(side, int) and side >= 0 for side in box)
         if not is_box or box[0] >= box[2] or box[1] >= box[3]:
             yield "crop_box", "must be (left, top, right, bottom) in whole pixels, with left < right and top < bottom"
+
+    def _noise_faults(self, lowest: float | None) -> Iterator[tuple[str, str]]:
+        if lowest is None:
+            yield "noise", "says nothing without --config.data.range, the stored numbers that are 0 and 1 for the model"
+        elif self.noise == "poisson_gaussian" and not _is_variance(self.noise_variance, lowest):
+            yield "noise_variance", f"must be a,b with a at least 0 and the variance a s + b above 0 from {lowest:g} on"
+        elif self.noise == "gaussian" and self.noise_sigma != "estimate":
+            if not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", self.noise_sigma) or not float(self.noise_sigma) > 0.0:
+                yield "noise_sigma", 'must be a number above 0, or "estimate"'
+
+    @property
+    def unit_noise(self) -> tuple[float, ...]:
+        """`noise_variance` of the model, where `range` is [0, 1]: empty without noise, and before it is estimated."""
+        if self.noise == "none" or (self.noise, self.noise_sigma) == ("gaussian", "estimate"):
+            return ()
+        (low, high), is_gaussian = self.range, self.noise == "gaussian"
+        slope, constant = (0.0, float(self.noise_sigma) ** 2) if is_gaussian else self.noise_variance
+        return slope / (high - low), (slope * low + constant) / (high - low) ** 2
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

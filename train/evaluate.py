@@ -17,6 +17,8 @@
               components, with 50, 200 and all labels of training images, and a figure; the data need labels
     outliers  how well outlier scores separate the images of the folders --outliers from the data set's: the area
               under the ROC curve of each, and figures; run nvae-calibrate before. See docs/outliers.md
+    noise     of a model of noisy images (data.noise), how much of the noise is left in the signal; with --references,
+              clean images of the same names or in the same order, the PSNR and SSIM of the signal
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
 evaluation.txt. What is there already of the same checkpoint, images and seed is kept. --scores=FILE.csv has the scores
@@ -37,17 +39,19 @@ from absl import flags
 
 from nvae_tf import command_line, config, errors, progress
 
-_METRICS = ("elbo", "iw", "fid", "frechet", "latents", "probe", "outliers")
+_METRICS = ("elbo", "iw", "fid", "frechet", "latents", "probe", "outliers", "noise")
 _SAMPLES_HELP = "Samples an image of the importance-weighted bound, metric iw."
 _BATCH_SIZE_HELP = "Images at a time on each replica; that of the training if not given."
 _REPLICAS_HELP = "Number of GPUs, all for 0; without GPUs, of virtual CPU devices."
 _INCEPTION_HELP = "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
 _EXTRACTOR_HELP = "Other features than Inception's, of fid or frechet: MODULE:FUNCTION of yours makes the extractor."
 _OUTLIERS_HELP = "Folders of pictures of another kind, or files of arrays, for metric outliers."
+_REFERENCES_HELP = "Folder or file of clean images of all images of the part, for metric noise."
 # The metrics that a flag belongs to; a flag that is not here belongs to all.
 _FLAGS_OF_METRICS = {
     ("fid", "frechet"): ("fid_samples", "temperature", "inception", "extractor", "prior", "batch_norm_iterations"),
     ("outliers",): ("outliers",),
+    ("noise",): ("references",),
     ("iw",): ("importance_samples",),
     ("elbo", "iw", "latents"): ("scores",),
 }
@@ -72,6 +76,7 @@ def main(
     scores: Annotated[str | None, "CSV file to write, a line with the scores of each image."] = None,
     overwrite: Annotated[bool, "Replace what is at --scores already."] = False,
     data_path: Annotated[str | None, config.DATA_PATH_HELP] = None,
+    references: Annotated[str | None, _REFERENCES_HELP] = None,
 ) -> None:
     """Evaluates, prints tables and writes the files."""
     _check_metrics(metrics, extractor, inception)
@@ -86,7 +91,7 @@ def main(
 
     chosen = chosen_replicas(config.TrainConfig(replicas=replicas))
     fid = FidSettings(fid_samples, temperature, inception, extractor, batch_norm_iterations, prior)
-    how = {"outliers": outliers or (), "scores": scores, "workers": chosen}
+    how = {"outliers": outliers or (), "scores": scores, "workers": chosen, "references": references}
     # For others to read, as in a model card: folders without the path to them on this machine.
     words = [re.sub(r"(^|[=,])[^=,]*/(?=[^/=,])", r"\1", word) for word in sys.argv[1:]]
     how["command"] = shlex.join(["nvae-evaluate", *words])

@@ -6,7 +6,7 @@
 
 Without a mode it draws samples. A figure has labels and a last line that says how it was made, and is a PNG, SVG or PDF
 file. With --raw it is a bare grid of images; --each=FOLDER writes a PNG file of every image besides. A .npy file has
-the images alone, with all channels, in the data's own type.
+the images alone, with all channels, in the data's own type; of denoise also a .tif file.
 """
 
 import inspect
@@ -25,6 +25,7 @@ from nvae_tf import command_line, config, errors, files, progress
 from nvae_tf.command_line import FOLDER, OutputPlace, output_place
 from nvae_tf.data.picture_folder import find_pictures
 from nvae_tf.data.pictures import stored_values
+from nvae_tf.data.tiff_files import write_stack
 from nvae_tf.generation import image_grid
 from nvae_tf.generation.image_grid import FIGURES
 from nvae_tf.generation.latents_file import read_flat_latents, save_features, save_latents
@@ -38,6 +39,7 @@ _COMMAND = shlex.join(["nvae-generate", *sys.argv[1:]])
 _IMAGES = (*FIGURES, ".npy", FOLDER)
 _KINDS = {"interpolate": (*_IMAGES, ".gif", ".webp"), "encode": (".npz",), "nearest": FIGURES}
 _KINDS["features"] = (".npz", ".parquet")
+_KINDS["denoise"] = (*_IMAGES, ".tif")
 _WITHOUT_IMAGES = "encode", "features"
 _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
 
@@ -72,6 +74,10 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
         output_place(os.path.join(FLAGS.each, ""), (FOLDER,), FLAGS.overwrite, "each")
     if place.kind in FIGURES:
         errors.require("matplotlib", "reports")
+    if place.kind == ".tif":
+        errors.require("tifffile", "scientific")
+    if mode == "denoise" and place.kind in (".npy", ".tif") and values["samples"] > 1:
+        output_place(str(_deviation_file(place.path)), (place.kind,), FLAGS.overwrite)
     if mode == "nearest" and FLAGS.json:
         output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     # Files have the originals' names, but for a path's, and must not replace each other.
@@ -99,9 +105,13 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, 
     for folder in filter(None, (FLAGS.each, place.path if place.kind == FOLDER else None)):
         pixels = stored_values(shown, run.config.data) if is_deep else shown
         image_grid.write_pictures(pathlib.Path(folder), pixels, made.names)
-    if place.kind == ".npy":
-        with files.atomic_file(place.path) as partial, partial.open("wb") as stream:
-            np.save(stream, stored_values(made.images, run.config.data))
+    arrays = {place.path: stored_values(made.images, run.config.data)}
+    if made.deviation is not None:
+        low, high = run.config.data.range
+        arrays[_deviation_file(place.path)] = made.deviation * np.float32(high - low)
+    for path, array in arrays.items() if place.kind in (".npy", ".tif") else ():
+        with files.atomic_file(path) as partial, partial.open("wb") as stream:
+            (np.save if place.kind == ".npy" else write_stack)(stream, array)
     if place.kind in image_grid.ANIMATION_FORMATS:
         image_grid.write_animation(place.path, shown, FLAGS.milliseconds, FLAGS.loop)
     if place.kind in FIGURES:
@@ -114,6 +124,10 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, 
         save_figure(made.draw(about), place.path, FLAGS.raw)
     if made.metrics is not None and FLAGS.json:
         files.atomic_write(pathlib.Path(FLAGS.json), json.dumps(made.metrics, indent=2) + "\n")
+
+
+def _deviation_file(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.stem}_deviation{path.suffix}")
 
 
 def _main(mode: str) -> None:

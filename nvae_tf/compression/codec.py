@@ -274,9 +274,11 @@ def model_at(place: str) -> ModelWithWeights:
 
 
 def with_weights(model: NVAE, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
-    """The model for a codec; ValueError for one of more than 8 bits."""
+    """The model for a codec; ValueError for one of more than 8 bits, or of noisy images."""
     if model.config.num_bits > 8:
         raise ValueError(f"model.num_bits = {model.config.num_bits}: lossless files are of up to 8 bits")
+    if model.config.is_denoising:
+        raise ValueError(f"model.likelihood = {model.config.likelihood}: a density; lossless files are of levels")
     return ModelWithWeights(model, weights_sha256(model)[:20], class_names)
 
 

@@ -63,7 +63,7 @@ def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, se
     while seen < min(500, available):
         batch = next(batches).numpy()
         levels = np.union1d(levels, batch)
-        bars += np.histogram(batch, _HISTOGRAM_BARS, (0.0, 1.0))[0]
+        bars += np.histogram(np.clip(batch, 0.0, 1.0), _HISTOGRAM_BARS, (0.0, 1.0))[0]
         total, seen = total + batch.sum(dtype=np.float64), seen + len(batch)
     for _ in range(8):  # what was read ahead meanwhile does not count
         next(batches)
@@ -94,6 +94,8 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
         "mirrored at random in training": spec.horizontal_flip,
     }
     form = ", ".join(word for word, applies in words.items() if applies)
+    if spec.noise != "none":
+        form += ", noise of variance {:.4g} signal + {:.4g} in [0, 1]".format(*spec.unit_noise)
     lines = [f"{spec.name}, from {place_of(spec)}", f"images       {form}"]
     if (model.network_height, model.network_width) != (model.image_height, model.image_width):
         size = f"{model.network_height} x {model.network_width}"

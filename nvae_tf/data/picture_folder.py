@@ -13,9 +13,9 @@ import numpy as np
 
 from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, shown
 from nvae_tf.data import pictures
-from nvae_tf.data.array_files import decoded_once, fitted_images
+from nvae_tf.data.array_files import decoded_once, fitted_images, stored_images
 from nvae_tf.data.sources import ArraySource, ImageSource, held_out
-from nvae_tf.data.tiff_files import stack_images
+from nvae_tf.data.tiff_files import first_tiff_image, stack_images
 from nvae_tf.progress import Report
 
 _FIX = "Fix or remove the file, or leave such files out with --config.data.on_bad_file=skip"
@@ -195,6 +195,21 @@ def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
     return files
 
 
+def spec_of_size(places: Places, spec: DataSpec) -> DataSpec:
+    """The spec for pictures of the size of the first of them, unless the data set's are resized."""
+    path = find_pictures(places)[0][0]
+    if spec.resize != "none":
+        return spec
+    spec = dataclasses.replace(spec, crop="none", crop_box=None)
+    if path.suffix in (".npy", ".npz"):
+        height, width = stored_images(path, spec)[0].shape[1:3]
+    elif path.suffix.lower() in pictures.TIFF:
+        height, width, *_ = first_tiff_image(dataclasses.replace(spec, path=str(path)))
+    else:
+        height, width, *_ = pictures.read_header(path, spec.max_pixels)
+    return dataclasses.replace(spec, height=height, width=width)
+
+
 def pictures_for_model(
     places: Places, spec: DataSpec, seed: int = 0, resize: str | None = None, convert: bool | None = None
 ) -> tuple[np.ndarray, list[str]]:
@@ -213,12 +228,12 @@ def pictures_for_model(
 def picture_source(places: Places, spec: DataSpec) -> tuple[ArraySource, list[str]]:
     """Pictures, see `find_pictures`, as a source of a data set, and their names; ValueError for unusable files.
 
-    A file .npy or .npz, and where the data set is of TIFF files such a one, stands for all its images, which are named
-    by their numbers in it.
+    A file .npy or .npz, and where the data set is of TIFF files or of noisy images a TIFF file, stands for all its
+    images, which are named by their numbers in it.
     """
     files, names, images = find_pictures(places), [], []
     for path, name in files:
-        is_stack = spec.source == "tiff" and path.suffix.lower() in pictures.TIFF
+        is_stack = (spec.source == "tiff" or spec.noise != "none") and path.suffix.lower() in pictures.TIFF
         if is_stack or path.suffix in (".npy", ".npz"):
             images.append(stack_images(path, spec) if is_stack else fitted_images(path, spec))
             names += [f"{path.stem}_{number:05d}" for number in range(len(images[-1]))]
@@ -247,13 +262,13 @@ def load_images(
     `convert` replace that; `seed` is that of the binarization. FileNotFoundError for no pictures, ValueError for
     unusable ones.
     """
-    if isinstance(config, ModelConfig):
+    if isinstance(config, ModelConfig) and not config.is_denoising:
         size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}
         reading = {"source": "folder", "source_name": None, "resize": "crop", "convert": True}
         spec = DataSpec("pictures", **size, **reading, num_bits=config.num_bits, likelihood=config.likelihood)
     elif isinstance(config, ExperimentConfig):
         spec = config.data
     else:
-        fix = "give model.config, or of a run nvae_tf.experiment_config('runs/mine')"
+        fix = "give model.config, or of a run (always of noisy images) nvae_tf.experiment_config('runs/mine')"
         raise ValueError(f"config = {shown(config)}: {fix}")
     return pictures_for_model(places, spec, seed, resize, convert)[0]

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nvae_tf.config import DataSpec, ExperimentConfig, config_from_dict
+from nvae_tf.config import NOISY_SIGNAL, DataSpec, ExperimentConfig, config_from_dict
 from nvae_tf.data_sets import MODEL_SETTINGS
+from nvae_tf.errors import require
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.presets import check_size, model_of_size
 
@@ -27,6 +28,8 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
         model |= model_of_size(size, spec, given)
     if spec.labels and not model.get("num_classes"):
         model["num_classes"] = spec.num_classes
+    if spec.noise != "none":
+        model |= {"likelihood": spec.likelihood, "noise_variance": spec.unit_noise}
     config = dataclasses.replace(config_from_dict(ExperimentConfig, groups), data=spec)
     latent_plan(config.model)
     return config
@@ -39,7 +42,9 @@ def complete_spec(spec: DataSpec) -> DataSpec:
 
     if spec.source == "auto":
         spec = dataclasses.replace(spec, source=source_at(spec.path))
-    if spec.likelihood is None:
+    if spec.noise != "none":
+        spec = dataclasses.replace(spec, likelihood=NOISY_SIGNAL)
+    elif spec.likelihood is None:
         likelihood = "normal" if spec.range else "bernoulli" if spec.num_bits == 1 else "logistic_mixture"
         spec = dataclasses.replace(spec, likelihood=likelihood)
     if None in (*spec.image_shape, spec.file_bits):
@@ -51,7 +56,25 @@ def complete_spec(spec: DataSpec) -> DataSpec:
         raise ValueError(f"data.num_classes = {spec.num_classes}: data.labels is False; set --config.data.labels=True")
     if spec.labels and spec.num_classes is None:
         spec = dataclasses.replace(spec, num_classes=len(class_names(spec)))
+    if spec.noise == "gaussian" and spec.noise_sigma == "estimate":
+        spec = dataclasses.replace(spec, noise_sigma=_estimated_sigma(spec))
     return spec
+
+
+def _estimated_sigma(spec: DataSpec) -> float:
+    """The standard deviation of the noise of stored images, the median over up to 256 for training; of 4 digits."""
+    import numpy as np
+
+    from nvae_tf.data.sources import load_split
+
+    estimate = require("skimage.restoration", "scientific").estimate_sigma
+    source = load_split(spec, "train")
+    numbers = np.unique(np.linspace(0, source.count - 1, 256).astype(int))
+    sigmas = [estimate(image, average_sigmas=True, channel_axis=-1) for image in source.read(numbers)]
+    sigma = float(f"{np.median(sigmas):.4g}")
+    if not sigma > 0.0:
+        raise ValueError("data.noise_sigma = estimate: the images show no noise; give --config.data.noise_sigma=NUMBER")
+    return sigma
 
 
 def _size(spec, first):

@@ -7,7 +7,7 @@ import logging
 import pathlib
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -57,6 +57,13 @@ def stack_images(path: pathlib.Path, spec: DataSpec) -> np.ndarray:
     stack = _stack(path, spec)
     source = _source([(stack, number) for number in range(len(stack.pages))], spec)
     return source.read(np.arange(source.count))
+
+
+def write_stack(file: BinaryIO, images: np.ndarray) -> None:
+    """Writes images `[count, height, width, channels]` as a TIFF file: each is a page with all channels."""
+    several, write = images.shape[-1] > 1, require("tifffile", "scientific").imwrite
+    how = {"photometric": "minisblack", "planarconfig": "contig" if several else None}
+    write(file, images if several else images[..., 0], **how)
 
 
 def _files(spec: DataSpec, split: str) -> list[pathlib.Path]:

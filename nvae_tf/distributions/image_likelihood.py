@@ -7,8 +7,9 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.config import LIKELIHOODS, REGISTERED, ModelConfig, register
+from nvae_tf.config import LIKELIHOODS, NOISY_SIGNAL, REGISTERED, ModelConfig, register
 from nvae_tf.distributions import discretized_logistic_mixture as mixture
+from nvae_tf.distributions.noisy_signal import NoisySignal
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
 tfd = tfp.distributions
@@ -24,7 +25,7 @@ def register_likelihood(name: str) -> Callable[[type], type]:
     """
 
     def registered(kind: type) -> type:
-        register("likelihood", name, kind, LIKELIHOODS)
+        register("likelihood", name, kind, (*LIKELIHOODS, NOISY_SIGNAL))
         return kind
 
     return registered
@@ -43,12 +44,13 @@ class ImageLikelihood:
     num_mixtures: int = 10
     num_bits: int = 8
     exact_edges: bool = False
-    own: Any = None  # an object of a registered class, in place of all these
+    own: Any = None  # a `NoisySignal`, or an object of a registered class, in place of all these
 
     @classmethod
     def for_model(cls, config: ModelConfig) -> "ImageLikelihood":
         """The likelihood that the settings of a model name."""
-        kind = REGISTERED["likelihood"].get(config.likelihood.rpartition(":")[2])
+        own = {NOISY_SIGNAL: NoisySignal} | REGISTERED["likelihood"]
+        kind = own.get(config.likelihood.rpartition(":")[2])
         mixture_settings = config.num_mixtures, config.num_bits, config.exact_edges
         return cls(config.likelihood, config.image_channels, *mixture_settings, own=kind and kind(config))
 
@@ -86,7 +88,7 @@ class ImageLikelihood:
             return self.distribution(row[0]).sample(seed=seed)
 
         images, highest = tf.map_fn(draw, (parameters, seeds), fn_output_signature=tf.float32), 2**self.num_bits - 1
-        images = images if self.own is None else tf.clip_by_value(images, 0.0, 1.0)
+        images = images if self.own is None or self.name == NOISY_SIGNAL else tf.clip_by_value(images, 0.0, 1.0)
         return tf.round(images * highest) / highest if self.name == "logistic_mixture" else images
 
 

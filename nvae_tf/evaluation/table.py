@@ -66,6 +66,13 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             if number + 1 < len(probe["labels"]):  # the last are all labels
                 how += f", mean of {probe['splits']} choices of the labels"
             yield f"{classifier}, {count:,} labels", values, how
+    if noise := metrics.get("noise"):
+        how = f"of a little noise more, what is in the signal at the posterior's means; {noise['num_images']:,} images"
+        yield "noise that passes", f"{noise['passes']:.1%}", how
+        for key, name, unit in (("psnr", "PSNR", " dB"), ("ssim", "SSIM", "")):
+            if key in noise:
+                noisy = f"{digits(noise[f'{key}_of_images'])}{unit}"
+                yield name, f"{digits(noise[key])}{unit}", f"of that signal; of the noisy images it is {noisy}"
     for name, measured in metrics.get("outliers", {"sets": {}})["sets"].items():
         areas = [f"{area:.3f} {_OUTLIER_SCORES.get(key, key)}" for key, area in measured["auroc"].items()]
         how = f"area under the ROC curve, {measured['num_images']:,} of these against the {metrics.get('split')} images"

@@ -13,6 +13,7 @@ from nvae_tf.errors import wrap_read_errors
 
 _RANGE_TOLERANCE = 1e-3  # half precision has 1 + 1/1024 next to 1; one of 256 levels is 1/255
 _WRONG_RANGE = "images must be in [0, 1]: divide 8-bit values by 255"
+_INFINITE = "images have infinite values: look for where each comes from"
 _NAN = "images have NaN (not a number) among their values: look for where it comes from"
 _NOT_BINARY = "images have values other than 0 and 1; this model scores images of 1 bit: use images >= 0.5 as floats"
 _ASSERTED = re.compile(r"assertion failed: \[((?:images|labels) .*(?:by 255|comes from|as floats|is none))\]")
@@ -55,14 +56,18 @@ def check_images(images: Any, config: ModelConfig, scored: bool = False, nan_all
 
 
 def check_pixels(images: tf.Tensor, config: ModelConfig, scored: bool, nan_allowed: bool) -> list[tf.Operation]:
-    """ValueError, see `check_values`, where float32 images are not in [0, 1], or 0 and 1 if scored by a 1-bit model."""
+    """ValueError, see `check_values`, where float32 images are not in [0, 1], or 0 and 1 if scored by a 1-bit model.
+
+    Noisy images may have any finite values.
+    """
     # With `nan_allowed` a batch passes that is not finite, whose step the step guard skips.
     distance = tf.abs(images - 0.5)
     # NaN if a value is, and then no comparison is true.
     farthest, nearest = tf.reduce_max(distance), tf.reduce_min(distance)
     passes = nan_allowed & ~tf.math.is_finite(farthest)
-    in_range, text = ~(farthest > 0.5 + _RANGE_TOLERANCE) | passes, _WRONG_RANGE
-    if tf.executing_eagerly() and not in_range:
+    limit, text = (tf.float32.max, _INFINITE) if config.is_denoising else (0.5 + _RANGE_TOLERANCE, _WRONG_RANGE)
+    in_range = ~(farthest > limit) | passes
+    if tf.executing_eagerly() and not in_range and text == _WRONG_RANGE:
         text = f"images have values from {np.min(images):g} to {np.max(images):g}; they {text.removeprefix('images ')}"
     checks = [check_values(~tf.math.is_nan(farthest) | passes, _NAN), check_values(in_range, text)]
     if scored and config.num_bits == 1:

@@ -6,6 +6,7 @@ A step of `fit` is in keras_fit.py and training_step.py, what the methods comput
 import functools
 import importlib
 import math
+import operator
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +22,9 @@ from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, re
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import feature_groups, latent_plan
 from nvae_tf.layers.convolution import DataDependentConvolution
-from nvae_tf.models import passes, restoration
+from nvae_tf.models import denoising, passes, restoration
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import boolean_mask, check_images
+from nvae_tf.models.images import as_tensor, boolean_mask, check_images
 from nvae_tf.models.keras_fit import WITHOUT_AUTOGRAPH, FittedModel
 from nvae_tf.models.latents import (
     InferredGroup,
@@ -164,7 +165,10 @@ class NVAE(FittedModel):
         return self._layers_of_kind(layers.StackedLayer)
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
-        """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
+        """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1].
+
+        Of noisy images, which may have any values, it is the signal.
+        """
         images, seeds, labels = self._rows(images, seed, labels)
         forward = layers.ForwardPass(training=True, labels=labels) if training else layers.FoldedPass(labels=labels)
         decoded = passes.inference_pass(self, images, noise_per_image(self.plan.latent_shapes(), seeds), forward)
@@ -290,7 +294,7 @@ class NVAE(FittedModel):
 
         `chunk` images are decoded together. Another machine decodes them if its outputs x differ by at most
         `tolerance (1 + |x|)`. `verify` decodes each chunk. A conditional model needs the `labels`. ValueError for
-        values between the levels, and for models with flows or the likelihood "normal".
+        values between the levels, and for models with flows, or whose likelihood is a density.
         Example: `images = model.decompress(model.compress(images))`
         """
         codec, images = importlib.import_module("nvae_tf.compression.codec"), check_images(images, self.config, True)
@@ -334,6 +338,33 @@ class NVAE(FittedModel):
         images, seeds, _ = self._rows(images, seed, None, scored=True)
         return self._in_batches(passes.class_probabilities, batch_size, images, seeds)
 
+    @WITHOUT_AUTOGRAPH
+    def denoise(self, images, samples: int = 0, seed: int = 0, labels=None, batch_size=None) -> denoising.Denoised:
+        """The signal of noisy images `[batch, height, width, channels]` by a model that was trained with `data.noise`.
+
+        It is that at the posterior's means, in one pass; with `samples` the mean of so many draws, and their standard
+        deviation; `samples=1` is a single draw. Images may be larger than the model's, except in graphs: tiles that
+        overlap are denoised, 64 at a time unless there is a `batch_size`.
+        ValueError for other models.
+        Example: `signal, deviation = model.denoise(noisy, samples=64)`
+        """
+        denoising.check_is_denoising(self.config, "denoise")
+        samples, images = whole_number("samples", samples), as_tensor(images, "images")
+
+        def parts(images: Any, labels: Any) -> list[tf.Tensor]:
+            rows = self._rows(images, seed, labels)
+            # Never eagerly: its loop is fast in a graph alone.
+            at_once = min(rows[0].shape[0], 64) if batch_size is None and tf.executing_eagerly() else batch_size
+            return self._in_batches(denoising.denoised, at_once, *rows, samples=samples)
+
+        def parts_of_tiles(tiles: np.ndarray) -> list[tf.Tensor]:
+            return parts(tiles, np.repeat(labels, len(tiles) // len(images)) if np.ndim(labels) else labels)
+
+        own, size = (self.config.image_height, self.config.image_width), tuple(images.shape[1:3])
+        if tf.executing_eagerly() and images.shape.rank == 4 and size != own and all(map(operator.ge, size, own)):
+            return denoising.Denoised(*map(tf.constant, denoising.in_tiles(parts_of_tiles, images.numpy(), own)))
+        return denoising.Denoised(*parts(images, labels))
+
     def restore(
         self,
         measurement: tf.Tensor,
@@ -351,9 +382,10 @@ class NVAE(FittedModel):
         operators are in `nvae_tf.models.restoration`, which has the method. After `pnp_steps` (None: 20, but none where
         sigma is at least 0.1, or a tensor of a graph) come `steps` of gradient descent; with 0 of these it is quick and
         less exact. It begins at the posterior's means, or with a seed at draws, which differ where the measurement
-        leaves much open.
+        leaves much open. ValueError for models of noisy images, whose `variance` is not that of the signal.
         Example: `images = model.restore(damaged, restoration.Mask(missing), sigma=0.0)`
         """
+        check(not self.config.is_denoising, "restore: this model, of data.noise, is not for other damage; use denoise")
         measurement, sigma = restoration.checked_measurement(measurement, operator, sigma, self.config)
         if pnp_steps is None:
             is_noisy = isinstance(sigma, tf.Tensor) or sigma >= restoration.PNP_MOST_NOISE

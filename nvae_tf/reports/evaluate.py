@@ -18,6 +18,7 @@ import tensorflow as tf
 from nvae_tf.data.pipeline import content_digest, images_alone
 from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
+from nvae_tf.evaluation.denoising import load_references, measure_noise
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.outliers import ImageSet, load_outliers, measure_outliers, most_outlying_images
@@ -57,6 +58,7 @@ def evaluate_run(
     scores: str | None = None,
     workers: Workers | None = None,
     command: str | None = None,
+    references: str | None = None,
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
@@ -79,6 +81,9 @@ def evaluate_run(
         parts.append(functools.partial(_measure_outliers, task, load_outliers(task, outliers)))
     if "probe" in metrics:
         parts.append(functools.partial(_measure_probe, task, load_probe(task)))
+    if "noise" in metrics:
+        clean = load_references(task, references)
+        parts.append(lambda: {"noise": measure_noise(task, clean)} if workers.is_chief else {})
     for measure in parts:
         measured = measure()
         if workers.is_chief:

@@ -283,27 +283,30 @@ def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Proven
     return image_figure("Where outlier scores come from", text, rows, about._replace(channels=None), width)
 
 
-def restorations(measured: Array, restored: Array, originals, deviation, about: Provenance, width=1000) -> Figure:
+def restorations(
+    measured: Array, restored: Array, originals, deviation, about, width=1000, draws=(), title="Restored images"
+) -> Figure:
     """A row for each image: its measurement, what was restored, the original, and the deviation of every pixel.
 
     Measurements that are smaller by a whole factor are enlarged. Originals, and the standard deviation of the pixels
-    over several restorations, arrays too, are left out where they are None.
+    over several restorations, arrays too, are left out where they are None. `draws` are some of these restorations.
     """
     height, columns, channels = restored.shape[1:]
     measured = measured.repeat(height // measured.shape[1], axis=1).repeat(columns // measured.shape[2], axis=2)
     parts, text = {"measured": measured, "restored": restored}, ""
     if originals is not None:
         parts["original"] = originals
+    parts |= {f"draw {number}": draw for number, draw in enumerate(draws, 1)}
     if deviation is not None:
         has_alpha = channels in (2, 4) and not (about and about.channels)
         colors = deviation[..., : channels - has_alpha].mean(axis=-1, keepdims=True) / _LARGEST_DEVIATION
         parts["deviation"] = np.repeat(colors, channels, axis=-1)
         if has_alpha:
             parts["deviation"][..., -1] = 1.0
-        text = "The deviation of a pixel is its standard deviation over restorations that began elsewhere; "
+        text = "The deviation of a pixel is its standard deviation over restorations from several draws; "
         text += f"white is {_LARGEST_DEVIATION}."
     rows = [Row("", images) for images in zip(*parts.values(), strict=True)]
-    return image_figure("Restored images", text, rows, about, width, [(name, 1) for name in parts])
+    return image_figure(title, text, rows, about, width, [(name, 1) for name in parts])
 
 
 def _side_by_side(title: str, scores: Scores, draw: Callable, about: Provenance, width: int, unlisted="") -> Figure:

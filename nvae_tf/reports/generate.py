@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from nvae_tf import config as configuration
-from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model
+from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model, spec_of_size
 from nvae_tf.progress import ImageProgress, StatusLine, counted
 
 Run = Any  # a `nvae_tf.runs.loading.TrainedRun`, whose import would start TensorFlow
@@ -29,6 +29,7 @@ _RESIZE = "How picture files get the model's size, if not as in training."
 _KEPT = "How many groups, from the top, keep their latents; the others are drawn, so 0 gives samples."
 _GUIDANCE = "Classifier-free guidance: 1 as trained, above 1 more typical of the class, 0 without the class."
 _STARTS = "Draws of the latents to begin at, for the deviation; 0 leaves it out."
+_DRAWS = "Draws whose mean and deviation are taken; 0 for one pass at the posterior's means."
 # What the parameters are and mean, and the limits of their values, see `nvae_tf.command_line.define_parameters`.
 Seed = Annotated[int, "Of the latents, and of the binarization of images.", 0, configuration.LARGEST_SEED]
 Split = Annotated[str, "Part of the data set.", "test", "train"]
@@ -40,7 +41,7 @@ Mean = Annotated[bool, "Take the posterior's means as latents, not draws."]
 KeptOrAll = Annotated[int | None, f"{_KEPT} All if not given.", 0]
 Temperature = Annotated[float | Sequence[float], configuration.TEMPERATURE_HELP]
 # The parameters that a figure's last line names where they are not at their defaults.
-_SHOWN = "labels guidance batch_norm_iterations prior pixels mean kept_groups how mask scale blur noise".split()
+_SHOWN = "labels guidance batch_norm_iterations prior pixels mean kept_groups how mask scale blur noise samples".split()
 
 
 class Made(NamedTuple):
@@ -55,6 +56,7 @@ class Made(NamedTuple):
     names: Sequence[str] | None = None
     figure: tuple[Any, ...] = ()  # the name of a function of `figures`, and its first arguments
     options: Mapping[str, Any] = {}  # of that function
+    deviation: np.ndarray | None = None  # of each value of the images
     latents: Sequence[np.ndarray] | None = None
     labels: np.ndarray | None = None
     columns: Sequence[str] | None = None  # the names of features, which are then the `latents`
@@ -326,6 +328,37 @@ def restore(
     return Made(f"{words}, restored", made, names, figure)
 
 
+def denoise(
+    run: Run,
+    originals: Originals,
+    *,
+    seed: Seed = 1,
+    samples: Annotated[int, _DRAWS, 0] = 0,
+) -> Made:
+    """Takes the noise out of images, with a model that was trained on noisy ones alone (data.noise).
+
+        nvae-generate denoise --workdir=runs/noisy --output=denoised.png
+        nvae-generate denoise --workdir=runs/noisy --input=stack.tif --samples=64 --output=denoised.tif
+
+    A .npy or .tif file has float32 numbers in the units of the data; with --samples another beside it, named
+    ..._deviation, has their standard deviation over the draws, which shows where the answer is open. Files of --input
+    may be larger than the model's images: they are denoised in tiles that overlap. The figure has a row for every
+    image: itself, the signal, and with --samples two single draws and the deviation.
+    """
+    from nvae_tf.models.denoising import check_is_denoising
+
+    check_is_denoising(run.config.model, "denoise")
+    keeps_size = originals.input and not originals.resize
+    spec = spec_of_size(originals.input, run.config.data) if keeps_size else None
+    images, labels, names, words = originals.load(run, seed, 8, spec)
+    signal, deviation = run.model.denoise(images, samples, seed, labels)
+    signal, deviation = signal.numpy(), None if deviation is None else deviation.numpy()
+    # The first of the draws, and one of another seed.
+    draws = [run.model.denoise(images, 1, seed + more, labels).images.numpy() for more in range(2) if samples > 1]
+    figure, options = ("restorations", images, signal, None, deviation), {"draws": draws, "title": "Denoised images"}
+    return Made(f"{words}, denoised", signal, names, figure, options, deviation)
+
+
 def encode(run: Run, originals: Originals, *, seed: Seed = 1, mean: Mean = False) -> Made:
     """Turns images into the model's latents, for `nvae-generate decode` or for programs of one's own.
 
@@ -439,7 +472,7 @@ def nearest(
 
 TASKS = {
     task.__name__: task
-    for task in (sample, reconstruct, interpolate, vary, direction, restore, encode, features, decode, nearest)
+    for task in (sample, reconstruct, interpolate, vary, direction, restore, denoise, encode, features, decode, nearest)
 }
 
 

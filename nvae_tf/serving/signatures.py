@@ -92,7 +92,8 @@ class Signatures(FlatLatentModel):
     `[batch]`: 1 for the model's own prior, more for the reweighted one, whose number of proposals is fixed.
 
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`: for REST, which
-    sends bytes as base64. Models of more than 4 channels, or 8 bits, lack these signatures. `most_rows`: of a request.
+    sends bytes as base64. Models of more than 4 channels, or 8 bits, or of noisy images lack these signatures; the last
+    take images of any finite values. `most_rows`: of a request.
     """
 
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass, most_rows: int = 2**31 - 1):
@@ -110,7 +111,8 @@ class Signatures(FlatLatentModel):
     def names(self) -> tuple[str, ...]:
         """Returns the names of this model's signatures."""
         config = self.model.config
-        return SIGNATURES if config.image_channels <= 4 and config.num_bits <= 8 else tuple(_INPUTS)
+        takes_png = config.image_channels <= 4 and config.num_bits <= 8 and not config.is_denoising
+        return SIGNATURES if takes_png else tuple(_INPUTS)
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """Returns the inputs of the signature called `name`, in the order of its arguments."""
@@ -314,6 +316,8 @@ class Signatures(FlatLatentModel):
         }
         if config.num_bits == 1 and name in ("score", "outlier_score"):
             rules["image"] = (lambda x: (x == 0.0) | (x == 1.0), "must be 0 or 1, as in the model's data of 1 bit")
+        if config.is_denoising:
+            rules["image"] = tf.math.is_finite, "must be finite"
         reasons, checked = tf.fill(tf.shape(next(iter(inputs.values())))[:1], ""), {}
         for key, value in inputs.items():
             if key == "image_bytes":

@@ -4,9 +4,11 @@ import re
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from pyarrow.parquet import read_table
 
+import nvae_tf
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
@@ -15,7 +17,7 @@ from nvae_tf.generation.sampling import latent_direction, move_images, reconstru
 from nvae_tf.models.restoration import downsampling, measured
 from nvae_tf.reports.generate import TASKS
 from nvae_tf.runs import loading
-from tests.command_fixtures import assert_shown
+from tests.command_fixtures import TINY, assert_shown, config_flags
 from train import generate
 
 PITCH, SIDE = 70, 64
@@ -170,3 +172,35 @@ def test_restored_images_stand_beside_their_measurements(made, finished_model, o
 def test_every_mode_has_a_manual_page():
     for mode, task in TASKS.items():
         assert f"nvae-generate {mode} --workdir=" in task.__doc__ and mode in generate.overview()
+
+
+@pytest.mark.slow
+def test_noisy_images_are_denoised_in_their_own_range(done, refused, finished_run, tmp_path):
+    random, path = np.random.default_rng(0), {name: tmp_path / name for name in ("a.npz", "clean.npy", "large.tif")}
+    clean = random.uniform(100, 300, [30, 8, 8, 1]).repeat(2, axis=1).repeat(2, axis=2)
+    noisy = (clean + random.normal(0, 40, clean.shape)).astype(np.float32)
+    np.savez(path["a.npz"], train=noisy[:20], test=noisy[20:])
+    np.save(path["clean.npy"], clean[20:])
+    tifffile.imwrite(path["large.tif"], noisy[:2, :, :, 0].repeat(2, axis=2), photometric="minisblack")
+    settings = TINY | {"data.path": path["a.npz"], "data.range": "100,300", "data.noise": "gaussian", "train.steps": 2}
+    settings |= {"data.noise_sigma": 40, "train.batch_size": 10, "model.num_preprocess_blocks": 1}
+    flags = [*config_flags(settings | {"model.num_postprocess_blocks": 1}), f"--workdir={tmp_path}/run"]
+    done("train.main", "--config=own_images", *flags)
+    evaluated = "train.evaluate", f"--workdir={tmp_path}/run", "--metrics=noise"
+    printed = done(*evaluated, f"--references={path['clean.npy']}")
+    measured = json.loads((tmp_path / "run/evaluation.json").read_text())["noise"]
+    assert measured["psnr_of_images"] == pytest.approx(-20 * np.log10(0.2), abs=0.2) and "noise that passes" in printed
+    assert f"{measured['psnr']:.4g} dB" in printed and 0 < measured["ssim"] < 1 and -0.5 < measured["passes"] < 1.5
+    np.save(tmp_path / "few.npy", clean[:2])
+    assert "has 2 images, and the test part has 10" in refused(*evaluated, f"--references={tmp_path}/few.npy")
+    assert "not trained with data.noise" in refused(*evaluated[:1], f"--workdir={finished_run[0]}", evaluated[2])
+    denoised = "train.generate", "denoise", f"--workdir={tmp_path}/run", f"--input={path['large.tif']}", "--samples=3"
+    done(*denoised, f"--output={tmp_path}/made.tif")
+    images, deviation = (tifffile.imread(tmp_path / f"made{part}.tif") for part in ("", "_deviation"))
+    mean, deviations = nvae_tf.load(tmp_path / "run").denoise((noisy[:2].repeat(2, axis=2) - 100) / 200, 3, seed=1)
+    np.testing.assert_allclose(images, 100 + 200 * mean.numpy()[..., 0], rtol=1e-4)
+    np.testing.assert_allclose(deviation, 200 * deviations.numpy()[..., 0], rtol=1e-3, atol=1e-3)
+    (tmp_path / "made.tif").unlink()
+    assert "made_deviation.tif: is there already" in refused(*denoised, f"--output={tmp_path}/made.tif")
+    done(*denoised, f"--output={tmp_path}/made.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "made.npy")[..., 0], images, rtol=1e-5)

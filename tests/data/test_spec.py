@@ -59,6 +59,10 @@ def test_the_images_are_as_the_paper_has_them(spec):
     assert latent_plan(model).scales[-1].height == math.ceil((spec.padded_height or spec.height) / 2)
 
 
+UNIT = {"noise": "gaussian", "range": (0, 1), "binarize": False}
+POISSON = UNIT | {"noise": "poisson_gaussian"}
+
+
 def test_unknown_names_and_impossible_specs_are_refused():
     refuses(r"'stacked-mnist': not one of .*\); did you mean 'stacked_mnist'", data_spec, "stacked-mnist")
     for change, message in (
@@ -69,6 +73,12 @@ def test_unknown_names_and_impossible_specs_are_refused():
         ({"num_bits": 12}, "data.num_bits = 12: the images are stored with 8 bits; set it to 8 or fewer"),
         ({"range": (5, 5)}, r"data.range = \(5, 5\): must be two numbers, the lower one first"),
         ({"range": (0, 9.5)}, r"bernoulli is of whole numbers; set --config.data.likelihood=normal"),
+        ({"noise": "gaussian"}, "data.noise = 'gaussian': says nothing without --config.data.range, the"),
+        (UNIT | {"noise_sigma": "-0.2"}, "data.noise_sigma = '-0.2': must be a number above 0, or \"estimate\""),
+        (UNIT | {"noise_sigma": 0}, "data.noise_sigma = '0': must be a number above 0"),
+        (POISSON | {"noise_variance": (-1, 2)}, r"data.noise_variance = \(-1, 2\): must be a,b with a at least 0 and"),
+        (POISSON | {"range": (-9, 5), "noise_variance": (1, 9)}, "and the variance a s \\+ b above 0 from -9 on"),
+        ({"likelihood": "noisy_signal"}, "follows from --config.data.noise, which is none"),
         ({"display_channels": (0, 3, 1)}, r"data.display_channels = \(0, 3, 1\): must be one number or three, from 0"),
         ({"alpha": "#12345"}, "data.alpha = '#12345': must be keep, drop, white, black or a color"),
         ({"alpha": "white", "channels": 4}, "leaves no alpha channel: set --config.data.channels=3"),
@@ -104,6 +114,30 @@ def test_the_settings_follow_from_what_lies_at_the_path(tmp_path):
     assert complete_spec(config.data) == config.data and completed(tmp_path, source="folder") == config
     model = completed(tmp_path, num_bits=1).model
     assert (model.num_bits, model.likelihood) == (1, "bernoulli")
+
+
+def test_noise_decides_the_likelihood_and_is_estimated_where_it_is_not_given(tmp_path):
+    random = np.random.default_rng(0)
+    clean = np.repeat(np.repeat(random.uniform(0, 400, [60, 7, 7]), 4, axis=1), 4, axis=2)
+    np.save(tmp_path / "noisy.npy", (clean + random.normal(0, 80, clean.shape)).astype(np.float32))
+    given = dict(noise="gaussian", range=(-100, 300), resize="none")
+    config = completed(tmp_path / "noisy.npy", **given)
+    assert config.data.likelihood == config.model.likelihood == "noisy_signal"
+    assert float(config.data.noise_sigma) == pytest.approx(80, rel=0.05)
+    assert config.model.noise_variance == pytest.approx((0.0, (float(config.data.noise_sigma) / 400) ** 2))
+    assert complete_spec(config.data) == config.data and config_from_dict(DataSpec, config_to_dict(config.data))
+    model = completed(tmp_path / "noisy.npy", **given, noise_sigma="40").model
+    assert model.noise_variance == (0.0, pytest.approx(0.01))
+    poisson = given | dict(noise="poisson_gaussian", noise_variance=(2.0, 300.0))
+    # The variance of a stored number of -100 is 100, and that of 300 is 900.
+    assert completed(tmp_path / "noisy.npy", **poisson).model.noise_variance == pytest.approx((2 / 400, 100 / 400**2))
+    np.save(tmp_path / "clean.npy", np.zeros([20, 28, 28], np.float32))
+    refuses("the images show no noise; give --config.data.noise_sigma", completed, tmp_path / "clean.npy", **given)
+    # Values beyond the range are taken with the noise that they come from, but no NaN.
+    np.save(tmp_path / "nan.npy", np.where(clean > 390, np.nan, clean))
+    refuses(r"has NaN \(not a number\)", load_split, completed(tmp_path / "nan.npy", **poisson).data, "train")
+    other = dataclasses.replace(config.data, noise_sigma="3")
+    refuses("model.noise_variance is .*, the data have", check_model_fits, config.model, other)
 
 
 def test_the_size_is_what_was_asked_for_and_padded_where_the_hierarchy_cannot_halve_it(tmp_path):

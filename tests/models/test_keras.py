@@ -209,7 +209,7 @@ def test_an_hdf5_file_lacks_the_optimizers_state_and_export_names_the_command(tm
 
 def test_help_shows_what_a_user_calls():
     methods = {"classify", "decode", "encode", "features", "generate", "infer", "outlier_score", "restore", "score"}
-    methods |= {"compress", "decompress"}
+    methods |= {"compress", "decompress", "denoise"}
     added = {name for name in dir(nvae_tf.NVAE) if not name.startswith("_")} - {*dir(keras.Model)}
     others = {"batch_norms", "convolutions", "outlier_calibration", "reweighted_prior", "statistics"}
     assert added == methods | others

@@ -242,6 +242,10 @@ def test_a_training_run_is_let_through():
     rising = np.linspace(100, 180, 1500)
     level = np.concatenate([falling, rising, np.linspace(180, 150, 2000)])
     assert offered(RunawayGuard(), level + noisy(0, len(level), 4.0)).all()
+    # The negative logarithm of a density may fall below 0.
+    guard = RunawayGuard()
+    assert offered(guard, level - 150 + noisy(0, len(level), 4.0)).all() and offered(guard, noisy(-400, 900)).all()
+    assert float(guard.level) == pytest.approx(-400, abs=1) and not offered(guard, [-200.0, 0.0]).any()
 
 
 def test_a_runaway_loss_is_skipped_and_moves_nothing():

@@ -71,6 +71,10 @@ def test_what_the_published_form_can_not_say_is_named():
         (dict(exact_edges=True), r"the published form can't say model\.exact_edges = True$"),
         (dict(num_mixtures=1), r"can't say model\.likelihood = 'logistic_mixture'"),
         (dict(num_bits=12), r"can't say model\.num_bits = 12"),
+        (
+            dict(likelihood="noisy_signal", noise_variance=(0.0, 0.04)),
+            r"say model\.likelihood = .noisy_signal., model\.noise_variance = \(0.0, 0.04\)",
+        ),
         (dict(padded_height=40), r"32x32x3 images, 40x32 with their frame"),
         (dict(cell_set="normed"), f"can't say model.cell_set = '{own_parts.__name__}:normed'"),
     ):
