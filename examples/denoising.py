@@ -1,7 +1,8 @@
-"""Noise taken out of Fashion-MNIST by a model that has never seen a clean image, beside total variation.
+"""Noise taken out by models that have never seen a clean image: Fashion-MNIST, beside total variation, and photographs.
 
     python -m examples.denoising train gaussian|poisson_gaussian --workdir=RUN [--count=9600] [--steps=1500]
     python -m examples.denoising compare --workdir=RUN [--count=300] [--samples=64]
+    python -m examples.denoising photos --output=FOLDER
 
 `python -m examples.denoising RECIPE --help` says what a recipe does. Needs scikit-image (extra scientific).
 """
@@ -11,6 +12,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import tensorflow as tf
+import tifffile
+from sklearn.datasets import load_sample_images
 
 from benchmarks import results
 from benchmarks.workloads import run_python
@@ -64,6 +67,22 @@ def train(
     return {"peak_memory_bytes": run_python("train.main", "--config=own_images", f"--workdir={workdir}", *flags)}
 
 
+def photos(output: Annotated[str, "Folder to write to."]) -> dict[str, Any]:
+    """Writes scikit-learn's photographs as an instrument would: gray TIFF files of numbers from 2000 on, with noise.
+
+    Of each the left part is in noisy/train/, and the right one in noisy/test/ and, without noise, in clean/.
+    """
+    random, folder = np.random.default_rng(0), pathlib.Path(output)
+    for number, photograph in enumerate(load_sample_images().images):
+        true = 2000.0 + 3000.0 * photograph.mean(axis=-1) / 255.0
+        counts = true + random.normal(0.0, 300.0, true.shape)
+        parts = {"noisy/train": counts[:, :512], "noisy/test": counts[:, 512:], "clean": true[:, 512:]}
+        for part, image in parts.items():
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(folder / part / f"{number}.tif", np.rint(image).astype(np.uint16))
+    return {"range": "2000,5000", "sigma": 300}
+
+
 def compare(workdir: Workdir, count: Count = 300, samples: Samples = 64, images: Images = DEBIAN) -> dict[str, Any]:
     """The mean PSNR in dB over test images of a model of `train`, and of total variation, tuned on the clean images.
 
@@ -110,4 +129,4 @@ def total_variation(measured: np.ndarray, true: np.ndarray, kind: str) -> np.nda
 
 
 if __name__ == "__main__":
-    results.run_recipe("examples.denoising", __doc__, train, compare)
+    results.run_recipe("examples.denoising", __doc__, train, compare, photos)

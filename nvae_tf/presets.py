@@ -27,7 +27,7 @@ SIZE_MEANING = (
     "images of this size). It replaces the settings of --config; settings of the model given as flags stay."
 )
 # Presets whose models are not the paper's.
-_OWN_MODELS = ("own_images", "digits", "photos")
+_OWN_MODELS = ("own_images", "digits", "photos", "scientific")
 
 
 def experiment_config(

@@ -1,8 +1,8 @@
 """What a model of noisy images (`data.noise`) makes of them: the signal, and how much of the noise is left in it.
 
 Larger images are cut into tiles, which overlap, and are joined again. `model` is the `NVAE` (nvae.py). Its largest
-latents have half the images' height and width or less: with as many positions as pixels they would carry the noise from
-the images to the signal, and nothing in the bound is against it.
+latents should have half the images' height and width or less: with a position for each pixel it would be cheap to hand
+the noise through to the signal. `passing_noise` measures it.
 """
 
 import itertools
