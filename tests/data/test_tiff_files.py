@@ -1,4 +1,6 @@
 import itertools
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -77,6 +79,13 @@ def test_crops_are_drawn_for_training_and_lie_on_a_grid_for_testing(how, tmp_pat
     assert_refused(files[0], "smaller than crops of 41x20", num_bits=12, crop="random", height=41, width=20)
 
 
+def test_files_are_open_only_while_they_are_read(tmp_path):
+    files = [tiff(tmp_path / part / "a.tif", STACK, compression="zlib") for part in ("train", "test")]
+    load_split(own_images(tmp_path, source="tiff", num_bits=12), "test").read(np.arange(6))
+    is_open = {str(path.readlink()) for path in pathlib.Path("/proc/self/fd").iterdir() if os.path.lexists(path)}
+    assert not is_open & {*map(str, files)}
+
+
 def test_a_crop_reads_no_tile_that_it_does_not_need(tmp_path):
     path = [tiff(tmp_path / x / "a.tif", STACK[:1], compression="zlib", tile=(16, 16)) for x in ("train", "test")][1]
     with tifffile.TiffFile(path) as file:
@@ -96,6 +105,8 @@ def test_a_crop_reads_no_tile_that_it_does_not_need(tmp_path):
         (SERIES, {"ome": True, "metadata": {"axes": "TZYX"}}, {}, "both time and depth .*tiff_axes=pages"),
         (FLOATS, {}, {}, "has float32 values; .* --config.data.range=LOW,HIGH"),
         (np.where(FLOATS > 500, np.nan, FLOATS), {}, {"range": (0, 600)}, "image 0: has NaN"),
+        (np.where(FLOATS > 500, np.inf, FLOATS), {}, {"range": (0, 600)}, "image 0: has infinite values"),
+        (FLOATS + 1j, {}, {"range": (0, 600)}, "has complex64 values"),
         (STACK, {}, {"num_bits": 11}, "data.num_bits = 11 go to 2047; set it to 12"),
         (STACK, {}, {"channels": 3, "num_bits": 12}, "has 1 channels, but data.channels is 3"),
         (STACK.repeat(6, 0), {}, {"tiff_axes": "channels"}, "has 36 channels, more than 32; .*tiff_axes=pages"),
