@@ -491,8 +491,9 @@ class DataSpec(_Settings, group="data.", least=1):
             yield "num_bits", "images that are binarized (data.binarize) have 1 bit; set it to 1"
         if self.stacked_images not in (1, self.channels):
             yield "stacked_images", f"must be 1 or data.channels = {self.channels}"
-        if self.crop == "random" and (self.source not in ("auto", "tiff") or self.resize != "none" or self.crop_box):
-            yield "crop", "cuts images of data.source=tiff, without data.resize and data.crop_box"
+        shaped = self.resize != "none" or self.crop_box or self.stacked_images > 1
+        if self.crop == "random" and (self.source not in ("auto", "tiff") or shaped):
+            yield "crop", "cuts images of data.source=tiff, without data.resize, data.crop_box and data.stacked_images"
         numbers, most = self.display_channels, (self.channels or MOST_CHANNELS) - 1
         if len(numbers) not in (0, 1, 3) or not all(type(n) is int and 0 <= n <= most for n in numbers):
             yield "display_channels", f"must be one number or three, from 0 to {most}, as 3,2,1"

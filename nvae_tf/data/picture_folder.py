@@ -219,6 +219,7 @@ def pictures_for_model(
     """
     from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
 
+    spec = dataclasses.replace(spec, crop=spec.crop if resize in (None, "none") else "none")  # one or the other
     spec = dataclasses.replace(spec, resize=resize or spec.resize, convert=spec.convert if convert is None else convert)
     source, names = picture_source(places, spec)
     (images,) = iterate(evaluation_batches(source, images_alone(spec), source.count, seed), source)

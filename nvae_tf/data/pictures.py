@@ -298,7 +298,9 @@ def in_type(images: np.ndarray, spec: DataSpec, where: object) -> np.ndarray:
     least, most = float(images.min()), float(images.max())
     if np.isnan(least):
         raise BadPicture(f"{where}: has NaN (not a number) among its values; replace them, as by numpy.nan_to_num")
-    if not (low <= least <= most <= high or (spec.noise != "none" and np.isfinite([least, most]).all())):
+    if np.isinf([least, most]).any():
+        raise BadPicture(f"{where}: has infinite values; replace them, as by numpy.nan_to_num")
+    if not (low <= least <= most <= high or spec.noise != "none"):
         limit, fix = f"data.num_bits = {spec.num_bits} go to {high}", f"set it to {int(most).bit_length()}"
         if spec.range:
             limit, fix = f"data.range is {low:g},{high:g}", "set it to both, or clip the values"

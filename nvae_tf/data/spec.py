@@ -70,7 +70,8 @@ def _estimated_sigma(spec: DataSpec) -> float:
     estimate = require("skimage.restoration", "scientific").estimate_sigma
     source = load_split(spec, "train")
     numbers = np.unique(np.linspace(0, source.count - 1, 256).astype(int))
-    sigmas = [estimate(image, average_sigmas=True, channel_axis=-1) for image in source.read(numbers)]
+    images = (source.read(numbers[row : row + 1])[0] for row in range(len(numbers)))  # large ones: one at a time
+    sigmas = [estimate(image, average_sigmas=True, channel_axis=-1) for image in images]
     sigma = float(f"{np.median(sigmas):.4g}")
     if not sigma > 0.0:
         raise ValueError("data.noise_sigma = estimate: the images show no noise; give --config.data.noise_sigma=NUMBER")

@@ -128,6 +128,8 @@ def _stack(path: pathlib.Path, spec: DataSpec) -> _Stack:
         fix = "--config.data.tiff_axes=pages makes each page an image"
         raise BadPicture(f"{path}: has {channels} channels, more than {MOST_CHANNELS}; {fix}")
     is_whole = kind in (np.bool_, np.uint8, np.uint16)
+    if kind.kind not in "biuf":
+        raise BadPicture(f"{path}: has {kind} values; save their real part or magnitude")
     if not is_whole and not spec.range:
         raise BadPicture(f"{path}: has {kind} values; say what is 0 and 1 for the model: --config.data.range=LOW,HIGH")
     for number, *corner in ((0, 0, 0), (numbers.size - 1, height - 1, width - 1)):  # is the file whole?
@@ -153,10 +155,13 @@ def _logged_errors_raised() -> Iterator[None]:
 
 @functools.lru_cache(64)
 def _opened(path: pathlib.Path, _: int) -> tuple[Any, Any, np.ndarray | None, threading.Lock]:
-    """The only series of a file, the page that is like all others, all pages if they lie there as they are, a lock."""
+    """The only series of a file, the page that is like all others, all pages if they lie there as they are, a lock.
+
+    The file is closed: one of thousands of files that were left open could not be opened.
+    """
     tifffile = require("tifffile", "scientific")
-    with wrap_read_errors(f"{path}: not a TIFF file that can be read (", ")", BadPicture), _logged_errors_raised():
-        file = tifffile.TiffFile(path)
+    named = wrap_read_errors(f"{path}: not a TIFF file that can be read (", ")", BadPicture)
+    with named, _logged_errors_raised(), tifffile.TiffFile(path) as file:
         series, *others = file.series
         page = series.keyframe
         mapped = None if series.dataoffset is None else tifffile.memmap(path, series=0, mode="r")
@@ -180,20 +185,20 @@ def _crop(path: pathlib.Path, number: int, top: int, left: int, height: int, wid
     down, across = -(-page.imagelength // rows), -(-page.imagewidth // columns)
     result = np.zeros([height, width, page.samplesperpixel], page.dtype)
     with wrap_read_errors(f"{path}: page {number}: damaged, cut off, or of a form that is not read (", ")", BadPicture):
-        with lock:
-            frame = series[number]
-        across_crop = (
-            range(top // rows, -(-(top + height) // rows)),
-            range(left // columns, -(-(left + width) // columns)),
-        )
         planes = range(page.samplesperpixel if page.axes == "SYX" else 1)
-        for plane, row, column in itertools.product(planes, *across_crop):
-            index = (plane * down + row) * across + column
-            with lock:
-                page.parent.filehandle.seek(frame.dataoffsets[index])
-                data = page.parent.filehandle.read(frame.databytecounts[index])
-            check(len(data) == frame.databytecounts[index], "it ends too early")
-            segment = page.decode(data or None, index, jpegtables=page.jpegtables)[0]
+        down_crop = range(top // rows, -(-(top + height) // rows))
+        across_crop = range(left // columns, -(-(left + width) // columns))
+        places, segments = list(itertools.product(planes, down_crop, across_crop)), []
+        with lock, contextlib.closing(page.parent.filehandle) as file:
+            file.open()
+            frame, tables = series[number], page.jpegtables
+            for plane, row, column in places:
+                index = (plane * down + row) * across + column
+                file.seek(frame.dataoffsets[index])
+                segments.append((index, file.read(frame.databytecounts[index])))
+                check(len(segments[-1][1]) == frame.databytecounts[index], "it ends too early")
+        for (plane, row, column), (index, data) in zip(places, segments, strict=True):
+            segment = page.decode(data or None, index, jpegtables=tables)[0]
             if segment is None:
                 continue  # left out, for zeros
             y, x = row * rows - top, column * columns - left

@@ -34,6 +34,8 @@ def load_references(task: EvaluationTask, place: str | None) -> np.ndarray | Non
         return images
     numbers = {pathlib.PurePath(name).stem: number for number, name in enumerate(names)}
     stems = [pathlib.PurePath(name).stem for name in noisy]
+    unique = len(numbers) == len(names) and len({*stems}) == len(stems)
+    check(unique, f"{where}: pictures of one name in several folders can't be told apart; rename them")
     for stem, name in zip(stems, noisy, strict=True):
         check(stem in numbers, f"{where}: has no clean image of the name of {name}")
     return images[[numbers[stem] for stem in stems]]

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from nvae_tf.config import DataSpec
 from nvae_tf.data.picture_folder import picture_source
+from nvae_tf.data.pictures import TIFF, list_pictures
 from nvae_tf.data.pipeline import chosen_images, content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
 from nvae_tf.data_sets import check_model_fits
@@ -106,9 +107,13 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
     for path in paths:
         if not os.path.exists(path):
             raise FileNotFoundError(f"--outliers: {path}: no such file or folder")
-        place = {"name": os.path.basename(path), "source": source_at(path), "path": path}
-        spec = dataclasses.replace(images_alone(task.spec), **form, **place)
-        if spec.source == "folder":
+        place = {"name": os.path.basename(path), "source": source_at(path), "path": path, "crop": "none"}
+        names = list_pictures(path) or [path]
+        if task.spec.source == "tiff" and all(name.lower().endswith(TIFF) for name in names):
+            # Where the model has crops, so have the outliers: scaled down they would be other images for that alone.
+            place |= {"source": "tiff"} | ({"crop": "random", "resize": "none"} if task.spec.crop == "random" else {})
+        spec = dataclasses.replace(images_alone(task.spec), **form | place)
+        if spec.source in ("folder", "tiff"):
             source = picture_source(path, spec)[0]
         else:
             # All images of a file that has no test part of its own.

@@ -291,6 +291,7 @@ def degradation(config: ExperimentConfig, mask=None, scale=1, blur=0.0, resize=N
     if mask:
         as_it_is = {"resize": "none", "crop_box": None} if resize is None else {}
         as_it_is |= {"channels": 1, "num_bits": 8, "file_bits": 8, "range": (), "display_channels": (), "crop": "none"}
+        as_it_is |= {"noise": "none", "likelihood": None}
         spec = dataclasses.replace(stored_spec(config.data), **as_it_is)
         pictures, _ = pictures_for_model([mask], spec, resize=resize, convert=True)
         if len(pictures) != 1:

@@ -81,7 +81,7 @@ def in_tiles(function: Callable, images: np.ndarray, tile: tuple[int, int]) -> l
         total[place] += weight
         for result, parts in zip(results, made, strict=True):
             result[:, *place] += weight * np.reshape(parts, tiles.shape)[:, number]
-    return [(result / total).astype(np.float32) for result in results]
+    return [np.divide(result, total, out=result, casting="same_kind") for result in results]
 
 
 def _slices(length: int, tile: int) -> Iterator[slice]:

@@ -354,7 +354,8 @@ def denoise(
     signal, deviation = run.model.denoise(images, samples, seed, labels)
     signal, deviation = signal.numpy(), None if deviation is None else deviation.numpy()
     # The first of the draws, and one of another seed.
-    draws = [run.model.denoise(images, 1, seed + more, labels).images.numpy() for more in range(2) if samples > 1]
+    seeds = (seed, seed ^ 1) if samples > 1 else ()
+    draws = [run.model.denoise(images, 1, each, labels).images.numpy() for each in seeds]
     figure, options = ("restorations", images, signal, None, deviation), {"draws": draws, "title": "Denoised images"}
     return Made(f"{words}, denoised", signal, names, figure, options, deviation)
 

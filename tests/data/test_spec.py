@@ -79,6 +79,7 @@ def test_unknown_names_and_impossible_specs_are_refused():
         (POISSON | {"noise_variance": (-1, 2)}, r"data.noise_variance = \(-1, 2\): must be a,b with a at least 0 and"),
         (POISSON | {"range": (-9, 5), "noise_variance": (1, 9)}, "and the variance a s \\+ b above 0 from -9 on"),
         ({"likelihood": "noisy_signal"}, "follows from --config.data.noise, which is none"),
+        ({"source": "tiff", "crop": "random", "stacked_images": 3, "channels": 3}, "crop = .random.: .*stacked"),
         ({"display_channels": (0, 3, 1)}, r"data.display_channels = \(0, 3, 1\): must be one number or three, from 0"),
         ({"alpha": "#12345"}, "data.alpha = '#12345': must be keep, drop, white, black or a color"),
         ({"alpha": "white", "channels": 4}, "leaves no alpha channel: set --config.data.channels=3"),

@@ -1,4 +1,7 @@
 import itertools
+import os
+import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from nvae_tf.data.picture_folder import pictures_for_model
 from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import training_batches
 from nvae_tf.data.sources import load_split
+from nvae_tf.evaluation.outliers import load_outliers
 from tests.data.picture_factory import own_images, random_pixels, stored_pixels
 from tests.tiny_model import assert_same
 
@@ -77,6 +81,13 @@ def test_crops_are_drawn_for_training_and_lie_on_a_grid_for_testing(how, tmp_pat
     assert_refused(files[0], "smaller than crops of 41x20", num_bits=12, crop="random", height=41, width=20)
 
 
+def test_files_are_open_only_while_they_are_read(tmp_path):
+    files = [tiff(tmp_path / part / "a.tif", STACK, compression="zlib") for part in ("train", "test")]
+    load_split(own_images(tmp_path, source="tiff", num_bits=12), "test").read(np.arange(6))
+    is_open = {str(path.readlink()) for path in pathlib.Path("/proc/self/fd").iterdir() if os.path.lexists(path)}
+    assert not is_open & {*map(str, files)}
+
+
 def test_a_crop_reads_no_tile_that_it_does_not_need(tmp_path):
     path = [tiff(tmp_path / x / "a.tif", STACK[:1], compression="zlib", tile=(16, 16)) for x in ("train", "test")][1]
     with tifffile.TiffFile(path) as file:
@@ -96,6 +107,8 @@ def test_a_crop_reads_no_tile_that_it_does_not_need(tmp_path):
         (SERIES, {"ome": True, "metadata": {"axes": "TZYX"}}, {}, "both time and depth .*tiff_axes=pages"),
         (FLOATS, {}, {}, "has float32 values; .* --config.data.range=LOW,HIGH"),
         (np.where(FLOATS > 500, np.nan, FLOATS), {}, {"range": (0, 600)}, "image 0: has NaN"),
+        (np.where(FLOATS > 500, np.inf, FLOATS), {}, {"range": (0, 600)}, "image 0: has infinite values"),
+        (FLOATS + 1j, {}, {"range": (0, 600)}, "has complex64 values"),
         (STACK, {}, {"num_bits": 11}, "data.num_bits = 11 go to 2047; set it to 12"),
         (STACK, {}, {"channels": 3, "num_bits": 12}, "has 1 channels, but data.channels is 3"),
         (STACK.repeat(6, 0), {}, {"tiff_axes": "channels"}, "has 36 channels, more than 32; .*tiff_axes=pages"),
@@ -116,3 +129,11 @@ def test_damaged_files_and_missing_codecs_are_named(compression, tmp_path):
         assert_refused(path, "", num_bits=12)
     Image.fromarray(COLOR[0]).save(path, compression="tiff_lzw")
     assert_refused(path, "requires the 'imagecodecs' package")
+
+
+def test_outliers_have_the_crops_of_the_data_and_resized_images_are_whole(tmp_path):
+    spec = own_images(tiff(tmp_path / "a.tif", STACK), source="tiff", num_bits=12, crop="random", height=16)
+    trained = types.SimpleNamespace(model=types.SimpleNamespace(outlier_calibration=None))
+    ((source, _),) = load_outliers(types.SimpleNamespace(trained=trained, spec=spec), [str(tmp_path)])
+    assert_same([source.read(np.arange(36))[:2, ..., 0]], [np.stack([STACK[0, :16, :16], STACK[0, :16, 16:32]])])
+    assert pictures_for_model(tmp_path, spec, resize="crop")[0].shape == (6, 16, 16, 1)

@@ -22,6 +22,8 @@ def test_clean_images_of_a_folder_have_the_names_of_the_noisy_ones(tmp_path):
     found = load_references(task, str(tmp_path))
     np.testing.assert_allclose(found, images[[2, 0], ..., np.newaxis] / 255, atol=1e-6)
     assert load_references(task, None) is None
+    source.names = lambda: ["noisy/test/x/a.tif", "noisy/test/y/a.tif"]
+    refuses("of one name in several folders", load_references, task, str(tmp_path))
     source.names = lambda: ["noisy/test/e.tif"]
     refuses("has no clean image of the name of noisy/test/e.tif", load_references, task, str(tmp_path))
 

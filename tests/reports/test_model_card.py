@@ -99,6 +99,9 @@ def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_p
     assert head["library_name"] == "nvae_tf" and head["pipeline_tag"] == "unconditional-image-generation"
     assert not {"license", "datasets", "model-index"} & head.keys() and "nvae_tf.load('new')" in text
     assert "| latent groups | 2: 1 of 2x2, 1 of 4x4 |" in text and "4x4x1, 1 bit a channel" in text
+    own = dict(binarize=False, likelihood="normal", file_bits=16, num_bits=8, range=(-1, 9.5))
+    text_of_floats = card(new_folder(tmp_path / "floats", data=dataclasses.replace(DATA, **own)))
+    assert "4x4x1, stored numbers from -1 to 9.5 as 0 to 1 |" in text_of_floats and "brought to" not in text_of_floats
     for absent in ("parameters", "newest checkpoint", "![", "KL weights", "free nats", "classes |", "labels="):
         assert absent not in text
     assert "None" not in text.replace("None yet", "").replace("None has", "")
