@@ -108,7 +108,7 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
         if not os.path.exists(path):
             raise FileNotFoundError(f"--outliers: {path}: no such file or folder")
         place = {"name": os.path.basename(path), "source": source_at(path), "path": path, "crop": "none"}
-        names = list_pictures(path) or [path]
+        names = list_pictures(path) if os.path.isdir(path) else [path]
         if task.spec.source == "tiff" and all(name.lower().endswith(TIFF) for name in names):
             # Where the model has crops, so have the outliers: scaled down they would be other images for that alone.
             place |= {"source": "tiff"} | ({"crop": "random", "resize": "none"} if task.spec.crop == "random" else {})
