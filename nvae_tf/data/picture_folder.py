@@ -15,6 +15,7 @@ from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, shown
 from nvae_tf.data import pictures
 from nvae_tf.data.array_files import decoded_once, fitted_images, stored_images
 from nvae_tf.data.sources import ArraySource, ImageSource, held_out
+from nvae_tf.data.sources import lacks_folders_of_parts as folder_holds_out
 from nvae_tf.data.tiff_files import first_tiff_image, stack_images
 from nvae_tf.progress import Report
 
@@ -88,11 +89,6 @@ def _in_threads(function: Callable[[str], Any], names: Sequence[str]) -> Iterato
     with ThreadPoolExecutor(8) as threads:
         for start in range(0, len(names), 5_000):
             yield from threads.map(function, names[start : start + 5_000])
-
-
-def folder_holds_out(spec: DataSpec) -> bool:
-    """Whether the test pictures are a random part of all, because the folder has no sub-folders for the parts."""
-    return not all(pathlib.Path(spec.path, name).is_dir() for name in (spec.train_split, spec.test_split))
 
 
 def folder_classes(spec: DataSpec) -> tuple[str, ...]:

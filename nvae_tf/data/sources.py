@@ -148,6 +148,11 @@ def holds_out(spec: DataSpec) -> bool:
     return bool(_call("{}_holds_out", spec))
 
 
+def lacks_folders_of_parts(spec: DataSpec) -> bool:
+    """Whether a folder has no sub-folders for the two parts, so that a source of files holds a part of them out."""
+    return not all(pathlib.Path(spec.path, name).is_dir() for name in (spec.train_split, spec.test_split))
+
+
 def class_names(spec: DataSpec) -> tuple[str, ...]:
     """The names of the classes of a data set, in the order of their numbers; ValueError where there are none."""
     names = _call("{}_classes", spec) or ()

@@ -14,6 +14,7 @@ import numpy as np
 from nvae_tf.config import MOST_CHANNELS, DataSpec, check
 from nvae_tf.data.pictures import TIFF, BadPicture, PictureHeader, check_form, check_size, fit_images, list_pictures
 from nvae_tf.data.sources import ImageSource, held_out
+from nvae_tf.data.sources import lacks_folders_of_parts as tiff_holds_out
 from nvae_tf.errors import require, wrap_read_errors
 from nvae_tf.progress import Report
 
@@ -32,11 +33,6 @@ def first_tiff_image(spec: DataSpec) -> PictureHeader:
     """What the images of the first file are like; no size where crops of them are taken."""
     header = _stack(_files(spec, "train")[0], spec).header
     return header._replace(height=None, width=None) if spec.crop == "random" else header
-
-
-def tiff_holds_out(spec: DataSpec) -> bool:
-    """Whether the test images are a random part of all, because the folder has no sub-folders for the parts."""
-    return not all(pathlib.Path(spec.path, name).is_dir() for name in (spec.train_split, spec.test_split))
 
 
 def load_tiff(spec: DataSpec, split: str, _: Report) -> ImageSource:
