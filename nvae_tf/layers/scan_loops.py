@@ -146,9 +146,9 @@ class _TracedStep:
 
 
 def _needed_of(may_be_kept: list[tf.Tensor], wanted: list[tf.Tensor], known: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Those of `may_be_kept` from which, with what is `known`, the `wanted` tensors can be computed.
+    """The tensors of `may_be_kept` from which, with what is `known`, the `wanted` ones can be computed.
 
-    They are the first ones on the ways back from the wanted tensors to their inputs.
+    They are the first on the ways back from the wanted tensors to their inputs.
     """
     names, pending, seen, needed = {each.name for each in may_be_kept}, list(wanted), {each.name for each in known}, []
     while pending:
