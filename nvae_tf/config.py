@@ -240,6 +240,7 @@ class ModelConfig(_Settings, group="model.", least=1):
       num_flows: pairs of autoregressive flow cells on each posterior; 0 for Normal posteriors.
       cell_set: which residual cells: "res_mbconv" (the paper's) or another of `nvae_tf.latent_plan`, or registered.
       squeeze_excite: whether each cell ends with squeeze and excitation.
+      residual_scale: factor of the residual branch of each cell; 0.1 as published.
       residual_distributions: whether posteriors are relative to the priors (section 3.2).
       num_classes: classes that the model is conditional on, 0 for none; follows `data.num_classes`.
     """
@@ -270,6 +271,7 @@ class ModelConfig(_Settings, group="model.", least=1):
     num_flows: Annotated[int, 0] = 0
     cell_set: str = "res_mbconv"
     squeeze_excite: bool = True
+    residual_scale: Annotated[float, 0] = 0.1
     residual_distributions: bool = True
     num_classes: Annotated[int, 0] = 0
 
@@ -462,7 +464,7 @@ class DataSpec(_Settings, group="data.", least=1):
 
     def __post_init__(self):
         if type(self.noise_sigma) in (int, float):
-            object.__setattr__(self, "noise_sigma", f"{self.noise_sigma:g}")
+            object.__setattr__(self, "noise_sigma", str(self.noise_sigma))
         super().__post_init__()
 
     def _faults(self):

@@ -1,4 +1,4 @@
-"""Stacked residual cells: `skip(x) + 0.1 * gate * branch(x)` (Vahdat & Kautz 2020, figure 3 and appendix A).
+"""Stacked residual cells: `skip(x) + residual_scale * gate * branch(x)` (Vahdat & Kautz 2020, figure 3, appendix A).
 
 `change` is what a cell or a branch does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
 A new kind of branch is a Keras layer that `nvae_tf.register_cell` registers; or, with PyTorch names, a class here that
@@ -15,19 +15,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch, LayerBranch
 from nvae_tf.layers import cpu_kernels, normalization
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.normalization import BatchStatisticsNorm, Folding, StackedBatchNormalization
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
-RESIDUAL_SCALE = 0.1
-
 
 class ResidualCells(StackedLayer):
     """`count` cells of one kind: *down* with twice the channels, *up* with half of them, normal with as many."""
 
-    def __init__(self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite, dtype=None):
+    def __init__(
+        self, count: int, branch: Branch, channels_in: int, channels_out: int, config: ModelConfig, dtype=None
+    ):
         change = "none" if channels_in == channels_out else "down" if channels_out > channels_in else "up"
         skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
         if isinstance(branch, LayerBranch):
@@ -35,10 +36,10 @@ class ResidualCells(StackedLayer):
         else:
             kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
             branch = kind(count, branch, channels_in, channels_out, change, dtype)
-        gate = StackedSqueezeExcite(count, channels_out, dtype=dtype) if squeeze_excite else None
+        gate = StackedSqueezeExcite(count, channels_out, dtype=dtype) if config.squeeze_excite else None
         skip = skip and skip(count, channels_in, channels_out, dtype=dtype)
         super().__init__(count, [part for part in (branch, gate, skip) if part is not None], dtype=dtype)
-        self.branch, self.gate, self.skip = branch, gate, skip
+        self.branch, self.gate, self.skip, self.residual_scale = branch, gate, skip, config.residual_scale
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
         skip = functools.partial(self.skip.apply_slice, weights[-1], records=records) if self.skip else None
@@ -46,7 +47,7 @@ class ResidualCells(StackedLayer):
             inputs, skip = skip(inputs), None
         residual = self.branch.apply_slice(weights[0], inputs, records)
         gate = 1.0 if self.gate is None else self.gate.apply_slice(weights[1], residual, records)
-        residual = residual * (RESIDUAL_SCALE * gate)
+        residual = residual * (self.residual_scale * gate)
         return (skip(inputs) if skip else inputs) + residual
 
 

@@ -12,11 +12,11 @@ from nvae_tf.models.images import frame
 class PreprocessBlock(keras.layers.Layer):
     """Normal cells and, last, a cell that halves the resolution and doubles the channels."""
 
-    def __init__(self, block: Block, branch: Branch, excite: bool, dtype=None):
+    def __init__(self, block: Block, branch: Branch, config: ModelConfig, dtype=None):
         super().__init__(dtype=dtype)
         channels_in, channels_out, num_cells = block
-        self.cells = stack_of(ResidualCells, num_cells - 1, branch, channels_in, channels_in, excite, dtype=dtype)
-        self.down = ResidualCells(1, branch, channels_in, channels_out, excite, dtype=dtype)
+        self.cells = stack_of(ResidualCells, num_cells - 1, branch, channels_in, channels_in, config, dtype=dtype)
+        self.down = ResidualCells(1, branch, channels_in, channels_out, config, dtype=dtype)
         self.built = True
 
     def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
@@ -29,13 +29,13 @@ class BottomUpScale(keras.layers.Layer):
 
     def __init__(self, config: ModelConfig, plan: LatentPlan, index: int, dtype=None):
         super().__init__(dtype=dtype)
-        scale, branch, excite = plan.scales[index], plan.cells.encoder, config.squeeze_excite
+        scale, branch = plan.scales[index], plan.cells.encoder
         self.num_groups, self.cells_per_group = len(scale.groups), config.num_cells_per_group_encoder
         channels, num_cells = scale.encoder_channels, self.num_groups * self.cells_per_group
-        self.cells = ResidualCells(num_cells, branch, channels, channels, excite, dtype=dtype)
+        self.cells = ResidualCells(num_cells, branch, channels, channels, config, dtype=dtype)
         self.down = None
         if index > 0:
-            self.down = ResidualCells(1, branch, channels, plan.scales[index - 1].encoder_channels, excite, dtype=dtype)
+            self.down = ResidualCells(1, branch, channels, plan.scales[index - 1].encoder_channels, config, dtype=dtype)
         self.built = True
 
 
@@ -46,8 +46,8 @@ class BottomUp(keras.layers.Layer):
         super().__init__(name=name, dtype=dtype)
         self.config = config
         self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, dtype=dtype)
-        branch, excite = plan.cells.preprocess, config.squeeze_excite
-        self.preprocess = [PreprocessBlock(block, branch, excite, dtype=dtype) for block in plan.preprocess]
+        branch = plan.cells.preprocess
+        self.preprocess = [PreprocessBlock(block, branch, config, dtype=dtype) for block in plan.preprocess]
         from_largest = [] if plan.is_vanilla else reversed(range(len(plan.scales)))
         self.scales = [BottomUpScale(config, plan, index, dtype=dtype) for index in from_largest]
         top_channels = plan.scales[0].encoder_channels

@@ -59,10 +59,10 @@ class TopDownScale(keras.layers.Layer):
         self.is_vanilla, self.is_residual = plan.is_vanilla, config.residual_distributions
         self.num_latent, self.num_flows = latent, config.num_flows
         self.cells_per_group = config.num_cells_per_group_decoder
-        branch, excite = plan.cells.decoder, config.squeeze_excite
+        branch = plan.cells.decoder
         below_top = self.num_groups - self.num_top_groups  # the top group has no cells, prior and feature combiner
         num_cells = below_top * self.cells_per_group
-        self.cells = stack_of(ResidualCells, num_cells, branch, decoder, decoder, excite, dtype=dtype)
+        self.cells = stack_of(ResidualCells, num_cells, branch, decoder, decoder, config, dtype=dtype)
         self.priors = stack_of(StackedConvolution, below_top, decoder, 2 * latent, 1, dtype=dtype)
         self.feature_combiners = stack_of(StackedConvolution, below_top, decoder, encoder, 1, dtype=dtype)
         self.posteriors = StackedConvolution(self.num_groups, encoder, 2 * latent, 3, dtype=dtype)
@@ -72,7 +72,7 @@ class TopDownScale(keras.layers.Layer):
         self.up = None
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
-            self.up = ResidualCells(1, branch, decoder, larger, excite, dtype=dtype)
+            self.up = ResidualCells(1, branch, decoder, larger, config, dtype=dtype)
         # Added to the state; and in the top group, where these do not follow from the state, to prior and posterior.
         self.classes = self.classes_of_prior = self.classes_of_posterior = None
         if config.num_classes:
@@ -143,11 +143,11 @@ class TopDownScale(keras.layers.Layer):
 class PostprocessBlock(keras.layers.Layer):
     """A cell that doubles the resolution and halves the channels, then normal cells."""
 
-    def __init__(self, block: Block, branch: Branch, excite: bool, dtype=None):
+    def __init__(self, block: Block, branch: Branch, config: ModelConfig, dtype=None):
         super().__init__(dtype=dtype)
         channels_in, channels_out, num_cells = block
-        self.up = ResidualCells(1, branch, channels_in, channels_out, excite, dtype=dtype)
-        self.cells = stack_of(ResidualCells, num_cells - 1, branch, channels_out, channels_out, excite, dtype=dtype)
+        self.up = ResidualCells(1, branch, channels_in, channels_out, config, dtype=dtype)
+        self.cells = stack_of(ResidualCells, num_cells - 1, branch, channels_out, channels_out, config, dtype=dtype)
         self.built = True
 
     def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
@@ -168,8 +168,8 @@ class TopDown(keras.layers.Layer):
             trainable=not plan.is_vanilla,  # the one-group model has it, but does not use it
         )
         self.scales = [TopDownScale(config, plan, index, dtype=dtype) for index in range(len(plan.scales))]
-        branch, excite = plan.cells.postprocess, config.squeeze_excite
-        self.postprocess = [PostprocessBlock(block, branch, excite, dtype=dtype) for block in plan.postprocess]
+        branch = plan.cells.postprocess
+        self.postprocess = [PostprocessBlock(block, branch, config, dtype=dtype) for block in plan.postprocess]
         self.image = StackedConvolution(1, config.num_channels_decoder, num_parameters, 3, dtype=dtype)
         self.built = True
 

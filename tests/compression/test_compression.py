@@ -349,8 +349,8 @@ def for_others(tmp_path_factory):
     color.save(folder / "color.keras")
     triples = []
     for place, levels in (
-        ("digits", digits_of_test()[:120]),
-        (str(folder / "color.keras"), np.uint8(np.rint(images_of(color.config, 100) * 31))),
+        ("digits", digits_of_test()),
+        (str(folder / "color.keras"), np.uint8(np.rint(images_of(color.config, 200) * 31))),
     ):
         file = folder / f"{len(levels)}.nvc"
         file.write_bytes(compress(codecs.model_at(place), levels, chunk=len(levels) // 2, verify=False))

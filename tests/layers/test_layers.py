@@ -17,6 +17,7 @@ from nvae_tf.layers import (
     StackedSqueezeExcite,
 )
 from tests import slow_but
+from tests.tiny_model import tiny_config
 
 COUNT, CHANNELS = 2, 8
 # Settings of a pass, and whether it is that of a graph, which has one function for all layers made of parts.
@@ -161,7 +162,7 @@ CHANGES = {"normal": (8, 8, 1.0), "down": (8, 16, 0.5), "up": (8, 4, 2.0)}
 
 
 def cells(branch, channels_out=CHANNELS):
-    return lambda count, **dtype: layers.ResidualCells(count, branch, CHANNELS, channels_out, True, **dtype)
+    return lambda count, **dtype: layers.ResidualCells(count, branch, CHANNELS, channels_out, tiny_config(), **dtype)
 
 
 class TestCells(LayerTests):
@@ -247,7 +248,7 @@ def doubled(images):
 @pytest.mark.parametrize("branch", BRANCHES, ids=str)
 def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(branch, change, normal, shaken):
     channels_in, channels_out, _ = CHANGES[change]
-    layer = shaken(layers.ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
+    layer = shaken(layers.ResidualCells(1, branch, channels_in, channels_out, tiny_config(squeeze_excite=False))).branch
     images = tf.constant(normal(3, 4, 2, channels_in))
     expected = Expected(branch, change, layer, training=False)(images)
     upstream = tf.constant(normal(*expected.shape))

@@ -23,8 +23,9 @@ PLAIN = dict(padded_height=None, padded_width=None, image_height=4, image_width=
 COLOR = dict(**PLAIN, image_channels=3, likelihood="logistic_mixture", num_mixtures=2)
 # Settings that have nothing to do with each other share a model: each costs two seconds.
 VARIANTS = {
-    "logistic mixture, exact edges; no squeeze-excite; narrow encoder": COLOR
-    | dict(num_bits=5, exact_edges=True, squeeze_excite=False, num_channels_encoder=2, num_channels_decoder=6),
+    "logistic mixture, exact edges; no squeeze-excite, larger branches; narrow encoder": COLOR
+    | dict(num_bits=5, exact_edges=True, squeeze_excite=False, residual_scale=0.3)
+    | dict(num_channels_encoder=2, num_channels_decoder=6),
     "normal; absolute posteriors; narrow decoder": COLOR
     | dict(likelihood="normal", num_bits=8, residual_distributions=False)
     | dict(num_channels_encoder=6, num_channels_decoder=2),
