@@ -9,13 +9,15 @@ A recipe is "published", or changes joined by "+", as "residual 0.3+latent 8+bat
 
 import collections
 import json
-import os
+import operator
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import keras
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import results
 from examples.digits import digits
@@ -28,9 +30,10 @@ from nvae_tf.runs.loading import model_for_training
 
 # The preset, what else is set, and the steps of a run of full length.
 _SMALL = {"size": "tiny", "train.batch_size": 32}
-DATA = {"gray": ("fashion_mnist", _SMALL, 1800), "binary": ("mnist", _SMALL, 1800), "digits": ("digits", {}, 1000)}
+DATA = {"gray": ("fashion_mnist", _SMALL, 1500), "binary": ("mnist", _SMALL, 1500), "digits": ("digits", {}, 1000)}
 # Of Fashion-MNIST; the validation images are the last ones of its training part.
-TRAINING_IMAGES, VALIDATION_IMAGES = 9600, 2000
+TRAINING_IMAGES, SCORED_IMAGES = 9600, 1000
+SCORES = 5  # of a run, the last one at its end
 CHANGES = {
     "published": {},
     "residual 0.2": {"model.residual_scale": 0.2},
@@ -75,7 +78,7 @@ def images_of(kind: str, is_test: bool, folder: str) -> tuple[np.ndarray, np.nda
         parts = {split: np.uint8(digits(split)[0] * 255) for split in ("train", "test")}
         return (parts["train"], parts["test"]) if is_test else (parts["train"][:-300], parts["train"][-300:])
     training, _ = fashion(folder, "train")
-    scored = fashion(folder, "test", VALIDATION_IMAGES)[0] if is_test else training[-VALIDATION_IMAGES:]
+    scored = fashion(folder, "test", SCORED_IMAGES)[0] if is_test else training[-SCORED_IMAGES:]
     return training[:TRAINING_IMAGES], scored
 
 
@@ -87,7 +90,7 @@ def run(
     test: Annotated[bool, "Score the test images, rather than validation images."] = False,
     images: Images = DEBIAN,
 ) -> dict[str, Any]:
-    """Trains a model and scores it ten times on the way: the NELBO over the processor time of its training.
+    """Trains a model and scores it five times on the way: the NELBO over the processor time of its training.
 
     The time is that of this process, on one thread, and includes the tracing of the graph, but not the scoring. At the
     end also the importance-weighted bound of 100 draws, of the first 200 images. Nats per image.
@@ -110,10 +113,10 @@ def run(
             spent += time.process_time() - self.start
             parts = model.score(to_score, per_group=True, batch_size=100)
             nelbo = float(np.mean(parts.reconstruction) + np.mean(np.sum(parts.kl, axis=1)))
-            curve.append({"step": (epoch + 1) * (length[1] // 10), "processor_s": spent, "nelbo": nelbo})
+            curve.append({"step": (epoch + 1) * (length[1] // SCORES), "processor_s": spent, "nelbo": nelbo})
             results.say(f"{kind}, {recipe}, seed {seed}: {curve[-1]}")
 
-    model.fit(batches, steps_per_epoch=length[1] // 10, epochs=10, callbacks=[Scores()], verbose=0)
+    model.fit(batches, steps_per_epoch=length[1] // SCORES, epochs=SCORES, callbacks=[Scores()], verbose=0)
     bound = float(np.mean(model.score(to_score[:200], importance_samples=100, batch_size=100)))
     made = {"data": kind, "recipe": recipe, "seed": seed, "scored": "test" if test else "validation"}
     made |= {"bound_k100": bound, "curve": curve}
@@ -123,5 +126,72 @@ def run(
     return made
 
 
+def table(
+    output: Output,
+    baseline: Annotated[str, "The recipe that the others are compared with."] = "published",
+    figure: Annotated[str | None, "PNG file for the curves: their means, and the range over seeds."] = None,
+) -> dict[str, Any]:
+    """A row for each recipe: means over its seeds, and differences from the baseline, paired by seed.
+
+    `+-` is twice the standard error of the difference. `time` is the share of the baseline's processor time after which
+    the mean curve is below the baseline's final NELBO, between two scores on a straight line.
+    """
+    runs = collections.defaultdict(dict)
+    for file in sorted(pathlib.Path(output).glob("*.json")):
+        made = json.loads(file.read_text())
+        runs[made["data"], made["scored"], made["recipe"]][made["seed"]] = made
+    rows = []
+    for (kind, scored, recipe), by_seed in runs.items():
+        reference = runs.get((kind, scored, baseline))
+        if reference is None:
+            raise ValueError(
+                f"{output}: no run of {kind}, {baseline!r}, scored on {scored} images; make one with `run`"
+            )
+        (seconds, nelbos), (base_seconds, base_nelbos) = mean_curve(by_seed), mean_curve(reference)
+        reached = np.interp(-base_nelbos[-1], -np.minimum.accumulate(nelbos), seconds, right=np.nan)
+        row = {"data": kind, "scored": scored, "recipe": recipe, "seeds": len(by_seed)}
+        row |= {"steps": by_seed[min(by_seed)]["curve"][-1]["step"], "processor_s": seconds[-1], "NELBO": nelbos[-1]}
+        row |= {"NELBO, difference": difference(by_seed, reference, final_nelbo)}
+        row |= {"bound": float(np.mean([made["bound_k100"] for made in by_seed.values()]))}
+        row |= {"bound, difference": difference(by_seed, reference, operator.itemgetter("bound_k100"))}
+        rows.append(row | {"time": float(reached / base_seconds[-1])})
+    if figure:
+        save_curves(runs, pathlib.Path(figure))
+    return {"baseline": baseline, "rows": rows}
+
+
+def mean_curve(by_seed: dict[int, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Processor seconds and NELBO at each of the scores, means over the seeds."""
+    means = np.mean([[list(point.values()) for point in made["curve"]] for made in by_seed.values()], axis=0)
+    return means[:, 1], means[:, 2]
+
+
+def final_nelbo(made: dict[str, Any]) -> float:
+    return made["curve"][-1]["nelbo"]
+
+
+def difference(runs: dict[int, Any], others: dict[int, Any], value: Callable[[dict], float]) -> str:
+    """The mean difference over the seeds that both have, and twice its standard error."""
+    values = [value(runs[seed]) - value(others[seed]) for seed in runs.keys() & others.keys()]
+    error = f" +- {2.0 * np.std(values, ddof=1) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{error}"
+
+
+def save_curves(runs: dict[tuple, dict[int, Any]], file: pathlib.Path) -> None:
+    """A panel for each set of images: the mean NELBO over the minutes of training, and the range over seeds."""
+    kinds = list(dict.fromkeys(kind for kind, *_ in runs))
+    figure = Figure(figsize=(5 * len(kinds), 4), layout="constrained")
+    for kind, axes in zip(kinds, np.atleast_1d(figure.subplots(1, len(kinds))), strict=True):
+        for (_, _, recipe), by_seed in ((key, by_seed) for key, by_seed in runs.items() if key[0] == kind):
+            seconds, nelbos = mean_curve(by_seed)
+            every = [[point["nelbo"] for point in made["curve"]] for made in by_seed.values()]
+            (line,) = axes.plot(seconds[1:] / 60, nelbos[1:], marker=".", label=recipe)
+            lowest, highest = np.min(every, axis=0)[1:], np.max(every, axis=0)[1:]
+            axes.fill_between(seconds[1:] / 60, lowest, highest, alpha=0.2, color=line.get_color())
+        axes.set(title=kind, xlabel="processor time, minutes", ylabel="NELBO, nats per image")
+        axes.legend()
+    figure.savefig(file, dpi=120)
+
+
 if __name__ == "__main__":
-    results.run_recipe("examples.score_per_hour", __doc__, run)
+    results.run_recipe("examples.score_per_hour", __doc__, run, table)

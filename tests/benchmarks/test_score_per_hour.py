@@ -1,0 +1,37 @@
+import json
+
+import pytest
+
+from examples import score_per_hour
+
+
+def test_a_recipe_is_the_published_one_with_its_changes_and_half_batches_mean_twice_the_steps():
+    config = score_per_hour.settings_of("digits", "residual 0.3+latent 8+batch x0.5+rate x2+length x0.75", 5)
+    assert config.model.residual_scale == 0.3 and config.model.num_latent_per_group == 8
+    assert (config.train.batch_size, config.train.steps, config.train.seed) == (64, 1500, 5)
+    assert config.optimizer.learning_rate == 0.06
+    published = score_per_hour.settings_of("digits", "published", 0)
+    assert (published.train.batch_size, published.train.steps) == (128, 1000)
+    for wrong in ("residual 0.4", "groups x2"):
+        with pytest.raises(ValueError, match=f"change .*{wrong.split(' x')[0]}"):
+            score_per_hour.settings_of("digits", wrong, 0)
+
+
+def test_the_table_pairs_the_runs_of_a_seed_and_says_when_a_recipe_is_as_good(tmp_path):
+    def write(recipe, seed, seconds, final):
+        curve = [{"step": 10, "processor_s": seconds / 2, "nelbo": 100.0}]
+        curve += [{"step": 20, "processor_s": seconds, "nelbo": final}]
+        made = {"data": "gray", "recipe": recipe, "seed": seed, "scored": "test", "bound_k100": 0.9 * final}
+        (tmp_path / f"{recipe}-{seed}.json").write_text(json.dumps(made | {"curve": curve}))
+
+    for seed in range(3):
+        write("published", seed, 40.0, 80.0 + seed)
+        write("quick", seed, 20.0, [60.0, 62.0, 61.0][seed])
+    published, quick = score_per_hour.table(str(tmp_path), figure=str(tmp_path / "curves.png"))["rows"]
+    assert published["NELBO"] == 81.0 and published["NELBO, difference"] == "0.00 +- 0.00" and published["time"] == 1.0
+    assert quick["NELBO, difference"] == "-20.00 +- 1.15" and quick["bound, difference"] == "-18.00 +- 1.04"
+    # From 100 to 61 nats within the second half of 20 s: 81 after half of it and a little, of 40 s.
+    assert quick["time"] == pytest.approx((10 + 10 * 19 / 39) / 40)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="no run of gray, 'slow'"):
+        score_per_hour.table(str(tmp_path), baseline="slow")
