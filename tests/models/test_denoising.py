@@ -46,6 +46,7 @@ def test_images_beyond_0_and_1_are_taken_but_none_that_are_not_finite():
     assert np.isfinite(model.score(IMAGES)).all() and np.isfinite(model.outlier_score(IMAGES).kl).all()
     assert model(IMAGES).shape == IMAGES.shape
     refuses("images have infinite values", model.score, np.where(IMAGES > 1, np.inf, IMAGES))
+    refuses(r"type uint8; .*\(HIGH - LOW\) with data.range = LOW,HIGH", model.denoise, IMAGES.astype(np.uint8))
     broken = tf.data.Dataset.from_tensors(np.where(IMAGES > 1, np.inf, IMAGES))
     refuses("images have infinite values", model.evaluate, broken, verbose=0)
     refuses("restore: this model, of data.noise, is not for", model.restore, IMAGES, Mask(), 0.1)
