@@ -164,6 +164,8 @@ def _opened(path: pathlib.Path, _: int) -> tuple[Any, Any, np.ndarray | None, li
         mapped = mapped if mapped is None else mapped.reshape(-1, *page.shape)
     if others:
         raise BadPicture(f"{path}: has {1 + len(others)} series of images; save each to a file of its own")
+    if series.is_multifile:
+        raise BadPicture(f"{path}: an OME file, some of whose pages are in other files; save all pages to one file")
     is_plain = page.axes in ("YX", "YXS", "SYX") and page.dtype is not None
     if not is_plain or series.shape[-len(page.shape) :] != page.shape or page.photometric in (_WHITE_IS_ZERO, _PALETTE):
         form = f"axes {series.axes}, {page.bitspersample} bits, {getattr(page.photometric, 'name', page.photometric)}"
