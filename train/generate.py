@@ -76,7 +76,8 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
         errors.require("matplotlib", "reports")
     if place.kind == ".tif":
         errors.require("tifffile", "scientific")
-    if mode == "denoise" and place.kind in (".npy", ".tif") and values["samples"] > 1:
+    if mode == "denoise" and place.kind in (".npy", ".tif"):
+        # Without samples too: a file that is there already would not belong to the images.
         output_place(str(_deviation_file(place.path)), (place.kind,), FLAGS.overwrite)
     if mode == "nearest" and FLAGS.json:
         output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
@@ -91,7 +92,7 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
     return place
 
 
-def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, Any]) -> None:
+def _write(mode: str, run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, Any]) -> None:
     """Writes a PNG file for each of the images, an animation of them, the figure, or its bare grid; or the latents."""
     if made.columns is not None:
         save_features(place.path, made.latents, made.columns, made.names, made.labels)
@@ -105,13 +106,16 @@ def _write(run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, 
     for folder in filter(None, (FLAGS.each, place.path if place.kind == FOLDER else None)):
         pixels = stored_values(shown, run.config.data) if is_deep else shown
         image_grid.write_pictures(pathlib.Path(folder), pixels, made.names)
-    arrays = {place.path: stored_values(made.images, run.config.data)}
-    if made.deviation is not None:
-        low, high = run.config.data.range
-        arrays[_deviation_file(place.path)] = made.deviation * np.float32(high - low)
-    for path, array in arrays.items() if place.kind in (".npy", ".tif") else ():
-        with files.atomic_file(path) as partial, partial.open("wb") as stream:
-            (np.save if place.kind == ".npy" else write_stack)(stream, array)
+    if place.kind in (".npy", ".tif"):
+        arrays, deviation_file = {place.path: stored_values(made.images, run.config.data)}, _deviation_file(place.path)
+        if mode == "denoise":
+            deviation_file.unlink(missing_ok=True)
+        if made.deviation is not None:
+            low, high = run.config.data.range
+            arrays[deviation_file] = made.deviation * np.float32(high - low)
+        for path, array in arrays.items():
+            with files.atomic_file(path) as partial, partial.open("wb") as stream:
+                (np.save if place.kind == ".npy" else write_stack)(stream, array)
     if place.kind in image_grid.ANIMATION_FORMATS:
         image_grid.write_animation(place.path, shown, FLAGS.milliseconds, FLAGS.loop)
     if place.kind in FIGURES:
@@ -141,7 +145,7 @@ def _main(mode: str) -> None:
 
     run = TrainedRun(workdir, FLAGS.checkpoint)
     made = task(run, **arguments)
-    _write(run, place, made, tasks.provenance(task, values))
+    _write(mode, run, place, made, tasks.provenance(task, values))
     progress.StatusLine().keep(f"{made.text}, from step {run.step:,}, in {place.path}")
 
 

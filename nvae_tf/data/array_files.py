@@ -1,7 +1,6 @@
 """Images in files of arrays: NumPy's `.npy` (read on demand) and `.npz`, MNIST's IDX files, OMNIGLOT's MATLAB file."""
 
 import contextlib
-import functools
 import gzip
 import hashlib
 import math
@@ -96,17 +95,18 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     if not is_whole:
         numbers = np.array(held_out([str(number) for number in numbers], spec)[split == "test"])
     if isinstance(images, np.memmap):
-        read = functools.partial(_images_at, images, numbers, spec)
+        for number in numbers if spec.dtype != "uint8" else ():
+            in_type(images[number], spec, spec.path)
+
+        def read(chosen: np.ndarray) -> np.ndarray:
+            return fit_images(images[numbers[chosen]], spec, spec.path)
+
         source = ImageSource(len(numbers), spec.image_shape, read, spec.dtype)
     else:
         source = ArraySource(fit_images(images[numbers], spec, spec.path))
     if not spec.labels:
         return source
     return source.labeled(_array_of_labels(spec, arrays, name, len(images))[numbers], arrays_classes(spec))
-
-
-def _images_at(images, numbers, spec, chosen):
-    return fit_images(images[numbers[chosen]], spec, spec.path)
 
 
 def fitted_images(path: pathlib.Path, spec: DataSpec) -> np.ndarray:
@@ -222,10 +222,7 @@ def _image_form(stored: _StoredArray, spec: DataSpec | None = None) -> tuple[tup
 def _check_images(images: np.ndarray, spec: DataSpec, where: object) -> None:
     check_size(f"{where}: each image", *images.shape[1:3], spec)
     check_form(where, images.shape[3], 8 * images.dtype.itemsize, spec)
-    if spec.dtype != "uint8":
-        for image in images:
-            in_type(image, spec, where)
-    elif images.dtype.itemsize == 2 and not any((image > 255).any() for image in images):
+    if spec.dtype == "uint8" and images.dtype.itemsize == 2 and not any((image > 255).any() for image in images):
         raise ValueError(f"{where}: uint16 goes to 65535, but no value is above 255: save images.astype('uint8')")
 
 

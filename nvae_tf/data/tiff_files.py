@@ -5,7 +5,6 @@ import functools
 import itertools
 import logging
 import pathlib
-import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -150,8 +149,9 @@ def _logged_errors_raised() -> Iterator[None]:
 
 
 @functools.lru_cache(64)
-def _opened(path: pathlib.Path, _: int) -> tuple[Any, Any, np.ndarray | None, threading.Lock]:
-    """The only series of a file, the page that is like all others, all pages if they lie there as they are, a lock.
+def _opened(path: pathlib.Path, _: int) -> tuple[Any, Any, np.ndarray | None, list]:
+    """The only series of a file, the page that is like all others, all pages if they lie there as they are, and the
+    places of the tiles or strips of each page.
 
     The file is closed: one of thousands of files that were left open could not be opened.
     """
@@ -159,46 +159,43 @@ def _opened(path: pathlib.Path, _: int) -> tuple[Any, Any, np.ndarray | None, th
     named = wrap_read_errors(f"{path}: not a TIFF file that can be read (", ")", BadPicture)
     with named, _logged_errors_raised(), tifffile.TiffFile(path) as file:
         series, *others = file.series
-        page = series.keyframe
+        page, places = series.keyframe, [(each.dataoffsets, each.databytecounts) for each in series]
         mapped = None if series.dataoffset is None else tifffile.memmap(path, series=0, mode="r")
         mapped = mapped if mapped is None else mapped.reshape(-1, *page.shape)
     if others:
         raise BadPicture(f"{path}: has {1 + len(others)} series of images; save each to a file of its own")
+    if series.is_multifile:
+        raise BadPicture(f"{path}: an OME file, some of whose pages are in other files; save all pages to one file")
     is_plain = page.axes in ("YX", "YXS", "SYX") and page.dtype is not None
     if not is_plain or series.shape[-len(page.shape) :] != page.shape or page.photometric in (_WHITE_IS_ZERO, _PALETTE):
         form = f"axes {series.axes}, {page.bitspersample} bits, {getattr(page.photometric, 'name', page.photometric)}"
         raise BadPicture(f"{path}: a TIFF file of a form that is not read ({form}); save it as gray or RGB")
-    return series, page, mapped, threading.Lock()
+    return series, page, mapped, places
 
 
 def _crop(path: pathlib.Path, number: int, top: int, left: int, height: int, width: int) -> np.ndarray:
     """A part of a page `[height, width, samples]`; of the file only the tiles or strips that it lies in are read."""
-    series, page, mapped, lock = _opened(path, path.stat().st_mtime_ns)
+    _, page, mapped, places = _opened(path, path.stat().st_mtime_ns)
     if mapped is not None:
         plane = np.moveaxis(mapped[number], 0, -1) if page.axes == "SYX" else mapped[number]
         return np.array(plane[top : top + height, left : left + width]).reshape(height, width, -1)
     rows, columns = page.tile[-2:] if page.is_tiled else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
     down, across = -(-page.imagelength // rows), -(-page.imagewidth // columns)
-    result = np.zeros([height, width, page.samplesperpixel], page.dtype)
-    with wrap_read_errors(f"{path}: page {number}: damaged, cut off, or of a form that is not read (", ")", BadPicture):
-        planes = range(page.samplesperpixel if page.axes == "SYX" else 1)
-        down_crop = range(top // rows, -(-(top + height) // rows))
-        across_crop = range(left // columns, -(-(left + width) // columns))
-        places, segments = list(itertools.product(planes, down_crop, across_crop)), []
-        with lock, contextlib.closing(page.parent.filehandle) as file:
-            file.open()
-            frame, tables = series[number], page.jpegtables
-            for plane, row, column in places:
-                index = (plane * down + row) * across + column
-                file.seek(frame.dataoffsets[index])
-                segments.append((index, file.read(frame.databytecounts[index])))
-                check(len(segments[-1][1]) == frame.databytecounts[index], "it ends too early")
-        for (plane, row, column), (index, data) in zip(places, segments, strict=True):
-            segment = page.decode(data or None, index, jpegtables=tables)[0]
-            if segment is None:
+    planes = range(page.samplesperpixel if page.axes == "SYX" else 1)
+    rows_read = range(top // rows, -(-(top + height) // rows))
+    columns_read = range(left // columns, -(-(left + width) // columns))
+    result = np.zeros([len(rows_read) * rows, len(columns_read) * columns, page.samplesperpixel], page.dtype)
+    damaged = f"{path}: page {number}: damaged, cut off, or of a form that is not read ("
+    with wrap_read_errors(damaged, ")", BadPicture), path.open("rb") as file:
+        for plane, row, column in itertools.product(planes, rows_read, columns_read):
+            index = (plane * down + row) * across + column
+            offset, size = (numbers[index] for numbers in places[number])
+            file.seek(offset)
+            data = file.read(size)
+            check(len(data) == size, "it ends too early")
+            if not data:
                 continue  # left out, for zeros
-            y, x = row * rows - top, column * columns - left
-            part = segment[0, max(0, -y) : height - y, max(0, -x) : width - x]
-            at = slice(max(0, y), max(0, y) + part.shape[0]), slice(max(0, x), max(0, x) + part.shape[1])
-            result[*at, plane : plane + part.shape[2]] = part
-    return result
+            (part,), *_ = page.decode(data, index, jpegtables=page.jpegtables)
+            y, x = (row - rows_read.start) * rows, (column - columns_read.start) * columns
+            result[y : y + part.shape[0], x : x + part.shape[1], plane : plane + part.shape[2]] = part
+    return result[top % rows :, left % columns :][:height, :width]

@@ -16,6 +16,7 @@ from nvae_tf.config import ModelConfig, check
 from nvae_tf.layers import FoldedPass
 from nvae_tf.models.latents import PosteriorSource, noise_per_image
 from nvae_tf.models.passes import inference_pass, pass_of_loop, top_down_pass
+from nvae_tf.progress import image_bar
 
 _PROBE = 0.1  # the standard deviation of a probe, in those of the noise
 
@@ -67,21 +68,27 @@ def denoised(model, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | Non
     return [mean] if samples == 1 else [mean, tf.sqrt(squares / (samples - 1.0))]
 
 
-def in_tiles(function: Callable, images: np.ndarray, tile: tuple[int, int]) -> list[np.ndarray]:
-    """The arrays that a function makes of tiles `[batch * tiles, *tile, channels]` of larger images, joined again.
+def in_tiles(function: Callable, images: tf.Tensor, tile: tuple[int, int]) -> list[np.ndarray]:
+    """The arrays that `function(tiles, number)` makes of tiles `[tiles, *tile, channels]` of each image, joined again.
 
     Tiles overlap by a quarter or more. There the result is a weighted mean; a tile's weight falls to its edges.
     """
     places = list(itertools.product(*map(_slices, images.shape[1:3], tile)))
-    tiles = np.stack([images[:, *place] for place in places], axis=1)
-    made = function(tiles.reshape(-1, *tiles.shape[2:]))
     weight, total = np.multiply.outer(*map(_ramp, tile))[..., np.newaxis], np.zeros([*images.shape[1:3], 1])
-    results = [np.zeros(images.shape, np.float32) for _ in made]
-    for number, place in enumerate(places):
+    for place in places:
         total[place] += weight
-        for result, parts in zip(results, made, strict=True):
-            result[:, *place] += weight * np.reshape(parts, tiles.shape)[:, number]
-    return [np.divide(result, total, out=result, casting="same_kind") for result in results]
+    results = []
+    with image_bar(len(images)) as bar:
+        for number in range(len(images)):  # one after another, since all tiles are twice as large as the images
+            image = np.asarray(images[number])
+            made = function(np.stack([image[place] for place in places]), number)
+            results = results or [np.zeros(images.shape, np.float32) for _ in made]
+            for result, parts in zip(results, made, strict=True):
+                for place, part in zip(places, np.asarray(parts), strict=True):
+                    result[number, *place] += weight * part
+                result[number] /= total
+            bar.update()
+    return results
 
 
 def _slices(length: int, tile: int) -> Iterator[slice]:

@@ -42,8 +42,11 @@ def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
         fix = "resize them, or set model.image_height, image_width and image_channels to what they are"
         form = f"[batch, {', '.join(map(str, expected))}]"
         raise ValueError(f"images have shape {tuple(images.shape)}; this model takes {form}: {fix}")
+    form = "floats in [0, 1]: divide 8-bit values by 255"
+    if config.is_denoising:
+        form = "floats in the model's range: (images - LOW) / (HIGH - LOW) with data.range = LOW,HIGH of its training"
     is_real = images.dtype.is_floating or images.dtype.is_bool
-    check(is_real, f"images are of type {images.dtype.name}; they must be floats in [0, 1]: divide 8-bit values by 255")
+    check(is_real, f"images are of type {images.dtype.name}; they must be {form}")
     return tf.cast(images, tf.float32)
 
 

@@ -3,6 +3,7 @@
 A step of `fit` is in keras_fit.py and training_step.py, what the methods compute in passes.py.
 """
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -351,19 +352,24 @@ class NVAE(FittedModel):
         denoising.check_is_denoising(self.config, "denoise")
         samples, images = whole_number("samples", samples), as_tensor(images, "images")
 
-        def parts(images: Any, labels: Any) -> list[tf.Tensor]:
-            rows = self._rows(images, seed, labels)
+        def parts(images: Any, labels: Any, first: int = 0) -> list[tf.Tensor]:
+            rows = self._rows(images, seed, labels, first=first)
             # Never eagerly: its loop is fast in a graph alone.
             at_once = min(rows[0].shape[0], 64) if batch_size is None and tf.executing_eagerly() else batch_size
             return self._in_batches(denoising.denoised, at_once, *rows, samples=samples)
 
-        def parts_of_tiles(tiles: np.ndarray) -> list[tf.Tensor]:
-            return parts(tiles, np.repeat(labels, len(tiles) // len(images)) if np.ndim(labels) else labels)
-
         own, size = (self.config.image_height, self.config.image_width), tuple(images.shape[1:3])
-        if tf.executing_eagerly() and images.shape.rank == 4 and size != own and all(map(operator.ge, size, own)):
-            return denoising.Denoised(*map(tf.constant, denoising.in_tiles(parts_of_tiles, images.numpy(), own)))
-        return denoising.Denoised(*parts(images, labels))
+        is_larger = images.shape.rank == 4 and size != own and all(map(operator.ge, size, own))
+        if not (is_larger and tf.executing_eagerly()):
+            return denoising.Denoised(*parts(images, labels))
+        # Whatever is wrong is said before hours of work.
+        images = check_images(images, dataclasses.replace(self.config, image_height=size[0], image_width=size[1]))
+        labels = self._labels(labels, len(images))
+
+        def parts_of_tiles(tiles: np.ndarray, number: int) -> list[tf.Tensor]:
+            return parts(tiles, labels if labels is None else labels[number], number * len(tiles))
+
+        return denoising.Denoised(*map(tf.constant, denoising.in_tiles(parts_of_tiles, images, own)))
 
     def restore(
         self,
@@ -403,10 +409,10 @@ class NVAE(FittedModel):
     def _labels(self, labels: Any, count: int | tf.Tensor) -> tf.Tensor | None:
         return check_labels(labels, count, self.config.num_classes)
 
-    def _rows(self, images: Any, seed: int, labels: Any, scored: bool = False) -> tuple:
+    def _rows(self, images: Any, seed: int, labels: Any, scored: bool = False, first: int = 0) -> tuple:
         images = check_images(images, self.config, scored)
         count = batch_size_of(images)
-        return images, image_seeds(seed, count), self._labels(labels, count)
+        return images, image_seeds(seed, count, first), self._labels(labels, count)
 
     def _in_batches(
         self, function: Callable, batch_size: int | None, *rows, keep_graph: bool = True, **settings

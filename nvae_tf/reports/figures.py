@@ -284,19 +284,20 @@ def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Proven
 
 
 def restorations(
-    measured: Array, restored: Array, originals, deviation, about, width=1000, draws=(), title="Restored images"
+    measured: Array, restored: Array, originals, deviation, about, width=1000, draws=tuple, done="restored"
 ) -> Figure:
     """A row for each image: its measurement, what was restored, the original, and the deviation of every pixel.
 
     Measurements that are smaller by a whole factor are enlarged. Originals, and the standard deviation of the pixels
-    over several restorations, arrays too, are left out where they are None. `draws` are some of these restorations.
+    over several restorations, arrays too, are left out where they are None. `draws` is a function that returns some of
+    these restorations, and `done` the word for what was done to the images.
     """
     height, columns, channels = restored.shape[1:]
     measured = measured.repeat(height // measured.shape[1], axis=1).repeat(columns // measured.shape[2], axis=2)
-    parts, text = {"measured": measured, "restored": restored}, ""
+    parts, text = {"measured": measured, done: restored}, ""
     if originals is not None:
         parts["original"] = originals
-    parts |= {f"draw {number}": draw for number, draw in enumerate(draws, 1)}
+    parts |= {f"draw {number}": draw for number, draw in enumerate(draws(), 1)}
     if deviation is not None:
         has_alpha = channels in (2, 4) and not (about and about.channels)
         colors = deviation[..., : channels - has_alpha].mean(axis=-1, keepdims=True) / _LARGEST_DEVIATION
@@ -306,7 +307,7 @@ def restorations(
         text = "The deviation of a pixel is its standard deviation over restorations from several draws; "
         text += f"white is {_LARGEST_DEVIATION}."
     rows = [Row("", images) for images in zip(*parts.values(), strict=True)]
-    return image_figure(title, text, rows, about, width, [(name, 1) for name in parts])
+    return image_figure(f"{done.capitalize()} images", text, rows, about, width, [(name, 1) for name in parts])
 
 
 def _side_by_side(title: str, scores: Scores, draw: Callable, about: Provenance, width: int, unlisted="") -> Figure:

@@ -341,9 +341,10 @@ def denoise(
         nvae-generate denoise --workdir=runs/noisy --input=stack.tif --samples=64 --output=denoised.tif
 
     A .npy or .tif file has float32 numbers in the units of the data; with --samples another beside it, named
-    ..._deviation, has their standard deviation over the draws, which shows where the answer is open. Files of --input
-    may be larger than the model's images: they are denoised in tiles that overlap. The figure has a row for every
-    image: itself, the signal, and with --samples two single draws and the deviation.
+    ..._deviation, has their standard deviation over the draws, which shows where the answer is open; --overwrite
+    removes an older one. Files of --input may be larger than the model's images: they are denoised in tiles that
+    overlap. The figure has a row for every image: itself, the signal, and with --samples two single draws and the
+    deviation.
     """
     from nvae_tf.models.denoising import check_is_denoising
 
@@ -353,11 +354,14 @@ def denoise(
     images, labels, names, words = originals.load(run, seed, 8, spec)
     signal, deviation = run.model.denoise(images, samples, seed, labels)
     signal, deviation = signal.numpy(), None if deviation is None else deviation.numpy()
-    # The first of the draws, and one of another seed.
-    seeds = (seed, seed ^ 1) if samples > 1 else ()
-    draws = [run.model.denoise(images, 1, each, labels).images.numpy() for each in seeds]
-    figure, options = ("restorations", images, signal, None, deviation), {"draws": draws, "title": "Denoised images"}
-    return Made(f"{words}, denoised", signal, names, figure, options, deviation)
+
+    def draws() -> list[np.ndarray]:
+        # The first of the draws, and one of another seed.
+        seeds = (seed, seed ^ 1) if samples > 1 else ()
+        return [run.model.denoise(images, 1, each, labels).images.numpy() for each in seeds]
+
+    figure = "restorations", images, signal, None, deviation
+    return Made(f"{words}, denoised", signal, names, figure, {"draws": draws, "done": "denoised"}, deviation)
 
 
 def encode(run: Run, originals: Originals, *, seed: Seed = 1, mean: Mean = False) -> Made:

@@ -1,21 +1,27 @@
 import functools
 import json
 import re
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tifffile
+from matplotlib.text import Text
 from PIL import Image
 from pyarrow.parquet import read_table
 
 import nvae_tf
+from nvae_tf.config import ModelConfig
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.latents_file import load_latents
 from nvae_tf.generation.sampling import latent_direction, move_images, reconstruct_images, restore_images
+from nvae_tf.models.denoising import Denoised
 from nvae_tf.models.restoration import downsampling, measured
-from nvae_tf.reports.generate import TASKS
+from nvae_tf.reports.figures import Provenance
+from nvae_tf.reports.generate import TASKS, Originals, denoise
 from nvae_tf.runs import loading
 from tests.command_fixtures import TINY, assert_shown, config_flags
 from train import generate
@@ -204,3 +210,24 @@ def test_noisy_images_are_denoised_in_their_own_range(done, refused, finished_ru
     assert "made_deviation.tif: is there already" in refused(*denoised, f"--output={tmp_path}/made.tif")
     done(*denoised, f"--output={tmp_path}/made.npy")
     np.testing.assert_allclose(np.load(tmp_path / "made.npy")[..., 0], images, rtol=1e-5)
+    # A deviation that is there would not belong to the new images, which have none.
+    once = *denoised[:-1], f"--output={tmp_path}/made.tif"
+    assert "made_deviation.tif: is there already" in refused(*once)
+    done(*once, "--overwrite")
+    assert (tmp_path / "made.tif").exists() and not (tmp_path / "made_deviation.tif").exists()
+
+
+def test_single_draws_are_for_the_figure_alone(monkeypatch):
+    asked, images = [], np.zeros([2, 8, 8, 1], np.float32)
+
+    def denoised(images, samples, *_):
+        asked.append(samples)
+        return Denoised(tf.constant(images), tf.constant(images))
+
+    config = types.SimpleNamespace(model=ModelConfig(likelihood="noisy_signal", noise_variance=(0.0, 0.04)))
+    run = types.SimpleNamespace(config=config, model=types.SimpleNamespace(denoise=denoised))
+    monkeypatch.setattr(Originals, "load", lambda *_: (images, None, ["a", "b"], "2 images"))
+    made = denoise(run, Originals(), samples=4)
+    assert asked == [4]
+    texts = {text.get_text() for text in made.draw(Provenance("noisy")).findobj(Text)}
+    assert asked == [4, 1, 1] and {"measured", "denoised", "draw 1", "draw 2", "deviation"} <= texts

@@ -120,6 +120,15 @@ def test_what_needs_a_setting_is_refused_with_it(array, options, settings, messa
     assert_refused(tiff(tmp_path / "a.tif", array, **options), message, **settings)
 
 
+def test_pages_of_another_file_are_not_taken_for_those_of_this_one(tmp_path):
+    pages = [f'<TiffData FirstC="{c}"><UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>' for c in range(2)]
+    form = 'DimensionOrder="XYCZT" Type="uint16" SizeX="48" SizeY="40" SizeC="2" SizeZ="1" SizeT="1"'
+    for number in range(2):
+        xml = f'<OME UUID="urn:uuid:{number}"><Image><Pixels {form}>{"".join(pages)}</Pixels></Image></OME>'
+        path = tiff(tmp_path / f"{number}.ome.tif", STACK[number], description=xml, metadata=None)
+    assert_refused(path, "pages are in other files", channels=2, num_bits=12)
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_damaged_files_and_missing_codecs_are_named(compression, tmp_path):
     path = tiff(tmp_path / "a.tif", STACK, compression=compression)

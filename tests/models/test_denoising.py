@@ -46,6 +46,7 @@ def test_images_beyond_0_and_1_are_taken_but_none_that_are_not_finite():
     assert np.isfinite(model.score(IMAGES)).all() and np.isfinite(model.outlier_score(IMAGES).kl).all()
     assert model(IMAGES).shape == IMAGES.shape
     refuses("images have infinite values", model.score, np.where(IMAGES > 1, np.inf, IMAGES))
+    refuses(r"type uint8; .*\(HIGH - LOW\) with data.range = LOW,HIGH", model.denoise, IMAGES.astype(np.uint8))
     broken = tf.data.Dataset.from_tensors(np.where(IMAGES > 1, np.inf, IMAGES))
     refuses("images have infinite values", model.evaluate, broken, verbose=0)
     refuses("restore: this model, of data.noise, is not for", model.restore, IMAGES, Mask(), 0.1)
@@ -102,11 +103,11 @@ def test_one_pass_one_draw_and_the_mean_of_draws():
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (8, 30), (29, 23)])
 def test_tiles_have_no_seams(size):
     images = np.random.default_rng(0).random([2, *size, 3], np.float32)
-    same, constant = denoising.in_tiles(lambda tiles: [tiles, np.full_like(tiles, 0.3)], images, (8, 8))
+    same, constant = denoising.in_tiles(lambda tiles, _: [tiles, np.full_like(tiles, 0.3)], images, (8, 8))
     np.testing.assert_allclose(same, images, atol=1e-6)
     np.testing.assert_allclose(constant, 0.3, atol=1e-6)
     # Where tiles contradict each other, the image goes from one to the next in steps.
-    parity = lambda tiles: [tiles * 0 + np.arange(len(tiles)).reshape(-1, 1, 1, 1) % 2]  # noqa: E731
+    parity = lambda tiles, _: [tiles * 0 + np.arange(len(tiles)).reshape(-1, 1, 1, 1) % 2]  # noqa: E731
     (mixed,) = denoising.in_tiles(parity, images, (8, 8))
     assert max(np.abs(np.diff(mixed, axis=axis)).max(initial=0.0) for axis in (1, 2)) < 0.45
 
@@ -117,3 +118,8 @@ def test_images_larger_than_the_models_are_denoised_in_tiles():
     made, tiles = model.denoise(wide, samples=2), model.denoise(wide[:, :, :8]).images
     assert made.images.shape == made.deviation.shape == wide.shape
     np.testing.assert_allclose(model.denoise(wide).images[:, :, :6], tiles[:, :, :6], atol=1e-5)
+    # Each tile has draws of its own, those of all images before it counted.
+    draws = model.denoise(np.concatenate([wide[:1, :, :8], wide[:1, :, 6:]] * 2), samples=1).images
+    np.testing.assert_allclose(model.denoise(wide[[0, 0]], samples=1).images[1, :, :6], draws[2, :, :6], atol=1e-5)
+    refuses("images have NaN", model.denoise, np.where(np.arange(2).reshape(-1, 1, 1, 1) == 1, np.nan, wide))
+    refuses("there are no images", model.denoise, wide[:0])
