@@ -91,7 +91,7 @@ def test_the_models_methods_bring_images_and_single_chunks_back(kind):
 def test_a_file_takes_the_bits_of_the_bound_and_little_more():
     source, levels, chunks = codecs.model_at("digits"), digits_of_test(), []
     scores = [source.model.score(np.float32(levels), per_group=True, seed=seed).nelbo for seed in range(3)]
-    data = compress(source, levels, None, {"model": "digits"}, progress=lambda _, chunk: chunks.append(chunk))
+    data = compress(source, levels, None, {"model": "digits"}, progress=chunks.append)
     bits = 8 * len(data) / len(levels)
     assert bits < 1.06 * np.mean(scores) / np.log(2.0) and chunks[0].start < 0.02 * 1000 * bits
 
