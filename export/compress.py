@@ -17,7 +17,7 @@ import time
 from typing import Annotated
 
 from nvae_tf import command_line
-from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
+from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 
 _TOLERANCE_HELP = "How far another machine's numbers may be off, relative to 1 + their size; 1e-2 for GPUs with TF32."
 
@@ -39,7 +39,6 @@ def main(
         if value is None:
             raise ValueError(f"--{name} is missing")
     place = command_line.output_place(output, (".nvc",), overwrite).path
-    require("constriction", "compress")
     start_tensorflow_quietly()
     from nvae_tf.compression.codec import compress, model_at
     from nvae_tf.compression.image_sets import read_set
@@ -48,14 +47,13 @@ def main(
 
     source = model_at(workdir)
     levels, labels, about = read_set(input, source.model.config, source.class_names)
-    status, started, done, encoded = StatusLine(), time.monotonic(), 0, []
+    status, started, encoded = StatusLine(), time.monotonic(), []
 
-    def progress(count, encoded_chunk):
-        nonlocal done
-        done += count
-        encoded.append(encoded_chunk)
-        speed, bits = done / (time.monotonic() - started), 8 * sum(len(each.data) for each in encoded)
-        text = f"{done:,} of {len(levels):,} images, {speed:,.3g} images/s, {bits / done / levels[0].size:.4f} bits/dim"
+    def progress(part):
+        encoded.append(part)
+        done, bits = min(len(encoded) * chunk, len(levels)), 8 * sum(len(each.data) for each in encoded)
+        speed, rate = done / (time.monotonic() - started), bits / done / levels[0].size
+        text = f"{done:,} of {len(levels):,} images, {speed:,.3g} images/s, {rate:.4f} bits/dim"
         status.show_if_due(text, done / len(levels))
 
     data = compress(source, levels, labels, about | {"model": workdir}, chunk, tolerance, verify, progress)

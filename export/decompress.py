@@ -15,7 +15,7 @@ import pathlib
 from typing import Annotated
 
 from nvae_tf import command_line
-from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
+from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 
 
 def main(
@@ -26,7 +26,6 @@ def main(
     """Decompresses."""
     from nvae_tf.compression import container
 
-    require("constriction", "compress")
     with wrap_read_errors(f"{input}: ", ""):
         data = pathlib.Path(input).read_bytes()
         header, _ = container.unpacked(data)

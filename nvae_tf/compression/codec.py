@@ -34,7 +34,6 @@ from nvae_tf.serving.saved_model import load_export
 
 _SAMPLED = 128  # images by which the bins of latents are chosen
 _MOST_BATCH, _MOST_NUMBERS = 128, 2**24  # of a batch: images, and outputs of the network
-_LEVEL_TOLERANCE = 1e-3
 
 
 class ModelWithWeights(NamedTuple):
@@ -87,10 +86,9 @@ class Codec:
         """A chunk of images."""
         stack, coder = Stack(zlib.crc32(levels.tobytes())), self._latents
         for part in self._batches(len(levels)):
-            groups, latents, marks = iter(coder.groups), [], []
+            latents, marks = [], []
 
-            def draw(outputs: np.ndarray, groups=groups, latents=latents, marks=marks) -> np.ndarray:
-                group = next(groups)
+            def draw(outputs: np.ndarray, group: slice, latents=latents, marks=marks) -> np.ndarray:
                 posterior, marks_of_group = coder.posterior(outputs, group)
                 marks.append(marks_of_group)
                 latents.append(coder.draw(stack, posterior))
@@ -109,16 +107,14 @@ class Codec:
         `extra_rows` go through the networks beside those of each batch, whose size need not be that of the encoder.
         """
         stack, coder, levels = Stack(data=data), self._latents, np.zeros((len(labels), *self.shape), np.uint8)
-
-        def padded(*rows: np.ndarray) -> list[np.ndarray]:
-            return [np.pad(each, [(0, extra_rows), *[(0, 0)] * (each.ndim - 1)]) for each in rows]
-
         for part in reversed(self._batches(len(labels))):
-            latents = coder.pop(stack, part.stop - part.start)
-            inputs = labels[part], coder.whitened(latents)
-            levels[part] = self._pixels.pop(stack, self._parameters(*padded(*inputs))[: len(latents)])
+            count = part.stop - part.start
+            rows = np.arange(count + extra_rows) % count
+            latents = coder.pop(stack, count)
+            inputs = labels[part][rows], coder.whitened(latents)[rows]
+            levels[part] = self._pixels.pop(stack, self._parameters(*inputs)[:count])
             marks = stack.pop_marks((2, *latents.shape), coder.rate)
-            outputs = self._posteriors(*padded(*inputs, levels[part])).numpy()[:, : len(latents)]
+            outputs = self._posteriors(*inputs, levels[part][rows]).numpy()[:, :count]
             coder.give_back(stack, latents, coder.posterior(outputs, slice(None), marks)[0])
         if not stack.is_at_start(zlib.crc32(levels.tobytes())):
             raise ValueError("this machine's numbers differ from those of the encoder by more than the tolerance")
@@ -138,34 +134,27 @@ class Codec:
         These are whitened means and log2 sigmas `[2, batch, values]`. Without whitened latents `[batch, values]` the
         pass waits for `self._draw` on the host, group after group.
         """
-        model, coder, posteriors, batch = self._model, self._latents, [], tf.shape(labels)[0]
+        model, coder, posteriors = self._model, self._latents, []
         forward = FoldedPass(labels=labels if model.config.num_classes else None, folded=self._folded)
-        features = given = [None] * len(coder.groups)
+        features = [None] * len(coder.groups)
         if images is not None:
-            features = model.bottom_up.features(tf.cast(images, tf.float32) / _highest(model), forward)
-        if latents is not None:
-            given = tf.split(latents, [*map(math.prod, coder.shapes)], axis=1)
-        rows = iter(given)
+            highest = 2**model.config.num_bits - 1
+            features = model.bottom_up.features(tf.cast(images, tf.float32) / highest, forward)
 
-        def choose(shape: tuple[int, int, int], *outputs: tf.Tensor) -> tf.Tensor:
-            row = next(rows)
-            if outputs:
-                posteriors.append(tf.reshape(tf.stack(outputs), [2, batch, math.prod(shape)]))
-            if row is None:
-                row = tf.numpy_function(lambda outputs: self._draw(outputs), posteriors[-1:], tf.float32)
-            return tf.reshape(row, [batch, *shape])
+        def choose(group: slice, posterior: tf.Tensor | None) -> tf.Tensor:
+            if posterior is not None:
+                posteriors.append(posterior)
+            if latents is not None:
+                return latents[:, group]
+            return tf.numpy_function(lambda outputs: self._draw(outputs, group), [posterior], tf.float32)
 
         sources = [
-            WhitenedSource(functools.partial(choose, shape), *each)
-            for shape, *each in zip(coder.shapes, coder.channels, features, strict=True)
+            WhitenedSource(functools.partial(choose, group), *each)
+            for group, *each in zip(coder.groups, coder.channels, features, strict=True)
         ]
-        decoded = passes.top_down_pass(model, sources, batch, forward)
+        decoded = passes.top_down_pass(model, sources, tf.shape(labels)[0], forward)
         parameters = passes.real_pixels(decoded.parameters, *self.shape[:2])
         return parameters, tf.concat(posteriors, axis=-1) if posteriors else None
-
-
-def _highest(model: NVAE) -> int:
-    return 2**model.config.num_bits - 1
 
 
 def _settings(model: NVAE, levels: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -176,7 +165,7 @@ def _settings(model: NVAE, levels: np.ndarray, labels: np.ndarray) -> dict[str, 
     if (name := model.config.likelihood) not in ("bernoulli", "logistic_mixture"):
         fault = "it has a density and no masses of pixel values, or masses of its own"
         raise ValueError(f"model.likelihood = {name}: {fault}")
-    images = levels[:_SAMPLED].astype(np.float32) / _highest(model)
+    images = levels[:_SAMPLED].astype(np.float32) / (2**model.config.num_bits - 1)
     settings = {"labels": labels[:_SAMPLED] if model.config.num_classes else None, "batch_size": 32}
     bits = float(np.mean(model.score(images, per_group=True, **settings).nelbo)) / math.log(2.0)
     if not math.isfinite(bits):
@@ -196,12 +185,11 @@ def compress(
     chunk: int = 500,
     tolerance: float = 2.0**-17,
     verify: bool = True,
-    progress: Callable[[int, Encoded], object] = lambda count, encoded: None,
+    progress: Callable[[Encoded], object] = lambda encoded: None,
 ) -> bytes:
     """A file of images, uint8 levels `[count, height, width, channels]`, and their classes, int32 `[count]`.
 
-    `about` adds to the header (container.py). With `verify` each chunk is decoded. `progress` gets the number of images
-    of each chunk, and the chunk.
+    `about` adds to the header (container.py). With `verify` each chunk is decoded. `progress` gets each chunk.
     """
     most = min(2**16, container.LARGEST_CHUNK // levels[0].size)
     chunk = min(whole_number("chunk", chunk, 1, most), len(levels))
@@ -222,7 +210,7 @@ def compress(
                 # Another size of batches has other last digits. The checksum compares the pixels.
                 codec.decode(encoded.data, rows[1], extra_rows=1)
         chunks.append(encoded.data)
-        progress(len(rows[0]), encoded)
+        progress(encoded)
     header = {"images": len(levels), "chunk": chunk, "shape": levels.shape[1:], "coder": _coder()} | settings
     header |= {} if labels is None else {"labels": labels.tolist()}
     return container.packed(header | (about or {}) | {"sha256": source.sha256}, chunks)
@@ -280,12 +268,3 @@ def with_weights(model: NVAE, class_names: tuple[str, ...] = ()) -> ModelWithWei
     if model.config.is_denoising:
         raise ValueError(f"model.likelihood = {model.config.likelihood}: a density; lossless files are of levels")
     return ModelWithWeights(model, weights_sha256(model)[:20], class_names)
-
-
-def levels_of(images: np.ndarray, num_bits: int) -> np.ndarray:
-    """The levels of images in [0, 1], uint8; ValueError for values between them."""
-    highest = 2**num_bits - 1
-    levels = np.rint(images * highest).astype(np.uint8)
-    if (np.abs(images * highest - levels) > _LEVEL_TOLERANCE * highest).any():
-        raise ValueError(f"images have values between the {highest + 1} levels of the model: they would be lost")
-    return levels

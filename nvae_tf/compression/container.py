@@ -1,11 +1,4 @@
-"""The file: magic, version, checksum, a header, and chunks that are decoded independently of each other.
-
-4 bytes    `nvc` and the version, 1
-4 bytes    the CRC-32 of all that follows, little endian
-10 bytes   the start of the SHA-256 of the model's weights
-header     JSON, packed by raw deflate with the dictionary `_WORDS`; `sizes` are the bytes of the chunks: the index
-chunks     one after another (codec.py)
-"""
+"""The file: magic, version, checksum, a header, and chunks; docs/compression.md has their table."""
 
 import itertools
 import json
@@ -28,7 +21,7 @@ _HEADER = {
     "growth": _COUNT,
     "tolerance": Field("number", (), 0.0, 0.1),
     "bins": Field("text", (None,)),
-    "sizes": Field("whole number", (None,), 1, 2**40),
+    "sizes": Field("whole number", (None,), 1, 2**40),  # bytes of each chunk
     "coder": _TEXT,
     # Where the model was. Of arrays: the type, the number of axes, the value of the highest level.
     **dict.fromkeys(("model", "dtype"), _TEXT._replace(optional=True)),

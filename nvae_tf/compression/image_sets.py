@@ -29,22 +29,28 @@ def read_set(
         if not names:
             raise ValueError(f"{path}: no pictures in it; of arrays and IDX files give the file itself")
         picture_names(names)  # names that can't be written again are refused now
-        levels = _levels(np.stack([_pixels(path / name, shape) for name in names]), config.num_bits, 255, path)
-        folders = [name.partition("/")[0] for name in names]
-        labels = None
+        values, peak, about = np.stack([_pixels(path / name, shape) for name in names]), 255, {"names": names}
+        folders, labels = [name.partition("/")[0] for name in names], None
         if class_names and {*folders} <= {*class_names}:
             labels = np.array([class_names.index(folder) for folder in folders], np.int32)
-        return levels, labels, {"names": names}
-    if not path.is_file():
+    elif path.is_file():
+        values, labels, axes = stored_images(path)
+        if values.shape[1:] != shape:
+            sizes = ["x".join(map(str, each)) for each in (values.shape[1:], shape)]
+            raise ValueError(f"{path}: its images are {sizes[0]}, and the model takes {sizes[1]}; {_FIX}")
+        # Levels may be stored as they are, or spread over 8 bits as in pictures.
+        peak = 2**config.num_bits - 1 if values.max() < 2**config.num_bits else 255
+        about = {"dtype": values.dtype.name, "axes": axes, "peak": peak}
+    else:
         raise FileNotFoundError(f"{path}: no such file or folder of images")
-    values, labels, axes = stored_images(path)
-    if values.shape[1:] != shape:
-        sizes = ["x".join(map(str, each)) for each in (values.shape[1:], shape)]
-        raise ValueError(f"{path}: its images are {sizes[0]}, and the model takes {sizes[1]}; {_FIX}")
-    # Levels may be stored as they are, or spread over 8 bits as in pictures.
-    peak = 2**config.num_bits - 1 if values.max() < 2**config.num_bits else 255
-    about = {"dtype": values.dtype.name, "axes": axes, "peak": peak}
-    return _levels(values, config.num_bits, peak, path), labels, about
+    table = values_of_levels(config.num_bits, peak)
+    levels = np.searchsorted(table, values).astype(np.uint8)
+    is_other = table.take(levels, mode="clip") != values
+    if is_other.any():
+        number, value = np.argwhere(is_other)[0][0], values[is_other][0]
+        fault = f"image {number} has the value {value}, none of the model's {len(table)} levels"
+        raise ValueError(f"{path}: {fault} ({', '.join(map(str, table[:3]))}...); {_FIX}")
+    return levels, labels, about
 
 
 def _pixels(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -58,18 +64,6 @@ def _pixels(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
 def values_of_levels(num_bits: int, peak: int) -> np.ndarray:
     """The stored value of each level, uint8: spread evenly from 0 to `peak`."""
     return np.rint(np.linspace(0, peak, 2**num_bits)).astype(np.uint8)
-
-
-def _levels(values: np.ndarray, num_bits: int, peak: int, path: pathlib.Path) -> np.ndarray:
-    """The level of each value; ValueError for a value that is none."""
-    table = values_of_levels(num_bits, peak)
-    levels = np.searchsorted(table, values).astype(np.uint8)
-    is_other = table.take(levels, mode="clip") != values
-    if is_other.any():
-        number, value = np.argwhere(is_other)[0][0], values[is_other][0]
-        fault = f"image {number} has the value {value}, none of the model's {len(table)} levels"
-        raise ValueError(f"{path}: {fault} ({', '.join(map(str, table[:3]))}...); {_FIX}")
-    return levels
 
 
 def check_output(output: pathlib.Path) -> None:

@@ -26,26 +26,28 @@ _MARKED = 16.0  # the fraction of marked numbers, in tolerances; a wrong one onl
 
 
 class WhitenedSource(NamedTuple):
-    """The source of a group's latents, which `choose` gives in sigmas of the prior, `[batch, height, width, coded]`.
+    """The source of a group's latents, which `choose` gives in sigmas of the prior, `[batch, values]`.
 
-    It gets the posterior's means and log2 of its sigmas, both relative to the prior, if there is a bottom-up `feature`.
+    It gets the posterior's means and log2 of its sigmas, both relative to the prior, `[2, batch, values]`; None without
+    a bottom-up `feature`.
     """
 
-    choose: Callable[..., tf.Tensor]
+    choose: Callable[[tf.Tensor | None], tf.Tensor]
     channels: np.ndarray  # the coded ones
     feature: tf.Tensor | None
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""
-        parameters, outputs = layers.prior(state), []
+        parameters, outputs, batch = layers.prior(state), None, tf.shape(state)[0]
         prior = soft_clamped_normal(parameters)
         if self.feature is not None:
             posterior = soft_clamped_normal(layers.posterior(state, self.feature, parameters))
             ratio = tf.math.log(posterior.scale / prior.scale) / math.log(2.0)
-            both = (posterior.loc - prior.loc) / prior.scale, ratio
-            outputs = [tf.gather(each, self.channels, axis=-1) for each in both]
+            both = tf.stack([(posterior.loc - prior.loc) / prior.scale, ratio])
+            outputs = tf.reshape(tf.gather(both, self.channels, axis=-1), [2, batch, -1])
+        chosen = tf.reshape(self.choose(outputs), [batch, *prior.loc.shape[1:3], len(self.channels)])
         to_all = np.eye(prior.loc.shape[3], dtype=np.float32)[self.channels]  # zeros for the other channels
-        z = prior.loc + prior.scale * tf.tensordot(self.choose(*outputs), to_all, 1)
+        z = prior.loc + prior.scale * tf.tensordot(chosen, to_all, 1)
         return LatentSample(z, z, prior)
 
 
@@ -58,9 +60,8 @@ class LatentCoder:
 
     def __init__(self, bins: Sequence[str], shapes: Shapes, tolerance: float):
         self.channels = [np.flatnonzero([digit != _NOT_CODED for digit in each]) for each in bins]
-        self.shapes = [(*shape[:2], len(each)) for shape, each in zip(shapes, self.channels, strict=True)]
-        coded = [each.replace(_NOT_CODED, "") for each in bins]
-        digits = [list(each) * math.prod(shape[:2]) for each, shape in zip(coded, shapes, strict=True)]
+        pairs = zip(bins, shapes, strict=True)
+        digits = [list(each.replace(_NOT_CODED, "")) * math.prod(shape[:2]) for each, shape in pairs]
         self.exponents = np.concatenate(digits).astype(np.int32)  # of all values
         ends = np.cumsum([0, *map(len, digits)]).tolist()
         self.groups = [slice(*each) for each in itertools.pairwise(ends)]

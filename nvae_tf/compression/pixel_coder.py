@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.compression.stack import Stack, rounded, stream
-from nvae_tf.distributions.discretized_logistic_mixture import coupled_channels, split_mixture_parameters
+from nvae_tf.distributions.discretized_logistic_mixture import autoregressive_mean, split_mixture_parameters
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 
 # The surer a decision is, the less a rounded log-odds costs.
@@ -74,37 +74,35 @@ class _Mixture(NamedTuple):
     means: tf.Tensor
     inverse_scales: tf.Tensor
 
-    def edge(self, level: tf.Tensor, num_bits: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The lower edge of levels in units of the scales, and the masses on both sides; the outer ones have none."""
-        value = (2.0 * level - 1.0) / (2**num_bits - 1) - 1.0
-        far = tf.constant(1e9, tf.float64)
-        value = tf.where(level <= 0.0, -far, tf.where(level >= 2.0**num_bits, far, value))
-        scaled = (value[..., tf.newaxis] - self.means) * self.inverse_scales
-        return scaled, tf.sigmoid(scaled), tf.sigmoid(-scaled)
-
-    def shares(self, lower: tuple, upper: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-        """The mass between two edges, and the share that each logistic has in it."""
-        # As a difference of small numbers.
-        each = tf.where(lower[0] > 0, lower[2] - upper[2], upper[1] - lower[1])
+    def shares(self, low: tf.Tensor, high: tf.Tensor, num_bits: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The mass of the levels `low ... high - 1`, and the share that each logistic has in it."""
+        lower, upper = (self._scaled_edge(level, num_bits) for level in (low, high))
+        # On the side of the smaller tail: as a difference of small numbers.
+        sign = tf.where(lower > 0.0, tf.constant(-1.0, tf.float64), 1.0)
+        each = sign * (tf.sigmoid(sign * upper) - tf.sigmoid(sign * lower))
         joint = self.weights * (_LEAST_MASS + each)
         mass = tf.reduce_sum(joint, axis=-1, keepdims=True)
         return mass[..., 0], joint / mass
 
+    def _scaled_edge(self, level: tf.Tensor, num_bits: int) -> tf.Tensor:
+        """The lower edge of levels, from the means, in units of the scales; the outer bins have whole tails."""
+        value = (2.0 * level - 1.0) / (2**num_bits - 1) - 1.0
+        far = tf.constant(1e9, tf.float64)
+        value = tf.where(level <= 0.0, -far, tf.where(level >= 2.0**num_bits, far, value))
+        return (value[..., tf.newaxis] - self.means) * self.inverse_scales
+
 
 @functools.partial(tf.function, autograph=False, reduce_retracing=True)
 def _conditional_mixture(parameters, levels, channel: int, likelihood: ImageLikelihood) -> _Mixture:
-    split = split_mixture_parameters(parameters, likelihood.channels, likelihood.num_mixtures)
-    logits, means, log_scales, coefficients = (tf.cast(each, tf.float64) for each in split)
-    levels = tf.cast(levels, tf.float64)
-    values, weights = 2.0 * levels[..., tf.newaxis] / (2**likelihood.num_bits - 1) - 1.0, tf.nn.softmax(logits)
+    logits, *rows = split_mixture_parameters(parameters, likelihood.channels, likelihood.num_mixtures)
+    means, log_scales, coefficients = (tf.unstack(tf.cast(each, tf.float64), axis=-2) for each in rows)
+    levels, weights = tf.cast(levels, tf.float64), tf.nn.softmax(tf.cast(logits, tf.float64))
+    values = tf.unstack(2.0 * levels[..., tf.newaxis] / (2**likelihood.num_bits - 1) - 1.0, axis=-2)
     for each in range(channel + 1):
-        mean = means[..., each, :]
-        for lower, row in coupled_channels(each):
-            mean += coefficients[..., row, :] * values[..., lower, :]
-        mixture = _Mixture(weights, mean, tf.exp(-log_scales[..., each, :]))
+        mean = autoregressive_mean(each, means, coefficients, values)
+        mixture = _Mixture(weights, mean, tf.exp(-log_scales[each]))
         if each < channel:
-            edges = (mixture.edge(levels[..., each] + step, likelihood.num_bits) for step in (0.0, 1.0))
-            _, weights = mixture.shares(*edges)
+            _, weights = mixture.shares(levels[..., each], levels[..., each] + 1.0, likelihood.num_bits)
     return mixture
 
 
@@ -114,8 +112,8 @@ def _log_odds(mixture: _Mixture, levels, half, num_bits: int) -> tuple[tf.Tensor
     and about how much they change, relative to the tolerance, where the network's outputs change by it.
     """
     low = tf.floor(tf.cast(levels, tf.float64) / (2.0 * half)) * 2.0 * half
-    edges = [mixture.edge(low + number * half, num_bits) for number in range(3)]
-    (below, shares), (above, others) = (mixture.shares(*edges[number : number + 2]) for number in range(2))
+    below, shares = mixture.shares(low, low + half, num_bits)
+    above, others = mixture.shares(low + half, low + 2.0 * half, num_bits)
     odds = tf.math.log(above / below)
     # The log of a mass changes by at most its inverse scale with a mean; errors of several outputs do not add up.
     moved = tf.norm(tf.maximum(shares, others) * mixture.inverse_scales, axis=-1)

@@ -54,7 +54,7 @@ class Stack:
         """The stack for a file, and the number of bits that the first images' draws took of the supply."""
         words = self._coder.get_compressed()
         is_other = words[: len(_SUPPLY)] != _SUPPLY[: len(words)]
-        untouched = int(is_other.argmax()) if is_other.any() else len(is_other)
+        untouched = int(np.append(is_other, True).argmax())
         # The last word is not zero: its zero bytes need not be stored.
         data = untouched.to_bytes(2, "little") + words[untouched:].astype("<u4").tobytes().rstrip(b"\0")
         return data, 32 * (len(_SUPPLY) - untouched)

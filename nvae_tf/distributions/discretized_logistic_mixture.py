@@ -117,7 +117,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         )
         log_weighted = tf.math.log_softmax(self._mixture_logits, axis=-1)
         for channel, (channel_value, log_scale) in enumerate(zip(values, log_scales, strict=True)):
-            mean = _autoregressive_mean(channel, means, coefficients, values)
+            mean = autoregressive_mean(channel, means, coefficients, values)
             log_weighted += self._log_bin_mass(channel_value, mean, log_scale)
         return tf.math.reduce_logsumexp(log_weighted, axis=-1)
 
@@ -175,7 +175,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         # Where most values are black or white, as those of alpha, a component's mean may be far from what is drawn.
         means, coefficients, values = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2), []
         for channel, scale in enumerate(tf.unstack(tf.math.exp(self._log_scales), axis=-2)):
-            mean = _autoregressive_mean(channel, means, coefficients, values)
+            mean = autoregressive_mean(channel, means, coefficients, values)
             values.append(tf.reduce_sum(weights * _clamped_mean(mean, scale), axis=-1, keepdims=True))
         return (tf.concat(values, axis=-1) + 1.0) / 2.0
 
@@ -195,7 +195,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             load.append(1.0)
             squares = [tf.square(part * scale) for part, scale in zip(load, scales, strict=False)]
             scale = tf.sqrt(tf.add_n(squares)) if channel else scales[0]
-            mean, variance = _clamped_moments(_autoregressive_mean(channel, means, coefficients, lower_means), scale)
+            mean, variance = _clamped_moments(autoregressive_mean(channel, means, coefficients, lower_means), scale)
             between = tf.square(mean - tf.reduce_sum(weights * mean, axis=-1, keepdims=True))
             variances.append(tf.reduce_sum(weights * (variance + between), axis=-1))
             lower_means.append(mean)
@@ -208,12 +208,12 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         coefficients = tf.unstack(_select(self._coefficients, weights), axis=-1)
         values = []
         for channel, channel_noise in enumerate(tf.unstack(noise, num=self._channels, axis=-1)):
-            mean = _autoregressive_mean(channel, means, coefficients, values)
+            mean = autoregressive_mean(channel, means, coefficients, values)
             values.append(tf.clip_by_value(mean + channel_noise, -1.0, 1.0))
         return (tf.stack(values, axis=-1) + 1.0) / 2.0
 
 
-def _autoregressive_mean(channel: int, means: list, coefficients: list, values: list) -> tf.Tensor:
+def autoregressive_mean(channel: int, means: list, coefficients: list, values: list) -> tf.Tensor:
     """The mean of `channel` given the `values` of the channels below it, all on the [-1, 1] scale."""
     mean = means[channel]
     for lower, row in coupled_channels(channel):

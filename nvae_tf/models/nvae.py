@@ -298,11 +298,13 @@ class NVAE(FittedModel):
         values between the levels, and for models with flows, or whose likelihood is a density.
         Example: `images = model.decompress(model.compress(images))`
         """
-        codec, images = importlib.import_module("nvae_tf.compression.codec"), check_images(images, self.config, True)
-        source = codec.with_weights(self)
-        levels, labels = codec.levels_of(images.numpy(), self.config.num_bits), self._labels(labels, len(images))
-        how = dict(labels=labels if labels is None else labels.numpy(), chunk=chunk, tolerance=tolerance, verify=verify)
-        return codec.compress(source, levels, **how)
+        codec, highest = importlib.import_module("nvae_tf.compression.codec"), 2**self.config.num_bits - 1
+        images, source = check_images(images, self.config, scored=True).numpy(), codec.with_weights(self)
+        levels, labels = np.rint(images * highest).astype(np.uint8), self._labels(labels, len(images))
+        if (np.abs(images - levels / highest) > 1e-3).any():  # half precision has 1 + 1/1024 next to 1
+            raise ValueError(f"images have values between the {highest + 1} levels of the model: they would be lost")
+        labels = None if labels is None else labels.numpy()
+        return codec.compress(source, levels, labels, chunk=chunk, tolerance=tolerance, verify=verify)
 
     def decompress(self, data: bytes, chunk: int | None = None) -> np.ndarray:
         """The images of `compress`, exactly, or those of one chunk: float32 `[count, height, width, channels]`.

@@ -18,7 +18,6 @@ from nvae_tf.models.passes import Decoded, inference_pass
 from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.verification import Arrays
 
-DEVICE_BATCH = 1  # an open batch takes 8 % longer for one image, and some delegates require fixed shapes
 _BATCH = 16  # images computed at once, which bounds the memory
 
 
@@ -30,7 +29,7 @@ class DeviceSignatures(FlatLatentModel):
     noise `[batch, total]`, all float32; models with classes take int32 `label` `[batch]` too, -1 for none.
     """
 
-    rows: int | None = DEVICE_BATCH
+    rows: int | None = 1  # an open batch takes 8 % longer for one image, and some delegates require fixed shapes
     take_images = ("encode", "reconstruct", "score")  # the signatures that have images among their inputs
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:

@@ -22,7 +22,6 @@ ONNX_SIGNATURES = ("sample", "decode", "encode", "reconstruct", "score")
 OPSET = 18
 # Scores may differ by so many nats; where float32 has no such digits, by a part of the largest.
 SCORE_TOLERANCE, SCORE_ROUNDING = 1e-4, 2e-6
-_ROWS, _SEED = 4, 1  # of the inputs that the files are tried with
 
 
 class OnnxSignatures(DeviceSignatures):
@@ -67,7 +66,7 @@ def _record(signatures: OnnxSignatures) -> tuple[Arrays, Arrays]:
     """Returns inputs and the model's outputs, by `signature/name`; images are its own, on the levels of its data."""
     inputs, expected, images = {}, {}, None
     for name in ONNX_SIGNATURES:
-        given = device_inputs(signatures, name, _ROWS, images, _SEED)
+        given = device_inputs(signatures, name, count=4, images=images, seed=1)
         if name in signatures.take_images:
             given["noise"][::2] = 0.0  # half of the rows at the means
         with tf.device("/CPU:0"):

@@ -52,9 +52,8 @@ def _write_litert(folder: pathlib.Path) -> None:
     if npm is None:
         raise ValueError("npm is not installed, which gets LiteRT.js for the page: install Node.js")
     with tempfile.TemporaryDirectory() as place:
-        # Without a network npm would retry for more than a minute.
-        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=0"]
-        options.append("--prefer-offline")  # what npm has got once it need not get again
+        # What npm has got once it need not get again; without a network it would retry for more than a minute.
+        options = "--ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=0 --prefer-offline".split()
         command = [npm, "install", *options, f"--prefix={place}", *LITERT]
         process = subprocess.run(command, capture_output=True, text=True, cwd=place)
         if process.returncode:

@@ -4,13 +4,16 @@ import zlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.compression import codec as codecs
 from nvae_tf.compression import container
 from nvae_tf.compression.codec import Codec, compress, decompress, with_weights
 from nvae_tf.compression.latent_coder import bins_and_draws
+from nvae_tf.compression.pixel_coder import PixelCoder
 from nvae_tf.compression.stack import Stack, rounded, stream
+from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from tests import refuses, slow_but
 from tests.command_fixtures import output_of
 from tests.tiny_model import images_of, shaken, tiny_model
@@ -91,7 +94,7 @@ def test_the_models_methods_bring_images_and_single_chunks_back(kind):
 def test_a_file_takes_the_bits_of_the_bound_and_little_more():
     source, levels, chunks = codecs.model_at("digits"), digits_of_test(), []
     scores = [source.model.score(np.float32(levels), per_group=True, seed=seed).nelbo for seed in range(3)]
-    data = compress(source, levels, None, {"model": "digits"}, progress=lambda _, chunk: chunks.append(chunk))
+    data = compress(source, levels, None, {"model": "digits"}, progress=chunks.append)
     bits = 8 * len(data) / len(levels)
     assert bits < 1.06 * np.mean(scores) / np.log(2.0) and chunks[0].start < 0.02 * 1000 * bits
 
@@ -124,6 +127,19 @@ def test_values_near_a_tie_are_rounded_to_the_encoders_side():
         moved = values + random.uniform(-slack, slack, len(values))
         assert not np.array_equal(np.rint(moved**2), numbers)
         assert np.array_equal(rounded(moved, slack, np.square, marks)[0], numbers)
+
+
+@pytest.mark.parametrize(("channels", "num_bits"), [(1, 8), (3, 5), (4, 2)])
+def test_the_decisions_of_a_pixel_have_the_masses_of_the_likelihood(channels, num_bits):
+    likelihood = ImageLikelihood("logistic_mixture", channels, 2, num_bits, exact_edges=True)
+    random, pixels = np.random.default_rng(0), (5, 2, 3)
+    parameters = tf.constant(random.normal(size=(*pixels, likelihood.num_parameters)), tf.float32)
+    levels, nats = random.integers(2**num_bits, size=(*pixels, channels)).astype(np.uint8), 0.0
+    for chosen, bit, odds, _ in PixelCoder(likelihood, 2.0**-17)._decisions(parameters, levels):
+        signs = 2.0 * (levels[..., chosen] >> bit & 1) - 1.0
+        nats += np.logaddexp(0.0, -signs * odds).sum(axis=(1, 2, 3))
+    expected = likelihood.distribution(parameters).log_prob(levels / (2**num_bits - 1))
+    np.testing.assert_allclose(-nats, expected, rtol=1e-4)
 
 
 def test_what_a_model_cannot_code_is_refused():
