@@ -34,7 +34,7 @@ flags.disclaim_key_flags()
 HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 FOLDER = "folder"
 IMPORT_HELP = "Python modules, also of the current folder, that register likelihoods and cells of your own."
-RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
+RUN_HELP = "Run folder of nvae-train; or digits or fashion, models that come with this package; or hf://user/repo."
 
 
 def run(main: Callable[..., None], words: str | None = None, page: str | None = None) -> None:

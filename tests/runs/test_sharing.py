@@ -281,6 +281,17 @@ def test_a_run_that_began_with_shared_weights_keeps_their_license(run, hub, tmp_
     assert origin_of_run(tuned, "hf://me/none") is None
 
 
+def test_the_bundled_model_of_clothes_draws_a_class_from_its_reweighted_prior():
+    place = find_run_folder("fashion")
+    assert sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) <= 8_000_000
+    run = load_run(place)
+    assert run.class_names[7:] == ("sneaker", "bag", "ankle boot") and run.config.model.residual_scale == 0.3
+    sneakers, bags = (run.model.generate(4, labels=label, seed=1, prior="reweighted").numpy() for label in (7, 8))
+    # A sneaker is in the lower half of the image, a bag fills it.
+    assert sneakers[:, :10].mean() < 0.05 < bags[:, :10].mean()
+    assert np.all(run.model.outlier_score(sneakers).mahalanobis_p_value > 0.0)
+
+
 @pytest.mark.slow
 def test_the_bundled_model_is_as_good_as_its_scores_and_small(tmp_path, monkeypatch):
     place = find_run_folder("digits")
