@@ -13,10 +13,10 @@ import numpy as np
 
 from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, shown
 from nvae_tf.data import pictures
-from nvae_tf.data.array_files import decoded_once, fitted_images, stored_images
+from nvae_tf.data.array_files import decoded_once, fitted_images
 from nvae_tf.data.sources import ArraySource, ImageSource, held_out
 from nvae_tf.data.sources import lacks_folders_of_parts as folder_holds_out
-from nvae_tf.data.tiff_files import first_tiff_image, stack_images
+from nvae_tf.data.tiff_files import stack_images
 from nvae_tf.progress import Report
 
 _FIX = "Fix or remove the file, or leave such files out with --config.data.on_bad_file=skip"
@@ -191,21 +191,6 @@ def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
     return files
 
 
-def spec_of_size(places: Places, spec: DataSpec) -> DataSpec:
-    """The spec for pictures of the size of the first of them, unless the data set's are resized."""
-    path = find_pictures(places)[0][0]
-    if spec.resize != "none":
-        return spec
-    spec = dataclasses.replace(spec, crop="none", crop_box=None)
-    if path.suffix in (".npy", ".npz"):
-        height, width = stored_images(path, spec)[0].shape[1:3]
-    elif path.suffix.lower() in pictures.TIFF:
-        height, width, *_ = first_tiff_image(dataclasses.replace(spec, path=str(path)))
-    else:
-        height, width, *_ = pictures.read_header(path, spec.max_pixels)
-    return dataclasses.replace(spec, height=height, width=width)
-
-
 def pictures_for_model(
     places: Places, spec: DataSpec, seed: int = 0, resize: str | None = None, convert: bool | None = None
 ) -> tuple[np.ndarray, list[str]]:
@@ -226,10 +211,12 @@ def picture_source(places: Places, spec: DataSpec) -> tuple[ArraySource, list[st
     """Pictures, see `find_pictures`, as a source of a data set, and their names; ValueError for unusable files.
 
     A file .npy or .npz, and where the data set is of TIFF files or of noisy images a TIFF file, stands for all its
-    images, which are named by their numbers in it.
+    images, which are named by their numbers in it. Where the spec has no size, all must have that of the first.
     """
     files, names, images = find_pictures(places), [], []
     for path, name in files:
+        if images and spec.height is None:
+            spec = dataclasses.replace(spec, height=images[0].shape[1], width=images[0].shape[2])
         is_stack = (spec.source == "tiff" or spec.noise != "none") and path.suffix.lower() in pictures.TIFF
         if is_stack or path.suffix in (".npy", ".npz"):
             images.append(stack_images(path, spec) if is_stack else fitted_images(path, spec))

@@ -251,7 +251,7 @@ def check_size(where: object, height: int, width: int, spec: DataSpec) -> None:
             box = f"data.crop_box {spec.crop_box} (left, top, right, bottom)"
             raise BadPicture(f"{size}, too small for {box}: make the box smaller")
         height, width = bottom - top, right - left
-    if spec.resize == "none" and (height, width) != (spec.height, spec.width):
+    if spec.resize == "none" and spec.height and (height, width) != (spec.height, spec.width):
         fix = "--config.data.resize=crop or stretch, with --config.data.height=64, brings all to one size"
         fix += " (nvae-generate: --resize=crop)"
         raise BadPicture(f"{size}, not {spec.height}x{spec.width}: {fix}")
@@ -260,10 +260,8 @@ def check_size(where: object, height: int, width: int, spec: DataSpec) -> None:
 def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -> None:
     """Raises BadPicture for images with other channels or bits than the spec's, unless they are converted."""
     for what, value, setting in (("channels", spec.seen_channels(channels), "channels"), ("bits", bits, "file_bits")):
-        if spec.range and what == "bits":
-            continue
         expected = getattr(spec, setting)
-        if value in (None, expected):
+        if value in (None, expected) or (spec.range and what == "bits"):
             continue
         if spec.dtype != "uint8" or (what == "channels" and max(value, expected) > len(_CHANNEL_MODES)):
             raise BadPicture(f"{where}: has {value} {what}, but data.{setting} is {expected}; set it to {value}")
@@ -283,7 +281,7 @@ def stored_values(images: np.ndarray, spec: DataSpec) -> np.ndarray:
 def fit_images(images: np.ndarray, spec: DataSpec, where: object = "images") -> np.ndarray:
     """Images `[count, height, width, channels]` of the spec's image shape and type, see `in_type`."""
     images = in_type(images, spec, where)
-    if spec.crop_box is None and spec.resize == "none" and images.shape[1:] == spec.image_shape:
+    if spec.crop_box is None and spec.resize == "none" and images.shape[-1] == spec.channels:
         return images
     return np.stack([_fit_pixels(image, spec) for image in images])
 

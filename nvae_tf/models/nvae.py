@@ -361,8 +361,8 @@ class NVAE(FittedModel):
             return self._in_batches(denoising.denoised, at_once, *rows, samples=samples)
 
         own, size = (self.config.image_height, self.config.image_width), tuple(images.shape[1:3])
-        is_larger = images.shape.rank == 4 and size != own and all(map(operator.ge, size, own))
-        if not (is_larger and tf.executing_eagerly()):
+        can_be_cut = tf.executing_eagerly() and images.shape.rank == 4  # in graphs the size may be unknown
+        if not (can_be_cut and size != own and all(map(operator.ge, size, own))):
             return denoising.Denoised(*parts(images, labels))
         # Whatever is wrong is said before hours of work.
         images = check_images(images, dataclasses.replace(self.config, image_height=size[0], image_width=size[1]))

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from nvae_tf import config as configuration
-from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model, spec_of_size
+from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model
 from nvae_tf.progress import ImageProgress, StatusLine, counted
 
 Run = Any  # a `nvae_tf.runs.loading.TrainedRun`, whose import would start TensorFlow
@@ -349,9 +349,10 @@ def denoise(
     from nvae_tf.models.denoising import check_is_denoising
 
     check_is_denoising(run.config.model, "denoise")
-    keeps_size = originals.input and not originals.resize
-    spec = spec_of_size(originals.input, run.config.data) if keeps_size else None
-    images, labels, names, words = originals.load(run, seed, 8, spec)
+    data = run.config.data
+    if data.resize == "none" and not originals.resize:  # pictures keep their size, which may be larger
+        data = dataclasses.replace(data, crop="none", crop_box=None, height=None, width=None)
+    images, labels, names, words = originals.load(run, seed, 8, data)
     signal, deviation = run.model.denoise(images, samples, seed, labels)
     signal, deviation = signal.numpy(), None if deviation is None else deviation.numpy()
 

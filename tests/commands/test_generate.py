@@ -224,7 +224,8 @@ def test_single_draws_are_for_the_figure_alone(monkeypatch):
         asked.append(samples)
         return Denoised(tf.constant(images), tf.constant(images))
 
-    config = types.SimpleNamespace(model=ModelConfig(likelihood="noisy_signal", noise_variance=(0.0, 0.04)))
+    model = ModelConfig(likelihood="noisy_signal", noise_variance=(0.0, 0.04))
+    config = types.SimpleNamespace(model=model, data=data_spec("digits"))
     run = types.SimpleNamespace(config=config, model=types.SimpleNamespace(denoise=denoised))
     monkeypatch.setattr(Originals, "load", lambda *_: (images, None, ["a", "b"], "2 images"))
     made = denoise(run, Originals(), samples=4)
