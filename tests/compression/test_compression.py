@@ -380,3 +380,17 @@ def for_others(tmp_path_factory):
 def test_another_machine_decodes_the_same_pixels(for_others, machine):
     name, _, value = machine.partition("=")
     output_of(["-c", ELSEWHERE, *for_others], env=os.environ | {name: value})
+
+
+@pytest.mark.slow
+def test_another_machine_whose_numbers_differ_by_nearly_the_tolerance_decodes_the_same_pixels(monkeypatch):
+    source, levels, run = codecs.model_at("digits"), digits_of_test(), Codec._pass
+    data = compress(source, levels, verify=False)
+
+    def moved(values):
+        noise = tf.random.stateless_uniform(tf.shape(values), (1, 2), -0.9, 0.9)
+        return values + 2.0**-17 * noise * (1.0 + tf.abs(values))
+
+    differ = lambda *inputs: [each if each is None else moved(each) for each in run(*inputs)]  # noqa: E731
+    monkeypatch.setattr(Codec, "_pass", differ)
+    assert np.array_equal(np.concatenate(list(decompress(source, data))), levels)
