@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from matplotlib.figure import Figure
 
 from benchmarks import results
@@ -68,7 +69,7 @@ def settings_of(kind: str, recipe: str, seed: int) -> ExperimentConfig:
         else:
             check_choice("change", change, CHANGES)
             changed |= CHANGES[change]
-    changed["train.steps"] = changed["train.steps"] * start["train.batch_size"] // changed["train.batch_size"]
+    changed["train.steps"] = changed["train.steps"] * start["train.batch_size"] // max(1, changed["train.batch_size"])
     return experiment_config(preset, settings | changed | {"train.seed": seed})
 
 
@@ -95,6 +96,8 @@ def run(
     The time is that of this process, on one thread, and includes the tracing of the graph, but not the scoring. At the
     end also the importance-weighted bound of 100 draws, of the first 200 images. Nats per image.
     """
+    for set_threads in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
+        getattr(tf.config.threading, set_threads)(1)
     config = settings_of(kind, recipe, seed)
     training, scored = map(ArraySource, images_of(kind, test, images))
     length = training.count // config.train.batch_size, config.train.steps
@@ -111,8 +114,7 @@ def run(
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             nonlocal spent
             spent += time.process_time() - self.start
-            parts = model.score(to_score, per_group=True, batch_size=100)
-            nelbo = float(np.mean(parts.reconstruction) + np.mean(np.sum(parts.kl, axis=1)))
+            nelbo = float(np.mean(model.score(to_score, per_group=True, batch_size=100).nelbo))
             curve.append({"step": (epoch + 1) * (length[1] // SCORES), "processor_s": spent, "nelbo": nelbo})
             results.say(f"{kind}, {recipe}, seed {seed}: {curve[-1]}")
 
@@ -133,8 +135,9 @@ def table(
 ) -> dict[str, Any]:
     """A row for each recipe: means over its seeds, and differences from the baseline, paired by seed.
 
-    `+-` is twice the standard error of the difference. `time` is the share of the baseline's processor time after which
-    the mean curve is below the baseline's final NELBO, between two scores on a straight line.
+    Of the baseline those seeds count that the recipe has too. `+-` is twice the standard error of the difference.
+    `time` is the share of the baseline's processor time after which the mean curve is below the baseline's final NELBO,
+    between two scores on a straight line.
     """
     runs = collections.defaultdict(dict)
     for file in sorted(pathlib.Path(output).glob("*.json")):
@@ -142,11 +145,9 @@ def table(
         runs[made["data"], made["scored"], made["recipe"]][made["seed"]] = made
     rows = []
     for (kind, scored, recipe), by_seed in runs.items():
-        reference = runs.get((kind, scored, baseline))
-        if reference is None:
-            raise ValueError(
-                f"{output}: no run of {kind}, {baseline!r}, scored on {scored} images; make one with `run`"
-            )
+        reference = {seed: run for seed, run in runs.get((kind, scored, baseline), {}).items() if seed in by_seed}
+        if not reference:
+            raise ValueError(f"{output}: no run of {kind}, {baseline!r}, scored on {scored} images with that seed")
         (seconds, nelbos), (base_seconds, base_nelbos) = mean_curve(by_seed), mean_curve(reference)
         reached = np.interp(-base_nelbos[-1], -np.minimum.accumulate(nelbos), seconds, right=np.nan)
         row = {"data": kind, "scored": scored, "recipe": recipe, "seeds": len(by_seed)}
@@ -162,8 +163,8 @@ def table(
 
 def mean_curve(by_seed: dict[int, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Processor seconds and NELBO at each of the scores, means over the seeds."""
-    means = np.mean([[list(point.values()) for point in made["curve"]] for made in by_seed.values()], axis=0)
-    return means[:, 1], means[:, 2]
+    values = [[(point["processor_s"], point["nelbo"]) for point in made["curve"]] for made in by_seed.values()]
+    return tuple(np.mean(values, axis=0).T)
 
 
 def final_nelbo(made: dict[str, Any]) -> float:
@@ -171,24 +172,26 @@ def final_nelbo(made: dict[str, Any]) -> float:
 
 
 def difference(runs: dict[int, Any], others: dict[int, Any], value: Callable[[dict], float]) -> str:
-    """The mean difference over the seeds that both have, and twice its standard error."""
-    values = [value(runs[seed]) - value(others[seed]) for seed in runs.keys() & others.keys()]
+    """The mean difference over the seeds of the others, and twice its standard error."""
+    values = [value(runs[seed]) - value(others[seed]) for seed in others]
     error = f" +- {2.0 * np.std(values, ddof=1) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{error}"
 
 
 def save_curves(runs: dict[tuple, dict[int, Any]], file: pathlib.Path) -> None:
-    """A panel for each set of images: the mean NELBO over the minutes of training, and the range over seeds."""
-    kinds = list(dict.fromkeys(kind for kind, *_ in runs))
-    figure = Figure(figsize=(5 * len(kinds), 4), layout="constrained")
-    for kind, axes in zip(kinds, np.atleast_1d(figure.subplots(1, len(kinds))), strict=True):
-        for (_, _, recipe), by_seed in ((key, by_seed) for key, by_seed in runs.items() if key[0] == kind):
+    """A panel for each set of scored images: the mean NELBO over the minutes of training, and the range over seeds."""
+    panels = collections.defaultdict(dict)
+    for (kind, scored, recipe), by_seed in runs.items():
+        panels[f"{kind}, {scored} images"][recipe] = by_seed
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for axes, (title, recipes) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for recipe, by_seed in recipes.items():
             seconds, nelbos = mean_curve(by_seed)
             every = [[point["nelbo"] for point in made["curve"]] for made in by_seed.values()]
             (line,) = axes.plot(seconds[1:] / 60, nelbos[1:], marker=".", label=recipe)
             lowest, highest = np.min(every, axis=0)[1:], np.max(every, axis=0)[1:]
             axes.fill_between(seconds[1:] / 60, lowest, highest, alpha=0.2, color=line.get_color())
-        axes.set(title=kind, xlabel="processor time, minutes", ylabel="NELBO, nats per image")
+        axes.set(title=title, xlabel="processor time, minutes", ylabel="NELBO, nats per image")
         axes.legend()
     figure.savefig(file, dpi=120)
 

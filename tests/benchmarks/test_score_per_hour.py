@@ -24,11 +24,13 @@ def test_the_table_pairs_the_runs_of_a_seed_and_says_when_a_recipe_is_as_good(tm
         made = {"data": "gray", "recipe": recipe, "seed": seed, "scored": "test", "bound_k100": 0.9 * final}
         (tmp_path / f"{recipe}-{seed}.json").write_text(json.dumps(made | {"curve": curve}))
 
+    write("published", 3, 4000.0, 8.0)  # a seed that the others do not have
     for seed in range(3):
         write("published", seed, 40.0, 80.0 + seed)
         write("quick", seed, 20.0, [60.0, 62.0, 61.0][seed])
     published, quick = score_per_hour.table(str(tmp_path), figure=str(tmp_path / "curves.png"))["rows"]
-    assert published["NELBO"] == 81.0 and published["NELBO, difference"] == "0.00 +- 0.00" and published["time"] == 1.0
+    assert published["seeds"] == 4 and published["NELBO, difference"] == "0.00 +- 0.00" and published["time"] == 1.0
+    assert quick["NELBO"] == 61.0 and quick["processor_s"] == 20.0
     assert quick["NELBO, difference"] == "-20.00 +- 1.15" and quick["bound, difference"] == "-18.00 +- 1.04"
     # From 100 to 61 nats within the second half of 20 s: 81 after half of it and a little, of 40 s.
     assert quick["time"] == pytest.approx((10 + 10 * 19 / 39) / 40)

@@ -244,6 +244,15 @@ def doubled(images):
     return tf.repeat(tf.repeat(images, 2, axis=1), 2, axis=2)
 
 
+def test_the_residual_scale_is_the_factor_of_the_branch(normal, shaken):
+    images, residuals = tf.constant(normal(3, 4, 2, CHANNELS)), []
+    for scale in (0.1, 0.3):
+        keras.utils.set_random_seed(0)
+        layer = layers.ResidualCells(1, BRANCHES[0], CHANNELS, CHANNELS, tiny_config(residual_scale=scale))
+        residuals.append(shaken(layer).single_layer(layers.ForwardPass())(images) - images)
+    np.testing.assert_allclose(residuals[1], 3.0 * residuals[0], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("change", slow_but("down", of=CHANGES))
 @pytest.mark.parametrize("branch", BRANCHES, ids=str)
 def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(branch, change, normal, shaken):

@@ -69,6 +69,7 @@ def test_a_data_set_without_a_published_name_is_one_with_such_images():
 def test_what_the_published_form_can_not_say_is_named():
     for changes, message in (
         (dict(exact_edges=True), r"the published form can't say model\.exact_edges = True$"),
+        (dict(residual_scale=0.3), r"can't say model\.residual_scale = 0\.3$"),
         (dict(num_mixtures=1), r"can't say model\.likelihood = 'logistic_mixture'"),
         (dict(num_bits=12), r"can't say model\.num_bits = 12"),
         (
