@@ -52,7 +52,16 @@ def after_steps(scan, count, model, train):
         results = step((images, labels) if made.config.num_classes else images)
     assert results["skipped_steps"] == 0.0
     recent = made.recent.read()
-    return [*values([*made.variables, *made.optimizer.variables]), recent.kl_per_group, recent.spectral_norms]
+    variables = [variable for variable in made.variables if not holds_rounding_errors(variable)]
+    return [*values([*variables, *made.optimizer.variables]), recent.kl_per_group, recent.spectral_norms]
+
+
+def holds_rounding_errors(variable):
+    """Whether a bias has no gradient but rounding errors, since a batch norm subtracts it: these reach some 1e-6.
+
+    Five steps of 0.01 move every other bias by more than 1e-3.
+    """
+    return variable.trainable and 0.0 < np.max(np.abs(variable)) < 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
