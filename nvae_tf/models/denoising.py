@@ -69,25 +69,29 @@ def denoised(model, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | Non
 
 
 def in_tiles(function: Callable, images: tf.Tensor, tile: tuple[int, int]) -> list[np.ndarray]:
-    """The arrays that `function(tiles, number)` makes of tiles `[tiles, *tile, channels]` of each image, joined again.
+    """The arrays that `function(tiles, rows, first)` makes of tiles `[tiles, *tile, channels]`, joined again.
 
+    `rows` is the number of each tile's image, and `first` that of the first tile among all.
     Tiles overlap by a quarter or more. There the result is a weighted mean; a tile's weight falls to its edges.
     """
     places = list(itertools.product(*map(_slices, images.shape[1:3], tile)))
     weight, total = np.multiply.outer(*map(_ramp, tile))[..., np.newaxis], np.zeros([*images.shape[1:3], 1])
     for place in places:
         total[place] += weight
-    results = []
+    # The tiles of some images at a time: together they are twice as large as the images.
+    results, at_once = [], max(1, 64 // len(places))
     with image_bar(len(images)) as bar:
-        for number in range(len(images)):  # one after another, since all tiles are twice as large as the images
-            image = np.asarray(images[number])
-            made = function(np.stack([image[place] for place in places]), number)
+        for start in range(0, len(images), at_once):
+            some = np.asarray(images[start : start + at_once])
+            tiles = np.stack([some[:, *place] for place in places], axis=1).reshape(-1, *tile, images.shape[3])
+            made = function(tiles, np.repeat(start + np.arange(len(some)), len(places)), start * len(places))
             results = results or [np.zeros(images.shape, np.float32) for _ in made]
             for result, parts in zip(results, made, strict=True):
-                for place, part in zip(places, np.asarray(parts), strict=True):
-                    result[number, *place] += weight * part
-                result[number] /= total
-            bar.update()
+                joined = result[start : start + at_once]
+                for number, place in enumerate(places):
+                    joined[:, *place] += weight * np.asarray(parts)[number :: len(places)]
+                joined /= total
+            bar.update(len(some))
     return results
 
 

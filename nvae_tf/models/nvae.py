@@ -368,8 +368,8 @@ class NVAE(FittedModel):
         images = check_images(images, dataclasses.replace(self.config, image_height=size[0], image_width=size[1]))
         labels = self._labels(labels, len(images))
 
-        def parts_of_tiles(tiles: np.ndarray, number: int) -> list[tf.Tensor]:
-            return parts(tiles, labels if labels is None else labels[number], number * len(tiles))
+        def parts_of_tiles(tiles: np.ndarray, rows: np.ndarray, first: int) -> list[tf.Tensor]:
+            return parts(tiles, labels if labels is None else tf.gather(labels, rows), first)
 
         return denoising.Denoised(*map(tf.constant, denoising.in_tiles(parts_of_tiles, images, own)))
 

@@ -16,7 +16,7 @@ from nvae_tf.models.restoration import Mask
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.serving.signatures import Signatures
 from tests import refuses
-from tests.tiny_model import shaken, tiny_model
+from tests.tiny_model import shaken, tiny_model, with_distinct_classes
 
 BLOCKS = dict(num_preprocess_blocks=1, num_postprocess_blocks=1, image_height=8, image_width=8, num_bits=8)
 NOISY = BLOCKS | dict(likelihood="noisy_signal", noise_variance=(0.05, 0.01))
@@ -102,12 +102,12 @@ def test_one_pass_one_draw_and_the_mean_of_draws():
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (8, 30), (29, 23)])
 def test_tiles_have_no_seams(size):
-    images = np.random.default_rng(0).random([2, *size, 3], np.float32)
-    same, constant = denoising.in_tiles(lambda tiles, _: [tiles, np.full_like(tiles, 0.3)], images, (8, 8))
+    images = np.random.default_rng(0).random([4, *size, 3], np.float32)
+    same, constant = denoising.in_tiles(lambda tiles, *_: [tiles, np.full_like(tiles, 0.3)], images, (8, 8))
     np.testing.assert_allclose(same, images, atol=1e-6)
     np.testing.assert_allclose(constant, 0.3, atol=1e-6)
     # Where tiles contradict each other, the image goes from one to the next in steps.
-    parity = lambda tiles, _: [tiles * 0 + np.arange(len(tiles)).reshape(-1, 1, 1, 1) % 2]  # noqa: E731
+    parity = lambda tiles, *_: [tiles * 0 + np.arange(len(tiles)).reshape(-1, 1, 1, 1) % 2]  # noqa: E731
     (mixed,) = denoising.in_tiles(parity, images, (8, 8))
     assert max(np.abs(np.diff(mixed, axis=axis)).max(initial=0.0) for axis in (1, 2)) < 0.45
 
@@ -121,5 +121,10 @@ def test_images_larger_than_the_models_are_denoised_in_tiles():
     # Each tile has draws of its own, those of all images before it counted.
     draws = model.denoise(np.concatenate([wide[:1, :, :8], wide[:1, :, 6:]] * 2), samples=1).images
     np.testing.assert_allclose(model.denoise(wide[[0, 0]], samples=1).images[1, :, :6], draws[2, :, :6], atol=1e-5)
+    classes, labels = with_distinct_classes(tiny_model(num_classes=3, **NOISY)), np.arange(40) % 3
+    first = [classes.denoise(wide[:1, :, :8], labels=[label]).images[0, :, :6] for label in range(3)]
+    assert np.abs(np.diff(first, axis=0)).max(axis=(1, 2, 3)).min() > 1e-3
+    joined = classes.denoise(np.repeat(wide[:1], 40, axis=0), labels=labels).images
+    np.testing.assert_allclose(joined[:, :, :6], np.stack(first)[labels], atol=1e-5)
     refuses("images have NaN", model.denoise, np.where(np.arange(2).reshape(-1, 1, 1, 1) == 1, np.nan, wide))
     refuses("there are no images", model.denoise, wide[:0])
