@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from nvae_tf.config import OLD_NAMES, ExperimentConfig, check_choice, named_settings, setting_meanings
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import check_has_config, check_writable
-from nvae_tf.presets import SIZE_MEANING, load_settings, settings_file, unlocked_config
+from nvae_tf.presets import RECIPE_MEANING, SIZE_MEANING, load_settings, settings_file, unlocked_config
 
 # A flag that is defined here belongs to the script that asks for it, and is on its page of --help.
 flags.disclaim_key_flags()
@@ -104,7 +104,7 @@ def define_config() -> Any:
     class SettingsParser(flags.ArgumentParser):
         def parse(self, text: str) -> ConfigDict:
             settings = load_settings(settings_file(text))
-            settings.size = config_dict.placeholder(str)
+            settings.size, settings.recipe = config_dict.placeholder(str), config_dict.placeholder(str)
             return settings.lock()
 
     text = "The settings of the run: the name of a preset (digits), a file of your own, or the config.json of a run."
@@ -176,7 +176,7 @@ def check_config_flags(arguments: Sequence[str]) -> None:
 
 def _settings_with_flags() -> list[str]:
     """The names of all settings but `objective.total_steps`, which follows from the length of the run."""
-    return ["size", *(name for name in named_settings(ExperimentConfig()) if name != "objective.total_steps")]
+    return ["size", "recipe", *(name for name in named_settings(ExperimentConfig()) if name != "objective.total_steps")]
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:
@@ -303,6 +303,7 @@ def manual_page(module: ModuleType, page: str, arguments: Sequence[str] = ()) ->
         config = unlocked_config(ExperimentConfig()) if chosen is None else load_settings(settings_file(chosen))
         sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE; the values are those of {source}:")
         sections.append(_entry("--config.size=SIZE", SIZE_MEANING))
+        sections.append(_entry("--config.recipe=RECIPE", RECIPE_MEANING))
         for group, kind in typing.get_type_hints(ExperimentConfig).items():
             # Without `objective.total_steps`, which follows from the length of the run.
             values, meanings = config[group], setting_meanings(kind)

@@ -134,6 +134,7 @@ def test_old_names_of_settings(tmp_path):
         ),
         ("\n\ndef get_config():\n    return 5\n", "get_config returns 5, not an ml_collections.ConfigDict"),
         ("def get_config():\n    return {'size': 'tiny'}\n", "give it as the flag --config.size"),
+        ("def get_config():\n    return {'recipe': 'efficient'}\n", "give it as the flag --config.recipe"),
         ("def get_config():\n    return {'trian': {}}\n", "setting trian = 'trian': no such setting"),
         (
             "def get_config():\n    return {'data': {'binarise': True, 'binarize': False}}\n",
@@ -355,6 +356,19 @@ def test_a_size_fits_the_images_and_leaves_what_is_given():
     assert dataclasses.replace(sizes[0].model, **published) == sizes[1].model
     for wrong, message in (("large", "not one of"), ("", "not one of"), ("tiny", "give data.height, data.width")):
         refuses(f"setting size = '{wrong}': {message}", experiment_config, "own_images", {"size": wrong})
+
+
+def test_the_efficient_recipe_changes_what_the_study_proved_and_nothing_that_is_given():
+    published, efficient = (experiment_config("digits", {"recipe": recipe}) for recipe in ("published", "efficient"))
+    assert published == experiment_config("digits")
+    model = dataclasses.replace(published.model, residual_scale=0.3, num_latent_per_group=8)
+    train = dataclasses.replace(published.train, batch_size=64, steps=1400, epochs=280)
+    assert efficient == dataclasses.replace(published, model=model, train=train)
+    given = {"train.batch_size": 128, "train.epochs": 5, "model.residual_scale": 0.2}
+    changed = experiment_config("digits", given | {"recipe": "efficient"})
+    assert (changed.train.batch_size, changed.train.steps, changed.train.epochs) == (128, 700, 5)
+    assert (changed.model.residual_scale, changed.model.num_latent_per_group) == (0.2, 8)
+    refuses("setting recipe = 'quick': not one of", experiment_config, "digits", {"recipe": "quick"})
 
 
 @pytest.mark.parametrize("name", LIKE)

@@ -8,17 +8,20 @@ from nvae_tf.config import NOISY_SIGNAL, DataSpec, ExperimentConfig, config_from
 from nvae_tf.data_sets import MODEL_SETTINGS
 from nvae_tf.errors import require
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.presets import check_size, model_of_size
+from nvae_tf.presets import check_size, model_of_size, recipe_settings
 
 
 def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> ExperimentConfig:
     """The settings of a run from nested ones of a config file, completed by a look at the images.
 
-    A `size` sets those of the model that are not `given` (names as "model.num_flows"). ValueError: they are wrong, or
-    make no model.
+    A `size` and a `recipe` set those that are not `given` (names as "model.num_flows"). ValueError: they are wrong,
+    or make no model.
     """
     check_size(size := settings.get("size"))
-    groups = {group: dict(values.items()) for group, values in settings.items() if group != "size"}
+    groups = {group: dict(values.items()) for group, values in settings.items() if group not in ("size", "recipe")}
+    for place, value in recipe_settings(settings.get("recipe"), groups, given).items():
+        group, _, name = place.partition(".")
+        groups[group][name] = value
     spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {})))
     model = groups.setdefault("model", {})
     for name, data_name in MODEL_SETTINGS.items():
