@@ -167,10 +167,16 @@ def nelbo_of_classes(model, images: tf.Tensor, noise: Sequence[tf.Tensor | float
     return tf.map_fn(nelbo, tf.range(model.config.num_classes), fn_output_signature=tf.float32)
 
 
-def class_probabilities(model, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+def class_probabilities(model, images: tf.Tensor, seeds: tf.Tensor, samples: int) -> tf.Tensor:
     """What `NVAE.classify` returns."""
-    noise = noise_per_image(model.plan.latent_shapes(), seeds)
-    return tf.nn.softmax(-tf.transpose(nelbo_of_classes(model, images, noise)))
+    shapes = model.plan.latent_shapes()
+
+    def add(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return number + 1, total + nelbo_of_classes(model, images, noise_per_image(shapes, seeds, number))
+
+    begun = tf.constant(0), tf.zeros([model.config.num_classes, tf.shape(images)[0]])
+    _, total = tf.while_loop(lambda number, _: number < samples, add, begun, parallel_iterations=1)
+    return tf.nn.softmax(-tf.transpose(total) / samples)
 
 
 def importance_weighted(model, images, seeds, labels, importance_samples: int) -> tf.Tensor:

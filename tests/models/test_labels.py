@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.layers import ForwardPass
+from nvae_tf.layers import FoldedPass, ForwardPass
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.models.passes import inference_pass, top_down_pass
@@ -87,6 +87,12 @@ def test_classes_are_as_probable_as_their_bounds_say(conditional, images):
     bounds = np.stack([conditional.score(images, labels=label, per_group=True).nelbo for label in range(3)], axis=1)
     weights = np.exp(bounds.min(axis=1, keepdims=True) - bounds)
     near(probabilities, weights / weights.sum(axis=1, keepdims=True), atol=1e-4)
+    # Of several draws the mean bound counts.
+    noise = noise_per_image(conditional.plan.latent_shapes(), image_seeds(0, len(images)), 1)
+    passes = [FoldedPass(labels=tf.fill([len(images)], label)) for label in range(3)]
+    second = np.stack([inference_pass(conditional, images, noise, one).elbo(images).nelbo for one in passes], axis=1)
+    near(conditional.classify(images, samples=2), tf.nn.softmax(-(bounds + second) / 2), atol=1e-4)
+    refuses("samples = 0: must be a whole number from 1", conditional.classify, images, samples=0)
 
 
 def test_labels_are_dropped_by_chance_the_same_for_an_image_whatever_the_batches():
