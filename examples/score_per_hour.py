@@ -4,7 +4,7 @@
     python -m examples.score_per_hour table --output=FOLDER [--figure=FILE]
 
 A recipe is "published", or changes joined by "+", as "residual 0.3+latent 8+batch x0.5+length x0.75".
-`python -m examples.score_per_hour RECIPE --help` says what a recipe measures.
+`python -m examples.score_per_hour run --help` and `table --help` say more.
 """
 
 import collections
@@ -65,11 +65,13 @@ def settings_of(kind: str, recipe: str, seed: int) -> ExperimentConfig:
         name, _, factor = change.partition(" x")
         if factor:
             check_choice("change", name, FACTORS)
-            changed[FACTORS[name]] = type(changed[FACTORS[name]])(changed[FACTORS[name]] * float(factor))
+            value = changed[FACTORS[name]] * float(factor)
+            changed[FACTORS[name]] = value if name == "rate" else round(value)
         else:
             check_choice("change", change, CHANGES)
             changed |= CHANGES[change]
-    changed["train.steps"] = changed["train.steps"] * start["train.batch_size"] // max(1, changed["train.batch_size"])
+    steps = changed["train.steps"] * start["train.batch_size"] // max(1, changed["train.batch_size"])
+    changed["train.steps"] = max(1, round(steps / SCORES)) * SCORES
     return experiment_config(preset, settings | changed | {"train.seed": seed})
 
 
@@ -146,6 +148,7 @@ def table(
     rows = []
     for (kind, scored, recipe), by_seed in runs.items():
         reference = {seed: run for seed, run in runs.get((kind, scored, baseline), {}).items() if seed in by_seed}
+        by_seed = {seed: by_seed[seed] for seed in reference}
         if not reference:
             raise ValueError(f"{output}: no run of {kind}, {baseline!r}, scored on {scored} images with that seed")
         (seconds, nelbos), (base_seconds, base_nelbos) = mean_curve(by_seed), mean_curve(reference)

@@ -170,8 +170,11 @@ def check_config_flags(arguments: Sequence[str]) -> None:
         if setting and f"{group}.{OLD_NAMES.get(name, name)}".removeprefix(".") not in valid:
             nearest = difflib.get_close_matches(setting[1], valid, n=1, cutoff=0.0)[0]
             raise ValueError(f"--config.{setting[1]}: no such setting; did you mean --config.{nearest}?")
-    if config := flag_value(arguments, "config"):
+    config = flag_value(arguments, "config")
+    if config:
         settings_file(config)
+    if flag_value(arguments, "config.recipe") and (not config or config.endswith(".json")):
+        raise ValueError("--config.recipe: a recipe changes a preset or a file of your own, not the settings of a run")
 
 
 def _settings_with_flags() -> list[str]:

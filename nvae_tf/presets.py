@@ -36,8 +36,9 @@ SIZE_MEANING = (
 )
 RECIPES = ("published", "efficient")
 RECIPE_MEANING = (
-    "How the model is trained: as published (the default), or efficient (docs/recipes.md): residual scale 0.3, 8 "
-    "latent channels a group, half the batch, 0.7 of the images. Settings given as flags stay. Not for published files."
+    "How the model is trained: published (the settings of --config), or efficient (docs/recipes.md), which replaces "
+    "them: residual scale 0.3, 8 latent channels a group, half the batch, 0.7 of the epochs or images; settings given "
+    "as flags stay."
 )
 # Presets whose models are not the paper's.
 _OWN_MODELS = ("own_images", "digits", "photos", "scientific")
@@ -70,9 +71,8 @@ def experiment_config(
                 settings[group][name] = value
         if size is not None:
             settings.model.update(model_of_size(size, config_from_dict(DataSpec, settings.data), given))
-        for place, value in recipe_settings(recipe, settings, given).items():
-            group, _, name = place.partition(".")
-            settings[group][name] = value
+        for group, values in recipe_settings(recipe, settings, given).items():
+            settings[group].update(values)
     return config_from_dict(ExperimentConfig, settings)
 
 
@@ -101,17 +101,22 @@ def model_of_size(size: str, data: DataSpec, given: Iterable[str] = ()) -> dict[
     return {setting: value for setting, value in settings.items() if f"model.{setting}" not in given}
 
 
-def recipe_settings(recipe: str | None, settings: Mapping[str, Any], given: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings, by name, that a recipe changes, less those that are given. None: as published."""
+def recipe_settings(recipe: str | None, settings: Mapping[str, Any], given: Iterable[str]) -> dict[str, dict]:
+    """The settings that a recipe (None: published) changes, in their groups, less those that are given."""
     check_choice("setting recipe", "published" if recipe is None else recipe, RECIPES)
     if recipe != "efficient":
         return {}
-    train = config_from_dict(TrainConfig, settings["train"])
-    batch_size = train.batch_size if "train.batch_size" in given else max(1, train.batch_size // 2)
-    changed = {"model.residual_scale": 0.3, "model.num_latent_per_group": 8}
-    changed |= {"train.batch_size": batch_size, "train.epochs": max(1, round(0.7 * train.epochs))}
-    changed["train.steps"] = round(0.7 * train.steps * train.batch_size / batch_size)
-    return {setting: value for setting, value in changed.items() if setting not in given}
+    train = config_from_dict(TrainConfig, settings.get("train", {}))
+    batch_size, part = train.batch_size, train.accumulate_steps
+    if "train.batch_size" not in given:
+        batch_size = max(1, batch_size // part // 2) * part  # microbatches stay equal
+    changed = {"epochs": max(1, round(0.7 * train.epochs)), "batch_size": batch_size}
+    changed["steps"] = round(0.7 * train.steps * train.batch_size / batch_size)
+    groups = {"model": {"residual_scale": 0.3, "num_latent_per_group": 8}, "train": changed}
+    return {
+        group: {name: value for name, value in values.items() if f"{group}.{name}" not in given}
+        for group, values in groups.items()
+    }
 
 
 def check_size(size: str | None) -> None:
@@ -178,8 +183,9 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     config, groups = ConfigDict(settings).unlock(), config_to_dict(ExperimentConfig())
     del groups["objective"]["total_steps"]
     groups["model"] |= dict.fromkeys(MODEL_SETTINGS)
-    for name in {"size", "recipe"} & set(config):
-        raise ValueError(f"{name} is not for files of settings: give it as the flag --config.{name}")
+    for name in ("size", "recipe"):
+        if name in config:
+            raise ValueError(f"{name} is not for files of settings: give it as the flag --config.{name}")
     for group, values in config.items():
         check_choice(f"setting {group}", group, groups, what="no such setting")
         if not isinstance(values, ConfigDict):

@@ -368,6 +368,8 @@ def test_the_efficient_recipe_changes_what_the_study_proved_and_nothing_that_is_
     changed = experiment_config("digits", given | {"recipe": "efficient"})
     assert (changed.train.batch_size, changed.train.steps, changed.train.epochs) == (128, 700, 5)
     assert (changed.model.residual_scale, changed.model.num_latent_per_group) == (0.2, 8)
+    parts = experiment_config("digits", {"train.accumulate_steps": 64, "recipe": "efficient"}).train
+    assert (parts.batch_size, parts.steps) == (64, 1400)
     refuses("setting recipe = 'quick': not one of", experiment_config, "digits", {"recipe": "quick"})
 
 

@@ -19,9 +19,8 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
     """
     check_size(size := settings.get("size"))
     groups = {group: dict(values.items()) for group, values in settings.items() if group not in ("size", "recipe")}
-    for place, value in recipe_settings(settings.get("recipe"), groups, given).items():
-        group, _, name = place.partition(".")
-        groups[group][name] = value
+    for group, values in recipe_settings(settings.get("recipe"), groups, given).items():
+        groups.setdefault(group, {}).update(values)
     spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {})))
     model = groups.setdefault("model", {})
     for name, data_name in MODEL_SETTINGS.items():

@@ -159,13 +159,13 @@ def _opened(path: pathlib.Path, _: int) -> tuple[Any, Any, np.ndarray | None, li
     named = wrap_read_errors(f"{path}: not a TIFF file that can be read (", ")", BadPicture)
     with named, _logged_errors_raised(), tifffile.TiffFile(path) as file:
         series, *others = file.series
+        if series.is_multifile:
+            raise BadPicture(f"{path}: an OME file, some of whose pages are in other files; save all pages to one file")
         page, places = series.keyframe, [(each.dataoffsets, each.databytecounts) for each in series]
         mapped = None if series.dataoffset is None else tifffile.memmap(path, series=0, mode="r")
         mapped = mapped if mapped is None else mapped.reshape(-1, *page.shape)
     if others:
         raise BadPicture(f"{path}: has {1 + len(others)} series of images; save each to a file of its own")
-    if series.is_multifile:
-        raise BadPicture(f"{path}: an OME file, some of whose pages are in other files; save all pages to one file")
     is_plain = page.axes in ("YX", "YXS", "SYX") and page.dtype is not None
     if not is_plain or series.shape[-len(page.shape) :] != page.shape or page.photometric in (_WHITE_IS_ZERO, _PALETTE):
         form = f"axes {series.axes}, {page.bitspersample} bits, {getattr(page.photometric, 'name', page.photometric)}"

@@ -68,26 +68,27 @@ def denoised(model, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | Non
     return [mean] if samples == 1 else [mean, tf.sqrt(squares / (samples - 1.0))]
 
 
-def in_tiles(function: Callable, images: tf.Tensor, tile: tuple[int, int]) -> list[np.ndarray]:
+def in_tiles(function: Callable, images: tf.Tensor, tile: tuple[int, int], at_once: int) -> list[np.ndarray]:
     """The arrays that `function(tiles, rows, first)` makes of tiles `[tiles, *tile, channels]`, joined again.
 
-    `rows` is the number of each tile's image, and `first` that of the first tile among all.
+    `rows` is the number of each tile's image, and `first` that of the first tile among all. The tiles of several images
+    go together, `at_once` or fewer, but never less than those of one image.
     Tiles overlap by a quarter or more. There the result is a weighted mean; a tile's weight falls to its edges.
     """
     places = list(itertools.product(*map(_slices, images.shape[1:3], tile)))
     weight, total = np.multiply.outer(*map(_ramp, tile))[..., np.newaxis], np.zeros([*images.shape[1:3], 1])
     for place in places:
         total[place] += weight
-    # The tiles of some images at a time: together they are twice as large as the images.
-    results, at_once = [], max(1, 64 // len(places))
+    # Not of all images at once: together tiles are twice as large as the images.
+    results, step = [], max(1, at_once // len(places))
     with image_bar(len(images)) as bar:
-        for start in range(0, len(images), at_once):
-            some = np.asarray(images[start : start + at_once])
+        for start in range(0, len(images), step):
+            some = np.asarray(images[start : start + step])
             tiles = np.stack([some[:, *place] for place in places], axis=1).reshape(-1, *tile, images.shape[3])
             made = function(tiles, np.repeat(start + np.arange(len(some)), len(places)), start * len(places))
             results = results or [np.zeros(images.shape, np.float32) for _ in made]
             for result, parts in zip(results, made, strict=True):
-                joined = result[start : start + at_once]
+                joined = result[start : start + step]
                 for number, place in enumerate(places):
                     joined[:, *place] += weight * np.asarray(parts)[number :: len(places)]
                 joined /= total

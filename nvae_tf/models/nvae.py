@@ -334,9 +334,9 @@ class NVAE(FittedModel):
         """The probability of each class given an image, `[batch, classes]`: Bayes' rule over the bounds.
 
         All classes are as probable a priori, and `log p(x | class)` is replaced by its lower bound (`score` with
-        `per_group`), the mean over so many draws, which are the same for all classes. One draw of the latents moves the
-        bound by more than the classes differ by: more draws name more images rightly, and take as much longer.
-        Example: `likeliest = tf.argmax(model.classify(images, samples=8), axis=1)`
+        `per_group`): the mean over `samples` draws of the latents, the same draws for all classes. One draw moves the
+        bound by more than the classes differ; with more draws more images are classified rightly.
+        Example: `likeliest = tf.argmax(model.classify(images, samples=8, batch_size=100), axis=1)`
         """
         check(self.config.num_classes > 0, "this model has no classes (model.num_classes = 0)")
         samples = whole_number("samples", samples, 1)
@@ -373,7 +373,7 @@ class NVAE(FittedModel):
         def parts_of_tiles(tiles: np.ndarray, rows: np.ndarray, first: int) -> list[tf.Tensor]:
             return parts(tiles, labels if labels is None else tf.gather(labels, rows), first)
 
-        return denoising.Denoised(*map(tf.constant, denoising.in_tiles(parts_of_tiles, images, own)))
+        return denoising.Denoised(*map(tf.constant, denoising.in_tiles(parts_of_tiles, images, own, batch_size or 64)))
 
     def restore(
         self,

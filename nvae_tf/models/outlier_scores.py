@@ -56,7 +56,7 @@ def outlier_parts(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> 
     """The KLs and reconstructions of images `[batch, height, width, channels]`, by default of the likeliest class."""
     means = [0.0] * model.plan.num_groups
     if labels is None and model.config.num_classes:
-        labels = tf.argmin(nelbo_of_classes(model, images, means), axis=0, output_type=tf.int32)
+        labels = tf.argmin(nelbo_of_classes(model, images, lambda _: means), axis=0, output_type=tf.int32)
     decoded = inference_pass(model, images, means, FoldedPass(labels=labels))
     return OutlierParts(*decoded.elbo(images), kl_map(model, decoded.latents))
 

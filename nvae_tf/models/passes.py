@@ -5,8 +5,9 @@
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -154,29 +155,28 @@ def elbo(model, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -
     return inference_pass(model, images, noise, FoldedPass(labels=labels)).elbo(images)
 
 
-def nelbo_of_classes(model, images: tf.Tensor, noise: Sequence[tf.Tensor | float]) -> tf.Tensor:
-    """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `inference_pass`."""
+def nelbo_of_classes(model, images: tf.Tensor, noise_of: Callable, samples: int = 1) -> tf.Tensor:
+    """The NELBO of images given each class, in nats, `[classes, batch]`: the mean over draws of the latents.
+
+    `noise_of(number)` is the noise of a draw, as for `inference_pass`.
+    """
     # What does not depend on the class is computed once.
-    forward, count = pass_of_loop(model), tf.shape(images)[0]
-    sources = list(map(PosteriorSource, model.bottom_up.features(images, forward), noise))
+    forward, count, classes = pass_of_loop(model), tf.shape(images)[0], model.config.num_classes
+    features = model.bottom_up.features(images, forward)
 
     def nelbo(number: tf.Tensor) -> tf.Tensor:
-        class_pass = dataclasses.replace(forward, labels=tf.fill([count], number))
+        class_pass = dataclasses.replace(forward, labels=tf.fill([count], number % classes))
+        sources = list(map(PosteriorSource, features, noise_of(number // classes)))
         return top_down_pass(model, sources, count, class_pass).elbo(images).nelbo
 
-    return tf.map_fn(nelbo, tf.range(model.config.num_classes), fn_output_signature=tf.float32)
+    nelbos = tf.map_fn(nelbo, tf.range(classes * samples), fn_output_signature=tf.float32)
+    return tf.reduce_mean(tf.reshape(nelbos, [samples, classes, -1]), axis=0)
 
 
 def class_probabilities(model, images: tf.Tensor, seeds: tf.Tensor, samples: int) -> tf.Tensor:
     """What `NVAE.classify` returns."""
-    shapes = model.plan.latent_shapes()
-
-    def add(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return number + 1, total + nelbo_of_classes(model, images, noise_per_image(shapes, seeds, number))
-
-    begun = tf.constant(0), tf.zeros([model.config.num_classes, tf.shape(images)[0]])
-    _, total = tf.while_loop(lambda number, _: number < samples, add, begun, parallel_iterations=1)
-    return tf.nn.softmax(-tf.transpose(total) / samples)
+    noise_of = functools.partial(noise_per_image, model.plan.latent_shapes(), seeds)
+    return tf.nn.softmax(-tf.transpose(nelbo_of_classes(model, images, noise_of, samples)))
 
 
 def importance_weighted(model, images, seeds, labels, importance_samples: int) -> tf.Tensor:

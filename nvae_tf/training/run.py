@@ -163,6 +163,9 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
             f"train.initialize_from = {path!r}: none of its {len(source_weights)} weights fits one of the "
             f"{len(weights)} of this model: {'; '.join(changed[:5])}. Set the model as it is there"
         )
+    if source.config.residual_scale != model.config.residual_scale:
+        fix = f"its weights are for --config.model.residual_scale={source.config.residual_scale}"
+        raise ValueError(f"train.initialize_from = {path!r}: {fix}, not {model.config.residual_scale}")
     for name in taken:
         weights[name].assign(source_weights[name].numpy())
     # The vectors of kernels are numbered, and another architecture numbers them otherwise.

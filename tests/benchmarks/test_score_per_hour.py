@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from benchmarks.workloads import run_python
 from examples import score_per_hour
 
 
@@ -25,6 +26,7 @@ def test_the_table_pairs_the_runs_of_a_seed_and_says_when_a_recipe_is_as_good(tm
         (tmp_path / f"{recipe}-{seed}.json").write_text(json.dumps(made | {"curve": curve}))
 
     write("published", 3, 4000.0, 8.0)  # a seed that the others do not have
+    write("quick", 4, 4000.0, 8.0)
     for seed in range(3):
         write("published", seed, 40.0, 80.0 + seed)
         write("quick", seed, 20.0, [60.0, 62.0, 61.0][seed])
@@ -37,3 +39,14 @@ def test_the_table_pairs_the_runs_of_a_seed_and_says_when_a_recipe_is_as_good(tm
     assert (tmp_path / "curves.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="no run of gray, 'slow'"):
         score_per_hour.table(str(tmp_path), baseline="slow")
+
+
+@pytest.mark.slow
+def test_a_run_is_scored_on_the_way_and_written(tmp_path):
+    run_python(
+        "examples.score_per_hour", "run", "digits", f"--output={tmp_path}", "--recipe=residual 0.3+length x0.005"
+    )
+    (made,) = (json.loads(file.read_text()) for file in tmp_path.iterdir())
+    assert [point["step"] for point in made["curve"]] == [1, 2, 3, 4, 5] and made["scored"] == "validation"
+    seconds = [point["processor_s"] for point in made["curve"]]
+    assert seconds == sorted(seconds) and made["bound_k100"] < made["curve"][-1]["nelbo"] < 1000.0

@@ -44,6 +44,7 @@ MISTAKES = [
     (NEW_RUN + "train.batch_sise=3", "did you mean --config.train.batch_size?"),
     ("train.main --config=own_images --workdir={0}/new --config.size=", "setting size = '': not one of the choices"),
     (NEW_RUN + "recipe=quick", "setting recipe = 'quick': not one of the choices (published, efficient)"),
+    ("train.main --workdir=x --config.recipe=efficient", "--config.recipe: a recipe changes a preset or a file of"),
     (NEW_RUN + "size=huge", "setting size = 'huge': not one of the choices (tiny, small, medium, published)"),
     (NEW_RUN + "train.batch_size=1438", "The batch size is 1438; of 1437 training images"),
     ("train.launch --processes=2 -- --config=digits", "--workdir is missing"),

@@ -116,12 +116,13 @@ def test_images_need_not_be_there_where_their_size_is_set(commands):
         "from configs import own_images; from nvae_tf.data.spec import complete_config\n"
         "from train.estimate import sized_settings; settings = own_images.get_config(); settings.data.height = 64\n"
         "config = complete_config(sized_settings(settings)); print(config.data.image_shape, config.model.image_width)\n"
-        "given = ['model.num_channels_decoder']; settings.unlock().update(size='tiny', recipe='efficient')\n"
+        "given = ['model.num_channels_decoder', 'train.batch_size']; settings.unlock()\n"
+        "settings.update(size='tiny', recipe='efficient')\n"
         "config = complete_config(sized_settings(settings), given); model = config.model\n"
         "print(model.num_preprocess_blocks, model.num_channels_encoder, model.num_channels_decoder)\n"
         "print(model.residual_scale, config.train.batch_size)"
     )
-    assert commands.output_of(["-c", program]) == "(64, 64, 3) 64\n2 8 32\n0.3 8\n"
+    assert commands.output_of(["-c", program]) == "(64, 64, 3) 64\n2 8 32\n0.3 16\n"
 
 
 @pytest.mark.slow

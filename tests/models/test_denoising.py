@@ -103,12 +103,12 @@ def test_one_pass_one_draw_and_the_mean_of_draws():
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (8, 30), (29, 23)])
 def test_tiles_have_no_seams(size):
     images = np.random.default_rng(0).random([4, *size, 3], np.float32)
-    same, constant = denoising.in_tiles(lambda tiles, *_: [tiles, np.full_like(tiles, 0.3)], images, (8, 8))
+    same, constant = denoising.in_tiles(lambda tiles, *_: [tiles, np.full_like(tiles, 0.3)], images, (8, 8), 40)
     np.testing.assert_allclose(same, images, atol=1e-6)
     np.testing.assert_allclose(constant, 0.3, atol=1e-6)
     # Where tiles contradict each other, the image goes from one to the next in steps.
     parity = lambda tiles, *_: [tiles * 0 + np.arange(len(tiles)).reshape(-1, 1, 1, 1) % 2]  # noqa: E731
-    (mixed,) = denoising.in_tiles(parity, images, (8, 8))
+    (mixed,) = denoising.in_tiles(parity, images, (8, 8), 64)
     assert max(np.abs(np.diff(mixed, axis=axis)).max(initial=0.0) for axis in (1, 2)) < 0.45
 
 

@@ -91,7 +91,8 @@ def test_classes_are_as_probable_as_their_bounds_say(conditional, images):
     noise = noise_per_image(conditional.plan.latent_shapes(), image_seeds(0, len(images)), 1)
     passes = [FoldedPass(labels=tf.fill([len(images)], label)) for label in range(3)]
     second = np.stack([inference_pass(conditional, images, noise, one).elbo(images).nelbo for one in passes], axis=1)
-    near(conditional.classify(images, samples=2), tf.nn.softmax(-(bounds + second) / 2), atol=1e-4)
+    near(conditional.classify(images, samples=2, batch_size=3), tf.nn.softmax(-(bounds + second) / 2), atol=1e-4)
+    near(tf.function(conditional.classify)(images[:1]), probabilities[:1], atol=1e-4)
     refuses("samples = 0: must be a whole number from 1", conditional.classify, images, samples=0)
 
 

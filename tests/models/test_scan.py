@@ -52,22 +52,18 @@ def after_steps(scan, count, model, train):
         results = step((images, labels) if made.config.num_classes else images)
     assert results["skipped_steps"] == 0.0
     recent = made.recent.read()
-    variables = [variable for variable in made.variables if not holds_rounding_errors(variable)]
-    return [*values([*variables, *made.optimizer.variables]), recent.kl_per_group, recent.spectral_norms]
-
-
-def holds_rounding_errors(variable):
-    """Whether a bias has no gradient but rounding errors, since a batch norm subtracts it: these reach some 1e-6.
-
-    Five steps of 0.01 move every other bias by more than 1e-3.
-    """
-    return variable.trainable and 0.0 < np.max(np.abs(variable)) < 1e-5
+    others = [*made.non_trainable_variables, *made.optimizer.variables]
+    return values(made.trainable_variables), [*values(others), recent.kl_per_group, recent.spectral_norms]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_steps_with_the_loop_are_the_same(variant):
     expected, found = (after_steps(scan, 5, *VARIANTS[variant]) for scan in (False, True))
-    assert_near(found, expected, rtol=1e-6, atol=1e-6)
+    assert_near(found[1], expected[1], rtol=1e-6, atol=1e-6)
+    for one, other in zip(found[0], expected[0], strict=True):
+        # A batch norm subtracts some biases: rounding errors alone move them, by some 1e-6. Others move more than 1e-3.
+        if np.max(np.abs([one, other])) > 1e-5:
+            assert_near([one], [other], rtol=1e-6, atol=1e-6)
 
 
 DRAWN = {

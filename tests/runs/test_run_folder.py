@@ -321,6 +321,8 @@ def test_a_source_of_which_nothing_fits_is_refused_and_nothing_assigned(tmp_path
     before = values(model)
     differing = "model.num_groups_per_scale is 1 there and 2 here"
     refuses(rf"{path}.*none of its \d+ weights fits one of the \d+ .* {differing}", initialize, model, path)
+    other_scale = compiled(tiny_config(squeeze_excite=False, residual_scale=0.3))
+    refuses("weights are for --config.model.residual_scale=0.1, not 0.3", initialize, other_scale, path)
     assert_same(values(model), before)
 
 
