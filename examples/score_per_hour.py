@@ -195,7 +195,7 @@ def save_curves(runs: dict[tuple, dict[int, Any]], file: pathlib.Path) -> None:
             lowest, highest = np.min(every, axis=0)[1:], np.max(every, axis=0)[1:]
             axes.fill_between(seconds[1:] / 60, lowest, highest, alpha=0.2, color=line.get_color())
         axes.set(title=title, xlabel="processor time, minutes", ylabel="NELBO, nats per image")
-        axes.legend()
+        axes.legend(loc="upper right", fontsize="small")
     figure.savefig(file, dpi=120)
 
 
