@@ -98,8 +98,8 @@ def run(
     The time is that of this process, on one thread, and includes the tracing of the graph, but not the scoring. At the
     end also the importance-weighted bound of 100 draws, of the first 200 images. Nats per image.
     """
-    for set_threads in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
-        getattr(tf.config.threading, set_threads)(1)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     config = settings_of(kind, recipe, seed)
     training, scored = map(ArraySource, images_of(kind, test, images))
     length = training.count // config.train.batch_size, config.train.steps
