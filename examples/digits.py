@@ -50,9 +50,10 @@ def class_samples(model: Any, count: int, temperature: float, guidance: float, s
     return generate_images(model, count, temperature, seed, labels=labels, guidance=guidance), labels
 
 
-def accuracy(model: Any, images: np.ndarray, truth: np.ndarray) -> float:
-    """In how many images a conditional model sees the true class by Bayes' rule."""
-    return float((np.argmax(model.classify(images, batch_size=100), axis=1) == truth).mean())
+def accuracy(model: Any, images: np.ndarray, truth: np.ndarray, samples: int = 1) -> float:
+    """In how many images a conditional model sees the true class by Bayes' rule over bounds of so many draws."""
+    probabilities = model.classify(images, batch_size=100, samples=samples)
+    return float((np.argmax(probabilities, axis=1) == truth).mean())
 
 
 def quality(

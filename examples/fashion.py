@@ -1,7 +1,7 @@
 """Small models of Fashion-MNIST, and what they are good for: the recipes that the docs measure, minutes on two cores.
 
     python -m examples.fashion models binary|gray|classes --workdir=RUN
-    python -m examples.fashion classes --workdir=RUN [--guidance=W]
+    python -m examples.fashion classes --workdir=RUN [--guidance=W] [--samples=16]
     python -m examples.fashion features
     python -m examples.fashion prior --workdir=RUN [--count=2000] [--seeds=3]
     python -m examples.fashion outliers --workdir=RUN [--count=2000]
@@ -80,7 +80,11 @@ def models(kind: Kind, workdir: Workdir, images: Images = DEBIAN) -> dict[str, A
 
 
 def classes(
-    workdir: Workdir, temperature: Temperature = 1.0, guidance: Guidance = 1.0, images: Images = DEBIAN
+    workdir: Workdir,
+    temperature: Temperature = 1.0,
+    guidance: Guidance = 1.0,
+    samples: Annotated[int, "Draws of the latents whose mean bound classifies test images.", 1] = 1,
+    images: Images = DEBIAN,
 ) -> dict[str, Any]:
     """In how many samples of a conditional model a classifier of the same images sees the class that was asked for.
 
@@ -88,11 +92,11 @@ def classes(
     """
     (training, labels), (test, truth) = (fashion(images, split, count) for split, count in COUNTS.items())
     machine, model = SVC(C=10.0).fit(rows(training) / 255.0, labels), nvae_tf.load(workdir)
-    samples, wanted = class_samples(model, 1000, temperature, guidance)
+    drawn, wanted = class_samples(model, 1000, temperature, guidance)
     return {
-        "samples_seen_as_asked": float((machine.predict(rows(samples)) == wanted).mean()),
+        "samples_seen_as_asked": float((machine.predict(rows(drawn)) == wanted).mean()),
         "test_images_seen_rightly": float((machine.predict(rows(test) / 255.0) == truth).mean()),
-        "test_images_classified_by_the_model": accuracy(model, test / np.float32(255.0), truth),
+        "test_images_classified_by_the_model": accuracy(model, test / np.float32(255.0), truth, samples),
     }
 
 

@@ -87,10 +87,10 @@ def in_tiles(function: Callable, images: tf.Tensor, tile: tuple[int, int], at_on
             tiles = np.stack([some[:, *place] for place in places], axis=1).reshape(-1, *tile, images.shape[3])
             made = function(tiles, np.repeat(start + np.arange(len(some)), len(places)), start * len(places))
             results = results or [np.zeros(images.shape, np.float32) for _ in made]
-            for result, parts in zip(results, made, strict=True):
+            for result, parts in zip(results, map(np.asarray, made), strict=True):
                 joined = result[start : start + step]
                 for number, place in enumerate(places):
-                    joined[:, *place] += weight * np.asarray(parts)[number :: len(places)]
+                    joined[:, *place] += weight * parts[number :: len(places)]
                 joined /= total
             bar.update(len(some))
     return results
