@@ -17,16 +17,15 @@ from PIL import Image
 from benchmarks import results
 from nvae_tf.data.sources import load_split
 from nvae_tf.files import write_arrays
-from nvae_tf.presets import config_for_data
+from nvae_tf.presets import experiment_config
 
 NUM_BITS = 12
 
 
 def photographs(size: int) -> dict[str, np.ndarray]:
     """RGB patches of both photographs, uint8 `[count, size, size, 3]`, of each part."""
-    config = config_for_data("photos")
-    config.data.update(height=size, width=size)
-    sources = {part: load_split(config.data, part) for part in ("train", "test")}
+    spec = experiment_config("photos", {"data.height": size, "data.width": size}).data
+    sources = {part: load_split(spec, part) for part in ("train", "test")}
     return {part: source.read(np.arange(source.count)) for part, source in sources.items()}
 
 
