@@ -27,7 +27,6 @@ from nvae_tf.progress import duration
 _TEMPERATURE = 1.0
 _METRICS = "--metrics=elbo,iw,latents --importance_samples=100"
 _DRAWING = f"--temperature={_TEMPERATURE} --seed=1 --count=64"
-_SERVING = "--port=0 --rest_port=0 --samples={workdir}"
 # A program that runs a script in a process where this package can't be imported.
 _WITHOUT_PACKAGE = (
     "import runpy, sys; sys.modules['nvae_tf'] = None; "
@@ -48,7 +47,7 @@ _STEPS = (
     (
         "Serve the export for a moment, and ask it for samples by gRPC and by REST",
         "served_rest.png",
-        f"-m export.serve --path={{workdir}}/saved_model {_SERVING}",
+        "-m export.serve --path={workdir}/saved_model --port=0 --rest_port=0 --samples={workdir}",
     ),
 )
 

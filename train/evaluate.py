@@ -41,8 +41,6 @@ from nvae_tf import command_line, config, errors, progress
 
 _METRICS = ("elbo", "iw", "fid", "frechet", "latents", "probe", "outliers", "noise")
 _SAMPLES_HELP = "Samples an image of the importance-weighted bound, metric iw."
-_BATCH_SIZE_HELP = "Images at a time on each replica; that of the training if not given."
-_REPLICAS_HELP = "Number of GPUs, all for 0; without GPUs, of virtual CPU devices."
 _INCEPTION_HELP = "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
 _EXTRACTOR_HELP = "Other features than Inception's, of fid or frechet: MODULE:FUNCTION of yours makes the extractor."
 _OUTLIERS_HELP = "Folders of pictures of another kind, or files of arrays, for metric outliers."
@@ -63,8 +61,8 @@ def main(
     metrics: Annotated[Sequence[str], f"What to measure, of {', '.join(_METRICS)}."] = ("elbo", "iw"),
     importance_samples: Annotated[int, _SAMPLES_HELP, 1, config.MOST_IMPORTANCE_SAMPLES] = 1000,
     split: Annotated[str, "Part of the data set.", "test", "train"] = "test",
-    batch_size: Annotated[int | None, _BATCH_SIZE_HELP, 1] = None,
-    replicas: Annotated[int, _REPLICAS_HELP, 0] = 0,
+    batch_size: Annotated[int | None, "Images at a time on each replica; that of the training if not given.", 1] = None,
+    replicas: Annotated[int, "Number of GPUs, all for 0; without GPUs, of virtual CPU devices.", 0] = 0,
     seed: Annotated[int, "Of the binarization and of the samples.", 0, config.LARGEST_SEED] = 0,
     fid_samples: Annotated[int, "Samples of metric fid or frechet.", 2] = 50_000,
     temperature: Annotated[float | Sequence[float], config.TEMPERATURE_HELP] = 1.0,

@@ -124,8 +124,7 @@ def _write(mode: str, run: Any, place: OutputPlace, made: tasks.Made, origin: Ma
 
         model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
         origin = {"checkpoint_sha256": sha256, "command": _COMMAND, "channels": channels, **origin}
-        about = Provenance(model, run.step, **origin)
-        save_figure(made.draw(about), place.path, FLAGS.raw)
+        save_figure(made.draw(Provenance(model, run.step, **origin)), place.path, FLAGS.raw)
     if made.metrics is not None and FLAGS.json:
         files.atomic_write(pathlib.Path(FLAGS.json), json.dumps(made.metrics, indent=2) + "\n")
 

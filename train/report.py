@@ -19,12 +19,10 @@ from typing import Annotated
 
 from nvae_tf import command_line, config, errors, files
 
-_OUTPUT_HELP = "HTML file to write; report.html in the run folder, or comparison.html."
-
 
 def main(
     workdir: Annotated[os.PathLike | Sequence[str], "Run folders of nvae-train; they may stand without the flag."],
-    output: Annotated[str | None, _OUTPUT_HELP] = None,
+    output: Annotated[str | None, "HTML file to write; report.html in the run folder, or comparison.html."] = None,
     checkpoint: Annotated[str, config.CHECKPOINT_HELP, *config.CHECKPOINTS] = config.CHECKPOINTS[0],
     overwrite: Annotated[bool, "Replace what is at --output already."] = False,
     seed: Annotated[int, "Seed of the images and the binarization.", 0, config.LARGEST_SEED] = 1,

@@ -128,8 +128,7 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tupl
 
     Returns the entry `outliers` of the evaluation file; the sets, the part's own first; and `scores_by_name` of each.
     """
-    own_spec = dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")
-    sets = [(task.source, own_spec), *outliers]
+    sets = [(task.source, dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")), *outliers]
     strategy, model = task.strategy, task.trained.model
 
     @functools.partial(tf.function, autograph=False)
@@ -155,8 +154,7 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tupl
         spec.name: {"num_images": source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
         for (source, spec), other in zip(outliers, others, strict=True)
     }
-    metrics = {"calibrated": calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": results}
-    return metrics, sets, scores
+    return {"calibrated": calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": results}, sets, scores
 
 
 def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) -> dict[str, np.ndarray]:

@@ -294,8 +294,7 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: st
     }
     earlier = _earlier(task, file, provenance)
     metrics = earlier | provenance | measured
-    half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
-    if half_widths:
+    if half_widths := earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {}):
         metrics["half_widths_95"] = half_widths
     if command:
         before = [line for line in str(earlier.get("command", "")).splitlines() if line != command]

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -218,8 +218,8 @@ def training_curves(title: str, unit: str, lines: Curves, width=1000) -> Figure:
 
 def histograms(scores: Scores, about: Provenance, width=1000) -> Figure:
     """A histogram of each outlier score, one line for each set; the histogram of the first set is filled."""
-
-    def draw(axes: Axes, name: str, colors: Mapping[str, str]) -> None:
+    figure, charts, colors = _score_charts("Outlier scores", scores, about, width)
+    for name, axes in charts.items():
         values = np.concatenate([each[name] for each in scores.values()])
         # Outliers may have scores a hundred times as large.
         is_positive = values.min() > 0.0
@@ -232,8 +232,7 @@ def histograms(scores: Scores, about: Provenance, width=1000) -> Figure:
         if is_positive:
             _make_logarithmic(axes, "x", edges)
         axes.xaxis.set_major_formatter("{x:,g}")
-
-    return _side_by_side("Outlier scores", scores, draw, about, width)
+    return figure
 
 
 def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
@@ -241,8 +240,8 @@ def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
     from sklearn.metrics import roc_curve
 
     own, *others = scores
-
-    def draw(axes: Axes, name: str, colors: Mapping[str, str]) -> None:
+    figure, charts, colors = _score_charts("How many outliers a score finds", scores, about, width, own)
+    for name, axes in charts.items():
         axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.5)
         for number, images in enumerate(others):
             parts = scores[own][name], scores[images][name]
@@ -251,8 +250,7 @@ def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
             axes.plot(alarms, hits, color=colors[images], linewidth=1.5 + 0.8 * (len(others) - 1 - number))
         axes.set(xlabel=f"{own} above the threshold", ylabel="outliers above it")
         axes.set_title(_SCORES[name], loc="left", fontsize=axes.xaxis.label.get_size(), color=FAINT)
-
-    return _side_by_side("How many outliers a score finds", scores, draw, about, width, own)
+    return figure
 
 
 def probe_curves(labels: Sequence[int], accuracy: Mapping, about: Provenance, width=1000) -> Figure:
@@ -310,20 +308,18 @@ def restorations(
     return image_figure(f"{done.capitalize()} images", text, rows, about, width, [(name, 1) for name in parts])
 
 
-def _side_by_side(title: str, scores: Scores, draw: Callable, about: Provenance, width: int, unlisted="") -> Figure:
-    """Axes for each score, side by side (on a phone below each other), and a legend of all sets but `unlisted`."""
+def _score_charts(title: str, scores: Scores, about: Provenance, width: int, unlisted="") -> tuple[Figure, dict, dict]:
+    """A figure with a legend of all sets but `unlisted`, its axes by outlier score, and the color of each set."""
     colors = dict(zip(scores, [RULE, *LINES * len(scores)], strict=False))  # the first set is pale
     listed = [Patch(color=color, label=images) for images, color in colors.items() if images != unlisted]
     names = [name for name in _SCORES if name in next(iter(scores.values()))]
-    columns = len(names) if width >= 700 else 1
+    columns = len(names) if width >= 700 else 1  # on a phone the axes stand below each other
     rows = len(names) // columns
     figure, _, size = _chart(title, about, width, 20 * rows + 1.5 * len(listed) + 5, (rows, columns))
-    for axes, name in zip(figure.axes, names, strict=True):
-        draw(axes, name, colors)
     # Below the labels of the lower left axes.
     style = dict(loc="upper left", bbox_to_anchor=(0.0, 0.0), borderaxespad=3.5, frameon=False)
     figure.axes[-columns].legend(handles=listed, fontsize=size, labelcolor=INK, **style)
-    return figure
+    return figure, dict(zip(names, figure.axes, strict=True)), colors
 
 
 def _rows(label: str, images: Array, columns: int) -> list[Row]:

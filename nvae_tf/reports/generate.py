@@ -19,6 +19,9 @@ import numpy as np
 
 from nvae_tf import config as configuration
 from nvae_tf.data.picture_folder import Places, find_pictures, pictures_for_model
+from nvae_tf.data.sources import load_split
+from nvae_tf.generation.latents_file import load_latents
+from nvae_tf.latent_plan import feature_names
 from nvae_tf.progress import ImageProgress, StatusLine, counted
 
 Run = Any  # a `nvae_tf.runs.loading.TrainedRun`, whose import would start TensorFlow
@@ -28,7 +31,6 @@ _CLASSES = "Classes by number or name: 3, or 0,cat in turn; -1 is none. Images o
 _RESIZE = "How picture files get the model's size, if not as in training."
 _KEPT = "How many groups, from the top, keep their latents; the others are drawn, so 0 gives samples."
 _GUIDANCE = "Classifier-free guidance: 1 as trained, above 1 more typical of the class, 0 without the class."
-_STARTS = "Draws of the latents to begin at, for the deviation; 0 leaves it out."
 _DRAWS = "Draws whose mean and deviation are taken; 0 for one pass at the posterior's means."
 # What the parameters are and mean, and the limits of their values, see `nvae_tf.command_line.define_parameters`.
 Seed = Annotated[int, "Of the latents, and of the binarization of images.", 0, configuration.LARGEST_SEED]
@@ -108,7 +110,6 @@ class Originals:
             words = f"{counted(len(images), 'picture')} of {', '.join(_listed(self.input))}"
         else:
             from nvae_tf.data.pipeline import chosen_images
-            from nvae_tf.data.sources import load_split
             from nvae_tf.runs.loading import spec_to_read
 
             spec = spec_to_read(run.config, self.data_path)
@@ -278,9 +279,8 @@ def direction(
     form = run.config.data, seed, originals.resize, originals.convert
     added, subtracted = (pictures_for_model(places, *form)[0] for places in (positive, negative))
     images, labels, names, words = originals.load(run, seed, 8, used=("resize", "convert"))
-    step = latent_direction(run.model, added, subtracted)
     how = {"mean": mean, "labels": labels, "progress": _progress(len(images) * len(strengths))}
-    made = move_images(run.model, images, step, strengths, seed, **how)
+    made = move_images(run.model, images, latent_direction(run.model, added, subtracted), strengths, seed, **how)
     plus, minus = (", ".join(pathlib.Path(place).name for place in _listed(side)) for side in (positive, negative))
     text = f"Below each: the multiple of the difference of the mean latents, {plus} minus {minus}, that is added."
     options = {"notes": [f"{strength:g}" for strength in strengths], "title": "Images moved along a direction"}
@@ -298,7 +298,7 @@ def restore(
     blur: Annotated[float, "Standard deviation, in pixels, of the Gaussian that blurred them.", 0.0] = 0.0,
     noise: Annotated[float, "Standard deviation of their noise; pixels are in [0, 1].", 0.0] = 0.0,
     steps: Annotated[int, "Steps of gradient descent; 0 is quick and less exact.", 0] = 40,
-    starts: Annotated[int, _STARTS, 0] = 4,
+    starts: Annotated[int, "Draws of the latents to begin at, for the deviation; 0 leaves it out.", 0] = 4,
 ) -> Made:
     """Restores images with the model as the prior: fills holes, enlarges, deblurs, takes out noise.
 
@@ -398,8 +398,6 @@ def features(
     group0_y1_x0_c3; names are the images' names. Parquet, which needs pyarrow, has a column for each. In Python
     model.features gives the same.
     """
-    from nvae_tf.latent_plan import feature_names
-
     images, labels, names, words = originals.load(run, seed)
     groups, batch = "all" if groups is None else groups, min(len(images), run.config.train.batch_size)
     rows = run.model.features(images, groups, pool, labels, batch_size=batch).numpy()
@@ -425,7 +423,6 @@ def decode(
     An image is the likelihood's mean. With --kept_groups the latents of the other groups are drawn from the prior at
     --temperature. Files of a folder have the names that are in the file of latents.
     """
-    from nvae_tf.generation.latents_file import load_latents
     from nvae_tf.generation.sampling import checked_kept_groups, generate_images
 
     latents, names, classes, _ = load_latents(input, run.model)
@@ -457,7 +454,6 @@ def nearest(
     is the mean squared difference of a pixel value in [0, 1] from the image as the model sees it.
     """
     from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
-    from nvae_tf.data.sources import load_split
     from nvae_tf.generation.sampling import generate_images, nearest_images
     from nvae_tf.runs.loading import spec_to_read
 
@@ -468,9 +464,8 @@ def nearest(
     samples = generate_images(run.model, count, temperature, seed, labels=_classes(run, labels, count))
     batches = iterate(evaluation_batches(source, images_alone(spec), 256, seed), source)
     numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count))
-    part = "training" if split == "train" else split
     text = f"{count:,} samples, each before the nearest of {source.count:,} images of the {split} part"
-    figure = "nearest", samples, images, distances, part
+    figure = "nearest", samples, images, distances, "training" if split == "train" else split
     metrics = {"step": run.step, "seed": seed, "temperature": temperature, "split": split}
     metrics |= {"numbers": numbers.tolist(), "distances": distances.tolist()}
     return Made(text, samples, _numbered("sample", count), figure, metrics=metrics)

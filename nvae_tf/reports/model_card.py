@@ -14,7 +14,6 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nvae_tf import errors, progress, schemas
-from nvae_tf.config import DataSpec
 from nvae_tf.evaluation.table import rows, table
 from nvae_tf.files import atomic_file
 from nvae_tf.latent_plan import latent_plan
@@ -35,7 +34,7 @@ _SCORES = (*_BOUNDS, "reconstruction_nats", "kl_nats", "fid", "frechet")
 _MADE_WITH = dict(num_images=int, seed=int, checkpoint=str, step=int, checkpoint_sha256=str)
 _DISTANCE_MADE_WITH = dict.fromkeys(("samples", "real_images", "batch_norm_iterations"), int)
 _DISTANCE_MADE_WITH |= dict(extractor=str, extractor_is_published=bool, temperature=str)
-# Data sets of TensorFlow Datasets that the Hub has too.
+# Data sets of TensorFlow Datasets that the Hub is known to have too, and its identifiers of them.
 _HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 # The usual ones of https://huggingface.co/docs/hub/repositories-licenses; the Hub takes any other as `other`.
 _HUB_LICENSES = frozenset(
@@ -54,11 +53,13 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
     config = read_run_config(folder)
     steps, best = (steps_of_files(place, "index") for place in (folder.checkpoints, folder.best_checkpoints))
     files = [folder.evaluation_file(split) for split in ("test", "train")]
-    evaluations = [_read(_evaluation, file, _hub_dataset(config.data)) for file in files]
+    hub_dataset = _HUB_DATASETS.get(config.data.source_name) if config.data.source == "tfds" else None
+    evaluations = [_read(_evaluation, file, hub_dataset) for file in files]
     samples = sorted(folder.samples.glob(f"step-{'[0-9]' * 8}.png"))
     facts = types.SimpleNamespace(
         name=folder.path.resolve().name,
         config=config,
+        hub_dataset=hub_dataset,
         plan=latent_plan(config.model),
         parameters=parameters,
         step=steps[-1] if steps else None,
@@ -71,8 +72,8 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
         samples=(f"samples/{samples[-1].name}", int(samples[-1].stem[5:])) if samples else None,
         prior=_read(_prior, folder.prior_file),
     )
-    tested = [evaluation for evaluation in facts.evaluations if evaluation.metrics["split"] == "test"]
-    facts.test_evaluation = tested[0] if tested else None
+    tested = (evaluation for evaluation in facts.evaluations if evaluation.metrics["split"] == "test")
+    facts.test_evaluation = next(tested, None)
     return facts
 
 
@@ -95,11 +96,6 @@ def _prior(file: pathlib.Path) -> tuple[int, str]:
     """The step that the reweighted prior was learned for, and what was measured of it."""
     step, about = read_about(file)
     return step, prior_text(about)
-
-
-def _hub_dataset(spec: DataSpec) -> str | None:
-    """Returns the Hub's identifier of a data set; None where the Hub is not known to have the same."""
-    return _HUB_DATASETS.get(spec.source_name) if spec.source == "tfds" else None
 
 
 def _identifier(text: str) -> str:
@@ -180,7 +176,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     card = ModelCard.from_template(
         _metadata(facts),
         template_path=str(_TEMPLATE),
-        **{"facts": facts, "place": place, "hub_dataset": _hub_dataset(facts.config.data), "counted": progress.counted},
+        **{"facts": facts, "place": place, "counted": progress.counted},
         **{"plain": _plain, "code": _code, "quoted": ascii, "shell_word": shlex.quote},
         # A text that can't end the block of code that it stands in.
         in_block=lambda text: text.replace("```", "'''"),
@@ -207,7 +203,6 @@ def _metadata(facts: types.SimpleNamespace) -> ModelCardData:
 
     The Hub refuses a card whose `license` it does not know, or whose `datasets` can't be identifiers of data sets.
     """
-    dataset = _hub_dataset(facts.config.data)
     given, license = facts.origin and facts.origin.license, {}
     if given and given.lower() in _HUB_LICENSES:
         license = {"license": given.lower()}
@@ -221,7 +216,7 @@ def _metadata(facts: types.SimpleNamespace) -> ModelCardData:
         library_name="nvae_tf",
         tags=["nvae", "variational-autoencoder", "tensorflow", "keras"],
         pipeline_tag=_TASK,
-        datasets=[dataset] if dataset else None,
+        datasets=[facts.hub_dataset] if facts.hub_dataset else None,
         model_name=facts.name if results else None,
         eval_results=results or None,
         **license,

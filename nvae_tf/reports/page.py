@@ -12,7 +12,6 @@ import re
 import shlex
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -22,13 +21,12 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util import tensor_util
 
-from nvae_tf.config import DataSpec, config_to_dict, named_settings
-from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate
+from nvae_tf.config import config_to_dict, named_settings
+from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate, spread_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
 from nvae_tf.generation.image_grid import read_images
-from nvae_tf.models import NVAE
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures
 from nvae_tf.reports.figures import Curves
@@ -52,7 +50,8 @@ _CHARTS = (
     ("Weight of the KL in the loss", "factor", {"KL weight": "kl_weight"}),
     ("Speed of training", "images per second", {"speed": "images_per_second"}),
 )
-_Drawing = tuple[str, str, Callable[[], Figure]]  # section, content and a function that draws it
+# Takes the section and what is drawn; its block gets a function that adds a figure to the section.
+_Drawing = Callable[[str, str], contextlib.AbstractContextManager[Callable[[Figure], None]]]
 _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), autoescape=True, trim_blocks=True)
 _TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
 
@@ -65,24 +64,30 @@ def report_of_run(workdir, checkpoint: str, seed: int, data_path, status: Status
     """
     folder, missing, trained = RunFolder(workdir), [], None
     config = read_run_config(folder)
-    with _noted(missing, "images of the model"):
+    drawn: dict[str, list[Markup]] = collections.defaultdict(list)
+
+    @contextlib.contextmanager
+    def drawing(section: str, what: str) -> Iterator[Callable[[Figure], None]]:
+        status.show_if_due(f"drawing {what}")
+        try:
+            yield lambda figure: drawn[section].append(_svg(figure))
+        except (ValueError, OSError) as error:
+            missing.append(f"{what}: {first_line(error)}")
+
+    with drawing("", "images of the model"):
         trained = load_run(folder.path, checkpoint)
     sha256 = checkpoint_sha256(trained.checkpoint) if trained else None
     about = figures.Provenance(folder.path.absolute().name, trained and trained.step, None, seed, sha256)
     about = about._replace(channels=config.data.display_channels)
     facts = gather(folder, trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables))
     curves, seconds = read_curves(folder)
-    drawn: dict[str, list[Markup]] = collections.defaultdict(list)
-    images = _images(trained, about, data_path) if trained else ()
-    for section, what, make in (*_charts(folder, curves, facts), *images):
-        status.show_if_due(f"drawing {what}")
-        with _noted(missing, what):
-            drawn[section].append(_svg(make()))
-    which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
+    _draw_charts(folder, curves, facts, drawing)
+    if trained:
+        _draw_images(trained, about, data_path, drawing)
     shown = {"facts": facts, "trained": trained, "about": about, "drawn": drawn, "time": seconds and duration(seconds)}
     shown |= {"settings": config_to_dict(config), "missing": missing}
     shown["is_damaged"] = facts.test_evaluation is None and folder.evaluation_file().exists()
-    shown["command"] = f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}"
+    shown["command"] = f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents --checkpoint={checkpoint}"
     return _TEMPLATES.get_template("page.html").render(shown), missing
 
 
@@ -97,8 +102,7 @@ def compare_runs(workdirs: Sequence[str]) -> str:
     for title, unit, column in _CHARTS[:3]:
         for part in ("test", "training"):
             name = f"{part[:5]}_{column}"
-            lines = {workdir: by_name[name] for workdir, by_name in curves.items() if name in by_name}
-            if lines:
+            if lines := {workdir: by_name[name] for workdir, by_name in curves.items() if name in by_name}:
                 charts.append(_svg(figures.training_curves(f"{title}: {part} images", unit, lines, _WIDTH)))
     facts, scores = {workdir: gather(folder) for workdir, folder in folders.items()}, {}
     for workdir, run in facts.items():
@@ -106,14 +110,6 @@ def compare_runs(workdirs: Sequence[str]) -> str:
             scores.setdefault(name, {})[workdir] = value
     shown = {"facts": facts, "scores": scores, "settings": differing, "curves": charts}
     return _TEMPLATES.get_template("comparison.html").render(shown)
-
-
-@contextlib.contextmanager
-def _noted(missing: list[str], what: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        missing.append(f"{what}: {first_line(error)}")
 
 
 def _svg(figure: Figure) -> Markup:
@@ -130,8 +126,8 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text.replace("<svg", f'<svg role="img" style="width: {part:.0f}%"', 1))
 
 
-def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamespace) -> Iterator[_Drawing]:
-    """Yields the section, the content and a function that draws it, for every figure that needs no model."""
+def _draw_charts(folder: RunFolder, curves: Curves, facts: types.SimpleNamespace, drawing: _Drawing) -> None:
+    """Draws every figure that needs no model."""
     run_name, plan, shapes = folder.path.absolute().name, facts.plan, facts.plan.latent_shapes()
     with contextlib.suppress(*UNREADABLE):
         metrics = facts.test_evaluation.metrics
@@ -139,8 +135,10 @@ def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamesp
         about = figures.Provenance(run_name, data="test images", **origin)
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
-            yield "latents", "KL of the groups", lambda: figures.kl_per_group(per_group, shapes, about, _WIDTH)
-            yield "latents", "KL of the channels", lambda: figures.kl_per_channel(per_channel, shapes, about, _WIDTH)
+            with drawing("latents", "KL of the groups") as add:
+                add(figures.kl_per_group(per_group, shapes, about, _WIDTH))
+            with drawing("latents", "KL of the channels") as add:
+                add(figures.kl_per_channel(per_channel, shapes, about, _WIDTH))
     scales = {}
     for scale in plan.scales:
         with contextlib.suppress(KeyError, ValueError):
@@ -153,63 +151,51 @@ def _charts(folder: RunFolder, curves: dict[str, Any], facts: types.SimpleNamesp
         lines = {label: curves[name] for label, name in columns.items() if name in curves}
         charts.append(("curves", title, unit, lines))
     for section, title, unit, lines in charts:
-        lines = {name: curve for name, curve in lines.items() if np.isfinite(curve[1]).any()}
-        if lines:
-            yield section, title, functools.partial(figures.training_curves, title, unit, lines, _WIDTH)
+        if finite := {name: curve for name, curve in lines.items() if np.isfinite(curve[1]).any()}:
+            with drawing(section, title) as add:
+                add(figures.training_curves(title, unit, finite, _WIDTH))
     steps, images = read_training_samples(folder, facts.config.model.image_width, _COLUMNS)
     if steps:
-        drawn = figures.Provenance(run_name, None, 0.7, 0)
-        yield "strip", "past samples", lambda: figures.training_strip(images, steps, drawn, _WIDTH)
+        with drawing("strip", "past samples") as add:
+            add(figures.training_strip(images, steps, figures.Provenance(run_name, None, 0.7, 0), _WIDTH))
 
 
-def _images(trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> Iterator[_Drawing]:
-    """Yields what `_charts` does, for every figure that needs the model."""
+def _draw_images(trained: TrainedRun, about: figures.Provenance, data_path: str | None, drawing: _Drawing) -> None:
+    """Draws every figure that needs the model."""
     model, seed = trained.model, about.seed
     at_one, on_test = about._replace(temperature=1.0), about._replace(data="test images")
     count = _FEW if min(model.config.image_height, model.config.image_width) >= _LARGE_FROM else _MANY
-    # Called by what draws: an error is then that of a figure.
-    spec = functools.cache(functools.partial(spec_to_read, trained.config, data_path))
-
-    def samples(about: figures.Provenance, prior: str = "model") -> Figure:
-        images = sampling.generate_images(model, count, about.temperature, seed, prior=prior)
-        return figures.samples(images, about, width=_WIDTH, classes=trained.class_names)
+    kinds = [(f"at temperature {number}", about._replace(temperature=number), "model") for number in TEMPERATURES]
+    if not isinstance(model.reweighted_prior, str):
+        kinds.append(("of the reweighted prior", at_one._replace(data="reweighted prior"), "reweighted"))
+    for kind, about_samples, prior in kinds:
+        with drawing("samples", f"samples {kind}") as add:
+            images = sampling.generate_images(model, count, about_samples.temperature, seed, prior=prior)
+            add(figures.samples(images, about_samples, width=_WIDTH, classes=trained.class_names))
 
     @functools.cache
     def originals() -> tuple[np.ndarray, np.ndarray | None]:
-        return chosen_images(load_split(spec(), "test"), spec(), "test", at_most=_COLUMNS, seed=seed)[:2]
+        spec = spec_to_read(trained.config, data_path)
+        return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[:2]
 
-    def reconstructions() -> Figure:
+    with drawing("test", "reconstructions of test images") as add:
         images, labels = originals()
         made = sampling.reconstruct_images(model, images, seed=seed, labels=labels)
-        return figures.reconstructions(images, made, on_test, width=_WIDTH)
-
-    def interpolation() -> Figure:
+        add(figures.reconstructions(images, made, on_test, width=_WIDTH))
+    with drawing("test", "interpolation between test images") as add:
         images, labels = (part if part is None else part[:4] for part in originals())
         path = sampling.interpolate_images(model, images, _STEPS, seed=seed, labels=labels)
-        return figures.interpolation(images, path, _STEPS, on_test, _WIDTH)
-
-    def decisions() -> Figure:
+        add(figures.interpolation(images, path, _STEPS, on_test, _WIDTH))
+    with drawing("nearest", "the training images nearest to samples") as add:
+        spec = images_alone(spec_to_read(trained.config, data_path))
+        source, samples = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
+        numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
+        batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
+        _, distances, images = sampling.nearest_images(samples, batches, 5)
+        add(figures.nearest(samples, images, distances, "training", at_one, _WIDTH))
+    with drawing("groups", "what the latent groups decide") as add:
         kept, images = sampling.rows_sharing_groups(model, _COLUMNS, seed)
-        return figures.group_decisions(images, kept, model.plan.num_groups, at_one, _WIDTH)
-
-    for temperature in TEMPERATURES:
-        draw = functools.partial(samples, about._replace(temperature=temperature))
-        yield "samples", f"samples at temperature {temperature}", draw
-    if not isinstance(model.reweighted_prior, str):
-        draw = functools.partial(samples, at_one._replace(data="reweighted prior"), "reweighted")
-        yield "samples", "samples of the reweighted prior", draw
-    yield "test", "reconstructions of test images", reconstructions
-    yield "test", "interpolation between test images", interpolation
-    yield "nearest", "the training images nearest to samples", lambda: _nearest(model, images_alone(spec()), at_one)
-    yield "groups", "what the latent groups decide", decisions
-
-
-def _nearest(model: NVAE, spec: DataSpec, about: figures.Provenance) -> Figure:
-    source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, about.seed)
-    numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
-    batches = iterate(evaluation_batches(source, spec, 100, about.seed, numbers), source)
-    _, distances, images = sampling.nearest_images(drawn, batches, 5)
-    return figures.nearest(drawn, images, distances, "training", about, _WIDTH)
+        add(figures.group_decisions(images, kept, model.plan.num_groups, at_one, _WIDTH))
 
 
 def read_curves(folder: RunFolder) -> tuple[Curves, float]:
@@ -271,7 +257,7 @@ def read_training_samples(folder: RunFolder, width: int, columns: int) -> tuple[
     Images are `[steps, columns, height, width, channels]`, uint8. There are no steps where a file is damaged.
     """
     files = sorted(folder.samples.glob("step-*.png"))
-    files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int)) if files]
+    files = [files[number] for number in spread_numbers(len(files), 5)]
     with contextlib.suppress(ArithmeticError, OSError, ValueError, SyntaxError):
         images = np.array([read_images(file, width, columns)[:columns] for file in files])
         return [int(file.stem[5:]) for file in files], images
