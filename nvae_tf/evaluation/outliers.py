@@ -94,13 +94,20 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     return calibration
 
 
+def _own_name(task: EvaluationTask) -> str:
+    """The name of the set of the part's own images."""
+    return f"{task.split} images"
+
+
 def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
     """Loads a user's outliers from folders of pictures, or from whatever else `data.path` may name."""
     if isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
     paths = [os.path.abspath(os.path.expanduser(place)) for place in places]
-    if not places or len({os.path.basename(path) for path in paths}) < len(paths):
-        raise ValueError(f"--outliers={','.join(places)}: give folders of pictures of another kind, of different names")
+    names = [_own_name(task), *map(os.path.basename, paths)]
+    if not places or len({*names}) < len(names):
+        fix = f"give folders of pictures of another kind, of different names, none of them '{names[0]}'"
+        raise ValueError(f"--outliers={','.join(places)}: {fix}")
     # In the form that the model takes.
     form = {"convert": True, "crop_box": None, "resize": "crop", "stacked_images": 1, "cache": None}
     sets = []
@@ -128,7 +135,7 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tupl
 
     Returns the entry `outliers` of the evaluation file; the sets, the part's own first; and `scores_by_name` of each.
     """
-    sets = [(task.source, dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")), *outliers]
+    sets = [(task.source, dataclasses.replace(images_alone(task.spec), name=_own_name(task))), *outliers]
     strategy, model = task.strategy, task.trained.model
 
     @functools.partial(tf.function, autograph=False)

@@ -222,6 +222,7 @@ def test_outliers_that_are_missing_are_refused(refused, run):
     for flags, message in (
         ([], "--outliers=: give folders of pictures of another kind, of different names"),
         (["--outliers=nowhere"], "/nowhere: no such file or folder"),
+        (["--outliers=test images"], "of different names, none of them 'test images'"),
     ):
         assert message in refused(*evaluation(run, "--metrics=outliers", *flags)[1:])
 
