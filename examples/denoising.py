@@ -21,10 +21,10 @@ from examples.digits import Count, Workdir
 from examples.fashion import DEBIAN, Images, fashion
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.denoising import psnr
-from nvae_tf.files import write_arrays
 from nvae_tf.models.denoising import passing_noise
 from nvae_tf.models.latents import image_seeds
 from nvae_tf.runs.loading import load_run
+from nvae_tf.schemas import write_arrays
 
 SIGMA, VARIANCE = 0.2, (0.05, 0.01)  # of images in [0, 1]; the variance a s + b of Poisson-Gaussian noise
 TEST_IMAGES = 2000

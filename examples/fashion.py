@@ -36,10 +36,10 @@ from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.denoising import psnr
 from nvae_tf.evaluation.fid import frechet_distance, statistics_of
 from nvae_tf.evaluation.outliers import aurocs, flagged, scores_by_name
-from nvae_tf.files import write_arrays
 from nvae_tf.generation.sampling import reconstruct_images
 from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur, measured
 from nvae_tf.runs.loading import load_run
+from nvae_tf.schemas import write_arrays
 from nvae_tf.training.prior import learn_prior
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"

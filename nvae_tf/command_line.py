@@ -17,7 +17,6 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
@@ -235,7 +234,7 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
     return OutputPlace(path, kind)
 
 
-def _read_flags(arguments: Sequence[str], module: ModuleType, page: str) -> list[str]:
+def _read_flags(arguments: Sequence[str], module: types.ModuleType, page: str) -> list[str]:
     with exit_on_user_error():
         if HELP & set(arguments[1:]):
             print_page(manual_page(module, page, arguments[1:]))
@@ -293,7 +292,7 @@ def print_page(page: str) -> None:
     sys.exit(0)
 
 
-def manual_page(module: ModuleType, page: str, arguments: Sequence[str] = ()) -> str:
+def manual_page(module: types.ModuleType, page: str, arguments: Sequence[str] = ()) -> str:
     """The page of a script, its flags with their meanings, and the settings that the arguments choose."""
     sections = [page, "Flags:"]
     for flag in flags.FLAGS.get_flags_for_module(module):

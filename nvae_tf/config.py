@@ -155,7 +155,7 @@ class _Settings:
     def __init_subclass__(cls, group: str = "", least: float = 0):
         cls.group, cls.least = group, least
 
-    def __new__(cls, *values: Any, **settings: Any):
+    def __new__(cls, /, *values: Any, **settings: Any):
         for name in settings:
             check_choice(f"setting {cls.group}{name}", name, typing.get_type_hints(cls), what="no such setting")
         return super().__new__(cls)
@@ -663,10 +663,9 @@ def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "an e
         raise ValueError(f"{where} is a group of settings ({names}), not the single value {shown(settings)}")
     for given, value in settings.items():
         name = OLD_NAMES.get(given, str(given))
-        check_choice(f"setting {kind.group}{given}", name, expected, what="no such setting")
         if name in values and values[name] != value:
             raise ValueError(f"settings {kind.group}{name} and its old name differ; give one")
-        is_group = dataclasses.is_dataclass(expected[name])
+        is_group = dataclasses.is_dataclass(expected.get(name))
         values[name] = config_from_dict(expected[name], value, name) if is_group else value
     return kind(**values)
 

@@ -1,6 +1,6 @@
 """The known data sets by name, and the settings of the model that follow those of the data.
 
-The heads of the files in configs/ say where the images come from.
+The heads of the files in configs/ say where the images come from, docs/data.md how many they are.
 """
 
 from nvae_tf.config import DataSpec, ModelConfig, check, check_choice
@@ -16,32 +16,29 @@ _LSUN = {"height": 64, "width": 64, "test_split": "validation", "resize": "crop"
 # The downsampled sets of van den Oord et al. 2016. (TFDS does not know their size beforehand.)
 _IMAGENET = "downsampled_imagenet/{0}x{0}"
 
-# Numbers of training and test images stand beside the names.
 DATA_SPECS = {
     name: DataSpec(name=name, **settings)
     for name, settings in {
-        # scikit-learn's handwritten digits as bitmaps: 1,437 / 360.
+        # scikit-learn's handwritten digits as bitmaps.
         "digits": {"source": "bundled", "source_name": "digits", "height": 16, "width": 16} | _BITMAPS,
         # Patches of the two photographs that come with scikit-learn; any size up to 96x96.
         "photos": {"source": "bundled", "source_name": "photos"},
-        "mnist": {"source_name": "mnist"} | _MNIST,  # 60,000 / 10,000
+        "mnist": {"source_name": "mnist"} | _MNIST,
         # The same digits, three at random as the channels of one image. The published code never ran it.
         "stacked_mnist": {"source_name": "mnist"} | _MNIST | _EIGHT_BITS | {"channels": 3, "stacked_images": 3},
-        # 24,345 / 8,070: the 28x28 set of Burda et al. 2016, chardata.mat.
+        # The 28x28 set of Burda et al. 2016, chardata.mat.
         "omniglot": {"source": "mat", "source_name": None} | _MNIST,
-        # 60,000 / 10,000 gray pictures of 28x28 in MNIST's format, not binarized.
+        # Gray pictures of 28x28 in MNIST's format, not binarized.
         "fashion_mnist": {"source": "idx", "source_name": None} | _MNIST | _EIGHT_BITS,
-        "cifar10": {},  # 50,000 / 10,000
-        # 162,770 / 19,962 aligned faces of 178x218: a square of 148 around the face, scaled to 64.
+        "cifar10": {},
+        # Aligned faces of 178x218: a square of 148 around the face, scaled to 64.
         "celeba64": {"source_name": "celeb_a", "height": 64, "width": 64}
         | {"crop_box": (15, 40, 163, 188), "resize": "stretch"},
-        # 1,281,149 / 49,999.
         "imagenet32": {"source_name": _IMAGENET.format(32), "test_split": "validation"},
         "imagenet64": {"source_name": _IMAGENET.format(64), "test_split": "validation", "height": 64, "width": 64},
-        # 27,000 / 3,000: the 256x256 set that was published with Glow (Kingma & Dhariwal 2018).
+        # The 256x256 set that was published with Glow (Kingma & Dhariwal 2018).
         "celebahq256": {"test_split": "validation"} | _IN_256,
-        "ffhq256": {"resize": "stretch"} | _IN_256,  # 63,000 / 7,000
-        # 3,033,042 / 300 and 126,227 / 300 pictures with a shorter side of 256.
+        "ffhq256": {"resize": "stretch"} | _IN_256,
         "lsun_bedroom64": _LSUN,
         "lsun_church64": _LSUN,
         # Whatever lies at data.path; `complete_spec` looks.

@@ -2,27 +2,14 @@
 
 import contextlib
 import hashlib
-import io
-import math
 import os
 import pathlib
 import socket
 import subprocess
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Callable, Iterator
 
-from nvae_tf.errors import first_line, wrap_read_errors
-
-if TYPE_CHECKING:  # not imported here: the launcher needs no arrays, and starts sooner without
-    import numpy as np
-
-    from nvae_tf import schemas
-
-# So many bytes a `.npz` file may have when unpacked, and four times its own: arrays of random numbers hardly shrink.
-_UNPACKED = 2**28
-_LONGEST_HEADER = 2**14  # bytes before the values of an array
+from nvae_tf.errors import first_line
 
 
 @contextlib.contextmanager
@@ -80,68 +67,6 @@ def atomic_write(path: pathlib.Path, text: str) -> None:
     """Writes a text file, UTF-8."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def write_arrays(path: pathlib.Path, arrays: dict[str, "np.ndarray"]) -> None:
-    """Writes a `.npz` file."""
-    import numpy as np
-
-    with atomic_file(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def read_arrays(
-    path: pathlib.Path, schema: "schemas.Schema", sizes: Mapping[str, int] | None = None
-) -> dict[str, "np.ndarray"]:
-    """The arrays of a `.npz` file that a schema names, see `schemas.checked`; others are not read.
-
-    ValueError with the reason alone where the file is damaged or something else, before much is unpacked.
-    """
-    from nvae_tf import schemas
-
-    with path.open("rb") as stream, wrap_read_errors("", ""):
-        if not zipfile.is_zipfile(stream):
-            raise ValueError("not a .npz file, or cut off")
-        with zipfile.ZipFile(stream) as archive:
-            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-            wanted = {name: entries[name] for name in schemas.fields_of(entries, schema)}
-            total = sum(entry.file_size for entry in wanted.values())
-            # Of other methods zipfile unpacks blocks of any size.
-            plain = {entry.compress_type for entry in wanted.values()} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-            if total > _UNPACKED + 4 * path.stat().st_size or not plain:
-                raise ValueError(f"it would unpack to {total:,} bytes; numpy.savez writes its arrays as they are")
-            arrays = {name: read_array(archive.open(entry), entry.file_size) for name, entry in wanted.items()}
-    return schemas.checked(arrays, schema, sizes=sizes)
-
-
-def read_array(stream: BinaryIO, most: int) -> "np.ndarray":
-    """The array in NumPy's format that a stream holds to its end, of this machine's byte order.
-
-    ValueError for more than `most` bytes of values by the header, for other bytes behind them, and for Python objects.
-    """
-    import numpy as np
-
-    shape, dtype = read_array_header(stream)
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > most:
-        raise ValueError(f"its header says {dtype} {list(shape)}, and there are {most:,} bytes")
-    stream.seek(0)
-    # Into its place piece by piece: with the bytes beside the array it would take twice the memory.
-    array = np.lib.format.read_array(stream, allow_pickle=False)
-    if stream.read(1):  # reading to the end checks the CRC of an entry too
-        raise ValueError("other bytes follow its values")
-    return array.astype(dtype.newbyteorder("="), copy=False)
-
-
-def read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], "np.dtype"]:
-    """The shape and the type of an array in NumPy's format."""
-    from numpy.lib import format as numpy_format
-
-    # The second version's header may say that it is gigabytes long.
-    start = io.BytesIO(stream.read(_LONGEST_HEADER))
-    is_first = numpy_format.read_magic(start) == (1, 0)
-    read = numpy_format.read_array_header_1_0 if is_first else numpy_format.read_array_header_2_0
-    shape, _, dtype = read(start)
-    return shape, dtype
 
 
 def file_sha256(path: pathlib.Path) -> str:

@@ -195,7 +195,7 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
 
 def _layout(config: ModelConfig) -> LatentPlan:
     _check_architecture(config)
-    _check_size(fewest_layers(config), MOST_LAYERS, "layers")  # first: the plan has a place for every group
+    _check_size(sum(groups_per_scale(config)), MOST_LAYERS, "layers")  # first: the plan has a place for every group
     encoder, decoder = config.num_channels_encoder, config.num_channels_decoder
     scales, first_group = [], 0
     for index, count in reversed(list(enumerate(groups_per_scale(config)))):
@@ -216,16 +216,6 @@ def _check_size(asked: int, most: int, what: str) -> None:
     check(asked <= most, f"model.num_*: at least {asked:,} {what}, and a model may have {most:,}; {fix}")
 
 
-def fewest_layers(config: ModelConfig) -> int:
-    """A lower bound of the layers, each of which has at least one tensor of its own."""
-    groups = sum(groups_per_scale(config))
-    layers = config.num_preprocess_blocks * config.num_preprocess_cells
-    layers += config.num_postprocess_blocks * config.num_postprocess_cells + groups * (1 + config.num_flows)
-    if groups > 1:
-        layers += groups * config.num_cells_per_group_encoder + (groups - 1) * config.num_cells_per_group_decoder
-    return layers
-
-
 def fewest_weights(config: ModelConfig) -> int:
     """A lower bound of the numbers in all weights, which counts most of them; ValueError where settings do not fit."""
     plan, latent = _layout(config), config.num_latent_per_group
@@ -243,6 +233,9 @@ def fewest_weights(config: ModelConfig) -> int:
         if not plan.is_vanilla:
             cells.append((groups * config.num_cells_per_group_encoder, plan.cells.encoder, encoder))
             cells.append(((groups - (scale is top)) * config.num_cells_per_group_decoder, plan.cells.decoder, decoder))
+    # Each layer has at least one tensor of its own.
+    layers = plan.num_groups * (1 + config.num_flows) + sum(count for count, _, _ in cells)
+    _check_size(layers, MOST_LAYERS, "layers")
     for count, branch, channels in cells:
         if isinstance(branch, InvertedBranch):
             weights += count * 2 * branch.expansion * channels**2

@@ -15,15 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from nvae_tf import config as configuration
-from nvae_tf.config import (
-    OLD_NAMES,
-    DataSpec,
-    ExperimentConfig,
-    TrainConfig,
-    check_choice,
-    config_from_dict,
-    config_to_dict,
-)
+from nvae_tf.config import OLD_NAMES, DataSpec, ExperimentConfig, TrainConfig, check_choice, config_from_dict
 from nvae_tf.data_sets import MODEL_SETTINGS, data_spec
 from nvae_tf.files import beside_package
 
@@ -69,16 +61,17 @@ def experiment_config(
             check_choice(f"override {place}", group, settings, what="no group of settings; give names as train.steps")
             with settings.ignore_type():  # the type is checked below
                 settings[group][name] = value
-        if size is not None:
-            settings.model.update(model_of_size(size, config_from_dict(DataSpec, settings.data), given))
+        settings.model.update(model_of_size(size, config_from_dict(DataSpec, settings.data), given))
         for group, values in recipe_settings(recipe, settings, given).items():
             settings[group].update(values)
     return config_from_dict(ExperimentConfig, settings)
 
 
-def model_of_size(size: str, data: DataSpec, given: Iterable[str] = ()) -> dict[str, Any]:
+def model_of_size(size: str | None, data: DataSpec, given: Iterable[str] = ()) -> dict[str, Any]:
     """The settings of the model that a size sets for images of known height and width, less those that are given."""
-    check_size(size)
+    if size is None:
+        return {}
+    check_choice("setting size", size, SIZES)
     if None in data.image_shape:
         raise ValueError(f"setting size = {size!r}: give data.height, data.width and data.channels too")
     side = min(data.height, data.width)
@@ -119,12 +112,6 @@ def recipe_settings(recipe: str | None, settings: Mapping[str, Any], given: Iter
     }
 
 
-def check_size(size: str | None) -> None:
-    """Raises ValueError unless a size is one of `SIZES`, or None."""
-    if size is not None:
-        check_choice("setting size", size, SIZES)
-
-
 def preset(name: str) -> ConfigDict:
     """The settings of a preset: `preset("mnist")` those of configs/mnist.py. Values may be changed, no names added."""
     files = preset_files()
@@ -150,7 +137,7 @@ def settings_file(text: str) -> str:
 
 def unlocked_config(config: ExperimentConfig) -> ConfigDict:
     """The settings in groups, unlocked; without `objective.total_steps`, which the length of the run gives."""
-    settings = ConfigDict(config_to_dict(config))
+    settings = ConfigDict(configuration.config_to_dict(config))
     del settings.objective.total_steps
     return _with_placeholders(settings)
 
@@ -161,7 +148,8 @@ def config_for_data(name: str) -> ConfigDict:
     The model's input settings follow those of the data: `--config.data.num_bits=5` changes both.
     """
     config = unlocked_config(ExperimentConfig(data=data_spec(name)))
-    _follow_data(config, MODEL_SETTINGS)
+    for setting, data_setting in MODEL_SETTINGS.items():
+        config.model[setting] = config.data.get_ref(data_setting)
     return config
 
 
@@ -173,14 +161,9 @@ def config_like(other: str, name: str) -> ConfigDict:
     return config
 
 
-def _follow_data(config: ConfigDict, model_settings: Iterable[str]) -> None:
-    for setting in model_settings:
-        config.model[setting] = config.data.get_ref(MODEL_SETTINGS[setting])
-
-
 def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     """Settings with all that is left out of them at its default, unlocked; what follows from the data is left open."""
-    config, groups = ConfigDict(settings).unlock(), config_to_dict(ExperimentConfig())
+    config, groups = ConfigDict(settings).unlock(), configuration.config_to_dict(ExperimentConfig())
     del groups["objective"]["total_steps"]
     groups["model"] |= dict.fromkeys(MODEL_SETTINGS)
     for name in ("size", "recipe"):
@@ -211,8 +194,9 @@ def load_settings(path: str) -> ConfigDict:
         if path.endswith(".json"):
             config = unlocked_config(configuration.read_config(path))
             # The model follows the data, as in a preset, in what is the same for both.
-            same = [one for one, other in MODEL_SETTINGS.items() if config.model[one] == config.data[other]]
-            _follow_data(config, same)
+            for setting, data_setting in MODEL_SETTINGS.items():
+                if config.model[setting] == config.data[data_setting]:
+                    config.model[setting] = config.data.get_ref(data_setting)
             if config.model.num_classes == config.data.num_classes:
                 config.model.num_classes = 0  # left open: `complete_config` takes it from the data again
             return config

@@ -1,16 +1,25 @@
-"""What the files that this package writes must hold: tables of fields for arrays of `.npz` files and for JSON."""
+"""What the files that this package writes must hold: tables of fields, by which `.npz` and JSON files are read."""
 
 import dataclasses
 import fnmatch
+import io
 import json
+import math
 import pathlib
 import reprlib
+import zipfile
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from nvae_tf.errors import wrap_read_errors
+from nvae_tf.files import atomic_file
+
 LARGEST = float(np.finfo(np.float32).max)
+# So many bytes a `.npz` file may have when unpacked, and four times its own: arrays of random numbers hardly shrink.
+_UNPACKED = 2**28
+_LONGEST_HEADER = 2**14  # bytes before the values of an array
 # By NumPy's letters for types; JSON may write a number without a point.
 _KINDS = {"number": "fiu", "whole number": "iu", "truth value": "b", "text": "U", "value": "fiubUS"}
 _LETTERS = {float: "f", int: "i", bool: "b", str: "U"}
@@ -30,7 +39,7 @@ class Field(NamedTuple):
 
 
 Schema = Mapping[str, Field]  # by name or by pattern
-ANY, ANY_OBJECT = {"*": Field("value", None, None)}, {"*": Field(None, optional=True)}
+ANY_OBJECT = {"*": Field(None, optional=True)}
 _COUNT, _TEXT = Field("whole number", (), 0, 2**63), Field("text")
 _LABELS = Field("whole number", ("count",), -1, 2**31 - 1, optional=True)
 # `images.json` and `origin.json` of a run folder.
@@ -132,6 +141,58 @@ def _check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) ->
         raise ValueError(f"{place} has numbers that are not all {rule}")
     if field.ascending and not (np.diff(form) >= 0).all():
         raise ValueError(f"{place} is not in ascending order")
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a `.npz` file."""
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: pathlib.Path, schema: Schema, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file that a schema names, see `checked`; others are not read.
+
+    ValueError with the reason alone where the file is damaged or something else, before much is unpacked.
+    """
+    with path.open("rb") as stream, wrap_read_errors("", ""):
+        if not zipfile.is_zipfile(stream):
+            raise ValueError("not a .npz file, or cut off")
+        with zipfile.ZipFile(stream) as archive:
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            wanted = {name: entries[name] for name in fields_of(entries, schema)}
+            total = sum(entry.file_size for entry in wanted.values())
+            # Of other methods zipfile unpacks blocks of any size.
+            plain = {entry.compress_type for entry in wanted.values()} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+            if total > _UNPACKED + 4 * path.stat().st_size or not plain:
+                raise ValueError(f"it would unpack to {total:,} bytes; numpy.savez writes its arrays as they are")
+            arrays = {name: read_array(archive.open(entry), entry.file_size) for name, entry in wanted.items()}
+    return checked(arrays, schema, sizes=sizes)
+
+
+def read_array(stream: BinaryIO, most: int) -> np.ndarray:
+    """The array in NumPy's format that a stream holds to its end, of this machine's byte order.
+
+    ValueError for more than `most` bytes of values by the header, for other bytes behind them, and for Python objects.
+    """
+    shape, dtype = read_array_header(stream)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > most:
+        raise ValueError(f"its header says {dtype} {list(shape)}, and there are {most:,} bytes")
+    stream.seek(0)
+    # Into its place piece by piece: with the bytes beside the array it would take twice the memory.
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    if stream.read(1):  # reading to the end checks the CRC of an entry too
+        raise ValueError("other bytes follow its values")
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and the type of an array in NumPy's format."""
+    # The second version's header may say that it is gigabytes long.
+    start = io.BytesIO(stream.read(_LONGEST_HEADER))
+    is_first = np.lib.format.read_magic(start) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(start)
+    return shape, dtype
 
 
 def parsed(text: str | bytes, schema: Schema, where: str = "") -> dict[str, Any]:

@@ -5,9 +5,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from nvae_tf import files
-from nvae_tf.files import atomic_file, atomic_folder, atomic_write, file_sha256, read_arrays, write_arrays
-from nvae_tf.schemas import ABOUT, LATENT_SHAPES, OWNER, Field, parsed
+from nvae_tf import schemas
+from nvae_tf.files import atomic_file, atomic_folder, atomic_write, file_sha256
+from nvae_tf.schemas import ABOUT, LATENT_SHAPES, OWNER, Field, parsed, read_arrays, write_arrays
 from tests import refuses
 
 
@@ -55,7 +55,7 @@ LONG = np.zeros([10**6, 3])
     ],
 )
 def test_a_small_file_is_not_unpacked_to_much(tmp_path, monkeypatch, arrays, method, claim, message):
-    monkeypatch.setattr(files, "_UNPACKED", 2**20)
+    monkeypatch.setattr(schemas, "_UNPACKED", 2**20)
     path, good = tmp_path / "x.npz", np.arange(6.0).reshape(2, 3).astype(">f8")
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, array in ({"a": good} | arrays).items():
@@ -79,7 +79,7 @@ def test_a_small_file_is_not_unpacked_to_much(tmp_path, monkeypatch, arrays, met
 
 
 def test_large_arrays_that_are_stored_as_they_are_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_UNPACKED", 1000)
+    monkeypatch.setattr(schemas, "_UNPACKED", 1000)
     write_arrays(tmp_path / "x.npz", {"a": np.ones([5000, 3])})
     assert read_arrays(tmp_path / "x.npz", SCHEMA)["a"].sum() == 15_000
 

@@ -9,8 +9,9 @@ import numpy as np
 from nvae_tf.config import ModelConfig
 from nvae_tf.data import pictures
 from nvae_tf.data.array_files import stored_images
-from nvae_tf.files import atomic_file, atomic_folder, check_new_file, check_new_folder, write_arrays
+from nvae_tf.files import atomic_file, atomic_folder, check_new_file, check_new_folder
 from nvae_tf.generation.image_grid import picture_names, write_png
+from nvae_tf.schemas import write_arrays
 
 _FIX = "a lossless file neither resizes nor converts: change the images, or take a model of their kind"
 

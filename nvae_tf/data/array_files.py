@@ -17,8 +17,9 @@ from nvae_tf.config import MOST_CHANNELS, DataSpec, check
 from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_images, in_type
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory, class_numbers, held_out
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import atomic_file, read_array, read_array_header
+from nvae_tf.files import atomic_file
 from nvae_tf.progress import Report
+from nvae_tf.schemas import read_array, read_array_header
 
 _MAT_FILE, _MAT_SIZE = "chardata.mat", 28
 # To be raised whenever the code makes other pixels of the same pictures: all are then decoded again.

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ModelConfig, check, whole_number
-from nvae_tf.data.sources import ImageSource
+from nvae_tf.data.sources import ImageSource, spread_numbers
 from nvae_tf.replicas import ALL, Shard
 
 _PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
@@ -52,22 +52,18 @@ def permutation(key: np.ndarray, epoch: tf.Tensor, count: int) -> tf.Tensor:
     return tf.argsort(tf.raw_ops.StatelessRandomUniformFullIntV2(key=key, counter=counter, alg=_PHILOX, **form))
 
 
-def intensity_table(num_bits: int) -> np.ndarray:
-    """The intensity in [0, 1] of every stored value from 0 to 255, float32 `[256]`.
-
-    With b bits, 1 to 8, it is `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020).
-    """
-    levels = np.arange(256) >> (8 - num_bits)
-    return levels.astype(np.float32) / np.float32(2**num_bits - 1)
-
-
 def intensities(values: tf.Tensor, num_bits: int, limits: tuple[float, ...] = ()) -> tf.Tensor:
-    """Stored values in [0, 1], float32: numbers between two limits, or whole ones of so many bits."""
+    """Stored values in [0, 1], float32: numbers between two limits, or whole ones of `num_bits` bits.
+
+    With b bits, 1 to 8, a value from 0 to 255 is `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020).
+    """
     if limits:
         return (values - limits[0]) / (limits[1] - limits[0])
     if num_bits > 8:
         return tf.cast(values, tf.float32) / (2**num_bits - 1)
-    return tf.gather(intensity_table(num_bits), tf.cast(values, tf.int32))
+    levels = np.arange(256) >> (8 - num_bits)
+    table = levels.astype(np.float32) / np.float32(2**num_bits - 1)
+    return tf.gather(tf.constant(table), tf.cast(values, tf.int32))
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -205,11 +201,6 @@ def content_digest(source: ImageSource, spec: DataSpec) -> str:
     return digest.hexdigest()
 
 
-def spread_numbers(count: int, at_most: int) -> list[int]:
-    """Up to so many of the numbers from 0 to `count - 1`, spread evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, at_most)).astype(int)).tolist()
-
-
 def shown_numbers(source: ImageSource, count: int) -> list[int]:
     """The numbers of `count` images to show, at most all, drawn by a fixed seed; with labels of each class in turn."""
     # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
@@ -278,7 +269,7 @@ def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Ten
     pixels, is_right = images.batch(tf.size(files, tf.int64)).get_single_element()
     # The number of files, where it is known.
     pixels, is_right = tf.ensure_shape(pixels, [*files.shape, *shape]), tf.ensure_shape(is_right, files.shape)
-    return tf.gather(tf.constant(intensity_table(config.num_bits)), tf.cast(pixels, tf.int32)), is_right
+    return intensities(pixels, config.num_bits), is_right
 
 
 def eight_bit_pixels(image: tf.Tensor) -> tf.Tensor:

@@ -4,8 +4,6 @@ A new kind of source is a line in `SOURCES` and a module with the functions `loa
 they are needed, `KIND_holds_out` (it may have no test part) and `KIND_classes`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import importlib
@@ -13,7 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 import psutil
@@ -22,10 +20,6 @@ from nvae_tf.config import MOST_CLASSES, DataSpec, check, check_choice
 from nvae_tf.data.pictures import TIFF, PictureHeader, list_pictures
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
 
 # Each kind of source: its module, and what `data.path` names; where that is None, `data.source_name` must be set.
 SOURCES = {
@@ -55,8 +49,8 @@ class ImageSource:
         self.count, self.image_shape, self.read, self.dtype = count, image_shape, read, dtype
         self.failures = []  # errors of reading images; TensorFlow passes on no more than their text
 
-    def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """A function, to be traced, from indices `[batch]` (with `data.crop` and places `[batch, 2]`) to images."""
+    def reader(self) -> Callable:
+        """A function of tensors, from indices `[batch]` (with `data.crop` and places `[batch, 2]`) to images."""
         import tensorflow as tf
 
         def read_or_note(*given):
@@ -76,7 +70,7 @@ class ImageSource:
         """A name for each image: the path of its file, or its number where it has no file of its own."""
         return range(self.count)
 
-    def labeled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> ImageSource:
+    def labeled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> Self:
         """This source, which has labels from now on."""
         self.labels, self.class_names = labels.astype(np.int32), class_names
         return self
@@ -234,6 +228,11 @@ def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]
     hashes = [hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8, key=key).digest() for name in names]
     order = sorted(range(number), key=hashes.__getitem__)
     return sorted(order[count:]), sorted(order[:count])
+
+
+def spread_numbers(count: int, at_most: int) -> list[int]:
+    """Up to so many of the numbers from 0 to `count - 1`, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, at_most)).astype(int)).tolist()
 
 
 def check_memory(needed: int, what: str, fix: str) -> None:

@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nvae_tf.config import NOISY_SIGNAL, DataSpec, ExperimentConfig, config_from_dict
+import numpy as np
+
+from nvae_tf.config import NOISY_SIGNAL, DataSpec, ExperimentConfig, check_choice, config_from_dict
+from nvae_tf.data.sources import class_names, first_image, load_split, source_at, spread_numbers
 from nvae_tf.data_sets import MODEL_SETTINGS
 from nvae_tf.errors import require
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.presets import check_size, model_of_size, recipe_settings
+from nvae_tf.presets import SIZES, model_of_size, recipe_settings
 
 
 def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> ExperimentConfig:
@@ -17,7 +20,8 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
     A `size` and a `recipe` set those that are not `given` (names as "model.num_flows"). ValueError: they are wrong,
     or make no model.
     """
-    check_size(size := settings.get("size"))
+    if (size := settings.get("size")) is not None:
+        check_choice("setting size", size, SIZES)  # now, because a look at the images may take long
     groups = {group: dict(values.items()) for group, values in settings.items() if group not in ("size", "recipe")}
     for group, values in recipe_settings(settings.get("recipe"), groups, given).items():
         groups.setdefault(group, {}).update(values)
@@ -26,8 +30,7 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
     for name, data_name in MODEL_SETTINGS.items():
         if model.get(name) is None:
             model[name] = getattr(spec, data_name)
-    if size is not None:
-        model |= model_of_size(size, spec, given)
+    model |= model_of_size(size, spec, given)
     if spec.labels and not model.get("num_classes"):
         model["num_classes"] = spec.num_classes
     if spec.noise != "none":
@@ -39,9 +42,6 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
 
 def complete_spec(spec: DataSpec) -> DataSpec:
     """The spec with what is None or "auto" decided: by the images and labels, the likelihood by `num_bits`."""
-    # Not at the top: presets and the launcher need no NumPy, and start sooner without.
-    from nvae_tf.data.sources import class_names, first_image, source_at
-
     if spec.source == "auto":
         spec = dataclasses.replace(spec, source=source_at(spec.path))
     if spec.noise != "none":
@@ -65,14 +65,9 @@ def complete_spec(spec: DataSpec) -> DataSpec:
 
 def _estimated_sigma(spec: DataSpec) -> float:
     """The standard deviation of the noise of stored images, the median over up to 256 for training; of 4 digits."""
-    import numpy as np
-
-    from nvae_tf.data.sources import load_split
-
     estimate = require("skimage.restoration", "scientific").estimate_sigma
     source = load_split(spec, "train")
-    numbers = np.unique(np.linspace(0, source.count - 1, 256).astype(int))
-    images = (source.read(numbers[row : row + 1])[0] for row in range(len(numbers)))  # large ones: one at a time
+    images = (source.read(np.array([number]))[0] for number in spread_numbers(source.count, 256))  # one at a time
     sigmas = [estimate(image, average_sigmas=True, channel_axis=-1) for image in images]
     sigma = float(f"{np.median(sigmas):.4g}")
     if not sigma > 0.0:

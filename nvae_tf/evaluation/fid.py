@@ -28,13 +28,13 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.task import EvaluationTask
-from nvae_tf.files import atomic_file, cache_folder, file_sha256, read_arrays, write_arrays
+from nvae_tf.files import atomic_file, cache_folder, file_sha256
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
 from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.progress import ImageProgress
 from nvae_tf.replicas import divided, joined
-from nvae_tf.schemas import Field
+from nvae_tf.schemas import Field, read_arrays, write_arrays
 
 NUM_FEATURES = 2048
 GRAPH_NAME = "classify_image_graph_def.pb"

@@ -45,7 +45,7 @@ def write_flat_latents(path: str | os.PathLike, latent: np.ndarray, shapes=None,
     texts = {"about": about, "names": names}
     arrays = {name: np.array(value, np.str_) for name, value in texts.items() if value is not None}
     arrays |= {"latent": latent} | ({} if labels is None else {"labels": np.array(labels, np.int32)})
-    files.write_arrays(pathlib.Path(path), arrays)
+    schemas.write_arrays(pathlib.Path(path), arrays)
 
 
 def save_features(path: str | os.PathLike, features: np.ndarray, columns, names, labels=None) -> None:
@@ -53,7 +53,7 @@ def save_features(path: str | os.PathLike, features: np.ndarray, columns, names,
     path = pathlib.Path(path)
     if path.suffix.lower() != ".parquet":
         arrays = {"features": features, "columns": np.array(columns, np.str_), "names": np.array(names, np.str_)}
-        return files.write_arrays(path, arrays | ({} if labels is None else {"labels": np.array(labels, np.int32)}))
+        return schemas.write_arrays(path, arrays | ({} if labels is None else {"labels": np.array(labels, np.int32)}))
     pyarrow, parquet = (errors.require(module, "parquet") for module in ("pyarrow", "pyarrow.parquet"))
     by_column = {"name": names} | ({} if labels is None else {"label": labels})
     with files.atomic_file(path) as partial:
@@ -65,7 +65,7 @@ def read_flat_latents(path: str | os.PathLike) -> StoredLatents:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file of latents; {_FIX}")
     with errors.wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {_FIX}"):
-        entries = files.read_arrays(pathlib.Path(path), schemas.LATENTS)
+        entries = schemas.read_arrays(pathlib.Path(path), schemas.LATENTS)
         groups = [entries[name] for name in sorted(entries) if name.startswith("group_")]
         groups = [entries["latent"]] if "latent" in entries else groups
         latent = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)

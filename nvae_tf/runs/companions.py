@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import schemas
-from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models import NVAE
 from nvae_tf.models import reweighted_prior as priors
 from nvae_tf.models.outlier_scores import OutlierCalibration
@@ -48,7 +47,7 @@ def read_prior(file: pathlib.Path, model: NVAE, step: int) -> priors.ReweightedP
         for group, ratio in enumerate(ratios):
             shapes = {f"{group}/{number:02d}": weight.shape for number, weight in enumerate(ratio.weights)}
             fields = {name: schemas.Field("number", shape, -1e6, 1e6) for name, shape in shapes.items()}
-            ratio.set_weights(list(read_arrays(file, fields).values()))
+            ratio.set_weights(list(schemas.read_arrays(file, fields).values()))
         return priors.ReweightedPrior(ratios, about["proposals"], classes, about)
 
     if not file.is_file():
@@ -58,7 +57,7 @@ def read_prior(file: pathlib.Path, model: NVAE, step: int) -> priors.ReweightedP
 
 def read_about(file: pathlib.Path) -> tuple[int, dict[str, Any]]:
     """The step of the weights that a prior was learned for, and its `about`; raises what `read_arrays` raises."""
-    arrays = read_arrays(file, schemas.PRIOR)
+    arrays = schemas.read_arrays(file, schemas.PRIOR)
     return int(arrays["step"]), schemas.parsed(str(arrays["about"]), schemas.ABOUT)
 
 
@@ -95,7 +94,7 @@ def read_calibration(file: pathlib.Path, model: NVAE, step: int) -> OutlierCalib
     """The calibration of a model of this step; None without a file, and a text where it can't be used."""
 
     def made() -> OutlierCalibration:
-        arrays = read_arrays(file, schemas.CALIBRATION, {"numbers": model.plan.num_groups + 1})
+        arrays = schemas.read_arrays(file, schemas.CALIBRATION, {"numbers": model.plan.num_groups + 1})
         types = {"mean": np.float64, "covariance": np.float64, "kl": np.float32, "mahalanobis": np.float32}
         arrays = {name: arrays[name].astype(kind) for name, kind in types.items()}
         if not np.allclose(arrays["covariance"], arrays["covariance"].T):
@@ -107,7 +106,7 @@ def read_calibration(file: pathlib.Path, model: NVAE, step: int) -> OutlierCalib
 
 
 def _write(file: pathlib.Path, model: NVAE, step: int, arrays: dict[str, np.ndarray]) -> None:
-    write_arrays(file, arrays | {"step": np.array(step), "weights_sha256": np.array(weights_sha256(model))})
+    schemas.write_arrays(file, arrays | {"step": np.array(step), "weights_sha256": np.array(weights_sha256(model))})
 
 
 def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callable[[], Any]) -> Any:
@@ -115,7 +114,7 @@ def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callab
     fix = f"make it anew by `{command} --workdir={file.parent}`, or delete it"
     try:
         with tf.init_scope():  # the file may be read while a graph is traced
-            owner = read_arrays(file, schemas.OWNER)
+            owner = schemas.read_arrays(file, schemas.OWNER)
             if str(owner["weights_sha256"]) == weights_sha256(model):
                 return make()
     except ValueError as error:

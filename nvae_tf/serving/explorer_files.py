@@ -72,7 +72,7 @@ def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
         facts = model_facts(model, layout["shapes"], shown)
         if (assets / EXAMPLES).is_file():
             images = schemas.EXAMPLES["images"]._replace(shape=("count", *facts["image"]))
-            examples = files.read_arrays(assets / EXAMPLES, schemas.EXAMPLES | {"images": images})
+            examples = schemas.read_arrays(assets / EXAMPLES, schemas.EXAMPLES | {"images": images})
             facts["examples"] = base64.b64encode(examples["images"].astype(np.uint8).tobytes()).decode()
             facts |= {name: examples[name].tolist() for name in ("labels", "classes") if name in examples}
     return facts

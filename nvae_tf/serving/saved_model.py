@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf import errors, files
+from nvae_tf import errors, files, schemas
 from nvae_tf.config import ExperimentConfig, __version__, check_choice, config_to_dict, read_config
 from nvae_tf.data.pipeline import chosen_images
 from nvae_tf.data.sources import load_split
@@ -202,9 +202,9 @@ def _write_assets(
     for name, content in contents.items():
         files.atomic_write(folder / f"{name}.json", json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
     if origin.examples is not None:
-        files.write_arrays(folder / EXAMPLES, origin.examples)
+        schemas.write_arrays(folder / EXAMPLES, origin.examples)
     _write_warm_up(folder / _WARM_UP, model_name, signatures.names, record)
-    files.write_arrays(export / verification.RECORD, record)
+    schemas.write_arrays(export / verification.RECORD, record)
     outputs.write_digests(export)
 
 

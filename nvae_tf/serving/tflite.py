@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data.pipeline import chosen_images, spread_numbers
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.pipeline import chosen_images
+from nvae_tf.data.sources import load_split, spread_numbers
 from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_errors
 from nvae_tf.files import atomic_file
 from nvae_tf.layers.normalization import FoldedWeights

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from nvae_tf import schemas
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import beside_package, read_arrays
+from nvae_tf.files import beside_package
 from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
 from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
@@ -45,7 +45,7 @@ def read_record(folder: pathlib.Path) -> Arrays:
     """Returns the record of an export, see `recorded`; ValueError if it is missing or damaged."""
     check_is_export(folder)
     with wrap_read_errors(f"{folder / RECORD}: missing or damaged (", "); copy the export anew"):
-        return read_arrays(folder / RECORD, schemas.RECORD)
+        return schemas.read_arrays(folder / RECORD, schemas.RECORD)
 
 
 def side_of_record(record: Arrays, side: str) -> Arrays:

@@ -29,7 +29,7 @@ def test_permutations_are_all_different_and_unbiased():
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
 def test_quantization_is_the_published_formula(num_bits):
-    table = pipeline.intensity_table(num_bits)
+    table = pipeline.intensities(np.arange(256), num_bits).numpy()
     # floor(x * 255 / 2^(8 - b)) / (2^b - 1) of x = value / 255, to the nearest float32.
     exact = [np.float32((value // 2 ** (8 - num_bits)) / (2**num_bits - 1)) for value in range(256)]
     assert table.dtype == np.float32 and table.tolist() == exact
