@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from benchmarks import results
-from benchmarks.results import say
 from benchmarks.workloads import PRESETS, WORKLOADS, python, worker
 from nvae_tf import command_line
 from nvae_tf.config import check_choice
@@ -86,7 +85,7 @@ def measure(
         for number in range(1, rounds + 1):
             measured.append(run_round(sides, turns, warm_up, clock_steps, number))
             times = (f"{side} {numbers['seconds']:.3f} s" for side, numbers in measured[-1].items())
-            say(f"{name}: round {number} of {rounds}: {', '.join(times)}")
+            results.say(f"{name}: round {number} of {rounds}: {', '.join(times)}")
     return measured
 
 
@@ -127,7 +126,7 @@ def main(
     result = {**results.stamp(), "against": against or "", "complete": False, "results": []}
     try:
         for number, job in enumerate(jobs, 1):
-            say(f"workload {number} of {len(jobs)}: {' '.join(job)}")
+            results.say(f"workload {number} of {len(jobs)}: {' '.join(job)}")
             row = {"workload": job[0], "preset": job[1], "batch_size": WORKLOADS[job[0]].batch_sizes[job[1]]}
             row["yardstick"] = yardstick_of(job) if has_yardstick else None
             result["results"].append(row | summarize(measure(job, rounds, has_yardstick, against)))

@@ -19,9 +19,8 @@ from typing import Annotated
 import numpy as np
 
 from nvae_tf import command_line
-from nvae_tf.compression import container
 from nvae_tf.compression.codec import Codec, compress, model_at
-from nvae_tf.compression.image_sets import values_of_levels
+from nvae_tf.compression.files import unpacked, values_of_levels
 from nvae_tf.config import DATA_PATH_HELP
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import pil_images
@@ -58,7 +57,7 @@ def ours(levels: np.ndarray, workdir: str, chunk: int) -> tuple[int, str]:
     scores = [source.model.score(images, per_group=True, seed=seed, batch_size=100).nelbo for seed in range(3)]
     bits = len(levels) * float(np.mean(scores)) / math.log(2.0)
     data = compress(source, levels, None, {"model": workdir}, chunk, progress=encoded.append)
-    header, _ = container.unpacked(data)
+    header, _ = unpacked(data)
     codec, first = Codec(source, header["bins"], header["growth"], header["tolerance"]), levels[:chunk]
     labels = np.zeros(len(first), np.int32)
     for _ in range(2):  # the second time without building graphs

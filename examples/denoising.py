@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_images
 from benchmarks import results
 from benchmarks.workloads import run_python
 from examples.digits import Count, Workdir
-from examples.fashion import DEBIAN, Images, fashion
+from examples.fashion import DEBIAN, Images, fashion, tuned
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.denoising import psnr
 from nvae_tf.models.denoising import passing_noise
@@ -113,19 +113,14 @@ def total_variation(measured: np.ndarray, true: np.ndarray, kind: str) -> np.nda
 
     slope, constant = VARIANCE
 
-    def forward(images: np.ndarray) -> np.ndarray:
-        return 2.0 * SIGMA / slope * np.sqrt(np.maximum(slope * images + 0.375 * slope**2 + constant, 0.0))
+    def denoised(image: np.ndarray, weight: float) -> np.ndarray:
+        if kind == "gaussian":
+            return denoise_tv_chambolle(image, weight, channel_axis=-1)
+        stable = 2.0 * SIGMA / slope * np.sqrt(np.maximum(slope * image + 0.375 * slope**2 + constant, 0.0))
+        made = denoise_tv_chambolle(stable, weight, channel_axis=-1)
+        return slope / 4.0 * np.square(made / SIGMA) - slope / 8.0 - constant / slope
 
-    def backward(stable: np.ndarray) -> np.ndarray:
-        return slope / 4.0 * np.square(stable / SIGMA) - slope / 8.0 - constant / slope
-
-    if kind == "gaussian":
-        forward = backward = np.asarray
-    stable, candidates = forward(measured), []
-    for weight in np.linspace(0.05, 0.5, 10):
-        made = np.stack([denoise_tv_chambolle(image, weight, channel_axis=-1) for image in stable])
-        candidates.append(np.clip(backward(made), 0.0, 1.0))
-    return max(candidates, key=lambda each: psnr(each, true).mean())
+    return tuned(denoised, np.linspace(0.05, 0.5, 10), measured, true)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,6 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return (source.images // 255).astype(np.float32), source.labels
 
 
-def classifier() -> Any:
-    """A support vector machine with calibrated probabilities, trained on the training digits."""
-    images, labels = digits("train")
-    return CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5).fit(rows(images), labels)
-
-
 def rows(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
@@ -65,7 +59,9 @@ def quality(
     asked for in turn: `agreement` is how often the classifier sees the one that was asked for, `accuracy_of_model` how
     often the model's own Bayes' rule knows a test digit.
     """
-    model, machine, (images, truth) = nvae_tf.load(workdir), classifier(), digits("test")
+    model, (training, training_labels), (images, truth) = nvae_tf.load(workdir), digits("train"), digits("test")
+    machine = CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5)
+    machine.fit(rows(training), training_labels)
     samples, labels = class_samples(model, count, temperature, guidance, seed)
     on_real, on_samples = machine.predict_proba(rows(images)), machine.predict_proba(rows(samples) > 0.5)
     measured = {

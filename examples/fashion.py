@@ -15,6 +15,7 @@ import hashlib
 import pathlib
 import time
 import types
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import keras
@@ -281,8 +282,13 @@ def classical_restorations(task: str, values: np.ndarray, images: np.ndarray, ho
             (5, 10, 20, 30, 50, 100),
         ),
     }[task]
-    made = [np.clip([method(image, parameter) for image in values], 0.0, 1.0) for parameter in parameters]
-    return name, max(made, key=lambda candidates: psnr(candidates, images).mean())
+    return name, tuned(method, parameters, values, images)
+
+
+def tuned(method: Callable, parameters: Iterable, values: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """What `method(value, parameter)` makes of values, in [0, 1], with the parameter that is best for these images."""
+    made = [np.clip([method(value, parameter) for value in values], 0.0, 1.0) for parameter in parameters]
+    return max(made, key=lambda candidates: psnr(candidates, images).mean())
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ A recipe is "published", or changes joined by "+", as "residual 0.3+latent 8+bat
 
 import collections
 import json
-import operator
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Annotated, Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
@@ -29,9 +27,9 @@ from nvae_tf.data.sources import ArraySource
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.loading import model_for_training
 
-# The preset, what else is set, and the steps of a run of full length.
-_SMALL = {"size": "tiny", "train.batch_size": 32}
-DATA = {"gray": ("fashion_mnist", _SMALL, 1500), "binary": ("mnist", _SMALL, 1500), "digits": ("digits", {}, 1000)}
+# The preset, and what else is set.
+_SMALL = {"size": "tiny", "train.batch_size": 32, "train.steps": 1500}
+DATA = {"gray": ("fashion_mnist", _SMALL), "binary": ("mnist", _SMALL), "digits": ("digits", {"train.steps": 1000})}
 # Of Fashion-MNIST; the validation images are the last ones of its training part.
 TRAINING_IMAGES, SCORED_IMAGES = 9600, 1000
 SCORES = 5  # of a run, the last one at its end
@@ -57,10 +55,10 @@ Output = Annotated[str, "Folder of the results, a file for each run."]
 
 def settings_of(kind: str, recipe: str, seed: int) -> ExperimentConfig:
     """The settings of a run; ValueError for a recipe that is not one."""
-    preset, settings, steps = DATA[kind]
+    preset, settings = DATA[kind]
     config = experiment_config(preset, settings)
-    start = {"train.batch_size": config.train.batch_size, "optimizer.learning_rate": config.optimizer.learning_rate}
-    changed = start | {"train.steps": steps}
+    changed = {"train.batch_size": config.train.batch_size, "optimizer.learning_rate": config.optimizer.learning_rate}
+    changed["train.steps"] = config.train.steps
     for change in recipe.split("+"):
         name, _, factor = change.partition(" x")
         if factor:
@@ -70,7 +68,7 @@ def settings_of(kind: str, recipe: str, seed: int) -> ExperimentConfig:
         else:
             check_choice("change", change, CHANGES)
             changed |= CHANGES[change]
-    steps = changed["train.steps"] * start["train.batch_size"] // max(1, changed["train.batch_size"])
+    steps = changed["train.steps"] * config.train.batch_size // max(1, changed["train.batch_size"])
     changed["train.steps"] = max(1, round(steps / SCORES)) * SCORES
     return experiment_config(preset, settings | changed | {"train.seed": seed})
 
@@ -106,25 +104,18 @@ def run(
     config = resolve_lengths(config, *length)
     model = model_for_training(config, *length).model
     to_score = np.concatenate(list(evaluation_batches(scored, config.data, 100, 0).as_numpy_iterator()))
-    batches = training_batches(training, config.data, config.train.batch_size, seed)
-    curve, spent = [], 0.0
-
-    class Scores(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.start = time.process_time()
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            nonlocal spent
-            spent += time.process_time() - self.start
-            nelbo = float(np.mean(model.score(to_score, per_group=True, batch_size=100).nelbo))
-            curve.append({"step": (epoch + 1) * (length[1] // SCORES), "processor_s": spent, "nelbo": nelbo})
-            results.say(f"{kind}, {recipe}, seed {seed}: {curve[-1]}")
-
-    model.fit(batches, steps_per_epoch=length[1] // SCORES, epochs=SCORES, callbacks=[Scores()], verbose=0)
+    curve, spent, steps = [], 0.0, config.train.steps // SCORES
+    for first_step in range(0, config.train.steps, steps):
+        begun = time.process_time()
+        batches = training_batches(training, config.data, config.train.batch_size, seed, first_step)
+        model.fit(batches, steps_per_epoch=steps, verbose=0)
+        spent += time.process_time() - begun
+        nelbo = float(np.mean(model.score(to_score, per_group=True, batch_size=100).nelbo))
+        curve.append({"step": first_step + steps, "processor_s": spent, "nelbo": nelbo})
+        results.say(f"{kind}, {recipe}, seed {seed}: {curve[-1]}")
     bound = float(np.mean(model.score(to_score[:200], importance_samples=100, batch_size=100)))
     made = {"data": kind, "recipe": recipe, "seed": seed, "scored": "test" if test else "validation"}
     made |= {"bound_k100": bound, "curve": curve}
-    pathlib.Path(output).mkdir(parents=True, exist_ok=True)
     file = pathlib.Path(output, f"{kind}-{recipe}-{seed}-{made['scored']}.json".replace(" ", "_"))
     results.write_json(results.stamp() | made, str(file))
     return made
@@ -141,60 +132,53 @@ def table(
     `time` is the share of the baseline's processor time after which the mean curve is below the baseline's final NELBO,
     between two scores on a straight line.
     """
-    runs = collections.defaultdict(dict)
+    runs: dict[tuple, dict] = collections.defaultdict(lambda: collections.defaultdict(dict))
     for file in sorted(pathlib.Path(output).glob("*.json")):
         made = json.loads(file.read_text())
-        runs[made["data"], made["scored"], made["recipe"]][made["seed"]] = made
+        runs[made["data"], made["scored"]][made["recipe"]][made["seed"]] = made
     rows = []
-    for (kind, scored, recipe), by_seed in runs.items():
-        reference = {seed: run for seed, run in runs.get((kind, scored, baseline), {}).items() if seed in by_seed}
-        by_seed = {seed: by_seed[seed] for seed in reference}
-        if not reference:
-            raise ValueError(f"{output}: no run of {kind}, {baseline!r}, scored on {scored} images with that seed")
-        (seconds, nelbos), (base_seconds, base_nelbos) = mean_curve(by_seed), mean_curve(reference)
-        reached = np.interp(-base_nelbos[-1], -np.minimum.accumulate(nelbos), seconds, right=np.nan)
-        row = {"data": kind, "scored": scored, "recipe": recipe, "seeds": len(by_seed)}
-        row |= {"steps": by_seed[min(by_seed)]["curve"][-1]["step"], "processor_s": seconds[-1], "NELBO": nelbos[-1]}
-        row |= {"NELBO, difference": difference(by_seed, reference, final_nelbo)}
-        row |= {"bound": float(np.mean([made["bound_k100"] for made in by_seed.values()]))}
-        row |= {"bound, difference": difference(by_seed, reference, operator.itemgetter("bound_k100"))}
-        rows.append(row | {"time": float(reached / base_seconds[-1])})
+    for (kind, scored), recipes in runs.items():
+        for recipe, by_seed in recipes.items():
+            seeds = sorted(by_seed.keys() & recipes.get(baseline, {}).keys())
+            if not seeds:
+                raise ValueError(f"{output}: no run of {kind}, {baseline!r}, scored on {scored} images with that seed")
+            own, others = ([recipes[name][seed] for seed in seeds] for name in (recipe, baseline))
+            (seconds, nelbos), (base_seconds, base_nelbos) = curves(own), curves(others)
+            bounds, base_bounds = (np.array([made["bound_k100"] for made in each]) for each in (own, others))
+            lowest = np.minimum.accumulate(nelbos.mean(axis=1))
+            row = {"data": kind, "scored": scored, "recipe": recipe, "seeds": len(seeds)}
+            row |= {"steps": own[0]["curve"][-1]["step"], "processor_s": float(seconds[-1].mean())}
+            row |= {"NELBO": float(nelbos[-1].mean()), "NELBO, difference": difference(nelbos[-1] - base_nelbos[-1])}
+            row |= {"bound": float(bounds.mean()), "bound, difference": difference(bounds - base_bounds)}
+            reached = np.interp(-base_nelbos[-1].mean(), -lowest, seconds.mean(axis=1), right=np.nan)
+            rows.append(row | {"time": float(reached / base_seconds[-1].mean())})
     if figure:
         save_curves(runs, pathlib.Path(figure))
     return {"baseline": baseline, "rows": rows}
 
 
-def mean_curve(by_seed: dict[int, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Processor seconds and NELBO at each of the scores, means over the seeds."""
-    values = [[(point["processor_s"], point["nelbo"]) for point in made["curve"]] for made in by_seed.values()]
-    return tuple(np.mean(values, axis=0).T)
+def curves(runs: Iterable[dict[str, Any]]) -> np.ndarray:
+    """Processor seconds and NELBO of runs at each of their scores: `[2, scores, runs]`."""
+    return np.array([[(point["processor_s"], point["nelbo"]) for point in made["curve"]] for made in runs]).T
 
 
-def final_nelbo(made: dict[str, Any]) -> float:
-    return made["curve"][-1]["nelbo"]
-
-
-def difference(runs: dict[int, Any], others: dict[int, Any], value: Callable[[dict], float]) -> str:
-    """The mean difference over the seeds of the others, and twice its standard error."""
-    values = [value(runs[seed]) - value(others[seed]) for seed in others]
+def difference(values: np.ndarray) -> str:
+    """The mean of differences, one for each seed, and twice its standard error."""
     error = f" +- {2.0 * np.std(values, ddof=1) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{error}"
 
 
-def save_curves(runs: dict[tuple, dict[int, Any]], file: pathlib.Path) -> None:
+def save_curves(runs: dict[tuple, dict[str, Any]], file: pathlib.Path) -> None:
     """A panel for each set of scored images: the mean NELBO over the minutes of training, and the range over seeds."""
-    panels = collections.defaultdict(dict)
-    for (kind, scored, recipe), by_seed in runs.items():
-        panels[f"{kind}, {scored} images"][recipe] = by_seed
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, (title, recipes) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+    figure = Figure(figsize=(5 * len(runs), 4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(runs)))
+    for axes, ((kind, scored), recipes) in zip(panels, runs.items(), strict=True):
         for recipe, by_seed in recipes.items():
-            seconds, nelbos = mean_curve(by_seed)
-            every = [[point["nelbo"] for point in made["curve"]] for made in by_seed.values()]
-            (line,) = axes.plot(seconds[1:] / 60, nelbos[1:], marker=".", label=recipe)
-            lowest, highest = np.min(every, axis=0)[1:], np.max(every, axis=0)[1:]
-            axes.fill_between(seconds[1:] / 60, lowest, highest, alpha=0.2, color=line.get_color())
-        axes.set(title=title, xlabel="processor time, minutes", ylabel="NELBO, nats per image")
+            seconds, nelbos = curves(by_seed.values())[:, 1:]
+            minutes = seconds.mean(axis=1) / 60
+            (line,) = axes.plot(minutes, nelbos.mean(axis=1), marker=".", label=recipe)
+            axes.fill_between(minutes, nelbos.min(axis=1), nelbos.max(axis=1), alpha=0.2, color=line.get_color())
+        axes.set(title=f"{kind}, {scored} images", xlabel="processor time, minutes", ylabel="NELBO, nats per image")
         axes.legend(loc="upper right", fontsize="small")
     figure.savefig(file, dpi=120)
 

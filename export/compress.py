@@ -41,7 +41,7 @@ def main(
     place = command_line.output_place(output, (".nvc",), overwrite).path
     start_tensorflow_quietly()
     from nvae_tf.compression.codec import compress, model_at
-    from nvae_tf.compression.image_sets import read_set
+    from nvae_tf.compression.files import read_set
     from nvae_tf.files import atomic_file
     from nvae_tf.progress import StatusLine, counted
 
@@ -72,10 +72,10 @@ def main(
 
 def _description(path: pathlib.Path) -> str:
     """What the header of a file says; of lists, how long they are."""
-    from nvae_tf.compression import container
+    from nvae_tf.compression.files import unpacked
 
     with wrap_read_errors(f"{path}: ", ""):
-        header, chunks = container.unpacked(path.read_bytes())
+        header, chunks = unpacked(path.read_bytes())
     lines = [f"{name}: {f'{len(value):,}' if name in ('names', 'labels') else value}" for name, value in header.items()]
     lines.append(f"chunks: {len(chunks)}, {8 * sum(map(len, chunks)) / header['images']:.2f} bits an image")
     return "\n  ".join([f"{path}: {path.stat().st_size:,} bytes", *lines])

@@ -24,14 +24,13 @@ def main(
     workdir: Annotated[str | None, "Where the model is; without it, where it was when the file was made."] = None,
 ) -> None:
     """Decompresses."""
-    from nvae_tf.compression import container
+    from nvae_tf.compression.files import check_output, unpacked, write_set
 
     with wrap_read_errors(f"{input}: ", ""):
         data = pathlib.Path(input).read_bytes()
-        header, _ = container.unpacked(data)
+        header, _ = unpacked(data)
     start_tensorflow_quietly()
     from nvae_tf.compression.codec import decompress, model_at
-    from nvae_tf.compression.image_sets import check_output, write_set
     from nvae_tf.progress import ImageProgress, StatusLine, counted
 
     check_output(pathlib.Path(output))

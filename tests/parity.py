@@ -21,9 +21,8 @@ from nvae_tf.models.images import real_pixels
 from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.passes import Decoded, inference_pass, top_down_pass
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.published.names import published_tensors
 from nvae_tf.published.settings import model_config_from_published, objective_config_from_published
-from nvae_tf.published.weights import load_published_weights, published_array
+from nvae_tf.published.weights import load_published_weights, published_array, published_tensors
 from nvae_tf.training.strategy import configure_runtime
 
 VALUE, NATS, GRADIENT, STEP = 1e-4, 1e-4, 1e-3, 1e-4

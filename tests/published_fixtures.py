@@ -10,8 +10,7 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.published.names import published_tensors
-from nvae_tf.published.weights import published_array
+from nvae_tf.published.weights import published_array, published_tensors
 from tests import FIXTURES
 from tests.tiny_model import tiny_config
 

@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.compression import container
-from nvae_tf.compression.latent_coder import LatentCoder, WhitenedSource, bins_and_draws
-from nvae_tf.compression.pixel_coder import PixelCoder
-from nvae_tf.compression.stack import Stack
-from nvae_tf.config import whole_number
+from nvae_tf.compression.coders import LatentCoder, PixelCoder, Stack, WhitenedSource, bins_and_draws
+from nvae_tf.compression.files import LARGEST_CHUNK, packed, unpacked
+from nvae_tf.config import real_number, whole_number
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
@@ -33,6 +31,7 @@ from nvae_tf.runs.loading import load, load_run
 from nvae_tf.serving.saved_model import load_export
 
 _SAMPLED = 128  # images by which the bins of latents are chosen
+_CODER = f"constriction {importlib.metadata.version('constriction').rpartition('.')[0]}"
 _MOST_BATCH, _MOST_NUMBERS = 128, 2**24  # of a batch: images, and outputs of the network
 
 
@@ -74,13 +73,10 @@ class Codec:
         self._most_batch = min(_MOST_BATCH, max(1, _MOST_NUMBERS // numbers))
         labels, image = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, *self.shape], tf.uint8)
         latents = tf.TensorSpec([None, len(self._latents.exponents)], tf.float32)
-
-        def graph(function: Callable, *inputs: tf.TensorSpec) -> Callable:
-            return tf.function(function, input_signature=[labels, *inputs], autograph=False)
-
-        self._draw_parameters = graph(lambda labels, images: self._pass(labels, None, images)[0], image)
-        self._parameters = graph(lambda labels, latents: self._pass(labels, latents)[0], latents)
-        self._posteriors = graph(lambda *inputs: self._pass(*inputs)[1], latents, image)
+        graph = functools.partial(tf.function, autograph=False)
+        self._draw_parameters = graph(lambda labels, images: self._pass(labels, None, images)[0], [labels, image])
+        self._parameters = graph(lambda labels, latents: self._pass(labels, latents)[0], [labels, latents])
+        self._posteriors = graph(lambda *inputs: self._pass(*inputs)[1], [labels, latents, image])
 
     def encode(self, levels: np.ndarray, labels: np.ndarray) -> Encoded:
         """A chunk of images."""
@@ -158,13 +154,7 @@ class Codec:
 
 
 def _settings(model: NVAE, levels: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """The bins and the growth for images like the first; ValueError where a model can't be a codec."""
-    if model.config.num_flows:
-        fault = "the density of a latent behind flows can't be coded on a grid; train with model.num_flows=0"
-        raise ValueError(f"model.num_flows = {model.config.num_flows}: {fault}")
-    if (name := model.config.likelihood) not in ("bernoulli", "logistic_mixture"):
-        fault = "it has a density and no masses of pixel values, or masses of its own"
-        raise ValueError(f"model.likelihood = {name}: {fault}")
+    """The bins and the growth for images like the first; ValueError where the model has diverged."""
     images = levels[:_SAMPLED].astype(np.float32) / (2**model.config.num_bits - 1)
     settings = {"labels": labels[:_SAMPLED] if model.config.num_classes else None, "batch_size": 32}
     bits = float(np.mean(model.score(images, per_group=True, **settings).nelbo)) / math.log(2.0)
@@ -189,12 +179,11 @@ def compress(
 ) -> bytes:
     """A file of images, uint8 levels `[count, height, width, channels]`, and their classes, int32 `[count]`.
 
-    `about` adds to the header (container.py). With `verify` each chunk is decoded. `progress` gets each chunk.
+    `about` adds to the header (files.py). With `verify` each chunk is decoded. `progress` gets each chunk.
     """
-    most = min(2**16, container.LARGEST_CHUNK // levels[0].size)
+    most = min(2**16, LARGEST_CHUNK // levels[0].size)
     chunk = min(whole_number("chunk", chunk, 1, most), len(levels))
-    if not 0.0 < tolerance < 0.1:
-        raise ValueError(f"tolerance = {tolerance}: must be above 0 and below 0.1")
+    real_number("tolerance", tolerance, "must be above 0, and at most 0.1", math.ulp(0.0), 0.1)
     if source.folded is not None:
         raise ValueError("an export decompresses alone: compress by the run that it was made of")
     if source.model.config.num_classes and labels is None:
@@ -211,21 +200,19 @@ def compress(
                 codec.decode(encoded.data, rows[1], extra_rows=1)
         chunks.append(encoded.data)
         progress(encoded)
-    header = {"images": len(levels), "chunk": chunk, "shape": levels.shape[1:], "coder": _coder()} | settings
+    header = {"images": len(levels), "chunk": chunk, "shape": levels.shape[1:], "coder": _CODER} | settings
     header |= {} if labels is None else {"labels": labels.tolist()}
-    return container.packed(header | (about or {}) | {"sha256": source.sha256}, chunks)
+    return packed(header | (about or {}) | {"sha256": source.sha256}, chunks)
 
 
-def decompress(
-    source: ModelWithWeights, data: bytes, only: int | None = None, extra_rows: int = 0
-) -> Iterator[np.ndarray]:
+def decompress(source: ModelWithWeights, data: bytes, only: int | None = None) -> Iterator[np.ndarray]:
     """The levels of each chunk of a file in turn, or of one; ValueError for a damaged file, or another machine's."""
-    header, chunks = container.unpacked(data)
+    header, chunks = unpacked(data)
     if header["sha256"] != source.sha256:
         made = f"{header['sha256']}... ({header.get('model', 'no place is noted')})"
         raise ValueError(f"made with the weights of SHA-256 {made}; those given are {source.sha256}...")
-    if header["coder"] != _coder():
-        raise ValueError(f"made with {header['coder']}, and {_coder()} is installed")
+    if header["coder"] != _CODER:
+        raise ValueError(f"made with {header['coder']}, and {_CODER} is installed")
     with wrap_read_errors("damaged (", ")"):
         codec = Codec(source, header["bins"], header["growth"], header["tolerance"])
         if header["shape"] != [*codec.shape]:
@@ -234,15 +221,11 @@ def decompress(
 
     def decoded(number: int) -> np.ndarray:
         with wrap_read_errors(f"chunk {number}: ", ""):
-            return codec.decode(chunks[number], labels[number * header["chunk"] :][: header["chunk"]], extra_rows)
+            return codec.decode(chunks[number], labels[number * header["chunk"] :][: header["chunk"]])
 
     numbers = range(len(chunks)) if only is None else [whole_number("chunk", only, 0, len(chunks) - 1)]
     with ThreadPoolExecutor(2) as threads:  # one codes while the networks of the other run
         yield from threads.map(decoded, numbers)
-
-
-def _coder() -> str:
-    return f"constriction {importlib.metadata.version('constriction').rpartition('.')[0]}"
 
 
 def model_at(place: str) -> ModelWithWeights:
@@ -262,9 +245,13 @@ def model_at(place: str) -> ModelWithWeights:
 
 
 def with_weights(model: NVAE, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
-    """The model for a codec; ValueError for one of more than 8 bits, or of noisy images."""
-    if model.config.num_bits > 8:
-        raise ValueError(f"model.num_bits = {model.config.num_bits}: lossless files are of up to 8 bits")
-    if model.config.is_denoising:
-        raise ValueError(f"model.likelihood = {model.config.likelihood}: a density; lossless files are of levels")
+    """The model for a codec; ValueError for one that can't code images."""
+    config, coded = model.config, ("bernoulli", "logistic_mixture")
+    for name, can_code, fault in (
+        ("num_flows", not config.num_flows, "latents behind flows have no codes; train with model.num_flows=0"),
+        ("likelihood", config.likelihood in coded, f"lossless files are of {' and '.join(coded)}"),
+        ("num_bits", config.num_bits <= 8, "lossless files are of up to 8 bits"),
+    ):
+        if not can_code:
+            raise ValueError(f"model.{name} = {getattr(config, name)}: {fault}")
     return ModelWithWeights(model, weights_sha256(model)[:20], class_names)

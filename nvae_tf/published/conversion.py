@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvae_tf.config import ExperimentConfig, config_from_dict, config_to_dict, config_to_json, resolve_lengths
-from nvae_tf.errors import first_line, require
+from nvae_tf.errors import first_line, require, wrap_read_errors
 from nvae_tf.files import atomic_file, atomic_folder, atomic_write, check_new_folder, file_sha256
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate, start_averages
@@ -105,15 +105,11 @@ def _write_run(output: pathlib.Path, model: NVAE, schedule: LoweredRate, run: Ru
 
 def _own_settings(checkpoint: TorchCheckpoint) -> RunSettings:
     """The settings of a file that this project wrote, from the entry that only such files have."""
-    own = checkpoint.own
-    try:
+    own, why = checkpoint.own, "the file is damaged, or of another version of this project"
+    with wrap_read_errors(f"its entry '{OWN_KEY}' can't be read (", f"); {why}"):
         config = config_from_dict(ExperimentConfig, json.loads(own["config"]))
         images = ImageCounts.parse(own["images"]) if own.get("images") else None
         origin = Origin.parse(own["origin"]) if own.get("origin") else Origin()
-    # The JSON may be damaged, of another form, or nested without end.
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        why = "the file is damaged, or of another version of this project"
-        raise ValueError(f"its entry 'nvae_tf' can't be read ({first_line(error)}); {why}") from error
     in_args = published.model_config_from_published(checkpoint.settings)
     if unlike := published.differing_settings(config.model, in_args):
         raise ValueError(f"'args' and 'nvae_tf' contradict each other; 'nvae_tf' has {', '.join(unlike)}")
@@ -195,10 +191,8 @@ def export_file(
     torch is missing, and what `load` raises.
     """
     torch, (config, prefix) = require("torch", "torch"), find_run(workdir, checkpoint)
-    try:
+    with wrap_read_errors(f"{workdir}: ", ""):
         args = published.published_settings(config)
-    except ValueError as error:
-        raise ValueError(f"{workdir}: {error}") from error
     folder, step = RunFolder(workdir), step_of(prefix)
     images, origin = ImageCounts.read(folder.images_file), origin_of_run(folder, config.train.initialize_from)
     model = NVAE(config.model, config.objective)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import reprlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
-from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
+from nvae_tf import data_sets
+from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, ObjectiveConfig, check_choice, resolve_lengths
 from nvae_tf.data_sets import DATA_SPECS
 from nvae_tf.latent_plan import CELL_SETS, InvertedBranch, LayerBranch
 
@@ -74,44 +76,33 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a published checkpoint from its `args`; ValueError where a setting is missing or wrong."""
     settings = {**_DEFAULTS, **settings}
     dataset = _setting(settings, "dataset", str)
-    if dataset not in PUBLISHED_DATA:
-        known = ", ".join(sorted(PUBLISHED_DATA))
-        raise ValueError(f"the checkpoint's data set {dataset!r} is not one of {known}")
+    check_choice("the checkpoint's data set", dataset, PUBLISHED_DATA)
     spec, _ = PUBLISHED_DATA[dataset]
-    is_binary = spec.likelihood == "bernoulli"
-    values = {
-        name: _setting(settings, published, str if name == "cell_set" else int)
-        for name, published in MODEL_SETTINGS.items()
-    }
-    for name in ("squeeze_excite", "residual_distributions", "adaptive_groups"):
-        values[name] = bool(values[name])
-    several = "normal" if values["num_mixtures"] == 1 else "logistic_mixture"
-    return ModelConfig(
-        **values,
-        image_height=spec.height,
-        image_width=spec.width,
-        image_channels=spec.channels,
-        padded_height=spec.padded_height,
-        padded_width=spec.padded_width,
-        num_bits=1 if is_binary else _setting(settings, "num_x_bits", int),
-        likelihood="bernoulli" if is_binary else several,
-    )
+    values = {name: getattr(spec, data_name) for name, data_name in data_sets.MODEL_SETTINGS.items()}
+    values |= _group(ModelConfig, MODEL_SETTINGS, settings)
+    if spec.likelihood != "bernoulli":
+        values["num_bits"] = _setting(settings, "num_x_bits", int)
+        values["likelihood"] = "normal" if values["num_mixtures"] == 1 else "logistic_mixture"
+    return ModelConfig(**values)
 
 
 def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
     """The loss of a published checkpoint from its `args`, which lack the number of steps; raises as the above does."""
-    values = {name: _setting(settings, published, float) for name, published in OBJECTIVE_SETTINGS.items()}
-    values["anneal_regularization"] = bool(values["anneal_regularization"])
-    return ObjectiveConfig(**values)
+    return ObjectiveConfig(**_group(ObjectiveConfig, OBJECTIVE_SETTINGS, settings))
+
+
+def _group(group: type, names: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = typing.get_type_hints(group)
+    return {name: _setting(settings, published, kinds[name]) for name, published in names.items()}
 
 
 def _setting(settings: Mapping[str, Any], name: str, kind: type) -> Any:
     if name not in settings:
         raise ValueError(f"the checkpoint's settings lack {name!r}; they have {', '.join(sorted(settings))}")
     value = settings[name]
-    if not isinstance(value, int | float if kind is float else kind):
+    if not isinstance(value, {float: int | float, bool: int}.get(kind, kind)):
         raise ValueError(f"'args' has {name} = {reprlib.repr(value)}, which must be of type {kind.__name__}")
-    return value
+    return bool(value) if kind is bool else value  # zeros and ones pass for truth values
 
 
 def published_settings(config: ExperimentConfig) -> dict[str, Any]:

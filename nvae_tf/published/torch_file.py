@@ -13,9 +13,8 @@ import tensorflow as tf
 
 from nvae_tf.errors import first_line, require
 from nvae_tf.models import NVAE
-from nvae_tf.published.names import COPY, COUNTER
 from nvae_tf.published.settings import USED_SETTINGS, model_config_from_published, objective_config_from_published
-from nvae_tf.published.weights import check_implied_size, load_published_weights
+from nvae_tf.published.weights import COPY, COUNTER, check_implied_size, load_published_weights
 
 OWN_KEY = "nvae_tf"  # the entry that this project adds to the files that it writes
 _AGAIN = "the file is damaged, get it again from its source"
@@ -25,7 +24,7 @@ _LONGEST_TEXT = 500  # characters of a name or a setting
 class TorchCheckpoint(NamedTuple):
     """The content of a published file, tensors as arrays in the published layout."""
 
-    settings: Mapping[str, Any]  # the entry `args`, less the settings that are not plain values
+    settings: Mapping[str, Any]  # the entry `args`; those in `USED_SETTINGS` are plain values
     state: Mapping[str, np.ndarray]  # the entry `state_dict`
     epoch: int | None = None  # finished passes over the data; None where the file lacks it
     global_step: int | None = None  # None where the file lacks it
@@ -53,7 +52,8 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
         if any(type(count) not in (int, type(None)) or (count or 0) < 0 for count in counts):
             raise ValueError(f"'epoch' or 'global_step' is no whole number; {_AGAIN}")
         settings, state, own = (_mapping(content, name) for name in ("args", "state_dict", OWN_KEY))
-        return TorchCheckpoint(_settings(settings), _weights(state, largest), *counts, own)
+        _check_settings(settings)
+        return TorchCheckpoint(settings, _weights(state, largest), *counts, own)
     except PermissionError:
         raise
     # The readers of archives, pickles and tensors raise errors of many kinds where a file is damaged.
@@ -103,18 +103,13 @@ def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(entry)
 
 
-def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are plain values; ValueError where one that is used is something else."""
-
-    def is_plain(value: Any) -> bool:
-        is_text = isinstance(value, str) and len(value) <= _LONGEST_TEXT
-        return is_text or isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
-
-    plain = {name: value for name, value in settings.items() if is_plain(value)}
-    if wrong := sorted(USED_SETTINGS & (settings.keys() - plain.keys())):
-        fault = "neither a finite number nor a short text"
-        raise ValueError(f"'args' has a value of {', '.join(wrong)} that is {fault}; {_AGAIN}")
-    return plain
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """ValueError where a setting that is used is something other than a plain value."""
+    for name in sorted(USED_SETTINGS & settings.keys()):
+        value = settings[name]
+        is_number = isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
+        if not is_number and not (isinstance(value, str) and len(value) <= _LONGEST_TEXT):
+            raise ValueError(f"'args' has a value of {name} that is no finite number and no short text; {_AGAIN}")
 
 
 def _weights(state: Mapping[str, Any], largest: int) -> dict[str, np.ndarray]:

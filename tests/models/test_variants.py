@@ -44,7 +44,7 @@ VARIANTS = {
 }
 
 
-# Whether a model can be built and named at all is seen in tests/published/test_names.py, too.
+# Whether a model can be built and named at all is seen in tests/published/test_weights.py, too.
 QUICK = "oblong; dilated; single channels"
 
 

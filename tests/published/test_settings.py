@@ -119,7 +119,7 @@ def test_an_impossible_setting_is_named():
     for changes, message in (
         (dict(epochs="many"), r"train\.epochs = 'many': must be of type int"),
         (dict(num_nf="2"), r"'args' has num_nf = '2', which must be of type int"),
-        (dict(dataset="faces"), "data set 'faces' is not one of celeba_256, "),
+        (dict(dataset="faces"), r"data set = 'faces': not one of the choices \(mnist, "),
         (dict(kl_const_coeff="x"), "kl_const_coeff = 'x', which must be of type float"),
     ):
         refuses(message, imported_settings, settings.published_settings(experiment_config("cifar10")) | changes, 1, 195)

@@ -1,0 +1,319 @@
+"""The stack of bits that images are coded on, and the codes of latents and pixels on it.
+
+All numbers that decide a code are rounded in a way that every machine repeats, see `rounded`.
+
+A latent is `z = prior mean + prior sigma * k * bin`. So its prior is the same for every image, N(0, 1) on the grid, and
+only the posterior's mean and sigma, relative to the prior's, are outputs of the network that decide a code.
+
+A pixel is a chain of binary decisions, whose log-odds are rounded. A Bernoulli value is one decision. A value of a
+mixture of logistics is found by halving the range of levels, as often as it has bits, by the exact masses of both
+halves; the channels follow one after another, as the mixture has them.
+"""
+
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from nvae_tf.distributions.discretized_logistic_mixture import autoregressive_mean, split_mixture_parameters
+from nvae_tf.distributions.image_likelihood import ImageLikelihood
+from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
+from nvae_tf.errors import require
+from nvae_tf.models.latents import GroupLayers, LatentSample, Shapes
+
+stream = require("constriction", "compress").stream
+# The bits that the first images of a chunk draw their latents with. Both sides know them.
+_SUPPLY = np.frombuffer(hashlib.shake_256(b"nvae_tf").digest(4 * (2**16 - 1)), "<u4").astype(np.uint32)
+_NOT_CODED = "."  # a channel that stays at the prior's mean
+_FINEST, _LEAST_KL = 9, 0.1  # bins of 2^-9 sigma; nats of an image
+_PER_BIN, _PER_OCTAVE = 4, 4  # the grids of means and of sigmas
+# A posterior's sigma in bins; the farthest that a latent is from the posterior's center, in bins; the farthest mean, in
+# sigmas of the prior. The coder gives each symbol 2^-24 at least: a longer reach would draw latents that are far away.
+_LEAST_SIGMA, _LARGEST_SIGMA, _REACH, _FARTHEST_MEAN = 0.5, 8.0, 32, 8
+# The surer a decision is, the less a rounded log-odds costs.
+_LOG_ODDS = np.array([0, 0.6, 1.2, 1.8, 2.4, 3, 3.7, 4.6, 6, 9])
+_LOG_ODDS = np.concatenate([-_LOG_ODDS[:0:-1], _LOG_ODDS])
+_position = functools.partial(np.interp, xp=_LOG_ODDS, fp=np.arange(len(_LOG_ODDS)))
+_PROBABILITIES = 1.0 / (1.0 + np.exp(-_LOG_ODDS))
+# The fraction of marked numbers, of latents and of decisions, in tolerances; a wrong one only costs bits.
+_MARKED = {"latents": 16.0, "bernoulli": 6.0, "logistic_mixture": 35.0}
+_LEAST_MASS = 1e-30
+
+
+class Stack:
+    """Asymmetric numeral systems (Duda 2009): what is pushed last is popped first, at `-log2 p` bits a symbol.
+
+    Popping from a model draws from it: the bits below are the source of randomness. Pushing gives the same bits back.
+    At first the stack has a fixed supply of random words, then a checksum. `data` has the words above those of the
+    supply that nothing has drawn.
+    """
+
+    def __init__(self, checksum: int = 0, data: bytes | None = None):
+        if data is None:
+            words = _start(checksum)
+        else:
+            stored = np.frombuffer(data[2:] + bytes(-len(data[2:]) % 4), "<u4")
+            words = np.concatenate([_SUPPLY[: int.from_bytes(data[:2], "little")], stored.astype(np.uint32)])
+        self.mark_bits = 0.0  # what all marks took
+        self._coder = stream.stack.AnsCoder(words)
+
+    def push(self, symbols: np.ndarray, model: Any, *parameters: npt.ArrayLike) -> None:
+        """Encodes whole numbers; parameters of the model are broadcast to their shape."""
+        rows = (np.broadcast_to(each, symbols.shape).ravel() for each in parameters)
+        self._coder.encode_reverse(symbols.ravel().astype(np.int32), model, *rows)
+
+    def pop(self, shape: tuple[int, ...], model: Any, *parameters: npt.ArrayLike) -> np.ndarray:
+        """Decodes whole numbers, int32 of this shape."""
+        rows = [np.broadcast_to(each, shape).ravel() for each in parameters]
+        return np.reshape(self._coder.decode(model, *rows or [math.prod(shape)]), shape)
+
+    def push_marks(self, marks: np.ndarray, rate: float) -> None:
+        """Encodes marks, see `rounded`, of which about this fraction is not 0."""
+        masses = _masses_of_marks(rate)
+        self.mark_bits -= float(np.bincount(np.ravel(marks), minlength=3) @ np.log2(masses))
+        self.push(marks, stream.model.Categorical(masses, perfect=False))
+
+    def pop_marks(self, shape: tuple[int, ...], rate: float) -> np.ndarray:
+        """Decodes marks."""
+        return self.pop(shape, stream.model.Categorical(_masses_of_marks(rate), perfect=False))
+
+    def data(self) -> tuple[bytes, int]:
+        """The stack for a file, and the number of bits that the first images' draws took of the supply."""
+        words = self._coder.get_compressed()
+        is_other = words[: len(_SUPPLY)] != _SUPPLY[: len(words)]
+        untouched = int(np.append(is_other, True).argmax())
+        # The last word is not zero: its zero bytes need not be stored.
+        data = untouched.to_bytes(2, "little") + words[untouched:].astype("<u4").tobytes().rstrip(b"\0")
+        return data, 32 * (len(_SUPPLY) - untouched)
+
+    def is_at_start(self, checksum: int) -> bool:
+        """Whether all that was pushed has been popped, and the checksum is the same."""
+        return np.array_equal(self._coder.get_compressed(), _start(checksum))
+
+
+def _masses_of_marks(rate: float) -> np.ndarray:
+    rate = min(rate, 0.5)
+    return np.array([1.0 - rate, rate / 2.0, rate / 2.0])
+
+
+def _start(checksum: int) -> np.ndarray:
+    # The coder's last word must not be zero.
+    return np.append(_SUPPLY, np.array([checksum, 1], np.uint32))
+
+
+def rounded(
+    values: np.ndarray, slack: np.ndarray, position: Callable[[np.ndarray], np.ndarray], marks: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The whole numbers nearest to the `position` of values, int32, and marks (after Tian et al., arXiv 2309.11276).
+
+    Other machines compute values up to `slack` away. The encoder marks a number that they may round to the other side:
+    1 if it is even, 2 if it is odd, 0 where none may. The decoder gives its `marks`, and gets the same numbers.
+    """
+    values = np.nan_to_num(np.asarray(values, np.float64))
+    exact = position(values)
+    numbers = np.rint(exact).astype(np.int32)
+    if marks is None:
+        may_differ = np.rint(position(values - slack)) != np.rint(position(values + slack))
+        return numbers, np.where(may_differ, 1 + numbers % 2, 0)
+    is_other = (marks > 0) & (numbers % 2 != marks - 1)
+    return numbers + np.where(is_other, np.where(exact > numbers, 1, -1), 0).astype(np.int32), marks
+
+
+class WhitenedSource(NamedTuple):
+    """The source of a group's latents, which `choose` gives in sigmas of the prior, `[batch, values]`.
+
+    It gets the posterior's means and log2 of its sigmas, both relative to the prior, `[2, batch, values]`; None without
+    a bottom-up `feature`.
+    """
+
+    choose: Callable[[tf.Tensor | None], tf.Tensor]
+    channels: np.ndarray  # the coded ones
+    feature: tf.Tensor | None
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        """The latent of the group whose layers and incoming state these are."""
+        parameters, outputs, batch = layers.prior(state), None, tf.shape(state)[0]
+        prior = soft_clamped_normal(parameters)
+        if self.feature is not None:
+            posterior = soft_clamped_normal(layers.posterior(state, self.feature, parameters))
+            ratio = tf.math.log(posterior.scale / prior.scale) / math.log(2.0)
+            both = tf.stack([(posterior.loc - prior.loc) / prior.scale, ratio])
+            outputs = tf.reshape(tf.gather(both, self.channels, axis=-1), [2, batch, -1])
+        chosen = tf.reshape(self.choose(outputs), [batch, *prior.loc.shape[1:3], len(self.channels)])
+        to_all = np.eye(prior.loc.shape[3], dtype=np.float32)[self.channels]  # zeros for the other channels
+        z = prior.loc + prior.scale * tf.tensordot(chosen, to_all, 1)
+        return LatentSample(z, z, prior)
+
+
+class LatentCoder:
+    """Codes the latents of all groups, whole numbers of bins: rows `[batch, values]`, group after group.
+
+    `bins` of a group has a character a channel: a digit, for bins of `2^-digit` of the prior's sigma, or a point for a
+    channel that is not coded. `shapes` are those of all channels.
+    """
+
+    def __init__(self, bins: Sequence[str], shapes: Shapes, tolerance: float):
+        self.channels = [np.flatnonzero([digit != _NOT_CODED for digit in each]) for each in bins]
+        pairs = zip(bins, shapes, strict=True)
+        digits = [list(each.replace(_NOT_CODED, "")) * math.prod(shape[:2]) for each, shape in pairs]
+        self.exponents = np.concatenate(digits).astype(np.int32)  # of all values
+        ends = np.cumsum([0, *map(len, digits)]).tolist()
+        self.groups = [slice(*each) for each in itertools.pairwise(ends)]
+        self._tolerance, self.rate = tolerance, _MARKED["latents"] * tolerance
+        self._offset = stream.model.QuantizedGaussian(-_REACH, _REACH)
+        farthest = _FARTHEST_MEAN * 2**_FINEST + _REACH
+        self._prior = stream.model.QuantizedGaussian(-farthest, farthest)
+
+    def posterior(self, outputs: np.ndarray, group: slice, marks=None) -> tuple[tuple, np.ndarray]:
+        """The posterior of a group's whitened means and log2 sigmas `[2, batch, values]`, rounded, and their marks.
+
+        It is the whole bin below the mean, the mean from there, and sigma, in bins, each `[batch, values]`.
+        """
+        exponents, octaves = self.exponents[group], np.log2([_LEAST_SIGMA, _LARGEST_SIGMA])
+
+        def position(both: np.ndarray) -> np.ndarray:
+            means = np.clip(both[0], -_FARTHEST_MEAN, _FARTHEST_MEAN) * 2.0**exponents
+            return np.stack([means * _PER_BIN, np.clip(both[1] + exponents, *octaves) * _PER_OCTAVE])
+
+        (means, sigmas), marks = rounded(outputs, self._tolerance * (1.0 + np.abs(outputs)), position, marks)
+        # Bins of width 1 add 1/12 to the variance.
+        sigmas = np.sqrt(4.0 ** (sigmas / _PER_OCTAVE) - 1.0 / 12.0)
+        return (means // _PER_BIN, means % _PER_BIN / _PER_BIN, sigmas), marks
+
+    def draw(self, stack: Stack, posterior: tuple) -> np.ndarray:
+        """Latents drawn from the posterior of a group, with bits of the stack."""
+        center, *parameters = posterior
+        return center + stack.pop(center.shape, self._offset, *parameters)
+
+    def give_back(self, stack: Stack, latents: np.ndarray, posterior: tuple) -> None:
+        """Gives the stack the bits of the draws of all groups back."""
+        center, *parameters = posterior
+        offsets = np.clip(latents - center, -_REACH, _REACH)  # beyond are only latents of a damaged file
+        for group in reversed(self.groups):
+            stack.push(offsets[:, group], self._offset, *(each[:, group] for each in parameters))
+
+    def push(self, stack: Stack, latents: np.ndarray) -> None:
+        """Encodes latents with the prior."""
+        stack.push(latents, self._prior, 0.0, 2.0**self.exponents)
+
+    def pop(self, stack: Stack, batch: int) -> np.ndarray:
+        """Decodes latents with the prior."""
+        return stack.pop((batch, len(self.exponents)), self._prior, 0.0, 2.0**self.exponents)
+
+    def whitened(self, latents: np.ndarray, group: slice = slice(None)) -> np.ndarray:
+        """Latents of a group, or of all, in sigmas of the prior, float32."""
+        return (latents / 2.0 ** self.exponents[group]).astype(np.float32)
+
+
+def bins_and_draws(kl: np.ndarray, ratios: np.ndarray) -> tuple[str, float]:
+    """The `bins` of a group, and the bits of the draws of an image, from KL in nats and sigmas relative to the prior's.
+
+    Both are `[batch, height, width, channels]`. A channel with hardly any KL says nothing, and the first image of a
+    chunk would pay for it in full. Bins are about as wide as the sigmas of a channel's narrow posteriors.
+    """
+    is_coded = kl.sum(axis=(1, 2)).mean(axis=0) > _LEAST_KL
+    exponents = np.rint(-np.log2(np.quantile(ratios, 0.1, axis=(0, 1, 2)))).clip(0, _FINEST).astype(int)
+    bits = np.log2(math.sqrt(2.0 * math.pi * math.e) * ratios * 2.0**exponents)[..., is_coded]
+    bins = [str(each) if coded else _NOT_CODED for each, coded in zip(exponents, is_coded, strict=True)]
+    return "".join(bins), float(bits.sum() / len(bits))
+
+
+class PixelCoder:
+    """Codes the levels of images, uint8 `[batch, height, width, channels]`, by a likelihood's parameters."""
+
+    def __init__(self, likelihood: ImageLikelihood, tolerance: float):
+        self._likelihood, self._tolerance = likelihood, tolerance
+        self._rate, self._decision = _MARKED[likelihood.name] * tolerance, stream.model.Bernoulli(perfect=False)
+
+    def push(self, stack: Stack, parameters: tf.Tensor, levels: np.ndarray) -> None:
+        """Encodes levels."""
+        coded = []
+        for channels, bit, odds, slack in self._decisions(parameters, levels):
+            numbers, marks = rounded(odds, self._tolerance * slack, _position)
+            coded.append((levels[..., channels] >> bit & 1, _PROBABILITIES[numbers], marks))
+        for decisions, probabilities, marks in reversed(coded):
+            stack.push(decisions, self._decision, probabilities)
+            stack.push_marks(marks, self._rate)
+
+    def pop(self, stack: Stack, parameters: tf.Tensor) -> np.ndarray:
+        """Decodes levels."""
+        levels = np.zeros((*parameters.shape[:3], self._likelihood.channels), np.uint8)
+        for channels, bit, odds, slack in self._decisions(parameters, levels):
+            numbers, _ = rounded(odds, slack, _position, stack.pop_marks(odds.shape, self._rate))
+            decisions = stack.pop(odds.shape, self._decision, _PROBABILITIES.take(numbers, mode="clip"))
+            levels[..., channels] |= (decisions << bit).astype(np.uint8)
+        return levels
+
+    def _decisions(self, parameters: tf.Tensor, levels: np.ndarray) -> Iterator[tuple]:
+        """Channels, a bit of their levels, its log-odds `[batch, height, width, channels]`, and what a tolerance of 1
+        would change of them, in turn. `levels` must have the bits before by then.
+        """
+        if self._likelihood.name == "bernoulli":
+            odds = parameters.numpy()
+            yield slice(None), 0, odds, 2.0 * (1.0 + np.abs(odds))
+            return
+        for channel in range(self._likelihood.channels):
+            mixture = _conditional_mixture(parameters, levels, channel, self._likelihood)
+            for bit in reversed(range(self._likelihood.num_bits)):
+                half = tf.constant(2.0**bit, tf.float64)
+                both = _log_odds(mixture, levels[..., channel], half, self._likelihood.num_bits)
+                yield slice(channel, channel + 1), bit, *(each.numpy()[..., np.newaxis] for each in both)
+
+
+class _Mixture(NamedTuple):
+    """The logistics of a channel given those before, on the [-1, 1] scale: float64 `[batch, height, width, each]`."""
+
+    weights: tf.Tensor
+    means: tf.Tensor
+    inverse_scales: tf.Tensor
+
+    def shares(self, low: tf.Tensor, high: tf.Tensor, num_bits: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The mass of the levels `low ... high - 1`, and the share that each logistic has in it."""
+        lower, upper = (self._scaled_edge(level, num_bits) for level in (low, high))
+        # On the side of the smaller tail: as a difference of small numbers.
+        sign = tf.where(lower > 0.0, tf.constant(-1.0, tf.float64), 1.0)
+        each = sign * (tf.sigmoid(sign * upper) - tf.sigmoid(sign * lower))
+        joint = self.weights * (_LEAST_MASS + each)
+        mass = tf.reduce_sum(joint, axis=-1, keepdims=True)
+        return mass[..., 0], joint / mass
+
+    def _scaled_edge(self, level: tf.Tensor, num_bits: int) -> tf.Tensor:
+        """The lower edge of levels, from the means, in units of the scales; the outer bins have whole tails."""
+        value = (2.0 * level - 1.0) / (2**num_bits - 1) - 1.0
+        far = tf.constant(1e9, tf.float64)
+        value = tf.where(level <= 0.0, -far, tf.where(level >= 2.0**num_bits, far, value))
+        return (value[..., tf.newaxis] - self.means) * self.inverse_scales
+
+
+@functools.partial(tf.function, autograph=False, reduce_retracing=True)
+def _conditional_mixture(parameters, levels, channel: int, likelihood: ImageLikelihood) -> _Mixture:
+    logits, *rows = split_mixture_parameters(parameters, likelihood.channels, likelihood.num_mixtures)
+    means, log_scales, coefficients = (tf.unstack(tf.cast(each, tf.float64), axis=-2) for each in rows)
+    levels, weights = tf.cast(levels, tf.float64), tf.nn.softmax(tf.cast(logits, tf.float64))
+    values = tf.unstack(2.0 * levels[..., tf.newaxis] / (2**likelihood.num_bits - 1) - 1.0, axis=-2)
+    for each in range(channel + 1):
+        mean = autoregressive_mean(each, means, coefficients, values)
+        mixture = _Mixture(weights, mean, tf.exp(-log_scales[each]))
+        if each < channel:
+            _, weights = mixture.shares(levels[..., each], levels[..., each] + 1.0, likelihood.num_bits)
+    return mixture
+
+
+@functools.partial(tf.function, autograph=False, reduce_retracing=True)
+def _log_odds(mixture: _Mixture, levels, half, num_bits: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The log-odds that a channel is in the upper `half` of the levels `low ... low + 2 half - 1`, which has `levels`;
+    and about how much they change, relative to the tolerance, where the network's outputs change by it.
+    """
+    low = tf.floor(tf.cast(levels, tf.float64) / (2.0 * half)) * 2.0 * half
+    below, shares = mixture.shares(low, low + half, num_bits)
+    above, others = mixture.shares(low + half, low + 2.0 * half, num_bits)
+    odds = tf.math.log(above / below)
+    # The log of a mass changes by at most its inverse scale with a mean; errors of several outputs do not add up.
+    moved = tf.norm(tf.maximum(shares, others) * mixture.inverse_scales, axis=-1)
+    return odds, 1.0 + tf.abs(odds) + moved
