@@ -21,8 +21,7 @@ from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine, counted
 from nvae_tf.published.torch_file import from_torch_checkpoint
-from nvae_tf.runs.checkpoint_files import steps_of_files
-from nvae_tf.runs.checkpoints import named_weights
+from nvae_tf.runs.checkpoints import named_weights, steps_of_files
 from nvae_tf.runs.loading import load_run, model_for_training
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, check_continues, read_run_config
 from nvae_tf.runs.sharing import find_run_folder

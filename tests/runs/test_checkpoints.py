@@ -10,7 +10,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.runs import checkpoint_files, checkpoints
+from nvae_tf.runs import checkpoints
 from nvae_tf.runs.checkpoints import CheckpointNotWritten
 from nvae_tf.runs.run_folder import RunFolder, open_for_training
 from tests import refuses
@@ -71,8 +71,8 @@ def restored(folder, model):
 
 
 def saved_steps(place):
-    assert checkpoint_files.steps_of_files(place, "index") == checkpoint_files.steps_of_files(place, "data")
-    return checkpoint_files.steps_of_files(place, "index")
+    assert checkpoints.steps_of_files(place, "index") == checkpoints.steps_of_files(place, "data")
+    return checkpoints.steps_of_files(place, "index")
 
 
 def contents(*places):
@@ -128,7 +128,7 @@ def test_instead_of_a_damaged_one_the_one_before_is_used(folder, model, change, 
     assert contents(folder.checkpoints) == before
     # The damaged one does not count as one of the two, and is replaced when its step comes.
     save(state, model, 7)
-    assert checkpoint_files.read_list(folder.checkpoints) == [5, 7]
+    assert checkpoints.read_list(folder.checkpoints) == [5, 7]
     save(state, model, 10)
     assert saved_steps(folder.checkpoints) == [7, 10]
     assert restored(folder, model)[1:] == (10, [])
@@ -219,8 +219,8 @@ def test_step_0_is_kept_until_there_is_another(empty_run, model):
     later, step, _ = restored(empty_run, model)
     assert step == 0
     save(later, model, 5, 7, 8)
-    assert checkpoint_files.steps_of_files(empty_run.checkpoints) == [7, 8, 9]
-    assert checkpoint_files.read_list(empty_run.checkpoints) == [7, 8]
+    assert checkpoints.steps_of_files(empty_run.checkpoints) == [7, 8, 9]
+    assert checkpoints.read_list(empty_run.checkpoints) == [7, 8]
     moved = empty_run.path.rename(empty_run.path.with_name("moved"))
     assert tf.train.latest_checkpoint(str(moved / "checkpoints")) == str(moved / "checkpoints" / "step-8")
 
@@ -234,7 +234,7 @@ def test_what_is_not_listed_is_kept_for_good_if_it_is_older_than_the_list(folder
     state, step, reported = restored(folder, model)
     assert step == 12 and not reported
     save(state, model, 14)
-    assert saved_steps(place) == [3, 12, 14] and checkpoint_files.read_list(place) == [12, 14]
+    assert saved_steps(place) == [3, 12, 14] and checkpoints.read_list(place) == [12, 14]
 
 
 def test_only_a_lower_score_is_kept(empty_run, model):

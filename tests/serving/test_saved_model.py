@@ -20,7 +20,7 @@ from nvae_tf.files import write_arrays
 from nvae_tf.layers import folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.runs import loading
-from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+from nvae_tf.runs.checkpoints import checkpoint_sha256
 from nvae_tf.serving import saved_model, verification
 from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, write_digests
 from nvae_tf.serving.saved_model import cached_export, example_images, export_saved_model, load_export
