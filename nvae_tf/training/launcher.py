@@ -118,12 +118,17 @@ def run_workers(
                 workers.append(_start(command, tf_config, visible, log))
                 for number in signals:  # those that came before
                     _send(workers[-1:], number)
-            while _running(workers) and not any(worker.poll() for worker in workers):
+            while None in (codes := [worker.poll() for worker in workers]) and not any(codes):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-            failed = next((index for index, worker in enumerate(workers) if worker.returncode), 0)
+            failed = next((index for index, code in enumerate(codes) if code), 0)
             if not signals:
                 _send(workers, signal.SIGTERM)
-            _wait(workers, grace_seconds, report)
+            deadline = time.monotonic() + grace_seconds
+            while late := [str(index) for index, worker in enumerate(workers) if worker.poll() is None]:
+                if time.monotonic() > deadline:
+                    report(f"worker {', '.join(late)} did not end within {grace_seconds:g} s, and is killed")
+                    break
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             _send(workers, signal.SIGKILL)
             codes = [worker.wait() for worker in workers]
@@ -133,19 +138,6 @@ def run_workers(
         ended = f"worker {failed} ended with exit code {code}"
         report("\n    ".join([f"{ended}; its last lines:" if end else f"{ended}.", *end]))
     return code
-
-
-def _wait(workers: Sequence[subprocess.Popen], seconds: float, report: Callable[[str], None]) -> None:
-    """Returns when all workers have ended, or after so many seconds, with a report."""
-    deadline = time.monotonic() + seconds
-    while (late := _running(workers)) and time.monotonic() < deadline:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    if late:
-        report(f"worker {', '.join(late)} did not end within {seconds:g} s, and is killed")
-
-
-def _running(workers: Sequence[subprocess.Popen]) -> list[str]:
-    return [str(index) for index, worker in enumerate(workers) if worker.poll() is None]
 
 
 def _start(command: Sequence[str], tf_config: str, gpus: str | None, log: pathlib.Path | None) -> subprocess.Popen:

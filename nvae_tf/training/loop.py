@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.errors import first_line
 from nvae_tf.models import NVAE
-from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
@@ -26,10 +25,9 @@ from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, first_words
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
 
-# Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
-_AGREE_EVERY_STEPS = 10
-# Divergence is looked for at fixed steps, so that an interruption does not show; not at each, for the same reason.
-_CHECK_EVERY_STEPS = 10
+# Several processes ask each other whether to stop, and each looks for divergence, at fixed steps, so that an
+# interruption does not show; not at each step, that would hold up accelerators.
+_LOOK_EVERY_STEPS = 10
 # A value has grown when it is this many times its usual value, the median over the earlier half of accepted steps.
 _GROWN = 3.0
 
@@ -92,7 +90,7 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Re
         StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
     run.model.scan = scan
     step = strategy.step_function(replicas.strategy, run.model, compiled)
-    return run, step if replicas.count == 1 else lambda batch: step(replicas.divided(batch))
+    return run, lambda batch: step(replicas.divided(batch))
 
 
 def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> None:
@@ -152,7 +150,7 @@ class TrainingLoop:
                 with self.profiled(step + 1):
                     # Traced at the first call, one TensorFlow graph from then on.
                     self.train_step(next(batches))
-                if (step + 1) % _CHECK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
+                if (step + 1) % _LOOK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
                 self.outputs.note_step(step + 1)
                 if self._is_checkpoint_due(step + 1):
@@ -195,7 +193,7 @@ class TrainingLoop:
 
     def signal_at(self, step: int) -> int | None:
         """The signal that all processes stop for at this step, because one of them has received it."""
-        if self.run.replicas.shard.count > 1 and step % _AGREE_EVERY_STEPS:
+        if self.run.replicas.shard.count > 1 and step % _LOOK_EVERY_STEPS:
             return None
         # The answer of all, not this process's number read again: a signal that comes meanwhile is for the next step.
         return self.run.replicas.agreed_signal(self.stop.signal_number)
@@ -244,9 +242,6 @@ class TrainingLoop:
         return step
 
 
-# Why a run has diverged, for messages.
-
-
 def skipped_in_a_row(model: NVAE) -> float:
     """The number of steps skipped in a row, up to the latest step."""
     return float(model.step_guard.skipped_in_a_row.numpy())
@@ -262,22 +257,10 @@ def reason_of_skips(model: NVAE) -> str:
 
 def growth_in(model: NVAE) -> str:
     """The group whose KL, and the layer whose spectral norm, first exceeded three times their usual values."""
-    shapes = enumerate(model.plan.latent_shapes())
+    steps, shapes = model.recent.read(), enumerate(model.plan.latent_shapes())
     groups = [f"group {index} ({height}x{width})" for index, (height, width, _) in shapes]
-    return growth_clause(model.recent.read(), groups, layer_names(model))
-
-
-def layer_names(model: NVAE) -> list[str]:
-    """The name of every convolution, in the order of the spectral norms."""
-    names = {id(weight): name.rpartition("/")[0] for name, weight in named_weights(model).items()}
-    return [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
-
-
-def growth_clause(steps: RecentSteps, groups: Sequence[str], layers: Sequence[str]) -> str:
-    """What of the latest steps has grown first, by the names of groups and layers."""
-    measured = ("KL", steps.kl_per_group, groups), ("spectral norm", steps.spectral_norms, layers)
-    taken = np.flatnonzero(steps.accepted)
-    clauses = []
+    measured = ("KL", steps.kl_per_group, groups), ("spectral norm", steps.spectral_norms, layer_names(model))
+    taken, clauses = np.flatnonzero(steps.accepted), []
     for what, values, names in measured if len(taken) else ():
         usual = np.median(np.abs(values[taken[: max(len(taken) // 2, 1)]]), axis=0)
         grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, 1e-6))  # what is not finite has grown too
@@ -286,3 +269,9 @@ def growth_clause(steps: RecentSteps, groups: Sequence[str], layers: Sequence[st
             change = f"from {usual[place]:,.4g} to {values[step, place]:,.4g}"
             clauses.append(f"the {what} of {names[place]} {change}, {len(values) - 1 - step} steps before the last")
     return f"what grew first: {' and '.join(clauses) or 'no KL or spectral norm of the latest steps'}"
+
+
+def layer_names(model: NVAE) -> list[str]:
+    """The name of every convolution, in the order of the spectral norms."""
+    names = {id(weight): name.rpartition("/")[0] for name, weight in named_weights(model).items()}
+    return [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]

@@ -24,7 +24,6 @@ from nvae_tf.published.torch_file import from_torch_checkpoint
 from nvae_tf.runs.checkpoints import named_weights, steps_of_files
 from nvae_tf.runs.loading import load_run, model_for_training
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, check_continues, read_run_config
-from nvae_tf.runs.sharing import find_run_folder
 from nvae_tf.training.strategy import Replicas
 
 # The other weights of a model are state of its training, or follow the kernels.
@@ -145,8 +144,8 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
     A weight is taken if it has the same name and shape in the source: a run folder, or a published file (.pt). Returns
-    the names of the weights that were taken, and a report about all. FileNotFoundError: `path` is neither of both.
-    ValueError: it is damaged, or none of its weights fits; nothing is assigned then.
+    the names of the weights that were taken, and a report about all. ValueError: `path` is neither of both, or damaged,
+    or none of its weights fits; nothing is assigned then.
     """
     name_of_source, source = _read_source(path)
     weights, source_weights = (
@@ -201,16 +200,12 @@ def _report(source: str, weights: dict, source_weights: dict, taken: list[str]) 
 
 def _read_source(path: str) -> tuple[str, NVAE]:
     """The source of weights: its name for messages, and a model that holds them."""
-    place = find_run_folder(path)
-    if not place.is_dir() and (not place.is_file() or place.suffix != ".pt"):
-        expected = "give the --workdir of a run of nvae-train, or a published file (.pt)"
-        raise FileNotFoundError(f"train.initialize_from = {path!r}: no such folder or published file; {expected}")
     try:
-        if place.is_file():
-            return path, from_torch_checkpoint(place)
-        run = load_run(place)
+        if path.endswith(".pt") and not os.path.isdir(path):
+            return path, from_torch_checkpoint(path)
+        run = load_run(path)
     except (ValueError, FileNotFoundError, ImportError) as error:
-        raise ValueError(f"train.initialize_from: {error}") from error
+        raise ValueError(f"train.initialize_from, a run folder or a published file (.pt): {error}") from error
     averaged = ", moving averages (EMA) of the weights" if run.config.optimizer.ema_momentum else ""
     return f"{path}, step {run.step:,}{averaged}", run.model
 
