@@ -181,10 +181,6 @@ def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[ChosenCh
             unusable[step] = first_line(error)
 
 
-class CheckpointNotWritten(OSError):
-    """A checkpoint, or the list of them, could not be written; nothing half-written was left behind."""
-
-
 class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
@@ -224,7 +220,7 @@ class TrainingState:
         self._best_checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale, best_score=self._score)
 
     def save(self, step: int) -> None:
-        """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
+        """Writes the checkpoint of a step; OSError, of a full disk for example: nothing half-written is left behind."""
         with self._wrap_write_errors(self.folder, step):
             self._step.assign(step)
             write_checkpoint(self.folder, step, self._checkpoint.write)
@@ -237,12 +233,10 @@ class TrainingState:
     def _keep_newest(self, step: int) -> None:
         """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
         whole, listed = steps_of_files(self.folder), read_list(self.folder)
-        earlier_steps = [earlier for earlier in whole if 0 < earlier < step and earlier not in self._unusable]
-        if listed:
-            # Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list
-            # was written just before a process was killed.
-            earlier_steps = [earlier for earlier in earlier_steps if earlier in listed or earlier > max(listed)]
-        own = [*earlier_steps, step]
+        # Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list was
+        # written just before a process was killed.
+        listed_or_newer = [earlier for earlier in whole if earlier in listed or earlier > max(listed, default=0)]
+        own = [*(earlier for earlier in listed_or_newer if 0 < earlier < step and earlier not in self._unusable), step]
         # A killed process may have left data files without an index.
         without_index = {other for other in steps_of_files(self.folder, "data") if other < step} - {*whole}
         # Before the list is written: a process that is killed in between would leave files that are not listed.
@@ -307,7 +301,7 @@ class TrainingState:
             # TensorFlow's message is "OPERATION AND FILE; CAUSE [Op:NAME]".
             reason = getattr(error, "strerror", None) or re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
             before = "anew" if self.saved_step is None else f"from step {self.saved_step}, whose checkpoint is whole"
-            raise CheckpointNotWritten(
+            raise OSError(
                 f"{folder}: the checkpoint of step {step} or the list of all could not be written ({reason}). "
                 f"The same command starts {before}"
             ) from error
