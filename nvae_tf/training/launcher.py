@@ -41,9 +41,7 @@ def _signals_handled(handler: Callable[[int, object], object]) -> Iterator[None]
 class StopRequest(contextlib.ExitStack):
     """Inside its `with` block the first signal only requests a stop; a second Ctrl-C ends the process at once."""
 
-    def __init__(self):
-        super().__init__()
-        self.signal_number: int | None = None  # the signal that has come
+    signal_number: int | None = None  # the signal that has come
 
     def check(self) -> None:
         """Raises StopRequested if a signal has come."""

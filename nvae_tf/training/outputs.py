@@ -21,7 +21,7 @@ from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.evaluation.table import active_units
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import displayed, image_grid, write_png
-from nvae_tf.generation.sampling import ImageGenerator
+from nvae_tf.generation.sampling import generate_images
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights
 from nvae_tf.progress import Speed, StatusLine, duration
@@ -53,7 +53,6 @@ class RunOutputs:
         self._log = log(folder.path if log is WandbLog else folder.tensorboard, named_settings(run.config))
         self._batch_size = min(self._settings.batch_size, run.images.test.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
-        self._generator = ImageGenerator(run.model)
         self._last_means: dict[str, float] = {}  # of the last whole period of `train.log_every_steps`
 
     def report_end(self, steps: int, seconds: float) -> None:
@@ -212,7 +211,7 @@ class RunOutputs:
         self._stop.check()
         self._log.image(step, "reconstructions", image_grid(rows, columns=len(originals), enlarge=None))
         for temperature, count in _SAMPLES.items():
-            images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
+            images = generate_images(self._run.model, count, temperature, _FIXED_SEED, lambda done: self._stop.check())
             images = displayed(images, spec.display_channels)
             self._log.image(step, f"samples/temperature_{temperature}", image_grid(images, enlarge=None))
         write_samples(file, images, self._folder.path.absolute().name, step, temperature)

@@ -152,8 +152,7 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
         {name: weight for name, weight in named_weights(one).items() if name.startswith(_NETWORK)}
         for one in (model, source)
     )
-    both = [name for name in weights if name in source_weights]
-    taken = [name for name in both if weights[name].shape == source_weights[name].shape]
+    taken = [name for name in weights if name in source_weights and weights[name].shape == source_weights[name].shape]
     if not taken:
         pairs = zip(vars(source.config).items(), vars(model.config).values(), strict=True)
         changed = [f"model.{name} is {old!r} there and {new!r} here" for (name, old), new in pairs if old != new]
