@@ -52,7 +52,7 @@ def copy_command(place: str) -> str | None:
         name, _, revision = place.removeprefix(HUB).partition("@")
         options = [f"--local-dir=runs/{name.rpartition('/')[2]}", *([f"--revision={revision}"] if revision else [])]
         return shlex.join(["hf", "download", name, *options])
-    folder = find_run_folder(place) if place in os.listdir(_BUNDLED) else pathlib.Path(place)
+    folder = find_run_folder(place)
     is_bundled = folder.resolve().parent == _BUNDLED.resolve()
     return shlex.join(["cp", "-r", str(folder), f"runs/{folder.name}"]) if is_bundled else None
 

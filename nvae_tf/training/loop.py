@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -32,18 +32,12 @@ _LOOK_EVERY_STEPS = 10
 _GROWN = 3.0
 
 
-class TrainingResult(NamedTuple):
-    """The step of a training's last checkpoint, and the signal that has interrupted it, if one has."""
-
-    step: int
-    signal_number: int | None = None
-
-
-def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> TrainingResult:
+def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> tuple[int, int | None]:
     """Trains a model in a run folder, new, empty or of the same run, from its latest checkpoint on if it has one.
 
     The weights after step n are a function of the settings alone, however often the run was interrupted. Several
     processes call this with the same arguments; the first, the chief, writes. Signals end it with a checkpoint.
+    Returns the step of the last checkpoint, and the signal that has interrupted the training, None without one.
 
     ValueError: the settings do not fit each other, the devices, the data or the folder, another process trains in it,
     all its checkpoints are damaged, or training has diverged. OSError: the folder can't be written to. ConnectionError:
@@ -61,14 +55,14 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
-                result = TrainingLoop(folder, run, train_step, state, outputs, stop).train(step)
+                end, signal_number = TrainingLoop(folder, run, train_step, state, outputs, stop).train(step)
             finally:
                 if replicas.is_chief:
                     keep_model_card(folder, run.model, outputs.status.keep)
             replicas.leave()
-    if result.signal_number is None:
-        outputs.report_end(run.length.total_steps - step, time.monotonic() - started)
-    return result
+    if signal_number is None:
+        outputs.report_end(end - step, time.monotonic() - started)
+    return end, signal_number
 
 
 def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Replicas) -> tuple[Run, Callable]:
@@ -120,15 +114,15 @@ class TrainingLoop:
 
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
-    def train(self, step: int) -> TrainingResult:
-        """Trains from a step to the end, or until a signal interrupts it."""
+    def train(self, step: int) -> tuple[int, int | None]:
+        """Trains from a step to the end, or until a signal interrupts it; returns as `train_and_evaluate`."""
         if self.state.saved_step is None:  # a run that diverges before its first checkpoint goes back to this one
             self._save(step)
         while (result := self._train_from(step)) is None:
             step = self._roll_back()
         return result
 
-    def _train_from(self, start: int) -> TrainingResult | None:
+    def _train_from(self, start: int) -> tuple[int, int | None] | None:
         """Trains from a step on; returns None if the run has diverged and must be rolled back."""
         run, settings, images = self.run, self.run.config.train, self.run.images
         batches = training_batches(
@@ -138,10 +132,13 @@ class TrainingLoop:
         try:
             # `step` batches are done, those of refused steps too; the last turn writes the outputs alone.
             for step in range(start, run.length.total_steps + 1):
-                if run.replicas.is_chief and not self._finish_outputs(step):  # broken off by a signal
-                    return self._interrupt(step, self.stop.signal_number)
+                if run.replicas.is_chief:
+                    if not self.outputs.write_due(step):  # broken off by a signal
+                        return self._interrupt(step, self.stop.signal_number)
+                    if settings.keep_best and self.outputs.is_evaluated(step):
+                        self.state.save_if_best(step, self.outputs.test_score(step))
                 if step == run.length.total_steps:
-                    return TrainingResult(step)
+                    return step, None
                 if (signal_number := self.signal_at(step)) is not None:  # that all processes stop for
                     return self._interrupt(step, signal_number)
                 if step % settings.log_every_steps == 0:
@@ -184,13 +181,6 @@ class TrainingLoop:
         except Exception as error:
             StatusLine().keep(f"The profile of train.profile_steps fails: {first_line(error)}")
 
-    def _finish_outputs(self, step: int) -> bool:
-        """Writes the outputs of a step that are due; returns False if a stop was requested meanwhile."""
-        is_whole = self.outputs.write_due(step)
-        if is_whole and self.run.config.train.keep_best and self.outputs.is_evaluated(step):
-            self.state.save_if_best(step, self.outputs.test_score(step))
-        return is_whole
-
     def signal_at(self, step: int) -> int | None:
         """The signal that all processes stop for at this step, because one of them has received it."""
         if self.run.replicas.shard.count > 1 and step % _LOOK_EVERY_STEPS:
@@ -210,11 +200,11 @@ class TrainingLoop:
             self.state.save(step)
         self.state.saved_step, self.saved_at = step, time.monotonic()  # the others count the chief's checkpoint too
 
-    def _interrupt(self, step: int, signal_number: int | None = None) -> TrainingResult:
+    def _interrupt(self, step: int, signal_number: int | None = None) -> tuple[int, int | None]:
         # Not among skipped steps: a rollback after them must go to the checkpoint to which it would go anyway.
         if self.state.saved_step != step and not skipped_in_a_row(self.run.model):
             self._save(step)
-        return TrainingResult(self.state.saved_step, signal_number)
+        return self.state.saved_step, signal_number
 
     def _roll_back(self) -> int:
         """Goes back to the latest checkpoint, with half the learning rate; ValueError for once too often."""

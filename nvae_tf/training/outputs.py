@@ -8,7 +8,7 @@ import importlib.util
 import math
 import pathlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ class RunOutputs:
     def _write_training_curves(self, step: int) -> None:
         recent = self._run.model.recent.read()
         norms = recent.spectral_norms[-1]
-        self._log.scalars(
+        self._log.write(
             step,
             {f"train/{name}": value for name, value in self._running_means().items()}
             | {f"schedule/{name}": value for name, value in self._schedules().items()}
@@ -182,7 +182,7 @@ class RunOutputs:
         active = active_units(test.kl_per_channel_nats, self._run.model.plan.latent_shapes())
         measured = {name: getattr(test, name) for name in ("nelbo_nats", "reconstruction_nats", "kl_nats")}
         measured["bits_per_dim"] = self._bits_per_dimension(test.nelbo_nats)
-        self._log.scalars(
+        self._log.write(
             step,
             {f"test/{name}": value for name, value in measured.items()}
             | {"test/active_units": active.sum()}
@@ -209,11 +209,11 @@ class RunOutputs:
         reconstructions = self._run.model(originals, seed=_FIXED_SEED, labels=labels)
         rows = displayed(np.concatenate([originals, reconstructions]), spec.display_channels)
         self._stop.check()
-        self._log.image(step, "reconstructions", image_grid(rows, columns=len(originals), enlarge=None))
+        self._log.write(step, {"reconstructions": image_grid(rows, columns=len(originals), enlarge=None)})
         for temperature, count in _SAMPLES.items():
             images = generate_images(self._run.model, count, temperature, _FIXED_SEED, lambda done: self._stop.check())
             images = displayed(images, spec.display_channels)
-            self._log.image(step, f"samples/temperature_{temperature}", image_grid(images, enlarge=None))
+            self._log.write(step, {f"samples/temperature_{temperature}": image_grid(images, enlarge=None)})
         write_samples(file, images, self._folder.path.absolute().name, step, temperature)
 
 
@@ -303,22 +303,15 @@ class TensorBoardLog:
             tf.summary.text("settings", "".join(f"    {name} = {value}\n" for name, value in self._settings.items()))
         return writer
 
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one point of each curve."""
-        with self._writing(step):
-            for tag, value in values.items():
-                tf.summary.scalar(tag, value)
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Writes an image, uint8 `[height, width, channels]`."""
-        with self._writing(step):
-            tf.summary.image(name, pixels[np.newaxis])
-
-    @contextlib.contextmanager
-    def _writing(self, step: int) -> Iterator[None]:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes by their names points of curves, numbers, and images, uint8 `[height, width, channels]`."""
         try:
             with self._writer.as_default(step):
-                yield
+                for tag, value in values.items():
+                    if np.ndim(value) == 3:
+                        tf.summary.image(tag, value[np.newaxis])
+                    else:
+                        tf.summary.scalar(tag, value)
             self._writer.flush()
         except tf.errors.OpError as error:
             raise OSError(f"{self._folder}: TensorBoard's files can't be written ({first_line(error)})") from error
@@ -337,10 +330,8 @@ class WandbLog:
         known = dict(project="nvae_tf", name=name, id=f"{name}-{place}", resume="allow")
         return self._wandb.init(**known, dir=str(self._folder), config=self._settings)
 
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one point of each curve."""
-        self._run.log({tag: float(value) for tag, value in values.items()}, step=step)
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Writes an image, uint8 `[height, width, channels]`."""
-        self._run.log({name: self._wandb.Image(pixels)}, step=step)
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """As `TensorBoardLog.write`."""
+        image = self._wandb.Image
+        logged = {tag: image(value) if np.ndim(value) == 3 else float(value) for tag, value in values.items()}
+        self._run.log(logged, step=step)

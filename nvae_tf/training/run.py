@@ -81,7 +81,7 @@ def new_run(
     replicas = replicas or Replicas()
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
-        is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints, "index")
+        is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints)
         if config.train.initialize_from is not None and not is_continued:
             StatusLine().keep(initialize(model, config.train.initialize_from)[1])
         model.optimizer.build(model.trainable_variables)

@@ -235,8 +235,8 @@ def test_wandb_gets_the_same_values_and_continues_a_run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
         log = WandbLog(tmp_path / "mine", {"train": {"steps": 60}})
-        log.scalars(40, {"test/nelbo_nats": np.float32(35.5)})
-        log.image(40, "samples", np.zeros([4, 4, 3], np.uint8))
+        log.write(40, {"test/nelbo_nats": np.float32(35.5)})
+        log.write(40, {"samples": np.zeros([4, 4, 3], np.uint8)})
     expected = {"name": "mine", "config": {"train": {"steps": 60}}, "resume": "allow"}
     assert begun[0] == begun[1] and expected.items() <= begun[0].items()
     assert logged[:2] == [(40, {"test/nelbo_nats": 35.5}), (40, {"samples": (4, 4, 3)})]
