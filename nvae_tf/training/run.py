@@ -62,14 +62,6 @@ class Run(NamedTuple):
         return self.config.train.batch_size * self.replicas.count
 
 
-def images_of_run(config: ExperimentConfig) -> Images:
-    """The images that the settings name."""
-    check_model_fits(config.model, config.data)
-    report = StatusLine().report()
-    train, test = (load_split(config.data, split, report) for split in ("train", "test"))
-    return Images(config.data, train, test, holds_out(config.data))
-
-
 def new_run(
     config: ExperimentConfig,
     length: RunLength,
@@ -90,7 +82,10 @@ def new_run(
 
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
     """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit."""
-    images = images_of_run(config)
+    check_model_fits(config.model, config.data)
+    report = StatusLine().report()
+    train, test = (load_split(config.data, split, report) for split in ("train", "test"))
+    images = Images(config.data, train, test, holds_out(config.data))
     epoch = steps_per_epoch(images.train.count, config.train.batch_size * replicas.count)
     length = RunLength(epoch, config.train.steps or config.train.epochs * epoch)
     recorded = read_run_config(folder) if folder.config_file.is_file() else None
