@@ -160,13 +160,9 @@ def vary_images(model: NVAE, images: Array, kept_groups: int, count: int, temper
     # Variant j of image i depends on the seed, i and j, not on `count`.
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     latents, labels, progress = _encoded(model, images, seed, **how)
-
-    def seeds_of_variant(number: int) -> tf.Tensor:
-        fold_in = functools.partial(tf.random.experimental.stateless_fold_in, data=number, alg="philox")
-        return tf.map_fn(fold_in, image_seeds(seed, len(images)))
-
     # The first variants of all images, then all second variants: more variants leave the earlier ones in their places.
-    seeds = tf.concat([seeds_of_variant(number) for number in range(count)], axis=0)
+    fold_in = functools.partial(tf.random.experimental.stateless_fold_in, alg="philox")
+    seeds = tf.stack([fold_in(one, number) for number in range(count) for one in image_seeds(seed, len(images))])
     kept = [np.tile(latent, (count, 1, 1, 1)) for latent in latents[:kept_groups]]
     labels = None if labels is None else np.tile(labels, count)
     variants = generate_images(model, len(seeds), temperature, seeds, progress, kept, labels)
