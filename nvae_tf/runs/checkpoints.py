@@ -197,33 +197,24 @@ class TrainingState:
         self._model, self._best_folder, self._keep = model, folder / BEST, keep
         self._lowest_score = float("inf")
         self._unusable: dict[int, str] = {}  # steps whose files are damaged, and why
-        self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
-        # Double precision: a score must be equal to itself when it is read back.
-        self._score = tf.Variable(float("inf"), dtype=tf.float64, trainable=False, name="best_score")
         start_averages(model)
         weights, by_id, inner = named_weights(model), average_of_weights(model), inner_optimizer(model.optimizer)
         averages = {name: by_id[id(weight)] for name, weight in weights.items() if id(weight) in by_id}
-        parts = {
+        self._parts = {
             "model": nested(weights),  # all weights and running statistics
             "averages": nested(averages),  # exponential moving averages (EMA) of the weights, if the run keeps them
             "optimizer": list(inner.variables),
             "metrics": {metric.name: list(metric.variables) for metric in model.metrics},
             "others": [*model.step_guard.variables, *schedule.variables] if schedule else [],
-            "step": self._step,
         }
         inner_ids = {id(variable) for variable in inner.variables}
         # What a LossScaleOptimizer has besides the inner one.
-        scale = [variable for variable in model.optimizer.variables if id(variable) not in inner_ids]
-        # With and without the loss scale: a run can continue in another precision.
-        self._without_scale = tf.train.Checkpoint(**parts)
-        self._checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale)
-        self._best_checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale, best_score=self._score)
+        self._loss_scale = [variable for variable in model.optimizer.variables if id(variable) not in inner_ids]
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step; OSError, of a full disk for example: nothing half-written is left behind."""
         with self._wrap_write_errors(self.folder, step):
-            self._step.assign(step)
-            write_checkpoint(self.folder, step, self._checkpoint.write)
+            self._write(self.folder, step)
             self.saved_step = step
             self._unusable.pop(step, None)
             # The weights of step 0, which no step has trained, are not listed, and go when there are others.
@@ -251,12 +242,16 @@ class TrainingState:
         if not score < self._lowest_score:
             return
         with self._wrap_write_errors(self._best_folder, step):
-            self._step.assign(step)
-            self._score.assign(score)
-            write_checkpoint(self._best_folder, step, self._best_checkpoint.write)
+            # Double precision: a score must be equal to itself when it is read back.
+            self._write(self._best_folder, step, best_score=tf.Variable(score, dtype=tf.float64, name="best_score"))
             self._lowest_score = score
             for other in {*steps_of_files(self._best_folder, "index|data")} - {step}:
                 remove_checkpoint(self._best_folder, other)
+
+    def _write(self, folder: pathlib.Path, step: int, **others: tf.Variable) -> None:
+        variable = tf.Variable(step, dtype=tf.int64, name="step")
+        checkpoint = tf.train.Checkpoint(**self._parts, loss_scale=self._loss_scale, step=variable, **others)
+        write_checkpoint(folder, step, checkpoint.write)
 
     def restore(self, report: Callable[[str], object] = print, removes_leftovers: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `saved_step` None, where there is none.
@@ -287,9 +282,11 @@ class TrainingState:
         if not any(name.startswith("optimizer/") for name in names):
             fix = f"start another run from its weights: --config.train.initialize_from={self.folder.parent}"
             raise ValueError(f"{prefix}: a shared checkpoint, training can't continue from it; {fix}")
-        checkpoint = self._checkpoint if _LOSS_SCALE in names else self._without_scale
+        # A run can continue in another precision.
+        scale = {"loss_scale": self._loss_scale} if _LOSS_SCALE in names else {}
         with wrap_checkpoint_errors(prefix):
-            checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
+            status = tf.train.Checkpoint(**self._parts, **scale).read(prefix)
+            status.assert_existing_objects_matched().expect_partial()
 
     @contextlib.contextmanager
     def _wrap_write_errors(self, folder: pathlib.Path, step: int) -> Iterator[None]:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from nvae_tf.config import REGISTERED, ExperimentConfig, config_from_dict, config_to_json
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.replicas import gpus
-from nvae_tf.training.run import Images, RunLength, new_run
+from nvae_tf.runs.loading import model_for_training
 from nvae_tf.training.strategy import compiles_whole_step, configure_runtime, scans_steps, step_function
 
 GIB = 2**30
@@ -47,8 +47,7 @@ def estimate_memory(config: ExperimentConfig, gpu_memory_gib: float | None = Non
 
 def _measured(config: ExperimentConfig, batch_size: int) -> dict[str, Any]:
     """The numbers that `main` prints in a child process."""
-    # The images and the weights to start from need not be there.
-    train = dataclasses.replace(config.train, batch_size=batch_size, initialize_from=None)
+    train = dataclasses.replace(config.train, batch_size=batch_size)
     settings = config_to_json(dataclasses.replace(config, train=train))
     modules = {kind.__module__ for kinds in REGISTERED.values() for kind in kinds.values()}
     command = [sys.executable, "-m", __name__, *modules]
@@ -65,7 +64,8 @@ def main() -> None:
     config = config_from_dict(ExperimentConfig, json.load(sys.stdin))
     compiled = compiles_whole_step(config.train.xla, 1)
     # Only the learning rate depends on the length of the run.
-    model = new_run(config, RunLength(1000, 1_000_000), Images(config.data, None, None)).model
+    model = model_for_training(config, steps_per_epoch=1000, total_steps=1_000_000).model
+    model.optimizer.build(model.trainable_variables)
     model.scan = scans_steps(config.train.scan, compiled, 1)
     images = tf.zeros([config.train.batch_size, *config.data.image_shape])
     step = step_function(tf.distribute.get_strategy(), model, compiled)
