@@ -195,11 +195,17 @@ def test_gpus_are_assigned(tmp_path, monkeypatch, arguments, visible, num_known,
 def test_a_launcher_in_a_cluster_is_refused_and_logs_lie_beside_the_run_folder(refused, tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     assert "TF_CONFIG is set" in refused("train.launch", "--processes=2", "--", "--workdir=x")
+    monkeypatch.delenv("TF_CONFIG")
     monkeypatch.chdir(tmp_path)
-    assert launch.log_folder(pathlib.Path("runs/two/"), None) == pathlib.Path("runs/two-logs")
+    monkeypatch.setattr(launch, "_WORKER_ARGUMENTS", ["--workdir=runs/two/"])
+    folders = []
+    monkeypatch.setattr(launcher_module, "run_workers", lambda command, gpus, folder, *_: folders.append(folder))
+    with pytest.raises(SystemExit):
+        launch.main(2)
+    assert folders == [pathlib.Path("runs/two-logs")]
     (tmp_path / "file").touch()
     for wrong in ("runs/two/logs", "file"):
-        refuses(f"^--log_dir={wrong}", launch.log_folder, pathlib.Path("runs/two"), wrong)
+        refuses(f"^--log_dir={wrong}", launch.main, 2, log_dir=wrong)
 
 
 def test_a_signal_is_remembered_until_the_run_looks_and_a_second_ctrl_c_ends_at_once():
