@@ -186,14 +186,11 @@ class TrainingState:
 
     The newest `keep` checkpoints of the folder stay, and the best one. The model, whose optimizer is built, and the
     schedule are those of `model_for_training`; without a schedule its state and the step guard's are left out.
-
-    Attributes:
-      folder: the folder of the checkpoints.
-      saved_step: the step of the newest whole checkpoint; None without one.
     """
 
     def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, schedule: LoweredRate | None = None):
-        self.folder, self.saved_step = folder, None
+        self.folder = folder
+        self.saved_step: int | None = None  # the step of the newest whole checkpoint
         self._model, self._best_folder, self._keep = model, folder / BEST, keep
         self._lowest_score = float("inf")
         self._unusable: dict[int, str] = {}  # steps whose files are damaged, and why

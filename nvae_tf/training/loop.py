@@ -249,7 +249,9 @@ def growth_in(model: NVAE) -> str:
     """The group whose KL, and the layer whose spectral norm, first exceeded three times their usual values."""
     steps, shapes = model.recent.read(), enumerate(model.plan.latent_shapes())
     groups = [f"group {index} ({height}x{width})" for index, (height, width, _) in shapes]
-    measured = ("KL", steps.kl_per_group, groups), ("spectral norm", steps.spectral_norms, layer_names(model))
+    names = {id(weight): name.rpartition("/")[0] for name, weight in named_weights(model).items()}
+    layers = [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
+    measured = ("KL", steps.kl_per_group, groups), ("spectral norm", steps.spectral_norms, layers)
     taken, clauses = np.flatnonzero(steps.accepted), []
     for what, values, names in measured if len(taken) else ():
         usual = np.median(np.abs(values[taken[: max(len(taken) // 2, 1)]]), axis=0)
@@ -259,9 +261,3 @@ def growth_in(model: NVAE) -> str:
             change = f"from {usual[place]:,.4g} to {values[step, place]:,.4g}"
             clauses.append(f"the {what} of {names[place]} {change}, {len(values) - 1 - step} steps before the last")
     return f"what grew first: {' and '.join(clauses) or 'no KL or spectral norm of the latest steps'}"
-
-
-def layer_names(model: NVAE) -> list[str]:
-    """The name of every convolution, in the order of the spectral norms."""
-    names = {id(weight): name.rpartition("/")[0] for name, weight in named_weights(model).items()}
-    return [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
