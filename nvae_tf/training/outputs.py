@@ -214,17 +214,13 @@ class RunOutputs:
             images = generate_images(self._run.model, count, temperature, _FIXED_SEED, lambda done: self._stop.check())
             images = displayed(images, spec.display_channels)
             self._log.write(step, {f"samples/temperature_{temperature}": image_grid(images, enlarge=None)})
-        write_samples(file, images, self._folder.path.absolute().name, step, temperature)
+        if importlib.util.find_spec("matplotlib") is None:  # training does not need it: a bare grid
+            write_png(file, image_grid(images, enlarge=None))
+            return
+        from nvae_tf.reports import figures
 
-
-def write_samples(file: pathlib.Path, images: np.ndarray, model: str, step: int, temperature: float) -> None:
-    """Writes a PNG file: a figure, or a bare grid where matplotlib, which training does not need, is missing."""
-    if importlib.util.find_spec("matplotlib") is None:
-        write_png(file, image_grid(images, enlarge=None))
-        return
-    from nvae_tf.reports import figures
-
-    figures.save_figure(figures.samples(images, figures.Provenance(model, step, temperature, _FIXED_SEED)), file)
+        about = figures.Provenance(self._folder.path.absolute().name, step, temperature, _FIXED_SEED)
+        figures.save_figure(figures.samples(images, about), file)
 
 
 def first_words(folder: RunFolder, run: Run, step: int) -> str:

@@ -20,8 +20,9 @@ from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.progress import StatusLine
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
+from nvae_tf.training import outputs as outputs_module
 from nvae_tf.training.launcher import StopRequest
-from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, first_words, write_samples
+from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, first_words
 from nvae_tf.training.run import Images, Run, RunLength, new_run
 from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import assert_shown, metrics_rows
@@ -209,11 +210,14 @@ def test_samples_of_two_temperatures_and_reconstructions_below_their_images(even
     assert_shown(rows[side + gap :], finished_model(originals, seed=0).numpy(), 8)
 
 
-def test_without_matplotlib_samples_are_a_bare_grid(tmp_path, monkeypatch):
+def test_without_matplotlib_samples_are_a_bare_grid(finished_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     images = np.random.default_rng(0).random([4, 16, 16, 1])
-    write_samples(tmp_path / "step-1.png", images, "digits", 1, 0.7)
-    assert_shown(np.asarray(Image.open(tmp_path / "step-1.png")), images, None)
+    monkeypatch.setattr(outputs_module, "generate_images", lambda *_: images)
+    outputs = RunOutputs(RunFolder(tmp_path), run_on_images(read_run_config(RunFolder(finished_run[0]))), StopRequest())
+    outputs.metrics.append(row(40))
+    assert outputs.write_due(40)
+    assert_shown(np.asarray(Image.open(tmp_path / "samples" / "step-00000040.png")), images, None)
 
 
 def test_there_are_curves_of_training_test_and_every_group_whose_active_units_add_up(events, finished_run):
