@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, check_choice
+from nvae_tf.config import ExperimentConfig, check_choice, whole_number
 from nvae_tf.data.picture_folder import pictures_for_model
 from nvae_tf.data.pipeline import stored_spec
 from nvae_tf.latent_plan import LatentPlan, values_of_groups
@@ -69,8 +69,7 @@ class ImageGenerator:
         done. Other arguments and errors as those of `NVAE.generate`.
         """
         model, num_classes = self._model, self._model.config.num_classes
-        if count < 1:
-            raise ValueError(f"count = {count}: must be at least 1")
+        count = whole_number("count", count, 1)
         seeds = np.asarray(seed if np.ndim(seed) else image_seeds(seed, count))
         if len(latents):
             latents = [z.numpy() for z in check_latents(latents, model.plan, may_lack_groups=True)]
