@@ -179,17 +179,17 @@ def test_the_reason_of_skipped_steps():
 
 def test_the_first_that_triples_is_named_and_skipped_steps_do_not_say_what_is_usual(monkeypatch):
     model = tiny_model()
-    layers = sum(stack.count for stack in model.convolutions)
-    noise = np.random.default_rng(3).uniform(1.0, 1.02, (20, 2 + layers))
+    layers = [stack for stack in model.convolutions for _ in range(stack.count)]
+    stem = layers.index(model.bottom_up.stem)
+    noise = np.random.default_rng(3).uniform(1.0, 1.02, (20, 2 + len(layers)))
     recent = RecentSteps(np.full(20, True), 4.0 * noise[:, :2], 2.0 * noise[:, 2:])
     monkeypatch.setattr(RecentMetrics, "read", lambda self: recent)
     recent.kl_per_group[15:, 1] = np.nan
     recent.kl_per_group[17:, 0] = 1e6
-    recent.spectral_norms[12:, 0] = 7.0
-    recent.spectral_norms[14:, 2] = 1e4
+    recent.spectral_norms[12:, stem] = 7.0
+    recent.spectral_norms[14:, stem - 1] = 1e4
     clause = growth_in(model)
     assert re.search(r"the KL of group 1 \(4x4\) from 4\S* to nan, 4 steps before the last and", clause)
-    assert model.convolutions[0] is model.bottom_up.stem
     assert re.search(r"spectral norm of bottom_up/stem\[0\] from 2\S* to 7, 7 steps before the last$", clause)
     recent.accepted[4:] = False
     recent.kl_per_group[4:, 1] = 50.0
