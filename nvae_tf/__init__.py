@@ -33,8 +33,8 @@ _PLACES = {  # loaded when first used: settings and plans can be checked without
 
 
 def __getattr__(name: str):
-    if name in ("config", "sklearn"):
-        return importlib.import_module(f"nvae_tf.{name}")
+    if name == "sklearn":
+        return importlib.import_module("nvae_tf.sklearn")
     if name not in _PLACES:
         raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(sorted(_PLACES))}")
     if _PLACES[name] not in ("nvae_tf.config", "nvae_tf.presets", "nvae_tf.latent_plan"):

@@ -120,7 +120,7 @@ def _write(mode: str, run: Any, place: OutputPlace, made: tasks.Made, origin: Ma
         image_grid.write_animation(place.path, shown, FLAGS.milliseconds, FLAGS.loop)
     if place.kind in FIGURES:
         from nvae_tf.reports.figures import Provenance, save_figure
-        from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+        from nvae_tf.runs.checkpoints import checkpoint_sha256
 
         model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
         origin = {"checkpoint_sha256": sha256, "command": _COMMAND, "channels": channels, **origin}

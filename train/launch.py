@@ -33,14 +33,6 @@ _EXAMPLE = "nvae-launch --processes=2 -- --config=digits --workdir=runs/two"
 _WORKER_ARGUMENTS: list[str] = []  # the arguments after the --
 
 
-def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
-    """Where the workers' output goes: not into the run folder, which `nvae-train` accepts only empty for a new run."""
-    folder = pathlib.Path(log_dir or f"{workdir if workdir.name else workdir.absolute()}-logs")
-    if folder.is_file() or folder.resolve().is_relative_to(workdir.resolve()):
-        raise ValueError(f"--log_dir={log_dir}: must be a folder that is not in the run folder")
-    return folder
-
-
 def main(
     processes: Annotated[int, "Number of worker processes.", 1],
     gpus_per_process: Annotated[int, _GPUS_HELP, 0] = 0,
@@ -51,10 +43,14 @@ def main(
     if "TF_CONFIG" in os.environ:
         raise ValueError("TF_CONFIG is set, which nvae-launch sets itself: unset it, or start nvae-train instead")
     command_line.check_config_flags(_WORKER_ARGUMENTS)
-    workdir = command_line.flag_value(_WORKER_ARGUMENTS, "workdir")
-    if not workdir:
+    given = command_line.flag_value(_WORKER_ARGUMENTS, "workdir")
+    if not given:
         raise ValueError(f"--workdir is missing after the --; for example `{_EXAMPLE}`")
-    folder = log_folder(pathlib.Path(workdir), log_dir)
+    workdir = pathlib.Path(given)
+    folder = pathlib.Path(log_dir or f"{workdir if workdir.name else workdir.absolute()}-logs")
+    # `nvae-train` accepts only an empty run folder for a new run.
+    if folder.is_file() or folder.resolve().is_relative_to(workdir.resolve()):
+        raise ValueError(f"--log_dir={log_dir}: must be a folder that is not in the run folder")
     gpus = launcher.gpus_of_processes(processes, gpus_per_process)
 
     def report(text: str) -> None:

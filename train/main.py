@@ -54,14 +54,14 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
     from nvae_tf.progress import StatusLine
     from nvae_tf.training.loop import train_and_evaluate
 
-    result = train_and_evaluate(config, workdir)
-    if result.signal_number is not None:
-        by, command = signal.Signals(result.signal_number).name, shlex.join(["nvae-train", *sys.argv[1:]])
+    step, signal_number = train_and_evaluate(config, workdir)
+    if signal_number is not None:
+        by, command = signal.Signals(signal_number).name, shlex.join(["nvae-train", *sys.argv[1:]])
         # One of several workers was started by a launcher, with another command.
         end = "." if "TF_CONFIG" in os.environ else f":\n    {command}"
-        text = f"Run interrupted at step {result.step} by {by}; checkpoint saved. The same command continues from there"
+        text = f"Run interrupted at step {step} by {by}; checkpoint saved. The same command continues from there"
         StatusLine().keep(text + end)
-        sys.exit(128 + result.signal_number)  # the exit codes of shells: 130 for Ctrl-C, 143 for SIGTERM
+        sys.exit(128 + signal_number)  # the exit codes of shells: 130 for Ctrl-C, 143 for SIGTERM
 
 
 run = command_line.command(main)

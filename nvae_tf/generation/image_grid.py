@@ -84,11 +84,10 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
     pictures = [_picture(image_grid(frame[np.newaxis], enlarge=None)) for frame in frames]
     # Neither format has gray with alpha.
     pictures = [picture.convert("RGBA") if picture.mode == "LA" else picture for picture in pictures]
-    options = {"lossless": True} if ending == ".webp" else {}
     # Pillow's number of turns: 0 for no end; a GIF without the number is shown once.
-    if loop or ending == ".webp":
-        options["loop"] = 0 if loop else 1
-    options |= {"save_all": True, "append_images": pictures[1:], "duration": milliseconds}
+    turns = {"loop": 0 if loop else 1} if loop or ending == ".webp" else {}
+    # A GIF ignores `lossless`.
+    options = {"save_all": True, "append_images": pictures[1:], "duration": milliseconds, "lossless": True} | turns
     with atomic_file(path) as partial:
         pictures[0].save(partial, format=ANIMATION_FORMATS[ending], **options)
 

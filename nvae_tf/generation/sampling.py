@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, check_choice
+from nvae_tf.config import ExperimentConfig, check_choice, whole_number
 from nvae_tf.data.picture_folder import pictures_for_model
 from nvae_tf.data.pipeline import stored_spec
 from nvae_tf.latent_plan import LatentPlan, values_of_groups
@@ -69,8 +69,7 @@ class ImageGenerator:
         done. Other arguments and errors as those of `NVAE.generate`.
         """
         model, num_classes = self._model, self._model.config.num_classes
-        if count < 1:
-            raise ValueError(f"count = {count}: must be at least 1")
+        count = whole_number("count", count, 1)
         seeds = np.asarray(seed if np.ndim(seed) else image_seeds(seed, count))
         if len(latents):
             latents = [z.numpy() for z in check_latents(latents, model.plan, may_lack_groups=True)]
@@ -108,10 +107,8 @@ _GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDi
 
 
 def _shared_generator(model: NVAE) -> ImageGenerator:
-    if model not in _GENERATORS:
-        # A proxy: the graphs must not keep the model alive.
-        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))
-    return _GENERATORS[model]
+    # A proxy: the graphs must not keep the model alive.
+    return _GENERATORS.setdefault(model, ImageGenerator(weakref.proxy(model)))
 
 
 def _in_batches(compute: Callable, arrays: Arrays, progress: Progress = None, batches_at_once: int = 1) -> list[Array]:
@@ -162,13 +159,9 @@ def vary_images(model: NVAE, images: Array, kept_groups: int, count: int, temper
     # Variant j of image i depends on the seed, i and j, not on `count`.
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     latents, labels, progress = _encoded(model, images, seed, **how)
-
-    def seeds_of_variant(number: int) -> tf.Tensor:
-        fold_in = functools.partial(tf.random.experimental.stateless_fold_in, data=number, alg="philox")
-        return tf.map_fn(fold_in, image_seeds(seed, len(images)))
-
     # The first variants of all images, then all second variants: more variants leave the earlier ones in their places.
-    seeds = tf.concat([seeds_of_variant(number) for number in range(count)], axis=0)
+    fold_in = functools.partial(tf.random.experimental.stateless_fold_in, alg="philox")
+    seeds = tf.stack([fold_in(one, number) for number in range(count) for one in image_seeds(seed, len(images))])
     kept = [np.tile(latent, (count, 1, 1, 1)) for latent in latents[:kept_groups]]
     labels = None if labels is None else np.tile(labels, count)
     variants = generate_images(model, len(seeds), temperature, seeds, progress, kept, labels)
@@ -183,55 +176,39 @@ def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
     return kept_groups
 
 
-def interpolate_latents(start: Arrays, end: Arrays, fractions: Sequence[float], how="spherical") -> list[Array]:
-    """Latents between one image's and another's, `[height, width, latent channels]` a group; 0 and 1 are exact.
+def latents_between(start: Array, end: Array, fractions: Sequence[float], how: str) -> Array:
+    """A group's latents on the way from one image to another, float32 `[fractions, height, width, latent channels]`.
 
-    `how`, for all groups or a list with one for each scale or group, is "linear", "keep" (stays at `start`), or
-    "spherical": along the arc, which keeps the length of a latent (Shoemake 1985; White 2016). ValueError for a `how`
-    or latents that don't fit.
+    `how` is "linear", or "spherical": along the arc, which keeps the length of a latent (Shoemake 1985; White 2016).
+    Fractions 0 and 1 are exact.
     """
-    shapes, others = list(map(np.shape, start)), list(map(np.shape, end))
-    if shapes != others or any(len(shape) != 3 for shape in shapes):
-        raise ValueError(f"latents of {shapes} and {others}: both must be of one image, of the same model")
-    fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
-    ways = _ways_of_groups(how, shapes)
-    return [_between(*ends, fractions, way).astype(np.float32) for *ends, way in zip(start, end, ways, strict=True)]
-
-
-def _ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
-    """`how` of every group, see `interpolate_latents`; ValueError where it is unknown or fits no scales and groups."""
-    given = [how] * len(shapes) if isinstance(how, str) else list(how)
-    for way in given:
-        check_choice("how", way, ("spherical", "linear", "keep"))
-    return values_of_groups(given, shapes, "ways to interpolate")
-
-
-def _between(start: Array, end: Array, fractions: Array, way: str) -> Array:
-    start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
-    if way == "keep":
-        return np.broadcast_to(start, (len(fractions), *start.shape))
+    start, end, fractions = (np.asarray(array, np.float64) for array in (start, end, fractions))
+    fractions = fractions.reshape(-1, 1, 1, 1)
     lengths = np.linalg.norm(start), np.linalg.norm(end)
-    angle = 0.0
-    if way == "spherical" and min(lengths) > 0.0:
+    angle, weights = 0.0, (1.0 - fractions, fractions)
+    if how == "spherical" and min(lengths) > 0.0:
         one, other = start / lengths[0], end / lengths[1]
         # Kahan's formula: the arc cosine would lose half of the digits of small angles.
         angle = 2.0 * np.arctan2(np.linalg.norm(one - other), np.linalg.norm(one + other))
-    if not _SMALLEST_ANGLE < angle < np.pi - _SMALLEST_ANGLE:
-        return (1.0 - fractions) * start + fractions * end
-    # Both weights are exactly 0 or 1 at the ends.
-    weights = np.sin((1.0 - fractions) * angle) / np.sin(angle), np.sin(fractions * angle) / np.sin(angle)
-    return weights[0] * start + weights[1] * end
+    if _SMALLEST_ANGLE < angle < np.pi - _SMALLEST_ANGLE:
+        # Both weights are exactly 0 or 1 at the ends.
+        weights = [np.sin(weight * angle) / np.sin(angle) for weight in weights]
+    return (weights[0] * start + weights[1] * end).astype(np.float32)
 
 
 def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", seed: int = 0, **options) -> Array:
     """Mean images on a path through two images or more in turn, `[(count - 1) * steps + 1, height, width, channels]`.
 
-    Where the path passes an image it is exactly its reconstruction. `how` as for `interpolate_latents`. An image on the
-    way has the class of the nearer end.
+    Where the path passes an image it is exactly its reconstruction. `how`, for all groups or a list with one for each
+    scale or group, is as for `latents_between`, or "keep": the latents stay those of the first image. An image on the
+    way has the class of the nearer end. ValueError for a `how` that is unknown or fits no scales and groups.
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} image: an interpolation needs at least two")
-    ways = _ways_of_groups(how, model.plan.latent_shapes())
+    ways = [how] * model.plan.num_groups if isinstance(how, str) else list(how)
+    for way in ways:
+        check_choice("how", way, ("spherical", "linear", "keep"))
+    ways = values_of_groups(ways, model.plan.latent_shapes(), "ways to interpolate")
     latents, labels, progress = _encoded(model, images, seed, **options)
     passed = [np.repeat(z[:1], len(z), axis=0) if way == "keep" else z for z, way in zip(latents, ways, strict=True)]
     # The ends are a call of their own, in the places that they have in `reconstruct_images`.
@@ -239,13 +216,14 @@ def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", 
     if steps == 1:
         return ends
     fractions = np.arange(1, steps) / steps
-    pairs = [([z[i] for z in passed], [z[i + 1] for z in passed]) for i in range(len(images) - 1)]
-    paths = [interpolate_latents(start, end, fractions, ways) for start, end in pairs]
-    inner = [np.concatenate(parts) for parts in zip(*paths, strict=True)]
+    inner = [
+        np.concatenate([latents_between(*pair, fractions, way) for pair in zip(z[:-1], z[1:], strict=True)])
+        for z, way in zip(passed, ways, strict=True)
+    ]
     if labels is not None:
         labels = np.where(fractions < 0.5, labels[:-1, np.newaxis], labels[1:, np.newaxis]).ravel()
     between = generate_images(model, len(inner[0]), 1.0, seed, progress=progress, latents=inner, labels=labels)
-    between = between.reshape(len(pairs), steps - 1, *ends.shape[1:])
+    between = between.reshape(len(images) - 1, steps - 1, *ends.shape[1:])
     path = np.concatenate([ends[:-1, np.newaxis], between], axis=1)
     return np.concatenate([path.reshape(-1, *ends.shape[1:]), ends[-1:]])
 

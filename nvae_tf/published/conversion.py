@@ -20,8 +20,7 @@ from nvae_tf.optimization import LoweredRate, start_averages
 from nvae_tf.published import settings as published
 from nvae_tf.published import weights
 from nvae_tf.published.torch_file import OWN_KEY, TorchCheckpoint, read_torch_checkpoint
-from nvae_tf.runs.checkpoint_files import step_of
-from nvae_tf.runs.checkpoints import TrainingState, named_weights, restore_weights
+from nvae_tf.runs.checkpoints import TrainingState, named_weights, restore_weights, step_of
 from nvae_tf.runs.loading import find_run, model_for_training
 from nvae_tf.runs.run_folder import ImageCounts, Origin, RunFolder, origin_of_run, write_origin, write_run_config
 

@@ -18,7 +18,7 @@ from nvae_tf.evaluation.table import rows, table
 from nvae_tf.files import atomic_file
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models import NVAE
-from nvae_tf.runs.checkpoint_files import steps_of_files
+from nvae_tf.runs.checkpoints import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, origin_of_run, read_run_config, write_origin
 

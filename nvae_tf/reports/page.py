@@ -31,7 +31,7 @@ from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures
 from nvae_tf.reports.figures import Curves
 from nvae_tf.reports.model_card import UNREADABLE, gather
-from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+from nvae_tf.runs.checkpoints import checkpoint_sha256
 from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 

@@ -14,8 +14,7 @@ import huggingface_hub
 
 from nvae_tf.files import atomic_write
 from nvae_tf.reports.model_card import write_model_card
-from nvae_tf.runs.checkpoint_files import checkpoint_sha256
-from nvae_tf.runs.checkpoints import write_weights
+from nvae_tf.runs.checkpoints import checkpoint_sha256, write_weights
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.run_folder import Origin, RunFolder, origin_of_run, write_origin, write_run_config
 from nvae_tf.runs.sharing import BEST_FILES, HUB, SHARED_FILES, check_repo_name, find_run_folder, hub_errors_in_one_line

@@ -1,29 +1,184 @@
-"""The checkpoints of a run: what they hold, and how a training or a model is restored from them."""
+"""The checkpoints of a run: their files, what they hold, and how a training or a model is restored from them.
+
+A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
+there is no checkpoint, so a killed process leaves none that is half-written.
+"""
 
 import contextlib
+import hashlib
+import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.errors import first_line
-from nvae_tf.files import atomic_write
+from nvae_tf.files import atomic_write, file_sha256
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate, average_of_weights, start_averages
 from nvae_tf.optimization.weight_averages import inner_optimizer
-from nvae_tf.runs import checkpoint_files as files
-from nvae_tf.runs.checkpoint_files import VALUE, stored_shapes, wrap_checkpoint_errors, write_checkpoint
 
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints
+# The end of messages about missing checkpoints.
+BEST_INSTEAD = '. --checkpoint=best, or checkpoint="best" in Python, takes the one with the best test score, if any'
+_STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
+# A checkpoint with NaN or infinity in one of these can't be continued.
+_FINITE = ("model/", "averages/", "optimizer/")
 _LOSS_SCALE = f"loss_scale/0{VALUE}"
 # Weights that only training uses, the vectors of power iterations; a shared checkpoint has none of them.
 _ONLY_TRAINING = "spectral_regularizer/"
 
 
-class CheckpointNotWritten(OSError):
-    """A checkpoint, or the list of them, could not be written; nothing half-written was left behind."""
+def steps_of_files(folder: pathlib.Path, kinds: str = "index") -> list[int]:
+    """The steps for which a folder has a file of these kinds, "index", "data" or "index|data", in order."""
+    matches = (re.fullmatch(rf"step-(\d+)\.({kinds})(-.*)?", entry.name) for entry in folder.glob("step-*"))
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def step_of(prefix: str) -> int:
+    """The step in the prefix of a checkpoint's files."""
+    return int(prefix.rpartition("-")[2])
+
+
+def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
+    """Writes a step's checkpoint, by `write` at a prefix, beside its place and moves it there when it is on disk."""
+    partial = folder / f".step-{step}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(f"{partial}/step-{step}")
+        files = sorted(partial.iterdir(), key=lambda file: file.suffix == ".index")
+        for file in files:
+            # Some file systems report a full disk only when a file is flushed.
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        remove_checkpoint(folder, step)
+        for file in files:
+            file.replace(folder / file.name)
+        # The names too are on disk before older checkpoints are removed.
+        descriptor = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # not all file systems can
+            os.fsync(descriptor)
+        os.close(descriptor)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_checkpoint(folder: pathlib.Path, step: int) -> None:
+    """Removes the files of a step, the index first: without it there is no checkpoint."""
+    for file in (folder / f"step-{step}.index", *folder.glob(f"step-{step}.data-*")):
+        file.unlink(missing_ok=True)
+
+
+def remove_partial(folder: pathlib.Path) -> set[int]:
+    """Removes what killed processes have left half-written, and returns the steps of checkpoints among it."""
+    steps = set()
+    for entry in folder.glob(".*.partial"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+            steps |= {int(step) for step in re.findall(r"^\.step-(\d+)\.", entry.name)}
+        else:
+            entry.unlink(missing_ok=True)
+    return steps
+
+
+def read_list(folder: pathlib.Path) -> list[int]:
+    """The steps in TensorFlow's list of a folder's checkpoints; empty where the list is missing or unreadable."""
+    file = folder / "checkpoint"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return [int(step) for step in re.findall(r'^all_model_checkpoint_paths: ".*step-(\d+)"$', text, re.MULTILINE)]
+
+
+def checkpoint_sha256(prefix: str) -> str:
+    """The SHA-256 of a checkpoint's files; FileNotFoundError where they are gone."""
+    place = pathlib.Path(prefix)
+    digests = [bytes.fromhex(file_sha256(file)) for file in sorted(place.parent.glob(f"{place.name}.*"))]
+    if not digests:
+        raise FileNotFoundError(f"{prefix}: the checkpoint is gone; a training that runs now has deleted it")
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def stored_shapes(prefix: str) -> dict[str, list[int]]:
+    """The shapes of a checkpoint's tensors by their names; ValueError where it is damaged or gone."""
+    with wrap_checkpoint_errors(prefix):
+        return tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+
+
+@contextlib.contextmanager
+def wrap_checkpoint_errors(prefix: str) -> Iterator[None]:
+    """Raises a ValueError for the many kinds of errors that TensorFlow raises where a checkpoint is damaged or gone."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:
+        fault = f"the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete them"
+        if not pathlib.Path(f"{prefix}.index").exists():
+            fault = "the checkpoint is gone; a training that runs now has replaced it by a later one. Try again"
+        raise ValueError(f"{prefix}: {fault}") from error
+
+
+class ChosenCheckpoint(NamedTuple):
+    """The checkpoint of a folder to use, if there is one, and why others can't be used."""
+
+    unusable: dict[int, str]  # step -> reason
+    score: float = float("inf")  # the score of a best checkpoint
+    step: int = 0
+    prefix: str | None = None  # the beginning of its files' names; None where there is no checkpoint
+
+    def passed_over_line(self) -> str:
+        """Which checkpoints can't be used, why, and which is used instead."""
+        unusable = "; ".join(f"step-{step} ({reason})" for step, reason in self.unusable.items())
+        return f"passed over {unusable}; {f'step-{self.step} is used' if self.prefix else 'there is none before'}"
+
+
+def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
+    """The newest checkpoint whose numbers can all be read; ValueError where all are damaged."""
+    unusable: dict[int, str] = {}
+    newest = next(_usable(folder, unusable), ChosenCheckpoint(unusable))
+    # What TensorFlow's list names and nobody has, of a folder that was copied in part.
+    gone = {*read_list(folder)} - {*steps_of_files(folder, "index|data")}
+    unusable |= {step: "its files are gone" for step in gone if newest.prefix is None or step > newest.step}
+    if newest.prefix is None and (steps := steps_of_files(folder)):
+        latest = steps[-1]
+        raise ValueError(
+            f"{folder}/step-{latest}: the checkpoint is damaged ({unusable[latest]}), and there is no other that is "
+            f"whole. Restore its files from a copy, or delete {folder} to start the run anew{BEST_INSTEAD}"
+        )
+    return newest
+
+
+def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
+    """The whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
+    # A killed process may have left the one before.
+    unusable: dict[int, str] = {}
+    return min(_usable(folder, unusable), key=lambda best: (best.score, best.step), default=ChosenCheckpoint(unusable))
+
+
+def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[ChosenCheckpoint]:
+    """Yields whole checkpoints, the newest first; why others can't be used is put into `unusable`."""
+    for step in reversed(steps_of_files(folder, "index|data")):
+        prefix = f"{folder}/step-{step}"
+        try:
+            reader = tf.train.load_checkpoint(prefix)
+            if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
+                raise ValueError(f"its files hold the checkpoint of step {stored}")
+            for name in reader.get_variable_to_shape_map():
+                value = reader.get_tensor(name)
+                if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                    raise ValueError(f"{name.partition('/.ATTRIBUTES')[0]} is not finite")
+            score = float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")
+            yield ChosenCheckpoint(unusable, score, step, prefix)
+        except (MemoryError, tf.errors.ResourceExhaustedError):
+            raise
+        except Exception as error:
+            unusable[step] = first_line(error)
 
 
 class TrainingState:
@@ -31,44 +186,32 @@ class TrainingState:
 
     The newest `keep` checkpoints of the folder stay, and the best one. The model, whose optimizer is built, and the
     schedule are those of `model_for_training`; without a schedule its state and the step guard's are left out.
-
-    Attributes:
-      folder: the folder of the checkpoints.
-      saved_step: the step of the newest whole checkpoint; None without one.
     """
 
     def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, schedule: LoweredRate | None = None):
-        self.folder, self.saved_step = folder, None
-        self._model, self._best_folder, self._keep = model, folder / files.BEST, keep
+        self.folder = folder
+        self.saved_step: int | None = None  # the step of the newest whole checkpoint
+        self._model, self._best_folder, self._keep = model, folder / BEST, keep
         self._lowest_score = float("inf")
         self._unusable: dict[int, str] = {}  # steps whose files are damaged, and why
-        self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
-        # Double precision: a score must be equal to itself when it is read back.
-        self._score = tf.Variable(float("inf"), dtype=tf.float64, trainable=False, name="best_score")
         start_averages(model)
         weights, by_id, inner = named_weights(model), average_of_weights(model), inner_optimizer(model.optimizer)
         averages = {name: by_id[id(weight)] for name, weight in weights.items() if id(weight) in by_id}
-        parts = {
+        self._parts = {
             "model": nested(weights),  # all weights and running statistics
             "averages": nested(averages),  # exponential moving averages (EMA) of the weights, if the run keeps them
             "optimizer": list(inner.variables),
             "metrics": {metric.name: list(metric.variables) for metric in model.metrics},
             "others": [*model.step_guard.variables, *schedule.variables] if schedule else [],
-            "step": self._step,
         }
         inner_ids = {id(variable) for variable in inner.variables}
         # What a LossScaleOptimizer has besides the inner one.
-        scale = [variable for variable in model.optimizer.variables if id(variable) not in inner_ids]
-        # With and without the loss scale: a run can continue in another precision.
-        self._without_scale = tf.train.Checkpoint(**parts)
-        self._checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale)
-        self._best_checkpoint = tf.train.Checkpoint(**parts, loss_scale=scale, best_score=self._score)
+        self._loss_scale = [variable for variable in model.optimizer.variables if id(variable) not in inner_ids]
 
     def save(self, step: int) -> None:
-        """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
+        """Writes the checkpoint of a step; OSError, of a full disk for example: nothing half-written is left behind."""
         with self._wrap_write_errors(self.folder, step):
-            self._step.assign(step)
-            write_checkpoint(self.folder, step, self._checkpoint.write)
+            self._write(self.folder, step)
             self.saved_step = step
             self._unusable.pop(step, None)
             # The weights of step 0, which no step has trained, are not listed, and go when there are others.
@@ -77,18 +220,16 @@ class TrainingState:
 
     def _keep_newest(self, step: int) -> None:
         """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
-        whole, listed = files.steps_of_files(self.folder), files.read_list(self.folder)
-        earlier_steps = [earlier for earlier in whole if 0 < earlier < step and earlier not in self._unusable]
-        if listed:
-            # Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list
-            # was written just before a process was killed.
-            earlier_steps = [earlier for earlier in earlier_steps if earlier in listed or earlier > max(listed)]
-        own = [*earlier_steps, step]
+        whole, listed = steps_of_files(self.folder), read_list(self.folder)
+        # Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list was
+        # written just before a process was killed.
+        listed_or_newer = [earlier for earlier in whole if earlier in listed or earlier > max(listed, default=0)]
+        own = [*(earlier for earlier in listed_or_newer if 0 < earlier < step and earlier not in self._unusable), step]
         # A killed process may have left data files without an index.
-        without_index = {other for other in files.steps_of_any_files(self.folder) - {*whole} if other < step}
+        without_index = {other for other in steps_of_files(self.folder, "data") if other < step} - {*whole}
         # Before the list is written: a process that is killed in between would leave files that are not listed.
         for earlier in {0, *own[: -self._keep], *without_index}:
-            files.remove_checkpoint(self.folder, earlier)
+            remove_checkpoint(self.folder, earlier)
         # TensorFlow's list, for `tf.train.latest_checkpoint`.
         lines = [f'all_model_checkpoint_paths: "step-{number}"\n' for number in own[-self._keep :]]
         atomic_write(self.folder / "checkpoint", f'model_checkpoint_path: "step-{step}"\n{"".join(lines)}')
@@ -98,12 +239,16 @@ class TrainingState:
         if not score < self._lowest_score:
             return
         with self._wrap_write_errors(self._best_folder, step):
-            self._step.assign(step)
-            self._score.assign(score)
-            write_checkpoint(self._best_folder, step, self._best_checkpoint.write)
+            # Double precision: a score must be equal to itself when it is read back.
+            self._write(self._best_folder, step, best_score=tf.Variable(score, dtype=tf.float64, name="best_score"))
             self._lowest_score = score
-            for other in files.steps_of_any_files(self._best_folder) - {step}:
-                files.remove_checkpoint(self._best_folder, other)
+            for other in {*steps_of_files(self._best_folder, "index|data")} - {step}:
+                remove_checkpoint(self._best_folder, other)
+
+    def _write(self, folder: pathlib.Path, step: int, **others: tf.Variable) -> None:
+        variable = tf.Variable(step, dtype=tf.int64, name="step")
+        checkpoint = tf.train.Checkpoint(**self._parts, loss_scale=self._loss_scale, step=variable, **others)
+        write_checkpoint(folder, step, checkpoint.write)
 
     def restore(self, report: Callable[[str], object] = print, removes_leftovers: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `saved_step` None, where there is none.
@@ -111,17 +256,17 @@ class TrainingState:
         Of several processes one `removes_leftovers` of killed ones, and its `report` takes a line about checkpoints
         that can't be used. ValueError: all are damaged, or the newest is of another architecture.
         """
-        newest = files.newest_whole(self.folder)
+        newest = newest_whole(self.folder)
         self.saved_step, self._unusable = None, newest.unusable
         if newest.prefix is not None:
             self.saved_step = newest.step
             self._read(newest.prefix)
         if not removes_leftovers:
             return newest.step
-        half_written = {step: "half-written" for step in files.remove_partial(self.folder) if step > newest.step}
+        half_written = {step: "half-written" for step in remove_partial(self.folder) if step > newest.step}
         newest = newest._replace(unusable=half_written | newest.unusable)
-        best = files.find_best(self._best_folder)
-        files.remove_partial(self._best_folder)
+        best = find_best(self._best_folder)
+        remove_partial(self._best_folder)
         self._lowest_score = best.score
         for place, chosen in ((self.folder, newest), (self._best_folder, best)):
             if chosen.unusable:
@@ -134,9 +279,11 @@ class TrainingState:
         if not any(name.startswith("optimizer/") for name in names):
             fix = f"start another run from its weights: --config.train.initialize_from={self.folder.parent}"
             raise ValueError(f"{prefix}: a shared checkpoint, training can't continue from it; {fix}")
-        checkpoint = self._checkpoint if _LOSS_SCALE in names else self._without_scale
+        # A run can continue in another precision.
+        scale = {"loss_scale": self._loss_scale} if _LOSS_SCALE in names else {}
         with wrap_checkpoint_errors(prefix):
-            checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
+            status = tf.train.Checkpoint(**self._parts, **scale).read(prefix)
+            status.assert_existing_objects_matched().expect_partial()
 
     @contextlib.contextmanager
     def _wrap_write_errors(self, folder: pathlib.Path, step: int) -> Iterator[None]:
@@ -144,11 +291,11 @@ class TrainingState:
             yield
         except (OSError, tf.errors.OpError) as error:
             with contextlib.suppress(OSError):
-                files.remove_partial(folder)
+                remove_partial(folder)
             # TensorFlow's message is "OPERATION AND FILE; CAUSE [Op:NAME]".
             reason = getattr(error, "strerror", None) or re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
             before = "anew" if self.saved_step is None else f"from step {self.saved_step}, whose checkpoint is whole"
-            raise CheckpointNotWritten(
+            raise OSError(
                 f"{folder}: the checkpoint of step {step} or the list of all could not be written ({reason}). "
                 f"The same command starts {before}"
             ) from error

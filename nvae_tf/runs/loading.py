@@ -18,8 +18,7 @@ from nvae_tf.files import atomic_folder, check_new_folder
 from nvae_tf.latent_plan import fewest_weights
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
-from nvae_tf.runs.checkpoint_files import BEST_INSTEAD, find_best, newest_whole, step_of, stored_shapes
-from nvae_tf.runs.checkpoints import restore_weights, write_weights
+from nvae_tf.runs import checkpoints
 from nvae_tf.runs.companions import read_calibration, read_prior
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, read_run_config, write_run_config
 from nvae_tf.runs.sharing import find_run_folder
@@ -76,7 +75,7 @@ class TrainedRun:
     @property
     def step(self) -> int:
         """The checkpoint's step."""
-        return step_of(self.checkpoint)
+        return checkpoints.step_of(self.checkpoint)
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -89,14 +88,14 @@ class TrainedRun:
         """The model as `load` gives it."""
         # Wrong settings and checkpoints raise before a model is made.
         config, checkpoint = self.config, self.checkpoint
-        shapes = stored_shapes(checkpoint).items()
+        shapes = checkpoints.stored_shapes(checkpoint).items()
         stored = sum(math.prod(shape) for name, shape in shapes if name.startswith("model/"))
         if (asked := fewest_weights(config.model)) > stored:
             fault = f"it has {stored:,} numbers, and the settings ask for at least {asked:,}"
             raise ValueError(f"{checkpoint}: a checkpoint of another architecture: {fault}")
         dropout = config.train.label_dropout if config.model.num_classes else 0.0
         model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
-        self.has_ema = restore_weights(model, checkpoint)
+        self.has_ema = checkpoints.restore_weights(model, checkpoint)
         model.read_prior = functools.partial(read_prior, self._folder.prior_file, model, self.step)
         model.read_calibration = functools.partial(read_calibration, self._folder.outliers_file, model, self.step)
         return model
@@ -162,7 +161,7 @@ def save(model: NVAE, path: str | os.PathLike, config: ExperimentConfig | None =
     step = total_steps if optimizer is None else int(optimizer.iterations)
     with atomic_folder(place, functools.partial(check_new_folder, place, f"save: {path}")) as written:
         folder = RunFolder(written)
-        write_weights(folder.checkpoints, step, model, are_averages=False, all_weights=True)
+        checkpoints.write_weights(folder.checkpoints, step, model, are_averages=False, all_weights=True)
         write_run_config(folder, config)
 
 
@@ -179,7 +178,7 @@ def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[Exper
     folder = RunFolder(find_run_folder(path))
     config = read_run_config(folder)
     if checkpoint == "best":
-        best, place = find_best(folder.best_checkpoints), folder.best_checkpoints
+        best, place = checkpoints.find_best(folder.best_checkpoints), folder.best_checkpoints
         if best.unusable and best.prefix is None:
             fault = f"the best checkpoint is damaged: {best.passed_over_line()}. Restore its files from a copy"
             raise ValueError(f"{place}: {fault}, or take the latest: --checkpoint=latest")
@@ -187,9 +186,9 @@ def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[Exper
             fix = "nvae-train writes one with train.keep_best. Train on, or take the latest: --checkpoint=latest"
             raise FileNotFoundError(f"{folder.path}: no best checkpoint in {place}; {fix}")
         return config, best.prefix
-    newest = newest_whole(folder.checkpoints)
+    newest = checkpoints.newest_whole(folder.checkpoints)
     if newest.prefix is None:
-        fix = f"nvae-train writes one every train.checkpoint_every_steps steps and at its end{BEST_INSTEAD}"
+        fix = f"nvae-train writes one every train.checkpoint_every_steps steps and at its end{checkpoints.BEST_INSTEAD}"
         raise FileNotFoundError(f"{folder.path}: no checkpoint in {folder.checkpoints}; {fix}")
     warned = [newest.passed_over_line()] if newest.unusable else []
     if newest.step == 0 and not folder.origin_file.is_file():

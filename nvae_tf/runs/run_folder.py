@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from nvae_tf.config import ExperimentConfig, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write, check_has_config, check_is_no_pattern
-from nvae_tf.runs.checkpoint_files import BEST, steps_of_files
+from nvae_tf.runs.checkpoints import BEST, steps_of_files
 from nvae_tf.schemas import IMAGE_COUNTS, ORIGIN, Record
 
 # The settings that may differ when a run is continued: its length, how often files are written, the devices, where the

@@ -52,7 +52,7 @@ def copy_command(place: str) -> str | None:
         name, _, revision = place.removeprefix(HUB).partition("@")
         options = [f"--local-dir=runs/{name.rpartition('/')[2]}", *([f"--revision={revision}"] if revision else [])]
         return shlex.join(["hf", "download", name, *options])
-    folder = find_run_folder(place) if place in os.listdir(_BUNDLED) else pathlib.Path(place)
+    folder = find_run_folder(place)
     is_bundled = folder.resolve().parent == _BUNDLED.resolve()
     return shlex.join(["cp", "-r", str(folder), f"runs/{folder.name}"]) if is_bundled else None
 
@@ -72,20 +72,17 @@ def hub_errors_in_one_line(place: str) -> Iterator[None]:
         yield
     # The errors of huggingface_hub, of its HTTP library and of its storage have no class in common.
     except Exception as error:
-        raise OSError(f"{place}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    # A failed upload, and a fetch that finds nothing in the cache either.
-    if isinstance(error, RuntimeError | errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    words = " ".join(str(error).split()) or type(error).__name__
-    # The HTTP library's message about a token that it can't send may have the token in it.
-    if isinstance(error, UnicodeError) or "Bearer " in words:
-        return f"the token can't be sent, it is damaged; {_LOG_IN}"
-    if getattr(error, "response", None) is not None or isinstance(error, ValueError):
-        return f"the Hub answers with an error ({words[:300]}); for what only some may read or write, {_LOG_IN}"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
-        # The error of a full disk may name no file.
-        return f"{error.filename or constants.HF_HUB_CACHE}: {error.strerror}; HF_HOME names another folder"
-    return f"the Hub can't be reached ({words}); check the connection, and HF_ENDPOINT if it is set"
+        # A failed upload, and a fetch that finds nothing in the cache either.
+        if isinstance(error, RuntimeError | errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        words = " ".join(str(error).split()) or type(error).__name__
+        reason = f"the Hub can't be reached ({words}); check the connection, and HF_ENDPOINT if it is set"
+        # The HTTP library's message about a token that it can't send may have the token in it.
+        if isinstance(error, UnicodeError) or "Bearer " in words:
+            reason = f"the token can't be sent, it is damaged; {_LOG_IN}"
+        elif getattr(error, "response", None) is not None or isinstance(error, ValueError):
+            reason = f"the Hub answers with an error ({words[:300]}); for what only some may read or write, {_LOG_IN}"
+        elif isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+            # The error of a full disk may name no file.
+            reason = f"{error.filename or constants.HF_HUB_CACHE}: {error.strerror}; HF_HOME names another folder"
+        raise OSError(f"{place}: {reason}") from None

@@ -22,7 +22,7 @@ from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.runs import loading
-from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+from nvae_tf.runs.checkpoints import checkpoint_sha256
 from nvae_tf.runs.companions import weights_sha256
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs, verification

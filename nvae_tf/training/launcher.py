@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")  # NVIDIA's driver keeps one entry per GPU here
 # Ctrl-C, the end that systems ask for, and a closed terminal.
@@ -41,9 +41,7 @@ def _signals_handled(handler: Callable[[int, object], object]) -> Iterator[None]
 class StopRequest(contextlib.ExitStack):
     """Inside its `with` block the first signal only requests a stop; a second Ctrl-C ends the process at once."""
 
-    def __init__(self):
-        super().__init__()
-        self.signal_number: int | None = None  # the signal that has come
+    signal_number: int | None = None  # the signal that has come
 
     def check(self) -> None:
         """Raises StopRequested if a signal has come."""
@@ -75,14 +73,14 @@ def tf_configs(processes: int) -> list[str]:
     return [json.dumps({"cluster": {"worker": workers}, "task": task}) for task in tasks]
 
 
-def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str | None]:
-    """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None to leave it as it is.
+def gpus_of_processes(processes: int, gpus_per_process: int) -> list[dict[str, str]]:
+    """The environment variable that gives each process its GPUs, a slice of this process's, or of 0, 1, 2 ...
 
     ValueError: the variable, or the machine's driver, has fewer GPUs.
     """
     wanted, visible = processes * gpus_per_process, os.environ.get("CUDA_VISIBLE_DEVICES")
     if not wanted:
-        return [None] * processes
+        return [{}] * processes
     # Without the driver's folder their number is unknown.
     count = len(list(GPUS_OF_DRIVER.glob("*"))) if GPUS_OF_DRIVER.is_dir() else wanted
     names = map(str, range(count)) if visible is None else visible.split(",")
@@ -90,12 +88,13 @@ def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str | None]
     if len(names) < wanted:
         flags = f"--processes={processes} --gpus_per_process={gpus_per_process}"
         raise ValueError(f"{flags}: takes {wanted} GPUs, there are {len(names)} (CUDA_VISIBLE_DEVICES={visible})")
-    return [",".join(names[first : first + gpus_per_process]) for first in range(0, wanted, gpus_per_process)]
+    slices = (names[first : first + gpus_per_process] for first in range(0, wanted, gpus_per_process))
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(own)} for own in slices]
 
 
 def run_workers(
     command: Sequence[str],
-    gpus: Sequence[str | None],
+    gpus: Sequence[Mapping[str, str]],
     log_folder: pathlib.Path,
     grace_seconds: float,
     report: Callable[[str], None],
@@ -114,16 +113,21 @@ def run_workers(
     logs = [None, *(log_folder / f"worker-{index}.log" for index in range(1, len(gpus)))]
     with _signals_handled(pass_on):
         try:
-            for log, tf_config, visible in zip(logs, tf_configs(len(gpus)), gpus, strict=True):
-                workers.append(_start(command, tf_config, visible, log))
+            for log, tf_config, variables in zip(logs, tf_configs(len(gpus)), gpus, strict=True):
+                workers.append(_start(command, os.environ | variables | {"TF_CONFIG": tf_config}, log))
                 for number in signals:  # those that came before
                     _send(workers[-1:], number)
-            while _running(workers) and not any(worker.poll() for worker in workers):
+            while None in (codes := [worker.poll() for worker in workers]) and not any(codes):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-            failed = next((index for index, worker in enumerate(workers) if worker.returncode), 0)
+            failed = next((index for index, code in enumerate(codes) if code), 0)
             if not signals:
                 _send(workers, signal.SIGTERM)
-            _wait(workers, grace_seconds, report)
+            deadline = time.monotonic() + grace_seconds
+            while late := [str(index) for index, worker in enumerate(workers) if worker.poll() is None]:
+                if time.monotonic() > deadline:
+                    report(f"worker {', '.join(late)} did not end within {grace_seconds:g} s, and is killed")
+                    break
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             _send(workers, signal.SIGKILL)
             codes = [worker.wait() for worker in workers]
@@ -135,24 +139,9 @@ def run_workers(
     return code
 
 
-def _wait(workers: Sequence[subprocess.Popen], seconds: float, report: Callable[[str], None]) -> None:
-    """Returns when all workers have ended, or after so many seconds, with a report."""
-    deadline = time.monotonic() + seconds
-    while (late := _running(workers)) and time.monotonic() < deadline:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    if late:
-        report(f"worker {', '.join(late)} did not end within {seconds:g} s, and is killed")
-
-
-def _running(workers: Sequence[subprocess.Popen]) -> list[str]:
-    return [str(index) for index, worker in enumerate(workers) if worker.poll() is None]
-
-
-def _start(command: Sequence[str], tf_config: str, gpus: str | None, log: pathlib.Path | None) -> subprocess.Popen:
+def _start(command: Sequence[str], environment: dict[str, str], log: pathlib.Path | None) -> subprocess.Popen:
     """Starts a worker in a session of its own: Ctrl-C reaches it through the launcher alone, not twice."""
-    environment, output = os.environ | {"TF_CONFIG": tf_config}, None
-    if gpus is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus
+    output = None
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("ab", buffering=0)

@@ -5,8 +5,8 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +16,6 @@ from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.errors import first_line
 from nvae_tf.models import NVAE
-from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
@@ -26,26 +25,19 @@ from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, first_words
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
 
-# Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
-_AGREE_EVERY_STEPS = 10
-# Divergence is looked for at fixed steps, so that an interruption does not show; not at each, for the same reason.
-_CHECK_EVERY_STEPS = 10
+# Several processes ask each other whether to stop, and each looks for divergence, at fixed steps, so that an
+# interruption does not show; not at each step, that would hold up accelerators.
+_LOOK_EVERY_STEPS = 10
 # A value has grown when it is this many times its usual value, the median over the earlier half of accepted steps.
 _GROWN = 3.0
 
 
-class TrainingResult(NamedTuple):
-    """The step of a training's last checkpoint, and the signal that has interrupted it, if one has."""
-
-    step: int
-    signal_number: int | None = None
-
-
-def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> TrainingResult:
+def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> tuple[int, int | None]:
     """Trains a model in a run folder, new, empty or of the same run, from its latest checkpoint on if it has one.
 
     The weights after step n are a function of the settings alone, however often the run was interrupted. Several
     processes call this with the same arguments; the first, the chief, writes. Signals end it with a checkpoint.
+    Returns the step of the last checkpoint, and the signal that has interrupted the training, None without one.
 
     ValueError: the settings do not fit each other, the devices, the data or the folder, another process trains in it,
     all its checkpoints are damaged, or training has diverged. OSError: the folder can't be written to. ConnectionError:
@@ -63,14 +55,14 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
-                result = TrainingLoop(folder, run, train_step, state, outputs, stop).train(step)
+                end, signal_number = TrainingLoop(folder, run, train_step, state, outputs, stop).train(step)
             finally:
                 if replicas.is_chief:
                     keep_model_card(folder, run.model, outputs.status.keep)
             replicas.leave()
-    if result.signal_number is None:
-        outputs.report_end(run.length.total_steps - step, time.monotonic() - started)
-    return result
+    if signal_number is None:
+        outputs.report_end(end - step, time.monotonic() - started)
+    return end, signal_number
 
 
 def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Replicas) -> tuple[Run, Callable]:
@@ -92,7 +84,7 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Re
         StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
     run.model.scan = scan
     step = strategy.step_function(replicas.strategy, run.model, compiled)
-    return run, step if replicas.count == 1 else lambda batch: step(replicas.divided(batch))
+    return run, lambda batch: step(replicas.divided(batch))
 
 
 def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> None:
@@ -122,15 +114,15 @@ class TrainingLoop:
 
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
-    def train(self, step: int) -> TrainingResult:
-        """Trains from a step to the end, or until a signal interrupts it."""
+    def train(self, step: int) -> tuple[int, int | None]:
+        """Trains from a step to the end, or until a signal interrupts it; returns as `train_and_evaluate`."""
         if self.state.saved_step is None:  # a run that diverges before its first checkpoint goes back to this one
             self._save(step)
         while (result := self._train_from(step)) is None:
             step = self._roll_back()
         return result
 
-    def _train_from(self, start: int) -> TrainingResult | None:
+    def _train_from(self, start: int) -> tuple[int, int | None] | None:
         """Trains from a step on; returns None if the run has diverged and must be rolled back."""
         run, settings, images = self.run, self.run.config.train, self.run.images
         batches = training_batches(
@@ -140,10 +132,13 @@ class TrainingLoop:
         try:
             # `step` batches are done, those of refused steps too; the last turn writes the outputs alone.
             for step in range(start, run.length.total_steps + 1):
-                if run.replicas.is_chief and not self._finish_outputs(step):  # broken off by a signal
-                    return self._interrupt(step, self.stop.signal_number)
+                if run.replicas.is_chief:
+                    if not self.outputs.write_due(step):  # broken off by a signal
+                        return self._interrupt(step, self.stop.signal_number)
+                    if settings.keep_best and self.outputs.is_evaluated(step):
+                        self.state.save_if_best(step, self.outputs.test_score(step))
                 if step == run.length.total_steps:
-                    return TrainingResult(step)
+                    return step, None
                 if (signal_number := self.signal_at(step)) is not None:  # that all processes stop for
                     return self._interrupt(step, signal_number)
                 if step % settings.log_every_steps == 0:
@@ -152,7 +147,7 @@ class TrainingLoop:
                 with self.profiled(step + 1):
                     # Traced at the first call, one TensorFlow graph from then on.
                     self.train_step(next(batches))
-                if (step + 1) % _CHECK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
+                if (step + 1) % _LOOK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
                 self.outputs.note_step(step + 1)
                 if self._is_checkpoint_due(step + 1):
@@ -186,16 +181,9 @@ class TrainingLoop:
         except Exception as error:
             StatusLine().keep(f"The profile of train.profile_steps fails: {first_line(error)}")
 
-    def _finish_outputs(self, step: int) -> bool:
-        """Writes the outputs of a step that are due; returns False if a stop was requested meanwhile."""
-        is_whole = self.outputs.write_due(step)
-        if is_whole and self.run.config.train.keep_best and self.outputs.is_evaluated(step):
-            self.state.save_if_best(step, self.outputs.test_score(step))
-        return is_whole
-
     def signal_at(self, step: int) -> int | None:
         """The signal that all processes stop for at this step, because one of them has received it."""
-        if self.run.replicas.shard.count > 1 and step % _AGREE_EVERY_STEPS:
+        if self.run.replicas.shard.count > 1 and step % _LOOK_EVERY_STEPS:
             return None
         # The answer of all, not this process's number read again: a signal that comes meanwhile is for the next step.
         return self.run.replicas.agreed_signal(self.stop.signal_number)
@@ -212,11 +200,11 @@ class TrainingLoop:
             self.state.save(step)
         self.state.saved_step, self.saved_at = step, time.monotonic()  # the others count the chief's checkpoint too
 
-    def _interrupt(self, step: int, signal_number: int | None = None) -> TrainingResult:
+    def _interrupt(self, step: int, signal_number: int | None = None) -> tuple[int, int | None]:
         # Not among skipped steps: a rollback after them must go to the checkpoint to which it would go anyway.
         if self.state.saved_step != step and not skipped_in_a_row(self.run.model):
             self._save(step)
-        return TrainingResult(self.state.saved_step, signal_number)
+        return self.state.saved_step, signal_number
 
     def _roll_back(self) -> int:
         """Goes back to the latest checkpoint, with half the learning rate; ValueError for once too often."""
@@ -244,9 +232,6 @@ class TrainingLoop:
         return step
 
 
-# Why a run has diverged, for messages.
-
-
 def skipped_in_a_row(model: NVAE) -> float:
     """The number of steps skipped in a row, up to the latest step."""
     return float(model.step_guard.skipped_in_a_row.numpy())
@@ -262,22 +247,12 @@ def reason_of_skips(model: NVAE) -> str:
 
 def growth_in(model: NVAE) -> str:
     """The group whose KL, and the layer whose spectral norm, first exceeded three times their usual values."""
-    shapes = enumerate(model.plan.latent_shapes())
+    steps, shapes = model.recent.read(), enumerate(model.plan.latent_shapes())
     groups = [f"group {index} ({height}x{width})" for index, (height, width, _) in shapes]
-    return growth_clause(model.recent.read(), groups, layer_names(model))
-
-
-def layer_names(model: NVAE) -> list[str]:
-    """The name of every convolution, in the order of the spectral norms."""
     names = {id(weight): name.rpartition("/")[0] for name, weight in named_weights(model).items()}
-    return [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
-
-
-def growth_clause(steps: RecentSteps, groups: Sequence[str], layers: Sequence[str]) -> str:
-    """What of the latest steps has grown first, by the names of groups and layers."""
+    layers = [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
     measured = ("KL", steps.kl_per_group, groups), ("spectral norm", steps.spectral_norms, layers)
-    taken = np.flatnonzero(steps.accepted)
-    clauses = []
+    taken, clauses = np.flatnonzero(steps.accepted), []
     for what, values, names in measured if len(taken) else ():
         usual = np.median(np.abs(values[taken[: max(len(taken) // 2, 1)]]), axis=0)
         grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, 1e-6))  # what is not finite has grown too

@@ -9,16 +9,15 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any
 
 import tensorflow as tf
 
-from nvae_tf.config import REGISTERED, ExperimentConfig, config_to_json, read_config
+from nvae_tf.config import REGISTERED, ExperimentConfig, config_from_dict, config_to_json
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.replicas import gpus
-from nvae_tf.training.run import Images, RunLength, new_run
+from nvae_tf.runs.loading import model_for_training
 from nvae_tf.training.strategy import compiles_whole_step, configure_runtime, scans_steps, step_function
 
 GIB = 2**30
@@ -48,27 +47,25 @@ def estimate_memory(config: ExperimentConfig, gpu_memory_gib: float | None = Non
 
 def _measured(config: ExperimentConfig, batch_size: int) -> dict[str, Any]:
     """The numbers that `main` prints in a child process."""
-    # The images and the weights to start from need not be there.
-    train = dataclasses.replace(config.train, batch_size=batch_size, initialize_from=None)
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        file.write(config_to_json(dataclasses.replace(config, train=train)))
-        file.flush()
-        modules = {kind.__module__ for kinds in REGISTERED.values() for kind in kinds.values()}
-        command = [sys.executable, "-m", __name__, file.name, *modules]
-        child = subprocess.run(command, capture_output=True, text=True, check=False)
+    train = dataclasses.replace(config.train, batch_size=batch_size)
+    settings = config_to_json(dataclasses.replace(config, train=train))
+    modules = {kind.__module__ for kinds in REGISTERED.values() for kind in kinds.values()}
+    command = [sys.executable, "-m", __name__, *modules]
+    child = subprocess.run(command, input=settings, capture_output=True, text=True, check=False)
     if child.returncode:
         lines = child.stderr.strip().splitlines() or ["no message: the system has ended the process, out of memory"]
         raise ValueError(f"a training step of {batch_size} images fails: {lines[-1][:300]}")
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def main(file: str) -> None:
-    """Takes some training steps with the settings of a file, and prints what they needed as JSON."""
+def main() -> None:
+    """Takes some training steps with the settings in standard input, and prints what they needed; both are JSON."""
     configure_runtime()
-    config = read_config(file)
+    config = config_from_dict(ExperimentConfig, json.load(sys.stdin))
     compiled = compiles_whole_step(config.train.xla, 1)
     # Only the learning rate depends on the length of the run.
-    model = new_run(config, RunLength(1000, 1_000_000), Images(config.data, None, None)).model
+    model = model_for_training(config, steps_per_epoch=1000, total_steps=1_000_000).model
+    model.optimizer.build(model.trainable_variables)
     model.scan = scans_steps(config.train.scan, compiled, 1)
     images = tf.zeros([config.train.batch_size, *config.data.image_shape])
     step = step_function(tf.distribute.get_strategy(), model, compiled)
@@ -159,6 +156,6 @@ def _in_words(size: int) -> str:
 
 
 if __name__ == "__main__":
-    for module in sys.argv[2:]:  # what the settings name may be registered there
+    for module in sys.argv[1:]:  # what the settings name may be registered there
         importlib.import_module(module)
-    main(sys.argv[1])
+    main()

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import pathlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.evaluation.table import active_units
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import displayed, image_grid, write_png
-from nvae_tf.generation.sampling import ImageGenerator
+from nvae_tf.generation.sampling import generate_images
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights
 from nvae_tf.progress import Speed, StatusLine, duration
@@ -53,7 +53,6 @@ class RunOutputs:
         self._log = log(folder.path if log is WandbLog else folder.tensorboard, named_settings(run.config))
         self._batch_size = min(self._settings.batch_size, run.images.test.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
-        self._generator = ImageGenerator(run.model)
         self._last_means: dict[str, float] = {}  # of the last whole period of `train.log_every_steps`
 
     def report_end(self, steps: int, seconds: float) -> None:
@@ -106,7 +105,7 @@ class RunOutputs:
     def _write_training_curves(self, step: int) -> None:
         recent = self._run.model.recent.read()
         norms = recent.spectral_norms[-1]
-        self._log.scalars(
+        self._log.write(
             step,
             {f"train/{name}": value for name, value in self._running_means().items()}
             | {f"schedule/{name}": value for name, value in self._schedules().items()}
@@ -183,7 +182,7 @@ class RunOutputs:
         active = active_units(test.kl_per_channel_nats, self._run.model.plan.latent_shapes())
         measured = {name: getattr(test, name) for name in ("nelbo_nats", "reconstruction_nats", "kl_nats")}
         measured["bits_per_dim"] = self._bits_per_dimension(test.nelbo_nats)
-        self._log.scalars(
+        self._log.write(
             step,
             {f"test/{name}": value for name, value in measured.items()}
             | {"test/active_units": active.sum()}
@@ -210,22 +209,18 @@ class RunOutputs:
         reconstructions = self._run.model(originals, seed=_FIXED_SEED, labels=labels)
         rows = displayed(np.concatenate([originals, reconstructions]), spec.display_channels)
         self._stop.check()
-        self._log.image(step, "reconstructions", image_grid(rows, columns=len(originals), enlarge=None))
+        self._log.write(step, {"reconstructions": image_grid(rows, columns=len(originals), enlarge=None)})
         for temperature, count in _SAMPLES.items():
-            images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
+            images = generate_images(self._run.model, count, temperature, _FIXED_SEED, lambda done: self._stop.check())
             images = displayed(images, spec.display_channels)
-            self._log.image(step, f"samples/temperature_{temperature}", image_grid(images, enlarge=None))
-        write_samples(file, images, self._folder.path.absolute().name, step, temperature)
+            self._log.write(step, {f"samples/temperature_{temperature}": image_grid(images, enlarge=None)})
+        if importlib.util.find_spec("matplotlib") is None:  # training does not need it: a bare grid
+            write_png(file, image_grid(images, enlarge=None))
+            return
+        from nvae_tf.reports import figures
 
-
-def write_samples(file: pathlib.Path, images: np.ndarray, model: str, step: int, temperature: float) -> None:
-    """Writes a PNG file: a figure, or a bare grid where matplotlib, which training does not need, is missing."""
-    if importlib.util.find_spec("matplotlib") is None:
-        write_png(file, image_grid(images, enlarge=None))
-        return
-    from nvae_tf.reports import figures
-
-    figures.save_figure(figures.samples(images, figures.Provenance(model, step, temperature, _FIXED_SEED)), file)
+        about = figures.Provenance(self._folder.path.absolute().name, step, temperature, _FIXED_SEED)
+        figures.save_figure(figures.samples(images, about), file)
 
 
 def first_words(folder: RunFolder, run: Run, step: int) -> str:
@@ -304,22 +299,15 @@ class TensorBoardLog:
             tf.summary.text("settings", "".join(f"    {name} = {value}\n" for name, value in self._settings.items()))
         return writer
 
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one point of each curve."""
-        with self._writing(step):
-            for tag, value in values.items():
-                tf.summary.scalar(tag, value)
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Writes an image, uint8 `[height, width, channels]`."""
-        with self._writing(step):
-            tf.summary.image(name, pixels[np.newaxis])
-
-    @contextlib.contextmanager
-    def _writing(self, step: int) -> Iterator[None]:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes by their names points of curves, numbers, and images, uint8 `[height, width, channels]`."""
         try:
             with self._writer.as_default(step):
-                yield
+                for tag, value in values.items():
+                    if np.ndim(value) == 3:
+                        tf.summary.image(tag, value[np.newaxis])
+                    else:
+                        tf.summary.scalar(tag, value)
             self._writer.flush()
         except tf.errors.OpError as error:
             raise OSError(f"{self._folder}: TensorBoard's files can't be written ({first_line(error)})") from error
@@ -338,10 +326,8 @@ class WandbLog:
         known = dict(project="nvae_tf", name=name, id=f"{name}-{place}", resume="allow")
         return self._wandb.init(**known, dir=str(self._folder), config=self._settings)
 
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one point of each curve."""
-        self._run.log({tag: float(value) for tag, value in values.items()}, step=step)
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Writes an image, uint8 `[height, width, channels]`."""
-        self._run.log({name: self._wandb.Image(pixels)}, step=step)
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """As `TensorBoardLog.write`."""
+        image = self._wandb.Image
+        logged = {tag: image(value) if np.ndim(value) == 3 else float(value) for tag, value in values.items()}
+        self._run.log(logged, step=step)

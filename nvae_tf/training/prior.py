@@ -4,7 +4,6 @@ A classifier of each top group tells draws of the posteriors of training images 
 latents above (Aneja et al. 2021, arXiv 2010.02917). The networks of the model run once over the images.
 """
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,28 +90,23 @@ def learn_prior(
     rows, images = _training_posteriors(model, train, spec, groups, seed, status)
     keras.utils.set_random_seed(seed)
     ratios = made_ratios(kind, groups, model.plan, model.config.num_classes, _COMPONENTS)
-    reweighted = ReweightedPrior(ratios, proposals, model.config.num_classes)
     about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "images": images}
+    reweighted = ReweightedPrior(ratios, proposals, model.config.num_classes, about)  # with what is added below
     if kind == "mixture":
         about |= _fit_mixture(reweighted, rows, seed)
     else:
         _train(reweighted, rows, steps, seed, status)
-        about |= _measured(model, reweighted, _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed), seed)
-    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))  # bounds take long
+        batches = _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed)
+        about["cross_entropy"] = _cross_entropy(reweighted, _posteriors(model, batches, groups, 1, seed), seed)
+        about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
+        about |= _log_normalizers(model, reweighted, seed)
+    write_prior(folder.prior_file, model, run.step, reweighted)  # bounds take long
     if importance_samples:
         batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
-        write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
+        write_prior(folder.prior_file, model, run.step, reweighted)
     keep_model_card(folder, model, status.keep)
     return about
-
-
-def _measured(model: NVAE, reweighted: ReweightedPrior, batches: Batches, seed: int) -> dict[str, list[float]]:
-    """Cross-entropy, effective proposals and log normalizers of classifiers."""
-    rows = _posteriors(model, batches, len(reweighted.ratios), 1, seed)
-    facts = {"cross_entropy": _cross_entropy(reweighted, rows, seed)}
-    facts["effective_proposals"] = _effective_proposals(model, reweighted, seed)
-    return facts | _log_normalizers(model, reweighted, seed)
 
 
 def _test_batches(source: ImageSource, spec: DataSpec, size: int, most: int, seed: int) -> Batches:

@@ -21,11 +21,9 @@ from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine, counted
 from nvae_tf.published.torch_file import from_torch_checkpoint
-from nvae_tf.runs.checkpoint_files import steps_of_files
-from nvae_tf.runs.checkpoints import named_weights
+from nvae_tf.runs.checkpoints import named_weights, steps_of_files
 from nvae_tf.runs.loading import load_run, model_for_training
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, check_continues, read_run_config
-from nvae_tf.runs.sharing import find_run_folder
 from nvae_tf.training.strategy import Replicas
 
 # The other weights of a model are state of its training, or follow the kernels.
@@ -64,14 +62,6 @@ class Run(NamedTuple):
         return self.config.train.batch_size * self.replicas.count
 
 
-def images_of_run(config: ExperimentConfig) -> Images:
-    """The images that the settings name."""
-    check_model_fits(config.model, config.data)
-    report = StatusLine().report()
-    train, test = (load_split(config.data, split, report) for split in ("train", "test"))
-    return Images(config.data, train, test, holds_out(config.data))
-
-
 def new_run(
     config: ExperimentConfig,
     length: RunLength,
@@ -83,7 +73,7 @@ def new_run(
     replicas = replicas or Replicas()
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
-        is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints, "index")
+        is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints)
         if config.train.initialize_from is not None and not is_continued:
             StatusLine().keep(initialize(model, config.train.initialize_from)[1])
         model.optimizer.build(model.trainable_variables)
@@ -92,7 +82,10 @@ def new_run(
 
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
     """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit."""
-    images = images_of_run(config)
+    check_model_fits(config.model, config.data)
+    report = StatusLine().report()
+    train, test = (load_split(config.data, split, report) for split in ("train", "test"))
+    images = Images(config.data, train, test, holds_out(config.data))
     epoch = steps_per_epoch(images.train.count, config.train.batch_size * replicas.count)
     length = RunLength(epoch, config.train.steps or config.train.epochs * epoch)
     recorded = read_run_config(folder) if folder.config_file.is_file() else None
@@ -146,16 +139,15 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
     A weight is taken if it has the same name and shape in the source: a run folder, or a published file (.pt). Returns
-    the names of the weights that were taken, and a report about all. FileNotFoundError: `path` is neither of both.
-    ValueError: it is damaged, or none of its weights fits; nothing is assigned then.
+    the names of the weights that were taken, and a report about all. ValueError: `path` is neither of both, or damaged,
+    or none of its weights fits; nothing is assigned then.
     """
     name_of_source, source = _read_source(path)
     weights, source_weights = (
         {name: weight for name, weight in named_weights(one).items() if name.startswith(_NETWORK)}
         for one in (model, source)
     )
-    both = [name for name in weights if name in source_weights]
-    taken = [name for name in both if weights[name].shape == source_weights[name].shape]
+    taken = [name for name in weights if name in source_weights and weights[name].shape == source_weights[name].shape]
     if not taken:
         pairs = zip(vars(source.config).items(), vars(model.config).values(), strict=True)
         changed = [f"model.{name} is {old!r} there and {new!r} here" for (name, old), new in pairs if old != new]
@@ -202,16 +194,12 @@ def _report(source: str, weights: dict, source_weights: dict, taken: list[str]) 
 
 def _read_source(path: str) -> tuple[str, NVAE]:
     """The source of weights: its name for messages, and a model that holds them."""
-    place = find_run_folder(path)
-    if not place.is_dir() and (not place.is_file() or place.suffix != ".pt"):
-        expected = "give the --workdir of a run of nvae-train, or a published file (.pt)"
-        raise FileNotFoundError(f"train.initialize_from = {path!r}: no such folder or published file; {expected}")
     try:
-        if place.is_file():
-            return path, from_torch_checkpoint(place)
-        run = load_run(place)
+        if path.endswith(".pt") and not os.path.isdir(path):
+            return path, from_torch_checkpoint(path)
+        run = load_run(path)
     except (ValueError, FileNotFoundError, ImportError) as error:
-        raise ValueError(f"train.initialize_from: {error}") from error
+        raise ValueError(f"train.initialize_from, a run folder or a published file (.pt): {error}") from error
     averaged = ", moving averages (EMA) of the weights" if run.config.optimizer.ema_momentum else ""
     return f"{path}, step {run.step:,}{averaged}", run.model
 

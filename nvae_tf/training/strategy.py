@@ -1,7 +1,6 @@
 """The devices that train: what their replicas do together, and how XLA compiles the step for them."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 import time
@@ -87,16 +86,13 @@ class WorkerLost(ConnectionError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
-@dataclasses.dataclass(frozen=True)
 class Replicas(Workers):
-    """The devices that hold a copy of the model each, `local_count` of them in this process."""
-
-    local_count: int = 1
+    """The devices that hold a copy of the model each, in all processes."""
 
     @property
     def count(self) -> int:
         """The number of replicas in all processes."""
-        return self.local_count * self.shard.count
+        return self.strategy.num_replicas_in_sync
 
     def divided(self, images: tf.Tensor):
         """This process's images, split evenly over its replicas, as `Strategy.run` takes them."""
@@ -154,13 +150,12 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
     if count > 1 and (kind == "one_device" or (kind == "multi_worker" and not gpus())):
         fix = "set train.replicas=1" + (" or train.strategy=mirrored" if kind == "one_device" else "")
         raise ValueError(f"train.replicas = {count}: strategy {kind} has one here; {fix}")
-    if kind == "multi_worker":
-        local_count = len(select_devices(count)) if gpus() else 1
-        print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)
-        return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), shard, local_count)
     devices = select_devices(1 if kind == "one_device" else count)
     if kind == "one_device":
         return Replicas()
+    if kind == "multi_worker":
+        print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)
+        return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), shard)
     if len(devices) == 1:
         raise ValueError("train.strategy = 'mirrored': there is one device; set train.strategy=auto, or train.replicas")
-    return Replicas(tf.distribute.MirroredStrategy(devices), local_count=len(devices))
+    return Replicas(tf.distribute.MirroredStrategy(devices))

@@ -77,31 +77,27 @@ def test_variants_have_their_images_latents_and_draws_of_their_own(model, images
     same(all_kept, np.stack([sampling.reconstruct_images(model, images[:3], seed=SEED)] * 2, axis=1))
 
 
-def on_the_way(start, end, fractions, how):
-    (way,) = sampling.interpolate_latents([start], [end], fractions, how)
-    return way
-
-
 def test_a_quarter_of_a_circle():
     start, end = np.zeros(SHAPE), np.zeros(SHAPE)
     start[0, 0, 0], end[1, 1, 2] = 2.0, 2.0
-    way = on_the_way(start, end, [0.25, 1 / 3], "spherical")
+    way = sampling.latents_between(start, end, [0.25, 1 / 3], "spherical")
     near(way[:, 0, 0, 0], 2 * np.cos([np.pi / 8, np.pi / 6]), rtol=1e-6)
     near(way[:, 1, 1, 2], 2 * np.sin([np.pi / 8, np.pi / 6]), rtol=1e-6)
-    same(on_the_way(start, end, [0.0, 1.0], "spherical"), [start, end])
-    straight = on_the_way(start, end, [0.25], "linear")
+    same(sampling.latents_between(start, end, [0.0, 1.0], "spherical"), [start, end])
+    straight = sampling.latents_between(start, end, [0.25], "linear")
     assert straight[0, 0, 0, 0] == 1.5 and straight[0, 1, 1, 2] == 0.5
 
     # Parallel, opposite and zero vectors go straight.
     for factor in (0.0, 3.0, -1.0, 1.0 + 1e-6):
-        near(on_the_way(end, factor * end, [0.25], "spherical")[0], (0.75 + 0.25 * factor) * end, rtol=1e-5)
+        (way,) = sampling.latents_between(end, factor * end, [0.25], "spherical")
+        near(way, (0.75 + 0.25 * factor) * end, rtol=1e-5)
 
 
 def test_a_path_passes_the_reconstructions_of_its_pictures(model, images, latents):
     path = sampling.interpolate_images(model, images[:3], steps=4, seed=SEED)
     assert path.shape == (9, 4, 4, 1)
     same(path[::4], sampling.reconstruct_images(model, images[:3], seed=SEED))
-    between = sampling.interpolate_latents([z[1] for z in latents], [z[2] for z in latents], [0.25, 0.5, 0.75])
+    between = [sampling.latents_between(z[1], z[2], [0.25, 0.5, 0.75], "spherical") for z in latents]
     near(path[5:8], model.decode(between), atol=1e-5)
     same(sampling.interpolate_images(model, images[:3], steps=1, seed=SEED), path[::4])
     # Kept scales stay those of the first picture.
@@ -127,8 +123,7 @@ def test_what_does_not_fit(model, latents, images):
         (lambda model, z, x: sampling.generate_images(model, 3, latents=z), "of 21 images, but 3 are asked for"),
         (lambda model, z, x: sampling.vary_images(model, x, 5, 1), "kept_groups = 5: must be from 0 to 4"),
         (lambda model, z, x: sampling.interpolate_images(model, x[:1], 2), "at least two"),
-        (lambda model, z, x: sampling.interpolate_latents(z, z, [0.5]), "both must be of one image"),
-        (lambda *_: sampling.interpolate_latents([np.ones((1, 1, 4))], [np.ones((4, 4, 4))], [0.5]), "of one image"),
+        (lambda model, z, x: sampling.interpolate_images(model, x, 2, ["keep"] * 3), "3 ways to interpolate: give one"),
         (lambda model, z, x: sampling.interpolate_images(model, x, 2, "sphericla"), "did you mean 'spherical'"),
         (lambda model, z, x: sampling.latent_direction(model, x, x[:0]), "at least one positive and one negative"),
     ):

@@ -22,8 +22,7 @@ from nvae_tf.reports import publishing
 from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.reports.publishing import publish_run, write_shared_run
 from nvae_tf.runs import sharing
-from nvae_tf.runs.checkpoint_files import checkpoint_sha256
-from nvae_tf.runs.checkpoints import TrainingState, named_weights
+from nvae_tf.runs.checkpoints import TrainingState, checkpoint_sha256, named_weights
 from nvae_tf.runs.companions import write_calibration
 from nvae_tf.runs.loading import load_run, model_for_training
 from nvae_tf.runs.run_folder import Origin, RunFolder, open_for_training, origin_of_run, read_run_config

@@ -144,8 +144,9 @@ def test_an_interpolation_in_chosen_groups(explorer, model):
         explorer.after(explorer.button(f"Use as {end}").click)
     ends = [[z[0] for z in latents_of(model, number)] for number in (2, 9)]
     fractions = np.arange(7) / 6
-    for how in ("spherical", ["spherical", "keep"]):
-        latents = sampling.interpolate_latents(*ends, fractions, how)
+    for lower_end in (1, 0):  # the lower group changes, then is kept
+        pairs = zip(ends[0], (ends[1][0], ends[lower_end][1]), strict=True)
+        latents = [sampling.latents_between(*pair, fractions, "spherical") for pair in pairs]
         assert_shows(explorer.pixels("path"), model.decode(latents))
         explorer.button("Copy Interpolation as curl").click()
         request = json.loads(explorer.clipboard().splitlines()[1])
@@ -313,7 +314,8 @@ def test_a_static_page_draws_what_the_model_draws(static, conditional_model):
     top = [np.repeat(drawn[0].z[:1], 6, axis=0)]
     assert_shows(static.pixels("variants"), model.decode(top, temperature=heats, seed=0, labels=0))
     ends = [[latent.z.numpy()[number] for latent in drawn] for number in (0, 1)]
-    path = model.decode(sampling.interpolate_latents(*ends, np.arange(7) / 6), labels=[0, 0, 0, 1, 1, 1, 1])
+    latents = [sampling.latents_between(*pair, np.arange(7) / 6, "spherical") for pair in zip(*ends, strict=True)]
+    path = model.decode(latents, labels=[0, 0, 0, 1, 1, 1, 1])
     assert_shows(static.pixels("path"), path)
     static.after(static.tab.evaluate, "dispatchEvent(new HashChangeEvent('hashchange'))")
     assert_shows(static.pixels("path"), path)

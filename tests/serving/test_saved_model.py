@@ -19,7 +19,7 @@ from nvae_tf.data import data_spec
 from nvae_tf.layers import folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.runs import loading
-from nvae_tf.runs.checkpoint_files import checkpoint_sha256
+from nvae_tf.runs.checkpoints import checkpoint_sha256
 from nvae_tf.schemas import write_arrays
 from nvae_tf.serving import saved_model, verification
 from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, write_digests

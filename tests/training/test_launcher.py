@@ -42,11 +42,11 @@ import pathlib, sys
 from nvae_tf.training.launcher import run_workers
 folder = pathlib.Path(sys.argv[1])
 command = [sys.executable, "-S", "-c", sys.argv[2], str(folder)]
-sys.exit(run_workers(command, [None, None], folder / "logs", 30.0, lambda text: print(text, flush=True)))
+sys.exit(run_workers(command, [{}, {}], folder / "logs", 30.0, lambda text: print(text, flush=True)))
 """
 
 
-def run(folder, program, gpus=(None, None), grace=30.0):
+def run(folder, program, gpus=({}, {}), grace=30.0):
     """Runs workers; returns the exit code and what was reported."""
     lines = []
     command = [sys.executable, "-S", "-c", PREFACE + program, str(folder)]
@@ -86,10 +86,11 @@ def launcher(folder, program, through=()):
 
 def test_workers_know_their_places_and_the_output_of_the_first_is_shown(tmp_path, capfd):
     program = "remember(os.environ['TF_CONFIG']); print('out', index); print('error', index, file=sys.stderr)"
-    assert run(tmp_path, program, [None] * 3) == (0, [])
+    assert run(tmp_path, program, [{}] * 3) == (0, [])
     program = "remember(os.environ['CUDA_VISIBLE_DEVICES']); print('again', index)"
-    run(tmp_path, program, ["0,1", "GPU-ab,3", "7,8"])
-    assert [remembered(tmp_path, index)[1] for index in range(3)] == ["0,1", "GPU-ab,3", "7,8"]
+    gpus = ["0,1", "GPU-ab,3", "7,8"]
+    run(tmp_path, program, [{"CUDA_VISIBLE_DEVICES": own} for own in gpus])
+    assert [remembered(tmp_path, index)[1] for index in range(3)] == gpus
     configs = [json.loads(remembered(tmp_path, index)[0]) for index in range(3)]
     assert [config["task"] for config in configs] == [{"type": "worker", "index": index} for index in range(3)]
     workers = configs[0]["cluster"]["worker"]
@@ -102,7 +103,7 @@ def test_workers_know_their_places_and_the_output_of_the_first_is_shown(tmp_path
 
 def test_when_one_fails_the_others_are_stopped(tmp_path):
     program = "index == 1 and [wait_for([0, 2]), print('the cause'), sys.exit(3)]\n" + STOPS_WHEN_ASKED
-    code, (reported,) = run(tmp_path, program, [None] * 3)
+    code, (reported,) = run(tmp_path, program, [{}] * 3)
     assert code == 3
     assert reported.startswith("worker 1 ended with exit code 3") and reported.endswith("the cause")
     for index in (0, 2):
@@ -188,17 +189,23 @@ def test_gpus_are_assigned(tmp_path, monkeypatch, arguments, visible, num_known,
     if isinstance(expected, str):
         refuses(expected, gpus_of_processes, *arguments)
     else:
-        assert gpus_of_processes(*arguments) == expected
+        assert gpus_of_processes(*arguments) == [{"CUDA_VISIBLE_DEVICES": own} for own in expected]
 
 
 def test_a_launcher_in_a_cluster_is_refused_and_logs_lie_beside_the_run_folder(refused, tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     assert "TF_CONFIG is set" in refused("train.launch", "--processes=2", "--", "--workdir=x")
+    monkeypatch.delenv("TF_CONFIG")
     monkeypatch.chdir(tmp_path)
-    assert launch.log_folder(pathlib.Path("runs/two/"), None) == pathlib.Path("runs/two-logs")
+    monkeypatch.setattr(launch, "_WORKER_ARGUMENTS", ["--workdir=runs/two/"])
+    folders = []
+    monkeypatch.setattr(launcher_module, "run_workers", lambda command, gpus, folder, *_: folders.append(folder))
+    with pytest.raises(SystemExit):
+        launch.main(2)
+    assert folders == [pathlib.Path("runs/two-logs")]
     (tmp_path / "file").touch()
     for wrong in ("runs/two/logs", "file"):
-        refuses(f"^--log_dir={wrong}", launch.log_folder, pathlib.Path("runs/two"), wrong)
+        refuses(f"^--log_dir={wrong}", launch.main, 2, log_dir=wrong)
 
 
 def test_a_signal_is_remembered_until_the_run_looks_and_a_second_ctrl_c_ends_at_once():

@@ -20,9 +20,10 @@ from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.progress import StatusLine
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
+from nvae_tf.training import outputs as outputs_module
 from nvae_tf.training.launcher import StopRequest
-from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, first_words, write_samples
-from nvae_tf.training.run import Images, Run, RunLength, images_of_run, new_run
+from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, first_words
+from nvae_tf.training.run import Images, Run, RunLength, new_run
 from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import assert_shown, metrics_rows
 from tests.tiny_model import assert_same, tiny_config, tiny_model, values
@@ -101,6 +102,11 @@ def test_a_file_of_another_version_goes_on_with_a_new_column_and_keeps_those_tha
     assert [row["invented_later"] for row in rows] == ["0.5", "0.5", ""]
 
 
+def run_on_images(config):
+    parts = (load_split(config.data, split) for split in ("train", "test"))
+    return new_run(config, RunLength(14, 60), Images(config.data, *parts))
+
+
 class StopAfter(StopRequest):
     """A signal that comes once the run has looked for it so many times."""
 
@@ -117,7 +123,7 @@ class StopAfter(StopRequest):
 @pytest.mark.parametrize(("likelihood", "scale", "unit"), [("bernoulli", 1.0, "nats"), ("normal", 0.0056, "bits/dim")])
 def test_the_line_has_one_unit_and_means_that_move_on(likelihood, scale, unit, finished_run, tmp_path, monkeypatch):
     config = read_run_config(RunFolder(finished_run[0]))
-    run = new_run(config, RunLength(14, 60), images_of_run(config))
+    run = run_on_images(config)
     model = dataclasses.replace(config.model, likelihood=likelihood)
     run = run._replace(config=dataclasses.replace(config, model=model))
     outputs, lines = RunOutputs(RunFolder(tmp_path), run, StopRequest()), []
@@ -150,7 +156,7 @@ def test_a_run_begins_with_what_it_is_and_a_warning_of_a_long_warm_up(epochs, wa
 def test_a_stop_within_either_leaves_weights_and_metrics(within, finished_run, tmp_path, capsys):
     config, folder = read_run_config(RunFolder(finished_run[0])), RunFolder(tmp_path)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema_momentum=0.9))
-    run = new_run(config, RunLength(14, 60), images_of_run(config))
+    run = run_on_images(config)
     # Both are done with the averages of the weights, which are not the weights.
     run.model.optimizer.iterations.assign(1)
     for average in average_of_weights(run.model).values():
@@ -204,11 +210,14 @@ def test_samples_of_two_temperatures_and_reconstructions_below_their_images(even
     assert_shown(rows[side + gap :], finished_model(originals, seed=0).numpy(), 8)
 
 
-def test_without_matplotlib_samples_are_a_bare_grid(tmp_path, monkeypatch):
+def test_without_matplotlib_samples_are_a_bare_grid(finished_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     images = np.random.default_rng(0).random([4, 16, 16, 1])
-    write_samples(tmp_path / "step-1.png", images, "digits", 1, 0.7)
-    assert_shown(np.asarray(Image.open(tmp_path / "step-1.png")), images, None)
+    monkeypatch.setattr(outputs_module, "generate_images", lambda *_: images)
+    outputs = RunOutputs(RunFolder(tmp_path), run_on_images(read_run_config(RunFolder(finished_run[0]))), StopRequest())
+    outputs.metrics.append(row(40))
+    assert outputs.write_due(40)
+    assert_shown(np.asarray(Image.open(tmp_path / "samples" / "step-00000040.png")), images, None)
 
 
 def test_there_are_curves_of_training_test_and_every_group_whose_active_units_add_up(events, finished_run):
@@ -235,8 +244,8 @@ def test_wandb_gets_the_same_values_and_continues_a_run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
         log = WandbLog(tmp_path / "mine", {"train": {"steps": 60}})
-        log.scalars(40, {"test/nelbo_nats": np.float32(35.5)})
-        log.image(40, "samples", np.zeros([4, 4, 3], np.uint8))
+        log.write(40, {"test/nelbo_nats": np.float32(35.5)})
+        log.write(40, {"samples": np.zeros([4, 4, 3], np.uint8)})
     expected = {"name": "mine", "config": {"train": {"steps": 60}}, "resume": "allow"}
     assert begun[0] == begun[1] and expected.items() <= begun[0].items()
     assert logged[:2] == [(40, {"test/nelbo_nats": 35.5}), (40, {"samples": (4, 4, 3)})]
