@@ -61,7 +61,7 @@ def main(command: str) -> None:
 
 def class_numbers(labels: list[str], export: str | None) -> list[int]:
     """Returns the numbers of classes, which are numbers already, or names that an export has."""
-    from nvae_tf.serving.explorer_files import explorer_facts
+    from nvae_tf.serving.server_files import explorer_facts
 
     names = explorer_facts(pathlib.Path(export))["classes"] if export else []
     for label in labels:
