@@ -14,6 +14,7 @@ with an alpha channel need --export too, for what the model was trained to see b
 Exit code: 0 done, 2 a mistake in the command, or a server that does not answer or refuses; then no file is written.
 """
 
+import inspect
 import json
 import pathlib
 from typing import Any
@@ -24,11 +25,15 @@ from absl import flags
 from nvae_tf import command_line, config
 from nvae_tf.data.pictures import read_header, read_picture
 from nvae_tf.files import atomic_write
+from nvae_tf.serving.client import ServedModel
 from nvae_tf.serving.outputs import ASSETS
 
 FLAGS = flags.FLAGS
 COMMANDS = ("sample", "encode", "decode", "reconstruct", "score", "status")
 _TAKE_PICTURES = ("encode", "reconstruct", "score")
+# The annotated arguments of `ServedModel` are flags of every command.
+_PARAMETERS = inspect.signature(ServedModel).parameters
+_MODEL_PARAMETERS = {name: _PARAMETERS[name] for name in _PARAMETERS if name not in ("server", "progress")}
 _OUTPUTS = {"encode": (".npz",), "score": (".json",)}
 _OUTPUT_HELP = {"encode": "The latents, .npz.", "score": "The scores, .json; without it only a table is printed."}
 
@@ -61,7 +66,7 @@ def main(command: str) -> None:
 
 def class_numbers(labels: list[str], export: str | None) -> list[int]:
     """Returns the numbers of classes, which are numbers already, or names that an export has."""
-    from nvae_tf.serving.explorer_files import explorer_facts
+    from nvae_tf.serving.server_files import explorer_facts
 
     names = explorer_facts(pathlib.Path(export))["classes"] if export else []
     for label in labels:
@@ -72,25 +77,22 @@ def class_numbers(labels: list[str], export: str | None) -> list[int]:
 
 def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int) -> Any:
     from nvae_tf.progress import image_bar
-    from nvae_tf.serving.client import ServedModel
 
     server = FLAGS.server or ("localhost:8501" if FLAGS.rest else "localhost:8500")
     server = f"http://{server}" if FLAGS.rest and "://" not in server else server
-    limits = {name: FLAGS[name].value for name in ("timeout", "total_timeout", "batch_rows", "in_flight")}
-    with image_bar(count) as bar:
-        limits["progress"] = lambda done: bar.update(done - bar.n)
-        with ServedModel(server, FLAGS.model, FLAGS.version, FLAGS.label, **limits) as model:
-            if command == "status":
-                return model.model_status(), *model.metadata()
-            if command == "sample":
-                return model.sample(count, FLAGS.seed, FLAGS.temperature, labels, FLAGS.proposals, as_pixels=True)
-            if command == "decode":
-                return model.decode(latents, labels, as_pixels=True)
-            channels = model.image_shape(command)[-1]
-            alpha = _alpha(paths, channels)
-            pictures = [read_picture(path, channels, alpha=alpha) for path in paths]
-            options = {"as_pixels": True} if command == "reconstruct" else {}
-            return getattr(model, command)(pictures, FLAGS.seed, labels, **options)
+    given = command_line.parameter_values(_MODEL_PARAMETERS)
+    with image_bar(count) as bar, ServedModel(server, progress=lambda done: bar.update(done - bar.n), **given) as model:
+        if command == "status":
+            return model.model_status(), *model.metadata()
+        if command == "sample":
+            return model.sample(count, FLAGS.seed, FLAGS.temperature, labels, FLAGS.proposals, as_pixels=True)
+        if command == "decode":
+            return model.decode(latents, labels, as_pixels=True)
+        channels = model.image_shape(command)[-1]
+        alpha = _alpha(paths, channels)
+        pictures = [read_picture(path, channels, alpha=alpha) for path in paths]
+        options = {"as_pixels": True} if command == "reconstruct" else {}
+        return getattr(model, command)(pictures, FLAGS.seed, labels, **options)
 
 
 def _alpha(paths: list[pathlib.Path], channels: int) -> str:
@@ -141,13 +143,7 @@ def _written(command: str, place: Any, result: Any, names: list[str], labels: An
 def _define_flags(command: str) -> None:
     flags.DEFINE_string("server", None, "HOST:PORT; localhost:8500 if not given, with --rest localhost:8501.")
     flags.DEFINE_boolean("rest", False, "HTTP and JSON instead of gRPC.")
-    flags.DEFINE_string("model", None, "The model's name on the server.", required=True)
-    flags.DEFINE_integer("version", None, "A version; the newest that is served if not given.", lower_bound=0)
-    flags.DEFINE_string("label", None, "The version with a label, e.g. stable.")
-    flags.DEFINE_float("timeout", 60.0, "Seconds for a request.", lower_bound=0.001)
-    flags.DEFINE_float("total_timeout", 3600.0, "Seconds for everything.", lower_bound=0.001)
-    flags.DEFINE_integer("batch_rows", 32, "Most rows of a request; servers usually take up to 64.", lower_bound=1)
-    flags.DEFINE_integer("in_flight", 2, "Requests at once.", lower_bound=1)
+    command_line.define_parameters(_MODEL_PARAMETERS)
     if command == "sample":
         flags.DEFINE_integer("count", 64, "How many images.", lower_bound=1)
         flags.DEFINE_float("temperature", 1.0, "Above 0; lower values give cleaner, less varied images.")

@@ -48,11 +48,11 @@ def main(model: str, output: str, latents: str | None = None) -> None:
     print(f"{count} images in {output}")
 
 
-def replay(inputs: str, results: str, model: str, signature: str, output: str, threads: str) -> None:
+def replay(inputs: str, results: str, model: str, signature: str, output: str) -> None:
     """Runs a signature for each row of a .npz file; writes the `output` of all, and the `seconds` that each took."""
     with np.load(inputs) as arrays:  # written by the caller
         rows = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
-    run = Interpreter(model_path=model, num_threads=int(threads)).get_signature_runner(signature)
+    run = Interpreter(model_path=model, num_threads=1).get_signature_runner(signature)
     outputs, seconds = [], []
     for row in rows[:1] + rows:  # once more at first: memory is allotted then, and weights are packed
         begun = time.perf_counter()

@@ -60,14 +60,13 @@ def main(
     if not smallest_psnr < math.inf:
         raise ValueError(f"--smallest_psnr={smallest_psnr}: must be a number of decibels from 0")
     if saved_model:
-        outputs.check_is_export(pathlib.Path(saved_model))
         outputs.check_digests(pathlib.Path(saved_model))
     else:
         folder = command_line.run_folder(workdir)
     errors.start_tensorflow_quietly()
     from nvae_tf.runs.loading import load_run
     from nvae_tf.serving.saved_model import load_export, source_of
-    from nvae_tf.serving.tflite import export_tflite, run_images
+    from nvae_tf.serving.tflite import export_tflite, run_images, write_static_page
 
     if saved_model:
         config, model, folded, source = load_export(saved_model)
@@ -77,8 +76,6 @@ def main(
     what = "the page" if page else signature
     print(f"Exporting {what} of {saved_model or workdir}, step {source.get('step', 0):,}, and comparing it ...")
     if page:
-        from nvae_tf.serving.static_page import write_static_page
-
         place = pathlib.Path(saved_model, "..") if saved_model else pathlib.Path(workdir)
         write_static_page(model, pathlib.Path(page), place.resolve().name, source, config, folded)
         print(f"Wrote {page}; to look at it here: python -m http.server -d {page} 8000, http://localhost:8000")

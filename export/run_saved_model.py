@@ -24,13 +24,10 @@ LARGEST_SEED = 2**31 - 1
 # Signatures that are checked as a server runs them: one of each network.
 AS_SERVED, DEFAULT = ("sample", "score"), "serving_default"
 
-# `run(signature, **inputs)`: arrays whose first axis is the batch.
-Run = Callable[..., dict[str, np.ndarray]]
-
 
 @contextlib.contextmanager
-def session_of(folder: str) -> Iterator[Run]:
-    """Loads a SavedModel and gives the function that runs its signatures."""
+def session_of(folder: str) -> Iterator[Callable]:
+    """Loads a SavedModel and gives `run(signature, **inputs)`, whose arrays by name have the batch as first axis."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -46,7 +43,7 @@ def session_of(folder: str) -> Iterator[Run]:
         yield run
 
 
-def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
+def sample(run: Callable, count: int, seed: int, temperature: float) -> np.ndarray:
     """Images `[count, height, width, channels]` in [0, 1]; image i depends on `seed` and i alone."""
     # The low word of a row's seed is the series, the high word the image's number in it.
     seeds = np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)

@@ -29,8 +29,8 @@ from typing import Annotated
 import numpy as np
 
 from nvae_tf import command_line, errors, files
-from nvae_tf.serving.explorer_files import PAGE, explorer_facts, write_explorer
 from nvae_tf.serving.outputs import newest_version, unchecked_reason
+from nvae_tf.serving.server_files import PAGE, explorer_facts, write_explorer
 
 
 def main(
@@ -75,7 +75,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         pages = pathlib.Path(folder) if explore else None
         if explore:
-            write_explorer(pages, {name: newest_version(versions)})
+            write_explorer(pages, {name: explorer_facts(newest_version(versions))})
         with local_server(name, versions, port, rest_port, host, rest_api_enable_cors_support, pages) as ports:
             # Not before: a signal during the start, or while samples are written, ends it at once.
             for number in () if samples else (signal.SIGTERM, signal.SIGINT):

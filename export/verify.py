@@ -13,12 +13,11 @@ import pathlib
 from typing import Annotated
 
 from nvae_tf import command_line, errors
-from nvae_tf.serving.outputs import check_digests, check_is_export
+from nvae_tf.serving.outputs import check_digests
 
 
 def main(path: Annotated[str, "One version, as models/digits/1; may stand without --path=."]) -> None:
     """Checks."""
-    check_is_export(pathlib.Path(path))
     check_digests(pathlib.Path(path))
     errors.start_tensorflow_quietly()
     from nvae_tf.serving.verification import CHECK, TOLERANCE, process_alone, verified

@@ -15,7 +15,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import requests
@@ -38,6 +38,8 @@ _ADVICE = {
     "UNAVAILABLE": "is it running, is this the protocol's port, and has it loaded the model?",
     "DEADLINE_EXCEEDED": "send fewer rows at once or allow more time",
 }
+# The Python types of JSON numbers that become an array of each kind; the other kinds take whole numbers.
+_NUMBERS = {"f": {int, float}, "b": {bool}}
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "[::1]")
 STRING, BASE64, SIGNATURE_DEF = "string", "b64", "signature_def"
 HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "UNIMPLEMENTED": 501}
@@ -92,23 +94,21 @@ class ServedModel(contextlib.AbstractContextManager):
     each, -1 for none; `guidance` and `proposals`, see `nvae_tf.serving.signatures`, likewise. Image i of a call is that
     of its seed, however the call is cut into requests. Methods raise ServingError, and ValueError for arguments.
 
-    `server` is `HOST:PORT` for gRPC (usually 8500), or a URL as `http://HOST:PORT` for REST (usually 8501); `model` the
-    name there, of which `version` or the version with a `label` is asked, else the newest. `timeout` is in seconds for
-    a request with its repetitions (over REST for each wait for a part of an answer), `total_timeout` for a call.
-    Requests have at most `batch_rows` rows, of which servers usually take 64, and `in_flight` of them run at once.
-    `progress` is called with the number of rows that are done.
+    `server` is `HOST:PORT` for gRPC (usually 8500), or a URL as `http://HOST:PORT` for REST (usually 8501). `timeout`
+    includes the repetitions of a request; over REST it is for each wait for a part of an answer. `total_timeout` is for
+    a call. `progress` is called with the number of rows that are done.
     """
 
     def __init__(
         self,
         server: str,
-        model: str,
-        version: int | None = None,
-        label: str | None = None,
-        timeout: float = 60.0,
-        total_timeout: float = 3600.0,
-        batch_rows: int = 32,
-        in_flight: int = 2,
+        model: Annotated[str, "The model's name on the server."],
+        version: Annotated[int | None, "A version; the newest that is served if not given.", 0] = None,
+        label: Annotated[str | None, "The version with a label, e.g. stable."] = None,
+        timeout: Annotated[float, "Seconds for a request.", 0.001] = 60.0,
+        total_timeout: Annotated[float, "Seconds for everything.", 0.001] = 3600.0,
+        batch_rows: Annotated[int, "Most rows of a request; servers usually take up to 64.", 1] = 32,
+        in_flight: Annotated[int, "Requests at once.", 1] = 2,
         progress: Callable[[int], object] = lambda done: None,
     ):
         if version is not None and label is not None:
@@ -416,10 +416,10 @@ def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
         return TensorSpec({"float": "float32", "double": "float64"}.get(dtype, dtype), sizes)
 
     specs = {}
-    for name, definition in sorted(definitions.items()):
-        sides = [sorted(definition.get(side, {}).items()) for side in SignatureSpec._fields]
+    for name in sorted(name for name in definitions if not name.startswith("__")):
+        sides = [sorted(definitions[name].get(side, {}).items()) for side in SignatureSpec._fields]
         specs[name] = SignatureSpec(*({key: tensor_spec(info) for key, info in side} for side in sides))
-    return {name: spec for name, spec in specs.items() if not name.startswith("__")}
+    return specs
 
 
 def json_value(array: np.ndarray, as_base64: bool = True) -> Any:
@@ -436,14 +436,21 @@ def json_value(array: np.ndarray, as_base64: bool = True) -> Any:
 
 
 def json_array(value: Any, dtype: str) -> np.ndarray:
-    """Returns the array of `json_value`; ValueError for lists of different lengths, or what is no number."""
+    """Returns the array of `json_value`: numbers, or strings and `{"b64": ...}`; ValueError for anything else."""
+    # A string type of NumPy would take the size of the longest for every item.
+    array = np.array(value, object)
+    types = set(map(type, array.ravel()))
+    if list in types:
+        raise ValueError("lists of different lengths, or nested too deep")
     if dtype != STRING:
+        if wrong := types - _NUMBERS.get(np.dtype(dtype).kind, {int}):
+            raise ValueError(f"a {', '.join(kind.__name__ for kind in wrong)} where {dtype} is wanted")
         return np.array(value, dtype)
 
     def decoded(item: Any) -> bytes:
         return item.encode() if isinstance(item, str) else base64.b64decode(item[BASE64], validate=True)
 
-    return np.frompyfunc(decoded, 1, 1)(np.array(value, object))
+    return np.frompyfunc(decoded, 1, 1)(array)
 
 
 def message_as_json(message: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from nvae_tf.models.passes import Decoded, inference_pass
 from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.verification import Arrays
 
+Label = tf.Tensor | None  # int32 [batch], -1 for none; None for models without classes
 _BATCH = 16  # images computed at once, which bounds the memory
 
 
@@ -34,10 +35,10 @@ class DeviceSignatures(FlatLatentModel):
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """Returns the exported inputs of the signature called `name`, in the order of its arguments."""
-        names = {"decode": ["latent"], "sample": ["noise", "temperature"]}.get(name, ["image", "noise"])
-        names = ["latent", "keep", "noise", "temperature"] if name == "compose" else names
-        shapes = {"temperature": (self.num_groups,)} if name == "compose" else {}
-        return self._specs([*names, *(["label"] if self.model.config.num_classes else [])], self.rows, **shapes)
+        names = {"decode": ["latent"], "sample": ["noise", "temperature"]}
+        names["compose"] = ["latent", "keep", "noise", "temperature"]
+        label = ["label"] if self.model.config.num_classes else []
+        return self._specs(name, names.get(name, ["image", "noise"]) + label, self.rows)
 
     def write(self, name: str, folder: str) -> None:
         """Writes the signature called `name` as a new SavedModel that can be converted to builtin operations."""
@@ -46,50 +47,43 @@ class DeviceSignatures(FlatLatentModel):
             archive.add_endpoint(name, getattr(self, name), self.input_specs(name))
             archive.write_out(folder, verbose=False)
 
-    def decode(self, latent: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    def decode(self, latent: tf.Tensor, label: Label = None) -> dict[str, tf.Tensor]:
         """Decodes latents to `image`, the likelihood's mean."""
         sources = list(map(GivenSource, groups_of_flat(latent, self.latent_shapes)))
         return {"image": self._decoded(sources, latent, label).likelihood.mean()}
 
-    def encode(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    def encode(self, image: tf.Tensor, noise: tf.Tensor, label: Label = None) -> dict[str, tf.Tensor]:
         """Draws `latent` from the posterior of images; noise of zeros gives its means."""
         return {"latent": self._inferred(image, noise, label).flat_latents()}
 
-    def sample(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    def sample(self, noise: tf.Tensor, temperature: tf.Tensor, label: Label = None) -> dict[str, tf.Tensor]:
         """Draws `image` from the prior; the temperature `[batch]`, above 0, multiplies every prior's sigma."""
         return {"image": self.drawn(noise, temperature, label).likelihood.mean()}
 
-    def reconstruct(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    def reconstruct(self, image: tf.Tensor, noise: tf.Tensor, label: Label = None) -> dict[str, tf.Tensor]:
         """Reconstructs `image`: `decode` of the latent that `encode` draws with the same inputs."""
         return {"image": self._inferred(image, noise, label).likelihood.mean()}
 
     def compose(
-        self,
-        latent: tf.Tensor,
-        keep: tf.Tensor,
-        noise: tf.Tensor,
-        temperature: tf.Tensor,
-        label: tf.Tensor | None = None,
+        self, latent: tf.Tensor, keep: tf.Tensor, noise: tf.Tensor, temperature: tf.Tensor, label: Label = None
     ) -> dict[str, tf.Tensor]:
         """Draws `image` and `latent`, of the groups whose int32 `keep` `[batch, groups]` is 0; takes the others.
 
         The temperatures `[batch, groups]`, above 0, multiply the priors' sigmas.
         """
-        keeps = tf.unstack(keep > 0, axis=1)
         temperatures = tf.unstack(temperature[:, :, tf.newaxis, tf.newaxis, tf.newaxis], axis=1)
         given, noise = (groups_of_flat(flat, self.latent_shapes) for flat in (latent, noise))
         drawn = map(PriorSource, noise, temperatures)
-        sources = list(map(ComposedSource, given, keeps, drawn))
-        decoded = self._decoded(sources, latent, label)
+        decoded = self._decoded(list(map(ComposedSource, given, tf.unstack(keep > 0, axis=1), drawn)), latent, label)
         return {"image": decoded.likelihood.mean(), "latent": decoded.flat_latents()}
 
-    def drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> Decoded:
+    def drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: Label = None) -> Decoded:
         """The result of the pass of `sample`."""
         temperature = temperature[:, tf.newaxis, tf.newaxis, tf.newaxis]
         sources = [PriorSource(eps, temperature) for eps in groups_of_flat(noise, self.latent_shapes)]
         return self._decoded(sources, noise, label)
 
-    def _inferred(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None) -> Decoded:
+    def _inferred(self, image: tf.Tensor, noise: tf.Tensor, label: Label) -> Decoded:
         return inference_pass(self.model, image, groups_of_flat(noise, self.latent_shapes), self._pass(label))
 
 
@@ -139,9 +133,6 @@ def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: n
 
 def in_batches(compute: Callable[..., Any], inputs: Arrays) -> np.ndarray:
     """Returns the only result of `compute`, a function of named tensors, for all rows of the inputs, on the CPU."""
-    count, results = len(next(iter(inputs.values()))), []
     with tf.device("/CPU:0"):
-        for first in range(0, count, _BATCH):
-            rows = {name: tf.constant(array[first : first + _BATCH]) for name, array in inputs.items()}
-            results.append(tf.nest.flatten(compute(**rows))[0].numpy())
-    return np.concatenate(results)
+        batches = tf.data.Dataset.from_tensor_slices(inputs).batch(_BATCH)
+        return np.concatenate([tf.nest.flatten(compute(**rows))[0] for rows in batches])

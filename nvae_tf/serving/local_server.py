@@ -45,9 +45,6 @@ _LONGEST_REASON = 1000  # longer messages would not fit into the headers of an a
 # Calls of gRPC that run at once, and that may wait for them; connections of HTTP.
 _THREADS, _MOST_CALLS, _MOST_CONNECTIONS = 16, 1024, 8192
 _IDLE_SECONDS, _SECONDS_TO_END = 120, 5  # of a connection without a request; of requests that run at the end
-_MOST_DIMENSIONS = 32  # of NumPy's iterators
-# The Python types of JSON numbers that become an array of each kind; the other kinds take whole numbers.
-_NUMBERS = {"f": {int, float}, "b": {bool}}
 # The field of a tensor's message that has the values of each type.
 _FIELDS = {"float32": "float_val", "float64": "double_val", "int32": "int_val", "int64": "int64_val"}
 _FIELDS |= {"uint8": "int_val", "bool": "bool_val", "object": "string_val"}
@@ -71,8 +68,7 @@ def _answers(answer: Callable) -> Callable:
         try:
             return answer(self, request)
         except Exception as error:
-            code, message = refusal(error)
-        context.abort(code, message)
+            context.abort(*refusal(error))
 
     return call
 
@@ -306,21 +302,8 @@ def json_request(body: bytes, model: LoadedModel) -> tuple[str, Arrays, bool]:
     arrays = {}
     for name in specs.keys() & columns.keys():
         with wrap_read_errors(f"input {name!r}: ", ""):
-            arrays[name] = array_from_json(columns[name], specs[name].dtype)
+            arrays[name] = forms.json_array(columns[name], specs[name].dtype)
     return signature, arrays, in_rows
-
-
-def array_from_json(value: Any, dtype: str) -> np.ndarray:
-    """Returns the array of nested lists of numbers, or of strings and `{"b64": ...}`; ValueError for anything else."""
-    # A string type of NumPy would take the size of the longest for every item.
-    array = np.array(value, object)
-    types = set(map(type, array.ravel())) if array.ndim <= _MOST_DIMENSIONS else {list}
-    if list in types:
-        raise ValueError("lists of different lengths, or nested too deep")
-    wanted = types if dtype == STRING else _NUMBERS.get(np.dtype(dtype).kind, {int})
-    if not types <= wanted:
-        raise ValueError(f"a {', '.join(kind.__name__ for kind in types - wanted)} where {dtype} is wanted")
-    return forms.json_array(value, dtype)
 
 
 def json_answer(arrays: Arrays, in_rows: bool) -> dict[str, Any]:

@@ -24,7 +24,7 @@ MODES = {
 # The PSNR in decibels, against the model's images, that each test image of a quantized model must reach. A decoder
 # with bad ranges still looked right at 29 dB; at 26 and 22 dB its grays were wrong.
 SMALLEST_PSNR = 30.0
-ASSETS = "assets.extra"
+ASSETS, EXAMPLES = "assets.extra", "examples.npz"
 DIGESTS = f"{ASSETS}/sha256.json"
 LARGEST_VERSION = 2**63 - 1  # the largest number of a version that TensorFlow Serving takes
 
@@ -67,7 +67,8 @@ def write_digests(folder: pathlib.Path) -> None:
 
 
 def check_digests(folder: pathlib.Path) -> None:
-    """Raises ValueError if a file of an export is missing, or its SHA-256 is not the recorded one."""
+    """Raises what `check_is_export` does, and ValueError if a file is missing or has another SHA-256 than recorded."""
+    check_is_export(folder)
     with errors.wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
         recorded = schemas.parsed((folder / DIGESTS).read_text(), {"*": schemas.Field("text", optional=True)})
     if names := sorted({name for name, _ in recorded.items() ^ _digests(folder).items()}):

@@ -26,7 +26,6 @@ from nvae_tf.runs.checkpoints import checkpoint_sha256
 from nvae_tf.runs.companions import weights_sha256
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs, verification
-from nvae_tf.serving.explorer_files import EXAMPLES
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import Arrays, all_differences, process_alone, recorded, side_of_record, verified
 
@@ -80,20 +79,16 @@ def export_saved_model(
             differences = verified(folder, run, record)
             if weights != "float32":
                 differences = all_differences(*(side_of_record(each, "outputs") for each in (record, model_record)))
-                _check_rounding(weights, differences)
+                worst = max(differences, key=differences.get)
+                if not differences[worst] <= LARGEST_DIFFERENCE:
+                    amount = f"{worst} is off by {differences[worst]:.2g} of its largest value"
+                    raise ValueError(f"weights={weights} change too much: {amount}; export float32")
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = dict(weights=weights, difference_from_model=differences, most_rows=most_rows, bytes_of_row=row_bytes)
         facts["weights_sha256"] = weights_sha256(model)  # before they are folded, as compressed files have it
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return max(differences.values())
-
-
-def _check_rounding(weights: str, differences: Mapping[str, float]) -> None:
-    worst = max(differences, key=differences.get)
-    if not differences[worst] <= LARGEST_DIFFERENCE:
-        amount = f"{worst} is off by {differences[worst]:.2g} of its largest value"
-        raise ValueError(f"weights={weights} change too much: {amount}; export float32")
 
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
@@ -202,7 +197,7 @@ def _write_assets(
     for name, content in contents.items():
         files.atomic_write(folder / f"{name}.json", json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
     if origin.examples is not None:
-        schemas.write_arrays(folder / EXAMPLES, origin.examples)
+        schemas.write_arrays(folder / outputs.EXAMPLES, origin.examples)
     _write_warm_up(folder / _WARM_UP, model_name, signatures.names, record)
     schemas.write_arrays(export / verification.RECORD, record)
     outputs.write_digests(export)

@@ -61,11 +61,12 @@ class FlatLatentModel:
         order = "group after group, the top group first; each [height, width, channels], row-major"
         return {"order": order, "shapes": list(map(list, self.latent_shapes)), "total": self.total}
 
-    def _specs(self, names: Sequence[str], rows: int | None, **shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
-        """Returns the specs `[rows, ...]` of the inputs with these names; `shapes` replaces some usual shapes."""
+    def _specs(self, signature: str, names: Sequence[str], rows: int | None) -> list[tf.TensorSpec]:
+        """Returns the specs `[rows, ...]` of the inputs of a signature; `compose` has a temperature for each group."""
         config = self.model.config
         image = config.image_height, config.image_width, config.image_channels
-        shapes = {"image": image, "latent": (self.total,), "noise": (self.total,), "keep": (self.num_groups,)} | shapes
+        shapes = {"image": image, "latent": (self.total,), "noise": (self.total,), "keep": (self.num_groups,)}
+        shapes["temperature"] = shapes["keep"] if signature == "compose" else ()
         return [tf.TensorSpec([rows, *shapes.get(name, ())], _DTYPES.get(name, tf.float32), name) for name in names]
 
     def _pass(self, label: tf.Tensor | None) -> ForwardPass:
@@ -118,10 +119,9 @@ class Signatures(FlatLatentModel):
         """Returns the inputs of the signature called `name`, in the order of its arguments."""
         base = name.removesuffix(PNG_SUFFIX)
         image = "image_bytes" if name.endswith(PNG_SUFFIX) else "image"
-        shapes = {"temperature": (self.num_groups,)} if base == "compose" else {}
         names = [image if key == "image" else key for key in _INPUTS[base]]
         names += [key for key, takers in _OPTIONAL.items() if self._has[key] and base in takers]
-        return self._specs(names, None, **shapes)
+        return self._specs(base, names, None)
 
     def function(self, name: str) -> Callable[..., Tensors]:
         """Returns the signature called `name`: a function from its inputs to its named outputs."""
@@ -221,9 +221,8 @@ class Signatures(FlatLatentModel):
         calibration = self.model.outlier_calibration
         parts = OutlierParts(inferred["reconstruction"], inferred["kl"], inferred["kl_map"])
         scores = outlier_scores(parts, calibration if isinstance(calibration, OutlierCalibration) else None)
-        names = "nelbo_at_mean", "mahalanobis", "kl_p_value", "mahalanobis_p_value"
-        outputs = {"kl_sum": scores.kl, "kl": parts.kl, "kl_map": parts.kl_map}
-        outputs |= {name: getattr(scores, name) for name in names}
+        outputs = scores._asdict() | {"kl_sum": scores.kl, "kl": parts.kl, "kl_map": parts.kl_map}
+        del outputs["parts"]
         return {name: value for name, value in outputs.items() if value is not None}
 
     def compose(

@@ -1,8 +1,14 @@
-"""Writes one signature of a model as a .tflite file for devices, after the file has been run as a device runs it."""
+"""Writes one signature of a model as a .tflite file for devices, after the file has been run as a device runs it.
 
+A folder for any static host has such a file and the explorer: the model runs in the browser, by LiteRT.js.
+"""
+
+import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,22 +17,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.data.pipeline import chosen_images
 from nvae_tf.data.sources import load_split, spread_numbers
 from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_errors
-from nvae_tf.files import atomic_file
+from nvae_tf.files import atomic_file, atomic_folder, check_new_folder
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.runs.loading import spec_to_read
-from nvae_tf.serving.device_signatures import (
-    DeviceSignatures,
-    device_inputs,
-    file_facts,
-    folded_signatures,
-    in_batches,
-)
+from nvae_tf.serving.device_signatures import DeviceSignatures, device_inputs, file_facts, folded_signatures, in_batches
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
+from nvae_tf.serving.saved_model import example_images
+from nvae_tf.serving.server_files import PAGE, model_facts, write_explorer
 from nvae_tf.serving.verification import Arrays, diverged, process_alone
 
 schema = require("ai_edge_litert.schema_py_generated", "tflite")
@@ -38,8 +40,10 @@ REPRESENTATIVE_INPUTS, TEST_INPUTS = 128, 64
 # The largest difference that rounding may cause in float32, relative to the largest number of the output.
 TOLERANCE = 1e-4
 _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
-_THREADS = 1  # of the interpreter
 _SMALLEST_SQUARE = 1e-15  # equal images have no PSNR; rounding of float32 is some 140 dB down
+# Google's packages on the npm registry (Apache 2.0), of one version.
+LITERT = ("@litertjs/core@2.5.3", "@litertjs/wasm-utils@2.5.3")
+_PAGE_MODEL = "compose.tflite"
 
 
 def export_tflite(
@@ -71,7 +75,7 @@ def export_tflite(
     test = inputs("test", TEST_INPUTS, _TEST_SEED)
     examples = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else {}
     metadata = file_facts(exact, signature, source, "ai-edge-litert")
-    count = len(next(iter(examples.values()))) if examples else 0
+    count = len(next(iter(examples.values()), ()))
     metadata["quantization"] = {"mode": quantize, "numbers": MODES[quantize], "representative_inputs": count}
     with tempfile.TemporaryDirectory() as folder:
         folded_signatures(model, folded).write(signature, folder)
@@ -109,7 +113,7 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
-            results = run(inputs, model, name, output, _THREADS)
+            results = run(inputs, model, name, output)
     actual = results["output"]
     if not np.isfinite(expected).all():
         raise ValueError(diverged(name))
@@ -150,9 +154,8 @@ def convert(folder: str, name: str, quantize: str, examples: Arrays) -> bytes:
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        count = len(next(iter(examples.values())))
-        rows = [{key: array[index : index + 1] for key, array in examples.items()} for index in range(count)]
-        converter.representative_dataset = lambda: ((name, row) for row in rows)
+        rows = tf.data.Dataset.from_tensor_slices(examples).batch(1)
+        converter.representative_dataset = lambda: ((name, row) for row in rows.as_numpy_iterator())
     try:
         # On a failure the converter writes the whole graph.
         with standard_error_into([]), warnings.catch_warnings():
@@ -167,11 +170,8 @@ def convert(folder: str, name: str, quantize: str, examples: Arrays) -> bytes:
 def with_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:
     """Returns a .tflite model with metadata, which JSON can hold."""
     model = flatbuffer_utils.convert_bytearray_to_object(content)
-    buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
-    entry.name, entry.buffer = METADATA_NAME, len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or []), entry]
+    model.metadata = [*(model.metadata or []), schema.MetadataT(METADATA_NAME, len(model.buffers))]
+    model.buffers.append(schema.BufferT(np.frombuffer(json.dumps(metadata).encode(), np.uint8)))
     return flatbuffer_utils.convert_object_to_bytearray(model)
 
 
@@ -187,3 +187,54 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         if not places:
             raise ValueError(f"no metadata called {METADATA_NAME!r}")
         return json.loads(bytes(model.buffers[places[0]].data))
+
+
+def write_static_page(
+    model: NVAE,
+    output: pathlib.Path,
+    name: str,
+    source: Mapping[str, Any],
+    config: ExperimentConfig | None = None,
+    folded: FoldedWeights | None = None,
+) -> None:
+    """Writes `output`, a new folder with the explorer as `index.html`, a model, and LiteRT.js, which npm gets.
+
+    `name` is the model's on the page, `config` has its data, for the names of classes and the channels that are shown.
+    Raises ValueError, and writes nothing, where the folder is not new, npm can't get LiteRT.js, or `export_tflite`
+    refuses the model.
+    """
+    examples, shown = (example_images(config) or {}, config.data.display_channels) if config else ({}, ())
+    facts = model_facts(config_to_dict(model.config), model.plan.latent_shapes(), shown)
+    classes = list(map(str, examples.get("classes", facts["classes"])))
+    facts |= {"classes": classes, "file": _PAGE_MODEL, "step": source.get("step", 0)}
+    with atomic_folder(output, lambda: check_new_folder(output, f"--page={output}")) as folder:
+        write_explorer(folder, {name: facts})
+        (folder / PAGE).rename(folder / "index.html")
+        _write_litert(folder / "litert")
+        export_tflite(model, folder / _PAGE_MODEL, "compose", "none", lambda *_: None, source, folded=folded)
+
+
+def _write_litert(folder: pathlib.Path) -> None:
+    """Writes LiteRT.js as files that a page can import, with its license, Apache 2.0, which is this package's too."""
+    npm = shutil.which("npm")  # the whole path, as Windows must have it
+    if npm is None:
+        raise ValueError("npm is not installed, which gets LiteRT.js for the page: install Node.js")
+    with tempfile.TemporaryDirectory() as place:
+        # What npm has got once it need not get again; without a network it would retry for more than a minute.
+        options = "--ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=0 --prefer-offline".split()
+        command = [npm, "install", *options, f"--prefix={place}", *LITERT]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=place)
+        if process.returncode:
+            reason = (process.stderr.strip().splitlines() or ["no message"])[0]
+            raise ValueError(f"npm can't get {LITERT[0]} ({reason}); is the npm registry reachable?")
+        packages = pathlib.Path(place, "node_modules", "@litertjs")
+        unused = shutil.ignore_patterns("*_threaded_*", "*_jspi_*", "*.ts", "*.map", "*metafile*")
+        for part in ("core/dist", "core/wasm", "wasm-utils/dist"):  # without a folder `dist`, which Git may ignore
+            shutil.copytree(packages / part, folder / part.removesuffix("/dist"), ignore=unused)
+        shutil.copyfile(packages / "core" / "package.json", folder / "package.json")
+    script = folder / "core" / "index.js"
+    # A page knows no names of packages.
+    script.write_text(script.read_text().replace('"@litertjs/wasm-utils"', '"../wasm-utils/index.js"'))
+    # A folder nvae_tf.egg-info, which old builds leave behind, has no license.
+    installed = importlib.metadata.distributions(name="nvae_tf")
+    (folder / "LICENSE").write_text(next(filter(None, (each.read_text("licenses/LICENSE") for each in installed))))

@@ -120,13 +120,11 @@ def reader_of_shared(base: pathlib.Path):
 
 def reader_of_exports(base: pathlib.Path):
     """What nvae-verify reads before it runs the export, and nvae-serving-files."""
-    from nvae_tf.serving.explorer_files import explorer_facts
-    from nvae_tf.serving.outputs import DIGESTS, check_digests, check_is_export
-    from nvae_tf.serving.server_files import _limits
+    from nvae_tf.serving.outputs import DIGESTS, check_digests
+    from nvae_tf.serving.server_files import _limits, explorer_facts
     from nvae_tf.serving.verification import read_record
 
     def read(path):
-        check_is_export(path)
         check_digests(path)
         read_record(path)
         explorer_facts(path)

@@ -18,9 +18,9 @@ import nvae_tf
 from nvae_tf.generation import sampling
 from nvae_tf.generation.image_grid import pixels_of_files
 from nvae_tf.models.latents import image_seeds, noise_per_image
-from nvae_tf.serving import static_page
+from nvae_tf.serving import tflite
 from nvae_tf.serving.device_signatures import DeviceSignatures
-from nvae_tf.serving.explorer_files import PAGE, write_explorer
+from nvae_tf.serving.server_files import PAGE, explorer_facts, write_explorer
 from tests.command_fixtures import CHROMIUM, NEEDS_CHROMIUM, output_of, started
 from tests.serving.conftest import EXAMPLES
 from tests.serving.model_servers import served, with_few_warm_ups
@@ -222,7 +222,7 @@ def test_pictures_of_large_images_come_as_files(address, browser, model):
 def test_classes_guidance_and_the_reweighted_prior(conditional_model, conditional_folder, browser, tmp_path):
     model, image = conditional_model, EXAMPLES[1:2] / np.float32(255.0)
     export = with_few_warm_ups(conditional_folder, tmp_path, "sample")
-    write_explorer(tmp_path / "explorer", {"pets": export})
+    write_explorer(tmp_path / "explorer", {"pets": explorer_facts(export)})
     with served("pets", export.parent, pages=tmp_path / "explorer") as servers:
         explorer = Explorer(browser.new_page(), f"{servers.url('rest')}/{PAGE}")
         tab = explorer.tab
@@ -252,7 +252,7 @@ def test_classes_guidance_and_the_reweighted_prior(conditional_model, conditiona
 
 def test_a_page_of_another_address_asks_again_when_the_server_is_back(browser, folder, model, tmp_path):
     export = with_few_warm_ups(folder, tmp_path, "sample")
-    write_explorer(tmp_path / "explorer", {"tiny": export})
+    write_explorer(tmp_path / "explorer", {"tiny": explorer_facts(export)})
     pages = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "explorer")
     local = served("tiny", export.parent, enable_cors=True)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages) as web, local as servers:
@@ -326,8 +326,8 @@ def test_a_static_page_draws_what_the_model_draws(static, conditional_model):
 @pytest.mark.parametrize("fault", ["is not installed", "can't get"])
 def test_a_static_page_without_npm_is_refused_in_one_line(conditional_model, tmp_path, monkeypatch, fault):
     if fault == "is not installed":
-        monkeypatch.setattr(static_page.shutil, "which", lambda name: None)
-    monkeypatch.setattr(static_page, "LITERT", ("file:nowhere",))
+        monkeypatch.setattr(tflite.shutil, "which", lambda name: None)
+    monkeypatch.setattr(tflite, "LITERT", ("file:nowhere",))
     with pytest.raises(ValueError, match=f"^npm {fault}"):
-        static_page.write_static_page(conditional_model, tmp_path / "page", "pets", {})
+        tflite.write_static_page(conditional_model, tmp_path / "page", "pets", {})
     assert not list(tmp_path.iterdir())

@@ -15,8 +15,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from nvae_tf.serving import server_files
-from nvae_tf.serving.explorer_files import explorer_facts
 from nvae_tf.serving.outputs import write_digests
+from nvae_tf.serving.server_files import explorer_facts
 from tests.serving.model_servers import web_server
 
 BATCHING = "batching_parameters.txt"
