@@ -41,7 +41,6 @@ from typing import Annotated
 from absl import flags
 
 from nvae_tf import command_line, errors, files
-from nvae_tf.data.spec import complete_config
 
 CONFIG = command_line.define_config()
 
@@ -49,6 +48,8 @@ CONFIG = command_line.define_config()
 def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."]) -> None:
     """Checks the settings, then trains."""
     files.check_writable(pathlib.Path(workdir), f"--workdir={workdir}")
+    from nvae_tf.data.spec import complete_config  # what reads images is not needed for --help
+
     config = complete_config(CONFIG.value, flags.FLAGS["config"].override_values)
     errors.start_tensorflow_quietly()  # not before: a mistake is reported within a moment
     from nvae_tf.progress import StatusLine
