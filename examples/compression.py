@@ -1,7 +1,7 @@
 """Lossless sizes of test images by a model and by other formats: the table of docs/compression.md.
 
     python -m examples.compression --workdir=digits
-    python -m examples.compression --workdir=runs/fashion --data_path=FOLDER --count=2000
+    python -m examples.compression --workdir=fashion --data_path=FOLDER
 
 Where imagecodecs is installed, JPEG XL is measured too. All images are one stream. Prints Markdown.
 """
@@ -50,21 +50,22 @@ def others(images: np.ndarray, is_binary: bool) -> dict[str, int]:
     return sizes | {"lzma of all": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))}
 
 
-def ours(levels: np.ndarray, workdir: str, chunk: int) -> tuple[int, str]:
+def ours(levels: np.ndarray, labels: np.ndarray | None, workdir: str, chunk: int) -> tuple[int, str]:
     """The bytes of the file by the model of a run, and a text about the bound, the parts of the file and the speed."""
     source, encoded = model_at(workdir), []
     images = levels.astype(np.float32) / np.float32(2**source.model.config.num_bits - 1)
-    scores = [source.model.score(images, per_group=True, seed=seed, batch_size=100).nelbo for seed in range(3)]
+    settings = {"labels": labels, "per_group": True, "batch_size": 100}
+    scores = [source.model.score(images, seed=seed, **settings).nelbo for seed in range(3)]
     bits = len(levels) * float(np.mean(scores)) / math.log(2.0)
-    data = compress(source, levels, None, {"model": workdir}, chunk, progress=encoded.append)
+    data = compress(source, levels, labels, {"model": workdir}, chunk, progress=encoded.append)
     header, _ = unpacked(data)
     codec, first = Codec(source, header["bins"], header["growth"], header["tolerance"]), levels[:chunk]
-    labels = np.zeros(len(first), np.int32)
+    classes = np.zeros(len(first), np.int32) if labels is None else labels[:chunk]
     for _ in range(2):  # the second time without building graphs
         begun = time.perf_counter()
-        codec.encode(first, labels)
+        codec.encode(first, classes)
         middle = time.perf_counter()
-        codec.decode(encoded[0].data, labels)
+        codec.decode(encoded[0].data, classes)
         end = time.perf_counter()
     return len(data), (
         f"NELBO {bits / len(levels):.2f} bits an image; the file has {8 * len(data) / bits:.3f} of its bits, the "
@@ -84,7 +85,8 @@ def main(
     config = load_run(workdir).config
     source, num_bits = load_split(spec_to_read(config, data_path), "test"), config.model.num_bits
     levels = source.read(np.arange(min(source.count, count or source.count))) >> (8 - num_bits)
-    size, text = ours(levels, workdir, chunk)
+    labels = source.labels[: len(levels)] if config.model.num_classes else None
+    size, text = ours(levels, labels, workdir, chunk)
     sizes = {"**this**": size} | others(values_of_levels(num_bits, 255)[levels], num_bits == 1)
     print(f"{len(levels)} images {levels.shape[1:]}, {os.cpu_count()} cores, {platform.machine()}. {text}\n")
     print("format | bits an image | bits/dim\n---|---|---")
