@@ -61,7 +61,7 @@ class InferredGroup(NamedTuple):
     scale: tf.Tensor
     prior_mean: tf.Tensor
     prior_scale: tf.Tensor
-    kl: tf.Tensor  # of posterior and prior, in nats: the sum over an image is the group's, see `objective.elbo`
+    kl: tf.Tensor  # of posterior and prior, in nats: the sum over an image is the group's, see `objective.Elbo`
 
 
 def inferred_group(latent: LatentSample) -> InferredGroup:

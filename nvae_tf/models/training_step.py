@@ -121,7 +121,7 @@ def loss_terms(
         free_nats=settings.free_nats,
     )
     reconstruction, kl = tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)
-    return StepMetrics(loss.loss, reconstruction, kl, spectral_norms), elbo, weight * regularizers
+    return StepMetrics(loss, reconstruction, kl, spectral_norms), elbo, weight * regularizers
 
 
 def weight_regularizers(model, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
