@@ -15,8 +15,7 @@ from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
 from nvae_tf.models.latents import PosteriorSource, batch_noise, batch_size_of
 from nvae_tf.models.metrics import StepMetrics, metric_values
 from nvae_tf.models.passes import inference_pass, top_down_pass
-from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.optimization.joined_step import SMALL_WEIGHT, apply_joined_if
+from nvae_tf.optimization import SMALL_WEIGHT, NVAEAdamax, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
