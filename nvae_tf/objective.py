@@ -12,7 +12,7 @@ import tensorflow_probability as tfp
 
 from nvae_tf import layers
 from nvae_tf.config import ObjectiveConfig
-from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
+from nvae_tf.distributions import SoftClampedNormal
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.replicas import replica_means

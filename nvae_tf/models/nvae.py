@@ -20,7 +20,7 @@ from nvae_tf import config as configuration
 from nvae_tf import layers
 from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
-from nvae_tf.distributions.image_likelihood import ImageLikelihood
+from nvae_tf.distributions import ImageLikelihood
 from nvae_tf.latent_plan import feature_groups, latent_plan
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import denoising, passes, restoration

@@ -1,1 +1,0 @@
-"""Probability distributions of NVAE: latent Normals and image likelihoods, on TensorFlow Probability."""
