@@ -21,7 +21,7 @@ PUBLIC = data.sources data.pipeline data.picture_folder models.nvae models.laten
   models.denoising models.restoration models.reweighted_prior runs.loading runs.sharing published.torch_file \
   generation.sampling generation.latents_file evaluation.likelihood evaluation.batch_norm_statistics \
   evaluation.fid evaluation.outliers reports.figures training.prior serving.client serving.saved_model
-INTERNAL = command_line|distributions|errors|files|flows|layers|objective|progress|replicas|schemas
+INTERNAL = command_line|distributions|errors|files|layers|objective|progress|replicas|schemas
 # Another Python than the first that fits: `make demo PYTHON=/usr/local/bin/python3.12`.
 export PYTHON ?=
 

@@ -24,7 +24,6 @@ from nvae_tf.distributions import ImageLikelihood
 from nvae_tf.latent_plan import feature_groups, latent_plan
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import denoising, passes, restoration
-from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import as_tensor, boolean_mask, check_images
 from nvae_tf.models.keras_fit import WITHOUT_AUTOGRAPH, FittedModel
 from nvae_tf.models.latents import (
@@ -40,9 +39,9 @@ from nvae_tf.models.latents import (
     temperatures_of_groups,
 )
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
+from nvae_tf.models.networks import BottomUp, TopDown
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierScores, outlier_parts, outlier_scores
 from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check_prior
-from nvae_tf.models.top_down import TopDown
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
 
