@@ -109,18 +109,10 @@ def loss_terms(
     sources = list(map(PosteriorSource, features, noise))
     elbo = top_down_pass(model, sources, batch_size_of(images), forward).elbo(images)
     settings, beta = model.objective, objectives.kl_weight(step, model.objective)
-    weight = objectives.regularization_weight(beta, settings)
-    loss = objectives.training_loss(
-        elbo,
-        beta=beta,
-        scales=objectives.balancing_scales(model.plan),
-        regularizers=regularizers,
-        weight=weight,
-        final_weights=objectives.final_kl_weights(settings, model.plan),
-        free_nats=settings.free_nats,
-    )
+    weighted_regularizers = objectives.regularization_weight(beta, settings) * regularizers
+    loss = objectives.training_loss(elbo, beta, weighted_regularizers, settings, model.plan)
     reconstruction, kl = tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)
-    return StepMetrics(loss, reconstruction, kl, spectral_norms), elbo, weight * regularizers
+    return StepMetrics(loss, reconstruction, kl, spectral_norms), elbo, weighted_regularizers
 
 
 def weight_regularizers(model, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
