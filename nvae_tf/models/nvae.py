@@ -38,10 +38,10 @@ from nvae_tf.models.latents import (
     noise_per_image,
     temperatures_of_groups,
 )
-from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.networks import BottomUp, TopDown
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierScores, outlier_parts, outlier_scores
 from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check_prior
+from nvae_tf.models.training_step import RecentMetrics, RunningMetrics
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
 

@@ -16,7 +16,7 @@ from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.errors import first_line
 from nvae_tf.models import NVAE
-from nvae_tf.models.metrics import RecentSteps
+from nvae_tf.models.training_step import RecentSteps
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
