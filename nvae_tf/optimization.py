@@ -277,6 +277,7 @@ class StepGuard:
 class RunawayGuard(StepGuard):
     """Also skips steps whose loss is far above those before, and counts how many were skipped in a row.
 
+    After `train.refused_steps` of them `training/loop.py` goes back to a checkpoint.
     The limit is `level + tolerance * spread`: running means of the accepted losses and of their distance from the
     level. For the first `settling_steps` accepted steps, or with a tolerance of 0, there is none.
     """

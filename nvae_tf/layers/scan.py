@@ -20,8 +20,9 @@ two pieces, and the gradient of the loop is a second loop:
     forward:   for i in 0 .. n-1:   state, results[i] = step.forward(state, inputs[i])
     backward:  for i in n-1 .. 0:   d_state, d_inputs[i] = step.backward(results[i], inputs[i], d_state, d_outputs[i])
 
-The results of a step are its outputs, the statistics that batch norm records, without a gradient, and what its backward
-piece needs and does not compute again.
+The results of a step are its outputs, the statistics that batch norm records, without a gradient, and those of its
+convolutions and matrix products. TensorFlow's gradient of a loop would keep every tensor that the backward pass reads,
+slices of the weights among them; here the backward piece computes the rest again, which takes little time.
 """
 
 import operator
@@ -176,12 +177,7 @@ def _weights_of_last_steps(share: StackShare, num_steps: int, forward: ForwardPa
 
 
 def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
-    """A loop whose gradient is a second loop, which goes backward.
-
-    TensorFlow's gradient of a loop would keep every tensor that the backward pass reads, slices of the weights among
-    them. This one keeps the results of convolutions and matrix products, and computes the rest of a step again, which
-    takes little time.
-    """
+    """A loop whose gradient is a second loop, which goes backward and keeps less than TensorFlow's."""
     leaves = tf.nest.flatten(inputs)
     packing = Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
     # Packed outside of `loop`: `tf.custom_gradient` makes zeros for each argument without a gradient.
