@@ -316,7 +316,7 @@ def _normalized(rows: tf.Tensor) -> tf.Tensor:
 @tf.custom_gradient
 def _norms(matrices, v, u, norms) -> tuple[list[tf.Tensor], Callable]:
     """`u^T W v` of every matrix, `[count]`, with a gradient through W alone, whose own gradient is of u and v too."""
-    outer = _outer_products if cpu_kernels.has_gpus() else _outer_products_in_a_call
+    outer = _outer_products.python_function if cpu_kernels.has_gpus() else _outer_products
 
     def gradient(*upstream: tf.Tensor) -> list:
         products = list(map(outer, v, u, upstream))
@@ -327,11 +327,9 @@ def _norms(matrices, v, u, norms) -> tuple[list[tf.Tensor], Callable]:
     return [tf.identity(norm) for norm in norms], gradient
 
 
+@cpu_kernels.shared_function(_ANY_ROWS, _ANY_ROWS, tf.TensorSpec([None]))
 def _outer_products(v: tf.Tensor, u: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     return tf.matmul(v, tf.reshape(scale, (-1, 1, 1)) * u, transpose_a=True)
-
-
-_outer_products_in_a_call = cpu_kernels.shared_function(_ANY_ROWS, _ANY_ROWS, tf.TensorSpec([None]))(_outer_products)
 
 
 def batch_norm_loss(norms: Sequence[layers.StackedBatchNormalization]) -> tf.Tensor:

@@ -73,9 +73,7 @@ class KerasLayers(StackedLayer):
     def _stacked(self, name: str, variables: list[list], **settings) -> list[keras.Variable]:
         stacks = [np.stack(list(map(keras.ops.convert_to_numpy, each))) for each in zip(*variables, strict=True)]
         return [
-            self.add_weight(
-                name=f"{name}_{number}", shape=each.shape, initializer=lambda *_, each=each, **__: each, **settings
-            )
+            self.add_weight(name=f"{name}_{number}", shape=each.shape, initializer=each, **settings)
             for number, each in enumerate(stacks)
         ]
 

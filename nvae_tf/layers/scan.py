@@ -1,7 +1,7 @@
 """Runs equal steps of stacked layers, one after another in the graph or as one loop of it: a `jax.lax.scan`.
 
     for i in range(number of steps):
-        layers = [the layers of step i from each stack]  # functions of a tensor
+        layers = [the layers of step i from each stack]  # a list of functions of a tensor for each
         state, outputs[i] = step(layers, state, inputs[i])
 
 The last step uses the last layers of every stack; where a stack has too few for all steps, the first steps use none.
@@ -39,8 +39,6 @@ _FEWEST_STEPS = 3  # a loop of fewer steps would take more of a program than the
 _KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "StatefulPartitionedCall")
 
 Layer = Callable[[tf.Tensor], tf.Tensor]
-# `(layers, state, input) -> (state, output)`; `layers` has a list of the step's layers for each share.
-Step = Callable[[list[list[Layer]], tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
 
 class StackShare(NamedTuple):
@@ -52,7 +50,7 @@ class StackShare(NamedTuple):
 
 def run_steps(
     shares: Sequence[StackShare],
-    step: Step,
+    step: Callable[[list[list[Layer]], tf.Tensor, Any], tuple[tf.Tensor, Any]],
     state: tf.Tensor,
     inputs: Sequence[Any],
     forward: ForwardPass,

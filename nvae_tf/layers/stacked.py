@@ -3,9 +3,6 @@
 A hierarchical VAE has hundreds of small layers of one kind. With a variable for each weight of each layer, weight
 normalization, spectral norms and the optimizer would act on thousands of tensors, and building the graph would take
 minutes. Here they act on some hundreds. One layer is a pure function of its input and its slice of the weights.
-
-A network asks each stack for its layers in a pass, `stack.layers(forward)`, and calls them. They change no variable:
-what follows from the pass, as new running statistics, is gathered in `forward`, a `ForwardPass`, and assigned later.
 """
 
 import contextlib
@@ -29,7 +26,7 @@ Recorded = list[tf.Tensor]
 
 @dataclasses.dataclass
 class ForwardPass:
-    """How one pass through the network is computed, and what it gathers for later."""
+    """How one pass through the network is computed, and what it gathers for later: layers change no variable."""
 
     training: bool = False  # batch norm uses the statistics of the batch, and records them
     # A training pass in which data-dependent layers set their scales from the batch.

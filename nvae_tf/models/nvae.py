@@ -22,7 +22,6 @@ from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
 from nvae_tf.distributions import ImageLikelihood
 from nvae_tf.latent_plan import feature_groups, latent_plan
-from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import denoising, passes, restoration
 from nvae_tf.models.images import as_tensor, boolean_mask, check_images
 from nvae_tf.models.keras_fit import WITHOUT_AUTOGRAPH, FittedModel
@@ -111,7 +110,7 @@ class NVAE(FittedModel):
         group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales) if scale.cells]
         for cells in {"none": [], "groups": group_cells, "all": self._layers_of_kind(layers.ResidualCells)}[recompute]:
             cells.recomputed = True
-        self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
+        self.is_data_dependent = bool(self._layers_of_kind(layers.DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
         )

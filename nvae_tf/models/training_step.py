@@ -113,8 +113,6 @@ def loss_terms(
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        # The same values; in the backward pass the regularizers' gradients wait for the network's, when its activations
-        # are freed.
         network_images, regularizers = objectives.gradients_after_network(images, regularizers)
     features = model.bottom_up.features(network_images, forward)
     sources = list(map(PosteriorSource, features, noise))
