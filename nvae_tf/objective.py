@@ -17,7 +17,8 @@ from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.replicas import replica_means
 
-_SMALLEST_KL, _SMALLEST_NORM = 0.01, 1e-3
+_SMALLEST_KL = 0.01
+_SMALLEST_NORM = 1e-3
 Latent = Any  # a `nvae_tf.models.latents.LatentSample`
 
 
@@ -235,12 +236,11 @@ class SpectralRegularizer(keras.layers.Layer):
         self.warmed_up = self.add_weight(name="warmed_up", shape=(), initializer="zeros", **state)
         self.built = True
 
-    def norms(self, forward: layers.ForwardPass, iterations: int | None = None) -> list[tf.Tensor]:
+    def norms(self, forward: layers.ForwardPass) -> list[tf.Tensor]:
         """The largest singular values `[count]` of each stack's kernels; the new vectors go to `forward`."""
         # The gradient goes through `u^T W v` only.
         matrices = [tf.reshape(stack, (stack.shape[0], -1, stack.shape[-1])) for stack in self._kernels(forward)]
-        if iterations is None:
-            iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
+        iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         axis = tf.constant(1)
         starts = [tf.expand_dims(vector, axis) for vector in self.vectors]
         iterate = _power_iteration_of_all if cpu_kernels.has_gpus() else _power_iteration_of_each

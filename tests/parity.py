@@ -158,7 +158,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
         with tf.GradientTape() as tape:
             decoded = inference_pass(model, images, draws, forward)
             elbo = objective.Elbo(_reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents))
-            norms = model.spectral_regularizer.norms(forward, ITERATIONS)
+            norms = model.spectral_regularizer.norms(forward)
             spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])
             norm_loss = objective.batch_norm_loss(model.batch_norms) if model.batch_norms else tf.zeros([])
             loss = objective.training_loss(elbo, beta, weight * (spectral + norm_loss), model.objective, model.plan)
@@ -216,6 +216,7 @@ def published_gradients(model: NVAE, recorded: Mapping[str, np.ndarray]) -> list
 def _start_from_singular_vectors(model: NVAE) -> None:
     """Puts the power iterations where they would end: two nearly equal singular values take thousands of them."""
     regularizer = model.spectral_regularizer
+    regularizer.FIRST_ITERATIONS = ITERATIONS
     for stack, vectors in zip(model.convolutions, regularizer.vectors, strict=True):
         kernels = stack.effective_kernels(ForwardPass()).numpy().astype(np.float64)
         matrices = kernels.reshape(len(kernels), -1, kernels.shape[-1])
