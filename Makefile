@@ -18,10 +18,11 @@ PYTEST_ARGS ?=
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
 # The public modules of packages, and the top modules that `make docs` leaves out.
 PUBLIC = data.sources data.pipeline data.picture_folder models.nvae models.latents models.outlier_scores \
-  models.denoising models.restoration models.reweighted_prior runs.loading runs.sharing published.torch_file \
-  generation.sampling generation.latents_file evaluation.likelihood evaluation.batch_norm_statistics \
-  evaluation.fid evaluation.outliers reports.figures training.prior serving.client serving.saved_model
-INTERNAL = command_line|distributions|errors|files|layers|objective|progress|replicas|schemas
+  models.denoising models.restoration models.reweighted_prior optimization.adamax optimization.schedule \
+  optimization.step_guard runs.loading runs.sharing published.torch_file generation.sampling generation.latents_file \
+  evaluation.likelihood evaluation.batch_norm_statistics evaluation.fid evaluation.outliers reports.figures \
+  training.prior serving.client serving.saved_model
+INTERNAL = command_line|distributions|errors|files|flows|layers|objective|progress|replicas|schemas
 # Another Python than the first that fits: `make demo PYTHON=/usr/local/bin/python3.12`.
 export PYTHON ?=
 

@@ -28,7 +28,7 @@ _PLACES = {  # loaded when first used: settings and plans can be checked without
     "load_images": "nvae_tf.data.picture_folder",
     "save": "nvae_tf.runs.loading",
     "register_cell": "nvae_tf.latent_plan",
-    "register_likelihood": "nvae_tf.distributions",
+    "register_likelihood": "nvae_tf.distributions.image_likelihood",
 }
 
 

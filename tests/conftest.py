@@ -107,7 +107,7 @@ def forgotten_graphs():
 
 def _gradients_of_shared_functions():
     """The names of the custom gradients in functions that all models of a process share."""
-    modules = "nvae_tf.layers.normalization", "nvae_tf.objective"
+    modules = "nvae_tf.layers.normalization", "nvae_tf.objective.regularization"
     if not {*modules} <= {*sys.modules}:
         return set()
     functions = sys.modules[modules[0]]._as_moments, sys.modules[modules[1]]._norms

@@ -162,7 +162,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
             spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])
             norm_loss = objective.batch_norm_loss(model.batch_norms) if model.batch_norms else tf.zeros([])
             loss = objective.training_loss(elbo, beta, weight * (spectral + norm_loss), model.objective, model.plan)
-            group_weights = objective.group_weights(elbo.kl, beta, scales)
+            group_weights = objective.elbo.group_weights(elbo.kl, beta, scales)
         updated[:], new_values = zip(*forward.updates(), strict=True)
         gradients = tape.gradient(loss, model.trainable_weights)
         return decoded.parameters, elbo, group_weights, spectral, norm_loss, loss, gradients, list(new_values)

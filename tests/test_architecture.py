@@ -11,7 +11,7 @@ COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob
 # The parts of the library in their order: each may import those that stand before it, and none that stands after it.
 ORDER = """
 config data_sets errors schemas files presets latent_plan progress replicas
-layers distributions objective optimization
+layers distributions flows objective optimization
 models data runs sklearn published generation evaluation reports training serving compression
 command_line
 """.split()

@@ -52,7 +52,7 @@ def shaken(model, by=0.1):
 
 def with_distinct_classes(model):
     """The conditional model shaken, its classes so different that not all images are most likely in the same."""
-    from nvae_tf.models.networks import ClassEmbedding
+    from nvae_tf.models.top_down import ClassEmbedding
 
     generator = np.random.default_rng(1)
     for layer in shaken(model)._flatten_layers():

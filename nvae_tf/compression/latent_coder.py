@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.compression.stack import Stack, rounded, stream
-from nvae_tf.distributions import soft_clamped_normal
+from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 from nvae_tf.models.latents import GroupLayers, LatentSample, Shapes
 
 _NOT_CODED = "."  # a channel that stays at the prior's mean

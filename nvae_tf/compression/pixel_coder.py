@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.compression.stack import Stack, rounded, stream
-from nvae_tf.distributions import ImageLikelihood, autoregressive_mean, split_mixture_parameters
+from nvae_tf.distributions.discretized_logistic_mixture import autoregressive_mean, split_mixture_parameters
+from nvae_tf.distributions.image_likelihood import ImageLikelihood
 
 # The surer a decision is, the less a rounded log-odds costs.
 _LOG_ODDS = np.array([0, 0.6, 1.2, 1.8, 2.4, 3, 3.7, 4.6, 6, 9])

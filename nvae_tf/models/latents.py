@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import LARGEST_SEED, check, real_number, shown, whole_number
-from nvae_tf.distributions import SoftClampedNormal, soft_clamped_normal
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan, values_of_groups
 from nvae_tf.layers.cpu_kernels import fan_out
 from nvae_tf.models.images import as_tensor, boolean_mask, check_classes, check_values
@@ -61,7 +61,7 @@ class InferredGroup(NamedTuple):
     scale: tf.Tensor
     prior_mean: tf.Tensor
     prior_scale: tf.Tensor
-    kl: tf.Tensor  # of posterior and prior, in nats: the sum over an image is the group's, see `objective.Elbo`
+    kl: tf.Tensor  # of posterior and prior, in nats: the sum over an image is the group's, see `objective.elbo`
 
 
 def inferred_group(latent: LatentSample) -> InferredGroup:

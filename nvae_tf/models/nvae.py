@@ -20,9 +20,10 @@ from nvae_tf import config as configuration
 from nvae_tf import layers
 from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
-from nvae_tf.distributions import ImageLikelihood
+from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import feature_groups, latent_plan
 from nvae_tf.models import denoising, passes, restoration
+from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import as_tensor, boolean_mask, check_images
 from nvae_tf.models.keras_fit import WITHOUT_AUTOGRAPH, FittedModel
 from nvae_tf.models.latents import (
@@ -37,9 +38,9 @@ from nvae_tf.models.latents import (
     noise_per_image,
     temperatures_of_groups,
 )
-from nvae_tf.models.networks import BottomUp, TopDown
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierScores, outlier_parts, outlier_scores
 from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check_prior
+from nvae_tf.models.top_down import TopDown
 from nvae_tf.models.training_step import RecentMetrics, RunningMetrics
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar

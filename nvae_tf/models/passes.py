@@ -30,8 +30,8 @@ from nvae_tf.models.latents import (
     noise_per_image,
     with_kept_channels,
 )
-from nvae_tf.models.networks import ClassEmbedding, TopDown
 from nvae_tf.models.reweighted_prior import with_reweighted_prior
+from nvae_tf.models.top_down import ClassEmbedding, TopDown
 from nvae_tf.objective import ImportanceWeighting
 
 

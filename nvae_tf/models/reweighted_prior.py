@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.config import PRIOR_KINDS, PRIORS, check, check_choice, whole_number
-from nvae_tf.distributions import SoftClampedNormal, soft_clamped_normal
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import ComposedSource, GroupLayers, LatentSample, PriorSource, groups_of_flat, in_graph
 

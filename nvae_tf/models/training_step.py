@@ -1,4 +1,4 @@
-"""One step of training, which happens as a whole or not at all: `train_step`; and what is measured at it.
+"""One step of training, `train_step`, which happens as a whole or not at all; and the metrics that it leaves.
 
 `model` is the compiled `NVAE` (nvae.py) that is trained.
 """
@@ -15,7 +15,7 @@ from nvae_tf import objective as objectives
 from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
 from nvae_tf.models.latents import PosteriorSource, batch_noise, batch_size_of
 from nvae_tf.models.passes import inference_pass, top_down_pass
-from nvae_tf.optimization import SMALL_WEIGHT, NVAEAdamax, apply_joined_if
+from nvae_tf.optimization.adamax import SMALL_WEIGHT, NVAEAdamax, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 

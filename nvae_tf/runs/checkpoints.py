@@ -12,7 +12,8 @@ import tensorflow as tf
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import LoweredRate, average_of_weights, inner_optimizer, start_averages
+from nvae_tf.optimization import LoweredRate, average_of_weights, start_averages
+from nvae_tf.optimization.weight_averages import inner_optimizer
 from nvae_tf.runs import checkpoint_files as files
 from nvae_tf.runs.checkpoint_files import VALUE, stored_shapes, wrap_checkpoint_errors, write_checkpoint
 

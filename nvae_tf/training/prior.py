@@ -21,7 +21,7 @@ from nvae_tf.config import DataSpec
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.data_sets import check_model_fits
-from nvae_tf.distributions import SoftClampedNormal
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.layers import FoldedPass, ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import (

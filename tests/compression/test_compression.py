@@ -13,7 +13,7 @@ from nvae_tf.compression.codec import Codec, compress, decompress, with_weights
 from nvae_tf.compression.latent_coder import bins_and_draws
 from nvae_tf.compression.pixel_coder import PixelCoder
 from nvae_tf.compression.stack import Stack, rounded, stream
-from nvae_tf.distributions import ImageLikelihood
+from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from tests import refuses, slow_but
 from tests.command_fixtures import output_of
 from tests.tiny_model import images_of, shaken, tiny_model

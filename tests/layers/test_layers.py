@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf import layers
+from nvae_tf.flows import FlowCells, FlowPairs
 from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
 from nvae_tf.layers import (
     DataDependentConvolution,
@@ -15,7 +16,6 @@ from nvae_tf.layers import (
     StackedConvolution,
     StackedSqueezeExcite,
 )
-from nvae_tf.models.networks import FlowCells, FlowPairs
 from tests import slow_but
 from tests.tiny_model import tiny_config
 

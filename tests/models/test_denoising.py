@@ -8,7 +8,7 @@ import scipy.stats
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.distributions import ImageLikelihood
+from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.models import denoising
 from nvae_tf.models.latents import image_seeds
 from nvae_tf.models.passes import inference_pass

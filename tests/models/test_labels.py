@@ -8,8 +8,8 @@ import nvae_tf
 from nvae_tf.layers import FoldedPass, ForwardPass
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import image_seeds, noise_per_image
-from nvae_tf.models.networks import ClassEmbedding
 from nvae_tf.models.passes import inference_pass, top_down_pass
+from nvae_tf.models.top_down import ClassEmbedding
 from nvae_tf.serving.signatures import Signatures
 from tests import refuses
 from tests.models.test_coding import near

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.distributions import SoftClampedNormal
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.models import reweighted_prior as module
 from nvae_tf.models.latents import image_seeds, temperatures_of_groups

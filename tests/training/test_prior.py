@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.distributions import SoftClampedNormal
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.models.latents import InferredGroup
 from nvae_tf.models.reweighted_prior import CHANCE, ReweightedPrior, made_ratios
 from nvae_tf.progress import StatusLine

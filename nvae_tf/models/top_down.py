@@ -1,22 +1,15 @@
-"""The two networks (Vahdat & Kautz 2020, figure 2).
+"""The top-down (generative) network: from the top latent to the likelihood's parameters (figure 2 of the paper)."""
 
-The bottom-up (inference) network makes one feature for every latent group. The top-down (generative) network goes from
-the top latent to the likelihood's parameters; behind each group's posterior there may be flows (section 3.4).
-"""
-
-import math
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, check
-from nvae_tf.latent_plan import HIDDEN_MULTIPLE, Block, Branch, LatentPlan
-from nvae_tf.layers import FoldedPass, ForwardPass, ResidualCells, StackedConvolution, StackedLayer, stack_of
+from nvae_tf.flows import FlowPairs
+from nvae_tf.latent_plan import Block, Branch, LatentPlan
+from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, StackShare, run_cells, run_steps, stack_of
 from nvae_tf.layers.cpu_kernels import fan_out, has_cpu_forms
-from nvae_tf.layers.scan import StackShare, run_cells, run_steps, states_of_cells
-from nvae_tf.models.images import frame
 from nvae_tf.models.latents import (
     GroupLayers,
     LatentSample,
@@ -25,121 +18,6 @@ from nvae_tf.models.latents import (
     latents_of_groups,
     tensors_of_latent,
 )
-
-
-class PreprocessBlock(keras.layers.Layer):
-    """Normal cells and, last, a cell that halves the resolution and doubles the channels."""
-
-    def __init__(self, block: Block, branch: Branch, config: ModelConfig, dtype=None):
-        super().__init__(dtype=dtype)
-        channels_in, channels_out, num_cells = block
-        self.cells = stack_of(ResidualCells, num_cells - 1, branch, channels_in, channels_in, config, dtype=dtype)
-        self.down = ResidualCells(1, branch, channels_in, channels_out, config, dtype=dtype)
-        self.built = True
-
-    def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
-        """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, 2 in]`."""
-        return self.down.single_layer(forward)(run_cells(self.cells, state, forward))
-
-
-class BottomUpScale(keras.layers.Layer):
-    """The cells of one resolution, `cells_per_group` for each group, and the way down to the next resolution."""
-
-    def __init__(self, config: ModelConfig, plan: LatentPlan, index: int, dtype=None):
-        super().__init__(dtype=dtype)
-        scale, branch = plan.scales[index], plan.cells.encoder
-        self.num_groups, self.cells_per_group = len(scale.groups), config.num_cells_per_group_encoder
-        channels, num_cells = scale.encoder_channels, self.num_groups * self.cells_per_group
-        self.cells = ResidualCells(num_cells, branch, channels, channels, config, dtype=dtype)
-        self.down = None
-        if index > 0:
-            self.down = ResidualCells(1, branch, channels, plan.scales[index - 1].encoder_channels, config, dtype=dtype)
-        self.built = True
-
-
-class BottomUp(keras.layers.Layer):
-    """Stem, pre-processing, and the tower of cells from the largest resolution to the smallest."""
-
-    def __init__(self, config: ModelConfig, plan: LatentPlan, name: str, dtype=None):
-        super().__init__(name=name, dtype=dtype)
-        self.config = config
-        self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, dtype=dtype)
-        branch = plan.cells.preprocess
-        self.preprocess = [PreprocessBlock(block, branch, config, dtype=dtype) for block in plan.preprocess]
-        from_largest = [] if plan.is_vanilla else reversed(range(len(plan.scales)))
-        self.scales = [BottomUpScale(config, plan, index, dtype=dtype) for index in from_largest]
-        top_channels = plan.scales[0].encoder_channels
-        self.top = StackedConvolution(1, top_channels, top_channels, 1, dtype=dtype)
-        self.built = True
-
-    def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
-        """The feature of every group, top group first, from images `[batch, height, width, channels]` in [0, 1].
-
-        They do not depend on any random draw. Without `forward` the pass is one of inference.
-        """
-        forward = forward or FoldedPass()
-        framed = frame(images, self.config)
-        state = self.stem.single_layer(forward)(tf.cast(2.0 * framed - 1.0, self.compute_dtype))
-        for block in self.preprocess:
-            state = block.run(state, forward)
-        features = []
-        for scale in self.scales:
-            state, states = states_of_cells(scale.cells, state, forward)
-            features += states[scale.cells_per_group - 1 :: scale.cells_per_group]
-            if scale.down is not None:
-                state = scale.down.single_layer(forward)(state)
-        # The top-most group takes the tower's end in place of its kept feature.
-        features[-1:] = [tf.nn.elu(self.top.single_layer(forward)(tf.nn.elu(state)))]
-        return features[::-1]
-
-
-def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mirrored: bool) -> np.ndarray:
-    """Mask `[size, size, in, out]` of a convolution that looks only at what comes earlier in raster order.
-
-    At the center, channels are in blocks (equal runs of the wider side, one for each channel of the narrower): output
-    block `i` sees input blocks `< i` where `strict`, else `<= i`. `mirrored` flips height and width, not the channels.
-    """
-    center, narrower = size // 2, min(channels_in, channels_out)
-    mask = np.zeros((size, size, channels_in, channels_out), np.float32)
-    mask[:center] = 1.0
-    mask[center, :center] = 1.0
-    block_in, block_out = (np.arange(channels) * narrower // channels for channels in (channels_in, channels_out))
-    mask[center, center] = (np.less if strict else np.less_equal)(block_in[:, None], block_out)
-    return mask[::-1, ::-1].copy() if mirrored else mask
-
-
-class FlowCells(StackedLayer):
-    """`count` masked cells `z - m(z)` of inverse autoregressive flows, on latents `[batch, height, width, channels]`.
-
-    An output's pixel and channel depend only on earlier ones in raster order, so the log-determinant is 0.
-    """
-
-    def __init__(self, count: int, channels: int, mirrored: bool, dtype=None):
-        def masked(channels_in: int, channels_out: int, size: int, strict: bool = False, groups: int = 1, **settings):
-            settings |= {"mask": causal_mask(size, channels_in // groups, channels_out, strict, mirrored)}
-            return StackedConvolution(count, channels_in, channels_out, size, groups=groups, dtype=dtype, **settings)
-
-        hidden = HIDDEN_MULTIPLE * channels
-        parts = [
-            masked(channels, hidden, 3, strict=True, use_bias=False),
-            masked(hidden, hidden, 5, groups=hidden, use_bias=False),
-            masked(hidden, channels, 1, log_norm_offset=-math.log(10.0)),
-        ]
-        super().__init__(count, parts, dtype=dtype)
-
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        first, depthwise, last = self.parts
-        hidden = tf.nn.elu(first.apply_slice(weights[0], tf.cast(inputs, self.compute_dtype), records))
-        hidden = tf.nn.elu(tf.nn.elu(depthwise.apply_slice(weights[1], hidden, records)))
-        return inputs - tf.cast(last.apply_slice(weights[2], hidden, records), inputs.dtype)
-
-
-class FlowPairs(StackedLayer):
-    """`count` pairs of cells. The second of each sees the image mirrored: together, each pixel has seen all others."""
-
-    def __init__(self, count: int, channels: int, dtype=None):
-        cells = [FlowCells(count, channels, mirrored, dtype=dtype) for mirrored in (False, True)]
-        super().__init__(count, cells, dtype=dtype)
 
 
 class ClassEmbedding(keras.layers.Layer):

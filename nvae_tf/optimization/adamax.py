@@ -1,27 +1,22 @@
-"""The optimizer and learning-rate schedule of the published training runs, averages of weights, and skipped steps."""
+"""The Adamax of the published training runs: in place by TensorFlow's kernel or, for XLA, with small weights joined."""
 
 import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from nvae_tf.config import real_number
 from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
 
-_ADAMAX_SETTINGS = ("beta_1", "beta_2", "epsilon", "l2")
+_SETTINGS = ("beta_1", "beta_2", "epsilon", "l2")
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
 SMALL_WEIGHT = 2**19  # weights of at most this number of values are joined by `apply_joined_if`
 # Open while XLA compiles the step of `training/strategy.py`.
 _POSTPONED = contextvars.ContextVar("postponed", default=None)
-_LOSS_RATE = 0.02  # the weight of the newest loss in the running level and spread
-_LARGEST_PULL = 3.0  # how far, in spreads, one loss can pull them
-_SMALLEST_SPREAD = 0.01  # as a fraction of the level: on very even losses, noise is no explosion
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -62,7 +57,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self._momentums, self._norms = self.add_optimizer_variables(variables, ["momentum", "norm"], initializers)
 
     def get_config(self) -> dict:
-        return super().get_config() | {name: getattr(self, name) for name in _ADAMAX_SETTINGS}
+        return super().get_config() | {name: getattr(self, name) for name in _SETTINGS}
 
     @property
     def is_plain(self) -> bool:
@@ -91,7 +86,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         operations take twice as many passes over it.
         """
         # Constants are made once, not once for each weight.
-        beta_1, beta_2, epsilon, l2 = (tf.constant(getattr(self, name), tf.float32) for name in _ADAMAX_SETTINGS)
+        beta_1, beta_2, epsilon, l2 = (tf.constant(getattr(self, name), tf.float32) for name in _SETTINGS)
         # With beta_2 = 0 the old v plays no part.
         lowering = tf.constant(self.epsilon * (1.0 - self.beta_2) / (self.beta_2 or 1.0), tf.float32)
 
@@ -210,150 +205,3 @@ def _apply_to_small(values_after: Callable[..., list[tf.Tensor]], gradients: Seq
         assign(joined)
     else:
         postponed.append((assign, joined))
-
-
-@keras.saving.register_keras_serializable("nvae_tf")
-class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from 0 over the warm-up, one epoch at its last value, then a cosine that moves once an epoch.
-
-    With W warm-up steps, step `i < W` has `learning_rate * i / W`. The first epoch after the warm-up keeps
-    `start = learning_rate * (W - 1) / W`; the t-th epoch after it has
-    `minimum + (start - minimum) * (1 + cos(pi t / T)) / 2` with `T = epochs - warmup_epochs - 1`
-    (Vahdat & Kautz 2020, appendix A, as the published runs did it).
-    """
-
-    def __init__(self, learning_rate: float, minimum: float, warmup_steps: int, steps_per_epoch: int, total_steps: int):
-        self.learning_rate, self.minimum, self.warmup_steps = learning_rate, minimum, warmup_steps
-        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-
-    def __call__(self, step):
-        """The learning rate at a step counted from 0."""
-        step = ops.cast(step, "float32")
-        warmup = max(self.warmup_steps, 1)
-        start = self.learning_rate * (warmup - 1) / warmup if self.warmup_steps else self.learning_rate
-        epochs = max(math.ceil((self.total_steps - self.warmup_steps) / self.steps_per_epoch) - 1, 1)
-        epoch = ops.clip(ops.floor((step - self.warmup_steps) / self.steps_per_epoch), 0.0, epochs)
-        cosine = self.minimum + (start - self.minimum) * 0.5 * (1.0 + ops.cos(math.pi * epoch / epochs))
-        return ops.where(step < self.warmup_steps, self.learning_rate * step / warmup, cosine)
-
-    def get_config(self) -> dict:
-        return dict(vars(self))
-
-
-@keras.saving.register_keras_serializable("nvae_tf")
-class LoweredRate(keras.optimizers.schedules.LearningRateSchedule):
-    """Another schedule times a `factor` that is lowered at each of the `rollbacks` of training to a checkpoint."""
-
-    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, factor: float = 1.0):
-        self.schedule = schedule
-        self.factor = tf.Variable(factor, trainable=False, dtype=tf.float32, name="learning_rate_factor")
-        self.rollbacks = tf.Variable(0.0, trainable=False, dtype=tf.float32, name="rollbacks")
-        self.variables = [self.factor, self.rollbacks]  # what a checkpoint must hold for a run to resume exactly
-
-    def __call__(self, step):
-        """The learning rate at a step counted from 0."""
-        return self.schedule(step) * self.factor
-
-    def get_config(self) -> dict:
-        schedule = keras.optimizers.schedules.serialize(self.schedule)
-        return {"schedule": schedule, "factor": float(self.factor.numpy())}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "LoweredRate":
-        return cls(keras.optimizers.schedules.deserialize(config["schedule"]), config["factor"])
-
-
-class StepGuard:
-    """Skips steps whose loss or gradients are not finite: they change no variable of model or optimizer."""
-
-    def accepts(self, loss: tf.Tensor, gradient_norm: tf.Tensor) -> tf.Tensor:
-        """Whether to take the step, a boolean scalar, by its loss and the norm of all gradients as one vector."""
-        return tf.math.is_finite(loss) & tf.math.is_finite(gradient_norm)
-
-    def observe(self, loss: tf.Tensor, accepted: tf.Tensor) -> None:
-        """Called after each step with its loss and whether it was taken."""
-
-
-class RunawayGuard(StepGuard):
-    """Also skips steps whose loss is far above those before, and counts how many were skipped in a row.
-
-    After `train.refused_steps` of them `training/loop.py` goes back to a checkpoint.
-    The limit is `level + tolerance * spread`: running means of the accepted losses and of their distance from the
-    level. For the first `settling_steps` accepted steps, or with a tolerance of 0, there is none.
-    """
-
-    def __init__(self, tolerance: float = 10.0, settling_steps: int = 100):
-        self.tolerance = tolerance
-        self.settling_steps = settling_steps
-        self.variables = [  # what a checkpoint must hold for a run to resume exactly
-            tf.Variable(0.0, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-            for name in ("level", "spread", "accepted_steps", "skipped_in_a_row")
-        ]
-        self.level, self.spread, self.accepted_steps, self.skipped_in_a_row = self.variables
-
-    @property
-    def limit(self) -> tf.Tensor:
-        """The loss above which a step is skipped; infinity as long as there is no limit."""
-        limit = self.level + self.tolerance * self._bounded_spread()
-        holds = (self.accepted_steps >= self.settling_steps) & (self.tolerance > 0.0)
-        return tf.where(holds, limit, float("inf"))
-
-    def accepts(self, loss: tf.Tensor, gradient_norm: tf.Tensor) -> tf.Tensor:
-        return super().accepts(loss, gradient_norm) & (loss <= self.limit)
-
-    def observe(self, loss: tf.Tensor, accepted: tf.Tensor) -> None:
-        """Moves level and spread by an accepted loss; counts the steps skipped in a row."""
-        taken = tf.cast(accepted, tf.float32)
-        # A plain mean of all losses, until there are enough for the running mean.
-        rate = taken * tf.maximum(_LOSS_RATE, 1.0 / (self.accepted_steps + 1.0))
-        settled = self.accepted_steps >= self.settling_steps
-        reach = tf.where(settled, _LARGEST_PULL * self._bounded_spread(), float("inf"))
-        distance = tf.clip_by_value(tf.where(accepted, loss, self.level) - self.level, -reach, reach)
-        spread = self.spread + rate * (tf.abs(distance) - self.spread)
-        level = self.level + rate * distance
-        skipped = (self.skipped_in_a_row + 1.0) * (1.0 - taken)
-        for variable, value in zip(self.variables, (level, spread, self.accepted_steps + taken, skipped), strict=True):
-            variable.assign(value)
-
-    def _bounded_spread(self) -> tf.Tensor:
-        return tf.maximum(self.spread, _SMALLEST_SPREAD * tf.abs(self.level))
-
-
-def inner_optimizer(optimizer: Any) -> Any:
-    """The optimizer inside Keras' `LossScaleOptimizer`, else the given one itself."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
-def average_of_weights(model: keras.Model) -> dict[int, keras.Variable]:
-    """The exponential moving average of every trained weight by its `id`; empty if the optimizer keeps none."""
-    return {id(weight): average for weight, average in _weights_and_averages(model)}
-
-
-def start_averages(model: keras.Model) -> None:
-    """Sets the averages to the weights before the first step. Keras does so at that step, but it may be skipped."""
-    for weight, average in _weights_and_averages(model):
-        if int(model.optimizer.iterations.numpy()) == 0:
-            average.assign(weight)
-
-
-@contextlib.contextmanager
-def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Inside the `with` block the model has the averages in place of its weights, if there are any."""
-    start_averages(model)
-    pairs = _weights_and_averages(model)
-    kept = [weight.numpy() for weight, _ in pairs]
-    try:
-        for weight, average in pairs:
-            weight.assign(average)
-        yield
-    finally:
-        for (weight, _), value in zip(pairs, kept, strict=True):
-            weight.assign(value)
-
-
-def _weights_and_averages(model: keras.Model) -> list[tuple[keras.Variable, keras.Variable]]:
-    # A model that was never compiled has no such attribute.
-    optimizer = inner_optimizer(getattr(model, "optimizer", None))
-    if not getattr(optimizer, "use_ema", False) or not optimizer.built:
-        return []
-    return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))

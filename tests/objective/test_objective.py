@@ -6,14 +6,14 @@ import pytest
 import scipy.special
 import tensorflow as tf
 
-from nvae_tf import objective as bound
 from nvae_tf.config import ModelConfig, ObjectiveConfig
-from nvae_tf.distributions import soft_clamped_normal
+from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
+from nvae_tf.flows import FlowCells
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, StackedConvolution, cpu_kernels
 from nvae_tf.models.latents import LatentSample
-from nvae_tf.models.networks import FlowCells
 from nvae_tf.objective import ImportanceWeighting, SpectralRegularizer, add_samples
+from nvae_tf.objective import elbo as bound
 from tests.tiny_model import assert_same, values
 
 SCHEDULE = ObjectiveConfig(total_steps=100_000)

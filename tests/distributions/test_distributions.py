@@ -5,9 +5,11 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf import distributions as module
 from nvae_tf.config import LIKELIHOODS
-from nvae_tf.distributions import DiscretizedLogisticMixture, ImageLikelihood, soft_clamped_normal
+from nvae_tf.distributions import discretized_logistic_mixture as module
+from nvae_tf.distributions.discretized_logistic_mixture import DiscretizedLogisticMixture
+from nvae_tf.distributions.image_likelihood import ImageLikelihood
+from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
 NUM_SAMPLES = 100_000
 

@@ -1,0 +1,1 @@
+"""Probability distributions of NVAE: latent Normals and image likelihoods, on TensorFlow Probability."""
