@@ -45,7 +45,7 @@ class FlowCells(StackedLayer):
         ]
         super().__init__(count, parts, dtype=dtype)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         first, depthwise, last = self.parts
         hidden = tf.nn.elu(first.apply_slice(weights[0], tf.cast(inputs, self.compute_dtype), records))
         hidden = tf.nn.elu(tf.nn.elu(depthwise.apply_slice(weights[1], hidden, records)))

@@ -157,24 +157,25 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
         with tf.GradientTape() as tape:
             decoded = inference_pass(model, images, draws, forward)
             elbo = objective.Elbo(_reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents))
-            norms = model.spectral_regularizer.norms(forward, ITERATIONS)
+            norms = model.spectral_regularizer.norms(forward)
             spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])
             norm_loss = objective.batch_norm_loss(model.batch_norms) if model.batch_norms else tf.zeros([])
-            loss = objective.training_loss(elbo, beta, scales, spectral + norm_loss, weight)
+            loss = objective.training_loss(elbo, beta, weight * (spectral + norm_loss), model.objective, model.plan)
+            group_weights = objective.elbo.group_weights(elbo.kl, beta, scales)
         updated[:], new_values = zip(*forward.updates(), strict=True)
-        gradients = tape.gradient(loss.loss, model.trainable_weights)
-        return decoded.parameters, elbo, spectral, norm_loss, loss, gradients, list(new_values)
+        gradients = tape.gradient(loss, model.trainable_weights)
+        return decoded.parameters, elbo, group_weights, spectral, norm_loss, loss, gradients, list(new_values)
 
-    parameters, elbo, spectral, norm_loss, loss, gradients, updates = training_pass()
+    parameters, elbo, group_weights, spectral, norm_loss, loss, gradients, updates = training_pass()
     yield from recorded.compare("train/logits", channels_first(parameters), VALUE)
     yield from recorded.compare("train/recon_loss", elbo.reconstruction, NATS)
     yield from recorded.compare("train/kl_per_group", elbo.kl, NATS)
     yield from recorded.compare("train/kl_alpha", np.float32(scales), VALUE)
-    yield from recorded.compare("train/kl_group_coeffs", loss.group_weights / beta, VALUE)
-    yield from recorded.compare("train/balanced_kl", loss.balanced_kl, NATS)
+    yield from recorded.compare("train/kl_group_coeffs", group_weights / beta, VALUE)
+    yield from recorded.compare("train/balanced_kl", tf.reduce_sum(group_weights * elbo.kl, axis=1), NATS)
     yield from recorded.compare("train/spectral_loss_exact", spectral, VALUE)
     yield from recorded.compare("train/bn_loss", norm_loss, VALUE)
-    yield from recorded.compare("train/loss", loss.loss, NATS)
+    yield from recorded.compare("train/loss", loss, NATS)
     yield from _gradients(model, recorded, gradients)
     for variable, value in zip(updated, updates, strict=True):
         variable.assign(value)
@@ -214,6 +215,7 @@ def published_gradients(model: NVAE, recorded: Mapping[str, np.ndarray]) -> list
 def _start_from_singular_vectors(model: NVAE) -> None:
     """Puts the power iterations where they would end: two nearly equal singular values take thousands of them."""
     regularizer = model.spectral_regularizer
+    regularizer.FIRST_ITERATIONS = ITERATIONS
     for stack, vectors in zip(model.convolutions, regularizer.vectors, strict=True):
         kernels = stack.effective_kernels(ForwardPass()).numpy().astype(np.float64)
         matrices = kernels.reshape(len(kernels), -1, kernels.shape[-1])

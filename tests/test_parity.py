@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nvae_tf.layers import scan_loops as layers_scan
+from nvae_tf.layers import scan as layers_scan
 from tests import FIXTURES, parity
 
 SMALLEST = FIXTURES / "normal_decoder_tiny.npz"

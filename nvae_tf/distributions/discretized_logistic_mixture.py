@@ -182,8 +182,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     def _variance(self) -> tf.Tensor:
         weights = tf.nn.softmax(self._mixture_logits)
         means, coefficients = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2)
-        scales = tf.math.exp(tf.minimum(self._log_scales, _LARGEST_LOG_SCALE))
-        scales = tf.unstack(scales, axis=-2)
+        scales = tf.unstack(tf.math.exp(tf.minimum(self._log_scales, _LARGEST_LOG_SCALE)), axis=-2)
         # Given the component a channel is linear in the logistic noise of its own and the lower channels. Their sum is
         # taken for one logistic with the same variance; `loads` has how much of each channel's noise is in a channel.
         lower_means, loads, variances = [], [], []

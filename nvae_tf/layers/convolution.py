@@ -73,7 +73,7 @@ class StackedConvolution(StackedLayer):
         kernels = tf.cast(self.effective_kernels(forward), self.compute_dtype)
         return ConvolutionWeights(kernels, () if self.bias is None else (tf.cast(self.bias, self.compute_dtype),))
 
-    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple, records: list | None) -> tf.Tensor:
         """Convolves `[batch, height, width, in]`; for a 1x1 kernel two tensors count as one, joined by channels."""
         kernel, bias = weights
         if isinstance(inputs, tuple):
@@ -128,7 +128,7 @@ class DataDependentConvolution(StackedConvolution):
         kernel = self._masked_kernel()
         return ConvolutionWeights(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
 
-    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         outputs = super().apply_slice(weights, inputs, records)
         if weights.bias:  # not an initializing pass
             return outputs
@@ -140,16 +140,10 @@ class DataDependentConvolution(StackedConvolution):
 
 
 def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -> list[tf.Tensor]:
-    """The effective kernels of every stack."""
-    if forward.scanned and cpu_kernels.has_gpus():  # CPUs keep the order of their sums
-        _join_small_kernels(stacks, forward)
-    return [stack.effective_kernels(forward) for stack in stacks]
-
-
-def _join_small_kernels(stacks: Sequence[StackedConvolution], forward: ForwardPass) -> None:
-    """Computes the effective kernels of small stacks of one shape as one, for a program with fewer operations."""
+    """The effective kernels of every stack; small ones of one shape may be computed as one, in fewer operations."""
+    joins = forward.scanned and cpu_kernels.has_gpus()  # CPUs keep the order of their sums
     alike = collections.defaultdict(list)
-    for stack in stacks:
+    for stack in stacks if joins else ():
         is_plain = stack.log_norm is None or stack.mask is not None or stack in forward.kernels
         if not is_plain and math.prod(stack.kernel.shape) <= _SMALL_KERNEL:
             alike[tuple(stack.kernel.shape[1:])].append(stack)
@@ -157,6 +151,7 @@ def _join_small_kernels(stacks: Sequence[StackedConvolution], forward: ForwardPa
         kernels, log_norms = (tf.concat([getattr(one, name) for one in several], 0) for name in ("kernel", "log_norm"))
         pieces = tf.split(_weight_normalized(kernels, log_norms, forward.training), [one.count for one in several])
         forward.kernels |= zip(several, pieces, strict=True)
+    return [stack.effective_kernels(forward) for stack in stacks]
 
 
 def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, training: bool) -> tf.Tensor:

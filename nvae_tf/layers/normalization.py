@@ -127,20 +127,6 @@ def numbers_a_channel(inputs: tf.Tensor) -> float | tf.Tensor:
     return replica_count() * tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
 
 
-class BatchStatisticsNorm(NamedTuple):
-    """The weights of one batch norm in training, each `[channels]` in float32."""
-
-    gamma: tf.Tensor
-    beta: tf.Tensor
-
-
-class RunningStatisticsNorm(NamedTuple):
-    """One batch norm in inference, `scale * inputs + shift`, each `[channels]` in float32."""
-
-    scale: tf.Tensor
-    shift: tf.Tensor
-
-
 class StackedBatchNormalization(StackedLayer):
     """`count` batch normalizations of `[batch, height, width, channels]` over all but channels, on all replicas."""
 
@@ -167,19 +153,21 @@ class StackedBatchNormalization(StackedLayer):
     def next_statistic(self, current: keras.Variable, recorded: tf.Tensor) -> tf.Tensor:
         return MOMENTUM * current + (1.0 - MOMENTUM) * recorded
 
-    def make_weights(self, forward: ForwardPass) -> BatchStatisticsNorm | RunningStatisticsNorm:
+    def make_weights(self, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
+        """Gamma and beta in training; in inference scale and shift, for `scale * inputs + shift`; all in float32."""
         gamma, beta, mean, variance = (tf.cast(each, tf.float32) for each in (self.gamma, self.beta, *self.statistics))
         if forward.training:
-            return BatchStatisticsNorm(gamma, beta)
+            return gamma, beta
         # Once for all layers: a graph has two operations for each.
         scale = gamma * tf.math.rsqrt(variance + EPSILON)
-        return RunningStatisticsNorm(scale, beta - mean * scale)
+        return scale, beta - mean * scale
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         if not weights:  # folded into a convolution
             return inputs
-        if isinstance(weights, RunningStatisticsNorm):
-            return tf.cast(tf.cast(inputs, tf.float32) * weights.scale + weights.shift, inputs.dtype)
+        if records is None:
+            scale, shift = weights
+            return tf.cast(tf.cast(inputs, tf.float32) * scale + shift, inputs.dtype)
         normalized, *statistics = _normalized_by_batch(inputs, *weights)
         records.append(statistics)
         return normalized

@@ -6,9 +6,6 @@ from typing import Any
 
 import tensorflow as tf
 
-# The number of values up to which a tensor is small, unless the user of this module says otherwise.
-_SMALL = 2**12
-
 
 class Packing:
     """Joins the small tensors of each type into one: first those that differ in their first axis alone, then the rest.
@@ -21,7 +18,7 @@ class Packing:
       small: the number of values up to which a tensor is joined with others.
     """
 
-    def __init__(self, specs: Sequence[Any], small: float = _SMALL):
+    def __init__(self, specs: Sequence[Any], small: float = 2**12):
         self._first = FirstAxisPacking(specs, small)
         self._flat = [
             tf.TensorSpec([spec.shape.num_elements()] if _is_small(spec, small) else spec.shape, spec.dtype)

@@ -9,7 +9,6 @@ A new kind of branch is a Keras layer that `nvae_tf.register_cell` registers; or
 import functools
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -19,7 +18,7 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch, LayerBranch
 from nvae_tf.layers import cpu_kernels, normalization
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
-from nvae_tf.layers.normalization import BatchStatisticsNorm, Folding, StackedBatchNormalization
+from nvae_tf.layers.normalization import Folding, StackedBatchNormalization
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 
@@ -41,7 +40,7 @@ class ResidualCells(StackedLayer):
         super().__init__(count, [part for part in (branch, gate, skip) if part is not None], dtype=dtype)
         self.branch, self.gate, self.skip, self.residual_scale = branch, gate, skip, config.residual_scale
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         skip = functools.partial(self.skip.apply_slice, weights[-1], records=records) if self.skip else None
         if skip and isinstance(self.branch, KerasLayers):
             inputs, skip = skip(inputs), None
@@ -49,17 +48,6 @@ class ResidualCells(StackedLayer):
         gate = 1.0 if self.gate is None else self.gate.apply_slice(weights[1], residual, records)
         residual = residual * (self.residual_scale * gate)
         return (skip(inputs) if skip else inputs) + residual
-
-
-class LayerWeights(NamedTuple):
-    """What one Keras layer computes with in inference."""
-
-    trained: tuple[tf.Tensor, ...]
-    state: tuple[tf.Tensor, ...]  # `[width]` each
-
-
-class TrainingWeights(LayerWeights):
-    """The same in training."""
 
 
 class KerasLayers(StackedLayer):
@@ -85,23 +73,20 @@ class KerasLayers(StackedLayer):
     def _stacked(self, name: str, variables: list[list], **settings) -> list[keras.Variable]:
         stacks = [np.stack(list(map(keras.ops.convert_to_numpy, each))) for each in zip(*variables, strict=True)]
         return [
-            self.add_weight(
-                name=f"{name}_{number}", shape=each.shape, initializer=lambda *_, each=each, **__: each, **settings
-            )
+            self.add_weight(name=f"{name}_{number}", shape=each.shape, initializer=each, **settings)
             for number, each in enumerate(stacks)
         ]
 
     def recorders(self, initializing: bool = False) -> list[StackedLayer]:
         return [self] if self.statistics else []
 
-    def make_weights(self, forward: ForwardPass) -> LayerWeights:
-        kind = TrainingWeights if forward.training else LayerWeights
-        return kind(*(tuple(map(tf.convert_to_tensor, each)) for each in (self.trained, self.statistics)))
+    def make_weights(self, forward: ForwardPass) -> tuple[tf.Tensor, ...]:
+        return tuple(map(tf.convert_to_tensor, (*self.trained, *self.statistics)))
 
-    def apply_slice(self, weights: LayerWeights, inputs: tf.Tensor, records: list) -> tf.Tensor:
-        in_training, layer = isinstance(weights, TrainingWeights), self._layer()
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        in_training, layer = records is not None, self._layer()
         variables, state = [*layer.trainable_variables, *layer.non_trainable_variables], layer.non_trainable_variables
-        mapping = zip(variables, (*weights.trained, *weights.state), strict=True)
+        mapping = zip(variables, weights, strict=True)
         with keras.StatelessScope(state_mapping=list(mapping)) as scope:
             outputs = layer(inputs, training=in_training)
         if in_training and state:
@@ -153,8 +138,8 @@ class InvertedResidualBranch(StackedLayer):
             Folding(narrow.convolution, last),
         ]
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
-        in_training = isinstance(weights[0], BatchStatisticsNorm)
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        in_training = records is not None
         if self.upsampling and not in_training and cpu_kernels.has_cpu_forms():
             return self._in_phases(weights, inputs)
         outputs = super().apply_slice(weights, inputs, records)
@@ -168,10 +153,10 @@ class InvertedResidualBranch(StackedLayer):
     def _in_phases(self, weights: tuple, inputs: tf.Tensor) -> tf.Tensor:
         norm, widen, (depthwise, depthwise_weights), *others = zip(self.parts, weights, strict=True)
         for part, part_weights in (norm, widen):
-            inputs = part.apply_slice(part_weights, inputs, [])
+            inputs = part.apply_slice(part_weights, inputs, None)
         phases = depthwise.phases(depthwise_weights, inputs)
         for part, part_weights in others:
-            phases = [part.apply_slice(part_weights, phase, []) for phase in phases]
+            phases = [part.apply_slice(part_weights, phase, None) for phase in phases]
         return cpu_kernels.interleaved(tf.stack(phases))
 
 
@@ -205,7 +190,7 @@ class EluConvolution(StackedLayer):
         super().__init__(convolution.count, [norm, convolution] if norm else [convolution], dtype=dtype)
         self.norm, self.convolution, self.upsampling = norm, convolution, upsampling
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         if self.norm is not None:
             inputs = self.norm.apply_slice(weights[0], inputs, records)
         inputs = tf.nn.elu(inputs)
@@ -223,12 +208,11 @@ class SwishConvolution(StackedLayer):
         super().__init__(convolution.count, [norm, convolution], dtype=dtype)
         self.norm, self.convolution, self.upsampling = norm, convolution, upsampling
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         norm, convolution = weights
-        if not isinstance(norm, BatchStatisticsNorm):
+        if records is None:
             return self._convolve(self._active(norm, inputs), convolution)
-        weights = norm.gamma, norm.beta, convolution.kernel, *convolution.bias
-        outputs, statistics = _without_keeping(self._convolve, inputs, *weights)
+        outputs, statistics = _without_keeping(self._convolve, inputs, *norm, convolution.kernel, *convolution.bias)
         records.append(statistics)
         return outputs
 
@@ -236,17 +220,17 @@ class SwishConvolution(StackedLayer):
         """What `interleaved` makes the outputs of, in inference, where these have twice the resolution."""
         norm, convolution = weights
         active, kernels = self._active(norm, inputs), cpu_kernels.phase_kernels(convolution.kernel)
-        return [self.convolution.apply_slice(convolution._replace(kernel=kernel), active, []) for kernel in kernels]
+        return [self.convolution.apply_slice(convolution._replace(kernel=kernel), active, None) for kernel in kernels]
 
     def _active(self, norm: tuple, inputs: tf.Tensor) -> tf.Tensor:
         if not norm:
             # Folded: the rewriting of graphs makes one operation of this, which takes less time than `swish`.
             return inputs * tf.sigmoid(inputs)
-        return cpu_kernels.swish(self.norm.apply_slice(norm, inputs, []))
+        return cpu_kernels.swish(self.norm.apply_slice(norm, inputs, None))
 
     def _convolve(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
         active = cpu_kernels.nearest_upsampling(active) if self.upsampling else active
-        return self.convolution.apply_slice(weights, active, [])
+        return self.convolution.apply_slice(weights, active, None)
 
 
 def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
@@ -290,7 +274,7 @@ class StackedSqueezeExcite(StackedLayer):
     def make_weights(self, forward: ForwardPass) -> tuple[tf.Tensor, ...]:
         return tuple(tf.cast(variable, self.compute_dtype) for variable in self.weights)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights
         hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel), reduce_bias))
         gate = tf.sigmoid(tf.nn.bias_add(tf.matmul(hidden, expand_kernel), expand_bias))
@@ -309,7 +293,7 @@ class FactorizedReduce(StackedLayer):
         parts = [StackedConvolution(count, channels_in, width, 1, dtype=dtype) for width in widths]
         super().__init__(count, parts, dtype=dtype)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         # One rearrangement: the gradients of four strided slices take ten times as long on CPUs. With the gradient of
         # `tf.split` XLA would compile a training step anew each time.
         squares = tf.nn.space_to_depth(cpu_kernels.swish(inputs), 2)
@@ -328,7 +312,7 @@ class BilinearExpand(StackedLayer):
         convolution = StackedConvolution(count, channels_in, channels_out, 1, use_bias=False, dtype=dtype)
         super().__init__(count, [convolution], dtype=dtype)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         return aligned_bilinear_upsampling(super().apply_slice(weights, inputs, records))
 
 

@@ -3,9 +3,6 @@
 A hierarchical VAE has hundreds of small layers of one kind. With a variable for each weight of each layer, weight
 normalization, spectral norms and the optimizer would act on thousands of tensors, and building the graph would take
 minutes. Here they act on some hundreds. One layer is a pure function of its input and its slice of the weights.
-
-A network asks each stack for its layers in a pass, `stack.layers(forward)`, and calls them. They change no variable:
-what follows from the pass, as new running statistics, is gathered in `forward`, a `ForwardPass`, and assigned later.
 """
 
 import contextlib
@@ -29,7 +26,7 @@ Recorded = list[tf.Tensor]
 
 @dataclasses.dataclass
 class ForwardPass:
-    """How one pass through the network is computed, and what it gathers for later."""
+    """How one pass through the network is computed, and what it gathers for later: layers change no variable."""
 
     training: bool = False  # batch norm uses the statistics of the batch, and records them
     # A training pass in which data-dependent layers set their scales from the batch.
@@ -89,7 +86,7 @@ class StackedLayer(keras.layers.Layer):
 
         make_weights(forward)            the ready-to-use weights of all layers, `[count, ...]`
         layers(forward)[i](inputs)       layer i, which calls
-            apply_slice(weights[i], inputs, records)     in training it appends its statistics to `records`
+            apply_slice(weights[i], inputs, records)     in training it appends its statistics to the list `records`
         updates_from(vectors, initializing)   after the pass: new values of the statistics of all `recorders`
 
     With `recomputed` the backward pass computes each layer again, and only the layer's input is kept until then.
@@ -118,11 +115,11 @@ class StackedLayer(keras.layers.Layer):
         """What `apply_slice` takes, with a leading axis of `count`."""
         return tuple(forward.weights_of(part) for part in self.parts)
 
-    def apply_slice(self, weights: Weights, inputs: tf.Tensor, records: list) -> tf.Tensor:
+    def apply_slice(self, weights: Weights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """One layer, a pure function of `[batch, height, width, channels]` and its weights, without the leading axis.
 
         In training each of the `recorders` in turn appends to `records` a tuple of vectors `[width]`: batch norm, for
-        example, its (mean, variance).
+        example, its (mean, variance). In inference `records` is None.
         """
         for part, part_weights in zip(self.parts, weights, strict=True):
             inputs = part.apply_slice(part_weights, inputs, records)
@@ -147,6 +144,7 @@ class StackedLayer(keras.layers.Layer):
         """Layers with these weights as functions of their input, and a list with a place for what each call records."""
         recorded: list[Recorded] = [[] for _ in weights]
         apply = self._call if self.parts and forward.has_calls else self._apply
+        apply = functools.partial(apply, training=forward.training)
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
 
         def layer(index: int, inputs: tf.Tensor) -> tf.Tensor:
@@ -155,15 +153,15 @@ class StackedLayer(keras.layers.Layer):
 
         return [functools.partial(layer, index) for index in range(len(weights))], recorded
 
-    def _apply(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, Recorded]:
-        records: list[tuple[tf.Tensor, ...]] = []
+    def _apply(self, weights: Weights, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, Recorded]:
+        records: list[tuple[tf.Tensor, ...]] | None = [] if training else None
         outputs = self.apply_slice(weights, inputs, records)
         return outputs, [tf.concat([tensor for record in records for tensor in record], 0)] if records else []
 
-    def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor) -> tuple[tf.Tensor, Recorded]:
+    def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, Recorded]:
         # As integers, because TensorFlow makes a gradient of zeros for each float that a call returns; as unsigned
         # ones, because int32 is kept on the host.
-        outputs, recorded = self._apply(weights, inputs)
+        outputs, recorded = self._apply(weights, inputs, training)
         return outputs, [tf.bitcast(vector, tf.uint32) for vector in recorded]
 
     def recorders(self, initializing: bool = False) -> list["StackedLayer"]:

@@ -12,7 +12,6 @@ from nvae_tf.layers import FoldedPass
 from nvae_tf.models import training_step
 from nvae_tf.models.images import check_batch, check_classes, check_images, check_pixels, with_one_line_errors
 from nvae_tf.models.latents import batch_size_of, check_labels
-from nvae_tf.models.metrics import metric_values
 from nvae_tf.models.passes import inference_pass
 from nvae_tf.replicas import replica_count, replica_means
 
@@ -102,7 +101,7 @@ class FittedModel(keras.Model):
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         kl = tf.reduce_sum(kl)
         self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
-        return metric_values(self.running.evaluation_metrics)
+        return training_step.metric_values(self.running.evaluation_metrics)
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes what `fit` runs. Images that are not finite pass, and the step guard skips their step."""

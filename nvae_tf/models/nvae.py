@@ -22,7 +22,6 @@ from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice, real_number, whole_number
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import feature_groups, latent_plan
-from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import denoising, passes, restoration
 from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import as_tensor, boolean_mask, check_images
@@ -39,10 +38,10 @@ from nvae_tf.models.latents import (
     noise_per_image,
     temperatures_of_groups,
 )
-from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierScores, outlier_parts, outlier_scores
 from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check_prior
 from nvae_tf.models.top_down import TopDown
+from nvae_tf.models.training_step import RecentMetrics, RunningMetrics
 from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
 
@@ -112,7 +111,7 @@ class NVAE(FittedModel):
         group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales) if scale.cells]
         for cells in {"none": [], "groups": group_cells, "all": self._layers_of_kind(layers.ResidualCells)}[recompute]:
             cells.recomputed = True
-        self.is_data_dependent = bool(self._layers_of_kind(DataDependentConvolution))
+        self.is_data_dependent = bool(self._layers_of_kind(layers.DataDependentConvolution))
         self.data_initialised = self.add_weight(
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
         )
@@ -449,7 +448,22 @@ class NVAE(FittedModel):
 
         Other arguments of `keras.Model.summary` have no effect.
         """
-        for line in _summary_lines(self):
+        config, plan, encoder, decoder = self.config, self.plan, self.bottom_up, self.top_down
+        size = f"{config.image_height}x{config.image_width}x{config.image_channels}"
+        classes = f", {config.num_classes} classes" if config.num_classes else ""
+        head = f"NVAE of images {size} of {config.num_bits} bits{classes}, likelihood {config.likelihood}"
+        lines = [f"{head}: {plan.num_groups} latent groups, {_count(self)} weights (encoder / decoder):"]
+        # From the top, as the decoder's; a model of one group has no scales in the encoder.
+        encoders = [[scale] for scale in reversed(encoder.scales)] or [[]]
+        encoders[0].append(encoder.top)
+        for scale, own_encoder, own_decoder in zip(plan.scales, encoders, decoder.scales, strict=True):
+            groups = f"scale {scale.height}x{scale.width}: groups {scale.groups[0]}-{scale.groups[-1]}"
+            channels = f"channels {scale.encoder_channels} / {scale.decoder_channels}"
+            weights = f"weights {_count(*own_encoder)} / {_count(own_decoder)}"
+            lines.append(f"{groups}, {config.num_latent_per_group} latent channels, {channels}, {weights}")
+        ends = _count(encoder.stem, *encoder.preprocess), _count(*decoder.postprocess, decoder.image)
+        channels = f"channels {config.num_channels_encoder} / {config.num_channels_decoder}"
+        for line in [*lines, f"image {size}: {channels}, weights {ends[0]} / {ends[1]}"]:
             (print_fn or print)(line)
 
     def save(self, filepath, *args, **kwargs) -> None:
@@ -479,26 +493,6 @@ class NVAE(FittedModel):
 
 def _graph_of(model: NVAE, function: Callable, **settings) -> tf.types.experimental.PolymorphicFunction:
     return tf.function(lambda *rows: function(model, *rows, **settings), autograph=False)
-
-
-def _summary_lines(model: NVAE) -> list[str]:
-    """A line about the model, one for each scale, from the top, and one for what is around the scales."""
-    config, plan, encoder, decoder = model.config, model.plan, model.bottom_up, model.top_down
-    size = f"{config.image_height}x{config.image_width}x{config.image_channels}"
-    classes = f", {config.num_classes} classes" if config.num_classes else ""
-    head = f"NVAE of images {size} of {config.num_bits} bits{classes}, likelihood {config.likelihood}"
-    lines = [f"{head}: {plan.num_groups} latent groups, {_count(model)} weights (encoder / decoder):"]
-    # From the top, as the decoder's; a model of one group has no scales in the encoder.
-    encoders = [[scale] for scale in reversed(encoder.scales)] or [[]]
-    encoders[0].append(encoder.top)
-    for scale, own_encoder, own_decoder in zip(plan.scales, encoders, decoder.scales, strict=True):
-        groups = f"scale {scale.height}x{scale.width}: groups {scale.groups[0]}-{scale.groups[-1]}"
-        channels = f"channels {scale.encoder_channels} / {scale.decoder_channels}"
-        weights = f"weights {_count(*own_encoder)} / {_count(own_decoder)}"
-        lines.append(f"{groups}, {config.num_latent_per_group} latent channels, {channels}, {weights}")
-    ends = _count(encoder.stem, *encoder.preprocess), _count(*decoder.postprocess, decoder.image)
-    channels = f"channels {config.num_channels_encoder} / {config.num_channels_decoder}"
-    return [*lines, f"image {size}: {channels}, weights {ends[0]} / {ends[1]}"]
 
 
 def _count(*layers: keras.layers.Layer) -> str:

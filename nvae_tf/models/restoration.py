@@ -10,7 +10,7 @@ alternate (PnP-HVAE: Prost et al. 2023, arXiv 2303.11217). At the end comes the 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,17 +32,8 @@ _CONJUGATE_STEPS = 40
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
-class LinearOperator(Protocol):
-    """What is measured of an image x: `A x`. Any object with these methods is one, and they are checked together."""
-
-    def apply(self, images: tf.Tensor) -> tf.Tensor:
-        """`A x`: images `[batch, height, width, channels]` -> measurements `[batch, ...]`."""
-
-    def adjoint(self, measurements: tf.Tensor) -> tf.Tensor:
-        """`A' y`: measurements -> images."""
-
-    def squared(self, variances: tf.Tensor) -> tf.Tensor:
-        """`(A * A) v`, with every weight squared: the measurements' variances where pixels have these."""
+# What is measured of an image: any object with the methods of `Separable`, which are checked together.
+LinearOperator = Any
 
 
 def _fixed(values: Any) -> np.ndarray:
@@ -84,12 +75,15 @@ class Separable:
             object.__setattr__(self, name, _fixed(getattr(self, name)))
 
     def apply(self, images: tf.Tensor) -> tf.Tensor:
+        """`A x`: images `[batch, height, width, channels]` -> measurements `[batch, ...]`."""
         return _separable(self.rows, self.columns, images)
 
     def adjoint(self, measurements: tf.Tensor) -> tf.Tensor:
+        """`A' y`: measurements -> images."""
         return _separable(self.rows.T, self.columns.T, measurements)
 
     def squared(self, variances: tf.Tensor) -> tf.Tensor:
+        """`(A * A) v`, with every weight squared: the measurements' variances where pixels have these."""
         return _separable(self.rows**2, self.columns**2, variances)
 
 

@@ -101,8 +101,7 @@ class TopDownScale(keras.layers.Layer):
             group = self._group_layers(forward, layers)
             for cell in group.cells:
                 state = cell(state)
-            # The state has three uses: the prior and the posterior in `draw`, and `combine`. TensorFlow adds the
-            # gradients of two in one order, of three in any.
+            # The state has three uses: the prior and the posterior in `draw`, and `combine`; see `fan_out`.
             state, state_for_draw = fan_out(state, 2)
             latent = source.draw(group, state_for_draw)
             return group.combine(state, latent.z), latent

@@ -131,28 +131,20 @@ def final_kl_weights(config: ObjectiveConfig, plan: LatentPlan) -> tuple[float, 
     return tuple(config.kl_final_weight * factor for factor, scale in pairs for _ in scale.groups)
 
 
-class TrainingLoss(NamedTuple):
-    """The scalar to differentiate, the weighted KL `[batch]` in nats, and the weight of every group's KL `[groups]`."""
-
-    loss: tf.Tensor
-    balanced_kl: tf.Tensor
-    group_weights: tf.Tensor
-
-
 def training_loss(
-    elbo: Elbo, beta: tf.Tensor, scales: tuple, regularizers: tf.Tensor, weight, final_weights=(), free_nats=0.0
-) -> TrainingLoss:
-    """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`, all scalars but for the `Elbo`.
+    elbo: Elbo, beta: tf.Tensor, weighted_regularizers: tf.Tensor, config: ObjectiveConfig, plan: LatentPlan
+) -> tf.Tensor:
+    """`mean(reconstruction + sum_g w_g KL_g) + weighted_regularizers`, all scalars but for the `Elbo`.
 
-    `w_g` are the `group_weights` times the final weights (`final_kl_weights`; none: 1). A group whose mean KL is below
-    `free_nats` counts as these, without gradient.
+    `w_g` are the `group_weights` times the `final_kl_weights`. A group whose mean KL is below `config.free_nats` counts
+    as these, without gradient.
     """
-    weights, kl = group_weights(elbo.kl, beta, scales), elbo.kl
+    weights, kl = group_weights(elbo.kl, beta, balancing_scales(plan)), elbo.kl
+    final_weights, free_nats = final_kl_weights(config, plan), config.free_nats
     if any(final != 1.0 for final in final_weights):  # at their defaults they add no operation
         weights *= tf.constant(final_weights, tf.float32)
     if free_nats > 0.0:  # the mean of a group's KL becomes `max(mean, free_nats)` (Kingma et al. 2016, appendix C.8)
         (means,) = replica_means([tf.reduce_mean(tf.stop_gradient(kl), axis=0)])
         kl = tf.where(means > free_nats, kl, free_nats)
     balanced_kl = tf.reduce_sum(weights * kl, axis=1)
-    loss = tf.reduce_mean(elbo.reconstruction + balanced_kl) + weight * regularizers
-    return TrainingLoss(loss, balanced_kl, weights)
+    return tf.reduce_mean(elbo.reconstruction + balanced_kl) + weighted_regularizers

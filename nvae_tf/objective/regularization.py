@@ -34,12 +34,11 @@ class SpectralRegularizer(keras.layers.Layer):
         self.warmed_up = self.add_weight(name="warmed_up", shape=(), initializer="zeros", **state)
         self.built = True
 
-    def norms(self, forward: layers.ForwardPass, iterations: int | None = None) -> list[tf.Tensor]:
+    def norms(self, forward: layers.ForwardPass) -> list[tf.Tensor]:
         """The largest singular values `[count]` of each stack's kernels; the new vectors go to `forward`."""
         # The gradient goes through `u^T W v` only.
         matrices = [tf.reshape(stack, (stack.shape[0], -1, stack.shape[-1])) for stack in self._kernels(forward)]
-        if iterations is None:
-            iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
+        iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         axis = tf.constant(1)
         starts = [tf.expand_dims(vector, axis) for vector in self.vectors]
         iterate = _power_iteration_of_all if cpu_kernels.has_gpus() else _power_iteration_of_each
@@ -115,7 +114,7 @@ def _normalized(rows: tf.Tensor) -> tf.Tensor:
 @tf.custom_gradient
 def _norms(matrices, v, u, norms) -> tuple[list[tf.Tensor], Callable]:
     """`u^T W v` of every matrix, `[count]`, with a gradient through W alone, whose own gradient is of u and v too."""
-    outer = _outer_products if cpu_kernels.has_gpus() else _outer_products_in_a_call
+    outer = _outer_products.python_function if cpu_kernels.has_gpus() else _outer_products
 
     def gradient(*upstream: tf.Tensor) -> list:
         products = list(map(outer, v, u, upstream))
@@ -126,11 +125,9 @@ def _norms(matrices, v, u, norms) -> tuple[list[tf.Tensor], Callable]:
     return [tf.identity(norm) for norm in norms], gradient
 
 
+@cpu_kernels.shared_function(_ANY_ROWS, _ANY_ROWS, tf.TensorSpec([None]))
 def _outer_products(v: tf.Tensor, u: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     return tf.matmul(v, tf.reshape(scale, (-1, 1, 1)) * u, transpose_a=True)
-
-
-_outer_products_in_a_call = cpu_kernels.shared_function(_ANY_ROWS, _ANY_ROWS, tf.TensorSpec([None]))(_outer_products)
 
 
 def batch_norm_loss(norms: Sequence[layers.StackedBatchNormalization]) -> tf.Tensor:

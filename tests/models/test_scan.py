@@ -14,8 +14,8 @@ from nvae_tf.generation.sampling import generate_images
 from nvae_tf.layers import cpu_kernels, scan
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import batch_noise
-from nvae_tf.optimization import NVAEAdamax, joined_step
-from nvae_tf.optimization.joined_step import postponed_assignments
+from nvae_tf.optimization import NVAEAdamax, adamax
+from nvae_tf.optimization.adamax import postponed_assignments
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.loading import model_for_training
 from nvae_tf.training.strategy import step_function
@@ -189,7 +189,7 @@ def given_draws(monkeypatch):
 def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(settings, scan, given_draws, monkeypatch):
     plain, model = model_of(**settings), model_of(**settings)
     model.scan = scan
-    monkeypatch.setattr(joined_step, "SMALL_WEIGHT", 100)
+    monkeypatch.setattr(adamax, "SMALL_WEIGHT", 100)
     monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: scan and settings.get("adamax"))
     compiled = step_function(tf.distribute.get_strategy(), model, compiled=True)
     assert_near(after(model, compiled), after(plain, tf.function(plain.train_step, autograph=False)))

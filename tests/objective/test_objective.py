@@ -19,7 +19,8 @@ from tests.tiny_model import assert_same, values
 SCHEDULE = ObjectiveConfig(total_steps=100_000)
 RECONSTRUCTION = np.float32([10.0, 20.0])
 KL = np.float32([[3.0, 0.0, -1.0], [5.0, 0.0, 3.0]])
-ALPHA = (1.0, 2.0, 4.0)
+PLAN = latent_plan(ModelConfig(num_latent_scales=3, num_groups_per_scale=1))
+ALPHA = (1.0, 4.0, 16.0)
 
 
 def test_the_analytic_kl():
@@ -63,14 +64,15 @@ def test_the_training_loss_and_its_gradient(beta, final):
     with tf.GradientTape() as tape:
         tape.watch([reconstruction, kl])
         elbo = bound.Elbo(reconstruction, kl)
-        found = bound.training_loss(elbo, tf.constant(beta), ALPHA, tf.constant(7.0), tf.constant(0.1), final)
+        config = ObjectiveConfig(kl_scale_weights=final)
+        loss = bound.training_loss(elbo, tf.constant(beta), tf.constant(0.1 * 7.0), config, PLAN)
     coefficients = (np.abs(KL).mean(axis=0) + 0.01) / np.array(ALPHA) if beta < 1.0 else np.ones(3)
-    weights = beta * coefficients / coefficients.mean() * (final or 1.0)
-    np.testing.assert_allclose(found.group_weights, weights, rtol=1e-5)
-    weights = found.group_weights.numpy()
-    np.testing.assert_allclose(found.balanced_kl, KL @ weights, rtol=1e-6)
-    assert float(found.loss) == pytest.approx(np.mean(RECONSTRUCTION + KL @ weights) + 0.1 * 7.0)
-    gradients = tape.gradient(found.loss, [reconstruction, kl])
+    weights = beta * coefficients / coefficients.mean()
+    balancing = bound.group_weights(kl, tf.constant(beta), ALPHA).numpy()
+    np.testing.assert_allclose(balancing, weights, rtol=1e-5)
+    weights = balancing * np.float32(final or 1.0)
+    assert float(loss) == pytest.approx(np.mean(RECONSTRUCTION + KL @ weights) + 0.1 * 7.0)
+    gradients = tape.gradient(loss, [reconstruction, kl])
     np.testing.assert_allclose(gradients[0], [0.5, 0.5])
     np.testing.assert_allclose(gradients[1], np.tile(weights / 2.0, (2, 1)), rtol=1e-6)
 
@@ -80,9 +82,9 @@ def test_free_nats_replace_what_is_below_and_its_gradient():
     kl = tf.constant(KL)
     with tf.GradientTape() as tape:
         tape.watch(kl)
-        elbo, weights = bound.Elbo(tf.constant(RECONSTRUCTION), kl), (1.0, 0.5, 0.25)
-        arguments = tf.constant(1.0), ALPHA, tf.constant(0.0), tf.constant(0.0), weights
-        loss = bound.training_loss(elbo, *arguments, free_nats=2.0).loss
+        elbo = bound.Elbo(tf.constant(RECONSTRUCTION), kl)
+        config = ObjectiveConfig(kl_scale_weights=(1.0, 0.5, 0.25), free_nats=2.0)
+        loss = bound.training_loss(elbo, tf.constant(1.0), tf.constant(0.0), config, PLAN)
     assert float(loss) == pytest.approx(15.0 + 4.0 + 0.5 * 2.0 + 0.25 * 2.0)
     np.testing.assert_allclose(tape.gradient(loss, kl), [[0.5, 0.0, 0.0]] * 2)
 
@@ -157,7 +159,8 @@ def pass_of(stacks):
 def test_norms_against_singular_values():
     stacks = convolutions()
     regularizer = SpectralRegularizer(stacks)
-    norms = tf.function(lambda: regularizer.norms(pass_of(stacks), iterations=1000))()
+    regularizer.FIRST_ITERATIONS = 1000
+    norms = tf.function(lambda: regularizer.norms(pass_of(stacks)))()
     for stack, found in zip(stacks, norms, strict=True):
         # The largest singular value of each kernel as a matrix [out, in * height * width].
         kernels = stack.effective_kernels(ForwardPass()).numpy().astype(np.float64)

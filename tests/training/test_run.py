@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, resolve_lengths
-from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
+from nvae_tf.models.training_step import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import RunawayGuard
 from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.runs.loading import model_for_training
