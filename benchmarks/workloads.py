@@ -127,7 +127,7 @@ def random_images(model_config: Any, batch_size: int) -> Any:
     """Random images `[batch, height, width, channels]` in [0, 1], on the levels that the data has."""
     import tensorflow as tf
 
-    shape = [batch_size, model_config.image_height, model_config.image_width, model_config.image_channels]
+    shape = [batch_size, *model_config.image_shape]
     levels = 2 if model_config.likelihood == "bernoulli" else 2**model_config.num_bits
     drawn = tf.random.stateless_uniform(shape, seed=[0, 0], maxval=levels, dtype=tf.int32)
     return tf.cast(drawn, tf.float32) / (levels - 1)

@@ -287,6 +287,11 @@ class ModelConfig(_Settings, group="model.", least=1):
             yield "noise_variance", f"is for the likelihood {NOISY_SIGNAL}; data.noise sets both"
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Size of one image, `(height, width, channels)`."""
+        return self.image_height, self.image_width, self.image_channels
+
+    @property
     def is_denoising(self) -> bool:
         """Whether the network gives a signal, of which the images are noisy measurements, see `data.noise`."""
         return self.likelihood == NOISY_SIGNAL

@@ -57,7 +57,7 @@ class NVAETransformer(TransformerMixin, BaseEstimator):
 
     def _images(self, rows: np.ndarray) -> np.ndarray:
         config = self.model_.config
-        shape = config.image_height, config.image_width, config.image_channels
+        shape = config.image_shape
         if rows.shape[1] != math.prod(shape):
             raise ValueError(f"X has {rows.shape[1]} values for each image; this model's images are {shape}")
         return rows.reshape(-1, *shape)

@@ -19,7 +19,7 @@ def tiny_config(**changes) -> ModelConfig:
 
 
 def images_of(config, count=4):
-    shape = (count, config.image_height, config.image_width, config.image_channels)
+    shape = (count, *config.image_shape)
     levels = 2**config.num_bits
     return np.float32(np.random.default_rng(0).integers(0, levels, shape) / (levels - 1))
 

@@ -66,7 +66,7 @@ class Codec:
     def __init__(self, source: ModelWithWeights, bins: list[str], growth: int, tolerance: float):
         self._model, self._growth, config = source.model, growth, source.model.config
         self._folded = source.folded or folded_weights(source.model._stacks())
-        self.shape = config.image_height, config.image_width, config.image_channels
+        self.shape = config.image_shape
         self._latents = LatentCoder(bins, source.model.plan.latent_shapes(), tolerance)
         self._pixels = PixelCoder(source.model.likelihood, tolerance)
         numbers = math.prod(self.shape[:2]) * source.model.likelihood.num_parameters

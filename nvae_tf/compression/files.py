@@ -85,7 +85,7 @@ def read_set(
     `place` is a folder of pictures, which are of the class that their folder is called, or an array file: .npy, .npz
     (with `labels`), or IDX. ValueError for images of another kind than the model's: they would not come back.
     """
-    path, shape = pathlib.Path(place).expanduser(), (config.image_height, config.image_width, config.image_channels)
+    path, shape = pathlib.Path(place).expanduser(), config.image_shape
     if path.is_dir():
         names = pictures.list_pictures(path)
         if not names:

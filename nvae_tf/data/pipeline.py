@@ -248,7 +248,7 @@ def images_of_files(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Ten
 
     Also which files have the model's size and can be decoded `[batch]`; the images of the others are black.
     """
-    shape = (config.image_height, config.image_width, config.image_channels)
+    shape = config.image_shape
     # From the header, since a small file may be gigabytes when it is decoded.
     header = _PNG_BEGINNING + struct.pack(">II", config.image_width, config.image_height)
     files = tf.where(tf.equal(tf.strings.substr(image_bytes, 0, len(header)), header), image_bytes, "")

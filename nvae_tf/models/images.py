@@ -37,7 +37,7 @@ def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
     if isinstance(images, Mapping):
         names, fix = ", ".join(map(str, images)), "map the dataset to them, such as lambda batch: batch['image'] / 255"
         raise ValueError(f"a batch is a dictionary of {names}; this model takes the images alone: {fix}")
-    images, expected = as_tensor(images, "images"), (config.image_height, config.image_width, config.image_channels)
+    images, expected = as_tensor(images, "images"), config.image_shape
     if images.shape.rank != 4 or images.shape[1:] != expected:
         fix = "resize them, or set model.image_height, image_width and image_channels to what they are"
         form = f"[batch, {', '.join(map(str, expected))}]"

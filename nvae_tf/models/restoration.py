@@ -121,7 +121,7 @@ def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, 
     is_floating = measurement.dtype.is_floating
     check(is_floating, f"the measurement is of type {measurement.dtype.name}: give floats; divide 8-bit values by 255")
     measurement = tf.cast(measurement, tf.float32)
-    shape = config.image_height, config.image_width, config.image_channels
+    shape = config.image_shape
     images = tf.random.stateless_uniform([2, *shape], seed=(0, 1))
     try:
         expected = operator.apply(images)
@@ -156,8 +156,7 @@ def restored(model, measurement, seeds, labels, operator, sigma, steps: int, pnp
     forward = pass_of_loop(model, labels)
     count, shapes = batch_size_of(measurement), model.plan.latent_shapes()
     measured = _Measured(operator, measurement, tf.cast(sigma, tf.float32))
-    image_shape = model.config.image_height, model.config.image_width, model.config.image_channels
-    start = measured.linear_estimate(image_shape)
+    start = measured.linear_estimate(model.config.image_shape)
 
     def moments(sources: Sequence[Any]) -> tuple[tf.Tensor, tf.Tensor]:
         likelihood = top_down_pass(model, sources, count, forward).likelihood

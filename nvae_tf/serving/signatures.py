@@ -63,9 +63,8 @@ class FlatLatentModel:
 
     def _specs(self, signature: str, names: Sequence[str], rows: int | None) -> list[tf.TensorSpec]:
         """Returns the specs `[rows, ...]` of the inputs of a signature; `compose` has a temperature for each group."""
-        config = self.model.config
-        image = config.image_height, config.image_width, config.image_channels
-        shapes = {"image": image, "latent": (self.total,), "noise": (self.total,), "keep": (self.num_groups,)}
+        image, latent = self.model.config.image_shape, (self.total,)
+        shapes = {"image": image, "latent": latent, "noise": latent, "keep": (self.num_groups,)}
         shapes["temperature"] = shapes["keep"] if signature == "compose" else ()
         return [tf.TensorSpec([rows, *shapes.get(name, ())], _DTYPES.get(name, tf.float32), name) for name in names]
 

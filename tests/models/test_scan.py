@@ -106,7 +106,7 @@ def test_the_size_of_the_program_that_xla_compiles(preset, precision, most, monk
     model.scan = True
     model.optimizer.build(model.trainable_variables)
     settings = config.model
-    images = tf.zeros((4, settings.image_height, settings.image_width, settings.image_channels))
+    images = tf.zeros((4, *settings.image_shape))
 
     @tf.function(autograph=False, jit_compile=True)
     def step(images):

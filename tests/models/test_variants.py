@@ -111,7 +111,7 @@ def training_graph(model):
         return tape.gradient(metrics.loss, model.trainable_weights), [value for _, value in forward.updates()]
 
     config = model.config
-    images = tf.TensorSpec((2, config.image_height, config.image_width, config.image_channels))
+    images = tf.TensorSpec((2, *config.image_shape))
     definition = tf.function(gradients, autograph=False).get_concrete_function(images).graph.as_graph_def()
     return [definition.node, *(function.node_def for function in definition.library.function)]
 
@@ -204,7 +204,7 @@ def graphs(config):
     """The training step, sampling, scoring, and the step of `evaluate`."""
     model = model_for_training(config, steps_per_epoch=10, total_steps=100).model
     model.optimizer.build(model.trainable_variables)
-    size = config.model.image_height, config.model.image_width, config.model.image_channels
+    size = config.model.image_shape
     images, temperatures = tf.TensorSpec((BATCH, *size)), [0.7] * config.model.num_latent_scales
     batch, labels, guided = images, None, {}
     if config.model.num_classes:
