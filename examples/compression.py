@@ -1,7 +1,7 @@
 """Lossless sizes of test images by a model and by other formats: the table of docs/compression.md.
 
     python -m examples.compression --workdir=digits
-    python -m examples.compression --workdir=fashion --data_path=FOLDER
+    python -m examples.compression --workdir=fashion --data_path=FOLDER --count=2000
 
 Where imagecodecs is installed, JPEG XL is measured too. All images are one stream. Prints Markdown.
 """

@@ -16,8 +16,8 @@ from PIL import Image
 
 from benchmarks import results
 from nvae_tf.data.sources import load_split
-from nvae_tf.files import write_arrays
 from nvae_tf.presets import experiment_config
+from nvae_tf.schemas import write_arrays
 
 NUM_BITS = 12
 

@@ -24,7 +24,6 @@ from typing import Annotated, Any
 from absl import flags
 
 from nvae_tf import command_line, errors, files
-from nvae_tf.data.spec import complete_config
 
 CONFIG = command_line.define_config()
 
@@ -36,6 +35,8 @@ def main(
     """Checks the settings, measures training steps and prints."""
     if json:
         command_line.output_place(json, (".json",), overwrite=True, flag="json")
+    from nvae_tf.data.spec import complete_config  # what reads images is not needed for --help
+
     config = complete_config(sized_settings(CONFIG.value), flags.FLAGS["config"].override_values)
     errors.start_tensorflow_quietly()
     from nvae_tf.training.memory import estimate_memory, memory_table

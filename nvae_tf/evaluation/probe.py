@@ -60,9 +60,11 @@ def _representations(task: EvaluationTask, sources: Sequence[ImageSource]) -> di
     pool = "mean" if sum(map(math.prod, model.plan.latent_shapes())) > _MOST_FEATURES else None
     for part in sources:
         numbers = range(math.ceil(min(part.count, _MOST_IMAGES) / task.batch_size))
-        images = np.concatenate([*task.batches(part, images_alone(task.spec), numbers)])
-        kinds["features"].append(model.features(images, pool=pool, batch_size=task.batch_size).numpy())
-        kinds["pixels"].append(images.reshape(len(images), -1))
+        # Batch by batch: all images as one tensor might not fit on a GPU.
+        images = [batch.numpy() for batch in task.batches(part, images_alone(task.spec), numbers)]
+        features = [model.features(batch, pool=pool, batch_size=task.batch_size) for batch in images]
+        kinds["features"].append(np.concatenate(features))
+        kinds["pixels"].append(np.concatenate([batch.reshape(len(batch), -1) for batch in images]))
     for name, parts in kinds.items():
         kinds[name] = list(map(StandardScaler().fit(parts[0]).transform, parts))
     pixels = kinds["pixels"]

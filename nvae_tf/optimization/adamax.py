@@ -11,6 +11,7 @@ import tensorflow as tf
 from nvae_tf.config import real_number
 from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
 
+__all__ = ["NVAEAdamax"]  # the rest is for the training step
 _SETTINGS = ("beta_1", "beta_2", "epsilon", "l2")
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16

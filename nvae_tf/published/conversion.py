@@ -190,8 +190,10 @@ def export_file(
     torch is missing, and what `load` raises.
     """
     torch, (config, prefix) = require("torch", "torch"), find_run(workdir, checkpoint)
-    with wrap_read_errors(f"{workdir}: ", ""):
+    try:
         args = published.published_settings(config)
+    except ValueError as error:
+        raise ValueError(f"{workdir}: {error}") from error
     folder, step = RunFolder(workdir), step_of(prefix)
     images, origin = ImageCounts.read(folder.images_file), origin_of_run(folder, config.train.initialize_from)
     model = NVAE(config.model, config.objective)

@@ -22,8 +22,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.util import tensor_util
 
 from nvae_tf.config import config_to_dict, named_settings
-from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate, spread_numbers
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate
+from nvae_tf.data.sources import load_split, spread_numbers
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
 from nvae_tf.generation.image_grid import read_images
@@ -50,7 +50,7 @@ _CHARTS = (
     ("Weight of the KL in the loss", "factor", {"KL weight": "kl_weight"}),
     ("Speed of training", "images per second", {"speed": "images_per_second"}),
 )
-# Takes the section and what is drawn; its block gets a function that adds a figure to the section.
+# A function of a section and of what is drawn, whose `with` block gets a function that adds a figure to the section.
 _Drawing = Callable[[str, str], contextlib.AbstractContextManager[Callable[[Figure], None]]]
 _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), autoescape=True, trim_blocks=True)
 _TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
@@ -129,16 +129,17 @@ def _svg(figure: Figure) -> Markup:
 def _draw_charts(folder: RunFolder, curves: Curves, facts: types.SimpleNamespace, drawing: _Drawing) -> None:
     """Draws every figure that needs no model."""
     run_name, plan, shapes = folder.path.absolute().name, facts.plan, facts.plan.latent_shapes()
+    per_group, per_channel = (), np.array(())
     with contextlib.suppress(*UNREADABLE):
         metrics = facts.test_evaluation.metrics
         origin = {name: metrics[name] for name in ("step", "seed", "checkpoint_sha256")}
         about = figures.Provenance(run_name, data="test images", **origin)
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
-        if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
-            with drawing("latents", "KL of the groups") as add:
-                add(figures.kl_per_group(per_group, shapes, about, _WIDTH))
-            with drawing("latents", "KL of the channels") as add:
-                add(figures.kl_per_channel(per_channel, shapes, about, _WIDTH))
+    if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
+        with drawing("latents", "KL of the groups") as add:
+            add(figures.kl_per_group(per_group, shapes, about, _WIDTH))
+        with drawing("latents", "KL of the channels") as add:
+            add(figures.kl_per_channel(per_channel, shapes, about, _WIDTH))
     scales = {}
     for scale in plan.scales:
         with contextlib.suppress(KeyError, ValueError):

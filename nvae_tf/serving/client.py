@@ -450,7 +450,7 @@ def json_array(value: Any, dtype: str) -> np.ndarray:
     def decoded(item: Any) -> bytes:
         return item.encode() if isinstance(item, str) else base64.b64decode(item[BASE64], validate=True)
 
-    return np.frompyfunc(decoded, 1, 1)(array)
+    return np.asarray(np.frompyfunc(decoded, 1, 1)(array), object)  # of a single string the function gives no array
 
 
 def message_as_json(message: Any) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def learn_prior(
     keras.utils.set_random_seed(seed)
     ratios = made_ratios(kind, groups, model.plan, model.config.num_classes, _COMPONENTS)
     about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "images": images}
-    reweighted = ReweightedPrior(ratios, proposals, model.config.num_classes, about)  # with what is added below
+    reweighted = ReweightedPrior(ratios, proposals, model.config.num_classes, about)  # whose dictionary grows below
     if kind == "mixture":
         about |= _fit_mixture(reweighted, rows, seed)
     else:

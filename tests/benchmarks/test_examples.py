@@ -1,9 +1,26 @@
+import importlib
 import json
+import pkgutil
 
+import numpy as np
 import pytest
 
+import examples
 from benchmarks.workloads import run_python
-from examples import score_per_hour
+from examples import patches, score_per_hour
+
+
+def test_every_example_can_be_imported():
+    assert [importlib.import_module(f"examples.{module.name}") for module in pkgutil.iter_modules(examples.__path__)]
+
+
+def test_patches_of_12_bits_have_more_levels_than_photographs(tmp_path):
+    bits = patches.depth(str(tmp_path / "gray.npz"))["bits_a_value"]
+    with np.load(tmp_path / "gray.npz") as arrays:
+        assert arrays["train"].shape[1:] == arrays["test"].shape[1:] == (32, 32, 1)
+        assert arrays["train"].dtype == np.uint16 and len(np.unique(arrays["train"])) > 2000
+        assert arrays["train"].max() <= 4095
+    assert 6.0 < bits["PNG"] < 12.0
 
 
 def test_a_recipe_is_the_published_one_with_its_changes_and_half_batches_mean_twice_the_steps():
