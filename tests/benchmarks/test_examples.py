@@ -11,7 +11,9 @@ from examples import patches, score_per_hour
 
 
 def test_every_example_can_be_imported():
-    assert [importlib.import_module(f"examples.{module.name}") for module in pkgutil.iter_modules(examples.__path__)]
+    for module in pkgutil.iter_modules(examples.__path__):
+        if not module.name.startswith("unpack_"):  # these need packages of their own
+            importlib.import_module(f"examples.{module.name}")
 
 
 def test_patches_of_12_bits_have_more_levels_than_photographs(tmp_path):

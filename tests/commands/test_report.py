@@ -214,9 +214,9 @@ def test_event_files_of_a_run_that_went_back_and_was_cut_off(tmp_path):
     folder.tensorboard.mkdir()
     for first, value in ((1, 1.0), (3, 2.0)):
         writer = TensorBoardLog(tmp_path / str(first), {})
-        writer.image(first, "kl_per_group/picture", np.zeros([2, 2, 1], np.uint8))
+        writer.write(first, {"kl_per_group/picture": np.zeros([2, 2, 1], np.uint8)})
         for step in range(first, first + 3):
-            writer.scalars(step, {"kl_per_group/00": value, "train/reconstruction": 3.0, "train/kl": value})
+            writer.write(step, {"kl_per_group/00": value, "train/reconstruction": 3.0, "train/kl": value})
         writer._writer.close()
         (file,) = (tmp_path / str(first)).glob("*tfevents*")
         # In the order of their names, which begin with the second of their making.

@@ -143,6 +143,6 @@ def test_damaged_files_and_missing_codecs_are_named(compression, tmp_path):
 def test_outliers_have_the_crops_of_the_data_and_resized_images_are_whole(tmp_path):
     spec = own_images(tiff(tmp_path / "a.tif", STACK), source="tiff", num_bits=12, crop="random", height=16)
     trained = types.SimpleNamespace(model=types.SimpleNamespace(outlier_calibration=None))
-    ((source, _),) = load_outliers(types.SimpleNamespace(trained=trained, spec=spec), [str(tmp_path)])
+    ((source, _),) = load_outliers(types.SimpleNamespace(trained=trained, spec=spec, split="test"), [str(tmp_path)])
     assert_same([source.read(np.arange(36))[:2, ..., 0]], [np.stack([STACK[0, :16, :16], STACK[0, :16, 16:32]])])
     assert pictures_for_model(tmp_path, spec, resize="crop")[0].shape == (6, 16, 16, 1)

@@ -88,6 +88,17 @@ def test_json_that_is_no_array_is_refused():
         (functools.reduce(lambda nested, _: [nested], range(70), "x"), "string", "nested too deep"),
     ):
         refuses(message, json_array, value, dtype)
+    assert json_array("x", "string").shape == ()
+
+
+def test_inputs_of_another_depth_are_refused_in_one_line(local):
+    deep = functools.reduce(lambda nested, _: [nested], range(40), 5)
+    for signature, inputs in (
+        ("sample", {"seed": deep, "temperature": [1.0]}),
+        ("score_png", {"image_bytes": {"b64": "AAAA"}, "seed": [1]}),
+    ):
+        code, answer = rest(local, "tiny:predict", {"signature_name": signature, "inputs": inputs})
+        assert code == 400 and "\n" not in answer["error"]
 
 
 def test_rows_and_columns(local):
