@@ -40,6 +40,8 @@ def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
     images, expected = as_tensor(images, "images"), config.image_shape
     if images.shape.rank != 4 or images.shape[1:] != expected:
         fix = "resize them, or set model.image_height, image_width and image_channels to what they are"
+        if images.shape == expected:
+            fix = "a single image needs a batch axis: images[None]"
         form = f"[batch, {', '.join(map(str, expected))}]"
         raise ValueError(f"images have shape {tuple(images.shape)}; this model takes {form}: {fix}")
     form = "floats in [0, 1]: divide 8-bit values by 255"

@@ -85,7 +85,7 @@ REFUSALS = [
     ("encode", {"active_only": np.full((3, 2), np.nan)}, "has values other than False and True"),
     ("score", {"importance_samples": 2**24 + 1}, "importance_samples = .* 1 to 16777216"),
     ("score", {"importance_samples": 2, "per_group": True}, "per_group with importance_samples = 2"),
-    ("score", {"images": np.zeros([6, 6, 1])}, r"shape \(6, 6, 1\); this model takes \[batch, 6, 6, 1\]: resize them"),
+    ("score", {"images": np.zeros([6, 6, 1])}, r"shape \(6, 6, 1\); .*, 6, 6, 1\]: a single image needs a batch axis"),
     ("score", {"images": np.zeros([0, 6, 6, 1])}, "there are no images: give at least one"),
     ("score", gray(np.inf), r"images have values from inf to inf; they must be in \[0, 1\]:"),
     ("score", gray(1.002, np.float16), r"values from 1.00195 to 1.00195; .* in \[0, 1\]:"),
