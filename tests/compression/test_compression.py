@@ -263,7 +263,7 @@ def digits(tmp_path_factory):
 FORMS = ["pictures", "levels.npy", "set.npz", "some-images-idx3-ubyte"]
 
 
-@pytest.mark.parametrize("name", slow_but("pictures", of=FORMS))
+@pytest.mark.parametrize("name", slow_but(of=FORMS))
 def test_the_commands_bring_files_back_with_names_and_classes(digits, tmp_path, done, name, request):
     # The bundled model is found by its name, a smaller one of digits by its place.
     model = "digits" if name == "pictures" else request.getfixturevalue("finished_run")[0]

@@ -15,7 +15,7 @@ from nvae_tf.models.passes import inference_pass
 from nvae_tf.models.restoration import Mask
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.serving.signatures import Signatures
-from tests import refuses
+from tests import refuses, slow_but
 from tests.tiny_model import shaken, tiny_model, with_distinct_classes
 
 BLOCKS = dict(num_preprocess_blocks=1, num_postprocess_blocks=1, image_height=8, image_width=8, num_bits=8)
@@ -23,7 +23,7 @@ NOISY = BLOCKS | dict(likelihood="noisy_signal", noise_variance=(0.05, 0.01))
 IMAGES = np.random.default_rng(0).normal(0.5, 1.0, [4, 8, 8, 1]).astype(np.float32)
 
 
-@pytest.mark.parametrize("noise", [(0.0, 0.04), (0.5, 0.01)])
+@pytest.mark.parametrize("noise", slow_but((0.5, 0.01), of=[(0.0, 0.04), (0.5, 0.01)]))
 def test_the_likelihood_is_of_the_measured_pixel_given_the_signal(noise):
     config = ModelConfig(likelihood="noisy_signal", noise_variance=noise, image_channels=2)
     likelihood, signal = ImageLikelihood.for_model(config), np.random.default_rng(1).normal(0.5, 1, [3, 4, 6, 2])

@@ -113,6 +113,7 @@ def test_the_seed_decides_the_initial_weights():
     assert len({(kernel.shape, kernel.tobytes()) for kernel in kernels}) == len(kernels) > 40
 
 
+@pytest.mark.slow
 def test_callbacks_get_the_numbers(tmp_path):
     model = compiled(jit_compile=False)
     callbacks = [

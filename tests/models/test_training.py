@@ -31,6 +31,7 @@ def test_evaluation_gives_the_bound_and_changes_nothing():
     assert float(np.mean(model.score(images, importance_samples=10))) < results[0]["loss"]
 
 
+@pytest.mark.slow
 def test_self_normalizing_layers_are_set_by_the_first_batch_only_and_draws_depend_on_the_step():
     model, _ = compiled(rate=0.0, cell_set="res_elu")  # so that nothing else moves a weight
     layers = [layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution)]

@@ -280,6 +280,7 @@ def test_a_run_that_began_with_shared_weights_keeps_their_license(run, hub, tmp_
     assert origin_of_run(tuned, "hf://me/none") is None
 
 
+@pytest.mark.slow
 def test_the_bundled_model_of_clothes_draws_a_class_from_its_reweighted_prior():
     place = find_run_folder("fashion")
     assert sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) <= 8_000_000
