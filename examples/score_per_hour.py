@@ -8,6 +8,7 @@ A recipe is "published", or changes joined by "+", as "residual 0.3+latent 8+bat
 """
 
 import collections
+import itertools
 import json
 import pathlib
 import time
@@ -104,14 +105,14 @@ def run(
     config = resolve_lengths(config, *length)
     model = model_for_training(config, *length).model
     to_score = np.concatenate(list(evaluation_batches(scored, config.data, 100, 0).as_numpy_iterator()))
-    curve, spent, steps = [], 0.0, config.train.steps // SCORES
-    for first_step in range(0, config.train.steps, steps):
+    curve, spent = [], 0.0
+    for first_step, end in itertools.pairwise(np.linspace(0, config.train.steps, SCORES + 1).astype(int).tolist()):
         begun = time.process_time()
         batches = training_batches(training, config.data, config.train.batch_size, seed, first_step)
-        model.fit(batches, steps_per_epoch=steps, verbose=0)
+        model.fit(batches, steps_per_epoch=end - first_step, verbose=0)
         spent += time.process_time() - begun
         nelbo = float(np.mean(model.score(to_score, per_group=True, batch_size=100).nelbo))
-        curve.append({"step": first_step + steps, "processor_s": spent, "nelbo": nelbo})
+        curve.append({"step": end, "processor_s": spent, "nelbo": nelbo})
         results.say(f"{kind}, {recipe}, seed {seed}: {curve[-1]}")
     bound = float(np.mean(model.score(to_score[:200], importance_samples=100, batch_size=100)))
     made = {"data": kind, "recipe": recipe, "seed": seed, "scored": "test" if test else "validation"}

@@ -107,8 +107,10 @@ _GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDi
 
 
 def _shared_generator(model: NVAE) -> ImageGenerator:
-    # A proxy: the graphs must not keep the model alive.
-    return _GENERATORS.setdefault(model, ImageGenerator(weakref.proxy(model)))
+    if model not in _GENERATORS:
+        # A proxy: the graphs must not keep the model alive.
+        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))
+    return _GENERATORS[model]
 
 
 def _in_batches(compute: Callable, arrays: Arrays, progress: Progress = None, batches_at_once: int = 1) -> list[Array]:
