@@ -37,7 +37,8 @@ class Explorer:
 
     def __init__(self, tab, address):
         self.tab, self.errors = tab, []
-        tab.set_default_timeout(20_000)
+        # Only so that a page that hangs ends: a server's first request of a signature takes seconds, more under load.
+        tab.set_default_timeout(120_000)
         tab.on("pageerror", lambda error: self.errors.append(str(error)))
         tab.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
         tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
