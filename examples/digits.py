@@ -38,18 +38,6 @@ def rows(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
-def class_samples(model: Any, count: int, temperature: float, guidance: float, seed: int = 1) -> tuple[np.ndarray, Any]:
-    """Samples of a model's classes in turn, and these classes; None where it has none."""
-    labels = np.arange(count) % model.config.num_classes if model.config.num_classes else None
-    return generate_images(model, count, temperature, seed, labels=labels, guidance=guidance), labels
-
-
-def accuracy(model: Any, images: np.ndarray, truth: np.ndarray, samples: int = 1) -> float:
-    """In how many images a conditional model sees the true class by Bayes' rule over bounds of so many draws."""
-    probabilities = model.classify(images, batch_size=100, samples=samples)
-    return float((np.argmax(probabilities, axis=1) == truth).mean())
-
-
 def quality(
     workdir: Workdir, temperature: Temperature = 1.0, guidance: Guidance = 1.0, count: Count = 1000, seed: Seed = 1
 ) -> dict[str, Any]:
@@ -62,7 +50,8 @@ def quality(
     model, (training, training_labels), (images, truth) = nvae_tf.load(workdir), digits("train"), digits("test")
     machine = CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5)
     machine.fit(rows(training), training_labels)
-    samples, labels = class_samples(model, count, temperature, guidance, seed)
+    labels = np.arange(count) % model.config.num_classes if model.config.num_classes else None
+    samples = generate_images(model, count, temperature, seed, labels=labels, guidance=guidance)
     on_real, on_samples = machine.predict_proba(rows(images)), machine.predict_proba(rows(samples) > 0.5)
     measured = {
         "temperature": temperature,
@@ -73,7 +62,8 @@ def quality(
     }
     if labels is not None:
         measured["agreement"] = float((on_samples.argmax(axis=1) == labels).mean())
-        measured["accuracy_of_model"] = accuracy(model, images, truth)
+        classified = np.argmax(model.classify(images, batch_size=100), axis=1)
+        measured["accuracy_of_model"] = float((classified == truth).mean())
     return measured
 
 
