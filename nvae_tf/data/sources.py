@@ -84,16 +84,7 @@ class ArraySource(ImageSource):
             form = "a non-empty uint8, uint16 or float32 array [count, height, width, channels]"
             raise ValueError(f"Images must be {form}, not {images.dtype} {list(images.shape)}.")
         super().__init__(len(images), images.shape[1:], images.__getitem__, images.dtype.name)
-        self.images, self._tensor = images, None
-
-    def reader(self):
-        import tensorflow as tf
-
-        if self._tensor is None:
-            # An eager tensor is captured by reference, an array would be copied into each graph. tf.data is on the CPU.
-            with tf.device("/CPU:0"):
-                self._tensor = tf.constant(self.images)
-        return lambda indices: tf.gather(self._tensor, indices)
+        self.images = images
 
 
 def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:
@@ -238,5 +229,5 @@ def spread_numbers(count: int, at_most: int) -> list[int]:
 def check_memory(needed: int, what: str, fix: str) -> None:
     """Raises ValueError unless there is memory for `needed` bytes of images: "WHAT need 4.7 GB of memory, ...: FIX"."""
     free = psutil.virtual_memory().available
-    if needed > free / 3:  # the array, and its copy in TensorFlow; the model wants some too
+    if needed > free / 3:  # the array, and its parts until it is put together; the model wants some too
         raise ValueError(f"{what} need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: {fix}")
