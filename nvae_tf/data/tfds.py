@@ -21,8 +21,8 @@ from nvae_tf.progress import Report
 
 def first_tfds_image(spec: DataSpec) -> PictureHeader:
     """The form of the images by TFDS' description: a size is None where they differ."""
-    height, width, channels, bits = _image_form(_builder(spec))
-    return PictureHeader(height, width, channels or 3, bits)
+    form = _image_form(_builder(spec))
+    return form._replace(channels=form.channels or 3)
 
 
 def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
@@ -105,7 +105,7 @@ def _image_form(builder):
     if "image" not in features or features["image"].np_dtype not in (np.uint8, np.uint16):
         needed = f"it must have a feature 'image' of uint8 or uint16, and has {', '.join(features)}"
         raise ValueError(f"TFDS set '{builder.name}': {needed}")
-    return *features["image"].shape, 8 * np.dtype(features["image"].np_dtype).itemsize
+    return PictureHeader(*features["image"].shape, 8 * np.dtype(features["image"].np_dtype).itemsize)
 
 
 def _number_of_examples(builder, name, split):

@@ -140,29 +140,26 @@ class ChosenCheckpoint(NamedTuple):
 
 def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
     """The newest checkpoint whose numbers can all be read; ValueError where all are damaged."""
-    unusable: dict[int, str] = {}
-    newest = next(_usable(folder, unusable), ChosenCheckpoint(unusable))
+    newest = next(_checkpoints(folder))
     # What TensorFlow's list names and nobody has, of a folder that was copied in part.
     gone = {*read_list(folder)} - {*steps_of_files(folder, "index|data")}
-    unusable |= {step: "its files are gone" for step in gone if newest.prefix is None or step > newest.step}
+    newest.unusable.update({step: "its files are gone" for step in gone if step >= newest.step})
     if newest.prefix is None and (steps := steps_of_files(folder)):
-        latest = steps[-1]
-        raise ValueError(
-            f"{folder}/step-{latest}: the checkpoint is damaged ({unusable[latest]}), and there is no other that is "
-            f"whole. Restore its files from a copy, or delete {folder} to start the run anew{BEST_INSTEAD}"
-        )
+        fault = f"the checkpoint is damaged ({newest.unusable[steps[-1]]}), and there is no other that is whole"
+        fix = f"Restore its files from a copy, or delete {folder} to start the run anew{BEST_INSTEAD}"
+        raise ValueError(f"{folder}/step-{steps[-1]}: {fault}. {fix}")
     return newest
 
 
 def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
     """The whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
     # A killed process may have left the one before.
+    return min(_checkpoints(folder), key=lambda best: (best.prefix is None, best.score, best.step))
+
+
+def _checkpoints(folder: pathlib.Path) -> Iterator[ChosenCheckpoint]:
+    """Yields whole checkpoints, the newest first, and last one without files; all share what can't be used so far."""
     unusable: dict[int, str] = {}
-    return min(_usable(folder, unusable), key=lambda best: (best.score, best.step), default=ChosenCheckpoint(unusable))
-
-
-def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[ChosenCheckpoint]:
-    """Yields whole checkpoints, the newest first; why others can't be used is put into `unusable`."""
     for step in reversed(steps_of_files(folder, "index|data")):
         prefix = f"{folder}/step-{step}"
         try:
@@ -179,6 +176,7 @@ def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[ChosenCh
             raise
         except Exception as error:
             unusable[step] = first_line(error)
+    yield ChosenCheckpoint(unusable)
 
 
 class TrainingState:
