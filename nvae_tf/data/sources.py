@@ -116,10 +116,9 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
         _check_classes(source.class_names, spec)
         number, highest = len(source.class_names), source.labels.max()
         if highest >= number or spec.num_classes not in (None, number):
-            raise ValueError(
-                f"data.num_classes = {spec.num_classes}: in {place_of(spec)} the {split} labels go to {highest}, the "
-                f"training images have {number} classes; set --config.data.num_classes={max(number, highest + 1)}"
-            )
+            fault = f"in {place_of(spec)} the {split} labels go to {highest}, the training images have {number} classes"
+            fix = f"set --config.data.num_classes={max(number, highest + 1)}"
+            raise ValueError(f"data.num_classes = {spec.num_classes}: {fault}; {fix}")
     return source
 
 

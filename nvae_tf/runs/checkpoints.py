@@ -293,10 +293,8 @@ class TrainingState:
             # TensorFlow's message is "OPERATION AND FILE; CAUSE [Op:NAME]".
             reason = getattr(error, "strerror", None) or re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
             before = "anew" if self.saved_step is None else f"from step {self.saved_step}, whose checkpoint is whole"
-            raise OSError(
-                f"{folder}: the checkpoint of step {step} or the list of all could not be written ({reason}). "
-                f"The same command starts {before}"
-            ) from error
+            fault = f"the checkpoint of step {step} or the list of all could not be written ({reason})"
+            raise OSError(f"{folder}: {fault}. The same command starts {before}") from error
 
 
 def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
