@@ -41,8 +41,7 @@ def run(main: Callable[..., None], words: str | None = None, page: str | None = 
 
     Annotated parameters of `main` become flags, see `define_parameters`, and get their values; those of the flag
     `words` may also stand without its name. `--help` prints the flags after the `page`, by default the script's
-    docstring. A wrong flag, and an error of the kinds that a user can cause, end the process with one line and exit
-    code 2.
+    docstring. A wrong flag, or another error that a user can cause, ends the process with one line and exit code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.

@@ -36,8 +36,7 @@ SOURCES = {
 class ImageSource:
     """One part of a data set: `count` numbered images of `image_shape`, which are read on demand.
 
-    `read` takes numbers `[batch]` and returns `[batch, height, width, channels]` of type `dtype`, the spec's; several
-    threads call it.
+    `read`, which several threads call, takes numbers `[batch]` and gives `[batch, height, width, channels]` of `dtype`.
     """
 
     labels: np.ndarray | None = None  # the number of each image's class, int32 `[count]`

@@ -17,8 +17,7 @@ from nvae_tf.presets import SIZES, model_of_size, recipe_settings
 def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> ExperimentConfig:
     """The settings of a run from nested ones of a config file, completed by a look at the images.
 
-    A `size` and a `recipe` set those that are not `given` (names as "model.num_flows"). ValueError: they are wrong,
-    or make no model.
+    A `size` and a `recipe` set what is not `given` (as "model.num_flows"). ValueError: they are wrong or make no model.
     """
     if (size := settings.get("size")) is not None:
         check_choice("setting size", size, SIZES)  # now, because a look at the images may take long
@@ -83,8 +82,6 @@ def _size(spec, first):
         left, top, right, bottom = spec.crop_box
         return bottom - top, right - left
     if spec.resize != "none" or None in (first.height, first.width):
-        fix = "set --config.data.height=64"
-        if spec.resize == "none":
-            fix += ", and for images of different sizes --config.data.resize=crop or stretch"
+        fix = "set --config.data.height=64, and for images of different sizes --config.data.resize=crop or stretch"
         raise ValueError(f"data.resize = {spec.resize!r}, but to which size? {fix}")
     return first.height, first.width

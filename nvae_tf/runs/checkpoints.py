@@ -337,8 +337,7 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
 def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
     """Restores a model's weights; returns whether they are exponential moving averages (EMA), which a run may keep.
 
-    Without `averages` they are the weights themselves. Raises what `check_architecture` raises, before anything is
-    assigned.
+    Without `averages` they are the weights themselves. Raises, before it assigns, what `check_architecture` raises.
     """
     weights = check_architecture(model, prefix)
     with wrap_checkpoint_errors(prefix):
@@ -358,8 +357,7 @@ def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
 def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bool, all_weights: bool = False) -> str:
     """Writes a model's weights as the checkpoint of a step, without the optimizer; returns its prefix.
 
-    What only training uses is left out unless `all_weights`. `restore_weights` of this checkpoint then returns
-    `are_averages`.
+    What only training uses is left out unless `all_weights`. `restore_weights` then returns `are_averages`.
     """
     weights = named_weights(model)
     if not all_weights:
