@@ -305,10 +305,8 @@ def manual_page(module: types.ModuleType, page: str, arguments: Sequence[str] = 
         sections.append(_entry("--config.recipe=RECIPE", RECIPE_MEANING))
         for group, kind in typing.get_type_hints(ExperimentConfig).items():
             # Without `objective.total_steps`, which follows from the length of the run.
-            values, meanings = config[group], setting_meanings(kind)
-            entries = [
-                _entry(f"{group}.{name} = {values[name]}", meanings[name]) for name in meanings if name in values
-            ]
+            values, texts = config[group], setting_meanings(kind)
+            entries = [_entry(f"{group}.{name} = {values[name]}", texts[name]) for name in texts if name in values]
             sections.append("\n".join(entries))
     return "\n\n".join(sections)
 

@@ -88,9 +88,8 @@ def _run(arguments: list[str]) -> None:
 
 def summary(workdir: pathlib.Path) -> str:
     """The results: the scores, and where the images are."""
-    scores, baseline, quality = (
-        json.loads((workdir / name).read_text()) for name in ("evaluation.json", "baseline.json", "quality.json")
-    )
+    names = ("evaluation", "baseline", "quality")
+    scores, baseline, quality = (json.loads((workdir / f"{name}.json").read_text()) for name in names)
     files = ("samples.png", "exported_samples.png", "served_grpc.png", "served_rest.png", "reconstructions.png")
     # The images of the figure in a bare grid, as the export writes it.
     own = image_grid(read_images(workdir / files[0], 16, 8)[..., :1] / 255.0, enlarge=None)[..., 0].astype(np.int32)

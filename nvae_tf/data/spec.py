@@ -26,9 +26,7 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
         groups.setdefault(group, {}).update(values)
     spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {})))
     model = groups.setdefault("model", {})
-    for name, data_name in MODEL_SETTINGS.items():
-        if model.get(name) is None:
-            model[name] = getattr(spec, data_name)
+    model |= {name: getattr(spec, data) for name, data in MODEL_SETTINGS.items() if model.get(name) is None}
     model |= model_of_size(size, spec, given)
     if spec.labels and not model.get("num_classes"):
         model["num_classes"] = spec.num_classes
@@ -41,13 +39,10 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
 
 def complete_spec(spec: DataSpec) -> DataSpec:
     """The spec with what is None or "auto" decided: by the images and labels, the likelihood by `num_bits`."""
-    if spec.source == "auto":
-        spec = dataclasses.replace(spec, source=source_at(spec.path))
-    if spec.noise != "none":
-        spec = dataclasses.replace(spec, likelihood=NOISY_SIGNAL)
-    elif spec.likelihood is None:
-        likelihood = "normal" if spec.range else "bernoulli" if spec.num_bits == 1 else "logistic_mixture"
-        spec = dataclasses.replace(spec, likelihood=likelihood)
+    source = source_at(spec.path) if spec.source == "auto" else spec.source
+    usual = "normal" if spec.range else "bernoulli" if spec.num_bits == 1 else "logistic_mixture"
+    likelihood = NOISY_SIGNAL if spec.noise != "none" else spec.likelihood or usual
+    spec = dataclasses.replace(spec, source=source, likelihood=likelihood)
     if None in (*spec.image_shape, spec.file_bits):
         first = first_image(spec)
         height, width = _size(spec, first)

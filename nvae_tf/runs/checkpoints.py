@@ -288,8 +288,6 @@ class TrainingState:
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
-            with contextlib.suppress(OSError):
-                remove_partial(folder)
             # TensorFlow's message is "OPERATION AND FILE; CAUSE [Op:NAME]".
             reason = getattr(error, "strerror", None) or re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
             before = "anew" if self.saved_step is None else f"from step {self.saved_step}, whose checkpoint is whole"
