@@ -197,10 +197,8 @@ def read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 def parsed(text: str | bytes, schema: Schema, where: str = "") -> dict[str, Any]:
     """The values that a schema names of a JSON object, see `checked`."""
-    try:
+    with wrap_read_errors(f"{where}not JSON (", ")"):
         values = json.loads(text)
-    except (RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}not JSON ({error})") from None
     return checked(values, schema, where)
 
 

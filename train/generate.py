@@ -35,9 +35,11 @@ _COMMAND = shlex.join(["nvae-generate", *sys.argv[1:]])
 # What --output can be, where it is not a figure or a folder.
 _IMAGES = (*image_grid.FIGURES, ".npy", command_line.FOLDER)
 _KINDS = {"interpolate": (*_IMAGES, ".gif", ".webp"), "encode": (".npz",), "nearest": image_grid.FIGURES}
-_KINDS["features"] = (".npz", ".parquet")
-_KINDS["denoise"] = (*_IMAGES, ".tif")
+_KINDS |= {"features": (".npz", ".parquet"), "denoise": (*_IMAGES, ".tif")}
 _WITHOUT_IMAGES = "encode", "features"
+# The module and the extra of this package that a kind of output needs.
+_EXTRAS = {".parquet": ("pyarrow", "parquet"), ".tif": ("tifffile", "scientific")}
+_EXTRAS |= dict.fromkeys(image_grid.FIGURES, ("matplotlib", "reports"))
 _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
 
 
@@ -61,18 +63,14 @@ def _define_flags(mode: str) -> None:
 
 def _check_output(mode: str, values: Mapping[str, Any]) -> command_line.OutputPlace:
     place = command_line.output_place(FLAGS.output, _KINDS.get(mode, _IMAGES), FLAGS.overwrite)
-    if place.kind == ".parquet":
-        errors.require("pyarrow", "parquet")
+    if place.kind in _EXTRAS:
+        errors.require(*_EXTRAS[place.kind])
     if mode in _WITHOUT_IMAGES:
         return place
     if FLAGS.raw and place.kind != ".png":
         raise ValueError(f"--raw --output={FLAGS.output}: a bare grid is a .png file")
     if FLAGS.each:
         command_line.output_place(os.path.join(FLAGS.each, ""), (command_line.FOLDER,), FLAGS.overwrite, "each")
-    if place.kind in image_grid.FIGURES:
-        errors.require("matplotlib", "reports")
-    if place.kind == ".tif":
-        errors.require("tifffile", "scientific")
     if mode == "denoise" and place.kind in (".npy", ".tif"):
         # Without samples too: a file that is there already would not belong to the images.
         command_line.output_place(str(_deviation_file(place.path)), (place.kind,), FLAGS.overwrite)

@@ -144,10 +144,8 @@ class Codec:
                 return latents[:, group]
             return tf.numpy_function(lambda outputs: self._draw(outputs, group), [posterior], tf.float32)
 
-        sources = [
-            WhitenedSource(functools.partial(choose, group), *each)
-            for group, *each in zip(coder.groups, coder.channels, features, strict=True)
-        ]
+        rows = zip(coder.groups, coder.channels, features, strict=True)
+        sources = [WhitenedSource(functools.partial(choose, group), *each) for group, *each in rows]
         decoded = passes.top_down_pass(model, sources, tf.shape(labels)[0], forward)
         parameters = passes.real_pixels(decoded.parameters, *self.shape[:2])
         return parameters, tf.concat(posteriors, axis=-1) if posteriors else None

@@ -42,9 +42,7 @@ class ImageSource:
     labels: np.ndarray | None = None  # the number of each image's class, int32 `[count]`
     class_names: tuple[str, ...] = ()
 
-    def __init__(
-        self, count: int, image_shape: tuple[int, int, int], read: Callable[[np.ndarray], np.ndarray], dtype="uint8"
-    ):
+    def __init__(self, count: int, image_shape: tuple[int, int, int], read: Callable[..., np.ndarray], dtype="uint8"):
         self.count, self.image_shape, self.read, self.dtype = count, image_shape, read, dtype
         self.failures = []  # errors of reading images; TensorFlow passes on no more than their text
 

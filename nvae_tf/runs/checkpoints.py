@@ -383,10 +383,8 @@ def check_architecture(model: NVAE, prefix: str) -> dict[str, keras.Variable]:
     # Names that one side lacks say most about the architecture, the vectors that belong to every kernel say least.
     differing.sort(key=lambda name: (name.startswith("spectral_"), name in stored and name in expected))
     if differing:
-        first = "; ".join(
-            f"{name}: {stored.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} in the model"
-            for name in differing[:5]
-        )
+        shapes = [(name, stored.get(name, "missing"), expected.get(name, "missing")) for name in differing[:5]]
+        first = "; ".join(f"{name}: {one} in the checkpoint, {other} in the model" for name, one, other in shapes)
         fault = f"a checkpoint of another architecture than the settings; {len(differing)} weights differ: {first}"
         raise ValueError(f"{prefix}: {fault}. Use the checkpoint's own config.json")
     return weights

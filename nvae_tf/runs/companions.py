@@ -3,7 +3,6 @@
 Each is a `.npz` file with a digest of its weights, which is the same wherever these weights lie.
 """
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -83,7 +82,7 @@ def _numbers(values: Iterable[float], places: int = 3) -> str:
 
 def write_calibration(file: pathlib.Path, model: NVAE, step: int, calibration: OutlierCalibration) -> None:
     """Writes the arrays of a calibration by their names."""
-    _write(file, model, step, dataclasses.asdict(calibration))
+    _write(file, model, step, vars(calibration))
 
 
 def read_calibration(file: pathlib.Path, model: NVAE, step: int) -> OutlierCalibration | str | None:
