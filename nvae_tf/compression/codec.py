@@ -134,8 +134,7 @@ class Codec:
         forward = FoldedPass(labels=labels if model.config.num_classes else None, folded=self._folded)
         features = [None] * len(coder.groups)
         if images is not None:
-            highest = 2**model.config.num_bits - 1
-            features = model.bottom_up.features(tf.cast(images, tf.float32) / highest, forward)
+            features = model.bottom_up.features(tf.cast(images, tf.float32) / (2**model.config.num_bits - 1), forward)
 
         def choose(group: slice, posterior: tf.Tensor | None) -> tf.Tensor:
             if posterior is not None:

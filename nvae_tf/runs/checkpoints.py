@@ -295,17 +295,17 @@ class TrainingState:
             raise OSError(f"{folder}: {fault}. The same command starts {before}") from error
 
 
-def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+def named_weights(layer: keras.layers.Layer, all_weights: bool = True) -> dict[str, keras.Variable]:
     """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
 
-    RuntimeError where no public attribute leads to a weight.
+    What only training uses is left out unless `all_weights`. RuntimeError: no public attribute leads to a weight.
     """
     names: dict[int, tuple[str, keras.Variable]] = {}
     for name, variable in _walk(layer, ()):
         names.setdefault(id(variable), (name, variable))
     if hidden := [variable.path for variable in layer.weights if id(variable) not in names]:
         raise RuntimeError(f"no public attribute leads to the weights {', '.join(hidden)}")
-    return dict(names.values())
+    return {name: weight for name, weight in names.values() if all_weights or not name.startswith(_ONLY_TRAINING)}
 
 
 def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Variable]]:
@@ -357,9 +357,7 @@ def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bo
 
     What only training uses is left out unless `all_weights`. `restore_weights` then returns `are_averages`.
     """
-    weights = named_weights(model)
-    if not all_weights:
-        weights = {name: weight for name, weight in weights.items() if not name.startswith(_ONLY_TRAINING)}
+    weights = named_weights(model, all_weights)
     checkpoint = tf.train.Checkpoint(model=nested(weights), step=tf.Variable(step, dtype=tf.int64))
     if are_averages:
         # For `restore_weights`, a mark: the same variables once more. TensorFlow stores each under its first name.
@@ -375,9 +373,7 @@ def check_architecture(model: NVAE, prefix: str) -> dict[str, keras.Variable]:
         for name, shape in sorted(stored_shapes(prefix).items())
         if name.startswith("model/") and name.endswith(VALUE)
     }
-    weights = named_weights(model)
-    if not any(name.startswith(_ONLY_TRAINING) for name in stored):
-        weights = {name: weight for name, weight in weights.items() if not name.startswith(_ONLY_TRAINING)}
+    weights = named_weights(model, any(name.startswith(_ONLY_TRAINING) for name in stored))
     expected = {name: list(weight.shape) for name, weight in weights.items()}
     differing = [name for name in expected | stored if stored.get(name) != expected.get(name)]
     # Names that one side lacks say most about the architecture, the vectors that belong to every kernel say least.
