@@ -42,7 +42,7 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def atomic_folder(place: pathlib.Path, check_is_free: Callable[[], None]) -> Iterator[pathlib.Path]:
     """Gives a path, not made yet, to write a folder to; after a block without error it is renamed to `place`.
 
-    After an error nothing is left, no new parents of `place` either. `check_is_free` raises one where it can't be made.
+    After an error nothing is left, nor are new parents. `check_is_free` raises an error where `place` can't be made.
     """
     check_is_free()
     missing = [folder for folder in place.parents if not folder.exists()]
