@@ -40,20 +40,16 @@ def run(main: Callable[..., None], words: str | None = None, page: str | None = 
     """Reads the flags of the script that `main` belongs to, and calls it.
 
     Annotated parameters of `main` become flags, see `define_parameters`, and get their values; those of the flag
-    `words` may also stand first, or a single one between others, without its name. `--help` prints the flags after the
-    `page`, by default the script's docstring. A wrong flag, and an error of the kinds that a user can cause, end the
-    process with one line and exit code 2.
+    `words` may also stand without its name. `--help` prints the flags after the `page`, by default the script's
+    docstring. A wrong flag, or another error that a user can cause, ends the process with one line and exit code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
     # An installed command calls from a script of its own, to which absl would count the flags.
     name = sys.argv[0] if module.__name__ == "__main__" else module.__name__
     define_parameters(parameters, name)
     flags.DEFINE_list("import", [], IMPORT_HELP, module_name=name)
-    if words and not isinstance(flags.FLAGS[words], flags.MultiFlag):
-        _name_word(words)
-    elif words:
-        leading = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
-        sys.argv[1 : 1 + len(leading)] = [f"--{words}={word}" for word in leading]
+    if words:
+        _name_words(words)
     # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
 
@@ -76,13 +72,14 @@ def command(main: Callable[..., None], words: str | None = None) -> Callable[[],
     return script
 
 
-def _name_word(flag: str) -> None:
-    """Lets the value of a flag stand without the flag on the command line, once, before or between other flags."""
+def _name_words(flag: str) -> None:
+    """Lets the value of a flag, or the values of one that takes several, stand without its name between other flags."""
     for place, (before, word) in enumerate(zip(sys.argv, sys.argv[1:], strict=False), 1):
         takes_value = before.startswith("-") and "=" not in before and not before.startswith(("--no", "-no"))
         if not word.startswith("-") and (place == 1 or not takes_value):
             sys.argv[place] = f"--{flag}={word}"
-            return
+            if not isinstance(flags.FLAGS[flag], flags.MultiFlag):
+                return
 
 
 def take_mode(what: str, modes: Collection[str], page: str, default: str = "") -> str:
@@ -308,10 +305,8 @@ def manual_page(module: types.ModuleType, page: str, arguments: Sequence[str] = 
         sections.append(_entry("--config.recipe=RECIPE", RECIPE_MEANING))
         for group, kind in typing.get_type_hints(ExperimentConfig).items():
             # Without `objective.total_steps`, which follows from the length of the run.
-            values, meanings = config[group], setting_meanings(kind)
-            entries = [
-                _entry(f"{group}.{name} = {values[name]}", meanings[name]) for name in meanings if name in values
-            ]
+            values, texts = config[group], setting_meanings(kind)
+            entries = [_entry(f"{group}.{name} = {values[name]}", texts[name]) for name in texts if name in values]
             sections.append("\n".join(entries))
     return "\n\n".join(sections)
 

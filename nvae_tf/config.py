@@ -110,8 +110,7 @@ class NotRegistered(ValueError):
 def register(setting: str, name: str, kind: type, taken: Iterable[str]) -> str:
     """Adds a class of one's own to `REGISTERED`, and returns its full name, `module:name`, which files have.
 
-    The same class again, as of a notebook's cell that is run anew, replaces the former. ValueError: a name that is no
-    word, or is another's.
+    The same class again, as of a notebook's cell, replaces the former. ValueError: the name is no word, or another's.
     """
     if not (isinstance(name, str) and name.isidentifier()) or not isinstance(kind, type):
         raise ValueError(f"{setting} {shown(name)} for {shown(kind)}: register a class, by a name of letters alone")

@@ -63,10 +63,8 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
     names = ["image_height", "image_width", "image_channels", "num_bits"]
     if "bernoulli" in (config.likelihood, spec.likelihood):
         names.append("likelihood")
-    pairs = {name: (getattr(config, name), getattr(spec, MODEL_SETTINGS[name])) for name in names}
-    pairs["noise_variance"] = config.noise_variance, spec.unit_noise
-    pairs["num_classes"] = config.num_classes, (spec.num_classes or 0) if spec.labels else 0
-    wrong = [
-        f"model.{name} is {one!r}, the data have {other!r}" for name, (one, other) in pairs.items() if one != other
-    ]
+    both = {name: (getattr(config, name), getattr(spec, MODEL_SETTINGS[name])) for name in names}
+    both["noise_variance"] = config.noise_variance, spec.unit_noise
+    both["num_classes"] = config.num_classes, (spec.num_classes or 0) if spec.labels else 0
+    wrong = [f"model.{name} is {one!r}, the data have {other!r}" for name, (one, other) in both.items() if one != other]
     check(not wrong, f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. Set them alike")

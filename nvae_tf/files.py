@@ -16,8 +16,7 @@ from nvae_tf.errors import first_line
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a file beside `path` to write; it is renamed to `path` when the block ends without an error.
 
-    Its folder is made where it is missing. Where the file can't be written, the OSError's text names `path`, and its
-    `strerror` is the reason alone.
+    A missing folder is made. Where the file can't be written, the OSError names `path`, and its `strerror` the reason.
     """
     # Processes of several machines may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
@@ -43,8 +42,7 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def atomic_folder(place: pathlib.Path, check_is_free: Callable[[], None]) -> Iterator[pathlib.Path]:
     """Gives a path, not made yet, to write a folder to; after a block without error it is renamed to `place`.
 
-    After an error nothing is left; parents of `place` are removed too if they are new. `check_is_free` raises an error
-    where `place` can't be made.
+    After an error nothing is left, nor are new parents. `check_is_free` raises an error where `place` can't be made.
     """
     check_is_free()
     missing = [folder for folder in place.parents if not folder.exists()]

@@ -168,13 +168,6 @@ def feature_groups(plan: LatentPlan, groups: str | Sequence[int]) -> tuple[int, 
     return tuple(whole_number("groups", group, 0, plan.num_groups - 1) for group in groups)
 
 
-def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
-    """Number of groups in every scale, from the *largest* resolution to the smallest."""
-    groups, adaptive, fewest = config.num_groups_per_scale, config.adaptive_groups, config.min_groups_per_scale
-    smaller = range(1, config.num_latent_scales)
-    return groups, *(max(groups // 2**index if adaptive else groups, fewest) for index in smaller)
-
-
 def inference_bytes_per_image(config: ModelConfig) -> int:
     """Estimates, on the safe side, the bytes of a pass of inference for each image: four layers of the widest cells."""
     # Inside of the decoder's cells at the image's own resolution, with six times its channels, in float32.
@@ -195,10 +188,13 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
 
 def _layout(config: ModelConfig) -> LatentPlan:
     _check_architecture(config)
-    _check_size(sum(groups_per_scale(config)), MOST_LAYERS, "layers")  # first: the plan has a place for every group
+    groups, indices = config.num_groups_per_scale, range(1, config.num_latent_scales)
+    smaller = [groups // 2**index if config.adaptive_groups else groups for index in indices]
+    counts = [groups, *(max(count, config.min_groups_per_scale) for count in smaller)]  # largest scale first
+    _check_size(sum(counts), MOST_LAYERS, "layers")  # first: the plan has a place for every group
     encoder, decoder = config.num_channels_encoder, config.num_channels_decoder
     scales, first_group = [], 0
-    for index, count in reversed(list(enumerate(groups_per_scale(config)))):
+    for index, count in reversed(list(enumerate(counts))):
         factor = 2 ** (config.num_preprocess_blocks + index)
         size = config.network_height // factor, config.network_width // factor
         groups = tuple(range(first_group, first_group + count))

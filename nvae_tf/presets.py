@@ -187,8 +187,7 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
 def load_settings(path: str) -> ConfigDict:
     """The settings of a file, unlocked; those that it leaves out are at their defaults.
 
-    The file is `config.json` of a run folder, or Python with a function `get_config`. Whatever is wrong with it is a
-    ValueError of one line.
+    The file is a run's `config.json` or Python with a function `get_config`. What is wrong is a ValueError of one line.
     """
     try:  # a user's file may raise anything
         if path.endswith(".json"):

@@ -50,8 +50,7 @@ IMAGE_COUNTS = dict.fromkeys(("train", "test"), _COUNT) | {
 }
 ORIGIN = dict.fromkeys(("source_file", "sha256", "license"), Field("text", optional=True))
 ORIGIN["step"] = _COUNT._replace(optional=True)
-# What belongs to exact weights: `prior.npz`, with `ABOUT` as JSON and the weights that follow from that, and
-# `outliers.npz`.
+# What belongs to exact weights: `outliers.npz`, and `prior.npz` with `ABOUT` as JSON and the weights that it implies.
 OWNER = {"step": _COUNT, "weights_sha256": _TEXT}
 PRIOR = OWNER | {"about": _TEXT}
 ABOUT = {
@@ -197,10 +196,8 @@ def read_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 def parsed(text: str | bytes, schema: Schema, where: str = "") -> dict[str, Any]:
     """The values that a schema names of a JSON object, see `checked`."""
-    try:
+    with wrap_read_errors(f"{where}not JSON (", ")"):
         values = json.loads(text)
-    except (RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}not JSON ({error})") from None
     return checked(values, schema, where)
 
 

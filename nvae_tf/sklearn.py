@@ -56,8 +56,7 @@ class NVAETransformer(TransformerMixin, BaseEstimator):
         return validate_data(self, X, reset=reset, dtype=np.float32)
 
     def _images(self, rows: np.ndarray) -> np.ndarray:
-        config = self.model_.config
-        shape = config.image_shape
+        shape = self.model_.config.image_shape
         if rows.shape[1] != math.prod(shape):
             raise ValueError(f"X has {rows.shape[1]} values for each image; this model's images are {shape}")
         return rows.reshape(-1, *shape)

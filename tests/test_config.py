@@ -28,7 +28,7 @@ from nvae_tf.data import data_spec
 from nvae_tf.data.sources import SOURCES
 from nvae_tf.data.spec import complete_config
 from nvae_tf.data_sets import MODEL_SETTINGS, check_model_fits
-from nvae_tf.latent_plan import groups_per_scale, latent_plan
+from nvae_tf.latent_plan import latent_plan
 from nvae_tf.presets import completed_config, experiment_config, load_settings, model_of_size, preset
 from tests import ROOT, refuses
 
@@ -293,6 +293,11 @@ def test_the_docstring_has_the_command_and_says_where_the_images_come_from(name)
     if name in WHOLE:
         assert re.search(r"\b[Dd]ata(:| comes with) [^D]", text)
         assert "--config.data.path" in text or not SOURCES[data_spec(name).source][1]
+
+
+def groups_per_scale(model):
+    """From the largest resolution to the smallest."""
+    return tuple(len(scale.groups) for scale in reversed(latent_plan(model).scales))
 
 
 def test_the_published_settings():

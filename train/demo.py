@@ -27,11 +27,6 @@ from nvae_tf.progress import duration
 _TEMPERATURE = 1.0
 _METRICS = "--metrics=elbo,iw,latents --importance_samples=100"
 _DRAWING = f"--temperature={_TEMPERATURE} --seed=1 --count=64"
-# A program that runs a script in a process where this package can't be imported.
-_WITHOUT_PACKAGE = (
-    "import runpy, sys; sys.modules['nvae_tf'] = None; "
-    "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
 _EXPORTED = f"export/run_saved_model.py --saved_model={{workdir}}/saved_model/1 {{output}} {_DRAWING}"
 # Title, last file in the run folder, and command of each step; the first makes what the others need.
 _STEPS = (
@@ -43,7 +38,7 @@ _STEPS = (
     ("Ask a classifier of real digits about the samples", "quality.json", "-m examples.digits quality {run} {json}"),
     ("Write a page about the run", "report.html", "-m train.report {run}"),
     ("Export", "saved_model/1/saved_model.pb", "-m export.export_saved_model {run} --output={workdir}/saved_model"),
-    ("Draw with the export, in a process where nvae_tf can't be imported", "exported_samples.png", _EXPORTED),
+    ("Draw with the export, by a script that does not need nvae_tf", "exported_samples.png", _EXPORTED),
     (
         "Serve the export for a moment, and ask it for samples by gRPC and by REST",
         "served_rest.png",
@@ -81,8 +76,7 @@ def main(workdir: Annotated[str, "Run folder of the demo."] = "runs/demo") -> No
 
 
 def _run(arguments: list[str]) -> None:
-    prefix = [] if arguments[0] == "-m" else ["-I", "-c", _WITHOUT_PACKAGE]
-    process = subprocess.Popen([sys.executable, *prefix, *arguments])
+    process = subprocess.Popen([sys.executable, *arguments])
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -94,9 +88,8 @@ def _run(arguments: list[str]) -> None:
 
 def summary(workdir: pathlib.Path) -> str:
     """The results: the scores, and where the images are."""
-    scores, baseline, quality = (
-        json.loads((workdir / name).read_text()) for name in ("evaluation.json", "baseline.json", "quality.json")
-    )
+    names = ("evaluation", "baseline", "quality")
+    scores, baseline, quality = (json.loads((workdir / f"{name}.json").read_text()) for name in names)
     files = ("samples.png", "exported_samples.png", "served_grpc.png", "served_rest.png", "reconstructions.png")
     # The images of the figure in a bare grid, as the export writes it.
     own = image_grid(read_images(workdir / files[0], 16, 8)[..., :1] / 255.0, enlarge=None)[..., 0].astype(np.int32)

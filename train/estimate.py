@@ -46,10 +46,9 @@ def main(
     if json:
         files.atomic_write(pathlib.Path(json), dumps(summary, indent=2) + "\n")
     if gpu_memory_gib is not None and not summary["largest_batch_sizes"][0]["batch_size"]:
-        raise ValueError(
-            f"--gpu_memory_gib={gpu_memory_gib:g}: not even a step of {config.train.accumulate_steps} images fits; "
-            "take a larger GPU, --config.train.recompute=all, or fewer channels or groups"
-        )
+        fault = f"not even a step of {config.train.accumulate_steps} images fits"
+        fix = "take a larger GPU, --config.train.recompute=all, or fewer channels or groups"
+        raise ValueError(f"--gpu_memory_gib={gpu_memory_gib:g}: {fault}; {fix}")
 
 
 def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -28,7 +28,6 @@ for training. For a first look take --importance_samples=10. See docs/evaluation
 Exit code: 0 done, 2 a mistake in the command, 75 another worker has ended, 130 interrupted.
 """
 
-import pathlib
 import re
 import shlex
 import sys
@@ -99,7 +98,7 @@ def main(
     if not chosen.is_chief:
         progress.StatusLine().keep(f"worker {chosen.shard.index}: done; worker 0 writes the metrics")
         return
-    file = RunFolder(pathlib.Path(workdir)).evaluation_file(split)
+    file = RunFolder(workdir).evaluation_file(split)
     progress.StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
 
 

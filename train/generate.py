@@ -22,25 +22,24 @@ import numpy as np
 from absl import flags
 
 from nvae_tf import command_line, config, errors, files, progress
-from nvae_tf.command_line import FOLDER, OutputPlace, output_place
 from nvae_tf.data.picture_folder import find_pictures
 from nvae_tf.data.pictures import stored_values
 from nvae_tf.data.tiff_files import write_stack
 from nvae_tf.generation import image_grid
-from nvae_tf.generation.image_grid import FIGURES
 from nvae_tf.generation.latents_file import read_flat_latents, save_features, save_latents
 from nvae_tf.reports import generate as tasks
-from nvae_tf.reports.generate import TASKS
 
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
 _COMMAND = shlex.join(["nvae-generate", *sys.argv[1:]])
 # What --output can be, where it is not a figure or a folder.
-_IMAGES = (*FIGURES, ".npy", FOLDER)
-_KINDS = {"interpolate": (*_IMAGES, ".gif", ".webp"), "encode": (".npz",), "nearest": FIGURES}
-_KINDS["features"] = (".npz", ".parquet")
-_KINDS["denoise"] = (*_IMAGES, ".tif")
+_IMAGES = (*image_grid.FIGURES, ".npy", command_line.FOLDER)
+_KINDS = {"interpolate": (*_IMAGES, ".gif", ".webp"), "encode": (".npz",), "nearest": image_grid.FIGURES}
+_KINDS |= {"features": (".npz", ".parquet"), "denoise": (*_IMAGES, ".tif")}
 _WITHOUT_IMAGES = "encode", "features"
+# The module and the extra of this package that a kind of output needs.
+_EXTRAS = {".parquet": ("pyarrow", "parquet"), ".tif": ("tifffile", "scientific")}
+_EXTRAS |= dict.fromkeys(image_grid.FIGURES, ("matplotlib", "reports"))
 _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
 
 
@@ -48,10 +47,10 @@ def _define_flags(mode: str) -> None:
     flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
     flags.DEFINE_enum("checkpoint", config.CHECKPOINTS[0], config.CHECKPOINTS, config.CHECKPOINT_HELP)
     kinds = " or ".join(_KINDS.get(mode, _IMAGES))
-    output = f"File to write, {kinds.replace(FOLDER, 'a folder (DIR/) for a PNG file of every image')}."
+    output = f"File to write, {kinds.replace(command_line.FOLDER, 'a folder (DIR/) for a PNG file of every image')}."
     flags.DEFINE_string("output", None, output, required=True)
     flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
-    command_line.define_parameters(tasks.task_parameters(TASKS[mode]))
+    command_line.define_parameters(tasks.task_parameters(tasks.TASKS[mode]))
     if mode not in _WITHOUT_IMAGES:
         flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG alone.")
         flags.DEFINE_string("each", None, _EACH_HELP)
@@ -62,27 +61,23 @@ def _define_flags(mode: str) -> None:
         flags.DEFINE_string("json", None, "File to write numbers and distances to, .json.")
 
 
-def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
-    place = output_place(FLAGS.output, _KINDS.get(mode, _IMAGES), FLAGS.overwrite)
-    if place.kind == ".parquet":
-        errors.require("pyarrow", "parquet")
+def _check_output(mode: str, values: Mapping[str, Any]) -> command_line.OutputPlace:
+    place = command_line.output_place(FLAGS.output, _KINDS.get(mode, _IMAGES), FLAGS.overwrite)
+    if place.kind in _EXTRAS:
+        errors.require(*_EXTRAS[place.kind])
     if mode in _WITHOUT_IMAGES:
         return place
     if FLAGS.raw and place.kind != ".png":
         raise ValueError(f"--raw --output={FLAGS.output}: a bare grid is a .png file")
     if FLAGS.each:
-        output_place(os.path.join(FLAGS.each, ""), (FOLDER,), FLAGS.overwrite, "each")
-    if place.kind in FIGURES:
-        errors.require("matplotlib", "reports")
-    if place.kind == ".tif":
-        errors.require("tifffile", "scientific")
+        command_line.output_place(os.path.join(FLAGS.each, ""), (command_line.FOLDER,), FLAGS.overwrite, "each")
     if mode == "denoise" and place.kind in (".npy", ".tif"):
         # Without samples too: a file that is there already would not belong to the images.
-        output_place(str(_deviation_file(place.path)), (place.kind,), FLAGS.overwrite)
+        command_line.output_place(str(_deviation_file(place.path)), (place.kind,), FLAGS.overwrite)
     if mode == "nearest" and FLAGS.json:
-        output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
+        command_line.output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     # Files have the originals' names, but for a path's, and must not replace each other.
-    if (place.kind == FOLDER or FLAGS.each) and mode != "interpolate":
+    if (place.kind == command_line.FOLDER or FLAGS.each) and mode != "interpolate":
         names = values.get("indices")
         if mode == "decode":
             names = read_flat_latents(values["input"]).names
@@ -92,7 +87,7 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> OutputPlace:
     return place
 
 
-def _write(mode: str, run: Any, place: OutputPlace, made: tasks.Made, origin: Mapping[str, Any]) -> None:
+def _write(mode: str, run: Any, place: command_line.OutputPlace, made: tasks.Made, origin: Mapping[str, Any]) -> None:
     """Writes a PNG file for each of the images, an animation of them, the figure, or its bare grid; or the latents."""
     if made.columns is not None:
         save_features(place.path, made.latents, made.columns, made.names, made.labels)
@@ -103,7 +98,7 @@ def _write(mode: str, run: Any, place: OutputPlace, made: tasks.Made, origin: Ma
     channels = run.config.data.display_channels
     shown = image_grid.displayed(made.images, channels)
     is_deep = run.config.data.dtype == "uint16" and shown.shape[-1] == 1
-    for folder in filter(None, (FLAGS.each, place.path if place.kind == FOLDER else None)):
+    for folder in filter(None, (FLAGS.each, place.path if place.kind == command_line.FOLDER else None)):
         pixels = stored_values(shown, run.config.data) if is_deep else shown
         image_grid.write_pictures(pathlib.Path(folder), pixels, made.names)
     if place.kind in (".npy", ".tif"):
@@ -118,7 +113,7 @@ def _write(mode: str, run: Any, place: OutputPlace, made: tasks.Made, origin: Ma
                 (np.save if place.kind == ".npy" else write_stack)(stream, array)
     if place.kind in image_grid.ANIMATION_FORMATS:
         image_grid.write_animation(place.path, shown, FLAGS.milliseconds, FLAGS.loop)
-    if place.kind in FIGURES:
+    if place.kind in image_grid.FIGURES:
         from nvae_tf.reports.figures import Provenance, save_figure
         from nvae_tf.runs.checkpoints import checkpoint_sha256
 
@@ -135,7 +130,7 @@ def _deviation_file(path: pathlib.Path) -> pathlib.Path:
 
 def _main(mode: str) -> None:
     """Checks where to write before TensorFlow is started, does what the mode does, writes and reports it in a line."""
-    task = TASKS[mode]
+    task = tasks.TASKS[mode]
     values = command_line.parameter_values(tasks.task_parameters(task))
     arguments, place = tasks.task_arguments(task, values), _check_output(mode, values)
     workdir = command_line.run_folder(FLAGS.workdir)
@@ -150,15 +145,15 @@ def _main(mode: str) -> None:
 
 def overview() -> str:
     """The manual page of all modes."""
-    lines = [f"  {mode:<12} {task.__doc__.splitlines()[0]}" for mode, task in TASKS.items()]
+    lines = [f"  {mode:<12} {task.__doc__.splitlines()[0]}" for mode, task in tasks.TASKS.items()]
     return "\n".join([__doc__.strip(), "", "Modes, each with a manual page of its own:", *lines, "", _EXIT_CODES])
 
 
 def run() -> None:
     """The command `nvae-generate`: defines the flags of the mode that is named first, and runs it."""
-    mode = command_line.take_mode("mode of nvae-generate", TASKS, overview(), default="sample")
+    mode = command_line.take_mode("mode of nvae-generate", tasks.TASKS, overview(), default="sample")
     _define_flags(mode)
-    command_line.run(lambda: _main(mode), page=f"{inspect.getdoc(TASKS[mode])}\n\n{_EXIT_CODES}")
+    command_line.run(lambda: _main(mode), page=f"{inspect.getdoc(tasks.TASKS[mode])}\n\n{_EXIT_CODES}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line, errors
+from nvae_tf import command_line, errors, progress
 from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import FIGURES
 
@@ -38,15 +38,13 @@ def main(
     config = complete_config(CONFIG.value, flags.FLAGS["config"].override_values)
     errors.start_tensorflow_quietly()
     from nvae_tf.data.inspection import inspect
-    from nvae_tf.progress import StatusLine
     from nvae_tf.reports import figures
 
-    status = StatusLine()
+    status = progress.StatusLine()
     shown = inspect(config, count, seconds, status)
     command = shlex.join(["nvae-inspect-data", *sys.argv[1:]])
     about = figures.Provenance(config.data.name, command=command, channels=config.data.display_channels)
-    figure = figures.data_images(shown, about)
-    figures.save_figure(figure, file, raw)
+    figures.save_figure(figures.data_images(shown, about), file, raw)
     train, test = (sum(len(shown[name]) for name in shown if name.startswith(part)) for part in ("train", "test"))
     status.keep(f"{train} training images above {test} test images in {file}")
 

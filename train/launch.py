@@ -24,7 +24,6 @@ from typing import Annotated
 
 from nvae_tf import command_line, errors, files, progress
 from nvae_tf.training import launcher
-from nvae_tf.training.launcher import STOPPED_CODES
 
 _GPUS_HELP = "GPUs that each process gets for itself, of CUDA_VISIBLE_DEVICES or of all. 0: every process sees all."
 _GRACE_HELP = "When one worker has ended, seconds that the others may take to save and stop; then they are killed."
@@ -61,7 +60,7 @@ def main(
         report(f"{processes} worker processes; here is the output of worker 0, the others' is in {folder}.")
     command = [sys.executable, "-m", f"{__package__}.main", *_WORKER_ARGUMENTS]
     exit_code = launcher.run_workers(command, gpus, folder, grace_seconds, report)
-    if exit_code in STOPPED_CODES:
+    if exit_code in launcher.STOPPED_CODES:
         again = shlex.join(["nvae-launch", *sys.argv[1:], "--", *_WORKER_ARGUMENTS])
         report(f"all workers have stopped. The same command continues from the latest checkpoint:\n    {again}")
     sys.exit(exit_code)

@@ -40,7 +40,7 @@ from typing import Annotated
 
 from absl import flags
 
-from nvae_tf import command_line, errors, files
+from nvae_tf import command_line, errors, files, progress
 
 CONFIG = command_line.define_config()
 
@@ -52,7 +52,6 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
 
     config = complete_config(CONFIG.value, flags.FLAGS["config"].override_values)
     errors.start_tensorflow_quietly()  # not before: a mistake is reported within a moment
-    from nvae_tf.progress import StatusLine
     from nvae_tf.training.loop import train_and_evaluate
 
     step, signal_number = train_and_evaluate(config, workdir)
@@ -61,7 +60,7 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
         # One of several workers was started by a launcher, with another command.
         end = "." if "TF_CONFIG" in os.environ else f":\n    {command}"
         text = f"Run interrupted at step {step} by {by}; checkpoint saved. The same command continues from there"
-        StatusLine().keep(text + end)
+        progress.StatusLine().keep(text + end)
         sys.exit(128 + signal_number)  # the exit codes of shells: 130 for Ctrl-C, 143 for SIGTERM
 
 

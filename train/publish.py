@@ -28,10 +28,9 @@ def main(
 
     published = publish_run(workdir, repo, checkpoint)
     scores = "" if published.has_scores else ", without scores: nvae-evaluate has not measured this checkpoint"
-    progress.StatusLine().keep(
-        f"Published {workdir}, step {published.step:,}: {published.url} ({published.num_files} files, "
-        f'{published.num_bytes / 1e6:.1f} MB{scores}). nvae_tf.load("{HUB}{repo}") loads it.'
-    )
+    size = f"{published.num_files} files, {published.num_bytes / 1e6:.1f} MB"
+    text = f"Published {workdir}, step {published.step:,}: {published.url} ({size}{scores})."
+    progress.StatusLine().keep(f'{text} nvae_tf.load("{HUB}{repo}") loads it.')
 
 
 run = command_line.command(main)

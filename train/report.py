@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from typing import Annotated
 
-from nvae_tf import command_line, config, errors, files
+from nvae_tf import command_line, config, errors, files, progress
 
 
 def main(
@@ -35,10 +35,9 @@ def main(
         command_line.check_run_folder(folder, is_written=False)
     errors.require("matplotlib", "reports")
     errors.start_tensorflow_quietly()
-    from nvae_tf.progress import StatusLine
     from nvae_tf.reports.page import compare_runs, report_of_run
 
-    status, missing = StatusLine(), []
+    status, missing = progress.StatusLine(), []
     if len(workdir) == 1:
         page, missing = report_of_run(workdir[0], checkpoint, seed, data_path, status)
     else:

@@ -134,8 +134,7 @@ class Codec:
         forward = FoldedPass(labels=labels if model.config.num_classes else None, folded=self._folded)
         features = [None] * len(coder.groups)
         if images is not None:
-            highest = 2**model.config.num_bits - 1
-            features = model.bottom_up.features(tf.cast(images, tf.float32) / highest, forward)
+            features = model.bottom_up.features(tf.cast(images, tf.float32) / (2**model.config.num_bits - 1), forward)
 
         def choose(group: slice, posterior: tf.Tensor | None) -> tf.Tensor:
             if posterior is not None:
@@ -144,10 +143,8 @@ class Codec:
                 return latents[:, group]
             return tf.numpy_function(lambda outputs: self._draw(outputs, group), [posterior], tf.float32)
 
-        sources = [
-            WhitenedSource(functools.partial(choose, group), *each)
-            for group, *each in zip(coder.groups, coder.channels, features, strict=True)
-        ]
+        rows = zip(coder.groups, coder.channels, features, strict=True)
+        sources = [WhitenedSource(functools.partial(choose, group), *each) for group, *each in rows]
         decoded = passes.top_down_pass(model, sources, tf.shape(labels)[0], forward)
         parameters = passes.real_pixels(decoded.parameters, *self.shape[:2])
         return parameters, tf.concat(posteriors, axis=-1) if posteriors else None

@@ -50,8 +50,7 @@ class Stack:
     """Asymmetric numeral systems (Duda 2009): what is pushed last is popped first, at `-log2 p` bits a symbol.
 
     Popping from a model draws from it: the bits below are the source of randomness. Pushing gives the same bits back.
-    At first the stack has a fixed supply of random words, then a checksum. `data` has the words above those of the
-    supply that nothing has drawn.
+    At first the stack has a fixed supply of random words, then a checksum. `data` lacks the undrawn part of the supply.
     """
 
     def __init__(self, checksum: int = 0, data: bytes | None = None):
@@ -128,13 +127,12 @@ def rounded(
 class WhitenedSource(NamedTuple):
     """The source of a group's latents, which `choose` gives in sigmas of the prior, `[batch, values]`.
 
-    It gets the posterior's means and log2 of its sigmas, both relative to the prior, `[2, batch, values]`; None without
-    a bottom-up `feature`.
+    It gets the posterior's means and log2 sigmas, relative to the prior, `[2, batch, values]`; None without `feature`.
     """
 
     choose: Callable[[tf.Tensor | None], tf.Tensor]
     channels: np.ndarray  # the coded ones
-    feature: tf.Tensor | None
+    feature: tf.Tensor | None  # of the bottom-up network
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""

@@ -263,8 +263,8 @@ def decoded_once(
     contents: Iterable[object],
     decode: Callable[[], tuple[int, Iterable[np.ndarray]]],
     report: Report,
-    class_names: tuple[str, ...] = (),
-    read_labels: Callable[[], np.ndarray] | None = None,
+    class_names: tuple[str, ...],
+    read_labels: Callable[[], np.ndarray],
 ) -> ImageSource:
     """The decoded images of one part of a data set, mapped from an array file in the folder `spec.cache`.
 
@@ -287,22 +287,21 @@ def decoded_once(
         for batch in reported(batches, count, f"decoding into {spec.cache}", report):
             stream.write(np.ascontiguousarray(batch))
 
-    images = _cached_array(spec, name, write)
+    file = pathlib.Path(spec.cache).expanduser() / f"{name}.npy"
+    images = _cached_array(file, write)
     if images.dtype != spec.dtype or images.shape[1:] != spec.image_shape:
-        file = pathlib.Path(spec.cache, f"{name}.npy")
         raise ValueError(f"{file}: has {images.dtype} {list(images.shape)}; remove it, and it will be made again")
-    source = ImageSource(len(images), images.shape[1:], lambda numbers: images[numbers], spec.dtype)
+    source = ArraySource(images)
     if not class_names:
         return source
     # The same pictures have other numbers where there are other classes.
-    name += f"-labels-{hashlib.sha256(repr(class_names).encode()).hexdigest()[:16]}"
-    labels = _cached_array(spec, name, lambda stream: np.save(stream, read_labels()))
-    return source.labeled(class_numbers(labels, len(images), pathlib.Path(spec.cache, f"{name}.npy")), class_names)
+    file = file.with_stem(f"{name}-labels-{hashlib.sha256(repr(class_names).encode()).hexdigest()[:16]}")
+    labels = _cached_array(file, lambda stream: np.save(stream, read_labels()))
+    return source.labeled(class_numbers(labels, len(images), file), class_names)
 
 
-def _cached_array(spec: DataSpec, name: str, write: Callable[[BinaryIO], None]) -> np.ndarray:
+def _cached_array(file: pathlib.Path, write: Callable[[BinaryIO], None]) -> np.ndarray:
     """The array in a file of the cache, which `write` makes where it is missing."""
-    file = pathlib.Path(spec.cache).expanduser() / f"{name}.npy"
     if not file.is_file():
         with atomic_file(file) as unfinished, unfinished.open("wb") as stream:
             write(stream)

@@ -69,9 +69,7 @@ def _digits(_, split):
     # because NumPy promises never to change its numbers; those of Generator may change.
     order = np.random.RandomState(20200708).permutation(len(labels))
     grouped = order[np.argsort(labels[order], kind="stable")]
-    is_test = np.zeros(len(labels), dtype=bool)
-    is_test[grouped[::5]] = True
-    chosen = is_test == (split == "test")
+    chosen = np.isin(np.arange(len(labels)), grouped[::5]) == (split == "test")
     return ArraySource(images[chosen][..., np.newaxis]).labeled(labels[chosen], _DIGITS)
 
 

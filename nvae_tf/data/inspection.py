@@ -30,18 +30,14 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
     if spec.labels:
         names = train.class_names
         in_parts = (np.bincount(part.labels, minlength=len(names)) for part in (train, test))
-        each = [
-            f"{name} ({in_train:,} / {in_test:,})" for name, in_train, in_test in zip(names, *in_parts, strict=True)
-        ]
+        each = [f"{name} ({trained:,} / {tested:,})" for name, trained, tested in zip(names, *in_parts, strict=True)]
         more = [f"and {len(each) - _CLASSES_SHOWN:,} more"] if len(each) > _CLASSES_SHOWN else []
         shown = ", ".join(each[:_CLASSES_SHOWN] + more)
         status.keep(f"classes      {len(each):,} (training / test images): {shown}")
     spec = pipeline.images_alone(spec)
-    batches = {
-        "train": (train, pipeline.training_batches(train, spec, batch_size, config.train.seed)),
-        "test": (test, pipeline.evaluation_batches(test, spec, batch_size, seed=0).repeat()),
-    }
-    for name, (source, dataset) in batches.items():
+    training = pipeline.training_batches(train, spec, batch_size, config.train.seed)
+    testing = pipeline.evaluation_batches(test, spec, batch_size, seed=0).repeat()
+    for name, source, dataset in (("train", train, training), ("test", test, testing)):
         statistics = _statistics(pipeline.iterate(dataset, source), source.count, spec, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
     status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
@@ -70,11 +66,10 @@ def _statistics(batches: Iterator[tf.Tensor], available: int, spec: DataSpec, se
     started, read = time.monotonic(), 0
     while (passed := time.monotonic() - started) < seconds:
         read += len(next(batches))
+    values = f"values from {levels[0]:.3f} to {levels[-1]:.3f}, mean {total / bars.sum():.3f}"
     possible = "" if spec.range else f" of {2**spec.num_bits}"
-    lines = [
-        f"in {min(seen, available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
-        f"mean {total / bars.sum():.3f}, {len(levels)}{possible} levels; {read / passed:,.0f} images/s"
-    ]
+    speed = f"{read / passed:,.0f} images/s"
+    lines = [f"in {min(seen, available):,} of them: {values}, {len(levels)}{possible} levels; {speed}"]
     edges = np.linspace(0.0, 1.0, _HISTOGRAM_BARS + 1)
     for low, high, fraction in zip(edges, edges[1:], bars / bars.sum(), strict=False):
         lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {'#' * round(fraction * 40)}".rstrip())

@@ -243,8 +243,7 @@ def load_images(
     `places` is a picture file, a folder, or several of them. With `nvae_tf.experiment_config("runs/mine")` they are
     read as the training data of that run were; with `model.config` they are cropped to its size and converted to its
     channels and bits, without regard to the run's `data.alpha` and `data.crop_box`. `resize` ("crop" or "stretch") and
-    `convert` replace that; `seed` is that of the binarization. FileNotFoundError for no pictures, ValueError for
-    unusable ones.
+    `convert` replace that; `seed` is for the binarization. FileNotFoundError: no pictures. ValueError: unusable ones.
     """
     if isinstance(config, ModelConfig) and not config.is_denoising:
         size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}

@@ -294,10 +294,8 @@ def in_type(images: np.ndarray, spec: DataSpec, where: object) -> np.ndarray:
         return images if images.dtype == np.uint8 else (images >> 8).astype(np.uint8)
     low, high = spec.range or (0, 2**spec.num_bits - 1)
     least, most = float(images.min()), float(images.max())
-    if np.isnan(least):
-        raise BadPicture(f"{where}: has NaN (not a number) among its values; replace them, as by numpy.nan_to_num")
-    if np.isinf([least, most]).any():
-        raise BadPicture(f"{where}: has infinite values; replace them, as by numpy.nan_to_num")
+    if not np.isfinite([least, most]).all():
+        raise BadPicture(f"{where}: has NaN (not a number) or infinite values; replace them, as by numpy.nan_to_num")
     if not (low <= least <= most <= high or spec.noise != "none"):
         limit, fix = f"data.num_bits = {spec.num_bits} go to {high}", f"set it to {int(most).bit_length()}"
         if spec.range:

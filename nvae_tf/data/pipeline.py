@@ -109,9 +109,7 @@ def evaluation_batches(
     return _image_batches(starts.map(with_indices), source, spec, stream_key(seed, _EVALUATION_BINARIZATION))
 
 
-def shuffled_index_batches(
-    count: int, batch_size: int, seed: int, start_step: int, shard: Shard = ALL
-) -> tf.data.Dataset:
+def shuffled_index_batches(count: int, batch_size: int, seed: int, start_step: int, shard: Shard) -> tf.data.Dataset:
     """The endless training order, before any image is read: pairs of the position in the stream of the shard's first
     image, an int64 scalar, and the numbers of images, int32 `[batch_size / shard.count]`.
     """
@@ -126,9 +124,8 @@ def shuffled_index_batches(
         positions = (first_step + tf.range(steps, dtype=tf.int64)) * batch_size + offset
         return tf.data.Dataset.from_tensor_slices((positions[skipped:], indices[:, offset : offset + size][skipped:]))
 
-    epochs = tf.data.Dataset.counter(start=start_step // steps)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return epochs.flat_map(batches_of_epoch).apply(endless)
+    return tf.data.Dataset.counter(start=start_step // steps).flat_map(batches_of_epoch).apply(endless)
 
 
 def _image_batches(index_batches, source, spec, binarize_key, flip_key=None, crop_key=None):
@@ -184,9 +181,8 @@ def images_alone(spec: DataSpec) -> DataSpec:
 
 def stored_spec(spec: DataSpec) -> DataSpec:
     """The data set with its images alone, as they are stored: 8 bits at least, neither binarized nor mirrored."""
-    return dataclasses.replace(
-        images_alone(spec), num_bits=max(8, spec.num_bits), binarize=False, horizontal_flip=False
-    )
+    alone = images_alone(spec)
+    return dataclasses.replace(alone, num_bits=max(8, spec.num_bits), binarize=False, horizontal_flip=False)
 
 
 def content_digest(source: ImageSource, spec: DataSpec) -> str:

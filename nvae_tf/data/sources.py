@@ -36,16 +36,13 @@ SOURCES = {
 class ImageSource:
     """One part of a data set: `count` numbered images of `image_shape`, which are read on demand.
 
-    `read` takes numbers `[batch]` and returns `[batch, height, width, channels]` of type `dtype`, the spec's; several
-    threads call it.
+    `read`, which several threads call, takes numbers `[batch]` and gives `[batch, height, width, channels]` of `dtype`.
     """
 
     labels: np.ndarray | None = None  # the number of each image's class, int32 `[count]`
     class_names: tuple[str, ...] = ()
 
-    def __init__(
-        self, count: int, image_shape: tuple[int, int, int], read: Callable[[np.ndarray], np.ndarray], dtype="uint8"
-    ):
+    def __init__(self, count: int, image_shape: tuple[int, int, int], read: Callable[..., np.ndarray], dtype="uint8"):
         self.count, self.image_shape, self.read, self.dtype = count, image_shape, read, dtype
         self.failures = []  # errors of reading images; TensorFlow passes on no more than their text
 
@@ -84,16 +81,7 @@ class ArraySource(ImageSource):
             form = "a non-empty uint8, uint16 or float32 array [count, height, width, channels]"
             raise ValueError(f"Images must be {form}, not {images.dtype} {list(images.shape)}.")
         super().__init__(len(images), images.shape[1:], images.__getitem__, images.dtype.name)
-        self.images, self._tensor = images, None
-
-    def reader(self):
-        import tensorflow as tf
-
-        if self._tensor is None:
-            # An eager tensor is captured by reference, an array would be copied into each graph. tf.data is on the CPU.
-            with tf.device("/CPU:0"):
-                self._tensor = tf.constant(self.images)
-        return lambda indices: tf.gather(self._tensor, indices)
+        self.images = images
 
 
 def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:
@@ -125,10 +113,9 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
         _check_classes(source.class_names, spec)
         number, highest = len(source.class_names), source.labels.max()
         if highest >= number or spec.num_classes not in (None, number):
-            raise ValueError(
-                f"data.num_classes = {spec.num_classes}: in {place_of(spec)} the {split} labels go to {highest}, the "
-                f"training images have {number} classes; set --config.data.num_classes={max(number, highest + 1)}"
-            )
+            fault = f"in {place_of(spec)} the {split} labels go to {highest}, the training images have {number} classes"
+            fix = f"set --config.data.num_classes={max(number, highest + 1)}"
+            raise ValueError(f"data.num_classes = {spec.num_classes}: {fault}; {fix}")
     return source
 
 
@@ -238,5 +225,5 @@ def spread_numbers(count: int, at_most: int) -> list[int]:
 def check_memory(needed: int, what: str, fix: str) -> None:
     """Raises ValueError unless there is memory for `needed` bytes of images: "WHAT need 4.7 GB of memory, ...: FIX"."""
     free = psutil.virtual_memory().available
-    if needed > free / 3:  # the array, and its copy in TensorFlow; the model wants some too
+    if needed > free / 3:  # the array, and its parts until it is put together; the model wants some too
         raise ValueError(f"{what} need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: {fix}")

@@ -17,8 +17,7 @@ from nvae_tf.presets import SIZES, model_of_size, recipe_settings
 def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> ExperimentConfig:
     """The settings of a run from nested ones of a config file, completed by a look at the images.
 
-    A `size` and a `recipe` set those that are not `given` (names as "model.num_flows"). ValueError: they are wrong,
-    or make no model.
+    A `size` and a `recipe` set what is not `given` (as "model.num_flows"). ValueError: they are wrong or make no model.
     """
     if (size := settings.get("size")) is not None:
         check_choice("setting size", size, SIZES)  # now, because a look at the images may take long
@@ -27,9 +26,7 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
         groups.setdefault(group, {}).update(values)
     spec = complete_spec(config_from_dict(DataSpec, groups.get("data", {})))
     model = groups.setdefault("model", {})
-    for name, data_name in MODEL_SETTINGS.items():
-        if model.get(name) is None:
-            model[name] = getattr(spec, data_name)
+    model |= {name: getattr(spec, data) for name, data in MODEL_SETTINGS.items() if model.get(name) is None}
     model |= model_of_size(size, spec, given)
     if spec.labels and not model.get("num_classes"):
         model["num_classes"] = spec.num_classes
@@ -42,13 +39,10 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
 
 def complete_spec(spec: DataSpec) -> DataSpec:
     """The spec with what is None or "auto" decided: by the images and labels, the likelihood by `num_bits`."""
-    if spec.source == "auto":
-        spec = dataclasses.replace(spec, source=source_at(spec.path))
-    if spec.noise != "none":
-        spec = dataclasses.replace(spec, likelihood=NOISY_SIGNAL)
-    elif spec.likelihood is None:
-        likelihood = "normal" if spec.range else "bernoulli" if spec.num_bits == 1 else "logistic_mixture"
-        spec = dataclasses.replace(spec, likelihood=likelihood)
+    source = source_at(spec.path) if spec.source == "auto" else spec.source
+    usual = "normal" if spec.range else "bernoulli" if spec.num_bits == 1 else "logistic_mixture"
+    likelihood = NOISY_SIGNAL if spec.noise != "none" else spec.likelihood or usual
+    spec = dataclasses.replace(spec, source=source, likelihood=likelihood)
     if None in (*spec.image_shape, spec.file_bits):
         first = first_image(spec)
         height, width = _size(spec, first)
@@ -83,8 +77,6 @@ def _size(spec, first):
         left, top, right, bottom = spec.crop_box
         return bottom - top, right - left
     if spec.resize != "none" or None in (first.height, first.width):
-        fix = "set --config.data.height=64"
-        if spec.resize == "none":
-            fix += ", and for images of different sizes --config.data.resize=crop or stretch"
+        fix = "set --config.data.height=64, and for images of different sizes --config.data.resize=crop or stretch"
         raise ValueError(f"data.resize = {spec.resize!r}, but to which size? {fix}")
     return first.height, first.width

@@ -1,7 +1,6 @@
 """Image sets through TensorFlow Datasets (TFDS): prepared on disk, or downloaded where the hosts answer."""
 
 import contextlib
-import functools
 import pathlib
 import urllib.parse
 from collections.abc import Iterator
@@ -21,8 +20,8 @@ from nvae_tf.progress import Report
 
 def first_tfds_image(spec: DataSpec) -> PictureHeader:
     """The form of the images by TFDS' description: a size is None where they differ."""
-    height, width, channels, bits = _image_form(_builder(spec))
-    return PictureHeader(height, width, channels or 3, bits)
+    form = _image_form(_builder(spec))
+    return form._replace(channels=form.channels or 3)
 
 
 def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
@@ -37,13 +36,12 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     if not builder.is_prepared():
         _download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
-    count = _number_of_examples(builder, name, split)
+    count, batches = _number_of_examples(builder, name, split), _batches(builder, name, spec)
     classes = tfds_classes(spec) if spec.labels else ()
 
     def read_labels():
         # In the order of `_batches`.
-        without_images = {"image": tfds.decode.SkipDecoding()}
-        examples = builder.as_dataset(split=name, shuffle_files=False, decoders=without_images)
+        examples = builder.as_dataset(split=name, shuffle_files=False, decoders={"image": tfds.decode.SkipDecoding()})
         labels = examples.map(lambda example: example["label"]).batch(1024).as_numpy_iterator()
         return class_numbers(np.concatenate([*labels]), count, f"{full_name}, split {name}")
 
@@ -51,13 +49,11 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
         # Distinguishes prepared sets of the same name.
         info = pathlib.Path(builder.data_path) / "dataset_info.json"
         contents = full_name, info.read_bytes(), info.stat().st_mtime_ns
-        batches = functools.partial(_batches, builder, name, spec)
-        return decoded_once(spec, split, contents, lambda: (count, batches()), report, classes, read_labels)
+        return decoded_once(spec, split, contents, lambda: (count, batches), report, classes, read_labels)
     fix = "name a folder for the decoded images, --config.data.cache=FOLDER"
     what = f"{spec.source_name}: {count:,} images of {spec.image_shape}"
     check_memory(count * int(np.prod(spec.image_shape)) * np.dtype(spec.dtype).itemsize, what, fix)
-    batches = reported(_batches(builder, name, spec), count, f"reading {full_name}", report)
-    source = ArraySource(np.concatenate([*batches]))
+    source = ArraySource(np.concatenate([*reported(batches, count, f"reading {full_name}", report)]))
     return source.labeled(read_labels(), classes) if classes else source
 
 
@@ -105,7 +101,7 @@ def _image_form(builder):
     if "image" not in features or features["image"].np_dtype not in (np.uint8, np.uint16):
         needed = f"it must have a feature 'image' of uint8 or uint16, and has {', '.join(features)}"
         raise ValueError(f"TFDS set '{builder.name}': {needed}")
-    return *features["image"].shape, 8 * np.dtype(features["image"].np_dtype).itemsize
+    return PictureHeader(*features["image"].shape, 8 * np.dtype(features["image"].np_dtype).itemsize)
 
 
 def _number_of_examples(builder, name, split):

@@ -186,8 +186,7 @@ def export_file(
     """Writes the weights of a run's checkpoint, "latest" or "best", as a file of the published form, atomically.
 
     Returns a text about it. `running_means` writes the moving averages of the weights in place of the weights. Raises
-    OSError where the file can't be written, ValueError where the published form can't express the run's settings or
-    torch is missing, and what `load` raises.
+    what `load` raises; OSError: the file can't be written; ValueError: no torch, or settings that this form can't say.
     """
     torch, (config, prefix) = require("torch", "torch"), find_run(workdir, checkpoint)
     try:

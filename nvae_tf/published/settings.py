@@ -17,8 +17,7 @@ def _lsun(what: str, size: int) -> DataSpec:
     return dataclasses.replace(DATA_SPECS[f"lsun_{what}64"], name=f"lsun_{what}{size}", height=size, width=size)
 
 
-# The data sets that the published code knows, by its names for them: this project's, and the numbers of training and
-# test images where these are known.
+# Data sets of the published code by its names: this project's, and the numbers of training and test images if known.
 PUBLISHED_DATA = {
     "mnist": (DATA_SPECS["mnist"], (60_000, 10_000)),
     "omniglot": (DATA_SPECS["omniglot"], (24_345, 8_070)),

@@ -102,9 +102,8 @@ def _decoder_tower(groups: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, int
 
 def _cell(name: str, cells: ResidualCells, index: int) -> Iterator[PublishedTensor]:
     if cells.skip is not None:
-        parts = cells.skip.parts
-        names = ["1"] if len(parts) == 1 else [f"conv_{number + 1}" for number in range(len(parts))]
-        for part_name, part in zip(names, parts, strict=True):
+        for number, part in enumerate(cells.skip.parts, 1):
+            part_name = f"conv_{number}" if len(cells.skip.parts) > 1 else "1"
             yield from _convolution(f"{name}.skip.{part_name}", part, index)
     if isinstance(cells.branch, OperationsBranch):
         yield from _operations(name, cells.branch, index)

@@ -140,29 +140,26 @@ class ChosenCheckpoint(NamedTuple):
 
 def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
     """The newest checkpoint whose numbers can all be read; ValueError where all are damaged."""
-    unusable: dict[int, str] = {}
-    newest = next(_usable(folder, unusable), ChosenCheckpoint(unusable))
+    newest = next(_checkpoints(folder))
     # What TensorFlow's list names and nobody has, of a folder that was copied in part.
     gone = {*read_list(folder)} - {*steps_of_files(folder, "index|data")}
-    unusable |= {step: "its files are gone" for step in gone if newest.prefix is None or step > newest.step}
+    newest.unusable.update({step: "its files are gone" for step in gone if step >= newest.step})
     if newest.prefix is None and (steps := steps_of_files(folder)):
-        latest = steps[-1]
-        raise ValueError(
-            f"{folder}/step-{latest}: the checkpoint is damaged ({unusable[latest]}), and there is no other that is "
-            f"whole. Restore its files from a copy, or delete {folder} to start the run anew{BEST_INSTEAD}"
-        )
+        fault = f"the checkpoint is damaged ({newest.unusable[steps[-1]]}), and there is no other that is whole"
+        fix = f"Restore its files from a copy, or delete {folder} to start the run anew{BEST_INSTEAD}"
+        raise ValueError(f"{folder}/step-{steps[-1]}: {fault}. {fix}")
     return newest
 
 
 def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
     """The whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
     # A killed process may have left the one before.
+    return min(_checkpoints(folder), key=lambda best: (best.prefix is None, best.score, best.step))
+
+
+def _checkpoints(folder: pathlib.Path) -> Iterator[ChosenCheckpoint]:
+    """Yields whole checkpoints, the newest first, and last one without files; all share what can't be used so far."""
     unusable: dict[int, str] = {}
-    return min(_usable(folder, unusable), key=lambda best: (best.score, best.step), default=ChosenCheckpoint(unusable))
-
-
-def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[ChosenCheckpoint]:
-    """Yields whole checkpoints, the newest first; why others can't be used is put into `unusable`."""
     for step in reversed(steps_of_files(folder, "index|data")):
         prefix = f"{folder}/step-{step}"
         try:
@@ -179,6 +176,7 @@ def _usable(folder: pathlib.Path, unusable: dict[int, str]) -> Iterator[ChosenCh
             raise
         except Exception as error:
             unusable[step] = first_line(error)
+    yield ChosenCheckpoint(unusable)
 
 
 class TrainingState:
@@ -290,28 +288,24 @@ class TrainingState:
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
-            with contextlib.suppress(OSError):
-                remove_partial(folder)
             # TensorFlow's message is "OPERATION AND FILE; CAUSE [Op:NAME]".
             reason = getattr(error, "strerror", None) or re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
             before = "anew" if self.saved_step is None else f"from step {self.saved_step}, whose checkpoint is whole"
-            raise OSError(
-                f"{folder}: the checkpoint of step {step} or the list of all could not be written ({reason}). "
-                f"The same command starts {before}"
-            ) from error
+            fault = f"the checkpoint of step {step} or the list of all could not be written ({reason})"
+            raise OSError(f"{folder}: {fault}. The same command starts {before}") from error
 
 
-def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+def named_weights(layer: keras.layers.Layer, all_weights: bool = True) -> dict[str, keras.Variable]:
     """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
 
-    RuntimeError where no public attribute leads to a weight.
+    What only training uses is left out unless `all_weights`. RuntimeError: no public attribute leads to a weight.
     """
     names: dict[int, tuple[str, keras.Variable]] = {}
     for name, variable in _walk(layer, ()):
         names.setdefault(id(variable), (name, variable))
     if hidden := [variable.path for variable in layer.weights if id(variable) not in names]:
         raise RuntimeError(f"no public attribute leads to the weights {', '.join(hidden)}")
-    return dict(names.values())
+    return {name: weight for name, weight in names.values() if all_weights or not name.startswith(_ONLY_TRAINING)}
 
 
 def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Variable]]:
@@ -341,8 +335,7 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
 def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
     """Restores a model's weights; returns whether they are exponential moving averages (EMA), which a run may keep.
 
-    Without `averages` they are the weights themselves. Raises what `check_architecture` raises, before anything is
-    assigned.
+    Without `averages` they are the weights themselves. Raises, before it assigns, what `check_architecture` raises.
     """
     weights = check_architecture(model, prefix)
     with wrap_checkpoint_errors(prefix):
@@ -362,12 +355,9 @@ def restore_weights(model: NVAE, prefix: str, averages: bool = True) -> bool:
 def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bool, all_weights: bool = False) -> str:
     """Writes a model's weights as the checkpoint of a step, without the optimizer; returns its prefix.
 
-    What only training uses is left out unless `all_weights`. `restore_weights` of this checkpoint then returns
-    `are_averages`.
+    What only training uses is left out unless `all_weights`. `restore_weights` then returns `are_averages`.
     """
-    weights = named_weights(model)
-    if not all_weights:
-        weights = {name: weight for name, weight in weights.items() if not name.startswith(_ONLY_TRAINING)}
+    weights = named_weights(model, all_weights)
     checkpoint = tf.train.Checkpoint(model=nested(weights), step=tf.Variable(step, dtype=tf.int64))
     if are_averages:
         # For `restore_weights`, a mark: the same variables once more. TensorFlow stores each under its first name.
@@ -383,18 +373,14 @@ def check_architecture(model: NVAE, prefix: str) -> dict[str, keras.Variable]:
         for name, shape in sorted(stored_shapes(prefix).items())
         if name.startswith("model/") and name.endswith(VALUE)
     }
-    weights = named_weights(model)
-    if not any(name.startswith(_ONLY_TRAINING) for name in stored):
-        weights = {name: weight for name, weight in weights.items() if not name.startswith(_ONLY_TRAINING)}
+    weights = named_weights(model, any(name.startswith(_ONLY_TRAINING) for name in stored))
     expected = {name: list(weight.shape) for name, weight in weights.items()}
     differing = [name for name in expected | stored if stored.get(name) != expected.get(name)]
     # Names that one side lacks say most about the architecture, the vectors that belong to every kernel say least.
     differing.sort(key=lambda name: (name.startswith("spectral_"), name in stored and name in expected))
     if differing:
-        first = "; ".join(
-            f"{name}: {stored.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} in the model"
-            for name in differing[:5]
-        )
+        shapes = [(name, stored.get(name, "missing"), expected.get(name, "missing")) for name in differing[:5]]
+        first = "; ".join(f"{name}: {one} in the checkpoint, {other} in the model" for name, one, other in shapes)
         fault = f"a checkpoint of another architecture than the settings; {len(differing)} weights differ: {first}"
         raise ValueError(f"{prefix}: {fault}. Use the checkpoint's own config.json")
     return weights

@@ -3,7 +3,6 @@
 Each is a `.npz` file with a digest of its weights, which is the same wherever these weights lie.
 """
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -66,18 +65,14 @@ def prior_text(about: dict[str, Any]) -> str:
     text = f"mixture of {about.get('components')} Gaussians of the top group"
     if about["kind"] != "mixture":
         proposals = priors.proposals_of_groups(about["proposals"], about["groups"])
-        text = (
-            f"classifier of the top {counted(about['groups'], 'group')}: cross-entropy of test images "
-            f"{_numbers(about['cross_entropy'])} (chance {priors.CHANCE:.3f}); "
-            f"of {_numbers(proposals, 0)} proposals {_numbers(about['effective_proposals'], 1)} effective"
-        )
+        entropy, effective = _numbers(about["cross_entropy"]), _numbers(about["effective_proposals"], 1)
+        text = f"classifier of the top {counted(about['groups'], 'group')}: cross-entropy of test images {entropy} "
+        text += f"(chance {priors.CHANCE:.3f}); of {_numbers(proposals, 0)} proposals {effective} effective"
     if bounds := about.get("bounds"):
-        text += (
-            f"; importance-weighted bound of {counted(bounds['images'], 'test image')}, "
-            f"{counted(bounds['samples'], 'sample')}: {bounds['reweighted']:.2f} nats instead of "
-            f"{bounds['model']:.2f}, log Z {np.mean(about['log_normalizers']):.3f} with a standard error of "
-            f"{np.mean(about['log_normalizer_errors']):.3f}"
-        )
+        measured = f"{counted(bounds['images'], 'test image')}, {counted(bounds['samples'], 'sample')}"
+        log_z, error = (np.mean(about[name]) for name in ("log_normalizers", "log_normalizer_errors"))
+        text += f"; importance-weighted bound of {measured}: {bounds['reweighted']:.2f} nats instead of "
+        text += f"{bounds['model']:.2f}, log Z {log_z:.3f} with a standard error of {error:.3f}"
     return text
 
 
@@ -87,7 +82,7 @@ def _numbers(values: Iterable[float], places: int = 3) -> str:
 
 def write_calibration(file: pathlib.Path, model: NVAE, step: int, calibration: OutlierCalibration) -> None:
     """Writes the arrays of a calibration by their names."""
-    _write(file, model, step, dataclasses.asdict(calibration))
+    _write(file, model, step, vars(calibration))
 
 
 def read_calibration(file: pathlib.Path, model: NVAE, step: int) -> OutlierCalibration | str | None:

@@ -103,8 +103,7 @@ class TrainedRun:
 
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     """The model of a run folder, with the weights of one of its checkpoints, or their exponential moving averages where
-    the run keeps them (`optimizer.ema_momentum`). Instead of a damaged latest one the newest whole one is taken, with a
-    warning.
+    the run keeps them (`optimizer.ema_momentum`). If the latest is damaged, it warns and takes the newest whole one.
 
     Example:
       >>> model = nvae_tf.load("digits")

@@ -82,10 +82,9 @@ def read_run_config(folder: RunFolder) -> ExperimentConfig:
     check_is_no_pattern(folder.path)
     config, copy = read_config(folder.config_file), folder.recorded_config_file
     if copy.is_file() and (differences := _differences(read_config(copy), config)):
-        raise ValueError(
-            f"{folder.config_file}: not the settings that its weights were made with: {differences}. If it is damaged, "
-            f"copy {copy} over it; if the change is meant, delete {copy}"
-        )
+        fault = f"not the settings that its weights were made with: {differences}"
+        fix = f"If it is damaged, copy {copy} over it; if the change is meant, delete {copy}"
+        raise ValueError(f"{folder.config_file}: {fault}. {fix}")
     return config
 
 
@@ -230,10 +229,9 @@ def _take_lock(folder: RunFolder, lock: TextIO, warn: Callable[[str], None]) -> 
     # Some network file systems say PermissionError.
     except (BlockingIOError, PermissionError, FileNotFoundError):
         lock.seek(0)
-        raise ValueError(
-            f"{folder.path}: another training writes into this folder: {lock.read(300)}. Wait until it has ended, "
-            f"or give another --workdir; if its machine is gone, delete {folder.lock_file}"
-        ) from None
+        fix = f"Wait until it has ended, or give another --workdir; if its machine is gone, delete {folder.lock_file}"
+        fault = f"another training writes into this folder: {lock.read(300)}"
+        raise ValueError(f"{folder.path}: {fault}. {fix}") from None
     except OSError as error:
         no_locks = f"{folder.path}: this file system has no locks ({error.strerror})"
         warn(f"{no_locks}; make sure that no other training writes into this folder.")

@@ -32,8 +32,7 @@ _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
 def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
     """The run folder of a folder, of "hf://user/repo" or "hf://user/repo@revision", or of a bundled model's name.
 
-    A folder of the name comes before a bundled model. ValueError: the name of a repository is malformed. OSError: it
-    can't be fetched.
+    A folder comes before a bundled model. ValueError: a repository's name is malformed. OSError: it can't be fetched.
     """
     text = os.fspath(place)
     if text.startswith(HUB):

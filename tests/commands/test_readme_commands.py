@@ -10,6 +10,7 @@ from sklearn.datasets import load_sample_images
 
 from nvae_tf.data.pipeline import shuffled_index_batches
 from nvae_tf.generation.image_grid import read_images
+from nvae_tf.replicas import ALL
 from nvae_tf.runs import loading
 from tests import ROOT
 from tests.command_fixtures import CONSOLE_NAMES, config_flags, output_of
@@ -118,7 +119,7 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_p
     folder, workdir = tmp_path / "images", tmp_path / "run"
     for part in ("train", "test"):
         write_files(folder / part, {f"{n:02d}.png": png(random_pixels(6, 7, 1, seed=n)) for n in range(count)})
-    batches = shuffled_index_batches(count, BATCH_SIZE, seed=0, start_step=0)
+    batches = shuffled_index_batches(count, BATCH_SIZE, seed=0, start_step=0, shard=ALL)
     _, numbers = next(iter(batches.skip(met_at_step)))
     bad = folder / "train" / f"{int(numbers[0]):02d}.png"
     bad.write_bytes(damaged_in_the_middle(bad.read_bytes()))
