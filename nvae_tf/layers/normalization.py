@@ -147,9 +147,6 @@ class StackedBatchNormalization(StackedLayer):
         """The running mean and variance of all layers, each `[count, channels]`."""
         return self.moving_mean, self.moving_variance
 
-    def recorders(self, initializing: bool = False) -> list[StackedLayer]:
-        return [self]
-
     def next_statistic(self, current: keras.Variable, recorded: tf.Tensor) -> tf.Tensor:
         return MOMENTUM * current + (1.0 - MOMENTUM) * recorded
 

@@ -77,9 +77,6 @@ class KerasLayers(StackedLayer):
             for number, each in enumerate(stacks)
         ]
 
-    def recorders(self, initializing: bool = False) -> list[StackedLayer]:
-        return [self] if self.statistics else []
-
     def make_weights(self, forward: ForwardPass) -> tuple[tf.Tensor, ...]:
         return tuple(map(tf.convert_to_tensor, (*self.trained, *self.statistics)))
 
@@ -198,15 +195,10 @@ class EluConvolution(StackedLayer):
         return self.convolution.apply_slice(weights[-1], inputs, records)
 
 
-class SwishConvolution(StackedLayer):
+class SwishConvolution(EluConvolution):
     """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution."""
 
     # In training nothing between these is kept: the backward pass normalizes and activates once more.
-
-    def __init__(self, convolution: StackedConvolution, upsampling: bool = False, dtype=None):
-        norm = StackedBatchNormalization(convolution.count, convolution.channels_in, dtype=dtype)
-        super().__init__(convolution.count, [norm, convolution], dtype=dtype)
-        self.norm, self.convolution, self.upsampling = norm, convolution, upsampling
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         norm, convolution = weights

@@ -15,14 +15,11 @@ The four groups of the smallest scale for example, whose first group has no prio
 
 As a loop (`ForwardPass.scanned`) the graph has one step, which takes slices of the stacked weights: the program that
 XLA compiles, and the graph that is exported, stay as small for fifty groups as for two. In training the step becomes
-two pieces, and the gradient of the loop is a second loop:
-
-    forward:   for i in 0 .. n-1:   state, results[i] = step.forward(state, inputs[i])
-    backward:  for i in n-1 .. 0:   d_state, d_inputs[i] = step.backward(results[i], inputs[i], d_state, d_outputs[i])
-
-The results of a step are its outputs, the statistics that batch norm records, without a gradient, and those of its
-convolutions and matrix products. TensorFlow's gradient of a loop would keep every tensor that the backward pass reads,
-slices of the weights among them; here the backward piece computes the rest again, which takes little time.
+two pieces, and the gradient of the loop is a second loop, which goes backward (docs/architecture.md has a picture).
+The results of a step, which are kept for it, are its outputs, the statistics that batch norm records, without a
+gradient, and those of its convolutions and matrix products. TensorFlow's gradient of a loop would keep every tensor
+that the backward pass reads, slices of the weights among them; here the backward piece computes the rest again, which
+takes little time.
 """
 
 import operator
@@ -78,29 +75,21 @@ def run_steps(
     return state, outputs
 
 
-def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
-    """The state after all layers of a stack, one after the other; the state itself where there is no stack."""
+def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass, keeps_states: bool = False) -> tuple:
+    """The state after all layers of a stack in turn, and a list of the states after each, if these are kept.
+
+    Without a stack it is the state itself. States that are not kept are freed, eagerly too, when the next is there.
+    """
     if cells is None:
-        return state
+        return state, []
 
-    # Without outputs, so that eagerly each state is freed when the next is there.
-    def step(layers: list[list[Layer]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, None]:
+    def step(layers: list[list[Layer]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor | None]:
         [[cell]] = layers  # one share, one layer a step
-        return cell(state), None
-
-    return run_steps([StackShare(cells)], step, state, [()] * cells.count, forward)[0]
-
-
-def states_of_cells(cells: StackedLayer, state: tf.Tensor, forward: ForwardPass) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """The state after all layers of a stack, and a list of the states after each."""
-    shares, inputs = [StackShare(cells)], [()] * cells.count
-
-    def step(layers: list[list[Layer]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-        [[cell]] = layers
         state = cell(state)
-        return state, state
+        return state, state if keeps_states else None
 
-    return run_steps(shares, step, state, inputs, forward, lambda state: [state], lambda states: tf.unstack(states[0]))
+    as_outputs = (lambda state: [state], lambda states: tf.unstack(states[0])) if keeps_states else ()
+    return run_steps([StackShare(cells)], step, state, [()] * cells.count, forward, *as_outputs)
 
 
 def _num_unrolled_steps(shares: Sequence[StackShare], inputs: Sequence[Any], forward: ForwardPass) -> int:

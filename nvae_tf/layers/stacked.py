@@ -166,7 +166,8 @@ class StackedLayer(keras.layers.Layer):
 
     def recorders(self, initializing: bool = False) -> list["StackedLayer"]:
         """The stacks, this one or parts of it, whose layers record statistics in a training pass, in order."""
-        return [recorder for part in self.parts for recorder in part.recorders(initializing)]
+        own = [self] if self.statistics else []
+        return own + [recorder for part in self.parts for recorder in part.recorders(initializing)]
 
     def updates_from(self, vectors: tf.Tensor, initializing: bool) -> Updates:
         """The variables of all `recorders`, and their new values by what the layers have recorded, `[count, width]`."""

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import Block, Branch, LatentPlan
-from nvae_tf.layers import FoldedPass, ForwardPass, ResidualCells, StackedConvolution, scan, stack_of
+from nvae_tf.layers import FoldedPass, ForwardPass, ResidualCells, StackedConvolution, run_cells, stack_of
 from nvae_tf.models.images import frame
 
 
@@ -21,7 +21,7 @@ class PreprocessBlock(keras.layers.Layer):
 
     def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, 2 in]`."""
-        return self.down.single_layer(forward)(scan.run_cells(self.cells, state, forward))
+        return self.down.single_layer(forward)(run_cells(self.cells, state, forward)[0])
 
 
 class BottomUpScale(keras.layers.Layer):
@@ -66,7 +66,7 @@ class BottomUp(keras.layers.Layer):
             state = block.run(state, forward)
         features = []
         for scale in self.scales:
-            state, states = scan.states_of_cells(scale.cells, state, forward)
+            state, states = run_cells(scale.cells, state, forward, keeps_states=True)
             features += states[scale.cells_per_group - 1 :: scale.cells_per_group]
             if scale.down is not None:
                 state = scale.down.single_layer(forward)(state)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from scipy.linalg import toeplitz
 
 from nvae_tf.config import ModelConfig, check, real_number, whole_number
 from nvae_tf.models.images import as_tensor, boolean_mask
@@ -97,7 +98,7 @@ def downsampling(size: tuple[int, int], factor: int) -> Separable:
 def gaussian_blur(size: tuple[int, int], deviation: float) -> Separable:
     """Deblurring: a Gaussian of this standard deviation in pixels, over the pixels of images `(height, width)`."""
     deviation = real_number("deviation", deviation, "must be above 0, in pixels", 1e-6, 1e6)
-    kernels = [np.exp(-0.5 * np.square(_distances(length) / deviation)) for length in size]
+    kernels = [np.exp(-0.5 * np.square(toeplitz(np.arange(length)) / deviation)) for length in size]
     return Separable(*(kernel / kernel.sum(axis=1, keepdims=True) for kernel in kernels))
 
 
@@ -216,7 +217,8 @@ class _Measured:
         # An operator may see nothing of it, as one of differences does.
         gray = tf.math.divide_no_nan(_per_image(self.values * white), _per_image(tf.square(white)))
         mean = tf.reshape(gray, [-1, 1, 1, 1]) * tf.ones(image_shape)
-        covariances = [_CORRELATION ** _distances(length) for length in image_shape[:2]]
+        # Toeplitz' matrix of 0, 1, 2 ... has the distances `|i - j|`.
+        covariances = [_CORRELATION ** toeplitz(np.arange(length)) for length in image_shape[:2]]
         variance = tf.fill([1, *image_shape], _VARIANCE)
         return self._estimate(mean, lambda images: _VARIANCE * _separable(*covariances, images), variance)
 
@@ -296,11 +298,6 @@ def _seen(operator: LinearOperator, images: tf.Tensor) -> tf.Tensor:
 def _per_image(values: tf.Tensor) -> tf.Tensor:
     """Sums `[batch]`."""
     return tf.reduce_sum(values, axis=list(range(1, len(values.shape))))
-
-
-def _distances(length: int) -> np.ndarray:
-    """`|i - j|`, `[length, length]`."""
-    return np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
 
 
 def _separable(rows: np.ndarray, columns: np.ndarray, images: tf.Tensor) -> tf.Tensor:

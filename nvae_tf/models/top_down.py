@@ -151,7 +151,7 @@ class PostprocessBlock(keras.layers.Layer):
 
     def run(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, 2 height, 2 width, in / 2]`."""
-        return run_cells(self.cells, self.up.single_layer(forward)(state), forward)
+        return run_cells(self.cells, self.up.single_layer(forward)(state), forward)[0]
 
 
 class TopDown(keras.layers.Layer):

@@ -1,6 +1,7 @@
 """Spectral regularization and the batch-norm regularizer (Vahdat & Kautz 2020, section 3.2)."""
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 from nvae_tf import layers
 from nvae_tf.layers import cpu_kernels
 
-_SMALLEST_NORM = 1e-3
+_normalized = functools.partial(tf.math.l2_normalize, axis=-1, epsilon=1e-3**2)  # rows, by their norm or 1e-3
 
 
 class SpectralRegularizer(keras.layers.Layer):
@@ -102,11 +103,6 @@ def _power_iteration_of_all(matrices, starts, iterations) -> tuple[list[tf.Tenso
     axes, v, u = tf.constant((1, 2)), v_packing.unpack(v), u_packing.unpack(u)
     triples = zip(v, matrices, u, strict=True)
     return v, u, [tf.reduce_sum(tf.matmul(left, matrix) * right, axes) for left, matrix, right in triples]
-
-
-def _normalized(rows: tf.Tensor) -> tf.Tensor:
-    square = tf.reduce_sum(tf.square(rows), axis=-1, keepdims=True)
-    return rows * tf.math.rsqrt(tf.maximum(square, _SMALLEST_NORM**2))
 
 
 # A function, because forward mode looks into custom gradients but not into functions.

@@ -103,7 +103,7 @@ def learn_prior(
     write_prior(folder.prior_file, model, run.step, reweighted)  # bounds take long
     if importance_samples:
         batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
-        about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
+        about["bounds"] = _bounds(model, reweighted, batches, importance_samples, seed)
         write_prior(folder.prior_file, model, run.step, reweighted)
     keep_model_card(folder, model, status.keep)
     return about
@@ -299,9 +299,7 @@ def _log_normalizers(model: NVAE, reweighted: ReweightedPrior, seed: int) -> dic
     return {"log_normalizers": log_normalizers.tolist(), "log_normalizer_errors": errors.tolist()}
 
 
-def _bounds(
-    model: NVAE, reweighted: ReweightedPrior, batches: Batches, samples: int, log_normalizers: list[float], seed: int
-) -> dict[str, Any]:
+def _bounds(model: NVAE, reweighted: ReweightedPrior, batches: Batches, samples: int, seed: int) -> dict[str, Any]:
     """The importance-weighted bounds in nats, means over images, with the model's prior and with the reweighted one."""
 
     @tf.function(autograph=False, reduce_retracing=True)
@@ -314,7 +312,7 @@ def _bounds(
         decoded = top_down_pass(model, sources, tf.shape(images)[0], FoldedPass(labels=labels))
         log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
         log_weights = decoded.likelihood.log_prob(images) + log_p - log_q
-        log_normalizer = tf.gather(log_normalizers, 0 if labels is None else labels)
+        log_normalizer = tf.gather(reweighted.about["log_normalizers"], 0 if labels is None else labels)
         log_ratio = _joint_log_ratio(reweighted, decoded.latents, labels) - log_normalizer
         log_weights = tf.reshape([log_weights, log_weights + log_ratio], [2, -1, samples])
         return math.log(samples) - tf.reduce_logsumexp(log_weights, axis=2)
