@@ -74,8 +74,10 @@ def command(main: Callable[..., None], words: str | None = None) -> Callable[[],
 
 def _name_words(flag: str) -> None:
     """Lets the value of a flag, or the values of one that takes several, stand without its name between other flags."""
+    switches = {name for name in flags.FLAGS if flags.FLAGS[name].boolean}
     for place, (before, word) in enumerate(zip(sys.argv, sys.argv[1:], strict=False), 1):
-        takes_value = before.startswith("-") and "=" not in before and not before.startswith(("--no", "-no"))
+        name = before.lstrip("-").removeprefix("no")
+        takes_value = before.startswith("-") and "=" not in before and name not in switches
         if not word.startswith("-") and (place == 1 or not takes_value):
             sys.argv[place] = f"--{flag}={word}"
             if not isinstance(flags.FLAGS[flag], flags.MultiFlag):
