@@ -3,14 +3,11 @@
 Inputs and outputs of the model are recorded when the export is made, so that it can be checked wherever it is copied.
 """
 
-import contextlib
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,16 +24,14 @@ from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 TOLERANCE = 1e-5
 RECORD = "assets.extra/verification.npz"
 ROWS = 3  # the number of rows of the record's inputs, with which an export is tried
-CHECK = ("run_saved_model.py", "tensorflow")  # what `process_alone` takes to check an export
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
-import importlib, json, runpy, sys
-script, *modules = sys.argv[1:]
-sys.modules.update(dict.fromkeys({"nvae_tf", "export", "train", "configs", "tensorflow"} - {*modules}))
-for module in modules:
-    importlib.import_module(module)
-runpy.run_path(script)["replay"](*json.loads(sys.stdin.read()))
+import runpy, sys
+script, refused, *arguments = sys.argv[1:]
+sys.modules.update(dict.fromkeys(refused.split(",")))
+runpy.run_path(script)["replay"](*arguments)
 """
+_PACKAGES = "nvae_tf,export,train,configs"
 
 Arrays = dict[str, np.ndarray]
 
@@ -116,47 +111,37 @@ def diverged(signature: str) -> str:
     return f"the model's signature {signature} gives numbers that are not finite; export an earlier checkpoint"
 
 
-@contextlib.contextmanager
-def process_alone(script: str, *modules: str) -> Iterator[Callable[..., Arrays]]:
-    """Starts a process on the CPU, for a script in `export`; gives `run`. It can't import this package.
+def run_alone(script: str, inputs: Arrays, *arguments: Any, refused: str = f"{_PACKAGES},tensorflow") -> Arrays:
+    """Returns the arrays that `replay(INPUTS.npz, OUTPUTS.npz, *arguments)` of a script in `export` writes.
 
-    Nor can it import TensorFlow, unless this is one of `modules`.
-
-    `run(inputs, *arguments)`, called once, returns the arrays that the script's `replay(INPUTS.npz, OUTPUTS.npz,
-    *arguments)` writes; ValueError with the last line of its errors. Enter early: the process imports `modules` while
-    the caller works. It ends with the context.
+    The script runs on the CPU in a process that can't import the `refused` packages, this one among them. ValueError
+    with the last line of its errors.
     """
-    # -I: neither the working directory nor PYTHONPATH can bring the package in.
-    command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, *modules]
-    options = {"text": True, "errors": "replace", "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}}
-    options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with tempfile.TemporaryDirectory() as place, subprocess.Popen(command, cwd=place, **options) as process:
-
-        def run(inputs: Arrays, *arguments: Any) -> Arrays:
-            given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
-            np.savez(given, **inputs)
-            _, errors = process.communicate(json.dumps([*map(str, (given, made, *arguments))]))
-            if process.returncode:
-                # A traceback's last line is the reason.
-                reason = (errors.strip().splitlines() or ["no message"])[-1]
-                raise ValueError(f"exit code {process.returncode}: {reason}")
-            with np.load(made) as outputs:
-                return dict(outputs)
-
-        try:
-            yield run
-        finally:
-            process.kill()
+    with tempfile.TemporaryDirectory() as place:
+        given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
+        np.savez(given, **inputs)
+        # -I: neither the working directory nor PYTHONPATH can bring the package in.
+        command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, refused, given, made]
+        how = {"capture_output": True, "text": True, "errors": "replace", "cwd": place}
+        how["env"] = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+        process = subprocess.run([*command, *map(str, arguments)], **how)
+        if process.returncode:
+            # A traceback's last line is the reason.
+            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"exit code {process.returncode}: {reason}")
+        with np.load(made) as outputs:
+            return dict(outputs)
 
 
-def verified(folder: pathlib.Path, run: Callable[..., Arrays], record: Arrays | None = None) -> dict[str, float]:
-    """Runs every signature of an export in a process; returns the `difference` of every output from a record.
+def verified(folder: pathlib.Path, record: Arrays | None = None) -> dict[str, float]:
+    """Runs every signature of an export by `run_alone`; returns the `difference` of every output from a record.
 
-    `run` is that of `process_alone(*CHECK)`. ValueError where one is more than `TOLERANCE`, or the export can't be run.
+    ValueError where one is more than `TOLERANCE`, or the export can't be run.
     """
     record = record or read_record(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        outputs = run(side_of_record(record, "inputs"), folder.resolve())
+        inputs = side_of_record(record, "inputs")
+        outputs = run_alone("run_saved_model.py", inputs, folder.resolve(), refused=_PACKAGES)
     differences = all_differences(outputs, side_of_record(record, "outputs"))
     worst = max(differences, key=differences.get)
     if not differences[worst] <= TOLERANCE:
