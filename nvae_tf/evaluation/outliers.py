@@ -94,23 +94,19 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     return calibration
 
 
-def _own_name(task: EvaluationTask) -> str:
-    """The name of the set of the part's own images."""
-    return f"{task.split} images"
-
-
-def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
-    """Loads a user's outliers from folders of pictures, or from whatever else `data.path` may name."""
+def load_image_sets(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
+    """Loads the part's own images, and a user's outliers from folders of pictures or what else `data.path` may name."""
     if isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
     paths = [os.path.abspath(os.path.expanduser(place)) for place in places]
-    names = [_own_name(task), *map(os.path.basename, paths)]
+    own = dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")
+    names = [own.name, *map(os.path.basename, paths)]
     if not places or len({*names}) < len(names):
-        fix = f"give folders of pictures of another kind, of different names, none of them '{names[0]}'"
+        fix = f"give folders of pictures of another kind, of different names, none of them '{own.name}'"
         raise ValueError(f"--outliers={','.join(places)}: {fix}")
     # In the form that the model takes.
     form = {"convert": True, "crop_box": None, "resize": "crop", "stacked_images": 1, "cache": None}
-    sets = []
+    sets = [(task.source, own)]
     for path in paths:
         if not os.path.exists(path):
             raise FileNotFoundError(f"--outliers: {path}: no such file or folder")
@@ -119,7 +115,7 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
         if task.spec.source == "tiff" and all(name.lower().endswith(TIFF) for name in names):
             # Where the model has crops, so have the outliers: scaled down they would be other images for that alone.
             place |= {"source": "tiff"} | ({"crop": "random", "resize": "none"} if task.spec.crop == "random" else {})
-        spec = dataclasses.replace(images_alone(task.spec), **form | place)
+        spec = dataclasses.replace(own, **form | place)
         if spec.source in ("folder", "tiff"):
             source = picture_source(path, spec)[0]
         else:
@@ -130,13 +126,12 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
     return sets
 
 
-def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tuple[dict, list[ImageSet], list[Scores]]:
-    """Measures how well each score separates each set of outliers from the part's own images, on all workers.
+def measure_outliers(task: EvaluationTask, sets: Sequence[ImageSet]) -> tuple[dict[str, Any], dict[str, Scores]]:
+    """Measures how well each score separates each set of outliers from the first set, on all workers.
 
-    Returns the entry `outliers` of the evaluation file; the sets, the part's own first; and `scores_by_name` of each.
+    Returns the entry `outliers` of the evaluation file, and `scores_by_name` of each set by its name.
     """
-    sets = [(task.source, dataclasses.replace(images_alone(task.spec), name=_own_name(task))), *outliers]
-    strategy, model = task.strategy, task.trained.model
+    strategy, model, scores = task.strategy, task.trained.model, {}
 
     @functools.partial(tf.function, autograph=False)
     def score(images: tf.Tensor) -> list[tf.Tensor]:
@@ -147,21 +142,20 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tupl
         reconstruction, kl = joined(strategy, score(divided(strategy, padded)))
         return {"reconstruction": reconstruction.numpy(), "kl": kl.numpy()}
 
-    parts = []
     for source, spec in sets:
         task.status.keep(f"{spec.name}: {source.count:,}")
         work, inputs = f"outliers {content_digest(source, spec)}", functools.partial(task.batches, source, spec)
         batches = [*task.shared_batches(work, source.count, task.batch_size, inputs, compute)]
         columns = [np.concatenate([batch[part] for batch in batches]) for part in ("reconstruction", "kl")]
         task.check_finite(columns)
-        parts.append(OutlierParts(*columns, kl_map=None))
-    calibration = model.outlier_calibration
-    own, *others = scores = [scores_by_name(part, calibration) for part in parts]
+        scores[spec.name] = scores_by_name(OutlierParts(*columns, kl_map=None), model.outlier_calibration)
+    (_, own), *others = scores.items()
     results = {
-        spec.name: {"num_images": source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
-        for (source, spec), other in zip(outliers, others, strict=True)
+        name: {"num_images": len(other["kl"]), "auroc": aurocs(own, other), "flagged": flagged(other)}
+        for name, other in others
     }
-    return {"calibrated": calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": results}, sets, scores
+    is_calibrated = model.outlier_calibration is not None
+    return {"calibrated": is_calibrated, "flagged_below": FLAGGED_BELOW, "sets": results}, scores
 
 
 def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) -> dict[str, np.ndarray]:

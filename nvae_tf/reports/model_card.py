@@ -152,7 +152,7 @@ def _finite(value: float) -> float:
     return value
 
 
-def write_model_card(folder: RunFolder, parameters: int | None = None, place: str | None = None) -> bool:
+def write_model_card(folder: RunFolder, parameters: int | None = None, place: str | None = None) -> None:
     """Writes the card of a run from the files of its folder, or brings it up to date.
 
     The text below `MARKER` in the file is kept, byte by byte. A file without that line is somebody's own and stays as
@@ -160,8 +160,8 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     later. `parameters` is how many numbers are trained; `place` is what others give to `nvae_tf.load`,
     "hf://user/repo", where the folder is to be shared.
 
-    Returns whether the file is the run's card now. Raises FileNotFoundError or ValueError where settings or
-    `origin.json` can't be read, OSError where a file can't be written.
+    Raises FileNotFoundError or ValueError where settings or `origin.json` can't be read, OSError where a file can't be
+    written.
     """
     file = folder.card_file
     before = file.read_bytes() if file.is_file() else None
@@ -172,7 +172,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     if facts.origin is not None and not folder.origin_file.is_file():
         write_origin(folder, facts.origin)
     if not kept:
-        return False
+        return
     card = ModelCard.from_template(
         _metadata(facts),
         template_path=str(_TEMPLATE),
@@ -187,7 +187,6 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     if content != before:
         with atomic_file(file) as partial:
             partial.write_bytes(content)
-    return True
 
 
 def keep_model_card(folder: RunFolder, model: NVAE, report: Callable[[str], None]) -> None:
