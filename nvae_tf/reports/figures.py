@@ -216,9 +216,9 @@ def training_curves(title: str, unit: str, lines: Curves, width=1000) -> Figure:
     return figure
 
 
-def histograms(scores: Scores, about: Provenance, width=1000) -> Figure:
+def histograms(scores: Scores, about: Provenance) -> Figure:
     """A histogram of each outlier score, one line for each set; the histogram of the first set is filled."""
-    figure, charts, colors = _score_charts("Outlier scores", scores, about, width)
+    figure, charts, colors = _score_charts("Outlier scores", scores, about)
     for name, axes in charts.items():
         values = np.concatenate([each[name] for each in scores.values()])
         # Outliers may have scores a hundred times as large.
@@ -235,12 +235,12 @@ def histograms(scores: Scores, about: Provenance, width=1000) -> Figure:
     return figure
 
 
-def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
+def roc_curves(scores: Scores, about: Provenance) -> Figure:
     """The share of detected outliers against the share of false alarms at every threshold, a line for each set."""
     from sklearn.metrics import roc_curve
 
     own, *others = scores
-    figure, charts, colors = _score_charts("How many outliers a score finds", scores, about, width, own)
+    figure, charts, colors = _score_charts("How many outliers a score finds", scores, about, own)
     for name, axes in charts.items():
         axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.5)
         for number, images in enumerate(others):
@@ -253,10 +253,9 @@ def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
     return figure
 
 
-def probe_curves(labels: Sequence[int], accuracy: Mapping, about: Provenance, width=1000) -> Figure:
+def probe_curves(labels: Sequence[int], accuracy: Mapping, about: Provenance) -> Figure:
     """The accuracy of each probe `{probe: {features: [accuracies]}}` by the number of labels, side by side."""
-    grid = (1, len(accuracy)) if width >= 700 else (len(accuracy), 1)
-    figure, _, size = _chart("What frozen features tell of the classes", about, width, 22 * grid[0] + 5, grid)
+    figure, _, size = _chart("What frozen features tell of the classes", about, 1000, 27, len(accuracy))
     for axes, (probe, curves) in zip(figure.axes, accuracy.items(), strict=True):
         for (name, values), color in zip(curves.items(), LINES, strict=False):
             axes.plot(labels, values, color=color, linewidth=1.5, marker="o", markersize=4, label=name)
@@ -308,17 +307,15 @@ def restorations(
     return image_figure(f"{done.capitalize()} images", text, rows, about, width, [(name, 1) for name in parts])
 
 
-def _score_charts(title: str, scores: Scores, about: Provenance, width: int, unlisted="") -> tuple[Figure, dict, dict]:
+def _score_charts(title: str, scores: Scores, about: Provenance, unlisted="") -> tuple[Figure, dict, dict]:
     """A figure with a legend of all sets but `unlisted`, its axes by outlier score, and the color of each set."""
     colors = dict(zip(scores, [RULE, *LINES * len(scores)], strict=False))  # the first set is pale
     listed = [Patch(color=color, label=images) for images, color in colors.items() if images != unlisted]
     names = [name for name in _SCORES if name in next(iter(scores.values()))]
-    columns = len(names) if width >= 700 else 1  # on a phone the axes stand below each other
-    rows = len(names) // columns
-    figure, _, size = _chart(title, about, width, 20 * rows + 1.5 * len(listed) + 5, (rows, columns))
-    # Below the labels of the lower left axes.
+    figure, axes, size = _chart(title, about, 1000, 25 + 1.5 * len(listed), len(names))
+    # Below the labels of the left axes.
     style = dict(loc="upper left", bbox_to_anchor=(0.0, 0.0), borderaxespad=3.5, frameon=False)
-    figure.axes[-columns].legend(handles=listed, fontsize=size, labelcolor=INK, **style)
+    axes.legend(handles=listed, fontsize=size, labelcolor=INK, **style)
     return figure, dict(zip(names, figure.axes, strict=True)), colors
 
 
@@ -438,11 +435,11 @@ def _opaque(image: Array, scale: int) -> Array:
     return np.rint(np.broadcast_to(values, [*values.shape[:2], 3]) * 255.0).astype(np.uint8)
 
 
-def _chart(title: str, about: Provenance | None, width: int, lines: float, grid=(1, 1)) -> tuple[Figure, Axes, float]:
+def _chart(title: str, about: Provenance | None, width: int, lines: float, columns=1) -> tuple[Figure, Axes, float]:
     """Returns a figure of this height in lines of text, the first of its axes, and the size of its text in points."""
     pixels = _text_size(width)
     figure = _figure(title, about, pixels, (width, round(lines * pixels)))
-    for axes in np.ravel(figure.subplots(*grid)):
+    for axes in np.ravel(figure.subplots(ncols=columns)):
         _style(axes, pixels * _POINTS)
     return figure, figure.axes[0], pixels * _POINTS
 
