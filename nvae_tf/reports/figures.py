@@ -25,7 +25,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits
 from nvae_tf.files import atomic_file
-from nvae_tf.generation.image_grid import displayed, grid_of_rows, write_png
+from nvae_tf.generation.image_grid import displayed, image_grid, write_png
 from nvae_tf.progress import counted
 
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
@@ -90,11 +90,11 @@ def samples(images: Array, about: Provenance, columns=None, width=1000, title=""
     return image_figure(title, "", _rows("", images, columns), about, width, captions)
 
 
-def data_images(parts: Mapping[str, Array], about: Provenance, columns=10, width=1000) -> Figure:
-    """Images of a data set by what they are ("test images"), as the model sees them, at most `columns` in a row."""
-    columns = min(columns, _most_columns(next(iter(parts.values())), width))
+def data_images(parts: Mapping[str, Array], about: Provenance) -> Figure:
+    """Images of a data set by what they are ("test images"), as the model sees them, at most 10 in a row."""
+    columns = min(10, _most_columns(next(iter(parts.values())), 1000))
     rows = [row for label, images in parts.items() for row in _rows(label, images, columns)]
-    return image_figure("Images as the model sees them", "", rows, about, width)
+    return image_figure("Images as the model sees them", "", rows, about)
 
 
 def reconstructions(originals: Array, made: Array, about: Provenance, kept="", columns=10, width=1000) -> Figure:
@@ -128,11 +128,11 @@ def interpolation(originals: Array, path: Array, steps: int, about: Provenance, 
 
 
 def variants(
-    originals: Array, made: Array, heading: str, text: str, about: Provenance, notes=(), width=1000, title="Variants"
+    originals: Array, made: Array, heading: str, text: str, about: Provenance, notes=(), title="Variants"
 ) -> Figure:
     """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
     rows = [Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
-    return image_figure(title, text, rows, about, width, [("original", 1), (heading, made.shape[1])])
+    return image_figure(title, text, rows, about, blocks=[("original", 1), (heading, made.shape[1])])
 
 
 def group_decisions(images: Array, kept_groups: Sequence, num_groups: int, about: Provenance, width=1000) -> Figure:
@@ -267,7 +267,7 @@ def probe_curves(labels: Sequence[int], accuracy: Mapping, about: Provenance) ->
     return figure
 
 
-def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width=1000) -> Figure:
+def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance) -> Figure:
     """By set: images `[count, ...]`, maps of their outlier scores `[count, height, width]` in nats per pixel, notes."""
     rows, colors = [], matplotlib.colormaps["magma"]
     for name, (originals, nats, notes) in images.items():
@@ -277,12 +277,10 @@ def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Proven
         rows += [Row(name, originals, notes, starts_part=True), Row(f"KL, 0 to {limit:.2g} nats per pixel", in_colors)]
     text = "The images of each set with the highest score, which stands below them. "
     text += "The map: the KL of the groups of the largest scale, dark for none."
-    return image_figure("Where outlier scores come from", text, rows, about._replace(channels=None), width)
+    return image_figure("Where outlier scores come from", text, rows, about._replace(channels=None))
 
 
-def restorations(
-    measured: Array, restored: Array, originals, deviation, about, width=1000, draws=tuple, done="restored"
-) -> Figure:
+def restorations(measured: Array, restored: Array, originals, deviation, about, draws=tuple, done="restored") -> Figure:
     """A row for each image: its measurement, what was restored, the original, and the deviation of every pixel.
 
     Measurements that are smaller by a whole factor are enlarged. Originals, and the standard deviation of the pixels
@@ -304,7 +302,7 @@ def restorations(
         text = "The deviation of a pixel is its standard deviation over restorations from several draws; "
         text += f"white is {_LARGEST_DEVIATION}."
     rows = [Row("", images) for images in zip(*parts.values(), strict=True)]
-    return image_figure(f"{done.capitalize()} images", text, rows, about, width, [(name, 1) for name in parts])
+    return image_figure(f"{done.capitalize()} images", text, rows, about, blocks=[(name, 1) for name in parts])
 
 
 def _score_charts(title: str, scores: Scores, about: Provenance, unlisted="") -> tuple[Figure, dict, dict]:
@@ -342,7 +340,7 @@ def _group_names(latent_shapes: Shapes) -> list[str]:
 
 
 def image_figure(
-    title: str, text: str, rows: Sequence[Row], about: Provenance, width: int, blocks: Blocks = ()
+    title: str, text: str, rows: Sequence[Row], about: Provenance, width: int = 1000, blocks: Blocks = ()
 ) -> Figure:
     """Rows of images, with labels on the left, in blocks of columns, `(heading, columns)`, side by side."""
     shown = (about and about.channels) or ()
@@ -498,7 +496,9 @@ def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> N
     """
     path = pathlib.Path(path)
     if raw:
-        write_png(path, grid_of_rows(figure.rows))
+        columns, white = max(map(len, figure.rows)), np.ones_like(figure.rows[0][0])
+        padded = [image for row in figure.rows for image in (*row, *[white] * (columns - len(row)))]
+        write_png(path, image_grid(padded, columns, enlarge=None))
         return
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{path}: a figure is a .png, .svg or .pdf file")
