@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
 
 from nvae_tf.config import DataSpec
 from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pictures import TIFF, list_pictures
-from nvae_tf.data.pipeline import chosen_images, content_digest, evaluation_batches, images_alone, iterate
+from nvae_tf.data.pipeline import content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.task import EvaluationTask
@@ -52,9 +54,6 @@ def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None 
 
 def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
     """The calibration by the scores of training and of held-out images; ValueError for too few, or NaN."""
-    # Here, because importing scikit-learn takes a second that a model without calibration does not need.
-    from sklearn.covariance import LedoitWolf
-
     for parts, fewest, name in ((training, 50, "training"), (held_out, 19, "held-out")):
         if len(parts.kl) < fewest:
             raise ValueError(f"{len(parts.kl)} {name} images are too few to calibrate; give {fewest} or more")
@@ -77,8 +76,7 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
     spec, parts = images_alone(spec), []
-    signature = [tf.TensorSpec([None, *spec.image_shape])]
-    score = tf.function(functools.partial(outlier_parts, trained.model), input_signature=signature, autograph=False)
+    score = tf.function(functools.partial(outlier_parts, trained.model), autograph=False, reduce_retracing=True)
     for source in [load_split(spec, split, status.report()) for split in ("train", "test")]:
         # The last batch, which may be smaller, is used only where all images are.
         size = batch_size or trained.config.train.batch_size
@@ -96,8 +94,6 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
 
 def load_image_sets(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
     """Loads the part's own images, and a user's outliers from folders of pictures or what else `data.path` may name."""
-    if isinstance(task.trained.model.outlier_calibration, str):
-        raise ValueError(task.trained.model.outlier_calibration)
     paths = [os.path.abspath(os.path.expanduser(place)) for place in places]
     own = dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")
     names = [own.name, *map(os.path.basename, paths)]
@@ -150,12 +146,11 @@ def measure_outliers(task: EvaluationTask, sets: Sequence[ImageSet]) -> tuple[di
         task.check_finite(columns)
         scores[spec.name] = scores_by_name(OutlierParts(*columns, kl_map=None), model.outlier_calibration)
     (_, own), *others = scores.items()
-    results = {
+    result = {
         name: {"num_images": len(other["kl"]), "auroc": aurocs(own, other), "flagged": flagged(other)}
         for name, other in others
     }
-    is_calibrated = model.outlier_calibration is not None
-    return {"calibrated": is_calibrated, "flagged_below": FLAGGED_BELOW, "sets": results}, scores
+    return {"calibrated": model.outlier_calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": result}, scores
 
 
 def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) -> dict[str, np.ndarray]:
@@ -168,8 +163,6 @@ def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) 
 
 def aurocs(inside: Scores, outside: Scores) -> dict[str, float]:
     """The area under the ROC curve of each score: how often an outlier has a higher score than another image."""
-    from sklearn.metrics import roc_auc_score
-
     both = {name: (inside[name], outside[name]) for name in inside if not name.startswith("p_")}
     truth = {name: np.repeat([0, 1], list(map(len, parts))) for name, parts in both.items()}
     return {name: float(roc_auc_score(truth[name], np.concatenate(parts))) for name, parts in both.items()}
@@ -179,10 +172,3 @@ def flagged(scores: Scores) -> dict[str, float]:
     """The share of images whose p-value is at most 0.05, by the score."""
     p_values = {name.removeprefix("p_"): values for name, values in scores.items() if name.startswith("p_")}
     return {name: float((values <= FLAGGED_BELOW).mean()) for name, values in p_values.items()}
-
-
-def most_outlying_images(task: EvaluationTask, images: ImageSet, scores: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The images of a set with the highest scores `[images]`: up to 6 of them, their KL maps and their scores."""
-    numbers = np.argsort(-scores, kind="stable")[:6]
-    chosen, *_ = chosen_images(*images, task.split, numbers.tolist(), seed=task.seed)
-    return chosen, outlier_parts(task.trained.model, tf.constant(chosen)).kl_map.numpy(), scores[numbers]

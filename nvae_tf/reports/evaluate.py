@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.data.pipeline import content_digest, images_alone
+from nvae_tf.data.pipeline import chosen_images, content_digest, images_alone
 from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.denoising import load_references, measure_noise
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
-from nvae_tf.evaluation.outliers import ImageSet, load_image_sets, measure_outliers, most_outlying_images
+from nvae_tf.evaluation.outliers import ImageSet, load_image_sets, measure_outliers
 from nvae_tf.evaluation.probe import load_probe, measure_probe
 from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits, table
 from nvae_tf.evaluation.task import EvaluationTask, Workers
@@ -29,6 +29,7 @@ from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import active_channels
+from nvae_tf.models.outlier_scores import outlier_parts
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
@@ -68,7 +69,7 @@ def evaluate_run(
     """
     fid, workers, parts = fid or FidSettings(), workers or Workers(), []
     task = _load_task(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, workers)
-    if scores and isinstance(task.trained.model.outlier_calibration, str):
+    if (scores or "outliers" in metrics) and isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
     if {*metrics} & {"elbo", "iw", "latents"}:  # one pass over the images measures these three
         parts.append(functools.partial(_measure_likelihood, task, metrics, importance_samples, scores))
@@ -136,8 +137,10 @@ def _measure_outliers(task: EvaluationTask, sets: Sequence[ImageSet]) -> dict[st
     if task.workers.is_chief and _can_draw(task.status):
         shown, score = {}, "mahalanobis" if metrics["calibrated"] else "kl"
         for images, (name, scores) in zip(sets, by_set.items(), strict=True):
-            chosen, maps, highest = most_outlying_images(task, images, scores[score])
-            shown[f"{name}, by {score}"] = chosen, maps, [digits(value, 3) for value in highest]
+            highest = np.argsort(-scores[score], kind="stable")[:6]
+            chosen, *_ = chosen_images(*images, task.split, highest.tolist(), seed=task.seed)
+            maps = outlier_parts(task.trained.model, tf.constant(chosen)).kl_map.numpy()
+            shown[f"{name}, by {score}"] = chosen, maps, [digits(value, 3) for value in scores[score][highest]]
         drawn = {"scores": ("histograms", by_set), "roc": ("roc_curves", by_set), "maps": ("maps", shown)}
         files = {f"outlier_{name}-{task.split}.png": figure for name, figure in drawn.items()}
         metrics["pictures"] = _save_figures(task, files)
