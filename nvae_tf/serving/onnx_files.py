@@ -14,7 +14,7 @@ from nvae_tf.layers.cpu_kernels import plain_operations
 from nvae_tf.models import NVAE
 from nvae_tf.serving.device_signatures import DeviceSignatures, device_inputs, file_facts, folded_signatures
 from nvae_tf.serving.signatures import Tensors
-from nvae_tf.serving.verification import TOLERANCE, Arrays, all_differences, diverged, run_alone
+from nvae_tf.serving.verification import DIVERGED, TOLERANCE, Arrays, all_differences, run_alone
 
 onnx, tf2onnx, _ = (require(module, "onnx") for module in ("onnx", "tf2onnx", "onnxruntime"))
 
@@ -71,7 +71,7 @@ def _record(signatures: OnnxSignatures) -> tuple[Arrays, Arrays]:
         with tf.device("/CPU:0"):
             outputs = {key: value.numpy() for key, value in getattr(signatures, name)(**given).items()}
         if not all(np.isfinite(value).all() for value in outputs.values()):
-            raise ValueError(diverged(name))
+            raise ValueError(DIVERGED.format(name))
         if name == "sample":
             levels = np.float32(2**signatures.model.config.num_bits - 1)
             images = np.rint(outputs["image"] * levels) / levels

@@ -17,12 +17,13 @@ from nvae_tf import schemas
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import beside_package
 from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
-from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
+from nvae_tf.serving.outputs import PNG_SUFFIX
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
 # The largest difference that rounding may cause, relative to the largest number of the tensor.
 TOLERANCE = 1e-5
 RECORD = "assets.extra/verification.npz"
+DIVERGED = "the model's signature {} gives numbers that are not finite; export an earlier checkpoint"
 ROWS = 3  # the number of rows of the record's inputs, with which an export is tried
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
@@ -38,7 +39,6 @@ Arrays = dict[str, np.ndarray]
 
 def read_record(folder: pathlib.Path) -> Arrays:
     """Returns the record of an export, see `recorded`; ValueError if it is missing or damaged."""
-    check_is_export(folder)
     with wrap_read_errors(f"{folder / RECORD}: missing or damaged (", "); copy the export anew"):
         return schemas.read_arrays(folder / RECORD, schemas.RECORD)
 
@@ -62,10 +62,10 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Arrays:
                 tensors = signatures.function(signature)(*map(tf.constant, given.values()))
             except tf.errors.InvalidArgumentError as error:
                 # The inputs are right, so the output is refused.
-                raise ValueError(diverged(signature)) from error
+                raise ValueError(DIVERGED.format(signature)) from error
             results = {name: tensor.numpy() for name, tensor in tensors.items()}
             if not results["valid"].all():
-                raise ValueError(diverged(signature))
+                raise ValueError(DIVERGED.format(signature))
             runs[signature] = given, results
             if signature == "sample":
                 # The images that other signatures take are on the levels of the model's data.
@@ -106,11 +106,6 @@ def _with_files(arrays: Arrays) -> Arrays:
     return {"image_bytes": files} | {name: a for name, a in arrays.items() if name not in ("image", "image_uint8")}
 
 
-def diverged(signature: str) -> str:
-    """Returns the message about a model whose output is not finite."""
-    return f"the model's signature {signature} gives numbers that are not finite; export an earlier checkpoint"
-
-
 def run_alone(script: str, inputs: Arrays, *arguments: Any, refused: str = f"{_PACKAGES},tensorflow") -> Arrays:
     """Returns the arrays that `replay(INPUTS.npz, OUTPUTS.npz, *arguments)` of a script in `export` writes.
 
@@ -123,12 +118,11 @@ def run_alone(script: str, inputs: Arrays, *arguments: Any, refused: str = f"{_P
         # -I: neither the working directory nor PYTHONPATH can bring the package in.
         command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, refused, given, made]
         how = {"capture_output": True, "text": True, "errors": "replace", "cwd": place}
-        how["env"] = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
-        process = subprocess.run([*command, *map(str, arguments)], **how)
-        if process.returncode:
+        child = subprocess.run([*command, *map(str, arguments)], env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}, **how)
+        if child.returncode:
             # A traceback's last line is the reason.
-            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"exit code {process.returncode}: {reason}")
+            reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"exit code {child.returncode}: {reason}")
         with np.load(made) as outputs:
             return dict(outputs)
 
@@ -140,8 +134,7 @@ def verified(folder: pathlib.Path, record: Arrays | None = None) -> dict[str, fl
     """
     record = record or read_record(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        inputs = side_of_record(record, "inputs")
-        outputs = run_alone("run_saved_model.py", inputs, folder.resolve(), refused=_PACKAGES)
+        outputs = run_alone("run_saved_model.py", side_of_record(record, "inputs"), folder.resolve(), refused=_PACKAGES)
     differences = all_differences(outputs, side_of_record(record, "outputs"))
     worst = max(differences, key=differences.get)
     if not differences[worst] <= TOLERANCE:

@@ -192,7 +192,7 @@ def test_every_file_is_looked_at(copied, refused):
     (copied / "assets.extra" / "tf_serving_warmup_requests").unlink()
     (copied / "variables" / "more").touch()
     names = "assets.extra/latents.json, assets.extra/tf_serving_warmup_requests, variables/more"
-    message = f"{names} missing, changed, or not in {DIGESTS}; copy the export anew"
+    message = f"{names} missing, changed or not in {DIGESTS}; copy the export anew"
     assert message in refused("export.verify", str(copied))
     flags = f"--saved_model={copied}", f"--output={copied / 'x.tflite'}", "--signature=decode"
     assert message in refused("export.export_tflite", *flags)
