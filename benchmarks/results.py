@@ -74,9 +74,9 @@ def stamp() -> dict[str, Any]:
     }
 
 
-def run(measure: Callable[[], dict[str, Any]], json: Json = None) -> None:
+def run(measure: Callable[[], dict[str, Any]], json: Json = None, yardstick: bool = False) -> None:
     """Measures, prints the results by their names, and writes them if `--json` names a file."""
-    check_options(json)
+    check_options(json, yardstick)
     result = stamp() | measure()
     print(text(result))
     write_json(result, json)

@@ -51,9 +51,8 @@ def main(
     json: results.Json = None,
 ) -> None:
     """Measures, and prints the results."""
-    results.check_options(json, not no_yardstick)
     changed = dict(map(setting, shlex.split(settings)))
-    results.run(lambda: measure(preset, steps, changed, not no_yardstick), json)
+    results.run(lambda: measure(preset, steps, changed, not no_yardstick), json, not no_yardstick)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NU
 ENVIRONMENT |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 _ANSWERS = "BENCHMARK_ANSWERS_FILE_DESCRIPTOR"
 _TURN_SECONDS = 0.5  # a turn repeats quick work until they are over
+_SESSIONS = contextlib.ExitStack()  # they stay open until the process ends
 # The batch sizes of MNIST and CIFAR-10 are those of the published code's times. CelebA's 16 would need 15 GiB.
 BATCH_SIZES = {"digits": 60, "mnist": 16, "cifar10": 4, "celeba64": 4}
 PRESETS = tuple(BATCH_SIZES)
@@ -210,18 +211,10 @@ def export(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
 
 
 def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
-    import tensorflow as tf
+    from export.run_saved_model import sample, session_of
 
-    # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `configure_runtime` has set.
-    session = tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto())
-    loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder / "output/1"))
-    definition = loaded.signature_def["sample"]
-    image = definition.outputs["image"].name
-    feed = {
-        definition.inputs["seed"].name: np.arange(batch_size, dtype=np.int64) << 32,
-        definition.inputs["temperature"].name: np.ones(batch_size, np.float32),
-    }
-    return lambda: session.run(image, feed)
+    run = _SESSIONS.enter_context(session_of(str(folder / "output/1")))
+    return functools.partial(sample, run, batch_size, seed=0, temperature=1.0)
 
 
 def yardstick(preset: str, batch_size: int, folder: pathlib.Path) -> Callable[[], None]:

@@ -32,6 +32,7 @@ def session_of(folder: str) -> Iterator[Callable]:
     import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")
+    # With the rewriting of graphs, as TensorFlow Serving has it: without `config` it follows what the process has set.
     with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto())) as session:
         loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], folder)
 

@@ -20,10 +20,9 @@ def main(path: Annotated[str, "One version, as models/digits/1; may stand withou
     """Checks."""
     check_digests(pathlib.Path(path))
     errors.start_tensorflow_quietly()
-    from nvae_tf.serving.verification import CHECK, TOLERANCE, process_alone, verified
+    from nvae_tf.serving.verification import TOLERANCE, verified
 
-    with process_alone(*CHECK) as run:
-        differences = verified(pathlib.Path(path), run)
+    differences = verified(pathlib.Path(path))
     width = max(map(len, differences))
     for name, difference in differences.items():
         print(f"{name:{width}}  {difference:.1e}")

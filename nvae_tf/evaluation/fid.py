@@ -14,18 +14,16 @@ import pathlib
 import sys
 import tarfile
 import types
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import requests
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, stored_spec
 from nvae_tf.data.sources import load_split
-from nvae_tf.errors import first_line
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.files import atomic_file, cache_folder, file_sha256
@@ -239,10 +237,8 @@ def rgb_pixels(images: np.ndarray) -> np.ndarray:
 def _batch_function(content: bytes, where: str) -> tf.types.experimental.ConcreteFunction:
     """The frozen graph, built for one decoded image, as a function of a batch; messages begin with `where`."""
     graph = tf.compat.v1.GraphDef()
-    try:
+    with wrap_read_errors(f"{where}: not a frozen graph of TensorFlow, or cut off (", "); download it again"):
         graph.ParseFromString(content)
-    except DecodeError:
-        raise ValueError(f"{where}: not a frozen graph of TensorFlow, or cut off; download it again") from None
     # With the graph's old version number some operations are read by rules that functions don't know.
     graph.versions.producer = tf.version.GRAPH_DEF_VERSION
     for node in list(graph.node):
@@ -254,12 +250,10 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
         (features,) = tf.graph_util.import_graph_def(graph, {"ExpandDims:0": images}, ["pool_3:0"], name="")
         return tf.ensure_shape(features, [None, 1, 1, NUM_FEATURES])
 
-    try:
+    needed = f"[batch, 1, 1, {NUM_FEATURES}] at pool_3 can't be computed from ExpandDims"
+    with wrap_read_errors(f"{where}: not the Inception of 2015: {needed} (", ")"):
         wrapped = tf.compat.v1.wrap_function(pool, [tf.TensorSpec([None, None, None, 3])])
         return wrapped.prune(wrapped.inputs[0], wrapped.outputs[0])
-    except (ValueError, tf.errors.OpError) as error:
-        needed = f"[batch, 1, 1, {NUM_FEATURES}] at pool_3 can't be computed from ExpandDims"
-        raise ValueError(f"{where}: not the Inception of 2015: {needed} ({first_line(error)})") from None
 
 
 def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) -> None:
@@ -301,10 +295,8 @@ def graph_content(file: pathlib.Path) -> bytes:
     # Any file of zeros is a tar archive, so its name decides.
     if not file.name.endswith((".tgz", ".tar.gz", ".tar")):
         return file.read_bytes()
-    try:
-        with tarfile.open(file) as archive:
-            files = [member for member in archive if member.isfile()]
-            (member,) = (file for file in files if pathlib.PurePosixPath(file.name).name == GRAPH_NAME)
-            return archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-        raise ValueError(f"{file}: a damaged archive, or without {GRAPH_NAME} ({error}); {_HELP}") from None
+    damaged = f"{file}: a damaged archive, or without {GRAPH_NAME} ("
+    with wrap_read_errors(damaged, f"); {_HELP}"), tarfile.open(file) as archive:
+        files = [member for member in archive if member.isfile()]
+        (member,) = (file for file in files if pathlib.PurePosixPath(file.name).name == GRAPH_NAME)
+        return archive.extractfile(member).read()

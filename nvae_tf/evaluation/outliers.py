@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
 
 from nvae_tf.config import DataSpec
 from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pictures import TIFF, list_pictures
-from nvae_tf.data.pipeline import chosen_images, content_digest, evaluation_batches, images_alone, iterate
+from nvae_tf.data.pipeline import content_digest, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.task import EvaluationTask
@@ -52,9 +54,6 @@ def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None 
 
 def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
     """The calibration by the scores of training and of held-out images; ValueError for too few, or NaN."""
-    # Here, because importing scikit-learn takes a second that a model without calibration does not need.
-    from sklearn.covariance import LedoitWolf
-
     for parts, fewest, name in ((training, 50, "training"), (held_out, 19, "held-out")):
         if len(parts.kl) < fewest:
             raise ValueError(f"{len(parts.kl)} {name} images are too few to calibrate; give {fewest} or more")
@@ -77,8 +76,7 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
     spec, parts = images_alone(spec), []
-    signature = [tf.TensorSpec([None, *spec.image_shape])]
-    score = tf.function(functools.partial(outlier_parts, trained.model), input_signature=signature, autograph=False)
+    score = tf.function(functools.partial(outlier_parts, trained.model), autograph=False, reduce_retracing=True)
     for source in [load_split(spec, split, status.report()) for split in ("train", "test")]:
         # The last batch, which may be smaller, is used only where all images are.
         size = batch_size or trained.config.train.batch_size
@@ -94,23 +92,17 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     return calibration
 
 
-def _own_name(task: EvaluationTask) -> str:
-    """The name of the set of the part's own images."""
-    return f"{task.split} images"
-
-
-def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
-    """Loads a user's outliers from folders of pictures, or from whatever else `data.path` may name."""
-    if isinstance(task.trained.model.outlier_calibration, str):
-        raise ValueError(task.trained.model.outlier_calibration)
+def load_image_sets(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]:
+    """Loads the part's own images, and a user's outliers from folders of pictures or what else `data.path` may name."""
     paths = [os.path.abspath(os.path.expanduser(place)) for place in places]
-    names = [_own_name(task), *map(os.path.basename, paths)]
+    own = dataclasses.replace(images_alone(task.spec), name=f"{task.split} images")
+    names = [own.name, *map(os.path.basename, paths)]
     if not places or len({*names}) < len(names):
-        fix = f"give folders of pictures of another kind, of different names, none of them '{names[0]}'"
+        fix = f"give folders of pictures of another kind, of different names, none of them '{own.name}'"
         raise ValueError(f"--outliers={','.join(places)}: {fix}")
     # In the form that the model takes.
     form = {"convert": True, "crop_box": None, "resize": "crop", "stacked_images": 1, "cache": None}
-    sets = []
+    sets = [(task.source, own)]
     for path in paths:
         if not os.path.exists(path):
             raise FileNotFoundError(f"--outliers: {path}: no such file or folder")
@@ -119,7 +111,7 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
         if task.spec.source == "tiff" and all(name.lower().endswith(TIFF) for name in names):
             # Where the model has crops, so have the outliers: scaled down they would be other images for that alone.
             place |= {"source": "tiff"} | ({"crop": "random", "resize": "none"} if task.spec.crop == "random" else {})
-        spec = dataclasses.replace(images_alone(task.spec), **form | place)
+        spec = dataclasses.replace(own, **form | place)
         if spec.source in ("folder", "tiff"):
             source = picture_source(path, spec)[0]
         else:
@@ -130,13 +122,12 @@ def load_outliers(task: EvaluationTask, places: Sequence[str]) -> list[ImageSet]
     return sets
 
 
-def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tuple[dict, list[ImageSet], list[Scores]]:
-    """Measures how well each score separates each set of outliers from the part's own images, on all workers.
+def measure_outliers(task: EvaluationTask, sets: Sequence[ImageSet]) -> tuple[dict[str, Any], dict[str, Scores]]:
+    """Measures how well each score separates each set of outliers from the first set, on all workers.
 
-    Returns the entry `outliers` of the evaluation file; the sets, the part's own first; and `scores_by_name` of each.
+    Returns the entry `outliers` of the evaluation file, and `scores_by_name` of each set by its name.
     """
-    sets = [(task.source, dataclasses.replace(images_alone(task.spec), name=_own_name(task))), *outliers]
-    strategy, model = task.strategy, task.trained.model
+    strategy, model, scores = task.strategy, task.trained.model, {}
 
     @functools.partial(tf.function, autograph=False)
     def score(images: tf.Tensor) -> list[tf.Tensor]:
@@ -147,21 +138,19 @@ def measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> tupl
         reconstruction, kl = joined(strategy, score(divided(strategy, padded)))
         return {"reconstruction": reconstruction.numpy(), "kl": kl.numpy()}
 
-    parts = []
     for source, spec in sets:
         task.status.keep(f"{spec.name}: {source.count:,}")
         work, inputs = f"outliers {content_digest(source, spec)}", functools.partial(task.batches, source, spec)
         batches = [*task.shared_batches(work, source.count, task.batch_size, inputs, compute)]
         columns = [np.concatenate([batch[part] for batch in batches]) for part in ("reconstruction", "kl")]
         task.check_finite(columns)
-        parts.append(OutlierParts(*columns, kl_map=None))
-    calibration = model.outlier_calibration
-    own, *others = scores = [scores_by_name(part, calibration) for part in parts]
-    results = {
-        spec.name: {"num_images": source.count, "auroc": aurocs(own, other), "flagged": flagged(other)}
-        for (source, spec), other in zip(outliers, others, strict=True)
+        scores[spec.name] = scores_by_name(OutlierParts(*columns, kl_map=None), model.outlier_calibration)
+    (_, own), *others = scores.items()
+    result = {
+        name: {"num_images": len(other["kl"]), "auroc": aurocs(own, other), "flagged": flagged(other)}
+        for name, other in others
     }
-    return {"calibrated": calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": results}, sets, scores
+    return {"calibrated": model.outlier_calibration is not None, "flagged_below": FLAGGED_BELOW, "sets": result}, scores
 
 
 def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) -> dict[str, np.ndarray]:
@@ -174,8 +163,6 @@ def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) 
 
 def aurocs(inside: Scores, outside: Scores) -> dict[str, float]:
     """The area under the ROC curve of each score: how often an outlier has a higher score than another image."""
-    from sklearn.metrics import roc_auc_score
-
     both = {name: (inside[name], outside[name]) for name in inside if not name.startswith("p_")}
     truth = {name: np.repeat([0, 1], list(map(len, parts))) for name, parts in both.items()}
     return {name: float(roc_auc_score(truth[name], np.concatenate(parts))) for name, parts in both.items()}
@@ -185,10 +172,3 @@ def flagged(scores: Scores) -> dict[str, float]:
     """The share of images whose p-value is at most 0.05, by the score."""
     p_values = {name.removeprefix("p_"): values for name, values in scores.items() if name.startswith("p_")}
     return {name: float((values <= FLAGGED_BELOW).mean()) for name, values in p_values.items()}
-
-
-def most_outlying_images(task: EvaluationTask, images: ImageSet, scores: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The images of a set with the highest scores `[images]`: up to 6 of them, their KL maps and their scores."""
-    numbers = np.argsort(-scores, kind="stable")[:6]
-    chosen, *_ = chosen_images(*images, task.split, numbers.tolist(), seed=task.seed)
-    return chosen, outlier_parts(task.trained.model, tf.constant(chosen)).kl_map.numpy(), scores[numbers]

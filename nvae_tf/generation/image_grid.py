@@ -46,13 +46,6 @@ def displayed(images: np.ndarray, channels: Sequence[int] = ()) -> np.ndarray:
     return images[..., list(channels)] if channels else images[..., :3] if images.shape[-1] > 4 else images
 
 
-def grid_of_rows(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Lays rows of images, of which some may be shorter, out as a grid; small images are enlarged."""
-    columns, white = max(map(len, rows)), np.ones_like(rows[0][0])
-    padded = [image for row in rows for image in (*row, *[white] * (columns - len(row)))]
-    return image_grid(padded, columns, None)
-
-
 def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
     """The images `[count, height, width, channels]` in a figure or grid, a PNG file; they were `width` wide before."""
     with Image.open(path) as picture:

@@ -77,14 +77,13 @@ def read_flat_latents(path: str | os.PathLike) -> StoredLatents:
 
 def load_latents(path: str | os.PathLike, model: Any) -> StoredLatents:
     """Reads a file of `save_latents` for a model or its plan; ValueError where it is damaged or fits another model."""
-    from nvae_tf.models.latents import check_latents
+    from nvae_tf.models.latents import check_latents, groups_of_flat
 
     plan, stored = model if isinstance(model, LatentPlan) else model.plan, read_flat_latents(path)
     shapes = stored.shapes or list(plan.latent_shapes())
-    sizes = [math.prod(shape) for shape in shapes]
-    if stored.latents.shape[1] != sum(sizes):
-        raise ValueError(f"{path}: `latent` is of shape {list(stored.latents.shape)}; it must be [count, {sum(sizes)}]")
-    parts = np.split(stored.latents, np.cumsum(sizes)[:-1], axis=1)
-    latents = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+    total = sum(map(math.prod, shapes))
+    if stored.latents.shape[1] != total:
+        raise ValueError(f"{path}: `latent` is of shape {list(stored.latents.shape)}; it must be [count, {total}]")
     with errors.wrap_read_errors(f"{path}: ", ""):
-        return stored._replace(latents=[latent.numpy() for latent in check_latents(latents, plan)], shapes=shapes)
+        latents = check_latents(groups_of_flat(stored.latents, shapes), plan)
+    return stored._replace(latents=[latent.numpy() for latent in latents], shapes=shapes)

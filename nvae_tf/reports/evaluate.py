@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.data.pipeline import content_digest, images_alone
+from nvae_tf.data.pipeline import chosen_images, content_digest, images_alone
 from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.denoising import load_references, measure_noise
 from nvae_tf.evaluation.fid import FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
-from nvae_tf.evaluation.outliers import ImageSet, load_outliers, measure_outliers, most_outlying_images
+from nvae_tf.evaluation.outliers import ImageSet, load_image_sets, measure_outliers
 from nvae_tf.evaluation.probe import load_probe, measure_probe
 from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits, table
 from nvae_tf.evaluation.task import EvaluationTask, Workers
@@ -29,6 +29,7 @@ from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import active_channels
+from nvae_tf.models.outlier_scores import outlier_parts
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
@@ -59,17 +60,16 @@ def evaluate_run(
     workers: Workers | None = None,
     command: str | None = None,
     references: str | None = None,
-) -> dict[str, Any] | None:
+) -> None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
     The parameters are the flags of nvae-evaluate; `fid` holds those of the distances. `workers` are the devices and the
-    processes that share the images, by default TensorFlow's current strategy; the file notes `command`. Returns the
-    content of the file; None on workers other than the chief. Raises what `nvae_tf.load`, `load_split` and
-    `load_extractor` raise, and ValueError where the model has diverged.
+    processes that share the images, by default TensorFlow's current strategy; the file notes `command`. Raises what
+    `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
     """
-    fid, workers, parts, written = fid or FidSettings(), workers or Workers(), [], None
+    fid, workers, parts = fid or FidSettings(), workers or Workers(), []
     task = _load_task(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, workers)
-    if scores and isinstance(task.trained.model.outlier_calibration, str):
+    if (scores or "outliers" in metrics) and isinstance(task.trained.model.outlier_calibration, str):
         raise ValueError(task.trained.model.outlier_calibration)
     if {*metrics} & {"elbo", "iw", "latents"}:  # one pass over the images measures these three
         parts.append(functools.partial(_measure_likelihood, task, metrics, importance_samples, scores))
@@ -78,7 +78,7 @@ def evaluate_run(
         extractor = load_extractor(task, fid)
         parts.append(lambda: {distance: measure_fid(task, fid, extractor)})
     if "outliers" in metrics:
-        parts.append(functools.partial(_measure_outliers, task, load_outliers(task, outliers)))
+        parts.append(functools.partial(_measure_outliers, task, load_image_sets(task, outliers)))
     if "probe" in metrics:
         parts.append(functools.partial(_measure_probe, task, load_probe(task)))
     if "noise" in metrics:
@@ -87,8 +87,7 @@ def evaluate_run(
     for measure in parts:
         measured = measure()
         if workers.is_chief:
-            written = write_evaluation(task, measured, command)
-    return written
+            write_evaluation(task, measured, command)
 
 
 def _load_task(folder: RunFolder, checkpoint, split, batch_size, seed, data_path, workers: Workers) -> EvaluationTask:
@@ -131,16 +130,17 @@ def _measure_likelihood(task: EvaluationTask, metrics: Sequence[str], importance
     return measured | ({"latents": _latents_metrics(task, likelihood)} if "latents" in metrics else {})
 
 
-def _measure_outliers(task: EvaluationTask, outliers: Sequence[ImageSet]) -> dict[str, Any]:
+def _measure_outliers(task: EvaluationTask, sets: Sequence[ImageSet]) -> dict[str, Any]:
     """How well the scores tell outliers; the chief also draws the scores, and the most outlying images."""
-    metrics, sets, scores = measure_outliers(task, outliers)
+    metrics, by_set = measure_outliers(task, sets)
     metrics["pictures"] = []
     if task.workers.is_chief and _can_draw(task.status):
-        shown, score = {}, next(iter(scores[0]))
-        by_set = {spec.name: scores_of_set for (_, spec), scores_of_set in zip(sets, scores, strict=True)}
-        for images, (name, scores_of_set) in zip(sets, by_set.items(), strict=True):
-            chosen, maps, highest = most_outlying_images(task, images, scores_of_set[score])
-            shown[f"{name}, by {score}"] = chosen, maps, [digits(value, 3) for value in highest]
+        shown, score = {}, "mahalanobis" if metrics["calibrated"] else "kl"
+        for images, (name, scores) in zip(sets, by_set.items(), strict=True):
+            highest = np.argsort(-scores[score], kind="stable")[:6]
+            chosen, *_ = chosen_images(*images, task.split, highest.tolist(), seed=task.seed)
+            maps = outlier_parts(task.trained.model, tf.constant(chosen)).kl_map.numpy()
+            shown[f"{name}, by {score}"] = chosen, maps, [digits(value, 3) for value in scores[score][highest]]
         drawn = {"scores": ("histograms", by_set), "roc": ("roc_curves", by_set), "maps": ("maps", shown)}
         files = {f"outlier_{name}-{task.split}.png": figure for name, figure in drawn.items()}
         metrics["pictures"] = _save_figures(task, files)
@@ -271,8 +271,8 @@ def _save_figures(task: EvaluationTask, drawn: Mapping[str, tuple[Any, ...]], **
     return [f"{task.folder.evaluation.name}/{name}" for name in drawn]
 
 
-def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: str | None = None) -> dict[str, Any]:
-    """Prints metrics, and adds them to the evaluation file, its table and the model card; returns all of the file.
+def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: str | None = None) -> None:
+    """Prints metrics, and adds them to the evaluation file, its table and the model card.
 
     The file has the command lines of all its metrics, one a line, the latest last.
     """
@@ -303,7 +303,6 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: st
     atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
     task.status.keep(f"{table(provenance | measured)}\n")
     keep_model_card(task.folder, task.trained.model, task.status.keep)
-    return metrics
 
 
 def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:

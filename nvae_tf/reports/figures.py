@@ -25,7 +25,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits
 from nvae_tf.files import atomic_file
-from nvae_tf.generation.image_grid import displayed, grid_of_rows, write_png
+from nvae_tf.generation.image_grid import displayed, image_grid, write_png
 from nvae_tf.progress import counted
 
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
@@ -90,11 +90,11 @@ def samples(images: Array, about: Provenance, columns=None, width=1000, title=""
     return image_figure(title, "", _rows("", images, columns), about, width, captions)
 
 
-def data_images(parts: Mapping[str, Array], about: Provenance, columns=10, width=1000) -> Figure:
-    """Images of a data set by what they are ("test images"), as the model sees them, at most `columns` in a row."""
-    columns = min(columns, _most_columns(next(iter(parts.values())), width))
+def data_images(parts: Mapping[str, Array], about: Provenance) -> Figure:
+    """Images of a data set by what they are ("test images"), as the model sees them, at most 10 in a row."""
+    columns = min(10, _most_columns(next(iter(parts.values())), 1000))
     rows = [row for label, images in parts.items() for row in _rows(label, images, columns)]
-    return image_figure("Images as the model sees them", "", rows, about, width)
+    return image_figure("Images as the model sees them", "", rows, about)
 
 
 def reconstructions(originals: Array, made: Array, about: Provenance, kept="", columns=10, width=1000) -> Figure:
@@ -128,11 +128,11 @@ def interpolation(originals: Array, path: Array, steps: int, about: Provenance, 
 
 
 def variants(
-    originals: Array, made: Array, heading: str, text: str, about: Provenance, notes=(), width=1000, title="Variants"
+    originals: Array, made: Array, heading: str, text: str, about: Provenance, notes=(), title="Variants"
 ) -> Figure:
     """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
     rows = [Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
-    return image_figure(title, text, rows, about, width, [("original", 1), (heading, made.shape[1])])
+    return image_figure(title, text, rows, about, blocks=[("original", 1), (heading, made.shape[1])])
 
 
 def group_decisions(images: Array, kept_groups: Sequence, num_groups: int, about: Provenance, width=1000) -> Figure:
@@ -216,9 +216,9 @@ def training_curves(title: str, unit: str, lines: Curves, width=1000) -> Figure:
     return figure
 
 
-def histograms(scores: Scores, about: Provenance, width=1000) -> Figure:
+def histograms(scores: Scores, about: Provenance) -> Figure:
     """A histogram of each outlier score, one line for each set; the histogram of the first set is filled."""
-    figure, charts, colors = _score_charts("Outlier scores", scores, about, width)
+    figure, charts, colors = _score_charts("Outlier scores", scores, about)
     for name, axes in charts.items():
         values = np.concatenate([each[name] for each in scores.values()])
         # Outliers may have scores a hundred times as large.
@@ -235,12 +235,12 @@ def histograms(scores: Scores, about: Provenance, width=1000) -> Figure:
     return figure
 
 
-def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
+def roc_curves(scores: Scores, about: Provenance) -> Figure:
     """The share of detected outliers against the share of false alarms at every threshold, a line for each set."""
     from sklearn.metrics import roc_curve
 
     own, *others = scores
-    figure, charts, colors = _score_charts("How many outliers a score finds", scores, about, width, own)
+    figure, charts, colors = _score_charts("How many outliers a score finds", scores, about, own)
     for name, axes in charts.items():
         axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.5)
         for number, images in enumerate(others):
@@ -253,10 +253,9 @@ def roc_curves(scores: Scores, about: Provenance, width=1000) -> Figure:
     return figure
 
 
-def probe_curves(labels: Sequence[int], accuracy: Mapping, about: Provenance, width=1000) -> Figure:
+def probe_curves(labels: Sequence[int], accuracy: Mapping, about: Provenance) -> Figure:
     """The accuracy of each probe `{probe: {features: [accuracies]}}` by the number of labels, side by side."""
-    grid = (1, len(accuracy)) if width >= 700 else (len(accuracy), 1)
-    figure, _, size = _chart("What frozen features tell of the classes", about, width, 22 * grid[0] + 5, grid)
+    figure, _, size = _chart("What frozen features tell of the classes", about, 1000, 27, len(accuracy))
     for axes, (probe, curves) in zip(figure.axes, accuracy.items(), strict=True):
         for (name, values), color in zip(curves.items(), LINES, strict=False):
             axes.plot(labels, values, color=color, linewidth=1.5, marker="o", markersize=4, label=name)
@@ -268,7 +267,7 @@ def probe_curves(labels: Sequence[int], accuracy: Mapping, about: Provenance, wi
     return figure
 
 
-def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width=1000) -> Figure:
+def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance) -> Figure:
     """By set: images `[count, ...]`, maps of their outlier scores `[count, height, width]` in nats per pixel, notes."""
     rows, colors = [], matplotlib.colormaps["magma"]
     for name, (originals, nats, notes) in images.items():
@@ -278,12 +277,10 @@ def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Proven
         rows += [Row(name, originals, notes, starts_part=True), Row(f"KL, 0 to {limit:.2g} nats per pixel", in_colors)]
     text = "The images of each set with the highest score, which stands below them. "
     text += "The map: the KL of the groups of the largest scale, dark for none."
-    return image_figure("Where outlier scores come from", text, rows, about._replace(channels=None), width)
+    return image_figure("Where outlier scores come from", text, rows, about._replace(channels=None))
 
 
-def restorations(
-    measured: Array, restored: Array, originals, deviation, about, width=1000, draws=tuple, done="restored"
-) -> Figure:
+def restorations(measured: Array, restored: Array, originals, deviation, about, draws=tuple, done="restored") -> Figure:
     """A row for each image: its measurement, what was restored, the original, and the deviation of every pixel.
 
     Measurements that are smaller by a whole factor are enlarged. Originals, and the standard deviation of the pixels
@@ -305,20 +302,18 @@ def restorations(
         text = "The deviation of a pixel is its standard deviation over restorations from several draws; "
         text += f"white is {_LARGEST_DEVIATION}."
     rows = [Row("", images) for images in zip(*parts.values(), strict=True)]
-    return image_figure(f"{done.capitalize()} images", text, rows, about, width, [(name, 1) for name in parts])
+    return image_figure(f"{done.capitalize()} images", text, rows, about, blocks=[(name, 1) for name in parts])
 
 
-def _score_charts(title: str, scores: Scores, about: Provenance, width: int, unlisted="") -> tuple[Figure, dict, dict]:
+def _score_charts(title: str, scores: Scores, about: Provenance, unlisted="") -> tuple[Figure, dict, dict]:
     """A figure with a legend of all sets but `unlisted`, its axes by outlier score, and the color of each set."""
     colors = dict(zip(scores, [RULE, *LINES * len(scores)], strict=False))  # the first set is pale
     listed = [Patch(color=color, label=images) for images, color in colors.items() if images != unlisted]
     names = [name for name in _SCORES if name in next(iter(scores.values()))]
-    columns = len(names) if width >= 700 else 1  # on a phone the axes stand below each other
-    rows = len(names) // columns
-    figure, _, size = _chart(title, about, width, 20 * rows + 1.5 * len(listed) + 5, (rows, columns))
-    # Below the labels of the lower left axes.
+    figure, axes, size = _chart(title, about, 1000, 25 + 1.5 * len(listed), len(names))
+    # Below the labels of the left axes.
     style = dict(loc="upper left", bbox_to_anchor=(0.0, 0.0), borderaxespad=3.5, frameon=False)
-    figure.axes[-columns].legend(handles=listed, fontsize=size, labelcolor=INK, **style)
+    axes.legend(handles=listed, fontsize=size, labelcolor=INK, **style)
     return figure, dict(zip(names, figure.axes, strict=True)), colors
 
 
@@ -345,7 +340,7 @@ def _group_names(latent_shapes: Shapes) -> list[str]:
 
 
 def image_figure(
-    title: str, text: str, rows: Sequence[Row], about: Provenance, width: int, blocks: Blocks = ()
+    title: str, text: str, rows: Sequence[Row], about: Provenance, width: int = 1000, blocks: Blocks = ()
 ) -> Figure:
     """Rows of images, with labels on the left, in blocks of columns, `(heading, columns)`, side by side."""
     shown = (about and about.channels) or ()
@@ -438,11 +433,11 @@ def _opaque(image: Array, scale: int) -> Array:
     return np.rint(np.broadcast_to(values, [*values.shape[:2], 3]) * 255.0).astype(np.uint8)
 
 
-def _chart(title: str, about: Provenance | None, width: int, lines: float, grid=(1, 1)) -> tuple[Figure, Axes, float]:
+def _chart(title: str, about: Provenance | None, width: int, lines: float, columns=1) -> tuple[Figure, Axes, float]:
     """Returns a figure of this height in lines of text, the first of its axes, and the size of its text in points."""
     pixels = _text_size(width)
     figure = _figure(title, about, pixels, (width, round(lines * pixels)))
-    for axes in np.ravel(figure.subplots(*grid)):
+    for axes in np.ravel(figure.subplots(ncols=columns)):
         _style(axes, pixels * _POINTS)
     return figure, figure.axes[0], pixels * _POINTS
 
@@ -501,7 +496,9 @@ def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> N
     """
     path = pathlib.Path(path)
     if raw:
-        write_png(path, grid_of_rows(figure.rows))
+        columns, white = max(map(len, figure.rows)), np.ones_like(figure.rows[0][0])
+        padded = [image for row in figure.rows for image in (*row, *[white] * (columns - len(row)))]
+        write_png(path, image_grid(padded, columns, enlarge=None))
         return
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{path}: a figure is a .png, .svg or .pdf file")

@@ -54,9 +54,12 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
     steps, best = (steps_of_files(place, "index") for place in (folder.checkpoints, folder.best_checkpoints))
     files = [folder.evaluation_file(split) for split in ("test", "train")]
     hub_dataset = _HUB_DATASETS.get(config.data.source_name) if config.data.source == "tfds" else None
-    evaluations = [_read(_evaluation, file, hub_dataset) for file in files]
+    evaluations = [evaluation for file in files if (evaluation := _read(_evaluation, file, hub_dataset))]
+    # The step that the reweighted prior was learned for, and what was measured of it.
+    prior = _read(read_about, folder.prior_file)
+    measured = prior and _read(prior_text, prior[1])
     samples = sorted(folder.samples.glob(f"step-{'[0-9]' * 8}.png"))
-    facts = types.SimpleNamespace(
+    return types.SimpleNamespace(
         name=folder.path.resolve().name,
         config=config,
         hub_dataset=hub_dataset,
@@ -66,15 +69,13 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
         best_step=best[-1] if best else None,
         images=_read(ImageCounts.read, folder.images_file),
         origin=origin_of_run(folder, config.train.initialize_from),
-        evaluations=[evaluation for evaluation in evaluations if evaluation],
+        evaluations=evaluations,
+        test_evaluation=next((each for each in evaluations if each.metrics["split"] == "test"), None),
         training_score=_read(_training_score, folder.metrics_file),
         environment=_read(schemas.read_object, folder.environment_file, schemas.ANY_OBJECT),
         samples=(f"samples/{samples[-1].name}", int(samples[-1].stem[5:])) if samples else None,
-        prior=_read(_prior, folder.prior_file),
+        prior=(prior[0], measured) if measured else None,
     )
-    tested = (evaluation for evaluation in facts.evaluations if evaluation.metrics["split"] == "test")
-    facts.test_evaluation = next(tested, None)
-    return facts
 
 
 def _read(reader: Callable[..., Any], *arguments: Any) -> Any:
@@ -90,12 +91,6 @@ def _training_score(file: pathlib.Path) -> tuple[int, float, float]:
     with file.open(encoding="utf-8", newline="") as lines:
         *_, last = csv.DictReader(lines)
     return int(last["step"]), _finite(float(last["test_nelbo_nats"])), float(last["test_bits_per_dim"])
-
-
-def _prior(file: pathlib.Path) -> tuple[int, str]:
-    """The step that the reweighted prior was learned for, and what was measured of it."""
-    step, about = read_about(file)
-    return step, prior_text(about)
 
 
 def _identifier(text: str) -> str:
@@ -152,7 +147,7 @@ def _finite(value: float) -> float:
     return value
 
 
-def write_model_card(folder: RunFolder, parameters: int | None = None, place: str | None = None) -> bool:
+def write_model_card(folder: RunFolder, parameters: int | None = None, place: str | None = None) -> None:
     """Writes the card of a run from the files of its folder, or brings it up to date.
 
     The text below `MARKER` in the file is kept, byte by byte. A file without that line is somebody's own and stays as
@@ -160,8 +155,8 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     later. `parameters` is how many numbers are trained; `place` is what others give to `nvae_tf.load`,
     "hf://user/repo", where the folder is to be shared.
 
-    Returns whether the file is the run's card now. Raises FileNotFoundError or ValueError where settings or
-    `origin.json` can't be read, OSError where a file can't be written.
+    Raises FileNotFoundError or ValueError where settings or `origin.json` can't be read, OSError where a file can't be
+    written.
     """
     file = folder.card_file
     before = file.read_bytes() if file.is_file() else None
@@ -172,7 +167,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     if facts.origin is not None and not folder.origin_file.is_file():
         write_origin(folder, facts.origin)
     if not kept:
-        return False
+        return
     card = ModelCard.from_template(
         _metadata(facts),
         template_path=str(_TEMPLATE),
@@ -187,7 +182,6 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     if content != before:
         with atomic_file(file) as partial:
             partial.write_bytes(content)
-    return True
 
 
 def keep_model_card(folder: RunFolder, model: NVAE, report: Callable[[str], None]) -> None:

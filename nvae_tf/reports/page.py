@@ -136,9 +136,8 @@ def _draw_charts(folder: RunFolder, curves: Curves, facts: types.SimpleNamespace
         about = figures.Provenance(run_name, data="test images", **origin)
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
     if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
-        with drawing("latents", "KL of the groups") as add:
+        with drawing("latents", "KL of the groups and channels") as add:
             add(figures.kl_per_group(per_group, shapes, about, _WIDTH))
-        with drawing("latents", "KL of the channels") as add:
             add(figures.kl_per_channel(per_channel, shapes, about, _WIDTH))
     scales = {}
     for scale in plan.scales:
@@ -173,18 +172,12 @@ def _draw_images(trained: TrainedRun, about: figures.Provenance, data_path: str 
         with drawing("samples", f"samples {kind}") as add:
             images = sampling.generate_images(model, count, about_samples.temperature, seed, prior=prior)
             add(figures.samples(images, about_samples, width=_WIDTH, classes=trained.class_names))
-
-    @functools.cache
-    def originals() -> tuple[np.ndarray, np.ndarray | None]:
+    with drawing("test", "reconstructions of test images and interpolation between them") as add:
         spec = spec_to_read(trained.config, data_path)
-        return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[:2]
-
-    with drawing("test", "reconstructions of test images") as add:
-        images, labels = originals()
+        images, labels, _ = chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)
         made = sampling.reconstruct_images(model, images, seed=seed, labels=labels)
         add(figures.reconstructions(images, made, on_test, width=_WIDTH))
-    with drawing("test", "interpolation between test images") as add:
-        images, labels = (part if part is None else part[:4] for part in originals())
+        images, labels = images[:4], None if labels is None else labels[:4]
         path = sampling.interpolate_images(model, images, _STEPS, seed=seed, labels=labels)
         add(figures.interpolation(images, path, _STEPS, on_test, _WIDTH))
     with drawing("nearest", "the training images nearest to samples") as add:

@@ -79,7 +79,11 @@ def write_shared_run(
         if (source.path / name).is_file():
             (output / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source.path / name, output / name)
-    _share_origin(source, shared, run.config.train.initialize_from)
+    first = run.config.train.initialize_from  # what the run started from
+    if origin := origin_of_run(source, first) or (Origin(first) if first else None):
+        if origin.source_file is not None and not origin.source_file.startswith(HUB):
+            origin = dataclasses.replace(origin, source_file=pathlib.PurePath(origin.source_file).name)
+        write_origin(shared, origin)
     old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)  # once: they are gigabytes
     scored = {split: source.scores(old, split) for split in ("test", "train")}
     for split, scores in scored.items():
@@ -88,13 +92,3 @@ def write_shared_run(
             atomic_write(shared.evaluation_file(split), json.dumps(scores, indent=2) + "\n")
     write_model_card(shared, sum(math.prod(weight.shape) for weight in run.model.trainable_variables), place)
     return run.step, any(scored.values())
-
-
-def _share_origin(source: RunFolder, shared: RunFolder, first: str | None) -> None:
-    """Writes the origin of a run's weights without the path to its file; `first` is what the run started from."""
-    origin = origin_of_run(source, first) or (Origin(first) if first else None)
-    if origin is None:
-        return
-    if origin.source_file is not None and not origin.source_file.startswith(HUB):
-        origin = dataclasses.replace(origin, source_file=pathlib.PurePath(origin.source_file).name)
-    write_origin(shared, origin)

@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import requests
+from google.protobuf.json_format import MessageToDict
 from PIL import Image
 
 from nvae_tf.config import LARGEST_SEED
@@ -212,8 +213,11 @@ class ServedModel(contextlib.AbstractContextManager):
         arrays = {name: as_array(value, spec.inputs[name]) for name, value in inputs.items()}
         outputs = self._call(f"signature {signature!r}", self.transport.predict, signature, arrays, spec, end=end)
         # With TensorFlow Serving's batching a graph can't end with an error for one row without failing others.
-        # Exports of 0.1 mark such rows by NaN alone.
-        wrong = ~outputs["valid"] if "valid" in outputs else _rows_with_nan(outputs)
+        if "valid" in outputs:
+            wrong = ~outputs["valid"]
+        else:  # exports of 0.1 mark such rows by NaN alone
+            floats = [each.reshape(len(each), -1) for each in outputs.values() if each.ndim and each.dtype.kind == "f"]
+            wrong = np.any([np.isnan(each).any(axis=1) for each in floats], axis=0)
         if rows := (first + np.flatnonzero(wrong)).tolist():
             raise ServingError("INVALID_ARGUMENT", f"{what}: the model refuses rows {rows[:5]}: out of range")
         return outputs
@@ -228,8 +232,7 @@ class ServedModel(contextlib.AbstractContextManager):
                     raise ServingError("DEADLINE_EXCEEDED", f"{self._total_seconds:g} s for the whole call are over")
                 return method(*arguments, seconds)
             except (KeyError, TypeError, ValueError) as error:
-                fault = f"{self._what}, {what}: the answer has another form ({error!r})"
-                raise ServingError("UNKNOWN", fault) from error
+                raise ServingError("UNKNOWN", f"{self._what}, {what}: an answer of another form ({error!r})") from error
             except ServingError as error:
                 if error.code != "UNAVAILABLE" or attempt == ATTEMPTS or time.monotonic() + wait > end:
                     # The server may have loaded a version with other signatures since.
@@ -310,11 +313,6 @@ def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
             wanted = f"{'x'.join(map(str, shape))} (height x width x channels)"
             raise ValueError(f"{name} is {size}, the model takes {wanted}; resize it")
     return np.stack(pixels) if pixels else np.zeros([0, *shape], np.uint8)
-
-
-def _rows_with_nan(outputs: Arrays) -> np.ndarray:
-    floats = [array for array in outputs.values() if array.ndim and array.dtype.kind == "f"]
-    return np.any([np.isnan(array.reshape(len(array), -1)).any(axis=1) for array in floats], axis=0) if floats else []
 
 
 class RestTransport:
@@ -455,6 +453,4 @@ def json_array(value: Any, dtype: str) -> np.ndarray:
 
 def message_as_json(message: Any) -> dict[str, Any]:
     """Returns a message as TensorFlow Serving's REST interface writes it."""
-    from google.protobuf.json_format import MessageToDict
-
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

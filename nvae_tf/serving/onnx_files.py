@@ -14,7 +14,7 @@ from nvae_tf.layers.cpu_kernels import plain_operations
 from nvae_tf.models import NVAE
 from nvae_tf.serving.device_signatures import DeviceSignatures, device_inputs, file_facts, folded_signatures
 from nvae_tf.serving.signatures import Tensors
-from nvae_tf.serving.verification import TOLERANCE, Arrays, all_differences, diverged, process_alone
+from nvae_tf.serving.verification import DIVERGED, TOLERANCE, Arrays, all_differences, run_alone
 
 onnx, tf2onnx, _ = (require(module, "onnx") for module in ("onnx", "tf2onnx", "onnxruntime"))
 
@@ -45,15 +45,14 @@ def export_onnx(model: NVAE, output: pathlib.Path, source: Mapping[str, Any] | N
     onnxruntime runs the files in a process that can import neither TensorFlow nor this package. Raises ValueError, and
     writes nothing, where the folder is not new, ONNX lacks an operation, or a number differs from the model's.
     """
-    new_folder = atomic_folder(output, lambda: check_new_folder(output, f"--output={output}"))
-    with new_folder as folder, process_alone("replay_onnx.py", "onnxruntime") as run:
+    with atomic_folder(output, lambda: check_new_folder(output, f"--output={output}")) as folder:
         folder.mkdir()
         inputs, expected = _record(OnnxSignatures(model))
         signatures = folded_signatures(model, kind=OnnxSignatures)
         for name in ONNX_SIGNATURES:
             onnx.save(_converted(signatures, name, source), folder / f"{name}.onnx")
         with wrap_read_errors("onnxruntime can't run the exported files (", ")"):
-            differences = all_differences(run(inputs, folder.resolve()), expected)
+            differences = all_differences(run_alone("replay_onnx.py", inputs, folder.resolve()), expected)
         for name, difference in differences.items():
             in_nats, largest = name in ("score/nats", "score/kl_per_group"), np.abs(expected[name]).max()
             allowed = max(SCORE_TOLERANCE / max(largest, 1e-30), SCORE_ROUNDING) if in_nats else TOLERANCE
@@ -72,7 +71,7 @@ def _record(signatures: OnnxSignatures) -> tuple[Arrays, Arrays]:
         with tf.device("/CPU:0"):
             outputs = {key: value.numpy() for key, value in getattr(signatures, name)(**given).items()}
         if not all(np.isfinite(value).all() for value in outputs.values()):
-            raise ValueError(diverged(name))
+            raise ValueError(DIVERGED.format(name))
         if name == "sample":
             levels = np.float32(2**signatures.model.config.num_bits - 1)
             images = np.rint(outputs["image"] * levels) / levels

@@ -72,8 +72,7 @@ def check_digests(folder: pathlib.Path) -> None:
     with errors.wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
         recorded = schemas.parsed((folder / DIGESTS).read_text(), {"*": schemas.Field("text", optional=True)})
     if names := sorted({name for name, _ in recorded.items() ^ _digests(folder).items()}):
-        reason = f"missing, changed, or not in {DIGESTS}; copy the export anew"
-        raise ValueError(f"{folder}: {', '.join(names[:5])} {reason}")
+        raise ValueError(f"{folder}: {', '.join(names[:5])} missing, changed or not in {DIGESTS}; copy the export anew")
 
 
 def unchecked_reason(folder: pathlib.Path) -> str:

@@ -27,7 +27,7 @@ from nvae_tf.runs.companions import weights_sha256
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs, verification
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import Arrays, all_differences, process_alone, recorded, side_of_record, verified
+from nvae_tf.serving.verification import Arrays, all_differences, recorded, side_of_record, verified
 
 # Half-precision weights that change an output by more of its largest value are not published.
 LARGEST_DIFFERENCE = 0.2
@@ -70,21 +70,18 @@ def export_saved_model(
     folded = folded_weights(model._stacks(), weights)
     # Equal layers become loops, so that a deep model is traced, loaded and warmed up soon.
     signatures = Signatures(model, lambda: FoldedPass(scanned=True, folded=folded), most_rows)
-    new_folder = files.atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version))
-    with new_folder as folder, process_alone(*verification.CHECK) as run:
+    with files.atomic_folder(output / str(version), lambda: outputs.check_version_is_free(output, version)) as folder:
         model_record = recorded(Signatures(model))
         record = model_record if weights == "float32" else recorded(signatures, side_of_record(model_record, "inputs"))
         signatures.write(folder, _folded_variables(model, folded))
-        try:
-            differences = verified(folder, run, record)
+        with errors.wrap_read_errors("", ". It was not published"):
+            differences = verified(folder, record)
             if weights != "float32":
                 differences = all_differences(*(side_of_record(each, "outputs") for each in (record, model_record)))
                 worst = max(differences, key=differences.get)
                 if not differences[worst] <= LARGEST_DIFFERENCE:
                     amount = f"{worst} is off by {differences[worst]:.2g} of its largest value"
                     raise ValueError(f"weights={weights} change too much: {amount}; export float32")
-        except ValueError as error:
-            raise ValueError(f"{error}. It was not published") from error
         facts = dict(weights=weights, difference_from_model=differences, most_rows=most_rows, bytes_of_row=row_bytes)
         facts["weights_sha256"] = weights_sha256(model)  # before they are folded, as compressed files have it
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)

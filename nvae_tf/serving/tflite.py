@@ -29,7 +29,7 @@ from nvae_tf.serving.device_signatures import DeviceSignatures, device_inputs, f
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
 from nvae_tf.serving.saved_model import example_images
 from nvae_tf.serving.server_files import PAGE, model_facts, write_explorer
-from nvae_tf.serving.verification import Arrays, diverged, process_alone
+from nvae_tf.serving.verification import DIVERGED, Arrays, run_alone
 
 schema = require("ai_edge_litert.schema_py_generated", "tflite")
 flatbuffer_utils = require("ai_edge_litert.tools.flatbuffer_utils", "tflite")
@@ -109,14 +109,14 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     output = "latent" if name == "encode" else "image"
     expected = in_batches(getattr(signatures, name), inputs)
     advice = "). With --quantize=int8 an activation is 0 for all training images: take --quantize=dynamic"
-    with tempfile.TemporaryDirectory() as folder, process_alone("decode_on_device.py") as run:
+    with tempfile.TemporaryDirectory() as folder:
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
-            results = run(inputs, model, name, output)
+            results = run_alone("decode_on_device.py", inputs, model, name, output)
     actual = results["output"]
     if not np.isfinite(expected).all():
-        raise ValueError(diverged(name))
+        raise ValueError(DIVERGED.format(name))
     if not np.isfinite(actual).all():
         raise ValueError(f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize")
     largest, images = float(np.abs(actual - expected).max()), [actual, expected]

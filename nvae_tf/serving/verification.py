@@ -3,14 +3,11 @@
 Inputs and outputs of the model are recorded when the export is made, so that it can be checked wherever it is copied.
 """
 
-import contextlib
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,30 +17,28 @@ from nvae_tf import schemas
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import beside_package
 from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
-from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
+from nvae_tf.serving.outputs import PNG_SUFFIX
 from nvae_tf.serving.signatures import Signatures, graphs_as_traced
 
 # The largest difference that rounding may cause, relative to the largest number of the tensor.
 TOLERANCE = 1e-5
 RECORD = "assets.extra/verification.npz"
+DIVERGED = "the model's signature {} gives numbers that are not finite; export an earlier checkpoint"
 ROWS = 3  # the number of rows of the record's inputs, with which an export is tried
-CHECK = ("run_saved_model.py", "tensorflow")  # what `process_alone` takes to check an export
 # An installed package can be imported from anywhere; None in its place makes that fail.
 _ALONE = """
-import importlib, json, runpy, sys
-script, *modules = sys.argv[1:]
-sys.modules.update(dict.fromkeys({"nvae_tf", "export", "train", "configs", "tensorflow"} - {*modules}))
-for module in modules:
-    importlib.import_module(module)
-runpy.run_path(script)["replay"](*json.loads(sys.stdin.read()))
+import runpy, sys
+script, refused, *arguments = sys.argv[1:]
+sys.modules.update(dict.fromkeys(refused.split(",")))
+runpy.run_path(script)["replay"](*arguments)
 """
+_PACKAGES = "nvae_tf,export,train,configs"
 
 Arrays = dict[str, np.ndarray]
 
 
 def read_record(folder: pathlib.Path) -> Arrays:
     """Returns the record of an export, see `recorded`; ValueError if it is missing or damaged."""
-    check_is_export(folder)
     with wrap_read_errors(f"{folder / RECORD}: missing or damaged (", "); copy the export anew"):
         return schemas.read_arrays(folder / RECORD, schemas.RECORD)
 
@@ -67,10 +62,10 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Arrays:
                 tensors = signatures.function(signature)(*map(tf.constant, given.values()))
             except tf.errors.InvalidArgumentError as error:
                 # The inputs are right, so the output is refused.
-                raise ValueError(diverged(signature)) from error
+                raise ValueError(DIVERGED.format(signature)) from error
             results = {name: tensor.numpy() for name, tensor in tensors.items()}
             if not results["valid"].all():
-                raise ValueError(diverged(signature))
+                raise ValueError(DIVERGED.format(signature))
             runs[signature] = given, results
             if signature == "sample":
                 # The images that other signatures take are on the levels of the model's data.
@@ -111,52 +106,35 @@ def _with_files(arrays: Arrays) -> Arrays:
     return {"image_bytes": files} | {name: a for name, a in arrays.items() if name not in ("image", "image_uint8")}
 
 
-def diverged(signature: str) -> str:
-    """Returns the message about a model whose output is not finite."""
-    return f"the model's signature {signature} gives numbers that are not finite; export an earlier checkpoint"
+def run_alone(script: str, inputs: Arrays, *arguments: Any, refused: str = f"{_PACKAGES},tensorflow") -> Arrays:
+    """Returns the arrays that `replay(INPUTS.npz, OUTPUTS.npz, *arguments)` of a script in `export` writes.
 
-
-@contextlib.contextmanager
-def process_alone(script: str, *modules: str) -> Iterator[Callable[..., Arrays]]:
-    """Starts a process on the CPU, for a script in `export`; gives `run`. It can't import this package.
-
-    Nor can it import TensorFlow, unless this is one of `modules`.
-
-    `run(inputs, *arguments)`, called once, returns the arrays that the script's `replay(INPUTS.npz, OUTPUTS.npz,
-    *arguments)` writes; ValueError with the last line of its errors. Enter early: the process imports `modules` while
-    the caller works. It ends with the context.
+    The script runs on the CPU in a process that can't import the `refused` packages, this one among them. ValueError
+    with the last line of its errors.
     """
-    # -I: neither the working directory nor PYTHONPATH can bring the package in.
-    command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, *modules]
-    options = {"text": True, "errors": "replace", "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}}
-    options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with tempfile.TemporaryDirectory() as place, subprocess.Popen(command, cwd=place, **options) as process:
-
-        def run(inputs: Arrays, *arguments: Any) -> Arrays:
-            given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
-            np.savez(given, **inputs)
-            _, errors = process.communicate(json.dumps([*map(str, (given, made, *arguments))]))
-            if process.returncode:
-                # A traceback's last line is the reason.
-                reason = (errors.strip().splitlines() or ["no message"])[-1]
-                raise ValueError(f"exit code {process.returncode}: {reason}")
-            with np.load(made) as outputs:
-                return dict(outputs)
-
-        try:
-            yield run
-        finally:
-            process.kill()
+    with tempfile.TemporaryDirectory() as place:
+        given, made = pathlib.Path(place, "inputs.npz"), pathlib.Path(place, "outputs.npz")
+        np.savez(given, **inputs)
+        # -I: neither the working directory nor PYTHONPATH can bring the package in.
+        command = [sys.executable, "-I", "-c", _ALONE, beside_package("export") / script, refused, given, made]
+        how = {"capture_output": True, "text": True, "errors": "replace", "cwd": place}
+        child = subprocess.run([*command, *map(str, arguments)], env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}, **how)
+        if child.returncode:
+            # A traceback's last line is the reason.
+            reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"exit code {child.returncode}: {reason}")
+        with np.load(made) as outputs:
+            return dict(outputs)
 
 
-def verified(folder: pathlib.Path, run: Callable[..., Arrays], record: Arrays | None = None) -> dict[str, float]:
-    """Runs every signature of an export in a process; returns the `difference` of every output from a record.
+def verified(folder: pathlib.Path, record: Arrays | None = None) -> dict[str, float]:
+    """Runs every signature of an export by `run_alone`; returns the `difference` of every output from a record.
 
-    `run` is that of `process_alone(*CHECK)`. ValueError where one is more than `TOLERANCE`, or the export can't be run.
+    ValueError where one is more than `TOLERANCE`, or the export can't be run.
     """
     record = record or read_record(folder)
     with wrap_read_errors("the export can't be run in a clean process (", ")"):
-        outputs = run(side_of_record(record, "inputs"), folder.resolve())
+        outputs = run_alone("run_saved_model.py", side_of_record(record, "inputs"), folder.resolve(), refused=_PACKAGES)
     differences = all_differences(outputs, side_of_record(record, "outputs"))
     worst = max(differences, key=differences.get)
     if not differences[worst] <= TOLERANCE:

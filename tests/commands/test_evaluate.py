@@ -192,7 +192,7 @@ def test_outliers_are_told_from_test_images(done, refused, run, tmp_path, monkey
     find_spec = importlib.util.find_spec
     with monkeypatch.context() as without:
         without.setattr("importlib.util.find_spec", lambda name, *_: None if name == "matplotlib" else find_spec(name))
-        without.setattr("nvae_tf.reports.evaluate.most_outlying_images", None)
+        without.setattr("nvae_tf.reports.evaluate.chosen_images", None)
         without.setattr("nvae_tf.reports.evaluate.rows_sharing_groups", None)
         printed = done(*evaluation(run, *flags, "--metrics=latents,outliers")[1:])
     first = metrics_of(run)["outliers"]

@@ -147,7 +147,7 @@ def test_a_sentence_replaces_what_is_missing(done, run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("nvae_tf.reports.page.spec_to_read", moved)
     text, missing = report_of_run(run, "latest", 1, None, StatusLine())
-    assert "reconstructions of test images: /old/&lt;faces&gt;: no such folder" in text and len(missing) == 3
+    assert "images and interpolation between them: /old/&lt;faces&gt;: no such folder" in text and len(missing) == 2
     assert "36 samples, drawn by the model" in text
 
 

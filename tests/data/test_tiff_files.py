@@ -12,7 +12,7 @@ from nvae_tf.data.picture_folder import pictures_for_model
 from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import training_batches
 from nvae_tf.data.sources import load_split
-from nvae_tf.evaluation.outliers import load_outliers
+from nvae_tf.evaluation.outliers import load_image_sets
 from tests.data.picture_factory import own_images, random_pixels, stored_pixels
 from tests.tiny_model import assert_same
 
@@ -143,6 +143,7 @@ def test_damaged_files_and_missing_codecs_are_named(compression, tmp_path):
 def test_outliers_have_the_crops_of_the_data_and_resized_images_are_whole(tmp_path):
     spec = own_images(tiff(tmp_path / "a.tif", STACK), source="tiff", num_bits=12, crop="random", height=16)
     trained = types.SimpleNamespace(model=types.SimpleNamespace(outlier_calibration=None))
-    ((source, _),) = load_outliers(types.SimpleNamespace(trained=trained, spec=spec, split="test"), [str(tmp_path)])
+    task = types.SimpleNamespace(trained=trained, spec=spec, split="test", source=None)
+    _, (source, _) = load_image_sets(task, [str(tmp_path)])
     assert_same([source.read(np.arange(36))[:2, ..., 0]], [np.stack([STACK[0, :16, :16], STACK[0, :16, 16:32]])])
     assert pictures_for_model(tmp_path, spec, resize="crop")[0].shape == (6, 16, 16, 1)

@@ -1,5 +1,6 @@
 """Figures as people see them: pixels of the rendered image, texts and where they stand, files."""
 
+import inspect
 import io
 import itertools
 
@@ -90,7 +91,9 @@ def pixels(figure):
 def test_texts_are_there_and_do_not_overlap(words, width, monkeypatch):
     data, options = FIGURES[words[0]]
     options = options | ({} if words[0] == "training_curves" else {"about": ABOUT})
-    figure = getattr(figures, words[0])(*data, **options, width=width)
+    function = getattr(figures, words[0])
+    options |= {"width": width} if "width" in inspect.signature(function).parameters else {}
+    figure = function(*data, **options)
     texts, draw = [], Text.draw
 
     def noting(text, renderer):

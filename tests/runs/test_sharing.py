@@ -302,7 +302,8 @@ def test_the_bundled_model_is_as_good_as_its_scores_and_small(tmp_path, monkeypa
     assert read_run_config(RunFolder(place)).train.steps == 1000
     shutil.copytree(place, tmp_path / "copy")
     recorded = json.loads((place / "evaluation.json").read_text())["nelbo_nats"]
-    assert abs(evaluate_run(tmp_path / "copy", ["elbo"])["nelbo_nats"] - recorded) < 0.1
+    evaluate_run(tmp_path / "copy", ["elbo"])
+    assert abs(json.loads((tmp_path / "copy" / "evaluation.json").read_text())["nelbo_nats"] - recorded) < 0.1
     assert_same([nvae_tf.load("digits").generate(2, seed=1)], [nvae_tf.load(tmp_path / "copy").generate(2, seed=1)])
     # It is no folder to write into.
     with pytest.raises(FileNotFoundError, match="digits: no such folder; give the --workdir"):

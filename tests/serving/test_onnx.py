@@ -12,8 +12,8 @@ import nvae_tf
 from nvae_tf.layers.cpu_kernels import expm1, plain_operations
 from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.serving import onnx_files
-from nvae_tf.serving.verification import process_alone
-from tests import ROOT, tiny_model
+from nvae_tf.serving.verification import run_alone
+from tests import ROOT, refuses, tiny_model
 from tests.command_fixtures import output_of
 from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
 from tests.tiny_model import flat
@@ -117,8 +117,7 @@ def test_operations_of_own_parts_that_tf2onnx_does_not_know_become_others(vanill
 @pytest.mark.parametrize("module", ["tensorflow", "nvae_tf"])
 def test_the_process_that_runs_the_files_can_import_neither(tmp_path, module):
     (tmp_path / "script.py").write_text(f"def replay(*_):\n    import {module}\n")
-    with process_alone(tmp_path / "script.py") as run, pytest.raises(ValueError, match=f"import of {module} halted"):
-        run({})
+    refuses(f"import of {module} halted", run_alone, tmp_path / "script.py", {})
 
 
 def test_the_form_of_expm1_that_onnx_has_loses_no_digits():
