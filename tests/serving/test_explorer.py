@@ -69,10 +69,11 @@ def assert_shows(pixels, images):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    """The address that the command prints; it has run all warm-up requests of the export by then."""
-    flags = ["--model=tiny", "--explore", "--port=0", "--rest_port=0"]
-    process = started(["-m", "export.serve", f"--path={folder.parent}", *flags])
+def address(folder, tmp_path_factory):
+    """The address that the command prints; a signature that a page does not ask for is not warmed up."""
+    export = with_few_warm_ups(folder, tmp_path_factory.mktemp("address"), "sample")
+    flags = [f"--path={export.parent}", "--model=tiny", "--explore", "--port=0", "--rest_port=0"]
+    process = started(["-m", "export.serve", *flags])
     printed, start = [], "explorer: "
     for line in process.stdout:
         printed.append(line)
