@@ -6,6 +6,7 @@ settings of a model fit its images is checked in latent_plan.py.
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import math
@@ -144,6 +145,12 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+@functools.cache
+def _type_hints(kind: type) -> dict[str, Any]:
+    """The types of a class's settings; reading them anew takes the most time of making one."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 class _Settings:
     """A group of settings: the base of frozen dataclasses, whose constructors check types and limits.
 
@@ -156,11 +163,11 @@ class _Settings:
 
     def __new__(cls, /, *values: Any, **settings: Any):
         for name in settings:
-            check_choice(f"setting {cls.group}{name}", name, typing.get_type_hints(cls), what="no such setting")
+            check_choice(f"setting {cls.group}{name}", name, _type_hints(cls), what="no such setting")
         return super().__new__(cls)
 
     def __post_init__(self):
-        for name, expected in typing.get_type_hints(type(self), include_extras=True).items():
+        for name, expected in _type_hints(type(self)).items():
             value, where = getattr(self, name), f"{self.group}{name}"
             value = _full_name(name, value, where) or _converted(value, expected, where, self.least)
             object.__setattr__(self, name, value)

@@ -67,7 +67,8 @@ def test_the_commands_work_in_a_folder_with_names_like_ours(bin_folder, tmp_path
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "digits.py").write_text("raise AssertionError('a file of the user was imported')\n")
     never = {f"train.{name}_every_steps": 100 for name in ("evaluate", "sample")}
-    settings = config_flags(TINY | never | {"train.steps": 2, "model.num_groups_per_scale": 1})
+    smallest = {"train.steps": 2, "model.num_groups_per_scale": 1, "model.squeeze_excite": False}
+    settings = config_flags(TINY | never | smallest)
     run(bin_folder / "nvae-train", "--config=digits", "--workdir=runs/mine", *settings, cwd=tmp_path)
     run(bin_folder / "nvae-export", "--workdir=runs/mine", "--output=models/mine", cwd=tmp_path)
     # The model that comes with the package.

@@ -74,7 +74,8 @@ def test_normal_and_down_cells_of_operations(published):
 
 def test_the_encoder_tower_is_counted_through(published):
     """Two scales of two groups, two cells a group, which no recorded file has: one running count."""
-    model = published.without_arrays(published.config(num_cells_per_group_encoder=2, squeeze_excite=False))
+    others = dict(num_preprocess_blocks=0, num_postprocess_blocks=0, **PLAIN)
+    model = published.without_arrays(published.config(num_cells_per_group_encoder=2, **others))
     kinds = {}
     for tensor in published_tensors(model):
         parts = tensor.names[-1].split(".")

@@ -42,18 +42,29 @@ class Mutant(NamedTuple):
     is_sound: bool  # whether they must be read: what was changed stands beside them
 
 
+class _Evenly:
+    """Choices spread evenly over seeds one after another; random ones would repeat some and lack others."""
+
+    def __init__(self, seed: int):
+        self._rest = seed * (math.sqrt(5.0) - 1.0) / 2.0 % 1.0
+
+    def choice(self, values):
+        index, self._rest = divmod(self._rest * len(values), 1.0)
+        return values[int(index)]
+
+
 def mutant(kind: str, base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.Path) -> Mutant:
     """A base, or one of several, one file of which is other, gone, or another's."""
-    random = Random(f"{kind} {seed}")
-    source = random.choice(sorted(base.iterdir())) if kind in ("published", "pictures") else base
+    random, evenly = Random(f"{kind} {seed}"), _Evenly(seed)
+    source = evenly.choice(sorted(base.iterdir())) if kind in ("published", "pictures") else base
     path = place / ("1" if kind == "exports" else source.name)
     (shutil.copytree if source.is_dir() else shutil.copy)(source, path)
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != ".lock"] or [path]
     # Each kind of file as often as the others, although there are more checkpoints.
-    prefix = random.choice([*sorted({_prefix(path, file) for file in files}), *_FAVORED.get(kind, ())])
+    prefix = evenly.choice([*sorted({_prefix(path, file) for file in files}), *_FAVORED.get(kind, ())])
     file = random.choice([file for file in files if _prefix(path, file) == prefix])
     name = str(file.relative_to(path)) if source.is_dir() else file.name
-    change = random.choice(_changes(kind, file))
+    change = evenly.choice(_changes(kind, file))
     if change in _OF_FILES:
         change(file, random)
     else:

@@ -69,10 +69,11 @@ def assert_shows(pixels, images):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    """The address that the command prints; it has run all warm-up requests of the export by then."""
-    flags = ["--model=tiny", "--explore", "--port=0", "--rest_port=0"]
-    process = started(["-m", "export.serve", f"--path={folder.parent}", *flags])
+def address(folder, tmp_path_factory):
+    """The address that the command prints; a signature that a page does not ask for is not warmed up."""
+    export = with_few_warm_ups(folder, tmp_path_factory.mktemp("address"), "sample")
+    flags = [f"--path={export.parent}", "--model=tiny", "--explore", "--port=0", "--rest_port=0"]
+    process = started(["-m", "export.serve", *flags])
     printed, start = [], "explorer: "
     for line in process.stdout:
         printed.append(line)
@@ -220,45 +221,49 @@ def test_pictures_of_large_images_come_as_files(address, browser, model):
     assert np.array_equal(pixels_of_files(names["outputs"]["image_bytes"]), explorer.pixels("samples"))
 
 
-def test_classes_guidance_and_the_reweighted_prior(conditional_model, conditional_folder, browser, tmp_path):
+@pytest.fixture(scope="module")
+def pets(conditional_folder, tmp_path_factory):
+    """The address of a server of the model with classes, and the folder of its pages."""
+    place = tmp_path_factory.mktemp("pets")
+    export, pages = with_few_warm_ups(conditional_folder, place, "sample"), place / "explorer"
+    write_explorer(pages, {"pets": explorer_facts(export)})
+    with served("pets", export.parent, enable_cors=True, pages=pages) as servers:
+        yield servers.url("rest"), pages
+
+
+def test_classes_guidance_and_the_reweighted_prior(conditional_model, pets, browser):
     model, image = conditional_model, EXAMPLES[1:2] / np.float32(255.0)
-    export = with_few_warm_ups(conditional_folder, tmp_path, "sample")
-    write_explorer(tmp_path / "explorer", {"pets": explorer_facts(export)})
-    with served("pets", export.parent, pages=tmp_path / "explorer") as servers:
-        explorer = Explorer(browser.new_page(), f"{servers.url('rest')}/{PAGE}")
-        tab = explorer.tab
-        explorer.settled()
-        assert_shows(explorer.pixels("samples"), model.generate(24, seed=1, labels=[0, 1, 2] * 8))
-        explorer.after(tab.get_by_label("Class").select_option, "dog")
-        # One of the two at a time: together the model refuses them.
-        guided, reweighted = tab.get_by_role("slider", name="Guidance"), tab.get_by_label("Reweighted prior")
-        explorer.after(guided.fill, "2")
-        guidance_of_dogs = model.generate(24, seed=1, labels=1, guidance=2.0).numpy()
-        assert_shows(explorer.pixels("samples"), guidance_of_dogs)
-        explorer.after(explorer.button("Sample 4 of seed 1").click)
-        assert_shows(explorer.pixels("current"), guidance_of_dogs[3:4])
-        explorer.after(reweighted.check)
-        assert_shows(explorer.pixels("samples"), model.generate(24, seed=1, labels=1, prior="reweighted"))
-        explorer.after(guided.fill, "3")
-        assert not reweighted.is_checked()
+    explorer = Explorer(browser.new_page(), f"{pets[0]}/{PAGE}")
+    tab = explorer.tab
+    explorer.settled()
+    assert_shows(explorer.pixels("samples"), model.generate(24, seed=1, labels=[0, 1, 2] * 8))
+    explorer.after(tab.get_by_label("Class").select_option, "dog")
+    # One of the two at a time: together the model refuses them.
+    guided, reweighted = tab.get_by_role("slider", name="Guidance"), tab.get_by_label("Reweighted prior")
+    explorer.after(guided.fill, "2")
+    guidance_of_dogs = model.generate(24, seed=1, labels=1, guidance=2.0).numpy()
+    assert_shows(explorer.pixels("samples"), guidance_of_dogs)
+    explorer.after(explorer.button("Sample 4 of seed 1").click)
+    assert_shows(explorer.pixels("current"), guidance_of_dogs[3:4])
+    explorer.after(reweighted.check)
+    assert_shows(explorer.pixels("samples"), model.generate(24, seed=1, labels=1, prior="reweighted"))
+    explorer.after(guided.fill, "3")
+    assert not reweighted.is_checked()
 
-        # A test image has a class of its own, with which it is encoded, scored and redrawn.
-        explorer.after(explorer.button("Test image 2").click)
-        assert_shows(explorer.pixels("current"), model.decode(model.encode(image, seed=0, labels=1), labels=1))
-        facts, score = tab.locator("#facts").inner_text(), model.outlier_score(image, labels=1)
-        for text, value in (("sum of KLs", score.kl), ("Mahalanobis distance", score.mahalanobis)):
-            assert f"{text} {value.numpy()[0]:.3g}"[:-1] in facts
-        assert explorer.errors == []
+    # A test image has a class of its own, with which it is encoded, scored and redrawn.
+    explorer.after(explorer.button("Test image 2").click)
+    assert_shows(explorer.pixels("current"), model.decode(model.encode(image, seed=0, labels=1), labels=1))
+    facts, score = tab.locator("#facts").inner_text(), model.outlier_score(image, labels=1)
+    for text, value in (("sum of KLs", score.kl), ("Mahalanobis distance", score.mahalanobis)):
+        assert f"{text} {value.numpy()[0]:.3g}"[:-1] in facts
+    assert explorer.errors == []
 
 
-def test_a_page_of_another_address_asks_again_when_the_server_is_back(browser, folder, model, tmp_path):
-    export = with_few_warm_ups(folder, tmp_path, "sample")
-    write_explorer(tmp_path / "explorer", {"tiny": explorer_facts(export)})
-    pages = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "explorer")
-    local = served("tiny", export.parent, enable_cors=True)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages) as web, local as servers:
+def test_a_page_of_another_address_asks_again_when_the_server_is_back(browser, pets, conditional_model):
+    pages = functools.partial(http.server.SimpleHTTPRequestHandler, directory=pets[1])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{web.server_address[1]}/{PAGE}?server={servers.url('rest')}"
+        address = f"http://127.0.0.1:{web.server_address[1]}/{PAGE}?server={pets[0]}"
         explorer = Explorer(browser.new_page(), address)
         explorer.settled()
         explorer.tab.route("**/*:predict", lambda route: route.abort())
@@ -266,7 +271,7 @@ def test_a_page_of_another_address_asks_again_when_the_server_is_back(browser, f
         explorer.tab.get_by_role("alert").get_by_text("No answer from").wait_for()
         explorer.tab.unroute("**/*:predict")
         explorer.after(explorer.button("Try again").click)
-        assert_shows(explorer.pixels("samples"), model.generate(24, seed=2))
+        assert_shows(explorer.pixels("samples"), conditional_model.generate(24, seed=2, labels=[0, 1, 2] * 8))
         web.shutdown()
 
 

@@ -21,7 +21,7 @@ from tests.tiny_model import flat
 COUNT, SEED = 3, 5
 
 
-@pytest.fixture(scope="module", params=["vanilla", pytest.param("classes", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("vanilla", "classes")])
 def exported(request, tmp_path_factory):
     """A binary model of one group, or one with flows, colors and classes; and the folder that the command writes."""
     classes, place = dataclasses.replace(CONFIG, num_classes=3), tmp_path_factory.mktemp(request.param)

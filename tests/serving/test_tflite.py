@@ -181,6 +181,7 @@ def test_the_comparison_counts_as_the_definitions_do(exported, vanilla_model):
     assert compared["worst_psnr_db"] == pytest.approx(-10 * np.log10(squares.mean(axis=(1, 2, 3)).max()), abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_file_with_other_numbers_is_refused_and_not_written(vanilla_model, tmp_path, monkeypatch):
     for quantize, message in (
         ("int8", r"worst image has a PSNR of \d+\.\d dB, at least 140 are wanted; take --quantize=dynamic"),

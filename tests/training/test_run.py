@@ -115,8 +115,10 @@ def train(commands, tmp_path):
     def start(condition, value, stop=-1, **settings):
         script = tmp_path / "injected.py"
         script.write_text(INJECTED.format(condition=condition, value=value, stop=stop))
-        settings = {"train__checkpoint_every_steps": 20, "train__refused_steps": 10} | settings
-        settings |= {"train__sample_every_steps": 1000}
+        # Scored at the end alone: a process that is stopped makes no graph for that.
+        never = dict.fromkeys(("train__evaluate_every_steps", "train__sample_every_steps"), 1000)
+        settings = never | {"train__checkpoint_every_steps": 20, "train__refused_steps": 10} | settings
+        settings |= {"model__squeeze_excite": False}
         _, _, *flags = commands.tiny_training(tmp_path / "run", **settings)
         return commands.run([script, *flags]), tmp_path / "run"
 
@@ -142,7 +144,7 @@ def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(
         ("(count > 5) & (factor > 0.9)", {}),
         ("count < 0", {"optimizer__learning_rate": 1.5e-2, "optimizer__learning_rate_min": 5e-5}),
     ):
-        changes |= {"train__checkpoint_every_steps": 1000, "train__steps": 30}
+        changes |= {"train__checkpoint_every_steps": 1000, "train__steps": 30, "train__evaluate_every_steps": 20}
         done, folder = train(condition, "float('nan')", **changes)
         assert done.returncode == 0, done.stderr
         assert ("Back to step 0, with 0.5 of the learning rate." in done.stdout) == ("factor" in condition)
