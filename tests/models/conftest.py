@@ -5,6 +5,7 @@ Not for those of all files: `forgotten_graphs` forgets how gradients of what a f
 
 import pytest
 
+from nvae_tf.objective import SpectralRegularizer
 from tests.tiny_model import PADDED, images_of, shaken, tiny_config, tiny_model
 
 
@@ -18,3 +19,11 @@ def model():
 @pytest.fixture(scope="session")
 def images():
     return images_of(tiny_config(**PADDED))
+
+
+@pytest.fixture(scope="module")
+def few_power_iterations():
+    """Two iterations for the spectral norms of the first step, in place of forty: eagerly these take a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpectralRegularizer, "FIRST_ITERATIONS", 2)
+        yield

@@ -16,6 +16,7 @@ from nvae_tf.optimization import NVAEAdamax
 from tests import refuses
 from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_config, tiny_model, values
 
+pytestmark = pytest.mark.usefixtures("few_power_iterations")
 SMALLEST = tiny_config(num_latent_scales=1, squeeze_excite=False)
 IMAGES = images_of(SMALLEST, 8)
 BRIGHT = 255.0 * IMAGES
@@ -113,9 +114,8 @@ def test_the_seed_decides_the_initial_weights():
     assert len({(kernel.shape, kernel.tobytes()) for kernel in kernels}) == len(kernels) > 40
 
 
-@pytest.mark.slow
 def test_callbacks_get_the_numbers(tmp_path):
-    model = compiled(jit_compile=False)
+    model = compiled(run_eagerly=True)
     callbacks = [
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
         keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=1, min_delta=1e9),

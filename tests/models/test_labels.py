@@ -15,6 +15,7 @@ from tests import refuses
 from tests.models.test_coding import near
 from tests.tiny_model import images_of, shaken, tiny_config, tiny_model
 
+pytestmark = pytest.mark.usefixtures("few_power_iterations")
 SETTINGS = dict(num_latent_scales=2, num_groups_per_scale=1, num_classes=3)
 LABELS = [0, 1, 2, -1]
 

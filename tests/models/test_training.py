@@ -15,14 +15,16 @@ from tests import refuses
 from tests.command_fixtures import output_of
 from tests.tiny_model import PADDED, assert_near, assert_same, images_of, shaken, state_of, tiny_model, values
 
+pytestmark = pytest.mark.usefixtures("few_power_iterations")
+
 
 def compiled(rate=0.01, **changes):
-    model = tiny_model(NVAEAdamax(rate), **PADDED | changes)
+    model = tiny_model(NVAEAdamax(rate), num_latent_scales=1, num_groups_per_scale=2, **changes)
     return model, tf.function(model.train_step, autograph=False)
 
 
 def test_evaluation_gives_the_bound_and_changes_nothing():
-    model = shaken(compiled(num_latent_scales=1, num_groups_per_scale=2)[0])
+    model = shaken(compiled(**PADDED)[0])
     before, images = values(model.weights), images_of(model.config, 8)
     results = [model.evaluate(images, batch_size=4, verbose=0, return_dict=True) for _ in range(2)]
     assert results[0] == results[1]
@@ -92,11 +94,13 @@ WARMING_UP = ObjectiveConfig(total_steps=10, kl_constant_weight=0.3)
     "settings",
     [
         pytest.param(dict(num_flows=1), marks=pytest.mark.slow),
-        dict(cell_set="res_elu", num_classes=3, label_dropout=0.5, num_latent_scales=1, num_groups_per_scale=2),
+        dict(cell_set="res_elu", num_classes=3, label_dropout=0.5),
     ],
 )
 def test_the_public_loss_has_the_gradients_of_a_step_and_its_updates(settings):
+    settings = settings | dict(num_latent_scales=1, num_groups_per_scale=2)
     model, other = (tiny_model(keras.optimizers.SGD(1.0), WARMING_UP, **settings) for _ in range(2))
+    variables = []
     images, labels = images_of(model.config), tf.constant([0, 1, 2, -1]) if model.config.num_classes else None
 
     @tf.function(autograph=False)
@@ -104,13 +108,14 @@ def test_the_public_loss_has_the_gradients_of_a_step_and_its_updates(settings):
         with tf.GradientTape() as tape:
             loss = model.loss(images, labels)
         by_weight = tape.gradient(loss.total, model.trainable_weights, unconnected_gradients="zero")
+        variables.extend(variable for variable, _ in loss.updates)
         return by_weight, [value for _, value in loss.updates], loss._replace(updates=None)
 
     taken, updates, loss = gradients()
     expected = [weight - gradient for weight, gradient in zip(model.trainable_weights, taken, strict=True)]
     tf.function(other.train_step, autograph=False)(images if labels is None else (images, labels))
     assert_same(values(other.trainable_weights), expected)
-    for (variable, _), value in zip(model.loss(images, labels).updates, updates, strict=True):
+    for variable, value in zip(variables, updates, strict=True):
         variable.assign(value)
     assert_same(values(model.non_trainable_weights), values(other.non_trainable_weights))
     assert float(loss.total) == pytest.approx(float(other.running.loss.result()), rel=1e-6)
@@ -135,7 +140,7 @@ def model_of(count, **changes):
     return tiny_model(keras.optimizers.SGD(1.0), WARMING_UP, accumulate_steps=count, **changes)
 
 
-def batch_of(model, count=8):
+def batch_of(model, count=6):
     return tf.constant(images_of(model.config, count))
 
 
@@ -154,18 +159,18 @@ def by_hand(model, images, count):
 
 
 @pytest.fixture(scope="module")
-def step_of_four():
-    """A model, its first weights, what its step of four microbatches reports, and what it should."""
-    model = model_of(4)
-    expected = by_hand(model, batch_of(model), 4)
+def step_of_three():
+    """A model, its first weights, what its step of three microbatches reports, and what it should."""
+    model = model_of(3)
+    expected = by_hand(model, batch_of(model), 3)
     before = values(model.trainable_weights)
     report = tf.function(model.train_step, autograph=False)(batch_of(model))
     return model, before, report, expected
 
 
 @pytest.mark.slow
-def test_a_step_is_the_mean_of_those_of_the_microbatches(step_of_four):
-    model, before, report, (gradients, updates, (loss, reconstruction, kl)) = step_of_four
+def test_a_step_is_the_mean_of_those_of_the_microbatches(step_of_three):
+    model, before, report, (gradients, updates, (loss, reconstruction, kl)) = step_of_three
     assert_near([old - new for old, new in zip(before, values(model.trainable_weights), strict=True)], gradients)
     assert int(model.optimizer.iterations) == 1
     norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in gradients))
@@ -190,16 +195,12 @@ def test_a_batch_that_can_not_be_cut_evenly_is_refused():
     assert int(model.optimizer.iterations) == 0
 
 
-# Recomputed cells; deep enough that what cells keep is most of it.
-DEEP = dict(num_groups_per_scale=3, num_cells_per_group_decoder=3, num_channels_encoder=4, num_channels_decoder=4)
-
-
 def changes_of_a_step(recompute):
     """All that a step changes, and its metrics."""
     # At rate 1 weights show the gradients themselves, and the slots the means that Adamax would follow.
-    settings = dict(image_height=8, image_width=8, num_latent_scales=1, num_flows=1)
-    model = tiny_model(keras.optimizers.SGD(1.0, momentum=0.9), recompute=recompute, **settings, **DEEP)
-    assert tf.function(model.train_step, autograph=False)(batch_of(model, 32))["skipped_steps"] == 0.0
+    settings = dict(num_latent_scales=1, num_groups_per_scale=2, num_cells_per_group_decoder=2, num_flows=1)
+    model = tiny_model(keras.optimizers.SGD(1.0, momentum=0.9), recompute=recompute, **settings)
+    assert tf.function(model.train_step, autograph=False)(batch_of(model))["skipped_steps"] == 0.0
     recent = model.recent.read()
     changed = values([*model.variables, *model.optimizer.variables])
     return [*changed, recent.kl_per_group, recent.spectral_norms]
@@ -259,12 +260,19 @@ print(peak() - before)
 """
 
 
-def added_peaks(program, *arguments):
-    return list(map(int, output_of(["-c", PEAK + program, *arguments]).split()[-len(arguments) :]))
+@pytest.fixture
+def added_peaks(tmp_path):
+    """`added_peaks(PROGRAM, *arguments)`: the numbers that a process prints, one for each argument."""
+
+    def run(program, *arguments):
+        (tmp_path / "program.py").write_text(PEAK + program)
+        return list(map(int, output_of([tmp_path / "program.py", *arguments]).split()[-len(arguments) :]))
+
+    return run
 
 
 @pytest.mark.slow
-def test_microbatches_and_recomputed_cells_need_less_memory():
+def test_microbatches_and_recomputed_cells_need_less_memory(added_peaks):
     # The one that needs the least is the first: a peak stays.
     in_parts, recomputed, plain = added_peaks(TRAINING_STEPS, '{"accumulate_steps": 4}', '{"recompute": "all"}', "{}")
     assert 0 < in_parts < 0.45 * plain and in_parts < recomputed < 0.65 * plain
@@ -272,7 +280,7 @@ def test_microbatches_and_recomputed_cells_need_less_memory():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["one CPU", "all else"])
-def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass(device):
+def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass(added_peaks, device):
     # The inputs of all layers but the first, and what the backward pass of one layer needs. Where the machine is busy,
     # gradients of weights wait for a thread and keep their inputs meanwhile: then it is measured again.
     assert any(0 < added_peaks(SWISH_CONVOLUTIONS, device)[0] < (12 - 1 + 6.5) * 2**25 for _ in range(6))
