@@ -18,26 +18,44 @@ from tests.tiny_model import assert_same, values
 
 pytestmark = pytest.mark.slow
 METRICS = ("loss", "reconstruction", "kl")
-# With fewer scales a training step is traced in half of the time.
-FEWER_SCALES = (
-    ('experiment_config("digits")', 'experiment_config("digits", {"model.num_latent_scales": 1})'),
-    ('{"model.num_classes": 10}', '{"model.num_classes": 10, "model.num_latent_scales": 2}'),
-)
+# Smaller models are traced sooner, and smaller batches are trained on sooner.
+FEW_CELLS = '"model.num_cells_per_group_decoder": 1, "model.num_postprocess_cells": 1, "model.num_latent_scales"'
+SMALLER = {
+    "keras.md": {
+        "num_groups_per_scale=2": "num_groups_per_scale=1",
+        "batch_size, epochs = 96, 6": "batch_size, epochs = 48, 6",
+        "steps_per_epoch(train.count, batch_size)": "steps_per_epoch(train.count, batch_size) // 3",
+    },
+    "python.md": {
+        'experiment_config("digits")': f'experiment_config("digits", {{{FEW_CELLS}: 1}})',
+        '{"model.num_classes": 10}': f'{{"model.num_classes": 10, {FEW_CELLS}: 2}}',
+        "importance_samples=20": "importance_samples=5",
+        "range(200)": "range(100)",
+    },
+    "extending.md": {"images / 16.0": "images[:480] / 16.0", "batch_size=128": "batch_size=32"},
+    "uses.md": {"images[:20]": "images[:10]"},
+}
 
 
-def assert_same_model(one, other, images):
-    np.testing.assert_array_equal(one.score(images, 2, seed=1), other.score(images, 2, seed=1))
-    np.testing.assert_array_equal(one.generate(2, seed=1), other.generate(2, seed=1))
+def assert_same_models(one, others, images):
+    expected = numbers_of(one, images)
+    for other in others:
+        assert_same(numbers_of(other, images), expected)
 
 
-def names_after(document, changes=()):
+def numbers_of(model, images):
+    return [model.score(images, 2, seed=1), model.generate(2, seed=1)]
+
+
+def names_after(document):
     """What the cells of the notebook that Jupytext makes of a page define; it has the form that Jupyter opens."""
+    assert all(text in (ROOT / "docs" / document).read_text() for text in SMALLER[document])
     notebook = jupytext.read(ROOT / "docs" / document)
     nbformat.validate(notebook)
     names = {"__name__": "notebook"}
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
-            for text, other in changes:
+            for text, other in SMALLER[document].items():
                 cell.source = cell.source.replace(text, other)
             exec(compile(cell.source, f"{document}, cell {number}", "exec"), names)
     return names
@@ -55,8 +73,7 @@ def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
     np.testing.assert_allclose(names["images"][:3], model.generate(3, temperature=0.7, seed=1), atol=1e-5)
     assert np.mean(names["nats"]) < np.mean(model.score(some, 1, seed=1))
     # Saved: the model, the best checkpoint, and a fit that goes on from a file and ends with the same weights.
-    assert_same_model(model, names["loaded"], some)
-    assert_same_model(model, names["same"], some)
+    assert_same_models(model, [names["loaded"], names["same"]], some)
     best = keras.models.load_model(tmp_path / "best.keras")
     result = best.evaluate(names["test_batches"], return_dict=True, verbose=0)
     assert result["loss"] == pytest.approx(min(history["val_loss"]), rel=1e-6)
@@ -73,7 +90,7 @@ def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
 
 def test_the_page_of_the_model_in_python_keeps_its_promises(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = names_after("python.md", FEWER_SCALES)
+    names = names_after("python.md")
     model, images, labels = (names[name] for name in ("model", "images", "labels"))
     parts = names["parts"]
     kl = np.stack([np.sum(group.kl, axis=(1, 2, 3)) for group in model.infer(images[:50])], axis=1)
@@ -109,8 +126,7 @@ def test_the_page_of_extensions_keeps_its_promises(tmp_path, monkeypatch):
     names = names_after("extending.md")
     model, losses = names["model"], names["history"]["loss"]
     assert losses[-1] < losses[0] - 20.0 and model.config.likelihood == "notebook:laplace"
-    assert_same_model(model, names["loaded"], names["images"][:4])
-    assert_same_model(model, nvae_tf.load("mine.keras"), names["images"][:4])
+    assert_same_models(model, [names["loaded"], nvae_tf.load("mine.keras")], names["images"][:4])
     assert_same(values(names["loaded"].weights), values(model.weights))
     served = tf.saved_model.load("exports/saved/1").signatures["score"]
     scores = served(image=tf.constant(names["images"][:4]), seed=tf.range(4, dtype=tf.int64) * 2**32 + 1)
@@ -121,7 +137,9 @@ def test_the_page_of_extensions_keeps_its_promises(tmp_path, monkeypatch):
     blocks = re.findall("```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my_parts.py").write_text("\n".join(blocks[:2]))
     train, evaluate = re.findall(r"^nvae-(?:train|evaluate) (.*)$", page, re.MULTILINE)
-    train = shlex.split(train) + config_flags({"train.steps": 2, "train.evaluate_every_steps": 2, "size": "tiny"})
+    train = shlex.split(train) + config_flags(
+        {"train.steps": 2, "train.evaluate_every_steps": 2, "size": "tiny", "model.num_latent_scales": 1}
+    )
     environment = {"cwd": tmp_path, "env": quiet() | {"PYTHONPATH": str(ROOT)}}
     printed = output_of(["-m", "train.main", *train], **environment)
     assert "nats per image (" in printed and "bits/dim" not in printed
@@ -138,7 +156,7 @@ def test_the_page_of_uses_keeps_its_promises(tmp_path, monkeypatch):
     names = names_after("uses.md")
     upside_down, mirrored, noise = np.split(names["scores"].mahalanobis_p_value, 3)
     assert np.all(noise == np.float32(1 / 361)) and max(np.median(upside_down), np.median(mirrored)) < 0.2
-    images, hole = names["images"][:20], names["hole"]
+    images, hole = names["images"][:10], names["hole"]
 
     def error(name, region=slice(None)):
         return np.mean(np.square(names[name] - images)[:, region])
