@@ -331,7 +331,7 @@ def test_a_set_decodes_from_a_saved_model_and_a_keras_file_too(digits, tmp_path,
 # Commands in a folder with the files of `digits`, a wrong file and a set made by a model that is not there.
 MISTAKES = [
     ("compress --workdir=digits pictures", "--output is missing"),
-    ("compress --workdir=digits nowhere --output=x.nvc", "nowhere: no such file or folder of images"),
+    ("compress --workdir=digits --overwrite nowhere --output=x.nvc", "nowhere: no such file or folder of images"),
     ("compress --workdir=digits pictures --output=x.zip", "--output=x.zip: give the name of a file *.nvc"),
     ("compress --workdir=nowhere pictures --output=x.nvc", "nowhere: no such folder"),
     (
