@@ -59,7 +59,9 @@ def test_numbers_as_flags_give_them_and_defaults_where_none_are_given():
         config.model.num_flows = 3
 
 
-def test_wrong_settings_are_refused_in_one_short_line():
+def test_wrong_settings_are_refused_in_one_short_line(monkeypatch):
+    # Other tests register likelihoods.
+    monkeypatch.setattr("nvae_tf.config.REGISTERED", {"likelihood": {}, "cell_set": {}})
     for settings, message in (
         ({"modle": {}}, "setting modle .*no such setting.*did you mean 'model'"),
         ({"model": {"num_group_per_scale": 3}}, "setting model.num_group_per_scale .*mean 'num_groups_per_scale'"),
