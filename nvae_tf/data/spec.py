@@ -77,6 +77,8 @@ def _size(spec, first):
         left, top, right, bottom = spec.crop_box
         return bottom - top, right - left
     if spec.resize != "none" or None in (first.height, first.width):
-        fix = "set --config.data.height=64, and for images of different sizes --config.data.resize=crop or stretch"
+        fix = "set --config.data.height=64"
+        if spec.resize == "none":
+            fix += ", and for images of different sizes --config.data.resize=crop or stretch"
         raise ValueError(f"data.resize = {spec.resize!r}, but to which size? {fix}")
     return first.height, first.width

@@ -44,7 +44,9 @@ def load_references(task: EvaluationTask, place: str | None) -> np.ndarray | Non
 def measure_noise(task: EvaluationTask, references: np.ndarray | None) -> dict[str, Any]:
     """How much of the noise is in the signal at the posterior's means; with references PSNR and SSIM."""
     model, spec, columns = task.trained.model, task.spec, []
-    measure = tf.function(functools.partial(passing_noise, model), autograph=False)
+    specs = [tf.TensorSpec([None, *spec.image_shape]), tf.TensorSpec([None, 2], tf.int32)]
+    specs += [tf.TensorSpec([None], tf.int32)] * spec.labels
+    measure = tf.function(functools.partial(passing_noise, model), specs, autograph=False)
     progress, first = ImageProgress(task.status.show_if_due, task.source.count), 0
     for batch in task.batches(task.source, spec):
         images, *labels = batch if isinstance(batch, tuple) else (batch,)

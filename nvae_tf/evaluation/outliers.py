@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from sklearn.covariance import LedoitWolf
-from sklearn.metrics import roc_auc_score
 
 from nvae_tf.config import DataSpec
 from nvae_tf.data.picture_folder import picture_source
@@ -54,6 +52,9 @@ def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None 
 
 def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
     """The calibration by the scores of training and of held-out images; ValueError for too few, or NaN."""
+    # Here, because importing scikit-learn takes a second that other metrics do not need.
+    from sklearn.covariance import LedoitWolf
+
     for parts, fewest, name in ((training, 50, "training"), (held_out, 19, "held-out")):
         if len(parts.kl) < fewest:
             raise ValueError(f"{len(parts.kl)} {name} images are too few to calibrate; give {fewest} or more")
@@ -76,7 +77,8 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
     spec, parts = images_alone(spec), []
-    score = tf.function(functools.partial(outlier_parts, trained.model), autograph=False, reduce_retracing=True)
+    signature = [tf.TensorSpec([None, *spec.image_shape])]
+    score = tf.function(functools.partial(outlier_parts, trained.model), input_signature=signature, autograph=False)
     for source in [load_split(spec, split, status.report()) for split in ("train", "test")]:
         # The last batch, which may be smaller, is used only where all images are.
         size = batch_size or trained.config.train.batch_size
@@ -163,6 +165,8 @@ def scores_by_name(parts: OutlierParts, calibration: OutlierCalibration | None) 
 
 def aurocs(inside: Scores, outside: Scores) -> dict[str, float]:
     """The area under the ROC curve of each score: how often an outlier has a higher score than another image."""
+    from sklearn.metrics import roc_auc_score
+
     both = {name: (inside[name], outside[name]) for name in inside if not name.startswith("p_")}
     truth = {name: np.repeat([0, 1], list(map(len, parts))) for name, parts in both.items()}
     return {name: float(roc_auc_score(truth[name], np.concatenate(parts))) for name, parts in both.items()}

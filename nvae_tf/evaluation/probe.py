@@ -7,10 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 
 from nvae_tf.data.pipeline import images_alone
 from nvae_tf.data.sources import ImageSource, load_split
@@ -36,6 +32,9 @@ def measure_probe(task: EvaluationTask, sources: Sequence[ImageSource]) -> dict[
     They are those of the model's features, of the pixels, and of 50 principal components of the pixels, with some
     labels the mean of five draws of them.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
     kinds = _representations(task, sources)
     count, tested = (len(part) for part in kinds["pixels"])
     labels, test_labels = sources[0].labels[:count], sources[1].labels[:tested]
@@ -53,6 +52,9 @@ def measure_probe(task: EvaluationTask, sources: Sequence[ImageSource]) -> dict[
 
 def _representations(task: EvaluationTask, sources: Sequence[ImageSource]) -> dict[str, list[np.ndarray]]:
     """The rows of the training and of the test images, at most 10,000 each, standardized by the training images."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
     model, kinds = task.trained.model, {"features": [], "pixels": []}
     # Means over positions where there are very many features.
     pool = "mean" if sum(map(math.prod, model.plan.latent_shapes())) > _MOST_FEATURES else None

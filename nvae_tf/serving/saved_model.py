@@ -74,7 +74,7 @@ def export_saved_model(
         model_record = recorded(Signatures(model))
         record = model_record if weights == "float32" else recorded(signatures, side_of_record(model_record, "inputs"))
         signatures.write(folder, _folded_variables(model, folded))
-        with errors.wrap_read_errors("", ". It was not published"):
+        try:
             differences = verified(folder, record)
             if weights != "float32":
                 differences = all_differences(*(side_of_record(each, "outputs") for each in (record, model_record)))
@@ -82,6 +82,8 @@ def export_saved_model(
                 if not differences[worst] <= LARGEST_DIFFERENCE:
                     amount = f"{worst} is off by {differences[worst]:.2g} of its largest value"
                     raise ValueError(f"weights={weights} change too much: {amount}; export float32")
+        except ValueError as error:
+            raise ValueError(f"{error}. It was not published") from error
         facts = dict(weights=weights, difference_from_model=differences, most_rows=most_rows, bytes_of_row=row_bytes)
         facts["weights_sha256"] = weights_sha256(model)  # before they are folded, as compressed files have it
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
