@@ -23,15 +23,10 @@ import numpy as np
 from absl import flags
 
 from nvae_tf import command_line, config
-from nvae_tf.data.picture_folder import find_pictures
 from nvae_tf.data.pictures import read_header, read_picture
 from nvae_tf.files import atomic_write
-from nvae_tf.generation.image_grid import image_grid, picture_names, write_pictures, write_png
-from nvae_tf.generation.latents_file import read_flat_latents, write_flat_latents
-from nvae_tf.progress import image_bar
 from nvae_tf.serving.client import ServedModel
 from nvae_tf.serving.outputs import ASSETS
-from nvae_tf.serving.server_files import explorer_facts
 
 FLAGS = flags.FLAGS
 COMMANDS = ("sample", "encode", "decode", "reconstruct", "score", "status")
@@ -45,6 +40,10 @@ _OUTPUT_HELP = {"encode": "The latents, .npz.", "score": "The scores, .json; wit
 
 def main(command: str) -> None:
     """Asks, and writes."""
+    from nvae_tf.data.picture_folder import find_pictures
+    from nvae_tf.generation.image_grid import picture_names
+    from nvae_tf.generation.latents_file import read_flat_latents
+
     place, latents, labels = None, None, None
     if "output" in FLAGS and FLAGS.output is not None:
         kinds, is_folder = _OUTPUTS.get(command, (".png", command_line.FOLDER)), FLAGS.output.endswith("/")
@@ -67,6 +66,8 @@ def main(command: str) -> None:
 
 def class_numbers(labels: list[str], export: str | None) -> list[int]:
     """Returns the numbers of classes, which are numbers already, or names that an export has."""
+    from nvae_tf.serving.server_files import explorer_facts
+
     names = explorer_facts(pathlib.Path(export))["classes"] if export else []
     for label in labels:
         if not label.removeprefix("-").isdecimal():
@@ -75,6 +76,8 @@ def class_numbers(labels: list[str], export: str | None) -> list[int]:
 
 
 def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int) -> Any:
+    from nvae_tf.progress import image_bar
+
     server = FLAGS.server or ("localhost:8501" if FLAGS.rest else "localhost:8500")
     server = f"http://{server}" if FLAGS.rest and "://" not in server else server
     given = command_line.parameter_values(_MODEL_PARAMETERS)
@@ -114,6 +117,9 @@ def _status_text(versions: list[tuple[int, str, str]], version: int, signatures:
 
 
 def _written(command: str, place: Any, result: Any, names: list[str], labels: Any, paths: list[pathlib.Path]) -> str:
+    from nvae_tf.generation.image_grid import image_grid, write_pictures, write_png
+    from nvae_tf.generation.latents_file import write_flat_latents
+
     if command == "encode":
         write_flat_latents(place.path, result, names=names, labels=labels)
         return f"{len(result)} latents of {result.shape[1]} values in {place.path}"
@@ -152,8 +158,9 @@ def _define_flags(command: str) -> None:
         flags.DEFINE_integer("seed", 1, "Random seed of the draws.", lower_bound=0, upper_bound=config.LARGEST_SEED)
     if command != "status":
         flags.DEFINE_list("labels", None, "Classes, in turn; -1 for none.")
-        text = "A copy of the export, models/pets/1: for names of classes, and for alpha channels."
-        flags.DEFINE_string("export", None, text)
+        flags.DEFINE_string(
+            "export", None, "A copy of the export, models/pets/1: for names of classes, and for alpha channels."
+        )
         text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a folder, DIR/.")
         flags.DEFINE_string("output", None, text, required=command != "score")
         flags.DEFINE_boolean("overwrite", False, "Write into a folder that has files.")

@@ -29,8 +29,6 @@ from typing import Annotated
 import numpy as np
 
 from nvae_tf import command_line, errors, files
-from nvae_tf.generation.image_grid import image_grid, write_png
-from nvae_tf.serving.client import ServedModel
 from nvae_tf.serving.outputs import newest_version, unchecked_reason
 from nvae_tf.serving.server_files import PAGE, explorer_facts, write_explorer
 
@@ -95,6 +93,9 @@ def main(
 
 def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
     """Asks for the same samples by each protocol, and writes a grid of them."""
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.serving.client import ServedModel
+
     for protocol, server in servers.items():
         with ServedModel(server, name) as model:
             images = model.sample(64, seed=1, as_pixels=True)

@@ -27,7 +27,6 @@ import pathlib
 from typing import Annotated
 
 from nvae_tf import command_line
-from nvae_tf.serving.server_files import SERVING_IMAGE, write_server_files
 
 
 def main(
@@ -37,6 +36,8 @@ def main(
     labels: Annotated[str, "MODEL:LABEL=VERSION,... or auto."] = "",
 ) -> None:
     """Writes the files."""
+    from nvae_tf.serving.server_files import SERVING_IMAGE, write_server_files
+
     print(write_server_files(pathlib.Path(models), pathlib.Path(output), image or SERVING_IMAGE, labels))
 
 
