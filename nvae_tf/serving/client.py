@@ -19,7 +19,6 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import requests
-from google.protobuf.json_format import MessageToDict
 from PIL import Image
 
 from nvae_tf.config import LARGEST_SEED
@@ -453,4 +452,6 @@ def json_array(value: Any, dtype: str) -> np.ndarray:
 
 def message_as_json(message: Any) -> dict[str, Any]:
     """Returns a message as TensorFlow Serving's REST interface writes it."""
+    from google.protobuf.json_format import MessageToDict
+
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
