@@ -49,7 +49,8 @@ def _measured(config: ExperimentConfig, batch_size: int) -> dict[str, Any]:
     """The numbers that `main` prints in a child process."""
     train = dataclasses.replace(config.train, batch_size=batch_size)
     settings = config_to_json(dataclasses.replace(config, train=train))
-    modules = {kind.__module__ for kinds in REGISTERED.values() for kind in kinds.values()}
+    # Where the settings' own likelihood and cells, `module:name`, are registered.
+    modules = {getattr(config.model, setting).rpartition(":")[0] for setting in REGISTERED} - {""}
     command = [sys.executable, "-m", __name__, *modules]
     child = subprocess.run(command, input=settings, capture_output=True, text=True, check=False)
     if child.returncode:
@@ -156,6 +157,6 @@ def _in_words(size: int) -> str:
 
 
 if __name__ == "__main__":
-    for module in sys.argv[1:]:  # what the settings name may be registered there
+    for module in sys.argv[1:]:
         importlib.import_module(module)
     main()
