@@ -121,8 +121,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
         A branch around all updates would keep all gradients until its end.
         """
+        self.build(list(trainable_variables))  # unless it is built
         handle, any_shape, scalar = tf.TensorSpec([], tf.resource), tf.TensorSpec(None), tf.TensorSpec([])
-        # Nothing may change, not even the step count, before the condition is known.
+        # Nothing may change before the condition is known.
         with tf.control_dependencies([condition]):
             power = self.beta_1_power()
 
@@ -134,9 +135,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                 tf.cond(condition, update, lambda: None)
                 return tf.identity(condition)  # for `update_step`, which makes the next large weight wait for it
 
-            self._update, self._latest_update = update_if, {}
-            super().apply(grads, trainable_variables)
-        self.iterations.assign_sub(tf.where(condition, 0, 1))  # Keras has counted the step in any case
+            self._update, self._latest_update, rate = update_if, {}, tf.convert_to_tensor(self.learning_rate)
+            for gradient, variable in zip(grads, trainable_variables, strict=True):
+                self.update_step(gradient, variable.value, rate)
+        self.iterations.assign_add(tf.where(condition, 1, 0))
 
 
 @contextlib.contextmanager
