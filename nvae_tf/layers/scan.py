@@ -14,12 +14,12 @@ The four groups of the smallest scale for example, whose first group has no prio
                                  unrolled  |-------- the loop --------|
 
 As a loop (`ForwardPass.scanned`) the graph has one step, which takes slices of the stacked weights: the program that
-XLA compiles, and the graph that is exported, stay as small for fifty groups as for two. In training the step becomes
-two pieces, and the gradient of the loop is a second loop, which goes backward (docs/architecture.md has a picture).
-The results of a step, which are kept for it, are its outputs, the statistics that batch norm records, without a
-gradient, and those of its convolutions and matrix products. TensorFlow's gradient of a loop would keep every tensor
-that the backward pass reads, slices of the weights among them; here the backward piece computes the rest again, which
-takes little time.
+XLA compiles, and the graph that is exported, stay as small for fifty groups as for two. In training the step is cut in
+two, a forward and a backward piece, and the gradient of the loop is a second loop, which goes backward (a picture is in
+docs/architecture.md). For each step the forward loop keeps its outputs, the statistics that batch norm records (which
+have no gradient), and the results of its convolutions and matrix products, which the second loop reads. TensorFlow's
+gradient of a loop would keep every tensor that the backward pass reads, slices of the weights among them; here the
+backward piece computes all others again, which takes little time.
 """
 
 import operator
@@ -101,6 +101,7 @@ def _num_unrolled_steps(shares: Sequence[StackShare], inputs: Sequence[Any], for
         return all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
 
     lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in shares if share.stack is not None]
+    # Counted from 1, because all steps up to such a one are unrolled.
     unstackable = [number for number, step_input in enumerate(inputs, 1) if not is_of_tensors(step_input)]
     num_unrolled = max([0, *lacking, *unstackable])
     return num_unrolled if len(inputs) - num_unrolled >= _FEWEST_STEPS else len(inputs)
@@ -160,7 +161,8 @@ def _weights_of_last_steps(share: StackShare, num_steps: int, forward: ForwardPa
 
 
 # Both loops take `body(state, inputs[i]) -> (state, outputs[i], recorded[i])`, the first state, and `inputs`, any
-# structure of tensors `[n, ...]`. They return the last state, the outputs with an axis in front, and all records.
+# structure of tensors `[n, ...]`. They return the last state, the outputs with an axis in front, and all records. A
+# `turn` is what TensorFlow's loop runs: it takes the number of a step, and slices its inputs for `body`.
 
 
 def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
@@ -284,7 +286,7 @@ class _TracedStep:
 def _needed_of(may_be_kept: list[tf.Tensor], wanted: list[tf.Tensor], known: list[tf.Tensor]) -> list[tf.Tensor]:
     """The tensors of `may_be_kept` from which, with what is `known`, the `wanted` ones can be computed.
 
-    They are the first on the ways back from the wanted tensors to their inputs.
+    Goes back from the wanted tensors to their inputs, and stops at those that may be kept or are known.
     """
     names, pending, seen, needed = {each.name for each in may_be_kept}, list(wanted), {each.name for each in known}, []
     while pending:

@@ -19,8 +19,8 @@ from nvae_tf.replicas import replica_count
 # Tensors in any structure of `tf.nest`; what a layer lacks is an empty tuple there, not None.
 Weights = Any
 Updates = list[tuple[keras.Variable, tf.Tensor]]  # variables and their new values
-# The statistics that one layer records in a pass, joined: `[vector]`, `[width]`, or `[]` if it records none. A list,
-# because `tf.recompute_grad`, through which it passes, takes no None.
+# What one layer records in a pass: a list of one vector `[width]`, its statistics joined, or an empty list. No None,
+# because `tf.recompute_grad`, through which it passes, takes none.
 Recorded = list[tf.Tensor]
 
 
@@ -32,7 +32,7 @@ class ForwardPass:
     # A training pass in which data-dependent layers set their scales from the batch.
     initializing: bool = False
     labels: tf.Tensor | None = None  # the class of every image, int32 `[batch]`, -1 for none
-    # Composite layers stand in the graph themselves, not as calls of one function.
+    # Layers that have parts stand in the graph themselves, not as calls of a function that all layers of a stack share.
     traced_inline: bool = False
     scanned: bool = False  # equal steps are one loop of the graph, see `run_steps`
 
@@ -40,13 +40,14 @@ class ForwardPass:
     # spectral regularizer uses too.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
-    # Gathered: what the layers of each stack have recorded; and updates that are known already.
+    # Gathered: what the layers of each stack have recorded; and updates of other state, the vectors of the spectral
+    # regularizer, which are known already.
     recorded: list[tuple["StackedLayer", list[Recorded]]] = dataclasses.field(default_factory=list)
     known_updates: Updates = dataclasses.field(default_factory=list)
 
     @property
-    def has_calls(self) -> bool:
-        """Whether composite layers are calls of one function, which keeps the graph small."""
+    def calls_shared_functions(self) -> bool:
+        """Whether layers that have parts are calls of a function for all layers of a stack: the graph stays small."""
         # Not on several replicas, which can't communicate from within a function, and not in a scanned pass, which has
         # few layers outside of its loops.
         return not (self.traced_inline or self.scanned or tf.executing_eagerly() or replica_count() > 1)
@@ -100,8 +101,8 @@ class StackedLayer(keras.layers.Layer):
         self.count = count
         self.parts = list(parts)
         self.recomputed = False
-        # One function of the graph for all layers, which TensorFlow prepares once: an earlier first step. Behind a
-        # partial, so that exports do not take it for a function to be exported.
+        # One function of the graph for all layers: TensorFlow prepares it once, so that the first step starts sooner.
+        # Behind a partial, so that exports do not take it for a function to be exported.
         traced = tf.function(self._apply_in_a_call, autograph=False, experimental_attributes={"_noinline": True})
         self._call = functools.partial(traced)
         self.built = True
@@ -143,7 +144,7 @@ class StackedLayer(keras.layers.Layer):
     ) -> tuple[list[Callable[[tf.Tensor], tf.Tensor]], list[Recorded]]:
         """Layers with these weights as functions of their input, and a list with a place for what each call records."""
         recorded: list[Recorded] = [[] for _ in weights]
-        apply = self._call if self.parts and forward.has_calls else self._apply
+        apply = self._call if self.parts and forward.calls_shared_functions else self._apply
         apply = functools.partial(apply, training=forward.training)
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
 

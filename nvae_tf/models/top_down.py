@@ -35,12 +35,12 @@ class ClassEmbedding(keras.layers.Layer):
         """The vectors of all classes."""
         return tf.convert_to_tensor(self.table)
 
-    def added(self, tensor: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+    def add_to(self, tensor: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, channels]` with the vectors of the pass' labels."""
         if forward.labels is None:
             return tensor
-        # A product, because a gather's gradient is sparse; -1 gives a row of zeros.
-        # TFLite makes a lookup without a class -1 of tf.one_hot. Accelerators compare floats.
+        # A product, because a gather's gradient is sparse; -1 gives a row of zeros. Not of `tf.one_hot`, which TFLite
+        # turns into a lookup that has no class -1; of floats, because accelerators compare these.
         classes, numbers = tf.cast(forward.labels, tf.float32), tf.range(self.table.shape[0], dtype=tf.float32)
         is_of_class = tf.equal(classes[:, tf.newaxis], numbers)
         vectors = tf.cast(is_of_class, tf.float32) @ forward.weights_of(self)
@@ -52,35 +52,38 @@ class TopDownScale(keras.layers.Layer):
 
     def __init__(self, config: ModelConfig, plan: LatentPlan, index: int, dtype=None):
         super().__init__(dtype=dtype)
-        scale = plan.scales[index]
-        encoder, decoder, latent = scale.encoder_channels, scale.decoder_channels, config.num_latent_per_group
+        scale, num_latent = plan.scales[index], config.num_latent_per_group
+        encoder_channels, decoder_channels = scale.encoder_channels, scale.decoder_channels
         self.num_groups = len(scale.groups)
         self.num_top_groups = 1 if index == 0 else 0
+        # A vanilla model is one latent group, a plain VAE without a state.
         self.is_vanilla, self.is_residual = plan.is_vanilla, config.residual_distributions
-        self.num_latent, self.num_flows = latent, config.num_flows
+        self.num_latent, self.num_flows = num_latent, config.num_flows
         self.cells_per_group = config.num_cells_per_group_decoder
         branch = plan.cells.decoder
         below_top = self.num_groups - self.num_top_groups  # the top group has no cells, prior and feature combiner
         num_cells = below_top * self.cells_per_group
-        self.cells = stack_of(ResidualCells, num_cells, branch, decoder, decoder, config, dtype=dtype)
-        self.priors = stack_of(StackedConvolution, below_top, decoder, 2 * latent, 1, dtype=dtype)
-        self.feature_combiners = stack_of(StackedConvolution, below_top, decoder, encoder, 1, dtype=dtype)
-        self.posteriors = StackedConvolution(self.num_groups, encoder, 2 * latent, 3, dtype=dtype)
-        self.flows = stack_of(FlowPairs, self.num_groups * self.num_flows, latent, dtype=dtype)
-        combined = latent if plan.is_vanilla else decoder + latent
-        self.combiners = StackedConvolution(self.num_groups, combined, decoder, 1, dtype=dtype)
+        self.cells = stack_of(ResidualCells, num_cells, branch, decoder_channels, decoder_channels, config, dtype=dtype)
+        self.priors = stack_of(StackedConvolution, below_top, decoder_channels, 2 * num_latent, 1, dtype=dtype)
+        self.feature_combiners = stack_of(
+            StackedConvolution, below_top, decoder_channels, encoder_channels, 1, dtype=dtype
+        )
+        self.posteriors = StackedConvolution(self.num_groups, encoder_channels, 2 * num_latent, 3, dtype=dtype)
+        self.flows = stack_of(FlowPairs, self.num_groups * self.num_flows, num_latent, dtype=dtype)
+        combined = num_latent if plan.is_vanilla else decoder_channels + num_latent
+        self.combiners = StackedConvolution(self.num_groups, combined, decoder_channels, 1, dtype=dtype)
         self.up = None
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
-            self.up = ResidualCells(1, branch, decoder, larger, config, dtype=dtype)
+            self.up = ResidualCells(1, branch, decoder_channels, larger, config, dtype=dtype)
         # Added to the state; and in the top group, where these do not follow from the state, to prior and posterior.
         self.classes = self.classes_of_prior = self.classes_of_posterior = None
         if config.num_classes:
             check(not plan.is_vanilla, f"model.num_classes = {config.num_classes}: needs more than one latent group")
-            self.classes = ClassEmbedding(config.num_classes, decoder, dtype=dtype)
+            self.classes = ClassEmbedding(config.num_classes, decoder_channels, dtype=dtype)
         if config.num_classes and index == 0:
-            self.classes_of_prior = ClassEmbedding(config.num_classes, 2 * latent)
-            self.classes_of_posterior = ClassEmbedding(config.num_classes, encoder, dtype=dtype)
+            self.classes_of_prior = ClassEmbedding(config.num_classes, 2 * num_latent)
+            self.classes_of_posterior = ClassEmbedding(config.num_classes, encoder_channels, dtype=dtype)
         self.built = True
 
     def run_groups(
@@ -101,7 +104,7 @@ class TopDownScale(keras.layers.Layer):
             group = self._group_layers(forward, layers)
             for cell in group.cells:
                 state = cell(state)
-            # The state has three uses: the prior and the posterior in `draw`, and `combine`; see `fan_out`.
+            # One copy for `combine`, one for `draw` (prior and posterior): gradients are added in pairs, see `fan_out`.
             state, state_for_draw = fan_out(state, 2)
             latent = source.draw(group, state_for_draw)
             return group.combine(state, latent.z), latent
@@ -116,21 +119,21 @@ class TopDownScale(keras.layers.Layer):
         def prior(state: tf.Tensor) -> tf.Tensor:
             if not is_top:
                 return tf.cast(priors[0](tf.nn.elu(state)), tf.float32)
-            # Sigma is then 1.01, see `soft_clamped_normal`.
+            # The prior of the top group: mean 0 and sigma exp(0) + 0.01, see `soft_clamped_normal`.
             parameters = tf.zeros((batch_size_of(state), *state.shape[1:3], 2 * self.num_latent))
-            return self.classes_of_prior.added(parameters, forward) if self.classes_of_prior else parameters
+            return self.classes_of_prior.add_to(parameters, forward) if self.classes_of_prior else parameters
 
         def posterior(state: tf.Tensor, feature: tf.Tensor, prior_parameters: tf.Tensor) -> tf.Tensor:
             if not is_top:
                 feature += feature_combiners[0](state)
             elif self.classes_of_posterior:
-                feature = self.classes_of_posterior.added(feature, forward)
+                feature = self.classes_of_posterior.add_to(feature, forward)
             parameters = tf.cast(posterior_layer(feature), tf.float32)
             return prior_parameters + parameters if self.is_residual else parameters
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)
-            if self.is_vanilla:  # the only group of the model has no state
+            if self.is_vanilla:
                 return combiner(z)
             if has_cpu_forms() and not forward.training:
                 return combiner((state, z))  # convolves both without joining them
@@ -186,7 +189,7 @@ class TopDown(keras.layers.Layer):
         remaining = list(sources)
         for scale in self.scales:
             if scale.classes:
-                state = scale.classes.added(state, forward)
+                state = scale.classes.add_to(state, forward)
             own, remaining = remaining[: scale.num_groups], remaining[scale.num_groups :]
             state, scale_latents = scale.run_groups(state, own, forward)
             latents += scale_latents

@@ -15,7 +15,7 @@ from nvae_tf import objective as objectives
 from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
 from nvae_tf.models.latents import PosteriorSource, batch_noise, batch_size_of
 from nvae_tf.models.passes import inference_pass, top_down_pass
-from nvae_tf.optimization.adamax import SMALL_WEIGHT, NVAEAdamax, apply_joined_if
+from nvae_tf.optimization.adamax import MOST_JOINED_VALUES, NVAEAdamax, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
@@ -191,7 +191,7 @@ def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Seque
 def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tensor]) -> StepMetrics:
     """The metrics of all replicas' images, with the gradient norm."""
     if _joins_small_weights(model):  # one reduction for all small gradients, not a kernel each
-        gradients = Packing(gradients, SMALL_WEIGHT).pack(gradients)
+        gradients = Packing(gradients, MOST_JOINED_VALUES).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     squared_norm /= tf.square(_as_differentiated(model, 1.0))
     *means, squared_norm = replica_means([*metrics[:3], squared_norm])

@@ -13,10 +13,11 @@ from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
 
 __all__ = ["NVAEAdamax"]  # the rest is for the training step
 _SETTINGS = ("beta_1", "beta_2", "epsilon", "l2")
-# Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
-_LARGE = 2**16
-SMALL_WEIGHT = 2**19  # weights of at most this number of values are joined by `apply_joined_if`
-# Open while XLA compiles the step of `training/strategy.py`.
+# On CPUs weights of more values than this are updated one after the other: all at once, their temporaries would take as
+# much as the activations.
+_MOST_VALUES_AT_ONCE = 2**16
+MOST_JOINED_VALUES = 2**19  # weights of at most so many values are joined by `apply_joined_if`, for XLA on a GPU
+# The list of `postponed_assignments`; None outside of its block.
 _POSTPONED = contextvars.ContextVar("postponed", default=None)
 
 
@@ -76,7 +77,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         return self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
 
     def _make_update(self, beta_1_power: tf.Tensor) -> Callable[..., tf.Operation | None]:
-        """A function that updates one weight: `update(weight, momentum, norm, gradient, rate)`, three handles first.
+        """A function that updates one weight: `update(weight, momentum, norm, gradient, rate)`, of three handles first.
 
         TensorFlow's kernel has the rule `v = max(beta_2 v, |g|)` and `m / (v + epsilon)` for the slot `norm`. With
         v = u - epsilon that is the rule of this class if v is lowered first:
@@ -108,7 +109,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
         with tf.control_dependencies(self._latest_update.get(variable.device, [])):
             update = self._update(*handles, gradient, tf.cast(learning_rate, tf.float32))
-        if variable.shape.num_elements() > _LARGE:
+        if variable.shape.num_elements() > _MOST_VALUES_AT_ONCE:
             self._latest_update[variable.device] = [update]
 
     def apply(self, grads, trainable_variables=None) -> None:
@@ -143,10 +144,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
 @contextlib.contextmanager
 def postponed_assignments() -> Iterator[list[tuple[Callable[[list], None], list]]]:
-    """Gives a list; a step in the block adds `(assign, tensors)` to it instead of assigning small weights.
+    """Gives a list, to which a training step in this block adds `(assign, tensors)` instead of assigning small weights.
 
-    The program that XLA compiles returns the tensors, and `assign(tensors)` runs outside of it: inside, cutting them
-    takes a kernel for each weight.
+    `training/strategy.py` has XLA's program return these tensors, the new values of joined weights, and then calls
+    `assign(tensors)` outside of the program: inside, cutting them would take a kernel for each weight.
     """
     token = _POSTPONED.set([])
     try:
@@ -168,7 +169,7 @@ def apply_joined_if(
     corrected_rate = optimizer.learning_rate / (1.0 - optimizer.beta_1_power())
 
     def values_after(gradient, weight, momentum, norm) -> list[tf.Tensor]:
-        """The rule of `NVAEAdamax`, where the slot `norm` is u - epsilon, in operations that XLA makes one."""
+        """The rule of `NVAEAdamax`, where the slot `norm` is u - epsilon, in operations that XLA fuses into one."""
         gradient += optimizer.l2 * weight
         new_momentum = momentum + (1.0 - optimizer.beta_1) * (gradient - momentum)
         new_norm = tf.maximum(optimizer.beta_2 * norm - optimizer.epsilon * (1.0 - optimizer.beta_2), tf.abs(gradient))
@@ -179,7 +180,7 @@ def apply_joined_if(
     small = []  # rows of a gradient, its weight, momentum and norm
     for gradient, weight in zip(gradients, weights, strict=True):
         variables = weight, *optimizer.slots_of(weight)
-        if weight.shape.num_elements() <= SMALL_WEIGHT:
+        if weight.shape.num_elements() <= MOST_JOINED_VALUES:
             small.append((gradient, *variables))
             continue
         values = values_after(gradient, *map(tf.convert_to_tensor, variables))
@@ -194,10 +195,10 @@ def apply_joined_if(
 
 def _apply_to_small(values_after: Callable[..., list[tf.Tensor]], gradients: Sequence, columns: list[tuple]) -> None:
     """Assigns the values after a step to small weights and to their two slots, the `columns`; or postpones that."""
-    packing = Packing(columns[0], SMALL_WEIGHT)
-    packed = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in (gradients, *columns)]
-    # Of each joined tensor the new weights, momentums and norms.
-    joined = [values_after(*tensors) for tensors in zip(*packed, strict=True)]
+    packing = Packing(columns[0], MOST_JOINED_VALUES)
+    packed_columns = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in (gradients, *columns)]
+    # For each packed tensor: the new weights, momentums and norms.
+    joined = [values_after(*packed) for packed in zip(*packed_columns, strict=True)]
 
     def assign(joined: list[list[tf.Tensor]]) -> None:
         for column, values in zip(columns, zip(*joined, strict=True), strict=True):

@@ -192,7 +192,7 @@ def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(
 ):
     plain, model = model_of(**settings), model_of(**settings)
     model.scan = for_gpus
-    monkeypatch.setattr(adamax, "SMALL_WEIGHT", 100)
+    monkeypatch.setattr(adamax, "MOST_JOINED_VALUES", 100)
     monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: for_gpus)
     compiled = step_function(tf.distribute.get_strategy(), model, compiled=True)
     assert_near(after(model, compiled), after(plain, tf.function(plain.train_step, autograph=False)))
