@@ -1,6 +1,5 @@
 """The facts that the files of a run folder have, and its model card, README.md, in the form of Hugging Face."""
 
-import csv
 import html
 import math
 import os
@@ -20,10 +19,10 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.runs.checkpoints import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
-from nvae_tf.runs.run_folder import ImageCounts, RunFolder, origin_of_run, read_run_config, write_origin
+from nvae_tf.runs.run_folder import ImageCounts, MetricsFile, RunFolder, origin_of_run, read_run_config, write_origin
 
 # The errors that a damaged file, or one of another version, may lead to.
-UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
+UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 MARKER = "<!-- Yours: what stands below this line is kept. -->"
 _TEMPLATE = pathlib.Path(__file__).with_name("templates") / "model_card.md"
 _TASK = "unconditional-image-generation"
@@ -88,9 +87,8 @@ def _read(reader: Callable[..., Any], *arguments: Any) -> Any:
 
 def _training_score(file: pathlib.Path) -> tuple[int, float, float]:
     """The last step of `metrics.csv`, its test NELBO in nats and in bits, NaN for a density."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        *_, last = csv.DictReader(lines)
-    return int(last["step"]), _finite(float(last["test_nelbo_nats"])), float(last["test_bits_per_dim"])
+    step, last = max(MetricsFile(file).rows.items())
+    return step, _finite(float(last["test_nelbo_nats"])), float(last["test_bits_per_dim"])
 
 
 def _identifier(text: str) -> str:

@@ -2,9 +2,7 @@
 
 import collections
 import contextlib
-import csv
 import functools
-import io
 import json
 import math
 import pathlib
@@ -33,7 +31,7 @@ from nvae_tf.reports.figures import Curves
 from nvae_tf.reports.model_card import UNREADABLE, gather
 from nvae_tf.runs.checkpoints import checkpoint_sha256
 from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
-from nvae_tf.runs.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.run_folder import METRICS_COLUMNS, MetricsFile, RunFolder, read_run_config
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 # CSS pixels. A phone shows a figure at about this width, so its text stays readable there.
@@ -198,7 +196,12 @@ def read_curves(folder: RunFolder) -> tuple[Curves, float]:
     A curve is steps in ascending order, and values, NaN for a gap. It comes from TensorBoard's files, which have every
     logged step, where they have more points of it. They have the KL of single groups, too, as `kl_per_group/00`.
     """
-    points, (logged, seconds) = _read_metrics(folder.metrics_file), _read_events(folder.tensorboard)
+    points: dict[str, dict[int, float]] = collections.defaultdict(dict)
+    with contextlib.suppress(OSError):
+        for step, row in MetricsFile(folder.metrics_file).rows.items():
+            for name in set(METRICS_COLUMNS[1:]) & row.keys():  # all but the step
+                points[name][step] = float(row[name] or "nan")
+    logged, seconds = _read_events(folder.tensorboard)
     for tag, values in logged.items():
         name = re.sub("^(schedule|speed)/", "", re.sub("^(test|train)/", r"\1_", tag))
         # These tags lack the unit.
@@ -209,21 +212,6 @@ def read_curves(folder: RunFolder) -> tuple[Curves, float]:
     points["train_nelbo_nats"] = max(points["train_nelbo_nats"], nelbo, key=len)
     curves = {name: sorted(values.items()) for name, values in points.items() if values}
     return {name: tuple(map(list, zip(*curve, strict=True))) for name, curve in curves.items()}, seconds
-
-
-def _read_metrics(file: pathlib.Path) -> dict[str, dict[int, float]]:
-    """Reads the columns of `metrics.csv` by step, up to the damage of a damaged file; NaN stands for text."""
-    points: dict[str, dict[int, float]] = collections.defaultdict(dict)
-    with contextlib.suppress(*UNREADABLE):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        # The line that a running training is writing has no end yet.
-        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
-            step = row.pop("step") or ""
-            for name, value in row.items() if step.isdecimal() else ():
-                points[name][int(step)] = math.nan
-                with contextlib.suppress(ValueError):
-                    points[name][int(step)] = float(value or "nan")
-    return points
 
 
 def _read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], float]:

@@ -1,6 +1,7 @@
-"""The folder of a training run: where its files are, who may write into it, its settings, images and origin."""
+"""The folder of a training run: its files, who may write into it, its settings, metrics, images and origin."""
 
 import contextlib
+import csv
 import dataclasses
 import itertools
 import json
@@ -8,7 +9,7 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from nvae_tf.config import ExperimentConfig, config_to_json, named_settings, read_config
@@ -28,6 +29,14 @@ CHANGEABLE_SETTINGS = tuple(
     train.evaluate_every_steps train.sample_every_steps train.log_every_steps train.logger
     """.split()
 )
+# The columns of `metrics.csv`, and the one that every line has, besides its step.
+METRICS_COLUMNS = (
+    *("step", "epoch", "learning_rate", "kl_weight"),
+    *("train_loss", "train_nelbo_nats", "train_reconstruction_nats", "train_kl_nats"),
+    *("test_nelbo_nats", "test_reconstruction_nats", "test_kl_nats", "test_bits_per_dim"),
+    *("images_per_second", "active_units"),
+)
+TEST_SCORE = "test_nelbo_nats"
 
 
 class RunFolder:
@@ -133,6 +142,47 @@ def _differences(before: ExperimentConfig, now: ExperimentConfig) -> str:
     new = {name: value for name, value in named_settings(now).items() if name not in CHANGEABLE_SETTINGS}
     differences = [f"{name} was {old[name]!r} and is now {new[name]!r}" for name in new if old[name] != new[name]]
     return "; ".join(differences[:5]) + (" ..." if len(differences) > 5 else "")
+
+
+class MetricsFile:
+    """`metrics.csv`: one line an evaluation, in the order of steps; new columns are added to an older version's file.
+
+    `train_*` are means over the steps since the last multiple of `train.log_every_steps`. `rows` are the lines by step,
+    each with the texts of its columns by name.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        """Reads the intact lines of the file, if it is there."""
+        self._path, self._columns, self.rows, self.damaged = path, [], {}, 0
+        with contextlib.suppress(FileNotFoundError, csv.Error), path.open(errors="replace", newline="") as file:
+            # Without quotes, so that a damaged line can't swallow those after it.
+            lines = csv.DictReader(file, quoting=csv.QUOTE_NONE)
+            for row in lines:
+                self.damaged += 1
+                with contextlib.suppress(KeyError, ValueError):
+                    # A line may be older than a column, and has no value there.
+                    numbers = [float(row[name] or 0.0) for name in METRICS_COLUMNS if name in row]
+                    if numbers and row[TEST_SCORE] and None not in (*row, *row.values()):
+                        self.damaged -= int(row["step"]) not in self.rows
+                        self._columns, self.rows[int(row["step"])] = [*lines.fieldnames], row
+
+    def keep_until(self, step: int) -> None:
+        """Drops the lines after a step, and damaged and repeated lines."""
+        self.rows = {number: row for number, row in sorted(self.rows.items()) if number <= step}
+        self._write()
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Adds the line of a later step; numbers are written with six digits."""
+        written = {name: str(value) if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
+        self.rows[row["step"]] = written
+        self._columns += [name for name in METRICS_COLUMNS if name not in self._columns]
+        self._write()
+
+    def _write(self) -> None:
+        lines = [self._columns, *([row.get(name, "") for name in self._columns] for row in self.rows.values())]
+        text = "".join(f"{','.join(line)}\n" for line in lines if line)
+        if text != (self._path.read_text(errors="replace") if self._path.exists() else ""):
+            atomic_write(self._path, text)
 
 
 @dataclasses.dataclass(frozen=True)

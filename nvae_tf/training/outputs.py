@@ -1,7 +1,5 @@
 """The outputs of a run besides checkpoints: metrics of training and test images, and grids of samples."""
 
-import contextlib
-import csv
 import functools
 import hashlib
 import importlib.util
@@ -19,23 +17,15 @@ from nvae_tf.data.pipeline import chosen_images, evaluation_batches, iterate
 from nvae_tf.errors import first_line, require
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.evaluation.table import active_units
-from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import displayed, image_grid, write_png
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights
 from nvae_tf.progress import Speed, StatusLine, duration
-from nvae_tf.runs.run_folder import RunFolder
+from nvae_tf.runs.run_folder import TEST_SCORE, MetricsFile, RunFolder
 from nvae_tf.training.launcher import StopRequest, StopRequested
 from nvae_tf.training.run import Run
 
-COLUMNS = (
-    *("step", "epoch", "learning_rate", "kl_weight"),
-    *("train_loss", "train_nelbo_nats", "train_reconstruction_nats", "train_kl_nats"),
-    *("test_nelbo_nats", "test_reconstruction_nats", "test_kl_nats", "test_bits_per_dim"),
-    *("images_per_second", "active_units"),
-)
-_SCORE = "test_nelbo_nats"  # the column that every line has, besides its step
 _FIXED_SEED = 0  # latents, images and binarization are the same every time
 # The number of samples at each temperature; those of the last are in `samples/`, too.
 _SAMPLES = {1.0: 16, 0.9: 16, 0.8: 16, 0.6: 16, 0.7: 64}
@@ -138,7 +128,7 @@ class RunOutputs:
 
     def test_score(self, step: int) -> float:
         """The NELBO of the test images after a step at which they were scored, in nats per image."""
-        return float(self.metrics.rows[step][_SCORE])
+        return float(self.metrics.rows[step][TEST_SCORE])
 
     def _running_means(self) -> dict[str, float]:
         means = {metric.name: float(metric.result()) for metric in self._run.model.metrics}
@@ -242,47 +232,6 @@ def first_words(folder: RunFolder, run: Run, step: int) -> str:
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
         f"The first step takes longer: TensorFlow builds its graph.{warning if warmup > length.total_steps else ''}"
     )
-
-
-class MetricsFile:
-    """`metrics.csv`: one line an evaluation, in the order of steps; new columns are added to an older version's file.
-
-    `train_*` are means over the steps since the last multiple of `train.log_every_steps`. `rows` are the lines by step,
-    each with the texts of its columns by name.
-    """
-
-    def __init__(self, path: pathlib.Path):
-        """Reads the intact lines of the file, if it is there."""
-        self._path, self._columns, self.rows, self.damaged = path, [], {}, 0
-        with contextlib.suppress(FileNotFoundError, csv.Error), path.open(errors="replace", newline="") as file:
-            # Without quotes, so that a damaged line can't swallow those after it.
-            lines = csv.DictReader(file, quoting=csv.QUOTE_NONE)
-            for row in lines:
-                self.damaged += 1
-                with contextlib.suppress(KeyError, ValueError):
-                    # A line may be older than a column, and has no value there.
-                    numbers = [float(row[name] or 0.0) for name in COLUMNS if name in row]
-                    if numbers and row[_SCORE] and None not in (*row, *row.values()):
-                        self.damaged -= int(row["step"]) not in self.rows
-                        self._columns, self.rows[int(row["step"])] = [*lines.fieldnames], row
-
-    def keep_until(self, step: int) -> None:
-        """Drops the lines after a step, and damaged and repeated lines."""
-        self.rows = {number: row for number, row in sorted(self.rows.items()) if number <= step}
-        self._write()
-
-    def append(self, row: Mapping[str, float]) -> None:
-        """Adds the line of a later step; numbers are written with six digits."""
-        written = {name: str(value) if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
-        self.rows[row["step"]] = written
-        self._columns += [name for name in COLUMNS if name not in self._columns]
-        self._write()
-
-    def _write(self) -> None:
-        lines = [self._columns, *([row.get(name, "") for name in self._columns] for row in self.rows.values())]
-        text = "".join(f"{','.join(line)}\n" for line in lines if line)
-        if text != (self._path.read_text(errors="replace") if self._path.exists() else ""):
-            atomic_write(self._path, text)
 
 
 class TensorBoardLog:

@@ -143,8 +143,7 @@ def reader_of_run_folder(base: pathlib.Path):
     from nvae_tf.runs import loading
     from nvae_tf.runs.checkpoints import TrainingState
     from nvae_tf.runs.loading import model_for_training
-    from nvae_tf.runs.run_folder import CHANGEABLE_SETTINGS, ImageCounts, open_for_training
-    from nvae_tf.training.outputs import MetricsFile
+    from nvae_tf.runs.run_folder import CHANGEABLE_SETTINGS, ImageCounts, MetricsFile, open_for_training
 
     loading.NVAE = once(loading.NVAE)
     config = loading.read_run_config(loading.RunFolder(base))

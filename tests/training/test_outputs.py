@@ -19,10 +19,10 @@ from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.progress import StatusLine
-from nvae_tf.runs.run_folder import RunFolder, read_run_config
+from nvae_tf.runs.run_folder import METRICS_COLUMNS, MetricsFile, RunFolder, read_run_config
 from nvae_tf.training import outputs as outputs_module
 from nvae_tf.training.launcher import StopRequest
-from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, first_words
+from nvae_tf.training.outputs import RunOutputs, WandbLog, first_words
 from nvae_tf.training.run import Images, Run, RunLength, new_run
 from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import assert_shown, metrics_rows
@@ -30,7 +30,7 @@ from tests.tiny_model import assert_same, tiny_config, tiny_model, values
 
 
 def row(step):
-    return dict.fromkeys(COLUMNS, 0.123456789) | {"step": step}
+    return dict.fromkeys(METRICS_COLUMNS, 0.123456789) | {"step": step}
 
 
 def rows_of(path):
@@ -55,8 +55,8 @@ def metrics(tmp_path):
 def test_lines_are_added_below_one_header(metrics, tmp_path):
     path = tmp_path / "metrics.csv"
     lines = path.read_text().splitlines()
-    assert lines[0] == ",".join(COLUMNS) and len(lines) == 4
-    assert lines[1] == "10," + ",".join(["0.123457"] * (len(COLUMNS) - 1))
+    assert lines[0] == ",".join(METRICS_COLUMNS) and len(lines) == 4
+    assert lines[1] == "10," + ",".join(["0.123457"] * (len(METRICS_COLUMNS) - 1))
     assert 20 in metrics.rows and 25 not in metrics.rows and float(metrics.rows[20]["kl_weight"]) == 0.123457
     metrics.keep_until(25)
     assert steps(path) == [10, 20]
@@ -89,16 +89,16 @@ def test_damaged_and_doubled_lines_are_dropped(metrics, tmp_path, change, left):
 
 def test_a_file_of_another_version_goes_on_with_a_new_column_and_keeps_those_that_are_not_known(tmp_path):
     path = tmp_path / "metrics.csv"
-    columns = [*COLUMNS[:-1], "invented_later"]
+    columns = [*METRICS_COLUMNS[:-1], "invented_later"]
     lines = [",".join(columns), *(",".join([step] + ["0.5"] * (len(columns) - 1)) for step in ("10", "20"))]
     path.write_text("\n".join(lines) + "\n")
     MetricsFile(path).append(row(30))
     # What has empty places is as whole as the others.
     MetricsFile(path).keep_until(30)
     rows = rows_of(path)
-    assert list(rows[0]) == [*columns, COLUMNS[-1]]
+    assert list(rows[0]) == [*columns, METRICS_COLUMNS[-1]]
     assert [row["step"] for row in rows] == ["10", "20", "30"]
-    assert [row[COLUMNS[-1]] for row in rows] == ["", "", "0.123457"]
+    assert [row[METRICS_COLUMNS[-1]] for row in rows] == ["", "", "0.123457"]
     assert [row["invented_later"] for row in rows] == ["0.5", "0.5", ""]
 
 
