@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from nvae_tf import errors, progress, schemas
+from nvae_tf.config import real_number
 from nvae_tf.evaluation.table import rows, table
 from nvae_tf.files import atomic_file
 from nvae_tf.latent_plan import latent_plan
@@ -88,7 +89,8 @@ def _read(reader: Callable[..., Any], *arguments: Any) -> Any:
 def _training_score(file: pathlib.Path) -> tuple[int, float, float]:
     """The last step of `metrics.csv`, its test NELBO in nats and in bits, NaN for a density."""
     step, last = max(MetricsFile(file).rows.items())
-    return step, _finite(float(last["test_nelbo_nats"])), float(last["test_bits_per_dim"])
+    nelbo = real_number("test_nelbo_nats", float(last["test_nelbo_nats"]), "must be finite")
+    return step, nelbo, float(last["test_bits_per_dim"])
 
 
 def _identifier(text: str) -> str:
@@ -135,14 +137,8 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
             how.pop("num_images", None)
             value = value["value"]
         names = {"metric_type": key.removesuffix("_nats"), "metric_name": key.replace("_", " ")}
-        names |= {"dataset_split": metrics["split"], "metric_value": _finite(value), "metric_args": how}
-        yield EvalResult(**place, **names)
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("not a finite number")
-    return value
+        names |= {"dataset_split": metrics["split"], "metric_value": real_number(key, value, "must be finite")}
+        yield EvalResult(**place, **names, metric_args=how)
 
 
 def write_model_card(folder: RunFolder, parameters: int | None = None, place: str | None = None) -> None:
