@@ -42,7 +42,7 @@ def main(
     start_tensorflow_quietly()
     from nvae_tf.compression.codec import compress, model_at
     from nvae_tf.compression.files import read_set
-    from nvae_tf.files import atomic_file
+    from nvae_tf.files import atomic_write
     from nvae_tf.progress import StatusLine, counted
 
     source = model_at(workdir)
@@ -57,8 +57,7 @@ def main(
         status.show_if_due(text, done / len(levels))
 
     data = compress(source, levels, labels, about | {"model": workdir}, chunk, tolerance, verify, progress)
-    with atomic_file(place) as partial:
-        partial.write_bytes(data)
+    atomic_write(place, data)
     bits, chunks = 8 * len(data), 8 * sum(len(each.data) for each in encoded)
     status.keep(
         f"{counted(len(levels), 'image')} in {len(data):,} bytes: {bits / len(levels):,.2f} bits an image, "

@@ -61,10 +61,10 @@ def atomic_folder(place: pathlib.Path, check_is_free: Callable[[], None]) -> Ite
         raise
 
 
-def atomic_write(path: pathlib.Path, text: str) -> None:
-    """Writes a text file, UTF-8."""
+def atomic_write(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file; a text as UTF-8."""
     with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def file_sha256(path: pathlib.Path) -> str:

@@ -24,7 +24,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from nvae_tf.evaluation.table import ACTIVE_FROM, active_units, digits
-from nvae_tf.files import atomic_file
+from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import displayed, image_grid, write_png
 from nvae_tf.progress import counted
 
@@ -502,8 +502,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> N
         return
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{path}: a figure is a .png, .svg or .pdf file")
-    with atomic_file(path) as partial:
-        partial.write_bytes(figure_bytes(figure, path.suffix.lower()[1:]))
+    atomic_write(path, figure_bytes(figure, path.suffix.lower()[1:]))
 
 
 def figure_bytes(figure: Figure, form: str, **options: Any) -> bytes:

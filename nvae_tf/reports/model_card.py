@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from nvae_tf import errors, progress, schemas
 from nvae_tf.config import real_number
 from nvae_tf.evaluation.table import rows, table
-from nvae_tf.files import atomic_file
+from nvae_tf.files import atomic_write
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.runs.checkpoints import steps_of_files
@@ -174,8 +174,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     text = str(card).replace(MARKER, MARKER.replace("<!--", "<! --"))
     content = f"{text}\n\n{MARKER}".encode(errors="replace") + kept[0]
     if content != before:
-        with atomic_file(file) as partial:
-            partial.write_bytes(content)
+        atomic_write(file, content)
 
 
 def keep_model_card(folder: RunFolder, model: NVAE, report: Callable[[str], None]) -> None:
