@@ -143,15 +143,11 @@ def _main(mode: str) -> None:
     progress.StatusLine().keep(f"{made.text}, from step {run.step:,}, in {place.path}")
 
 
-def overview() -> str:
-    """The manual page of all modes."""
-    lines = [f"  {mode:<12} {task.__doc__.splitlines()[0]}" for mode, task in tasks.TASKS.items()]
-    return "\n".join([__doc__.strip(), "", "Modes, each with a manual page of its own:", *lines, "", _EXIT_CODES])
-
-
 def run() -> None:
     """The command `nvae-generate`: defines the flags of the mode that is named first, and runs it."""
-    mode = command_line.take_mode("mode of nvae-generate", tasks.TASKS, overview(), default="sample")
+    lines = [f"  {mode:<12} {task.__doc__.splitlines()[0]}" for mode, task in tasks.TASKS.items()]
+    page = "\n".join([__doc__.strip(), "", "Modes, each with a manual page of its own:", *lines, "", _EXIT_CODES])
+    mode = command_line.take_mode("mode of nvae-generate", tasks.TASKS, page, default="sample")
     _define_flags(mode)
     command_line.run(lambda: _main(mode), page=f"{inspect.getdoc(tasks.TASKS[mode])}\n\n{_EXIT_CODES}")
 

@@ -81,7 +81,15 @@ def export_tflite(
         folded_signatures(model, folded).write(signature, folder)
         content = with_metadata(convert(folder, signature, quantize, examples), metadata)
     measured = compare(content, exact, signature, test)
-    _check(measured, signature, quantize, smallest_psnr)
+    error, worst = measured["relative_largest_error"], measured["worst_psnr_db"]
+    wrong = f"--signature={signature} --quantize={quantize}:"
+    if quantize == "none" and error > TOLERANCE:
+        reason = f"the largest error is {error:.1e} of the largest value, {TOLERANCE:.0e} is allowed"
+        raise ValueError(f"{wrong} the .tflite model does not give the model's numbers: {reason}")
+    if quantize != "none" and worst < smallest_psnr:
+        psnr = f"the worst image has a PSNR of {worst:.1f} dB, at least {smallest_psnr:g} are wanted"
+        better = list(MODES)[list(MODES).index(quantize) - 1]
+        raise ValueError(f"{wrong} {psnr}; take --quantize={better}, or lower --smallest_psnr")
     report = metadata | {"measured": measured, "smallest_psnr_db": smallest_psnr}
     with atomic_file(report_file(output)) as report_partial, atomic_file(output) as partial:
         check_new_tflite(output, signature, quantize)  # another export may have been quicker
@@ -129,19 +137,6 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     numbers |= {"test_inputs": len(actual), "largest_error": largest}
     numbers |= {"relative_largest_error": largest / float(np.abs(expected).max())}
     return numbers | {"psnr_db": psnr, "worst_psnr_db": worst}
-
-
-def _check(measured: Mapping[str, Any], name: str, quantize: str, smallest_psnr: float) -> None:
-    """Raises ValueError where a .tflite model is too far from the float32 model."""
-    error, worst = measured["relative_largest_error"], measured["worst_psnr_db"]
-    wrong = f"--signature={name} --quantize={quantize}:"
-    if quantize == "none" and error > TOLERANCE:
-        reason = f"the largest error is {error:.1e} of the largest value, {TOLERANCE:.0e} is allowed"
-        raise ValueError(f"{wrong} the .tflite model does not give the model's numbers: {reason}")
-    if quantize != "none" and worst < smallest_psnr:
-        psnr = f"the worst image has a PSNR of {worst:.1f} dB, at least {smallest_psnr:g} are wanted"
-        better = list(MODES)[list(MODES).index(quantize) - 1]
-        raise ValueError(f"{wrong} {psnr}; take --quantize={better}, or lower --smallest_psnr")
 
 
 def convert(folder: str, name: str, quantize: str, examples: Arrays) -> bytes:

@@ -76,7 +76,11 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Arrays:
     record = {}
     for signature in signatures.names:
         for side, arrays in zip(("inputs", "outputs"), runs[signature.removesuffix(PNG_SUFFIX)], strict=True):
-            arrays = _with_files(arrays) if signature.endswith(PNG_SUFFIX) else arrays
+            if signature.endswith(PNG_SUFFIX) and "image" in arrays:
+                # As an array that needs no pickle; PNG files don't end in zeros, which it would lose.
+                files = png_files(pixels_of(arrays["image"])).astype("S")
+                others = {name: array for name, array in arrays.items() if name not in ("image", "image_uint8")}
+                arrays = {"image_bytes": files} | others
             record |= {f"{side}/{signature}/{name}": array for name, array in arrays.items()}
     return record
 
@@ -95,15 +99,6 @@ def _first_inputs(signatures: Signatures) -> Arrays:
         "proposals": np.int32([1, 1, 2]),
         "compose/temperature": np.linspace(0.5, 1.0, ROWS * groups, dtype=np.float32).reshape(ROWS, groups),
     }
-
-
-def _with_files(arrays: Arrays) -> Arrays:
-    """Returns inputs or outputs with PNG files in place of images."""
-    if "image" not in arrays:
-        return arrays
-    # As an array that needs no pickle; PNG files don't end in zeros, which it would lose.
-    files = png_files(pixels_of(arrays["image"])).astype("S")
-    return {"image_bytes": files} | {name: a for name, a in arrays.items() if name not in ("image", "image_uint8")}
 
 
 def run_alone(script: str, inputs: Arrays, *arguments: Any, refused: str = f"{_PACKAGES},tensorflow") -> Arrays:
