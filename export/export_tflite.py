@@ -26,12 +26,11 @@ Exit code: 0 done, 2 a mistake in the command or a model that differs; then noth
 """
 
 import functools
-import math
 import pathlib
 from typing import Annotated
 
 from nvae_tf import command_line, errors, files
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, DATA_PATH_HELP, real_number
 from nvae_tf.serving import outputs
 
 _MODES = "; ".join(f"{mode}: {numbers}" for mode, numbers in outputs.MODES.items())
@@ -57,8 +56,7 @@ def main(
         files.check_new_folder(pathlib.Path(page), f"--page={page}")
     else:
         outputs.check_new_tflite(pathlib.Path(output), signature, quantize)
-    if not smallest_psnr < math.inf:
-        raise ValueError(f"--smallest_psnr={smallest_psnr}: must be a number of decibels from 0")
+    real_number("--smallest_psnr", smallest_psnr, "must be a number of decibels from 0", 0.0)
     if saved_model:
         outputs.check_digests(pathlib.Path(saved_model))
     else:

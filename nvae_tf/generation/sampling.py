@@ -172,10 +172,7 @@ def vary_images(model: NVAE, images: Array, kept_groups: int, count: int, temper
 
 def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
     """The number of groups that are kept, all for None; ValueError where the model has fewer."""
-    kept_groups = plan.num_groups if kept_groups is None else kept_groups
-    if not 0 <= kept_groups <= plan.num_groups:
-        raise ValueError(f"kept_groups = {kept_groups}: must be from 0 to {plan.num_groups}, the model's latent groups")
-    return kept_groups
+    return plan.num_groups if kept_groups is None else whole_number("kept_groups", kept_groups, 0, plan.num_groups)
 
 
 def latents_between(start: Array, end: Array, fractions: Sequence[float], how: str) -> Array:
@@ -232,8 +229,6 @@ def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", 
 
 def latent_direction(model: NVAE, positive: Array, negative: Array) -> list[Array]:
     """The mean latents of some images minus those of others (White 2016), `[height, width, latent channels]`."""
-    if not len(positive) or not len(negative):
-        raise ValueError("a direction needs at least one positive and one negative image")
     both = [encode_images(model, images, mean=True) for images in (positive, negative)]
     means = [[z.mean(axis=0, dtype=np.float64) for z in latents] for latents in both]
     return [(with_it - without).astype(np.float32) for with_it, without in zip(*means, strict=True)]

@@ -21,7 +21,7 @@ import numpy as np
 import requests
 from PIL import Image
 
-from nvae_tf.config import LARGEST_SEED
+from nvae_tf.config import whole_number
 from nvae_tf.data.pictures import as_eight_bits
 from nvae_tf.errors import first_line, require, start_tensorflow_quietly
 from nvae_tf.generation.image_grid import pixels_of, pixels_of_files, png_files
@@ -290,9 +290,7 @@ def as_array(value: Any, wanted: TensorSpec) -> np.ndarray:
 
 def row_seeds(seed: int, count: int) -> np.ndarray:
     """Returns seeds int64 `[count]` of images 0, 1, ...: the low word is the series, the high word the image."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"seed={seed}: must be from 0 to {LARGEST_SEED}")
-    return np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
+    return np.int64(whole_number("seed", seed)) + (np.arange(count, dtype=np.int64) << 32)
 
 
 def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -89,7 +89,7 @@ MISTAKES = [
     ("export.export_saved_model --workdir={0}/run --output={0}/new", "/run: no such folder"),
     ("export.export_saved_model --workdir=none --output={0}/models", "has a version 1 already"),
     ("export.export_onnx --workdir=digits --output={0}/full", "full: not an empty folder; name a new or empty one"),
-    (TFLITE + "decode --workdir=x --output=y --smallest_psnr=nan", "--smallest_psnr=nan: must be"),
+    (TFLITE + "decode --workdir=x --output=y --smallest_psnr=nan", "--smallest_psnr = nan: must be"),
     (TFLITE + "decode --output=y", "give one of --workdir and --saved_model"),
     (TFLITE + "sample --output=y --workdir=x --quantize=int8", "would be clipped"),
     (TFLITE + "decode --workdir=x --page=", "give --output and --signature, or --page alone"),
