@@ -132,11 +132,10 @@ def _written(command: str, place: Any, result: Any, names: list[str], labels: An
         width = max(len(row[0]) for row in rows)
         lines = [f"{name:{width}}  {nats:12.3f}  {bits:12.4f}" for name, nats, bits, *_ in rows]
         return "\n".join([f"{'':{width}}  {'nats':>12}  {'bits per dim':>12}", *lines])
-    images = result / np.float32(255.0)
     if place.kind == command_line.FOLDER:
-        write_pictures(place.path, images, names)
+        write_pictures(place.path, result, names)
     else:
-        write_png(place.path, image_grid(images, enlarge=None))
+        write_png(place.path, image_grid(result, enlarge=None))
     return f"{len(result)} images in {place.path}"
 
 

@@ -26,8 +26,6 @@ import tempfile
 import threading
 from typing import Annotated
 
-import numpy as np
-
 from nvae_tf import command_line, errors, files
 from nvae_tf.serving.outputs import newest_version, unchecked_reason
 from nvae_tf.serving.server_files import PAGE, explorer_facts, write_explorer
@@ -100,7 +98,7 @@ def write_samples(servers: dict[str, str], name: str, folder: str) -> None:
         with ServedModel(server, name) as model:
             images = model.sample(64, seed=1, as_pixels=True)
         file = pathlib.Path(folder, f"served_{protocol}.png")
-        write_png(file, image_grid(images / np.float32(255.0), enlarge=None))
+        write_png(file, image_grid(images, enlarge=None))
         print(f"{len(images)} images in {file}", flush=True)
 
 

@@ -22,13 +22,10 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, white between images.
 
     There are `columns` in a row (None: nearly a square), and each pixel is repeated `enlarge` times (None: until the
-    shorter side has 64 pixels). ValueError unless images are finite `[count, height, width, channels]`; those that are
-    `displayed` are laid out.
+    shorter side has 64 pixels). Images are uint8 or in [0, 1], `[count, height, width, channels]`; those that are
+    `displayed` are laid out. ValueError for images that are not finite.
     """
-    images = np.asarray(images, dtype=np.float32)
-    if images.ndim != 4 or not images.size:
-        raise ValueError(f"An image grid is made of [count, height, width, channels], not of {[*images.shape]}.")
-    images = displayed(images)
+    images = displayed(np.asarray(images))
     if not np.isfinite(images).all():
         raise ValueError("images hold values that are not finite: the model that made them has diverged.")
     count, height, width, channels = images.shape
@@ -88,7 +85,7 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
 def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str]) -> None:
     """Writes images `[count, height, width, channels]`, or `[count, variants, ...]` with numbers, as PNG files.
 
-    They are in [0, 1], or of one channel and uint16: such files have 16 bits.
+    They are uint8 or in [0, 1], or of one channel and uint16: such files have 16 bits.
     """
     for name, image in zip(picture_names(names), images, strict=True):
         for number, variant in enumerate(image if image.ndim == 4 else [image]):
@@ -112,13 +109,13 @@ def picture_names(names: Sequence[str]) -> list[str]:
 
 
 def pixels_of(images: np.ndarray) -> np.ndarray:
-    """The uint8 pixels of images in [0, 1]."""
-    return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
+    """The uint8 pixels of images that are uint8 or in [0, 1]."""
+    return images if images.dtype == np.uint8 else np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def pil_images(images: np.ndarray) -> list[Image.Image]:
     """The Pillow images of images `[count, height, width, 1 to 4]`, uint8 or float in [0, 1]."""
-    return list(map(_picture, images if images.dtype == np.uint8 else pixels_of(images)))
+    return list(map(_picture, pixels_of(images)))
 
 
 def png_files(pixels: np.ndarray) -> np.ndarray:
