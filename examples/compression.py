@@ -24,7 +24,7 @@ from nvae_tf.compression.files import unpacked, values_of_levels
 from nvae_tf.config import DATA_PATH_HELP
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import pil_images
-from nvae_tf.runs.loading import load_run, spec_to_read
+from nvae_tf.runs.loading import load_run
 
 
 def others(images: np.ndarray, is_binary: bool) -> dict[str, int]:
@@ -83,7 +83,7 @@ def main(
 ) -> None:
     """Measures, and prints the table."""
     config = load_run(workdir).config
-    source, num_bits = load_split(spec_to_read(config, data_path), "test"), config.model.num_bits
+    source, num_bits = load_split(config.data_at(data_path), "test"), config.model.num_bits
     levels = source.read(np.arange(min(source.count, count or source.count))) >> (8 - num_bits)
     labels = source.labels[: len(levels)] if config.model.num_classes else None
     size, text = ours(levels, labels, workdir, chunk)

@@ -631,6 +631,11 @@ class ExperimentConfig(_Settings):
     data: DataSpec = dataclasses.field(default_factory=DataSpec)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
+    def data_at(self, path: str | None) -> DataSpec:
+        """The data of a finished run, whose images may lie at another path now, and whose cache may be gone."""
+        cache = self.data.cache if self.data.cache and pathlib.Path(self.data.cache).expanduser().is_dir() else None
+        return dataclasses.replace(self.data, path=path or self.data.path, cache=cache)
+
     def without_places(self) -> "ExperimentConfig":
         """The same without settings that name a place on this machine."""
         data = dataclasses.replace(self.data, path=None, cache=None)

@@ -28,7 +28,7 @@ from nvae_tf.models.outlier_scores import (
 from nvae_tf.progress import ImageProgress, StatusLine
 from nvae_tf.replicas import divided, joined
 from nvae_tf.runs.companions import write_calibration
-from nvae_tf.runs.loading import load_run, spec_to_read
+from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 FLAGGED_BELOW = 0.05  # images with a p-value up to this are flagged
@@ -74,7 +74,7 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
     folder, status = RunFolder(pathlib.Path(workdir)), StatusLine()
     read_run_config(folder)  # a shared run, which `load_run` loads too, has no folder to write into
     trained = load_run(workdir, checkpoint)
-    spec = spec_to_read(trained.config, data_path)
+    spec = trained.config.data_at(data_path)
     check_model_fits(trained.config.model, spec)
     spec, parts = images_alone(spec), []
     signature = [tf.TensorSpec([None, *spec.image_shape])]

@@ -34,7 +34,7 @@ from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.checkpoints import checkpoint_sha256
-from nvae_tf.runs.loading import load_run, spec_to_read
+from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.run_folder import RunFolder, check_class_names, read_run_config
 
 # Metrics of an earlier evaluation are kept where all of these are the same.
@@ -96,7 +96,7 @@ def _load_task(folder: RunFolder, checkpoint, split, batch_size, seed, data_path
     strategy, status = workers.local_strategy(), StatusLine()
     with strategy.scope():
         trained = load_run(folder.path, checkpoint)
-    sha256, spec = checkpoint_sha256(trained.checkpoint), spec_to_read(trained.config, data_path)
+    sha256, spec = checkpoint_sha256(trained.checkpoint), trained.config.data_at(data_path)
     check_model_fits(trained.config.model, spec)
     source = load_split(spec, split, status.report())
     if spec.labels:

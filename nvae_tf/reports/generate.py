@@ -110,9 +110,8 @@ class Originals:
             words = f"{counted(len(images), 'picture')} of {', '.join(_listed(self.input))}"
         else:
             from nvae_tf.data.pipeline import chosen_images
-            from nvae_tf.runs.loading import spec_to_read
 
-            spec = spec_to_read(run.config, self.data_path)
+            spec = run.config.data_at(self.data_path)
             source = load_split(spec, self.split, StatusLine().report())
             images, labels, names = chosen_images(source, spec, self.split, self.indices, self.count, at_most, seed)
             words = f"{counted(len(images), 'image')} of the {self.split} part"
@@ -455,9 +454,8 @@ def nearest(
     """
     from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
     from nvae_tf.generation.sampling import generate_images, nearest_images
-    from nvae_tf.runs.loading import spec_to_read
 
-    spec = spec_to_read(run.config, data_path)
+    spec = run.config.data_at(data_path)
     source = load_split(spec, split, StatusLine().report())
     if neighbors > source.count:
         raise ValueError(f"--neighbors={neighbors}: the {split} part has only {source.count:,} images")

@@ -30,7 +30,7 @@ from nvae_tf.reports import figures
 from nvae_tf.reports.figures import Curves
 from nvae_tf.reports.model_card import UNREADABLE, gather
 from nvae_tf.runs.checkpoints import checkpoint_sha256
-from nvae_tf.runs.loading import TrainedRun, load_run, spec_to_read
+from nvae_tf.runs.loading import TrainedRun, load_run
 from nvae_tf.runs.run_folder import METRICS_COLUMNS, MetricsFile, RunFolder, read_run_config
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
@@ -171,7 +171,7 @@ def _draw_images(trained: TrainedRun, about: figures.Provenance, data_path: str 
             images = sampling.generate_images(model, count, about_samples.temperature, seed, prior=prior)
             add(figures.samples(images, about_samples, width=_WIDTH, classes=trained.class_names))
     with drawing("test", "reconstructions of test images and interpolation between them") as add:
-        spec = spec_to_read(trained.config, data_path)
+        spec = trained.config.data_at(data_path)
         images, labels, _ = chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)
         made = sampling.reconstruct_images(model, images, seed=seed, labels=labels)
         add(figures.reconstructions(images, made, on_test, width=_WIDTH))
@@ -179,7 +179,7 @@ def _draw_images(trained: TrainedRun, about: figures.Provenance, data_path: str 
         path = sampling.interpolate_images(model, images, _STEPS, seed=seed, labels=labels)
         add(figures.interpolation(images, path, _STEPS, on_test, _WIDTH))
     with drawing("nearest", "the training images nearest to samples") as add:
-        spec = images_alone(spec_to_read(trained.config, data_path))
+        spec = images_alone(trained.config.data_at(data_path))
         source, samples = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
         batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import keras
 
-from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice, resolve_lengths
+from nvae_tf.config import CHECKPOINTS, ExperimentConfig, check_choice, resolve_lengths
 from nvae_tf.data_sets import MODEL_SETTINGS, data_spec
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_folder, check_new_folder
@@ -196,9 +196,3 @@ def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[Exper
         # Without a line of source text: one line on a terminal.
         warnings.warn_explicit(f"{folder.checkpoints}: {line}", UserWarning, filename="nvae_tf", lineno=0)
     return config, newest.prefix
-
-
-def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
-    """The data spec of a finished run, whose images may lie at another path now, and whose cache may be gone."""
-    cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
-    return dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)

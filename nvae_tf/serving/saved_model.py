@@ -134,7 +134,7 @@ def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
     With labels also `labels` `[count]`, and `classes`, the names. None where the images can't be read here.
     """
     try:
-        spec = loading.spec_to_read(config, None)
+        spec = config.data_at(None)
         if spec.source == "tfds":
             from nvae_tf.data.tfds import tfds_is_prepared
 

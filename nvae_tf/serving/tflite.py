@@ -24,7 +24,6 @@ from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_e
 from nvae_tf.files import atomic_file, atomic_folder, check_new_folder
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
-from nvae_tf.runs.loading import spec_to_read
 from nvae_tf.serving.device_signatures import DeviceSignatures, device_inputs, file_facts, folded_signatures, in_batches
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
 from nvae_tf.serving.saved_model import example_images
@@ -102,7 +101,7 @@ def run_images(config: ExperimentConfig | None, data_path: str | None, split: st
     """Returns at most `count` images of a part of a run's data, spread evenly; `data_path` is their new place."""
     if config is None:
         raise ValueError("the export was made of a model, not of a run, and names no images; give --workdir")
-    spec = spec_to_read(config, data_path)
+    spec = config.data_at(data_path)
     source = load_split(spec, split)
     return chosen_images(source, spec, split, spread_numbers(source.count, count))[0]
 

@@ -40,7 +40,7 @@ from nvae_tf.models.training_step import kept_labels
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.runs.companions import write_prior
-from nvae_tf.runs.loading import load_run, spec_to_read
+from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
 
 _LEARNING_RATE, _BATCH_SIZE = 1e-3, 512
@@ -83,7 +83,7 @@ def learn_prior(
     folder, status = RunFolder(workdir), StatusLine()
     read_run_config(folder)  # a shared run, which `load_run` finds too, has no folder to write into
     run = load_run(workdir, checkpoint)
-    model, spec = run.model, spec_to_read(run.config, data_path)
+    model, spec = run.model, run.config.data_at(data_path)
     check_settings(model, groups, kind, steps, proposals)
     check_model_fits(run.config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.pipeline import shown_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.table import interval
@@ -145,7 +146,7 @@ def test_a_sentence_replaces_what_is_missing(done, run, tmp_path, monkeypatch):
     def moved(*_, **__):
         raise FileNotFoundError("/old/<faces>: no such folder")
 
-    monkeypatch.setattr("nvae_tf.reports.page.spec_to_read", moved)
+    monkeypatch.setattr(ExperimentConfig, "data_at", moved)
     text, missing = report_of_run(run, "latest", 1, None, StatusLine())
     assert "images and interpolation between them: /old/&lt;faces&gt;: no such folder" in text and len(missing) == 2
     assert "36 samples, drawn by the model" in text
