@@ -229,6 +229,8 @@ def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", 
 
 def latent_direction(model: NVAE, positive: Array, negative: Array) -> list[Array]:
     """The mean latents of some images minus those of others (White 2016), `[height, width, latent channels]`."""
+    if not len(positive) or not len(negative):
+        raise ValueError("a direction needs at least one positive and one negative image")
     both = [encode_images(model, images, mean=True) for images in (positive, negative)]
     means = [[z.mean(axis=0, dtype=np.float64) for z in latents] for latents in both]
     return [(with_it - without).astype(np.float32) for with_it, without in zip(*means, strict=True)]
