@@ -20,8 +20,8 @@ from nvae_tf.optimization import LoweredRate, start_averages
 from nvae_tf.published import settings as published
 from nvae_tf.published import weights
 from nvae_tf.published.torch_file import OWN_KEY, TorchCheckpoint, read_torch_checkpoint
-from nvae_tf.runs.checkpoints import TrainingState, named_weights, restore_weights, step_of
-from nvae_tf.runs.loading import find_run, model_for_training
+from nvae_tf.runs.checkpoints import TrainingState, named_weights, restore_weights
+from nvae_tf.runs.loading import TrainedRun, model_for_training
 from nvae_tf.runs.run_folder import ImageCounts, Origin, RunFolder, origin_of_run, write_origin, write_run_config
 
 # Of the report: a tensor in the file; the variable that it fills, and its index there; and why it was not taken.
@@ -188,12 +188,13 @@ def export_file(
     Returns a text about it. `running_means` writes the moving averages of the weights in place of the weights. Raises
     what `load` raises; OSError: the file can't be written; ValueError: no torch, or settings that this form can't say.
     """
-    torch, (config, prefix) = require("torch", "torch"), find_run(workdir, checkpoint)
+    torch, run = require("torch", "torch"), TrainedRun(workdir, checkpoint)
+    config, prefix, step = run.config, run.checkpoint, run.step
     try:
         args = published.published_settings(config)
     except ValueError as error:
         raise ValueError(f"{workdir}: {error}") from error
-    folder, step = RunFolder(workdir), step_of(prefix)
+    folder = RunFolder(workdir)
     images, origin = ImageCounts.read(folder.images_file), origin_of_run(folder, config.train.initialize_from)
     model = NVAE(config.model, config.objective)
     if running_means != restore_weights(model, prefix, averages=running_means):

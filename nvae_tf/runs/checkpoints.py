@@ -41,11 +41,6 @@ def steps_of_files(folder: pathlib.Path, kinds: str = "index") -> list[int]:
     return sorted({int(match[1]) for match in matches if match})
 
 
-def step_of(prefix: str) -> int:
-    """The step in the prefix of a checkpoint's files."""
-    return int(prefix.rpartition("-")[2])
-
-
 def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
     """Writes a step's checkpoint, by `write` at a prefix, beside its place and moves it there when it is on disk."""
     partial = folder / f".step-{step}.partial"

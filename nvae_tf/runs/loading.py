@@ -60,6 +60,7 @@ class TrainedRun:
     has_ema: bool  # whether the weights of `model` are exponential moving averages (EMA), which a run may keep
 
     def __init__(self, path: str | os.PathLike, checkpoint: str = "latest"):
+        check_choice("checkpoint", checkpoint, CHECKPOINTS)
         self._folder, self._which = RunFolder(find_run_folder(path)), checkpoint
 
     @functools.cached_property
@@ -69,13 +70,35 @@ class TrainedRun:
 
     @functools.cached_property
     def checkpoint(self) -> str:
-        """The prefix of the checkpoint's files."""
-        return find_run(self._folder.path, self._which)[1]
+        """The prefix of the checkpoint's files; a warning says where a damaged one was passed over."""
+        folder = self._folder
+        _ = self.config  # raises where the place is no run folder, which says more than that it has no checkpoint
+        if self._which == "best":
+            best, place = checkpoints.find_best(folder.best_checkpoints), folder.best_checkpoints
+            if best.unusable and best.prefix is None:
+                fault = f"the best checkpoint is damaged: {best.passed_over_line()}. Restore its files from a copy"
+                raise ValueError(f"{place}: {fault}, or take the latest: --checkpoint=latest")
+            if best.prefix is None:
+                fix = "nvae-train writes one with train.keep_best. Train on, or take the latest: --checkpoint=latest"
+                raise FileNotFoundError(f"{folder.path}: no best checkpoint in {place}; {fix}")
+            return best.prefix
+        newest = checkpoints.newest_whole(folder.checkpoints)
+        if newest.prefix is None:
+            when = "nvae-train writes one every train.checkpoint_every_steps steps and at its end"
+            fault = f"no checkpoint in {folder.checkpoints}; {when}{checkpoints.BEST_INSTEAD}"
+            raise FileNotFoundError(f"{folder.path}: {fault}")
+        warned = [newest.passed_over_line()] if newest.unusable else []
+        if newest.step == 0 and not folder.origin_file.is_file():
+            warned.append("step-0 is used, the weights before the first training step, as the only one")
+        for line in warned:
+            # Without a line of source text: one line on a terminal.
+            warnings.warn_explicit(f"{folder.checkpoints}: {line}", UserWarning, filename="nvae_tf", lineno=0)
+        return newest.prefix
 
     @property
     def step(self) -> int:
         """The checkpoint's step."""
-        return checkpoints.step_of(self.checkpoint)
+        return int(self.checkpoint.rpartition("-")[2])
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -169,30 +192,3 @@ def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
     run = TrainedRun(path, checkpoint)
     _ = run.model
     return run
-
-
-def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[ExperimentConfig, str]:
-    """The settings and the checkpoint, as the prefix of its files, that `load` takes; raises what `load` raises."""
-    check_choice("checkpoint", checkpoint, CHECKPOINTS)
-    folder = RunFolder(find_run_folder(path))
-    config = read_run_config(folder)
-    if checkpoint == "best":
-        best, place = checkpoints.find_best(folder.best_checkpoints), folder.best_checkpoints
-        if best.unusable and best.prefix is None:
-            fault = f"the best checkpoint is damaged: {best.passed_over_line()}. Restore its files from a copy"
-            raise ValueError(f"{place}: {fault}, or take the latest: --checkpoint=latest")
-        if best.prefix is None:
-            fix = "nvae-train writes one with train.keep_best. Train on, or take the latest: --checkpoint=latest"
-            raise FileNotFoundError(f"{folder.path}: no best checkpoint in {place}; {fix}")
-        return config, best.prefix
-    newest = checkpoints.newest_whole(folder.checkpoints)
-    if newest.prefix is None:
-        fix = f"nvae-train writes one every train.checkpoint_every_steps steps and at its end{checkpoints.BEST_INSTEAD}"
-        raise FileNotFoundError(f"{folder.path}: no checkpoint in {folder.checkpoints}; {fix}")
-    warned = [newest.passed_over_line()] if newest.unusable else []
-    if newest.step == 0 and not folder.origin_file.is_file():
-        warned.append("step-0 is used, the weights before the first training step, as the only one")
-    for line in warned:
-        # Without a line of source text: one line on a terminal.
-        warnings.warn_explicit(f"{folder.checkpoints}: {line}", UserWarning, filename="nvae_tf", lineno=0)
-    return config, newest.prefix

@@ -154,7 +154,7 @@ def cached_export(place: str) -> pathlib.Path:
     `place` is what `nvae_tf.load` takes. The folder has the name of the model.
     """
     run_folder = loading.find_run_folder(place)
-    key = hashlib.sha256(checkpoint_sha256(loading.find_run(run_folder)[1]).encode())
+    key = hashlib.sha256(checkpoint_sha256(loading.TrainedRun(run_folder).checkpoint).encode())
     run_files = [run_folder / name for name in ("config.json", "evaluation.json", "prior.npz", "outliers.npz")]
     for file in (*sorted(pathlib.Path(__file__).parents[1].rglob("*.py")), *run_files):
         if file.is_file():

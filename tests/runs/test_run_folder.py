@@ -361,8 +361,8 @@ def test_a_saved_model_is_a_run_folder_that_gives_it_back(tmp_path):
     assert (run.step, run.model.seed, run.model.objective.total_steps) == (7, 3, 40)
     assert run.config.data.source == "auto" and run.config.data.image_shape == (4, 4, 1)
     nvae_tf.save(tiny_model(num_flows=1), tmp_path / "other", CONFIG)
-    assert loading.find_run(tmp_path / "other")[1].endswith(f"step-{ObjectiveConfig().total_steps}")
-    assert loading.find_run(tmp_path / "other")[0].data == CONFIG.data
+    other = loading.TrainedRun(tmp_path / "other")
+    assert other.step == ObjectiveConfig().total_steps and other.config.data == CONFIG.data
     before = sorted(tmp_path.rglob("*"))
     for where, config, message in (
         ("mine", None, "save: .*mine: not an empty folder; name a new or empty one"),

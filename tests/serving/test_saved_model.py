@@ -288,7 +288,7 @@ def test_a_run_is_exported_into_the_cache_once(loaded, tmp_path, monkeypatch):
         (folder / "1" / "saved_model.pb").touch()
 
     monkeypatch.setattr(saved_model, "export_saved_model", export)
-    monkeypatch.setattr(loading, "find_run", lambda folder: (None, prefix))
+    monkeypatch.setattr(loading, "TrainedRun", lambda folder: SimpleNamespace(checkpoint=prefix))
     scores = {"checkpoint_sha256": checkpoint_sha256(prefix), "nelbo_nats": 1.0}
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps(scores | {"data": "/home/someone/data"}))
     first = cached_export(place)
