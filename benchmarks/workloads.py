@@ -142,15 +142,14 @@ class Training:
 
         from nvae_tf.training import run, strategy
 
-        strategy.configure_runtime()
         changed = {"train.batch_size": batch_size, "train.strategy": "one_device"} | changed
         config = presets.experiment_config(preset, changed)
         self._replicas = strategy.chosen_replicas(config.train)
-        compiled = strategy.compiles_whole_step(config.train.xla, self._replicas.count)
+        compiled, scan = strategy.configure_runtime(config.train, self._replicas.count)
         # Far from its end: what a step takes does not depend on the length.
         length = run.RunLength(steps_per_epoch=1000, total_steps=1_000_000)
         self._run = run.new_run(config, length, run.Images(config.data, None, None), replicas=self._replicas)
-        self._run.model.scan = strategy.scans_steps(config.train.scan, compiled, self._replicas.count)
+        self._run.model.scan = scan
         with tf.device("CPU:0"):  # where a run's batches come from
             self._images = random_images(config.model, self._run.images_a_step)
         self._step = strategy.step_function(self._replicas.strategy, self._run.model, compiled)

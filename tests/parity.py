@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import objective
+from nvae_tf.config import TrainConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.images import real_pixels
@@ -286,5 +287,5 @@ def main(paths: list[str]) -> int:
 
 if __name__ == "__main__":
     # As train.main and the tests: without grappler's rewriting on CPUs.
-    configure_runtime()
+    configure_runtime(TrainConfig(), replica_count=1)
     sys.exit(main(sys.argv[1:]))

@@ -67,9 +67,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
 
 def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Replicas) -> tuple[Run, Callable]:
     """The run of a folder, which is made or opened, and its compiled training step."""
-    strategy.configure_runtime()
-    compiled = strategy.compiles_whole_step(config.train.xla, replicas.count)
-    scan = strategy.scans_steps(config.train.scan, compiled, replicas.count)
+    compiled, scan = strategy.configure_runtime(config.train, replicas.count)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     # Before anything is written: settings that make no model leave no folder behind.

@@ -18,7 +18,7 @@ from nvae_tf.config import REGISTERED, ExperimentConfig, config_from_dict, confi
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.replicas import gpus
 from nvae_tf.runs.loading import model_for_training
-from nvae_tf.training.strategy import compiles_whole_step, configure_runtime, scans_steps, step_function
+from nvae_tf.training.strategy import configure_runtime, step_function
 
 GIB = 2**30
 # CUDA's context and libraries, which the allocator of TensorFlow does not count. Assumed, not measured.
@@ -61,13 +61,12 @@ def _measured(config: ExperimentConfig, batch_size: int) -> dict[str, Any]:
 
 def main() -> None:
     """Takes some training steps with the settings in standard input, and prints what they needed; both are JSON."""
-    configure_runtime()
     config = config_from_dict(ExperimentConfig, json.load(sys.stdin))
-    compiled = compiles_whole_step(config.train.xla, 1)
+    compiled, scan = configure_runtime(config.train, replica_count=1)
     # Only the learning rate depends on the length of the run.
     model = model_for_training(config, steps_per_epoch=1000, total_steps=1_000_000).model
     model.optimizer.build(model.trainable_variables)
-    model.scan = scans_steps(config.train.scan, compiled, 1)
+    model.scan = scan
     images = tf.zeros([config.train.batch_size, *config.data.image_shape])
     step = step_function(tf.distribute.get_strategy(), model, compiled)
     seconds = []

@@ -19,33 +19,27 @@ from nvae_tf.replicas import ALL, divided, gpus, select_devices, shard_from_envi
 from nvae_tf.training.launcher import STOPPING_SIGNALS
 
 
-def configure_runtime() -> None:
-    """Turns off grappler's rewriting of graphs where there is no GPU; call it before the first graph is built."""
-    # On a CPU it takes 6 of 16 s of processor time before the first step (MNIST), and the steps are no faster.
+def configure_runtime(settings: TrainConfig, replica_count: int) -> tuple[bool, bool]:
+    """Prepares TensorFlow for training; call it before the first graph is built.
+
+    Returns whether XLA compiles the whole step (`train.xla`; "auto": for one GPU it does, for several the parts between
+    their exchanges, on CPUs nothing), and whether the step has loops over equal groups and cells (`train.scan`).
+    ValueError: "jit" for several replicas, or loops, which replicas can't communicate from.
+    """
+    # On a CPU grappler's rewriting of graphs takes 6 of 16 s of processor time before the first step (MNIST), and the
+    # steps are no faster.
     if not gpus():
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-
-
-def compiles_whole_step(xla: str, replica_count: int) -> bool:
-    """Applies `train.xla` before the first graph is built; returns whether XLA compiles the whole step.
-
-    "auto": for one GPU it does, for several the parts between their exchanges, on CPUs nothing. ValueError: "jit" for
-    several replicas.
-    """
+    xla, scan = settings.xla, settings.scan
     if xla == "auto":
         xla = "off" if not gpus() else "jit" if replica_count == 1 else "cluster"
     if xla == "jit" and replica_count > 1:
         raise ValueError(f"train.xla = 'jit': not possible with {replica_count} replicas; set train.xla=cluster")
-    if xla == "cluster":
-        tf.config.optimizer.set_jit(True)
-    return xla == "jit"
-
-
-def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
-    """Whether the step has loops over equal groups and cells (`train.scan`), which replicas can't communicate from."""
     if scan == "on" and replica_count > 1:
         raise ValueError(f"train.scan = 'on': not possible with {replica_count} replicas; set train.scan=off")
-    return compiled if scan == "auto" else scan == "on"
+    if xla == "cluster":
+        tf.config.optimizer.set_jit(True)
+    return xla == "jit", scan == "on" or (scan == "auto" and xla == "jit")
 
 
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:

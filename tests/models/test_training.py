@@ -220,10 +220,11 @@ def peak():
 TRAINING_STEPS = """
 import json, sys
 import keras, tensorflow as tf
+from nvae_tf.config import TrainConfig
 from nvae_tf.training.strategy import configure_runtime
 from tests.tiny_model import tiny_model
 
-configure_runtime()
+configure_runtime(TrainConfig(), replica_count=1)
 settings = dict(image_height=8, image_width=8, num_latent_scales=1, num_groups_per_scale=3)
 settings |= dict(num_cells_per_group_decoder=3, num_channels_encoder=4, num_channels_decoder=4)
 models = [tiny_model(keras.optimizers.SGD(1.0), **settings, **json.loads(each)) for each in sys.argv[1:]]

@@ -17,7 +17,7 @@ from nvae_tf.errors import exit_on_user_error
 from nvae_tf.replicas import Shard, shard_from_environment
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.loop import TrainingLoop
-from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, scans_steps
+from nvae_tf.training.strategy import Replicas, chosen_replicas, configure_runtime
 from tests import refuses
 from tests.command_fixtures import assert_same_tensors, metrics_rows, output_of, saved_steps, started, tensors, until
 from tests.tiny_model import tiny_config, values
@@ -51,10 +51,10 @@ def test_what_xla_compiles_and_where_the_step_has_a_loop(clusters, monkeypatch):
     ):
         gpus = [f"GPU:{index}" for index in range(num_gpus)]
         monkeypatch.setattr("nvae_tf.training.strategy.gpus", lambda gpus=gpus: gpus)
-        assert compiles_whole_step(xla, replicas) is whole
+        assert configure_runtime(TrainConfig(xla=xla), replicas) == (whole, whole)
         assert clusters() is in_parts
-    assert scans_steps("auto", compiled=True, replica_count=1) and scans_steps("on", compiled=False, replica_count=1)
-    assert not any(scans_steps(scan, compiled=scan == "off", replica_count=2) for scan in ("auto", "off"))
+    for xla, scan, has_loops in (("off", "on", True), ("jit", "off", False)):
+        assert configure_runtime(TrainConfig(xla=xla, scan=scan), 1) == (xla == "jit", has_loops)
 
 
 def test_devices_that_are_not_there_are_refused_and_replicas_are_not_compiled_as_a_whole():
@@ -64,9 +64,9 @@ def test_devices_that_are_not_there_are_refused_and_replicas_are_not_compiled_as
         ({"strategy": "multi_worker"}, "several workers, which TF_CONFIG must name"),
     ):
         refuses(message, chosen_replicas, TrainConfig(**settings))
-    refuses(r"train.xla = 'jit': not possible with 2 replicas; set train.xla=cluster", compiles_whole_step, "jit", 2)
-    with pytest.raises(ValueError, match=r"train.scan = 'on': not possible with 2 replicas; set train.scan=off"):
-        scans_steps("on", compiled=False, replica_count=2)
+    for name, value, fix in (("xla", "jit", "cluster"), ("scan", "on", "off")):
+        message = f"train.{name} = '{value}': not possible with 2 replicas; set train.{name}={fix}"
+        refuses(message, configure_runtime, TrainConfig(**{name: value}), 2)
 
 
 def test_the_place_in_a_cluster(monkeypatch):
