@@ -146,9 +146,8 @@ class Training:
         config = presets.experiment_config(preset, changed)
         self._replicas = strategy.chosen_replicas(config.train)
         compiled, scan = strategy.configure_runtime(config.train, self._replicas.count)
-        # Far from its end: what a step takes does not depend on the length.
-        length = run.RunLength(steps_per_epoch=1000, total_steps=1_000_000)
-        self._run = run.new_run(config, length, run.Images(config.data, None, None), replicas=self._replicas)
+        # What a step takes does not depend on the length of an epoch, nor on that of the run.
+        self._run = run.new_run(config, 1000, run.Images(None, None), replicas=self._replicas)
         self._run.model.scan = scan
         with tf.device("CPU:0"):  # where a run's batches come from
             self._images = random_images(config.model, self._run.images_a_step)

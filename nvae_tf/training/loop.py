@@ -94,7 +94,7 @@ def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> 
             outputs.status.keep(f"{folder.metrics_file}: {report}")
         outputs.metrics.keep_until(step)
         note_images(folder.images_file, run, outputs.status.keep)
-        if step < run.length.total_steps:
+        if step < run.config.objective.total_steps:
             note_environment(folder.environment_file)
         keep_model_card(folder, run.model, outputs.status.keep)
 
@@ -122,20 +122,19 @@ class TrainingLoop:
 
     def _train_from(self, start: int) -> tuple[int, int | None] | None:
         """Trains from a step on; returns None if the run has diverged and must be rolled back."""
-        run, settings, images = self.run, self.run.config.train, self.run.images
-        batches = training_batches(
-            images.train, images.spec, run.images_a_step, settings.seed, start_step=start, shard=run.replicas.shard
-        )
-        batches = iterate(batches, images.train)
+        run, settings, source = self.run, self.run.config.train, self.run.images.train
+        how = {"start_step": start, "shard": run.replicas.shard}
+        batches = training_batches(source, run.config.data, run.images_a_step, settings.seed, **how)
+        batches = iterate(batches, source)
         try:
             # `step` batches are done, those of refused steps too; the last turn writes the outputs alone.
-            for step in range(start, run.length.total_steps + 1):
+            for step in range(start, run.config.objective.total_steps + 1):
                 if run.replicas.is_chief:
                     if not self.outputs.write_due(step):  # broken off by a signal
                         return self._interrupt(step, self.stop.signal_number)
                     if settings.keep_best and self.outputs.is_evaluated(step):
                         self.state.save_if_best(step, self.outputs.test_score(step))
-                if step == run.length.total_steps:
+                if step == run.config.objective.total_steps:
                     return step, None
                 if (signal_number := self.signal_at(step)) is not None:  # that all processes stop for
                     return self._interrupt(step, signal_number)
@@ -191,7 +190,7 @@ class TrainingLoop:
         is_due = step % self.run.config.train.checkpoint_every_steps == 0
         is_due |= 0.0 < self.run.config.train.checkpoint_every_minutes <= minutes
         # Not among skipped steps: a rollback needs a sound state.
-        return step == self.run.length.total_steps or (is_due and not skipped_in_a_row(self.run.model))
+        return step == self.run.config.objective.total_steps or (is_due and not skipped_in_a_row(self.run.model))
 
     def _save(self, step: int) -> None:
         if self.run.replicas.is_chief:

@@ -37,7 +37,7 @@ class RunOutputs:
     def __init__(self, folder: RunFolder, run: Run, stop: StopRequest):
         self.status, self._speed = StatusLine(), Speed()
         self._folder, self._run, self._stop = folder, run, stop
-        self._settings, self._total = run.config.train, run.length.total_steps
+        self._settings, self._total = run.config.train, run.config.objective.total_steps
         self.metrics = MetricsFile(folder.metrics_file)
         log = WandbLog if self._settings.logger == "wandb" else TensorBoardLog
         self._log = log(folder.path if log is WandbLog else folder.tensorboard, named_settings(run.config))
@@ -147,7 +147,7 @@ class RunOutputs:
 
     def _bits_per_dimension(self, nats: float) -> float:
         has_masses = self._run.config.model.has_masses
-        return bits_per_dimension(nats, math.prod(self._run.images.spec.image_shape)) if has_masses else math.nan
+        return bits_per_dimension(nats, math.prod(self._run.config.data.image_shape)) if has_masses else math.nan
 
     def _score_text(self, nelbo: float) -> str:
         bits = self._bits_per_dimension(nelbo)
@@ -162,7 +162,7 @@ class RunOutputs:
     def _write_evaluation(self, step: int) -> None:
         source, count = self._run.images.test, self._run.images.test.count
         self.status.announce(f"evaluating the {count:,} test images")
-        batches = evaluation_batches(source, self._run.images.spec, self._batch_size, _FIXED_SEED)
+        batches = evaluation_batches(source, self._run.config.data, self._batch_size, _FIXED_SEED)
 
         def show(done: int) -> None:
             self._stop.check()
@@ -181,7 +181,7 @@ class RunOutputs:
         )
         training, schedules = self._running_means(), self._schedules()
         self.metrics.append(
-            {"step": step, "epoch": step / self._run.length.steps_per_epoch}
+            {"step": step, "epoch": step / self._run.steps_per_epoch}
             | {name: schedules[name] for name in ("learning_rate", "kl_weight")}
             | {"train_loss": training["loss"], "train_nelbo_nats": training["nelbo_nats"]}
             | {f"train_{name}_nats": training[name] for name in ("reconstruction", "kl")}
@@ -192,7 +192,7 @@ class RunOutputs:
 
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Writes reconstructions and samples for TensorBoard, and last a file, which shows that all are there."""
-        spec, test = self._run.images.spec, self._run.images.test
+        spec, test = self._run.config.data, self._run.images.test
         self.status.announce("drawing reconstructions and samples")
         originals, labels, _ = chosen_images(test, spec, "test", at_most=8, seed=_FIXED_SEED)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
@@ -215,22 +215,22 @@ class RunOutputs:
 
 def first_words(folder: RunFolder, run: Run, step: int) -> str:
     """What the run is, and that it begins or continues at a step."""
-    length, images, count = run.length, run.images, run.replicas.count
-    if step >= length.total_steps:
+    total_steps, images, count = run.config.objective.total_steps, run.images, run.replicas.count
+    if step >= total_steps:
         return f"{folder.path}: a finished run."
     on = f" on {count} replicas" if count > 1 else ""
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
-    model, warmup = run.config.model, round(run.config.optimizer.warmup_epochs * length.steps_per_epoch)
+    model, warmup = run.config.model, round(run.config.optimizer.warmup_epochs * run.steps_per_epoch)
     height, width = model.network_height, model.network_width
     is_framed = (height, width) != (model.image_height, model.image_width)
     framed = f", images in a frame of {height} x {width}" if is_framed else ""
     warning = f"\nWarning: the warm-up of {warmup:,} steps (optimizer.warmup_epochs) is longer than the run."
     return (
-        f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
+        f"{run.config.data.name}: {images.train.count:,} training and {images.test.count:,} test images; "
         f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
-        f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
+        f"{total_steps:,} steps of {run.images_a_step} images{on}, {run.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
-        f"The first step takes longer: TensorFlow builds its graph.{warning if warmup > length.total_steps else ''}"
+        f"The first step takes longer: TensorFlow builds its graph.{warning if warmup > total_steps else ''}"
     )
 
 

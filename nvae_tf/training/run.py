@@ -11,7 +11,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from nvae_tf.config import DataSpec, ExperimentConfig, __version__, resolve_lengths
+from nvae_tf.config import ExperimentConfig, __version__, resolve_lengths
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import ImageSource, holds_out, load_split, place_of
 from nvae_tf.data_sets import check_model_fits
@@ -33,24 +33,16 @@ _NETWORK = ("bottom_up/", "top_down/")
 class Images(NamedTuple):
     """The images of a data set."""
 
-    spec: DataSpec
     train: ImageSource
     test: ImageSource
     held_out: bool | None = None  # whether the test images were drawn at random
 
 
-class RunLength(NamedTuple):
-    """The length of a run in steps; an epoch's last partial batch is dropped."""
-
-    steps_per_epoch: int
-    total_steps: int
-
-
 class Run(NamedTuple):
     """The parts of a run, besides its folder."""
 
-    config: ExperimentConfig  # complete, see `resolve_lengths`
-    length: RunLength
+    config: ExperimentConfig  # complete, see `resolve_lengths`; `objective.total_steps` is the run's length
+    steps_per_epoch: int  # an epoch's last partial batch is dropped
     images: Images
     model: NVAE  # compiled, with all its weights
     schedule: LoweredRate  # the learning rate of a step
@@ -64,7 +56,7 @@ class Run(NamedTuple):
 
 def new_run(
     config: ExperimentConfig,
-    length: RunLength,
+    steps_per_epoch: int,
     images: Images,
     workdir: str | os.PathLike | None = None,
     replicas: Replicas | None = None,
@@ -72,12 +64,12 @@ def new_run(
     """A run before its first step, with the weights of `train.initialize_from` unless `workdir` has a checkpoint."""
     replicas = replicas or Replicas()
     with replicas.strategy.scope():
-        model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
+        model, schedule = model_for_training(config, steps_per_epoch, config.objective.total_steps)
         is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints)
         if config.train.initialize_from is not None and not is_continued:
             StatusLine().keep(initialize(model, config.train.initialize_from)[1])
         model.optimizer.build(model.trainable_variables)
-    return Run(config, length, images, model, schedule, replicas)
+    return Run(config, steps_per_epoch, images, model, schedule, replicas)
 
 
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
@@ -85,16 +77,15 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
     train, test = (load_split(config.data, split, report) for split in ("train", "test"))
-    images = Images(config.data, train, test, holds_out(config.data))
-    epoch = steps_per_epoch(images.train.count, config.train.batch_size * replicas.count)
-    length = RunLength(epoch, config.train.steps or config.train.epochs * epoch)
+    epoch = steps_per_epoch(train.count, config.train.batch_size * replicas.count)
+    total_steps = config.train.steps or config.train.epochs * epoch
     recorded = read_run_config(folder) if folder.config_file.is_file() else None
-    config = resolve_lengths(config, *length, recorded)
+    config = resolve_lengths(config, epoch, total_steps, recorded)
     if replicas.is_chief:
         check_continues(folder, config)  # its message says more than that of the images per step
     if config.data.labels:
-        check_class_names(folder.images_file, images.train.class_names, place_of(config.data))
-    run = new_run(config, length, images, folder.path, replicas)
+        check_class_names(folder.images_file, train.class_names, place_of(config.data))
+    run = new_run(config, epoch, Images(train, test, holds_out(config.data)), folder.path, replicas)
     check_images_a_step(folder.images_file, run)
     return run
 

@@ -16,7 +16,7 @@ from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, lock_for_training, open_for_training
-from nvae_tf.training.run import Images, Run, RunLength, check_images_a_step, initialize, new_run, note_images
+from nvae_tf.training.run import Images, Run, check_images_a_step, initialize, new_run, note_images
 from nvae_tf.training.strategy import Replicas
 from tests import refuses
 from tests.tiny_model import assert_same, shaken, tiny_config, tiny_model
@@ -124,7 +124,7 @@ def test_a_longer_run_with_other_intervals_or_moved_images_is_continued_and_writ
 def run_with(train, test, batch_size=10, held_out=None, class_names=()):
     parts = [types.SimpleNamespace(count=count, class_names=class_names) for count in (train, test)]
     config = ExperimentConfig(data=DataSpec(labels=bool(class_names)), train=TrainConfig(batch_size=batch_size))
-    return Run(config, None, Images(None, *parts, held_out), None, None, Replicas())
+    return Run(config, None, Images(*parts, held_out), None, None, Replicas())
 
 
 def test_another_number_of_images_a_step_is_refused_and_in_all_is_reported_once(tmp_path):
@@ -251,10 +251,7 @@ def run(tmp_path_factory):
 def test_a_run_starts_from_the_weights_of_another_unless_it_is_continued(run, tmp_path):
     path, source = run
     config, kernel = with_train(initialize_from=path), "bottom_up/stem/kernel"
-    begun, continued = (
-        values(new_run(config, RunLength(10, 100), Images(config.data, None, None), place).model)
-        for place in (tmp_path, path)
-    )
+    begun, continued = (values(new_run(config, 10, Images(None, None), place).model) for place in (tmp_path, path))
     np.testing.assert_array_equal(begun[kernel], values(source)[kernel])
     assert np.any(continued[kernel] != begun[kernel])
 

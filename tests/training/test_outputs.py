@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from nvae_tf.config import ExperimentConfig, OptimizerConfig
+from nvae_tf.config import ExperimentConfig, ObjectiveConfig, OptimizerConfig
 from nvae_tf.data.pipeline import shown_numbers
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
@@ -23,7 +23,7 @@ from nvae_tf.runs.run_folder import METRICS_COLUMNS, MetricsFile, RunFolder, rea
 from nvae_tf.training import outputs as outputs_module
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, WandbLog, first_words
-from nvae_tf.training.run import Images, Run, RunLength, new_run
+from nvae_tf.training.run import Images, Run, new_run
 from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import assert_shown, metrics_rows
 from tests.tiny_model import assert_same, tiny_config, tiny_model, values
@@ -104,7 +104,7 @@ def test_a_file_of_another_version_goes_on_with_a_new_column_and_keeps_those_tha
 
 def run_on_images(config):
     parts = (load_split(config.data, split) for split in ("train", "test"))
-    return new_run(config, RunLength(14, 60), Images(config.data, *parts))
+    return new_run(config, 14, Images(*parts))
 
 
 class StopAfter(StopRequest):
@@ -143,9 +143,10 @@ def test_the_line_has_one_unit_and_means_that_move_on(likelihood, scale, unit, f
 
 @pytest.mark.parametrize(("epochs", "warned"), [(6.0, "Warning: the warm-up of 84 steps"), (1.0, "")])
 def test_a_run_begins_with_what_it_is_and_a_warning_of_a_long_warm_up(epochs, warned, tmp_path):
-    config = ExperimentConfig(model=tiny_config(), optimizer=OptimizerConfig(warmup_epochs=epochs))
+    lengths = {"objective": ObjectiveConfig(total_steps=60), "optimizer": OptimizerConfig(warmup_epochs=epochs)}
+    config = ExperimentConfig(model=tiny_config(), **lengths)
     parts = [types.SimpleNamespace(count=count) for count in (448, 50)]
-    run = Run(config, RunLength(14, 60), Images(config.data, *parts), tiny_model(), None, Replicas())
+    run = Run(config, 14, Images(*parts), tiny_model(), None, Replicas())
     first, _, *warning = first_words(RunFolder(tmp_path), run, 0).splitlines()
     assert first.startswith("cifar10: 448 training and 50 test images; 2 latent groups, ")
     assert first.endswith(" weights.")
