@@ -17,7 +17,7 @@ from nvae_tf.config import LARGEST_SEED, check, real_number, shown, whole_number
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan, values_of_groups
 from nvae_tf.layers.cpu_kernels import fan_out
-from nvae_tf.models.images import as_tensor, boolean_mask, check_classes, check_values
+from nvae_tf.models.images import as_tensor, check_classes, check_values
 
 Shapes = Sequence[tuple[int, int, int]]
 Number = int | tf.Tensor
@@ -182,14 +182,6 @@ def active_channels(kl_per_channel: tf.Tensor | np.ndarray, fraction: float = 0.
     # Of equals the earlier is kept, so that there are as many as asked for.
     ranks = tf.argsort(tf.argsort(kl, direction="DESCENDING", stable=True))
     return tf.reshape(ranks < max(1, round(fraction * kl.shape[0])), kl_per_channel.shape)
-
-
-def with_kept_channels(sources: Sequence[PosteriorSource], kept_channels: Any, plan: LatentPlan) -> list[LatentSource]:
-    """The sources of all groups, which keep those channels alone; ValueError where the mask does not fit the plan."""
-    given, expected = list(np.shape(kept_channels)), [plan.num_groups, plan.num_latent_per_group]
-    if given != expected:
-        raise ValueError(f"a mask of channels has shape {given}: must be {expected}, groups and latent channels")
-    return list(map(KeptChannelsSource, sources, tf.unstack(boolean_mask(kept_channels, "a mask of channels"))))
 
 
 def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Tensor | None:

@@ -202,6 +202,9 @@ class NVAE(FittedModel):
         Example: `latents = model.encode(images, seed=1)`
         """
         kept = None if isinstance(active_only, bool) else boolean_mask(active_only, "active_only")
+        shape = [self.plan.num_groups, self.plan.num_latent_per_group]
+        if kept is not None and list(kept.shape) != shape:
+            raise ValueError(f"active_only has shape {list(kept.shape)}: must be {shape}, groups and latent channels")
         if active_only is True:
             kl = [tf.reduce_sum(group.kl, axis=(1, 2)) for group in self.infer(images, seed, mean, labels, batch_size)]
             kept = active_channels(tf.reduce_mean(kl, axis=1))

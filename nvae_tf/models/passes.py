@@ -21,6 +21,7 @@ from nvae_tf.models.latents import (
     GivenSource,
     GuidedSource,
     InferredGroup,
+    KeptChannelsSource,
     LatentSample,
     LatentSource,
     PosteriorSource,
@@ -28,7 +29,6 @@ from nvae_tf.models.latents import (
     inferred_group,
     latents_type,
     noise_per_image,
-    with_kept_channels,
 )
 from nvae_tf.models.reweighted_prior import with_reweighted_prior
 from nvae_tf.models.top_down import ClassEmbedding, TopDown
@@ -68,7 +68,7 @@ def inference_pass(
     features = model.bottom_up.features(images, forward)
     sources = list(map(PosteriorSource, features, noise))
     if kept_channels is not None:
-        sources = with_kept_channels(sources, kept_channels, model.plan)
+        sources = list(map(KeptChannelsSource, sources, tf.unstack(kept_channels)))
     return top_down_pass(model, sources, tf.shape(images)[0], forward)
 
 

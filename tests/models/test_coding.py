@@ -81,7 +81,7 @@ REFUSALS = [
     ("generate", heat([0.7] * 4), "4 temperatures: .* the 2 scales .* the 3 groups"),
     ("generate", {"count": 0}, "count = .*: must be a whole number from 1 to 2147483647"),
     *(("encode", {"seed": seed}, "seed = .*: must be a whole number") for seed in (2**32, tf.constant(1.5))),
-    ("encode", {"active_only": np.ones(3, bool)}, r"a mask of channels has shape \[3\]: must be \[3, 2\]"),
+    ("encode", {"active_only": np.ones(3, bool)}, r"active_only has shape \[3\]: must be \[3, 2\]"),
     ("encode", {"active_only": np.full((3, 2), np.nan)}, "has values other than False and True"),
     ("score", {"importance_samples": 2**24 + 1}, "importance_samples = .* 1 to 16777216"),
     ("score", {"importance_samples": 2, "per_group": True}, "per_group with importance_samples = 2"),
