@@ -22,7 +22,7 @@ from nvae_tf.published import weights
 from nvae_tf.published.torch_file import OWN_KEY, TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.runs.checkpoints import TrainingState, named_weights, restore_weights
 from nvae_tf.runs.loading import TrainedRun, model_for_training
-from nvae_tf.runs.run_folder import ImageCounts, Origin, RunFolder, origin_of_run, write_origin, write_run_config
+from nvae_tf.runs.run_folder import ImageCounts, Origin, RunFolder, origin_of_run, write_run_config
 
 # Of the report: a tensor in the file; the variable that it fills, and its index there; and why it was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
@@ -94,7 +94,7 @@ def _write_run(output: pathlib.Path, model: NVAE, schedule: LoweredRate, run: Ru
             TrainingState(folder.checkpoints, model, keep, schedule).save(run.step)
             if run.images:
                 atomic_write(folder.images_file, run.images.text())
-            write_origin(folder, run.origin)
+            atomic_write(folder.origin_file, run.origin.text())
             write_run_config(folder, run.config)
     except OSError as error:
         # Messages name the hidden folder in which the run is made.

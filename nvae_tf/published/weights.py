@@ -215,18 +215,17 @@ def published_state(model: NVAE, step: int) -> dict[str, Any]:
 
     state = {}
     for tensor in published_tensors(model):
-        value = tensor.variable if tensor.index is None else tensor.variable[tensor.index]
         # A copy: a view would bring the memory of its base into the file.
-        weight = torch.from_numpy(np.array(tensor.to_published(np.asarray(value)), order="C"))
+        weight = torch.from_numpy(np.array(published_array(tensor, tensor.variable), order="C"))
         state[tensor.names[0]] = weight
         if tensor.companion:
             state[tensor.companion] = torch.tensor(step) if tensor.companion.endswith(COUNTER) else weight
     return state
 
 
-def published_array(tensor: PublishedTensor, value: np.ndarray) -> np.ndarray:
+def published_array(tensor: PublishedTensor, value: Any) -> np.ndarray:
     """The part of a variable-shaped `value` (weights or gradients) that is this tensor, in the published layout."""
-    return tensor.to_published(value if tensor.index is None else value[tensor.index])
+    return tensor.to_published(np.asarray(value if tensor.index is None else value[tensor.index]))
 
 
 def published_shape(tensor: PublishedTensor) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.runs.checkpoints import steps_of_files
 from nvae_tf.runs.companions import prior_text, read_about
-from nvae_tf.runs.run_folder import ImageCounts, MetricsFile, RunFolder, origin_of_run, read_run_config, write_origin
+from nvae_tf.runs.run_folder import ImageCounts, MetricsFile, RunFolder, origin_of_run, read_run_config
 
 # The errors that a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
@@ -159,7 +159,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
     _, *kept = (b"", b"\n") if before is None else line.split(before, 1)
     facts = gather(folder, parameters)
     if facts.origin is not None and not folder.origin_file.is_file():
-        write_origin(folder, facts.origin)
+        atomic_write(folder.origin_file, facts.origin.text())
     if not kept:
         return
     card = ModelCard.from_template(

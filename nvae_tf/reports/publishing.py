@@ -16,7 +16,7 @@ from nvae_tf.files import atomic_write
 from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.runs.checkpoints import checkpoint_sha256, write_weights
 from nvae_tf.runs.loading import load_run
-from nvae_tf.runs.run_folder import Origin, RunFolder, origin_of_run, write_origin, write_run_config
+from nvae_tf.runs.run_folder import Origin, RunFolder, origin_of_run, write_run_config
 from nvae_tf.runs.sharing import BEST_FILES, HUB, SHARED_FILES, check_repo_name, find_run_folder, hub_errors_in_one_line
 
 
@@ -83,7 +83,7 @@ def write_shared_run(
     if origin := origin_of_run(source, first) or (Origin(first) if first else None):
         if origin.source_file is not None and not origin.source_file.startswith(HUB):
             origin = dataclasses.replace(origin, source_file=pathlib.PurePath(origin.source_file).name)
-        write_origin(shared, origin)
+        atomic_write(shared.origin_file, origin.text())
     old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)  # once: they are gigabytes
     scored = {split: source.scores(old, split) for split in ("test", "train")}
     for split, scores in scored.items():

@@ -218,11 +218,6 @@ class Origin(Record):
     step: int | None = None  # the step of the imported checkpoint; None where the run started from other weights
 
 
-def write_origin(folder: RunFolder, origin: Origin) -> None:
-    """Writes the file of a run folder; raises OSError where it can't."""
-    atomic_write(folder.origin_file, origin.text())
-
-
 def origin_of_run(folder: RunFolder, initialize_from: str | None) -> Origin | None:
     """The origin of a run's weights: from its own file, or from the file of the run that it was fine-tuned from."""
     origin = Origin.read(folder.origin_file)

@@ -16,7 +16,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.evaluate import likelihood_metrics, write_evaluation
 from nvae_tf.reports.model_card import MARKER, gather, keep_model_card, write_model_card
-from nvae_tf.runs.run_folder import Origin, open_for_training, write_origin
+from nvae_tf.runs.run_folder import Origin, open_for_training
 from tests.tiny_model import tiny_config
 
 SHA256 = "0123456789abcdef" * 4
@@ -198,7 +198,7 @@ def test_what_a_person_has_written_is_kept(tmp_path):
 
 def test_a_card_that_is_not_ours_is_not_touched_but_the_origin_is_noted(tmp_path):
     source = new_folder(tmp_path / "source")
-    write_origin(source, IMPORTED)
+    source.origin_file.write_text(IMPORTED.text())
     folder, content = tuned(tmp_path / "tuned", source), f"\xff see {MARKER}".encode("latin1")
     folder.card_file.write_bytes(content)
     write_model_card(folder)
@@ -219,7 +219,7 @@ def test_a_card_that_is_not_ours_is_not_touched_but_the_origin_is_noted(tmp_path
 def test_the_license_of_imported_weights_stays(tmp_path, given, expected):
     folder = new_folder(tmp_path / "imported")
     checkpoints(folder, "step-60")
-    write_origin(folder, Origin("cifar10.pt", SHA256, given, 60))
+    folder.origin_file.write_text(Origin("cifar10.pt", SHA256, given, 60).text())
     text = card(folder)
     assert {name: value for name, value in metadata(folder).items() if name.startswith("license")} == expected
     assert f"imported from `cifar10.pt` (SHA-256 `{SHA256}`)" in text and (given or "None is recorded") in text
@@ -231,7 +231,7 @@ def test_the_license_of_imported_weights_stays(tmp_path, given, expected):
 
 def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
     source = new_folder(tmp_path / "source")
-    write_origin(source, IMPORTED)
+    source.origin_file.write_text(IMPORTED.text())
     text = card(tuned(tmp_path / "tuned_import", source))
     assert f"started from the weights of `{source.path}` (imported from `cifar10.pt`" in text
     # A license that a person has stated for the source's own weights.
