@@ -27,7 +27,7 @@ from nvae_tf.data.pictures import stored_values
 from nvae_tf.data.tiff_files import write_stack
 from nvae_tf.generation import image_grid
 from nvae_tf.generation.latents_file import read_flat_latents, save_features, save_latents
-from nvae_tf.reports import generate as tasks
+from nvae_tf.reports import generate as tasks  # a mode's flags are the parameters of its function there
 
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."

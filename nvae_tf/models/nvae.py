@@ -112,7 +112,7 @@ class NVAE(FittedModel):
         for cells in {"none": [], "groups": group_cells, "all": self._layers_of_kind(layers.ResidualCells)}[recompute]:
             cells.recomputed = True
         self.is_data_dependent = bool(self._layers_of_kind(layers.DataDependentConvolution))
-        self.data_initialised = self.add_weight(
+        self.data_initialised = self.add_weight(  # 1 once data-dependent layers have their scales, of the first batch
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
         )
         self.running = RunningMetrics()
@@ -258,11 +258,11 @@ class NVAE(FittedModel):
     ) -> tf.Tensor:
         """Images `[count, height, width, channels]` in [0, 1] of latents from the prior: the likelihood's means.
 
-        With `mean=False` they are draws from the likelihood p(x | z) instead: 0 or 1 for a model of 1 bit, and noisy.
+        With `mean=False` they are draws from the likelihood p(x | z) instead, with its pixel noise: 0 or 1 at 1 bit.
         `temperature` multiplies the priors' sigma, see `temperatures_of_groups`: a number, or one a scale or group.
         Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class
-        (see `GuidedSource`); with 0 latents are from the priors of no class. ValueError unless it is 1 where the model
-        was trained without `label_dropout`.
+        (see `GuidedSource`); `guidance=0` draws latents from the priors of no class. ValueError unless it is 1 where
+        the model was trained without `label_dropout`.
         With `prior="reweighted"` the top groups are drawn from the `ReweightedPrior` that nvae-prior has learned.
         Example: `images = model.generate(16, temperature=0.7, seed=1)`
         """
@@ -288,7 +288,7 @@ class NVAE(FittedModel):
         check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is that of one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
 
-    # The codec stands above the models, and is imported by its name.
+    # `nvae_tf.compression` imports this module, so that it is imported when it is called.
 
     def compress(
         self, images, labels=None, chunk: int = 500, tolerance: float = 2.0**-17, verify: bool = True
@@ -301,12 +301,12 @@ class NVAE(FittedModel):
         Example: `images = model.decompress(model.compress(images))`
         """
         codec, highest = importlib.import_module("nvae_tf.compression.codec"), 2**self.config.num_bits - 1
-        images, source = check_images(images, self.config, scored=True).numpy(), codec.with_weights(self)
+        images, coded_model = check_images(images, self.config, scored=True).numpy(), codec.with_weights(self)
         levels, labels = np.rint(images * highest).astype(np.uint8), self._labels(labels, len(images))
         if (np.abs(images - levels / highest) > 1e-3).any():  # half precision has 1 + 1/1024 next to 1
             raise ValueError(f"images have values between the {highest + 1} levels of the model: they would be lost")
         labels = None if labels is None else labels.numpy()
-        return codec.compress(source, levels, labels, chunk=chunk, tolerance=tolerance, verify=verify)
+        return codec.compress(coded_model, levels, labels, chunk=chunk, tolerance=tolerance, verify=verify)
 
     def decompress(self, data: bytes, chunk: int | None = None) -> np.ndarray:
         """The images of `compress`, exactly, or those of one chunk: float32 `[count, height, width, channels]`.

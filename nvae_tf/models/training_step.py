@@ -20,7 +20,7 @@ from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
 class StepMetrics(NamedTuple):
-    """What is measured at a step: of the images of one replica, then of all; the first three are means in nats."""
+    """The metrics of a step, of one replica's images and later of all replicas'; the first three are means in nats."""
 
     loss: tf.Tensor  # what is differentiated, scalar
     reconstruction: tf.Tensor  # -log p(x | z), scalar
@@ -39,7 +39,7 @@ class LossAndGradients(NamedTuple):
 
 
 def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-    """Takes one step of a compiled model on a batch, unless the step guard refuses it.
+    """Takes one step of a compiled model on a batch, unless the step guard skips it.
 
     Images are `[batch, height, width, channels]` in [0, 1]; labels are the classes of a conditional model, int32
     `[batch]`. On several replicas each calls this with its own images, and all take one step together. Returns the
@@ -53,7 +53,7 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
 
     metrics = metrics_of_all_replicas(model, metrics, gradients)
     accepted = model.step_guard.accepts(metrics.loss, metrics.gradient_norm)
-    # A refused step changes no weight, no statistic, and no running mean, which can't skip a value.
+    # A skipped step changes no weight, statistic or running mean: a NaN would stay in a mean for good.
     apply_gradients_if(model, accepted, metrics, gradients)
     for variable, value in updates:
         variable.assign(tf.where(accepted, value, variable))
@@ -86,8 +86,8 @@ def draws(model, images: tf.Tensor, step, first=None, seed=None) -> list[tf.Tens
     `first` is the number of the first of these images among those of all replicas; None: they are this replica's batch.
     """
     first = _first_of_replica(images) if first is None else first
-    seed = model.seed if seed is None else seed, tf.cast(step, tf.int32)
-    return batch_noise(model.plan.latent_shapes(), batch_size_of(images), seed, first)
+    key = (model.seed if seed is None else seed), tf.cast(step, tf.int32)
+    return batch_noise(model.plan.latent_shapes(), batch_size_of(images), key, first)
 
 
 def kept_labels(model, labels: tf.Tensor | None, step, first=None, seed=None) -> tf.Tensor | None:
@@ -99,13 +99,14 @@ def kept_labels(model, labels: tf.Tensor | None, step, first=None, seed=None) ->
     seed = tf.stack([model.seed if seed is None else seed, tf.cast(step, tf.int32)])
     seed = tf.random.experimental.stateless_fold_in(seed, 1, alg="philox")
     (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, first)
-    return tf.where(noise[:, 0, 0, 0] < ndtri(model.label_dropout), -1, labels)
+    is_dropped = noise[:, 0, 0, 0] < ndtri(model.label_dropout)  # a normal draw is below ndtri(p) with probability p
+    return tf.where(is_dropped, -1, labels)
 
 
 def loss_terms(
     model, images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
 ) -> tuple[StepMetrics, objectives.Elbo, tf.Tensor]:
-    """The training loss (sections 3.2 and 4 of the paper) among its metrics, the bound, and the regularizers' part.
+    """The metrics, with the training loss (sections 3.2 and 4 of the paper), the bound, and the regularizers' part.
 
     `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
     batch statistics. With `regularize` False the loss has no regularizers of the weights, and there are no norms.
@@ -113,6 +114,7 @@ def loss_terms(
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
+        # The same values; for less memory, the regularizers' gradients wait until those of the network are done.
         network_images, regularizers = objectives.gradients_after_network(images, regularizers)
     features = model.bottom_up.features(network_images, forward)
     sources = list(map(PosteriorSource, features, noise))
@@ -193,7 +195,7 @@ def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tens
     if _joins_small_weights(model):  # one reduction for all small gradients, not a kernel each
         gradients = Packing(gradients, MOST_JOINED_VALUES).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
-    squared_norm /= tf.square(_as_differentiated(model, 1.0))
+    squared_norm /= tf.square(_as_differentiated(model, 1.0))  # undoes the loss scale and the division by replicas
     *means, squared_norm = replica_means([*metrics[:3], squared_norm])
     return StepMetrics(*means, tf.stop_gradient(metrics.spectral_norms), tf.sqrt(squared_norm))
 

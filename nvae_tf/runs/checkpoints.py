@@ -1,7 +1,8 @@
 """The checkpoints of a run: their files, what they hold, and how a training or a model is restored from them.
 
 A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
-there is no checkpoint, so a killed process leaves none that is half-written.
+there is no checkpoint, so a killed process leaves none that is half-written. It holds the parts of a `TrainingState`:
+weights, their averages, optimizer, metrics, step guard and schedule.
 """
 
 import contextlib
@@ -83,7 +84,7 @@ def remove_partial(folder: pathlib.Path) -> set[int]:
     return steps
 
 
-def read_list(folder: pathlib.Path) -> list[int]:
+def listed_steps(folder: pathlib.Path) -> list[int]:
     """The steps in TensorFlow's list of a folder's checkpoints; empty where the list is missing or unreadable."""
     file = folder / "checkpoint"
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
@@ -133,11 +134,11 @@ class ChosenCheckpoint(NamedTuple):
         return f"passed over {unusable}; {f'step-{self.step} is used' if self.prefix else 'there is none before'}"
 
 
-def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
+def find_newest(folder: pathlib.Path) -> ChosenCheckpoint:
     """The newest checkpoint whose numbers can all be read; ValueError where all are damaged."""
     newest = next(_checkpoints(folder))
-    # What TensorFlow's list names and nobody has, of a folder that was copied in part.
-    gone = {*read_list(folder)} - {*steps_of_files(folder, "index|data")}
+    # Steps in TensorFlow's list without files, as in a folder that was copied in part.
+    gone = {*listed_steps(folder)} - {*steps_of_files(folder, "index|data")}
     newest.unusable.update({step: "its files are gone" for step in gone if step >= newest.step})
     if newest.prefix is None and (steps := steps_of_files(folder)):
         fault = f"the checkpoint is damaged ({newest.unusable[steps[-1]]}), and there is no other that is whole"
@@ -148,12 +149,12 @@ def newest_whole(folder: pathlib.Path) -> ChosenCheckpoint:
 
 def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
     """The whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
-    # A killed process may have left the one before.
+    # A process that was killed when it replaced the best may have left both.
     return min(_checkpoints(folder), key=lambda best: (best.prefix is None, best.score, best.step))
 
 
 def _checkpoints(folder: pathlib.Path) -> Iterator[ChosenCheckpoint]:
-    """Yields whole checkpoints, the newest first, and last one without files; all share what can't be used so far."""
+    """Yields whole checkpoints, newest first, then one without files; all share `unusable`, which grows meanwhile."""
     unusable: dict[int, str] = {}
     for step in reversed(steps_of_files(folder, "index|data")):
         prefix = f"{folder}/step-{step}"
@@ -213,7 +214,7 @@ class TrainingState:
 
     def _keep_newest(self, step: int) -> None:
         """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
-        whole, listed = steps_of_files(self.folder), read_list(self.folder)
+        whole, listed = steps_of_files(self.folder), listed_steps(self.folder)
         # Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list was
         # written just before a process was killed.
         listed_or_newer = [earlier for earlier in whole if earlier in listed or earlier > max(listed, default=0)]
@@ -249,7 +250,7 @@ class TrainingState:
         Of several processes one `removes_leftovers` of killed ones, and its `report` takes a line about checkpoints
         that can't be used. ValueError: all are damaged, or the newest is of another architecture.
         """
-        newest = newest_whole(self.folder)
+        newest = find_newest(self.folder)
         self.saved_step, self._unusable = None, newest.unusable
         if newest.prefix is not None:
             self.saved_step = newest.step

@@ -82,7 +82,7 @@ class TrainedRun:
                 fix = "nvae-train writes one with train.keep_best. Train on, or take the latest: --checkpoint=latest"
                 raise FileNotFoundError(f"{folder.path}: no best checkpoint in {place}; {fix}")
             return best.prefix
-        newest = checkpoints.newest_whole(folder.checkpoints)
+        newest = checkpoints.find_newest(folder.checkpoints)
         if newest.prefix is None:
             when = "nvae-train writes one every train.checkpoint_every_steps steps and at its end"
             fault = f"no checkpoint in {folder.checkpoints}; {when}{checkpoints.BEST_INSTEAD}"

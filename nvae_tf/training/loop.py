@@ -25,8 +25,8 @@ from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, first_words
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
 
-# Several processes ask each other whether to stop, and each looks for divergence, at fixed steps, so that an
-# interruption does not show; not at each step, that would hold up accelerators.
+# After every so many steps processes agree on whether to stop, and each looks for divergence: a look holds up
+# accelerators. These steps are fixed, so that an interrupted run takes the same course.
 _LOOK_EVERY_STEPS = 10
 # A value has grown when it is this many times its usual value, the median over the earlier half of accepted steps.
 _GROWN = 3.0
@@ -51,7 +51,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
         step, started = state.restore(StatusLine().keep, replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
-            # Several processes stop together, after a step: their outputs get a request that no signal reaches.
+            # Several processes stop together, after a step: no signal reaches the request that their outputs get.
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
@@ -81,8 +81,8 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Re
     if config.train.keep_checkpoint_every_hours:
         StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
     run.model.scan = scan
-    step = strategy.step_function(replicas.strategy, run.model, compiled)
-    return run, lambda batch: step(replicas.divided(batch))
+    step_on_replicas = strategy.step_function(replicas.strategy, run.model, compiled)
+    return run, lambda batch: step_on_replicas(replicas.divided(batch))
 
 
 def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> None:
@@ -127,7 +127,8 @@ class TrainingLoop:
         batches = training_batches(source, run.config.data, run.images_a_step, settings.seed, **how)
         batches = iterate(batches, source)
         try:
-            # `step` batches are done, those of refused steps too; the last turn writes the outputs alone.
+            # `step` batches are done, those of skipped steps too, which the learning rate and the KL warm-up do not
+            # count (`optimizer.iterations`). The last turn writes the outputs alone.
             for step in range(start, run.config.objective.total_steps + 1):
                 if run.replicas.is_chief:
                     if not self.outputs.write_due(step):  # broken off by a signal
@@ -171,8 +172,8 @@ class TrainingLoop:
             self._try_profiler(tf.profiler.experimental.stop)
 
     def _try_profiler(self, start_or_stop: Callable, *arguments: str) -> None:
-        # A run of days is worth more than its profile. A run may go back while it is profiled, or continue behind the
-        # first step.
+        # A run is worth more than its profile. Starting fails where a rollback has left a profile open, stopping where
+        # the run was continued behind the first profiled step.
         try:
             start_or_stop(*arguments)
         except Exception as error:

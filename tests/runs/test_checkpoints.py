@@ -127,7 +127,7 @@ def test_instead_of_a_damaged_one_the_one_before_is_used(folder, model, change, 
     assert contents(folder.checkpoints) == before
     # The damaged one does not count as one of the two, and is replaced when its step comes.
     save(state, model, 7)
-    assert checkpoints.read_list(folder.checkpoints) == [5, 7]
+    assert checkpoints.listed_steps(folder.checkpoints) == [5, 7]
     save(state, model, 10)
     assert saved_steps(folder.checkpoints) == [7, 10]
     assert restored(folder, model)[1:] == (10, [])
@@ -219,7 +219,7 @@ def test_step_0_is_kept_until_there_is_another(empty_run, model):
     assert step == 0
     save(later, model, 5, 7, 8)
     assert checkpoints.steps_of_files(empty_run.checkpoints) == [7, 8, 9]
-    assert checkpoints.read_list(empty_run.checkpoints) == [7, 8]
+    assert checkpoints.listed_steps(empty_run.checkpoints) == [7, 8]
     moved = empty_run.path.rename(empty_run.path.with_name("moved"))
     assert tf.train.latest_checkpoint(str(moved / "checkpoints")) == str(moved / "checkpoints" / "step-8")
 
@@ -233,7 +233,7 @@ def test_what_is_not_listed_is_kept_for_good_if_it_is_older_than_the_list(folder
     state, step, reported = restored(folder, model)
     assert step == 12 and not reported
     save(state, model, 14)
-    assert saved_steps(place) == [3, 12, 14] and checkpoints.read_list(place) == [12, 14]
+    assert saved_steps(place) == [3, 12, 14] and checkpoints.listed_steps(place) == [12, 14]
 
 
 def test_only_a_lower_score_is_kept(empty_run, model):
