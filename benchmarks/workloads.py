@@ -140,18 +140,21 @@ class Training:
     def __init__(self, preset: str, batch_size: int, folder: pathlib.Path | None = None, **changed: Any):
         import tensorflow as tf
 
-        from nvae_tf.training import run, strategy
+        from nvae_tf.runs.loading import model_for_training
+        from nvae_tf.training import strategy
 
         changed = {"train.batch_size": batch_size, "train.strategy": "one_device"} | changed
         config = presets.experiment_config(preset, changed)
         self._replicas = strategy.chosen_replicas(config.train)
         compiled, scan = strategy.configure_runtime(config.train, self._replicas.count)
-        # What a step takes does not depend on the length of an epoch, nor on that of the run.
-        self._run = run.new_run(config, 1000, run.Images(None, None), replicas=self._replicas)
-        self._run.model.scan = scan
+        with self._replicas.strategy.scope():
+            # Far from its end: what a step takes does not depend on the length.
+            model = model_for_training(config, steps_per_epoch=1000, total_steps=1_000_000).model
+            model.optimizer.build(model.trainable_variables)
+        model.scan = scan
         with tf.device("CPU:0"):  # where a run's batches come from
-            self._images = random_images(config.model, self._run.images_a_step)
-        self._step = strategy.step_function(self._replicas.strategy, self._run.model, compiled)
+            self._images = random_images(config.model, config.train.batch_size * self._replicas.count)
+        self._step = strategy.step_function(self._replicas.strategy, model, compiled)
         self._graph = self._step.get_concrete_function(self._replicas.divided(self._images)).graph
 
     def __call__(self) -> None:

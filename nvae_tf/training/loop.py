@@ -122,7 +122,7 @@ class TrainingLoop:
 
     def _train_from(self, start: int) -> tuple[int, int | None] | None:
         """Trains from a step on; returns None if the run has diverged and must be rolled back."""
-        run, settings, source = self.run, self.run.config.train, self.run.images.train
+        run, settings, source = self.run, self.run.config.train, self.run.train_images
         how = {"start_step": start, "shard": run.replicas.shard}
         batches = training_batches(source, run.config.data, run.images_a_step, settings.seed, **how)
         batches = iterate(batches, source)

@@ -41,7 +41,7 @@ class RunOutputs:
         self.metrics = MetricsFile(folder.metrics_file)
         log = WandbLog if self._settings.logger == "wandb" else TensorBoardLog
         self._log = log(folder.path if log is WandbLog else folder.tensorboard, named_settings(run.config))
-        self._batch_size = min(self._settings.batch_size, run.images.test.count)
+        self._batch_size = min(self._settings.batch_size, run.test_images.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
         self._last_means: dict[str, float] = {}  # of the last whole period of `train.log_every_steps`
 
@@ -53,7 +53,7 @@ class RunOutputs:
             nelbo, place = self.test_score(self._total), shlex.quote(str(self._folder.path))
             words += (
                 f"\nTest score: {self._score_text(nelbo)} "
-                f"({self._run.images.test.count:,} images; an upper bound of the negative log-likelihood, lower is "
+                f"({self._run.test_images.count:,} images; an upper bound of the negative log-likelihood, lower is "
                 f"better).\nNext: nvae-evaluate --workdir={place}\n"
                 f"      nvae-generate --workdir={place} --output=samples.png"
             )
@@ -160,7 +160,7 @@ class RunOutputs:
         return step % interval == 0 or step == self._total
 
     def _write_evaluation(self, step: int) -> None:
-        source, count = self._run.images.test, self._run.images.test.count
+        source, count = self._run.test_images, self._run.test_images.count
         self.status.announce(f"evaluating the {count:,} test images")
         batches = evaluation_batches(source, self._run.config.data, self._batch_size, _FIXED_SEED)
 
@@ -192,7 +192,7 @@ class RunOutputs:
 
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Writes reconstructions and samples for TensorBoard, and last a file, which shows that all are there."""
-        spec, test = self._run.config.data, self._run.images.test
+        spec, test = self._run.config.data, self._run.test_images
         self.status.announce("drawing reconstructions and samples")
         originals, labels, _ = chosen_images(test, spec, "test", at_most=8, seed=_FIXED_SEED)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
@@ -215,7 +215,7 @@ class RunOutputs:
 
 def first_words(folder: RunFolder, run: Run, step: int) -> str:
     """What the run is, and that it begins or continues at a step."""
-    total_steps, images, count = run.config.objective.total_steps, run.images, run.replicas.count
+    total_steps, count = run.config.objective.total_steps, run.replicas.count
     if step >= total_steps:
         return f"{folder.path}: a finished run."
     on = f" on {count} replicas" if count > 1 else ""
@@ -226,7 +226,7 @@ def first_words(folder: RunFolder, run: Run, step: int) -> str:
     framed = f", images in a frame of {height} x {width}" if is_framed else ""
     warning = f"\nWarning: the warm-up of {warmup:,} steps (optimizer.warmup_epochs) is longer than the run."
     return (
-        f"{run.config.data.name}: {images.train.count:,} training and {images.test.count:,} test images; "
+        f"{run.config.data.name}: {run.train_images.count:,} training and {run.test_images.count:,} test images; "
         f"{run.model.plan.num_groups} latent groups, {weights:,} weights{framed}.\n"
         f"{total_steps:,} steps of {run.images_a_step} images{on}, {run.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "

@@ -30,20 +30,14 @@ from nvae_tf.training.strategy import Replicas
 _NETWORK = ("bottom_up/", "top_down/")
 
 
-class Images(NamedTuple):
-    """The images of a data set."""
-
-    train: ImageSource
-    test: ImageSource
-    held_out: bool | None = None  # whether the test images were drawn at random
-
-
 class Run(NamedTuple):
     """The parts of a run, besides its folder."""
 
     config: ExperimentConfig  # complete, see `resolve_lengths`; `objective.total_steps` is the run's length
     steps_per_epoch: int  # an epoch's last partial batch is dropped
-    images: Images
+    train_images: ImageSource
+    test_images: ImageSource
+    held_out: bool  # whether the test images were drawn at random
     model: NVAE  # compiled, with all its weights
     schedule: LoweredRate  # the learning rate of a step
     replicas: Replicas  # the devices that train
@@ -54,26 +48,11 @@ class Run(NamedTuple):
         return self.config.train.batch_size * self.replicas.count
 
 
-def new_run(
-    config: ExperimentConfig,
-    steps_per_epoch: int,
-    images: Images,
-    workdir: str | os.PathLike | None = None,
-    replicas: Replicas | None = None,
-) -> Run:
-    """A run before its first step, with the weights of `train.initialize_from` unless `workdir` has a checkpoint."""
-    replicas = replicas or Replicas()
-    with replicas.strategy.scope():
-        model, schedule = model_for_training(config, steps_per_epoch, config.objective.total_steps)
-        is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints)
-        if config.train.initialize_from is not None and not is_continued:
-            StatusLine().keep(initialize(model, config.train.initialize_from)[1])
-        model.optimizer.build(model.trainable_variables)
-    return Run(config, steps_per_epoch, images, model, schedule, replicas)
-
-
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
-    """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit."""
+    """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit.
+
+    The weights are the first ones, or those of `train.initialize_from`; a checkpoint is restored later.
+    """
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
     train, test = (load_split(config.data, split, report) for split in ("train", "test"))
@@ -85,7 +64,12 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
         check_continues(folder, config)  # its message says more than that of the images per step
     if config.data.labels:
         check_class_names(folder.images_file, train.class_names, place_of(config.data))
-    run = new_run(config, epoch, Images(train, test, holds_out(config.data)), folder.path, replicas)
+    with replicas.strategy.scope():
+        model, schedule = model_for_training(config, epoch, total_steps)
+        if config.train.initialize_from is not None and not steps_of_files(folder.checkpoints):
+            StatusLine().keep(initialize(model, config.train.initialize_from)[1])
+        model.optimizer.build(model.trainable_variables)
+    run = Run(config, epoch, train, test, holds_out(config.data), model, schedule, replicas)
     check_images_a_step(folder.images_file, run)
     return run
 
@@ -102,9 +86,8 @@ def check_images_a_step(file: pathlib.Path, run: Run) -> None:
 
 def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> None:
     """Writes `images.json`, and reports it where the numbers of images of the data set have changed."""
-    images = run.images
-    names = images.train.class_names if run.config.data.labels else None
-    now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out, names)
+    names = run.train_images.class_names if run.config.data.labels else None
+    now = ImageCounts(run.train_images.count, run.test_images.count, run.images_a_step, run.held_out, names)
     before = ImageCounts.read(file)
     if before and (before.train, before.test) != (now.train, now.test):
         report(

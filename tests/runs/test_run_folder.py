@@ -16,7 +16,7 @@ from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, lock_for_training, open_for_training
-from nvae_tf.training.run import Images, Run, check_images_a_step, initialize, new_run, note_images
+from nvae_tf.training.run import Run, check_images_a_step, initialize, note_images, run_of_folder
 from nvae_tf.training.strategy import Replicas
 from tests import refuses
 from tests.tiny_model import assert_same, shaken, tiny_config, tiny_model
@@ -121,10 +121,10 @@ def test_a_longer_run_with_other_intervals_or_moved_images_is_continued_and_writ
         assert folder.config_file.read_text() == config_to_json(other)
 
 
-def run_with(train, test, batch_size=10, held_out=None, class_names=()):
+def run_with(train, test, batch_size=10, held_out=False, class_names=()):
     parts = [types.SimpleNamespace(count=count, class_names=class_names) for count in (train, test)]
     config = ExperimentConfig(data=DataSpec(labels=bool(class_names)), train=TrainConfig(batch_size=batch_size))
-    return Run(config, None, Images(*parts, held_out), None, None, Replicas())
+    return Run(config, None, *parts, held_out, None, None, Replicas())
 
 
 def test_another_number_of_images_a_step_is_refused_and_in_all_is_reported_once(tmp_path):
@@ -248,12 +248,18 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_the_weights_of_another_unless_it_is_continued(run, tmp_path):
+def test_a_run_starts_from_the_weights_of_another_unless_it_is_continued(run, tmp_path, monkeypatch):
+    for name in ("check_model_fits", "holds_out"):
+        monkeypatch.setattr(f"nvae_tf.training.run.{name}", lambda *_: False)
+    monkeypatch.setattr("nvae_tf.training.run.load_split", lambda *_: types.SimpleNamespace(count=320))
     path, source = run
-    config, kernel = with_train(initialize_from=path), "bottom_up/stem/kernel"
-    begun, continued = (values(new_run(config, 10, Images(None, None), place).model) for place in (tmp_path, path))
-    np.testing.assert_array_equal(begun[kernel], values(source)[kernel])
-    assert np.any(continued[kernel] != begun[kernel])
+    folder, config, kernel = RunFolder(tmp_path), with_train(initialize_from=path), "bottom_up/stem/kernel"
+    begun = run_of_folder(config, folder, Replicas())
+    np.testing.assert_array_equal(values(begun.model)[kernel], values(source)[kernel])
+    open_for_training(folder.path, begun.config)
+    TrainingState(folder.checkpoints, begun.model, 1).save(1)
+    continued = run_of_folder(config, folder, Replicas())
+    assert np.any(values(continued.model)[kernel] != values(begun.model)[kernel])
 
 
 @pytest.mark.slow

@@ -19,11 +19,12 @@ from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.progress import StatusLine
+from nvae_tf.runs.loading import model_for_training
 from nvae_tf.runs.run_folder import METRICS_COLUMNS, MetricsFile, RunFolder, read_run_config
 from nvae_tf.training import outputs as outputs_module
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, WandbLog, first_words
-from nvae_tf.training.run import Images, Run, new_run
+from nvae_tf.training.run import Run
 from nvae_tf.training.strategy import Replicas
 from tests.command_fixtures import assert_shown, metrics_rows
 from tests.tiny_model import assert_same, tiny_config, tiny_model, values
@@ -104,7 +105,9 @@ def test_a_file_of_another_version_goes_on_with_a_new_column_and_keeps_those_tha
 
 def run_on_images(config):
     parts = (load_split(config.data, split) for split in ("train", "test"))
-    return new_run(config, 14, Images(*parts))
+    model, schedule = model_for_training(config, 14, 60)
+    model.optimizer.build(model.trainable_variables)
+    return Run(config, 14, *parts, False, model, schedule, Replicas())
 
 
 class StopAfter(StopRequest):
@@ -146,7 +149,7 @@ def test_a_run_begins_with_what_it_is_and_a_warning_of_a_long_warm_up(epochs, wa
     lengths = {"objective": ObjectiveConfig(total_steps=60), "optimizer": OptimizerConfig(warmup_epochs=epochs)}
     config = ExperimentConfig(model=tiny_config(), **lengths)
     parts = [types.SimpleNamespace(count=count) for count in (448, 50)]
-    run = Run(config, 14, Images(*parts), tiny_model(), None, Replicas())
+    run = Run(config, 14, *parts, False, tiny_model(), None, Replicas())
     first, _, *warning = first_words(RunFolder(tmp_path), run, 0).splitlines()
     assert first.startswith("cifar10: 448 training and 50 test images; 2 latent groups, ")
     assert first.endswith(" weights.")
