@@ -23,7 +23,7 @@ from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.passes import Decoded, inference_pass, top_down_pass
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.published.settings import model_config_from_published, objective_config_from_published
-from nvae_tf.published.weights import load_published_weights, published_array, published_tensors
+from nvae_tf.published.tensor_names import load_published_weights, published_array, published_tensors
 from nvae_tf.training.strategy import configure_runtime
 
 VALUE, NATS, GRADIENT, STEP = 1e-4, 1e-4, 1e-3, 1e-4

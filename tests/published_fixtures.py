@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.published.weights import published_array, published_tensors
+from nvae_tf.published.tensor_names import published_array, published_tensors
 from tests import FIXTURES
 from tests.tiny_model import tiny_config
 

@@ -18,7 +18,7 @@ from nvae_tf.files import atomic_file, atomic_folder, atomic_write, check_new_fo
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate, start_averages
 from nvae_tf.published import settings as published
-from nvae_tf.published import weights
+from nvae_tf.published import tensor_names
 from nvae_tf.published.torch_file import OWN_KEY, TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.runs.checkpoints import TrainingState, named_weights, restore_weights
 from nvae_tf.runs.loading import TrainedRun, model_for_training
@@ -64,12 +64,12 @@ def import_run(
         data = settings.config.data
         data = dataclasses.replace(data, path=data_path or data.path, source=data_source or data.source)
         config = dataclasses.replace(settings.config, data=data)
-        weights.check_implied_size(config.model, checkpoint.state)
+        tensor_names.check_implied_size(config.model, checkpoint.state)
         # No step is taken, so the learning rates do not matter.
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
         if report is not None:
             _write_report(report, made.model, checkpoint.state)
-        weights.load_published_weights(made.model, checkpoint.state)
+        tensor_names.load_published_weights(made.model, checkpoint.state)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     origin = dataclasses.replace(settings.origin, license=license or settings.origin.license)
@@ -159,7 +159,8 @@ def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: 
 
 def _write_report(path: pathlib.Path, model: NVAE, state: Mapping[str, np.ndarray]) -> None:
     """Writes a row for each tensor of the file, and for each weight that the file lacks."""
-    names, matched = {id(weight): name for name, weight in named_weights(model).items()}, weights.match(model, state)
+    matched = tensor_names.match(model, state)
+    names = {id(weight): name for name, weight in named_weights(model).items()}
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -203,7 +204,8 @@ def export_file(
     epoch = step * config.train.epochs // config.objective.total_steps
     if images is not None and images.a_step is not None:
         epoch = step // max(images.train // images.a_step, 1)
-    content = {"epoch": epoch, "state_dict": weights.published_state(model, step), "optimizer": {}, "global_step": step}
+    state = tensor_names.published_state(model, step)
+    content = {"epoch": epoch, "state_dict": state, "optimizer": {}, "global_step": step}
     content |= {"args": argparse.Namespace(**args), "arch_instance": published.cell_tables(config.model.cell_set)}
     own = {"config": config_to_json(config), "images": images and images.text(), "origin": origin and origin.text()}
     content |= {"scheduler": {}, "grad_scalar": {}, OWN_KEY: own}

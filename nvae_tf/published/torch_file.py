@@ -14,7 +14,7 @@ import tensorflow as tf
 from nvae_tf.errors import first_line, require
 from nvae_tf.models import NVAE
 from nvae_tf.published.settings import USED_SETTINGS, model_config_from_published, objective_config_from_published
-from nvae_tf.published.weights import COPY, COUNTER, check_implied_size, load_published_weights
+from nvae_tf.published.tensor_names import COPY, COUNTER, check_implied_size, load_published_weights
 
 OWN_KEY = "nvae_tf"  # the entry that this project adds to the files that it writes
 _AGAIN = "the file is damaged, get it again from its source"

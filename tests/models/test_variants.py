@@ -45,7 +45,7 @@ VARIANTS = {
 }
 
 
-# Whether a model can be built and named at all is seen in tests/published/test_weights.py, too.
+# Whether a model can be built and named at all is seen in tests/published/test_tensor_names.py, too.
 QUICK = "oblong; dilated; single channels"
 
 

@@ -18,8 +18,8 @@ from nvae_tf.data.spec import complete_config
 from nvae_tf.presets import experiment_config, load_settings, preset
 from nvae_tf.published import settings as forms
 from nvae_tf.published.conversion import export_file, import_run
+from nvae_tf.published.tensor_names import published_shape, published_tensors
 from nvae_tf.published.torch_file import read_torch_checkpoint
-from nvae_tf.published.weights import published_shape, published_tensors
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.loading import load_run, model_for_training
 from nvae_tf.runs.run_folder import Origin, RunFolder, read_run_config

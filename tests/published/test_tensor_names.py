@@ -5,8 +5,8 @@ import pytest
 
 from nvae_tf.latent_plan import CELL_SETS, fewest_weights
 from nvae_tf.published.settings import model_config_from_published
+from nvae_tf.published.tensor_names import load_published_weights, published_shape, published_tensors
 from nvae_tf.published.torch_file import read_torch_checkpoint
-from nvae_tf.published.weights import load_published_weights, published_shape, published_tensors
 from tests import refuses, slow_but
 from tests.tiny_model import assert_same, values
 

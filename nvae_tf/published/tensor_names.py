@@ -1,4 +1,4 @@
-"""The weights of published checkpoints: each tensor's place in this model's variables, reading and writing.
+"""The tensors of published checkpoints: their names, and the place of each in this model's variables.
 
 Published files hold one tensor a layer, channels first; here identical layers share one variable with a leading axis.
 """
