@@ -2,8 +2,8 @@
 
 `change` is what a cell or a branch does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
 A new kind of branch is a Keras layer that `nvae_tf.register_cell` registers; or, with PyTorch names, a class here that
-`ResidualCells` chooses, a named tuple with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`, and its names in
-`nvae_tf/published/tensor_names.py`.
+`ResidualCells` chooses, a named tuple with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`, its names in
+`nvae_tf/published/tensor_names.py`, and its table in `cell_tables` of `nvae_tf/published/settings.py`.
 """
 
 import functools

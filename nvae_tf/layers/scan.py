@@ -32,7 +32,8 @@ from nvae_tf.layers.packing import Packing
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights, unstacked
 
 _FEWEST_STEPS = 3  # a loop of fewer steps would take more of a program than the steps themselves
-# Operations whose results the forward loop keeps for the backward loop; all else is cheap to compute again.
+# Operations whose results the forward loop keeps for the backward loop, calls of functions as a whole; all else is
+# cheap to compute again.
 _KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "StatefulPartitionedCall")
 
 Layer = Callable[[tf.Tensor], tf.Tensor]
@@ -162,14 +163,15 @@ def _weights_of_last_steps(share: StackShare, num_steps: int, forward: ForwardPa
 
 # Both loops take `body(state, inputs[i]) -> (state, outputs[i], recorded[i])`, the first state, and `inputs`, any
 # structure of tensors `[n, ...]`. They return the last state, the outputs with an axis in front, and all records. A
-# `turn` is what TensorFlow's loop runs: it takes the number of a step, and slices its inputs for `body`.
+# `turn` is what TensorFlow's loop runs: it takes the number of a step, and slices its inputs for `body`. A table is a
+# `tf.TensorArray` with a place for each step.
 
 
 def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
     """A loop whose gradient is a second loop, which goes backward and keeps less than TensorFlow's."""
     leaves = tf.nest.flatten(inputs)
     packing = Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
-    # Packed outside of `loop`: `tf.custom_gradient` makes zeros for each argument without a gradient.
+    # Packed, so that `loop` has few arguments: `tf.custom_gradient` makes zeros for each one without a gradient.
     packed_inputs = packing.pack(leaves)
 
     def body_of_packed(state: tf.Tensor, slices: list[tf.Tensor]) -> tuple:

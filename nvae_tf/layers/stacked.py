@@ -32,7 +32,7 @@ class ForwardPass:
     # A training pass in which data-dependent layers set their scales from the batch.
     initializing: bool = False
     labels: tf.Tensor | None = None  # the class of every image, int32 `[batch]`, -1 for none
-    # Layers that have parts stand in the graph themselves, not as calls of a function that all layers of a stack share.
+    # No shared functions (see `calls_shared_functions`): the operations of each layer stand in the graph themselves.
     traced_inline: bool = False
     scanned: bool = False  # equal steps are one loop of the graph, see `run_steps`
 
@@ -160,8 +160,8 @@ class StackedLayer(keras.layers.Layer):
         return outputs, [tf.concat([tensor for record in records for tensor in record], 0)] if records else []
 
     def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, Recorded]:
-        # As integers, because TensorFlow makes a gradient of zeros for each float that a call returns; as unsigned
-        # ones, because int32 is kept on the host.
+        # What is recorded leaves as integers, because TensorFlow makes a gradient of zeros for each float that a call
+        # returns; as unsigned ones, because int32 is kept on the host.
         outputs, recorded = self._apply(weights, inputs, training)
         return outputs, [tf.bitcast(vector, tf.uint32) for vector in recorded]
 

@@ -141,8 +141,8 @@ class NVAE(FittedModel):
         """All layers of a class, or of one of several, however deep in the model."""
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
-    # Cached, not set in the constructor: Keras would track these layers a second time. Do not rename them: a `.keras`
-    # file holds a layer under the alphabetically first attribute that leads to it, which often is one of these two.
+    # `batch_norms` and `convolutions` must keep their names: a `.keras` file holds a layer under the alphabetically
+    # first attribute that leads to it. Cached: Keras would track what the constructor sets a second time.
 
     @functools.cached_property
     def batch_norms(self) -> list[layers.StackedBatchNormalization]:
@@ -197,8 +197,8 @@ class NVAE(FittedModel):
         """Latents of images, one `[batch, height, width, latent channels]` a group, top group first.
 
         Draws from the posterior, or its means, after the flows; their method `numpy()` gives arrays. With `active_only`
-        only a tenth of all latent channels come from there, those with the largest mean KL over these images; the
-        others are at the prior's mean given the groups above. It may also be a mask, see `latents.active_channels`.
+        a tenth of all latent channels are the posterior's, those with the largest mean KL over these images; all others
+        are at the prior's mean given the groups above. It may also be a mask, see `latents.active_channels`.
         Example: `latents = model.encode(images, seed=1)`
         """
         kept = None if isinstance(active_only, bool) else boolean_mask(active_only, "active_only")
@@ -288,7 +288,7 @@ class NVAE(FittedModel):
         check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is that of one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
 
-    # `nvae_tf.compression` imports this module, so that it is imported when it is called.
+    # `nvae_tf.compression` imports this module; so its codec is imported here only when it is called.
 
     def compress(
         self, images, labels=None, chunk: int = 500, tolerance: float = 2.0**-17, verify: bool = True
@@ -392,9 +392,9 @@ class NVAE(FittedModel):
 
         The measurement is `operator.apply(images)` and noise of standard deviation `sigma`, pixels being in [0, 1]; the
         operators are in `nvae_tf.models.restoration`, which has the method. After `pnp_steps` (None: 20, but none where
-        sigma is at least 0.1, or a tensor of a graph) come `steps` of gradient descent; with 0 of these it is quick and
-        less exact. It begins at the posterior's means, or with a seed at draws, which differ where the measurement
-        leaves much open. ValueError for models of noisy images, whose `variance` is not that of the signal.
+        sigma is at least 0.1, or a tensor of a graph) come `steps` of gradient descent; `steps=0` is quick and less
+        exact. It begins at the posterior's means, or with a seed at draws, which differ where the measurement leaves
+        much open. ValueError for models of noisy images.
         Example: `images = model.restore(damaged, restoration.Mask(missing), sigma=0.0)`
         """
         check(not self.config.is_denoising, "restore: this model, of data.noise, is not for other damage; use denoise")

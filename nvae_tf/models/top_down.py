@@ -57,7 +57,7 @@ class TopDownScale(keras.layers.Layer):
         self.num_groups = len(scale.groups)
         self.num_top_groups = 1 if index == 0 else 0
         # A vanilla model is one latent group, a plain VAE without a state.
-        self.is_vanilla, self.is_residual = plan.is_vanilla, config.residual_distributions
+        self.is_vanilla, self.has_relative_posteriors = plan.is_vanilla, config.residual_distributions
         self.num_latent, self.num_flows = num_latent, config.num_flows
         self.cells_per_group = config.num_cells_per_group_decoder
         branch = plan.cells.decoder
@@ -76,7 +76,8 @@ class TopDownScale(keras.layers.Layer):
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
             self.up = ResidualCells(1, branch, decoder_channels, larger, config, dtype=dtype)
-        # Added to the state; and in the top group, where these do not follow from the state, to prior and posterior.
+        # Class vectors are added to the state; in the top group, whose prior and posterior do not depend on the state,
+        # to these too.
         self.classes = self.classes_of_prior = self.classes_of_posterior = None
         if config.num_classes:
             check(not plan.is_vanilla, f"model.num_classes = {config.num_classes}: needs more than one latent group")
@@ -129,7 +130,7 @@ class TopDownScale(keras.layers.Layer):
             elif self.classes_of_posterior:
                 feature = self.classes_of_posterior.add_to(feature, forward)
             parameters = tf.cast(posterior_layer(feature), tf.float32)
-            return prior_parameters + parameters if self.is_residual else parameters
+            return prior_parameters + parameters if self.has_relative_posteriors else parameters
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)
@@ -176,7 +177,7 @@ class TopDown(keras.layers.Layer):
         self.built = True
 
     def make_weights(self, forward: ForwardPass) -> tf.Tensor:
-        """The state that the network begins with, by `weights_of`, so that a loop reads it once (`pass_of_loop`)."""
+        """The state that the network begins with; a weight of the pass, so that `passes.pass_of_loop` reads it once."""
         return tf.cast(self.start, self.compute_dtype)
 
     def run(

@@ -34,7 +34,7 @@ class LossAndGradients(NamedTuple):
     """What a training step needs of the loss of a batch."""
 
     metrics: StepMetrics  # of this replica's images
-    gradients: list[tf.Tensor]  # of the trainable weights; added up over all replicas they are those of the batch
+    gradients: list[tf.Tensor]  # of the trainable weights, times the loss scale; their sum over replicas is the batch's
     updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
 
 
@@ -71,7 +71,7 @@ def loss_and_gradients(model, images: tf.Tensor, labels: tf.Tensor | None, step:
     forward = training_pass(model, labels)
     with tf.GradientTape() as tape:
         metrics, *_ = loss_terms(model, images, noise, step, forward)
-        scaled_loss = _as_differentiated(model, metrics.loss)
+        scaled_loss = _scaled_for_optimizer(model, metrics.loss)
     return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
 
 
@@ -106,7 +106,7 @@ def kept_labels(model, labels: tf.Tensor | None, step, first=None, seed=None) ->
 def loss_terms(
     model, images: tf.Tensor, noise: Sequence, step: tf.Tensor, forward: ForwardPass, regularize: bool = True
 ) -> tuple[StepMetrics, objectives.Elbo, tf.Tensor]:
-    """The metrics, with the training loss (sections 3.2 and 4 of the paper), the bound, and the regularizers' part.
+    """The metrics (with the training loss, sections 3.2 and 4 of the paper); the bound; the weighted regularizers.
 
     `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
     batch statistics. With `regularize` False the loss has no regularizers of the weights, and there are no norms.
@@ -114,7 +114,7 @@ def loss_terms(
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        # The same values; for less memory, the regularizers' gradients wait until those of the network are done.
+        # Both are unchanged. To need less memory, the regularizers' gradients wait until those of the network are done.
         network_images, regularizers = objectives.gradients_after_network(images, regularizers)
     features = model.bottom_up.features(network_images, forward)
     sources = list(map(PosteriorSource, features, noise))
@@ -155,8 +155,8 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
         forward = training_pass(model, some_labels)
         with tf.GradientTape() as tape:
             metrics, *_ = loss_terms(model, some_images, noise, step, forward, regularize=False)
-            scaled_loss = _as_differentiated(model, metrics.loss) / count
-        # New running statistics are linear in those of a batch, so that their mean is that of the whole batch.
+            scaled_loss = _scaled_for_optimizer(model, metrics.loss) / count
+        # The update is linear: the sum of these parts is the update by the mean of the microbatches' statistics.
         new_values = {id(variable): value / count for variable, value in forward.updates()}
         new_statistics = [new_values[id(variable)] for variable in statistics]
         return _gradients(model, tape, scaled_loss), new_statistics, [value / count for value in metrics[:3]]
@@ -169,7 +169,7 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
         spectral_norms, regularizers = weight_regularizers(model, forward)
         weight = objectives.regularization_weight(objectives.kl_weight(step, model.objective), model.objective)
         weighted_regularizers = regularizers * weight
-        scaled_loss = _as_differentiated(model, weighted_regularizers)
+        scaled_loss = _scaled_for_optimizer(model, weighted_regularizers)
     gradients = list(map(tf.add, _gradients(model, tape, scaled_loss), gradients))
     updates = forward.updates() + list(zip(statistics, new_statistics, strict=True))
     return LossAndGradients(StepMetrics(loss + weighted_regularizers, *parts, spectral_norms), gradients, updates)
@@ -195,7 +195,7 @@ def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tens
     if _joins_small_weights(model):  # one reduction for all small gradients, not a kernel each
         gradients = Packing(gradients, MOST_JOINED_VALUES).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
-    squared_norm /= tf.square(_as_differentiated(model, 1.0))  # undoes the loss scale and the division by replicas
+    squared_norm /= tf.square(_scaled_for_optimizer(model, 1.0))  # undoes the loss scale and the division by replicas
     *means, squared_norm = replica_means([*metrics[:3], squared_norm])
     return StepMetrics(*means, tf.stop_gradient(metrics.spectral_norms), tf.sqrt(squared_norm))
 
@@ -254,7 +254,7 @@ def _joins_small_weights(model) -> bool:
     return _has_loops(model) and cpu_kernels.has_gpus()
 
 
-def _as_differentiated(model, loss: tf.Tensor | float) -> tf.Tensor:
+def _scaled_for_optimizer(model, loss: tf.Tensor | float) -> tf.Tensor:
     # Times the loss scale over the replicas: the optimizer adds the gradients of all replicas, and undoes the scale.
     return model.optimizer.scale_loss(loss / replica_count())
 

@@ -31,7 +31,7 @@ class Elbo(NamedTuple):
 
 def kl_per_element(latent: Latent) -> tf.Tensor:
     """One group's KL in nats, an element for each of the latent's, `[batch, height, width, latent channels]`."""
-    # With flows, whose log-determinant is 0, a one-sample estimate; else analytic.
+    # With flows, whose log-determinant is 0, a one-sample estimate; else analytic, see soft_clamped_normal.py.
     if latent.has_flows:
         return latent.posterior.log_prob(latent.z_before_flows) - latent.prior.log_prob(latent.z)
     return tfp.distributions.kl_divergence(latent.posterior, latent.prior)

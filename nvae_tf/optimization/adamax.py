@@ -13,8 +13,8 @@ from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
 
 __all__ = ["NVAEAdamax"]  # the rest is for the training step
 _SETTINGS = ("beta_1", "beta_2", "epsilon", "l2")
-# On CPUs weights of more values than this are updated one after the other: all at once, their temporaries would take as
-# much as the activations.
+# Weights of more values than this are updated one after the other on each device: all at once, their temporaries would
+# take as much memory as the activations.
 _MOST_VALUES_AT_ONCE = 2**16
 MOST_JOINED_VALUES = 2**19  # weights of at most so many values are joined by `apply_joined_if`, for XLA on a GPU
 # The list of `postponed_assignments`; None outside of its block.
@@ -45,10 +45,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        # Set by `apply` and `apply_if`, because Keras calls `update_step` without them: what updates a weight, and the
-        # latest update of a large weight on each device.
-        self._update: Callable[..., tf.Operation | tf.Tensor] | None = None
-        self._latest_update: dict[str, list] = {}
+        # Both are set by `apply` and `apply_if`, because Keras calls `update_step` without them.
+        self._update: Callable[..., tf.Operation | tf.Tensor] | None = None  # see `_make_update`
+        self._latest_update: dict[str, list] = {}  # by device, the latest update of a large weight
 
     @variables_named_alike()
     def build(self, variables) -> None:
@@ -77,7 +76,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         return self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
 
     def _make_update(self, beta_1_power: tf.Tensor) -> Callable[..., tf.Operation | None]:
-        """A function that updates one weight: `update(weight, momentum, norm, gradient, rate)`, of three handles first.
+        """A function `update(weight, momentum, norm, gradient, rate)` of one weight; three resource handles come first.
 
         TensorFlow's kernel has the rule `v = max(beta_2 v, |g|)` and `m / (v + epsilon)` for the slot `norm`. With
         v = u - epsilon that is the rule of this class if v is lowered first:

@@ -12,7 +12,7 @@ _SMALLEST_SPREAD = 0.01  # as a fraction of the level: on very even losses, nois
 
 
 class StepGuard:
-    """Skips steps whose loss or gradients are not finite: they change no variable of model or optimizer."""
+    """Skips steps whose loss or gradients are not finite: they change no weight, slot, statistic or running mean."""
 
     def accepts(self, loss: tf.Tensor, gradient_norm: tf.Tensor) -> tf.Tensor:
         """Whether to take the step, a boolean scalar, by its loss and the norm of all gradients as one vector."""

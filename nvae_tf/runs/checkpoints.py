@@ -2,7 +2,7 @@
 
 A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
 there is no checkpoint, so a killed process leaves none that is half-written. It holds the parts of a `TrainingState`:
-weights, their averages, optimizer, metrics, step guard and schedule.
+weights and statistics, averages, optimizer, loss scale, metrics, step guard, schedule, the step; the best, its score.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints
 BEST_INSTEAD = '. --checkpoint=best, or checkpoint="best" in Python, takes the one with the best test score, if any'
 _STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
 # A checkpoint with NaN or infinity in one of these can't be continued.
-_FINITE = ("model/", "averages/", "optimizer/")
+_MUST_BE_FINITE = ("model/", "averages/", "optimizer/")
 _LOSS_SCALE = f"loss_scale/0{VALUE}"
 # Weights that only training uses, the vectors of power iterations; a shared checkpoint has none of them.
 _ONLY_TRAINING = "spectral_regularizer/"
@@ -164,7 +164,7 @@ def _checkpoints(folder: pathlib.Path) -> Iterator[ChosenCheckpoint]:
                 raise ValueError(f"its files hold the checkpoint of step {stored}")
             for name in reader.get_variable_to_shape_map():
                 value = reader.get_tensor(name)
-                if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                if name.startswith(_MUST_BE_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
                     raise ValueError(f"{name.partition('/.ATTRIBUTES')[0]} is not finite")
             score = float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")
             yield ChosenCheckpoint(unusable, score, step, prefix)
@@ -215,8 +215,8 @@ class TrainingState:
     def _keep_newest(self, step: int) -> None:
         """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
         whole, listed = steps_of_files(self.folder), listed_steps(self.folder)
-        # Those that earlier versions kept for good are not in TensorFlow's list. One that is newer than the list was
-        # written just before a process was killed.
+        # This run's are in TensorFlow's list, or newer than the list, which a killed process had not written yet.
+        # Others stay: earlier versions kept some for good.
         listed_or_newer = [earlier for earlier in whole if earlier in listed or earlier > max(listed, default=0)]
         own = [*(earlier for earlier in listed_or_newer if 0 < earlier < step and earlier not in self._unusable), step]
         # A killed process may have left data files without an index.
@@ -356,7 +356,7 @@ def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bo
     weights = named_weights(model, all_weights)
     checkpoint = tf.train.Checkpoint(model=nested(weights), step=tf.Variable(step, dtype=tf.int64))
     if are_averages:
-        # For `restore_weights`, a mark: the same variables once more. TensorFlow stores each under its first name.
+        # `restore_weights` knows averages by the names `averages/...`: second names of the variables, stored once.
         checkpoint.averages = nested({name: weight for name, weight in weights.items() if weight.trainable})
     write_checkpoint(folder, step, checkpoint.write)
     return f"{folder}/step-{step}"

@@ -51,7 +51,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
         step, started = state.restore(StatusLine().keep, replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
-            # Several processes stop together, after a step: no signal reaches the request that their outputs get.
+            # Several processes stop together, after a step: their outputs get a request that no signal sets.
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
@@ -121,24 +121,26 @@ class TrainingLoop:
         return result
 
     def _train_from(self, start: int) -> tuple[int, int | None] | None:
-        """Trains from a step on; returns None if the run has diverged and must be rolled back."""
+        """Trains from a step on. Returns the last step and None; when interrupted, the saved step and the signal; None
+        if the run has diverged and must be rolled back.
+        """
         run, settings, source = self.run, self.run.config.train, self.run.train_images
         how = {"start_step": start, "shard": run.replicas.shard}
         batches = training_batches(source, run.config.data, run.images_a_step, settings.seed, **how)
         batches = iterate(batches, source)
         try:
-            # `step` batches are done, those of skipped steps too, which the learning rate and the KL warm-up do not
-            # count (`optimizer.iterations`). The last turn writes the outputs alone.
+            # `step` counts batches, those of skipped steps too; `optimizer.iterations`, which learning rate and KL
+            # warm-up follow, does not count these. The last turn only writes the outputs.
             for step in range(start, run.config.objective.total_steps + 1):
                 if run.replicas.is_chief:
                     if not self.outputs.write_due(step):  # broken off by a signal
-                        return self._interrupt(step, self.stop.signal_number)
+                        return self._save_and_end(step, self.stop.signal_number)
                     if settings.keep_best and self.outputs.is_evaluated(step):
                         self.state.save_if_best(step, self.outputs.test_score(step))
                 if step == run.config.objective.total_steps:
                     return step, None
                 if (signal_number := self.signal_at(step)) is not None:  # that all processes stop for
-                    return self._interrupt(step, signal_number)
+                    return self._save_and_end(step, signal_number)
                 if step % settings.log_every_steps == 0:
                     # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
                     run.model.reset_metrics()
@@ -152,7 +154,7 @@ class TrainingLoop:
                     self._save(step + 1)
         except BadPicture:
             # A checkpoint, as for a signal: the run can continue once the damaged file is fixed.
-            self._interrupt(step)
+            self._save_and_end(step)
             raise
         finally:
             batches.close()
@@ -198,7 +200,7 @@ class TrainingLoop:
             self.state.save(step)
         self.state.saved_step, self.saved_at = step, time.monotonic()  # the others count the chief's checkpoint too
 
-    def _interrupt(self, step: int, signal_number: int | None = None) -> tuple[int, int | None]:
+    def _save_and_end(self, step: int, signal_number: int | None = None) -> tuple[int, int | None]:
         # Not among skipped steps: a rollback after them must go to the checkpoint to which it would go anyway.
         if self.state.saved_step != step and not skipped_in_a_row(self.run.model):
             self._save(step)
