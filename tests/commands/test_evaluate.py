@@ -10,7 +10,7 @@ from PIL import Image
 
 import nvae_tf
 from nvae_tf.config import DataSpec
-from nvae_tf.evaluation.fid import named_extractor
+from nvae_tf.evaluation import fid
 from nvae_tf.evaluation.probe import load_probe
 from nvae_tf.evaluation.table import interval
 from nvae_tf.progress import StatusLine
@@ -126,11 +126,22 @@ def test_metrics_of_the_same_checkpoint_are_kept_and_of_another_are_not(done, fi
     assert (run / "evaluation" / "evaluation-damaged.json").read_text() == "{"
 
 
+# The distance of Inception's 2048 features takes longer than all else here.
+FEW = 32
+WITH_FEW_FEATURES = f"""
+import runpy
+from nvae_tf.evaluation import fid
+fid.NUM_FEATURES = {FEW}
+runpy.run_module("train.evaluate", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_fid_with_a_graph_of_the_same_form_and_replicas(commands, done, run, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fid, "NUM_FEATURES", FEW)
     graph = tmp_path / "classify_image_graph_def.pb"
-    graph.write_bytes(stand_in().SerializeToString())
+    graph.write_bytes(stand_in(FEW).SerializeToString())
     flags = ["--metrics=fid", f"--inception={graph}", "--fid_samples=40", "--temperature=0.8", "--seed=3"]
     printed = done(*evaluation(run, *flags)[1:])
     assert "not the published Inception graph" in printed and "features of the 1,437" in printed
@@ -143,7 +154,8 @@ def test_fid_with_a_graph_of_the_same_form_and_replicas(commands, done, run, who
     readjusted_value = metrics_of(run)["fid"]["value"]
     assert readjusted_value != first["value"]
     flags += ["--metrics=elbo,iw,fid", "--importance_samples=20", "--batch_size=60", "--replicas=2"]
-    commands.output_of(evaluation(run, *flags))
+    (tmp_path / "evaluate.py").write_text(WITH_FEW_FEATURES)
+    commands.output_of([tmp_path / "evaluate.py", *evaluation(run, *flags)[2:]])
     measured, expected = metrics_of(run), metrics_of(whole[0])
     assert measured["fid"]["value"] == pytest.approx(readjusted_value, rel=1e-3) and measured["batch_size"] == 120
     for name in ("nelbo_nats", "importance_weighted_nats", "reconstruction_nats", "kl_nats"):
@@ -158,7 +170,7 @@ def test_features_of_the_users_own_have_a_name_that_changes_with_their_module(tm
         (tmp_path / "my_features.py").write_text(text)
         sys.modules.pop("my_features", None)
         importlib.invalidate_caches()
-        extractor = named_extractor("my_features:Means")
+        extractor = fid.named_extractor("my_features:Means")
         assert extractor.features(3) in (3, 6)
         names.add(extractor.name)
     assert len(names) == 2 and all(name.startswith("means (my_features, ") for name in names)

@@ -13,24 +13,24 @@ def features_of(graph, pixels):
         return session.run(pool, {"ExpandDims:0": pixels[np.newaxis]})[0, 0, 0]
 
 
-def stand_in():
+def stand_in(num_features=NUM_FEATURES):
     random = np.random.RandomState(0)
     with tf.Graph().as_default() as graph:
         decoded = tf.raw_ops.DecodeJpeg(contents=tf.constant(b"", name="DecodeJpeg/contents"), name="DecodeJpeg")
         image = tf.raw_ops.ExpandDims(input=tf.cast(decoded, tf.float32), axis=0, name="ExpandDims")
         state = tf.raw_ops.ResizeBilinear(images=image, size=[299, 299], name="ResizeBilinear")
         state = tf.raw_ops.Mul(x=tf.raw_ops.Sub(x=state, y=128.0, name="Sub"), y=1.0 / 128.0, name="Mul")
-        kernel = random.normal(size=(1, 1, 3, NUM_FEATURES), scale=0.4).astype(np.float32)
+        kernel = random.normal(size=(1, 1, 3, num_features), scale=0.4).astype(np.float32)
         state = tf.raw_ops.Conv2D(input=state, filter=kernel, strides=[1, 42, 42, 1], padding="VALID")
         # The second has a scale, the first has none.
         for ending in ("", "_2"):
             for part in ("mean", "variance", "beta", "gamma"):
-                tf.constant(random.uniform(0.5, 2.0, NUM_FEATURES).astype(np.float32), name=part + ending)
+                tf.constant(random.uniform(0.5, 2.0, num_features).astype(np.float32), name=part + ending)
             state = tf.identity(state, name=f"batchnorm{ending}")
             with tf.control_dependencies([tf.debugging.check_numerics(state, "not finite")]):
                 state = tf.nn.relu(tf.identity(state)) if not ending else tf.identity(state)
         pool = tf.raw_ops.AvgPool(value=state, ksize=[1, 8, 8, 1], strides=[1, 1, 1, 1], padding="VALID", name="pool_3")
-        tf.raw_ops.Reshape(tensor=pool, shape=[1, NUM_FEATURES], name="pool_3/_reshape")
+        tf.raw_ops.Reshape(tensor=pool, shape=[1, num_features], name="pool_3/_reshape")
     definition = graph.as_graph_def(add_shapes=True)
     definition.versions.producer = 8
     for node in definition.node:
