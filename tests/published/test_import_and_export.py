@@ -15,7 +15,7 @@ import nvae_tf
 import nvae_tf.published.torch_file as torch_files
 from nvae_tf.config import ExperimentConfig, ModelConfig, OptimizerConfig, config_to_json, resolve_lengths
 from nvae_tf.data.spec import complete_config
-from nvae_tf.presets import experiment_config, load_settings, preset
+from nvae_tf.presets import experiment_config, load_settings
 from nvae_tf.published import settings as forms
 from nvae_tf.published.conversion import export_file, import_run
 from nvae_tf.published.tensor_names import published_shape, published_tensors
@@ -333,8 +333,8 @@ def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content,
         nvae_tf.from_torch_checkpoint(saved(content))
 
 
-# A file of a published architecture at full size, with random weights: it is imported, in little memory.
-PARAMETERS = 130_852_480
+# A file of a fifth of a gigabyte, of few groups with many channels: models of many groups take long to make.
+FEW = {"model.num_groups_per_scale": 2, "model.num_channels_encoder": 320, "model.num_channels_decoder": 320}
 MEGABYTE = 1 << 20
 # Imports, and prints the peak of the process's memory above that of one which has only started its libraries, in kB.
 PROGRAM = """
@@ -352,10 +352,10 @@ print(peak() - before)
 
 
 def write_published_file(path, published):
-    """Writes a file of CIFAR-10's architecture, of numbers drawn once; returns its parameters and its last weight."""
+    """Writes a file of numbers drawn once; returns its parameters and its last weight."""
     import torch
 
-    config = experiment_config(preset("cifar10"))
+    config = experiment_config("cifar10", FEW)
     drawn = 0.05 * torch.randn(30_000_000, generator=torch.Generator().manual_seed(0))
     state, parameters = {}, 0
     for number, tensor in enumerate(published_tensors(published.without_arrays(config.model))):
@@ -374,11 +374,10 @@ def write_published_file(path, published):
 
 
 @pytest.mark.slow
-def test_a_full_size_file_is_imported(published, tmp_path):
+def test_a_large_file_is_imported_in_little_memory(published, tmp_path):
     file, run = tmp_path / "published.pt", tmp_path / "run"
     try:
         parameters, last = write_published_file(file, published)
-        assert parameters == PARAMETERS
         peak = 1024 * int(output_of(["-c", PROGRAM, file, run]).split()[-1])
         # The model's: its weights and the optimizer's slots.
         assert peak <= file.stat().st_size + 3 * 4 * parameters + 100 * MEGABYTE
