@@ -191,6 +191,7 @@ def local_server(
         stack.callback(lambda: calls.stop(_SECONDS_TO_END).wait())
         limits = {"limit_concurrency": _MOST_CONNECTIONS, "timeout_keep_alive": _IDLE_SECONDS}
         limits |= {"timeout_graceful_shutdown": _SECONDS_TO_END, "log_level": "error", "lifespan": "off"}
+        limits["log_config"] = None  # Uvicorn's own would close the log handlers of this process, and their files
         web = uvicorn.Server(uvicorn.Config(_web_application(model, enable_cors, pages), **limits))
         thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
         thread.start()
