@@ -33,7 +33,7 @@ def images_of(model, count=COUNT):
 def model():
     """Has stacks of several layers, whose weights the converter may not confuse."""
     # With the seed 1 hidden layers of gates are 0 for nearly all inputs, which int8 takes badly.
-    return model_of(dataclasses.replace(CONFIG, num_groups_per_scale=2, num_cells_per_group_decoder=2), seed=2)
+    return model_of(dataclasses.replace(CONFIG, num_cells_per_group_decoder=2), seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,7 @@ def test_a_device_computes_what_the_models_own_methods_give(request, float32, ki
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["decode", "reconstruct"])
-def test_every_mode_has_builtins_alone_smaller_weights_and_similar_images(model, saved, float32, name):
+def test_every_mode_has_builtins_alone_smaller_weights_and_similar_images(model, saved, float32, name="reconstruct"):
     signatures, folder = DeviceSignatures(model), saved("flows", name)
     inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
     sizes, psnr = {}, {}
@@ -105,8 +104,8 @@ def test_every_mode_has_builtins_alone_smaller_weights_and_similar_images(model,
     tensors = Interpreter(model_content=content).get_tensor_details()
     assert mode == "int8" and sum(tensor["dtype"] == np.int8 for tensor in tensors) > len(tensors) / 2
     assert max(sizes[mode] for mode in MODES if mode != "none") < 0.9 * sizes["none"]
-    # Through so many layers of random weights int8 reaches 33 and 34 dB: for its quality see below.
-    assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 30
+    # Through so many layers of random weights int8 reaches 47 dB: for its quality see below.
+    assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 40
 
 
 def test_8_bits_are_enough_for_a_shallow_model(vanilla_model, saved):
