@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.evaluation.outliers import calibrate
 from nvae_tf.models import NVAE
 from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
+from nvae_tf.serving import verification
 from nvae_tf.serving.saved_model import Origin, export_saved_model
+from tests import forked
 from tests.command_fixtures import made_once
 from tests.serving.model_servers import PROTOCOLS, REAL_SERVER, real_servers, save_texts, served, with_few_warm_ups
 from tests.tiny_model import shaken
@@ -32,6 +35,19 @@ def model_of(config, seed=1):
     return shaken(NVAE(config, seed=seed, label_dropout=0.1))
 
 
+def exported(*arguments, **settings):
+    """Exports; what checks the numbers is a fork here, test_benchmarks.py has it as a process that starts anew."""
+
+    def run(command, cwd, env, **_):
+        program = pathlib.Path(cwd, "program.py")
+        program.write_text(command[3])
+        return forked.run([program, *command[4:]], cwd, env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "subprocess", types.SimpleNamespace(run=run))
+        export_saved_model(*arguments, **settings)
+
+
 @pytest.fixture(scope="session")
 def model():
     return model_of(CONFIG)
@@ -41,7 +57,7 @@ def model():
 def folder(model, tmp_path_factory):
     def export(folder):
         origin = Origin({"step": 1200}, {"nelbo_nats": 3.5}, examples={"images": EXAMPLES})
-        export_saved_model(model, folder / "tiny" / "all", 3, origin=origin)
+        exported(model, folder / "tiny" / "all", 3, origin=origin)
 
     return made_once(tmp_path_factory, "models", export) / "tiny" / "all" / "3"
 
@@ -69,7 +85,7 @@ def conditional_model():
 @pytest.fixture(scope="session")
 def conditional_folder(conditional_model, tmp_path_factory):
     def export(folder):
-        export_saved_model(conditional_model, folder / "all", 1, origin=Origin(examples=CONDITIONAL_EXAMPLES))
+        exported(conditional_model, folder / "all", 1, origin=Origin(examples=CONDITIONAL_EXAMPLES))
 
     return made_once(tmp_path_factory, "pets", export) / "all" / "1"
 

@@ -25,7 +25,7 @@ from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from nvae_tf.serving.tflite import folded_signatures, run_images
 from nvae_tf.serving.verification import RECORD, read_record, verified
 from tests import FIXTURES, ROOT, refuses
-from tests.serving.conftest import VANILLA_CONFIG
+from tests.serving.conftest import VANILLA_CONFIG, exported
 from tests.serving.model_servers import IMAGES
 from tests.tiny_model import flat, tiny_config
 
@@ -95,7 +95,7 @@ def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
 @pytest.mark.slow
 def test_half_precision_weights_are_half_as_long_and_hardly_move_the_pictures(vanilla_model, tmp_path, monkeypatch):
     monkeypatch.setattr(Signatures, "names", ("sample", "reconstruct"))
-    export_saved_model(vanilla_model, tmp_path, weights="bfloat16")
+    exported(vanilla_model, tmp_path, weights="bfloat16")
     half = tmp_path / "1"
     reader = tf.train.load_checkpoint(str(half / "variables" / "variables"))
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
