@@ -17,6 +17,8 @@ import tempfile
 import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Threads of OpenBLAS wait in loops: a fit of scikit-learn takes with two of them seventeen times the processor time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # With clients of other tests in the process, gRPC would write into the output of every process that a test starts.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # What XLA has compiled in one process others need not compile: a kernel takes a sixth of a second, a step far more.
