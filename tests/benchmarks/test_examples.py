@@ -64,15 +64,15 @@ def test_the_table_pairs_the_runs_of_a_seed_and_says_when_a_recipe_is_as_good(tm
 
 
 SMALLER = """
-import dataclasses
+from dataclasses import replace
 from examples import score_per_hour
 from benchmarks import results
 from tests.tiny_model import ARCHITECTURE
 settings_of = score_per_hour.settings_of
 
 def smaller(*given):
-    config, sizes = settings_of(*given), ARCHITECTURE | {"num_latent_scales": 1}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
+    config = settings_of(*given)
+    return replace(config, model=replace(config.model, **ARCHITECTURE | {"num_latent_scales": 1}))
 
 score_per_hour.settings_of = smaller
 results.run_recipe("examples.score_per_hour", score_per_hour.__doc__, score_per_hour.run)

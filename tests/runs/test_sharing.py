@@ -290,8 +290,7 @@ def test_the_bundled_model_of_clothes_draws_a_class_from_its_reweighted_prior():
     # A sneaker is in the lower half of the image, a bag fills it.
     assert sneakers[:, :10].mean() < 0.05 < bags[:, :10].mean()
     noise = np.random.default_rng(0).random([4, 28, 28, 1], np.float32)
-    scores = run.model.outlier_score(np.concatenate([sneakers, noise]))
-    likely, unlikely = np.split(scores.mahalanobis_p_value.numpy(), 2)
+    likely, unlikely = np.split(run.model.outlier_score(np.concatenate([sneakers, noise])).mahalanobis_p_value, 2)
     assert likely.min() > 0.1 and unlikely.max() < 0.01
 
 

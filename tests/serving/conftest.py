@@ -39,8 +39,7 @@ def exported(*arguments, **settings):
     """Exports; what checks the numbers is a fork here, test_benchmarks.py has it as a process that starts anew."""
 
     def run(command, cwd, env, **_):
-        program = pathlib.Path(cwd, "program.py")
-        program.write_text(command[3])
+        (program := pathlib.Path(cwd, "program.py")).write_text(command[3])
         return forked.run([program, *command[4:]], cwd, env)
 
     with pytest.MonkeyPatch.context() as patch:

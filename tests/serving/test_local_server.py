@@ -160,11 +160,10 @@ def test_a_version_that_cannot_be_loaded_is_reported_with_its_cause(folder, tmp_
 def test_the_newest_version_is_served_and_no_other(texts_folder, tmp_path):
     for number in ("2", "10"):
         shutil.copytree(texts_folder, tmp_path / number)
-    log = logging.FileHandler(tmp_path / "log")
-    with served("texts", tmp_path) as servers, servers.client("grpc", "texts", label="stable") as client:
-        refuses("version 10 of texts alone .NOT_FOUND", client.metadata, error=ServingError)
-    assert log.stream, "the server has closed a log of the process that it is in"
-    log.close()
+    with contextlib.closing(logging.FileHandler(tmp_path / "log")) as log:
+        with served("texts", tmp_path) as servers, servers.client("grpc", "texts", label="stable") as client:
+            refuses("version 10 of texts alone .NOT_FOUND", client.metadata, error=ServingError)
+        assert log.stream, "the server has closed a log of the process that it is in"
 
 
 def test_a_taken_port_is_refused(texts_folder, local):
