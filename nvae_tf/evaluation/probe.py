@@ -34,6 +34,7 @@ def measure_probe(task: EvaluationTask, sources: Sequence[ImageSource]) -> dict[
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
+    from threadpoolctl import threadpool_limits
 
     kinds = _representations(task, sources)
     count, tested = (len(part) for part in kinds["pixels"])
@@ -45,7 +46,8 @@ def measure_probe(task: EvaluationTask, sources: Sequence[ImageSource]) -> dict[
         # With all labels the draws are the same.
         seeds = range(1 if number == count else SPLITS)
         draws = [np.random.default_rng(seed).permutation(count)[:number] for seed in seeds]
-        scores = [probes[probe].fit(train[rows], labels[rows]).score(test, test_labels) for rows in draws]
+        with threadpool_limits(1):  # threads of a BLAS wait in loops: with two, a fit took 2 to 25 times as long
+            scores = [probes[probe].fit(train[rows], labels[rows]).score(test, test_labels) for rows in draws]
         accuracy[probe][name].append(float(np.mean(scores)))
     return {"labels": counts, "splits": SPLITS, "test_images": tested, "accuracy": accuracy}
 
