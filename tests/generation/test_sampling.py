@@ -125,6 +125,7 @@ def test_what_does_not_fit(model, latents, images):
         (lambda model, z, x: sampling.interpolate_images(model, x[:1], 2), "at least two"),
         (lambda model, z, x: sampling.interpolate_images(model, x, 2, ["keep"] * 3), "3 ways to interpolate: give one"),
         (lambda model, z, x: sampling.interpolate_images(model, x, 2, "sphericla"), "did you mean 'spherical'"),
+        (lambda model, z, x: sampling.latent_direction(model, x, x[:0]), "at least one positive and one negative"),
     ):
         with pytest.raises(ValueError, match=message):
             ask(model, latents, images)

@@ -65,6 +65,21 @@ def test_score_is_the_bound_and_its_parts_add_up(run, model):
     assert_same(run("encode", image=IMAGES, seed=SEEDS)["kl"], found["kl_per_group"])
 
 
+def test_a_row_does_not_depend_on_its_neighbors_or_the_batch_size(run):
+    temperatures, latent = np.float32([1, 0.5, 2, 1]), run("encode", image=IMAGES, seed=SEEDS)["latent"]
+    keep = np.int32([[0, 1], [1, 0], [1, 1], [0, 0]])
+    for signature, inputs in {
+        "score": {"image": IMAGES, "seed": SEEDS},
+        "compose": {"latent": latent, "keep": keep, "seed": SEEDS, "temperature": np.tile(temperatures[:, None], 2)},
+    }.items():
+        together = run(signature, **inputs)
+        for rows in ([1, 3, 2], [0]):
+            some = run(signature, **{name: array[rows] for name, array in inputs.items()})
+            for name, array in together.items():
+                # A value that lies between two levels may be rounded to either.
+                assert_same(some[name], array[rows], 1 / array.max() if array.dtype == np.uint8 else 1e-5)
+
+
 def test_a_model_of_one_bit_gets_one_bit_from_files_and_scores_no_grays(vanilla_model):
     pixels = np.arange(36, dtype=np.uint8).reshape(1, 6, 6, 1) * 7
     images, are_right = images_of_files(tf.reshape(tf.io.encode_png(pixels[0]), [1]), vanilla_model.config)
