@@ -57,24 +57,30 @@ def replay(inputs: str, outputs: str, folder: str) -> None:
     """Runs all signatures on arrays `signature/input` of a .npz file, by both loaders of TensorFlow; writes outputs."""
     import tensorflow as tf
 
+    given: dict[str, dict[str, np.ndarray]] = {}
     with np.load(inputs) as file:  # written by the caller
-        given = {name.partition("/")[::2]: file[name] for name in file}
+        for name in file:
+            signature, _, argument = name.partition("/")
+            given.setdefault(signature, {})[argument] = file[name]
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    results = {}
-    with ThreadPoolExecutor() as pool:  # either loader takes seconds, the most of them outside of Python
-        loading = pool.submit(tf.saved_model.load, folder)
+
+    def as_served() -> dict[str, dict[str, np.ndarray]]:
         with session_of(folder) as run:
-            stored = loading.result().signatures
-            for signature in stored.keys() - {DEFAULT}:
-                arguments = {argument: array for (name, argument), array in given.items() if name == signature}
-                if signature in AS_SERVED:
-                    made = run(signature, **arguments)
-                else:
-                    made = stored[signature](**{name: tf.constant(array) for name, array in arguments.items()})
-                results |= {f"{signature}/{name}": np.array(value) for name, value in made.items()}
+            return {signature: run(signature, **given[signature]) for signature in AS_SERVED}
+
+    with ThreadPoolExecutor() as pool:  # both take seconds, the most of them outside of Python
+        served = pool.submit(as_served)
+        stored = tf.saved_model.load(folder).signatures
+        results = {
+            signature: stored[signature](**{name: tf.constant(array) for name, array in given[signature].items()})
+            for signature in given.keys() - set(AS_SERVED)
+        }
+        results |= served.result()
+    arrays = {
+        f"{signature}/{name}": np.array(value) for signature in results for name, value in results[signature].items()
+    }
     # PNG files as an array that needs no pickle to be stored.
-    arrays = {name: array.astype("S") if array.dtype == object else array for name, array in results.items()}
-    np.savez(outputs, **arrays)
+    np.savez(outputs, **{name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()})
 
 
 def image_grid(images: np.ndarray) -> Image.Image:

@@ -5,10 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TextIO
-
-from tqdm import tqdm
-from tqdm.std import EMA
+from typing import Any, NamedTuple, TextIO
 
 _CLEARED = "\r\x1b[K"  # a terminal's line, which is written again
 
@@ -92,8 +89,10 @@ class ImageProgress:
         self.show(0)
 
 
-def image_bar(total: int) -> tqdm:
+def image_bar(total: int) -> Any:
     """A bar of images, on a terminal alone: a context manager, whose `update` takes how many more are done."""
+    from tqdm import tqdm  # here, as every command imports this module for its --help
+
     return tqdm(total=total, unit=" images", leave=False, disable=None)
 
 
@@ -101,6 +100,8 @@ class Speed:
     """Recent steps per second, without the pauses between them."""
 
     def __init__(self):
+        from tqdm.std import EMA
+
         self._seconds_per_step, self._last = EMA(smoothing=0.05), None
 
     @property

@@ -17,7 +17,6 @@ from typing import Annotated
 from absl import flags
 
 from nvae_tf import command_line, errors, progress
-from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import FIGURES
 
 CONFIG = command_line.define_config()
@@ -35,6 +34,8 @@ def main(
     may_replace = overwrite or flags.FLAGS["output"].using_default_value
     file = command_line.output_place(output, (".png",) if raw else FIGURES, may_replace).path
     errors.require("matplotlib", "reports")
+    from nvae_tf.data.spec import complete_config
+
     config = complete_config(CONFIG.value, flags.FLAGS["config"].override_values)
     errors.start_tensorflow_quietly()
     from nvae_tf.data.inspection import inspect

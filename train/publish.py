@@ -14,7 +14,6 @@ Exit code: 0 done, 2 a mistake in the command, or a Hub that does not take the r
 from typing import Annotated
 
 from nvae_tf import command_line, config, errors, progress
-from nvae_tf.runs.sharing import HUB
 
 
 def main(
@@ -25,6 +24,7 @@ def main(
     """Publishes the run and prints where it is."""
     errors.start_tensorflow_quietly()
     from nvae_tf.reports.publishing import publish_run
+    from nvae_tf.runs.sharing import HUB
 
     published = publish_run(workdir, repo, checkpoint)
     scores = "" if published.has_scores else ", without scores: nvae-evaluate has not measured this checkpoint"

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import requests
 from PIL import Image
 
 from nvae_tf.config import whole_number
@@ -316,6 +315,8 @@ class RestTransport:
     """The requests to one model on `server`, a URL; errors are `ServingError`s without the server's name."""
 
     def __init__(self, server: str, model: str, version: int | None, label: str | None):
+        import requests  # here and below: it takes longer than all else of --help
+
         parts = ["models", model, *([] if version is None else ["versions", str(version)])]
         parts += [] if label is None else ["labels", label]
         self.url = "/".join([server.rstrip("/"), "v1", *(urllib.parse.quote(part, safe="") for part in parts)])
@@ -338,6 +339,8 @@ class RestTransport:
         return self._ask("GET", *place, seconds)
 
     def _ask(self, method: str, path: str, key: str, seconds: float, body: str | None = None) -> dict[str, Any]:
+        import requests
+
         try:
             response = self._session.request(method, self.url + path, data=body, timeout=seconds)
             answer = response.json()

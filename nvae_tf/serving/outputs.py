@@ -4,7 +4,7 @@ import json
 import pathlib
 import re
 
-from nvae_tf import errors, schemas
+from nvae_tf import errors
 from nvae_tf.files import atomic_write, check_is_no_pattern, check_new_file, check_writable, file_sha256
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
@@ -68,6 +68,8 @@ def write_digests(folder: pathlib.Path) -> None:
 
 def check_digests(folder: pathlib.Path) -> None:
     """Raises what `check_is_export` does, and ValueError if a file is missing or has another SHA-256 than recorded."""
+    from nvae_tf import schemas  # it imports NumPy, and the `--help` of three commands imports this module
+
     check_is_export(folder)
     with errors.wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
         recorded = schemas.parsed((folder / DIGESTS).read_text(), {"*": schemas.Field("text", optional=True)})
