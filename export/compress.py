@@ -73,8 +73,9 @@ def _description(path: pathlib.Path) -> str:
     """What the header of a file says; of lists, how long they are."""
     from nvae_tf.compression.files import unpacked
 
+    data = path.read_bytes()
     with wrap_read_errors(f"{path}: ", ""):
-        header, chunks = unpacked(path.read_bytes())
+        header, chunks = unpacked(data)
     lines = [f"{name}: {f'{len(value):,}' if name in ('names', 'labels') else value}" for name, value in header.items()]
     lines.append(f"chunks: {len(chunks)}, {8 * sum(map(len, chunks)) / header['images']:.2f} bits an image")
     return "\n  ".join([f"{path}: {path.stat().st_size:,} bytes", *lines])

@@ -26,8 +26,8 @@ def main(
     """Decompresses."""
     from nvae_tf.compression.files import check_output, unpacked, write_set
 
+    data = pathlib.Path(input).read_bytes()
     with wrap_read_errors(f"{input}: ", ""):
-        data = pathlib.Path(input).read_bytes()
         header, _ = unpacked(data)
     start_tensorflow_quietly()
     from nvae_tf.compression.codec import decompress, model_at

@@ -27,7 +27,7 @@ _PLACES = {  # loaded when first used: settings and plans can be checked without
     "load": "nvae_tf.runs.loading",
     "load_images": "nvae_tf.data.picture_folder",
     "save": "nvae_tf.runs.loading",
-    "register_cell": "nvae_tf.latent_plan",
+    "register_cell": "nvae_tf.layers.residual_cells",
     "register_likelihood": "nvae_tf.distributions.image_likelihood",
 }
 
@@ -37,7 +37,7 @@ def __getattr__(name: str):
         return importlib.import_module("nvae_tf.sklearn")
     if name not in _PLACES:
         raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(sorted(_PLACES))}")
-    if _PLACES[name] not in ("nvae_tf.config", "nvae_tf.presets", "nvae_tf.latent_plan"):
+    if _PLACES[name] not in ("nvae_tf.config", "nvae_tf.presets"):
         if "tensorflow" not in sys.modules:
             importlib.import_module("nvae_tf.errors").start_tensorflow_quietly()
         importlib.import_module("nvae_tf.models")  # registers the model with Keras

@@ -6,10 +6,10 @@ The network is built by walking this plan, and the names of published files and 
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nvae_tf.config import MOST_CHANNELS, ModelConfig, check, check_choice, register, whole_number
+from nvae_tf.config import MOST_CHANNELS, ModelConfig, check, check_choice, whole_number
 
 _WARNINGS_SHOWN: dict = {}  # what this process has been warned of
 
@@ -72,25 +72,6 @@ CELL_SETS = {
     "res55_mbconv": _inverted_decoder("bnswish5", "bnswish5"),
     "mbconv_res": CellSet(_THREE_TIMES, _SIX_TIMES, _BNSWISH, _BNSWISH),
 }
-
-
-def register_cell(name: str, parts: Sequence[str] = CellSet._fields) -> Callable[[type], type]:
-    """Registers a Keras layer as the residual branch of `model.cell_set = name`, as a decorator of its class.
-
-    `layer(channels)` maps `[batch, height, width, channels]` to the same shape. It stands in these `parts` of the
-    network, and the branches of "res_mbconv" in the others. Cells that change the resolution do so before it. Its
-    state may be vectors (batch norm). ValueError: the name is taken.
-    """
-
-    def registered(layer: type) -> type:
-        for part in parts:
-            check_choice(f"cell {name!r}: part", part, CellSet._fields)
-        own = dict.fromkeys(parts, LayerBranch(layer))
-        full_name = register("cell_set", name, layer, CELL_SETS)
-        CELL_SETS[full_name] = CELL_SETS["res_mbconv"]._replace(**own)
-        return layer
-
-    return registered
 
 
 class Scale(NamedTuple):

@@ -418,16 +418,18 @@ def test_a_model_of_another_size_or_likelihood_is_refused():
 
 def test_registered_names(monkeypatch):
     """A name is for one class; the same class again, of a notebook's cell that is run anew, takes its place."""
+    from nvae_tf.layers.residual_cells import register_cell
+
     monkeypatch.setattr("nvae_tf.config.REGISTERED", {"likelihood": {}, "cell_set": {}})
     monkeypatch.setattr(plans, "CELL_SETS", dict(plans.CELL_SETS))
     older, newer, other = (type(name, (), {}) for name in ("Mine", "Mine", "Other"))
-    assert plans.register_cell("mine", parts=["encoder"])(older) is older
-    assert plans.register_cell("mine")(newer) is newer
+    assert register_cell("mine", parts=["encoder"])(older) is older
+    assert register_cell("mine")(newer) is newer
     config = ModelConfig(cell_set="moved_since:mine", num_preprocess_blocks=0, num_postprocess_blocks=0)
     assert config.cell_set == f"{__name__}:mine" and config.has_masses
     assert set(plans.latent_plan(config).cells) == {plans.LayerBranch(newer)}
     for name, kind in (("mine", other), ("res_elu", other), ("my cells", other), ("number", 5)):
         with pytest.raises(ValueError, match=f"'{name}'.*(is registered already, by|register a class, by a name of)"):
-            plans.register_cell(name)(kind)
+            register_cell(name)(kind)
     with pytest.raises(ValueError, match="cell 'more': part = 'middle': not one of the choices"):
-        plans.register_cell("more", parts=["middle"])(other)
+        register_cell("more", parts=["middle"])(other)

@@ -1,25 +1,45 @@
 """Stacked residual cells: `skip(x) + residual_scale * gate * branch(x)` (Vahdat & Kautz 2020, figure 3, appendix A).
 
 `change` is what a cell or a branch does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
-A new kind of branch is a Keras layer that `nvae_tf.register_cell` registers; or, with PyTorch names, a class here that
-`ResidualCells` chooses, a named tuple with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`, its names in
-`nvae_tf/published/tensor_names.py`, and its table in `cell_tables` of `nvae_tf/published/settings.py`.
+A new kind of branch is a Keras layer that `register_cell` registers. One of the package's own, with PyTorch names, is a
+class here that `ResidualCells` chooses, a named tuple with a line of `CELL_SETS` in `nvae_tf/latent_plan.py`, its names
+in `nvae_tf/published/tensor_names.py`, and its table in `cell_tables` of `nvae_tf/published/settings.py`.
 """
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ModelConfig
-from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch, LayerBranch
+from nvae_tf import latent_plan
+from nvae_tf.config import ModelConfig, check_choice, register
+from nvae_tf.latent_plan import Branch, CellSet, ConvolutionBranch, InvertedBranch, LayerBranch
 from nvae_tf.layers import cpu_kernels, normalization
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.normalization import Folding, StackedBatchNormalization
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
+
+
+def register_cell(name: str, parts: Sequence[str] = CellSet._fields) -> Callable[[type], type]:
+    """Registers a Keras layer as the residual branch of `model.cell_set = name`, as a decorator of its class.
+
+    `layer(channels)` maps `[batch, height, width, channels]` to the same shape. It stands in these `parts` of the
+    network, and the branches of "res_mbconv" in the others. Cells that change the resolution do so before it. Its
+    state may be vectors (batch norm). ValueError: the name is taken.
+    """
+
+    def registered(layer: type) -> type:
+        for part in parts:
+            check_choice(f"cell {name!r}: part", part, CellSet._fields)
+        cells = latent_plan.CELL_SETS
+        full_name = register("cell_set", name, layer, cells)
+        cells[full_name] = cells["res_mbconv"]._replace(**dict.fromkeys(parts, LayerBranch(layer)))
+        return layer
+
+    return registered
 
 
 class ResidualCells(StackedLayer):

@@ -17,9 +17,9 @@ As a loop (`ForwardPass.scanned`) the graph has one step, which takes slices of 
 XLA compiles, and the graph that is exported, stay as small for fifty groups as for two. In training the step is cut in
 two, a forward and a backward piece, and the gradient of the loop is a second loop, which goes backward (a picture is in
 docs/architecture.md). For each step the forward loop keeps its outputs, the statistics that batch norm records (which
-have no gradient), and the results of its convolutions and matrix products, which the second loop reads. TensorFlow's
-gradient of a loop would keep every tensor that the backward pass reads, slices of the weights among them; here the
-backward piece computes all others again, which takes little time.
+have no gradient), the state before it, and the results of its convolutions, matrix products and calls of functions: the
+second loop reads the last two. TensorFlow's gradient of a loop would keep every tensor that the backward pass reads,
+slices of the weights among them; here the backward piece computes all others again, which takes little time.
 """
 
 import operator
@@ -57,11 +57,11 @@ def run_steps(
 ) -> tuple[tf.Tensor, list[Any]]:
     """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
 
-    Where `forward.scanned`, the last steps become a loop if they are three or more: those that have layers of every
-    stack, and inputs of tensors alone. The unrolled steps before a loop must record nothing (the top group has no
-    batch norm). A loop gives tensors alone: `output_to_tensors` makes them of a step's output, and
-    `stacked_tensors_to_outputs` makes the outputs of them, with an axis for the steps in front. Returns the last state
-    and all outputs.
+    Where `forward.scanned`, in a graph, the last steps become a loop if they are three or more: those that have layers
+    of every stack, and inputs of tensors and numbers alone. The unrolled steps before a loop must record nothing (the
+    top group has no batch norm). A loop gives tensors alone: `output_to_tensors` makes them of a step's output, and
+    `stacked_tensors_to_outputs` gets them with an axis for the steps in front, and returns any number of outputs.
+    Returns the last state, and the outputs of the unrolled steps and then those of the loop.
     """
     num_unrolled = _num_unrolled_steps(shares, inputs, forward)
     num_in_loop = len(inputs) - num_unrolled
@@ -79,7 +79,8 @@ def run_steps(
 def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass, keeps_states: bool = False) -> tuple:
     """The state after all layers of a stack in turn, and a list of the states after each, if these are kept.
 
-    Without a stack it is the state itself. States that are not kept are freed, eagerly too, when the next is there.
+    Without a stack the state is returned as it is. States that are not kept are freed, eagerly too, when the next is
+    there.
     """
     if cells is None:
         return state, []
@@ -102,7 +103,7 @@ def _num_unrolled_steps(shares: Sequence[StackShare], inputs: Sequence[Any], for
         return all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
 
     lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in shares if share.stack is not None]
-    # Counted from 1, because all steps up to such a one are unrolled.
+    # The number of steps up to and with each one whose input can't be stacked: all of these are unrolled.
     unstackable = [number for number, step_input in enumerate(inputs, 1) if not is_of_tensors(step_input)]
     num_unrolled = max([0, *lacking, *unstackable])
     return num_unrolled if len(inputs) - num_unrolled >= _FEWEST_STEPS else len(inputs)
@@ -226,7 +227,7 @@ class _TracedStep:
 
     def __init__(self, body: Callable, state: tf.Tensor, inputs: Sequence[tf.Tensor]):
         slice_specs = [tf.TensorSpec(each.shape[1:], each.dtype) for each in inputs]
-        # 1. The step. By a function of TensorFlow 1, because this alone can be cut at chosen tensors (`prune`).
+        # 1. The step, by a function of TensorFlow 1: only its result can be cut at chosen tensors (`prune`).
         whole = tf.compat.v1.wrap_function(body, [tf.TensorSpec(state.shape, state.dtype), slice_specs])
         if whole.graph.captures:
             raise ValueError(f"a step has no gradient for what it uses besides its arguments: {whole.graph.captures}")
@@ -235,7 +236,7 @@ class _TracedStep:
         costly = [operation for operation in whole.graph.get_operations() if operation.type in _KEPT]
         # 2. Its gradient, in the same graph.
         with whole.graph.as_default():
-            # The gradients of what the step returns, which the backward loop gives.
+            # Placeholders for the gradients of what the step returns, which the backward loop feeds.
             upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (next_state, *outputs)]
             state_gradient, *slice_gradients = tf.gradients([next_state, *outputs], whole.inputs, upstream)
         self._has_gradient = [gradient is not None for gradient in slice_gradients]
@@ -303,7 +304,7 @@ def _needed_of(may_be_kept: list[tf.Tensor], wanted: list[tf.Tensor], known: lis
 
 
 def _loop(turn, state, specs, num_steps, backward=False, parallel_iterations=1) -> tuple[tf.Tensor, list]:
-    """`state, tensors = turn(number, state)` for each step's number; the last state, and tables of the tensors."""
+    """Runs `state, tensors = turn(number, state)` for each step; returns the last state, and a table of each tensor."""
     tables = [tf.TensorArray(spec.dtype, num_steps, element_shape=spec.shape, clear_after_read=False) for spec in specs]
 
     def counted_turn(count: tf.Tensor, state: tf.Tensor, tables: list[tf.TensorArray]) -> tuple:

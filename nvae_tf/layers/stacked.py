@@ -19,8 +19,8 @@ from nvae_tf.replicas import replica_count
 # Tensors in any structure of `tf.nest`; what a layer lacks is an empty tuple there, not None.
 Weights = Any
 Updates = list[tuple[keras.Variable, tf.Tensor]]  # variables and their new values
-# What one layer records in a pass: a list of one vector `[width]`, its statistics joined, or an empty list. No None,
-# because `tf.recompute_grad`, through which it passes, takes none.
+# The statistics that one layer records in a pass, joined: a list of one vector `[width]`, or `[]` for none. It passes
+# through `tf.recompute_grad`, which takes no None.
 Recorded = list[tf.Tensor]
 
 
@@ -40,14 +40,14 @@ class ForwardPass:
     # spectral regularizer uses too.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
-    # Gathered: what the layers of each stack have recorded; and updates of other state, the vectors of the spectral
-    # regularizer, which are known already.
+    # Gathered in the pass: the statistics that each stack's layers have recorded, from which `updates` makes new
+    # values; and new values that are known already, those of the spectral regularizer's vectors.
     recorded: list[tuple["StackedLayer", list[Recorded]]] = dataclasses.field(default_factory=list)
     known_updates: Updates = dataclasses.field(default_factory=list)
 
     @property
     def calls_shared_functions(self) -> bool:
-        """Whether layers that have parts are calls of a function for all layers of a stack: the graph stays small."""
+        """Whether layers with parts are calls of one function that their stack shares: the graph stays small."""
         # Not on several replicas, which can't communicate from within a function, and not in a scanned pass, which has
         # few layers outside of its loops.
         return not (self.traced_inline or self.scanned or tf.executing_eagerly() or replica_count() > 1)
@@ -64,7 +64,7 @@ class ForwardPass:
         for stack, recorded in self.recorded:
             if recorded[0]:  # all layers of a stack record something, or none does
                 vectors = tf.stack([vector for (vector,) in recorded], axis=-2)
-                if vectors.shape.rank > 2:  # `[steps, layers of a step, width]` of a loop
+                if vectors.shape.rank > 2:  # of a loop: `[steps, layers of a step, width]`
                     vectors = tf.reshape(vectors, (stack.count, -1))
                 updates += stack.updates_from(vectors, self.initializing)
         return updates
@@ -102,7 +102,7 @@ class StackedLayer(keras.layers.Layer):
         self.parts = list(parts)
         self.recomputed = False
         # One function of the graph for all layers: TensorFlow prepares it once, so that the first step starts sooner.
-        # Behind a partial, so that exports do not take it for a function to be exported.
+        # Behind a partial: `tf.saved_model.save` exports each `tf.function` that is an attribute.
         traced = tf.function(self._apply_in_a_call, autograph=False, experimental_attributes={"_noinline": True})
         self._call = functools.partial(traced)
         self.built = True
@@ -142,7 +142,7 @@ class StackedLayer(keras.layers.Layer):
     def layer_functions(
         self, weights: Sequence[Weights], forward: ForwardPass
     ) -> tuple[list[Callable[[tf.Tensor], tf.Tensor]], list[Recorded]]:
-        """Layers with these weights as functions of their input, and a list with a place for what each call records."""
+        """Layers with these weights, as functions of their input, and a list that their calls fill with statistics."""
         recorded: list[Recorded] = [[] for _ in weights]
         apply = self._call if self.parts and forward.calls_shared_functions else self._apply
         apply = functools.partial(apply, training=forward.training)
@@ -160,8 +160,8 @@ class StackedLayer(keras.layers.Layer):
         return outputs, [tf.concat([tensor for record in records for tensor in record], 0)] if records else []
 
     def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, Recorded]:
-        # What is recorded leaves as integers, because TensorFlow makes a gradient of zeros for each float that a call
-        # returns; as unsigned ones, because int32 is kept on the host.
+        # The statistics leave as the bits of uint32: for floats TensorFlow would make gradients of zeros, and int32
+        # would be kept on the host. `updates_from` makes them floats again.
         outputs, recorded = self._apply(weights, inputs, training)
         return outputs, [tf.bitcast(vector, tf.uint32) for vector in recorded]
 

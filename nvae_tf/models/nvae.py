@@ -5,7 +5,6 @@ A step of `fit` is in keras_fit.py and training_step.py, what the methods comput
 
 import dataclasses
 import functools
-import importlib
 import math
 import operator
 import random
@@ -109,7 +108,8 @@ class NVAE(FittedModel):
         finally:
             random.setstate(state)
         group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales) if scale.cells]
-        for cells in {"none": [], "groups": group_cells, "all": self._layers_of_kind(layers.ResidualCells)}[recompute]:
+        all_cells = self._layers_of_kind(layers.ResidualCells)
+        for cells in {"none": [], "groups": group_cells, "all": all_cells}[recompute]:
             cells.recomputed = True
         self.is_data_dependent = bool(self._layers_of_kind(layers.DataDependentConvolution))
         self.data_initialised = self.add_weight(  # 1 once data-dependent layers have their scales, of the first batch
@@ -118,7 +118,7 @@ class NVAE(FittedModel):
         self.running = RunningMetrics()
         self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self.convolutions))
         self.step_guard = StepGuard()
-        # `nvae_tf.load` sets these: what lies beside the weights is read when it is first used.
+        # `nvae_tf.load` replaces these by functions that read files of the run, when they are first needed.
         self.read_prior: Callable[[], ReweightedPrior | str] = lambda: NONE_LEARNED
         self.read_calibration: Callable[[], OutlierCalibration | str | None] = lambda: None
         # Tracing a graph for `batch_size=` takes many times as long as running it.
@@ -141,8 +141,9 @@ class NVAE(FittedModel):
         """All layers of a class, or of one of several, however deep in the model."""
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
-    # `batch_norms` and `convolutions` must keep their names: a `.keras` file holds a layer under the alphabetically
-    # first attribute that leads to it. Cached: Keras would track what the constructor sets a second time.
+    # `batch_norms` and `convolutions` must keep their names: a `.keras` file has a layer under the alphabetically first
+    # attribute that leads to it. They are cached properties, because Keras would count the layers of a list that the
+    # constructor sets twice.
 
     @functools.cached_property
     def batch_norms(self) -> list[layers.StackedBatchNormalization]:
@@ -175,9 +176,10 @@ class NVAE(FittedModel):
         forward.commit()
         return decoded.likelihood.mean()
 
-    # The public methods below are differentiable with respect to images and latents, and work in graphs. Labels are the
-    # classes of a conditional model, one number for all images or one for each; without, and for -1, images have no
-    # class. With a batch size the images go through the networks in batches, with a bar on a terminal.
+    # The public methods below, but for `compress` and `decompress`, are differentiable with respect to images and
+    # latents, and work in graphs. Labels are the classes of a conditional model, one number for all images or one for
+    # each; without (see `outlier_score`), and for -1, images have no class. With a batch size the images go through the
+    # networks in batches, with a bar on a terminal.
 
     @WITHOUT_AUTOGRAPH
     def infer(
@@ -196,9 +198,10 @@ class NVAE(FittedModel):
     ) -> tuple[tf.Tensor, ...]:
         """Latents of images, one `[batch, height, width, latent channels]` a group, top group first.
 
-        Draws from the posterior, or its means, after the flows; their method `numpy()` gives arrays. With `active_only`
-        a tenth of all latent channels are the posterior's, those with the largest mean KL over these images; all others
-        are at the prior's mean given the groups above. It may also be a mask, see `latents.active_channels`.
+        Draws from the posterior, or its means, after the flows; the tuple's method `numpy()` gives arrays. With
+        `active_only` a tenth of all latent channels are the posterior's, those with the largest mean KL over these
+        images; all others are at the prior's mean given the groups above. It may also be a mask, see
+        `latents.active_channels`.
         Example: `latents = model.encode(images, seed=1)`
         """
         kept = None if isinstance(active_only, bool) else boolean_mask(active_only, "active_only")
@@ -288,7 +291,7 @@ class NVAE(FittedModel):
         check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is that of one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
 
-    # `nvae_tf.compression` imports this module; so its codec is imported here only when it is called.
+    # `nvae_tf.compression` imports this module, so these two import it when they are called.
 
     def compress(
         self, images, labels=None, chunk: int = 500, tolerance: float = 2.0**-17, verify: bool = True
@@ -300,8 +303,10 @@ class NVAE(FittedModel):
         values between the levels, and for models with flows, or whose likelihood is a density.
         Example: `images = model.decompress(model.compress(images))`
         """
-        codec, highest = importlib.import_module("nvae_tf.compression.codec"), 2**self.config.num_bits - 1
+        from nvae_tf.compression import codec
+
         images, coded_model = check_images(images, self.config, scored=True).numpy(), codec.with_weights(self)
+        highest = 2**self.config.num_bits - 1
         levels, labels = np.rint(images * highest).astype(np.uint8), self._labels(labels, len(images))
         if (np.abs(images - levels / highest) > 1e-3).any():  # half precision has 1 + 1/1024 next to 1
             raise ValueError(f"images have values between the {highest + 1} levels of the model: they would be lost")
@@ -314,7 +319,8 @@ class NVAE(FittedModel):
         ValueError where the data are damaged or of other weights, or where this machine's numbers differ too much.
         Example: `some = model.decompress(data, chunk=3)`
         """
-        codec = importlib.import_module("nvae_tf.compression.codec")
+        from nvae_tf.compression import codec
+
         levels = np.concatenate(list(codec.decompress(codec.with_weights(self), data, chunk)))
         return levels.astype(np.float32) / np.float32(2**self.config.num_bits - 1)
 
@@ -335,9 +341,9 @@ class NVAE(FittedModel):
     def classify(self, images: tf.Tensor, seed: int = 0, batch_size: int | None = None, samples: int = 1) -> tf.Tensor:
         """The probability of each class given an image, `[batch, classes]`: Bayes' rule over the bounds.
 
-        All classes are as probable a priori, and `log p(x | class)` is replaced by its lower bound (`score` with
-        `per_group`): the mean over `samples` draws of the latents, the same draws for all classes. One draw moves the
-        bound by more than the classes differ; with more draws more images are classified rightly.
+        All classes are as probable a priori, and `log p(x | class)` is replaced by its lower bound, the negative of
+        what `score` with `per_group` gives: the mean over `samples` draws of the latents, the same draws for all
+        classes. One draw moves the bound by more than the classes differ; more draws classify more images rightly.
         Example: `likeliest = tf.argmax(model.classify(images, samples=8, batch_size=100), axis=1)`
         """
         check(self.config.num_classes > 0, "this model has no classes (model.num_classes = 0)")

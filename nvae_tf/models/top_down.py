@@ -76,8 +76,8 @@ class TopDownScale(keras.layers.Layer):
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
             self.up = ResidualCells(1, branch, decoder_channels, larger, config, dtype=dtype)
-        # Class vectors are added to the state; in the top group, whose prior and posterior do not depend on the state,
-        # to these too.
+        # Class vectors are added to the state. The top group's prior and posterior do not read the state, so they are
+        # added to that prior's parameters and to that posterior's feature too.
         self.classes = self.classes_of_prior = self.classes_of_posterior = None
         if config.num_classes:
             check(not plan.is_vanilla, f"model.num_classes = {config.num_classes}: needs more than one latent group")

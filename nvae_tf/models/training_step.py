@@ -1,6 +1,7 @@
-"""One step of training, `train_step`, which happens as a whole or not at all; and the metrics that it leaves.
+"""One step of training, `train_step`, and the metrics that it leaves.
 
-`model` is the compiled `NVAE` (nvae.py) that is trained.
+A step that the step guard skips leaves the trained state as it was, but for the loss scale of mixed precision and, at
+first, the scales of data-dependent layers. `model` is the compiled `NVAE` (nvae.py) that is trained.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +21,11 @@ from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
 class StepMetrics(NamedTuple):
-    """The metrics of a step, of one replica's images and later of all replicas'; the first three are means in nats."""
+    """The metrics of a step, of one replica's images, later of all replicas'; the first three are means."""
 
-    loss: tf.Tensor  # what is differentiated, scalar
-    reconstruction: tf.Tensor  # -log p(x | z), scalar
-    kl_per_group: tf.Tensor  # unweighted, `[groups]`, top group first
+    loss: tf.Tensor  # what is differentiated: weighted KL terms and regularizers too, scalar
+    reconstruction: tf.Tensor  # -log p(x | z) in nats, scalar
+    kl_per_group: tf.Tensor  # unweighted, in nats, `[groups]`, top group first
     spectral_norms: tf.Tensor | None  # largest singular value of every convolution `[layers]`, without unit
     # The norm of all gradients as one vector; on several replicas the root of the mean of its square over the replicas.
     gradient_norm: tf.Tensor | None = None
@@ -58,7 +59,7 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
     for variable, value in updates:
         variable.assign(tf.where(accepted, value, variable))
     batch_size = batch_size_of(images) * replica_count()
-    _on_all_replicas_if(accepted, lambda metrics: model.running.track(metrics, batch_size), metrics)
+    _on_all_replicas_if(accepted, lambda step_metrics: model.running.track(step_metrics, batch_size), metrics)
     model.recent.keep(metrics, accepted)
     model.step_guard.observe(metrics.loss, accepted)
     model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
@@ -76,7 +77,7 @@ def loss_and_gradients(model, images: tf.Tensor, labels: tf.Tensor | None, step:
 
 
 def training_pass(model, labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
-    """A training pass for images of these classes; where XLA compiles the step, equal layers are loops of its graph."""
+    """A training pass for images of these classes; with `model.scan` equal layers are loops of its graph."""
     return ForwardPass(training=True, scanned=_has_loops(model), labels=labels, initializing=initializing)
 
 
@@ -114,12 +115,13 @@ def loss_terms(
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        # Both are unchanged. To need less memory, the regularizers' gradients wait until those of the network are done.
+        # Both values stay as they are. In the backward pass the regularizers wait for the network: less memory.
         network_images, regularizers = objectives.gradients_after_network(images, regularizers)
     features = model.bottom_up.features(network_images, forward)
     sources = list(map(PosteriorSource, features, noise))
     elbo = top_down_pass(model, sources, batch_size_of(images), forward).elbo(images)
-    settings, beta = model.objective, objectives.kl_weight(step, model.objective)
+    settings = model.objective
+    beta = objectives.kl_weight(step, settings)
     weighted_regularizers = objectives.regularization_weight(beta, settings) * regularizers
     loss = objectives.training_loss(elbo, beta, weighted_regularizers, settings, model.plan)
     reconstruction, kl = tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)
@@ -145,7 +147,7 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
             "batches of a fixed size (drop_remainder=True) that it divides"
         )
     size //= count
-    statistics = model.statistics  # sums are of lists: each variable has its place
+    statistics = model.statistics  # each microbatch returns their new values in this order
 
     def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
@@ -203,8 +205,8 @@ def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tens
 def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
     """Updates weights and the optimizer's slots with gradients, if the step is accepted.
 
-    In one of three ways: small weights joined (XLA on a GPU), a condition for each weight (one CPU, with less memory),
-    or one condition around all of them.
+    In one of three ways: small weights joined (loops on a GPU), a condition for each weight (a graph on one CPU, with
+    less memory), or one condition around all of them.
     """
     optimizer, weights = model.optimizer, model.trainable_weights
     is_ours = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
@@ -255,7 +257,7 @@ def _joins_small_weights(model) -> bool:
 
 
 def _scaled_for_optimizer(model, loss: tf.Tensor | float) -> tf.Tensor:
-    # Times the loss scale over the replicas: the optimizer adds the gradients of all replicas, and undoes the scale.
+    # Loss * loss scale / number of replicas: the optimizer adds the replicas' gradients, and divides by the loss scale.
     return model.optimizer.scale_loss(loss / replica_count())
 
 

@@ -13,9 +13,9 @@ from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
 
 __all__ = ["NVAEAdamax"]  # the rest is for the training step
 _SETTINGS = ("beta_1", "beta_2", "epsilon", "l2")
-# Weights of more values than this are updated one after the other on each device: all at once, their temporaries would
+# Weights of more values than this are updated one after another on each device: all at once, their temporaries would
 # take as much memory as the activations.
-_MOST_VALUES_AT_ONCE = 2**16
+_MOST_VALUES_IN_PARALLEL = 2**16
 MOST_JOINED_VALUES = 2**19  # weights of at most so many values are joined by `apply_joined_if`, for XLA on a GPU
 # The list of `postponed_assignments`; None outside of its block.
 _POSTPONED = contextvars.ContextVar("postponed", default=None)
@@ -108,7 +108,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
         with tf.control_dependencies(self._latest_update.get(variable.device, [])):
             update = self._update(*handles, gradient, tf.cast(learning_rate, tf.float32))
-        if variable.shape.num_elements() > _MOST_VALUES_AT_ONCE:
+        if variable.shape.num_elements() > _MOST_VALUES_IN_PARALLEL:
             self._latest_update[variable.device] = [update]
 
     def apply(self, grads, trainable_variables=None) -> None:
@@ -117,9 +117,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         super().apply(grads, trainable_variables)
 
     def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
-        """`apply` if a condition holds, for one replica and where `is_plain`: the update of each weight asks for it.
+        """`apply` if a condition holds, for one replica and where `is_plain`.
 
-        A branch around all updates would keep all gradients until its end.
+        The update of each weight is a branch of its own: one around all updates would keep all gradients until its end.
         """
         self.build(list(trainable_variables))  # unless it is built
         handle, any_shape, scalar = tf.TensorSpec([], tf.resource), tf.TensorSpec(None), tf.TensorSpec([])
@@ -143,7 +143,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
 @contextlib.contextmanager
 def postponed_assignments() -> Iterator[list[tuple[Callable[[list], None], list]]]:
-    """Gives a list, to which a training step in this block adds `(assign, tensors)` instead of assigning small weights.
+    """Yields a list. A training step in this block assigns no small weights, but adds `(assign, tensors)` to the list.
 
     `training/strategy.py` has XLA's program return these tensors, the new values of joined weights, and then calls
     `assign(tensors)` outside of the program: inside, cutting them would take a kernel for each weight.
@@ -158,10 +158,10 @@ def postponed_assignments() -> Iterator[list[tuple[Callable[[list], None], list]
 def apply_joined_if(
     optimizer: NVAEAdamax, condition: tf.Tensor, gradients: Sequence[tf.Tensor], weights: Sequence[keras.Variable]
 ) -> None:
-    """`optimizer.apply(gradients, weights)` if a condition holds, where `optimizer.is_plain`, for XLA on one GPU.
+    """`optimizer.apply(gradients, weights)` if a condition holds, where `optimizer.is_plain`; made for XLA on one GPU.
 
     XLA compiles kernels for each tensor that a program updates, and a model has hundreds of weights. Here the small
-    ones are joined into few tensors, which take the step, and are cut again outside of the program. The condition
+    ones are joined into few tensors, which take the step, and are cut again, outside of XLA's program. The condition
     chooses between values: a branch would have XLA's program copy every variable several times.
     """
     optimizer.build(list(weights))  # unless it is built
@@ -176,7 +176,7 @@ def apply_joined_if(
         pairs = (new_weight, weight), (new_momentum, momentum), (new_norm, norm)
         return [tf.where(condition, *pair) for pair in pairs]
 
-    small = []  # rows of a gradient, its weight, momentum and norm
+    small = []  # tuples (gradient, weight, momentum, norm)
     for gradient, weight in zip(gradients, weights, strict=True):
         variables = weight, *optimizer.slots_of(weight)
         if weight.shape.num_elements() <= MOST_JOINED_VALUES:

@@ -2,7 +2,8 @@
 
 A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
 there is no checkpoint, so a killed process leaves none that is half-written. It holds the parts of a `TrainingState`:
-weights and statistics, averages, optimizer, loss scale, metrics, step guard, schedule, the step; the best, its score.
+weights and statistics, averages, optimizer, loss scale, metrics, step guard, schedule and the step. The best checkpoint
+also holds its test score.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ def steps_of_files(folder: pathlib.Path, kinds: str = "index") -> list[int]:
 
 
 def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
-    """Writes a step's checkpoint, by `write` at a prefix, beside its place and moves it there when it is on disk."""
+    """Writes a step's checkpoint: `write(prefix)` writes the files into a hidden folder, whence they are moved."""
     partial = folder / f".step-{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -135,7 +136,7 @@ class ChosenCheckpoint(NamedTuple):
 
 
 def find_newest(folder: pathlib.Path) -> ChosenCheckpoint:
-    """The newest checkpoint whose numbers can all be read; ValueError where all are damaged."""
+    """The newest checkpoint that can be read and has finite weights; ValueError where all are damaged."""
     newest = next(_checkpoints(folder))
     # Steps in TensorFlow's list without files, as in a folder that was copied in part.
     gone = {*listed_steps(folder)} - {*steps_of_files(folder, "index|data")}
@@ -149,12 +150,15 @@ def find_newest(folder: pathlib.Path) -> ChosenCheckpoint:
 
 def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
     """The whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
-    # A process that was killed when it replaced the best may have left both.
+    # There may be two, where a process was killed between writing a new best and removing the one before.
     return min(_checkpoints(folder), key=lambda best: (best.prefix is None, best.score, best.step))
 
 
 def _checkpoints(folder: pathlib.Path) -> Iterator[ChosenCheckpoint]:
-    """Yields whole checkpoints, newest first, then one without files; all share `unusable`, which grows meanwhile."""
+    """Yields the whole checkpoints, newest first, and last one without files, for none.
+
+    All share one `unusable`, which has the damaged ones that were met so far.
+    """
     unusable: dict[int, str] = {}
     for step in reversed(steps_of_files(folder, "index|data")):
         prefix = f"{folder}/step-{step}"
@@ -179,7 +183,8 @@ class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
     The newest `keep` checkpoints of the folder stay, and the best one. The model, whose optimizer is built, and the
-    schedule are those of `model_for_training`; without a schedule its state and the step guard's are left out.
+    schedule are those of `model_for_training`; without a schedule checkpoints hold neither its
+    state nor that of the step guard.
     """
 
     def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, schedule: LoweredRate | None = None):
@@ -215,8 +220,8 @@ class TrainingState:
     def _keep_newest(self, step: int) -> None:
         """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
         whole, listed = steps_of_files(self.folder), listed_steps(self.folder)
-        # This run's are in TensorFlow's list, or newer than the list, which a killed process had not written yet.
-        # Others stay: earlier versions kept some for good.
+        # Only those in TensorFlow's list, or newer than it, may go: a process may have been killed before it wrote the
+        # list. Others stay, because earlier versions kept some for good.
         listed_or_newer = [earlier for earlier in whole if earlier in listed or earlier > max(listed, default=0)]
         own = [*(earlier for earlier in listed_or_newer if 0 < earlier < step and earlier not in self._unusable), step]
         # A killed process may have left data files without an index.
@@ -247,8 +252,9 @@ class TrainingState:
     def restore(self, report: Callable[[str], object] = print, removes_leftovers: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `saved_step` None, where there is none.
 
-        Of several processes one `removes_leftovers` of killed ones, and its `report` takes a line about checkpoints
-        that can't be used. ValueError: all are damaged, or the newest is of another architecture.
+        With `removes_leftovers`, which one of several processes has, half-written files of killed processes are
+        removed, and `report` gets a line about checkpoints that can't be used. ValueError: all are damaged, or the
+        newest is of another architecture.
         """
         newest = find_newest(self.folder)
         self.saved_step, self._unusable = None, newest.unusable
@@ -294,6 +300,7 @@ class TrainingState:
 def named_weights(layer: keras.layers.Layer, all_weights: bool = True) -> dict[str, keras.Variable]:
     """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
 
+    Where several lead to it, those that constructors set first count: their order is part of the form of checkpoints.
     What only training uses is left out unless `all_weights`. RuntimeError: no public attribute leads to a weight.
     """
     names: dict[int, tuple[str, keras.Variable]] = {}

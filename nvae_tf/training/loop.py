@@ -35,9 +35,10 @@ _GROWN = 3.0
 def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> tuple[int, int | None]:
     """Trains a model in a run folder, new, empty or of the same run, from its latest checkpoint on if it has one.
 
-    The weights after step n are a function of the settings alone, however often the run was interrupted. Several
-    processes call this with the same arguments; the first, the chief, writes. Signals end it with a checkpoint.
-    Returns the step of the last checkpoint, and the signal that has interrupted the training, None without one.
+    The weights after step n are a function of settings and data, however often the run was interrupted, unless it has
+    diverged: a rollback goes to the newest checkpoint, and interruptions make checkpoints. Several processes call this
+    with the same arguments; the first, the chief, writes. Signals end it with a checkpoint. Returns the step of the
+    last checkpoint, and the signal that has interrupted the training, None without one.
 
     ValueError: the settings do not fit each other, the devices, the data or the folder, another process trains in it,
     all its checkpoints are damaged, or training has diverged. OSError: the folder can't be written to. ConnectionError:
@@ -51,7 +52,8 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
         step, started = state.restore(StatusLine().keep, replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
-            # Several processes stop together, after a step: their outputs get a request that no signal sets.
+            # Several processes can stop only together (`signal_at`), so a signal must not break off one's evaluation:
+            # their outputs get a request that no signal sets.
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
@@ -66,8 +68,8 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
 
 
 def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Replicas) -> tuple[Run, Callable]:
-    """The run of a folder, which is made or opened, and its compiled training step."""
-    compiled, scan = strategy.configure_runtime(config.train, replicas.count)
+    """The run of a folder, which is made or opened, and its training step as a graph."""
+    is_jit, scan = strategy.configure_runtime(config.train, replicas.count)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     # Before anything is written: settings that make no model leave no folder behind.
@@ -81,7 +83,7 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Re
     if config.train.keep_checkpoint_every_hours:
         StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
     run.model.scan = scan
-    step_on_replicas = strategy.step_function(replicas.strategy, run.model, compiled)
+    step_on_replicas = strategy.step_function(replicas.strategy, run.model, is_jit)
     return run, lambda batch: step_on_replicas(replicas.divided(batch))
 
 
@@ -105,7 +107,7 @@ class TrainingLoop:
 
     folder: RunFolder
     run: Run
-    train_step: Callable[[Any], Any]  # of models/training_step.py, compiled, as a function of the next batch
+    train_step: Callable[[Any], Any]  # that of models/training_step.py as a graph, a function of the next batch
     state: TrainingState
     outputs: RunOutputs
     stop: StopRequest
@@ -121,8 +123,8 @@ class TrainingLoop:
         return result
 
     def _train_from(self, start: int) -> tuple[int, int | None] | None:
-        """Trains from a step on. Returns the last step and None; when interrupted, the saved step and the signal; None
-        if the run has diverged and must be rolled back.
+        """Trains from a step on. Returns None if the run has diverged and must be rolled back; else the last step, or
+        the saved one of an interrupted run, and the signal that has interrupted it, None without one.
         """
         run, settings, source = self.run, self.run.config.train, self.run.train_images
         how = {"start_step": start, "shard": run.replicas.shard}
@@ -133,13 +135,13 @@ class TrainingLoop:
             # warm-up follow, does not count these. The last turn only writes the outputs.
             for step in range(start, run.config.objective.total_steps + 1):
                 if run.replicas.is_chief:
-                    if not self.outputs.write_due(step):  # broken off by a signal
+                    if not self.outputs.wrote_all_due(step):  # a signal has broken the evaluation off
                         return self._save_and_end(step, self.stop.signal_number)
                     if settings.keep_best and self.outputs.is_evaluated(step):
                         self.state.save_if_best(step, self.outputs.test_score(step))
                 if step == run.config.objective.total_steps:
                     return step, None
-                if (signal_number := self.signal_at(step)) is not None:  # that all processes stop for
+                if (signal_number := self.signal_at(step)) is not None:  # the same in all processes
                     return self._save_and_end(step, signal_number)
                 if step % settings.log_every_steps == 0:
                     # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
@@ -192,7 +194,7 @@ class TrainingLoop:
         minutes = (time.monotonic() - self.saved_at) / 60.0
         is_due = step % self.run.config.train.checkpoint_every_steps == 0
         is_due |= 0.0 < self.run.config.train.checkpoint_every_minutes <= minutes
-        # Not among skipped steps: a rollback needs a sound state.
+        # Not among skipped steps: the weights may have begun to diverge, and a rollback must go to a step before that.
         return step == self.run.config.objective.total_steps or (is_due and not skipped_in_a_row(self.run.model))
 
     def _save(self, step: int) -> None:
@@ -253,11 +255,11 @@ def growth_in(model: NVAE) -> str:
     layers = [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
     measured = ("KL", steps.kl_per_group, groups), ("spectral norm", steps.spectral_norms, layers)
     taken, clauses = np.flatnonzero(steps.accepted), []
-    for what, values, names in measured if len(taken) else ():
+    for what, values, labels in measured if len(taken) else ():
         usual = np.median(np.abs(values[taken[: max(len(taken) // 2, 1)]]), axis=0)
         grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, 1e-6))  # what is not finite has grown too
         if grown.any():
             step, place = np.argwhere(grown)[0]
             change = f"from {usual[place]:,.4g} to {values[step, place]:,.4g}"
-            clauses.append(f"the {what} of {names[place]} {change}, {len(values) - 1 - step} steps before the last")
+            clauses.append(f"the {what} of {labels[place]} {change}, {len(values) - 1 - step} steps before the last")
     return f"what grew first: {' and '.join(clauses) or 'no KL or spectral norm of the latest steps'}"

@@ -23,7 +23,7 @@ def configure_runtime(settings: TrainConfig, replica_count: int) -> tuple[bool, 
     """Prepares TensorFlow for training; call it before the first graph is built.
 
     Returns whether XLA compiles the whole step (`train.xla`; "auto": for one GPU it does, for several the parts between
-    their exchanges, on CPUs nothing), and whether the step has loops over equal groups and cells (`train.scan`).
+    their exchanges, on CPUs only swish), and whether the step has loops over equal groups and cells (`train.scan`).
     ValueError: "jit" for several replicas, or loops, which replicas can't communicate from.
     """
     # On a CPU grappler's rewriting of graphs takes 6 of 16 s of processor time before the first step (MNIST), and the
@@ -42,7 +42,7 @@ def configure_runtime(settings: TrainConfig, replica_count: int) -> tuple[bool, 
     return xla == "jit", scan == "on" or (scan == "auto" and xla == "jit")
 
 
-def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
+def step_function(strategy: tf.distribute.Strategy, model: keras.Model, is_jit: bool) -> Callable:
     """The training step on all replicas, as a function of a batch of the data pipeline (`Replicas.divided`).
 
     Weights that the optimizer has joined are assigned outside what XLA compiles, see `postponed_assignments`.
@@ -54,7 +54,7 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
         return strategy.run(step, batch if isinstance(batch, tuple) else (batch,))
 
     # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
-    if not compiled:
+    if not is_jit:
         return tf.function(step_on_replicas, autograph=False)
     assignments: list[Callable[[list], None]] = []
 

@@ -172,6 +172,9 @@ def test_a_users_mistake_is_one_line_and_the_traceback_is_there_for_those_who_as
         with pytest.raises(SystemExit) as exit_, exit_on_user_error():
             raise error("no such thing")
         assert exit_.value.code == 2 and capsys.readouterr().err == "error: no such thing\n"
+    with pytest.raises(SystemExit), exit_on_user_error():
+        open("missing.nvc")
+    assert capsys.readouterr().err == "error: missing.nvc: No such file or directory\n"
     with pytest.raises(TypeError), exit_on_user_error():
         raise TypeError("a bug")
     monkeypatch.setenv("NVAE_TF_TRACEBACK", "1")
