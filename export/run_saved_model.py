@@ -66,7 +66,7 @@ def replay(inputs: str, outputs: str, folder: str) -> None:
 
     def as_served() -> dict[str, dict[str, np.ndarray]]:
         with session_of(folder) as run:
-            return {signature: run(signature, **given[signature]) for signature in AS_SERVED}
+            return {signature: run(signature, **given[signature]) for signature in given.keys() & set(AS_SERVED)}
 
     with ThreadPoolExecutor() as pool:  # both take seconds, the most of them outside of Python
         served = pool.submit(as_served)

@@ -131,7 +131,7 @@ model = nvae_tf.NVAE(tiny_config(cell_set="mbconv_den", **channels, **blocks))
 optimizer = nvae_tf.NVAEAdamax()
 optimizer.build(model.trainable_variables)
 model.compile(optimizer=optimizer)
-step = step_function(tf.distribute.get_strategy(), model, compiled=True)
+step = step_function(tf.distribute.get_strategy(), model, is_jit=True)
 images = tf.cast(tf.random.stateless_uniform((4, 8, 8, 1), (0, 0)) < 0.5, tf.float32)
 for _ in range(3):
     print("loss", step(images)["loss"].numpy())
@@ -194,7 +194,7 @@ def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(
     model.scan = for_gpus
     monkeypatch.setattr(adamax, "MOST_JOINED_VALUES", 100)
     monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: for_gpus)
-    compiled = step_function(tf.distribute.get_strategy(), model, compiled=True)
+    compiled = step_function(tf.distribute.get_strategy(), model, is_jit=True)
     assert_near(after(model, compiled), after(plain, tf.function(plain.train_step, autograph=False)))
     # What was joined is assigned outside of what XLA compiles.
     outside = compiled.get_concrete_function(tf.TensorSpec((8, 4, 4, 1))).graph.get_operations()

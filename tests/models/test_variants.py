@@ -217,7 +217,7 @@ def graphs(config):
         return tf.function(function, autograph=False).get_concrete_function(*arguments)
 
     return {
-        "training": step_function(tf.distribute.get_strategy(), model, compiled=False).get_concrete_function(batch),
+        "training": step_function(tf.distribute.get_strategy(), model, is_jit=False).get_concrete_function(batch),
         "sampling": traced(lambda: model.generate(BATCH, temperatures, seed=1, labels=labels, **guided)),
         "scoring": traced(lambda images: model.score(images, importance_samples=3, seed=1, labels=labels), images),
         "evaluation": traced(model.test_step, batch),
