@@ -3,18 +3,7 @@
     python -m examples.patches channels --output=FOLDER
     python -m examples.patches depth --output=FILE.npz
 
-`python -m examples.patches RECIPE --help` says what a recipe does. The scores of docs/scientific.md are those of
-
-    nvae-train --config=own_images --config.data.path=FILE.npz --workdir=RUN --config.model.num_latent_scales=2
-        --config.model.num_groups_per_scale=2 --config.model.adaptive_groups=False --config.train.batch_size=16
-        --config.optimizer.warmup_epochs=0.5
-
-with, of config.model, num_preprocess_cells, num_postprocess_cells, num_cells_per_group_encoder and
-num_cells_per_group_decoder of 1, and num_channels_encoder and num_channels_decoder of
-
-* 20 for the model of 8 channels (872,860 weights), 1,600 steps, 1,322 s of processor time;
-* 6 for each of eight models of one channel (876,416 weights in all), 760 steps, 1,585 s in all;
-* 20 for the model of 12 bits (config.data.num_bits of 12), 1,500 steps, 741 s; its training patches take 8.61 bits/dim.
+`python -m examples.patches RECIPE --help` says what a recipe does. docs/scientific.md has the trainings and scores.
 """
 
 import importlib.util

@@ -31,12 +31,9 @@ class StepMetrics(NamedTuple):
     gradient_norm: tf.Tensor | None = None
 
 
-class LossAndGradients(NamedTuple):
-    """What a training step needs of the loss of a batch."""
-
-    metrics: StepMetrics  # of this replica's images
-    gradients: list[tf.Tensor]  # of the trainable weights, times the loss scale; their sum over replicas is the batch's
-    updates: list[tuple[keras.Variable, tf.Tensor]]  # batch-norm statistics and vectors of power iterations
+# The metrics of this replica's images; the gradients of the trainable weights, times the loss scale, whose sum over
+# replicas is the batch's; new batch-norm statistics and vectors of power iterations.
+LossAndGradients = tuple[StepMetrics, list[tf.Tensor], list[tuple[keras.Variable, tf.Tensor]]]
 
 
 def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
@@ -73,7 +70,7 @@ def loss_and_gradients(model, images: tf.Tensor, labels: tf.Tensor | None, step:
     with tf.GradientTape() as tape:
         metrics, *_ = loss_terms(model, images, noise, step, forward)
         scaled_loss = _scaled_for_optimizer(model, metrics.loss)
-    return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
+    return metrics, _gradients(model, tape, scaled_loss), forward.updates()
 
 
 def training_pass(model, labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
@@ -174,7 +171,7 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
         scaled_loss = _scaled_for_optimizer(model, weighted_regularizers)
     gradients = list(map(tf.add, _gradients(model, tape, scaled_loss), gradients))
     updates = forward.updates() + list(zip(statistics, new_statistics, strict=True))
-    return LossAndGradients(StepMetrics(loss + weighted_regularizers, *parts, spectral_norms), gradients, updates)
+    return StepMetrics(loss + weighted_regularizers, *parts, spectral_norms), gradients, updates
 
 
 def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> Sequence:

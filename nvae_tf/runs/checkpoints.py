@@ -155,10 +155,7 @@ def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
 
 
 def _checkpoints(folder: pathlib.Path) -> Iterator[ChosenCheckpoint]:
-    """Yields the whole checkpoints, newest first, and last one without files, for none.
-
-    All share one `unusable`, which has the damaged ones that were met so far.
-    """
+    """Yields whole checkpoints, newest first, then one without files; all share `unusable`, the damaged ones so far."""
     unusable: dict[int, str] = {}
     for step in reversed(steps_of_files(folder, "index|data")):
         prefix = f"{folder}/step-{step}"

@@ -315,12 +315,12 @@ class RestTransport:
     """The requests to one model on `server`, a URL; errors are `ServingError`s without the server's name."""
 
     def __init__(self, server: str, model: str, version: int | None, label: str | None):
-        import requests  # here and below: it takes longer than all else of --help
+        import requests  # not at the top: it takes longer than all else of --help
 
         parts = ["models", model, *([] if version is None else ["versions", str(version)])]
         parts += [] if label is None else ["labels", label]
         self.url = "/".join([server.rstrip("/"), "v1", *(urllib.parse.quote(part, safe="") for part in parts)])
-        self._session = requests.Session()
+        self._requests, self._session = requests, requests.Session()
         # No proxy knows this machine's own ports.
         self._session.trust_env = urllib.parse.urlsplit(server).hostname not in _THIS_MACHINE
         self.close = self._session.close
@@ -339,16 +339,14 @@ class RestTransport:
         return self._ask("GET", *place, seconds)
 
     def _ask(self, method: str, path: str, key: str, seconds: float, body: str | None = None) -> dict[str, Any]:
-        import requests
-
         try:
             response = self._session.request(method, self.url + path, data=body, timeout=seconds)
             answer = response.json()
-        except requests.Timeout:
+        except self._requests.Timeout:
             raise ServingError("DEADLINE_EXCEEDED", f"no answer within {seconds:.3g} s") from None
-        except requests.JSONDecodeError:
+        except self._requests.JSONDecodeError:
             answer = {"error": response.text} if response.status_code in (413, 503) else None
-        except requests.RequestException as error:  # a request changes nothing, so it may be sent again
+        except self._requests.RequestException as error:  # a request changes nothing, so it may be sent again
             raise ServingError("UNAVAILABLE", f"no answer ({first_line(error)})") from None
         answer = answer if isinstance(answer, dict) else {}
         if response.ok and key in answer:

@@ -83,8 +83,7 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Re
     if config.train.keep_checkpoint_every_hours:
         StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
     run.model.scan = scan
-    step_on_replicas = strategy.step_function(replicas.strategy, run.model, is_jit)
-    return run, lambda batch: step_on_replicas(replicas.divided(batch))
+    return run, strategy.step_function(replicas.strategy, run.model, is_jit)
 
 
 def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> None:
@@ -107,7 +106,7 @@ class TrainingLoop:
 
     folder: RunFolder
     run: Run
-    train_step: Callable[[Any], Any]  # that of models/training_step.py as a graph, a function of the next batch
+    train_step: Callable[[Any], Any]  # that of models/training_step.py as a graph, a function of a divided batch
     state: TrainingState
     outputs: RunOutputs
     stop: StopRequest
@@ -148,7 +147,7 @@ class TrainingLoop:
                     run.model.reset_metrics()
                 with self.profiled(step + 1):
                     # Traced at the first call, one TensorFlow graph from then on.
-                    self.train_step(next(batches))
+                    self.train_step(run.replicas.divided(next(batches)))
                 if (step + 1) % _LOOK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
                 self.outputs.note_step(step + 1)

@@ -43,10 +43,7 @@ def configure_runtime(settings: TrainConfig, replica_count: int) -> tuple[bool, 
 
 
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, is_jit: bool) -> Callable:
-    """The training step on all replicas, as a function of a batch of the data pipeline (`Replicas.divided`).
-
-    Weights that the optimizer has joined are assigned outside what XLA compiles, see `postponed_assignments`.
-    """
+    """The graph of a training step on all replicas, a function of a batch that `Replicas.divided` has split."""
     # Not `model.train_step`, which checks pixels and labels: a run's data pipeline gives right ones.
     step = functools.partial(train_step, model)
 
@@ -54,14 +51,17 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, is_jit: 
         return strategy.run(step, batch if isinstance(batch, tuple) else (batch,))
 
     # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
-    if not is_jit:
-        return tf.function(step_on_replicas, autograph=False)
+    return tf.function(_compiled(step_on_replicas) if is_jit else step_on_replicas, autograph=False)
+
+
+def _compiled(step: Callable) -> Callable:
+    """A step that XLA compiles; joined weights are assigned outside of its program, see `postponed_assignments`."""
     assignments: list[Callable[[list], None]] = []
 
     @tf.function(autograph=False, jit_compile=True)
     def compiled_part(batch: Any) -> tuple[Any, list]:
         with postponed_assignments() as postponed:
-            metrics = step_on_replicas(batch)
+            metrics = step(batch)
         assignments[:] = [assign for assign, _ in postponed]
         return metrics, [tensors for _, tensors in postponed]
 
@@ -71,7 +71,7 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, is_jit: 
             assign(tensors)
         return metrics
 
-    return tf.function(compiled_step, autograph=False)
+    return compiled_step
 
 
 class WorkerLost(ConnectionError):
