@@ -32,8 +32,7 @@ def exit_on_user_error() -> Iterator[None]:
         if os.environ.get("NVAE_TF_TRACEBACK"):
             traceback.print_exc()
         # The system's own errors would begin with [Errno 2].
-        is_systems = getattr(error, "errno", None) and error.filename
-        text = f"{error.filename}: {error.strerror}" if is_systems else error
+        text = f"{error.filename}: {error.strerror}" if getattr(error, "errno", None) and error.filename else error
         print(f"error: {text}", file=sys.stderr, flush=True)
         raise SystemExit(getattr(error, "exit_code", 2)) from None
 

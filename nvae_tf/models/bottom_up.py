@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import Block, Branch, LatentPlan
-from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, run_cells, stack_of
+from nvae_tf.layers import FoldedPass, ForwardPass, ResidualCells, StackedConvolution, run_cells, stack_of
 from nvae_tf.models.images import frame
 
 
@@ -54,11 +54,12 @@ class BottomUp(keras.layers.Layer):
         self.top = StackedConvolution(1, top_channels, top_channels, 1, dtype=dtype)
         self.built = True
 
-    def features(self, images: tf.Tensor, forward: ForwardPass) -> list[tf.Tensor]:
+    def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
         """The feature of every group, top group first, from images `[batch, height, width, channels]` in [0, 1].
 
-        They do not depend on any random draw.
+        They do not depend on any random draw. Without `forward` the pass is one of inference.
         """
+        forward = forward or FoldedPass()
         framed = frame(images, self.config)
         state = self.stem.single_layer(forward)(tf.cast(2.0 * framed - 1.0, self.compute_dtype))
         for block in self.preprocess:

@@ -183,7 +183,7 @@ def importance_weighted(model, images, seeds, labels, importance_samples: int) -
     """The importance-weighted bound `[batch]` in nats; the bottom-up pass runs once."""
     importance_samples = whole_number("importance_samples", importance_samples, 1, MOST_IMPORTANCE_SAMPLES)
     begun = ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
-    features, whole = model.bottom_up.features(images, FoldedPass()), (0, importance_samples, (importance_samples,))
+    features, whole = model.bottom_up.features(images), (0, importance_samples, (importance_samples,))
     return add_importance_samples(model, begun, images, features, seeds, labels, *whole).bounds[:, 0]
 
 

@@ -327,13 +327,7 @@ def restore(
     return Made(f"{words}, restored", made, names, figure)
 
 
-def denoise(
-    run: Run,
-    originals: Originals,
-    *,
-    seed: Seed = 1,
-    samples: Annotated[int, _DRAWS, 0] = 0,
-) -> Made:
+def denoise(run: Run, originals: Originals, *, seed: Seed = 1, samples: Annotated[int, _DRAWS, 0] = 0) -> Made:
     """Takes the noise out of images, with a model that was trained on noisy ones alone (data.noise).
 
         nvae-generate denoise --workdir=runs/noisy --output=denoised.png

@@ -2,8 +2,7 @@
 
 A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
 there is no checkpoint, so a killed process leaves none that is half-written. It holds the parts of a `TrainingState`:
-weights and statistics, averages, optimizer, loss scale, metrics, step guard, schedule and the step. The best checkpoint
-also holds its test score.
+weights and statistics, averages, optimizer, loss scale, metrics, step guard, schedule and the step; the best its score.
 """
 
 import contextlib

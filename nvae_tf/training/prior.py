@@ -147,8 +147,7 @@ def _posteriors(model: NVAE, batches: Batches, groups: int, draws: int, seed: in
 
     @tf.function(autograph=False, reduce_retracing=True)
     def posterior_rows(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tuple:
-        features = model.bottom_up.features(images, FoldedPass())[:groups]
-        features = [tf.repeat(feature, draws, axis=0) for feature in features]
+        features = [tf.repeat(feature, draws, axis=0) for feature in model.bottom_up.features(images)[:groups]]
         labels = None if labels is None else tf.repeat(kept_labels(model, labels, first), draws)
         noise = batch_noise(shapes, draws * tf.shape(images)[0], (seed, _INFERRING), draws * first)
         sources = list(map(PosteriorSource, features, noise))
@@ -307,8 +306,7 @@ def _bounds(model: NVAE, reweighted: ReweightedPrior, batches: Batches, samples:
     def both(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tf.Tensor:
         seeds = image_seeds(seed, tf.shape(images)[0], tf.cast(first, tf.int32))
         noise = noise_per_image(model.plan.latent_shapes(), seeds, 0, samples)
-        each = images, *model.bottom_up.features(images, FoldedPass())
-        images, *features = (tf.repeat(rows, samples, axis=0) for rows in each)
+        images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *model.bottom_up.features(images)))
         labels = None if labels is None else tf.repeat(labels, samples)
         sources = list(map(PosteriorSource, features, noise))
         decoded = top_down_pass(model, sources, tf.shape(images)[0], FoldedPass(labels=labels))

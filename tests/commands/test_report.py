@@ -164,6 +164,7 @@ def test_an_evaluation_of_another_checkpoint_or_a_damaged_one_and_units_of_gray_
         other = words_of(report_of_run(tmp_path, "best", 1, None, StatusLine())[0])
         if len(content) > 100:
             assert "Of another checkpoint than the one on this page: step 60, SHA-256 " in other
+            assert "; of another checkpoint than the one on this page, step 60" in other
             assert "KL of each latent group" in other
         else:
             assert "nvae-evaluate" in other and "--checkpoint=best" in other
