@@ -19,12 +19,14 @@ from typing import Annotated
 import numpy as np
 
 from nvae_tf import command_line
-from nvae_tf.compression.codec import Codec, compress, model_at
-from nvae_tf.compression.files import unpacked, values_of_levels
+from nvae_tf.compression.container import unpacked
 from nvae_tf.config import DATA_PATH_HELP
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import pil_images
+from nvae_tf.generation.image_sets import values_of_levels
+from nvae_tf.models.lossless import Codec, compress
 from nvae_tf.runs.loading import load_run
+from nvae_tf.serving.saved_model import coding_model
 
 
 def others(images: np.ndarray, is_binary: bool) -> dict[str, int]:
@@ -52,7 +54,7 @@ def others(images: np.ndarray, is_binary: bool) -> dict[str, int]:
 
 def ours(levels: np.ndarray, labels: np.ndarray | None, workdir: str, chunk: int) -> tuple[int, str]:
     """The bytes of the file by the model of a run, and a text about the bound, the parts of the file and the speed."""
-    source, encoded = model_at(workdir), []
+    source, encoded = coding_model(workdir), []
     images = levels.astype(np.float32) / np.float32(2**source.model.config.num_bits - 1)
     settings = {"labels": labels, "per_group": True, "batch_size": 100}
     scores = [source.model.score(images, seed=seed, **settings).nelbo for seed in range(3)]

@@ -40,12 +40,13 @@ def main(
             raise ValueError(f"--{name} is missing")
     place = command_line.output_place(output, (".nvc",), overwrite).path
     start_tensorflow_quietly()
-    from nvae_tf.compression.codec import compress, model_at
-    from nvae_tf.compression.files import read_set
     from nvae_tf.files import atomic_write
+    from nvae_tf.generation.image_sets import read_set
+    from nvae_tf.models.lossless import compress
     from nvae_tf.progress import StatusLine, counted
+    from nvae_tf.serving.saved_model import coding_model
 
-    source = model_at(workdir)
+    source = coding_model(workdir)
     levels, labels, about = read_set(input, source.model.config, source.class_names)
     status, started, encoded = StatusLine(), time.monotonic(), []
 
@@ -71,7 +72,7 @@ def main(
 
 def _description(path: pathlib.Path) -> str:
     """What the header of a file says; of lists, how long they are."""
-    from nvae_tf.compression.files import unpacked
+    from nvae_tf.compression.container import unpacked
 
     data = path.read_bytes()
     with wrap_read_errors(f"{path}: ", ""):

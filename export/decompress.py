@@ -24,21 +24,23 @@ def main(
     workdir: Annotated[str | None, "Where the model is; without it, where it was when the file was made."] = None,
 ) -> None:
     """Decompresses."""
-    from nvae_tf.compression.files import check_output, unpacked, write_set
+    from nvae_tf.compression.container import unpacked
+    from nvae_tf.generation.image_sets import check_output, write_set
 
     data = pathlib.Path(input).read_bytes()
     with wrap_read_errors(f"{input}: ", ""):
         header, _ = unpacked(data)
     start_tensorflow_quietly()
-    from nvae_tf.compression.codec import decompress, model_at
+    from nvae_tf.models.lossless import decompress
     from nvae_tf.progress import ImageProgress, StatusLine, counted
+    from nvae_tf.serving.saved_model import coding_model
 
     check_output(pathlib.Path(output))
     needed = f"{input}: needs the model with weights of SHA-256 {header['sha256']}..."
     if not (workdir or header.get("model")):
         raise ValueError(f"{needed}; say where it is: --workdir=RUN")
     try:
-        source = model_at(workdir or header["model"])
+        source = coding_model(workdir or header["model"])
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{needed}, and {error}; say where it is: --workdir=RUN") from None
     status = StatusLine()

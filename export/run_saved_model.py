@@ -62,18 +62,19 @@ def replay(inputs: str, outputs: str, folder: str) -> None:
         for name in file:
             signature, _, argument = name.partition("/")
             given.setdefault(signature, {})[argument] = file[name]
+    served_names = given.keys() & set(AS_SERVED)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
     def as_served() -> dict[str, dict[str, np.ndarray]]:
         with session_of(folder) as run:
-            return {signature: run(signature, **given[signature]) for signature in given.keys() & set(AS_SERVED)}
+            return {signature: run(signature, **given[signature]) for signature in served_names}
 
     with ThreadPoolExecutor() as pool:  # both take seconds, the most of them outside of Python
         served = pool.submit(as_served)
         stored = tf.saved_model.load(folder).signatures
         results = {
             signature: stored[signature](**{name: tf.constant(array) for name, array in given[signature].items()})
-            for signature in given.keys() - set(AS_SERVED)
+            for signature in stored.keys() - {DEFAULT} - served_names
         }
         results |= served.result()
     arrays = {

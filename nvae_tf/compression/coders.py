@@ -23,9 +23,7 @@ import tensorflow as tf
 
 from nvae_tf.distributions.discretized_logistic_mixture import autoregressive_mean, split_mixture_parameters
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
-from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 from nvae_tf.errors import require
-from nvae_tf.models.latents import GroupLayers, LatentSample, Shapes
 
 stream = require("constriction", "compress").stream
 # The bits that the first images of a chunk draw their latents with. Both sides know them.
@@ -124,31 +122,6 @@ def rounded(
     return numbers + np.where(is_other, np.where(exact > numbers, 1, -1), 0).astype(np.int32), marks
 
 
-class WhitenedSource(NamedTuple):
-    """The source of a group's latents, which `choose` gives in sigmas of the prior, `[batch, values]`.
-
-    It gets the posterior's means and log2 sigmas, relative to the prior, `[2, batch, values]`; None without `feature`.
-    """
-
-    choose: Callable[[tf.Tensor | None], tf.Tensor]
-    channels: np.ndarray  # the coded ones
-    feature: tf.Tensor | None  # of the bottom-up network
-
-    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        """The latent of the group whose layers and incoming state these are."""
-        parameters, outputs, batch = layers.prior(state), None, tf.shape(state)[0]
-        prior = soft_clamped_normal(parameters)
-        if self.feature is not None:
-            posterior = soft_clamped_normal(layers.posterior(state, self.feature, parameters))
-            ratio = tf.math.log(posterior.scale / prior.scale) / math.log(2.0)
-            both = tf.stack([(posterior.loc - prior.loc) / prior.scale, ratio])
-            outputs = tf.reshape(tf.gather(both, self.channels, axis=-1), [2, batch, -1])
-        chosen = tf.reshape(self.choose(outputs), [batch, *prior.loc.shape[1:3], len(self.channels)])
-        to_all = np.eye(prior.loc.shape[3], dtype=np.float32)[self.channels]  # zeros for the other channels
-        z = prior.loc + prior.scale * tf.tensordot(chosen, to_all, 1)
-        return LatentSample(z, z, prior)
-
-
 class LatentCoder:
     """Codes the latents of all groups, whole numbers of bins: rows `[batch, values]`, group after group.
 
@@ -156,7 +129,7 @@ class LatentCoder:
     channel that is not coded. `shapes` are those of all channels.
     """
 
-    def __init__(self, bins: Sequence[str], shapes: Shapes, tolerance: float):
+    def __init__(self, bins: Sequence[str], shapes: Sequence[tuple[int, int, int]], tolerance: float):
         self.channels = [np.flatnonzero([digit != _NOT_CODED for digit in each]) for each in bins]
         pairs = zip(bins, shapes, strict=True)
         digits = [list(each.replace(_NOT_CODED, "")) * math.prod(shape[:2]) for each, shape in pairs]

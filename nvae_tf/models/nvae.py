@@ -5,6 +5,7 @@ A step of `fit` is in keras_fit.py and training_step.py, what the methods comput
 
 import dataclasses
 import functools
+import hashlib
 import math
 import operator
 import random
@@ -176,6 +177,13 @@ class NVAE(FittedModel):
         forward.commit()
         return decoded.likelihood.mean()
 
+    def weights_sha256(self) -> str:
+        """The SHA-256 of the networks' weights and running statistics, without what only training uses."""
+        digest = hashlib.sha256()
+        for weight in (*self.bottom_up.weights, *self.top_down.weights):
+            digest.update(weight.numpy().tobytes())
+        return digest.hexdigest()
+
     # The public methods below, but for `compress` and `decompress`, are differentiable with respect to images and
     # latents, and work in graphs. Labels are the classes of a conditional model, one number for all images or one for
     # each; without (see `outlier_score`), and for -1, images have no class. With a batch size the images go through the
@@ -291,7 +299,7 @@ class NVAE(FittedModel):
         check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is that of one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
 
-    # `nvae_tf.compression` imports this module, so these two import it when they are called.
+    # These two need the extra `compress`.
 
     def compress(
         self, images, labels=None, chunk: int = 500, tolerance: float = 2.0**-17, verify: bool = True
@@ -303,15 +311,15 @@ class NVAE(FittedModel):
         values between the levels, and for models with flows, or whose likelihood is a density.
         Example: `images = model.decompress(model.compress(images))`
         """
-        from nvae_tf.compression import codec
+        from nvae_tf.models import lossless
 
-        images, coded_model = check_images(images, self.config, scored=True).numpy(), codec.with_weights(self)
+        images, coded_model = check_images(images, self.config, scored=True).numpy(), lossless.with_weights(self)
         highest = 2**self.config.num_bits - 1
         levels, labels = np.rint(images * highest).astype(np.uint8), self._labels(labels, len(images))
         if (np.abs(images - levels / highest) > 1e-3).any():  # half precision has 1 + 1/1024 next to 1
             raise ValueError(f"images have values between the {highest + 1} levels of the model: they would be lost")
         labels = None if labels is None else labels.numpy()
-        return codec.compress(coded_model, levels, labels, chunk=chunk, tolerance=tolerance, verify=verify)
+        return lossless.compress(coded_model, levels, labels, chunk=chunk, tolerance=tolerance, verify=verify)
 
     def decompress(self, data: bytes, chunk: int | None = None) -> np.ndarray:
         """The images of `compress`, exactly, or those of one chunk: float32 `[count, height, width, channels]`.
@@ -319,9 +327,9 @@ class NVAE(FittedModel):
         ValueError where the data are damaged or of other weights, or where this machine's numbers differ too much.
         Example: `some = model.decompress(data, chunk=3)`
         """
-        from nvae_tf.compression import codec
+        from nvae_tf.models import lossless
 
-        levels = np.concatenate(list(codec.decompress(codec.with_weights(self), data, chunk)))
+        levels = np.concatenate(list(lossless.decompress(lossless.with_weights(self), data, chunk)))
         return levels.astype(np.float32) / np.float32(2**self.config.num_bits - 1)
 
     @WITHOUT_AUTOGRAPH

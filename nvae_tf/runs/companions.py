@@ -3,7 +3,6 @@
 Each is a `.npz` file with a digest of its weights, which is the same wherever these weights lie.
 """
 
-import hashlib
 import json
 import pathlib
 import shlex
@@ -18,14 +17,6 @@ from nvae_tf.models import NVAE
 from nvae_tf.models import reweighted_prior as priors
 from nvae_tf.models.outlier_scores import OutlierCalibration
 from nvae_tf.progress import counted
-
-
-def weights_sha256(model: NVAE) -> str:
-    """The SHA-256 of the networks' weights and running statistics, without what only training uses."""
-    digest = hashlib.sha256()
-    for weight in (*model.bottom_up.weights, *model.top_down.weights):
-        digest.update(weight.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def write_prior(file: pathlib.Path, model: NVAE, step: int, reweighted: priors.ReweightedPrior) -> None:
@@ -101,7 +92,7 @@ def read_calibration(file: pathlib.Path, model: NVAE, step: int) -> OutlierCalib
 
 
 def _write(file: pathlib.Path, model: NVAE, step: int, arrays: dict[str, np.ndarray]) -> None:
-    schemas.write_arrays(file, arrays | {"step": np.array(step), "weights_sha256": np.array(weights_sha256(model))})
+    schemas.write_arrays(file, arrays | {"step": np.array(step), "weights_sha256": np.array(model.weights_sha256())})
 
 
 def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callable[[], Any]) -> Any:
@@ -110,7 +101,7 @@ def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callab
     try:
         with tf.init_scope():  # the file may be read while a graph is traced
             owner = schemas.read_arrays(file, schemas.OWNER)
-            if str(owner["weights_sha256"]) == weights_sha256(model):
+            if str(owner["weights_sha256"]) == model.weights_sha256():
                 return make()
     except ValueError as error:
         return f"{file}: damaged, or of another version of this package ({error}); {fix}"

@@ -23,7 +23,6 @@ from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoints import checkpoint_sha256
-from nvae_tf.runs.companions import weights_sha256
 from nvae_tf.runs.run_folder import RunFolder
 from nvae_tf.serving import outputs, verification
 from nvae_tf.serving.signatures import Signatures
@@ -85,7 +84,7 @@ def export_saved_model(
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = dict(weights=weights, difference_from_model=differences, most_rows=most_rows, bytes_of_row=row_bytes)
-        facts["weights_sha256"] = weights_sha256(model)  # before they are folded, as compressed files have it
+        facts["weights_sha256"] = model.weights_sha256()  # before they are folded, as compressed files have it
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return max(differences.values())
 
@@ -119,6 +118,24 @@ def load_export(folder: str | os.PathLike) -> tuple[ExperimentConfig | None, NVA
 
     in_float32 = {stack: tf.nest.map_structure(exact, slices) for stack, slices in folded.items()}
     return config if is_from_run else None, model, in_float32, source
+
+
+def coding_model(place: str) -> Any:
+    """The model for lossless files of a run folder, a bundled one, "hf://user/repo", a .keras file, or of one export.
+
+    Raises what `nvae_tf.load` raises; ValueError for a SavedModel that can't decode.
+    """
+    from nvae_tf.models.lossless import ModelWithWeights, with_weights  # needs the extra `compress`
+
+    if (pathlib.Path(place) / "saved_model.pb").is_file():
+        _, model, folded, about = load_export(place)
+        if about["weights"] != "float32" or "weights_sha256" not in about:
+            raise ValueError(f"{place}: only exports by this version with weights=float32 decode; export it again")
+        return ModelWithWeights(model, about["weights_sha256"][:20], folded=folded)
+    if place.endswith(".keras"):
+        return with_weights(loading.load(place))
+    run = loading.load_run(place)
+    return with_weights(run.model, run.class_names)
 
 
 def origin_of(run: loading.TrainedRun, workdir: pathlib.Path) -> Origin:

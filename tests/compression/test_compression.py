@@ -7,11 +7,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from nvae_tf.compression import codec as codecs
-from nvae_tf.compression.codec import Codec, compress, decompress, with_weights
 from nvae_tf.compression.coders import PixelCoder, Stack, bins_and_draws, rounded, stream
-from nvae_tf.compression.files import packed, unpacked
+from nvae_tf.compression.container import packed, unpacked
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
+from nvae_tf.models import lossless
+from nvae_tf.models.lossless import Codec, compress, decompress, with_weights
+from nvae_tf.serving import saved_model
 from tests import refuses, slow_but
 from tests.command_fixtures import output_of
 from tests.tiny_model import images_of, shaken, tiny_model
@@ -32,7 +33,8 @@ MACHINES = [
 ELSEWHERE = """
 import pathlib, sys
 import numpy as np
-from nvae_tf.compression.codec import Codec, decompress, model_at
+from nvae_tf.models.lossless import Codec, decompress
+from nvae_tf.serving.saved_model import coding_model
 decode = Codec.decode
 
 def decode_twice(*given):
@@ -43,7 +45,7 @@ def decode_twice(*given):
 Codec.decode = decode_twice
 for model, file, levels in (sys.argv[1:4], sys.argv[4:7]):
     data = pathlib.Path(file).read_bytes()
-    assert np.array_equal(np.concatenate(list(decompress(model_at(model), data))), np.load(levels))
+    assert np.array_equal(np.concatenate(list(decompress(coding_model(model), data))), np.load(levels))
 """
 
 
@@ -72,15 +74,15 @@ def shared():
         return (codec_of if source.folded is None else Codec)(source, tuple(bins), growth, tolerance)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codecs, "model_at", functools.cache(codecs.model_at))
-        patch.setattr(codecs, "Codec", share)
+        patch.setattr(saved_model, "coding_model", functools.cache(saved_model.coding_model))
+        patch.setattr(lossless, "Codec", share)
         yield
 
 
 @pytest.fixture
 def unshared(monkeypatch):
     """A codec traces its graphs anew."""
-    monkeypatch.setattr(codecs, "Codec", Codec)
+    monkeypatch.setattr(lossless, "Codec", Codec)
 
 
 @functools.cache
@@ -97,7 +99,7 @@ def file_of_digits():
     """A file of these images, by the bundled model, and its chunks."""
     chunks = []
     about, how = {"model": "digits"}, {"verify": False, "progress": chunks.append}
-    return compress(codecs.model_at("digits"), digits_of_test(), None, about, **how), chunks
+    return compress(saved_model.coding_model("digits"), digits_of_test(), None, about, **how), chunks
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_the_models_methods_bring_images_and_single_chunks_back():
 @pytest.mark.slow
 def test_a_file_takes_the_bits_of_the_bound_and_little_more():
     (data, chunks), levels = file_of_digits(), digits_of_test()
-    score = codecs.model_at("digits").model.score
+    score = saved_model.coding_model("digits").model.score
     scores = [score(np.float32(levels), per_group=True, seed=seed).nelbo for seed in range(3)]
     bits = 8 * len(data) / len(levels)
     assert bits < 1.06 * np.mean(scores) / np.log(2.0) and chunks[0].start < 0.02 * 1000 * bits
@@ -362,7 +364,7 @@ def mistaken(digits):
     np.save(digits / "wide.npy", np.zeros((5, 16, 17), np.uint8))
     (digits / "odd").mkdir()
     Image.new("RGB", (4, 5)).save(digits / "odd" / "a.png")
-    source, levels = codecs.model_at("digits"), np.load(digits / "levels.npy")[..., np.newaxis]
+    source, levels = saved_model.coding_model("digits"), np.load(digits / "levels.npy")[..., np.newaxis]
     data = compress(source, levels, None, {"model": "digits"}, 10, verify=False)
     header, chunks = unpacked(data)
     (digits / "damaged.nvc").write_bytes(data[:-9] + data[-8:])
@@ -407,7 +409,7 @@ def test_another_machine_decodes_the_same_pixels(for_others, machine):
 
 @pytest.mark.slow
 def test_another_machine_whose_numbers_differ_by_nearly_the_tolerance_decodes_the_same_pixels(unshared, monkeypatch):
-    source, levels, run = codecs.model_at("digits"), digits_of_test(), Codec._pass
+    source, levels, run = saved_model.coding_model("digits"), digits_of_test(), Codec._pass
     data, _ = file_of_digits()
 
     def moved(values):

@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import itertools
 import math
-import pathlib
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.compression.coders import LatentCoder, PixelCoder, Stack, WhitenedSource, bins_and_draws
-from nvae_tf.compression.files import LARGEST_CHUNK, packed, unpacked
+from nvae_tf.compression.coders import LatentCoder, PixelCoder, Stack, bins_and_draws
+from nvae_tf.compression.container import LARGEST_CHUNK, packed, unpacked
 from nvae_tf.config import real_number, whole_number
+from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import passes
-from nvae_tf.models.nvae import NVAE
-from nvae_tf.runs.companions import weights_sha256
-from nvae_tf.runs.loading import load, load_run
-from nvae_tf.serving.saved_model import load_export
+from nvae_tf.models.latents import GroupLayers, LatentSample
 
 _SAMPLED = 128  # images by which the bins of latents are chosen
 _CODER = f"constriction {importlib.metadata.version('constriction').rpartition('.')[0]}"
@@ -38,7 +35,7 @@ _MOST_BATCH, _MOST_NUMBERS = 128, 2**24  # of a batch: images, and outputs of th
 class ModelWithWeights(NamedTuple):
     """A model for a codec."""
 
-    model: NVAE
+    model: Any  # an `NVAE`
     sha256: str  # how that of the weights begins
     class_names: tuple[str, ...] = ()
     folded: FoldedWeights | None = None  # where the weights are not in the model, see `load_export`
@@ -50,6 +47,31 @@ class Encoded(NamedTuple):
     data: bytes
     start: int  # bits of the first images' draws, which nothing gives back
     marks: float  # bits of the marks of values near a tie
+
+
+class WhitenedSource(NamedTuple):
+    """The source of a group's latents, which `choose` gives in sigmas of the prior, `[batch, values]`.
+
+    It gets the posterior's means and log2 sigmas, relative to the prior, `[2, batch, values]`; None without `feature`.
+    """
+
+    choose: Callable[[tf.Tensor | None], tf.Tensor]
+    channels: np.ndarray  # the coded ones
+    feature: tf.Tensor | None  # of the bottom-up network
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        """The latent of the group whose layers and incoming state these are."""
+        parameters, outputs, batch = layers.prior(state), None, tf.shape(state)[0]
+        prior = soft_clamped_normal(parameters)
+        if self.feature is not None:
+            posterior = soft_clamped_normal(layers.posterior(state, self.feature, parameters))
+            ratio = tf.math.log(posterior.scale / prior.scale) / math.log(2.0)
+            both = tf.stack([(posterior.loc - prior.loc) / prior.scale, ratio])
+            outputs = tf.reshape(tf.gather(both, self.channels, axis=-1), [2, batch, -1])
+        chosen = tf.reshape(self.choose(outputs), [batch, *prior.loc.shape[1:3], len(self.channels)])
+        to_all = np.eye(prior.loc.shape[3], dtype=np.float32)[self.channels]  # zeros for the other channels
+        z = prior.loc + prior.scale * tf.tensordot(chosen, to_all, 1)
+        return LatentSample(z, z, prior)
 
 
 class Codec:
@@ -150,7 +172,7 @@ class Codec:
         return parameters, tf.concat(posteriors, axis=-1) if posteriors else None
 
 
-def _settings(model: NVAE, levels: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _settings(model, levels: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """The bins and the growth for images like the first; ValueError where the model has diverged."""
     images = levels[:_SAMPLED].astype(np.float32) / (2**model.config.num_bits - 1)
     settings = {"labels": labels[:_SAMPLED] if model.config.num_classes else None, "batch_size": 32}
@@ -176,7 +198,7 @@ def compress(
 ) -> bytes:
     """A file of images, uint8 levels `[count, height, width, channels]`, and their classes, int32 `[count]`.
 
-    `about` adds to the header (files.py). With `verify` each chunk is decoded. `progress` gets each chunk.
+    `about` adds to the header (container.py). With `verify` each chunk is decoded. `progress` gets each chunk.
     """
     most = min(2**16, LARGEST_CHUNK // levels[0].size)
     chunk = min(whole_number("chunk", chunk, 1, most), len(levels))
@@ -225,23 +247,7 @@ def decompress(source: ModelWithWeights, data: bytes, only: int | None = None) -
         yield from threads.map(decoded, numbers)
 
 
-def model_at(place: str) -> ModelWithWeights:
-    """The model of a run folder, a bundled one, "hf://user/repo", a .keras file, or one version of a SavedModel.
-
-    Raises what `nvae_tf.load` raises; ValueError for a SavedModel that can't decode.
-    """
-    if (pathlib.Path(place) / "saved_model.pb").is_file():
-        _, model, folded, about = load_export(place)
-        if about["weights"] != "float32" or "weights_sha256" not in about:
-            raise ValueError(f"{place}: only exports by this version with weights=float32 decode; export it again")
-        return ModelWithWeights(model, about["weights_sha256"][:20], folded=folded)
-    if place.endswith(".keras"):
-        return with_weights(load(place))
-    run = load_run(place)
-    return with_weights(run.model, run.class_names)
-
-
-def with_weights(model: NVAE, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
+def with_weights(model, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
     """The model for a codec; ValueError for one that can't code images."""
     config, coded = model.config, ("bernoulli", "logistic_mixture")
     for name, can_code, fault in (
@@ -251,4 +257,4 @@ def with_weights(model: NVAE, class_names: tuple[str, ...] = ()) -> ModelWithWei
     ):
         if not can_code:
             raise ValueError(f"model.{name} = {getattr(config, name)}: {fault}")
-    return ModelWithWeights(model, weights_sha256(model)[:20], class_names)
+    return ModelWithWeights(model, model.weights_sha256()[:20], class_names)
