@@ -257,4 +257,4 @@ def with_weights(model, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
     ):
         if not can_code:
             raise ValueError(f"model.{name} = {getattr(config, name)}: {fault}")
-    return ModelWithWeights(model, model.weights_sha256()[:20], class_names)
+    return ModelWithWeights(model, model._weights_sha256()[:20], class_names)

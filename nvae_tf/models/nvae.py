@@ -177,7 +177,7 @@ class NVAE(FittedModel):
         forward.commit()
         return decoded.likelihood.mean()
 
-    def weights_sha256(self) -> str:
+    def _weights_sha256(self) -> str:
         """The SHA-256 of the networks' weights and running statistics, without what only training uses."""
         digest = hashlib.sha256()
         for weight in (*self.bottom_up.weights, *self.top_down.weights):

@@ -92,7 +92,7 @@ def read_calibration(file: pathlib.Path, model: NVAE, step: int) -> OutlierCalib
 
 
 def _write(file: pathlib.Path, model: NVAE, step: int, arrays: dict[str, np.ndarray]) -> None:
-    schemas.write_arrays(file, arrays | {"step": np.array(step), "weights_sha256": np.array(model.weights_sha256())})
+    schemas.write_arrays(file, arrays | {"step": np.array(step), "weights_sha256": np.array(model._weights_sha256())})
 
 
 def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callable[[], Any]) -> Any:
@@ -101,7 +101,7 @@ def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callab
     try:
         with tf.init_scope():  # the file may be read while a graph is traced
             owner = schemas.read_arrays(file, schemas.OWNER)
-            if str(owner["weights_sha256"]) == model.weights_sha256():
+            if str(owner["weights_sha256"]) == model._weights_sha256():
                 return make()
     except ValueError as error:
         return f"{file}: damaged, or of another version of this package ({error}); {fix}"

@@ -84,7 +84,7 @@ def export_saved_model(
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = dict(weights=weights, difference_from_model=differences, most_rows=most_rows, bytes_of_row=row_bytes)
-        facts["weights_sha256"] = model.weights_sha256()  # before they are folded, as compressed files have it
+        facts["weights_sha256"] = model._weights_sha256()  # before they are folded, as compressed files have it
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return max(differences.values())
 
