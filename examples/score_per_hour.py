@@ -1,9 +1,10 @@
 """Which changes of the published recipe give a better score for the same processor time: the study of docs/recipes.md.
 
-    python -m examples.score_per_hour run gray|binary|digits --output=FOLDER [--recipe=TEXT] [--seed=0] [--test]
+    python -m examples.score_per_hour run DATA --output=FOLDER [--recipe=TEXT] [--seed=0] [--test]
     python -m examples.score_per_hour table --output=FOLDER [--figure=FILE]
 
-A recipe is "published", or changes joined by "+", as "residual 0.3+latent 8+batch x0.5+length x0.75".
+DATA is gray, gray_all, binary or digits. A recipe is "published", or changes joined by "+", as "residual 0.3+latent
+8+batch x0.5+length x0.75".
 `python -m examples.score_per_hour run --help` and `table --help` say more.
 """
 
@@ -31,7 +32,8 @@ from nvae_tf.runs.loading import model_for_training
 # The preset, and what else is set.
 _SMALL = {"size": "tiny", "train.batch_size": 32, "train.steps": 1500}
 DATA = {"gray": ("fashion_mnist", _SMALL), "binary": ("mnist", _SMALL), "digits": ("digits", {"train.steps": 1000})}
-# Of Fashion-MNIST; the validation images are the last ones of its training part.
+DATA["gray_all"] = DATA["gray"]
+# Of Fashion-MNIST, but for gray_all; the validation images are the last ones of its training part.
 TRAINING_IMAGES, SCORED_IMAGES = 9600, 1000
 SCORES = 5  # of a run, the last one at its end
 CHANGES = {
@@ -81,7 +83,7 @@ def images_of(kind: str, is_test: bool, folder: str) -> tuple[np.ndarray, np.nda
         return (parts["train"], parts["test"]) if is_test else (parts["train"][:-300], parts["train"][-300:])
     training, _ = fashion(folder, "train")
     scored = fashion(folder, "test", SCORED_IMAGES)[0] if is_test else training[-SCORED_IMAGES:]
-    return training[:TRAINING_IMAGES], scored
+    return training[: -SCORED_IMAGES if kind == "gray_all" else TRAINING_IMAGES], scored
 
 
 def run(

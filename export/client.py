@@ -157,9 +157,7 @@ def _define_flags(command: str) -> None:
         flags.DEFINE_integer("seed", 1, "Random seed of the draws.", lower_bound=0, upper_bound=config.LARGEST_SEED)
     if command != "status":
         flags.DEFINE_list("labels", None, "Classes, in turn; -1 for none.")
-        flags.DEFINE_string(
-            "export", None, "A copy of the export, models/pets/1: for names of classes, and for alpha channels."
-        )
+        flags.DEFINE_string("export", None, "A copy of the export, models/pets/1: for class names and alpha channels.")
         text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a folder, DIR/.")
         flags.DEFINE_string("output", None, text, required=command != "score")
         flags.DEFINE_boolean("overwrite", False, "Write into a folder that has files.")

@@ -52,6 +52,7 @@ def run(main: Callable[..., None], words: str | None = None, page: str | None = 
         _name_words(words)
     # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
     def guarded(_: Sequence[str]) -> None:
         with exit_on_user_error():
@@ -250,7 +251,9 @@ def _read_flags(arguments: Sequence[str], module: types.ModuleType, page: str) -
             if hasattr(module, "CONFIG") and nearest:
                 raise ValueError(f"--{name}: no such flag; did you mean --config.{settings[nearest[0]]}?") from error
             missing = re.match(r"flag --(\w+)=None: ", str(error))
-            raise ValueError(f"--{missing[1]} is missing" if missing else f"{error} (see --help)") from error
+            text = re.sub(r"invalid literal for int\(\).*", "must be a whole number", str(error))
+            text = re.sub(r"could not convert string to float.*", "must be a number", text)
+            raise ValueError(f"--{missing[1]} is missing" if missing else f"{text} (see --help)") from error
         # At level INFO, absl's default, TensorFlow's Python side logs trifles.
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING

@@ -99,7 +99,7 @@ def check_has_config(folder: pathlib.Path, given: str) -> None:
     if not (folder / "config.json").is_file():
         file = "a file, not a run folder (nvae_tf.load reads .keras files)" if folder.is_file() else "no such folder"
         fault = "not a run folder, it has no config.json" if folder.is_dir() else file
-        raise FileNotFoundError(f"{given}: {fault}; give the --workdir of a run of nvae-train")
+        raise FileNotFoundError(f"{given}: {fault}; give a run folder of nvae-train, or digits or fashion")
 
 
 def check_new_file(path: pathlib.Path, flag: str) -> None:

@@ -27,7 +27,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     """
     images = displayed(np.asarray(images))
     if not np.isfinite(images).all():
-        raise ValueError("images hold values that are not finite: the model that made them has diverged.")
+        raise ValueError("images are not finite: the model has diverged, or the temperature is too high")
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge

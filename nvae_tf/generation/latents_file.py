@@ -66,9 +66,8 @@ def read_flat_latents(path: str | os.PathLike) -> StoredLatents:
         raise FileNotFoundError(f"{path}: no such file of latents; {_FIX}")
     with errors.wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {_FIX}"):
         entries = schemas.read_arrays(pathlib.Path(path), schemas.LATENTS)
-        groups = [entries[name] for name in sorted(entries) if name.startswith("group_")]
-        groups = [entries["latent"]] if "latent" in entries else groups
-        latent = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
+        parts = ["latent"] if "latent" in entries else sorted(name for name in entries if name.startswith("group_"))
+        latent = np.concatenate([entries[name].reshape(len(entries[name]), -1) for name in parts], axis=1)
         # A served model knows only the total, so the latents of one come without shapes.
         about = schemas.parsed(str(entries["about"]), schemas.LATENT_SHAPES) if "about" in entries else None
         names = [str(name) for name in entries["names"]] if "names" in entries else None

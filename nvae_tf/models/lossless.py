@@ -206,7 +206,8 @@ def compress(
     if source.folded is not None:
         raise ValueError("an export decompresses alone: compress by the run that it was made of")
     if source.model.config.num_classes and labels is None:
-        raise ValueError("the images have no classes, and this model codes images given their class: give labels")
+        fix = "give labels (nvae-compress: a .npz file that has them, or a folder of pictures for each class)"
+        raise ValueError(f"the images have no classes, and this model codes images given their class: {fix}")
     classes, chunks = np.zeros(len(levels), np.int32) if labels is None else labels, []
     settings = {"tolerance": tolerance} | _settings(source.model, levels, classes)
     codec = Codec(source, **settings)

@@ -267,6 +267,6 @@ def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
 def with_reweighted_prior(reweighted: ReweightedPrior, sources, seeds, temperatures, plan, labels) -> list:
     """The sources of all groups, the top ones those of `reweighted`; ValueError where they are not priors."""
     is_plain = all(isinstance(source, PriorSource) for source in sources)
-    check(is_plain, "the reweighted prior draws the top groups by itself: neither guidance nor latents go with it")
+    check(is_plain, "prior = reweighted draws the top groups by itself: it takes no guidance and no latents")
     top = reweighted.sources(seeds, temperatures, plan, labels)
     return [*top, *sources[len(top) :]]

@@ -152,6 +152,8 @@ def sample(
     if batch_norm_iterations:
         model, text = readjusted(model, temperature, batch_norm_iterations, seed=seed, prior=prior)
         StatusLine().keep(text)
+    if prior == "model" and guidance == 1.0 and not isinstance(model.reweighted_prior, str):
+        StatusLine().keep("This model has a reweighted prior, whose samples are better: --prior=reweighted")
     how = {"guidance": guidance, "prior": prior, "mean": pixels == "mean", "labels": classes}
     images = generate_images(model, count, temperature, seed, progress=_progress(count), **how)
     names = run.class_names

@@ -1,10 +1,9 @@
-"""A model on a server (TensorFlow Serving, or nvae-serve), with NumPy arrays and images in and out.
+"""A model on a server (TensorFlow Serving, or nvae-serve), with NumPy arrays and images in and out; what the server
+refuses, or does not answer, is a `ServingError`.
 
     with ServedModel("localhost:8500", "digits") as model:  # gRPC; "http://localhost:8501" is REST
         images = model.sample(64, seed=1, temperature=0.7, as_pixels=True)
         latents = model.encode([Image.open("seven.png")])
-
-What a server refuses, or does not answer, is a `ServingError`.
 """
 
 import base64
@@ -37,8 +36,6 @@ _ADVICE = {
     "UNAVAILABLE": "is it running, is this the protocol's port, and has it loaded the model?",
     "DEADLINE_EXCEEDED": "send fewer rows at once or allow more time",
 }
-# The Python types of JSON numbers that become an array of each kind; the other kinds take whole numbers.
-_NUMBERS = {"f": {int, float}, "b": {bool}}
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "[::1]")
 STRING, BASE64, SIGNATURE_DEF = "string", "b64", "signature_def"
 HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "UNIMPLEMENTED": 501}
@@ -175,8 +172,7 @@ class ServedModel(contextlib.AbstractContextManager):
 
     def signatures(self) -> dict[str, SignatureSpec]:
         """Returns the signatures by name, asked once; another version may have others, `metadata` asks again."""
-        known = self._signatures  # another thread may forget them
-        return self.metadata()[1] if known is None else known
+        return self._signatures or self.metadata()[1]  # another thread may forget them: read once
 
     def metadata(self) -> tuple[int, dict[str, SignatureSpec]]:
         """Returns the version that answers and its signatures by name, asked now."""
@@ -260,14 +256,12 @@ class ServedModel(contextlib.AbstractContextManager):
                 batch["image"] = batch["image"] / np.float32(255.0)
             return self._ask(signature, batch, end, first)
 
-        pool = ThreadPoolExecutor(self._in_flight)
-        try:
+        with ThreadPoolExecutor(self._in_flight) as pool, contextlib.ExitStack() as stack:
+            stack.callback(pool.shutdown, cancel_futures=True)  # after an error no further request is sent
             asked = [pool.submit(ask, first) for first in range(0, count, self._batch_rows)]
             for done, future in enumerate(as_completed(asked), 1):
                 future.result()
                 self._progress(min(done * self._batch_rows, count))
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error no further request is sent
         results = [future.result() for future in asked]
         outputs = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
         if "image_bytes" in outputs:
@@ -420,15 +414,14 @@ def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
 
 def json_value(array: np.ndarray, as_base64: bool = True) -> Any:
     """Returns an array as nested lists: bytes as `{"b64": ...}`, which inputs need, or as UTF-8 for text outputs."""
-    if array.dtype.kind == "f":
-        return array.astype(str).astype(float).tolist()  # the fewest decimals that give a number back
-    if array.dtype != object or not array.size:
-        return array.tolist()
 
     def text(value: bytes) -> Any:
         return {BASE64: base64.b64encode(value).decode()} if as_base64 else value.decode("utf-8", "replace")
 
-    return np.frompyfunc(text, 1, 1)(array).tolist()
+    if array.dtype == object:
+        return np.frompyfunc(text, 1, 1)(array).tolist()
+    # Of floats the fewest decimals that give the number back.
+    return (array.astype(str).astype(float) if array.dtype.kind == "f" else array).tolist()
 
 
 def json_array(value: Any, dtype: str) -> np.ndarray:
@@ -439,7 +432,8 @@ def json_array(value: Any, dtype: str) -> np.ndarray:
     if list in types:
         raise ValueError("lists of different lengths, or nested too deep")
     if dtype != STRING:
-        if wrong := types - _NUMBERS.get(np.dtype(dtype).kind, {int}):
+        allowed = {"f": {int, float}, "b": {bool}}.get(np.dtype(dtype).kind, {int})  # Python's types of JSON numbers
+        if wrong := types - allowed:
             raise ValueError(f"a {', '.join(kind.__name__ for kind in wrong)} where {dtype} is wanted")
         return np.array(value, dtype)
 

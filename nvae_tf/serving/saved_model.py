@@ -32,7 +32,6 @@ from nvae_tf.serving.verification import Arrays, all_differences, recorded, side
 LARGEST_DIFFERENCE = 0.2
 # The memory that the rows of one request may take unless the export says otherwise.
 REQUEST_BYTES = 2 * 2**30
-_WARM_UP = "tf_serving_warmup_requests"  # the file that TensorFlow Serving looks for
 
 
 class Origin(NamedTuple):
@@ -214,7 +213,7 @@ def _write_assets(
         files.atomic_write(folder / f"{name}.json", json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
     if origin.examples is not None:
         schemas.write_arrays(folder / outputs.EXAMPLES, origin.examples)
-    _write_warm_up(folder / _WARM_UP, model_name, signatures.names, record)
+    _write_warm_up(folder / "tf_serving_warmup_requests", model_name, signatures.names, record)
     schemas.write_arrays(export / verification.RECORD, record)
     outputs.write_digests(export)
 

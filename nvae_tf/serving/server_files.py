@@ -221,8 +221,7 @@ def explorer_facts(export: pathlib.Path) -> dict[str, Any]:
     """Returns what the page must know of a version; ValueError where nvae-export has not made it, or it is damaged."""
     assets = export / ASSETS
     with errors.wrap_read_errors(f"{assets}: not written by nvae-export, or damaged (", "); copy the export anew"):
-        settings = (assets / "config.json").read_bytes()
-        config = schemas.parsed(settings, _CONFIG, "config.json: ")
+        config = schemas.parsed((assets / "config.json").read_bytes(), _CONFIG, "config.json: ")
         model, shown = config["model"], config.get("data", {}).get("display_channels", [])
         layout = schemas.parsed((assets / "latents.json").read_bytes(), _LAYOUT, "latents.json: ")
         facts = model_facts(model, layout["shapes"], shown)

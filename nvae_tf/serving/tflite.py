@@ -38,7 +38,6 @@ METADATA_NAME = "nvae_tf"
 REPRESENTATIVE_INPUTS, TEST_INPUTS = 128, 64
 # The largest difference that rounding may cause in float32, relative to the largest number of the output.
 TOLERANCE = 1e-4
-_REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
 _SMALLEST_SQUARE = 1e-15  # equal images have no PSNR; rounding of float32 is some 140 dB down
 # Google's packages on the npm registry (Apache 2.0), of one version.
 LITERT = ("@litertjs/core@2.5.3", "@litertjs/wasm-utils@2.5.3")
@@ -71,8 +70,8 @@ def export_tflite(
     def inputs(split: str, count: int, seed: int) -> Arrays:
         return device_inputs(exact, signature, count, images(split, count) if with_images else None, seed)
 
-    test = inputs("test", TEST_INPUTS, _TEST_SEED)
-    examples = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else {}
+    test = inputs("test", TEST_INPUTS, seed=2)
+    examples = inputs("train", REPRESENTATIVE_INPUTS, seed=1) if quantize == "int8" else {}
     metadata = file_facts(exact, signature, source, "ai-edge-litert")
     count = len(next(iter(examples.values()), ()))
     metadata["quantization"] = {"mode": quantize, "numbers": MODES[quantize], "representative_inputs": count}
@@ -133,9 +132,8 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     squares = np.square(images[0] - images[1]).mean(axis=(1, 2, 3))
     psnr, worst = (-10.0 * np.log10(np.maximum([squares.mean(), squares.max()], _SMALLEST_SQUARE))).tolist()
     numbers = {"size_bytes": len(content), "latency_ms": 1e3 * float(np.median(results["seconds"]))}
-    numbers |= {"test_inputs": len(actual), "largest_error": largest}
-    numbers |= {"relative_largest_error": largest / float(np.abs(expected).max())}
-    return numbers | {"psnr_db": psnr, "worst_psnr_db": worst}
+    numbers |= {"largest_error": largest, "relative_largest_error": largest / float(np.abs(expected).max())}
+    return numbers | {"test_inputs": len(actual), "psnr_db": psnr, "worst_psnr_db": worst}
 
 
 def convert(folder: str, name: str, quantize: str, examples: Arrays) -> bytes:
