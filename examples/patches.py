@@ -19,14 +19,11 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.presets import experiment_config
 from nvae_tf.schemas import write_arrays
 
-NUM_BITS = 12
-
 
 def photographs(size: int) -> dict[str, np.ndarray]:
     """RGB patches of both photographs, uint8 `[count, size, size, 3]`, of each part."""
     spec = experiment_config("photos", {"data.height": size, "data.width": size}).data
-    sources = {part: load_split(spec, part) for part in ("train", "test")}
-    return {part: source.read(np.arange(source.count)) for part, source in sources.items()}
+    return {part: load_split(spec, part).images for part in ("train", "test")}
 
 
 def channels(output: Annotated[str, "A folder for all.npz, and 0.npz to 7.npz of one channel each."]) -> dict[str, Any]:
@@ -52,13 +49,12 @@ def depth(output: Annotated[str, "The file to write, .npz."]) -> dict[str, Any]:
     for part, patches in photographs(64).items():
         linear = ((patches / 255.0) ** 2.2).mean(axis=-1, keepdims=True)
         halved = linear.reshape(-1, 32, 2, 32, 2, 1).mean(axis=(2, 4))
-        parts[part] = np.rint(halved * (2**NUM_BITS - 1)).astype(np.uint16)
+        parts[part] = np.rint(halved * (2**12 - 1)).astype(np.uint16)
     write_arrays(pathlib.Path(output), parts)
-    pictures, files = parts["test"][..., 0], []
+    pictures, files = parts["test"][..., 0], io.BytesIO()
     for picture in pictures:
-        files.append(io.BytesIO())
-        Image.fromarray(picture).save(files[-1], "PNG", optimize=True)
-    sizes = {"PNG": sum(file.tell() for file in files)}
+        Image.fromarray(picture).save(files, "PNG", optimize=True)
+    sizes = {"PNG": files.tell()}
     if importlib.util.find_spec("imagecodecs"):
         import imagecodecs
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from benchmarks import results
 from examples.digits import digits
 from examples.fashion import DEBIAN, Images, fashion
-from nvae_tf.config import ExperimentConfig, check_choice, resolve_lengths
+from nvae_tf.config import ExperimentConfig, check_choice, named_settings, resolve_lengths
 from nvae_tf.data.pipeline import evaluation_batches, training_batches
 from nvae_tf.data.sources import ArraySource
 from nvae_tf.presets import experiment_config
@@ -51,8 +51,6 @@ CHANGES = {
 }
 # What a change like "batch x0.5" multiplies; a run of other batches has as many images, and so other steps.
 FACTORS = {"batch": "train.batch_size", "rate": "optimizer.learning_rate", "length": "train.steps"}
-Data = Annotated[str, "Which images; may stand without --kind=.", *DATA]
-Recipe = Annotated[str, "The changes of the published recipe."]
 Output = Annotated[str, "Folder of the results, a file for each run."]
 
 
@@ -60,8 +58,7 @@ def settings_of(kind: str, recipe: str, seed: int) -> ExperimentConfig:
     """The settings of a run; ValueError for a recipe that is not one."""
     preset, settings = DATA[kind]
     config = experiment_config(preset, settings)
-    changed = {"train.batch_size": config.train.batch_size, "optimizer.learning_rate": config.optimizer.learning_rate}
-    changed["train.steps"] = config.train.steps
+    changed = {name: named_settings(config)[name] for name in FACTORS.values()}
     for change in recipe.split("+"):
         name, _, factor = change.partition(" x")
         if factor:
@@ -87,9 +84,9 @@ def images_of(kind: str, is_test: bool, folder: str) -> tuple[np.ndarray, np.nda
 
 
 def run(
-    kind: Data,
+    kind: Annotated[str, "Which images; may stand without --kind=.", *DATA],
     output: Output,
-    recipe: Recipe = "published",
+    recipe: Annotated[str, "The changes of the published recipe."] = "published",
     seed: Annotated[int, "Of the weights, the images' order and all draws.", 0] = 0,
     test: Annotated[bool, "Score the test images, rather than validation images."] = False,
     images: Images = DEBIAN,

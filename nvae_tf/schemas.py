@@ -39,7 +39,6 @@ class Field(NamedTuple):
 
 
 Schema = Mapping[str, Field]  # by name or by pattern
-ANY_OBJECT = {"*": Field(None, optional=True)}
 _COUNT, _TEXT = Field("whole number", (), 0, 2**63), Field("text")
 _LABELS = Field("whole number", ("count",), -1, 2**31 - 1, optional=True)
 # `images.json` and `origin.json` of a run folder.
@@ -201,9 +200,9 @@ def parsed(text: str | bytes, schema: Schema, where: str = "") -> dict[str, Any]
     return checked(values, schema, where)
 
 
-def read_object(file: pathlib.Path, schema: Schema) -> dict[str, Any]:
-    """The values that a schema names of a JSON file, see `checked`; also OSError."""
-    return parsed(file.read_bytes(), schema, f"{file}: ")
+def read_object(file: pathlib.Path) -> dict[str, Any]:
+    """The values of a JSON file, whatever their names; ValueError where it is none, OSError where it can't be read."""
+    return parsed(file.read_bytes(), {"*": Field(None, optional=True)}, f"{file}: ")
 
 
 @dataclasses.dataclass(frozen=True)

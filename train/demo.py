@@ -62,7 +62,6 @@ def main(workdir: Annotated[str, "Run folder of the demo."] = "runs/demo") -> No
     started, plan = time.monotonic(), steps(pathlib.Path(workdir))
     for number, (title, arguments, output) in enumerate(plan, 1):
         heading = f"[{number}/{len(plan)}] {title}"
-        # The first step, training, makes what the others need.
         if output.exists() and output.stat().st_mtime >= plan[0][2].stat().st_mtime:
             print(f"{heading}: done before, {output}", flush=True)
             continue

@@ -90,11 +90,9 @@ def _check_output(mode: str, values: Mapping[str, Any]) -> command_line.OutputPl
 def _write(mode: str, run: Any, place: command_line.OutputPlace, made: tasks.Made, origin: Mapping[str, Any]) -> None:
     """Writes a PNG file for each of the images, an animation of them, the figure, or its bare grid; or the latents."""
     if made.columns is not None:
-        save_features(place.path, made.latents, made.columns, made.names, made.labels)
-        return
+        return save_features(place.path, made.latents, made.columns, made.names, made.labels)
     if made.latents is not None:
-        save_latents(place.path, made.latents, made.names, made.labels)
-        return
+        return save_latents(place.path, made.latents, made.names, made.labels)
     channels = run.config.data.display_channels
     shown = image_grid.displayed(made.images, channels)
     is_deep = run.config.data.dtype == "uint16" and shown.shape[-1] == 1

@@ -41,13 +41,10 @@ def _photos(spec, split):
     check(max(size) <= _LARGEST_PATCH, f"data.height, data.width = {size}: must be at most {_LARGEST_PATCH}")
     columns = slice(None, _TEST_COLUMNS_FROM) if split == "train" else slice(_TEST_COLUMNS_FROM, None)
     step = {"train": 8, "test": 16}[split]
-    patches = []
-    for photograph in load_sample_images().images:
-        windows = np.lib.stride_tricks.sliding_window_view(photograph[:, columns], size, (0, 1))
-        # [rows, columns, channels, height, width] -> a patch a row.
-        chosen = windows[::step, ::step].transpose(0, 1, 3, 4, 2)
-        patches.append(chosen.reshape(-1, *chosen.shape[2:]))
-    return ArraySource(np.concatenate(patches))
+    photographs = np.stack(load_sample_images().images)[:, :, columns]
+    windows = np.lib.stride_tricks.sliding_window_view(photographs, size, (1, 2))[:, ::step, ::step]
+    # [photographs, rows, columns, channels, height, width] -> a patch a row.
+    return ArraySource(windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, *size, 3))
 
 
 def _digits(_, split):

@@ -162,8 +162,7 @@ def _opened(path: pathlib.Path, _: int) -> tuple[Any, Any, np.ndarray | None, li
         if series.is_multifile:
             raise BadPicture(f"{path}: an OME file, some of whose pages are in other files; save all pages to one file")
         page, places = series.keyframe, [(each.dataoffsets, each.databytecounts) for each in series]
-        mapped = None if series.dataoffset is None else tifffile.memmap(path, series=0, mode="r")
-        mapped = mapped if mapped is None else mapped.reshape(-1, *page.shape)
+        mapped = None if series.dataoffset is None else tifffile.memmap(path, mode="r").reshape(-1, *page.shape)
     if others:
         raise BadPicture(f"{path}: has {1 + len(others)} series of images; save each to a file of its own")
     is_plain = page.axes in ("YX", "YXS", "SYX") and page.dtype is not None

@@ -22,9 +22,8 @@ class SoftClampedNormal(tfd.Normal):
 @tfd.RegisterKL(SoftClampedNormal, SoftClampedNormal)
 def _kl_divergence(a: SoftClampedNormal, b: SoftClampedNormal, name: str | None = None) -> tf.Tensor:
     """KL(a || b) in nats, an element."""
-    with tf.name_scope(name or "kl_divergence"):
-        log_ratio = tf.math.log(a.scale) - tf.math.log(b.scale)
-        return 0.5 * tf.square((a.loc - b.loc) / b.scale) + 0.5 * expm1(2.0 * log_ratio) - log_ratio
+    log_ratio = tf.math.log(a.scale) - tf.math.log(b.scale)
+    return 0.5 * tf.square((a.loc - b.loc) / b.scale) + 0.5 * expm1(2.0 * log_ratio) - log_ratio
 
 
 def soft_clamped_normal(parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> SoftClampedNormal:

@@ -38,7 +38,6 @@ NUM_FEATURES = 2048
 GRAPH_NAME = "classify_image_graph_def.pb"
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
 _HELP = f"download {URL} where there is a network, and name that file, or the {GRAPH_NAME} in it, with --inception=PATH"
-_ARCHIVE_SIZE = 88_931_400
 # From listings of the archive, and from one public project; a file of another size or sum is accepted, with a note.
 _PUBLISHED = 95_673_916, "e6bb154e85f5d4331c22abcddb5dcf31"
 _IMAGES_AT_ONCE = 32  # each takes some tens of megabytes
@@ -201,8 +200,6 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
 class Inception:
     """The extractor of published distances, from the graph's file or the archive that it is in, or a download."""
 
-    # Distances may not be comparable unless it `is_published`.
-
     def __init__(self, path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None):
         file = downloaded_inception(cache_folder()) if path is None else pathlib.Path(path).expanduser()
         content = graph_content(file)
@@ -210,6 +207,7 @@ class Inception:
         self._strategy = strategy or tf.distribute.get_strategy()
         self._pool = tf.function(lambda pixels: self._strategy.run(pool, [pixels]), autograph=False)
         self.name = f"inception-2015-12-05 {hashlib.sha256(content).hexdigest()[:16]}"
+        # Distances may not be comparable where this is False.
         self.is_published = (len(content), hashlib.md5(content, usedforsecurity=False).hexdigest()) == _PUBLISHED
 
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -271,7 +269,7 @@ def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) 
     node.attr["epsilon"].f, node.attr["is_training"].b = epsilon, False
 
 
-def downloaded_inception(folder: pathlib.Path, url=URL, size=_ARCHIVE_SIZE, timeout_seconds=8.0) -> pathlib.Path:
+def downloaded_inception(folder: pathlib.Path, url=URL, size=88_931_400, timeout_seconds=8.0) -> pathlib.Path:
     """The archive of `size` bytes in a folder, downloaded if it is not there; a ConnectionError says how to by hand."""
     file = folder / url.rpartition("/")[2]
     if file.exists() and file.stat().st_size == size:

@@ -11,12 +11,11 @@ import tensorflow as tf
 from nvae_tf.config import MOST_IMPORTANCE_SAMPLES, whole_number
 from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import ForwardPass
-from nvae_tf.layers.cpu_kernels import has_gpus
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.models.passes import add_importance_samples, inference_pass
 from nvae_tf.objective import ImportanceWeighting, kl_per_channel
-from nvae_tf.replicas import divided, joined
+from nvae_tf.replicas import divided, gpus, joined
 
 _TURNS = 25  # of the samples' loop between two reports of progress
 _ROWS = 256  # more in one pass do not make a row cheaper
@@ -128,6 +127,6 @@ class LikelihoodEvaluator:
 
 def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
     """The number of importance samples that go through the network together: fast, and in a quarter of the memory."""
-    free = _BYTES_ON_GPU if has_gpus() else psutil.virtual_memory().available / replicas
+    free = _BYTES_ON_GPU if gpus() else psutil.virtual_memory().available / replicas
     rows = min(_ROWS, 0.25 * free / inference_bytes_per_image(model.config))
     return max(1, min(importance_samples, int(rows) // batch_size))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,7 +70,7 @@ def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCal
 
 def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, data_path=None) -> OutlierCalibration:
     """Calibrates a checkpoint with up to `images` images of each part, and writes `outliers.npz` of the run."""
-    folder, status = RunFolder(pathlib.Path(workdir)), StatusLine()
+    folder, status = RunFolder(workdir), StatusLine()
     read_run_config(folder)  # a shared run, which `load_run` loads too, has no folder to write into
     trained = load_run(workdir, checkpoint)
     spec = trained.config.data_at(data_path)

@@ -141,7 +141,7 @@ class DataDependentConvolution(StackedConvolution):
 
 def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -> list[tf.Tensor]:
     """The effective kernels of every stack; small ones of one shape may be computed as one, in fewer operations."""
-    joins = forward.scanned and cpu_kernels.has_gpus()  # CPUs keep the order of their sums
+    joins = forward.scanned and cpu_kernels.gpus()  # CPUs keep the order of their sums
     alike = collections.defaultdict(list)
     for stack in stacks if joins else ():
         is_plain = stack.log_norm is None or stack.mask is not None or stack in forward.kernels
@@ -158,7 +158,7 @@ def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, training: bool)
     """`exp(s) w / (||w|| + 1e-5)` of each output channel of `[count, height, width, in, out]`; s is `[count, out]`."""
     # What TensorFlow derives as gradient has three more arrays of the kernels' size, and as many nodes again.
     forward, backward = _scaled, _gradients
-    if not training or cpu_kernels.has_gpus():  # as operations of the graph itself
+    if not training or cpu_kernels.gpus():  # as operations of the graph itself
         forward, backward = forward.python_function, backward.python_function
 
     @tf.custom_gradient

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.replicas import replica_count
+from nvae_tf.replicas import gpus, replica_count
 
 EPSILON = 1e-5  # of batch norm
 _UNIT_STRIDES = [1, 1, 1, 1]
@@ -22,14 +22,9 @@ def shared_function(*specs: tf.TensorSpec) -> Callable[[Callable], Callable]:
     return functools.partial(tf.function, input_signature=specs, autograph=False, experimental_attributes=attributes)
 
 
-def has_gpus() -> bool:
-    """Whether this process may use a GPU."""
-    return bool(tf.config.get_visible_devices("GPU"))
-
-
 def on_one_cpu() -> bool:
     """Whether there is one replica and no GPU."""
-    return not has_gpus() and replica_count() == 1
+    return not gpus() and replica_count() == 1
 
 
 @contextlib.contextmanager
@@ -44,7 +39,7 @@ def plain_operations() -> Iterator[None]:
 
 def has_cpu_forms() -> bool:
     """Whether inference takes `phase_kernels` and `convolution_of_two`, which are quicker on CPUs."""
-    return not has_gpus() and not _PLAIN.get()
+    return not gpus() and not _PLAIN.get()
 
 
 def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
@@ -170,7 +165,7 @@ def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tens
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # Also a convolution, by the turned kernel. TensorFlow's operation takes 1.1 to 2 times as long on CPUs.
         inputs_gradient = convolve(upstream, tf.reverse(kernel, (0, 1)))
-        if not has_gpus():
+        if not gpus():
             return inputs_gradient, _kernel_gradient(inputs, upstream, kernel.shape[0])
         arguments = inputs, list(kernel.shape), upstream, _UNIT_STRIDES, "SAME"
         return inputs_gradient, tf.nn.depthwise_conv2d_backprop_filter(*arguments)

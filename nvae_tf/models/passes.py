@@ -90,9 +90,6 @@ def pass_of_loop(model, labels: tf.Tensor | None = None) -> ForwardPass:
     return forward
 
 
-# What goes through the model in batches: tensors with a row for each image.
-
-
 def encoded_latents(model, images, seeds, labels, noise_scale=1.0, kept_channels=None) -> list[LatentSample]:
     """Latents from the posterior; `noise_scale` multiplies its sigma (0: the means)."""
     noise = [noise_scale * eps for eps in noise_per_image(model.plan.latent_shapes(), seeds)]

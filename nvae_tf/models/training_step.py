@@ -83,7 +83,7 @@ def draws(model, images: tf.Tensor, step, first=None, seed=None) -> list[tf.Tens
 
     `first` is the number of the first of these images among those of all replicas; None: they are this replica's batch.
     """
-    first = _first_of_replica(images) if first is None else first
+    first = replica_index() * batch_size_of(images) if first is None else first
     key = (model.seed if seed is None else seed), tf.cast(step, tf.int32)
     return batch_noise(model.plan.latent_shapes(), batch_size_of(images), key, first)
 
@@ -92,7 +92,7 @@ def kept_labels(model, labels: tf.Tensor | None, step, first=None, seed=None) ->
     """Labels with -1 in place of those that this step drops (`label_dropout`); each has a draw of its own."""
     if labels is None or not model.label_dropout:
         return labels
-    first = _first_of_replica(labels) if first is None else first
+    first = replica_index() * batch_size_of(labels) if first is None else first
     # Not the draws of the latents.
     seed = tf.stack([model.seed if seed is None else seed, tf.cast(step, tf.int32)])
     seed = tf.random.experimental.stateless_fold_in(seed, 1, alg="philox")
@@ -112,7 +112,6 @@ def loss_terms(
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        # Both values stay as they are. In the backward pass the regularizers wait for the network: less memory.
         network_images, regularizers = objectives.gradients_after_network(images, regularizers)
     features = model.bottom_up.features(network_images, forward)
     sources = list(map(PosteriorSource, features, noise))
@@ -209,7 +208,7 @@ def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradien
     is_ours = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
     if is_ours and _joins_small_weights(model):
         return apply_joined_if(optimizer, accepted, gradients, weights)
-    if is_ours and not (tf.executing_eagerly() or cpu_kernels.has_gpus() or tf.distribute.has_strategy()):
+    if is_ours and not (tf.executing_eagerly() or cpu_kernels.gpus() or tf.distribute.has_strategy()):
         return optimizer.apply_if(accepted, gradients, weights)
     calls_optimizer = accepted
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -239,18 +238,13 @@ def initialize_scales(model, images: tf.Tensor) -> None:
     model.data_initialised.assign(tf.cast(finite, tf.float32))
 
 
-def _first_of_replica(rows: tf.Tensor) -> int | tf.Tensor:
-    """The number of the first image of this replica's batch among those of all replicas."""
-    return replica_index() * batch_size_of(rows)
-
-
 def _has_loops(model) -> bool:
     return model.scan and replica_count() == 1  # replicas can't communicate from within a loop of the graph
 
 
 def _joins_small_weights(model) -> bool:
     # For a small program; it takes longer on CPUs, which need not compile the program.
-    return _has_loops(model) and cpu_kernels.has_gpus()
+    return _has_loops(model) and bool(cpu_kernels.gpus())
 
 
 def _scaled_for_optimizer(model, loss: tf.Tensor | float) -> tf.Tensor:

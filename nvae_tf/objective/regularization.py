@@ -37,12 +37,11 @@ class SpectralRegularizer(keras.layers.Layer):
 
     def norms(self, forward: layers.ForwardPass) -> list[tf.Tensor]:
         """The largest singular values `[count]` of each stack's kernels; the new vectors go to `forward`."""
-        # The gradient goes through `u^T W v` only.
         matrices = [tf.reshape(stack, (stack.shape[0], -1, stack.shape[-1])) for stack in self._kernels(forward)]
         iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         axis = tf.constant(1)
         starts = [tf.expand_dims(vector, axis) for vector in self.vectors]
-        iterate = _power_iteration_of_all if cpu_kernels.has_gpus() else _power_iteration_of_each
+        iterate = _power_iteration_of_all if cpu_kernels.gpus() else _power_iteration_of_each
         v, u, norms = iterate(matrices, starts, iterations)
         forward.known_updates += [(vector, tf.squeeze(new, 1)) for vector, new in zip(self.vectors, u, strict=True)]
         forward.known_updates.append((self.warmed_up, tf.ones([])))
@@ -110,7 +109,7 @@ def _power_iteration_of_all(matrices, starts, iterations) -> tuple[list[tf.Tenso
 @tf.custom_gradient
 def _norms(matrices, v, u, norms) -> tuple[list[tf.Tensor], Callable]:
     """`u^T W v` of every matrix, `[count]`, with a gradient through W alone, whose own gradient is of u and v too."""
-    outer = _outer_products.python_function if cpu_kernels.has_gpus() else _outer_products
+    outer = _outer_products.python_function if cpu_kernels.gpus() else _outer_products
 
     def gradient(*upstream: tf.Tensor) -> list:
         products = list(map(outer, v, u, upstream))

@@ -33,7 +33,6 @@ LINES = ("#0a63c4", "#c2410c", "#15803d", "#7e22ce", "#0f766e", "#be185d", "#926
 _DPI = 128  # a power of two: sizes in pixels are exact as inches
 _POINTS = 72 / _DPI
 _MOST_CLASSES = 10  # columns with captions
-_LETTERS_OF_LABELS = 16  # in a line
 _FRAME = (176, 180, 186, 255)
 _SCORES = {"mahalanobis": "Mahalanobis distance", "kl": "sum of the KLs, in nats"}
 _LARGEST_DEVIATION = 0.5  # the standard deviation that is white; values in [0, 1] have no larger one
@@ -346,7 +345,7 @@ def image_figure(
     shown = (about and about.channels) or ()
     rows = [row._replace(images=[displayed(np.asarray(image), shown) for image in row.images]) for row in rows]
     blocks = blocks or [("", max(len(row.images) for row in rows))]
-    labels = [textwrap.fill(row.label, _LETTERS_OF_LABELS) for row in rows]
+    labels = [textwrap.fill(row.label, 16) for row in rows]
     height, native = np.shape(rows[0].images[0])[:2]
     size, scale = _text_size_and_scale(native, labels, blocks, width)
     # All in pixels.

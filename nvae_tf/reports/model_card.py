@@ -25,7 +25,6 @@ from nvae_tf.runs.run_folder import ImageCounts, MetricsFile, RunFolder, origin_
 # The errors that a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 MARKER = "<!-- Yours: what stands below this line is kept. -->"
-_TEMPLATE = pathlib.Path(__file__).with_name("templates") / "model_card.md"
 _TASK = "unconditional-image-generation"
 # The entries of an evaluation file that the Hub gets.
 _BOUNDS = ("importance_weighted_nats", "importance_weighted_bits_per_dim", "nelbo_nats", "bits_per_dim")
@@ -72,7 +71,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleName
         evaluations=evaluations,
         test_evaluation=next((each for each in evaluations if each.metrics["split"] == "test"), None),
         training_score=_read(_training_score, folder.metrics_file),
-        environment=_read(schemas.read_object, folder.environment_file, schemas.ANY_OBJECT),
+        environment=_read(schemas.read_object, folder.environment_file),
         samples=(f"samples/{samples[-1].name}", int(samples[-1].stem[5:])) if samples else None,
         prior=(prior[0], measured) if measured else None,
     )
@@ -100,7 +99,7 @@ def _identifier(text: str) -> str:
 
 def _evaluation(file: pathlib.Path, dataset: str | None) -> types.SimpleNamespace:
     """An evaluation file: its metrics, their table and rows, scores for the Hub, and pictures."""
-    metrics = schemas.read_object(file, schemas.ANY_OBJECT)
+    metrics = schemas.read_object(file)
     metrics["split"] = str(metrics["split"])
     metrics.pop("data", None)  # a folder of this machine, which a public card does not name
     drawn = [metrics.get(metric, {}) for metric in ("latents", "outliers", "probe")]
@@ -164,7 +163,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
         return
     card = ModelCard.from_template(
         _metadata(facts),
-        template_path=str(_TEMPLATE),
+        template_path=str(pathlib.Path(__file__).with_name("templates") / "model_card.md"),
         **{"facts": facts, "place": place, "counted": progress.counted},
         **{"plain": _plain, "code": _code, "quoted": ascii, "shell_word": shlex.quote},
         # A text that can't end the block of code that it stands in.

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import json
 import math
 import pathlib
@@ -51,7 +50,7 @@ _CHARTS = (
 # A function of a section and of what is drawn, whose `with` block gets a function that adds a figure to the section.
 _Drawing = Callable[[str, str], contextlib.AbstractContextManager[Callable[[Figure], None]]]
 _TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), autoescape=True, trim_blocks=True)
-_TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
+_TEMPLATES.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
 
 
 def report_of_run(workdir, checkpoint: str, seed: int, data_path, status: StatusLine) -> tuple[str, list[str]]:

@@ -31,7 +31,6 @@ BEST_INSTEAD = '. --checkpoint=best, or checkpoint="best" in Python, takes the o
 _STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
 # A checkpoint with NaN or infinity in one of these can't be continued.
 _MUST_BE_FINITE = ("model/", "averages/", "optimizer/")
-_LOSS_SCALE = f"loss_scale/0{VALUE}"
 # Weights that only training uses, the vectors of power iterations; a shared checkpoint has none of them.
 _ONLY_TRAINING = "spectral_regularizer/"
 
@@ -276,7 +275,7 @@ class TrainingState:
             fix = f"start another run from its weights: --config.train.initialize_from={self.folder.parent}"
             raise ValueError(f"{prefix}: a shared checkpoint, training can't continue from it; {fix}")
         # A run can continue in another precision.
-        scale = {"loss_scale": self._loss_scale} if _LOSS_SCALE in names else {}
+        scale = {"loss_scale": self._loss_scale} if f"loss_scale/0{VALUE}" in names else {}
         with wrap_checkpoint_errors(prefix):
             status = tf.train.Checkpoint(**self._parts, **scale).read(prefix)
             status.assert_existing_objects_matched().expect_partial()

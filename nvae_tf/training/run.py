@@ -26,9 +26,6 @@ from nvae_tf.runs.loading import load_run, model_for_training
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, check_continues, read_run_config
 from nvae_tf.training.strategy import Replicas
 
-# The other weights of a model are state of its training, or follow the kernels.
-_NETWORK = ("bottom_up/", "top_down/")
-
 
 class Run(NamedTuple):
     """The parts of a run, besides its folder."""
@@ -117,8 +114,9 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
     or none of its weights fits; nothing is assigned then.
     """
     name_of_source, source = _read_source(path)
+    network = "bottom_up/", "top_down/"  # a model's other weights are state of its training, or follow the kernels
     weights, source_weights = (
-        {name: weight for name, weight in named_weights(one).items() if name.startswith(_NETWORK)}
+        {name: weight for name, weight in named_weights(one).items() if name.startswith(network)}
         for one in (model, source)
     )
     taken = [name for name in weights if name in source_weights and weights[name].shape == source_weights[name].shape]

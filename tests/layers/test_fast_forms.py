@@ -65,7 +65,7 @@ TOLERANCES = {tf.float32: 1e-4, tf.float16: 1e-2, tf.bfloat16: 5e-2}
 
 @pytest.fixture(params=["cpu", "gpu"])
 def processor(request, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: request.param == "gpu")
+    monkeypatch.setattr(cpu_kernels, "gpus", lambda: request.param == "gpu")
 
 
 def with_gradients(function, inputs):

@@ -116,7 +116,7 @@ def test_what_is_refused(reweight, model):
         refuses(message, model.generate, 2, prior=prior)
         refuses(message, readjusted, model, 0.7, 1, prior=prior)
     conditional = reweight(tilt, of=tiny_model(num_classes=3, label_dropout=0.1), classes=3)
-    with pytest.raises(ValueError, match="neither guidance nor latents go with it"):
+    with pytest.raises(ValueError, match="it takes no guidance and no latents"):
         conditional.generate(2, labels=0, guidance=2.0, prior="reweighted")
 
 

@@ -99,7 +99,7 @@ SIZES = [("mnist", "float32", 23_000), ("cifar10", "mixed_bfloat16", 17_000)]
 
 @pytest.mark.parametrize(("preset", "precision", "most"), SIZES)
 def test_the_size_of_the_program_that_xla_compiles(preset, precision, most, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: True)
+    monkeypatch.setattr(cpu_kernels, "gpus", lambda: True)
     config = experiment_config(presets.preset(preset))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     model = model_for_training(config, steps_per_epoch=10, total_steps=100).model
@@ -193,7 +193,7 @@ def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(
     plain, model = model_of(**settings), model_of(**settings)
     model.scan = for_gpus
     monkeypatch.setattr(adamax, "MOST_JOINED_VALUES", 100)
-    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: for_gpus)
+    monkeypatch.setattr(cpu_kernels, "gpus", lambda: for_gpus)
     compiled = step_function(tf.distribute.get_strategy(), model, is_jit=True)
     assert_near(after(model, compiled), after(plain, tf.function(plain.train_step, autograph=False)))
     # What was joined is assigned outside of what XLA compiles.

@@ -227,7 +227,7 @@ def graphs(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ON_GPUS)
 def test_every_operation_has_a_gpu_kernel(variant, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: True)
+    monkeypatch.setattr(cpu_kernels, "gpus", lambda: True)
     model, train = ON_GPUS[variant]
     config = ExperimentConfig(model=tiny_config(**model), train=TrainConfig(**train))
     for name, function in graphs(config).items():

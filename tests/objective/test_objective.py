@@ -133,7 +133,7 @@ def test_bounds_on_the_way_are_those_of_fewer_samples(samples_at_once, ends):
 @pytest.fixture(params=[False, True], ids=["CPU", "GPU"])
 def has_gpus(request, monkeypatch):
     """The forms of both."""
-    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: request.param)
+    monkeypatch.setattr(cpu_kernels, "gpus", lambda: request.param)
 
 
 def convolutions():

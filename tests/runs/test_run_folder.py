@@ -332,8 +332,8 @@ def test_a_source_of_which_nothing_fits_is_refused_and_nothing_assigned(tmp_path
 def test_a_wrong_source_is_named(run, tmp_path):
     wrong = "train.initialize_from, a run folder or a published file"
     for place, message in (
-        ("notes.txt", f"{wrong} .*notes.txt: a file, not a run folder .*; give the --workdir"),
-        ("nowhere", f"{wrong} .*nowhere: no such folder; give the --workdir"),
+        ("notes.txt", f"{wrong} .*notes.txt: a file, not a run folder .*; give a run folder"),
+        ("nowhere", f"{wrong} .*nowhere: no such folder; give a run folder"),
         ("nowhere.pt", f"{wrong} .*nowhere.pt"),
         ("new", f"{wrong} .*new: no checkpoint"),
     ):

@@ -306,7 +306,7 @@ def test_the_bundled_model_is_as_good_as_its_scores_and_small(tmp_path, monkeypa
     assert abs(json.loads((tmp_path / "copy" / "evaluation.json").read_text())["nelbo_nats"] - recorded) < 0.1
     assert_same([nvae_tf.load("digits").generate(2, seed=1)], [nvae_tf.load(tmp_path / "copy").generate(2, seed=1)])
     # It is no folder to write into.
-    with pytest.raises(FileNotFoundError, match="digits: no such folder; give the --workdir"):
+    with pytest.raises(FileNotFoundError, match="digits: no such folder; give a run folder"):
         evaluate_run("digits", ["elbo"])
     # A folder of that name comes first.
     monkeypatch.chdir(tmp_path)
