@@ -14,7 +14,7 @@
     latents   active units of every group, the reconstruction with a tenth of the channels, and figures: the KL of
               groups and channels, and samples that share the latents of their upper groups; elbo is measured with it
     probe     how well simple classifiers tell the classes by the model's features, beside pixels and their principal
-              components, with 50, 200 and all labels of training images, and a figure; the data need labels
+              components, with 50, 200, 500 and all labels of training images, and a figure; the data need labels
     outliers  how well outlier scores separate the images of the folders --outliers from the data set's: the area
               under the ROC curve of each, and figures; run nvae-calibrate before. See docs/outliers.md
     noise     of a model of noisy images (data.noise), how much of the noise is left in the signal; with --references,

@@ -13,7 +13,7 @@ from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.evaluation.task import EvaluationTask
 
-LABELS, SPLITS = (50, 200), 5
+LABELS, SPLITS = (50, 200, 500), 5
 _MOST_IMAGES, _MOST_FEATURES, _COMPONENTS = 10_000, 16_384, 50
 
 

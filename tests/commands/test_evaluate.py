@@ -181,7 +181,7 @@ def test_probes_of_features_and_pixels(done, refused, run, monkeypatch):
     monkeypatch.setattr("nvae_tf.evaluation.probe.SPLITS", 2)
     printed = done(*evaluation(run, "--metrics=probe")[1:])
     probe = metrics_of(run)["probe"]
-    assert probe["labels"] == [50, 200, 1437] and probe["test_images"] == 360
+    assert probe["labels"] == [50, 200, 500, 1437] and probe["test_images"] == 360
     for probed, accuracy in probe["accuracy"].items():
         assert accuracy.keys() == {"features", "pixels", "PCA of the pixels"}
         assert all(0.1 < values[0] < values[1] < values[2] for values in accuracy.values()), probed
