@@ -46,8 +46,8 @@ def main(command: str) -> None:
 
     place, latents, labels = None, None, None
     if "output" in FLAGS and FLAGS.output is not None:
-        kinds, is_folder = _OUTPUTS.get(command, (".png", command_line.FOLDER)), FLAGS.output.endswith("/")
-        place = command_line.output_place(FLAGS.output, kinds, FLAGS.overwrite or not is_folder)
+        kinds = _OUTPUTS.get(command, (".png", command_line.FOLDER))
+        place = command_line.output_place(FLAGS.output, kinds, FLAGS.overwrite)
     files = find_pictures(FLAGS.images) if command in _TAKE_PICTURES else []
     names = [name for _, name in files]
     if command == "decode":
@@ -160,7 +160,7 @@ def _define_flags(command: str) -> None:
         flags.DEFINE_string("export", None, "A copy of the export, models/pets/1: for class names and alpha channels.")
         text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a folder, DIR/.")
         flags.DEFINE_string("output", None, text, required=command != "score")
-        flags.DEFINE_boolean("overwrite", False, "Write into a folder that has files.")
+        flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
 
 
 def run() -> None:
