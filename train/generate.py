@@ -27,7 +27,7 @@ from nvae_tf.data.pictures import stored_values
 from nvae_tf.data.tiff_files import write_stack
 from nvae_tf.generation import image_grid
 from nvae_tf.generation.latents_file import read_flat_latents, save_features, save_latents
-from nvae_tf.reports import generate as tasks  # a mode's flags are the parameters of its function there
+from nvae_tf.reports import generate as tasks
 
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
@@ -44,6 +44,7 @@ _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's
 
 
 def _define_flags(mode: str) -> None:
+    """Flags of every mode; those of one mode are the parameters of its function in `nvae_tf/reports/generate.py`."""
     flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
     flags.DEFINE_enum("checkpoint", config.CHECKPOINTS[0], config.CHECKPOINTS, config.CHECKPOINT_HELP)
     kinds = " or ".join(_KINDS.get(mode, _IMAGES))

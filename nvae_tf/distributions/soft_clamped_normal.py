@@ -13,7 +13,7 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class SoftClampedNormal(tfd.Normal):
-    """TFP's Normal, but log-probability and KL use no parameter more than twice (why: see `fan_out`)."""
+    """TFP's Normal, but log-probability and KL use no parameter more than twice (why: see `cpu_kernels.fan_out`)."""
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
         return -0.5 * tf.square((x - self.loc) / self.scale) - tf.math.log(self.scale) - _HALF_LOG_TWO_PI
@@ -21,7 +21,7 @@ class SoftClampedNormal(tfd.Normal):
 
 @tfd.RegisterKL(SoftClampedNormal, SoftClampedNormal)
 def _kl_divergence(a: SoftClampedNormal, b: SoftClampedNormal, name: str | None = None) -> tf.Tensor:
-    """KL(a || b) in nats, an element."""
+    """KL(a || b) in nats, an element; with flows, and the sum over a group: `objective/elbo.py`."""
     log_ratio = tf.math.log(a.scale) - tf.math.log(b.scale)
     return 0.5 * tf.square((a.loc - b.loc) / b.scale) + 0.5 * expm1(2.0 * log_ratio) - log_ratio
 

@@ -234,7 +234,7 @@ class TrainingLoop:
 
 
 def skipped_in_a_row(model: NVAE) -> float:
-    """The number of steps skipped in a row, up to the latest step."""
+    """The number of steps skipped in a row, up to the latest step, see `optimization/step_guard.py`."""
     return float(model.step_guard.skipped_in_a_row.numpy())
 
 
