@@ -1,7 +1,7 @@
 """The settings of an experiment: frozen dataclasses, validated, to and from plain dictionaries and JSON.
 
 Nothing here imports TensorFlow, so that a wrong setting is reported at once, before any work is done. Whether the
-settings of a model fit its images is checked in latent_plan.py, what needs the data in data/spec.py and data/sources.py.
+settings of a model fit its images is checked in latent_plan.py, and what needs the data in data/{spec,sources}.py.
 """
 
 import dataclasses
