@@ -196,7 +196,7 @@ def run_folder(path: str) -> pathlib.Path:
     from nvae_tf.runs.sharing import find_run_folder
 
     folder = find_run_folder(path)
-    check_has_config(folder, f"--workdir={path}")
+    check_has_config(folder, f"--workdir={path}", "give a run folder of nvae-train, or digits or fashion")
     return folder
 
 

@@ -94,12 +94,12 @@ def check_is_no_pattern(path: pathlib.Path) -> None:
         raise ValueError(f"{path}: TensorFlow takes {' '.join(special)} for a pattern; give another name, or rename it")
 
 
-def check_has_config(folder: pathlib.Path, given: str) -> None:
+def check_has_config(folder: pathlib.Path, given: str, fix: str = "give a run folder of nvae-train") -> None:
     """FileNotFoundError, which begins with what was `given`, where a place is no run folder."""
     if not (folder / "config.json").is_file():
         file = "a file, not a run folder (nvae_tf.load reads .keras files)" if folder.is_file() else "no such folder"
         fault = "not a run folder, it has no config.json" if folder.is_dir() else file
-        raise FileNotFoundError(f"{given}: {fault}; give a run folder of nvae-train, or digits or fashion")
+        raise FileNotFoundError(f"{given}: {fault}; {fix}")
 
 
 def check_new_file(path: pathlib.Path, flag: str) -> None:

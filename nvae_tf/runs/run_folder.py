@@ -200,12 +200,14 @@ class ImageCounts(Record):
 def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> None:
     """Raises a ValueError if the classes of a run's data, `where`, have other names now than its `images.json` has.
 
-    Data without names, whose classes are called by their numbers, may be those of a run whose classes have names.
+    Data without names, whose classes are all called by their numbers, may be those of a run whose classes have names.
     """
     noted = ImageCounts.read(file)
-    pairs = itertools.zip_longest(noted.class_names, names) if noted and noted.class_names else ()
-    for index, (old, new) in enumerate(pairs):
-        if old is None or new not in (old, str(index)):
+    before = noted.class_names if noted and noted.class_names else ()
+    if list(names) == [str(index) for index in range(len(before))] and not any(map(str.isdecimal, before)):
+        return
+    for index, (old, new) in enumerate(itertools.zip_longest(before, names) if before else ()):
+        if old != new:
             change = f"class {index} was {old!r} and is now {new!r}"
             raise ValueError(f"{where}: not the classes that the run was begun with: {change}. Give the run's own data")
 

@@ -83,9 +83,10 @@ def check_images_a_step(file: pathlib.Path, run: Run) -> None:
 
 def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> None:
     """Writes `images.json`, and reports it where the numbers of images of the data set have changed."""
-    names = run.train_images.class_names if run.config.data.labels else None
-    now = ImageCounts(run.train_images.count, run.test_images.count, run.images_a_step, run.held_out, names)
     before = ImageCounts.read(file)
+    names = run.train_images.class_names if run.config.data.labels else None
+    names = names and ((before and before.class_names) or names)  # data without names leave the run its own
+    now = ImageCounts(run.train_images.count, run.test_images.count, run.images_a_step, run.held_out, names)
     if before and (before.train, before.test) != (now.train, now.test):
         report(
             f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "

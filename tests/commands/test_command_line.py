@@ -32,7 +32,7 @@ NEW_RUN = "train.main --config=digits --workdir={0}/new --config."
 DIGITS, EVALUATE = " --workdir=digits --output=x.png", "train.evaluate --workdir={0} --metrics="
 RESTORE, VARY = f"train.generate restore{DIGITS} ", f"train.generate vary{DIGITS} "
 IMPORT, TFLITE = "export.import_torch_checkpoint --checkpoint={0}/", "export.export_tflite --signature="
-NO_RUN = "nowhere: no such folder; give a run folder of nvae-train, or digits or fashion"
+NO_RUN = "nowhere: no such folder; give a run folder of nvae-train"
 # Commands with the folder of the test at {0}, and part of the line that is printed.
 MISTAKES = [
     ("train.main --config=digits --workdir=x --batch_size=4", "--batch_size: no such flag; did you mean --config."),

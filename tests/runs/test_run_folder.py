@@ -153,8 +153,11 @@ def test_other_names_of_classes_are_refused_and_what_an_older_version_did_not_no
     was = "here: not the classes that the run was begun with: class 1 was 'dogs' and is now 'foxes'. Give the run"
     refuses(was, check_class_names, file, ("cats", "foxes", *names[2:]), "here")
     check_class_names(file, tuple("01234"), "data without names")
-    refuses("class 5 was None and is now '5'", check_class_names, file, tuple("012345"), "here")
-    refuses("class 4 was 'rats' and is now None", check_class_names, file, tuple("0123"), "here")
+    note_images(file, run_with(54, 6, held_out=True, class_names=tuple("01234")), pytest.fail)
+    assert ImageCounts.read(file).class_names == names
+    refuses("class 0 was 'cats' and is now '0'", check_class_names, file, ("0", *names[1:]), "here")
+    refuses("class 0 was 'cats' and is now '0'", check_class_names, file, tuple("012345"), "here")
+    refuses("class 0 was 'cats' and is now '0'", check_class_names, file, tuple("0123"), "here")
 
 
 @pytest.fixture
