@@ -3,8 +3,8 @@
     python -m examples.score_per_hour run DATA --output=FOLDER [--recipe=TEXT] [--seed=0] [--test]
     python -m examples.score_per_hour table --output=FOLDER [--figure=FILE]
 
-DATA is gray, gray_all, binary or digits. A recipe is "published", or changes joined by "+", as "residual 0.3+latent
-8+batch x0.5+length x0.75".
+DATA is gray, gray_all, binary or digits. A recipe is "published", or changes joined by "+", as
+"residual 0.3+latent 8+batch x0.5+length x0.75".
 `python -m examples.score_per_hour run --help` and `table --help` say more.
 """
 
@@ -33,7 +33,7 @@ from nvae_tf.runs.loading import model_for_training
 _SMALL = {"size": "tiny", "train.batch_size": 32, "train.steps": 1500}
 DATA = {"gray": ("fashion_mnist", _SMALL), "binary": ("mnist", _SMALL), "digits": ("digits", {"train.steps": 1000})}
 DATA["gray_all"] = DATA["gray"]
-# Of Fashion-MNIST, but for gray_all; the validation images are the last ones of its training part.
+# Images of Fashion-MNIST. Validation images are the last ones of the training part; gray_all trains with all others.
 TRAINING_IMAGES, SCORED_IMAGES = 9600, 1000
 SCORES = 5  # of a run, the last one at its end
 CHANGES = {
@@ -58,7 +58,8 @@ def settings_of(kind: str, recipe: str, seed: int) -> ExperimentConfig:
     """The settings of a run; ValueError for a recipe that is not one."""
     preset, settings = DATA[kind]
     config = experiment_config(preset, settings)
-    changed = {name: named_settings(config)[name] for name in FACTORS.values()}
+    published = named_settings(config)
+    changed = {name: published[name] for name in FACTORS.values()}
     for change in recipe.split("+"):
         name, _, factor = change.partition(" x")
         if factor:

@@ -251,8 +251,8 @@ def _read_flags(arguments: Sequence[str], module: types.ModuleType, page: str) -
             if hasattr(module, "CONFIG") and nearest:
                 raise ValueError(f"--{name}: no such flag; did you mean --config.{settings[nearest[0]]}?") from error
             missing = re.match(r"flag --(\w+)=None: ", str(error))
-            text = re.sub(r"invalid literal for int\(\).*", "must be a whole number", str(error))
-            text = re.sub(r"could not convert string to float.*", "must be a number", text)
+            text = re.sub(r"invalid literal for int\(\) .*: (.*)", r"\1 is no whole number", str(error))
+            text = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", text)
             raise ValueError(f"--{missing[1]} is missing" if missing else f"{text} (see --help)") from error
         # At level INFO, absl's default, TensorFlow's Python side logs trifles.
         if flags.FLAGS["verbosity"].using_default_value:

@@ -1,7 +1,6 @@
 """The known data sets by name, and the settings of the model that follow those of the data.
 
-The heads of the files in configs/ say where the images come from, docs/data.md how many they are. A new kind of source
-goes into data/sources.py.
+The heads of the files in configs/ say where the images come from, docs/data.md how many they are.
 """
 
 from nvae_tf.config import DataSpec, ModelConfig, check, check_choice

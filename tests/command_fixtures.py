@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -214,6 +215,7 @@ def script(monkeypatch, capfd):
         flags.FLAGS.remove_flag_values(hidden)
         monkeypatch.setattr(sys, "argv", [module, *arguments])
         monkeypatch.delenv("NVAE_TF_TRACEBACK", raising=False)
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command replaces it
         capfd.readouterr()
         try:
             with flagsaver.flagsaver():

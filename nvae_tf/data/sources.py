@@ -1,7 +1,7 @@
 """From a data spec to its images; TensorFlow is imported when a pipeline is made.
 
 A new kind of source is a line in `SOURCES` and a module with the functions `load_KIND`, `first_KIND_image` and, where
-they are needed, `KIND_holds_out` (it may have no test part) and `KIND_classes`. `source_at` finds it by its files.
+they are needed, `KIND_holds_out` (it may have no test part) and `KIND_classes`. `source_at` is for `auto`.
 """
 
 import dataclasses

@@ -27,7 +27,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     """
     images = displayed(np.asarray(images))
     if not np.isfinite(images).all():
-        raise ValueError("images are not finite: the model has diverged, or the temperature is too high")
+        raise ValueError("a value of an image is not finite: lower the temperature, if the model has not diverged")
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge

@@ -70,7 +70,7 @@ def values_of_levels(num_bits: int, peak: int) -> np.ndarray:
 def check_output(output: pathlib.Path) -> None:
     """ValueError where no set can be written: to a new folder, or a new .npy or .npz file."""
     is_file = output.suffix in (".npy", ".npz")
-    if not is_file and output.suffix.lower() in pictures.SUFFIXES:
+    if output.suffix.lower() in pictures.SUFFIXES:
         raise ValueError(f"--output={output}: give a new folder, or a file .npy or .npz")
     (check_new_file if is_file else check_new_folder)(output, f"--output={output}")
 

@@ -206,7 +206,7 @@ def compress(
     if source.folded is not None:
         raise ValueError("an export decompresses alone: compress by the run that it was made of")
     if source.model.config.num_classes and labels is None:
-        fix = "give labels (nvae-compress: a .npz file that has them, or a folder of pictures for each class)"
+        fix = "give labels (nvae-compress: a .npz file that has them, or folders with the names of the classes)"
         raise ValueError(f"the images have no classes, and this model codes images given their class: {fix}")
     classes, chunks = np.zeros(len(levels), np.int32) if labels is None else labels, []
     settings = {"tolerance": tolerance} | _settings(source.model, levels, classes)

@@ -153,7 +153,7 @@ def sample(
         model, text = readjusted(model, temperature, batch_norm_iterations, seed=seed, prior=prior)
         StatusLine().keep(text)
     if prior == "model" and guidance == 1.0 and not isinstance(model.reweighted_prior, str):
-        StatusLine().keep("This model has a reweighted prior, whose samples are better: --prior=reweighted")
+        StatusLine().keep("This model has a reweighted prior: --prior=reweighted draws from it (docs/prior.md).")
     how = {"guidance": guidance, "prior": prior, "mean": pixels == "mean", "labels": classes}
     images = generate_images(model, count, temperature, seed, progress=_progress(count), **how)
     names = run.class_names

@@ -103,6 +103,6 @@ def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callab
             owner = schemas.read_arrays(file, schemas.OWNER)
             if str(owner["weights_sha256"]) == model._weights_sha256():
                 return make()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return f"{file}: damaged, or of another version of this package ({error}); {fix}"
     return f"{file}: of other weights, those of step {int(owner['step']):,}; the model is of step {step:,}; {fix}"

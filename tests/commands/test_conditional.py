@@ -100,6 +100,7 @@ def test_a_prior_is_learned_drawn_from_measured_and_shown(done, finished_run, tm
     assert re.search(learned, printed)
     done("train.generate", where, "--prior=reweighted", "--seed=4", f"--each={tmp_path / 'each'}/", *drawn)
     assert "prior reweighted" in Image.open(tmp_path / "samples.png").info["data"]
+    assert "draws from it" in done("train.generate", where, *drawn)
     model = nvae_tf.load(folder)
     for number, image in enumerate(model.generate(3, seed=4, prior="reweighted").numpy()):
         actual = np.asarray(Image.open(tmp_path / "each" / f"sample_{number:05d}.png")) / 255

@@ -352,6 +352,7 @@ MISTAKES = [
     ("decompress damaged.nvc --output=x.npy", "damaged.nvc: damaged or cut off (its checksum does not match)"),
     ("decompress elsewhere.nvc --output=x.npy", "elsewhere.nvc: chunk 1: this machine's numbers differ"),
     ("decompress elsewhere.nvc --output=x", "elsewhere.nvc: chunk 1: this machine's numbers differ"),
+    ("decompress lost.nvc --output=x.png", "x.png: give a new folder, or a file .npy or .npz"),
     ("decompress lost.nvc --output=gray.npy", "gray.npy exists already and is not overwritten"),
 ]
 
