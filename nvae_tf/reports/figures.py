@@ -424,9 +424,7 @@ def _opaque(image: Array, scale: int) -> Array:
     """An image `[height, width, 1 to 4 channels]` as uint8 RGB, enlarged; alpha over a checkerboard."""
     values = image.astype(np.float64) / (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0)
     if not np.isfinite(values).all():
-        raise ValueError(
-            "an image has values that are not finite: lower the temperature, if the model has not diverged"
-        )
+        raise ValueError("a value of an image is not finite: lower the temperature, if the model has not diverged")
     values = np.clip(values, 0.0, 1.0).repeat(scale, axis=0).repeat(scale, axis=1)
     if values.shape[2] in (2, 4):
         board = np.where((np.indices([*values.shape[:2], 1]) // 8).sum(axis=0) % 2, 0.8, 1.0)
