@@ -45,11 +45,11 @@ class FlowCells(StackedLayer):
         ]
         super().__init__(count, parts, dtype=dtype)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         first, depthwise, last = self.parts
-        hidden = tf.nn.elu(first.apply_slice(weights[0], tf.cast(inputs, self.compute_dtype), records))
-        hidden = tf.nn.elu(tf.nn.elu(depthwise.apply_slice(weights[1], hidden, records)))
-        return inputs - tf.cast(last.apply_slice(weights[2], hidden, records), inputs.dtype)
+        hidden = tf.nn.elu(first.apply_layer(weights[0], tf.cast(inputs, self.compute_dtype), records))
+        hidden = tf.nn.elu(tf.nn.elu(depthwise.apply_layer(weights[1], hidden, records)))
+        return inputs - tf.cast(last.apply_layer(weights[2], hidden, records), inputs.dtype)
 
 
 class FlowPairs(StackedLayer):

@@ -73,7 +73,7 @@ class StackedConvolution(StackedLayer):
         kernels = tf.cast(self.effective_kernels(forward), self.compute_dtype)
         return ConvolutionWeights(kernels, () if self.bias is None else (tf.cast(self.bias, self.compute_dtype),))
 
-    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: ConvolutionWeights, inputs: tf.Tensor | tuple, records: list | None) -> tf.Tensor:
         """Convolves `[batch, height, width, in]`; for a 1x1 kernel two tensors count as one, joined by channels."""
         kernel, bias = weights
         if isinstance(inputs, tuple):
@@ -128,8 +128,8 @@ class DataDependentConvolution(StackedConvolution):
         kernel = self._masked_kernel()
         return ConvolutionWeights(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
 
-    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        outputs = super().apply_slice(weights, inputs, records)
+    def apply_layer(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        outputs = super().apply_layer(weights, inputs, records)
         if weights.bias:  # not an initializing pass
             return outputs
         mean, variance = moments(outputs)

@@ -159,7 +159,7 @@ class StackedBatchNormalization(StackedLayer):
         scale = gamma * tf.math.rsqrt(variance + EPSILON)
         return scale, beta - mean * scale
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         if not weights:  # folded into a convolution
             return inputs
         if records is None:

@@ -60,12 +60,12 @@ class ResidualCells(StackedLayer):
         super().__init__(count, [part for part in (branch, gate, skip) if part is not None], dtype=dtype)
         self.branch, self.gate, self.skip, self.residual_scale = branch, gate, skip, config.residual_scale
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        skip = functools.partial(self.skip.apply_slice, weights[-1], records=records) if self.skip else None
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        skip = functools.partial(self.skip.apply_layer, weights[-1], records=records) if self.skip else None
         if skip and isinstance(self.branch, KerasLayers):
             inputs, skip = skip(inputs), None
-        residual = self.branch.apply_slice(weights[0], inputs, records)
-        gate = 1.0 if self.gate is None else self.gate.apply_slice(weights[1], residual, records)
+        residual = self.branch.apply_layer(weights[0], inputs, records)
+        gate = 1.0 if self.gate is None else self.gate.apply_layer(weights[1], residual, records)
         residual = residual * (self.residual_scale * gate)
         return (skip(inputs) if skip else inputs) + residual
 
@@ -100,7 +100,7 @@ class KerasLayers(StackedLayer):
     def make_weights(self, forward: ForwardPass) -> tuple[tf.Tensor, ...]:
         return tuple(map(tf.convert_to_tensor, (*self.trained, *self.statistics)))
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         in_training, layer = records is not None, self._layer()
         variables, state = [*layer.trainable_variables, *layer.non_trainable_variables], layer.non_trainable_variables
         mapping = zip(variables, weights, strict=True)
@@ -155,11 +155,11 @@ class InvertedResidualBranch(StackedLayer):
             Folding(narrow.convolution, last),
         ]
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         in_training = records is not None
         if self.upsampling and not in_training and cpu_kernels.has_cpu_forms():
             return self._in_phases(weights, inputs)
-        outputs = super().apply_slice(weights, inputs, records)
+        outputs = super().apply_layer(weights, inputs, records)
         if self.upsampling and in_training:
             # The first two batch norms have seen every pixel once, those of the published network four times.
             count = normalization.numbers_a_channel(inputs)
@@ -170,10 +170,10 @@ class InvertedResidualBranch(StackedLayer):
     def _in_phases(self, weights: tuple, inputs: tf.Tensor) -> tf.Tensor:
         norm, widen, (depthwise, depthwise_weights), *others = zip(self.parts, weights, strict=True)
         for part, part_weights in (norm, widen):
-            inputs = part.apply_slice(part_weights, inputs, None)
+            inputs = part.apply_layer(part_weights, inputs, None)
         phases = depthwise.phases(depthwise_weights, inputs)
         for part, part_weights in others:
-            phases = [part.apply_slice(part_weights, phase, None) for phase in phases]
+            phases = [part.apply_layer(part_weights, phase, None) for phase in phases]
         return cpu_kernels.interleaved(tf.stack(phases))
 
 
@@ -207,12 +207,12 @@ class EluConvolution(StackedLayer):
         super().__init__(convolution.count, [norm, convolution] if norm else [convolution], dtype=dtype)
         self.norm, self.convolution, self.upsampling = norm, convolution, upsampling
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         if self.norm is not None:
-            inputs = self.norm.apply_slice(weights[0], inputs, records)
+            inputs = self.norm.apply_layer(weights[0], inputs, records)
         inputs = tf.nn.elu(inputs)
         inputs = cpu_kernels.nearest_upsampling(inputs) if self.upsampling else inputs
-        return self.convolution.apply_slice(weights[-1], inputs, records)
+        return self.convolution.apply_layer(weights[-1], inputs, records)
 
 
 class SwishConvolution(EluConvolution):
@@ -220,7 +220,7 @@ class SwishConvolution(EluConvolution):
 
     # In training nothing between these is kept: the backward pass normalizes and activates once more.
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         norm, convolution = weights
         if records is None:
             return self._convolve(self._active(norm, inputs), convolution)
@@ -232,17 +232,17 @@ class SwishConvolution(EluConvolution):
         """What `interleaved` makes the outputs of, in inference, where these have twice the resolution."""
         norm, convolution = weights
         active, kernels = self._active(norm, inputs), cpu_kernels.phase_kernels(convolution.kernel)
-        return [self.convolution.apply_slice(convolution._replace(kernel=kernel), active, None) for kernel in kernels]
+        return [self.convolution.apply_layer(convolution._replace(kernel=kernel), active, None) for kernel in kernels]
 
     def _active(self, norm: tuple, inputs: tf.Tensor) -> tf.Tensor:
         if not norm:
             # Folded: the rewriting of graphs makes one operation of this, which takes less time than `swish`.
             return inputs * tf.sigmoid(inputs)
-        return cpu_kernels.swish(self.norm.apply_slice(norm, inputs, None))
+        return cpu_kernels.swish(self.norm.apply_layer(norm, inputs, None))
 
     def _convolve(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
         active = cpu_kernels.nearest_upsampling(active) if self.upsampling else active
-        return self.convolution.apply_slice(weights, active, None)
+        return self.convolution.apply_layer(weights, active, None)
 
 
 def _without_keeping(convolve: Callable, *arguments: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
@@ -286,7 +286,7 @@ class StackedSqueezeExcite(StackedLayer):
     def make_weights(self, forward: ForwardPass) -> tuple[tf.Tensor, ...]:
         return tuple(tf.cast(variable, self.compute_dtype) for variable in self.weights)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights
         hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel), reduce_bias))
         gate = tf.sigmoid(tf.nn.bias_add(tf.matmul(hidden, expand_kernel), expand_bias))
@@ -305,14 +305,14 @@ class FactorizedReduce(StackedLayer):
         parts = [StackedConvolution(count, channels_in, width, 1, dtype=dtype) for width in widths]
         super().__init__(count, parts, dtype=dtype)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         # One rearrangement: the gradients of four strided slices take ten times as long on CPUs. With the gradient of
         # `tf.split` XLA would compile a training step anew each time.
         squares = tf.nn.space_to_depth(cpu_kernels.swish(inputs), 2)
         _, height, width, channels = squares.shape
         pixels = tf.unstack(tf.reshape(squares, (-1, height, width, 4, channels // 4)), axis=3)
         parts = zip(self.parts, weights, self.PIXELS, strict=True)
-        return cpu_kernels.concatenated([part.apply_slice(own, pixels[i], records) for part, own, i in parts])
+        return cpu_kernels.concatenated([part.apply_layer(own, pixels[i], records) for part, own, i in parts])
 
 
 class BilinearExpand(StackedLayer):
@@ -324,8 +324,8 @@ class BilinearExpand(StackedLayer):
         convolution = StackedConvolution(count, channels_in, channels_out, 1, use_bias=False, dtype=dtype)
         super().__init__(count, [convolution], dtype=dtype)
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        return aligned_bilinear_upsampling(super().apply_slice(weights, inputs, records))
+    def apply_layer(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        return aligned_bilinear_upsampling(super().apply_layer(weights, inputs, records))
 
 
 def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:

@@ -17,9 +17,9 @@ As a loop (`ForwardPass.scanned`) the graph has one step, which takes slices of 
 XLA compiles, and the graph that is exported, stay as small for fifty groups as for two. In training the step is cut in
 two, a forward and a backward piece, and the gradient of the loop is a second loop, which goes backward (a picture is in
 docs/architecture.md). For each step the forward loop keeps its outputs, the statistics that batch norm records (which
-have no gradient), the state before it, and the results of its convolutions, matrix products and calls of functions: the
-second loop reads the last two. TensorFlow's gradient of a loop would keep every tensor that the backward pass reads,
-slices of the weights among them; here the backward piece computes all others again, which takes little time.
+have no gradient), the state before it, and the results of its convolutions, matrix products and calls of functions. The
+backward loop reads these states and results, and computes every other tensor of the step again, which takes little
+time. TensorFlow's gradient of a loop would keep every tensor that the backward pass reads, slices of the weights too.
 """
 
 import operator
@@ -31,7 +31,7 @@ import tensorflow as tf
 from nvae_tf.layers.packing import Packing
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights, unstacked
 
-_FEWEST_STEPS = 3  # a loop of fewer steps would take more of a program than the steps themselves
+_FEWEST_STEPS = 3  # fewer steps make a smaller program one by one than as a loop
 # Operations whose results the forward loop keeps for the backward loop, calls of functions as a whole; all else is
 # cheap to compute again.
 _KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "StatefulPartitionedCall")
@@ -103,7 +103,7 @@ def _num_unrolled_steps(shares: Sequence[StackShare], inputs: Sequence[Any], for
         return all(isinstance(leaf, tf.Tensor | float) for leaf in tf.nest.flatten(step_input))
 
     lacking = [len(inputs) - share.stack.count // share.layers_per_step for share in shares if share.stack is not None]
-    # The number of steps up to and with each one whose input can't be stacked: all of these are unrolled.
+    # For each step whose input can't be stacked, the number of steps that end with it: the loop begins after them.
     unstackable = [number for number, step_input in enumerate(inputs, 1) if not is_of_tensors(step_input)]
     num_unrolled = max([0, *lacking, *unstackable])
     return num_unrolled if len(inputs) - num_unrolled >= _FEWEST_STEPS else len(inputs)
@@ -136,9 +136,9 @@ def _run_loop(shares, step, state, inputs, forward, output_to_tensors) -> tuple[
         layers, recorded = [], []  # a list for each share; calling the layers fills those of `recorded`
         for (stack, per_step), weights in zip(shares, step_weights, strict=True):
             layer_weights = [weights] if per_step == 1 else unstacked(weights, per_step)
-            functions, records = ([], []) if stack is None else stack.layer_functions(layer_weights, forward)
+            functions, own_recorded = ([], []) if stack is None else stack.layer_functions(layer_weights, forward)
             layers.append(functions)
-            recorded.append(records)
+            recorded.append(own_recorded)
         state, output = step(layers, state, step_input)
         return state, output_to_tensors(output), recorded
 

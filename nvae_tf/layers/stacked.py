@@ -19,9 +19,6 @@ from nvae_tf.replicas import replica_count
 # Tensors in any structure of `tf.nest`; what a layer lacks is an empty tuple there, not None.
 Weights = Any
 Updates = list[tuple[keras.Variable, tf.Tensor]]  # variables and their new values
-# The statistics that one layer records in a pass, joined: a list of one vector `[width]`, or `[]` for none. It passes
-# through `tf.recompute_grad`, which takes no None.
-Recorded = list[tf.Tensor]
 
 
 @dataclasses.dataclass
@@ -40,9 +37,9 @@ class ForwardPass:
     # spectral regularizer uses too.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
-    # Gathered in the pass: the statistics that each stack's layers have recorded, from which `updates` makes new
-    # values; and new values that are known already, those of the spectral regularizer's vectors.
-    recorded: list[tuple["StackedLayer", list[Recorded]]] = dataclasses.field(default_factory=list)
+    # Gathered in the pass: for each stack what its layers have recorded, see `StackedLayer.layer_functions`; and the
+    # spectral regularizer's variables with their new values, which need no `updates_from`.
+    recorded: list[tuple["StackedLayer", list[list[tf.Tensor]]]] = dataclasses.field(default_factory=list)
     known_updates: Updates = dataclasses.field(default_factory=list)
 
     @property
@@ -80,14 +77,14 @@ class ForwardPass:
 class StackedLayer(keras.layers.Layer):
     """The base of all stacks: `count` layers of one kind.
 
-    A subclass overrides `make_weights` and `apply_slice`, or is made of `parts`: stacks of the same count, whose layers
-    act one after another unless it overrides `apply_slice`. All variables are made at construction.
+    A subclass overrides `make_weights` and `apply_layer`, or is made of `parts`: stacks of the same count, whose layers
+    act one after another unless it overrides `apply_layer`. All variables are made at construction.
 
     From the weights to the output of layer i, and from there to new statistics:
 
         make_weights(forward)            the ready-to-use weights of all layers, `[count, ...]`
         layers(forward)[i](inputs)       layer i, which calls
-            apply_slice(weights[i], inputs, records)     in training it appends its statistics to the list `records`
+            apply_layer(weights[i], inputs, records)     in training it appends its statistics to the list `records`
         updates_from(vectors, initializing)   after the pass: new values of the statistics of all `recorders`
 
     With `recomputed` the backward pass computes each layer again, and only the layer's input is kept until then.
@@ -113,17 +110,17 @@ class StackedLayer(keras.layers.Layer):
         return super().add_weight(**{"autocast": False} | keywords)
 
     def make_weights(self, forward: ForwardPass) -> Weights:
-        """What `apply_slice` takes, with a leading axis of `count`."""
+        """What `apply_layer` takes, with a leading axis of `count`."""
         return tuple(forward.weights_of(part) for part in self.parts)
 
-    def apply_slice(self, weights: Weights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+    def apply_layer(self, weights: Weights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """One layer, a pure function of `[batch, height, width, channels]` and its weights, without the leading axis.
 
         In training each of the `recorders` in turn appends to `records` a tuple of vectors `[width]`: batch norm, for
         example, its (mean, variance). In inference `records` is None.
         """
         for part, part_weights in zip(self.parts, weights, strict=True):
-            inputs = part.apply_slice(part_weights, inputs, records)
+            inputs = part.apply_layer(part_weights, inputs, records)
         return inputs
 
     def layers(self, forward: ForwardPass) -> list[Callable[[tf.Tensor], tf.Tensor]]:
@@ -141,9 +138,13 @@ class StackedLayer(keras.layers.Layer):
 
     def layer_functions(
         self, weights: Sequence[Weights], forward: ForwardPass
-    ) -> tuple[list[Callable[[tf.Tensor], tf.Tensor]], list[Recorded]]:
-        """Layers with these weights, as functions of their input, and a list that their calls fill with statistics."""
-        recorded: list[Recorded] = [[] for _ in weights]
+    ) -> tuple[list[Callable[[tf.Tensor], tf.Tensor]], list[list[tf.Tensor]]]:
+        """Layers with these weights, as functions of their input, and what each records in a training pass.
+
+        The second list is filled when the layers are called: for each layer one vector `[width]` in a list, or `[]`.
+        """
+        recorded: list[list[tf.Tensor]] = [[] for _ in weights]
+        # A stack without parts, such as one of convolutions, is never a call.
         apply = self._call if self.parts and forward.calls_shared_functions else self._apply
         apply = functools.partial(apply, training=forward.training)
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
@@ -154,14 +155,16 @@ class StackedLayer(keras.layers.Layer):
 
         return [functools.partial(layer, index) for index in range(len(weights))], recorded
 
-    def _apply(self, weights: Weights, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, Recorded]:
+    def _apply(self, weights: Weights, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """The output of a layer, and one vector of all that it records; no vector where it records nothing."""
+        # A list and not None, which `tf.recompute_grad` does not let through.
         records: list[tuple[tf.Tensor, ...]] | None = [] if training else None
-        outputs = self.apply_slice(weights, inputs, records)
+        outputs = self.apply_layer(weights, inputs, records)
         return outputs, [tf.concat([tensor for record in records for tensor in record], 0)] if records else []
 
-    def _apply_in_a_call(self, weights: Weights, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, Recorded]:
-        # The statistics leave as the bits of uint32: for floats TensorFlow would make gradients of zeros, and int32
-        # would be kept on the host. `updates_from` makes them floats again.
+    def _apply_in_a_call(self, weights, inputs, training: bool) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        # The statistics leave the function as the bits of uint32: as floats they would get gradients, all zeros, and as
+        # int32 TensorFlow would keep them in the host's memory. `updates_from` makes them floats again.
         outputs, recorded = self._apply(weights, inputs, training)
         return outputs, [tf.bitcast(vector, tf.uint32) for vector in recorded]
 

@@ -142,9 +142,9 @@ class NVAE(FittedModel):
         """All layers of a class, or of one of several, however deep in the model."""
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
-    # `batch_norms` and `convolutions` must keep their names: a `.keras` file has a layer under the alphabetically first
-    # attribute that leads to it. They are cached properties, because Keras would count the layers of a list that the
-    # constructor sets twice.
+    # `batch_norms` and `convolutions` must keep their names: Keras stores a layer in a `.keras` file under the
+    # alphabetically first attribute that leads to it, here one of these two. They are cached properties, because Keras
+    # would count the layers of a list that the constructor sets twice.
 
     @functools.cached_property
     def batch_norms(self) -> list[layers.StackedBatchNormalization]:
@@ -186,8 +186,8 @@ class NVAE(FittedModel):
 
     # The public methods below, but for `compress` and `decompress`, are differentiable with respect to images and
     # latents, and work in graphs. Labels are the classes of a conditional model, one number for all images or one for
-    # each; without (see `outlier_score`), and for -1, images have no class. With a batch size the images go through the
-    # networks in batches, with a bar on a terminal.
+    # each; without labels, and with -1, an image has no class (but see `outlier_score`). With a batch size the
+    # images go through the networks in batches, with a bar on a terminal.
 
     @WITHOUT_AUTOGRAPH
     def infer(

@@ -105,7 +105,8 @@ class TopDownScale(keras.layers.Layer):
             group = self._group_layers(forward, layers)
             for cell in group.cells:
                 state = cell(state)
-            # One copy for `combine`, one for `draw` (prior and posterior): gradients are added in pairs, see `fan_out`.
+            # `draw` uses the state for prior and posterior, `combine` once more: with a copy for each of the two,
+            # gradients are added two at a time, in a fixed order (`fan_out`).
             state, state_for_draw = fan_out(state, 2)
             latent = source.draw(group, state_for_draw)
             return group.combine(state, latent.z), latent

@@ -31,8 +31,9 @@ class StepMetrics(NamedTuple):
     gradient_norm: tf.Tensor | None = None
 
 
-# The metrics of this replica's images; the gradients of the trainable weights, times the loss scale, whose sum over
-# replicas is the batch's; new batch-norm statistics and vectors of power iterations.
+# The metrics of this replica's images; the gradients of the loss, times the loss scale and over the number of replicas,
+# whose sum over the replicas is the gradient of the whole batch; new batch-norm statistics and vectors of power
+# iterations.
 LossAndGradients = tuple[StepMetrics, list[tf.Tensor], list[tuple[keras.Variable, tf.Tensor]]]
 
 
@@ -106,13 +107,14 @@ def loss_terms(
 ) -> tuple[StepMetrics, objectives.Elbo, tf.Tensor]:
     """The metrics (with the training loss, sections 3.2 and 4 of the paper); the bound; the weighted regularizers.
 
-    `noise` see `draws`; the weight of the KL terms depends on the number of steps taken, `step`; `forward` gathers the
-    batch statistics. With `regularize` False the loss has no regularizers of the weights, and there are no norms.
+    `noise` is what `draws` returns; `step`, the number of steps taken, sets the weight of the KL terms; `forward`
+    gathers the batch statistics. With `regularize` False the loss has no regularizers of the weights, and there are no
+    norms.
     """
     spectral_norms, regularizers, network_images = None, 0.0, images
     if regularize:
         spectral_norms, regularizers = weight_regularizers(model, forward)
-        network_images, regularizers = objectives.gradients_after_network(images, regularizers)
+        network_images, regularizers = objectives.identity_with_ordered_gradients(images, regularizers)
     features = model.bottom_up.features(network_images, forward)
     sources = list(map(PosteriorSource, features, noise))
     elbo = top_down_pass(model, sources, batch_size_of(images), forward).elbo(images)
@@ -201,8 +203,8 @@ def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tens
 def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
     """Updates weights and the optimizer's slots with gradients, if the step is accepted.
 
-    In one of three ways: small weights joined (loops on a GPU), a condition for each weight (a graph on one CPU, with
-    less memory), or one condition around all of them.
+    In one of three ways: small weights joined (on a GPU, with `model.scan`), a condition for each weight (a graph on
+    one CPU, with less memory), or one condition around all of them.
     """
     optimizer, weights = model.optimizer, model.trainable_weights
     is_ours = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
@@ -243,7 +245,7 @@ def _has_loops(model) -> bool:
 
 
 def _joins_small_weights(model) -> bool:
-    # For a small program; it takes longer on CPUs, which need not compile the program.
+    # Joining makes XLA's program small. On CPUs, which need no such program, it only takes time.
     return _has_loops(model) and bool(cpu_kernels.gpus())
 
 
@@ -253,7 +255,7 @@ def _scaled_for_optimizer(model, loss: tf.Tensor | float) -> tf.Tensor:
 
 
 def _gradients(model, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
-    # The regularizers do not depend on all weights.
+    # Zeros for weights that a loss does not depend on: that of the regularizers alone, see `mean_over_microbatches`.
     weights = [weight.value for weight in model.trainable_weights]
     return tape.gradient(loss, weights, unconnected_gradients="zero")
 

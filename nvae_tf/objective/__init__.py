@@ -14,4 +14,4 @@ from nvae_tf.objective.elbo import (
     training_loss,
 )
 from nvae_tf.objective.importance_weighting import ImportanceWeighting, add_samples
-from nvae_tf.objective.regularization import SpectralRegularizer, batch_norm_loss, gradients_after_network
+from nvae_tf.objective.regularization import SpectralRegularizer, batch_norm_loss, identity_with_ordered_gradients

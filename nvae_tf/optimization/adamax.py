@@ -32,8 +32,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         p = p - learning_rate / (1 - beta_1^t) * m / u
 
     Keras' own Adamax adds epsilon to u in the denominator and keeps the decay out of the moments. The slots of a weight
-    are `momentum` (m) and `norm` (u - epsilon, as `_make_update` explains). ValueError for a learning rate that is not
-    finite or below 0, and for betas outside of [0, 1).
+    are `momentum` (m) and `norm` (u - epsilon, as `_make_update` explains). `apply_gradients_if` of
+    models/training_step.py chooses between `apply`, `apply_if` and `apply_joined_if`. ValueError for a learning
+    rate that is not finite or below 0, and for betas outside of [0, 1).
     """
 
     def __init__(
@@ -78,10 +79,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def _make_update(self, beta_1_power: tf.Tensor) -> Callable[..., tf.Operation | None]:
         """A function `update(weight, momentum, norm, gradient, rate)` of one weight; three resource handles come first.
 
-        TensorFlow's kernel has the rule `v = max(beta_2 v, |g|)` and `m / (v + epsilon)` for the slot `norm`. With
-        v = u - epsilon that is the rule of this class if v is lowered first:
+        TensorFlow's kernel has the rule `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. The slot `norm` holds
+        v = u - epsilon. If `epsilon (1 - beta_2) / beta_2` is first subtracted from v, that is this class's rule:
 
-            max(beta_2 u, |g| + epsilon) - epsilon = max(beta_2 (v - epsilon (1 - beta_2) / beta_2), |g|)
+            max(beta_2 (v - epsilon (1 - beta_2) / beta_2), |g|) = max(beta_2 u, |g| + epsilon) - epsilon
 
         The kernel works in place: new buffers would lie among the activations and fragment the memory, and plain
         operations take twice as many passes over it.
@@ -146,7 +147,7 @@ def postponed_assignments() -> Iterator[list[tuple[Callable[[list], None], list]
     """Yields a list. A training step in this block assigns no small weights, but adds `(assign, tensors)` to the list.
 
     `training/strategy.py` has XLA's program return these tensors, the new values of joined weights, and then calls
-    `assign(tensors)` outside of the program: inside, cutting them would take a kernel for each weight.
+    `assign(tensors)` outside of the program: inside, XLA would take a kernel for each weight to cut the joined tensors.
     """
     token = _POSTPONED.set([])
     try:

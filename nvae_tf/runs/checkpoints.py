@@ -2,7 +2,7 @@
 
 A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
 there is no checkpoint, so a killed process leaves none that is half-written. It holds the parts of a `TrainingState`:
-weights and statistics, averages, optimizer, loss scale, metrics, step guard, schedule and the step; the best its score.
+weights and statistics, averages, optimizer, loss scale, metrics, step guard, schedule, step; the best also its score.
 """
 
 import contextlib
@@ -178,8 +178,7 @@ class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
     The newest `keep` checkpoints of the folder stay, and the best one. The model, whose optimizer is built, and the
-    schedule are those of `model_for_training`; without a schedule checkpoints hold neither its
-    state nor that of the step guard.
+    schedule are those of `model_for_training`. Without a schedule checkpoints have no state of it or the step guard.
     """
 
     def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, schedule: LoweredRate | None = None):
@@ -215,8 +214,8 @@ class TrainingState:
     def _keep_newest(self, step: int) -> None:
         """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
         whole, listed = steps_of_files(self.folder), listed_steps(self.folder)
-        # Only those in TensorFlow's list, or newer than it, may go: a process may have been killed before it wrote the
-        # list. Others stay, because earlier versions kept some for good.
+        # Removed are checkpoints in TensorFlow's list, and newer ones, which a process left that was killed before it
+        # wrote the list. Older ones outside of the list stay: earlier versions kept some for good.
         listed_or_newer = [earlier for earlier in whole if earlier in listed or earlier > max(listed, default=0)]
         own = [*(earlier for earlier in listed_or_newer if 0 < earlier < step and earlier not in self._unusable), step]
         # A killed process may have left data files without an index.

@@ -25,8 +25,8 @@ from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, first_words
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
 
-# After every so many steps processes agree on whether to stop, and each looks for divergence: a look holds up
-# accelerators. These steps are fixed, so that an interrupted run takes the same course.
+# Every so many steps the processes agree on whether to stop, and each checks for divergence; not at each step, because
+# the check waits for the accelerator. These steps are fixed, so that an interrupted run takes the same course.
 _LOOK_EVERY_STEPS = 10
 # A value has grown when it is this many times its usual value, the median over the earlier half of accepted steps.
 _GROWN = 3.0
@@ -47,7 +47,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     replicas, folder = strategy.chosen_replicas(config.train), RunFolder(workdir)
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
-        run, train_step = _open_run(config, folder, replicas)
+        run, step_on_replicas = _open_run(config, folder, replicas)
         state = TrainingState(folder.checkpoints, run.model, config.train.keep_checkpoints, run.schedule)
         step, started = state.restore(StatusLine().keep, replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
@@ -57,7 +57,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
             _note_start(folder, run, outputs, step)
             try:
-                end, signal_number = TrainingLoop(folder, run, train_step, state, outputs, stop).train(step)
+                end, signal_number = TrainingLoop(folder, run, step_on_replicas, state, outputs, stop).train(step)
             finally:
                 if replicas.is_chief:
                     keep_model_card(folder, run.model, outputs.status.keep)
@@ -106,7 +106,7 @@ class TrainingLoop:
 
     folder: RunFolder
     run: Run
-    train_step: Callable[[Any], Any]  # that of models/training_step.py as a graph, a function of a divided batch
+    step_on_replicas: Callable[[Any], Any]  # the graph that `strategy.step_function` makes, of a divided batch
     state: TrainingState
     outputs: RunOutputs
     stop: StopRequest
@@ -130,8 +130,8 @@ class TrainingLoop:
         batches = training_batches(source, run.config.data, run.images_a_step, settings.seed, **how)
         batches = iterate(batches, source)
         try:
-            # `step` counts batches, those of skipped steps too; `optimizer.iterations`, which learning rate and KL
-            # warm-up follow, does not count these. The last turn only writes the outputs.
+            # `step` counts batches, those of skipped steps too; `optimizer.iterations`, by which learning rate and KL
+            # warm-up go, leaves skipped steps out. The last turn takes no step; it writes what is due after the last.
             for step in range(start, run.config.objective.total_steps + 1):
                 if run.replicas.is_chief:
                     if not self.outputs.wrote_all_due(step):  # a signal has broken the evaluation off
@@ -147,7 +147,7 @@ class TrainingLoop:
                     run.model.reset_metrics()
                 with self.profiled(step + 1):
                     # Traced at the first call, one TensorFlow graph from then on.
-                    self.train_step(run.replicas.divided(next(batches)))
+                    self.step_on_replicas(run.replicas.divided(next(batches)))
                 if (step + 1) % _LOOK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
                 self.outputs.note_step(step + 1)
@@ -199,10 +199,10 @@ class TrainingLoop:
     def _save(self, step: int) -> None:
         if self.run.replicas.is_chief:
             self.state.save(step)
-        self.state.saved_step, self.saved_at = step, time.monotonic()  # the others count the chief's checkpoint too
+        self.state.saved_step, self.saved_at = step, time.monotonic()  # the others note that the chief has saved
 
     def _save_and_end(self, step: int, signal_number: int | None = None) -> tuple[int, int | None]:
-        # Not among skipped steps: a rollback after them must go to the checkpoint to which it would go anyway.
+        # Among skipped steps nothing is saved: a rollback after them must find the checkpoint of an uninterrupted run.
         if self.state.saved_step != step and not skipped_in_a_row(self.run.model):
             self._save(step)
         return self.state.saved_step, signal_number
