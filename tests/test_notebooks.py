@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import REGISTERED
+from nvae_tf.serving.signatures import Signatures
 from tests import ROOT
 from tests.command_fixtures import config_flags, output_of, quiet, run
 from tests.tiny_model import assert_same, values
@@ -32,6 +33,7 @@ SMALLER = {
         '{"model.num_classes": 10}': f'{{"model.num_classes": 10, {FEW_CELLS}: 2}}',
         "importance_samples=20": "importance_samples=5",
         "range(200)": "range(100)",
+        "samples=4": "samples=2",
     },
     "extending.md": {
         "images / 16.0": "images[:480] / 16.0",
@@ -129,6 +131,7 @@ def test_the_page_of_extensions_keeps_its_promises(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for setting, kinds in REGISTERED.items():
         monkeypatch.setitem(REGISTERED, setting, dict(kinds))  # the page's classes are no other test's
+    monkeypatch.setattr(Signatures, "names", ("sample", "score"))  # test_saved_model.py has the others
     names = names_after("extending.md")
     model, losses = names["model"], names["history"]["loss"]
     assert losses[-1] < losses[0] - 20.0 and model.config.likelihood == "notebook:laplace"
@@ -144,7 +147,8 @@ def test_the_page_of_extensions_keeps_its_promises(tmp_path, monkeypatch):
     (tmp_path / "my_parts.py").write_text("\n".join(blocks[:2]))
     train, evaluate = re.findall(r"^nvae-(?:train|evaluate) (.*)$", page, re.MULTILINE)
     train = shlex.split(train) + config_flags(
-        {"train.steps": 2, "train.evaluate_every_steps": 2, "size": "tiny", "model.num_latent_scales": 1}
+        {"train.steps": 2, "train.evaluate_every_steps": 2, "size": "tiny"}
+        | {"model.num_latent_scales": 1, "model.num_groups_per_scale": 1}
     )
     environment = {"cwd": tmp_path, "env": quiet() | {"PYTHONPATH": str(ROOT)}}
     printed = output_of(["-m", "train.main", *train], **environment)

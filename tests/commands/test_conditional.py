@@ -95,6 +95,8 @@ def test_a_prior_is_learned_drawn_from_measured_and_shown(done, finished_run, tm
     folder, drawn = tmp_path / "mine", ("--count=3", f"--output={tmp_path / 'samples.png'}", "--overwrite")
     shutil.copytree(finished_run[0], folder)
     where = f"--workdir={folder}"
+    for name, number in ("_DRAWS", 3000), ("_PRIOR_DRAWS", 1000):
+        monkeypatch.setattr(f"nvae_tf.training.prior.{name}", number)
     printed = done("train.prior", where, "--groups=2", "--steps=30", "--proposals=10")
     learned = r"classifier of the top 2 groups: .* of 10, 5 proposals .* effective\nwritten to .*prior.npz\n"
     assert re.search(learned, printed)

@@ -125,7 +125,8 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_p
     _, numbers = next(iter(batches.skip(met_at_step)))
     bad = folder / "train" / f"{int(numbers[0]):02d}.png"
     bad.write_bytes(damaged_in_the_middle(bad.read_bytes()))
-    settings = {"train.steps": 12, "train.seed": 0, "data.num_bits": 1}
+    settings = {"train.steps": 12, "train.seed": 0, "train.sample_every_steps": 100, "data.num_bits": 1}
+    settings |= {"model.squeeze_excite": False}
     line = commands.refused_process(["-m", *command("train.main", folder, **settings), f"--workdir={workdir}"])
     assert line.startswith(f"error: {bad}: a damaged or cut-off PNG file")
     assert (workdir / "checkpoints" / f"step-{met_at_step}.index").is_file()

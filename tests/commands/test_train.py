@@ -8,7 +8,7 @@ from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.training import memory
 from tests import refuses
-from tests.command_fixtures import metrics_rows, saved_steps, score_of
+from tests.command_fixtures import config_flags, metrics_rows, saved_steps, score_of
 from tests.tiny_model import ARCHITECTURE
 
 
@@ -59,11 +59,14 @@ def test_the_best_checkpoint_with_averages_is_found_by_commands(commands, done, 
 
 
 TOLERANCE = 0.25
+# A step is traced in a third of the time.
+SMALLER = {"model.num_latent_scales": 1, "model.num_postprocess_cells": 1, "model.num_cells_per_group_decoder": 1}
 # Takes some training steps, and prints the most memory that the process has had.
-TRAINING_STEPS = """
+TRAINING_STEPS = f"""
 import sys
+SMALLER = {SMALLER}
 from benchmarks.workloads import Training, peak_memory_bytes
-step = Training("digits", int(sys.argv[1]), **{"model.num_latent_scales": 1})
+step = Training("digits", int(sys.argv[1]), **SMALLER)
 for _ in range(3):
     step()
 print(peak_memory_bytes())
@@ -129,8 +132,7 @@ def test_images_need_not_be_there_where_their_size_is_set(commands):
 def test_the_estimate_is_what_training_takes(commands, done, tmp_path):
     file = tmp_path / "numbers.json"
     flags = ["--config=digits", f"--json={file}", "--gpu_memory_gib=24", "--config.train.batch_size=1024"]
-    # With one scale of the three a step is traced in half of the time.
-    flags += ["--config.model.num_latent_scales=1"]
+    flags += config_flags(SMALLER)
     # That the command's own process has been larger than the ones that take the steps hides nothing.
     np.ones(3 * 10**8)
     done("train.estimate", *flags)

@@ -30,7 +30,9 @@ def run(finished_run, tmp_path_factory):
     """A run folder with a reweighted prior of both of its groups, and what its file says."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     shutil.copytree(finished_run[0], folder)
-    return folder, learn_prior(folder, groups=2, steps=60, proposals=10, importance_samples=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_DRAWS", 3000)
+        return folder, learn_prior(folder, groups=2, steps=60, proposals=10, importance_samples=3)
 
 
 def test_classifiers_learn_the_ratio_of_posteriors_to_prior():
@@ -61,7 +63,7 @@ def test_classifiers_learn_the_ratio_of_posteriors_to_prior():
 
 def test_what_is_learned_is_loaded_with_the_model_and_said_and_shared(run, tmp_path):
     folder, about = run
-    assert read_about(folder / "prior.npz") == (60, about) and about["images"] == 1425
+    assert read_about(folder / "prior.npz") == (60, about) and about["images"] == 1400
     assert len(about["cross_entropy"]) == len(about["effective_proposals"]) == 2
     # A model that is hardly trained has a prior with holes.
     assert about["cross_entropy"][0] < CHANCE and all(1.0 <= count <= 10.0 for count in about["effective_proposals"])

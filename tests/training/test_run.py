@@ -127,7 +127,7 @@ def train(commands, tmp_path):
 
 @pytest.mark.slow
 def test_divergence_that_nothing_cures(train):
-    done, folder = train("count > 30", "float('inf')", train__rollbacks=2)
+    done, folder = train("count > 30", "float('inf')", train__rollbacks=2, model__num_groups_per_scale=1)
     assert done.returncode == 2
     assert done.stdout.count("Back to step 20") == 2 and "with 0.25 of the learning rate" in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
