@@ -68,7 +68,7 @@ def run_steps(
     layers_of_shares = [_layers_of_unrolled_steps(share, num_unrolled, num_in_loop, forward) for share in shares]
     outputs = []
     for number in range(num_unrolled):
-        state, output = step([share[number] for share in layers_of_shares], state, inputs[number])
+        state, output = step([by_step[number] for by_step in layers_of_shares], state, inputs[number])
         outputs.append(output)
     if num_in_loop:
         state, tensors = _run_loop(shares, step, state, inputs[num_unrolled:], forward, output_to_tensors)

@@ -37,8 +37,8 @@ class ForwardPass:
     # spectral regularizer uses too.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
-    # Gathered in the pass: for each stack what its layers have recorded, see `StackedLayer.layer_functions`; and the
-    # spectral regularizer's variables with their new values, which need no `updates_from`.
+    # Gathered in the pass: for each stack a list whose item i is set when layer i is called, one vector in a list or
+    # `[]`; and the spectral regularizer's variables with their new values, which need no `updates_from`.
     recorded: list[tuple["StackedLayer", list[list[tf.Tensor]]]] = dataclasses.field(default_factory=list)
     known_updates: Updates = dataclasses.field(default_factory=list)
 
@@ -85,7 +85,9 @@ class StackedLayer(keras.layers.Layer):
         make_weights(forward)            the ready-to-use weights of all layers, `[count, ...]`
         layers(forward)[i](inputs)       layer i, which calls
             apply_layer(weights[i], inputs, records)     in training it appends its statistics to the list `records`
-        updates_from(vectors, initializing)   after the pass: new values of the statistics of all `recorders`
+        forward.recorded                 gets one vector for each layer: all that it appended
+        forward.updates()                after the pass; calls for each stack
+            updates_from(vectors, initializing)      the new values of the statistics of all `recorders`
 
     With `recomputed` the backward pass computes each layer again, and only the layer's input is kept until then.
     """
@@ -100,8 +102,8 @@ class StackedLayer(keras.layers.Layer):
         self.recomputed = False
         # One function of the graph for all layers: TensorFlow prepares it once, so that the first step starts sooner.
         # Behind a partial: `tf.saved_model.save` exports each `tf.function` that is an attribute.
-        traced = tf.function(self._apply_in_a_call, autograph=False, experimental_attributes={"_noinline": True})
-        self._call = functools.partial(traced)
+        traced = tf.function(self._apply_shared, autograph=False, experimental_attributes={"_noinline": True})
+        self._shared_function = functools.partial(traced)
         self.built = True
 
     def add_weight(self, **keywords) -> keras.Variable:
@@ -144,8 +146,8 @@ class StackedLayer(keras.layers.Layer):
         The second list is filled when the layers are called: for each layer one vector `[width]` in a list, or `[]`.
         """
         recorded: list[list[tf.Tensor]] = [[] for _ in weights]
-        # A stack without parts, such as one of convolutions, is never a call.
-        apply = self._call if self.parts and forward.calls_shared_functions else self._apply
+        # A stack without parts, such as one of convolutions, always stands in the graph itself.
+        apply = self._shared_function if self.parts and forward.calls_shared_functions else self._apply
         apply = functools.partial(apply, training=forward.training)
         apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
 
@@ -157,25 +159,25 @@ class StackedLayer(keras.layers.Layer):
 
     def _apply(self, weights: Weights, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The output of a layer, and one vector of all that it records; no vector where it records nothing."""
-        # A list and not None, which `tf.recompute_grad` does not let through.
         records: list[tuple[tf.Tensor, ...]] | None = [] if training else None
         outputs = self.apply_layer(weights, inputs, records)
+        # For nothing an empty list and not None, which `tf.recompute_grad` does not let through.
         return outputs, [tf.concat([tensor for record in records for tensor in record], 0)] if records else []
 
-    def _apply_in_a_call(self, weights, inputs, training: bool) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def _apply_shared(self, weights, inputs, training: bool) -> tuple[tf.Tensor, list[tf.Tensor]]:
         # The statistics leave the function as the bits of uint32: as floats they would get gradients, all zeros, and as
         # int32 TensorFlow would keep them in the host's memory. `updates_from` makes them floats again.
         outputs, recorded = self._apply(weights, inputs, training)
         return outputs, [tf.bitcast(vector, tf.uint32) for vector in recorded]
 
     def recorders(self, initializing: bool = False) -> list["StackedLayer"]:
-        """The stacks, this one or parts of it, whose layers record statistics in a training pass, in order."""
+        """The stacks, this one or parts of it, that record statistics in training, or when `initializing`, in order."""
         own = [self] if self.statistics else []
         return own + [recorder for part in self.parts for recorder in part.recorders(initializing)]
 
     def updates_from(self, vectors: tf.Tensor, initializing: bool) -> Updates:
         """The variables of all `recorders`, and their new values by what the layers have recorded, `[count, width]`."""
-        if vectors.dtype == tf.uint32:  # made by `_apply_in_a_call`
+        if vectors.dtype == tf.uint32:  # made by `_apply_shared`
             vectors = tf.bitcast(vectors, tf.float32)
         pairs = [(stack, variable) for stack in self.recorders(initializing) for variable in stack.statistics]
         pieces = tf.split(vectors, [variable.shape[1] for _, variable in pairs], axis=1)

@@ -430,6 +430,7 @@ class NVAE(FittedModel):
         return check_labels(labels, count, self.config.num_classes)
 
     def _rows(self, images: Any, seed: int, labels: Any, scored: bool = False, first: int = 0) -> tuple:
+        """The checked images, a seed for each (the first has the number `first`), and labels: a row for each image."""
         images = check_images(images, self.config, scored)
         count = batch_size_of(images)
         return images, image_seeds(seed, count, first), self._labels(labels, count)

@@ -105,8 +105,8 @@ class TopDownScale(keras.layers.Layer):
             group = self._group_layers(forward, layers)
             for cell in group.cells:
                 state = cell(state)
-            # `draw` uses the state for prior and posterior, `combine` once more: with a copy for each of the two,
-            # gradients are added two at a time, in a fixed order (`fan_out`).
+            # The state has three uses: prior and posterior in `draw`, and `combine`. TensorFlow would add their three
+            # gradients in any order; with a copy each for `draw` and `combine` it adds two at a time (`fan_out`).
             state, state_for_draw = fan_out(state, 2)
             latent = source.draw(group, state_for_draw)
             return group.combine(state, latent.z), latent

@@ -31,9 +31,8 @@ class StepMetrics(NamedTuple):
     gradient_norm: tf.Tensor | None = None
 
 
-# The metrics of this replica's images; the gradients of the loss, times the loss scale and over the number of replicas,
-# whose sum over the replicas is the gradient of the whole batch; new batch-norm statistics and vectors of power
-# iterations.
+# The metrics of this replica's images; the gradients of `loss * loss scale / number of replicas`, which the optimizer
+# sums over the replicas and divides by the loss scale; new batch-norm statistics and vectors of power iterations.
 LossAndGradients = tuple[StepMetrics, list[tf.Tensor], list[tuple[keras.Variable, tf.Tensor]]]
 
 

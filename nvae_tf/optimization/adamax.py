@@ -46,7 +46,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        # Both are set by `apply` and `apply_if`, because Keras calls `update_step` without them.
+        # State of one call of `apply` or `apply_if`: Keras calls `update_step`, which has no arguments for them.
         self._update: Callable[..., tf.Operation | tf.Tensor] | None = None  # see `_make_update`
         self._latest_update: dict[str, list] = {}  # by device, the latest update of a large weight
 
@@ -134,7 +134,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                     self._make_update(power)(weight, momentum, norm, gradient, rate)
 
                 tf.cond(condition, update, lambda: None)
-                return tf.identity(condition)  # for `update_step`, which makes the next large weight wait for it
+                return tf.identity(condition)  # the next large weight waits for this call (`update_step`)
 
             self._update, self._latest_update, rate = update_if, {}, tf.convert_to_tensor(self.learning_rate)
             for gradient, variable in zip(grads, trainable_variables, strict=True):

@@ -122,7 +122,7 @@ def wrap_checkpoint_errors(prefix: str) -> Iterator[None]:
 class ChosenCheckpoint(NamedTuple):
     """The checkpoint of a folder to use, if there is one, and why others can't be used."""
 
-    unusable: dict[int, str]  # step -> reason
+    unusable: dict[int, str]  # step -> reason; the one dict of a `_checkpoints`, which adds to it as it goes on
     score: float = float("inf")  # the score of a best checkpoint
     step: int = 0
     prefix: str | None = None  # the beginning of its files' names; None where there is no checkpoint

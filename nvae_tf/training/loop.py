@@ -134,7 +134,7 @@ class TrainingLoop:
             # warm-up go, leaves skipped steps out. The last turn takes no step; it writes what is due after the last.
             for step in range(start, run.config.objective.total_steps + 1):
                 if run.replicas.is_chief:
-                    if not self.outputs.wrote_all_due(step):  # a signal has broken the evaluation off
+                    if not self.outputs.write_all_due(step):  # a signal has broken it off
                         return self._save_and_end(step, self.stop.signal_number)
                     if settings.keep_best and self.outputs.is_evaluated(step):
                         self.state.save_if_best(step, self.outputs.test_score(step))

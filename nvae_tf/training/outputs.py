@@ -104,7 +104,7 @@ class RunOutputs:
             | {"speed/images_per_second": self._images_per_second()},
         )
 
-    def wrote_all_due(self, step: int) -> bool:
+    def write_all_due(self, step: int) -> bool:
         """Writes the test metrics and samples of a step that are due; False where a stop was requested meanwhile."""
         grid = self._folder.samples / f"step-{step:08d}.png"
         evaluates = self.is_evaluated(step) and step not in self.metrics.rows

@@ -169,7 +169,7 @@ def test_a_stop_within_either_leaves_weights_and_metrics(within, finished_run, t
     for step in (20, 40) if within == "sampling" else (20,):
         metrics.append(row(step))
     weights, content = values(run.model.weights), folder.metrics_file.read_bytes()
-    assert RunOutputs(folder, run, StopAfter(1)).wrote_all_due(40) is False
+    assert RunOutputs(folder, run, StopAfter(1)).write_all_due(40) is False
     begun = {"evaluation": "evaluating the 360 test images\n", "sampling": "drawing reconstructions and samples\n"}
     assert capsys.readouterr().out == begun[within]
     assert_same(values(run.model.weights), weights)
@@ -220,7 +220,7 @@ def test_without_matplotlib_samples_are_a_bare_grid(finished_run, tmp_path, monk
     monkeypatch.setattr(outputs_module, "generate_images", lambda *_: images)
     outputs = RunOutputs(RunFolder(tmp_path), run_on_images(read_run_config(RunFolder(finished_run[0]))), StopRequest())
     outputs.metrics.append(row(40))
-    assert outputs.wrote_all_due(40)
+    assert outputs.write_all_due(40)
     assert_shown(np.asarray(Image.open(tmp_path / "samples" / "step-00000040.png")), images, None)
 
 
