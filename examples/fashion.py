@@ -31,6 +31,7 @@ from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.denoising import psnr
 from nvae_tf.evaluation.outliers import aurocs, flagged, scores_by_name
+from nvae_tf.files import check_new_folder
 from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur, measured
 from nvae_tf.runs.loading import load_run
 
@@ -102,6 +103,7 @@ def tell_classes(
     To the loss of training it adds -log p(class | image) by Bayes' rule over the bounds of two classes: the image's
     own, and another, drawn as often as the model takes the one for the other.
     """
+    check_new_folder(pathlib.Path(output), f"--output={output}")
     run = load_run(workdir)
     model, generator = run.model, np.random.default_rng(0)
     pixels, classes = fashion(images, "train")
