@@ -16,7 +16,7 @@ import importlib.metadata, os, sys
 import nvae_tf.command_line
 for point in importlib.metadata.entry_points(group="console_scripts"):
     if point.name.startswith("nvae-"):
-        sys.stdout.flush()
+        print("== help of", point.name, flush=True)
         if not os.fork():
             sys.argv = [point.name, "--help"]
             sys.exit(point.load()())
@@ -87,5 +87,6 @@ def test_the_commands_work_in_a_folder_with_names_like_ours(bin_folder, tmp_path
     run(bin_folder / "nvae-generate", "--workdir=digits", "--output=digits.png", cwd=tmp_path)
     for name in ("digits.png", "models/mine/1/saved_model.pb"):
         assert (tmp_path / name).is_file(), name
-    printed = run(bin_folder / "python", "-P", "-c", ALL_HELP, cwd=tmp_path)
-    assert [name for name in CONSOLE_NAMES.values() if f"{name} " not in printed and name.startswith("nvae-")] == []
+    _, *helps = run(bin_folder / "python", "-P", "-c", ALL_HELP, cwd=tmp_path).split("== help of ")
+    assert {text.split()[0] for text in helps} == {name for name in CONSOLE_NAMES.values() if name.startswith("nvae-")}
+    assert [name for name, _, text in (each.partition("\n") for each in helps) if f"{name} " not in text] == []

@@ -193,7 +193,7 @@ def derivatives(functions, gradients):
 
 
 # Each function in a graph or eagerly; both where the loop, or that of the power iteration, has a form of its own.
-CASES = [("decode", False), ("infer", False), ("score", True)]
+CASES = [("encode", True), ("decode", False), ("infer", False), ("score", True)]
 CASES += [("importance", False), ("importance", True), ("loss", False), ("loss", True)]
 
 
