@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import examples
-from examples import patches, score_per_hour
+import nvae_tf
+from examples import fashion, patches, score_per_hour
 from tests.command_fixtures import output_of
 
 
@@ -26,6 +27,19 @@ def test_patches_of_12_bits_have_more_levels_than_photographs(tmp_path, monkeypa
         assert arrays["train"].dtype == np.uint16 and len(np.unique(arrays["train"])) > 2000
         assert arrays["train"].max() <= 4095
     assert 6.0 < bits["PNG"] < 12.0
+
+
+@pytest.mark.slow
+def test_a_model_learns_to_tell_classes_and_a_folder_that_is_not_empty_is_refused_first(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, [60, 28, 28, 1], np.uint8)
+    monkeypatch.setattr(fashion, "fashion", lambda *_: (images, np.arange(60) % 10))
+    fashion.tell_classes(str(tmp_path / "run"), steps=2)
+    before, after = (nvae_tf.load(place) for place in ("fashion", tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / "step-24002.index").is_file()
+    for part in ("trainable_weights", "statistics"):
+        assert any(np.any(one != other) for one, other in zip(getattr(before, part), getattr(after, part), strict=True))
+    with pytest.raises(ValueError, match="--output=.*: not an empty folder"):
+        fashion.tell_classes(str(tmp_path / "run"), steps=2)
 
 
 def test_a_recipe_is_the_published_one_with_its_changes_and_half_batches_mean_twice_the_steps():
