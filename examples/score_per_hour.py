@@ -26,6 +26,7 @@ from examples.fashion import DEBIAN, Images, fashion
 from nvae_tf.config import ExperimentConfig, check_choice, named_settings, resolve_lengths
 from nvae_tf.data.pipeline import evaluation_batches, training_batches
 from nvae_tf.data.sources import ArraySource
+from nvae_tf.optimization import averaged_weights
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.loading import model_for_training
 
@@ -48,6 +49,10 @@ CHANGES = {
     "no squeeze-excite": {"model.squeeze_excite": False},
     "exact edges": {"model.exact_edges": True},
     "absolute posteriors": {"model.residual_distributions": False},
+    "average of weights": {"optimizer.ema_momentum": 0.99},
+    "constant rate": {"optimizer.learning_rate_min": 0.01},
+    "no weight decay": {"optimizer.weight_decay": 0.0},
+    "bfloat16": {"train.precision": "mixed_bfloat16"},
 }
 # What a change like "batch x0.5" multiplies; a run of other batches has as many images, and so other steps.
 FACTORS = {"batch": "train.batch_size", "rate": "optimizer.learning_rate", "length": "train.steps"}
@@ -111,10 +116,12 @@ def run(
         batches = training_batches(training, config.data, config.train.batch_size, seed, first_step)
         model.fit(batches, steps_per_epoch=end - first_step, verbose=0)
         spent += time.process_time() - begun
-        nelbo = float(np.mean(model.score(to_score, per_group=True, batch_size=100).nelbo))
+        with averaged_weights(model):
+            nelbo = float(np.mean(model.score(to_score, per_group=True, batch_size=100).nelbo))
         curve.append({"step": end, "processor_s": spent, "nelbo": nelbo})
         results.say(f"{kind}, {recipe}, seed {seed}: {curve[-1]}")
-    bound = float(np.mean(model.score(to_score[:200], importance_samples=100, batch_size=100)))
+    with averaged_weights(model):
+        bound = float(np.mean(model.score(to_score[:200], importance_samples=100, batch_size=100)))
     made = {"data": kind, "recipe": recipe, "seed": seed, "scored": "test" if test else "validation"}
     made |= {"bound_k100": bound, "curve": curve}
     file = pathlib.Path(output, f"{kind}-{recipe}-{seed}-{made['scored']}.json".replace(" ", "_"))
