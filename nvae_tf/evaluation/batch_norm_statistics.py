@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers import ForwardPass, StackedBatchNormalization
+from nvae_tf.layers import ForwardPass, StackedBatchNormalization, layers_of_kind
 from nvae_tf.layers.cpu_kernels import EPSILON
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import PriorSource, batch_noise, temperatures_of_groups
@@ -39,8 +39,7 @@ def readjusted(model: NVAE, temperature, iterations=500, batch_size=16, seed=0, 
     copy = type(model).from_config(model.get_config())
     copy.set_weights(model.get_weights())
     copy.read_prior = lambda: model.reweighted_prior
-    layers = copy.top_down._flatten_layers(include_self=False)
-    norms = [layer for layer in layers if isinstance(layer, StackedBatchNormalization)]
+    norms = layers_of_kind(copy.top_down, StackedBatchNormalization)
     if not norms:
         return ReadjustedModel(copy, "the generator has no batch norm: nothing to readjust")
 

@@ -5,4 +5,4 @@ from nvae_tf.layers.normalization import FoldedPass, StackedBatchNormalization, 
 from nvae_tf.layers.packing import FirstAxisPacking, Packing
 from nvae_tf.layers.residual_cells import KerasLayers, ResidualCells, StackedSqueezeExcite
 from nvae_tf.layers.scan import StackShare, run_cells, run_steps
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer, stack_of, variables_named_alike
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer, layers_of_kind, stack_of, variables_named_alike

@@ -65,7 +65,7 @@ class StackedConvolution(StackedLayer):
         if self not in forward.kernels:
             kernel = self._masked_kernel()
             if self.log_norm is not None:
-                kernel = _weight_normalized(kernel, self.log_norm, forward.training)
+                kernel = _weight_normalized(kernel, self.log_norm, forward)
             forward.kernels[self] = kernel
         return forward.kernels[self]
 
@@ -141,7 +141,7 @@ class DataDependentConvolution(StackedConvolution):
 
 def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -> list[tf.Tensor]:
     """The effective kernels of every stack; small ones of one shape may be computed as one, in fewer operations."""
-    joins = forward.scanned and cpu_kernels.gpus()  # CPUs keep the order of their sums
+    joins = forward.scanned and not forward.cpu_forms  # CPUs keep the order of their sums
     alike = collections.defaultdict(list)
     for stack in stacks if joins else ():
         is_plain = stack.log_norm is None or stack.mask is not None or stack in forward.kernels
@@ -149,16 +149,16 @@ def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -
             alike[tuple(stack.kernel.shape[1:])].append(stack)
     for several in alike.values():
         kernels, log_norms = (tf.concat([getattr(one, name) for one in several], 0) for name in ("kernel", "log_norm"))
-        pieces = tf.split(_weight_normalized(kernels, log_norms, forward.training), [one.count for one in several])
+        pieces = tf.split(_weight_normalized(kernels, log_norms, forward), [one.count for one in several])
         forward.kernels |= zip(several, pieces, strict=True)
     return [stack.effective_kernels(forward) for stack in stacks]
 
 
-def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, training: bool) -> tf.Tensor:
+def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor, forward_pass: ForwardPass) -> tf.Tensor:
     """`exp(s) w / (||w|| + 1e-5)` of each output channel of `[count, height, width, in, out]`; s is `[count, out]`."""
     # What TensorFlow derives as gradient has three more arrays of the kernels' size, and as many nodes again.
     forward, backward = _scaled, _gradients
-    if not training or cpu_kernels.gpus():  # as operations of the graph itself
+    if not (forward_pass.training and forward_pass.cpu_forms):  # as operations of the graph itself
         forward, backward = forward.python_function, backward.python_function
 
     @tf.custom_gradient

@@ -38,7 +38,7 @@ def plain_operations() -> Iterator[None]:
 
 
 def has_cpu_forms() -> bool:
-    """Whether inference takes `phase_kernels` and `convolution_of_two`, which are quicker on CPUs."""
+    """Whether passes take the forms for CPUs: no GPU is there, and `plain_operations` are not asked for."""
     return not gpus() and not _PLAIN.get()
 
 
@@ -165,7 +165,7 @@ def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tens
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # Also a convolution, by the turned kernel. TensorFlow's operation takes 1.1 to 2 times as long on CPUs.
         inputs_gradient = convolve(upstream, tf.reverse(kernel, (0, 1)))
-        if not gpus():
+        if has_cpu_forms():
             return inputs_gradient, _kernel_gradient(inputs, upstream, kernel.shape[0])
         arguments = inputs, list(kernel.shape), upstream, _UNIT_STRIDES, "SAME"
         return inputs_gradient, tf.nn.depthwise_conv2d_backprop_filter(*arguments)

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from nvae_tf.layers.cpu_kernels import has_cpu_forms
 from nvae_tf.replicas import replica_count
 
 # Tensors in any structure of `tf.nest`; what a layer lacks is an empty tuple there, not None.
@@ -32,6 +33,8 @@ class ForwardPass:
     # No shared functions (see `calls_shared_functions`): the operations of each layer stand in the graph themselves.
     traced_inline: bool = False
     scanned: bool = False  # equal steps are one loop of the graph, see `run_steps`
+    # Forms of operations that are faster on CPUs, and slower on GPUs.
+    cpu_forms: bool = dataclasses.field(default_factory=has_cpu_forms)
 
     # Made once in a pass: the weights of each layer as it uses them, and the effective kernels in float32, which the
     # spectral regularizer uses too.
@@ -199,6 +202,11 @@ def unstacked(weights: Weights, count: int) -> list[Weights]:
     """The weights of each layer, from those that `StackedLayer.make_weights` returns."""
     columns = [tf.unstack(each, count) for each in tf.nest.flatten(weights)]
     return [tf.nest.pack_sequence_as(weights, row) for row in zip(*columns, strict=True)]
+
+
+def layers_of_kind(outer: keras.layers.Layer, kind: type | tuple[type, ...]) -> list[keras.layers.Layer]:
+    """All layers inside `outer`, however deep, that are of a class, or of one of several."""
+    return [layer for layer in outer._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
 
 def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> StackedLayer | None:

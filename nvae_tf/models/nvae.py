@@ -109,10 +109,10 @@ class NVAE(FittedModel):
         finally:
             random.setstate(state)
         group_cells = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales) if scale.cells]
-        all_cells = self._layers_of_kind(layers.ResidualCells)
+        all_cells = layers.layers_of_kind(self, layers.ResidualCells)
         for cells in {"none": [], "groups": group_cells, "all": all_cells}[recompute]:
             cells.recomputed = True
-        self.is_data_dependent = bool(self._layers_of_kind(layers.DataDependentConvolution))
+        self.is_data_dependent = bool(layers.layers_of_kind(self, layers.DataDependentConvolution))
         self.data_initialised = self.add_weight(  # 1 once data-dependent layers have their scales, of the first batch
             shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
         )
@@ -138,10 +138,6 @@ class NVAE(FittedModel):
         """What nvae-calibrate has measured with these weights; a text says why it can't be used."""
         return self.read_calibration()
 
-    def _layers_of_kind(self, kind: type | tuple[type, ...]) -> list:
-        """All layers of a class, or of one of several, however deep in the model."""
-        return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
-
     # `batch_norms` and `convolutions` must keep their names: Keras stores a layer in a `.keras` file under the
     # alphabetically first attribute that leads to it, here one of these two. They are cached properties, because Keras
     # would count the layers of a list that the constructor sets twice.
@@ -149,22 +145,22 @@ class NVAE(FittedModel):
     @functools.cached_property
     def batch_norms(self) -> list[layers.StackedBatchNormalization]:
         """All stacks of batch norms."""
-        return self._layers_of_kind(layers.StackedBatchNormalization)
+        return layers.layers_of_kind(self, layers.StackedBatchNormalization)
 
     @functools.cached_property
     def statistics(self) -> list[keras.Variable]:
         """The running statistics of all batch norms, and the state of registered cells."""
-        stacks = self._layers_of_kind((layers.StackedBatchNormalization, layers.KerasLayers))
+        stacks = layers.layers_of_kind(self, (layers.StackedBatchNormalization, layers.KerasLayers))
         return [variable for stack in stacks for variable in stack.statistics]
 
     @functools.cached_property
     def convolutions(self) -> list[layers.StackedConvolution]:
         """All stacks of convolutions."""
-        return self._layers_of_kind(layers.StackedConvolution)
+        return layers.layers_of_kind(self, layers.StackedConvolution)
 
     def _stacks(self) -> list[layers.StackedLayer]:
         """All stacks of layers, those that are parts of others among them."""
-        return self._layers_of_kind(layers.StackedLayer)
+        return layers.layers_of_kind(self, layers.StackedLayer)
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1].

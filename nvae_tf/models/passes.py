@@ -15,7 +15,7 @@ import tensorflow_probability as tfp
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import MOST_IMPORTANCE_SAMPLES, check, whole_number
-from nvae_tf.layers import FoldedPass, ForwardPass, StackedLayer
+from nvae_tf.layers import FoldedPass, ForwardPass, StackedLayer, layers_of_kind
 from nvae_tf.models.images import real_pixels
 from nvae_tf.models.latents import (
     GivenSource,
@@ -85,7 +85,7 @@ def top_down_pass(
 def pass_of_loop(model, labels: tf.Tensor | None = None) -> ForwardPass:
     """A pass of inference that has read all weights already, for what is called in every turn of a loop."""
     forward = FoldedPass(labels=labels)
-    for layer in model._layers_of_kind((StackedLayer, TopDown, ClassEmbedding)):
+    for layer in layers_of_kind(model, (StackedLayer, TopDown, ClassEmbedding)):
         forward.weights_of(layer)
     return forward
 

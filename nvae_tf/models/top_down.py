@@ -9,7 +9,7 @@ from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import Block, Branch, LatentPlan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, StackShare, run_cells, run_steps, stack_of
-from nvae_tf.layers.cpu_kernels import fan_out, has_cpu_forms
+from nvae_tf.layers.cpu_kernels import fan_out
 from nvae_tf.models.latents import (
     GroupLayers,
     LatentSample,
@@ -137,7 +137,7 @@ class TopDownScale(keras.layers.Layer):
             z = tf.cast(z, self.compute_dtype)
             if self.is_vanilla:
                 return combiner(z)
-            if has_cpu_forms() and not forward.training:
+            if forward.cpu_forms and not forward.training:
                 return combiner((state, z))  # convolves both without joining them
             return combiner(tf.concat([state, z], -1))
 

@@ -13,7 +13,8 @@ import tensorflow as tf
 from scipy.special import ndtri
 
 from nvae_tf import objective as objectives
-from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
+from nvae_tf.layers import ForwardPass, Packing
+from nvae_tf.layers.cpu_kernels import has_cpu_forms
 from nvae_tf.models.latents import PosteriorSource, batch_noise, batch_size_of
 from nvae_tf.models.passes import inference_pass, top_down_pass
 from nvae_tf.optimization.adamax import MOST_JOINED_VALUES, NVAEAdamax, apply_joined_if
@@ -209,7 +210,7 @@ def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradien
     is_ours = isinstance(optimizer, NVAEAdamax) and optimizer.is_plain
     if is_ours and _joins_small_weights(model):
         return apply_joined_if(optimizer, accepted, gradients, weights)
-    if is_ours and not (tf.executing_eagerly() or cpu_kernels.gpus() or tf.distribute.has_strategy()):
+    if is_ours and has_cpu_forms() and not (tf.executing_eagerly() or tf.distribute.has_strategy()):
         return optimizer.apply_if(accepted, gradients, weights)
     calls_optimizer = accepted
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -245,7 +246,7 @@ def _has_loops(model) -> bool:
 
 def _joins_small_weights(model) -> bool:
     # Joining makes XLA's program small. On CPUs, which need no such program, it only takes time.
-    return _has_loops(model) and bool(cpu_kernels.gpus())
+    return _has_loops(model) and not has_cpu_forms()
 
 
 def _scaled_for_optimizer(model, loss: tf.Tensor | float) -> tf.Tensor:

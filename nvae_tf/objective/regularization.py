@@ -41,7 +41,7 @@ class SpectralRegularizer(keras.layers.Layer):
         iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         axis = tf.constant(1)
         starts = [tf.expand_dims(vector, axis) for vector in self.vectors]
-        iterate = _power_iteration_of_all if cpu_kernels.gpus() else _power_iteration_of_each
+        iterate = _power_iteration_of_each if forward.cpu_forms else _power_iteration_of_all
         v, u, norms = iterate(matrices, starts, iterations)
         forward.known_updates += [(vector, tf.squeeze(new, 1)) for vector, new in zip(self.vectors, u, strict=True)]
         forward.known_updates.append((self.warmed_up, tf.ones([])))
@@ -109,20 +109,13 @@ def _power_iteration_of_all(matrices, starts, iterations) -> tuple[list[tf.Tenso
 @tf.custom_gradient
 def _norms(matrices, v, u, norms) -> tuple[list[tf.Tensor], Callable]:
     """`u^T W v` of every matrix, `[count]`, with a gradient through W alone, whose own gradient is of u and v too."""
-    outer = _outer_products.python_function if cpu_kernels.gpus() else _outer_products
 
     def gradient(*upstream: tf.Tensor) -> list:
-        products = list(map(outer, v, u, upstream))
-        for product, matrix in zip(products, matrices, strict=True):
-            product.set_shape(matrix.shape)
+        scaled = [tf.reshape(scale, (-1, 1, 1)) * row for scale, row in zip(upstream, u, strict=True)]
+        products = [tf.matmul(left, right, transpose_a=True) for left, right in zip(v, scaled, strict=True)]
         return [products, *[[None] * len(norms)] * 3]
 
     return [tf.identity(norm) for norm in norms], gradient
-
-
-@cpu_kernels.shared_function(_ANY_ROWS, _ANY_ROWS, tf.TensorSpec([None]))
-def _outer_products(v: tf.Tensor, u: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    return tf.matmul(v, tf.reshape(scale, (-1, 1, 1)) * u, transpose_a=True)
 
 
 def batch_norm_loss(norms: Sequence[layers.StackedBatchNormalization]) -> tf.Tensor:
