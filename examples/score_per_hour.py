@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from benchmarks import results
 from examples.digits import digits
 from examples.fashion import DEBIAN, Images, fashion
-from nvae_tf.config import ExperimentConfig, check_choice, named_settings, resolve_lengths
+from nvae_tf.config import ExperimentConfig, check, check_choice, named_settings, resolve_lengths
 from nvae_tf.data.pipeline import evaluation_batches, training_batches
 from nvae_tf.data.sources import ArraySource
 from nvae_tf.optimization import averaged_weights
@@ -148,8 +148,7 @@ def table(
     for (kind, scored), recipes in runs.items():
         for recipe, by_seed in recipes.items():
             seeds = sorted(by_seed.keys() & recipes.get(baseline, {}).keys())
-            if not seeds:
-                raise ValueError(f"{output}: no run of {kind}, {baseline!r}, scored on {scored} images with that seed")
+            check(len(seeds) > 0, f"{output}: no run of {kind}, {baseline!r}, scored on {scored} images with that seed")
             own, others = ([recipes[name][seed] for seed in seeds] for name in (recipe, baseline))
             (seconds, nelbos), (base_seconds, base_nelbos) = curves(own), curves(others)
             bounds, base_bounds = (np.array([made["bound_k100"] for made in each]) for each in (own, others))

@@ -200,8 +200,7 @@ def load_settings(path: str) -> ConfigDict:
                 config.model.num_classes = 0  # left open: `complete_config` takes it from the data again
             return config
         get_config = runpy.run_path(path).get("get_config")
-        if not callable(get_config):
-            raise ValueError("has no function get_config")
+        configuration.check(callable(get_config), "has no function get_config")
         settings = get_config()
         if not isinstance(settings, Mapping | ConfigDict):
             raise ValueError(f"get_config returns {settings!r}, not an ml_collections.ConfigDict as in configs/")

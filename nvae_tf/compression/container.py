@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.schemas import Field, parsed
 
@@ -49,18 +50,15 @@ def packed(header: dict[str, Any], chunks: list[bytes]) -> bytes:
 
 def unpacked(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """The header and the chunks of a file; ValueError for other, damaged and newer files."""
-    if data[:3] != MAGIC:
-        raise ValueError("not a file of nvae-compress")
+    check(data[:3] == MAGIC, "not a file of nvae-compress")
     if data[3:4] != bytes([VERSION]):
         raise ValueError(f"of version {data[3] if data[3:] else '(cut off)'}, and this package reads {VERSION}")
     with wrap_read_errors("damaged or cut off (", ")"):
-        if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "little"):
-            raise ValueError("its checksum does not match")
+        check(zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "little"), "its checksum does not match")
         unpacker = zlib.decompressobj(wbits=-15, zdict=_WORDS)
         header = parsed(unpacker.decompress(data[18:], _LONGEST_HEADER), _HEADER) | {"sha256": data[8:18].hex()}
         images, chunk, ends = header["images"], header["chunk"], np.cumsum([0, *header["sizes"]]).tolist()
         if len(header["sizes"]) != -(-images // chunk) or ends[-1] != len(unpacker.unused_data):
             raise ValueError("the sizes of its chunks do not match")
-        if min(images, chunk) * math.prod(header["shape"]) > LARGEST_CHUNK:
-            raise ValueError("its chunks are too large")
+        check(min(images, chunk) * math.prod(header["shape"]) <= LARGEST_CHUNK, "its chunks are too large")
     return header, [unpacker.unused_data[start:end] for start, end in itertools.pairwise(ends)]

@@ -145,8 +145,7 @@ def _array_of_labels(spec, arrays, name, count):
     """The labels of an array of images: those of `train` are `train_labels`, of `x_train` `y_train`, else `labels`."""
     labels_of_parts = {part: f"{part}_labels" for part in (spec.train_split, spec.test_split)}
     wanted = (labels_of_parts | {"x_train": "y_train", "x_test": "y_test"}).get(name, "labels")
-    if wanted not in arrays:
-        raise ValueError(f"data.labels = True: {spec.path} has no array {wanted!r} beside {name!r}; add it")
+    check(wanted in arrays, f"data.labels = True: {spec.path} has no array {wanted!r} beside {name!r}; add it")
     return class_numbers(arrays[wanted].read(), count, f"{spec.path}: {wanted!r}")
 
 

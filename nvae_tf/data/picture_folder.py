@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, shown
+from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, check, shown
 from nvae_tf.data import pictures
 from nvae_tf.data.array_files import decoded_once, fitted_images
 from nvae_tf.data.sources import ArraySource, ImageSource, held_out
@@ -68,8 +68,7 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
     def decode():
         usable = source()
-        numbers = np.array_split(np.arange(usable.count), -(-usable.count // 64))
-        return usable.count, map(usable.read, numbers)
+        return usable.count, map(usable.read, np.array_split(np.arange(usable.count), -(-usable.count // 64)))
 
     contents = _in_threads(functools.partial(_stamp, spec), parts[split])
     cached = decoded_once(spec, split, contents, decode, report, classes, lambda: source().labels)
@@ -135,8 +134,7 @@ def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
 
 def _pictures(root, folder):
     names = [str(pathlib.PurePath(folder, name)) for name in pictures.list_pictures(root / folder)]
-    if not names:
-        raise ValueError(f"{root / folder}: no pictures in it, which are files {', '.join(pictures.SUFFIXES)}")
+    check(len(names) > 0, f"{root / folder}: no pictures in it, which are files {', '.join(pictures.SUFFIXES)}")
     return names
 
 

@@ -85,8 +85,7 @@ def training_batches(
     """
     steps_per_epoch(source.count, batch_size)
     whole_number("the start step", start_step)
-    if batch_size % shard.count:
-        raise ValueError(f"A batch of {batch_size} can't be shared evenly by {shard.count} processes.")
+    check(batch_size % shard.count == 0, f"A batch of {batch_size} can't be shared evenly by {shard.count} processes.")
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
     flip_key = stream_key(seed, _FLIP) if spec.horizontal_flip else None
     crop_key = stream_key(seed, _CROP) if spec.crop == "random" else None

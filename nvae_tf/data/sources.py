@@ -152,8 +152,7 @@ def class_numbers(labels: np.ndarray, count: int, where: object) -> np.ndarray:
 
 def _check_classes(names: Sequence[str], spec: DataSpec) -> None:
     number = 0 if spec.stacked_images > 1 else len(names)
-    if number < 2:
-        raise ValueError(f"data.labels = True: {place_of(spec)} has {number} classes; set --config.data.labels=False")
+    check(number >= 2, f"data.labels = True: {place_of(spec)} has {number} classes; set --config.data.labels=False")
 
 
 def source_at(path: str | None) -> str:

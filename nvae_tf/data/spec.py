@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.config import NOISY_SIGNAL, DataSpec, ExperimentConfig, check_choice, config_from_dict
+from nvae_tf.config import NOISY_SIGNAL, DataSpec, ExperimentConfig, check, check_choice, config_from_dict
 from nvae_tf.data.sources import class_names, first_image, load_split, source_at, spread_numbers
 from nvae_tf.data_sets import MODEL_SETTINGS
 from nvae_tf.errors import require
@@ -64,8 +64,7 @@ def _estimated_sigma(spec: DataSpec) -> float:
     images = (source.read(np.array([number]))[0] for number in spread_numbers(source.count, 256))  # one at a time
     sigmas = [estimate(image, average_sigmas=True, channel_axis=-1) for image in images]
     sigma = float(f"{np.median(sigmas):.4g}")
-    if not sigma > 0.0:
-        raise ValueError("data.noise_sigma = estimate: the images show no noise; give --config.data.noise_sigma=NUMBER")
+    check(sigma > 0.0, "data.noise_sigma = estimate: the images show no noise; give --config.data.noise_sigma=NUMBER")
     return sigma
 
 

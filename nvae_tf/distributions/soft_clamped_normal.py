@@ -9,14 +9,12 @@ from nvae_tf.layers.cpu_kernels import expm1
 
 tfd = tfp.distributions
 
-_HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
-
 
 class SoftClampedNormal(tfd.Normal):
     """TFP's Normal, but log-probability and KL use no parameter more than twice (why: see `cpu_kernels.fan_out`)."""
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
-        return -0.5 * tf.square((x - self.loc) / self.scale) - tf.math.log(self.scale) - _HALF_LOG_TWO_PI
+        return -0.5 * tf.square((x - self.loc) / self.scale) - tf.math.log(self.scale) - 0.5 * math.log(2.0 * math.pi)
 
 
 @tfd.RegisterKL(SoftClampedNormal, SoftClampedNormal)

@@ -21,6 +21,7 @@ import numpy as np
 import requests
 import tensorflow as tf
 
+from nvae_tf.config import check
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, stored_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import wrap_read_errors
@@ -66,8 +67,7 @@ def statistics_of(batches: Iterable[np.ndarray]) -> FeatureStatistics:
             scatter = centered.T @ centered + (scatter + between)
             mean = mean + difference * (count / (total + count))
             total += count
-    if total < 2:
-        raise ValueError(f"the covariance of features needs at least 2 images, there are {total}")
+    check(total >= 2, f"the covariance of features needs at least 2 images, there are {total}")
     return FeatureStatistics(mean, scatter / (total - 1), total)
 
 
@@ -101,8 +101,7 @@ def named_extractor(name: str) -> Any:
     except (ModuleNotFoundError, ValueError) as error:
         raise ValueError(f"--extractor={name}: name it as MODULE:FUNCTION, as my_features:make ({error})") from None
     make = getattr(module, function_name, None)
-    if not callable(make):
-        raise ValueError(f"--extractor={name}: {module_name} has no function {function_name!r}")
+    check(callable(make), f"--extractor={name}: {module_name} has no function {function_name!r}")
     extractor = make()
     if not (isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))):
         needed = "a string `name` and a method `features(images)`, see docs/evaluation.md"

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from nvae_tf.config import MOST_IMPORTANCE_SAMPLES, whole_number
+from nvae_tf.config import MOST_IMPORTANCE_SAMPLES, check, whole_number
 from nvae_tf.latent_plan import inference_bytes_per_image
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
@@ -91,8 +91,7 @@ class LikelihoodEvaluator:
         """The arrays for `Likelihood.joined` of a batch, whose first image has the number `first`."""
         rows = [tf.convert_to_tensor(row) for row in (batch if isinstance(batch, tuple) else (batch,))]
         size = rows[0].shape[0]
-        if size > self._batch_size:
-            raise ValueError(f"a batch of {size} images is larger than batch_size = {self._batch_size}")
+        check(size <= self._batch_size, f"a batch of {size} images is larger than batch_size = {self._batch_size}")
         padded = [tf.pad(row, [(0, self._batch_size - size), *[(0, 0)] * (row.shape.rank - 1)]) for row in rows]
         images, *labels = divided(self._strategy, padded)
         labels = labels[0] if labels and self._model.config.num_classes else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import DataSpec
+from nvae_tf.config import DataSpec, check
 from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pictures import TIFF, list_pictures
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, images_alone, iterate
@@ -55,8 +55,7 @@ def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCal
     from sklearn.covariance import LedoitWolf
 
     for parts, fewest, name in ((training, 50, "training"), (held_out, 19, "held-out")):
-        if len(parts.kl) < fewest:
-            raise ValueError(f"{len(parts.kl)} {name} images are too few to calibrate; give {fewest} or more")
+        check(len(parts.kl) >= fewest, f"{len(parts.kl)} {name} images are too few to calibrate; give {fewest} or more")
     values = np.concatenate([training.kl, np.expand_dims(training.reconstruction, 1)], axis=1).astype(np.float64)
     # The shrinkage is toward equal variances, so each number is brought to its own unit before.
     units = np.maximum(values.std(axis=0), _SMALLEST_DEVIATION)

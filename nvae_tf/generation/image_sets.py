@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.config import ModelConfig
+from nvae_tf.config import ModelConfig, check
 from nvae_tf.data import pictures
 from nvae_tf.data.array_files import stored_images
 from nvae_tf.files import atomic_file, atomic_folder, check_new_file, check_new_folder
@@ -27,8 +27,7 @@ def read_set(
     path, shape = pathlib.Path(place).expanduser(), config.image_shape
     if path.is_dir():
         names = pictures.list_pictures(path)
-        if not names:
-            raise ValueError(f"{path}: no pictures in it; of arrays and IDX files give the file itself")
+        check(len(names) > 0, f"{path}: no pictures in it; of arrays and IDX files give the file itself")
         picture_names(names)  # names that can't be written again are refused now
         values, peak, about = np.stack([_pixels(path / name, shape) for name in names]), 255, {"names": names}
         folders, labels = [name.partition("/")[0] for name in names], None
@@ -69,10 +68,9 @@ def values_of_levels(num_bits: int, peak: int) -> np.ndarray:
 
 def check_output(output: pathlib.Path) -> None:
     """ValueError where no set can be written: to a new folder, or a new .npy or .npz file."""
-    is_file = output.suffix in (".npy", ".npz")
-    if output.suffix.lower() in pictures.SUFFIXES:
-        raise ValueError(f"--output={output}: give a new folder, or a file .npy or .npz")
-    (check_new_file if is_file else check_new_folder)(output, f"--output={output}")
+    flag = f"--output={output}"
+    check(output.suffix.lower() not in pictures.SUFFIXES, f"{flag}: give a new folder, or a file .npy or .npz")
+    (check_new_file if output.suffix in (".npy", ".npz") else check_new_folder)(output, flag)
 
 
 def write_set(output: pathlib.Path, chunks: Iterable[np.ndarray], num_bits: int, header: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, check_choice, whole_number
+from nvae_tf.config import ExperimentConfig, check, check_choice, whole_number
 from nvae_tf.data.picture_folder import pictures_for_model
 from nvae_tf.data.pipeline import stored_spec
 from nvae_tf.latent_plan import LatentPlan, values_of_groups
@@ -73,8 +73,7 @@ class ImageGenerator:
         seeds = np.asarray(seed if np.ndim(seed) else image_seeds(seed, count))
         if len(latents):
             latents = [z.numpy() for z in check_latents(latents, model.plan, may_lack_groups=True)]
-            if len(latents[0]) != count:
-                raise ValueError(f"latents are of {len(latents[0])} images, but {count} are asked for")
+            check(len(latents[0]) == count, f"latents are of {len(latents[0])} images, but {count} are asked for")
         elif labels is None and num_classes:
             # The classes follow the images' numbers, so that they do not depend on the batches.
             labels = seeds[:, 1] % num_classes
@@ -202,8 +201,7 @@ def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", 
     scale or group, is as for `latents_between`, or "keep": the latents stay those of the first image. An image on the
     way has the class of the nearer end. ValueError for a `how` that is unknown or fits no scales and groups.
     """
-    if len(images) < 2:
-        raise ValueError(f"{len(images)} image: an interpolation needs at least two")
+    check(len(images) >= 2, f"{len(images)} image: an interpolation needs at least two")
     ways = [how] * model.plan.num_groups if isinstance(how, str) else list(how)
     for way in ways:
         check_choice("how", way, ("spherical", "linear", "keep"))
@@ -229,8 +227,7 @@ def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", 
 
 def latent_direction(model: NVAE, positive: Array, negative: Array) -> list[Array]:
     """The mean latents of some images minus those of others (White 2016), `[height, width, latent channels]`."""
-    if not len(positive) or not len(negative):
-        raise ValueError("a direction needs at least one positive and one negative image")
+    check(min(len(positive), len(negative)) > 0, "a direction needs at least one positive and one negative image")
     both = [encode_images(model, images, mean=True) for images in (positive, negative)]
     means = [[z.mean(axis=0, dtype=np.float64) for z in latents] for latents in both]
     return [(with_it - without).astype(np.float32) for with_it, without in zip(*means, strict=True)]
@@ -249,8 +246,7 @@ def move_images(model: NVAE, images: Array, direction: Arrays, strengths: Sequen
 
 def restore_images(model: NVAE, measurement, operator, sigma, steps=40, starts=4, seed=0, labels=None) -> tuple:
     """The images of `NVAE.restore`, and each pixel's deviation over restorations from `starts` draws (0: None)."""
-    if starts == 1:
-        raise ValueError("starts = 1: a deviation needs two or more; 0 leaves it out")
+    check(starts != 1, "starts = 1: a deviation needs two or more; 0 leaves it out")
     restore = functools.partial(model.restore, operator=operator, sigma=sigma, steps=steps, batch_size=BATCH_SIZE)
     images = restore(measurement, labels=labels).numpy()
     if not starts:
@@ -271,8 +267,7 @@ def degradation(config: ExperimentConfig, mask=None, scale=1, blur=0.0, resize=N
         as_it_is |= {"noise": "none", "likelihood": None}
         spec = dataclasses.replace(stored_spec(config.data), **as_it_is)
         pictures, _ = pictures_for_model([mask], spec, resize=resize, convert=True)
-        if len(pictures) != 1:
-            raise ValueError(f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")
+        check(len(pictures) == 1, f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")
         return restoration.Mask(pictures[0, ..., 0] > 0.5)
     if blur:
         return restoration.gaussian_blur(size, blur)

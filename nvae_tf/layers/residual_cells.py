@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import latent_plan
-from nvae_tf.config import ModelConfig, check_choice, register
+from nvae_tf.config import ModelConfig, check, check_choice, register
 from nvae_tf.latent_plan import Branch, CellSet, ConvolutionBranch, InvertedBranch, LayerBranch
 from nvae_tf.layers import cpu_kernels, normalization
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
@@ -114,8 +114,7 @@ class KerasLayers(StackedLayer):
 def _built(layer: type, channels: int) -> keras.layers.Layer:
     """A layer with its variables; ValueError where it can't be the branch of a cell."""
     one, images, where = layer(channels), keras.Input((16, 16, channels)), f"registered cell {layer.__name__}"
-    if not isinstance(one, keras.layers.Layer):
-        raise ValueError(f"{where}: it must be a keras.layers.Layer")
+    check(isinstance(one, keras.layers.Layer), f"{where}: it must be a keras.layers.Layer")
     if (shape := one(images).shape) != images.shape:
         raise ValueError(f"{where}: {images.shape} became {shape}; it must keep the shape")
     kinds = {(len(each.shape), "float" in each.dtype) for each in one.non_trainable_variables}

@@ -73,8 +73,7 @@ class FittedModel(keras.Model):
             check(optimizer is not None, "loss: give step=, the number of steps taken, or compile the model before")
             step = optimizer.iterations
         seed = seed if seed is None or isinstance(seed, tf.Tensor) else whole_number("seed", seed, -LARGEST_SEED)
-        if self.is_data_dependent:
-            training_step.initialize_scales_once(self, images)
+        training_step.initialize_scales_once(self, images)
         noise = training_step.draws(self, images, step, seed=seed)
         forward = training_step.training_pass(self, training_step.kept_labels(self, labels, step, seed=seed))
         metrics, elbo, regularizers = training_step.loss_terms(self, images, noise, step, forward)

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from nvae_tf.compression.coders import LatentCoder, PixelCoder, Stack, bins_and_draws
 from nvae_tf.compression.container import LARGEST_CHUNK, packed, unpacked
-from nvae_tf.config import real_number, whole_number
+from nvae_tf.config import check, real_number, whole_number
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.layers import FoldedPass, folded_weights
@@ -177,8 +177,7 @@ def _settings(model, levels: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     images = levels[:_SAMPLED].astype(np.float32) / (2**model.config.num_bits - 1)
     settings = {"labels": labels[:_SAMPLED] if model.config.num_classes else None, "batch_size": 32}
     bits = float(np.mean(model.score(images, per_group=True, **settings).nelbo)) / math.log(2.0)
-    if not math.isfinite(bits):
-        raise ValueError("the model gives the first images no finite score: it has diverged in training")
+    check(math.isfinite(bits), "the model gives the first images no finite score: it has diverged in training")
     bins, drawn = [], 0.0
     for group in model.infer(images, **settings):
         bins_of_group, draws = bins_and_draws(group.kl.numpy(), (group.scale / group.prior_scale).numpy())
@@ -203,8 +202,7 @@ def compress(
     most = min(2**16, LARGEST_CHUNK // levels[0].size)
     chunk = min(whole_number("chunk", chunk, 1, most), len(levels))
     real_number("tolerance", tolerance, "must be above 0, and at most 0.1", math.ulp(0.0), 0.1)
-    if source.folded is not None:
-        raise ValueError("an export decompresses alone: compress by the run that it was made of")
+    check(source.folded is None, "an export decompresses alone: compress by the run that it was made of")
     if source.model.config.num_classes and labels is None:
         fix = "give labels (nvae-compress: a .npz file that has them, or folders with the names of the classes)"
         raise ValueError(f"the images have no classes, and this model codes images given their class: {fix}")
@@ -231,12 +229,10 @@ def decompress(source: ModelWithWeights, data: bytes, only: int | None = None) -
     if header["sha256"] != source.sha256:
         made = f"{header['sha256']}... ({header.get('model', 'no place is noted')})"
         raise ValueError(f"made with the weights of SHA-256 {made}; those given are {source.sha256}...")
-    if header["coder"] != _CODER:
-        raise ValueError(f"made with {header['coder']}, and {_CODER} is installed")
+    check(header["coder"] == _CODER, f"made with {header['coder']}, and {_CODER} is installed")
     with wrap_read_errors("damaged (", ")"):
         codec = Codec(source, header["bins"], header["growth"], header["tolerance"])
-        if header["shape"] != [*codec.shape]:
-            raise ValueError("its images are not of the model's shape")
+        check(header["shape"] == [*codec.shape], "its images are not of the model's shape")
     labels = np.array(header["labels"], np.int32) if "labels" in header else np.zeros(header["images"], np.int32)
 
     def decoded(number: int) -> np.ndarray:
@@ -256,6 +252,5 @@ def with_weights(model, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
         ("likelihood", config.likelihood in coded, f"lossless files are of {' and '.join(coded)}"),
         ("num_bits", config.num_bits <= 8, "lossless files are of up to 8 bits"),
     ):
-        if not can_code:
-            raise ValueError(f"model.{name} = {getattr(config, name)}: {fault}")
+        check(can_code, f"model.{name} = {getattr(config, name)}: {fault}")
     return ModelWithWeights(model, model._weights_sha256()[:20], class_names)

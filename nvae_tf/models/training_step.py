@@ -45,8 +45,7 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
     values of `RunningMetrics.training_metrics` by name.
     """
     step = model.optimizer.iterations  # accepted steps; the draws are a function of the model's seed and this number
-    if model.is_data_dependent:  # as few models are
-        initialize_scales_once(model, images)
+    initialize_scales_once(model, images)
     compute = loss_and_gradients if model.accumulate_steps == 1 else mean_over_microbatches
     metrics, gradients, updates = compute(model, images, labels, step)
 
@@ -140,10 +139,8 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
     """
     count, size = model.accumulate_steps, images.shape[0]
     if size is None or size % count:
-        raise ValueError(
-            f"a batch of {size or 'unknown size'} can't be cut into accumulate_steps = {count} equal parts: give "
-            "batches of a fixed size (drop_remainder=True) that it divides"
-        )
+        form = "equal parts: give batches of a fixed size (drop_remainder=True) that it divides"
+        raise ValueError(f"a batch of {size or 'unknown size'} can't be cut into accumulate_steps = {count} {form}")
     size //= count
     statistics = model.statistics  # each microbatch returns their new values in this order
 
@@ -225,7 +222,8 @@ def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradien
 
 def initialize_scales_once(model, images: tf.Tensor) -> None:
     """Before the first step: sets the scales of data-dependent layers from the first batch."""
-    _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+    if model.is_data_dependent:  # as few models are
+        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
 
 
 def initialize_scales(model, images: tf.Tensor) -> None:
@@ -256,8 +254,7 @@ def _scaled_for_optimizer(model, loss: tf.Tensor | float) -> tf.Tensor:
 
 def _gradients(model, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
     # Zeros for weights that a loss does not depend on: that of the regularizers alone, see `mean_over_microbatches`.
-    weights = [weight.value for weight in model.trainable_weights]
-    return tape.gradient(loss, weights, unconnected_gradients="zero")
+    return tape.gradient(loss, [weight.value for weight in model.trainable_weights], unconnected_gradients="zero")
 
 
 def _on_all_replicas_if(condition: tf.Tensor, function: Callable, *values) -> None:
@@ -265,12 +262,11 @@ def _on_all_replicas_if(condition: tf.Tensor, function: Callable, *values) -> No
 
     # Replicas update variables together: under a condition only if all of them enter it as one.
     def together(strategy: tf.distribute.Strategy, condition, *values) -> None:
-        condition = strategy.experimental_local_results(condition)[0]
 
         def update() -> None:
             strategy.extended.call_for_each_replica(function, args=values)
 
-        tf.cond(condition, update, lambda: None)
+        tf.cond(strategy.experimental_local_results(condition)[0], update, lambda: None)
 
     tf.distribute.get_replica_context().merge_call(together, args=(condition, *values))
 

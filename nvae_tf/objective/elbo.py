@@ -60,9 +60,8 @@ def _joined(latents: Sequence[Latent]) -> list[Latent]:
     for _, several in itertools.groupby(latents, lambda latent: (latent.z.shape[1:], latent.groups, latent.has_flows)):
         first, *others = several = list(several)
         if others and first.groups == 1 and not first.has_flows:
-            normals = {
-                each: _joined_normals([getattr(one, each) for one in several]) for each in ("posterior", "prior")
-            }
+            posteriors, priors = zip(*((latent.posterior, latent.prior) for latent in several), strict=True)
+            normals = {"posterior": _joined_normals(posteriors), "prior": _joined_normals(priors)}
             several = [first._replace(z=None, z_before_flows=None, groups=len(several), **normals)]
         joined_latents += several
     return joined_latents

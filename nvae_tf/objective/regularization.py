@@ -65,11 +65,8 @@ def _power_iteration_of_each(matrices, starts, iterations) -> list[tuple[tf.Tens
     return list(zip(*singular, strict=True))
 
 
-_ANY_ROWS = tf.TensorSpec((None, 1, None))
-
-
 # One matrix after the other, so that the cache has it for all its products.
-@cpu_kernels.shared_function(tf.TensorSpec((None, None, None)), _ANY_ROWS, tf.TensorSpec((), tf.int32))
+@cpu_kernels.shared_function(tf.TensorSpec([None] * 3), tf.TensorSpec([None, 1, None]), tf.TensorSpec([], tf.int32))
 def _power_iteration_of_one(matrix: tf.Tensor, start: tf.Tensor, iterations: tf.Tensor) -> tuple[tf.Tensor, ...]:
     def iterated(index: tf.Tensor, v: tf.Tensor, u: tf.Tensor, norm: tf.Tensor) -> tuple[tf.Tensor, ...]:
         # A row times the transpose is twice as fast on CPUs as `tf.linalg.matvec`.

@@ -518,8 +518,7 @@ def _classes(run: Run, labels: Labels, count: int) -> np.ndarray | None:
 
 def _check_one_of(**values: Any) -> None:
     given = [f"--{name}" for name, value in values.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)}: give one of them")
+    configuration.check(len(given) <= 1, f"{' and '.join(given)}: give one of them")
 
 
 def _listed(places: Places) -> list[str]:

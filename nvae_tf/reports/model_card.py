@@ -36,12 +36,10 @@ _DISTANCE_MADE_WITH |= dict(extractor=str, extractor_is_published=bool, temperat
 # Data sets of TensorFlow Datasets that the Hub is known to have too, and its identifiers of them.
 _HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 # The usual ones of https://huggingface.co/docs/hub/repositories-licenses; the Hub takes any other as `other`.
-_HUB_LICENSES = frozenset(
-    """
+_HUB_LICENSES = """
     apache-2.0 mit openrail creativeml-openrail-m bsd-2-clause bsd-3-clause cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0
     cc-by-nd-4.0 cc-by-nc-nd-4.0 cc-by-nc-sa-4.0 gpl-3.0 lgpl-3.0 agpl-3.0 mpl-2.0 unlicense unknown other
     """.split()
-)
 
 
 def gather(folder: RunFolder, parameters: int | None = None) -> types.SimpleNamespace:

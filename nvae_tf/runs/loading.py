@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import keras
 
-from nvae_tf.config import CHECKPOINTS, ExperimentConfig, check_choice, resolve_lengths
+from nvae_tf.config import CHECKPOINTS, ExperimentConfig, check, check_choice, resolve_lengths
 from nvae_tf.data_sets import MODEL_SETTINGS, data_spec
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_folder, check_new_folder
@@ -144,11 +144,9 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     if file.suffix != ".keras" or not file.is_file():
         return load_run(path, checkpoint).model
     with wrap_read_errors(f"{file}: not a model that can be read (", "); restore it from a copy, or save it again"):
-        if not zipfile.is_zipfile(file):
-            raise ValueError("not a zip file, or cut off")
+        check(zipfile.is_zipfile(file), "not a zip file, or cut off")
         model = keras.saving.load_model(file)
-        if not isinstance(model, NVAE):
-            raise ValueError(f"a {type(model).__name__}, no NVAE")
+        check(isinstance(model, NVAE), f"a {type(model).__name__}, no NVAE")
         return model
 
 

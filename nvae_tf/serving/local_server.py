@@ -35,6 +35,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 from tensorflow_serving.apis import model_service_pb2_grpc as model_service
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_service
 
+from nvae_tf.config import check
 from nvae_tf.errors import reason_of_tensorflow, wrap_read_errors
 from nvae_tf.serving import client as forms
 from nvae_tf.serving.client import BASE64, HTTP_STATUS, SIGNATURE_DEF, STRING, Arrays, SignatureSpec, message_as_json
@@ -104,20 +105,17 @@ class LoadedModel(prediction_service.PredictionServiceServicer, model_service.Mo
         spec, definition = self.spec(signature), self.definitions.signature_def[signature or DEFAULT_SIGNATURE]
         given = {name: array.dtype.name.replace("object", STRING) for name, array in sorted(arrays.items())}
         wanted = {name: tensor.dtype for name, tensor in spec.inputs.items()}
-        if given != wanted:
-            raise ValueError(f"inputs {given}: the signature takes {wanted}")
+        check(given == wanted, f"inputs {given}: the signature takes {wanted}")
         # A message of a few bytes may claim millions of rows.
         rows = max((len(array) for array in arrays.values() if array.ndim), default=0)
-        if rows > BATCH_ROWS:
-            raise ValueError(f"{rows:,} rows in a request; at most {BATCH_ROWS} are taken")
+        check(rows <= BATCH_ROWS, f"{rows:,} rows in a request; at most {BATCH_ROWS} are taken")
         feed = {definition.inputs[name].name: array for name, array in arrays.items()}
         return self._session.run({name: output.name for name, output in definition.outputs.items()}, feed)
 
     def spec(self, signature: str) -> SignatureSpec:
         """Returns the inputs and outputs of a signature; ValueError where there is none of this name."""
         name = signature or DEFAULT_SIGNATURE
-        if name not in self.specs:
-            raise ValueError(f"no signature {name!r}; the model has {', '.join(self.specs)}")
+        check(name in self.specs, f"no signature {name!r}; the model has {', '.join(self.specs)}")
         return self.specs[name]
 
     def check_is_served(self, name: str, number: int | None = None, label: str = "") -> None:
@@ -284,8 +282,7 @@ def json_request(body: bytes, model: LoadedModel) -> tuple[str, Arrays, bool]:
     with wrap_read_errors("the body is no JSON (", ")"):
         request = json.loads(body)
     keys = {"instances", "inputs"} & request.keys() if isinstance(request, dict) else set()
-    if len(keys) != 1:
-        raise ValueError("the body must be an object with one of 'instances' and 'inputs'")
+    check(len(keys) == 1, "the body must be an object with one of 'instances' and 'inputs'")
     signature, in_rows = str(request.get("signature_name", "")), keys == {"instances"}
     specs, given = model.spec(signature).inputs, request[keys.pop()]
 

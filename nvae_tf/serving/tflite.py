@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, config_to_dict
+from nvae_tf.config import ExperimentConfig, check, config_to_dict
 from nvae_tf.data.pipeline import chosen_images
 from nvae_tf.data.sources import load_split, spread_numbers
 from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_errors
@@ -121,8 +121,7 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
         with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
             results = run_alone("decode_on_device.py", inputs, model, name, output)
     actual = results["output"]
-    if not np.isfinite(expected).all():
-        raise ValueError(DIVERGED.format(name))
+    check(np.isfinite(expected).all(), DIVERGED.format(name))
     if not np.isfinite(actual).all():
         raise ValueError(f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize")
     largest, images = float(np.abs(actual - expected).max()), [actual, expected]
@@ -172,12 +171,10 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     content = pathlib.Path(path).read_bytes()
     # For a truncated file the flatbuffers package raises errors of many kinds.
     with wrap_read_errors(f"{path}: not a .tflite file of nvae-export-tflite, or damaged (", ")"):
-        if not schema.Model.ModelBufferHasIdentifier(content, 0):
-            raise ValueError("no such content")
+        check(schema.Model.ModelBufferHasIdentifier(content, 0), "no such content")
         model = flatbuffer_utils.convert_bytearray_to_object(content)
         places = [entry.buffer for entry in model.metadata or () if entry.name == METADATA_NAME.encode()]
-        if not places:
-            raise ValueError(f"no metadata called {METADATA_NAME!r}")
+        check(len(places) > 0, f"no metadata called {METADATA_NAME!r}")
         return json.loads(bytes(model.buffers[places[0]].data))
 
 
