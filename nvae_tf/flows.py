@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.latent_plan import HIDDEN_MULTIPLE
-from nvae_tf.layers.convolution import StackedConvolution
-from nvae_tf.layers.stacked import StackedLayer
+from nvae_tf.layers import StackedConvolution, StackedLayer
 
 
 def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mirrored: bool) -> np.ndarray:

@@ -22,8 +22,7 @@ from nvae_tf.compression.container import LARGEST_CHUNK, packed, unpacked
 from nvae_tf.config import check, real_number, whole_number
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 from nvae_tf.errors import wrap_read_errors
-from nvae_tf.layers import FoldedPass, folded_weights
-from nvae_tf.layers.normalization import FoldedWeights
+from nvae_tf.layers import FoldedPass, FoldedWeights, folded_weights
 from nvae_tf.models import passes
 from nvae_tf.models.latents import GroupLayers, LatentSample
 

@@ -21,8 +21,7 @@ import tensorflow as tf
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write, file_sha256
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import LoweredRate, average_of_weights, start_averages
-from nvae_tf.optimization.weight_averages import inner_optimizer
+from nvae_tf.optimization import LoweredRate, average_of_weights, inner_optimizer, start_averages
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints

@@ -7,7 +7,7 @@ import os
 import pathlib
 import warnings
 import zipfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
@@ -35,15 +35,8 @@ def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_ste
     """Makes the model of an experiment; the same settings, of a run of this length, give the same first weights."""
     settings, rates = config.train, resolve_lengths(config, steps_per_epoch, total_steps).optimizer
     keras.utils.set_random_seed(settings.seed)
-    model = NVAE(
-        config.model,
-        config.objective,
-        seed=settings.seed,
-        dtype=settings.precision,
-        recompute=settings.recompute,
-        accumulate_steps=settings.accumulate_steps,
-        label_dropout=settings.label_dropout if config.model.num_classes else 0.0,
-    )
+    how = {"dtype": settings.precision, "recompute": settings.recompute, "accumulate_steps": settings.accumulate_steps}
+    model = _new_model(config, **how)
     lengths = round(rates.warmup_epochs * steps_per_epoch), steps_per_epoch, total_steps
     schedule = LoweredRate(WarmupCosine(rates.learning_rate, rates.learning_rate_min, *lengths))
     model.step_guard = RunawayGuard(settings.loss_tolerance)
@@ -52,6 +45,12 @@ def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_ste
     # The step is compiled with all that is around it, see `nvae_tf.training.strategy`.
     model.compile(optimizer=optimizer, jit_compile=False)
     return ModelForTraining(model, schedule)
+
+
+def _new_model(config: ExperimentConfig, **how: Any) -> NVAE:
+    """The model of an experiment, with its first weights."""
+    dropout = config.train.label_dropout if config.model.num_classes else 0.0
+    return NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout, **how)
 
 
 class TrainedRun:
@@ -116,8 +115,7 @@ class TrainedRun:
         if (asked := fewest_weights(config.model)) > stored:
             fault = f"it has {stored:,} numbers, and the settings ask for at least {asked:,}"
             raise ValueError(f"{checkpoint}: a checkpoint of another architecture: {fault}")
-        dropout = config.train.label_dropout if config.model.num_classes else 0.0
-        model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
+        model = _new_model(config)
         self.has_ema = checkpoints.restore_weights(model, checkpoint)
         model.read_prior = functools.partial(read_prior, self._folder.prior_file, model, self.step)
         model.read_calibration = functools.partial(read_calibration, self._folder.outliers_file, model, self.step)

@@ -20,15 +20,13 @@ from nvae_tf.schemas import IMAGE_COUNTS, ORIGIN, Record
 # The settings that may differ when a run is continued: its length, how often files are written, the devices, where the
 # images lie now and what happens to unreadable images and images of another form. No other setting, because the second
 # half of a run must belong to the first. `objective.total_steps` follows from the length.
-CHANGEABLE_SETTINGS = tuple(
-    """
+CHANGEABLE_SETTINGS = """
     objective.total_steps data.path data.cache data.on_bad_file data.max_pixels data.convert train.steps train.epochs
     train.batch_size train.accumulate_steps train.strategy train.replicas train.precision train.xla train.scan
     train.recompute train.deterministic train.profile_steps train.keep_best train.checkpoint_every_steps
     train.checkpoint_every_minutes train.keep_checkpoints train.keep_checkpoint_every_hours
     train.evaluate_every_steps train.sample_every_steps train.log_every_steps train.logger
     """.split()
-)
 # The columns of `metrics.csv`, and the one that every line has, besides its step.
 METRICS_COLUMNS = (
     *("step", "epoch", "learning_rate", "kl_weight"),

@@ -17,13 +17,11 @@ HUB = "hf://"
 # Run folders as nvae-publish makes them; their names can be given in place of folders.
 _BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # The files of a shared run: nothing else of a repository is deleted when it is published again.
-SHARED_FILES = tuple(
-    """
+SHARED_FILES = """
     README.md config.json images.json environment.json origin.json evaluation.json evaluation-train.json metrics.csv
     outliers.npz prior.npz checkpoints/config.json checkpoints/step-*.index checkpoints/step-*.data-*
     samples/step-*.png
     """.split()
-)
 # Fetched too: a run folder that was uploaded as it is may have a best checkpoint beside the latest.
 BEST_FILES = "checkpoints/best/step-*"
 _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"

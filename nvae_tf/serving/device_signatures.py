@@ -9,9 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import config_to_dict
-from nvae_tf.layers import FoldedPass, folded_weights
+from nvae_tf.layers import FoldedPass, FoldedWeights, folded_weights
 from nvae_tf.layers.cpu_kernels import plain_operations
-from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import ComposedSource, GivenSource, PriorSource, groups_of_flat
 from nvae_tf.models.passes import Decoded, inference_pass

@@ -18,8 +18,7 @@ from nvae_tf.data.pipeline import chosen_images
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import pixels_of
 from nvae_tf.latent_plan import inference_bytes_per_image
-from nvae_tf.layers import FoldedPass, folded_weights
-from nvae_tf.layers.normalization import FoldedWeights
+from nvae_tf.layers import FoldedPass, FoldedWeights, folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoints import checkpoint_sha256
