@@ -290,13 +290,12 @@ def decoded_once(
     images = _cached_array(file, write)
     if images.dtype != spec.dtype or images.shape[1:] != spec.image_shape:
         raise ValueError(f"{file}: has {images.dtype} {list(images.shape)}; remove it, and it will be made again")
-    source = ArraySource(images)
     if not class_names:
-        return source
+        return ArraySource(images)
     # The same pictures have other numbers where there are other classes.
     file = file.with_stem(f"{name}-labels-{hashlib.sha256(repr(class_names).encode()).hexdigest()[:16]}")
     labels = _cached_array(file, lambda stream: np.save(stream, read_labels()))
-    return source.labeled(class_numbers(labels, len(images), file), class_names)
+    return ArraySource(images).labeled(class_numbers(labels, len(images), file), class_names)
 
 
 def _cached_array(file: pathlib.Path, write: Callable[[BinaryIO], None]) -> np.ndarray:

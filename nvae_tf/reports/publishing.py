@@ -62,12 +62,7 @@ def write_shared_run(
     Returns the checkpoint's step, and whether there are scores of it. Raises what `nvae_tf.load` raises, and OSError.
     """
     source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
-    # The cache of the Hub has links to blobs.
-    root = source.path.resolve().parents[1] if os.fspath(workdir).startswith(HUB) else source.path.resolve()
-    for file in (file for pattern in (*SHARED_FILES, BEST_FILES) for file in source.path.glob(pattern)):
-        if not file.is_file() or not file.resolve().is_relative_to(root):
-            # It may be secret.
-            raise ValueError(f"{file}: a link out of the run folder, or no file; put a copy in its place, or delete it")
+    _check_no_links_outside(source, is_of_hub=os.fspath(workdir).startswith(HUB))
     run = load_run(source.path, checkpoint)
     prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_ema)
     write_run_config(shared, run.config.without_places())
@@ -92,3 +87,12 @@ def write_shared_run(
             atomic_write(shared.evaluation_file(split), json.dumps(scores, indent=2) + "\n")
     write_model_card(shared, sum(math.prod(weight.shape) for weight in run.model.trainable_variables), place)
     return run.step, any(scored.values())
+
+
+def _check_no_links_outside(source: RunFolder, is_of_hub: bool) -> None:
+    """ValueError where a file to share is a link out of the run folder, which may lead to something secret."""
+    # The cache of the Hub has links to blobs.
+    root = source.path.resolve().parents[1] if is_of_hub else source.path.resolve()
+    for file in (file for pattern in (*SHARED_FILES, BEST_FILES) for file in source.path.glob(pattern)):
+        if not file.is_file() or not file.resolve().is_relative_to(root):
+            raise ValueError(f"{file}: a link out of the run folder, or no file; put a copy in its place, or delete it")
