@@ -63,7 +63,7 @@ def stamp() -> dict[str, Any]:
     size, load = psutil.virtual_memory().total / 1e9, os.getloadavg()[0]
     machine = f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores, {size:.0f} GB, "
     for name in ("tensorflow", "keras", "numpy", "torch"):
-        # TensorFlow may be that of another package, such as tensorflow-cpu.
+        # TensorFlow may come from another package, such as tensorflow-cpu.
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     return {
@@ -83,7 +83,7 @@ def run(measure: Callable[[], dict[str, Any]], json: Json = None, yardstick: boo
 
 
 def text(measured: dict[str, Any]) -> str:
-    """Results by their names in the file of `--json`; those of every single turn are in the file alone."""
+    """Results by their names in the file of `--json`; results of every single turn are in the file alone."""
     lines = []
     for name, value in ((name, value) for name, value in measured.items() if not name.startswith("every_")):
         if isinstance(value, dict):

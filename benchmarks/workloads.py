@@ -33,7 +33,7 @@ ENVIRONMENT |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"
 _ANSWERS = "BENCHMARK_ANSWERS_FILE_DESCRIPTOR"
 _TURN_SECONDS = 0.5  # a turn repeats quick work until they are over
 _SESSIONS = contextlib.ExitStack()  # they stay open until the process ends
-# The batch sizes of MNIST and CIFAR-10 are those of the published code's times. CelebA's 16 would need 15 GiB.
+# The batch sizes of MNIST and CIFAR-10 are as in the published code's times. CelebA's 16 would need 15 GiB.
 BATCH_SIZES = {"digits": 60, "mnist": 16, "cifar10": 4, "celeba64": 4}
 PRESETS = tuple(BATCH_SIZES)
 

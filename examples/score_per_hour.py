@@ -99,7 +99,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains a model and scores it five times on the way: the NELBO over the processor time of its training.
 
-    The time is that of this process, on one thread, and includes the tracing of the graph, but not the scoring. At the
+    The time is this process's, on one thread, and includes the tracing of the graph, but not the scoring. At the
     end also the importance-weighted bound of 100 draws, of the first 200 images. Nats per image.
     """
     tf.config.threading.set_intra_op_parallelism_threads(1)

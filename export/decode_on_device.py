@@ -3,8 +3,8 @@
     python decode_on_device.py digits_decode.tflite images.png latents.npz    # latents of nvae-generate encode
     python decode_on_device.py digits_sample.tflite images.png                # latents drawn at random
 
-It needs ai-edge-litert, NumPy and Pillow. Files of latents are those of nvae-generate encode and nvae-client encode.
-Random latents are for the signature `sample`: those of a group depend on the groups above, which `decode` leaves to
+It needs ai-edge-litert, NumPy and Pillow. Files of latents are from nvae-generate encode and nvae-client encode.
+Random latents are for the signature `sample`: a group's latents depend on the groups above, which `decode` leaves to
 whoever gives them. Images of models with classes are of the classes in the file, or of none.
 """
 

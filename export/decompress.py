@@ -8,7 +8,7 @@ The model is looked for where it was when the file was made; --workdir says wher
 file, one version of a SavedModel (nvae-export). It must have the same weights.
 
 Exit code: 0 the same pixels, 2 a mistake, a damaged file, another model, or a machine whose numbers differ too much
-from those of the one that made the file; nothing is written then.
+from the numbers of the one that made the file; nothing is written then.
 """
 
 import pathlib

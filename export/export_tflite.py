@@ -84,7 +84,7 @@ def main(
         "  size      {size_bytes:,} bytes\n"
         "  latency   {latency_ms:.2f} ms an image (median of {test_inputs}, one thread)\n"
         "  error     largest {largest_error:.2g}, {relative_largest_error:.1g} of the largest value\n"
-        "  images    PSNR {psnr_db:.1f} dB, that of the worst {worst_psnr_db:.1f} dB".format(**measured)
+        "  images    PSNR {psnr_db:.1f} dB, of the worst {worst_psnr_db:.1f} dB".format(**measured)
     )
     print(f"Exported to {output}; the measurements are in {outputs.report_file(pathlib.Path(output))}")
 

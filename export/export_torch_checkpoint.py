@@ -5,7 +5,7 @@
 The file has the weights and running statistics, without the optimizer's state. One more key than in published files,
 nvae_tf, which other code ignores, has the settings, with data.path of this machine, and the origin of imported weights.
 
-Where the run keeps exponential moving averages of its weights (EMA, optimizer.ema_momentum), its scores are those of
+Where the run keeps exponential moving averages of its weights (EMA, optimizer.ema_momentum), its scores are from
 the averages, and the state_dict has the weights. --running_means writes the averages instead.
 
 Needs PyTorch (`make torch`) and memory for the whole file; see docs/published_weights.md. Exit code: 0 done, 2 a

@@ -39,8 +39,8 @@ RUN_HELP = "Run folder of nvae-train; or digits or fashion, models that come wit
 def run(main: Callable[..., None], words: str | None = None, page: str | None = None) -> None:
     """Reads the flags of the script that `main` belongs to, and calls it.
 
-    Annotated parameters of `main` become flags, see `define_parameters`, and get their values; those of the flag
-    `words` may also stand without its name. `--help` prints the flags after the `page`, by default the script's
+    Annotated parameters of `main` become flags, see `define_parameters`, and get their values; the values of the
+    flag `words` may also stand without its name. `--help` prints the flags after the `page`, by default the script's
     docstring. A wrong flag, or another error that a user can cause, ends the process with one line and exit code 2.
     """
     module, parameters = sys.modules[main.__module__], inspect.signature(main).parameters
@@ -305,7 +305,7 @@ def manual_page(module: types.ModuleType, page: str, arguments: Sequence[str] = 
         chosen = flag_value(arguments, "config")
         source = "the default settings" if chosen is None else f"--config={chosen}"
         config = unlocked_config(ExperimentConfig()) if chosen is None else load_settings(settings_file(chosen))
-        sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE; the values are those of {source}:")
+        sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE, with the values of {source}:")
         sections.append(_entry("--config.size=SIZE", SIZE_MEANING))
         sections.append(_entry("--config.recipe=RECIPE", RECIPE_MEANING))
         for group, kind in typing.get_type_hints(ExperimentConfig).items():

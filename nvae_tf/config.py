@@ -54,7 +54,7 @@ TEMPERATURE_HELP = (
     "every latent group (the top one first), as 0.7,0.8."
 )
 BATCH_NORM_HELP = (
-    "Readjust the batch-norm statistics to the temperature with so many batches before samples are drawn (the "
+    "Readjust the batch-norm statistics to the temperature with this number of batches before samples are drawn (the "
     "paper takes 500), in a copy of the model; 0 for none."
 )
 
@@ -430,7 +430,7 @@ class DataSpec(_Settings, group="data.", least=1):
       tiff_axes: what the pages of a TIFF file are: each an image ("pages"), all the channels of one image ("channels"),
         or by the axes of OME and ImageJ, otherwise images ("auto").
       crop: "random" cuts images out of the larger ones of TIFF files: for training at places that are drawn at every
-        access, for testing at those of a grid. "none" does not.
+        access, for testing at the places of a grid. "none" does not.
       noise: the noise of the images, each drawn with it once, for a model that learns the signal from them alone:
         "gaussian", or "poisson_gaussian", whose variance rises with the signal. It decides the likelihood.
       noise_sigma: standard deviation of Gaussian noise, in the stored numbers' units, or "estimate": from the images.
@@ -566,13 +566,13 @@ class TrainConfig(_Settings, group="train.", least=1):
       log_every_steps: steps between points of the training curves.
       logger: where curves and images go: "tensorboard", or "wandb" (Weights & Biases, `pip install "nvae_tf[wandb]"`).
       initialize_from: run folder, hf://user/repo, or published file (.pt), with whose weights the run starts.
-      loss_tolerance: a step is skipped when its loss exceeds the moving average by more than so many mean
-        absolute deviations, see `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
+      loss_tolerance: a step is skipped when its loss exceeds the moving average by more than this number of
+        mean absolute deviations, see `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
       refused_steps: skipped steps in a row after which the latest checkpoint is restored, at half the learning rate.
       rollbacks: how many times the run does so before it ends with an error.
       strategy: which devices train: "one_device", all of this machine ("mirrored"), all of several processes that
         TF_CONFIG names ("multi_worker"), or "auto", whatever is there.
-      replicas: how many devices a process takes; 0 for all GPUs. Without GPUs the CPU is divided into so many.
+      replicas: how many devices a process takes; 0 for all GPUs. Without GPUs the CPU is divided into this number.
       precision: "float32", or "mixed_bfloat16" or "mixed_float16": only the networks are in half precision.
       xla: whether XLA compiles the training step: whole ("jit"), in parts ("cluster"), not ("off"), or "auto".
       scan: whether equal groups and cells are one loop of the step's program ("on"), which XLA compiles much faster, or

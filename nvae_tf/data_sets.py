@@ -1,4 +1,4 @@
-"""The known data sets by name, and the settings of the model that follow those of the data.
+"""The known data sets by name, and the settings of the model that follow from the data.
 
 The heads of the files in configs/ say where the images come from, docs/data.md how many they are.
 """

@@ -14,7 +14,7 @@ from nvae_tf.config import MOST_CHANNELS, ModelConfig, check, check_choice, whol
 _WARNINGS_SHOWN: dict = {}  # what this process has been warned of
 
 HIDDEN_MULTIPLE = 6  # hidden channels of a flow cell for each channel of the latent
-# More than one machine can train: such settings are a mistake, or those of a damaged or hostile file.
+# More than one machine can train: such settings are a mistake, or from a damaged or hostile file.
 MOST_LAYERS, MOST_WEIGHTS = 10_000, 2_000_000_000
 
 
@@ -120,7 +120,7 @@ class LatentPlan:
 def values_of_groups(values: Sequence[Any], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Any]:
     """One value for every group, top group first, from one for every scale (the smallest first) or for every group.
 
-    `shapes` are those of the groups' latents, `what` is the values' name in the plural, for the ValueError.
+    `shapes` are of the groups' latents, `what` is the values' name in the plural, for the ValueError.
     """
     scales = list(dict.fromkeys(shape[:2] for shape in shapes))
     if len(values) == len(shapes):

@@ -1,4 +1,4 @@
-"""Settings as an `ml_collections.ConfigDict` to be changed: presets by name, files of one's own, those of a run.
+"""Settings as an `ml_collections.ConfigDict` to be changed: presets by name, files of one's own, the settings of a run.
 
 The presets are the files of the folder `configs`: one a data set, each with a function `get_config`.
 """
@@ -41,7 +41,7 @@ def experiment_config(
 ) -> ExperimentConfig:
     """The settings of a preset by its name, of a run by its folder, or of a dictionary (`ConfigDict`), checked.
 
-    Those of a preset may be changed: `experiment_config("digits", {"train.steps": 100})`; with `"size": "tiny"` the
+    A preset's settings may be changed: `experiment_config("digits", {"train.steps": 100})`; with `"size": "tiny"` the
     model has another size (`model_of_size`), and with `"recipe": "efficient"` another way of training
     (`recipe_settings`). ValueError: a wrong setting.
     """
@@ -113,7 +113,7 @@ def recipe_settings(recipe: str | None, settings: Mapping[str, Any], given: Iter
 
 
 def preset(name: str) -> ConfigDict:
-    """The settings of a preset: `preset("mnist")` those of configs/mnist.py. Values may be changed, no names added."""
+    """The settings of a preset: `preset("mnist")` reads configs/mnist.py. Values may be changed, no names added."""
     files = preset_files()
     check_choice("preset", name, files, what="no such preset")
     return load_settings(str(files[name])).lock()
@@ -145,7 +145,7 @@ def unlocked_config(config: ExperimentConfig) -> ConfigDict:
 def config_for_data(name: str) -> ConfigDict:
     """The default settings for the images of a data set that `nvae_tf.data` knows, unlocked.
 
-    The model's input settings follow those of the data: `--config.data.num_bits=5` changes both.
+    The model's input settings follow the data's: `--config.data.num_bits=5` changes both.
     """
     config = unlocked_config(ExperimentConfig(data=data_spec(name)))
     for setting, data_setting in MODEL_SETTINGS.items():
@@ -224,7 +224,7 @@ def _with_placeholders(settings: ConfigDict) -> ConfigDict:
 def _in_one_line(error: Exception, file: str) -> str:
     """What is wrong with the file, and in which line where that is known."""
     if isinstance(error, SyntaxError) and error.filename:
-        # Maybe that of another file, which this one imports.
+        # Maybe in another file, which this one imports.
         return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
     text = " ".join(str(error).split())
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]

@@ -76,7 +76,7 @@ class ImageProgress:
         self._started = time.monotonic()
 
     def show(self, done_of_batch: int) -> None:
-        """Reports that so many images of the current batch are done."""
+        """Reports that this number of images of the current batch is done."""
         done, seconds = self._done + done_of_batch, time.monotonic() - self._started
         text = f"{done:,} of {self._total:,} images"
         if done and seconds > 1.0:

@@ -79,7 +79,7 @@ def replica_index() -> int | tf.Tensor:
 
 
 def replica_means(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """The mean of every tensor over all replicas, the same on each; its gradient is that of all replicas."""
+    """The mean of every tensor over all replicas, the same on each; its gradient is the mean over all replicas."""
     if replica_count() == 1:
         return list(tensors)
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, list(tensors))

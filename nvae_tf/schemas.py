@@ -17,7 +17,7 @@ from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_file
 
 LARGEST = float(np.finfo(np.float32).max)
-# So many bytes a `.npz` file may have when unpacked, and four times its own: arrays of random numbers hardly shrink.
+# The most bytes of an unpacked `.npz` file, besides four times its own: arrays of random numbers hardly shrink.
 _UNPACKED = 2**28
 _LONGEST_HEADER = 2**14  # bytes before the values of an array
 # By NumPy's letters for types; JSON may write a number without a point.
@@ -29,8 +29,8 @@ class Field(NamedTuple):
     """What an array of a `.npz` file, or a value of a JSON object, must be."""
 
     kind: Any  # one of `_KINDS`, or the schema of an object; None: anything
-    # Sizes. None is any; a name one of at least 1, the same wherever it occurs, and that of a whole number of this name
-    # before. None in place of the tuple: any shape.
+    # Sizes. None: any size. A name: a size of at least 1, the same wherever the name occurs; where a whole number of
+    # this name comes before, that number. None in place of the tuple: any shape.
     shape: tuple[int | str | None, ...] | None = ()
     least: float | None = -LARGEST  # None: numbers may be anything, NaN too
     most: float = LARGEST

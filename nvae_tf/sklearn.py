@@ -17,7 +17,7 @@ class NVAETransformer(TransformerMixin, BaseEstimator):
 
     Example: `make_pipeline(NVAETransformer("digits"), StandardScaler(), LogisticRegression())`
 
-    `model` is an `NVAE`, which copies share, or what `nvae_tf.load` takes; `groups` and `pool` are those of `features`.
+    `model` is an `NVAE`, which copies share, or what `nvae_tf.load` takes; `groups` and `pool` are for `features`.
     `X` are images in [0, 1], `[count, height, width, channels]`, or a row of their values for each. ValueError where
     they are not of the model's size, or there is no such group.
     """

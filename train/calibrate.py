@@ -18,7 +18,7 @@ def main(
     workdir: Annotated[str, "Run folder of nvae-train."],
     checkpoint: Annotated[str, config.CHECKPOINT_HELP, *config.CHECKPOINTS] = config.CHECKPOINTS[0],
     images: Annotated[int, "Images of each part at most, spread over the part; 50 or more.", 50] = 10_000,
-    batch_size: Annotated[int | None, "Images at a time; that of the training if not given.", 1] = None,
+    batch_size: Annotated[int | None, "Images at a time; by default the training's number.", 1] = None,
     data_path: Annotated[str | None, config.DATA_PATH_HELP] = None,
 ) -> None:
     """Scores training images and writes the file."""

@@ -5,7 +5,7 @@
 Each step is a command that you could type. What is finished is not done again, so a second call is quick, and an
 interrupted one continues. Images and numbers are in the run folder.
 
-Exit code: 0 done, 2 a mistake in the command, 130 interrupted; otherwise that of the step that failed.
+Exit code: 0 done, 2 a mistake in the command, 130 interrupted; otherwise the code of the step that failed.
 """
 
 import json

@@ -10,7 +10,7 @@ parameters, the memory of weights and of the optimizer's slots, the time of trai
 several batch sizes, and the largest batch size for a GPU with --gpu_memory_gib, or for GPUs of usual sizes. Batch sizes
 are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
 
-The peak on a CPU is that of the process; data, scoring and sampling come on top. The peak on a GPU has 1 GiB for CUDA
+The peak on a CPU is the process's; data, scoring and sampling come on top. The peak on a GPU has 1 GiB for CUDA
 and its libraries; without a GPU it takes the memory of an image from the CPU. Neither was compared with a real GPU.
 
 Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single image.

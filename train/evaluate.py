@@ -60,7 +60,7 @@ def main(
     metrics: Annotated[Sequence[str], f"What to measure, of {', '.join(_METRICS)}."] = ("elbo", "iw"),
     importance_samples: Annotated[int, _SAMPLES_HELP, 1, config.MOST_IMPORTANCE_SAMPLES] = 1000,
     split: Annotated[str, "Part of the data set.", "test", "train"] = "test",
-    batch_size: Annotated[int | None, "Images at a time on each replica; that of the training if not given.", 1] = None,
+    batch_size: Annotated[int | None, "Images at a time on each replica; by default the training's number.", 1] = None,
     replicas: Annotated[int, "Number of GPUs, all for 0; without GPUs, of virtual CPU devices.", 0] = 0,
     seed: Annotated[int, "Of the binarization and of the samples.", 0, config.LARGEST_SEED] = 0,
     fid_samples: Annotated[int, "Samples of metric fid or frechet.", 2] = 50_000,
@@ -111,7 +111,7 @@ def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str
             if flags.FLAGS[name].present and {*its_metrics}.isdisjoint(metrics):
                 raise ValueError(f"--{name} belongs to metric {' or '.join(its_metrics)}, which --metrics lacks")
     if {"fid", "frechet"} <= {*metrics} or (inception and extractor):
-        raise ValueError("the features are Inception's or those of --extractor; measure two by two commands")
+        raise ValueError("the features are Inception's or from --extractor; measure two by two commands")
     if "frechet" in metrics and not extractor:
         raise ValueError("--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features")
 

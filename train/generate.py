@@ -44,7 +44,7 @@ _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's
 
 
 def _define_flags(mode: str) -> None:
-    """Flags of every mode; those of one mode are the parameters of its function in `nvae_tf/reports/generate.py`."""
+    """Flags of every mode; a mode's own are the parameters of its function in `nvae_tf/reports/generate.py`."""
     flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
     flags.DEFINE_enum("checkpoint", config.CHECKPOINTS[0], config.CHECKPOINTS, config.CHECKPOINT_HELP)
     kinds = " or ".join(_KINDS.get(mode, _IMAGES))

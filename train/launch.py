@@ -12,7 +12,7 @@ kills them. The same command continues from the checkpoint. When a worker crashe
 lines of its output are shown. The workers also end if this process is killed, or the terminal closed (see nohup, tmux).
 
 Exit code: 0 done, 2 a mistake in the command, 129 interrupted because the terminal was closed, 130 by Ctrl-C, 143 by
-SIGTERM; after a crash that of the worker that crashed first, 128 and the signal's number if a signal killed it.
+SIGTERM; after a crash the code of the worker that crashed first, 128 and the signal's number if a signal killed it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Learns a prior from which a trained model draws better samples: that of the top groups, reweighted.
+"""Learns a prior from which a trained model draws better samples: the prior of the top groups, reweighted.
 
     nvae-prior --workdir=runs/mine
     nvae-prior --workdir=runs/mine --groups=2

@@ -6,7 +6,7 @@
 What is published is the run folder without the optimizer's state and without places of this machine. The repository is
 made, public, if there is none; make it on the Hub before to have it private. Publishing again replaces what was there.
 
-The token is that of `hf auth login`, or of the environment variable HF_TOKEN; HF_ENDPOINT names another Hub.
+The token is from `hf auth login`, or from the environment variable HF_TOKEN; HF_ENDPOINT names another Hub.
 
 Exit code: 0 done, 2 a mistake in the command, or a Hub that does not take the run.
 """

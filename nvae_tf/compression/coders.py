@@ -126,7 +126,7 @@ class LatentCoder:
     """Codes the latents of all groups, whole numbers of bins: rows `[batch, values]`, group after group.
 
     `bins` of a group has a character a channel: a digit, for bins of `2^-digit` of the prior's sigma, or a point for a
-    channel that is not coded. `shapes` are those of all channels.
+    channel that is not coded. `shapes` are with all channels.
     """
 
     def __init__(self, bins: Sequence[str], shapes: Sequence[tuple[int, int, int]], tolerance: float):

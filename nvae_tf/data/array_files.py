@@ -142,7 +142,7 @@ def arrays_classes(spec: DataSpec) -> tuple[str, ...]:
 
 
 def _array_of_labels(spec, arrays, name, count):
-    """The labels of an array of images: those of `train` are `train_labels`, of `x_train` `y_train`, else `labels`."""
+    """The labels of an array of images: for `train` they are `train_labels`, for `x_train` `y_train`, else `labels`."""
     labels_of_parts = {part: f"{part}_labels" for part in (spec.train_split, spec.test_split)}
     wanted = (labels_of_parts | {"x_train": "y_train", "x_test": "y_test"}).get(name, "labels")
     check(wanted in arrays, f"data.labels = True: {spec.path} has no array {wanted!r} beside {name!r}; add it")
@@ -183,7 +183,7 @@ def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
 
 
 def _idx_arrays(spec):
-    """The arrays of a folder of IDX files, by the names that Keras gives to those of MNIST."""
+    """The arrays of a folder of IDX files, by the names that Keras gives to MNIST's arrays."""
     arrays, folder = {}, pathlib.Path(spec.path)
     # The same file packed and unpacked is one.
     packed_first = sorted(folder.glob("*ubyte*"), reverse=True)

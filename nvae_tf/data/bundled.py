@@ -63,7 +63,7 @@ def _digits(_, split):
     images = np.where(enlarged > 0.5, 255, 0).astype(np.uint8)
     labels = bunch.target
     # Every fifth of a fixed random order, grouped by label, is for testing: a fifth of each label. RandomState,
-    # because NumPy promises never to change its numbers; those of Generator may change.
+    # because NumPy promises never to change its numbers; Generator's may change.
     order = np.random.RandomState(20200708).permutation(len(labels))
     grouped = order[np.argsort(labels[order], kind="stable")]
     chosen = np.isin(np.arange(len(labels)), grouped[::5]) == (split == "test")

@@ -17,7 +17,7 @@ _CLASSES_SHOWN = _ROW = 10  # the classes that are named, and the images that ar
 
 
 def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> dict[str, np.ndarray]:
-    """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
+    """Prints what is in both parts of a run's data set, and measures for this many seconds the reading of each.
 
     Returns images of each part, and with labels of each class, by what they are, float32 `[up to count, height, width,
     channels]` in [0, 1].

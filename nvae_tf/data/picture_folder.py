@@ -106,7 +106,7 @@ def _labels(spec, names, classes):
 
 
 def _class_folders(spec, names):
-    """The first folder of each picture below that of its part; ValueError for a picture without."""
+    """The first folder of each picture below its part's folder; ValueError for a picture without."""
     parts = [os.path.join(pathlib.PurePath(part), "") for part in (spec.train_split, spec.test_split)]
     for name in names:
         *folders, _ = name.removeprefix(next(filter(name.startswith, parts), "")).split(os.sep)
@@ -194,7 +194,7 @@ def pictures_for_model(
 ) -> tuple[np.ndarray, list[str]]:
     """Pictures as `spec` has them, float32 `[count, height, width, channels]` in [0, 1], and the names of their files.
 
-    `resize` and `convert` replace the settings of the data set; the other arguments are those of `load_images`.
+    `resize` and `convert` replace the settings of the data set; the other arguments are as for `load_images`.
     """
     from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
 
@@ -209,7 +209,7 @@ def picture_source(places: Places, spec: DataSpec) -> tuple[ArraySource, list[st
     """Pictures, see `find_pictures`, as a source of a data set, and their names; ValueError for unusable files.
 
     A file .npy or .npz, and where the data set is of TIFF files or of noisy images a TIFF file, stands for all its
-    images, which are named by their numbers in it. Where the spec has no size, all must have that of the first.
+    images, which are named by their numbers in it. Where the spec has no size, all must have the first one's.
     """
     files, names, images = find_pictures(places), [], []
     for path, name in files:

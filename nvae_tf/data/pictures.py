@@ -90,7 +90,7 @@ def read_picture(
 ) -> Image.Image:
     """A picture of 8 bits (of 16 the upper) with 1 to 4 channels, upright; BadPicture for damaged ones too.
 
-    `alpha` is that of `DataSpec`. With `is_deep` gray of 16 bits keeps them.
+    `alpha` is as in `DataSpec`. With `is_deep` gray of 16 bits keeps them.
     """
 
     def upright(picture):
@@ -180,7 +180,7 @@ def _naming_damage(picture, path):
 
 
 def _form(picture):
-    """Channels and bits; with a palette, not yet those of its colors."""
+    """Channels and bits; with a palette, not yet of its colors."""
     # The name of the stored pixels. Pillow's mode does not show 16 bits, nor that gray has an alpha channel then.
     stored = picture.tile[0].args if picture.format in ("PNG", "TIFF") and picture.tile else ""
     stored = stored if isinstance(stored, str) else stored[0]

@@ -198,7 +198,7 @@ def content_digest(source: ImageSource, spec: DataSpec) -> str:
 
 def shown_numbers(source: ImageSource, count: int) -> list[int]:
     """The numbers of `count` images to show, at most all, drawn by a fixed seed; with labels of each class in turn."""
-    # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
+    # RandomState, because NumPy promises never to change its numbers; Generator's may change.
     random = np.random.RandomState(0)
     order = random.permutation(source.count)
     if source.labels is not None:
@@ -223,7 +223,7 @@ def chosen_images(
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Images of a part of a data set as the model sees them, their labels (None without `spec.labels`), their names.
 
-    They are those of the numbers `indices`; or `count`, or up to `at_most`, of `shown_numbers`; or all in order.
+    They are the images of the numbers `indices`; or `count`, or up to `at_most`, of `shown_numbers`; or all in order.
     """
     part, highest = f"the {split} part of {spec.name}", max(indices or (0,))
     check(count is None or count <= source.count, f"count = {count}: {part} has only {source.count} images")

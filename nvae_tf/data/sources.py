@@ -85,8 +85,8 @@ class ArraySource(ImageSource):
 
 
 def stacked(base: ImageSource, channels: int, seed: int) -> ImageSource:
-    """Images whose channels are those of `base`, each once in every channel, in orders that depend on the seed."""
-    # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
+    """Images whose channels are images of `base`, each once in every channel, in orders that depend on the seed."""
+    # RandomState, because NumPy promises never to change its numbers; Generator's may change.
     random = np.random.RandomState(seed)
     orders = [random.permutation(base.count) for _ in range(channels)]
 
@@ -217,7 +217,7 @@ def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]
 
 
 def spread_numbers(count: int, at_most: int) -> list[int]:
-    """Up to so many of the numbers from 0 to `count - 1`, spread evenly."""
+    """Up to this many of the numbers from 0 to `count - 1`, spread evenly."""
     return np.unique(np.linspace(0, count - 1, min(count, at_most)).astype(int)).tolist()
 
 

@@ -1,4 +1,4 @@
-"""What a look at the images decides: settings of the data that are left open, and those of the model that follow."""
+"""What a look at the images decides: settings of the data that are left open, and settings of the model that follow."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping

@@ -121,7 +121,7 @@ def _download_and_prepare(builder):
     ConnectionError, which has the manual way, where a host does not answer: TFDS would wait for minutes.
     """
     files = {url: info.filename or url.rpartition("/")[2] for url, info in (builder.url_infos or {}).items()}
-    # A set with several configurations names the files of all; those of one mostly have its name.
+    # A set with several configurations names the files of all; the files of one mostly have its name.
     config = builder.builder_config.name if builder.builder_config else ""
     files = {url: name for url, name in files.items() if config in url} or files
     manual = pathlib.Path(builder.data_dir_root) / "downloads" / "manual"

@@ -79,8 +79,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     Unless `exact_edges`, it has the quirks of the published scores: values above 0.99 (at 8 bits level 254 too) take
     the upper tail, and masses below 1e-5 become density at the bin's center times its width. Samples are continuous in
     [0, 1]. `mean` for RGB is each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1]; for
-    other channels that of the clamped noise. `variance` is that of samples where no channel that others depend on is
-    clamped. All is in float32. Beyond 8 bits edges are always exact, and values count as the nearest level.
+    other channels it is the mean of the clamped noise. `variance` is exact where no channel that others depend
+    on is clamped. All is in float32. Beyond 8 bits edges are always exact, and values count as the nearest level.
 
     Args:
       mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
@@ -172,7 +172,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         weights = tf.nn.softmax(self._mixture_logits)
         if self._channels == 3:
             return self._chain(weights, tf.zeros_like(self._means[..., 0]))
-        # Where most values are black or white, as those of alpha, a component's mean may be far from what is drawn.
+        # Where most values are black or white, as in alpha, a component's mean may be far from what is drawn.
         means, coefficients, values = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2), []
         for channel, scale in enumerate(tf.unstack(tf.math.exp(self._log_scales), axis=-2)):
             mean = autoregressive_mean(channel, means, coefficients, values)

@@ -124,7 +124,7 @@ class PixelNormal(tfd.Distribution):
 class NoisySignal:
     """Normals around the signal s, which the network gives: `x = s + sqrt(a s + b) noise`, each value by itself.
 
-    `mean` is the signal, which nothing keeps in [0, 1], and `variance` that of the noise alone; below 0 it is b.
+    `mean` is the signal, which nothing keeps in [0, 1], and `variance` is of the noise alone; below 0 it is b.
     Prakash et al. 2021, "Fully unsupervised diversity denoising with convolutional variational autoencoders".
     """
 

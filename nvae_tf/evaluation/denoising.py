@@ -19,7 +19,7 @@ from nvae_tf.progress import ImageProgress
 def load_references(task: EvaluationTask, place: str | None) -> np.ndarray | None:
     """The clean images of all images of the part, float32 `[count, height, width, channels]` in the model's range.
 
-    Those of a folder of pictures have the names of the noisy ones; in files of arrays or TIFF files they are in the
+    In a folder of pictures they have the names of the noisy ones; in files of arrays or TIFF files they are in the
     same order. ValueError where one is missing.
     """
     check_is_denoising(task.trained.config.model, "--metrics=noise")

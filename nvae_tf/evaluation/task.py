@@ -67,7 +67,7 @@ class EvaluationTask:
     status: StatusLine
 
     def batches(self, source: ImageSource, spec: DataSpec, numbers: Sequence[int] | None = None) -> Iterator[tf.Tensor]:
-        """Batches of images in order, all or those of these numbers, each with its labels where the spec has some."""
+        """Batches of all images in order, or of the images with these numbers; with labels where the spec has some."""
         return iterate(evaluation_batches(source, spec, self.batch_size, self.seed, numbers), source)
 
     def check_finite(self, scores: Iterable[np.ndarray]) -> None:

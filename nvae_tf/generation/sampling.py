@@ -66,7 +66,7 @@ class ImageGenerator:
 
         Image i depends on the seed and i alone; there may be a seed for each image, `[count, 2]`. Without labels a
         conditional model draws its classes in turn. `progress` is called after each batch with the number of images
-        done. Other arguments and errors as those of `NVAE.generate`.
+        done. Other arguments and errors as for `NVAE.generate`.
         """
         model, num_classes = self._model, self._model.config.num_classes
         count = whole_number("count", count, 1)
@@ -116,7 +116,7 @@ def _in_batches(compute: Callable, arrays: Arrays, progress: Progress = None, ba
     """Computes all rows of arrays `[count, ...]` in batches; the last batch is padded with its last row."""
     count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
     for first in range(0, count, size):
-        # From the last row on all numbers are that of the last row.
+        # From the last row on all numbers are the last row's number.
         numbers = np.minimum(np.arange(first, first + size), count - 1)
         parts.append([np.asarray(tensor) for tensor in compute(*(tf.constant(array[numbers]) for array in arrays))])
         if progress:
@@ -198,7 +198,7 @@ def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", 
     """Mean images on a path through two images or more in turn, `[(count - 1) * steps + 1, height, width, channels]`.
 
     Where the path passes an image it is exactly its reconstruction. `how`, for all groups or a list with one for each
-    scale or group, is as for `latents_between`, or "keep": the latents stay those of the first image. An image on the
+    scale or group, is as for `latents_between`, or "keep": the latents of the first image stay. An image on the
     way has the class of the nearer end. ValueError for a `how` that is unknown or fits no scales and groups.
     """
     check(len(images) >= 2, f"{len(images)} image: an interpolation needs at least two")
@@ -226,7 +226,7 @@ def interpolate_images(model: NVAE, images: Array, steps: int, how="spherical", 
 
 
 def latent_direction(model: NVAE, positive: Array, negative: Array) -> list[Array]:
-    """The mean latents of some images minus those of others (White 2016), `[height, width, latent channels]`."""
+    """Mean latents of `positive` minus mean latents of `negative` (White 2016), `[height, width, latent channels]`."""
     check(min(len(positive), len(negative)) > 0, "a direction needs at least one positive and one negative image")
     both = [encode_images(model, images, mean=True) for images in (positive, negative)]
     means = [[z.mean(axis=0, dtype=np.float64) for z in latents] for latents in both]

@@ -13,7 +13,7 @@ from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.normalization import moments, numbers_a_channel
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
-_SMALL_KERNEL = 2**16  # the kernels of a stack with at most so many numbers may be joined with others
+_SMALL_KERNEL = 2**16  # kernels of a stack with at most this many numbers may be joined with others
 _FILTER_AXES = 1, 2, 3  # of kernels, all but the layer and the output channel
 
 

@@ -54,7 +54,7 @@ def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
 
 
 def gradients_of(function: Callable, arguments: Sequence[tf.Tensor], upstream: Any) -> list[tf.Tensor]:
-    """The gradients of a function's arguments, from those of its results: for use within a custom gradient."""
+    """The gradients of a function's arguments, from its results' gradients: for use within a custom gradient."""
     # There no tape records while forward mode differentiates it; eagerly all are zeros then, which TensorFlow ignores.
     # Copies, because the arguments may be of another graph.
     arguments = [tf.identity(argument) for argument in arguments]
@@ -75,7 +75,7 @@ def swish(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 
 def swish_gradient(upstream: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """The gradient of the inputs of `swish`, from that of the outputs and both of them."""
+    """The gradient of the inputs of `swish`, from the outputs' gradient, the inputs and the outputs."""
     sloped = tf.raw_ops.SoftplusGrad(gradients=upstream, features=inputs)
     # Without this the executor would compute the other factor in the forward pass and keep it until now.
     with tf.control_dependencies([sloped]):
@@ -89,7 +89,7 @@ def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
 
 
 def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """`swish(normalize(inputs, ...))`, and a function from the gradient of its value to that of swish's argument."""
+    """`swish(normalize(inputs, ...))`, and a function from its gradient to the gradient of swish's argument."""
     if on_one_cpu():  # on one CPU both are compiled to a single pass over the memory, anew for every shape
         arguments = inputs, gamma, beta, mean, variance
         return _swish_in_one_pass(*arguments), lambda upstream: _swish_gradient_in_one_pass(upstream, *arguments)

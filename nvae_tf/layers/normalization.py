@@ -26,11 +26,11 @@ class NormalizedBatch(NamedTuple):
     mean: tf.Tensor
     variance: tf.Tensor  # unbiased
     divisors: Callable[[], tuple[tf.Tensor, tf.Tensor]]  # makes the mean and the biased variance, with gradients
-    gradient: Callable[[tf.Tensor], tuple[tf.Tensor, ...]]  # of the outputs -> those of inputs, gamma and beta
+    gradient: Callable[[tf.Tensor], tuple[tf.Tensor, ...]]  # the outputs' -> inputs', gamma's, beta's
 
 
 def normalize_batch(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
-    """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own."""
+    """Batch norm with the statistics of the batch of all replicas; without a gradient of its own."""
     # By TensorFlow's kernel, but not for several replicas, nor on a GPU in half precision: XLA, which compiles the step
     # there, takes E[x^2] - E[x]^2 as its variance.
     is_fused = on_one_cpu() or (replica_count() == 1 and inputs.dtype == tf.float32)
@@ -137,7 +137,7 @@ class StackedBatchNormalization(StackedLayer):
         shape = (count, channels)
         self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones")
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
-        # The statistics are those of all replicas, so the same on each.
+        # The statistics are of the batch of all replicas, so the same on each.
         running = {"trainable": False, "aggregation": "only_first_replica"}
         self.moving_mean = self.add_weight(name="moving_mean", shape=shape, initializer="zeros", **running)
         self.moving_variance = self.add_weight(name="moving_variance", shape=shape, initializer="ones", **running)

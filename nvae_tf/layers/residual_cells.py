@@ -160,7 +160,7 @@ class InvertedResidualBranch(StackedLayer):
             return self._in_phases(weights, inputs)
         outputs = super().apply_layer(weights, inputs, records)
         if self.upsampling and in_training:
-            # The first two batch norms have seen every pixel once, those of the published network four times.
+            # The first two batch norms have seen every pixel once, the published network's four times.
             count = normalization.numbers_a_channel(inputs)
             repeated_variance = 4 * (count - 1.0) / (4 * count - 1.0)
             records[-4:-2] = [(mean, variance * repeated_variance) for mean, variance in records[-4:-2]]
@@ -215,7 +215,7 @@ class EluConvolution(StackedLayer):
 
 
 class SwishConvolution(EluConvolution):
-    """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution."""
+    """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as the convolution's."""
 
     # In training nothing between these is kept: the backward pass normalizes and activates once more.
 

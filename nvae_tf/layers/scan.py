@@ -61,7 +61,7 @@ def run_steps(
     of every stack, and inputs of tensors and numbers alone. The unrolled steps before a loop must record nothing (the
     top group has no batch norm). A loop gives tensors alone: `output_to_tensors` makes them of a step's output, and
     `stacked_tensors_to_outputs` gets them with an axis for the steps in front, and returns any number of outputs.
-    Returns the last state, and the outputs of the unrolled steps and then those of the loop.
+    Returns the last state, and the outputs of the unrolled steps, then of the loop.
     """
     num_unrolled = _num_unrolled_steps(shares, inputs, forward)
     num_in_loop = len(inputs) - num_unrolled
@@ -133,7 +133,7 @@ def _run_loop(shares, step, state, inputs, forward, output_to_tensors) -> tuple[
 
     def body(state: tf.Tensor, slices: tuple[list[Weights], Any]) -> tuple[tf.Tensor, list, list]:
         step_weights, step_input = slices
-        layers, recorded = [], []  # a list for each share; calling the layers fills those of `recorded`
+        layers, recorded = [], []  # a list for each share; calling the layers fills the lists in `recorded`
         for (stack, per_step), weights in zip(shares, step_weights, strict=True):
             layer_weights = [weights] if per_step == 1 else unstacked(weights, per_step)
             functions, own_recorded = ([], []) if stack is None else stack.layer_functions(layer_weights, forward)

@@ -18,7 +18,7 @@ from nvae_tf.models.latents import PosteriorSource, noise_per_image
 from nvae_tf.models.passes import inference_pass, pass_of_loop, top_down_pass
 from nvae_tf.progress import image_bar
 
-_PROBE = 0.1  # the standard deviation of a probe, in those of the noise
+_PROBE = 0.1  # the standard deviation of a probe, in units of the noise's
 
 
 class Denoised(NamedTuple):
@@ -71,8 +71,8 @@ def denoised(model, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | Non
 def in_tiles(function: Callable, images: tf.Tensor, tile: tuple[int, int], at_once: int) -> list[np.ndarray]:
     """The arrays that `function(tiles, rows, first)` makes of tiles `[tiles, *tile, channels]`, joined again.
 
-    `rows` is the number of each tile's image, and `first` that of the first tile among all. The tiles of several images
-    go together, `at_once` or fewer, but never less than those of one image.
+    `rows` is the number of each tile's image, `first` the first tile's number among all. The tiles of several images
+    go together, `at_once` or fewer, but never fewer than the tiles of one image.
     Tiles overlap by a quarter or more. There the result is a weighted mean; a tile's weight falls to its edges.
     """
     places = list(itertools.product(*map(_slices, images.shape[1:3], tile)))

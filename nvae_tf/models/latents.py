@@ -157,7 +157,7 @@ class KeptChannelsSource(NamedTuple):
 
 
 class GuidedSource(NamedTuple):
-    """Draws from the prior of a class, moved away from that of no class (classifier-free guidance, Ho & Salimans)."""
+    """Draws from a class's prior, moved away from the prior without class (classifier-free guidance, Ho & Salimans)."""
 
     # The state has rows with classes and then the same without, which take the same latents.
     noise: tf.Tensor
@@ -179,7 +179,7 @@ def active_channels(kl_per_channel: tf.Tensor | np.ndarray, fraction: float = 0.
     """Which latent channels `[groups, channels]` have the largest mean KL: a fraction of all, at least one."""
     check(0.0 < fraction <= 1.0, f"fraction = {fraction}: must be above 0 and at most 1")
     kl = tf.reshape(kl_per_channel, [-1])
-    # Of equals the earlier is kept, so that there are as many as asked for.
+    # Of equals the earlier is kept, so that the number is the one asked for.
     ranks = tf.argsort(tf.argsort(kl, direction="DESCENDING", stable=True))
     return tf.reshape(ranks < max(1, round(fraction * kl.shape[0])), kl_per_channel.shape)
 

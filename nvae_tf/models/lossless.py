@@ -35,7 +35,7 @@ class ModelWithWeights(NamedTuple):
     """A model for a codec."""
 
     model: Any  # an `NVAE`
-    sha256: str  # how that of the weights begins
+    sha256: str  # how the weights' SHA-256 begins
     class_names: tuple[str, ...] = ()
     folded: FoldedWeights | None = None  # where the weights are not in the model, see `load_export`
 
@@ -78,7 +78,7 @@ class Codec:
 
     Args:
       source: the model. One without classes disregards those given.
-      bins: those of each group, see `LatentCoder`.
+      bins: the bins of each group, see `LatentCoder`.
       growth: how many images are on the stack for each image of a batch: the first batches are small, since they draw
         from bits that are there.
       tolerance: how far another machine's outputs of the network may be off, relative to 1 + their size.
@@ -121,7 +121,7 @@ class Codec:
     def decode(self, data: bytes, labels: np.ndarray, extra_rows: int = 0) -> np.ndarray:
         """The levels of a chunk of images of these classes; ValueError where this machine's numbers differ too much.
 
-        `extra_rows` go through the networks beside those of each batch, whose size need not be that of the encoder.
+        `extra_rows` go through the networks beside the rows of each batch, whose size need not be the encoder's.
         """
         stack, coder, levels = Stack(data=data), self._latents, np.zeros((len(labels), *self.shape), np.uint8)
         for part in reversed(self._batches(len(labels))):
@@ -134,7 +134,7 @@ class Codec:
             outputs = self._posteriors(*inputs, levels[part][rows]).numpy()[:, :count]
             coder.give_back(stack, latents, coder.posterior(outputs, slice(None), marks)[0])
         if not stack.is_at_start(zlib.crc32(levels.tobytes())):
-            raise ValueError("this machine's numbers differ from those of the encoder by more than the tolerance")
+            raise ValueError("this machine's numbers differ from the encoder's by more than the tolerance")
         return levels
 
     def _batches(self, count: int) -> list[slice]:

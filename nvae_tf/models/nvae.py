@@ -241,7 +241,7 @@ class NVAE(FittedModel):
     ) -> tf.Tensor:
         """Mean images `[batch, height, width, channels]` in [0, 1] from latents, one a group, as `encode` gives them.
 
-        With a temperature those of the top groups are enough, at least of one; the others are drawn from the prior, see
+        With a temperature the top groups' latents are enough, at least one; the others are drawn from the prior, see
         `generate`. ValueError where the latents are of another architecture, or some are missing.
         Example: `images = model.decode(latents)`; `variants = model.decode(latents[:1], temperature=0.7, seed=2)`
         """
@@ -286,13 +286,13 @@ class NVAE(FittedModel):
     ) -> tf.Tensor | objectives.Elbo:
         """Importance-weighted bound on the negative log-likelihood of each image `[batch]`, in nats.
 
-        With `per_group` it is that of one draw with analytic KLs (the NELBO), in its parts: an `objective.Elbo`.
+        With `per_group` it is the bound of one draw with analytic KLs (the NELBO), in its parts: an `objective.Elbo`.
         Example: `nats = model.score(images, importance_samples=100, batch_size=50)`
         """
         rows, count = self._rows(images, seed, labels, scored=True), importance_samples
         if not per_group:
             return self._in_batches(passes.importance_weighted, batch_size, *rows, importance_samples=count)
-        check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is that of one sample")
+        check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is of one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
 
     # These two need the extra `compress`.
@@ -318,7 +318,7 @@ class NVAE(FittedModel):
         return lossless.compress(coded_model, levels, labels, chunk=chunk, tolerance=tolerance, verify=verify)
 
     def decompress(self, data: bytes, chunk: int | None = None) -> np.ndarray:
-        """The images of `compress`, exactly, or those of one chunk: float32 `[count, height, width, channels]`.
+        """The images of `compress`, exactly, all or one chunk: float32 `[count, height, width, channels]`.
 
         ValueError where the data are damaged or of other weights, or where this machine's numbers differ too much.
         Example: `some = model.decompress(data, chunk=3)`
@@ -359,10 +359,9 @@ class NVAE(FittedModel):
     def denoise(self, images, samples: int = 0, seed: int = 0, labels=None, batch_size=None) -> denoising.Denoised:
         """The signal of noisy images `[batch, height, width, channels]` by a model that was trained with `data.noise`.
 
-        It is that at the posterior's means, in one pass; with `samples` the mean of so many draws, and their standard
-        deviation; `samples=1` is a single draw. Images may be larger than the model's, except in graphs: tiles that
-        overlap are denoised, 64 at a time unless there is a `batch_size`.
-        ValueError for other models.
+        It is the signal at the posterior's means, in one pass; with `samples` the mean of this number of draws, and
+        their standard deviation; `samples=1` is a single draw. Images may be larger than the model's, except in graphs:
+        tiles that overlap are denoised, 64 at a time unless there is a `batch_size`. ValueError for other models.
         Example: `signal, deviation = model.denoise(noisy, samples=64)`
         """
         denoising.check_is_denoising(self.config, "denoise")

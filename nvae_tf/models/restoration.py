@@ -242,7 +242,7 @@ class _Measured:
 
 
 def _minimized(loss: Callable, variables: Sequence[tf.Tensor], steps: int) -> list[tf.Tensor]:
-    """Tensors after so many steps of Adam (Kingma & Ba 2015) on `loss(variables)`, with cosine decay of the rate."""
+    """Tensors after `steps` of Adam (Kingma & Ba 2015) on `loss(variables)`, with cosine decay of the rate."""
     # An optimizer of Keras needs variables, and a graph may be for any number of images.
 
     def step(done: tf.Tensor, state: list) -> list:
@@ -285,7 +285,7 @@ def _conjugate_gradients(matrix: Callable, right: tf.Tensor, diagonal: tf.Tensor
 
 
 def _repeated(step: Callable, state: Any, count: int) -> Any:
-    """The state after so many times `state = step(number, state)`."""
+    """The state after this number of times `state = step(number, state)`."""
     loop = (lambda number, _: number < count), (lambda number, state: (number + 1, step(number, state)))
     return tf.while_loop(*loop, (tf.constant(0), state), parallel_iterations=1)[1] if count else state
 

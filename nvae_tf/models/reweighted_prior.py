@@ -22,7 +22,7 @@ NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN lea
 CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing: of a pair of draws, in nats
 MOST_FOR_PERCEPTRON = 1000  # the size of a latent up to which a classifier has no convolutions
 _UNITS, _CHANNELS = 256, 64
-_STREAM = 0x5072696F  # is folded into an image's seed, so that no other draws are those of proposals
+_STREAM = 0x5072696F  # is folded into an image's seed, so that no other draws equal the proposals'
 
 
 class Perceptron(keras.layers.Layer):
@@ -230,7 +230,7 @@ class PartlyReweightedSource(NamedTuple):
 
 
 def made_ratios(kind: str, groups: int, plan: LatentPlan, num_classes: int, components: int = 0) -> tuple:
-    """The ratios of the top groups of a model, with their first weights; `components` are those of a mixture."""
+    """The ratios of the top groups of a model, with their first weights; `components` are for a mixture."""
     shapes = plan.latent_shapes()[:groups]
     if kind == "mixture":
         return (Mixture(components, math.prod(shapes[0])),)
@@ -265,7 +265,7 @@ def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
 
 
 def with_reweighted_prior(reweighted: ReweightedPrior, sources, seeds, temperatures, plan, labels) -> list:
-    """The sources of all groups, the top ones those of `reweighted`; ValueError where they are not priors."""
+    """The sources of all groups, for the top ones from `reweighted`; ValueError where they are not priors."""
     is_plain = all(isinstance(source, PriorSource) for source in sources)
     check(is_plain, "prior = reweighted draws the top groups by itself: it takes no guidance and no latents")
     top = reweighted.sources(seeds, temperatures, plan, labels)

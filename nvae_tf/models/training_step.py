@@ -81,7 +81,7 @@ def training_pass(model, labels: tf.Tensor | None = None, initializing: bool = F
 def draws(model, images: tf.Tensor, step, first=None, seed=None) -> list[tf.Tensor]:
     """Standard-normal draws for each latent group, a function of seed (None: the model's), step and image's place.
 
-    `first` is the number of the first of these images among those of all replicas; None: they are this replica's batch.
+    `first` is the first image's number in the batch of all replicas; None: the images are this replica's batch.
     """
     first = replica_index() * batch_size_of(images) if first is None else first
     key = (model.seed if seed is None else seed), tf.cast(step, tf.int32)
@@ -230,7 +230,7 @@ def initialize_scales(model, images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from this batch."""
     forward = training_pass(model, initializing=True)
     inference_pass(model, images, draws(model, images, 0), forward)
-    # A bad image must not decide for good; the moments are those of all replicas.
+    # A bad image must not decide for good; the moments are of the batch of all replicas.
     updates = forward.updates()
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in updates])
     for variable, value in updates:
@@ -253,7 +253,7 @@ def _scaled_for_optimizer(model, loss: tf.Tensor | float) -> tf.Tensor:
 
 
 def _gradients(model, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
-    # Zeros for weights that a loss does not depend on: that of the regularizers alone, see `mean_over_microbatches`.
+    # Zeros for weights that the loss does not depend on: `mean_over_microbatches` has a loss of regularizers alone.
     return tape.gradient(loss, [weight.value for weight in model.trainable_weights], unconnected_gradients="zero")
 
 

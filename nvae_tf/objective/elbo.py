@@ -69,7 +69,7 @@ def _joined(latents: Sequence[Latent]) -> list[Latent]:
 
 def _joined_normals(normals: Sequence[SoftClampedNormal]) -> SoftClampedNormal:
     columns = zip(*((normal.loc, normal.scale) for normal in normals), strict=True)
-    # The gradient of a stack is one operation, that of a concatenation several a piece.
+    # The gradient of a stack is one operation, of a concatenation several a piece.
     joined = [tf.reshape(tf.stack(tensors), (-1, *tensors[0].shape[1:])) for tensors in columns]
     return SoftClampedNormal(*joined, validate_args=False)
 
@@ -120,7 +120,7 @@ def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> 
 
 
 def final_kl_weights(config: ObjectiveConfig, plan: LatentPlan) -> tuple[float, ...]:
-    """The weight of each group's KL after the warm-up, top group first: `kl_final_weight` times that of its scale."""
+    """The weight of each group's KL after the warm-up, top group first: `kl_final_weight` times its scale's weight."""
     count = len(plan.scales)
     factors = config.kl_scale_weights or (1.0,) * count
     if len(factors) != count:

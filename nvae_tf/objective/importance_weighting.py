@@ -44,7 +44,7 @@ class ImportanceWeighting(NamedTuple):
 def add_samples(
     log_weights: Callable, before: ImportanceWeighting, numbers: Sequence[int], first, last, samples_at_once: int = 1
 ) -> ImportanceWeighting:
-    """Adds the samples with indices `first ... last - 1` to the state `before`, that of the samples up to `first`.
+    """Adds the samples with indices `first ... last - 1` to the state `before`, of the samples up to `first`.
 
     `log_weights` takes int32 indices `[samples_at_once]` and gives `log p(x | z) + log p(z) - log q(z | x)` in nats,
     `[batch, samples_at_once]`; those from `last` on do not count. `bounds` are for these `numbers` of samples.

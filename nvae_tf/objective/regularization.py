@@ -126,7 +126,7 @@ def batch_norm_loss(norms: Sequence[layers.StackedBatchNormalization]) -> tf.Ten
 
 @tf.custom_gradient
 def identity_with_ordered_gradients(images: tf.Tensor, regularizers: tf.Tensor) -> tuple[tuple, Callable]:
-    """Both unchanged; in the backward pass the gradient of the regularizers waits for that of the images."""
+    """Both unchanged; in the backward pass the gradient of the regularizers waits for the images' gradient."""
     # By then the activations are freed; gradients of the size of all weights would be kept beside them.
 
     def gradient(images_gradient: tf.Tensor, regularizers_gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -16,7 +16,7 @@ _SETTINGS = ("beta_1", "beta_2", "epsilon", "l2")
 # Weights of more values than this are updated one after another on each device: all at once, their temporaries would
 # take as much memory as the activations.
 _MOST_VALUES_IN_PARALLEL = 2**16
-MOST_JOINED_VALUES = 2**19  # weights of at most so many values are joined by `apply_joined_if`, for XLA on a GPU
+MOST_JOINED_VALUES = 2**19  # weights up to this many values are joined by `apply_joined_if`, for XLA on a GPU
 # The list of `postponed_assignments`; None outside of its block.
 _POSTPONED = contextvars.ContextVar("postponed", default=None)
 

@@ -51,8 +51,8 @@ def import_run(
 ) -> RunSettings:
     """Makes a run folder of a published file; the folder is written atomically.
 
-    `data_path` and `data_source` replace the settings `data.path` and `data.source`, `license` that of the weights in
-    files that this project wrote. `report` gets a table of all tensors, CSV; also where they do not fit. Raises OSError
+    `data_path` and `data_source` replace the settings `data.path` and `data.source`, `license` the license in files
+    that this project wrote. `report` gets a table of all tensors, CSV; also where they do not fit. Raises OSError
     where a file is missing or can't be written, ValueError for a damaged or unfit file, another place, and no torch.
     """
     checkpoint = read_torch_checkpoint(file)
@@ -132,7 +132,7 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
     replicas = _replicas(epoch, global_step, train.batch_size, num_images)
     epoch_steps = max(num_images // (train.batch_size * (replicas or 1)), 1)
     step = (epoch or 0) * epoch_steps if global_step is None else global_step
-    # Whatever is missing, learning rate and KL weight must be those of the part of the run that is over.
+    # Whatever is missing, the learning rate and KL weight must fit the part of the run that is over.
     total_steps = train.epochs * epoch_steps
     if replicas is None and global_step:
         total_steps = step if epoch is None else round(train.epochs * step / max(epoch, 1))
@@ -218,5 +218,5 @@ def export_file(
         raise OSError(f"{output}: could not be written ({reason}). Make room, or name another disk") from error
     text = f"Exported step {step:,} to {output}, as a checkpoint of {args['dataset']}."
     if config.optimizer.ema_momentum and not running_means:
-        text += "\nIts state_dict has the weights; the run's scores are those of the EMA: --running_means."
+        text += "\nIts state_dict has the weights; the run's scores are of the EMA: --running_means."
     return text

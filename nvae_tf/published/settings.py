@@ -59,7 +59,7 @@ OBJECTIVE_SETTINGS = {
     "anneal_regularization": "weight_decay_norm_anneal",
     "regularization_initial": "weight_decay_norm_init",
 }
-# Those of the same names.
+# Settings with the same name in both.
 OPTIMIZER_SETTINGS = ("learning_rate", "learning_rate_min", "warmup_epochs", "weight_decay")
 TRAIN_SETTINGS = ("batch_size", "epochs", "seed")
 _DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}  # old files lack these
@@ -114,7 +114,7 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
         raise ValueError(f"the published form can't say model.cell_set = {model.cell_set!r}")
     if model.num_bits > 8:
         raise ValueError(f"the published form can't say model.num_bits = {model.num_bits}")
-    # A warm-up that is not set is that of the run's length.
+    # A warm-up that is not set follows from the run's length.
     config = resolve_lengths(config, max(total_steps // config.train.epochs, 1), total_steps)
     values = {published: getattr(model, name) for name, published in MODEL_SETTINGS.items()}
     values |= {published: getattr(config.objective, name) for name, published in OBJECTIVE_SETTINGS.items()}

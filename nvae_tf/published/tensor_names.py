@@ -28,7 +28,7 @@ class PublishedTensor(NamedTuple):
 
 
 COUNTER, COPY = "num_batches_tracked", "weight_normalized"  # the last part of companions' names
-_ONE_FILE = "Settings and weights must be those of one file, and that file whole"
+_ONE_FILE = "Settings and weights must come from one file, and that file must be whole"
 # Layouts: this model's into the published one, and back.
 _VECTOR = (np.asarray, np.asarray)
 _DENSE = (np.transpose, np.transpose)

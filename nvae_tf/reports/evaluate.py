@@ -63,7 +63,7 @@ def evaluate_run(
 ) -> None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
-    The parameters are the flags of nvae-evaluate; `fid` holds those of the distances. `workers` are the devices and the
+    The parameters are the flags of nvae-evaluate; `fid` holds the distances' flags. `workers` are the devices and the
     processes that share the images, by default TensorFlow's current strategy; the file notes `command`. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
     """
@@ -214,7 +214,7 @@ def half_width_95(values: np.ndarray) -> float | None:
 def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
     """Active units, the KL of every channel, the figures of both, and the reconstruction with a tenth of the channels.
 
-    That is the mean with the channels of the largest KL alone, beside that of the same images and draws with all.
+    That is the mean with the channels of the largest KL alone, beside the mean of the same images and draws with all.
     """
     model, per_channel, split = task.trained.model, likelihood.kl_per_channel_nats, task.split
     shapes, kept = model.plan.latent_shapes(), active_channels(per_channel)

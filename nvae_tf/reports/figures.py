@@ -122,7 +122,7 @@ def interpolation(originals: Array, path: Array, steps: int, about: Provenance, 
     pairs = zip(originals[:-1], originals[1:], range(0, len(path) - 1, steps), strict=True)
     rows = [Row("", [a, *path[i : i + steps + 1], b], notes) for a, b, i in pairs]
     blocks = [("original", 1), ("decoded from the latents between", steps + 1), ("original", 1)]
-    text = "Below each: its position between the latents of the left original (0) and those of the right one (1)."
+    text = "Below each: its position between the latents of the left original (0) and of the right one (1)."
     return image_figure("From one image to another", text, rows, about, width, blocks)
 
 
@@ -135,7 +135,7 @@ def variants(
 
 
 def group_decisions(images: Array, kept_groups: Sequence, num_groups: int, about: Provenance, width=1000) -> Figure:
-    """Samples `[rows, columns, ...]`; those of row i have the latents of its first in the upper `kept_groups[i]`."""
+    """Samples `[rows, columns, ...]`; all of row i have the latents of its first in the upper `kept_groups[i]`."""
     rows = [Row(redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
     blocks = [("sample", 1), ("the sample with the groups at the left redrawn", images.shape[1] - 1)]
     text = "What differs within a row is decided by the groups that are redrawn; group 0 is the coarsest."
@@ -191,7 +191,7 @@ def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, wid
 def training_curves(title: str, unit: str, lines: Curves, width=1000) -> Figure:
     """Lines (steps, values) by their names, on the axes that show most; a value that is not finite is a gap.
 
-    The names are those of runs where runs are compared. Axes are logarithmic where half of the points would lie along
+    The names are the runs' where runs are compared. Axes are logarithmic where half of the points would lie along
     the bottom or the top of the chart; the steps alone where a value is not above 0.
     """
     figure, axes, size = _chart(title, None, width, 24 + 1.5 * len(lines))
@@ -490,7 +490,7 @@ def _wrapped(text: str, size: float, room: float) -> str:
 def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> None:
     """Writes a PNG, SVG or PDF file, as its name says, atomically; the folder is made where it is missing.
 
-    The metadata of a PNG file are those of the figure's `Provenance`; the other formats have them as a description.
+    The metadata of a PNG file are the figure's `Provenance`; the other formats have them as a description.
     With `raw` it is a PNG file of the images alone, in the figure's rows.
     """
     path = pathlib.Path(path)

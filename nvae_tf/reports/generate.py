@@ -99,12 +99,12 @@ class Originals:
         """The images as the model sees them, their labels or None, a name for each, and which they are, in words.
 
         Where nothing says how many, there are `at_most`, or all if there are fewer. `pictures` is the `DataSpec` of
-        those of `input` if they are not as in training; `used` names `resize` or `convert` if other pictures need them.
+        the images of `input` if not as in training; `used` names `resize` or `convert` if other pictures need them.
         """
         labels = None
         for name in ("resize", "convert"):
             if not self.input and name not in used and getattr(self, name) is not None:
-                raise ValueError(f"--{name} is for pictures of --input; those of the data set come as trained")
+                raise ValueError(f"--{name} is for pictures of --input; the data set's images come as trained")
         if self.input:
             images, names = pictures_for_model(self.input, pictures or run.config.data, seed, self.resize, self.convert)
             words = f"{counted(len(images), 'picture')} of {', '.join(_listed(self.input))}"
@@ -139,7 +139,7 @@ def sample(
 
     An image is the likelihood's mean for latents from the prior; with --pixels=sample it is a draw from the likelihood.
     Image i depends on the seed and on i alone. Below temperature 1 images are cleaner and more alike (the paper shows
-    0.6 to 1). A conditional model draws its classes in turn, or those of --labels. --batch_norm_iterations=500 takes a
+    0.6 to 1). A conditional model draws its classes in turn, or from --labels. --batch_norm_iterations=500 takes a
     while, and helps where low temperatures come out wrong in color or contrast.
     """
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
@@ -210,7 +210,7 @@ def interpolate(
         nvae-generate interpolate --workdir=runs/faces --indices=1,5,9 --how=spherical,linear --output=path/
 
     The path goes through the reconstructions of all images in turn. --how says how the latents go: spherical (along an
-    arc, which keeps their length), linear, or keep (they stay those of the first image); one word for all, or one for
+    arc, which keeps their length), linear, or keep (the first image's stay); one word for all, or one for
     every scale (the smallest first) or every latent group (the top one first). The figure has a row for the path from
     one image to the next, between both originals. A GIF has 256 colors, a WebP all.
     """
@@ -270,10 +270,10 @@ def direction(
         nvae-generate direction --workdir=runs/digits --positive=eights/ --negative=threes/ --output=direction.png
         nvae-generate direction --workdir=runs/faces --positive=happy/ --negative=sad/ --input=me.png --output=me/
 
-    The direction is the mean of the latents of --positive minus that of --negative, in every group. Each strength times
-    it is added to the latents of an image: 0 is the reconstruction, 1 the whole difference, below 0 the way back. Some
-    tens of pictures each are needed, which differ in nothing else. The figure has a row for every image, itself first.
-    Files of a folder have the originals' names and a number.
+    The direction is the mean latents of --positive minus the mean latents of --negative in every group. Each strength
+    times it is added to the latents of an image: 0 is the reconstruction, 1 the whole difference, below 0 the way back.
+    Some tens of pictures each are needed, which differ in nothing else. The figure has a row for every image, itself
+    first. Files of a folder have the originals' names and a number.
     """
     from nvae_tf.generation.sampling import latent_direction, move_images
 
@@ -410,7 +410,7 @@ def decode(
     kept_groups: KeptOrAll = None,
     temperature: Temperature = 1.0,
 ) -> Made:
-    """Turns latents into images: those of `nvae-generate encode`, or what a program has made of them.
+    """Turns latents into images: from `nvae-generate encode`, or what a program has made of them.
 
         nvae-generate decode --workdir=runs/digits --input=latents.npz --output=images.png
         nvae-generate decode --workdir=runs/digits --input=latents.npz --kept_groups=2 --output=images/

@@ -23,7 +23,7 @@ from nvae_tf.runs.sharing import BEST_FILES, HUB, SHARED_FILES, check_repo_name,
 def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest") -> types.SimpleNamespace:
     """Publishes a run on the Hub as the model `repo` ("user/name"), which is made if there is none, in one commit.
 
-    The files are those of `write_shared_run`. Files of an earlier shared run in the repository are replaced; others,
+    The files are from `write_shared_run`. Files of an earlier shared run in the repository are replaced; others,
     such as a LICENSE, stay. Returns the `url`, the checkpoint's `step`, `num_files`, `num_bytes`, and `has_scores`,
     whether nvae-evaluate had measured this very checkpoint. Raises what `nvae_tf.load` raises, and OSError of the Hub.
     """

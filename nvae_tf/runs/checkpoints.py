@@ -24,7 +24,7 @@ from nvae_tf.models import NVAE
 from nvae_tf.optimization import LoweredRate, average_of_weights, inner_optimizer, start_averages
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-BEST = "best"  # the folder of the best checkpoint, in that of all checkpoints
+BEST = "best"  # the folder of the best checkpoint, in the folder of all checkpoints
 # The end of messages about missing checkpoints.
 BEST_INSTEAD = '. --checkpoint=best, or checkpoint="best" in Python, takes the one with the best test score, if any'
 _STEP, _SCORE = f"step{VALUE}", f"best_score{VALUE}"
@@ -177,7 +177,7 @@ class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
     The newest `keep` checkpoints of the folder stay, and the best one. The model, whose optimizer is built, and the
-    schedule are those of `model_for_training`. Without a schedule checkpoints have no state of it or the step guard.
+    schedule are as in `model_for_training`. Without a schedule checkpoints have no state of it or the step guard.
     """
 
     def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, schedule: LoweredRate | None = None):

@@ -105,4 +105,4 @@ def _read(file: pathlib.Path, model: NVAE, step: int, command: str, make: Callab
                 return make()
     except (OSError, ValueError) as error:
         return f"{file}: damaged, or of another version of this package ({error}); {fix}"
-    return f"{file}: of other weights, those of step {int(owner['step']):,}; the model is of step {step:,}; {fix}"
+    return f"{file}: of other weights, from step {int(owner['step']):,}; the model is of step {step:,}; {fix}"

@@ -154,12 +154,12 @@ def save(model: NVAE, path: str | os.PathLike, config: ExperimentConfig | None =
     Example:
       >>> nvae_tf.save(model, "runs/mine", config)
 
-    The checkpoint's step is that of the optimizer that the model is compiled with, else `objective.total_steps`.
+    The checkpoint's step is the compiled optimizer's, else `objective.total_steps`.
 
     Args:
       model: trained by `fit`, or by a loop of your own.
       path: a new or empty folder.
-      config: the experiment whose `model` the model has, for the other settings, those of the data among them; None:
+      config: the experiment whose `model` the model has, for the other settings, the data's among them; None:
         data of the model's form, whose place nvae-evaluate takes from --data_path.
 
     ValueError: another model's settings, or a folder that holds something. OSError: it can't be written.

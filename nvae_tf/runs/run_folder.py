@@ -83,7 +83,7 @@ def write_run_config(folder: RunFolder, config: ExperimentConfig) -> None:
 def read_run_config(folder: RunFolder) -> ExperimentConfig:
     """The settings of a run; FileNotFoundError where there is none, ValueError where its `config.json` is damaged.
 
-    Settings that belong to the weights must be those of the copy beside them, which runs of older versions lack.
+    Settings that belong to the weights must equal the copy beside them, which runs of older versions lack.
     """
     check_has_config(folder.path, str(folder.path))
     check_is_no_pattern(folder.path)
@@ -198,7 +198,7 @@ class ImageCounts(Record):
 def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> None:
     """Raises a ValueError if the classes of a run's data, `where`, have other names now than its `images.json` has.
 
-    Data without names, whose classes are all called by their numbers, may be those of a run whose classes have names.
+    Data without names, whose classes are all called by their numbers, may be for a run whose classes have names.
     """
     noted = ImageCounts.read(file)
     before = noted.class_names if noted and noted.class_names else ()

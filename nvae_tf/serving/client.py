@@ -48,7 +48,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class ServingError(OSError):
-    """An error between a client and a server, one line; `code` is that of gRPC, as `UNAVAILABLE` or `NOT_FOUND`."""
+    """An error between a client and a server, one line; `code` is gRPC's, as `UNAVAILABLE` or `NOT_FOUND`."""
 
     def __init__(self, code: str, reason: str, advice: str = ""):
         self.code, self.reason, self.advice = code, reason, advice or _ADVICE.get(code, "look at the server's log")

@@ -20,7 +20,7 @@ onnx, tf2onnx, _ = (require(module, "onnx") for module in ("onnx", "tf2onnx", "o
 
 ONNX_SIGNATURES = ("sample", "decode", "encode", "reconstruct", "score")
 OPSET = 18
-# Scores may differ by so many nats; where float32 has no such digits, by a part of the largest.
+# How many nats scores may differ by; where float32 has no such digits, by a part of the largest.
 SCORE_TOLERANCE, SCORE_ROUNDING = 1e-4, 2e-6
 
 

@@ -54,7 +54,7 @@ def export_saved_model(
 
     It has the weights that the signatures use, with weight normalization and batch norm folded into kernels and
     biases: no optimizer state, no Python, no path of this machine. Before it appears it is run in a process that can't
-    import this package. Its numbers must be, up to rounding, those of the model with its kernels stored as `weights`
+    import this package. Its numbers must be, up to rounding, the numbers of the model with kernels stored as `weights`
     (one of `WEIGHTS`), which may differ from the float32 model's by `LARGEST_DIFFERENCE`.
 
     A request may have `most_rows` rows; if not given, the number that takes `REQUEST_BYTES`, at least `BATCH_ROWS`.

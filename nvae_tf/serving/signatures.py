@@ -180,7 +180,7 @@ class Signatures(FlatLatentModel):
 
         Args:
           latent: `[batch, total]`; the values of groups that are drawn are not used.
-          num_groups: int32 `[batch]`, from 0 to `groups`; the latents of so many groups, from the top, are used.
+          num_groups: int32 `[batch]`, from 0 to `groups`; the latents of this many groups, from the top, are used.
           seed: `[batch]`, of the groups that are drawn.
           temperature: `[batch]`, above 0, of their priors.
           **optional: `label`.
@@ -213,7 +213,7 @@ class Signatures(FlatLatentModel):
 
         Returns:
           `kl_sum` `[batch]`: the score, in nats; `kl` `[batch, groups]`: its parts, top group first; `kl_map`
-          `[batch, H, W]`: where in the image those of the largest scale are; `nelbo_at_mean` `[batch]`, no bound, for
+          `[batch, H, W]`: where in the image the KLs of the largest scale are; `nelbo_at_mean` `[batch]`, no bound, for
           comparison. Of a calibrated model also `mahalanobis`, `kl_p_value` and `mahalanobis_p_value` `[batch]`.
         """
         inferred = self._infer_with(image, tf.zeros(tf.shape(image)[:1], tf.int64), 0.0, **label)

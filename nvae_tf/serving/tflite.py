@@ -57,7 +57,7 @@ def export_tflite(
     """Writes `output`, a .tflite file of builtin operations, and beside it its measurements; returns them (`compare`).
 
     Its metadata (`read_metadata`) have the settings, the latents' layout, the origin, and how it is stored. `images`
-    gives at most so many `[count, H, W, C]` of "train", for the ranges of int8, or of "test", for the comparison.
+    gives at most this many `[count, H, W, C]` of "train", for the ranges of int8, or of "test", for the comparison.
     `smallest_psnr`, in decibels, is for every image of a quantized model against the model's. `folded` are the weights
     of `load_export`. Raises ValueError, and writes nothing, where a file exists, TFLite can't convert the model, or its
     numbers differ.

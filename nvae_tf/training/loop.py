@@ -25,7 +25,7 @@ from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, first_words
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
 
-# Every so many steps the processes agree on whether to stop, and each checks for divergence; not at each step, because
+# At this interval the processes agree on whether to stop, and each checks for divergence; not at each step, because
 # the check waits for the accelerator. These steps are fixed, so that an interrupted run takes the same course.
 _LOOK_EVERY_STEPS = 10
 # A value has grown when it is this many times its usual value, the median over the earlier half of accepted steps.
@@ -130,7 +130,7 @@ class TrainingLoop:
         batches = training_batches(source, run.config.data, run.images_a_step, settings.seed, **how)
         batches = iterate(batches, source)
         try:
-            # `step` counts batches, those of skipped steps too; `optimizer.iterations`, by which learning rate and KL
+            # `step` counts batches, of skipped steps too; `optimizer.iterations`, by which learning rate and KL
             # warm-up go, leaves skipped steps out. The last turn takes no step; it writes what is due after the last.
             for step in range(start, run.config.objective.total_steps + 1):
                 if run.replicas.is_chief:

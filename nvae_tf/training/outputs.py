@@ -27,7 +27,7 @@ from nvae_tf.training.launcher import StopRequest, StopRequested
 from nvae_tf.training.run import Run
 
 _FIXED_SEED = 0  # latents, images and binarization are the same every time
-# The number of samples at each temperature; those of the last are in `samples/`, too.
+# The number of samples at each temperature; the samples of the last are in `samples/`, too.
 _SAMPLES = {1.0: 16, 0.9: 16, 0.8: 16, 0.6: 16, 0.7: 64}
 
 
@@ -75,7 +75,7 @@ class RunOutputs:
         part = (step % period or period) / period
         last = {name: value for name, value in self._last_means.items() if math.isfinite(value)}
         moving = {name: part * value + (1.0 - part) * last.get(name, value) for name, value in means.items()}
-        # All in one unit, that of the literature.
+        # All in one unit, the literature's.
         unit, places, scale = "bits/dim", 4, self._bits_per_dimension(1.0)
         if self._run.config.model.likelihood == "bernoulli" or not self._run.config.model.has_masses:
             unit, places, scale = "nats", 2, 1.0

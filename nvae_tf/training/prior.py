@@ -126,7 +126,7 @@ def _numbered(model: NVAE, batches: Batches) -> Iterator[tuple[tf.Tensor, tf.Ten
 def _training_posteriors(
     model: NVAE, source: ImageSource, spec: DataSpec, groups: int, seed: int, status: StatusLine
 ) -> tuple[Posteriors, int]:
-    """The posteriors of all images, or of as many as fit into a quarter of the free memory, and their number."""
+    """The posteriors of all images, or of the number that fits into a quarter of the free memory, and their number."""
     draws = math.ceil(_DRAWS / source.count) if groups > 1 else 1
     values = sum(map(math.prod, model.plan.latent_shapes()[:groups]))
     image_bytes = draws * values * 4 * len(InferredGroup._fields[:5])

@@ -48,7 +48,7 @@ class Run(NamedTuple):
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
     """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit.
 
-    The weights are the first ones, or those of `train.initialize_from`; a checkpoint is restored later.
+    The weights are the first ones, or from `train.initialize_from`; a checkpoint is restored later.
     """
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
@@ -58,7 +58,7 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
     recorded = read_run_config(folder) if folder.config_file.is_file() else None
     config = resolve_lengths(config, epoch, total_steps, recorded)
     if replicas.is_chief:
-        check_continues(folder, config)  # its message says more than that of the images per step
+        check_continues(folder, config)  # its message says more than the message about images per step
     if config.data.labels:
         check_class_names(folder.images_file, train.class_names, place_of(config.data))
     with replicas.strategy.scope():
@@ -137,7 +137,7 @@ def initialize(model: NVAE, path: str) -> tuple[list[str], str]:
     vectors, source_vectors = _power_vectors(model), _power_vectors(source)
     for kernel in set(taken) & vectors.keys():
         vectors[kernel].assign(source_vectors[kernel].numpy())
-    # With new kernels among them the first step iterates longer, as that of a new model does.
+    # With new kernels among them the first step iterates longer, as in a new model.
     if set(taken) >= vectors.keys():
         model.spectral_regularizer.warmed_up.assign(source.spectral_regularizer.warmed_up.numpy())
     # Otherwise the first batch would set scales anew in all data-dependent layers, taken or not.

@@ -79,7 +79,7 @@ MISTAKES = [
     ("train.publish --workdir=tests --repo=me/tiny", "tests: not a run folder"),
     (EVALUATE + "elbo --importance_samples=3", "--importance_samples belongs to metric iw, which --metrics lacks"),
     (RESTORE + "--mask={0}/big.png", "big.png: is 64x64 (height x width), not 16x16: --config.data.resize=crop or "),
-    (VARY + "--resize=crop", "--resize is for pictures of --input; those of the data set come as trained"),
+    (VARY + "--resize=crop", "--resize is for pictures of --input; the data set's images come as trained"),
     ("train.generate encode --workdir=digits --output=x.npz --convert", "--convert is for pictures of --input"),
     ("train.generate reconstruct --input=x --data_path=y" + DIGITS, "--input and --data_path: give one of them"),
     (IMPORT + "none.pt --output={0}/new", "none.pt: no such file"),

@@ -146,7 +146,7 @@ def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model, learn
     for name, value in vars(read_calibration(file, model, 3000)).items():
         np.testing.assert_array_equal(value, getattr(learned, name))
     other = tiny_model(num_groups_per_scale=2, seed=0)
-    expected = "outliers.npz: of other weights, those of step 1,200; the model is of step 3,000; make it anew by `nvae-"
+    expected = "outliers.npz: of other weights, from step 1,200; the model is of step 3,000; make it anew by `nvae-"
     assert expected in read_calibration(file, other, 3000)
     file.write_bytes(file.read_bytes()[:-99])
     assert "outliers.npz: damaged" in read_calibration(file, model, 1200)

@@ -242,7 +242,7 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
         assert "The weights that training started from are under: mit. It may apply to what was made" in card(folder)
         source.origin_file.unlink(missing_ok=True)
     text = card(tuned(tmp_path / "again", folder))
-    assert f"the weights of `{folder.path}` (made from those of `{source.path}`)" in text
+    assert f"the weights of `{folder.path}` (made from the weights of `{source.path}`)" in text
     folder.origin_file.write_text('{"license": 4}')
     with pytest.raises(ValueError, match="origin.json: `license` is 4; it must be a text; fix or delete it"):
         write_model_card(folder)

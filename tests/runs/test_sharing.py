@@ -178,7 +178,7 @@ def test_what_is_shared(run, tmp_path, monkeypatch):
     assert scores["checkpoint_sha256"] == checkpoint_sha256(shared_run.checkpoint) and scores["nelbo_nats"] == 5.0
     card = shared.card_file.read_text()
     assert "nvae_tf.load('hf://me/tiny')" in card and "nvae-generate --workdir=hf://me/tiny" in card
-    assert "`first`" in card and "(samples/step-00000007.png)" in card and "That of the weights that this run" in card
+    assert "`first`" in card and "(samples/step-00000007.png)" in card and "The license of the weights" in card
     # What the run says of its weights holds: they are the moving averages.
     assert shared_run.has_ema
     keys = tf.train.load_checkpoint(str(shared.checkpoints / "step-7")).get_variable_to_shape_map()

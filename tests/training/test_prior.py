@@ -117,7 +117,7 @@ def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_f
     write_prior(file, shaken(load_run(run[0]).model), 50, own_run.model.reweighted_prior)
     model, again = nvae_tf.load(folder), f"make it anew by `nvae-prior --workdir={folder}`"
     assert model.generate(2).shape == (2, 16, 16, 1)
-    with pytest.raises(ValueError, match=f"of other weights, those of step 50; the model is of step 60; {again}"):
+    with pytest.raises(ValueError, match=f"of other weights, from step 50; the model is of step 60; {again}"):
         model.generate(2, prior="reweighted")
     write_shared_run(folder, tmp_path / "shared", "hf://me/tiny")
     assert not (tmp_path / "shared" / "prior.npz").exists()

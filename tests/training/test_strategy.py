@@ -313,7 +313,7 @@ def test_fit_on_two_replicas_is_fit_on_one_device(tmp_path):
     assert set(one_history) == set(two_history) and "val_loss" in one_history
     for name in set(one_history) - {"gradient_norm"}:
         np.testing.assert_allclose(two_history[name], one_history[name], rtol=1e-5, err_msg=name)
-    # Of several replicas it is the mean over theirs, which is larger than that of the mean.
+    # Of several replicas it is the mean over theirs, which is larger than the mean's.
     assert np.all(np.array(two_history["gradient_norm"]) >= one_history["gradient_norm"])
     for name in one.files:
         np.testing.assert_allclose(two[name], one[name], atol=1e-5, err_msg=name)
