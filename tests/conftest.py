@@ -128,7 +128,7 @@ def small_files():
 
 @pytest.fixture
 def free_memory(monkeypatch):
-    """`free_memory(size)`: so many bytes of memory are free."""
+    """`free_memory(size)`: this number of bytes of memory is free."""
     return lambda size: monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=size))
 
 

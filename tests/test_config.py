@@ -352,7 +352,7 @@ def test_a_size_fits_the_images_and_leaves_what_is_given():
     ):
         assert size_of_model("own_images", size, side) == expected
     assert size_of_model("own_images", "tiny", 32, num_channels_decoder=24) == ((2, 1, 1), 1, 24)
-    # The preset's own model is the published one; another size is that of any other images of 32 pixels.
+    # The preset's own model is the published one; another size is as for any other images of 32 pixels.
     assert experiment_config("mnist", {"size": "published"}) == experiment_config("mnist")
     assert experiment_config("mnist", {"size": "published", "data.name": "faces"}).model.num_channels_decoder == 128
     tiny = experiment_config("celebahq256", {"size": "tiny"}).model

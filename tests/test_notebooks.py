@@ -91,7 +91,7 @@ def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
     # An array and any optimizer; noise of 8 bits can't be described with fewer.
     assert names["own_history"]["learning_rate"] == pytest.approx([0.01, 0.005, 0.0025, 0.00125])
     assert 8.0 < names["bits_per_dim"] < 8.6
-    # A trained model goes on from where it was: its losses lie far below those of the beginning.
+    # A trained model goes on from where it was: its losses lie far below the first ones.
     (loss,) = names["trained"].history.history["loss"]
     assert int(names["trained"].optimizer.iterations) == steps and loss < 1.05 * history["loss"][-1]
 

@@ -19,7 +19,7 @@ from tests.command_fixtures import TINY, config_flags, output_of
 
 
 def a_round(ours, **others):
-    """One that takes so many seconds, with the memory and first step of always."""
+    """A process that takes this number of seconds, with the memory and first step of always."""
     summary = {"first_step_seconds": 9.0, "peak_memory_bytes": 3_210_000_000}
     return {name: summary | {"seconds": seconds} for name, seconds in ({"ours": ours} | others).items()}
 
@@ -109,7 +109,7 @@ def test_another_checkout_is_run_in_turn_with_this(tmp_path, monkeypatch, capsys
     for name, seconds in (("ours", 0.06), ("before", 0.05)):
         file = tmp_path / name / "benchmarks" / "workloads.py"
         file.parent.mkdir(parents=True)
-        # Without it, that of the package on the path would be run.
+        # Without it, the package on the path would be run.
         file.with_name("__init__.py").touch()
         file.write_text(WORKER.format(seconds=seconds))
     monkeypatch.setattr(results, "ROOT", tmp_path / "ours")

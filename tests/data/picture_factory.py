@@ -32,7 +32,7 @@ def png_of_chunks(chunks):
 
 
 def tiff(pixels, order="<", packed=False, **tags):
-    """The bytes of a TIFF file of 1 to 4 channels, in strips of five rows; `tags` replace those of the pixels."""
+    """The bytes of a TIFF file of 1 to 4 channels, in strips of five rows; `tags` replace the pixels' tags."""
     height, width, channels = pixels.shape
     kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     by_channel = tags.get("PlanarConfiguration") == 2

@@ -130,7 +130,7 @@ def test_noise_decides_the_likelihood_and_is_estimated_where_it_is_not_given(tmp
     model = completed(tmp_path / "noisy.npy", **given, noise_sigma="40").model
     assert model.noise_variance == (0.0, pytest.approx(0.01))
     poisson = given | dict(noise="poisson_gaussian", noise_variance=(2.0, 300.0))
-    # The variance of a stored number of -100 is 100, and that of 300 is 900.
+    # The variance of a stored number of -100 is 100, and of 300 it is 900.
     assert completed(tmp_path / "noisy.npy", **poisson).model.noise_variance == pytest.approx((2 / 400, 100 / 400**2))
     np.save(tmp_path / "clean.npy", np.zeros([20, 28, 28], np.float32))
     refuses("the images show no noise; give --config.data.noise_sigma", completed, tmp_path / "clean.npy", **given)

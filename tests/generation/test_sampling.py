@@ -100,7 +100,7 @@ def test_a_path_passes_the_reconstructions_of_its_pictures(model, images, latent
     between = [sampling.latents_between(z[1], z[2], [0.25, 0.5, 0.75], "spherical") for z in latents]
     near(path[5:8], model.decode(between), atol=1e-5)
     same(sampling.interpolate_images(model, images[:3], steps=1, seed=SEED), path[::4])
-    # Kept scales stay those of the first picture.
+    # Kept scales stay as in the first picture.
     path = sampling.interpolate_images(model, images[:3], 2, ["keep", "linear"], seed=SEED)
     mixed = [z[:1] for z in latents[:2]] + [z[2:3] for z in latents[2:]]
     near(path[-1:], model.decode(mixed), atol=1e-5)

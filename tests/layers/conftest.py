@@ -5,7 +5,7 @@ import pytest
 
 
 def pytest_generate_tests(metafunc):
-    """Runs the tests of `LayerTests` for every kind of a layer; those of some kinds are quick."""
+    """Runs the tests of `LayerTests` for every kind of a layer; the tests of some kinds are quick."""
     if "make" in metafunc.fixturenames:
         slow = metafunc.cls.KINDS.keys() - metafunc.cls.QUICK
         kinds = metafunc.cls.KINDS.items()

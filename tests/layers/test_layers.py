@@ -20,7 +20,7 @@ from tests import slow_but
 from tests.tiny_model import tiny_config
 
 COUNT, CHANNELS = 2, 8
-# Settings of a pass, and whether it is that of a graph, which has one function for all layers made of parts.
+# Settings of a pass, and whether it is in a graph, which has one function for all layers made of parts.
 PASSES = {
     "inference": (dict(training=False), False),
     "training": (dict(training=True), False),
@@ -43,7 +43,7 @@ def results(stack, images, settings):
 class LayerTests:
     """Initialization, all forms of a pass, half precision and saving."""
 
-    # By a name, what makes a stack of so many layers with `CHANNELS` channels of input, in a dtype policy.
+    # By a name, what makes a stack of this number of layers with `CHANNELS` channels of input, in a dtype policy.
     KINDS, QUICK = {}, {"plain", "batch norm", "twice the size"}
 
     @pytest.fixture

@@ -1,6 +1,6 @@
 """Small models for the tests of a file: building one takes half a second, tracing a step many more.
 
-Not for those of all files: `forgotten_graphs` forgets how gradients of what a file has traced are computed.
+Not for the tests of all files: `forgotten_graphs` forgets how gradients of what a file has traced are computed.
 """
 
 import pytest

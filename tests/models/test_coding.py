@@ -171,7 +171,7 @@ def test_pixels_are_drawn_from_the_likelihood_by_the_seed_of_each_image(likeliho
         near(levels, np.round(levels), atol=1e-4)
     near(model.generate(5, seed=3, mean=False, batch_size=2), drawn)
     assert np.abs(model.generate(5, seed=4, mean=False) - drawn).max() > 0.1
-    if likelihood == "bernoulli":  # others are clipped or rounded, and their mean is that of before
+    if likelihood == "bernoulli":  # others are clipped or rounded, and their mean is the mean before
         parameters = tf.random.stateless_normal([1, 6, 6, 3], (1, 2))
         many = tf.function(model.likelihood.sample)(tf.repeat(parameters, 2000, axis=0), image_seeds(0, 2000))
         distribution = model.likelihood.distribution(parameters)

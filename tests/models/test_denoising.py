@@ -119,7 +119,7 @@ def test_images_larger_than_the_models_are_denoised_in_tiles():
     made, tiles = model.denoise(wide, samples=2), model.denoise(wide[:, :, :8]).images
     assert made.images.shape == made.deviation.shape == wide.shape
     np.testing.assert_allclose(model.denoise(wide).images[:, :, :6], tiles[:, :, :6], atol=1e-5)
-    # Each tile has draws of its own, those of all images before it counted.
+    # Each tile has draws of its own, numbered after the tiles of all images before it.
     draws = model.denoise(np.concatenate([wide[:1, :, :8], wide[:1, :, 6:]] * 2), samples=1).images
     np.testing.assert_allclose(model.denoise(wide[[0, 0]], samples=1).images[1, :, :6], draws[2, :, :6], atol=1e-5)
     classes, labels = with_distinct_classes(tiny_model(num_classes=3, **NOISY)), np.arange(40) % 3

@@ -22,7 +22,7 @@ WITHOUT_GRADIENT = {
 
 def functions_of(model):
     """By name a function with one number as result, and the tensors or variables that it is differentiated by."""
-    # The gradient of a spectral norm is that of a function only where the power iteration has converged, which is quick
+    # The gradient of a spectral norm is a function's only where the power iteration has converged, which is quick
     # where the largest singular value of a kernel is twice the next one.
     for kernel in (weight for weight in model.trainable_weights if len(weight.shape) == 5):
         left, singular, right = np.linalg.svd(kernel.numpy().reshape(kernel.shape[0], -1, kernel.shape[-1]), False)
@@ -54,7 +54,7 @@ def functions_of(model):
 @pytest.fixture(scope="module")
 def functions():
     """Of models with two groups: on two scales, and where all of a step is differentiated, which takes long, on one."""
-    # So much regularization that errors of its derivatives are seen among those of the loss.
+    # So much regularization that errors of its derivatives are seen among the loss's.
     settings = dict(likelihood="normal", num_bits=8, seed=0, objective=ObjectiveConfig(regularization=1.0))
     functions, steps = (
         functions_of(shaken(tiny_model(num_latent_scales=scales, num_groups_per_scale=3 - scales, **settings)))
@@ -192,7 +192,7 @@ def derivatives(functions, gradients):
     return along_a_direction
 
 
-# Each function in a graph or eagerly; both where the loop, or that of the power iteration, has a form of its own.
+# Each function in a graph or eagerly; both where the loop, or the power iteration's loop, has a form of its own.
 CASES = [("encode", True), ("decode", False), ("infer", False), ("score", True)]
 CASES += [("importance", False), ("importance", True), ("loss", False), ("loss", True)]
 

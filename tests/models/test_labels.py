@@ -71,7 +71,7 @@ def test_an_image_depends_on_its_own_label_and_minus_one_is_none(conditional, im
 def test_guidance_goes_from_no_class_through_the_class_and_beyond(conditional):
     labels, draw = tf.constant([0, 1, 2]), conditional.generate
     near(draw(3, labels=labels, guidance=1.0 + 1e-6), draw(3, labels=labels), atol=1e-4)
-    # The latents are those of no class then, decoded for the class.
+    # The latents are drawn without a class then, decoded for the class.
     noise = noise_per_image(conditional.plan.latent_shapes(), image_seeds(0, 3))
     z = []
     for _ in conditional.plan.latent_shapes():

@@ -104,7 +104,7 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale_and_a_file_keeps_th
     step, images, scale = model.train_step, batch_of(model), model.optimizer.dynamic_scale
     step(images)
     assert int(model.optimizer.iterations) == 1
-    # The gradients of weights are finite in float32, those of activations are not in float16.
+    # The gradients of weights are finite in float32, the gradients of activations are not in float16.
     scale.assign(2.0**40)
     before = state_of(model)
     report = step(images)

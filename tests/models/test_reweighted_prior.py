@@ -43,7 +43,7 @@ def reweight(model):
 
 
 def latents_of(model, count, temperature=1.0, seed=0, labels=None):
-    """The latents of generated images, and the sources that drew those of the top groups."""
+    """The latents of generated images, and the sources that drew the top groups' latents."""
     temperatures = temperatures_of_groups(temperature, model.plan)
     sources = model.reweighted_prior.sources(image_seeds(seed, count), temperatures, model.plan, labels)
     zeros = [module.PriorSource(0.0)] * (model.plan.num_groups - len(sources))
@@ -63,14 +63,14 @@ def test_samples_have_the_distribution_that_the_ratio_asks_for(reweight):
     # Of 500 draws with variance 1, but for what 200 proposals lack.
     np.testing.assert_allclose(drawn.mean(axis=0), [TILT] + [0.0] * 7, atol=0.15)
     np.testing.assert_allclose(drawn.std(axis=0), np.ones(8), atol=0.12)
-    # The mean of r^2 over that of r, squared, is exp(1).
+    # The mean of r^2 over the squared mean of r is exp(1).
     assert 200 / math.e < np.mean(effective) < 1.2 * 200 / math.e
 
 
 def test_a_ratio_of_one_leaves_the_prior_and_the_groups_below(reweight, model):
     _, sources = latents_of(reweight(lambda whitened, context: 0.0 * tilt(whitened, context)), 3)
     near(sources[0].drawn[0][1], [20.0] * 3)
-    # Below the top group the noise is that of the model's own samples: with the same z above, the same image.
+    # Below the top group the noise is as in the model's own samples: with the same z above, the same image.
     reweight(tilt)
     latents = latents_of(model, 4, seed=2)[0]
     near(model.generate(4, seed=2, prior="reweighted"), model.decode([latents[0].z], temperature=1.0, seed=2))
@@ -90,7 +90,7 @@ def test_a_group_sees_whitened_proposals_and_what_is_above(reweight):
         assert whitened.shape[1] == count
         near(whitened[:, : count // 2], -whitened[:, count // 2 :])
     near(seen[1][1][0], latents[0].z)
-    # At temperature 1, whatever that of the samples.
+    # At temperature 1, whatever the samples' temperature.
     near(seen[1][1][1], latents[1].prior.loc)
     near(tf.exp(seen[1][1][2]), 2.0 * latents[1].prior.scale)
     assert seen[0][1] == []

@@ -42,7 +42,7 @@ VARIANTS = {
 
 
 def after_steps(scan, count, model, train):
-    """What so many steps change, and the last one's metrics."""
+    """What this number of steps changes, and the last one's metrics."""
     made = tiny_model(NVAEAdamax(0.01), **SETTINGS, **model, **train)
     made.scan = scan
     step = tf.function(made.train_step, autograph=False)

@@ -135,7 +135,7 @@ def test_the_public_loss_needs_a_step_and_what_fit_needs():
 
 
 def model_of(count, **changes):
-    """A model of so many microbatches, whose steps are its gradients."""
+    """A model of this number of microbatches, whose steps are its gradients."""
     changes = dict(num_latent_scales=1, num_groups_per_scale=2, num_flows=1) | changes
     return tiny_model(keras.optimizers.SGD(1.0), WARMING_UP, accumulate_steps=count, **changes)
 

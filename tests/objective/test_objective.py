@@ -40,7 +40,7 @@ def test_the_weights_of_the_kl_in_the_warm_up_and_after_it():
         assert float(bound.kl_weight(tf.constant(np.int64(step)), SCHEDULE)) == pytest.approx(beta, rel=1e-4)
     at_once = dataclasses.replace(SCHEDULE, kl_anneal_portion=0.0, kl_constant_portion=0.0)
     assert float(bound.kl_weight(tf.constant(1), at_once)) == 1.0
-    # Those of the scales hold after the warm-up.
+    # The scales' weights hold after the warm-up.
     plan = latent_plan(ModelConfig(num_latent_scales=2, num_groups_per_scale=2))
     assert bound.final_kl_weights(ObjectiveConfig(), plan) == (1.0,) * 4
     assert bound.balancing_scales(plan) == (1.0, 1.0, 4.0, 4.0)

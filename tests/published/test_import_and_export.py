@@ -265,7 +265,7 @@ def refused(path):
 
 @pytest.mark.parametrize("name", ["mnist_tiny", "cifar10_tiny", "celeba64_tiny", "normal_decoder_tiny"])
 def test_the_file_has_the_recorded_weights_and_settings(name, published):
-    """Those of which tests/test_parity.py replays the numbers; what is made of them is seen above."""
+    """The published files whose numbers tests/test_parity.py replays; what is made of them is seen above."""
     checkpoint = read_torch_checkpoint(published.path(f"{name}.pt"))
     settings, state = published.recorded(name)
     assert forms.model_config_from_published(checkpoint.settings) == forms.model_config_from_published(settings)
@@ -336,7 +336,7 @@ def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content,
 # A file of a fifth of a gigabyte, of few groups with many channels: models of many groups take long to make.
 FEW = {"model.num_groups_per_scale": 2, "model.num_channels_encoder": 320, "model.num_channels_decoder": 320}
 MEGABYTE = 1 << 20
-# Imports, and prints the peak of the process's memory above that of one which has only started its libraries, in kB.
+# Imports, and prints the peak of the process's memory above a process that has only started its libraries, in kB.
 PROGRAM = """
 import pathlib, sys
 from nvae_tf.errors import start_tensorflow_quietly

@@ -29,7 +29,7 @@ def kl():
 
 
 def scores(*names):
-    """Scores of four sets of images; those of the last set have another order of magnitude."""
+    """Scores of four sets of images; the scores of the last set have another order of magnitude."""
     random = np.random.default_rng(0)
     sets = {"test images": 1.0, "digits of another source": 2.0, "noise": 30.0, "black": 900.0}
     return {name: {score: level * random.gamma(9.0, 1.0, 50) for score in names} for name, level in sets.items()}

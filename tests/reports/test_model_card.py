@@ -177,7 +177,7 @@ def test_any_name_makes_a_readable_card(tmp_path):
     assert (index["name"], dataset["name"]) == (folder.path.name, name)
     assert dataset["type"] == "my-set-1-b-100-yours-what-stands-below-this-line-is-kept"
     before = folder.card_file.read_bytes() + b"mine\n"
-    # The marker in the name is not that of the file.
+    # The marker in the name is not the file's marker.
     folder.card_file.write_bytes(before)
     write_model_card(folder, 1234)
     assert folder.card_file.read_bytes() == before

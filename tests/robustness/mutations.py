@@ -38,7 +38,7 @@ class Mutant(NamedTuple):
     path: pathlib.Path
     base: str  # the name of what it is made of
     how: str  # which file of it was changed, and how
-    is_exact: bool  # whether numbers that are read must be those of the base
+    is_exact: bool  # whether numbers that are read must equal the base's
     is_sound: bool  # whether they must be read: what was changed stands beside them
 
 
@@ -330,7 +330,7 @@ def _swap_files(file, random):
 
 
 def _forget_file(file, random):
-    """Digests without that of a file, or without any, and another file in its place."""
+    """Digests without one file's, or without any, and another file in its place."""
     digests = json.loads(file.read_text())
     name = random.choice([name for name in sorted(digests) if not name.endswith((".pb", ".npz"))])
     del digests[name]

@@ -159,7 +159,7 @@ COMMANDS = {
 
 
 def try_all(kind, bases, folder):
-    """What is wrong with mutants, in words, and the seeds of those of which nothing can be read."""
+    """What is wrong with mutants, in words, and the seeds of the mutants from which nothing can be read."""
     base, readers = bases / kind, [Reader(kind, bases / kind, folder / f"log-{number}") for number in range(READERS)]
     known, wrong, unread = known_results(base, folder, readers[0]), [], []
 

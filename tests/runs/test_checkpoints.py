@@ -158,7 +158,7 @@ def test_weights_that_no_step_has_trained_are_loaded_with_a_warning(empty_run, m
     save(state_of(empty_run, model), model, 0)
     with pytest.warns(UserWarning, match="step-0 is used, the weights before the first training step"):
         nvae_tf.load(empty_run.path)
-    # Those of an imported file whose step is not known are trained.
+    # The weights of an imported file whose step is not known are trained.
     empty_run.origin_file.write_text('{"source_file": "x.pt", "step": 0}')
     with warnings.catch_warnings():
         warnings.simplefilter("error")

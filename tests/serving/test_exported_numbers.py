@@ -54,8 +54,8 @@ def test_score_is_the_bound_and_its_parts_add_up(run, model):
     found = run("score", image=IMAGES, seed=SEEDS)
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1))
     decoded = inference_pass(model, tf.constant(IMAGES[:1]), noise)
-    # With flows the KL is a one-sample estimate, so the bound is that of one importance sample.
-    # Differences of elements: those of sums would be rounded to 1e-5.
+    # With flows the KL is a one-sample estimate, so the bound is of one importance sample.
+    # Differences of elements: differences of sums would be rounded to 1e-5.
     pairs = [(z.posterior.log_prob(z.z_before_flows), z.prior.log_prob(z.z)) for z in decoded.latents]
     kl = sum(tf.reduce_sum(log_q - log_p) for log_q, log_p in pairs)
     assert_same(found["nats"][:1], kl - decoded.likelihood.log_prob(IMAGES[:1]))

@@ -104,7 +104,7 @@ def test_every_mode_has_builtins_alone_smaller_weights_and_similar_images(model,
     tensors = Interpreter(model_content=content).get_tensor_details()
     assert mode == "int8" and sum(tensor["dtype"] == np.int8 for tensor in tensors) > len(tensors) / 2
     assert max(sizes[mode] for mode in MODES if mode != "none") < 0.9 * sizes["none"]
-    # Through so many layers of random weights int8 reaches 47 dB: for its quality see below.
+    # Through this number of layers of random weights int8 reaches 47 dB: for its quality see below.
     assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 40
 
 

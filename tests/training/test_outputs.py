@@ -111,7 +111,7 @@ def run_on_images(config):
 
 
 class StopAfter(StopRequest):
-    """A signal that comes once the run has looked for it so many times."""
+    """A signal that comes once the run has looked for it this number of times."""
 
     def __init__(self, looks):
         super().__init__()
