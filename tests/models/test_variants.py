@@ -190,7 +190,7 @@ def runs_on_gpus(operation, types):
 
 
 def operations_of(function):
-    """The operations of a function and of all that it calls, and the operations among them that no GPU has a kernel for."""
+    """The operations of a function and of all that it calls, and which of them have no kernel for GPUs."""
     definition = function.graph.as_graph_def()
     nodes = [*definition.node, *(node for inner in definition.library.function for node in inner.node_def)]
     called = {inner.signature.name for inner in definition.library.function}
