@@ -115,7 +115,7 @@ def named_extractor(name: str) -> Any:
 class FidSettings:
     """How samples are drawn and compared."""
 
-    samples: int = 50_000  # the number of published distances
+    samples: int = 50_000  # as for published distances
     temperature: Temperature = 1.0  # multiplies the priors' sigma
     inception: str | None = None  # the graph's file; None to download it once
     extractor: str | None = None  # an extractor other than Inception, see `named_extractor`

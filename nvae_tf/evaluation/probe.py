@@ -29,8 +29,8 @@ def load_probe(task: EvaluationTask) -> list[ImageSource]:
 def measure_probe(task: EvaluationTask, sources: Sequence[ImageSource]) -> dict[str, Any]:
     """Accuracies on the test images, with labels of some training images, drawn at random, and of all of them.
 
-    They are of the model's features, of the pixels, and of 50 principal components of the pixels, with some
-    labels the mean of five draws of them.
+    The classifiers see the model's features, the pixels, or 50 principal components of the pixels. With some labels an
+    accuracy is the mean over five draws of the labels.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier

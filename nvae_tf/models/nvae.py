@@ -203,8 +203,8 @@ class NVAE(FittedModel):
         """Latents of images, one `[batch, height, width, latent channels]` a group, top group first.
 
         Draws from the posterior, or its means, after the flows; the tuple's method `numpy()` gives arrays. With
-        `active_only` a tenth of all latent channels are the posterior's, those with the largest mean KL over these
-        images; all others are at the prior's mean given the groups above. It may also be a mask, see
+        `active_only` only the tenth of all latent channels with the largest mean KL over these images is taken from the
+        posterior; the others are at the prior's mean given the groups above. `active_only` may also be a mask, see
         `latents.active_channels`.
         Example: `latents = model.encode(images, seed=1)`
         """
@@ -292,7 +292,7 @@ class NVAE(FittedModel):
         rows, count = self._rows(images, seed, labels, scored=True), importance_samples
         if not per_group:
             return self._in_batches(passes.importance_weighted, batch_size, *rows, importance_samples=count)
-        check(count == 1, f"per_group with importance_samples = {count}: the KL of each group is of one sample")
+        check(count == 1, f"per_group with importance_samples = {count}: the KL of each group comes from one sample")
         return self._in_batches(passes.elbo, batch_size, *rows)
 
     # These two need the extra `compress`.

@@ -100,7 +100,7 @@ def report_file(output: pathlib.Path) -> pathlib.Path:
 def check_new_tflite(output: pathlib.Path, signature: str, quantize: str) -> None:
     """Raises ValueError where a signature can't be quantized so, or its file or report can't be a new file."""
     if signature in ("sample", "compose") and quantize == "int8":
-        reason = "temperatures above its ranges would be clipped without a word; take --quantize=dynamic"
+        reason = "temperatures above the int8 ranges would be clipped without a word; take --quantize=dynamic"
         raise ValueError(f"--signature={signature} --quantize=int8: {reason}")
     for file in (output, report_file(output)):
         check_new_file(file, f"--output={output}")

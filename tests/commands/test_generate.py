@@ -100,7 +100,7 @@ def test_what_the_modes_write(made, finished_model, outside, originals, tmp_path
     assert variants.shape == (2 * PITCH - 6, 4 * PITCH - 6) and "3 variants of each of 2 images" in printed
     assert_shown(variants[PITCH:, :SIDE], originals[:1], 1)
     sides = f"--positive={outside / 'digit 3.bmp'}", f"--negative={outside / 'digit 17.bmp'}", "--strengths=-1.5,0"
-    # The size is the size of the pictures of both sides.
+    # The pictures of both sides set the size.
     flags = [indices, *sides, "--resize=crop", "--mean", f"--each={tmp_path}/moved"]
     file, _ = made("direction.png", "direction", *flags)
     step = latent_direction(finished_model, originals[1:], originals[:1])

@@ -22,7 +22,7 @@ WITHOUT_GRADIENT = {
 
 def functions_of(model):
     """By name a function with one number as result, and the tensors or variables that it is differentiated by."""
-    # The gradient of a spectral norm is a function's only where the power iteration has converged, which is quick
+    # Only where the power iteration has converged is the gradient of a spectral norm exact. It converges quickly
     # where the largest singular value of a kernel is twice the next one.
     for kernel in (weight for weight in model.trainable_weights if len(weight.shape) == 5):
         left, singular, right = np.linalg.svd(kernel.numpy().reshape(kernel.shape[0], -1, kernel.shape[-1]), False)
