@@ -32,8 +32,8 @@ from nvae_tf.layers.packing import Packing
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights, unstacked
 
 _FEWEST_STEPS = 3  # fewer steps make a smaller program one by one than as a loop
-# Operations whose results the forward loop keeps for the backward loop, calls of functions as a whole; all else is
-# cheap to compute again.
+# Operations whose results the forward loop keeps for the backward loop (of a called function its results, not what it
+# computes inside); all else is cheap to compute again.
 _KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "StatefulPartitionedCall")
 
 Layer = Callable[[tf.Tensor], tf.Tensor]
@@ -57,10 +57,11 @@ def run_steps(
 ) -> tuple[tf.Tensor, list[Any]]:
     """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
 
-    Where `forward.scanned`, in a graph, the last steps become a loop if they are three or more: those that have layers
-    of every stack, and inputs of tensors and numbers alone. The unrolled steps before a loop must record nothing (the
-    top group has no batch norm). A loop gives tensors alone: `output_to_tensors` makes them of a step's output, and
-    `stacked_tensors_to_outputs` gets them with an axis for the steps in front, and returns any number of outputs.
+    Where `forward.scanned`, in a graph, the last steps become a loop if they are three or more: the steps that have
+    layers of every stack, and inputs of tensors and numbers alone. The other steps are unrolled; those before a loop
+    must record nothing (the top group has no batch norm). A loop can return tensors only: `output_to_tensors` turns the
+    output of a step into tensors, the loop stacks them to `[steps, ...]`, and `stacked_tensors_to_outputs` turns the
+    stacks into a list of outputs of any length; by default a loop has no outputs.
     Returns the last state, and the outputs of the unrolled steps, then of the loop.
     """
     num_unrolled = _num_unrolled_steps(shares, inputs, forward)
@@ -90,8 +91,10 @@ def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass
         state = cell(state)
         return state, state if keeps_states else None
 
-    as_outputs = (lambda state: [state], lambda states: tf.unstack(states[0])) if keeps_states else ()
-    return run_steps([StackShare(cells)], step, state, [()] * cells.count, forward, *as_outputs)
+    arguments = [StackShare(cells)], step, state, [()] * cells.count, forward
+    if not keeps_states:
+        return run_steps(*arguments)
+    return run_steps(*arguments, lambda state: [state], lambda states: tf.unstack(states[0]))
 
 
 def _num_unrolled_steps(shares: Sequence[StackShare], inputs: Sequence[Any], forward: ForwardPass) -> int:
@@ -116,11 +119,11 @@ def _layers_of_unrolled_steps(
     stack, per_step = share
     if stack is None:
         return [[]] * num_unrolled
-    if num_in_loop:
+    if num_in_loop:  # the stack's first layers, which record nothing, see `run_steps`; the loop has the others
         weights, num_layers = forward.weights_of(stack), stack.count - num_in_loop * per_step
         slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in range(num_layers)]
-        layers, _ = stack.layer_functions(slices, forward)  # they record nothing, see `run_steps`
-    else:
+        layers, _ = stack.layer_functions(slices, forward)
+    else:  # all layers, whose records `forward` gathers
         layers = stack.layers(forward)
     by_step = [layers[first : first + per_step] for first in range(0, len(layers), per_step)]
     return [[]] * (num_unrolled - len(by_step)) + by_step

@@ -40,10 +40,10 @@ class ForwardPass:
     # spectral regularizer uses too.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
-    # Gathered in the pass: for each stack a list whose item i is set when layer i is called, one vector in a list or
-    # `[]`; and the spectral regularizer's variables with their new values, which need no `updates_from`.
+    # Gathered in the pass: (stack, records), where records[i] is `[vector]` once layer i has been called, or `[]` if it
+    # records nothing.
     recorded: list[tuple["StackedLayer", list[list[tf.Tensor]]]] = dataclasses.field(default_factory=list)
-    known_updates: Updates = dataclasses.field(default_factory=list)
+    known_updates: Updates = dataclasses.field(default_factory=list)  # of the spectral regularizer's variables
 
     @property
     def calls_shared_functions(self) -> bool:
@@ -63,8 +63,9 @@ class ForwardPass:
         updates = list(self.known_updates)
         for stack, recorded in self.recorded:
             if recorded[0]:  # all layers of a stack record something, or none does
+                # Vectors are `[width]`, or `[steps, width]` from a loop; together they become `[count, width]`.
                 vectors = tf.stack([vector for (vector,) in recorded], axis=-2)
-                if vectors.shape.rank > 2:  # of a loop: `[steps, layers of a step, width]`
+                if vectors.shape.rank > 2:
                     vectors = tf.reshape(vectors, (stack.count, -1))
                 updates += stack.updates_from(vectors, self.initializing)
         return updates

@@ -70,8 +70,8 @@ class TopDownScale(keras.layers.Layer):
         )
         self.posteriors = StackedConvolution(self.num_groups, encoder_channels, 2 * num_latent, 3, dtype=dtype)
         self.flows = stack_of(FlowPairs, self.num_groups * self.num_flows, num_latent, dtype=dtype)
-        combined = num_latent if plan.is_vanilla else decoder_channels + num_latent
-        self.combiners = StackedConvolution(self.num_groups, combined, decoder_channels, 1, dtype=dtype)
+        combiner_channels = num_latent if plan.is_vanilla else decoder_channels + num_latent
+        self.combiners = StackedConvolution(self.num_groups, combiner_channels, decoder_channels, 1, dtype=dtype)
         self.up = None
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
@@ -178,7 +178,7 @@ class TopDown(keras.layers.Layer):
         self.built = True
 
     def make_weights(self, forward: ForwardPass) -> tf.Tensor:
-        """The state that the network begins with; a weight of the pass, so that `passes.pass_of_loop` reads it once."""
+        """The state that the network begins with; a loop over passes gets it by `weights_of`, and so reads it once."""
         return tf.cast(self.start, self.compute_dtype)
 
     def run(

@@ -22,19 +22,27 @@ from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
 class StepMetrics(NamedTuple):
-    """The metrics of a step, of one replica's images, later of all replicas'; the first three are means."""
+    """The metrics of a step, of one replica's images, later of all replicas'."""
 
     loss: tf.Tensor  # what is differentiated: weighted KL terms and regularizers too, scalar
     reconstruction: tf.Tensor  # -log p(x | z) in nats, scalar
     kl_per_group: tf.Tensor  # unweighted, in nats, `[groups]`, top group first
-    spectral_norms: tf.Tensor | None  # largest singular value of every convolution `[layers]`, without unit
+    spectral_norms: tf.Tensor | None  # largest singular value of every convolution `[layers]`; None for a microbatch
     # The norm of all gradients as one vector; on several replicas the root of the mean of its square over the replicas.
-    gradient_norm: tf.Tensor | None = None
+    gradient_norm: tf.Tensor | None = None  # set by `metrics_of_all_replicas`
+
+    @property
+    def means(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The metrics that are means over images."""
+        return self.loss, self.reconstruction, self.kl_per_group
 
 
-# The metrics of this replica's images; the gradients of `loss * loss scale / number of replicas`, which the optimizer
-# sums over the replicas and divides by the loss scale; new batch-norm statistics and vectors of power iterations.
-LossAndGradients = tuple[StepMetrics, list[tf.Tensor], list[tuple[keras.Variable, tf.Tensor]]]
+class LossAndGradients(NamedTuple):
+    """What one replica computes of a step."""
+
+    metrics: StepMetrics
+    gradients: list[tf.Tensor]  # of the loss as the optimizer takes it, see `_scaled_for_optimizer`
+    updates: list[tuple[keras.Variable, tf.Tensor]]  # new batch-norm statistics and vectors of power iterations
 
 
 def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
@@ -70,7 +78,7 @@ def loss_and_gradients(model, images: tf.Tensor, labels: tf.Tensor | None, step:
     with tf.GradientTape() as tape:
         metrics, *_ = loss_terms(model, images, noise, step, forward)
         scaled_loss = _scaled_for_optimizer(model, metrics.loss)
-    return metrics, _gradients(model, tape, scaled_loss), forward.updates()
+    return LossAndGradients(metrics, _gradients(model, tape, scaled_loss), forward.updates())
 
 
 def training_pass(model, labels: tf.Tensor | None = None, initializing: bool = False) -> ForwardPass:
@@ -93,7 +101,7 @@ def kept_labels(model, labels: tf.Tensor | None, step, first=None, seed=None) ->
     if labels is None or not model.label_dropout:
         return labels
     first = replica_index() * batch_size_of(labels) if first is None else first
-    # Not the draws of the latents.
+    # The seed is folded with 1, so that these draws are not the draws of the latents.
     seed = tf.stack([model.seed if seed is None else seed, tf.cast(step, tf.int32)])
     seed = tf.random.experimental.stateless_fold_in(seed, 1, alg="philox")
     (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, first)
@@ -156,7 +164,7 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
         # The update is linear: the sum of these parts is the update by the mean of the microbatches' statistics.
         new_values = {id(variable): value / count for variable, value in forward.updates()}
         new_statistics = [new_values[id(variable)] for variable in statistics]
-        return _gradients(model, tape, scaled_loss), new_statistics, [value / count for value in metrics[:3]]
+        return _gradients(model, tape, scaled_loss), new_statistics, [value / count for value in metrics.means]
 
     like = model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
     gradients, new_statistics, (loss, *parts) = sum_over_microbatches(microbatch, count, like)
@@ -169,7 +177,7 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
         scaled_loss = _scaled_for_optimizer(model, weighted_regularizers)
     gradients = list(map(tf.add, _gradients(model, tape, scaled_loss), gradients))
     updates = forward.updates() + list(zip(statistics, new_statistics, strict=True))
-    return StepMetrics(loss + weighted_regularizers, *parts, spectral_norms), gradients, updates
+    return LossAndGradients(StepMetrics(loss + weighted_regularizers, *parts, spectral_norms), gradients, updates)
 
 
 def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> Sequence:
@@ -193,7 +201,7 @@ def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tens
         gradients = Packing(gradients, MOST_JOINED_VALUES).pack(gradients)
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     squared_norm /= tf.square(_scaled_for_optimizer(model, 1.0))  # undoes the loss scale and the division by replicas
-    *means, squared_norm = replica_means([*metrics[:3], squared_norm])
+    *means, squared_norm = replica_means([*metrics.means, squared_norm])
     return StepMetrics(*means, tf.stop_gradient(metrics.spectral_norms), tf.sqrt(squared_norm))
 
 

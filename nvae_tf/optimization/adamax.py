@@ -47,7 +47,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
         # State of one call of `apply` or `apply_if`: Keras calls `update_step`, which has no arguments for them.
-        self._update: Callable[..., tf.Operation | tf.Tensor] | None = None  # see `_make_update`
+        self._update: Callable[..., tf.Operation | tf.Tensor] | None = None  # as `_make_update` makes it
         self._latest_update: dict[str, list] = {}  # by device, the latest update of a large weight
 
     @variables_named_alike()
@@ -77,7 +77,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         return self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
 
     def _make_update(self, beta_1_power: tf.Tensor) -> Callable[..., tf.Operation | None]:
-        """A function `update(weight, momentum, norm, gradient, rate)` of one weight; three resource handles come first.
+        """A function `update(weight, momentum, norm, gradient, rate)`; the first three are resource handles.
 
         TensorFlow's kernel has the rule `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. The slot `norm` holds
         v = u - epsilon. If `epsilon (1 - beta_2) / beta_2` is first subtracted from v, that is this class's rule:

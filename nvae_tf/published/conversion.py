@@ -3,7 +3,6 @@
 import argparse
 import csv
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -86,9 +85,8 @@ def _write_run(output: pathlib.Path, model: NVAE, schedule: LoweredRate, run: Ru
     model.optimizer.build(model.trainable_variables)
     start_averages(model)
     model.optimizer.iterations.assign(run.step)
-    check_is_free = functools.partial(check_new_folder, output, f"--output={output}")
     try:
-        with atomic_folder(output.resolve(), check_is_free) as place:
+        with atomic_folder(output.resolve(), lambda: check_new_folder(output, f"--output={output}")) as place:
             place.mkdir()
             folder, keep = RunFolder(place), run.config.train.keep_checkpoints
             TrainingState(folder.checkpoints, model, keep, schedule).save(run.step)

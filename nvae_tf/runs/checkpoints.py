@@ -121,7 +121,7 @@ def wrap_checkpoint_errors(prefix: str) -> Iterator[None]:
 class ChosenCheckpoint(NamedTuple):
     """The checkpoint of a folder to use, if there is one, and why others can't be used."""
 
-    unusable: dict[int, str]  # step -> reason; the one dict of a `_checkpoints`, which adds to it as it goes on
+    unusable: dict[int, str]  # step -> why this newer checkpoint can't be used
     score: float = float("inf")  # the score of a best checkpoint
     step: int = 0
     prefix: str | None = None  # the beginning of its files' names; None where there is no checkpoint
@@ -137,7 +137,7 @@ def find_newest(folder: pathlib.Path) -> ChosenCheckpoint:
     newest = next(_checkpoints(folder))
     # Steps in TensorFlow's list without files, as in a folder that was copied in part.
     gone = {*listed_steps(folder)} - {*steps_of_files(folder, "index|data")}
-    newest.unusable.update({step: "its files are gone" for step in gone if step >= newest.step})
+    newest.unusable.update((step, "its files are gone") for step in gone if step >= newest.step)
     if newest.prefix is None and (steps := steps_of_files(folder)):
         fault = f"the checkpoint is damaged ({newest.unusable[steps[-1]]}), and there is no other that is whole"
         fix = f"Restore its files from a copy, or delete {folder} to start the run anew{BEST_INSTEAD}"
@@ -148,11 +148,13 @@ def find_newest(folder: pathlib.Path) -> ChosenCheckpoint:
 def find_best(folder: pathlib.Path) -> ChosenCheckpoint:
     """The whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
     # There may be two, where a process was killed between writing a new best and removing the one before.
-    return min(_checkpoints(folder), key=lambda best: (best.prefix is None, best.score, best.step))
+    *whole, none = _checkpoints(folder)
+    best = min(whole, key=lambda checkpoint: (checkpoint.score, checkpoint.step), default=none)
+    return best._replace(unusable=none.unusable)
 
 
 def _checkpoints(folder: pathlib.Path) -> Iterator[ChosenCheckpoint]:
-    """Yields whole checkpoints, newest first, then one without files; all share `unusable`, the damaged ones so far."""
+    """Yields whole checkpoints, newest first, then one without files, whose `unusable` are all damaged ones."""
     unusable: dict[int, str] = {}
     for step in reversed(steps_of_files(folder, "index|data")):
         prefix = f"{folder}/step-{step}"
@@ -165,7 +167,7 @@ def _checkpoints(folder: pathlib.Path) -> Iterator[ChosenCheckpoint]:
                 if name.startswith(_MUST_BE_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
                     raise ValueError(f"{name.partition('/.ATTRIBUTES')[0]} is not finite")
             score = float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")
-            yield ChosenCheckpoint(unusable, score, step, prefix)
+            yield ChosenCheckpoint({**unusable}, score, step, prefix)
         except (MemoryError, tf.errors.ResourceExhaustedError):
             raise
         except Exception as error:
@@ -213,8 +215,8 @@ class TrainingState:
     def _keep_newest(self, step: int) -> None:
         """Removes this run's older checkpoints and what killed processes have left, and lists those that stay."""
         whole, listed = steps_of_files(self.folder), listed_steps(self.folder)
-        # Removed are checkpoints in TensorFlow's list, and newer ones, which a process left that was killed before it
-        # wrote the list. Older ones outside of the list stay: earlier versions kept some for good.
+        # Removable are listed checkpoints, and newer ones that are not listed: their process was killed before it wrote
+        # the list. Older ones that are not listed stay: earlier versions kept some on purpose.
         listed_or_newer = [earlier for earlier in whole if earlier in listed or earlier > max(listed, default=0)]
         own = [*(earlier for earlier in listed_or_newer if 0 < earlier < step and earlier not in self._unusable), step]
         # A killed process may have left data files without an index.
@@ -242,19 +244,18 @@ class TrainingState:
         checkpoint = tf.train.Checkpoint(**self._parts, loss_scale=self._loss_scale, step=variable, **others)
         write_checkpoint(folder, step, checkpoint.write)
 
-    def restore(self, report: Callable[[str], object] = print, removes_leftovers: bool = True) -> int:
+    def restore(self, report: Callable[[str], object] = print, is_chief: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `saved_step` None, where there is none.
 
-        With `removes_leftovers`, which one of several processes has, half-written files of killed processes are
-        removed, and `report` gets a line about checkpoints that can't be used. ValueError: all are damaged, or the
-        newest is of another architecture.
+        The chief of several processes also removes half-written files of killed processes, and gives `report` a line
+        about checkpoints that can't be used. ValueError: all are damaged, or the newest is of another architecture.
         """
         newest = find_newest(self.folder)
         self.saved_step, self._unusable = None, newest.unusable
         if newest.prefix is not None:
             self.saved_step = newest.step
             self._read(newest.prefix)
-        if not removes_leftovers:
+        if not is_chief:
             return newest.step
         half_written = {step: "half-written" for step in remove_partial(self.folder) if step > newest.step}
         newest = newest._replace(unusable=half_written | newest.unusable)

@@ -25,8 +25,8 @@ from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, first_words
 from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
 
-# At this interval the processes agree on whether to stop, and each checks for divergence; not at each step, because
-# the check waits for the accelerator. These steps are fixed, so that an interrupted run takes the same course.
+# At every tenth step the processes agree on whether to stop, and each checks for divergence; not at each step, because
+# the check waits for the accelerator. All runs check at the same steps, so an interrupted run takes the same course.
 _LOOK_EVERY_STEPS = 10
 # A value has grown when it is this many times its usual value, the median over the earlier half of accepted steps.
 _GROWN = 3.0
@@ -122,9 +122,7 @@ class TrainingLoop:
         return result
 
     def _train_from(self, start: int) -> tuple[int, int | None] | None:
-        """Trains from a step on. Returns None if the run has diverged and must be rolled back; else the last step, or
-        the saved one of an interrupted run, and the signal that has interrupted it, None without one.
-        """
+        """Trains from a step on; returns as `train`, or None if the run has diverged and must be rolled back."""
         run, settings, source = self.run, self.run.config.train, self.run.train_images
         how = {"start_step": start, "shard": run.replicas.shard}
         batches = training_batches(source, run.config.data, run.images_a_step, settings.seed, **how)

@@ -154,7 +154,7 @@ def by_hand(model, images, count):
         with tf.GradientTape() as tape:
             metrics, *_ = loss_terms(model, images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
         updates = {variable.path: value for variable, value in forward.updates()}
-        found.append((tape.gradient(metrics.loss, model.trainable_weights), updates, metrics[:3]))
+        found.append((tape.gradient(metrics.loss, model.trainable_weights), updates, metrics.means))
     return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)
 
 
