@@ -4,5 +4,5 @@ from nvae_tf.layers.convolution import DataDependentConvolution, StackedConvolut
 from nvae_tf.layers.normalization import FoldedPass, FoldedWeights, StackedBatchNormalization, folded_weights
 from nvae_tf.layers.packing import FirstAxisPacking, Packing
 from nvae_tf.layers.residual_cells import KerasLayers, ResidualCells, StackedSqueezeExcite
-from nvae_tf.layers.scan import StackShare, run_cells, run_steps
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer, layers_of_kind, stack_of, variables_named_alike
+from nvae_tf.layers.steps import StackShare, run_cells, run_steps

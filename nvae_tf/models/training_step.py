@@ -17,7 +17,8 @@ from nvae_tf.layers import ForwardPass, Packing
 from nvae_tf.layers.cpu_kernels import has_cpu_forms
 from nvae_tf.models.latents import PosteriorSource, batch_noise, batch_size_of
 from nvae_tf.models.passes import inference_pass, top_down_pass
-from nvae_tf.optimization.adamax import MOST_JOINED_VALUES, NVAEAdamax, apply_joined_if
+from nvae_tf.optimization.adamax import NVAEAdamax
+from nvae_tf.optimization.joined_weights import MOST_JOINED_VALUES, apply_joined_if
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 

@@ -1,24 +1,18 @@
-"""The Adamax of the published training runs: in place by TensorFlow's kernel or, for XLA, with small weights joined."""
+"""The Adamax of the published training runs, in place by TensorFlow's kernel."""
 
-import contextlib
-import contextvars
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from nvae_tf.config import real_number
-from nvae_tf.layers import Packing, cpu_kernels, variables_named_alike
+from nvae_tf.layers import cpu_kernels, variables_named_alike
 
-__all__ = ["NVAEAdamax"]  # the rest is for the training step
 _SETTINGS = ("beta_1", "beta_2", "epsilon", "l2")
 # Weights of more values than this are updated one after another on each device: all at once, their temporaries would
 # take as much memory as the activations.
 _MOST_VALUES_IN_PARALLEL = 2**16
-MOST_JOINED_VALUES = 2**19  # weights up to this many values are joined by `apply_joined_if`, for XLA on a GPU
-# The list of `postponed_assignments`; None outside of its block.
-_POSTPONED = contextvars.ContextVar("postponed", default=None)
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -32,9 +26,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         p = p - learning_rate / (1 - beta_1^t) * m / u
 
     Keras' own Adamax adds epsilon to u in the denominator and keeps the decay out of the moments. The slots of a weight
-    are `momentum` (m) and `norm` (u - epsilon, as `_make_update` explains). `apply_gradients_if` of
-    models/training_step.py chooses between `apply`, `apply_if` and `apply_joined_if`. ValueError for a learning
-    rate that is not finite or below 0, and for betas outside of [0, 1).
+    are `momentum` (m) and `norm` (u - epsilon, as `_make_update` explains). Keras calls `apply`. The training step of
+    this package (models/training_step.py) also has `apply_if` and, for XLA on a GPU, `apply_joined_if` of
+    joined_weights.py. ValueError for a learning rate that is not finite or below 0, and for betas outside of [0, 1).
     """
 
     def __init__(
@@ -46,9 +40,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         beta_1, beta_2 = real_number("beta_1", beta_1, *limits), real_number("beta_2", beta_2, *limits)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
-        # State of one call of `apply` or `apply_if`: Keras calls `update_step`, which has no arguments for them.
-        self._update: Callable[..., tf.Operation | tf.Tensor] | None = None  # as `_make_update` makes it
-        self._latest_update: dict[str, list] = {}  # by device, the latest update of a large weight
+        # Set by `apply` for `update_step`, which Keras calls, once for each weight.
+        self._update_weight: Callable | None = None
 
     @variables_named_alike()
     def build(self, variables) -> None:
@@ -103,19 +96,30 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
         return update
 
-    def update_step(self, gradient, variable, learning_rate) -> None:
-        """One step of one variable; large ones of a device wait for each other."""
-        # `variable` is TensorFlow's; the slots are Keras' variables around theirs.
-        handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
-        with tf.control_dependencies(self._latest_update.get(variable.device, [])):
-            update = self._update(*handles, gradient, tf.cast(learning_rate, tf.float32))
-        if variable.shape.num_elements() > _MOST_VALUES_IN_PARALLEL:
-            self._latest_update[variable.device] = [update]
+    def _one_after_another(self, update: Callable) -> Callable:
+        """A function of a gradient, a weight and the learning rate, for one step: it updates that weight.
+
+        `update` is made by `_make_update`. The updates of large weights wait for each other, on each device.
+        """
+        latest: dict[str, list] = {}  # by device, the latest update of a large weight
+
+        def update_weight(gradient, variable: tf.Variable, learning_rate) -> None:
+            handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
+            with tf.control_dependencies(latest.get(variable.device, [])):
+                updated = update(*handles, gradient, tf.cast(learning_rate, tf.float32))
+            if variable.shape.num_elements() > _MOST_VALUES_IN_PARALLEL:
+                latest[variable.device] = [updated]
+
+        return update_weight
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`, which calls `update_step` for each."""
-        self._update, self._latest_update = self._make_update(self.beta_1_power()), {}
+        self._update_weight = self._one_after_another(self._make_update(self.beta_1_power()))
         super().apply(grads, trainable_variables)
+
+    def update_step(self, gradient, variable, learning_rate) -> None:
+        """One step of one variable, for Keras."""
+        self._update_weight(gradient, variable, learning_rate)
 
     def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
         """`apply` if a condition holds, for one replica and where `is_plain`.
@@ -134,78 +138,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                     self._make_update(power)(weight, momentum, norm, gradient, rate)
 
                 tf.cond(condition, update, lambda: None)
-                return tf.identity(condition)  # the next large weight waits for this call (`update_step`)
+                return tf.identity(condition)  # what the next large weight waits for
 
-            self._update, self._latest_update, rate = update_if, {}, tf.convert_to_tensor(self.learning_rate)
+            update_weight, rate = self._one_after_another(update_if), tf.convert_to_tensor(self.learning_rate)
             for gradient, variable in zip(grads, trainable_variables, strict=True):
-                self.update_step(gradient, variable.value, rate)
+                update_weight(gradient, variable.value, rate)
         self.iterations.assign_add(tf.where(condition, 1, 0))
-
-
-@contextlib.contextmanager
-def postponed_assignments() -> Iterator[list[tuple[Callable[[list], None], list]]]:
-    """Yields a list. A training step in this block assigns no small weights, but adds `(assign, tensors)` to the list.
-
-    `training/strategy.py` has XLA's program return these tensors, the new values of joined weights, and then calls
-    `assign(tensors)` outside of the program: inside, XLA would take a kernel for each weight to cut the joined tensors.
-    """
-    token = _POSTPONED.set([])
-    try:
-        yield _POSTPONED.get()
-    finally:
-        _POSTPONED.reset(token)
-
-
-def apply_joined_if(
-    optimizer: NVAEAdamax, condition: tf.Tensor, gradients: Sequence[tf.Tensor], weights: Sequence[keras.Variable]
-) -> None:
-    """`optimizer.apply(gradients, weights)` if a condition holds, where `optimizer.is_plain`; made for XLA on one GPU.
-
-    XLA compiles kernels for each tensor that a program updates, and a model has hundreds of weights. Here the small
-    ones are joined into few tensors, which take the step, and are cut again, outside of XLA's program. The condition
-    chooses between values: a branch would have XLA's program copy every variable several times.
-    """
-    optimizer.build(list(weights))  # unless it is built
-    corrected_rate = optimizer.learning_rate / (1.0 - optimizer.beta_1_power())
-
-    def values_after(gradient, weight, momentum, norm) -> list[tf.Tensor]:
-        """The rule of `NVAEAdamax`, where the slot `norm` is u - epsilon, in operations that XLA fuses into one."""
-        gradient += optimizer.l2 * weight
-        new_momentum = momentum + (1.0 - optimizer.beta_1) * (gradient - momentum)
-        new_norm = tf.maximum(optimizer.beta_2 * norm - optimizer.epsilon * (1.0 - optimizer.beta_2), tf.abs(gradient))
-        new_weight = weight - corrected_rate * (new_momentum / (new_norm + optimizer.epsilon))
-        pairs = (new_weight, weight), (new_momentum, momentum), (new_norm, norm)
-        return [tf.where(condition, *pair) for pair in pairs]
-
-    small = []  # tuples (gradient, weight, momentum, norm)
-    for gradient, weight in zip(gradients, weights, strict=True):
-        variables = weight, *optimizer.slots_of(weight)
-        if weight.shape.num_elements() <= MOST_JOINED_VALUES:
-            small.append((gradient, *variables))
-            continue
-        values = values_after(gradient, *map(tf.convert_to_tensor, variables))
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-
-    if small:
-        small_gradients, *columns = zip(*small, strict=True)  # columns of weights, momentums and norms
-        _apply_to_small(values_after, small_gradients, columns)
-    optimizer.iterations.assign_add(tf.where(condition, 1, 0))
-
-
-def _apply_to_small(values_after: Callable[..., list[tf.Tensor]], gradients: Sequence, columns: list[tuple]) -> None:
-    """Assigns the values after a step to small weights and to their two slots, the `columns`; or postpones that."""
-    packing = Packing(columns[0], MOST_JOINED_VALUES)
-    packed_columns = [packing.pack(list(map(tf.convert_to_tensor, column))) for column in (gradients, *columns)]
-    # For each packed tensor: the new weights, momentums and norms.
-    joined = [values_after(*packed) for packed in zip(*packed_columns, strict=True)]
-
-    def assign(joined: list[list[tf.Tensor]]) -> None:
-        for column, values in zip(columns, zip(*joined, strict=True), strict=True):
-            for variable, value in zip(column, packing.unpack(values), strict=True):
-                variable.assign(value)
-
-    if (postponed := _POSTPONED.get()) is None:
-        assign(joined)
-    else:
-        postponed.append((assign, joined))

@@ -14,7 +14,7 @@ import tensorflow as tf
 from nvae_tf.config import TrainConfig
 from nvae_tf.evaluation.task import Workers
 from nvae_tf.models.training_step import train_step
-from nvae_tf.optimization.adamax import postponed_assignments
+from nvae_tf.optimization.joined_weights import postponed_assignments
 from nvae_tf.replicas import ALL, divided, gpus, select_devices, shard_from_environment
 from nvae_tf.training.launcher import STOPPING_SIGNALS
 

@@ -11,11 +11,11 @@ import tensorflow as tf
 from nvae_tf import presets
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.generation.sampling import generate_images
-from nvae_tf.layers import cpu_kernels, scan
+from nvae_tf.layers import cpu_kernels, scan, steps
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import batch_noise
-from nvae_tf.optimization import NVAEAdamax, adamax
-from nvae_tf.optimization.adamax import postponed_assignments
+from nvae_tf.optimization import NVAEAdamax, joined_weights
+from nvae_tf.optimization.joined_weights import postponed_assignments
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.loading import model_for_training
 from nvae_tf.training.strategy import step_function
@@ -76,8 +76,8 @@ DRAWN = {
 
 @pytest.mark.parametrize("variant", DRAWN)
 def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
-    loops, loop = [], scan.scan_for_inference
-    monkeypatch.setattr(scan, "scan_for_inference", lambda *given: loops.append(given) or loop(*given))
+    loops, loop = [], steps.scan_for_inference
+    monkeypatch.setattr(steps, "scan_for_inference", lambda *given: loops.append(given) or loop(*given))
     settings, how = DRAWN[variant]
     precision = "mixed_bfloat16" if variant == "half precision" else None
     model = shaken(tiny_model(dtype=precision, label_dropout=0.1, **SETTINGS | settings))
@@ -192,7 +192,7 @@ def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(
 ):
     plain, model = model_of(**settings), model_of(**settings)
     model.scan = for_gpus
-    monkeypatch.setattr(adamax, "MOST_JOINED_VALUES", 100)
+    monkeypatch.setattr(joined_weights, "MOST_JOINED_VALUES", 100)
     monkeypatch.setattr(cpu_kernels, "gpus", lambda: for_gpus)
     compiled = step_function(tf.distribute.get_strategy(), model, is_jit=True)
     assert_near(after(model, compiled), after(plain, tf.function(plain.train_step, autograph=False)))

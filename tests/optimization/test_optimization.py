@@ -14,11 +14,11 @@ from nvae_tf.optimization import (
     RunawayGuard,
     StepGuard,
     WarmupCosine,
-    adamax,
     average_of_weights,
     averaged_weights,
+    joined_weights,
 )
-from nvae_tf.optimization.adamax import apply_joined_if
+from nvae_tf.optimization.joined_weights import apply_joined_if
 from nvae_tf.runs.checkpoints import TrainingState
 from nvae_tf.runs.run_folder import open_for_training
 from tests.tiny_model import assert_near, assert_same, images_of, tiny_config, tiny_model, values
@@ -61,7 +61,7 @@ def expected_weights(steps, learning_rate=1e-2, beta_1=0.9, beta_2=0.999, epsilo
 @pytest.mark.parametrize("settings", [{}, OTHER_SETTINGS, dict(learning_rate=SCHEDULE, l2=0.0)])
 def test_several_steps(settings, monkeypatch):
     """Eagerly, in a graph, and with small weights joined, in turn."""
-    monkeypatch.setattr(adamax, "MOST_JOINED_VALUES", 100)
+    monkeypatch.setattr(joined_weights, "MOST_JOINED_VALUES", 100)
     steps, variables = gradients_of_steps(), [keras.Variable(value) for value in start()]
     optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(NVAEAdamax(**settings)))
     optimizer.build(variables)
@@ -78,7 +78,7 @@ def test_several_steps(settings, monkeypatch):
 
 
 def test_a_joined_step_builds_the_optimizer_and_needs_no_small_weight(monkeypatch):
-    monkeypatch.setattr(adamax, "MOST_JOINED_VALUES", 0)
+    monkeypatch.setattr(joined_weights, "MOST_JOINED_VALUES", 0)
     variables = [keras.Variable(value) for value in start()]
     (gradients,) = gradients_of_steps(1)
     apply_joined_if(NVAEAdamax(), tf.constant(True), list(map(tf.constant, gradients)), variables)
