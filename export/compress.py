@@ -60,7 +60,7 @@ def main(
     data = compress(source, levels, labels, about | {"model": workdir}, chunk, tolerance, verify, progress)
     atomic_write(place, data)
     bits, chunks = 8 * len(data), 8 * sum(len(each.data) for each in encoded)
-    status.keep(
+    status.print(
         f"{counted(len(levels), 'image')} in {len(data):,} bytes: {bits / len(levels):,.2f} bits an image, "
         f"{bits / levels.size:.4f} bits/dim\n"
         f"    marks of values near a tie, for other machines   {sum(each.marks for each in encoded) / bits:.2%}\n"

@@ -53,7 +53,7 @@ def main(
                 yield levels
 
     write_set(pathlib.Path(output), chunks(), source.model.config.num_bits, header)
-    status.keep(f"{counted(header['images'], 'image')} in {output}")
+    status.print(f"{counted(header['images'], 'image')} in {output}")
 
 
 run = command_line.command(main, words="input")

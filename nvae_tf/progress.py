@@ -14,7 +14,7 @@ class Report(NamedTuple):
     """Where work that may take minutes reports: a line with the fraction that is done, and text that stays."""
 
     progress: Callable[[str, float], object] = lambda text, fraction: None
-    keep: Callable[[str], object] = lambda text: None
+    print: Callable[[str], object] = lambda text: None
 
 
 class StatusLine:
@@ -38,7 +38,7 @@ class StatusLine:
             bar = "" if fraction is None else f"{'#' * round(6 * fraction):6} "
             self._write(f"{bar}{text}"[: shutil.get_terminal_size().columns - 1], end="")
         else:
-            self.keep(text)
+            self.print(text)
 
     def show_if_due(self, text: str, fraction: float | None = None) -> None:
         """Shows a line, if enough time has passed since the last."""
@@ -50,7 +50,7 @@ class StatusLine:
         if self._is_terminal or self.is_due:
             self.show(text)
 
-    def keep(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Writes a line that stays."""
         self._write(text, end="\n")
 
@@ -64,7 +64,7 @@ class StatusLine:
     def report(self) -> Report:
         """This line as the place where the loading of data reports."""
         self._shown_at = time.monotonic()  # a moment's work need not be reported
-        return Report(self.show_if_due, self.keep)
+        return Report(self.show_if_due, self.print)
 
 
 class ImageProgress:

@@ -23,7 +23,7 @@ def test_a_log_gets_a_plain_line_a_minute(clock):
     for text in ("step 1", "step 20", "step 50"):
         status.show_if_due(text, 0.5)
         clock.now += 31.0
-    status.keep("done")
+    status.print("done")
     assert stream.getvalue() == "step 1\nstep 50\ndone\n"
 
 
@@ -35,7 +35,7 @@ def test_a_terminal_gets_one_line_with_a_bar_that_is_cut_to_its_width(width, mon
         status = StatusLine(stream)
         status.show_if_due("loading " + "x" * 90)
         status.show("step 50/100  loss 3.25 " + "x" * 90, 0.5)
-        status.keep("done \udcff")
+        status.print("done \udcff")
     output = b""
     # The system hands on in pieces what was written.
     while not output.endswith(b"udcff\r\n"):

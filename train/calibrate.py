@@ -29,7 +29,7 @@ def main(
 
     made = calibrate_run(workdir, checkpoint, images, batch_size, data_path)
     ranked = f"p-values are ranks among {len(made.kl):,} test images, so at least {1 / (1 + len(made.kl)):.1g}"
-    progress.StatusLine().keep(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
+    progress.StatusLine().print(f"written to {RunFolder(workdir).outliers_file}; {ranked}")
 
 
 run = command_line.command(main)

@@ -96,10 +96,10 @@ def main(
         evaluate_run(workdir, metrics, importance_samples, fid, checkpoint, split, batch_size, seed, data_path, **how)
         chosen.leave()
     if not chosen.is_chief:
-        progress.StatusLine().keep(f"worker {chosen.shard.index}: done; worker 0 writes the metrics")
+        progress.StatusLine().print(f"worker {chosen.shard.index}: done; worker 0 writes the metrics")
         return
     file = RunFolder(workdir).evaluation_file(split)
-    progress.StatusLine().keep(f"written to {file} and {file.with_suffix('.txt')}")
+    progress.StatusLine().print(f"written to {file} and {file.with_suffix('.txt')}")
 
 
 def _check_metrics(metrics: Sequence[str], extractor: str | None, inception: str | None) -> None:

@@ -139,7 +139,7 @@ def _main(mode: str) -> None:
     run = TrainedRun(workdir, FLAGS.checkpoint)
     made = task(run, **arguments)
     _write(mode, run, place, made, tasks.provenance(task, values))
-    progress.StatusLine().keep(f"{made.text}, from step {run.step:,}, in {place.path}")
+    progress.StatusLine().print(f"{made.text}, from step {run.step:,}, in {place.path}")
 
 
 def run() -> None:

@@ -47,7 +47,7 @@ def main(
     about = figures.Provenance(config.data.name, command=command, channels=config.data.display_channels)
     figures.save_figure(figures.data_images(shown, about), file, raw)
     train, test = (sum(len(shown[name]) for name in shown if name.startswith(part)) for part in ("train", "test"))
-    status.keep(f"{train} training images above {test} test images in {file}")
+    status.print(f"{train} training images above {test} test images in {file}")
 
 
 run = command_line.command(main)

@@ -53,7 +53,7 @@ def main(
     gpus = launcher.gpus_of_processes(processes, gpus_per_process)
 
     def report(text: str) -> None:
-        progress.StatusLine(sys.stderr).keep(f"nvae-launch: {text}")
+        progress.StatusLine(sys.stderr).print(f"nvae-launch: {text}")
 
     if processes > 1:
         files.check_writable(folder, f"--log_dir={folder}")

@@ -60,7 +60,7 @@ def main(workdir: Annotated[str, "Run folder: new, empty, or of the same run."])
         # One of several workers was started by a launcher, with another command.
         end = "." if "TF_CONFIG" in os.environ else f":\n    {command}"
         text = f"Run interrupted at step {step} by {by}; checkpoint saved. The same command continues from there"
-        progress.StatusLine().keep(text + end)
+        progress.StatusLine().print(text + end)
         sys.exit(128 + signal_number)  # the exit codes of shells: 130 for Ctrl-C, 143 for SIGTERM
 
 

@@ -41,7 +41,7 @@ def main(
     from nvae_tf.training.prior import learn_prior
 
     about = learn_prior(workdir, groups, kind, steps, proposals, importance_samples, checkpoint, seed, data_path)
-    progress.StatusLine().keep(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
+    progress.StatusLine().print(f"{prior_text(about)}\nwritten to {pathlib.Path(workdir, 'prior.npz')}")
 
 
 run = command_line.command(main)

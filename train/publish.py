@@ -30,7 +30,7 @@ def main(
     scores = "" if published.has_scores else ", without scores: nvae-evaluate has not measured this checkpoint"
     size = f"{published.num_files} files, {published.num_bytes / 1e6:.1f} MB"
     text = f"Published {workdir}, step {published.step:,}: {published.url} ({size}{scores})."
-    progress.StatusLine().keep(f'{text} nvae_tf.load("{HUB}{repo}") loads it.')
+    progress.StatusLine().print(f'{text} nvae_tf.load("{HUB}{repo}") loads it.')
 
 
 run = command_line.command(main)

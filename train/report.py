@@ -44,8 +44,8 @@ def main(
         page = compare_runs(workdir)
     files.atomic_write(place.path, page)
     for line in missing:
-        status.keep(f"not on the page: {line}")
-    status.keep(f"written to {place.path}")
+        status.print(f"not on the page: {line}")
+    status.print(f"written to {place.path}")
 
 
 run = command_line.command(main, words="workdir")

@@ -26,21 +26,21 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
     check_model_fits(config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
     epoch = pipeline.steps_per_epoch(train.count, batch_size)
-    status.keep(_form(spec, config))
+    status.print(_form(spec, config))
     if spec.labels:
         names = train.class_names
         in_parts = (np.bincount(part.labels, minlength=len(names)) for part in (train, test))
         each = [f"{name} ({trained:,} / {tested:,})" for name, trained, tested in zip(names, *in_parts, strict=True)]
         more = [f"and {len(each) - _CLASSES_SHOWN:,} more"] if len(each) > _CLASSES_SHOWN else []
         shown = ", ".join(each[:_CLASSES_SHOWN] + more)
-        status.keep(f"classes      {len(each):,} (training / test images): {shown}")
+        status.print(f"classes      {len(each):,} (training / test images): {shown}")
     spec = pipeline.images_alone(spec)
     training = pipeline.training_batches(train, spec, batch_size, config.train.seed)
     testing = pipeline.evaluation_batches(test, spec, batch_size, seed=0).repeat()
     for name, source, dataset in (("train", train, training), ("test", test, testing)):
         statistics = _statistics(pipeline.iterate(dataset, source), source.count, spec, seconds)
-        status.keep(f"{name:12s} {source.count:,} images; {statistics}")
-    status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
+        status.print(f"{name:12s} {source.count:,} images; {statistics}")
+    status.print(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
     if config.data.labels:
         shown = {}
         for name, source in (("training", train), ("test", test)):

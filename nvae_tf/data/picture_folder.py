@@ -154,10 +154,10 @@ def _usable(spec: DataSpec, split: str, names: list[str], report: Report) -> lis
         raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
     if converted:
         form = f"{spec.channels} channels, {spec.file_bits} bits"
-        report.keep(f"Converted {converted:,} of {len(usable):,} {split} pictures to {form}")
+        report.print(f"Converted {converted:,} of {len(usable):,} {split} pictures to {form}")
     if problems:
         skipped = f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}:"
-        report.keep("\n    ".join([skipped, *problems[:5], *(["..."] if len(problems) > 5 else [])]))
+        report.print("\n    ".join([skipped, *problems[:5], *(["..."] if len(problems) > 5 else [])]))
     return usable
 
 

@@ -131,7 +131,7 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> Any:
         return named_extractor(settings.extractor)
     extractor = Inception(settings.inception, task.strategy)
     if not extractor.is_published:
-        task.status.keep("Note: not the published Inception graph, as far as is known: compare the distance with care.")
+        task.status.print("Note: this is probably not the published Inception graph: compare the distance with care.")
     return extractor
 
 
@@ -142,7 +142,7 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: Any) -> 
         # Every worker by itself, with the same result; the copy is on all replicas, as the model is.
         with task.strategy.scope():
             model, shift = readjusted(model, temperature, settings.batch_norm_iterations, seed=task.seed, prior=prior)
-        task.status.keep(shift)
+        task.status.print(shift)
     generator = ImageGenerator(model, task.strategy)
 
     def batch_seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
@@ -183,7 +183,7 @@ def _real_statistics(task: EvaluationTask, extractor: Any) -> FeatureStatistics:
     with contextlib.suppress(FileNotFoundError, ValueError):  # made again where the file is damaged
         arrays = read_arrays(file, schema | {"count": Field("whole number", (), 2)})
         return FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
-    task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
+    task.status.print(f"features of the {source.count:,} training images, to be kept in {file}")
     progress = ImageProgress(task.status.show_if_due, source.count)
 
     def features() -> Iterator[np.ndarray]:

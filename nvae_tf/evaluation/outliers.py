@@ -139,7 +139,7 @@ def measure_outliers(task: EvaluationTask, sets: Sequence[ImageSet]) -> tuple[di
         return {"reconstruction": reconstruction.numpy(), "kl": kl.numpy()}
 
     for source, spec in sets:
-        task.status.keep(f"{spec.name}: {source.count:,}")
+        task.status.print(f"{spec.name}: {source.count:,}")
         work, inputs = f"outliers {content_digest(source, spec)}", functools.partial(task.batches, source, spec)
         batches = [*task.shared_batches(work, source.count, task.batch_size, inputs, compute)]
         columns = [np.concatenate([batch[part] for batch in batches]) for part in ("reconstruction", "kl")]

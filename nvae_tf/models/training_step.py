@@ -66,7 +66,7 @@ def train_step(model, images: tf.Tensor, labels: tf.Tensor | None = None) -> dic
         variable.assign(tf.where(accepted, value, variable))
     batch_size = batch_size_of(images) * replica_count()
     _on_all_replicas_if(accepted, lambda step_metrics: model.running.track(step_metrics, batch_size), metrics)
-    model.recent.keep(metrics, accepted)
+    model.recent.record(metrics, accepted)
     model.step_guard.observe(metrics.loss, accepted)
     model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
     return metric_values(model.running.training_metrics)
@@ -341,19 +341,19 @@ class RecentMetrics:
         self._rows = tf.Variable(tf.zeros([self.STEPS, 1 + num_groups + num_layers]), name="recent_metrics", **shared)
         self._count = tf.Variable(0, dtype=tf.int64, name="recent_steps", **shared)
 
-    def keep(self, metrics: StepMetrics, accepted: tf.Tensor) -> None:
-        """Keeps the metrics of a step, in place of the oldest."""
+    def record(self, metrics: StepMetrics, accepted: tf.Tensor) -> None:
+        """Records the metrics of a step, in place of the oldest."""
         row = tf.concat([[tf.cast(accepted, tf.float32)], metrics.kl_per_group, metrics.spectral_norms], axis=0)
         place = tf.convert_to_tensor(self._count) % self.STEPS
         self._rows.assign(tf.tensor_scatter_nd_update(self._rows, [[place]], [row]))
         self._count.assign(self._count + 1)
 
     def forget(self) -> None:
-        """Drops all that is kept."""
+        """Drops all that is recorded."""
         self._count.assign(0)
 
     def read(self) -> RecentSteps:
-        """All that is kept."""
+        """All that is recorded."""
         count, rows = int(self._count.numpy()), self._rows.numpy()
         in_order = [step % self.STEPS for step in range(max(count - self.STEPS, 0), count)]
         accepted, kl, norms = np.split(rows[in_order], [1, 1 + self._num_groups], axis=1)

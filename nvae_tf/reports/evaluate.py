@@ -32,7 +32,7 @@ from nvae_tf.models.latents import active_channels
 from nvae_tf.models.outlier_scores import outlier_parts
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
-from nvae_tf.reports.model_card import keep_model_card
+from nvae_tf.reports.model_card import update_model_card
 from nvae_tf.runs.checkpoints import checkpoint_sha256
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.run_folder import RunFolder, check_class_names, read_run_config
@@ -124,7 +124,7 @@ def _measure_likelihood(task: EvaluationTask, metrics: Sequence[str], importance
     measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
     if not task.trained.config.model.has_masses:
         name = task.trained.config.model.likelihood
-        task.status.keep(f"no bits/dim: the likelihood {name} is a density, without `exact_masses = True`")
+        task.status.print(f"no bits/dim: the likelihood {name} is a density, without `exact_masses = True`")
         in_bits = "num_values", "bits_per_dim", "importance_weighted_bits_per_dim"
         measured = {name: value for name, value in measured.items() if name not in in_bits}
     return measured | ({"latents": _latents_metrics(task, likelihood)} if "latents" in metrics else {})
@@ -169,7 +169,7 @@ def _write_scores(task: EvaluationTask, likelihood: Likelihood, file: pathlib.Pa
     # The name of a file need not be Unicode.
     with atomic_file(file) as partial, partial.open("w", newline="", errors="surrogateescape") as lines:
         csv.writer(lines).writerows([columns, *zip(*columns.values(), strict=True)])
-    task.status.keep(f"scores of every image: {file}")
+    task.status.print(f"scores of every image: {file}")
 
 
 def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def _can_draw(status: StatusLine) -> bool:
     """Whether matplotlib, an extra, is installed; where it is not, the line says so once."""
     is_installed = importlib.util.find_spec("matplotlib") is not None
     if not is_installed:
-        status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
+        status.print('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
     return is_installed
 
 
@@ -267,7 +267,7 @@ def _save_figures(task: EvaluationTask, drawn: Mapping[str, tuple[Any, ...]], **
     provenance = figures.Provenance(task.folder.path.absolute().name, **origin)
     for name, (function, *data) in drawn.items():
         figures.save_figure(getattr(figures, function)(*data, about=provenance), task.folder.evaluation / name)
-        task.status.keep(f"figure: {task.folder.evaluation / name}")
+        task.status.print(f"figure: {task.folder.evaluation / name}")
     return [f"{task.folder.evaluation.name}/{name}" for name in drawn]
 
 
@@ -301,8 +301,8 @@ def write_evaluation(task: EvaluationTask, measured: dict[str, Any], command: st
         metrics["command"] = "\n".join([*before, command])
     atomic_write(file, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
-    task.status.keep(f"{table(provenance | measured)}\n")
-    keep_model_card(task.folder, task.trained.model, task.status.keep)
+    task.status.print(f"{table(provenance | measured)}\n")
+    update_model_card(task.folder, task.trained.model, task.status.print)
 
 
 def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -318,5 +318,5 @@ def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any
         what = "is of another checkpoint, other images or another seed"
     task.folder.evaluation.mkdir(exist_ok=True)
     file.replace(task.folder.evaluation / aside)
-    task.status.keep(f"{file}: {what}; it is kept as {task.folder.evaluation / aside}")
+    task.status.print(f"{file}: {what}; it is kept as {task.folder.evaluation / aside}")
     return {}

@@ -151,9 +151,9 @@ def sample(
     classes, model = _classes(run, labels, count), run.model
     if batch_norm_iterations:
         model, text = readjusted(model, temperature, batch_norm_iterations, seed=seed, prior=prior)
-        StatusLine().keep(text)
+        StatusLine().print(text)
     if prior == "model" and guidance == 1.0 and not isinstance(model.reweighted_prior, str):
-        StatusLine().keep("This model has a reweighted prior: --prior=reweighted draws from it (docs/prior.md).")
+        StatusLine().print("This model has a reweighted prior: --prior=reweighted draws from it (docs/prior.md).")
     how = {"guidance": guidance, "prior": prior, "mean": pixels == "mean", "labels": classes}
     images = generate_images(model, count, temperature, seed, progress=_progress(count), **how)
     names = run.class_names

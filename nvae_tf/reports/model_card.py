@@ -174,7 +174,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None, place: st
         atomic_write(file, content)
 
 
-def keep_model_card(folder: RunFolder, model: NVAE, report: Callable[[str], None]) -> None:
+def update_model_card(folder: RunFolder, model: NVAE, report: Callable[[str], None]) -> None:
     """Writes the card of a run and its built model; where that fails, reports it in a line, and the command goes on."""
     try:
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))

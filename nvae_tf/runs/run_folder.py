@@ -164,7 +164,7 @@ class MetricsFile:
                         self.damaged -= int(row["step"]) not in self.rows
                         self._columns, self.rows[int(row["step"])] = [*lines.fieldnames], row
 
-    def keep_until(self, step: int) -> None:
+    def drop_after(self, step: int) -> None:
         """Drops the lines after a step, and damaged and repeated lines."""
         self.rows = {number: row for number, row in sorted(self.rows.items()) if number <= step}
         self._write()

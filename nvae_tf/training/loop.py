@@ -17,13 +17,13 @@ from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.errors import first_line
 from nvae_tf.models import NVAE
 from nvae_tf.progress import StatusLine
-from nvae_tf.reports.model_card import keep_model_card
+from nvae_tf.reports.model_card import update_model_card
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training import strategy
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs, first_words
-from nvae_tf.training.run import Run, note_environment, note_images, run_of_folder
+from nvae_tf.training.run import Run, run_of_folder, write_environment, write_images
 
 # At every tenth step the processes agree on whether to stop, and each checks for divergence; not at each step, because
 # the check waits for the accelerator. All runs check at the same steps, so an interrupted run takes the same course.
@@ -45,22 +45,22 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     the data can't be downloaded. WorkerLost: another of several processes has ended.
     """
     replicas, folder = strategy.chosen_replicas(config.train), RunFolder(workdir)
-    lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
+    lock = lock_for_training(folder, StatusLine().print) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
         run, step_on_replicas = _open_run(config, folder, replicas)
         state = TrainingState(folder.checkpoints, run.model, config.train.keep_checkpoints, run.schedule)
-        step, started = state.restore(StatusLine().keep, replicas.is_chief), time.monotonic()
+        step, started = state.restore(StatusLine().print, replicas.is_chief), time.monotonic()
         replicas.check_same_step(step, folder.path)
         with StopRequest() as stop:
             # Several processes can stop only together (`signal_at`), so a signal must not break off one's evaluation:
             # their outputs get a request that no signal sets.
             outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
-            _note_start(folder, run, outputs, step)
+            _report_start(folder, run, outputs, step)
             try:
                 end, signal_number = TrainingLoop(folder, run, step_on_replicas, state, outputs, stop).train(step)
             finally:
                 if replicas.is_chief:
-                    keep_model_card(folder, run.model, outputs.status.keep)
+                    update_model_card(folder, run.model, outputs.status.print)
             replicas.leave()
     if signal_number is None:
         outputs.report_end(end - step, time.monotonic() - started)
@@ -81,23 +81,23 @@ def _open_run(config: ExperimentConfig, folder: RunFolder, replicas: strategy.Re
     if replicas.is_chief:
         replicas.wait_for_all()
     if config.train.keep_checkpoint_every_hours:
-        StatusLine().keep("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
+        StatusLine().print("Note: train.keep_checkpoint_every_hours has no effect: the newest checkpoints stay.")
     run.model.scan = scan
     return run, strategy.step_function(replicas.strategy, run.model, is_jit)
 
 
-def _note_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> None:
+def _report_start(folder: RunFolder, run: Run, outputs: RunOutputs, step: int) -> None:
     """Reports what the run is, and writes into its folder what is known before the first step."""
-    outputs.status.keep(first_words(folder, run, step))
+    outputs.status.print(first_words(folder, run, step))
     if run.replicas.is_chief:
         if outputs.metrics.damaged:
             report = f"lines that are damaged or there twice: {outputs.metrics.damaged}, dropped."
-            outputs.status.keep(f"{folder.metrics_file}: {report}")
-        outputs.metrics.keep_until(step)
-        note_images(folder.images_file, run, outputs.status.keep)
+            outputs.status.print(f"{folder.metrics_file}: {report}")
+        outputs.metrics.drop_after(step)
+        write_images(folder.images_file, run, outputs.status.print)
         if step < run.config.objective.total_steps:
-            note_environment(folder.environment_file)
-        keep_model_card(folder, run.model, outputs.status.keep)
+            write_environment(folder.environment_file)
+        update_model_card(folder, run.model, outputs.status.print)
 
 
 @dataclasses.dataclass
@@ -148,7 +148,7 @@ class TrainingLoop:
                     self.step_on_replicas(run.replicas.divided(next(batches)))
                 if (step + 1) % _LOOK_EVERY_STEPS == 0 and skipped_in_a_row(run.model) >= settings.refused_steps:
                     return None
-                self.outputs.note_step(step + 1)
+                self.outputs.step_taken(step + 1)
                 if self._is_checkpoint_due(step + 1):
                     self._save(step + 1)
         except BadPicture:
@@ -178,7 +178,7 @@ class TrainingLoop:
         try:
             start_or_stop(*arguments)
         except Exception as error:
-            StatusLine().keep(f"The profile of train.profile_steps fails: {first_line(error)}")
+            StatusLine().print(f"The profile of train.profile_steps fails: {first_line(error)}")
 
     def signal_at(self, step: int) -> int | None:
         """The signal that all processes stop for at this step, because one of them has received it."""
@@ -207,7 +207,7 @@ class TrainingLoop:
 
     def _roll_back(self) -> int:
         """Goes back to the latest checkpoint, with half the learning rate; ValueError for once too often."""
-        is_chief, report = self.run.replicas.is_chief, self.outputs.status.keep
+        is_chief, report = self.run.replicas.is_chief, self.outputs.status.print
         model, schedule = self.run.model, self.run.schedule
         number, reason = int(schedule.rollbacks.numpy()) + 1, reason_of_skips(model)
         if number > self.run.config.train.rollbacks:
@@ -227,7 +227,7 @@ class TrainingLoop:
         report(f"{reason}. Back to step {step:,}, with {0.5**number:g} of the learning rate.")
         self.run.replicas.check_same_step(step, self.state.folder)
         if is_chief:
-            self.outputs.metrics.keep_until(step)
+            self.outputs.metrics.drop_after(step)
         return step
 
 

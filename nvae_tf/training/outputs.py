@@ -57,9 +57,9 @@ class RunOutputs:
                 f"better).\nNext: nvae-evaluate --workdir={place}\n"
                 f"      nvae-generate --workdir={place} --output=samples.png"
             )
-        self.status.keep(words)
+        self.status.print(words)
 
-    def note_step(self, step: int) -> None:
+    def step_taken(self, step: int) -> None:
         """Counts a training step, shows a line about it if enough time has passed, and writes the curves if due."""
         self._speed.count_step()
         if self._is_due(step, self._settings.log_every_steps):
@@ -188,7 +188,7 @@ class RunOutputs:
             | {f"test_{name}": value for name, value in measured.items()}
             | {"images_per_second": self._images_per_second(), "active_units": int(active.sum())}
         )
-        self.status.keep(f"step {step:,}: test {self._score_text(test.nelbo_nats)}")
+        self.status.print(f"step {step:,}: test {self._score_text(test.nelbo_nats)}")
 
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Writes reconstructions and samples for TensorBoard, and last a file, which shows that all are there."""

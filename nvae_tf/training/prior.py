@@ -38,7 +38,7 @@ from nvae_tf.models.passes import top_down_pass
 from nvae_tf.models.reweighted_prior import ReweightedPrior, check_settings, made_ratios
 from nvae_tf.models.training_step import kept_labels
 from nvae_tf.progress import StatusLine
-from nvae_tf.reports.model_card import keep_model_card
+from nvae_tf.reports.model_card import update_model_card
 from nvae_tf.runs.companions import write_prior
 from nvae_tf.runs.loading import load_run
 from nvae_tf.runs.run_folder import RunFolder, read_run_config
@@ -105,7 +105,7 @@ def learn_prior(
         batches = _test_batches(test, spec, max(1, _BOUND_ROWS_AT_ONCE // importance_samples), _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, seed)
         write_prior(folder.prior_file, model, run.step, reweighted)
-    keep_model_card(folder, model, status.keep)
+    update_model_card(folder, model, status.print)
     return about
 
 
@@ -133,7 +133,7 @@ def _training_posteriors(
     # Twice: in batches, and joined.
     fitting = max(1, psutil.virtual_memory().available // (8 * image_bytes))
     if fitting < source.count:
-        status.keep(f"learning from {fitting:,} of the {source.count:,} training images, which fit into the memory")
+        status.print(f"learning from {fitting:,} of the {source.count:,} training images, which fit into the memory")
     size = min(_IMAGES_AT_ONCE, max(1, _ROWS_AT_ONCE // draws), source.count, fitting)
     number = min(source.count, fitting) // size
     # As in training: in a random order, mirrored where images are, binarized.

@@ -64,7 +64,7 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, epoch, total_steps)
         if config.train.initialize_from is not None and not steps_of_files(folder.checkpoints):
-            StatusLine().keep(initialize(model, config.train.initialize_from)[1])
+            StatusLine().print(initialize(model, config.train.initialize_from)[1])
         model.optimizer.build(model.trainable_variables)
     run = Run(config, epoch, train, test, holds_out(config.data), model, schedule, replicas)
     check_images_a_step(folder.images_file, run)
@@ -81,7 +81,7 @@ def check_images_a_step(file: pathlib.Path, run: Run) -> None:
         )
 
 
-def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> None:
+def write_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> None:
     """Writes `images.json`, and reports it where the numbers of images of the data set have changed."""
     before = ImageCounts.read(file)
     names = run.train_images.class_names if run.config.data.labels else None
@@ -96,7 +96,7 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
         atomic_write(file, now.text())
 
 
-def note_environment(file: pathlib.Path) -> None:
+def write_environment(file: pathlib.Path) -> None:
     """Writes the hardware and the versions with which a run is trained into `environment.json`, for its page."""
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     names = collections.Counter(details.get("device_name", "GPU") for details in gpus)

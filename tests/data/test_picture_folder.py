@@ -133,7 +133,7 @@ def test_a_picture_that_cannot_be_used_is_named_with_the_fix_or_skipped(kind, tm
     assert "\n" not in said
     assert load_split(spec, "test").count == 2
     kept = []
-    source = load_split(dataclasses.replace(spec, on_bad_file="skip"), "train", Report(keep=kept.append))
+    source = load_split(dataclasses.replace(spec, on_bad_file="skip"), "train", Report(print=kept.append))
     left, top, right, bottom = settings.get("crop_box", (0, 0, WIDTH, HEIGHT))
     np.testing.assert_array_equal(stored_pixels(source), np.stack(RGB)[:, top:bottom, left:right])
     (text,) = kept
@@ -177,7 +177,7 @@ def test_what_pillow_says_of_a_chunk_is_text(tmp_path):
 def test_what_is_converted_is_said_in_one_line(tmp_path):
     others = {"gray": png(RGB[0][..., :1]), "x": png(random_pixels(HEIGHT, WIDTH, 3, dtype=np.uint16))}
     spec, kept = own_images(train_and_test(tmp_path, **others)), []
-    assert load_split(spec, "train", Report(keep=kept.append)).count == 8 and spec.channels == 3
+    assert load_split(spec, "train", Report(print=kept.append)).count == 8 and spec.channels == 3
     assert kept == ["Converted 2 of 8 train pictures to 3 channels, 8 bits"]
 
 

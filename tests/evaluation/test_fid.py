@@ -81,7 +81,7 @@ def test_statistics_of_training_images_are_kept_and_damaged_ones_made_again(tmp_
         return images[:, 2, 2:5, 0]
 
     extractor = types.SimpleNamespace(name="mean", features=features)
-    status = types.SimpleNamespace(keep=kept.append, show_if_due=lambda *line: shown.append(line), report=Report)
+    status = types.SimpleNamespace(print=kept.append, show_if_due=lambda *line: shown.append(line), report=Report)
     task = types.SimpleNamespace(spec=data_spec("digits"), status=status)
     images = load_split(task.spec, "train").images[:, 2, 2:5, 0] / 255
     for damage in (None, None, lambda content: content[:-99], lambda content: b""):

@@ -15,7 +15,7 @@ from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.evaluate import likelihood_metrics, write_evaluation
-from nvae_tf.reports.model_card import MARKER, gather, keep_model_card, write_model_card
+from nvae_tf.reports.model_card import MARKER, gather, update_model_card, write_model_card
 from nvae_tf.runs.run_folder import Origin, open_for_training
 from tests.tiny_model import tiny_config
 
@@ -250,7 +250,7 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
 
 def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypatch):
     folder, lines = new_folder(tmp_path), []
-    keep_model_card(folder, MODEL, lines.append)
+    update_model_card(folder, MODEL, lines.append)
     before = folder.card_file.read_bytes()
     folder.images_file.write_text('{"train": 9, "test": 3}')
 
@@ -258,7 +258,7 @@ def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypat
         raise OSError("No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)
-    keep_model_card(folder, MODEL, lines.append)
+    update_model_card(folder, MODEL, lines.append)
     assert lines == [f"the model card was not written: {folder.card_file}: can't be written (No space left on device)"]
     assert folder.card_file.read_bytes() == before and not list(tmp_path.glob(".*"))
 

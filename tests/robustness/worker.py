@@ -138,7 +138,7 @@ def reader_of_exports(base: pathlib.Path):
 def reader_of_run_folder(base: pathlib.Path):
     """What generation and evaluation, resumed training, the model card and the report read."""
     from nvae_tf.config import named_settings
-    from nvae_tf.reports.model_card import gather, keep_model_card
+    from nvae_tf.reports.model_card import gather, update_model_card
     from nvae_tf.reports.page import read_curves
     from nvae_tf.runs import loading
     from nvae_tf.runs.checkpoints import TrainingState
@@ -162,10 +162,10 @@ def reader_of_run_folder(base: pathlib.Path):
         step = state.restore(warnings.warn)
         ImageCounts.read(folder.images_file)
         metrics = MetricsFile(folder.metrics_file)
-        metrics.keep_until(step)
+        metrics.drop_after(step)
         if step in metrics.rows:
             float(metrics.rows[step]["test_nelbo_nats"])
-        keep_model_card(folder, made.model, warnings.warn)
+        update_model_card(folder, made.model, warnings.warn)
         return numbered(step, [*made.model.weights, *made.model.optimizer.variables])
 
     def read(path):

@@ -16,7 +16,7 @@ from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.runs import loading
 from nvae_tf.runs.checkpoints import TrainingState, named_weights
 from nvae_tf.runs.run_folder import ImageCounts, RunFolder, check_class_names, lock_for_training, open_for_training
-from nvae_tf.training.run import Run, check_images_a_step, initialize, note_images, run_of_folder
+from nvae_tf.training.run import Run, check_images_a_step, initialize, run_of_folder, write_images
 from nvae_tf.training.strategy import Replicas
 from tests import refuses
 from tests.tiny_model import assert_same, shaken, tiny_config, tiny_model
@@ -130,11 +130,11 @@ def run_with(train, test, batch_size=10, held_out=False, class_names=()):
 def test_another_number_of_images_a_step_is_refused_and_in_all_is_reported_once(tmp_path):
     file, reported = tmp_path / "images.json", []
     check_images_a_step(file, run_with(54, 6))
-    note_images(file, run_with(54, 6), pytest.fail)
+    write_images(file, run_with(54, 6), pytest.fail)
     with pytest.raises(ValueError, match="makes 20 images a step; this run was begun with 10: set train.batch_size=10"):
         check_images_a_step(file, run_with(54, 6, batch_size=20))
     for counts in ((54, 6), (54, 6), (49, 5), (49, 5)):
-        note_images(file, run_with(*counts), reported.append)
+        write_images(file, run_with(*counts), reported.append)
     (line,) = reported
     assert "began with 54 training and 6 test images, and there are 49 and 5 now" in line
     file.write_text("[1]")
@@ -147,13 +147,13 @@ def test_other_names_of_classes_are_refused_and_what_an_older_version_did_not_no
     file.write_text('{"train": 54, "test": 6}')
     check_class_names(file, names, "here")
     check_images_a_step(file, run_with(54, 6, batch_size=20))
-    note_images(file, run_with(54, 6, held_out=True, class_names=names), pytest.fail)
+    write_images(file, run_with(54, 6, held_out=True, class_names=names), pytest.fail)
     assert ImageCounts.read(file) == ImageCounts(54, 6, 10, True, names)
     check_class_names(file, names, "here")
     was = "here: not the classes that the run was begun with: class 1 was 'dogs' and is now 'foxes'. Give the run"
     refuses(was, check_class_names, file, ("cats", "foxes", *names[2:]), "here")
     check_class_names(file, tuple("01234"), "data without names")
-    note_images(file, run_with(54, 6, held_out=True, class_names=tuple("01234")), pytest.fail)
+    write_images(file, run_with(54, 6, held_out=True, class_names=tuple("01234")), pytest.fail)
     assert ImageCounts.read(file).class_names == names
     refuses("class 0 was 'cats' and is now '0'", check_class_names, file, ("0", *names[1:]), "here")
     refuses("class 0 was 'cats' and is now '0'", check_class_names, file, tuple("012345"), "here")

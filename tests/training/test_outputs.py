@@ -46,7 +46,7 @@ def steps(path):
 @pytest.fixture
 def metrics(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.csv")
-    metrics.keep_until(0)
+    metrics.drop_after(0)
     assert not list(tmp_path.iterdir())
     for step in (10, 20, 30):
         metrics.append(row(step))
@@ -59,7 +59,7 @@ def test_lines_are_added_below_one_header(metrics, tmp_path):
     assert lines[0] == ",".join(METRICS_COLUMNS) and len(lines) == 4
     assert lines[1] == "10," + ",".join(["0.123457"] * (len(METRICS_COLUMNS) - 1))
     assert 20 in metrics.rows and 25 not in metrics.rows and float(metrics.rows[20]["kl_weight"]) == 0.123457
-    metrics.keep_until(25)
+    metrics.drop_after(25)
     assert steps(path) == [10, 20]
     metrics.append(row(30))
     assert steps(path) == [10, 20, 30]
@@ -82,7 +82,7 @@ def test_damaged_and_doubled_lines_are_dropped(metrics, tmp_path, change, left):
     path = tmp_path / "metrics.csv"
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n", encoding="latin-1")
     metrics = MetricsFile(path)
-    metrics.keep_until(30)
+    metrics.drop_after(30)
     assert steps(path) == left and all(step in metrics.rows for step in left)
     metrics.append(row(40))
     assert steps(path) == [*left, 40] and path.read_text().startswith("step,epoch,")
@@ -95,7 +95,7 @@ def test_a_file_of_another_version_goes_on_with_a_new_column_and_keeps_those_tha
     path.write_text("\n".join(lines) + "\n")
     MetricsFile(path).append(row(30))
     # What has empty places is as whole as the others.
-    MetricsFile(path).keep_until(30)
+    MetricsFile(path).drop_after(30)
     rows = rows_of(path)
     assert list(rows[0]) == [*columns, METRICS_COLUMNS[-1]]
     assert [row["step"] for row in rows] == ["10", "20", "30"]
@@ -137,7 +137,7 @@ def test_the_line_has_one_unit_and_means_that_move_on(likelihood, scale, unit, f
         for metric in run.model.metrics:
             metric.reset_state()
             metric.update_state(nats)
-        outputs.note_step(step)
+        outputs.step_taken(step)
     for line, nats in zip(lines, (40.0, 37.5), strict=True):
         nelbo, shown_unit, loss, kl = re.search(r"NELBO (\S+) (\S+) .* loss (\S+)  KL (\S+)", line).groups()
         assert np.allclose(np.float64([nelbo, loss, kl]), np.multiply([2, 1, 1], nats * scale), rtol=0.02)

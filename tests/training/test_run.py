@@ -203,7 +203,7 @@ def test_the_model_remembers_its_last_steps_in_order():
     for step in range(recent.STEPS + 7):
         value = tf.constant(float(step))
         metrics = StepMetrics(value, value, tf.stack([value, -value]), tf.reshape(value, [1]), value)
-        recent.keep(metrics, tf.constant(step % 2 == 0))
+        recent.record(metrics, tf.constant(step % 2 == 0))
     read = recent.read()
     expected = np.arange(7, recent.STEPS + 7)
     np.testing.assert_array_equal(read.kl_per_group, np.stack([expected, -expected], axis=1))
