@@ -30,8 +30,8 @@ from nvae_tf.layers.packing import Packing
 _KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "StatefulPartitionedCall")
 
 
-def scan_for_inference(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
-    """The last state, stacked outputs, and no records; a gradient, if one is asked for, is TensorFlow's."""
+def scan_for_inference(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """The last state and stacked outputs, without records; a gradient, if one is asked for, is TensorFlow's."""
     num_steps = tf.nest.flatten(inputs)[0].shape[0]
     slice_specs = tf.nest.map_structure(lambda stacked: tf.TensorSpec(stacked.shape[1:], stacked.dtype), inputs)
     # A first trace, for the outputs' shapes alone. The loop traces `body` itself: within a function that is called
@@ -48,10 +48,10 @@ def scan_for_inference(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
 
     # Up to four steps at once: the slices of the next ones are taken meanwhile.
     last_state, tables = _loop(iteration, state, specs, num_steps, parallel_iterations=4)
-    return last_state, [table.stack() for table in tables], []
+    return last_state, [table.stack() for table in tables]
 
 
-def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], list]:
+def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[tf.Tensor, list[tf.Tensor], Any]:
     """The last state, stacked outputs and stacked records; the gradient is a loop that goes backward."""
     leaves = tf.nest.flatten(inputs)
     packing = Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
@@ -62,13 +62,13 @@ def scan_with_gradient(body: Callable, state: tf.Tensor, inputs: Any) -> tuple[t
         return body(state, tf.nest.pack_sequence_as(inputs, packing.unpack(packed_slices)))
 
     step = _TracedStep(body_of_packed, state, packed_inputs)
-    # Filled by `loop`, not returned by it: what it returns would be differentiated.
-    records: list = []
+    records = None  # set by `loop`, not returned by it: what it returns would be differentiated
 
     @tf.custom_gradient
     def loop(first_state: tf.Tensor, *packed: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        nonlocal records
         last_state, tables = step.forward_loop(first_state, packed)
-        outputs, records[:], _ = step.unpack_results([table.stack() for table in tables])
+        outputs, records, _ = step.unpack_results([table.stack() for table in tables])
 
         def gradient(state_gradient: tf.Tensor, *output_gradients: tf.Tensor) -> list[tf.Tensor | None]:
             return step.backward_loop(tables, packed, state_gradient, output_gradients)
@@ -114,7 +114,7 @@ class _TracedStep:
         self._results = outputs, records, kept
         self._packing, self._num_steps = Packing(tf.nest.flatten(self._results)), inputs[0].shape[0]
 
-    def unpack_results(self, packed: list[tf.Tensor]) -> tuple[list[tf.Tensor], list, list[tf.Tensor]]:
+    def unpack_results(self, packed: list[tf.Tensor]) -> tuple[list[tf.Tensor], Any, list[tf.Tensor]]:
         """The outputs, the records and what is kept, of one step or stacked, from what the tables hold."""
         return tf.nest.pack_sequence_as(self._results, self._packing.unpack(packed))
 

@@ -31,7 +31,7 @@ class ForwardPass:
     initializing: bool = False
     labels: tf.Tensor | None = None  # the class of every image, int32 `[batch]`, -1 for none
     # No shared functions (see `calls_shared_functions`): the operations of each layer stand in the graph themselves.
-    traced_inline: bool = False
+    inlined: bool = False
     scanned: bool = False  # equal steps are one loop of the graph, see `run_steps`
     # Forms of operations that are faster on CPUs, and slower on GPUs.
     cpu_forms: bool = dataclasses.field(default_factory=has_cpu_forms)
@@ -50,7 +50,7 @@ class ForwardPass:
         """Whether layers with parts are calls of one function that their stack shares: the graph stays small."""
         # Not on several replicas, which can't communicate from within a function, and not in a scanned pass, which has
         # few layers outside of its loops.
-        return not (self.traced_inline or self.scanned or tf.executing_eagerly() or replica_count() > 1)
+        return not (self.inlined or self.scanned or tf.executing_eagerly() or replica_count() > 1)
 
     def weights_of(self, layer: keras.layers.Layer) -> Weights:
         """What `layer.make_weights` returns; made once in this pass."""
@@ -79,20 +79,19 @@ class ForwardPass:
 
 
 class StackedLayer(keras.layers.Layer):
-    """The base of all stacks: `count` layers of one kind.
+    """The base of all stacks: `count` layers of one kind. All variables are made at construction.
 
-    A subclass overrides `make_weights` and `apply_layer`, or is made of `parts`: stacks of the same count, whose layers
-    act one after another unless it overrides `apply_layer`. All variables are made at construction.
+    A subclass overrides what is below, as batch norm does (normalization.py), or is made of `parts`: stacks of the same
+    count, whose layers act one after another unless it overrides `apply_layer`.
 
-    From the weights to the output of layer i, and from there to new statistics:
+        make_weights(forward)                  in training gamma and beta of all layers, each `[count, channels]`
+        apply_layer(weights, inputs, records)  normalizes the inputs of a layer, whose gamma and beta are `[channels]`; in
+                                               training it appends the batch's (mean, variance) to `records`
+        statistics                             the moving means and variances of all layers, `[count, channels]`
+        next_statistic(current, recorded)      what one of them becomes: 0.95 current + 0.05 recorded
 
-        make_weights(forward)            the ready-to-use weights of all layers, `[count, ...]`
-        layers(forward)[i](inputs)       layer i, which calls
-            apply_layer(weights[i], inputs, records)     in training it appends its statistics to the list `records`
-        forward.recorded                 gets one vector for each layer: all that it appended
-        forward.updates()                after the pass; calls for each stack
-            updates_from(vectors, initializing)      the new values of the statistics of all `recorders`
-
+    A pass calls `layers(forward)[i](inputs)`, which puts what `apply_layer` has appended into `forward.recorded`, one
+    vector for each layer. After the pass `forward.updates()` makes new statistics of these vectors (`updates_from`).
     With `recomputed` the backward pass computes each layer again, and only the layer's input is kept until then.
     """
 
@@ -132,7 +131,7 @@ class StackedLayer(keras.layers.Layer):
     def layers(self, forward: ForwardPass) -> list[Callable[[tf.Tensor], tf.Tensor]]:
         """The stack's layers as functions of their input; in training each must be called once."""
         weights = unstacked(forward.weights_of(self), self.count)
-        functions, recorded = self.layer_functions(weights, forward)
+        functions, recorded = self.layers_with(weights, forward)
         if forward.training:
             forward.recorded.append((self, recorded))
         return functions
@@ -142,7 +141,7 @@ class StackedLayer(keras.layers.Layer):
         (layer,) = self.layers(forward)
         return layer
 
-    def layer_functions(
+    def layers_with(
         self, weights: Sequence[Weights], forward: ForwardPass
     ) -> tuple[list[Callable[[tf.Tensor], tf.Tensor]], list[list[tf.Tensor]]]:
         """Layers with these weights, as functions of their input, and what each records in a training pass.

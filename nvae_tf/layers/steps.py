@@ -1,7 +1,7 @@
 """Equal steps through stacked layers, one after another in the graph or as one loop of it (scan.py).
 
     for i in range(number of steps):
-        layers = [the layers of step i from each stack]  # a list of functions of a tensor for each
+        layers = {name of stack: the layers of step i from this stack}  # lists of functions of a tensor
         state, outputs[i] = step(layers, state, inputs[i])
 
 The last step uses the last layers of every stack; where a stack has too few for all steps, the first steps use none.
@@ -18,7 +18,7 @@ XLA compiles, and the graph that is exported, stay as small for fifty groups as 
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -29,6 +29,7 @@ from nvae_tf.layers.stacked import ForwardPass, StackedLayer, Weights, unstacked
 _FEWEST_STEPS = 3  # fewer steps make a smaller program one by one than as a loop
 
 Layer = Callable[[tf.Tensor], tf.Tensor]
+Layers = Mapping[str, list[Layer]]  # what one step uses, by the names of the shares
 
 
 class StackShare(NamedTuple):
@@ -39,8 +40,8 @@ class StackShare(NamedTuple):
 
 
 def run_steps(
-    shares: Sequence[StackShare],
-    step: Callable[[list[list[Layer]], tf.Tensor, Any], tuple[tf.Tensor, Any]],
+    shares: Mapping[str, StackShare],
+    step: Callable[[Layers, tf.Tensor, Any], tuple[tf.Tensor, Any]],
     state: tf.Tensor,
     inputs: Sequence[Any],
     forward: ForwardPass,
@@ -57,12 +58,12 @@ def run_steps(
     loop has no outputs.
     Returns the last state, and the outputs of the unrolled steps, then of the loop.
     """
-    num_unrolled = _num_unrolled_steps(shares, inputs, forward)
+    num_unrolled = _num_unrolled_steps(shares.values(), inputs, forward)
     num_in_loop = len(inputs) - num_unrolled
-    layers_of_shares = [_layers_of_unrolled_steps(share, num_unrolled, num_in_loop, forward) for share in shares]
+    layers = {name: _unrolled_layers(share, num_unrolled, num_in_loop, forward) for name, share in shares.items()}
     outputs = []
     for number in range(num_unrolled):
-        state, output = step([by_step[number] for by_step in layers_of_shares], state, inputs[number])
+        state, output = step({name: by_step[number] for name, by_step in layers.items()}, state, inputs[number])
         outputs.append(output)
     if num_in_loop:
         state, tensors = _run_loop(shares, step, state, inputs[num_unrolled:], forward, output_to_tensors)
@@ -79,18 +80,18 @@ def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass
     if cells is None:
         return state, []
 
-    def step(layers: list[list[Layer]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor | None]:
-        [[cell]] = layers  # one share, one layer a step
+    def step(layers: Layers, state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor | None]:
+        [cell] = layers["cells"]
         state = cell(state)
         return state, state if keeps_states else None
 
-    arguments = [StackShare(cells)], step, state, [()] * cells.count, forward
+    arguments = {"cells": StackShare(cells)}, step, state, [()] * cells.count, forward
     if not keeps_states:
         return run_steps(*arguments)
     return run_steps(*arguments, lambda state: [state], lambda states: tf.unstack(states[0]))
 
 
-def _num_unrolled_steps(shares: Sequence[StackShare], inputs: Sequence[Any], forward: ForwardPass) -> int:
+def _num_unrolled_steps(shares: Iterable[StackShare], inputs: Sequence[Any], forward: ForwardPass) -> int:
     """The number of first steps that lack layers or have inputs that can't be stacked; all, if too few are left."""
     if not forward.scanned or tf.executing_eagerly():
         return len(inputs)
@@ -105,9 +106,7 @@ def _num_unrolled_steps(shares: Sequence[StackShare], inputs: Sequence[Any], for
     return num_unrolled if len(inputs) - num_unrolled >= _FEWEST_STEPS else len(inputs)
 
 
-def _layers_of_unrolled_steps(
-    share: StackShare, num_unrolled: int, num_in_loop: int, forward: ForwardPass
-) -> list[list[Layer]]:
+def _unrolled_layers(share: StackShare, num_unrolled: int, num_in_loop: int, forward: ForwardPass) -> list[list[Layer]]:
     """The share's layers of each unrolled step."""
     stack, per_step = share
     if stack is None:
@@ -117,7 +116,7 @@ def _layers_of_unrolled_steps(
         if num_layers and forward.training and stack.recorders(forward.initializing):
             raise ValueError(f"{stack.name}: what layers record in steps before a loop would be lost")
         slices = [tf.nest.map_structure(operator.itemgetter(number), weights) for number in range(num_layers)]
-        layers, _ = stack.layer_functions(slices, forward)
+        layers, _ = stack.layers_with(slices, forward)
     else:  # all layers, whose records `forward` gathers
         layers = stack.layers(forward)
     by_step = [layers[first : first + per_step] for first in range(0, len(layers), per_step)]
@@ -126,32 +125,30 @@ def _layers_of_unrolled_steps(
 
 def _run_loop(shares, step, state, inputs, forward, output_to_tensors) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """The state after a step for each of the `inputs`, and the output tensors, with an axis for the steps in front."""
-    stacked_weights = [_weights_of_last_steps(share, len(inputs), forward) for share in shares]
+    used = {name: share for name, share in shares.items() if share.stack is not None}
+    stacked_weights = {name: _weights_of_last_steps(share, len(inputs), forward) for name, share in used.items()}
     stacked_inputs = stacked_weights, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
 
-    def body(state: tf.Tensor, slices: tuple[list[Weights], Any]) -> tuple[tf.Tensor, list, list]:
+    def body(state: tf.Tensor, slices: tuple[dict[str, Weights], Any]) -> tuple[tf.Tensor, list, dict]:
         step_weights, step_input = slices
-        layers, recorded = [], []  # a list for each share; calling the layers fills the lists in `recorded`
-        for (stack, per_step), weights in zip(shares, step_weights, strict=True):
-            layer_weights = [weights] if per_step == 1 else unstacked(weights, per_step)
-            functions, own_recorded = ([], []) if stack is None else stack.layer_functions(layer_weights, forward)
-            layers.append(functions)
-            recorded.append(own_recorded)
+        layers, recorded = dict.fromkeys(shares, []), {}
+        for name, (stack, per_step) in used.items():
+            weights = [step_weights[name]] if per_step == 1 else unstacked(step_weights[name], per_step)
+            # Calling the layers fills the lists in `recorded`.
+            layers[name], recorded[name] = stack.layers_with(weights, forward)
         state, output = step(layers, state, step_input)
         return state, output_to_tensors(output), recorded
 
     if not forward.training:  # inference records nothing
-        return scan_for_inference(body, state, stacked_inputs)[:2]
+        return scan_for_inference(body, state, stacked_inputs)
     state, outputs, recorded = scan_with_gradient(body, state, stacked_inputs)
-    forward.recorded += [(share.stack, each) for share, each in zip(shares, recorded, strict=True) if each]
+    forward.recorded += [(share.stack, recorded[name]) for name, share in used.items()]
     return state, outputs
 
 
 def _weights_of_last_steps(share: StackShare, num_steps: int, forward: ForwardPass) -> Weights:
     """The share's weights of the last steps, `[steps, ...]`; `[steps, layers, ...]` where a step has several layers."""
     stack, per_step = share
-    if stack is None:
-        return ()
 
     def by_step(weight: tf.Tensor) -> tf.Tensor:
         last = weight if stack.count == num_steps * per_step else weight[-num_steps * per_step :]

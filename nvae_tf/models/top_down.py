@@ -1,6 +1,6 @@
 """The top-down (generative) network: from the top latent to the likelihood's parameters (figure 2 of the paper)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -91,18 +91,18 @@ class TopDownScale(keras.layers.Layer):
         self, state: tf.Tensor, sources: Sequence[LatentSource], forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:
         """The state `[batch, height, width, channels]` after all groups, and their latents."""
-        shares = [  # in the order in which `_group_layers` takes their layers
-            StackShare(self.cells, self.cells_per_group),
-            StackShare(self.priors),
-            StackShare(self.feature_combiners),
-            StackShare(self.posteriors),
-            StackShare(self.flows, self.num_flows),
-            StackShare(self.combiners),
-        ]
+        shares = {  # by the names of the parameters of `_group_layers`
+            "cells": StackShare(self.cells, self.cells_per_group),
+            "priors": StackShare(self.priors),
+            "feature_combiners": StackShare(self.feature_combiners),
+            "posteriors": StackShare(self.posteriors),
+            "flows": StackShare(self.flows, self.num_flows),
+            "combiners": StackShare(self.combiners),
+        }
 
         # `run_steps` calls this for each group; the source (models/latents.py) calls the group's prior and posterior.
-        def step(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
-            group = self._group_layers(forward, layers)
+        def step(layers: Mapping[str, list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
+            group = self._group_layers(forward, **layers)
             for cell in group.cells:
                 state = cell(state)
             # The state has three uses: prior and posterior in `draw`, and `combine`. TensorFlow would add their three
@@ -113,9 +113,11 @@ class TopDownScale(keras.layers.Layer):
 
         return run_steps(shares, step, state, sources, forward, tensors_of_latent, latents_of_groups)
 
-    def _group_layers(self, forward: ForwardPass, layers: list[list[Callable]]) -> GroupLayers:
-        """The functions of one group, from its layers in the order of the shares of `run_groups`."""
-        cells, priors, feature_combiners, [posterior_layer], flows, [combiner] = layers
+    def _group_layers(
+        self, forward: ForwardPass, cells, priors, feature_combiners, posteriors, flows, combiners
+    ) -> GroupLayers:
+        """The functions of one group, from lists of its layers, see `run_groups`."""
+        [posterior_layer], [combiner] = posteriors, combiners
         is_top = not priors
 
         def prior(state: tf.Tensor) -> tf.Tensor:

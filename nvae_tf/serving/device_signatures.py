@@ -90,7 +90,7 @@ def folded_signatures(model: NVAE, folded: FoldedWeights | None = None, kind=Dev
     """Returns the signatures with folded weights, of an export or of the model, for conversion."""
     folded = folded_weights(model._stacks()) if folded is None else folded
     # Inline: the converter would give all layers that call one function the constant weights of one layer.
-    return kind(model, lambda: FoldedPass(traced_inline=True, folded=folded))
+    return kind(model, lambda: FoldedPass(inlined=True, folded=folded))
 
 
 def file_facts(signatures: DeviceSignatures, name: str, source: Mapping | None, *packages: str) -> dict[str, Any]:

@@ -247,7 +247,7 @@ layer = SwishConvolution(layers.StackedConvolution(12, 8, 8, 1))
 
 @tf.function(autograph=False)
 def gradients(images):
-    forward = layers.ForwardPass(training=True, traced_inline=True)
+    forward = layers.ForwardPass(training=True, inlined=True)
     with tf.GradientTape() as tape:
         for call in layer.layers(forward):
             images = call(images)
