@@ -85,7 +85,7 @@ class StackedLayer(keras.layers.Layer):
     count, whose layers act one after another unless it overrides `apply_layer`.
 
         make_weights(forward)                  in training gamma and beta of all layers, each `[count, channels]`
-        apply_layer(weights, inputs, records)  normalizes the inputs of a layer, whose gamma and beta are `[channels]`; in
+        apply_layer(weights, inputs, records)  normalizes one layer's inputs, with gamma and beta of `[channels]`; in
                                                training it appends the batch's (mean, variance) to `records`
         statistics                             the moving means and variances of all layers, `[count, channels]`
         next_statistic(current, recorded)      what one of them becomes: 0.95 current + 0.05 recorded
