@@ -122,7 +122,7 @@ def test_the_page_of_the_model_in_python_keeps_its_promises(done, tmp_path, monk
     assert names["differences"][-1] < np.sum(np.square(by_encoder - images[:1])) < names["differences"][0]
     # Threes that have moved are more like eights.
     eight = images[labels == 8].mean(axis=0)
-    distances = [np.square(names["moved"][strength] - eight).sum() for strength in (0.0, 1.0)]
+    distances = [np.square(names["moved"][:, place] - eight).sum() for place in (0, 1)]
     assert distances[1] < distances[0]
     np.testing.assert_allclose(np.sum(names["probabilities"], axis=1), np.ones(10), rtol=1e-5)
 
