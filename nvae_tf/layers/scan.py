@@ -3,8 +3,8 @@
     for i in range(number of steps):
         state, outputs[i], records[i] = body(state, inputs[i])
 
-The `inputs`, any structure of tensors, are stacked: each has an axis for the steps in front. So have the outputs and
-the records that are returned beside the last state. Records have no gradient: they are the statistics of batch norm.
+`inputs` is any structure of tensors with a leading axis for the steps. Outputs and records come back with the same
+leading axis, after the last state. Records have no gradient: they are the statistics of batch norm.
 
 TensorFlow's gradient of a loop keeps every tensor of every step that the backward pass reads. Here one step and its
 gradient are traced in one graph, which is cut in two pieces (a picture is in docs/architecture.md):
@@ -14,8 +14,8 @@ gradient are traced in one graph, which is cut in two pieces (a picture is in do
                                          -> gradients of state and inputs[i]
 
 A loop of the forward piece fills tables, then a loop of the backward piece reads them from the last step to the first.
-Kept are the state before a step, and the results of its convolutions, matrix products and calls of functions. The
-backward piece computes all else of the step again from these and from the inputs, which takes little time.
+Kept are the state before a step, and the results of its convolutions, matrix products and calls of functions (`_KEPT`).
+The backward piece computes all else of the step again from these and from the inputs, which takes little time.
 """
 
 from collections.abc import Callable, Sequence
@@ -95,6 +95,7 @@ class _TracedStep:
             raise ValueError(f"a step has no gradient for what it uses besides its arguments: {whole.graph.captures}")
         next_state, outputs, records = whole.structured_outputs
         state_input, *slices = whole.inputs
+        # Before the gradient is added, so that these are forward operations alone.
         costly = [operation for operation in whole.graph.get_operations() if operation.type in _KEPT]
         # 2. Its gradient, in the same graph.
         with whole.graph.as_default():
@@ -138,7 +139,8 @@ class _TracedStep:
 
         def iteration(number: tf.Tensor, state_gradient: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
             _, _, kept = self.unpack_results([table.read(number) for table in result_tables])
-            slices, upstream = ([tf.gather(each, number) for each in stacked] for stacked in (inputs, output_gradients))
+            slices = [tf.gather(stacked, number) for stacked in inputs]
+            upstream = [tf.gather(stacked, number) for stacked in output_gradients]
             previous_gradient, *slice_gradients = self._backward(*kept, *slices, state_gradient, *upstream)
             return previous_gradient, slice_gradients
 
@@ -167,7 +169,8 @@ def _needed_of(may_be_kept: list[tf.Tensor], wanted: list[tf.Tensor], known: lis
 def _loop(iteration, state, specs, num_steps, backward=False, parallel_iterations=1) -> tuple[tf.Tensor, list]:
     """Runs `state, tensors = iteration(number, state)` for each step, the last one first if `backward`.
 
-    Returns the last state, and a `tf.TensorArray` for each of the tensors, whose specs are given, with all steps'.
+    Returns the last state, and for each tensor of `iteration` (`specs` describes them) a table, a `tf.TensorArray` with
+    its values at all steps.
     """
     tables = [tf.TensorArray(spec.dtype, num_steps, element_shape=spec.shape, clear_after_read=False) for spec in specs]
 

@@ -40,8 +40,8 @@ class ForwardPass:
     # spectral regularizer uses too.
     weights: dict[keras.layers.Layer, Weights] = dataclasses.field(default_factory=dict)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
-    # Gathered in the pass: (stack, records), where records[i] is `[vector]` once layer i has been called, or `[]` if it
-    # records nothing.
+    # Gathered in the pass: (stack, recorded), where recorded is `[[v0], [v1], [v2]]`, a vector of each of three layers
+    # once they have been called, or `[[], [], []]` if they record nothing.
     recorded: list[tuple["StackedLayer", list[list[tf.Tensor]]]] = dataclasses.field(default_factory=list)
     known_updates: Updates = dataclasses.field(default_factory=list)  # of the spectral regularizer's variables
 
@@ -150,9 +150,10 @@ class StackedLayer(keras.layers.Layer):
         """
         recorded: list[list[tf.Tensor]] = [[] for _ in weights]
         # A stack without parts, such as one of convolutions, always stands in the graph itself.
-        apply = self._shared_function if self.parts and forward.calls_shared_functions else self._apply
-        apply = functools.partial(apply, training=forward.training)
-        apply = tf.recompute_grad(apply) if self.recomputed and forward.training else apply
+        plain = self._shared_function if self.parts and forward.calls_shared_functions else self._apply
+        apply = functools.partial(plain, training=forward.training)
+        if self.recomputed and forward.training:
+            apply = tf.recompute_grad(apply)
 
         def layer(index: int, inputs: tf.Tensor) -> tf.Tensor:
             outputs, recorded[index] = apply(weights[index], inputs)
@@ -218,7 +219,7 @@ def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> St
 def variables_named_alike() -> Iterator[None]:
     """Variables that are made in this block have one name for TensorFlow; Keras' names and paths stay.
 
-    TensorFlow makes the operation of a variable ready to run anew for each name, which takes about a millisecond.
+    TensorFlow prepares the operation that makes a variable once for each distinct name, about a millisecond each.
     """
 
     def make(next_creator: Callable, **settings: Any) -> tf.Variable:

@@ -50,9 +50,9 @@ def run_steps(
 ) -> tuple[tf.Tensor, list[Any]]:
     """Runs a step for each of the `inputs`, and records batch statistics in `forward`.
 
-    Where `forward.scanned`, in a graph, the last steps become a loop if they are three or more: the steps that have
-    layers of every stack, and inputs of tensors and numbers alone. The other steps are unrolled. ValueError if layers
-    in unrolled steps before a loop record something (in an NVAE they don't: the top group has no batch norm).
+    Where `forward.scanned`, in a graph, the last steps become a loop: those that have layers of every stack, and whose
+    inputs are tensors and numbers alone. Fewer than three stay unrolled, as all other steps do. ValueError if layers of
+    steps before a loop record something (in an NVAE they don't: the top group has no batch norm).
     A loop can return tensors only: `output_to_tensors` turns the output of a step into tensors, the loop stacks them to
     `[steps, ...]`, and `stacked_tensors_to_outputs` turns the stacks into a list of outputs of any length; by default a
     loop has no outputs.

@@ -62,8 +62,8 @@ class FittedModel(keras.Model):
 
         Images are `[batch, height, width, channels]` in [0, 1], labels `[batch]` for a model with classes. The KL's
         weight depends on the number of steps taken, `step`, and all draws on it and the seed (None: the model's).
-        Without `step` it is the step of the compiled optimizer. Data-dependent layers set their
-        scales from the first batch; nothing else changes: assign the `updates`. ValueError as `fit` raises it.
+        Without `step` it is the step of the compiled optimizer. Data-dependent layers set their scales from the first
+        batch; nothing else changes: assign the `updates`. ValueError as `fit` raises it.
         Example: docs/python.md has the loop.
         """
         images, labels = images_and_labels(self, (images, labels))

@@ -268,8 +268,8 @@ class NVAE(FittedModel):
         With `mean=False` they are draws from the likelihood p(x | z) instead, with its pixel noise: 0 or 1 at 1 bit.
         `temperature` multiplies the priors' sigma, see `temperatures_of_groups`: a number, or one a scale or group.
         Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class
-        (see `GuidedSource`); `guidance=0` draws latents from the priors of no class. ValueError unless it is 1 where
-        the model was trained without `label_dropout`.
+        (see `GuidedSource`), and `guidance=0` draws from the priors of no class. A model that was trained without
+        `label_dropout` takes 1 alone (ValueError).
         With `prior="reweighted"` the top groups are drawn from the `ReweightedPrior` that nvae-prior has learned.
         Example: `images = model.generate(16, temperature=0.7, seed=1)`
         """

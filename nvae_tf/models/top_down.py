@@ -61,7 +61,7 @@ class TopDownScale(keras.layers.Layer):
         self.num_latent, self.num_flows = num_latent, config.num_flows
         self.cells_per_group = config.num_cells_per_group_decoder
         branch = plan.cells.decoder
-        below_top = self.num_groups - self.num_top_groups  # the top group has no cells, prior and feature combiner
+        below_top = self.num_groups - self.num_top_groups  # the top group has no cells, prior or feature combiner
         num_cells = below_top * self.cells_per_group
         self.cells = stack_of(ResidualCells, num_cells, branch, decoder_channels, decoder_channels, config, dtype=dtype)
         self.priors = stack_of(StackedConvolution, below_top, decoder_channels, 2 * num_latent, 1, dtype=dtype)
@@ -100,7 +100,7 @@ class TopDownScale(keras.layers.Layer):
             "combiners": StackShare(self.combiners),
         }
 
-        # `run_steps` calls this for each group; the source (models/latents.py) calls the group's prior and posterior.
+        # The calls of a group: run_steps -> step -> source.draw (models/latents.py) -> prior, posterior; then combine.
         def step(layers: Mapping[str, list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
             group = self._group_layers(forward, **layers)
             for cell in group.cells:
@@ -111,7 +111,8 @@ class TopDownScale(keras.layers.Layer):
             latent = source.draw(group, state_for_draw)
             return group.combine(state, latent.z), latent
 
-        return run_steps(shares, step, state, sources, forward, tensors_of_latent, latents_of_groups)
+        convert = {"output_to_tensors": tensors_of_latent, "stacked_tensors_to_outputs": latents_of_groups}
+        return run_steps(shares, step, state, sources, forward, **convert)
 
     def _group_layers(
         self, forward: ForwardPass, cells, priors, feature_combiners, posteriors, flows, combiners
@@ -180,13 +181,13 @@ class TopDown(keras.layers.Layer):
         self.built = True
 
     def make_weights(self, forward: ForwardPass) -> tf.Tensor:
-        """The state that the network begins with; a loop over passes gets it by `weights_of`, and so reads it once."""
+        """The state that the network begins with, by `weights_of`: a loop over passes reads the variable only once."""
         return tf.cast(self.start, self.compute_dtype)
 
     def run(
         self, sources: Sequence[LatentSource], batch_size: int | tf.Tensor, forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:
-        """The likelihood's parameters `[batch, height, width, parameters]` and every group's latent, by its source."""
+        """The likelihood's parameters `[batch, height, width, parameters]` and the latents of all groups."""
         start = forward.weights_of(self)
         state = tf.broadcast_to(start, (batch_size, *start.shape))
         latents: list[LatentSample] = []

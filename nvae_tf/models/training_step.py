@@ -29,7 +29,7 @@ class StepMetrics(NamedTuple):
     reconstruction: tf.Tensor  # -log p(x | z) in nats, scalar
     kl_per_group: tf.Tensor  # unweighted, in nats, `[groups]`, top group first
     spectral_norms: tf.Tensor | None  # largest singular value of every convolution `[layers]`; None for a microbatch
-    # The norm of all gradients as one vector; on several replicas the root of the mean of its square over the replicas.
+    # The norm of all gradients as one vector; on several replicas sqrt(mean over the replicas of norm^2).
     gradient_norm: tf.Tensor | None = None  # set by `metrics_of_all_replicas`
 
     @property
@@ -151,7 +151,9 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
         form = "equal parts: give batches of a fixed size (drop_remainder=True) that it divides"
         raise ValueError(f"a batch of {size or 'unknown size'} can't be cut into accumulate_steps = {count} {form}")
     size //= count
-    statistics = model.statistics  # each microbatch returns their new values in this order
+    statistics = model.statistics
+    # Each microbatch returns tensors of the shapes of these: gradients, new statistics, means of the metrics.
+    like = model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
 
     def microbatch(index: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
         some_images = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
@@ -167,7 +169,6 @@ def mean_over_microbatches(model, images: tf.Tensor, labels: tf.Tensor | None, s
         new_statistics = [new_values[id(variable)] for variable in statistics]
         return _gradients(model, tape, scaled_loss), new_statistics, [value / count for value in metrics.means]
 
-    like = model.trainable_weights, statistics, [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
     gradients, new_statistics, (loss, *parts) = sum_over_microbatches(microbatch, count, like)
     # Once for all microbatches: the part of the loss that depends on the weights alone.
     forward = training_pass(model)
@@ -203,7 +204,7 @@ def metrics_of_all_replicas(model, metrics: StepMetrics, gradients: list[tf.Tens
     squared_norm = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     squared_norm /= tf.square(_scaled_for_optimizer(model, 1.0))  # undoes the loss scale and the division by replicas
     *means, squared_norm = replica_means([*metrics.means, squared_norm])
-    return StepMetrics(*means, tf.stop_gradient(metrics.spectral_norms), tf.sqrt(squared_norm))
+    return StepMetrics(*means, metrics.spectral_norms, tf.sqrt(squared_norm))
 
 
 def apply_gradients_if(model, accepted: tf.Tensor, metrics: StepMetrics, gradients: list[tf.Tensor]) -> None:
@@ -281,7 +282,7 @@ def _on_all_replicas_if(condition: tf.Tensor, function: Callable, *values) -> No
 
 
 class _SharedVariables:
-    # The values are the same on all replicas: any of them can read and save them without the others.
+    # For Keras' metrics: the values are the same on all replicas, and each can read and save them without the others.
     def add_variable(self, shape, initializer, dtype=None, aggregation=None, name=None):
         return super().add_variable(shape, initializer, dtype, "only_first_replica", name)
 

@@ -10,8 +10,8 @@ from nvae_tf.config import real_number
 from nvae_tf.layers import cpu_kernels, variables_named_alike
 
 _SETTINGS = ("beta_1", "beta_2", "epsilon", "l2")
-# Weights of more values than this are updated one after another on each device: all at once, their temporaries would
-# take as much memory as the activations.
+# Weights of more values than this are updated in sequence on each device: in parallel, their temporaries would take as
+# much memory as the activations.
 _MOST_VALUES_IN_PARALLEL = 2**16
 
 
@@ -96,14 +96,14 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
         return update
 
-    def _one_after_another(self, update: Callable) -> Callable:
-        """A function of a gradient, a weight and the learning rate, for one step: it updates that weight.
+    def _weight_updater(self, update: Callable) -> Callable:
+        """A function that updates one weight in a step, by `update` as `_make_update` makes it.
 
-        `update` is made by `_make_update`. The updates of large weights wait for each other, on each device.
+        The updates of a device's large weights wait for each other.
         """
         latest: dict[str, list] = {}  # by device, the latest update of a large weight
 
-        def update_weight(gradient, variable: tf.Variable, learning_rate) -> None:
+        def update_weight(variable: tf.Variable, gradient, learning_rate) -> None:
             handles = [variable.handle, *(slot.value.handle for slot in self.slots_of(variable))]
             with tf.control_dependencies(latest.get(variable.device, [])):
                 updated = update(*handles, gradient, tf.cast(learning_rate, tf.float32))
@@ -114,12 +114,12 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`, which calls `update_step` for each."""
-        self._update_weight = self._one_after_another(self._make_update(self.beta_1_power()))
+        self._update_weight = self._weight_updater(self._make_update(self.beta_1_power()))
         super().apply(grads, trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable, for Keras."""
-        self._update_weight(gradient, variable, learning_rate)
+        self._update_weight(variable, gradient, learning_rate)
 
     def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
         """`apply` if a condition holds, for one replica and where `is_plain`.
@@ -140,7 +140,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
                 tf.cond(condition, update, lambda: None)
                 return tf.identity(condition)  # what the next large weight waits for
 
-            update_weight, rate = self._one_after_another(update_if), tf.convert_to_tensor(self.learning_rate)
+            update_weight, rate = self._weight_updater(update_if), tf.convert_to_tensor(self.learning_rate)
             for gradient, variable in zip(grads, trainable_variables, strict=True):
-                update_weight(gradient, variable.value, rate)
+                update_weight(variable.value, gradient, rate)
         self.iterations.assign_add(tf.where(condition, 1, 0))

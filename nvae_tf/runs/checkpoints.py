@@ -121,7 +121,7 @@ def wrap_checkpoint_errors(prefix: str) -> Iterator[None]:
 class ChosenCheckpoint(NamedTuple):
     """The checkpoint of a folder to use, if there is one, and why others can't be used."""
 
-    unusable: dict[int, str]  # step -> why this newer checkpoint can't be used
+    unusable: dict[int, str]  # step -> why this checkpoint can't be used
     score: float = float("inf")  # the score of a best checkpoint
     step: int = 0
     prefix: str | None = None  # the beginning of its files' names; None where there is no checkpoint
@@ -179,7 +179,7 @@ class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
     The newest `keep` checkpoints of the folder stay, and the best one. The model, whose optimizer is built, and the
-    schedule are as in `model_for_training`. Without a schedule checkpoints have no state of it or the step guard.
+    schedule are as in `model_for_training`. Without a schedule checkpoints hold neither its state nor the step guard's.
     """
 
     def __init__(self, folder: pathlib.Path, model: NVAE, keep: int, schedule: LoweredRate | None = None):

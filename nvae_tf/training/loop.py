@@ -28,17 +28,18 @@ from nvae_tf.training.run import Run, run_of_folder, write_environment, write_im
 # At every tenth step the processes agree on whether to stop, and each checks for divergence; not at each step, because
 # the check waits for the accelerator. All runs check at the same steps, so an interrupted run takes the same course.
 _LOOK_EVERY_STEPS = 10
-# A value has grown when it is this many times its usual value, the median over the earlier half of accepted steps.
-_GROWN = 3.0
+# A value has grown when it is this many times its usual value, the median over the earlier half of accepted steps; a
+# usual value below the second number (a collapsed group's KL, for example, only jitters) counts as that number.
+_GROWN, _SMALLEST = 3.0, 0.01
 
 
 def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> tuple[int, int | None]:
     """Trains a model in a run folder, new, empty or of the same run, from its latest checkpoint on if it has one.
 
-    The weights after step n are a function of settings and data, however often the run was interrupted, unless it has
-    diverged: a rollback goes to the newest checkpoint, and interruptions make checkpoints. Several processes call this
-    with the same arguments; the first, the chief, writes. Signals end it with a checkpoint. Returns the step of the
-    last checkpoint, and the signal that has interrupted the training, None without one.
+    The weights after step n are a function of settings and data, however often the run was interrupted. The exception
+    is a run that was rolled back: it returned to the newest checkpoint, and interruptions add checkpoints. Several
+    processes call this with the same arguments; the first, the chief, writes. Signals end it with a checkpoint. Returns
+    the step of the last checkpoint, and the signal that has interrupted the training, None without one.
 
     ValueError: the settings do not fit each other, the devices, the data or the folder, another process trains in it,
     all its checkpoints are damaged, or training has diverged. OSError: the folder can't be written to. ConnectionError:
@@ -152,7 +153,7 @@ class TrainingLoop:
                 if self._is_checkpoint_due(step + 1):
                     self._save(step + 1)
         except BadPicture:
-            # A checkpoint, as for a signal: the run can continue once the damaged file is fixed.
+            # The chief saves, as for a signal: the run can continue once the damaged file is fixed.
             self._save_and_end(step)
             raise
         finally:
@@ -191,13 +192,14 @@ class TrainingLoop:
         minutes = (time.monotonic() - self.saved_at) / 60.0
         is_due = step % self.run.config.train.checkpoint_every_steps == 0
         is_due |= 0.0 < self.run.config.train.checkpoint_every_minutes <= minutes
-        # Not among skipped steps: the weights may have begun to diverge, and a rollback must go to a step before that.
+        # Not among skipped steps, unless the run ends: the weights may have begun to diverge, and a rollback must go to
+        # a step before that.
         return step == self.run.config.objective.total_steps or (is_due and not skipped_in_a_row(self.run.model))
 
     def _save(self, step: int) -> None:
         if self.run.replicas.is_chief:
             self.state.save(step)
-        self.state.saved_step, self.saved_at = step, time.monotonic()  # the others note that the chief has saved
+        self.state.saved_step, self.saved_at = step, time.monotonic()  # in the other processes the chief's
 
     def _save_and_end(self, step: int, signal_number: int | None = None) -> tuple[int, int | None]:
         # Among skipped steps nothing is saved: a rollback after them must find the checkpoint of an uninterrupted run.
@@ -216,7 +218,7 @@ class TrainingLoop:
                 f"{growth_in(model)}; try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher "
                 "objective.regularization in a new run, or look for damaged images"
             )
-        # This restores the count of rollbacks and the guard's counters too; they are set again below.
+        # This restores the count of rollbacks and the guard's count of skipped steps too; they are set again below.
         step = self.state.restore(report, is_chief)
         if self.state.saved_step is None:
             raise ValueError(f"{reason}, and the checkpoints in {self.state.folder} are gone")
@@ -252,9 +254,11 @@ def growth_in(model: NVAE) -> str:
     layers = [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
     measured = ("KL", steps.kl_per_group, groups), ("spectral norm", steps.spectral_norms, layers)
     taken, clauses = np.flatnonzero(steps.accepted), []
+    earlier = taken[: max(len(taken) // 2, 1)]
     for what, values, labels in measured if len(taken) else ():
-        usual = np.median(np.abs(values[taken[: max(len(taken) // 2, 1)]]), axis=0)
-        grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, 1e-6))  # what is not finite has grown too
+        usual = np.median(np.abs(values[earlier]), axis=0)
+        grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, _SMALLEST))  # what is not finite has grown too
+        grown[: earlier[-1] + 1] = False
         if grown.any():
             step, place = np.argwhere(grown)[0]
             change = f"from {usual[place]:,.4g} to {values[step, place]:,.4g}"

@@ -88,9 +88,9 @@ class Replicas(Workers):
         """The number of replicas in all processes."""
         return self.strategy.num_replicas_in_sync
 
-    def divided(self, images: tf.Tensor):
-        """This process's images, split evenly over its replicas, as `Strategy.run` takes them."""
-        return divided(self.strategy, images)
+    def divided(self, batch: Any) -> Any:
+        """This process's images, or (images, labels), split evenly over its replicas, as `Strategy.run` takes them."""
+        return divided(self.strategy, batch)
 
     def agreed_signal(self, number: int | None) -> int | None:
         """The signal to stop that this or another process has received, if any; all call this at the same step."""

@@ -18,6 +18,7 @@ from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_confi
 from nvae_tf.training.loop import TrainingLoop, growth_in, reason_of_skips
 from nvae_tf.training.run import run_of_folder
 from nvae_tf.training.strategy import Replicas
+from tests import refuses
 from tests.command_fixtures import assert_same_tensors, metrics_rows, saved_steps, tensors
 from tests.tiny_model import assert_same, tiny_config, tiny_model
 
@@ -43,6 +44,8 @@ def test_what_is_not_set_scales_with_the_run():
     train = TrainConfig(evaluate_every_steps=70, sample_every_steps=80, checkpoint_every_steps=90)
     config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.0), train=train)
     assert lengths(resolve_lengths(config, 10, 100)) == (0.0, 70, 80, 90)
+    config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.1))
+    refuses("optimizer.warmup_epochs = 0.1: a warm-up of one step", resolve_lengths, config, 10, 100)
 
 
 def test_a_run_that_goes_on_keeps_its_settings(tmp_path):
@@ -196,6 +199,11 @@ def test_the_first_that_triples_is_named_and_skipped_steps_do_not_say_what_is_us
     recent.accepted[4:] = False
     recent.kl_per_group[4:, 1] = 50.0
     assert "the KL of group 1 (4x4) from 4" in growth_in(model)
+    # Neither the jitter of a collapsed group nor an earlier outlier has grown.
+    recent.accepted[:] = True
+    recent.kl_per_group[:] = 1e-5, 4.0
+    recent.kl_per_group[15, 0], recent.kl_per_group[2, 1], recent.kl_per_group[17:, 1] = 4e-5, 50.0, 20.0
+    assert "the KL of group 1 (4x4) from 4 to 20, 2 steps before the last" in growth_in(model)
 
 
 def test_the_model_remembers_its_last_steps_in_order():
