@@ -236,9 +236,8 @@ def _check_architecture(config: ModelConfig) -> None:
         raise ValueError(f"model.image_channels = {config.image_channels}: {most}")
     if config.likelihood == "bernoulli" and config.num_bits != 1:
         raise ValueError(f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images")
-    cells = CELL_SETS[config.cell_set]
     for part, channels in (("preprocess", config.num_channels_encoder), ("postprocess", config.num_channels_decoder)):
-        branch = getattr(cells, part)
+        branch = getattr(CELL_SETS[config.cell_set], part)
         if isinstance(branch, InvertedBranch) and branch.groups and channels * branch.expansion % branch.groups:
             form = f"widen {channels} channels {branch.expansion} times and cut them into {branch.groups} groups"
             raise ValueError(f"model.cell_set = {config.cell_set!r}: its {part} cells {form}; use multiples of 8")
