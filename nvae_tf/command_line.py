@@ -242,7 +242,14 @@ def _read_flags(arguments: Sequence[str], module: types.ModuleType, page: str) -
         try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
-                arguments = _with_recorded_config(arguments)
+                workdir = flag_value(arguments, "workdir")
+                if workdir and flag_value(arguments, "config") is None:
+                    # The settings of the run in the folder.
+                    recorded = pathlib.Path(workdir, "config.json")
+                    if not recorded.is_file():
+                        fix = "to begin one, give its settings: --config=PRESET, or --config=FILE"
+                        raise ValueError(f"--workdir={workdir}: no run to continue, there is no {recorded}; {fix}")
+                    arguments = [arguments[0], f"--config={recorded}", *arguments[1:]]
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
             name = getattr(error, "flagname", None)
@@ -270,18 +277,6 @@ def import_modules(names: str) -> None:
     for name in filter(None, names.split(",")):
         with wrap_read_errors(f"--import={name}: not imported (", "); give the module's name, without .py"):
             importlib.import_module(name)
-
-
-def _with_recorded_config(arguments: Sequence[str]) -> list[str]:
-    """The arguments; where they name the folder of a run and no settings, with the settings of that run."""
-    workdir = flag_value(arguments, "workdir")
-    if flag_value(arguments, "config") is not None or not workdir:
-        return list(arguments)
-    recorded = pathlib.Path(workdir, "config.json")
-    if not recorded.is_file():
-        fix = "to begin one, give its settings: --config=PRESET, or --config=FILE"
-        raise ValueError(f"--workdir={workdir}: no run to continue, there is no {recorded}; {fix}")
-    return [arguments[0], f"--config={recorded}", *arguments[1:]]
 
 
 def print_page(page: str) -> None:
