@@ -27,10 +27,10 @@ def bundled_classes(spec: DataSpec) -> tuple[str, ...]:
 
 def load_bundled(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """Makes one part of the set `spec.source_name`, "digits" or "photos"."""
-    check_choice("data.source_name", spec.source_name, _SETS, "no bundled set")
+    check_choice("data.source_name", spec.source_name, ("digits", "photos"), "no bundled set")
     if spec.path or spec.crop_box or spec.resize != "none":
         raise ValueError(f"Data set '{spec.name}' is bundled: remove data.path, data.crop_box and data.resize")
-    return _SETS[spec.source_name](spec, split)
+    return _digits(split) if spec.source_name == "digits" else _photos(spec, split)
 
 
 def _photos(spec, split):
@@ -47,7 +47,7 @@ def _photos(spec, split):
     return ArraySource(windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, *size, 3))
 
 
-def _digits(_, split):
+def _digits(split):
     """The 1,797 handwritten digits of scikit-learn as 16x16 bitmaps.
 
     Their 8x8 intensities count the pixels of 4x4 blocks of 32x32 bitmaps (Alpaydin & Kaynak 1998, UCI "Optical
@@ -68,6 +68,3 @@ def _digits(_, split):
     grouped = order[np.argsort(labels[order], kind="stable")]
     chosen = np.isin(np.arange(len(labels)), grouped[::5]) == (split == "test")
     return ArraySource(images[chosen][..., np.newaxis]).labeled(labels[chosen], _DIGITS)
-
-
-_SETS = {"digits": _digits, "photos": _photos}
