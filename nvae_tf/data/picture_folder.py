@@ -61,7 +61,12 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
         source = ImageSource(len(usable), spec.image_shape, read, spec.dtype)
         source.names = lambda: [os.path.join(spec.path, name) for name in usable]
-        return source.labeled(_labels(spec, usable, classes), classes) if classes else source
+        if not classes:
+            return source
+        folders = [*_class_folders(spec, usable)]
+        if others := sorted({*folders} - {*classes}):
+            raise ValueError(f"{spec.path}: the training part lacks classes of the test part: {', '.join(others)}")
+        return source.labeled(np.searchsorted(classes, folders), classes)
 
     if spec.cache is None:
         return source()
@@ -95,14 +100,6 @@ def folder_classes(spec: DataSpec) -> tuple[str, ...]:
     parts = _names_of_parts(spec)
     names = parts["train"] + (parts["test"] if folder_holds_out(spec) else [])
     return tuple(sorted(set(_class_folders(spec, names))))
-
-
-def _labels(spec, names, classes):
-    """The number of each picture's class, an array; ValueError for one that the training part lacks."""
-    folders = [*_class_folders(spec, names)]
-    if others := sorted({*folders} - {*classes}):
-        raise ValueError(f"{spec.path}: the training part lacks classes of the test part: {', '.join(others)}")
-    return np.searchsorted(classes, folders)
 
 
 def _class_folders(spec, names):
