@@ -36,8 +36,14 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     if not builder.is_prepared():
         _download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
-    count, batches = _number_of_examples(builder, name, split), _batches(builder, name, spec)
-    classes = tfds_classes(spec) if spec.labels else ()
+    count = 0
+    with contextlib.suppress(KeyError, ValueError):
+        count = builder.info.splits[name].num_examples
+    if count < 1:
+        present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
+        existing = f"TFDS set {full_name} has the splits {present}"
+        raise ValueError(f"data.{split}_split = {name!r}: {existing}; a part of one is written 'train[:90%]'")
+    batches, classes = _batches(builder, name, spec), tfds_classes(spec) if spec.labels else ()
 
     def read_labels():
         # In the order of `_batches`.
@@ -102,17 +108,6 @@ def _image_form(builder):
         needed = f"it must have a feature 'image' of uint8 or uint16, and has {', '.join(features)}"
         raise ValueError(f"TFDS set '{builder.name}': {needed}")
     return PictureHeader(*features["image"].shape, 8 * np.dtype(features["image"].np_dtype).itemsize)
-
-
-def _number_of_examples(builder, name, split):
-    count = 0
-    with contextlib.suppress(KeyError, ValueError):
-        count = builder.info.splits[name].num_examples
-    if count < 1:
-        present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
-        existing = f"TFDS set {builder.info.full_name} has the splits {present}"
-        raise ValueError(f"data.{split}_split = {name!r}: {existing}; a part of one is written 'train[:90%]'")
-    return count
 
 
 def _download_and_prepare(builder):
