@@ -63,7 +63,11 @@ def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictur
     """A picture's header; BadPicture for other files, several frames, too many pixels, a cut-off file."""
 
     def header(picture):
-        channels, bits = _form(picture)
+        # The name of the stored pixels. Pillow's mode does not show 16 bits, nor that gray has an alpha channel then.
+        stored = picture.tile[0].args if picture.format in ("PNG", "TIFF") and picture.tile else ""
+        stored = stored if isinstance(stored, str) else stored[0]
+        channels = 2 if stored.startswith("LA;16") else _CHANNELS.get(picture.mode, 4)
+        bits = 16 if ";16" in stored else 8
         has_palette = picture.mode == "P"
         # Some formats have their palette among the pixels; and only decoding shows whether a file without its end
         # mark is complete, since some cameras write more behind it.
@@ -177,15 +181,6 @@ def _decode(picture, path):
 
 def _naming_damage(picture, path):
     return wrap_read_errors(f"{path}: a damaged or cut-off {picture.format} file (", ")", BadPicture)
-
-
-def _form(picture):
-    """Channels and bits; with a palette, not yet of its colors."""
-    # The name of the stored pixels. Pillow's mode does not show 16 bits, nor that gray has an alpha channel then.
-    stored = picture.tile[0].args if picture.format in ("PNG", "TIFF") and picture.tile else ""
-    stored = stored if isinstance(stored, str) else stored[0]
-    channels = 2 if stored.startswith("LA;16") else _CHANNELS.get(picture.mode, 4)
-    return channels, 16 if ";16" in stored else 8
 
 
 def _palette_channels(picture):
