@@ -53,19 +53,15 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     if spec.labels and spec.num_classes is None:
         spec = dataclasses.replace(spec, num_classes=len(class_names(spec)))
     if spec.noise == "gaussian" and spec.noise_sigma == "estimate":
-        spec = dataclasses.replace(spec, noise_sigma=_estimated_sigma(spec))
+        estimate = require("skimage.restoration", "scientific").estimate_sigma
+        source = load_split(spec, "train")
+        images = (source.read(np.array([number]))[0] for number in spread_numbers(source.count, 256))  # one at a time
+        sigmas = [estimate(image, average_sigmas=True, channel_axis=-1) for image in images]
+        sigma = float(f"{np.median(sigmas):.4g}")
+        fix = "give --config.data.noise_sigma=NUMBER"
+        check(sigma > 0.0, f"data.noise_sigma = estimate: the images show no noise; {fix}")
+        spec = dataclasses.replace(spec, noise_sigma=sigma)
     return spec
-
-
-def _estimated_sigma(spec: DataSpec) -> float:
-    """The standard deviation of the noise of stored images, the median over up to 256 for training; of 4 digits."""
-    estimate = require("skimage.restoration", "scientific").estimate_sigma
-    source = load_split(spec, "train")
-    images = (source.read(np.array([number]))[0] for number in spread_numbers(source.count, 256))  # one at a time
-    sigmas = [estimate(image, average_sigmas=True, channel_axis=-1) for image in images]
-    sigma = float(f"{np.median(sigmas):.4g}")
-    check(sigma > 0.0, "data.noise_sigma = estimate: the images show no noise; give --config.data.noise_sigma=NUMBER")
-    return sigma
 
 
 def _size(spec, first):
