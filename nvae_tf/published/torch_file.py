@@ -52,7 +52,11 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
         if any(type(count) not in (int, type(None)) or (count or 0) < 0 for count in counts):
             raise ValueError(f"'epoch' or 'global_step' is no whole number; {_AGAIN}")
         settings, state, own = (_mapping(content, name) for name in ("args", "state_dict", OWN_KEY))
-        _check_settings(settings)
+        for name in sorted(USED_SETTINGS & settings.keys()):
+            value = settings[name]
+            is_number = isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
+            if not is_number and not (isinstance(value, str) and len(value) <= _LONGEST_TEXT):
+                raise ValueError(f"'args' has a value of {name} that is no finite number and no short text; {_AGAIN}")
         return TorchCheckpoint(settings, _weights(state, largest), *counts, own)
     except PermissionError:
         raise
@@ -101,15 +105,6 @@ def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not all(isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_TEXT for name in names):
         raise ValueError(f"{key!r} does not hold values by names of one line; {_AGAIN}")
     return dict(entry)
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    """ValueError where a setting that is used is something other than a plain value."""
-    for name in sorted(USED_SETTINGS & settings.keys()):
-        value = settings[name]
-        is_number = isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
-        if not is_number and not (isinstance(value, str) and len(value) <= _LONGEST_TEXT):
-            raise ValueError(f"'args' has a value of {name} that is no finite number and no short text; {_AGAIN}")
 
 
 def _weights(state: Mapping[str, Any], largest: int) -> dict[str, np.ndarray]:
