@@ -43,25 +43,6 @@ _EXTRAS |= dict.fromkeys(image_grid.FIGURES, ("matplotlib", "reports"))
 _EACH_HELP = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
 
 
-def _define_flags(mode: str) -> None:
-    """Flags of every mode; a mode's own are the parameters of its function in `nvae_tf/reports/generate.py`."""
-    flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
-    flags.DEFINE_enum("checkpoint", config.CHECKPOINTS[0], config.CHECKPOINTS, config.CHECKPOINT_HELP)
-    kinds = " or ".join(_KINDS.get(mode, _IMAGES))
-    output = f"File to write, {kinds.replace(command_line.FOLDER, 'a folder (DIR/) for a PNG file of every image')}."
-    flags.DEFINE_string("output", None, output, required=True)
-    flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
-    command_line.define_parameters(tasks.task_parameters(tasks.TASKS[mode]))
-    if mode not in _WITHOUT_IMAGES:
-        flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG alone.")
-        flags.DEFINE_string("each", None, _EACH_HELP)
-    if mode == "interpolate":
-        flags.DEFINE_integer("milliseconds", 80, "How long a GIF or WebP shows each image.", lower_bound=20)
-        flags.DEFINE_boolean("loop", True, "Whether a GIF or WebP repeats forever.")
-    if mode == "nearest":
-        flags.DEFINE_string("json", None, "File to write numbers and distances to, .json.")
-
-
 def _check_output(mode: str, values: Mapping[str, Any]) -> command_line.OutputPlace:
     place = command_line.output_place(FLAGS.output, _KINDS.get(mode, _IMAGES), FLAGS.overwrite)
     if place.kind in _EXTRAS:
@@ -147,7 +128,22 @@ def run() -> None:
     lines = [f"  {mode:<12} {task.__doc__.splitlines()[0]}" for mode, task in tasks.TASKS.items()]
     page = "\n".join([__doc__.strip(), "", "Modes, each with a manual page of its own:", *lines, "", _EXIT_CODES])
     mode = command_line.take_mode("mode of nvae-generate", tasks.TASKS, page, default="sample")
-    _define_flags(mode)
+    # A mode's own flags are the parameters of its function in `nvae_tf/reports/generate.py`.
+    flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
+    flags.DEFINE_enum("checkpoint", config.CHECKPOINTS[0], config.CHECKPOINTS, config.CHECKPOINT_HELP)
+    kinds = " or ".join(_KINDS.get(mode, _IMAGES))
+    output = f"File to write, {kinds.replace(command_line.FOLDER, 'a folder (DIR/) for a PNG file of every image')}."
+    flags.DEFINE_string("output", None, output, required=True)
+    flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
+    command_line.define_parameters(tasks.task_parameters(tasks.TASKS[mode]))
+    if mode not in _WITHOUT_IMAGES:
+        flags.DEFINE_boolean("raw", False, "Write a bare grid of images, without labels; PNG alone.")
+        flags.DEFINE_string("each", None, _EACH_HELP)
+    if mode == "interpolate":
+        flags.DEFINE_integer("milliseconds", 80, "How long a GIF or WebP shows each image.", lower_bound=20)
+        flags.DEFINE_boolean("loop", True, "Whether a GIF or WebP repeats forever.")
+    if mode == "nearest":
+        flags.DEFINE_string("json", None, "File to write numbers and distances to, .json.")
     command_line.run(lambda: _main(mode), page=f"{inspect.getdoc(tasks.TASKS[mode])}\n\n{_EXIT_CODES}")
 
 
