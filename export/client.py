@@ -139,7 +139,10 @@ def _written(command: str, place: Any, result: Any, names: list[str], labels: An
     return f"{len(result)} images in {place.path}"
 
 
-def _define_flags(command: str) -> None:
+def run() -> None:
+    """The command `nvae-client`: defines the flags of the command that is named first, and runs it."""
+    page = f"{__doc__.strip()}\n\nThe flags of a command: nvae-client COMMAND --help"
+    command = command_line.take_mode("command of nvae-client", COMMANDS, page)
     flags.DEFINE_string("server", None, "HOST:PORT; localhost:8500 if not given, with --rest localhost:8501.")
     flags.DEFINE_boolean("rest", False, "HTTP and JSON instead of gRPC.")
     command_line.define_parameters(_MODEL_PARAMETERS)
@@ -161,13 +164,6 @@ def _define_flags(command: str) -> None:
         text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a folder, DIR/.")
         flags.DEFINE_string("output", None, text, required=command != "score")
         flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
-
-
-def run() -> None:
-    """The command `nvae-client`: defines the flags of the command that is named first, and runs it."""
-    page = f"{__doc__.strip()}\n\nThe flags of a command: nvae-client COMMAND --help"
-    command = command_line.take_mode("command of nvae-client", COMMANDS, page)
-    _define_flags(command)
     command_line.run(lambda: main(command))
 
 
