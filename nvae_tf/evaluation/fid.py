@@ -240,8 +240,20 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
     graph.versions.producer = tf.version.GRAPH_DEF_VERSION
     for node in list(graph.node):
         node.attr.pop("_output_shapes", None)  # of one image
-        if node.op == "BatchNormWithGlobalNormalization":
-            _renew_batch_norm(graph, node)
+        if node.op != "BatchNormWithGlobalNormalization":
+            continue
+        # An old batch norm, which TensorFlow does not allow in functions.
+        inputs, mean, variance, beta, gamma, *others = node.input
+        name, epsilon = node.name, node.attr["variance_epsilon"].f
+        if not node.attr["scale_after_normalization"].b:  # its gamma is not used
+            ones = graph.node.add(name=f"{name}/no_scale", op="OnesLike", input=[gamma])
+            ones.attr["T"].type = tf.float32.as_datatype_enum
+            gamma = ones.name
+        node.Clear()
+        node.name, node.op = name, "FusedBatchNormV3"
+        node.input.extend([inputs, gamma, beta, mean, variance, *others])
+        node.attr["T"].type = node.attr["U"].type = tf.float32.as_datatype_enum
+        node.attr["epsilon"].f, node.attr["is_training"].b = epsilon, False
 
     def pool(images: tf.Tensor) -> tf.Tensor:
         (features,) = tf.graph_util.import_graph_def(graph, {"ExpandDims:0": images}, ["pool_3:0"], name="")
@@ -251,21 +263,6 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
     with wrap_read_errors(f"{where}: not the Inception of 2015: {needed} (", ")"):
         wrapped = tf.compat.v1.wrap_function(pool, [tf.TensorSpec([None, None, None, 3])])
         return wrapped.prune(wrapped.inputs[0], wrapped.outputs[0])
-
-
-def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) -> None:
-    """Replaces an old batch norm of the graph, which TensorFlow does not allow in functions."""
-    inputs, mean, variance, beta, gamma, *others = node.input
-    name, epsilon = node.name, node.attr["variance_epsilon"].f
-    if not node.attr["scale_after_normalization"].b:  # its gamma is not used
-        ones = graph.node.add(name=f"{name}/no_scale", op="OnesLike", input=[gamma])
-        ones.attr["T"].type = tf.float32.as_datatype_enum
-        gamma = ones.name
-    node.Clear()
-    node.name, node.op = name, "FusedBatchNormV3"
-    node.input.extend([inputs, gamma, beta, mean, variance, *others])
-    node.attr["T"].type = node.attr["U"].type = tf.float32.as_datatype_enum
-    node.attr["epsilon"].f, node.attr["is_training"].b = epsilon, False
 
 
 def downloaded_inception(folder: pathlib.Path, url=URL, size=88_931_400, timeout_seconds=8.0) -> pathlib.Path:
