@@ -124,7 +124,18 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
         values["num_mixture_dec"] = 1
     # Of binary images it is what the published commands say, without effect.
     values["num_x_bits"] = 8 if model.likelihood == "bernoulli" else model.num_bits
-    values |= {"dataset": _data_set(config), "fast_adamax": True}
+    shape = (*model.image_shape, model.network_height, model.network_width)
+    fitting = [
+        name
+        for name, (spec, _) in PUBLISHED_DATA.items()
+        if shape == (*spec.image_shape, spec.padded_height or spec.height, spec.padded_width or spec.width)
+        and (spec.likelihood == "bernoulli") == (model.likelihood == "bernoulli")
+    ]
+    if not fitting:
+        words = "{}x{}x{} images, {}x{} with their frame".format(*shape)
+        raise ValueError(f"the published form knows no data set of {words} and likelihood {model.likelihood!r}")
+    dataset = min(fitting, key=lambda name: PUBLISHED_DATA[name][0].name != config.data.name)
+    values |= {"dataset": dataset, "fast_adamax": True}
     if unlike := differing_settings(model, model_config_from_published(values)):
         raise ValueError(f"the published form can't say {', '.join(unlike)}")
     return values
@@ -147,21 +158,6 @@ def cell_tables(cell_set: str) -> dict[str, list[str]]:
             operations = [f"res_{operation}" for operation in branch.operations]
         tables |= {f"normal_{short}": operations, f"{change}_{short}": operations}
     return tables
-
-
-def _data_set(config: ExperimentConfig) -> str:
-    model = config.model
-    shape = (model.image_height, model.image_width, model.image_channels, model.network_height, model.network_width)
-    fitting = [
-        name
-        for name, (spec, _) in PUBLISHED_DATA.items()
-        if shape == (*spec.image_shape, spec.padded_height or spec.height, spec.padded_width or spec.width)
-        and (spec.likelihood == "bernoulli") == (model.likelihood == "bernoulli")
-    ]
-    if not fitting:
-        words = "{}x{}x{} images, {}x{} with their frame".format(*shape)
-        raise ValueError(f"the published form knows no data set of {words} and likelihood {model.likelihood!r}")
-    return min(fitting, key=lambda name: PUBLISHED_DATA[name][0].name != config.data.name)
 
 
 def _with_effect(model: ModelConfig) -> dict[str, Any]:
